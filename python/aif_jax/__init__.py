@@ -1,0 +1,1 @@
+"""AIF: asynchronous inference for pre-ranking, in JAX with a Rust extension."""

@@ -1,0 +1,191 @@
+"""Validated configuration of the model. Every width is here, and every block can be switched off."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from aif_jax.errors import ConfigError
+
+Architecture = Literal["aif", "exact", "cold", "two_tower"]
+Signature = Literal["simhash", "int8"]
+LongAttention = Literal["linear", "sign", "collision"]
+TierScale = Literal["share", "log1p"]
+
+BLOCKS = (
+    "self_attention",
+    "profile_attention",
+    "bridge",
+    "long_attention",
+    "simtier",
+    "sim_hard",
+    "profile_item",
+    "context",
+    "pair",
+)
+"""The blocks of the model that can be switched off by config and are dropped at random in training."""
+
+LONG_BLOCKS = ("bridge", "long_attention", "simtier", "sim_hard")
+"""What AIF approximates and the `cold` baseline goes without."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Sizes and switches of one model.
+
+    Attributes:
+        architecture: ``aif``; or a baseline: ``exact`` (softmax attention and float similarities
+            throughout), ``cold`` (no long sequence, no bridges), ``two_tower`` (a dot product).
+        blocks: which blocks are on, a subset of `BLOCKS`.
+        width: ``d``, the width of user tokens, item embedding and bridges.
+        embedding_width: width of one categorical feature's embedding.
+        hidden: ``h``, the width of the first interaction layer.
+        head_layers: widths of the layers between the first layer and the heads.
+        item_layers: widths of the hidden layers of the item module.
+        heads: names of the logits, each trained against the label of the same name.
+        score: expression over head probabilities and pair features that orders the candidates.
+        short_length: ``S``, behaviours that the short-sequence attention sees.
+        long_length: ``L``, behaviours that the long-sequence blocks see.
+        content_width: ``d_m``, width of the frozen content embedding.
+        value_width: ``d_v``, width of a behaviour's value in long-sequence attention.
+        long_attention: ``linear``, ``sign`` or ``collision``.
+        collision_bits: bits a group for ``collision``: 2, 4 or 8.
+        signature: ``simhash`` (packed sign bits) or ``int8`` (quantised content embedding).
+        signature_bits: ``b``, for ``simhash``: 64, 128, 256 or 512.
+        tier_edges: ``T - 1`` ascending similarity thresholds in (-1, 1); a pair of similarity ``s`` falls in
+            the tier numbered by how many thresholds are ``<= s``.
+        tier_scale: ``share`` of the valid length, or ``log1p`` of the count over ``log1p`` of the length.
+        bridges: ``n``, number of bridge vectors.
+        sim_slots: ``C_max``, categories per user whose sub-sequences are pre-cached.
+        sim_width: ``d_s``, width of a pooled sub-sequence.
+        block_dropout: probability that a block is dropped for one training request.
+        item_id_dropout: probability that an item's id is hidden in training, for cold items.
+        seed: seed of the random hyperplanes, which are part of the model.
+    """
+
+    architecture: Architecture = "aif"
+    blocks: tuple[str, ...] = BLOCKS
+    width: int = 32
+    embedding_width: int = 16
+    hidden: int = 64
+    head_layers: tuple[int, ...] = (32,)
+    item_layers: tuple[int, ...] = (64,)
+    heads: tuple[str, ...] = ("ctr",)
+    score: str = "ctr"
+    short_length: int = 50
+    long_length: int = 256
+    content_width: int = 32
+    value_width: int = 32
+    long_attention: LongAttention = "linear"
+    collision_bits: int = 4
+    signature: Signature = "simhash"
+    signature_bits: int = 256
+    tier_edges: tuple[float, ...] = (
+        -0.25, -0.125, 0.0, 0.0625, 0.125, 0.1875, 0.25, 0.3125, 0.375, 0.4375, 0.5, 0.5625, 0.625, 0.75, 0.875,
+    )  # fmt: skip
+    tier_scale: TierScale = "share"
+    bridges: int = 8
+    sim_slots: int = 32
+    sim_width: int = 32
+    block_dropout: float = 0.1
+    item_id_dropout: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("blocks", "head_layers", "item_layers", "heads", "tier_edges"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        _choice("architecture", self.architecture, ("aif", "exact", "cold", "two_tower"))
+        _choice("long_attention", self.long_attention, ("linear", "sign", "collision"))
+        _choice("signature", self.signature, ("simhash", "int8"))
+        _choice("tier_scale", self.tier_scale, ("share", "log1p"))
+        _choice("signature_bits", self.signature_bits, (64, 128, 256, 512))
+        _choice("collision_bits", self.collision_bits, (2, 4, 8))
+        for block in self.blocks:
+            _choice("blocks", block, BLOCKS)
+        if len(set(self.blocks)) != len(self.blocks):
+            raise ConfigError(f"blocks: {self.blocks} names a block twice; name each once.")
+        for name in (
+            "width", "embedding_width", "hidden", "short_length", "long_length", "content_width",
+            "value_width", "bridges", "sim_slots", "sim_width",
+        ):  # fmt: skip
+            _at_least_one(name, getattr(self, name))
+        for name in ("head_layers", "item_layers"):
+            for size in getattr(self, name):
+                _at_least_one(name, size)
+        for name in ("block_dropout", "item_id_dropout"):
+            rate = getattr(self, name)
+            if not 0.0 <= rate < 1.0:
+                raise ConfigError(f"{name}: got {rate}, expected a probability in [0, 1).")
+        if not self.heads or len(set(self.heads)) != len(self.heads):
+            raise ConfigError(f"heads: got {self.heads}, expected one or more different names.")
+        for head in self.heads:
+            if not head.isidentifier():
+                raise ConfigError(f"heads: {head!r} is not a name that a score expression could use.")
+        edges = self.tier_edges
+        if not 1 <= len(edges) <= 31:
+            raise ConfigError(f"tier_edges: got {len(edges)} edges, expected 1 to 31 (2 to 32 tiers).")
+        if any(low >= high for low, high in zip(edges, edges[1:], strict=False)):
+            raise ConfigError(f"tier_edges: {edges} is not strictly ascending.")
+        if edges[0] <= -1.0 or edges[-1] >= 1.0:
+            raise ConfigError(f"tier_edges: {edges} must lie inside (-1, 1), the range of a cosine.")
+        if self.signature == "int8" and self.content_width not in (32, 48, 64, 128):
+            raise ConfigError(
+                f"content_width: got {self.content_width}, expected 32, 48, 64 or 128 for int8 signatures."
+            )
+        if self.needs_bits and self.signature != "simhash":
+            raise ConfigError(
+                f"long_attention={self.long_attention!r} sums over signature bits and needs signature='simhash', "
+                f"got {self.signature!r}; use long_attention='linear' with int8 signatures."
+            )
+
+    def has(self, block: str) -> bool:
+        """Whether a block is part of this model, given the switches and the architecture."""
+        if self.architecture == "two_tower":
+            return block in ("self_attention", "profile_attention") and block in self.blocks
+        if self.architecture == "cold" and block in LONG_BLOCKS:
+            return False
+        return block in self.blocks
+
+    @property
+    def needs_bits(self) -> bool:
+        """Whether the long-sequence attention reads signature bits."""
+        return self.has("long_attention") and self.long_attention in ("sign", "collision")
+
+    @property
+    def tiers(self) -> int:
+        """``T``, number of SimTier tiers."""
+        return len(self.tier_edges) + 1
+
+    @property
+    def signature_bytes(self) -> int:
+        """Bytes of one item's signature."""
+        return self.signature_bits // 8 if self.signature == "simhash" else self.content_width
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with some fields changed, validated again."""
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-serialisable dictionary; `from_json` reads it back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Build a config from `to_json` output.
+
+        Raises:
+            ConfigError: a field is unknown or invalid.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ConfigError(f"unknown model config fields {unknown}; known are {sorted(known)}.")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def _choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, allowed))}.")
+
+
+def _at_least_one(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name}: got {value!r}, expected a whole number of at least 1.")

@@ -1,0 +1,67 @@
+"""The exceptions of aif_jax. Each message says what was given, what was expected, and how to fix it."""
+
+
+class AifError(Exception):
+    """Base of every error that aif_jax raises on purpose."""
+
+
+class ConfigError(AifError, ValueError):
+    """A configuration value is out of its range, or two of them contradict each other."""
+
+
+class SchemaError(AifError, ValueError):
+    """Data does not fit the schema: a feature is absent, or has the wrong dtype or shape."""
+
+
+class DataError(AifError):
+    """A data source is missing, incomplete or not in a known format."""
+
+
+class TrainingError(AifError):
+    """Training cannot go on, for example because a loss or a gradient is not finite."""
+
+
+class BundleError(AifError):
+    """A bundle cannot be loaded: a file is missing, broken, or made by an incompatible version."""
+
+
+class VersionMismatchError(AifError):
+    """A bundle, an item index and a behaviour table do not belong to one generation."""
+
+
+class ItemIndexError(AifError):
+    """An item index or behaviour table is broken or was used against its rules."""
+
+
+class LayoutError(AifError, ValueError):
+    """Columns do not match the row layout of an embedding cache."""
+
+
+class RequestError(AifError, ValueError):
+    """A request is malformed: wrong dtype or shape, no candidates, an impossible ``k``."""
+
+
+class UnknownUserError(RequestError, KeyError):
+    """The user source knows nothing of this user and the engine was told to refuse such users."""
+
+    __str__ = Exception.__str__  # KeyError would show the message's repr
+
+
+class UnknownItemError(RequestError):
+    """A candidate has no item row and the engine was told to refuse such candidates."""
+
+
+class RetrievalError(AifError):
+    """The ``retrieve`` callable raised, or returned something that is not candidates."""
+
+
+class OverloadedError(AifError):
+    """A bounded queue is full; the request was refused before any work was done for it."""
+
+
+class DeadlineExceededError(AifError, TimeoutError):
+    """The deadline passed before the work was started or finished."""
+
+
+class SchedulerError(AifError, RuntimeError):
+    """The scheduler was shut down, forked, or would have had to wait for itself."""

@@ -1,0 +1,76 @@
+"""Protocols and aliases that several rooms of the package share."""
+
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import jax
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = jax.Array | np.ndarray
+"""An array on the device or the host."""
+
+Columns: TypeAlias = Mapping[str, Array]
+"""Named arrays that share their leading axes: encoded features, row columns, a user state."""
+
+UserId: TypeAlias = int | str
+ItemId: TypeAlias = int | str
+Ids: TypeAlias = npt.NDArray[np.uint64]
+"""64-bit keys. They enter JAX only as ``uint32[N, 2]``, because JAX would cut them to 32 bits silently."""
+
+
+@dataclass(frozen=True, slots=True)
+class UserRecord:
+    """What a user source knows of one user, raw: the engine encodes it by the schema.
+
+    Attributes:
+        features: raw user features by name; an absent name counts as missing.
+        items: item ids of the user's behaviours, most recent first, ``[L]``; integers or strings.
+        types: behaviour type of each, by name or by its index in the schema, ``[L]``.
+        revision: changes whenever features or history change; part of the key of a cached user state.
+    """
+
+    features: Mapping[str, Any] = field(default_factory=dict)
+    items: Any = ()
+    types: Any = ()
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What ``retrieve`` returns when it has more to say than ids.
+
+    Attributes:
+        ids: item ids, ``[N]``; integers or strings.
+        pair: raw pair features by name, each ``[N]``.
+    """
+
+    ids: Any
+    pair: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request as ``retrieve`` sees it."""
+
+    user: UserId
+    context: Mapping[str, Any] = field(default_factory=dict)
+    k: int = 0
+
+
+@runtime_checkable
+class UserSource(Protocol):
+    """Where user features and histories come from: a dictionary, a feature store, a service."""
+
+    def __call__(self, user: UserId, /) -> "UserRecord | None":
+        """Return the user's record, or ``None`` if the user is unknown. May block; may be called from threads."""
+        ...
+
+
+class Retrieve(Protocol):
+    """Retrieval: a plain callable or a coroutine function from a request to candidates."""
+
+    def __call__(self, request: Request, /) -> "Candidates | Any | Awaitable[Candidates | Any]":
+        """Return item ids ``[N]`` or `Candidates`."""
+        ...

@@ -1,0 +1,17 @@
+//! Python binding of `aif-core`: argument checks, conversion, and releasing the GIL. No logic.
+
+mod cache;
+mod errors;
+mod kernels;
+mod sched;
+
+use pyo3::prelude::*;
+
+/// The native half of `aif_jax`; import its names from `aif_jax`, not from here.
+#[pymodule(gil_used = false)]
+fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    cache::register(module)?;
+    sched::register(module)?;
+    kernels::register(module)
+}

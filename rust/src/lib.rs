@@ -1,0 +1,18 @@
+//! The native core of `aif_jax`: what a pre-ranker needs outside the compiled model.
+//!
+//! - [`cache`]: a concurrent store of fixed-size rows under 64-bit keys, lock-free for readers;
+//! - [`sched`]: a two-lane thread pool with deadlines, for request graphs;
+//! - [`lsh`]: kernels over signatures (`SimTier` histograms, table sums);
+//! - [`xla`]: the C ABI by which XLA calls those kernels from inside a compiled program.
+//!
+//! Nothing here knows Python. Imports run one way:
+//! `sync, error -> buffer -> {cache, sched, lsh} -> xla`.
+
+pub mod buffer;
+pub mod cache;
+pub mod error;
+pub mod lsh;
+pub mod metrics;
+pub mod sched;
+pub mod sync;
+pub mod xla;

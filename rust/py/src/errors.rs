@@ -1,0 +1,1 @@
+//! Core errors as the exceptions of `aif_jax.errors`.

@@ -1,0 +1,86 @@
+# The one entry point: people, hooks and CI all call these targets. `make` alone explains itself.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+LOWEST := .venv-lowest
+DATA   ?= synthetic
+
+# The extension is rebuilt when any of these changes.
+NATIVE := $(shell find rust -name '*.rs' -o -name 'Cargo.toml') Cargo.toml Cargo.lock pyproject.toml
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-rust test-python test-lowest lint format bench wheel wheel-check docs clean
+
+help: ## Show this list
+	@echo "aif_jax: pre-ranking by asynchronous inference. Needs Python 3.11+, cargo and make; the rest sets itself up."
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo ## Train, export, index and serve once, and show it (DATA=synthetic, or movielens-1m:PATH, kuairand:PATH)
+	$(BIN)/aif demo --data $(DATA)
+
+test: test-rust test-python ## All tests, Rust and Python
+
+test-rust:
+	cargo test --quiet --workspace
+
+test-python: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+test-lowest: $(LOWEST)/.dev ## The Python tests against the lowest supported jax and flax
+	$(LOWEST)/bin/python -m pytest
+
+lint: $(VENV)/.dev ## Formatting, clippy, ruff, types, import contracts, stub, repository checks
+	cargo fmt --all --check
+	cargo clippy --quiet --workspace --all-targets -- -D warnings
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/python -m mypy.stubtest aif_jax._native
+	$(BIN)/python tests/tidy.py
+
+format: $(VENV)/.dev ## Rewrite the sources in the house format
+	cargo fmt --all
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev ## Benchmarks, each of which checks its answer first; the table goes to bench/records/
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=min,median,max,rounds --benchmark-sort=name
+
+wheel: $(VENV)/.dev ## Build the wheel into dist/
+	rm -f dist/*.whl
+	$(BIN)/maturin build --release --out dist
+
+wheel-check: wheel ## Install the wheel into a new environment without cargo and run the demo from it
+	$(PYTHON) tests/wheel_check.py dist/*.whl
+
+docs: $(VENV)/.dev ## API pages of both halves, into target/doc and build/docs
+	cargo doc --no-deps --quiet -p aif-core
+	$(BIN)/pdoc --output-directory build/docs aif_jax
+	@echo "Python: build/docs/index.html   Rust: target/doc/aif_core/index.html"
+
+clean: ## Remove what the other targets made (not the cargo cache)
+	rm -rf $(VENV) $(LOWEST) dist build runs
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "aif_jax needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; pass another with: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.demo: $(VENV)/bin/python $(NATIVE)
+	@echo "Setting up $(VENV): dependencies, then the Rust extension (a few minutes the first time)."
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python $(NATIVE)
+	@echo "Setting up $(VENV): dependencies, then the Rust extension (a few minutes the first time)."
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+$(LOWEST)/.dev: requirements-lowest.txt $(VENV)/.dev
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
+	$(LOWEST)/bin/python -m pip install --quiet --editable '.[demo,server]' pytest pytest-timeout pytest-benchmark hypothesis httpx -c requirements-lowest.txt
+	@touch $@

@@ -1,0 +1,71 @@
+"""What one run of the demo measured, as plain values that a file can hold."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Span:
+    """One bar of a timeline.
+
+    Attributes:
+        name: what ran.
+        kind: ``retrieval``, ``user``, ``stage`` or ``other``; chooses the colour.
+        start_ms: start, in milliseconds since the request came in.
+        end_ms: end, likewise.
+    """
+
+    name: str
+    kind: str
+    start_ms: float
+    end_ms: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """Everything the demo prints, in one place.
+
+    Attributes:
+        dataset: one line on the data.
+        head: the label that quality is measured on.
+        quality: a row each model and each floor: ``model``, ``floor``, ``auc``, ``gauc``, ``log_loss``,
+            ``hr_at_10``, ``parameters``; absent figures are ``None``.
+        quality_note: what the reader must know about the quality figures.
+        latency: milliseconds of every request, by way; all ways saw the same requests, interleaved.
+        latency_note: what the reader must know about the latency figures.
+        timelines: one request in spans, by way.
+        hidden_ms: user-side time hidden behind retrieval in that request.
+        candidates: number of candidates a request.
+        facts: sizes, versions and the machine.
+    """
+
+    dataset: str
+    head: str
+    quality: Sequence[Mapping[str, Any]]
+    quality_note: str
+    latency: Mapping[str, Sequence[float]]
+    latency_note: str
+    timelines: Mapping[str, Sequence[Span]]
+    hidden_ms: float
+    candidates: int
+    facts: Mapping[str, str]
+
+    def write_json(self, path: Path) -> None:
+        """Write everything as JSON."""
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=1), encoding="utf-8")
+
+
+def percentiles(values_ms: Sequence[float]) -> dict[str, float]:
+    """Return p50, p90, p99 and the maximum of latencies in milliseconds."""
+    values = np.asarray(values_ms, dtype=np.float64)
+    return {
+        "p50": float(np.percentile(values, 50)),
+        "p90": float(np.percentile(values, 90)),
+        "p99": float(np.percentile(values, 99)),
+        "max": float(values.max()),
+    }

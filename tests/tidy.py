@@ -1,0 +1,82 @@
+"""Repository check: what no linter knows. Run by `make lint`; prints each finding and exits 1 if there is one.
+
+Looks for broken relative links in the documents, Python modules that nothing imports, files that hold more
+than one idea by their length, leftovers, large or binary files, and Makefile targets that the documents name
+but the Makefile lacks.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MAX_LINES = 600
+MAX_BYTES = 300_000
+LEFTOVERS = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b|todo!\(|unimplemented!\(|NotImplementedError|breakpoint\(\)|dbg!\(")
+LINK = re.compile(r"\[[^\]]*\]\((?!https?://|#|mailto:)([^)#\s]+)")
+MAKE = re.compile(r"`make ([a-z][a-z-]*)")
+ENTRY_POINTS = {"__init__", "__main__", "conftest", "tidy", "wheel_check"}
+
+
+def tracked() -> list[Path]:
+    """Return the files that git tracks or would track."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return [ROOT / line for line in listed.stdout.splitlines() if (ROOT / line).is_file()]
+
+
+def findings() -> list[str]:
+    """Return one line for each thing that should be mended."""
+    found: list[str] = []
+    files = tracked()
+    texts: dict[Path, str] = {}
+    for path in files:
+        name = path.relative_to(ROOT)
+        if path.stat().st_size > MAX_BYTES and path.name != "Cargo.lock":
+            found.append(f"{name}: {path.stat().st_size:,} bytes; large files do not belong into the repository")
+        try:
+            texts[path] = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            if path.suffix != ".png":
+                found.append(f"{name}: not text; only pictures of the documents may be binary")
+    for path, text in texts.items():
+        name = path.relative_to(ROOT)
+        if path.suffix in (".py", ".rs", ".pyi"):
+            lines = text.count("\n")
+            if lines > MAX_LINES:
+                found.append(f"{name}: {lines} lines; over {MAX_LINES} a file wants to be two")
+            if path != Path(__file__).resolve():
+                for number, line in enumerate(text.splitlines(), 1):
+                    if LEFTOVERS.search(line):
+                        found.append(f"{name}:{number}: leftover: {line.strip()[:80]}")
+        if path.suffix == ".md":
+            for target in LINK.findall(text):
+                if not (path.parent / target).exists():
+                    found.append(f"{name}: link to {target}, which does not exist")
+            targets = set(re.findall(r"^([a-z-]+):", texts[ROOT / "Makefile"], re.MULTILINE))
+            found += [f"{name}: `make {t}` is not a target" for t in set(MAKE.findall(text)) - targets]
+    found += _orphans({p: t for p, t in texts.items() if p.suffix == ".py"})
+    return found
+
+
+def _orphans(python: dict[Path, str]) -> list[str]:
+    """Name package modules whose dotted name no other file mentions."""
+    package = ROOT / "python"
+    out = []
+    for path in python:
+        if package not in path.parents or path.stem in ENTRY_POINTS:
+            continue
+        dotted = ".".join(path.relative_to(package).with_suffix("").parts)
+        parent, leaf = dotted.rsplit(".", 1)
+        wanted = re.compile(rf"{re.escape(dotted)}\b|from {re.escape(parent)} import [^\n]*\b{leaf}\b|from {re.escape(parent)} import \([^)]*\b{leaf}\b")
+        if not any(wanted.search(text) for other, text in python.items() if other != path):
+            out.append(f"{path.relative_to(ROOT)}: nothing imports it")
+    return out
+
+
+if __name__ == "__main__":
+    problems = findings()
+    print("\n".join(problems) if problems else "tidy: nothing to mend")
+    sys.exit(bool(problems))

@@ -1,0 +1,42 @@
+"""Install a built wheel into a new virtual environment, with cargo off the path, and run the demo from it."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def main(wheel: Path) -> None:
+    """Install `wheel`, print what it weighs and how long it takes to import, and run ``aif demo``."""
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        subprocess.run([sys.executable, "-m", "venv", home / "venv"], check=True)
+        python = home / "venv" / "bin" / "python"
+        environment = dict(os.environ)
+        environment["PATH"] = os.pathsep.join(
+            entry
+            for entry in [str(python.parent), *os.environ["PATH"].split(os.pathsep)]
+            if not (Path(entry) / "cargo").exists()
+        )
+        if shutil.which("cargo", path=environment["PATH"]):
+            sys.exit("cargo is still on the path; this check would prove nothing")
+        before = time.perf_counter()
+        subprocess.run([python, "-m", "pip", "install", "--quiet", f"{wheel.resolve()}[demo]"], check=True, env=environment)
+        print(f"wheel {wheel.stat().st_size / 1e6:.1f} MB, installed with its dependencies in {time.perf_counter() - before:.0f} s")
+        size = sum(f.stat().st_size for f in (home / "venv" / "lib").rglob("*") if f.is_file())
+        own = next((home / "venv" / "lib").rglob("aif_jax"))
+        own_size = sum(f.stat().st_size for f in own.rglob("*") if f.is_file())
+        print(f"site-packages {size / 1e6:.0f} MB, of which aif_jax {own_size / 1e6:.1f} MB")
+        for module in ("jax", "aif_jax"):
+            code = f"import time; t = time.perf_counter(); import {module}; print('import {module}: %.2f s' % (time.perf_counter() - t))"
+            subprocess.run([python, "-c", code], check=True, env=environment, cwd=home)
+        subprocess.run([python.parent / "aif", "demo", "--out", home / "run"], check=True, env=environment, cwd=home)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: wheel_check.py WHEEL (one wheel; `make wheel` leaves exactly one in dist/)")
+    main(Path(sys.argv[1]))

@@ -1,0 +1,82 @@
+"""Ids of users and items: 64-bit keys everywhere, two 32-bit halves inside JAX."""
+
+from typing import Any
+
+import numpy as np
+
+from aif_jax.errors import RequestError
+
+
+def item_keys(ids: Any) -> np.ndarray:
+    """Turn raw ids into 64-bit keys.
+
+    Args:
+        ids: ``[N]``: non-negative integers (kept as they are) or strings (hashed with xxh3-64), as an array,
+            list or tuple; not both kinds.
+
+    Returns:
+        uint64 ``[N]``. A uint64 array is returned as it is, without a copy.
+
+    Raises:
+        RequestError: not one axis, a negative or fractional number, a missing id, or mixed kinds.
+    """
+    if not isinstance(ids, np.ndarray):
+        if isinstance(ids, (str, bytes)):
+            raise RequestError(f"ids: got one {type(ids).__name__}, expected N of them; wrap it in a list.")
+        values = list(ids)
+        if all(type(value) is str for value in values):
+            return _hashed(values)
+        # NumPy would turn mixed kinds into strings, and integers about 2^63 into floats: both without a word.
+        ids = np.empty(len(values), object)
+        ids[:] = values
+    if ids.ndim != 1:
+        raise RequestError(f"ids: got shape {ids.shape}, expected [N].")
+    kind = ids.dtype.kind
+    if kind == "u":
+        return ids.astype(np.uint64, copy=False)
+    if kind == "i":
+        if len(ids) and ids.min() < 0:
+            raise RequestError(
+                f"ids: got the negative id {ids.min()}, expected non-negative integers or strings."
+            )
+        return ids.astype(np.uint64)
+    if kind in "UT":
+        return _hashed(ids.tolist())
+    if kind == "O":
+        values = ids.tolist()
+        if all(isinstance(value, str) for value in values):
+            return _hashed([str(value) for value in values])
+        if all(isinstance(value, (int, np.integer)) and not isinstance(value, bool) for value in values):
+            bad = [value for value in values if not 0 <= value < 2**64]
+            if bad:
+                raise RequestError(f"ids: got {bad[0]}, expected integers in [0, 2^64), or strings.")
+            return np.array(values, np.uint64)
+        kinds = sorted({type(value).__name__ for value in values})
+        raise RequestError(f"ids: got {', '.join(kinds)}, expected all integers or all strings.")
+    raise RequestError(f"ids: got dtype {ids.dtype}, expected integers or strings; convert them first.")
+
+
+def split_ids(keys: np.ndarray) -> np.ndarray:
+    """Split 64-bit keys into the two halves that JAX can hold: the one way by which ids enter it.
+
+    Args:
+        keys: uint64 ``[...]``.
+
+    Returns:
+        uint32 ``[..., 2]``, the low half first, whatever the machine's byte order; a view where possible.
+
+    Raises:
+        RequestError: the keys are not uint64: run them through `item_keys`.
+    """
+    if not isinstance(keys, np.ndarray) or keys.dtype != np.uint64:
+        given = keys.dtype if isinstance(keys, np.ndarray) else type(keys).__name__
+        raise RequestError(f"keys: got {given}, expected a uint64 array; item_keys makes one.")
+    little = np.ascontiguousarray(keys, dtype="<u8")
+    halves = little.reshape(-1).view("<u4").reshape(*keys.shape, 2)
+    return halves.astype(np.uint32, copy=False)
+
+
+def _hashed(values: list[str]) -> np.ndarray:
+    from aif_jax import _native
+
+    return np.asarray(_native.hash_strings(values), np.uint64)

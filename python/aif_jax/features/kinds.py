@@ -1,0 +1,274 @@
+"""The three kinds of features, and the arrays that each becomes."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from aif_jax.errors import SchemaError
+from aif_jax.features.encoders import UNKNOWN, Encoder, Vocabulary, encoder_from_json
+from aif_jax.features.report import EncodeReport
+from aif_jax.features.tokens import Tokens, ragged, tokens
+
+
+def _check_name(name: str) -> None:
+    if not name.isidentifier():
+        raise SchemaError(f"feature {name!r}: expected a name of letters, digits and underscores.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Categorical:
+    """One value a row: encoded int32 ``[n]``; 0 missing, 1 unknown, 2 and up known."""
+
+    name: str
+    encoder: Encoder = dataclasses.field(default_factory=Vocabulary)
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+
+    @property
+    def fitted(self) -> bool:
+        """Whether `encode` can run."""
+        return self.encoder.fitted
+
+    @property
+    def size(self) -> int:
+        """Rows of the feature's embedding table."""
+        return self.encoder.size
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one encoded value."""
+        return ()
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Dtype of the encoded array."""
+        return np.dtype(np.int32)
+
+    def fit(self, column: Any) -> "Categorical":
+        """Return the feature with its encoder fitted on a column of training data."""
+        return dataclasses.replace(self, encoder=self.encoder.fit(tokens(self.name, column)))
+
+    def encode(self, column: Any, n: int, report: EncodeReport) -> np.ndarray:
+        """Encode a column ``[n]``, see the class."""
+        flat = tokens(self.name, column)
+        if len(flat) != n:
+            raise SchemaError(f"feature {self.name!r}: got {len(flat)} values, expected {n}.")
+        codes = _codes(self.name, self.encoder, flat)
+        report.unknown[self.name] += _count(codes == UNKNOWN)
+        if flat.missing is not None:
+            report.missing[self.name] += _count(flat.missing)
+        return codes
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-serialisable dictionary."""
+        return {"kind": "categorical", "name": self.name, "encoder": self.encoder.to_json()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MultiValued:
+    """Several values a row: encoded int32 ``[n, max_values]``, filled from the left; 0 pads, 1 unknown.
+
+    Values beyond ``max_values`` are dropped and counted as overflow.
+    """
+
+    name: str
+    max_values: int
+    encoder: Encoder = dataclasses.field(default_factory=Vocabulary)
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+        if self.max_values < 1:
+            raise SchemaError(f"feature {self.name!r}: max_values is {self.max_values}, expected at least 1.")
+
+    @property
+    def fitted(self) -> bool:
+        """Whether `encode` can run."""
+        return self.encoder.fitted
+
+    @property
+    def size(self) -> int:
+        """Rows of the feature's embedding table."""
+        return self.encoder.size
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one row's encoded values."""
+        return (self.max_values,)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Dtype of the encoded array."""
+        return np.dtype(np.int32)
+
+    def fit(self, column: Any) -> "MultiValued":
+        """Return the feature with its encoder fitted on a column of training data."""
+        length = len(column.offsets) - 1 if hasattr(column, "offsets") else len(column)
+        return dataclasses.replace(self, encoder=self.encoder.fit(ragged(self.name, column, length)[0]))
+
+    def encode(self, column: Any, n: int, report: EncodeReport) -> np.ndarray:
+        """Encode a column of n lists (see `aif_jax.features.Ragged`), see the class."""
+        flat, row = ragged(self.name, column, n)
+        codes = _codes(self.name, self.encoder, flat)
+        if flat.missing is not None:
+            codes, row = codes[~flat.missing], row[~flat.missing]
+        report.unknown[self.name] += _count(codes == UNKNOWN)
+        counts = np.bincount(row, minlength=n)
+        report.missing[self.name] += _count(counts == 0)
+        position = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+        fits = position < self.max_values
+        report.overflow[self.name] += len(fits) - _count(fits)
+        encoded = np.zeros((n, self.max_values), np.int32)
+        encoded[row[fits], position[fits]] = codes[fits]
+        return encoded
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-serialisable dictionary."""
+        return {
+            "kind": "multi_valued",
+            "name": self.name,
+            "max_values": self.max_values,
+            "encoder": self.encoder.to_json(),
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Numeric:
+    """A quantity: encoded float32 ``[n, 2]`` = (standardised value, 1); missing = (0, 0).
+
+    Attributes:
+        name: the feature.
+        transform: ``identity``, or ``log1p`` for heavy tails: ``sign(x) log(1 + |x|)``, before standardising.
+        clip: bound of the standardised value on both sides; what was cut is counted.
+        mean: mean of the transformed training values; ``None`` until `fit`.
+        std: their standard deviation (1 where all are equal); ``None`` until `fit`.
+    """
+
+    name: str
+    transform: Literal["identity", "log1p"] = "identity"
+    clip: float = 10.0
+    mean: float | None = None
+    std: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+        if self.transform not in ("identity", "log1p"):
+            raise SchemaError(
+                f"feature {self.name!r}: transform {self.transform!r} is not 'identity' or 'log1p'."
+            )
+        if (self.mean is None) != (self.std is None):
+            raise SchemaError(f"feature {self.name!r}: give both mean and std, or neither.")
+        if not self.clip > 0 or (self.std is not None and not self.std > 0):
+            raise SchemaError(
+                f"feature {self.name!r}: clip and std must be positive, got {self.clip}, {self.std}."
+            )
+
+    @property
+    def fitted(self) -> bool:
+        """Whether `encode` can run."""
+        return self.mean is not None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one encoded value: the value and whether it is present."""
+        return (2,)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Dtype of the encoded array."""
+        return np.dtype(np.float32)
+
+    def raw(self, column: Any, n: int) -> np.ndarray:
+        """Read a column as float64 ``[n]``, NaN where missing.
+
+        Raises:
+            SchemaError: not numbers, or not ``[n]``.
+        """
+        if isinstance(column, np.ma.MaskedArray):
+            column = np.ma.filled(column.astype(np.float64), np.nan)
+        try:
+            values = np.asarray(column)
+            if values.dtype.kind not in "biufO":
+                raise TypeError(f"dtype {values.dtype}")
+            if values.dtype == object and any(isinstance(v, (str, bytes)) for v in values.flat):
+                raise TypeError("strings")
+            values = values.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise SchemaError(f"feature {self.name!r}: expected numbers, got {error}.") from error
+        if values.shape != (n,):
+            raise SchemaError(f"feature {self.name!r}: got shape {values.shape}, expected ({n},).")
+        return values
+
+    def fit(self, column: Any) -> "Numeric":
+        """Return the feature with mean and std of a column of training data; a fitted one returns itself."""
+        if self.mean is not None:
+            return self
+        values = self.raw(column, len(column))
+        values = self._transformed(values[np.isfinite(values)])
+        if not len(values):
+            return dataclasses.replace(self, mean=0.0, std=1.0)
+        std = float(values.std())
+        return dataclasses.replace(self, mean=float(values.mean()), std=std if std > 1e-12 else 1.0)
+
+    def encode(self, column: Any, n: int, report: EncodeReport) -> np.ndarray:
+        """Encode a column ``[n]``, see the class."""
+        if self.mean is None or self.std is None:
+            raise SchemaError(
+                f"feature {self.name!r} is not fitted yet; call Schema.fit, or give mean and std."
+            )
+        values = self.raw(column, n)
+        present = np.isfinite(values)
+        absent = n - _count(present)
+        if absent:
+            infinite = _count(np.isinf(values))
+            report.non_finite[self.name] += infinite
+            report.missing[self.name] += absent - infinite
+            values = np.where(present, values, 0.0)
+        standard = (self._transformed(values) - self.mean) / self.std
+        report.clipped[self.name] += _count(np.abs(standard) * present > self.clip)
+        encoded = np.empty((n, 2), np.float32)
+        encoded[:, 0] = np.clip(standard, -self.clip, self.clip) * present
+        encoded[:, 1] = present
+        return encoded
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-serialisable dictionary."""
+        return {"kind": "numeric", **dataclasses.asdict(self)}
+
+    def _transformed(self, values: np.ndarray) -> np.ndarray:
+        return np.sign(values) * np.log1p(np.abs(values)) if self.transform == "log1p" else values
+
+
+Feature: TypeAlias = Categorical | MultiValued | Numeric
+
+
+def feature_from_json(values: Mapping[str, Any]) -> Feature:
+    """Read a feature's ``to_json`` back.
+
+    Raises:
+        SchemaError: the kind is unknown or the fields do not fit.
+    """
+    fields = dict(values)
+    kind = fields.pop("kind", None)
+    try:
+        if kind == "numeric":
+            return Numeric(**fields)
+        if kind in ("categorical", "multi_valued"):
+            encoder = encoder_from_json(fields.pop("encoder"))
+            return (Categorical if kind == "categorical" else MultiValued)(encoder=encoder, **fields)
+    except (TypeError, KeyError) as error:
+        raise SchemaError(f"feature {values!r} has fields that do not fit its kind: {error}.") from error
+    raise SchemaError(f"feature kind: got {kind!r}, expected 'categorical', 'multi_valued' or 'numeric'.")
+
+
+def _count(mask: np.ndarray) -> int:
+    return int(np.count_nonzero(mask))
+
+
+def _codes(name: str, encoder: Encoder, flat: Tokens) -> np.ndarray:
+    try:
+        return encoder.encode(flat)
+    except SchemaError as error:
+        raise SchemaError(f"feature {name!r}: {error}") from None

@@ -1,0 +1,56 @@
+"""Shape buckets: a compiled program takes a few sizes only, so what is smaller is padded."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from aif_jax.errors import RequestError
+
+
+def bucket_for(n: int, buckets: Sequence[int]) -> int:
+    """Return the smallest bucket that holds n rows.
+
+    Args:
+        n: rows to hold.
+        buckets: the sizes there are, in any order.
+
+    Raises:
+        RequestError: n is negative, or larger than every bucket.
+    """
+    fitting = [bucket for bucket in buckets if bucket >= n]
+    if n < 0 or not fitting:
+        raise RequestError(
+            f"got {n} rows, but the buckets are {sorted(buckets)}; send fewer, or configure a larger bucket."
+        )
+    return min(fitting)
+
+
+def pad_to(array: np.ndarray, n: int, axis: int = 0, fill: float | int | bool = 0) -> np.ndarray:
+    """Pad one axis of an array at its end.
+
+    Args:
+        array: any array.
+        n: the axis's new length.
+        axis: which axis.
+        fill: value of the padding, cast to the array's dtype.
+
+    Returns:
+        A new array, or ``array`` itself if it is long enough already.
+
+    Raises:
+        RequestError: the axis is longer than n.
+    """
+    size = array.shape[axis]
+    if size == n:
+        return array
+    if size > n:
+        raise RequestError(
+            f"axis {axis} of shape {array.shape} is longer than {n}; padding cannot shorten it."
+        )
+    shape = list(array.shape)
+    shape[axis] = n
+    padded = np.full(shape, fill, array.dtype)
+    index = [slice(None)] * array.ndim
+    index[axis] = slice(0, size)
+    padded[tuple(index)] = array
+    return padded

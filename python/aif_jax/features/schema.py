@@ -1,0 +1,233 @@
+"""The schema of a model: its features by group, its behaviour types, its category and its item id."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from aif_jax.errors import SchemaError
+from aif_jax.features.kinds import Categorical, Feature, MultiValued, Numeric, feature_from_json
+from aif_jax.features.report import EncodeReport
+
+Group = Literal["user", "item", "context", "pair", "train_only"]
+GROUPS: tuple[Group, ...] = ("user", "item", "context", "pair", "train_only")
+"""What a feature may describe. ``train_only`` (such as position) is neutral at serving."""
+
+_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schema:
+    """Features by group, and what the model must know about them.
+
+    Attributes:
+        user: features of a user's profile.
+        item: features of an item.
+        behaviour_types: names of the behaviours that a history may hold; a type is its position here.
+        context: features of a request (time of day, page).
+        pair: features known only for (user, item) at request time (retrieval score, channel).
+        train_only: features of an impression that serving does not have (position).
+        category: the item feature, categorical or multi-valued, by which
+            sub-sequences are looked up; or ``None``.
+        item_id: the categorical item feature that is the item's own id (hidden at random in training, so that
+            cold items are not a surprise); or ``None``.
+    """
+
+    user: tuple[Feature, ...] = ()
+    item: tuple[Feature, ...]
+    behaviour_types: tuple[str, ...]
+    context: tuple[Feature, ...] = ()
+    pair: tuple[Feature, ...] = ()
+    train_only: tuple[Feature, ...] = ()
+    category: str | None = None
+    item_id: str | None = None
+
+    def __post_init__(self) -> None:
+        for field in (*GROUPS, "behaviour_types"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        for group in GROUPS:
+            names = [feature.name for feature in self.features(group)]
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise SchemaError(f"{group}: features {twice} are named twice; name each once.")
+        if not self.behaviour_types or len(set(self.behaviour_types)) != len(self.behaviour_types):
+            raise SchemaError(
+                f"behaviour_types: got {self.behaviour_types}, expected one or more different names; "
+                "with a single kind of behaviour, use ('click',)."
+            )
+        if reserved := {"content", "has_content", "signature"} & {feature.name for feature in self.item}:
+            raise SchemaError(
+                f"item: {sorted(reserved)} are names of the catalogue's own columns; rename the features."
+            )
+        if self.category is not None and isinstance(self.feature("item", self.category), Numeric):
+            raise SchemaError(
+                f"category: {self.category!r} is numeric; expected a categorical or multi-valued feature."
+            )
+        if self.item_id is not None and not isinstance(self.feature("item", self.item_id), Categorical):
+            raise SchemaError(f"item_id: {self.item_id!r} is not a categorical feature.")
+
+    def features(self, group: Group) -> tuple[Feature, ...]:
+        """Return the features of a group.
+
+        Raises:
+            SchemaError: there is no such group.
+        """
+        if group not in GROUPS:
+            raise SchemaError(f"group: got {group!r}, expected one of {', '.join(GROUPS)}.")
+        return getattr(self, group)
+
+    def feature(self, group: Group, name: str) -> Feature:
+        """Return one feature.
+
+        Raises:
+            SchemaError: the group has no feature of this name.
+        """
+        for feature in self.features(group):
+            if feature.name == name:
+                return feature
+        raise SchemaError(
+            f"{group}: no feature {name!r}; there are {[f.name for f in self.features(group)]}."
+        )
+
+    @property
+    def category_feature(self) -> Categorical | MultiValued | None:
+        """The feature named by ``category``."""
+        feature = None if self.category is None else self.feature("item", self.category)
+        return None if isinstance(feature, Numeric) else feature
+
+    @property
+    def fitted(self) -> bool:
+        """Whether every feature can encode."""
+        return all(feature.fitted for group in GROUPS for feature in self.features(group))
+
+    def fit(self, **columns: Mapping[str, Any]) -> "Schema":
+        """Return the schema with every vocabulary, mean and deviation learnt from training data.
+
+        Args:
+            **columns: raw training columns by group: ``fit(user={...}, item={...}, pair={...})``. Features
+                that are fitted already keep what they know and need no column.
+
+        Raises:
+            SchemaError: an unfitted feature has no column, or a column does not fit its feature.
+        """
+        if unknown := sorted(set(columns) - set(GROUPS)):
+            raise SchemaError(f"fit: got groups {unknown}, expected {', '.join(GROUPS)}.")
+        changes: dict[str, Any] = {}
+        for group in GROUPS:
+            given = columns.get(group, {})
+            fitted = []
+            for feature in self.features(group):
+                if not feature.fitted and feature.name not in given:
+                    raise SchemaError(
+                        f"fit: {group} feature {feature.name!r} has no column in {sorted(given)}."
+                    )
+                fitted.append(feature if feature.fitted else feature.fit(given[feature.name]))
+            changes[group] = tuple(fitted)
+        return dataclasses.replace(self, **changes)
+
+    def encode(
+        self,
+        group: Group,
+        columns: Mapping[str, Any],
+        n: int,
+        *,
+        report: EncodeReport | None = None,
+        strict: bool = True,
+    ) -> dict[str, np.ndarray]:
+        """Encode n rows of a group.
+
+        Args:
+            group: which features.
+            columns: raw columns by feature name, each with n rows; an absent one counts as missing.
+            n: number of rows.
+            report: counts are added to it.
+            strict: raise for a column that the schema does not name; otherwise count it as ignored.
+
+        Returns:
+            One array a feature, ``[n, *feature.shape]`` of ``feature.dtype``, in schema order.
+
+        Raises:
+            SchemaError: a column has the wrong kind or length, a feature is not fitted, or (strict) a column
+                has no feature.
+        """
+        report = EncodeReport() if report is None else report
+        features = self.features(group)
+        if extra := columns.keys() - {feature.name for feature in features}:
+            if strict:
+                raise SchemaError(
+                    f"{group}: columns {sorted(extra)} are not in the schema, whose {group} features are "
+                    f"{[feature.name for feature in features]}; leave them out or add features for them."
+                )
+            report.ignored.update(extra)
+        encoded = {}
+        for feature in features:
+            if feature.name in columns:
+                encoded[feature.name] = feature.encode(columns[feature.name], n, report)
+            else:
+                report.missing[feature.name] += n
+                encoded[feature.name] = np.zeros((n, *feature.shape), feature.dtype)
+        return encoded
+
+    def encode_one(
+        self,
+        group: Group,
+        values: Mapping[str, Any],
+        *,
+        report: EncodeReport | None = None,
+        strict: bool = True,
+    ) -> dict[str, np.ndarray]:
+        """Encode one record: like `encode`, but of scalars (lists if multi-valued) and without an axis n."""
+        row = self.encode(
+            group, {name: [value] for name, value in values.items()}, 1, report=report, strict=strict
+        )
+        return {name: array[0] for name, array in row.items()}
+
+    def missing(self, group: Group, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+        """Return what a group looks like when nothing is known: zeros ``[*shape, *feature.shape]``."""
+        return {f.name: np.zeros((*shape, *f.shape), f.dtype) for f in self.features(group)}
+
+    def spec(self, group: Group, shape: tuple[int, ...] = ()) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Return shape and dtype of each encoded feature of a group, under leading axes ``shape``."""
+        return {f.name: ((*shape, *f.shape), f.dtype) for f in self.features(group)}
+
+    def category_ids(self, encoded: Mapping[str, Any]) -> Any:
+        """Return the encoded category of items as int32 ``[..., C]``; C is 0 without a category feature.
+
+        Args:
+            encoded: encoded item features ``[...]``, at least the category's (or the first's, without one).
+        """
+        feature = self.category_feature
+        if feature is None:
+            first = self.item[0]
+            shape = np.shape(encoded[first.name])
+            return np.zeros((*shape[: len(shape) - len(first.shape)], 0), np.int32)
+        codes = encoded[feature.name]
+        return codes[..., None] if isinstance(feature, Categorical) else codes
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-serialisable dictionary; `from_json` reads it back."""
+        groups: dict[str, Any] = {group: [f.to_json() for f in self.features(group)] for group in GROUPS}
+        return {
+            "version": _VERSION,
+            **groups,
+            "behaviour_types": list(self.behaviour_types),
+            "category": self.category,
+            "item_id": self.item_id,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Schema":
+        """Build a schema from `to_json` output.
+
+        Raises:
+            SchemaError: another version, or fields that do not fit.
+        """
+        fields = dict(values)
+        if (version := fields.pop("version", None)) != _VERSION:
+            raise SchemaError(f"schema version: got {version!r}, this release reads {_VERSION}.")
+        try:
+            for group in GROUPS:
+                fields[group] = tuple(feature_from_json(feature) for feature in fields.get(group, ()))
+            return cls(**fields)
+        except TypeError as error:
+            raise SchemaError(f"schema fields do not fit: {error}.") from error

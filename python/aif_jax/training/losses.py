@@ -1,0 +1,97 @@
+"""Training losses in JAX. Masked entries add exactly nothing, whatever stands in them, NaN included."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from aif_jax.errors import ConfigError
+
+
+def sigmoid_loss(
+    logits: jax.Array, labels: jax.Array, mask: jax.Array, *, shift: jax.Array | float = 0.0
+) -> jax.Array:
+    """Binary cross-entropy of each head, averaged over the entries that its mask lets in.
+
+    ``loss_h = sum(mask * CE(logits + shift, labels)) / sum(mask)`` over all axes but the last.
+
+    Args:
+        logits: log odds, float32 ``[..., heads]``.
+        labels: 0 to 1, float32 ``[..., heads]``; ignored where the mask is 0.
+        mask: weights of at least 0, float32 ``[..., heads]``; 0 where padded or unknown.
+        shift: added to the logits in training only: the `log_odds_shift` of a sampled training set, ``[heads]``
+            or a scalar.
+
+    Returns:
+        float32 ``[heads]``, in nats; 0 for a head without any unmasked entry.
+    """
+    heads = logits.shape[-1]
+    logits = (logits + jnp.asarray(shift, logits.dtype)).reshape(-1, heads)
+    labels, mask = labels.reshape(-1, heads), mask.reshape(-1, heads)
+    # Masked values are replaced before the loss: 0 * NaN is NaN, in the gradient too.
+    seen = mask > 0
+    entropy = optax.sigmoid_binary_cross_entropy(
+        jnp.where(seen, logits, jnp.zeros_like(logits)), jnp.where(seen, labels, jnp.zeros_like(labels))
+    )
+    total = jnp.sum(mask, axis=0)
+    return jnp.sum(mask * entropy, axis=0) / jnp.where(total > 0, total, jnp.ones_like(total))
+
+
+def log_odds_shift(keep_rate: float) -> float:
+    """Log-odds shift of a training set in which only a share of the negatives was kept.
+
+    Keeping negatives at rate ``r`` divides the odds of a negative by ``1 / r``, so the training odds are the true
+    odds over ``r``. Training on ``logit - log(r)`` leaves ``logit`` itself calibrated for serving.
+
+    Args:
+        keep_rate: the share ``r`` of negatives kept, in (0, 1].
+
+    Returns:
+        ``-log(r)``, at least 0.
+
+    Raises:
+        ConfigError: the rate is outside (0, 1].
+    """
+    if not 0.0 < keep_rate <= 1.0:
+        raise ConfigError(f"keep_rate: got {keep_rate}, expected a share of negatives in (0, 1].")
+    return -math.log(keep_rate)
+
+
+def in_batch_softmax_loss(
+    user_vectors: jax.Array,
+    item_vectors: jax.Array,
+    items: jax.Array,
+    log_q: jax.Array,
+    mask: jax.Array,
+    *,
+    temperature: float = 1.0,
+) -> jax.Array:
+    """Softmax over the other rows' positives, corrected for how often each is drawn.
+
+    Row ``i``'s logit for row ``j``'s item is ``u_i . v_j / temperature - log q_j``; the loss is the mean of
+    ``-log softmax_i(i)`` (Yi et al., "Sampling-bias-corrected neural modeling", RecSys 2019, equations 3 to 5).
+    Another row that holds the same item is left out, for it is no negative.
+
+    Args:
+        user_vectors: float32 ``[B, d]``.
+        item_vectors: the vector of each row's positive, float32 ``[B, d]``.
+        items: which item it is, int32 ``[B]``.
+        log_q: log of the probability that this item is a batch's positive, float32 ``[B]``.
+        mask: 1 where the row has a positive, float32 ``[B]``.
+        temperature: divides the dot products, over 0.
+
+    Returns:
+        A float32 scalar in nats; 0 when no row has a positive.
+    """
+    logits = user_vectors @ item_vectors.T / temperature - log_q[None, :]
+    own = jnp.eye(items.shape[0], dtype=bool)
+    usable = own | ((items[None, :] != items[:, None]) & (mask > 0)[None, :])
+    logits = jnp.where(usable, logits, jnp.full_like(logits, -jnp.inf))
+    # A masked row's own logit could be anything: 0 keeps its log-softmax and gradient finite.
+    logits = jnp.where((own & (mask <= 0)[:, None]), jnp.zeros_like(logits), logits)
+    each = -jnp.diagonal(jax.nn.log_softmax(logits, axis=-1))
+    total = jnp.sum(mask)
+    return jnp.sum(jnp.where(mask > 0, each * mask, jnp.zeros_like(each))) / jnp.maximum(
+        total, jnp.ones_like(total)
+    )

@@ -1,1 +1,1 @@
-//! buffer.
+//! Aligned memory whose allocation can fail.

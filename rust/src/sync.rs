@@ -1,1 +1,69 @@
-//! sync.
+//! The only file that names atomics and locks: those of `std`, or those of loom under `--cfg aif_loom`.
+//!
+//! [`plain`] holds what stays `std` in both: counters and registries that order nothing, which loom
+//! would only pay for.
+
+#[cfg(not(aif_loom))]
+pub use std::sync::{
+    Arc, Condvar, Mutex, MutexGuard,
+    atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
+};
+
+#[cfg(aif_loom)]
+pub use loom::sync::{
+    Arc, Condvar, Mutex, MutexGuard,
+    atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
+};
+
+/// What is `std`'s even under loom, because no reader or writer synchronises through it.
+pub mod plain {
+    pub use std::sync::{
+        Arc, Mutex, OnceLock, RwLock, Weak,
+        atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering},
+    };
+}
+
+/// Watches that the plain memory it stands for is never written while it is read.
+///
+/// Nothing outside loom; under loom a cell whose accesses must be ordered by happens-before, so that
+/// a model fails on a data race and not only on the wrong bytes it may lead to.
+#[cfg(not(aif_loom))]
+#[derive(Debug, Default)]
+pub struct RaceWatch;
+
+#[cfg(not(aif_loom))]
+impl RaceWatch {
+    /// Runs `access`, which reads the watched memory.
+    #[inline(always)]
+    pub fn read<T>(&self, access: impl FnOnce() -> T) -> T {
+        access()
+    }
+
+    /// Runs `access`, which writes the watched memory.
+    #[inline(always)]
+    pub fn write<T>(&self, access: impl FnOnce() -> T) -> T {
+        access()
+    }
+}
+
+/// Watches that the plain memory it stands for is never written while it is read.
+#[cfg(aif_loom)]
+#[derive(Debug, Default)]
+pub struct RaceWatch(loom::cell::UnsafeCell<()>);
+
+#[cfg(aif_loom)]
+impl RaceWatch {
+    /// Runs `access`, which reads the watched memory.
+    pub fn read<T>(&self, access: impl FnOnce() -> T) -> T {
+        self.0.with(|_| access())
+    }
+
+    /// Runs `access`, which writes the watched memory.
+    pub fn write<T>(&self, access: impl FnOnce() -> T) -> T {
+        self.0.with_mut(|_| access())
+    }
+}
+
+// SAFETY: the cell holds nothing; loom itself reports accesses that are not ordered.
+#[cfg(aif_loom)]
+unsafe impl Sync for RaceWatch {}

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from aif_jax.errors import ConfigError
 from aif_jax.training import losses
 

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
-from aif_jax.errors import DataError
-from aif_jax.training import metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from aif_jax.errors import DataError
+from aif_jax.training import metrics
 
 
 def naive_auc(labels, scores):

@@ -20,8 +20,8 @@ def sigmoid_loss(
         logits: log odds, float32 ``[..., heads]``.
         labels: 0 to 1, float32 ``[..., heads]``; ignored where the mask is 0.
         mask: weights of at least 0, float32 ``[..., heads]``; 0 where padded or unknown.
-        shift: added to the logits in training only: the `log_odds_shift` of a sampled training set, ``[heads]``
-            or a scalar.
+        shift: added to the logits in training only: the `log_odds_shift` of a sampled training set; a scalar
+            or ``[heads]``.
 
     Returns:
         float32 ``[heads]``, in nats; 0 for a head without any unmasked entry.
@@ -41,8 +41,8 @@ def sigmoid_loss(
 def log_odds_shift(keep_rate: float) -> float:
     """Log-odds shift of a training set in which only a share of the negatives was kept.
 
-    Keeping negatives at rate ``r`` divides the odds of a negative by ``1 / r``, so the training odds are the true
-    odds over ``r``. Training on ``logit - log(r)`` leaves ``logit`` itself calibrated for serving.
+    Keeping negatives at rate ``r`` makes the odds of the training set the true odds over ``r``. Training on
+    ``logit - log(r)`` leaves ``logit`` itself calibrated for serving.
 
     Args:
         keep_rate: the share ``r`` of negatives kept, in (0, 1].
@@ -70,7 +70,7 @@ def in_batch_softmax_loss(
     """Softmax over the other rows' positives, corrected for how often each is drawn.
 
     Row ``i``'s logit for row ``j``'s item is ``u_i . v_j / temperature - log q_j``; the loss is the mean of
-    ``-log softmax_i(i)`` (Yi et al., "Sampling-bias-corrected neural modeling", RecSys 2019, equations 3 to 5).
+    ``-log softmax_i(i)`` (Yi et al., "Sampling-bias-corrected neural modeling", RecSys 2019, section 4).
     Another row that holds the same item is left out, for it is no negative.
 
     Args:

@@ -1,7 +1,7 @@
 """Ranking metrics in NumPy, exact under ties, and the paired bootstrap that says whether a difference is one.
 
-Arrays are one value an impression, ``[I]``: `labels` are 0 or 1, `scores` are any finite numbers of which only
-the order counts (`log_loss` apart, which wants logits), `users` are integers that name the impression's user.
+Arrays are one value an impression, ``[I]``: `labels` are 0 or 1, `scores` are any finite numbers of which
+only the order counts (`log_loss` apart, which wants logits), `users` are integers that name the user.
 """
 
 import dataclasses
@@ -94,8 +94,8 @@ def user_aucs(users: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> User
 def gauc(users: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> float:
     """Group AUC: the users' own AUCs, averaged with their impressions as weights.
 
-    ``GAUC = sum_u I_u AUC_u / sum_u I_u`` over the users who have both classes (Zhou et al., arXiv 1706.06978,
-    section 5.2).
+    ``GAUC = sum_u I_u AUC_u / sum_u I_u`` over the users who have both classes (Zhou et al.,
+    arXiv 1706.06978, section 5.2).
 
     Returns:
         A number in [0, 1]; NaN when no user has both classes.
@@ -131,8 +131,8 @@ def log_loss(labels: np.ndarray, logits: np.ndarray) -> float:
 def hit_rate_at_k(scores: np.ndarray, k: int) -> float:
     """HR@K: the share of candidate lists in which the positive is among the first ``k``.
 
-    Column 0 is the positive. With ties the positive takes the mean of the places that it shares, so a model that
-    scores everything equally gets ``k / C`` and not 1.
+    Column 0 is the positive. A positive that ties with others is equally likely at each of the places they
+    share, so a model that scores everything equally gets ``k / C`` and not 1.
 
     Args:
         scores: ``[R, C]``: ``R`` lists of ``C`` candidates; ``-inf`` marks padding, which no positive may be.
@@ -190,8 +190,8 @@ def gauc_difference(
 ) -> GaucDifference:
     """Paired bootstrap over users for the difference of two GAUCs.
 
-    Users, not impressions, are drawn with replacement, because the impressions of one user are not independent;
-    both models are scored on the same draw, so what makes a user hard for both cancels.
+    Users, not impressions, are drawn with replacement, because the impressions of one user are not
+    independent; both models are scored on the same draw, so what makes a user hard for both cancels.
 
     Args:
         users: integers, ``[I]``.

@@ -1,0 +1,145 @@
+"""Checkpoints of a training run, by orbax: everything that the next step depends on, and nothing else."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import orbax.checkpoint as ocp
+
+from aif_jax.errors import TrainingError
+
+Arrays = Mapping[str, Any]
+"""A dictionary of arrays, or of dictionaries of arrays."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """One checkpoint, read back.
+
+    Attributes:
+        step: how many steps had been made.
+        arrays: as they were saved.
+        notes: what JSON holds: position in the data, epoch, history, configs.
+    """
+
+    step: int
+    arrays: dict[str, Any]
+    notes: dict[str, Any]
+
+
+class CheckpointStore:
+    """The newest checkpoints of one run, in a directory.
+
+    A checkpoint appears whole or not at all: orbax writes beside and renames. `save` copies the arrays and
+    returns; writing goes on in a thread, and `close` (or leaving the ``with`` block) waits for it and raises
+    what went wrong.
+
+    Args:
+        directory: is created if it does not exist.
+        kept: how many of the newest checkpoints stay; at least 1.
+    """
+
+    def __init__(self, directory: str | Path, *, kept: int = 2) -> None:
+        self.directory = Path(directory).resolve()
+        options = ocp.CheckpointManagerOptions(max_to_keep=kept, create=True, enable_async_checkpointing=True)
+        # Named handlers, so that a fresh process can read the shapes of a checkpoint before the arrays.
+        handlers = {"arrays": ocp.StandardCheckpointHandler(), "notes": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+
+    def save(self, step: int, arrays: Arrays, notes: Mapping[str, Any]) -> None:
+        """Save under a step that has not been saved yet.
+
+        Args:
+            step: how many steps have been made.
+            arrays: dictionary of arrays; the caller may donate or overwrite them as soon as this returns.
+            notes: anything that JSON can hold.
+
+        Raises:
+            TrainingError: this step has been saved already.
+        """
+        if step in self._manager.all_steps():
+            raise TrainingError(
+                f"{self.directory} holds step {step} already; use another directory or resume."
+            )
+        # Taken to the host here: the background copy must not race with the donation of these buffers.
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                arrays=ocp.args.StandardSave(jax.device_get(dict(arrays))),
+                notes=ocp.args.JsonSave(dict(notes)),
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        """Return the step of the newest checkpoint, or ``None`` if there is none."""
+        return self._manager.latest_step()
+
+    def notes(self) -> dict[str, Any] | None:
+        """Return the notes of the newest checkpoint, or ``None`` if there is none."""
+        self._manager.wait_until_finished()
+        step = self.latest_step()
+        if step is None:
+            return None
+        return self._manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore())).notes
+
+    def restore(self, like: Arrays) -> Restored | None:
+        """Read the newest checkpoint.
+
+        Args:
+            like: arrays of the shapes, dtypes and names that are expected.
+
+        Returns:
+            The checkpoint, or ``None`` if there is none.
+
+        Raises:
+            TrainingError: the checkpoint holds other arrays than `like`, which is named.
+        """
+        self._manager.wait_until_finished()
+        step = self.latest_step()
+        if step is None:
+            return None
+        saved = self._manager.item_metadata(step).arrays
+        expected, found = _shapes(like), _shapes(saved)
+        wrong = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
+        if wrong:
+            name = wrong[0]
+            there, here = found.get(name, "absent"), expected.get(name, "absent")
+            raise TrainingError(
+                f"{self.directory}, step {step}: {len(wrong)} arrays differ from this run's; the first, "
+                f"{name}, is {there} there and {here} here. "
+                "Resume with the model, data and optimiser that wrote it, or give another directory."
+            )
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(like))
+        read = self._manager.restore(
+            step,
+            args=ocp.args.Composite(arrays=ocp.args.StandardRestore(target), notes=ocp.args.JsonRestore()),
+        )
+        return Restored(step, read.arrays, read.notes)
+
+    def close(self) -> None:
+        """Wait until everything is on disk and release the directory.
+
+        Raises:
+            Exception: whatever made a write in the background fail.
+        """
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        ".".join(str(getattr(key, "key", key)) for key in path): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in leaves
+    }

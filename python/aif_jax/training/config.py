@@ -1,0 +1,130 @@
+"""Validated configuration of one training run. A batch counts requests, each of up to `group` candidates."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
+
+from aif_jax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a model is trained.
+
+    Attributes:
+        epochs: passes over the training part.
+        batch_size: requests a step.
+        group: candidates a request; longer requests are split into several.
+        learning_rate: peak of the schedule.
+        warmup_steps: steps over which the rate rises linearly from 0; then it falls along a cosine to
+            `final_rate` of the peak.
+        final_rate: share of the peak rate that is left at the last step, in [0, 1].
+        weight_decay: decoupled decay (AdamW) of the matrices of dense layers; never of biases or scales.
+        embedding_decay: the same for embedding tables, most rows of which a step does not touch.
+        clip_norm: largest global norm of a gradient; 0 switches clipping off.
+        patience: epochs without a better validation GAUC after which training stops; 0 never stops early. The
+            weights of the best epoch are kept either way.
+        max_steps: end after this many steps, and shape the schedule for it; 0 means by epochs.
+        long_buckets: lengths to which long sequences are padded, ascending; each costs one compilation. Empty
+            means the model's `long_length` alone. Longer histories are cut to the last of them.
+        head_weights: weight of each head's loss in the sum; empty means 1 each.
+        negative_keep_rate: share of the negatives that whoever sampled the training data kept; shifts the
+            log odds in training so that the model serves calibrated.
+        negatives: sampled items added to every request with label 0 (never one that the request holds).
+        negative_popularity: share of them drawn by how often an item occurs in the training part; the rest
+            uniform.
+        negative_weight: weight of a sampled negative in the loss, against 1 of an impression.
+        negative_heads: heads that learn from sampled negatives; empty means all.
+        softmax_weight: weight of the in-batch softmax beside the sigmoid loss; `two_tower` only.
+        softmax_temperature: divides its dot products.
+        evaluation_batch_size: requests a step of prediction; 0 means `batch_size`.
+        checkpoint_dir: where checkpoints are kept; empty means none.
+        checkpoint_interval: steps between checkpoints; 0 means at the end of each epoch.
+        checkpoints_kept: how many of the newest are kept.
+        workers: processes that prepare batches; 0 means a thread of this one.
+        seed: of weights, order, dropout and sampled negatives.
+    """
+
+    epochs: int = 1
+    batch_size: int = 64
+    group: int = 16
+    learning_rate: float = 2e-3
+    warmup_steps: int = 50
+    final_rate: float = 0.05
+    weight_decay: float = 1e-4
+    embedding_decay: float = 0.0
+    clip_norm: float = 5.0
+    patience: int = 2
+    max_steps: int = 0
+    long_buckets: tuple[int, ...] = ()
+    head_weights: tuple[float, ...] = ()
+    negative_keep_rate: float = 1.0
+    negatives: int = 0
+    negative_popularity: float = 0.5
+    negative_weight: float = 1.0
+    negative_heads: tuple[str, ...] = ()
+    softmax_weight: float = 0.0
+    softmax_temperature: float = 0.1
+    evaluation_batch_size: int = 0
+    checkpoint_dir: str = ""
+    checkpoint_interval: int = 0
+    checkpoints_kept: int = 2
+    workers: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("long_buckets", "head_weights", "negative_heads"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("epochs", "batch_size", "group", "checkpoints_kept"):
+            _whole(name, getattr(self, name), 1)
+        for name in (
+            "warmup_steps", "patience", "max_steps", "negatives", "evaluation_batch_size",
+            "checkpoint_interval", "workers", "seed",
+        ):  # fmt: skip
+            _whole(name, getattr(self, name), 0)
+        for size in self.long_buckets:
+            _whole("long_buckets", size, 1)
+        if any(a >= b for a, b in zip(self.long_buckets, self.long_buckets[1:], strict=False)):
+            raise ConfigError(f"long_buckets: {self.long_buckets} is not strictly ascending.")
+        for name in ("learning_rate", "softmax_temperature"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}: got {getattr(self, name)}, expected a number over 0.")
+        for name in ("weight_decay", "embedding_decay", "clip_norm", "negative_weight", "softmax_weight"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name}: got {getattr(self, name)}, expected at least 0.")
+        for name in ("final_rate", "negative_popularity"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}: got {getattr(self, name)}, expected a share in [0, 1].")
+        if not 0 < self.negative_keep_rate <= 1:
+            raise ConfigError(f"negative_keep_rate: got {self.negative_keep_rate}, expected one in (0, 1].")
+        if any(not weight >= 0 for weight in self.head_weights):
+            raise ConfigError(f"head_weights: got {self.head_weights}, expected numbers of at least 0.")
+        if self.checkpoint_interval and not self.checkpoint_dir:
+            raise ConfigError(
+                f"checkpoint_interval: got {self.checkpoint_interval} without checkpoint_dir; say where."
+            )
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with some fields changed, validated again."""
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-serialisable dictionary; `from_json` reads it back."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Build a config from `to_json` output.
+
+        Raises:
+            ConfigError: a field is unknown or invalid.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ConfigError(f"unknown training config fields {unknown}; known are {sorted(known)}.")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def _whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name}: got {value!r}, expected a whole number of at least {least}.")

@@ -1,0 +1,75 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aif_jax.errors import TrainingError
+from aif_jax.training.checkpoints import CheckpointStore
+
+
+def arrays(scale=1.0):
+    return {
+        "params": {"item.table": jnp.arange(6.0).reshape(2, 3) * scale, "bias": jnp.full((3,), scale)},
+        "key": jnp.array([1, 2], jnp.uint32),
+        "count": jnp.array(7, jnp.int32),
+    }
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        if isinstance(value, dict):
+            same(value, b[name])
+        else:
+            assert value.dtype == b[name].dtype
+            np.testing.assert_array_equal(value, b[name])
+
+
+def test_what_was_saved_last_comes_back(tmp_path):
+    with CheckpointStore(tmp_path / "run", kept=1) as store:
+        assert store.latest_step() is None
+        assert store.notes() is None
+        assert store.restore(arrays()) is None
+        store.save(3, arrays(), {"epoch": 0})
+        store.save(5, arrays(2.0), {"epoch": 1, "data": {"next_index": 5}})
+    with CheckpointStore(tmp_path / "run") as store:
+        restored = store.restore(arrays())
+        assert restored.step == store.latest_step() == 5
+        assert restored.notes == store.notes() == {"epoch": 1, "data": {"next_index": 5}}
+        same(restored.arrays, arrays(2.0))
+
+
+def test_arrays_may_be_deleted_as_soon_as_save_returns(tmp_path):
+    with CheckpointStore(tmp_path) as store:
+        doomed = jnp.arange(5.0)
+        store.save(1, {"x": doomed}, {})
+        doomed.delete()
+    with CheckpointStore(tmp_path) as store:
+        np.testing.assert_array_equal(store.restore({"x": jnp.zeros(5)}).arrays["x"], np.arange(5.0))
+
+
+def test_a_step_is_saved_once(tmp_path):
+    with CheckpointStore(tmp_path) as store:
+        store.save(1, arrays(), {})
+        with pytest.raises(TrainingError, match="step 1 already"):
+            store.save(1, arrays(), {})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda a: a["params"].update(bias=jnp.zeros(4)),
+            r"params\.bias.*float32\[3\] there.*float32\[4\] here",
+        ),
+        (lambda a: a.update(count=jnp.zeros((), jnp.uint32)), r"count.*int32\[\] there.*uint32\[\] here"),
+        (lambda a: a.update(extra=jnp.zeros(1)), "extra.*absent there"),
+        (lambda a: a.pop("key"), "key.*absent here"),
+    ],
+)
+def test_another_models_checkpoint_is_refused_by_name(tmp_path, change, words):
+    other = arrays()
+    change(other)
+    with CheckpointStore(tmp_path) as store:
+        store.save(1, arrays(), {})
+        with pytest.raises(TrainingError, match=words):
+            store.restore(other)

@@ -1,0 +1,27 @@
+"""What the kernels of this process run on, and why: for logs, bug reports and the loader of a bundle."""
+
+from typing import Any
+
+from aif_jax.kernels import ffi
+
+
+def implementations() -> dict[str, Any]:
+    """Tell which implementation ``"auto"`` stands for on a CPU, and why.
+
+    Returns:
+        a dictionary of ``"native"`` (whether it is the native kernels), ``"reason"`` in words, ``"kernels"``
+        (instruction set by kernel) and ``"cpu_features"`` (whether the CPU has them, by name);
+        the last two are empty if the native extension is not there. On other platforms ``"auto"`` is always
+        the reference.
+
+    Raises:
+        ConfigError: the environment variable ``AIF_JAX_KERNELS`` names kernels that this CPU cannot run.
+    """
+    registered = ffi.register()
+    report: dict[str, Any] = {"native": registered, "reason": ffi.why(), "kernels": {}, "cpu_features": {}}
+    if registered:
+        from aif_jax import _native
+
+        report["kernels"] = _native.chosen_kernels()
+        report["cpu_features"] = _native.cpu_features()
+    return report

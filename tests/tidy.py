@@ -1,4 +1,4 @@
-"""Repository check: what no linter knows. Run by `make lint`; prints each finding and exits 1 if there is one.
+"""Repository check: what no linter knows. `make lint` runs it; it prints each finding and exits 1 if any.
 
 Looks for broken relative links in the documents, Python modules that nothing imports, files that hold more
 than one idea by their length, leftovers, large or binary files, and Makefile targets that the documents name
@@ -13,7 +13,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 MAX_LINES = 600
 MAX_BYTES = 300_000
-LEFTOVERS = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b|todo!\(|unimplemented!\(|NotImplementedError|breakpoint\(\)|dbg!\(")
+LEFTOVERS = re.compile(
+    r"\b(TODO|FIXME|XXX|HACK)\b|todo!\(|unimplemented!\(|NotImplementedError|breakpoint\(\)|dbg!\("
+)
 LINK = re.compile(r"\[[^\]]*\]\((?!https?://|#|mailto:)([^)#\s]+)")
 MAKE = re.compile(r"`make ([a-z][a-z-]*)")
 ENTRY_POINTS = {"__init__", "__main__", "conftest", "tidy", "wheel_check"}
@@ -22,7 +24,11 @@ ENTRY_POINTS = {"__init__", "__main__", "conftest", "tidy", "wheel_check"}
 def tracked() -> list[Path]:
     """Return the files that git tracks or would track."""
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return [ROOT / line for line in listed.stdout.splitlines() if (ROOT / line).is_file()]
 
@@ -35,7 +41,9 @@ def findings() -> list[str]:
     for path in files:
         name = path.relative_to(ROOT)
         if path.stat().st_size > MAX_BYTES and path.name != "Cargo.lock":
-            found.append(f"{name}: {path.stat().st_size:,} bytes; large files do not belong into the repository")
+            found.append(
+                f"{name}: {path.stat().st_size:,} bytes; large files do not belong into the repository"
+            )
         try:
             texts[path] = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
@@ -48,9 +56,11 @@ def findings() -> list[str]:
             if lines > MAX_LINES:
                 found.append(f"{name}: {lines} lines; over {MAX_LINES} a file wants to be two")
             if path != Path(__file__).resolve():
-                for number, line in enumerate(text.splitlines(), 1):
-                    if LEFTOVERS.search(line):
-                        found.append(f"{name}:{number}: leftover: {line.strip()[:80]}")
+                found += [
+                    f"{name}:{number}: leftover: {line.strip()[:80]}"
+                    for number, line in enumerate(text.splitlines(), 1)
+                    if LEFTOVERS.search(line)
+                ]
         if path.suffix == ".md":
             for target in LINK.findall(text):
                 if not (path.parent / target).exists():
@@ -70,7 +80,8 @@ def _orphans(python: dict[Path, str]) -> list[str]:
             continue
         dotted = ".".join(path.relative_to(package).with_suffix("").parts)
         parent, leaf = dotted.rsplit(".", 1)
-        wanted = re.compile(rf"{re.escape(dotted)}\b|from {re.escape(parent)} import [^\n]*\b{leaf}\b|from {re.escape(parent)} import \([^)]*\b{leaf}\b")
+        from_parent = rf"from {re.escape(parent)} import (\([^)]*|[^\n]*)\b{leaf}\b"
+        wanted = re.compile(rf"{re.escape(dotted)}\b|{from_parent}")
         if not any(wanted.search(text) for other, text in python.items() if other != path):
             out.append(f"{path.relative_to(ROOT)}: nothing imports it")
     return out

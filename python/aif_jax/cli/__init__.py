@@ -1,1 +1,3 @@
-"""."""
+"""The `aif` command."""
+
+from aif_jax.cli.app import main as main

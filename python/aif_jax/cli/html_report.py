@@ -11,18 +11,22 @@ import numpy as np
 from aif_jax.cli.demo_result import DemoResult, Span, percentiles
 
 STYLE = """
-:root { --ink: #1c2430; --soft: #5b6675; --line: #dfe4ea; --aif: #0b7a75; --other: #b8860b; --paper: #fbfbf9; }
-body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto; max-width: 60rem;
-       padding: 2.5rem 1.5rem 4rem; }
+:root { --ink: #1c2430; --soft: #5b6675; --line: #dfe4ea; --aif: #0b7a75; --paper: #fbfbf9; }
+body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+       margin: 0 auto; max-width: 60rem; padding: 2.5rem 1.5rem 4rem; }
 h1 { font-size: 1.9rem; margin: 0 0 .3rem; } h2 { font-size: 1.25rem; margin: 2.6rem 0 .6rem; }
 p.lead { color: var(--soft); margin-top: 0; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .8rem; margin: 1.6rem 0; }
+.cards { display: grid; gap: .8rem; margin: 1.6rem 0;
+         grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); }
 .card { background: #fff; border: 1px solid var(--line); border-radius: .5rem; padding: .8rem 1rem; }
-.card b { display: block; font-size: 1.55rem; color: var(--aif); } .card span { color: var(--soft); font-size: .88rem; }
+.card b { display: block; font-size: 1.45rem; color: var(--aif); }
+.card span { color: var(--soft); font-size: .88rem; }
 table { border-collapse: collapse; width: 100%; background: #fff; font-variant-numeric: tabular-nums; }
 th, td { padding: .42rem .7rem; border-bottom: 1px solid var(--line); text-align: right; }
-th:first-child, td:first-child { text-align: left; } th { color: var(--soft); font-weight: 600; font-size: .86rem; }
-tr.best td { font-weight: 600; color: var(--aif); } tr.floor td { color: var(--soft); font-style: italic; }
+th:first-child, td:first-child { text-align: left; }
+th { color: var(--soft); font-weight: 600; font-size: .86rem; }
+tr.best td { font-weight: 600; color: var(--aif); }
+tr.floor td { color: var(--soft); font-style: italic; }
 svg { width: 100%; height: auto; } .note { color: var(--soft); font-size: .9rem; }
 """
 AIF, SEQUENTIAL, FLOOR, RETRIEVAL = "#0b7a75", "#b8860b", "#9aa3ad", "#7a6fb0"
@@ -46,7 +50,9 @@ def write_report(result: DemoResult, path: Path) -> None:
     body = [
         "<h1>aif_jax: one road, end to end</h1>",
         f'<p class="lead">{html.escape(result.dataset)}</p>',
-        '<div class="cards">' + "".join(f'<div class="card"><b>{v}</b><span>{c}</span></div>' for v, c in cards) + "</div>",
+        '<div class="cards">'
+        + "".join(f'<div class="card"><b>{v}</b><span>{c}</span></div>' for v, c in cards)
+        + "</div>",
         "<h2>Quality on held-out data</h2>",
         quality_table(result.quality, result.head),
         f'<p class="note">{html.escape(result.quality_note)}</p>',
@@ -56,8 +62,9 @@ def write_report(result: DemoResult, path: Path) -> None:
         f'<p class="note">{html.escape(result.latency_note)}</p>',
         latency_plot(result.latency),
         "<h2>One request in time</h2>",
-        '<p class="note">Above, one thing after the other. Below, the user side runs while retrieval runs, and only the '
-        "last stage is left when the candidates arrive. The trace beside this page opens in ui.perfetto.dev.</p>",
+        '<p class="note">Above, one thing after the other. Below, the user side runs while retrieval runs, '
+        "and only the last stage is left when the candidates arrive. The trace beside this page opens in "
+        "ui.perfetto.dev.</p>",
         timeline_plot(result.timelines),
         "<h2>Sizes and machine</h2>",
         _table(["what", "value"], [[k, v] for k, v in result.facts.items()]),
@@ -76,7 +83,11 @@ def quality_table(rows: Sequence[Mapping[str, Any]], head: str) -> str:
     cells, classes = [], []
     for row in rows:
         cells.append(
-            [row["model"], *(_figure(row.get(key), 4) for key in ("auc", "gauc", "log_loss", "hr_at_10")), row.get("parameters", "")]
+            [
+                row["model"],
+                *(_figure(row.get(key), 4) for key in ("auc", "gauc", "log_loss", "hr_at_10")),
+                row.get("parameters", ""),
+            ]
         )
         classes.append("floor" if row["floor"] else "best" if row["gauc"] == best else "")
     return _table(["model", f"AUC ({head})", "GAUC", "log loss", "HR@10", "parameters"], cells, classes)
@@ -85,7 +96,10 @@ def quality_table(rows: Sequence[Mapping[str, Any]], head: str) -> str:
 def latency_table(latency: Mapping[str, Sequence[float]]) -> str:
     """Return the percentiles of each way as an HTML table, in milliseconds."""
     names = ["p50", "p90", "p99", "max"]
-    rows = [[way, *(f"{percentiles(values)[n]:.2f} ms" for n in names), str(len(values))] for way, values in latency.items()]
+    rows = [
+        [way, *(f"{percentiles(values)[n]:.2f} ms" for n in names), str(len(values))]
+        for way, values in latency.items()
+    ]
     return _table(["way", *names, "requests"], rows)
 
 
@@ -130,7 +144,13 @@ def timeline_plot(timelines: Mapping[str, Sequence[Span]]) -> str:
         axis.text(0, y - 0.1, way, fontsize=11, fontweight="bold", va="center")
         y += 1
         for span in spans:
-            axis.barh(y, max(span.end_ms - span.start_ms, 0.02), left=span.start_ms, height=0.6, color=LANE_COLOURS[span.kind])
+            axis.barh(
+                y,
+                max(span.end_ms - span.start_ms, 0.02),
+                left=span.start_ms,
+                height=0.6,
+                color=LANE_COLOURS[span.kind],
+            )
             axis.text(span.end_ms, y, f" {span.end_ms - span.start_ms:.2f} ms", va="center", fontsize=8.5)
             ticks.append(y)
             labels.append(span.name)
@@ -159,6 +179,10 @@ def _svg(figure: Any) -> str:
     return text[text.index("<svg") :]
 
 
+def _card(value: str, caption: str) -> str:
+    return f'<div class="card"><b>{value}</b><span>{caption}</span></div>'
+
+
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]], classes: Sequence[str] = ()) -> str:
     head = "".join(f"<th>{html.escape(str(c))}</th>" for c in header)
     lines = []
@@ -169,4 +193,4 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[object]], classes: Seq
 
 
 def _figure(value: float | None, digits: int) -> str:
-    return "–" if value is None or not np.isfinite(value) else f"{value:.{digits}f}"
+    return "-" if value is None or not np.isfinite(value) else f"{value:.{digits}f}"

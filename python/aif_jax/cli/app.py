@@ -1,0 +1,162 @@
+"""The `aif` command: each subcommand in a few lines; what it does stands in a module of its own."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from aif_jax.errors import AifError
+
+app = typer.Typer(
+    name="aif",
+    help="Pre-ranking by asynchronous inference: train, export, index, rank; `aif demo` does all of it once.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+index_app = typer.Typer(help="Build what the engine looks items up in.", no_args_is_help=True)
+app.add_typer(index_app, name="index")
+
+EXTRAS = {
+    "optax": "train",
+    "orbax": "train",
+    "grain": "train",
+    "pyarrow": "train",
+    "usearch": "usearch",
+    "matplotlib": "demo",
+}
+DATA_HELP = "synthetic, synthetic:small, movielens-1m:PATH, movielens-100k:PATH or kuairand:PATH"
+
+Data = Annotated[str, typer.Option("--data", help=DATA_HELP)]
+Out = Annotated[Path, typer.Option("--out", help="Where to write; made if absent.")]
+
+
+@app.command()
+def demo(
+    data: Data = "synthetic",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where to write; runs/demo-NAME by default.")
+    ] = None,
+    requests: Annotated[int, typer.Option(help="Requests to measure, each served both ways.", min=10)] = 200,
+    network_ms: Annotated[
+        float, typer.Option(help="Wait added to the ANN search, for the network hop it would be.", min=0)
+    ] = 5.0,
+    epochs: Annotated[
+        int | None, typer.Option(help="Training epochs; the data set's preset by default.", min=1)
+    ] = None,
+) -> None:
+    """Train, export, index and serve once, and show quality, latency and a request's timeline."""
+    _needs("optax", "orbax.checkpoint", "grain", "usearch", "matplotlib")
+    from aif_jax.cli.demo import run_demo
+
+    run_demo(data, out, requests=requests, network_ms=network_ms, epochs=epochs, console=Console())
+
+
+@app.command()
+def train(
+    data: Data,
+    out: Out,
+    architecture: Annotated[str, typer.Option(help="aif, exact, cold or two_tower.")] = "aif",
+    config: Annotated[
+        Path | None, typer.Option(help="JSON with ModelConfig fields that differ from the preset.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="The preset's by default.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order and dropout.")] = 0,
+    resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint in OUT.")] = False,
+) -> None:
+    """Train a model and save it to OUT/model, with its metrics beside it."""
+    _needs("optax", "orbax.checkpoint", "grain")
+    from aif_jax.cli.training import run_training
+
+    run_training(
+        data,
+        out,
+        architecture=architecture,
+        config=config,
+        epochs=epochs,
+        seed=seed,
+        resume=resume,
+        console=Console(),
+    )
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="OUT of `aif train`.")],
+    out: Out,
+) -> None:
+    """Export a trained model as a bundle: what the engine serves, without any model code."""
+    from aif_jax.cli.building import run_export
+
+    run_export(model, out, console=Console())
+
+
+@index_app.command("build")
+def index_build(
+    bundle: Annotated[Path, typer.Argument(help="OUT of `aif export`.")],
+    data: Data,
+    out: Out,
+) -> None:
+    """Run the item module over a catalogue: item index and behaviour table, under OUT."""
+    from aif_jax.cli.building import run_index_build
+
+    run_index_build(bundle, data, out, console=Console())
+
+
+@app.command()
+def rank(
+    bundle: Annotated[Path, typer.Argument(help="OUT of `aif export`.")],
+    index: Annotated[Path, typer.Argument(help="OUT of `aif index build`.")],
+    data: Data,
+    user: Annotated[str, typer.Option(help="Id of the user to rank for.")],
+    candidates: Annotated[
+        str, typer.Option(help="Item ids, comma separated; or @FILE with one a line; or all.")
+    ] = "all",
+    k: Annotated[int, typer.Option(help="How many to keep.", min=1)] = 10,
+) -> None:
+    """Rank candidates for one user of a data set and print the report of the request."""
+    from aif_jax.cli.ranking import run_rank
+
+    run_rank(bundle, index, data, user=user, candidates=candidates, k=k, console=Console())
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A model, a bundle, an item index or a behaviour table.")],
+) -> None:
+    """Say in human words what a path holds."""
+    from aif_jax.cli.inspecting import run_inspect
+
+    run_inspect(path, console=Console())
+
+
+def main() -> None:
+    """Run the command; errors of ours are shown as one message, without a traceback, and exit with status 2."""
+    try:
+        app()
+    except AifError as error:
+        console = Console(stderr=True)
+        console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
+        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+def _needs(*modules: str) -> None:
+    absent = [name for name in modules if not _present(name)]
+    if absent:
+        extras = sorted({EXTRAS[name.split(".")[0]] for name in absent})
+        raise AifError(
+            f"this command needs {', '.join(absent)}, not installed here; "
+            f"run: pip install 'aif_jax[{','.join(extras)}]'"
+        )
+
+
+def _present(name: str) -> Any:
+    try:
+        return importlib.util.find_spec(name)
+    except ModuleNotFoundError:  # a parent package is absent
+        return None

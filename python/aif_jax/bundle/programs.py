@@ -1,0 +1,278 @@
+"""Stage programs: exported once, loaded without the model's code, compiled ahead for each shape.
+
+A program takes flat arrays only: first the weights that it uses, in the order of `weights.safetensors`
+(sorted by name), then its inputs, sorted by path; it returns flat arrays sorted by path. A path is the keys
+of nested dictionaries joined by ``/`` (``rows/h``). The signature beside each program names them all, so a
+program can be called from anything that runs StableHLO.
+"""
+
+import dataclasses
+import hashlib
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import export
+
+from aif_jax.errors import BundleError, ConfigError
+
+Tree = Mapping[str, Any]
+
+
+def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested dictionaries by path, sorted by path."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves |= flatten(value, f"{prefix}{key}/")
+        else:
+            leaves[prefix + key] = value
+    return dict(sorted(leaves.items()))
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested dictionaries from leaves by path: the inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, value in leaves.items():
+        *parents, last = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Operand:
+    """One array that goes into or comes out of a program.
+
+    Attributes:
+        path: its name, see the module.
+        dtype: name of its dtype.
+        shape: sizes; a string is the name of a symbolic dimension, or an expression over such names.
+    """
+
+    path: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def at(self, dims: Mapping[str, int]) -> jax.ShapeDtypeStruct:
+        """Return the concrete shape and dtype for given sizes of the symbolic dimensions."""
+        return jax.ShapeDtypeStruct(
+            tuple(size if isinstance(size, int) else dims[size] for size in self.shape), np.dtype(self.dtype)
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Signature:
+    """What a program takes and returns.
+
+    Attributes:
+        weights: names of the weights that it uses, in operand order.
+        inputs: the operands after the weights.
+        outputs: what it returns.
+        dims: names of its symbolic dimensions.
+    """
+
+    weights: tuple[str, ...]
+    inputs: tuple[Operand, ...]
+    outputs: tuple[Operand, ...]
+    dims: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-serialisable dictionary; `from_json` reads it back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Signature":
+        """Read `to_json` output back."""
+
+        def operands(entries: Sequence[Mapping[str, Any]]) -> tuple[Operand, ...]:
+            return tuple(Operand(e["path"], e["dtype"], tuple(e["shape"])) for e in entries)
+
+        return cls(
+            weights=tuple(values["weights"]),
+            inputs=operands(values["inputs"]),
+            outputs=operands(values["outputs"]),
+            dims=tuple(values["dims"]),
+        )
+
+
+def export_program(
+    function: Callable[[dict[str, Any], dict[str, Any]], Tree],
+    weights: Mapping[str, Any],
+    inputs: Tree,
+    *,
+    dims: Sequence[str],
+    platforms: Sequence[str],
+    custom_calls: Sequence[str] = (),
+) -> tuple[bytes, Signature]:
+    """Export ``function(weights, inputs)`` for symbolic or fixed shapes.
+
+    Args:
+        function: pure and jittable, from nested dictionaries to nested dictionaries.
+        weights: arrays or shapes by name; those that the function does not read are left out.
+        inputs: nested dictionaries of ``jax.ShapeDtypeStruct``, whose sizes may be symbolic.
+        dims: names of the symbolic dimensions.
+        platforms: what the program shall run on: ``cpu``, ``cuda``, ``rocm``, ``tpu``.
+        custom_calls: names of the custom calls that the program may hold.
+
+    Returns:
+        The serialised program and its signature.
+    """
+    names = sorted(weights)
+    leaves = flatten(inputs)
+    outputs: dict[str, Any] = {}
+    checks = [export.DisabledSafetyCheck.custom_call(name) for name in custom_calls]
+
+    def flat_over(used: Sequence[str]) -> Callable[..., tuple[Any, ...]]:
+        def flat(weight_operands: tuple[Any, ...], input_operands: tuple[Any, ...]) -> tuple[Any, ...]:
+            given = dict(zip(used, weight_operands, strict=True))
+            result = flatten(function(given, unflatten(dict(zip(leaves, input_operands, strict=True)))))
+            outputs.clear()
+            outputs.update(result)
+            return tuple(result.values())
+
+        return flat
+
+    specs = {name: jax.ShapeDtypeStruct(weights[name].shape, weights[name].dtype) for name in names}
+    input_specs = tuple(leaves.values())
+    # With symbolic shapes, lowering keeps every operand; the trace says which weights are read.
+    jaxpr = jax.make_jaxpr(flat_over(names))(tuple(specs.values()), input_specs).jaxpr
+    read = {id(v) for equation in jaxpr.eqns for v in equation.invars} | {id(v) for v in jaxpr.outvars}
+    used = [name for name, variable in zip(names, jaxpr.invars, strict=False) if id(variable) in read]
+    exported = export.export(jax.jit(flat_over(used)), platforms=platforms, disabled_checks=checks)(
+        tuple(specs[name] for name in used), input_specs
+    )
+    signature = Signature(
+        weights=tuple(used),
+        inputs=tuple(_operand(path, leaf) for path, leaf in leaves.items()),
+        outputs=tuple(_operand(path, aval) for path, aval in zip(outputs, exported.out_avals, strict=True)),
+        dims=tuple(dims),
+    )
+    return bytes(exported.serialize()), signature
+
+
+def _operand(path: str, leaf: Any) -> Operand:
+    shape = tuple(size if isinstance(size, int) else str(size) for size in leaf.shape)
+    return Operand(path, np.dtype(leaf.dtype).name, shape)
+
+
+class Call:
+    """A program compiled for one shape, holding its weights: ``call(inputs) -> outputs``, never compiling."""
+
+    __slots__ = ("_compiled", "_paths", "_results", "_weights", "program")
+
+    def __init__(self, program: "Program", compiled: Any, weights: tuple[Any, ...]):
+        self.program = program
+        self._compiled = compiled
+        self._weights = weights
+        self._paths = tuple(operand.path for operand in program.signature.inputs)
+        self._results = tuple(operand.path for operand in program.signature.outputs)
+
+    def __call__(self, leaves: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the program.
+
+        Args:
+            leaves: one array for each input, by path; others are ignored.
+
+        Returns:
+            One array for each output, by path. Execution may still be under way: arrays passed in must not be
+            written to until the results are ready.
+
+        Raises:
+            TypeError: a shape or dtype is not the compiled one (JAX's own check).
+        """
+        operands = tuple([leaves[path] for path in self._paths])
+        return dict(zip(self._results, self._compiled(self._weights, operands), strict=True))
+
+
+class Program:
+    """One program of a bundle, deserialised; compile it with `at`."""
+
+    def __init__(self, name: str, kind: str, content: bytes, signature: Signature):
+        self.name = name
+        self.kind = kind
+        self.signature = signature
+        self.digest = hashlib.sha256(content).hexdigest()
+        self._content = content
+        self._jitted: Any = None
+        self._lock = threading.Lock()
+
+    def at(self, weights: Mapping[str, Any], **dims: int) -> Call:
+        """Return the program compiled for the given sizes, compiling at most once in this process.
+
+        Executables are shared between bundles whose programs have the same bytes: weights are operands.
+
+        Raises:
+            ConfigError: a symbolic dimension was not given, or violates the program's constraints.
+            BundleError: the program cannot be read or compiled by this jax.
+        """
+        if missing := set(self.signature.dims) - set(dims):
+            raise ConfigError(f"program {self.name}: sizes {sorted(missing)} were not given.")
+        key = (self.digest, jax.default_backend(), tuple(dims[name] for name in self.signature.dims))
+        with _EXECUTABLES.lock(key):
+            compiled = _EXECUTABLES.get(key)
+            if compiled is None:
+                compiled = self._compile(weights, dims)
+                _EXECUTABLES.put(key, compiled)
+        return Call(self, compiled, tuple(weights[name] for name in self.signature.weights))
+
+    def _compile(self, weights: Mapping[str, Any], dims: Mapping[str, int]) -> Any:
+        with self._lock:
+            if self._jitted is None:
+                try:
+                    self._jitted = jax.jit(export.deserialize(bytearray(self._content)).call)
+                except Exception as error:
+                    raise BundleError(
+                        f"program {self.name}.{self.kind}: jax {jax.__version__} cannot read it "
+                        f"({_first_line(error)}); rebuild the programs with Bundle.refresh."
+                    ) from error
+        weight_specs = tuple(
+            jax.ShapeDtypeStruct(weights[name].shape, weights[name].dtype) for name in self.signature.weights
+        )
+        input_specs = tuple(operand.at(dims) for operand in self.signature.inputs)
+        try:
+            return self._jitted.lower(weight_specs, input_specs).compile()
+        except Exception as error:
+            raise BundleError(
+                f"program {self.name}.{self.kind}: cannot be compiled for {dict(dims)} on "
+                f"{jax.default_backend()} with jax {jax.__version__} ({_first_line(error)}); "
+                "check the sizes, or rebuild the programs with Bundle.refresh."
+            ) from error
+
+
+class _Executables:
+    """Compiled programs of this process by (program hash, backend, sizes)."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._locks: dict[Any, threading.Lock] = {}
+        self._compiled: dict[Any, Any] = {}
+        self.compilations = 0
+
+    def lock(self, key: Any) -> threading.Lock:
+        with self._guard:
+            return self._locks.setdefault(key, threading.Lock())
+
+    def get(self, key: Any) -> Any:
+        return self._compiled.get(key)
+
+    def put(self, key: Any, compiled: Any) -> None:
+        with self._guard:
+            self._compiled[key] = compiled
+            self.compilations += 1
+
+
+_EXECUTABLES = _Executables()
+
+
+def compilations() -> int:
+    """Return how many programs this process has compiled so far; constant while requests are served."""
+    return _EXECUTABLES.compilations
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300]

@@ -1,0 +1,116 @@
+"""What an engine may be told: sizes, policies, threads; checked when it is made, not when a request comes."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Literal
+
+from aif_jax.errors import ConfigError
+
+MissingItems = Literal["drop", "default", "error"]
+UnknownUser = Literal["error", "default"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Settings of one `Engine`.
+
+    Attributes:
+        k: results of a request that does not say how many it wants.
+        buckets: candidate counts for which the real-time stage is compiled; multiples of 16, ascending, the
+            smallest at least the bundle's ``k_max``. More candidates than the largest are scored in several
+            calls of the largest and merged. ``None``: the bundle's smallest, then doubling up to 4,096.
+        long_buckets: history lengths for which the user side is compiled, ascending; the largest must be the
+            model's ``long_length``. ``None``: a quarter of it, and all of it.
+        missing_items: what becomes of candidates without an item row: ``drop`` leaves them out, ``default``
+            scores them as an item of which nothing is known, ``error`` refuses the request. All are counted.
+        unknown_user: what becomes of users that the source does not know: ``error`` refuses the request,
+            ``default`` ranks for a user of whom nothing is known.
+        user_state_bytes: memory for cached user states; 0 switches the cache off.
+        user_state_ttl_s: age in seconds at which a cached user state is computed again; ``None`` for never.
+        blocking_threads: threads that wait for user sources and retrieval.
+        compute_threads: threads that run programs; few, because each program uses XLA's own pool.
+        queue_bound: tasks that may wait in each lane before requests are refused.
+        max_pending_age_s: age in seconds at which a handle from `Engine.begin` that was never ranked expires.
+    """
+
+    k: int = 100
+    buckets: Sequence[int] | None = None
+    long_buckets: Sequence[int] | None = None
+    missing_items: MissingItems = "drop"
+    unknown_user: UnknownUser = "error"
+    user_state_bytes: int = 64 * 2**20
+    user_state_ttl_s: float | None = 300.0
+    blocking_threads: int = 8
+    compute_threads: int = 2
+    queue_bound: int = 1024
+    max_pending_age_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("k", "blocking_threads", "compute_threads", "queue_bound"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name}: got {value!r}, expected a whole number of at least 1.")
+        for name in ("buckets", "long_buckets"):
+            sizes = getattr(self, name)
+            if sizes is None:
+                continue
+            sizes = tuple(sizes)
+            object.__setattr__(self, name, sizes)
+            if not sizes or sizes[0] < 1 or any(a >= b for a, b in itertools.pairwise(sizes)):
+                raise ConfigError(f"{name}: got {sizes}, expected one or more positive sizes, ascending.")
+        if self.buckets is not None and any(size % 16 for size in self.buckets):
+            raise ConfigError(
+                f"buckets: got {self.buckets}, expected multiples of 16: only then is a candidate's "
+                "score the same in every company."
+            )
+        if self.missing_items not in ("drop", "default", "error"):
+            raise ConfigError(
+                f"missing_items: got {self.missing_items!r}, expected 'drop', 'default' or 'error'."
+            )
+        if self.unknown_user not in ("error", "default"):
+            raise ConfigError(f"unknown_user: got {self.unknown_user!r}, expected 'error' or 'default'.")
+        if self.user_state_bytes < 0:
+            raise ConfigError(f"user_state_bytes: got {self.user_state_bytes}, expected 0 or more bytes.")
+        if self.user_state_ttl_s is not None and not self.user_state_ttl_s > 0:
+            raise ConfigError(
+                f"user_state_ttl_s: got {self.user_state_ttl_s}, expected more than 0 seconds, "
+                "or None for no limit."
+            )
+        if not self.max_pending_age_s > 0:
+            raise ConfigError(
+                f"max_pending_age_s: got {self.max_pending_age_s}, expected more than 0 seconds."
+            )
+
+    def resolved(self, *, k_max: int, long_length: int) -> "EngineConfig":
+        """Return the config with the bundle's defaults filled in, checked against the bundle's sizes.
+
+        Raises:
+            ConfigError: a bucket is smaller than ``k_max``, ``k`` is larger, or no long bucket holds
+                ``long_length``.
+        """
+        smallest = -(-k_max // 16) * 16
+        buckets = self.buckets
+        if buckets is None:
+            buckets = [smallest]
+            while buckets[-1] < 4096:
+                buckets.append(min(2 * buckets[-1], 4096))
+        if buckets[0] < k_max:
+            raise ConfigError(
+                f"buckets: the smallest is {buckets[0]}, expected at least the bundle's k_max of {k_max}; "
+                "raise it, or export the model with a smaller k_max."
+            )
+        if self.k > k_max:
+            raise ConfigError(
+                f"k: got {self.k}, but the bundle was exported for at most k_max={k_max} results; "
+                "lower k, or export the model with a larger k_max."
+            )
+        long_buckets = self.long_buckets
+        if long_buckets is None:
+            long_buckets = sorted({max(1, long_length // 4), long_length})
+        if long_buckets[-1] != long_length:
+            raise ConfigError(
+                f"long_buckets: the largest is {long_buckets[-1]}, expected the model's long_length "
+                f"of {long_length}."
+            )
+        return dataclasses.replace(self, buckets=tuple(buckets), long_buckets=tuple(long_buckets))

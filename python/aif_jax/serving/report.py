@@ -1,0 +1,143 @@
+"""What a request is told about itself: its result, where its time went, and everything that was left out."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Span:
+    """One piece of a request's time, on the clock of ``time.perf_counter``.
+
+    Attributes:
+        name: what ran.
+        lane: where: ``request`` (the thread that asked), ``user`` (the user side), ``retrieval``.
+        start_s: start, in seconds.
+        end_s: end, in seconds.
+    """
+
+    name: str
+    lane: str
+    start_s: float
+    end_s: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Facts about one ranking. Times are milliseconds of wall time.
+
+    Attributes:
+        version: version of the bundle that scored the request.
+        rung: how far the response was degraded to keep its deadline; 0 is full quality.
+        program: ``native`` or ``portable``.
+        bucket: candidates that one call of the compiled stage takes.
+        calls: calls of the stage; more than 1 if there were more candidates than the largest bucket.
+        long_bucket: history length for which the user side was compiled.
+        user_fetch_ms: the user source.
+        user_side_ms: from the begin of the fetch to the user state, fetch included.
+        retrieval_ms: from `begin` to `rank`, which the caller or the engine spent on retrieval.
+        wait_ms: how long `rank` waited for the user state: what could not be hidden.
+        prepare_ms: checking and encoding candidates and pair features.
+        gather_ms: collecting item rows.
+        stage_ms: the compiled real-time stage, from call to results.
+        total_ms: from `begin` to the ranking.
+        hidden_ms: user-side time that passed while retrieval was running anyway.
+        candidates: ids that came in, before anything was left out.
+        duplicates: candidates that came in before in the same request; the first of each is kept, with its
+            pair features.
+        missing_items: candidates without an item row, dropped or scored as unknown by the engine's policy.
+        not_rankable: candidates whose item is in the index but not rankable; always dropped.
+        nan_scores: candidates dropped because their score is not a number.
+        unknown_behaviours: behaviours of the history whose item is not in the behaviour table.
+        truncated_behaviours: behaviours beyond the model's ``long_length``, the oldest.
+        unknown_features: values that encoding did not recognise, by reason and then by feature. Those of the
+            user are known only when the user state was computed for this request.
+        unknown_user: whether the source did not know the user.
+        user_state: ``computed`` for this request, or a cache ``hit``.
+        k_asked: results asked for.
+        k_given: results given: fewer when there are fewer candidates that can be ranked.
+        deadline_ms: the deadline, if there was one.
+        overrun_ms: by how much the deadline was missed in the end; a running stage is never interrupted.
+        spans: when what ran, for `timeline`.
+    """
+
+    version: str
+    rung: int
+    program: str
+    bucket: int
+    calls: int
+    long_bucket: int
+    user_fetch_ms: float
+    user_side_ms: float
+    retrieval_ms: float
+    wait_ms: float
+    prepare_ms: float
+    gather_ms: float
+    stage_ms: float
+    total_ms: float
+    hidden_ms: float
+    candidates: int
+    duplicates: int
+    missing_items: int
+    not_rankable: int
+    nan_scores: int
+    unknown_behaviours: int
+    truncated_behaviours: int
+    unknown_features: Mapping[str, Mapping[str, int]]
+    unknown_user: bool
+    user_state: Literal["computed", "hit"]
+    k_asked: int
+    k_given: int
+    deadline_ms: float | None
+    overrun_ms: float
+    spans: tuple[Span, ...]
+
+    def timeline(self, request: str = "request") -> list[dict[str, Any]]:
+        """Return the spans as events of the Chrome trace format, times in microseconds since `begin`."""
+        origin = min(span.start_s for span in self.spans)
+        return [
+            {
+                "name": span.name, "ph": "X", "pid": request, "tid": span.lane, "cat": span.lane,
+                "ts": (span.start_s - origin) * 1e6, "dur": (span.end_s - span.start_s) * 1e6,
+            }
+            for span in self.spans
+        ]  # fmt: skip
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the spans as JSON-serialisable values."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name != "spans"
+        }
+
+
+def chrome_trace(reports: Iterable[Report]) -> str:
+    """Return a trace file of several requests for https://ui.perfetto.dev or chrome://tracing."""
+    events = [
+        event for number, report in enumerate(reports) for event in report.timeline(f"request {number}")
+    ]
+    return json.dumps({"traceEvents": events, "displayTimeUnit": "ms"})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ranking:
+    """The best candidates of a request, best first; equal scores in the order in which the candidates came.
+
+    Attributes:
+        ids: item ids as they were given: integers (uint64) or strings, ``[k]``.
+        scores: float32 ``[k]``: the model's score expression.
+        heads: float32 ``[k]`` by head: its logit.
+        report: what happened on the way.
+    """
+
+    ids: np.ndarray
+    scores: np.ndarray
+    heads: Mapping[str, np.ndarray]
+    report: Report
+
+    def __len__(self) -> int:
+        return len(self.ids)

@@ -1,0 +1,101 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from aif_jax.bundle.files import MANIFEST, read_manifest, read_verified, write_bundle_files
+from aif_jax.errors import BundleError
+
+FILES = {"config.json": b'{"a": 1}', "programs/item.native": b"\x00\x01\x02", "empty": b""}
+
+
+def write(path: Path, files: dict[str, bytes] = FILES, *, overwrite: bool = False) -> str:
+    return write_bundle_files(path, files, {"jax": "0.0"}, overwrite=overwrite)
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    version = write(tmp_path / "bundle")
+    manifest = read_manifest(tmp_path / "bundle")
+    assert manifest["version"] == version
+    assert manifest["jax"] == "0.0"
+    for name, content in FILES.items():
+        assert read_verified(tmp_path / "bundle", manifest, name) == content
+    assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_the_version_follows_the_contents(tmp_path: Path) -> None:
+    first = write(tmp_path / "a")
+    assert write(tmp_path / "b") == first
+    assert write(tmp_path / "c", {**FILES, "empty": b"x"}) != first
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_each_broken_file_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "bundle"
+    write(path)
+    manifest = read_manifest(path)
+    original = (path / name).read_bytes()
+    (path / name).write_bytes(original + b"!")
+    with pytest.raises(BundleError, match=rf"{name}.*{len(original) + 1} bytes, expected {len(original)}"):
+        read_verified(path, manifest, name)
+    if original:
+        (path / name).write_bytes(bytes([original[0] ^ 1]) + original[1:])
+        with pytest.raises(
+            BundleError, match=rf"{name}.*SHA-256.*expected {manifest['files'][name]['sha256']}"
+        ):
+            read_verified(path, manifest, name)
+    (path / name).unlink()
+    with pytest.raises(BundleError, match=rf"{name}.*cannot be read"):
+        read_verified(path, manifest, name)
+
+
+def test_a_broken_manifest_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    write(path)
+    file = path / MANIFEST
+    original = json.loads(file.read_text())
+    file.write_text(json.dumps({**original, "jax": "1.0"}))
+    with pytest.raises(BundleError, match=r"manifest\.json: says version .* altered"):
+        read_manifest(path)
+    file.write_text(json.dumps({**original, "format": 99}))
+    with pytest.raises(BundleError, match=r"format 99, this release reads 1"):
+        read_manifest(path)
+    file.write_text("{")
+    with pytest.raises(BundleError, match="is not JSON"):
+        read_manifest(path)
+    file.write_text("[]")
+    with pytest.raises(BundleError, match="no list of files"):
+        read_manifest(path)
+    file.unlink()
+    with pytest.raises(BundleError, match="not found"):
+        read_manifest(path)
+    with pytest.raises(BundleError, match="is a file"):
+        read_manifest(path / "config.json")
+
+
+def test_overwriting_is_asked_for_and_only_replaces_bundles(tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    write(path)
+    with pytest.raises(BundleError, match="overwrite=True"):
+        write(path)
+    write(path, {"config.json": b"new"}, overwrite=True)
+    assert read_verified(path, read_manifest(path), "config.json") == b"new"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(BundleError, match="is not a bundle"):
+        write(tmp_path / "photos", overwrite=True)
+
+
+def test_a_crash_while_writing_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "bundle"
+    version = write(path)
+
+    def fail(*_: object) -> None:
+        raise OSError("the disk went away")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="went away"):
+        write(path, {"config.json": b"new"}, overwrite=True)
+    assert read_manifest(path)["version"] == version
+    assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]

@@ -1,0 +1,134 @@
+"""The architectures that `aif` is held against, trained by the same loop, and `build_model` for all.
+
+- ``exact``: the same blocks with softmax attention and float similarities throughout
+- ``cold``: without the long-sequence blocks (COLD, arXiv 2007.16122)
+- ``two_tower``: a dot product of a user vector and an item vector
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from aif_jax.config import ModelConfig
+from aif_jax.errors import ConfigError
+from aif_jax.features import Schema
+from aif_jax.models.aif import Aif, Tower, UserSide
+from aif_jax.models.bridge import Bridges
+from aif_jax.models.layers import attend, masked_softmax
+from aif_jax.models.score import Score
+from aif_jax.models.tiers import float_tiers
+from aif_jax.types import Columns
+
+
+class Exact(Aif):
+    """Full softmax attention in place of BEA and of the long-sequence attention; SimTier over float cosines.
+
+    Nothing of it can be multiplied out ahead of the request, so it does not fold.
+    """
+
+    foldable: ClassVar[bool] = False
+
+    def __init__(self, config: ModelConfig, schema: Schema, *, rngs: nnx.Rngs) -> None:
+        super().__init__(config, schema, rngs=rngs)
+        # Cosines are small; softmax over them starts at a temperature at which it can tell them apart.
+        self.sharpness = nnx.Param(jnp.float32(8.0)) if "long_attention" in self.blocks else None
+
+    @property
+    def item_columns(self) -> tuple[str, ...]:
+        """Frozen columns of behaviours that the active blocks read: content instead of signatures."""
+        columns = [name for name in super().item_columns if name not in ("content", "signature")]
+        return (*columns, "content") if self.blocks & {"long_attention", "simtier"} else tuple(columns)
+
+    def _build_bridges(self, rngs: nnx.Rngs) -> Bridges | None:
+        return None
+
+    def _keys_attention(self, e: jax.Array, side: UserSide) -> jax.Array:
+        return attend(e, side.keys, side.key_mask)
+
+    def _similarity(self, item: Mapping[str, jax.Array], side: UserSide) -> jax.Array:
+        return jnp.einsum("bgm,blm->bgl", item["content"], side.long["content"])
+
+    def _long_attention(self, item: Mapping[str, jax.Array], side: UserSide, value: jax.Array) -> jax.Array:
+        assert self.sharpness is not None
+        logits = self.sharpness[...] * self._similarity(item, side)
+        return masked_softmax(logits, side.counted[:, None]) @ value
+
+    def _tier_counts(self, item: Mapping[str, jax.Array], side: UserSide) -> jax.Array:
+        similarity = jax.lax.stop_gradient(self._similarity(item, side))
+        return float_tiers(similarity, side.channel, self.config.tier_edges, side.lengths.shape[-1])
+
+
+class TwoTower(Tower):
+    """Logits ``e_u[head] · e_i / √d + bias[head]``: what retrieval can serve from a vector index."""
+
+    def __init__(self, config: ModelConfig, schema: Schema, *, rngs: nnx.Rngs) -> None:
+        super().__init__(config, schema, rngs=rngs)
+        self.project = nnx.Linear(config.width, config.width * len(config.heads), rngs=rngs)
+        self.bias = nnx.Param(jnp.zeros(len(config.heads)))
+
+    def __call__(
+        self,
+        batch: Mapping[str, Any],
+        catalogue: Columns,
+        *,
+        train: bool,
+        rngs: nnx.Rngs | jax.Array | None = None,
+    ) -> jax.Array:
+        """Return logits ``[B, G, n_heads]``; arguments as of `Aif`."""
+        inputs = self._inputs(batch, catalogue, train, rngs)
+        side = self.user_side(*inputs[:5], inputs.keep)
+        logits = self.item(inputs.item) @ self.head_vectors(side.vector) + self.bias[...]
+        return logits + self._train_only_term(batch, inputs.keep, train)
+
+    def head_vectors(self, vector: jax.Array) -> jax.Array:
+        """Return ``[..., d, n_heads]`` of user vectors ``[..., d]``, scaled by ``1/√d``."""
+        heads = self.project(vector) / jnp.sqrt(jnp.float32(self.config.width))
+        return heads.reshape(*vector.shape[:-1], self.config.width, len(self.config.heads))
+
+    def user_vector(self, batch: Mapping[str, Any], catalogue: Columns) -> jax.Array:
+        """Return ``[B, d]``: its dot product with `item_vector` orders items as the first head does."""
+        inputs = self._inputs(
+            {**batch, "item": jnp.zeros((len(batch["short_item"]), 1), jnp.int32)}, catalogue, False, None
+        )
+        return self.head_vectors(self.user_side(*inputs[:5], {}).vector)[..., 0]
+
+    def item_vector(self, item_inputs: Columns) -> jax.Array:
+        """Return ``[M, d]`` of encoded items with ``content`` and ``has_content``."""
+        return self.item({name: jnp.asarray(values) for name, values in item_inputs.items()})
+
+
+Model = Aif | Exact | TwoTower
+"""Any of the architectures."""
+
+
+def build_model(config: ModelConfig, schema: Schema, *, seed: int = 0) -> Model:
+    """Build a model with initial weights.
+
+    Args:
+        config: architecture, sizes and switches.
+        schema: a fitted schema, since feature tables are as large as its vocabularies.
+        seed: seed of the initial weights. (The seed of the hyperplanes is ``config.seed``.)
+
+    Raises:
+        ConfigError: the schema is not fitted, or the score expression does not fit heads and schema.
+    """
+    if not schema.fitted:
+        raise ConfigError("the schema is not fitted yet; call schema.fit(...) on training data first.")
+    score_of(config, schema)
+    kinds = {"aif": Aif, "cold": Aif, "exact": Exact, "two_tower": TwoTower}
+    return kinds[config.architecture](config, schema, rngs=nnx.Rngs(seed))
+
+
+def score_of(config: ModelConfig, schema: Schema) -> Score:
+    """Return the score expression of a config over a schema's numeric pair features.
+
+    Raises:
+        ConfigError: the expression does not fit heads and schema.
+    """
+    numeric = tuple(
+        feature.name for feature in schema.pair if feature.shape == (2,) and feature.dtype.kind == "f"
+    )
+    return Score(config.score, config.heads, numeric)

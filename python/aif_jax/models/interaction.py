@@ -1,0 +1,115 @@
+"""The interaction module: a first layer over the concatenated blocks, a small MLP, the heads.
+
+One weight over concatenated blocks is the sum of one weight per block, and is kept so: what belongs to one
+side can then be multiplied out on that side.
+"""
+
+from collections.abc import Mapping
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from aif_jax.config import ModelConfig
+from aif_jax.features import Schema
+from aif_jax.models.embedder import FeatureEmbedder
+from aif_jax.models.layers import ordered_product
+
+
+class FirstLayer(nnx.Module):
+    """``H``, the sum over the blocks of their input times their weight, before the activation.
+
+    A block that was dropped, or whose input is absent, contributes its learned vector ``absent`` instead.
+
+    Args:
+        config: widths.
+        schema: context and pair features.
+        blocks: the model's active blocks.
+        rngs: random keys of the initial weights.
+    """
+
+    def __init__(
+        self, config: ModelConfig, schema: Schema, blocks: frozenset[str], *, rngs: nnx.Rngs
+    ) -> None:
+        h = config.hidden
+        self.user = nnx.Linear(config.width, h, rngs=rngs)  # its bias is the layer's
+        self.item = nnx.Linear(config.width, h, use_bias=False, rngs=rngs)
+        width = config.embedding_width
+        self.embed_context = (
+            FeatureEmbedder(schema.context, width, rngs=rngs) if "context" in blocks else None
+        )
+        self.embed_pair = FeatureEmbedder(schema.pair, width, rngs=rngs) if "pair" in blocks else None
+        widths = {
+            "profile_item": config.width,
+            "bridge": config.width,
+            "long_attention": config.value_width,
+            "simtier": len(schema.behaviour_types) * config.tiers,
+            "sim_hard": config.sim_width,
+            "context": self.embed_context.width if self.embed_context else 0,
+            "pair": self.embed_pair.width if self.embed_pair else 0,
+        }
+        for block, width in widths.items():
+            if block in blocks:
+                setattr(self, block, nnx.Linear(width, h, use_bias=False, rngs=rngs))
+                setattr(self, f"absent_{block}", nnx.Param(jnp.zeros(h)))
+
+    def weight(self, block: str) -> jax.Array:
+        """Return a block's weight ``[n_in, h]``."""
+        return getattr(self, block).kernel[...]
+
+    def absent(self, block: str) -> jax.Array:
+        """Return what an absent block contributes, ``[h]``."""
+        return getattr(self, f"absent_{block}")[...]
+
+    def contribution(self, block: str, x: jax.Array, present: jax.Array) -> jax.Array:
+        """Return ``x W`` where ``present`` and ``absent`` elsewhere.
+
+        Args:
+            block: which one.
+            x: its input ``[..., n_in]``.
+            present: bool, broadcastable to ``[...]``.
+        """
+        return jnp.where(present[..., None], getattr(self, block)(x), self.absent(block))
+
+    def features(self, group: str, inputs: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """Return context or pair features embedded ``[..., width]``, and bool ``[...]``, whether any is given."""
+        embed = getattr(self, f"embed_{group}")
+        return embed(inputs), embed.given(inputs)
+
+
+class Heads(nnx.Module):
+    """From ``H`` to the logits: ReLU, hidden layers, and a last layer summed in a fixed order."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        sizes = (config.hidden, *config.head_layers)
+        self.depth = len(sizes) - 1
+        for number, (n_in, n_out) in enumerate(pairwise(sizes)):
+            setattr(self, f"layer_{number}", nnx.Linear(n_in, n_out, rngs=rngs))
+        self.out = nnx.Linear(sizes[-1], len(config.heads), rngs=rngs)
+
+    def __call__(self, first: jax.Array) -> jax.Array:
+        """Map ``[..., h]`` to logits ``[..., n_heads]``."""
+        x = jax.nn.relu(first)
+        for number in range(self.depth):
+            x = jax.nn.relu(getattr(self, f"layer_{number}")(x))
+        logits = ordered_product(x, self.out.kernel[...])
+        return logits if self.out.bias is None else logits + self.out.bias[...]
+
+
+class TrainOnly(nnx.Module):
+    """What serving does not know (position), added to the logits in training (Zhao et al., RecSys 2019).
+
+    At serving, and where the features are missing, a learned constant takes its place: it moves every
+    candidate alike.
+    """
+
+    def __init__(self, config: ModelConfig, schema: Schema, *, rngs: nnx.Rngs) -> None:
+        self.embed = FeatureEmbedder(schema.train_only, config.embedding_width, rngs=rngs)
+        self.linear = nnx.Linear(self.embed.width, len(config.heads), use_bias=False, rngs=rngs)
+        self.absent = nnx.Param(jnp.zeros(len(config.heads)))
+
+    def __call__(self, inputs: Mapping[str, jax.Array], kept: jax.Array) -> jax.Array:
+        """Return the term ``[B, G, n_heads]``; ``kept`` is bool ``[B]``."""
+        there = self.embed.given(inputs) & kept[:, None]
+        return jnp.where(there[..., None], self.linear(self.embed(inputs)), self.absent[...])

@@ -1,0 +1,56 @@
+"""The item side: what depends on an item alone, as a candidate and as a behaviour in a history."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from aif_jax.config import ModelConfig
+from aif_jax.features import Schema
+from aif_jax.models.embedder import FeatureEmbedder
+from aif_jax.models.layers import Mlp
+
+
+class ItemModule(nnx.Module):
+    """Embeds items; candidates and behaviours share the feature tables and part after them.
+
+    Args:
+        config: widths.
+        schema: item features.
+        blocks: the model's active blocks; what they do not need is not built.
+        rngs: random keys of the initial weights.
+    """
+
+    def __init__(
+        self, config: ModelConfig, schema: Schema, blocks: frozenset[str], *, rngs: nnx.Rngs
+    ) -> None:
+        self.embed = FeatureEmbedder(schema.item, config.embedding_width, rngs=rngs)
+        n_in = self.embed.width + config.content_width + 1
+        self.mlp = Mlp((n_in, *config.item_layers, config.width), rngs=rngs)
+        tokens = blocks & {"self_attention", "profile_attention", "bridge"}
+        values = blocks & {"bridge", "long_attention", "sim_hard"}
+        self.as_token = nnx.Linear(n_in, config.width, rngs=rngs) if tokens else None
+        self.as_value = nnx.Linear(n_in, config.value_width, rngs=rngs) if values else None
+
+    def __call__(self, inputs: Mapping[str, jax.Array]) -> jax.Array:
+        """Return ``e`` ``[..., d]`` of items.
+
+        Args:
+            inputs: encoded item features ``[..., *feature.shape]``, ``content`` ``[..., d_m]`` and
+                ``has_content`` ``[..., 1]``.
+        """
+        return self.mlp(self._dense(inputs))
+
+    def behaviour(self, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Return ``token`` ``[..., d]`` and ``value`` ``[..., d_v]``, those of them that the model needs."""
+        dense = self._dense(inputs)
+        columns = {}
+        if self.as_token is not None:
+            columns["token"] = self.as_token(dense)
+        if self.as_value is not None:
+            columns["value"] = self.as_value(dense)
+        return columns
+
+    def _dense(self, inputs: Mapping[str, jax.Array]) -> jax.Array:
+        return jnp.concatenate([self.embed(inputs), inputs["content"], inputs["has_content"]], axis=-1)

@@ -1,0 +1,92 @@
+"""SIM-hard: a candidate sees the user's behaviours in its own categories (Pi et al. 2020, arXiv 2006.05639).
+
+The sub-sequences of the user's most recent categories are pooled ahead of the request; the candidate looks
+its categories up among them.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+FIRST_CATEGORY = 2
+"""Encoded categories from here on name something: 0 is missing, and unknown ones (1) need not be the same."""
+
+NO_CATEGORY = -1
+"""Fills slots that the user has no category for."""
+
+
+def recent_categories(category: jax.Array, valid: jax.Array, slots: int) -> tuple[jax.Array, jax.Array]:
+    """Return the most recent distinct categories of a history.
+
+    Args:
+        category: int32 ``[B, L, C]``, encoded categories of each behaviour, most recent behaviour first.
+        valid: bool ``[B, L]``, which behaviours exist.
+        slots: ``C_max``, how many to return.
+
+    Returns:
+        int32 ``[B, C_max]`` in order of recency, `NO_CATEGORY` where there are fewer; and int32 ``[B]``, how
+        many of the behaviours' categories (counted once per behaviour) found no slot.
+    """
+    flat = jnp.where(valid[..., None], category, 0).reshape(category.shape[0], -1)
+    left = flat >= FIRST_CATEGORY
+
+    def take_one(left: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        first = jax.lax.argmax(left, 1, jnp.int32)[:, None]
+        found = jnp.where(
+            jnp.any(left, axis=1), jnp.take_along_axis(flat, first, axis=1)[:, 0], jnp.int32(NO_CATEGORY)
+        )
+        return left & (flat != found[:, None]), found
+
+    left, found = jax.lax.scan(take_one, left, None, length=slots)
+    return found.T, jnp.sum(left, axis=1, dtype=jnp.int32)
+
+
+def in_slot(category: jax.Array, slot: jax.Array) -> jax.Array:
+    """Return bool ``[..., C, C_max]``: which slot holds which of the categories ``[..., C]``.
+
+    Args:
+        category: int32 ``[..., C]``.
+        slot: int32 ``[..., C_max]``, broadcastable to the leading axes.
+    """
+    real = category >= FIRST_CATEGORY
+    return (category[..., :, None] == slot[..., None, :]) & real[..., None]
+
+
+def slot_weights(category: jax.Array, slot: jax.Array) -> jax.Array:
+    """Return how an item's categories average the slots: ``[..., C_max]``.
+
+    Each of the item's categories weighs the same; one that has no slot contributes nothing.
+    """
+    hits = jnp.sum(in_slot(category, slot), axis=-2).astype(jnp.float32)
+    n = jnp.sum(category >= FIRST_CATEGORY, axis=-1).astype(jnp.float32)
+    return hits / jnp.maximum(n, 1.0)[..., None]
+
+
+class CategoryPool(nnx.Module):
+    """``G_u = relu([mean value, share of the history] W + b)`` for the behaviours of each slot's category."""
+
+    def __init__(self, value_width: int, sim_width: int, *, rngs: nnx.Rngs) -> None:
+        self.linear = nnx.Linear(value_width + 1, sim_width, rngs=rngs)
+
+    def __call__(self, value: jax.Array, category: jax.Array, valid: jax.Array, slot: jax.Array) -> jax.Array:
+        """Pool a history by category.
+
+        Args:
+            value: ``[B, L, d_v]``.
+            category: int32 ``[B, L, C]``.
+            valid: bool ``[B, L]``.
+            slot: int32 ``[B, C_max]``.
+
+        Returns:
+            ``[B, C_max, d_s]``, zeros in slots without a category.
+        """
+        member = jnp.zeros((*category.shape[:2], slot.shape[-1]), bool)
+        for column in range(category.shape[-1]):  # a few; all at once would be [B, L, C, C_max]
+            member |= in_slot(category[..., column, None], slot[:, None])[..., 0, :]
+        weights = (member & valid[..., None]).astype(jnp.float32)
+        count = jnp.sum(weights, axis=1)
+        mean = jnp.einsum("blc,blv->bcv", weights, value) / jnp.maximum(count, 1.0)[..., None]
+        length = jnp.sum(valid, axis=1).astype(jnp.float32)
+        share = count / jnp.maximum(length, 1.0)[:, None]
+        pooled = jax.nn.relu(self.linear(jnp.concatenate([mean, share[..., None]], axis=-1)))
+        return jnp.where((slot >= 0)[..., None], pooled, 0.0)

@@ -135,7 +135,7 @@ def inspect(
 
 
 def main() -> None:
-    """Run the command; errors of ours are shown as one message, without a traceback, and exit with status 2."""
+    """Run the command; our own errors show as one message and exit with status 2."""
     try:
         app()
     except AifError as error:

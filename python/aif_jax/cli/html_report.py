@@ -70,7 +70,8 @@ def write_report(result: DemoResult, path: Path) -> None:
         _table(["what", "value"], [[k, v] for k, v in result.facts.items()]),
     ]
     path.write_text(
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>aif_jax demo</title><style>{STYLE}</style>"
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>aif_jax demo</title>"
+        f"<style>{STYLE}</style>"
         f"<body>{''.join(body)}</body></html>",
         encoding="utf-8",
     )

@@ -1,0 +1,66 @@
+"""`aif export` and `aif index build`: from a trained model to what the engine loads."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from aif_jax.bundle import Bundle, export_bundle
+from aif_jax.data import load
+from aif_jax.data.content import fit_width
+from aif_jax.data.dataset import Dataset
+from aif_jax.models.store import load_model
+from aif_jax.nearline import BehaviourTable, ItemIndex
+
+ITEMS, BEHAVIOURS = "items.aifrows", "behaviours.aifrows"
+"""Names of the two files that `aif index build` writes."""
+
+
+def run_export(model: Path, out: Path, *, console: Console) -> None:
+    """Export a saved model and say how the bundle loads."""
+    trained, description = load_model(model / "model" if (model / "model").is_dir() else model)
+    with console.status("exporting: two programs for each of four stages"):
+        bundle = export_bundle(trained, out, metrics=description["metrics"], notes=description["notes"])
+    console.print(bundle.explain(), markup=False)
+
+
+def run_index_build(bundle_path: Path, data: str, out: Path, *, console: Console) -> None:
+    """Build and save the item index and the behaviour table of a data set's catalogue."""
+    bundle = Bundle.load(bundle_path)
+    items, behaviours = build_tables(bundle, load(data), console=console)
+    out.mkdir(parents=True, exist_ok=True)
+    items.save(out / ITEMS)
+    behaviours.save(out / BEHAVIOURS)
+    console.print(
+        f"{len(items):,} items in {out / ITEMS} and {out / BEHAVIOURS}, version {bundle.version[:12]}"
+    )
+
+
+def build_tables(bundle: Bundle, dataset: Dataset, *, console: Console) -> tuple[ItemIndex, BehaviourTable]:
+    """Run the item and the behaviour program over every item of a data set."""
+    names = {feature.name for feature in bundle.schema.item}
+    columns = {name: column for name, column in dataset.items.items() if name in names}
+    content = None
+    if dataset.content is not None:
+        content = fit_width(dataset.content, bundle.config.content_width).vectors
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+    with bar:
+        total = 2 * dataset.n_items
+        task = bar.add_task("item rows", total=total)
+
+        def first(done: int, _: int) -> None:
+            bar.update(task, completed=done)
+
+        def second(done: int, _: int) -> None:
+            bar.update(task, completed=dataset.n_items + done, description="behaviour rows")
+
+        index = ItemIndex.build(bundle, dataset.items["ids"], columns, content, progress=first)
+        table = BehaviourTable.build(bundle, dataset.items["ids"], columns, content, progress=second)
+    return index, table

@@ -1,0 +1,91 @@
+"""`aif inspect`: what a path holds, in human words."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from aif_jax.bundle import Bundle
+from aif_jax.config import BLOCKS, ModelConfig
+from aif_jax.errors import AifError
+from aif_jax.features import Schema
+from aif_jax.features.schema import GROUPS
+from aif_jax.models.store import CONFIG, load_model, weights_of
+from aif_jax.nearline.rows import read_snapshot
+
+
+def run_inspect(path: Path, *, console: Console) -> None:
+    """Say what a path holds: a trained model, a bundle, an index folder or one table of it.
+
+    Raises:
+        AifError: it is none of these.
+    """
+    if not path.exists():
+        raise AifError(f"{path}: there is nothing here.")
+    if path.is_dir() and (path / "manifest.json").exists():
+        _bundle(Bundle.load(path), console)
+    elif path.is_dir() and ((path / CONFIG).exists() or (path / "model" / CONFIG).exists()):
+        model, description = load_model(path if (path / CONFIG).exists() else path / "model")
+        weights = weights_of(model)
+        console.print(f"[bold]a trained {model.config.architecture} model[/], {_count(weights)} parameters")
+        _model(model.config, model.schema, console)
+        console.print(f"notes: {json.dumps(description['notes'])}", highlight=False)
+        console.print(f"quality when it was saved: {json.dumps(description['metrics'])}", highlight=False)
+    elif path.is_dir() and list(path.glob("*.aifrows")):
+        for table in sorted(path.glob("*.aifrows")):
+            _rows(table, console)
+    elif path.is_file():
+        _rows(path, console)
+    else:
+        raise AifError(
+            f"{path}: not a model, a bundle or an index; expected what one of the `aif` commands wrote."
+        )
+
+
+def _bundle(bundle: Bundle, console: Console) -> None:
+    console.print(f"[bold]a bundle[/], version {bundle.version}")
+    console.print(bundle.explain(), markup=False, highlight=False)
+    weights = {name: np.asarray(value) for name, value in bundle.weights.items()}
+    console.print(f"{_count(weights)} parameters; at most {bundle.k_max:,} results a request")
+    _model(bundle.config, bundle.schema, console)
+    console.print(f"notes: {json.dumps(dict(bundle.notes))}", highlight=False)
+    console.print(f"quality when it was exported: {json.dumps(dict(bundle.metrics))}", highlight=False)
+
+
+def _model(config: ModelConfig, schema: Schema, console: Console) -> None:
+    on = [block for block in BLOCKS if config.has(block)]
+    console.print(f"architecture {config.architecture}; blocks {', '.join(on)}")
+    console.print(
+        f"looks at {config.short_length} recent and {config.long_length} long-term behaviours of types "
+        f"{', '.join(schema.behaviour_types)}; {config.signature} signatures of {config.signature_bytes} bytes; "
+        f"{config.long_attention} attention; heads {', '.join(config.heads)}; score = {config.score}",
+        highlight=False,
+    )
+    table = Table("group", "feature", "kind", "rows of its table")
+    for group in GROUPS:
+        for feature in schema.features(group):
+            size = getattr(feature, "size", None)
+            table.add_row(group, feature.name, type(feature).__name__, "" if size is None else f"{size:,}")
+    console.print(table)
+
+
+def _rows(path: Path, console: Console) -> None:
+    snapshot = read_snapshot(path)
+    count = len(snapshot.keys)
+    bytes_each = {name: column.nbytes // max(count, 1) for name, column in snapshot.columns.items()}
+    ids = "string ids" if snapshot.names is not None else "integer ids"
+    console.print(
+        f"[bold]{snapshot.kind.replace('_', ' ')}[/] {path.name}: {count:,} rows under {ids}, made by bundle "
+        f"{snapshot.version[:12]}, {sum(bytes_each.values())} bytes a row",
+        highlight=False,
+    )
+    table = Table("column", "dtype", "shape", "bytes a row")
+    for name, column in snapshot.columns.items():
+        table.add_row(name, str(column.dtype), str(list(column.shape[1:])), str(bytes_each[name]))
+    console.print(table)
+
+
+def _count(weights: dict[str, np.ndarray]) -> str:
+    return f"{sum(value.size for value in weights.values()):,}"

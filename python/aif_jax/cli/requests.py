@@ -1,0 +1,75 @@
+"""Requests made from a data set's test part: the users, what they had done by then, and their context."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from aif_jax.data.dataset import Dataset
+from aif_jax.errors import DataError
+from aif_jax.types import Request, UserId, UserRecord
+
+
+@dataclasses.dataclass(frozen=True)
+class TestRequests:
+    """The first test request of each of some users.
+
+    Attributes:
+        requests: user id and raw context of each.
+        records: what a user source knows of each user just before that request.
+    """
+
+    requests: tuple[Request, ...]
+    records: Mapping[UserId, UserRecord]
+
+    def users(self, user: UserId) -> UserRecord | None:
+        """Look a user up: the engine's user source."""
+        return self.records.get(user)
+
+
+def test_requests(dataset: Dataset, count: int, *, long_length: int, k: int, seed: int = 0) -> TestRequests:
+    """Draw requests from the test part, one a user.
+
+    Args:
+        dataset: where they come from.
+        count: how many; fewer if the test part has fewer users.
+        long_length: behaviours of a history at most.
+        k: results that each asks for.
+        seed: of the draw.
+    """
+    test = dataset.requests("test", group=1)
+    _, first = np.unique(test.user, return_index=True)
+    chosen = np.random.default_rng(seed).permutation(first)[:count]
+    if not len(chosen):
+        raise DataError(f"{dataset.name} has no test rows to make requests of.")
+    requests, records = [], {}
+    for index in chosen:
+        row, user = int(test.rows[index, 0]), int(test.user[index])
+        identity = plain(dataset.users["ids"][user])
+        context = {name: plain(column[row]) for name, column in dataset.impressions.context.items()}
+        requests.append(Request(user=identity, context=context, k=k))
+        records[identity] = dataset.user_record(
+            user, history_end=int(test.history_end[index]), length=long_length
+        )
+    return TestRequests(tuple(requests), records)
+
+
+def user_row(dataset: Dataset, user: str) -> int:
+    """Return the row of a user whose id was typed as text.
+
+    Raises:
+        DataError: the set has no such user.
+    """
+    ids = np.asarray(dataset.users["ids"])
+    found = np.flatnonzero(ids.astype(str) == user)
+    if not len(found):
+        raise DataError(
+            f"{dataset.name} has no user {user!r}; its {len(ids):,} users are {', '.join(map(str, ids[:5]))}, ..."
+        )
+    return int(found[0])
+
+
+def plain(value: Any) -> Any:
+    """Return a NumPy scalar as the Python value that a request would carry."""
+    return value.item() if isinstance(value, np.generic) else value

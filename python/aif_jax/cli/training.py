@@ -1,0 +1,75 @@
+"""`aif train`: a model of one architecture on one data set, kept on disk with its metrics."""
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from aif_jax.config import ModelConfig
+from aif_jax.data import load
+from aif_jax.errors import ConfigError
+from aif_jax.models.store import save_model
+from aif_jax.training import evaluate, floors, preset, train
+from aif_jax.training.evaluate import Metrics
+
+
+def run_training(
+    data: str,
+    out: Path,
+    *,
+    architecture: str,
+    config: Path | None,
+    epochs: int | None,
+    seed: int,
+    resume: bool,
+    console: Console,
+) -> None:
+    """Train, evaluate on the test part, and save.
+
+    Raises:
+        ConfigError: a field of the config is unknown or invalid, or OUT holds checkpoints and resume is off.
+    """
+    dataset = load(data)
+    model_config, train_config = preset(dataset.name, architecture)
+    if config is not None:
+        model_config = ModelConfig.from_json({**model_config.to_json(), **_read(config)})
+    checkpoints = out / "checkpoints"
+    if checkpoints.exists() and any(checkpoints.iterdir()) and not resume:
+        raise ConfigError(
+            f"{checkpoints} holds an earlier run; go on with --resume, or choose another --out."
+        )
+    train_config = train_config.replace(checkpoint_dir=str(checkpoints), seed=seed)
+    if epochs is not None:
+        train_config = train_config.replace(epochs=epochs)
+    result = train(model_config, dataset, train_config, progress=True)
+    metrics = evaluate(result.model, dataset, "test")
+    save_model(
+        result.model,
+        out / "model",
+        metrics=metrics.to_json(),
+        notes={"data": dataset.name, "seed": seed, "steps": result.steps},
+    )
+    (out / "metrics.json").write_text(
+        json.dumps({"test": metrics.to_json(), "history": result.history}, indent=1, default=str)
+    )
+    rows = {f"floor: {name}": found for name, found in floors(dataset).items()}
+    console.print(metrics_table({**rows, architecture: metrics}))
+    console.print(
+        f"model in {out / 'model'}, {result.steps} steps at {result.examples_per_s:,.0f} examples/s"
+    )
+
+
+def metrics_table(rows: dict[str, Metrics]) -> Table:
+    """Return quality figures of the main head as a table."""
+    table = Table("on the test part", "AUC", "GAUC", "log loss")
+    for name, metrics in rows.items():
+        table.add_row(name, f"{metrics.auc:.4f}", f"{metrics.gauc:.4f}", f"{metrics.log_loss:.4f}")
+    return table
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: expected a JSON object of ModelConfig fields: {error}.") from error

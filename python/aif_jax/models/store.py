@@ -1,0 +1,94 @@
+"""A trained model on disk: its configuration, its schema and its weights, in files that no code runs from."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx, traverse_util
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from aif_jax.config import ModelConfig
+from aif_jax.errors import BundleError
+from aif_jax.features import Schema
+from aif_jax.models.baselines import Model, build_model
+
+CONFIG, WEIGHTS = "model.json", "weights.safetensors"
+_FORMAT = 1
+
+
+def save_model(model: Model, path: Path, *, metrics: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+    """Write a trained model into a directory.
+
+    Args:
+        model: what was trained.
+        path: the directory; made if absent. The weights are written before the description, so that a
+            directory with a description is whole.
+        metrics: its quality, JSON-serialisable.
+        notes: what else to keep with it (data set, seed), JSON-serialisable.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    (path / CONFIG).unlink(missing_ok=True)
+    save_file(weights_of(model), path / WEIGHTS)
+    description = {
+        "format": _FORMAT,
+        "model": model.config.to_json(),
+        "schema": model.schema.to_json(),
+        "metrics": dict(metrics),
+        "notes": dict(notes),
+    }
+    partial = path / (CONFIG + ".partial")
+    partial.write_text(json.dumps(description, indent=1), encoding="utf-8")
+    partial.replace(path / CONFIG)
+
+
+def load_model(path: Path) -> tuple[Model, dict[str, Any]]:
+    """Read what `save_model` wrote.
+
+    Returns:
+        The model, and the description with ``metrics`` and ``notes``.
+
+    Raises:
+        BundleError: a file is missing or broken, or the weights do not fit the configuration.
+    """
+    try:
+        description = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        weights = load_file(path / WEIGHTS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise BundleError(
+            f"{path}: not a saved model ({error}); expected {CONFIG} and {WEIGHTS}, as `aif train` writes them."
+        ) from error
+    if description.get("format") != _FORMAT:
+        raise BundleError(f"{path}: format {description.get('format')!r}, this release reads {_FORMAT}.")
+    model = build_model(ModelConfig.from_json(description["model"]), Schema.from_json(description["schema"]))
+    set_weights(model, weights, str(path))
+    return model, description
+
+
+def weights_of(model: nnx.Module) -> dict[str, np.ndarray]:
+    """Return the parameters of a model by dotted name."""
+    flat = traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(model, nnx.Param)), sep=".")
+    return {name: np.asarray(value) for name, value in sorted(flat.items())}
+
+
+def set_weights(model: nnx.Module, weights: Mapping[str, np.ndarray], origin: str) -> None:
+    """Put weights by dotted name into a model.
+
+    Raises:
+        BundleError: names or shapes differ from the model's.
+    """
+    state = nnx.state(model, nnx.Param)
+    expected = traverse_util.flatten_dict(nnx.to_pure_dict(state), sep=".")
+    if set(expected) != set(weights):
+        raise BundleError(
+            f"{origin}: weights {sorted(set(expected) ^ set(weights))} are only in the file or only in the model."
+        )
+    for name, value in expected.items():
+        if value.shape != weights[name].shape:
+            raise BundleError(
+                f"{origin}: weight {name} has shape {weights[name].shape}, the model expects {value.shape}."
+            )
+    nnx.replace_by_pure_dict(state, traverse_util.unflatten_dict(dict(weights), sep="."))
+    nnx.update(model, state)

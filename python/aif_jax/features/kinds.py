@@ -105,8 +105,7 @@ class MultiValued:
 
     def fit(self, column: Any) -> "MultiValued":
         """Return the feature with its encoder fitted on a column of training data."""
-        length = len(column.offsets) - 1 if hasattr(column, "offsets") else len(column)
-        return dataclasses.replace(self, encoder=self.encoder.fit(ragged(self.name, column, length)[0]))
+        return dataclasses.replace(self, encoder=self.encoder.fit(ragged(self.name, column, len(column))[0]))
 
     def encode(self, column: Any, n: int, report: EncodeReport) -> np.ndarray:
         """Encode a column of n lists (see `aif_jax.features.Ragged`), see the class."""

@@ -3,6 +3,7 @@
 Missing are ``None``, NaN, the empty string and masked entries of a masked array; no integer means "missing".
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from itertools import chain
@@ -15,7 +16,8 @@ from aif_jax.errors import SchemaError
 _NONE_OR_FLOAT = {type(None), float, np.float32, np.float64}
 
 
-class Ragged(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ragged:
     """A column of lists, flat: row ``i`` is ``values[offsets[i]:offsets[i + 1]]``. The fast form.
 
     Attributes:
@@ -25,6 +27,9 @@ class Ragged(NamedTuple):
 
     values: Any
     offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
 
     def take(self, rows: np.ndarray) -> "Ragged":
         """Return the chosen rows, in the order given.

@@ -1,0 +1,267 @@
+"""From rows to padded batches: random access to requests, and epochs of batches over them.
+
+A batch is a dictionary of NumPy arrays; B requests, G rows in each, S and L behaviours:
+
+    "user": {feature: [B, ...]}
+    "short_item", "short_type" int32 [B, S]   (-1 pads, most recent first)
+    "long_item", "long_type" int32 [B, L]   (the same)
+    "item" int32 [B, G]   (-1 pads)
+    "context", "pair", "train_only": {feature: [B, G, ...]}   (zeros pad: missing)
+    "labels", "label_mask" float32 [B, G, n_heads]   (mask 0 where padded or unknown)
+    "user_index" int32 [B]   (-1 for a padding request)
+    "impression" int64 [B, G]   (row of the data set, -1 pads)
+
+Items are rows of `Dataset.catalogue`. A request without the leading B, as `RequestSource` gives it, keeps its
+own length L; `collate` pads it.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from aif_jax.data.dataset import Dataset
+from aif_jax.errors import DataError
+from aif_jax.features import Group, Schema, pad_to
+
+Batch = dict[str, Any]
+_ROW_GROUPS: tuple[Group, ...] = ("context", "pair", "train_only")
+
+
+class RequestSource:
+    """Random access to the requests of one split: ``len(source)`` and ``source[i]``, as grain expects it.
+
+    Every feature is encoded once, here; a request is then a gather.
+
+    Attributes:
+        requests: the rows of each request.
+        lengths: int64 ``[R]``, behaviours in each request's history, at most the long length.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        schema: Schema,
+        split: str | int,
+        *,
+        group: int = 16,
+        short_length: int,
+        long_length: int,
+        heads: Sequence[str] | None = None,
+    ):
+        """Group the rows and encode their features.
+
+        Args:
+            dataset: where the rows come from.
+            schema: a fitted schema.
+            split: ``train``, ``validation`` or ``test``.
+            group: ``G``, rows in a request at most.
+            short_length: ``S``.
+            long_length: ``L``.
+            heads: labels to give, in this order; by default all of the data set's.
+
+        Raises:
+            DataError: the data set has no label for a head, or no rows in this split.
+            SchemaError: the schema is not fitted, or does not fit the data set.
+        """
+        heads = dataset.heads if heads is None else tuple(heads)
+        if missing := [head for head in heads if head not in dataset.heads]:
+            raise DataError(
+                f"{dataset.name} has labels {dataset.heads}, not {missing}; name heads after them."
+            )
+        if min(short_length, long_length) < 1:
+            raise DataError(f"lengths: got {short_length} and {long_length}, expected at least 1.")
+        self.requests = dataset.requests(split, group)
+        if not len(self.requests):
+            raise DataError(f"{dataset.name} has no rows in split {split!r}.")
+        self.short_length, self.long_length = short_length, long_length
+        self._dataset = dataset
+        start = dataset.events.offsets[self.requests.user]
+        self.lengths = np.minimum(self.requests.history_end - start, long_length)
+
+        # Only this split's rows are encoded. Row -1 of each table is the padding: nothing known or asked.
+        rows = np.unique(self.requests.rows[self.requests.rows >= 0])
+        self._row = np.where(self.requests.rows >= 0, np.searchsorted(rows, self.requests.rows), -1)
+        self._user = {name: _with_padding(x) for name, x in dataset.encode(schema, "user").items()}
+        self._columns = {
+            group: {name: _with_padding(x) for name, x in dataset.encode(schema, group, rows).items()}
+            for group in _ROW_GROUPS
+        }
+        impressions = dataset.impressions
+        labels = np.stack([impressions.labels[head][rows] for head in heads], axis=-1)
+        mask = np.stack([impressions.label_mask[head][rows] for head in heads], axis=-1)
+        # A label that is not known must not reach a loss even multiplied by 0: it may be NaN.
+        self._labels = _with_padding(np.where(mask > 0, labels, 0.0).astype(np.float32))
+        self._mask = _with_padding(mask.astype(np.float32))
+        self._item = _with_padding(impressions.item[rows].astype(np.int32), -1)
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def __getitem__(self, index: int) -> Batch:
+        """Return one request: a batch without the axis B, its long history as long as it is (at least 1)."""
+        index = range(len(self))[index]
+        batch = self.batch(np.array([index]), max(1, int(self.lengths[index])))
+        return _map(batch, lambda array: array[0])
+
+    def batch(self, indices: np.ndarray, long_length: int) -> Batch:
+        """Gather requests into one batch.
+
+        Args:
+            indices: int ``[B]``, -1 for a padding request.
+            long_length: ``L`` of the batch; longer histories lose their oldest behaviours.
+        """
+        indices = np.asarray(indices)
+        absent = indices < 0
+        row = np.where(absent[:, None], -1, self._row[indices])
+        user = np.where(absent, -1, self.requests.user[indices]).astype(np.int32)
+        ends = self.requests.history_end[indices]
+        length = max(self.short_length, long_length)
+        items, types = self._dataset.history(np.maximum(user, 0), ends, length)
+        items[absent], types[absent] = -1, -1
+        return {
+            "user": {name: array[user] for name, array in self._user.items()},
+            "short_item": items[:, : self.short_length].copy(),
+            "short_type": types[:, : self.short_length].copy(),
+            "long_item": items[:, :long_length].copy(),
+            "long_type": types[:, :long_length].copy(),
+            "item": self._item[row],
+            **{
+                group: {name: array[row] for name, array in columns.items()}
+                for group, columns in self._columns.items()
+            },
+            "labels": self._labels[row],
+            "label_mask": self._mask[row],
+            "user_index": user,
+            "impression": np.where(absent[:, None], -1, self.requests.rows[indices]),
+        }
+
+
+def collate(requests: Sequence[Batch], long_bucket: int, *, batch_size: int | None = None) -> Batch:
+    """Stack requests of a `RequestSource` into a batch.
+
+    Args:
+        requests: what ``source[i]`` gave.
+        long_bucket: ``L`` of the batch; longer histories lose their oldest behaviours.
+        batch_size: ``B``; missing requests are padding. By default as many as there are.
+
+    Raises:
+        DataError: no requests, or more than ``batch_size``.
+    """
+    size = len(requests) if batch_size is None else batch_size
+    if not requests or len(requests) > size:
+        raise DataError(f"got {len(requests)} requests for a batch of {size}.")
+    batch: Batch = {}
+    for key, first in requests[0].items():
+        fill = -1 if key in _PADDED_BY_MINUS_ONE else 0
+        if isinstance(first, dict):
+            batch[key] = {name: pad_to(np.stack([r[key][name] for r in requests]), size) for name in first}
+        else:
+            arrays = [request[key] for request in requests]
+            if key in ("long_item", "long_type"):
+                arrays = [pad_to(array[:long_bucket], long_bucket, fill=-1) for array in arrays]
+            batch[key] = pad_to(np.stack(arrays), size, fill=fill)
+    return batch
+
+
+class RequestBatcher:
+    """Epochs of batches of one split, each batch of one shape per long bucket.
+
+    Requests are put with others whose history falls into the same bucket, so short histories do not pay for
+    long ones. The last batch of a bucket is filled up with padding requests.
+
+    Attributes:
+        source: the requests.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        schema: Schema,
+        split: str | int,
+        *,
+        group: int = 16,
+        batch_size: int,
+        short_length: int,
+        long_buckets: Sequence[int],
+        heads: Sequence[str] | None = None,
+        seed: int = 0,
+        shuffle: bool = True,
+    ):
+        """Prepare the requests.
+
+        Args:
+            dataset: where the rows come from.
+            schema: a fitted schema.
+            split: ``train``, ``validation`` or ``test``.
+            group: ``G``, rows in a request at most.
+            batch_size: ``B``.
+            short_length: ``S``.
+            long_buckets: the sizes of ``L`` there may be; the largest is the model's long length.
+            heads: labels to give, in this order; by default all of the data set's.
+            seed: seed of the order.
+            shuffle: a new order of requests and batches every epoch; otherwise always the same.
+
+        Raises:
+            DataError: see `RequestSource`; or the batch size or a bucket is below 1.
+        """
+        if batch_size < 1 or not long_buckets or min(long_buckets) < 1:
+            raise DataError(
+                f"got batch_size {batch_size}, long_buckets {list(long_buckets)}; expected at least 1."
+            )
+        self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
+        self.long_buckets = tuple(sorted(set(long_buckets)))
+        self.source = RequestSource(
+            dataset,
+            schema,
+            split,
+            group=group,
+            short_length=short_length,
+            long_length=self.long_buckets[-1],
+            heads=heads,
+        )
+        place = np.searchsorted(self.long_buckets, self.source.lengths)
+        self._members = {size: np.flatnonzero(place == i) for i, size in enumerate(self.long_buckets)}
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return sum(-(-len(members) // self.batch_size) for members in self._members.values())
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.epoch(0)
+
+    def epoch(self, number: int, *, skip: int = 0) -> Iterator[Batch]:
+        """Give the batches of one epoch; the order depends on the seed and the number alone.
+
+        Args:
+            number: which epoch, from 0.
+            skip: batches to leave out at the start, for a run that goes on.
+        """
+        for indices, bucket in self.plan(number)[skip:]:
+            yield self.source.batch(indices, bucket)
+
+    def plan(self, number: int) -> list[tuple[np.ndarray, int]]:
+        """Return what `source.batch` takes for every batch of an epoch: request numbers ``[B]`` and ``L``."""
+        random = np.random.default_rng([self.seed, number])
+        plan = []
+        for bucket, members in self._members.items():
+            order = random.permutation(members) if self.shuffle else members
+            padded = pad_to(order, -(-len(order) // self.batch_size) * self.batch_size, fill=-1)
+            plan += [(indices, bucket) for indices in padded.reshape(-1, self.batch_size)]
+        if self.shuffle:
+            plan = [plan[i] for i in random.permutation(len(plan))]
+        return plan
+
+
+_PADDED_BY_MINUS_ONE = frozenset(
+    ("short_item", "short_type", "long_item", "long_type", "item", "user_index", "impression")
+)
+
+
+def _with_padding(array: np.ndarray, fill: int = 0) -> np.ndarray:
+    """Add one row at the end, which index -1 finds."""
+    return pad_to(array, len(array) + 1, fill=fill)
+
+
+def _map(batch: Batch, function: Any) -> Batch:
+    return {k: _map(v, function) if isinstance(v, dict) else function(v) for k, v in batch.items()}

@@ -1,0 +1,135 @@
+"""Content embeddings for sets that carry none: which items the same people took up, not how they fared.
+
+The embedding sees pairs (user, item) of the training part and nothing else: no label, no rating, no later
+event can change it, by construction. Method: the 0/1 matrix of users and items, divided by the square roots
+of both degrees; truncated SVD; the first component (the square root of the degrees, which tells popularity
+and nothing else) is left out; an item's row is scaled by the square roots of the singular values, centred
+over the items that have one, and brought to unit length.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from aif_jax.errors import DataError
+
+_FLAT = 1e-9
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """Frozen content embeddings of items.
+
+    Attributes:
+        vectors: float32 ``[n_items, w]``, unit-norm rows, zeros without content.
+        has: bool ``[n_items]``.
+    """
+
+    vectors: np.ndarray
+    has: np.ndarray
+
+
+def collaborative_content(
+    user: np.ndarray, item: np.ndarray, *, n_users: int, n_items: int, width: int
+) -> Content:
+    """Derive content embeddings from who took up what.
+
+    Args:
+        user: int ``[P]``, user of each training event, in any order; a pair that repeats counts once.
+        item: int ``[P]``, item of each.
+        n_users: number of users.
+        n_items: number of items.
+        width: ``d_m``, width of the embedding. A matrix of lower rank leaves the last columns zero.
+
+    Returns:
+        Unit-norm rows for items with training events, zeros for the others; components in falling order of
+        importance, so that a narrower embedding is a prefix (see `fit_width`).
+
+    Raises:
+        DataError: width below 1, or no events.
+    """
+    import scipy.sparse
+    import scipy.sparse.linalg
+
+    if width < 1:
+        raise DataError(f"content width: got {width}, expected at least 1.")
+    if not len(user):
+        raise DataError("content: got no training events, so no item can be embedded.")
+    matrix = scipy.sparse.csr_matrix(
+        (np.ones(len(user)), (np.asarray(user), np.asarray(item))), shape=(n_users, n_items)
+    )
+    matrix.data[:] = 1.0  # a pair that repeats was summed
+    by_user = np.asarray(matrix.sum(axis=1)).ravel()
+    by_item = np.asarray(matrix.sum(axis=0)).ravel()
+    has = by_item > 0
+    matrix = (
+        scipy.sparse.diags(_inverse_root(by_user))
+        @ matrix[:, has]
+        @ scipy.sparse.diags(_inverse_root(by_item[has]))
+    )
+    matrix = matrix[by_user > 0]
+
+    components = min(width + 1, min(matrix.shape))
+    if components == min(matrix.shape):
+        _, values, right = np.linalg.svd(matrix.toarray(), full_matrices=False)
+    else:
+        # A fixed start makes ARPACK's answer the same in every run; it returns the smallest first.
+        start = np.ones(min(matrix.shape))
+        _, values, right = scipy.sparse.linalg.svds(matrix, k=components, v0=start)
+        order = np.argsort(-values, kind="stable")
+        values, right = values[order], right[order]
+    values, right = values[1:components], right[1:components]
+    values = np.where(values > 1e-6, values, 0.0)
+    # A singular vector's sign is arbitrary: fix it by its largest entry.
+    peak = np.abs(right).argmax(axis=1, keepdims=True) if len(right) else np.zeros((0, 1), int)
+    right = right * np.where(np.take_along_axis(right, peak, axis=1) < 0, -1.0, 1.0)
+
+    vectors = np.zeros((n_items, width))
+    vectors[has, : len(values)] = right.T * np.sqrt(values)
+    return _centred(vectors, has)
+
+
+def fit_width(content: Content, width: int) -> Content:
+    """Cut content embeddings to their first columns, centred and of unit length again.
+
+    Args:
+        content: embeddings ``[n, w]``.
+        width: the new width, at most w.
+
+    Raises:
+        DataError: the embeddings are narrower than that.
+    """
+    available = content.vectors.shape[1]
+    if width == available:
+        return content
+    if not 1 <= width <= available:
+        raise DataError(
+            f"content width: got {width}, but the data set was loaded with {available}; "
+            f"load it with content_width={width}."
+        )
+    return _centred(content.vectors[:, :width].astype(np.float64), content.has)
+
+
+def centred_unit_rows(vectors: np.ndarray, has: np.ndarray) -> Content:
+    """Centre embeddings over the items that have one and bring each to unit length; zeros for the others.
+
+    Args:
+        vectors: float ``[n, w]``.
+        has: bool ``[n]``.
+    """
+    return _centred(np.where(has[:, None], vectors, 0.0).astype(np.float64), has)
+
+
+def _centred(vectors: np.ndarray, has: np.ndarray) -> Content:
+    vectors = vectors.copy()
+    if has.any():
+        vectors[has] -= vectors[has].mean(axis=0)
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    # An item in the very middle has no direction, so it has no content to compare.
+    directed = has & (length[:, 0] > _FLAT)
+    vectors = np.where(directed[:, None], vectors / np.maximum(length, _FLAT), 0.0)
+    return Content(vectors=vectors.astype(np.float32), has=directed)
+
+
+def _inverse_root(degree: np.ndarray) -> np.ndarray:
+    return np.where(degree > 0, 1.0 / np.sqrt(np.maximum(degree, 1.0)), 0.0)

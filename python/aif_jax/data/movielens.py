@@ -1,0 +1,214 @@
+"""MovieLens: films rated by people, each rating scored as liked (4 and 5) or not.
+
+Per user the first 80 % of the ratings train, the next 10 % validate, the last 10 % test. A past rating is a
+behaviour: ``disliked`` (1, 2), ``neutral`` (3) or ``liked`` (4, 5). There are no real requests: consecutive
+ratings of a user in one split stand for one.
+
+Where the time of ratings is known, those of one second cannot see each other. The layout ``ordered`` has only
+positions, so there the one before is visible whatever its second was.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aif_jax.data.dataset import Dataset
+from aif_jax.data.files import PUBLIC_SETS, dense, read_integers, read_separated, read_table
+from aif_jax.data.log import dataset_from_log
+from aif_jax.data.splits import ends_before, split_by_position
+from aif_jax.errors import DataError
+from aif_jax.features import Categorical, MultiValued, Numeric, Ragged, Schema
+
+BEHAVIOURS = ("disliked", "neutral", "liked")
+_TYPE_OF_RATING = np.array([-1, 0, 0, 1, 2, 2])
+_GENRES_100K = (
+    "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama",
+    "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
+)  # fmt: skip
+_YEAR = re.compile(r"(\d{4})(?:-\w+)?\)?\s*$")
+
+
+def movielens_1m(path: str | Path, *, content_width: int = 64) -> Dataset:
+    """Load MovieLens 1M from a folder.
+
+    Args:
+        path: folder with ``ratings.dat, movies.dat, users.dat`` as in the public archive; or with
+            ``ratings_ordered.parquet`` (user_id, movie_id, rating, order; order -1 = unknown, dropped) in
+            place of the ratings.
+        content_width: width of the content embedding.
+
+    Films with fewer than five ratings are dropped with their ratings: published sequences of this set leave
+    them out, and so both layouts keep the same rows.
+
+    Raises:
+        DataError: files are missing or broken; says where to get them.
+    """
+    layout, path = PUBLIC_SETS["movielens-1m"].detect(Path(path))
+    if layout == "archive":
+        user_id, item_id, rating, time = read_integers(path / "ratings.dat", "::", 4).T
+    else:
+        table = read_table(path / "ratings_ordered.parquet", ("user_id", "movie_id", "rating", "order"))
+        user_id, item_id, rating, time = (column.astype(np.int64) for column in table.values())
+    ratings_of = np.unique(item_id, return_inverse=True, return_counts=True)
+    keep = ratings_of[2][ratings_of[1]] >= _FEWEST
+    if layout == "ordered":
+        keep = time >= 0
+    films = read_separated(path / "movies.dat", "::", 3, encoding="latin-1")
+    people = read_separated(path / "users.dat", "::", 5, encoding="latin-1")
+    users = {
+        "ids": _integers(path / "users.dat", people, 0),
+        "gender": _strings(people, 1),
+        "age": _integers(path / "users.dat", people, 2),
+        "occupation": _integers(path / "users.dat", people, 3),
+    }
+    items = {
+        "ids": _integers(path / "movies.dat", films, 0),
+        "year": _years([film[1] for film in films]),
+        "genres": _lists([film[2].split("|") for film in films]),
+    }
+    schema = _schema(
+        user=(Categorical(name="gender"), Categorical(name="age"), Categorical(name="occupation")), genres=6
+    )
+    return _build(
+        "movielens-1m", schema, users, items, user_id, item_id, rating, time, keep, content_width,
+        by_position=layout == "ordered",
+    )  # fmt: skip
+
+
+_FEWEST = 5
+
+
+def movielens_100k(path: str | Path, *, content_width: int = 64) -> Dataset:
+    """Load MovieLens 100K from a folder.
+
+    Args:
+        path: folder with ``u.data, u.user, u.item`` as in the public archive, or with
+            ``ml-100k.inter, ml-100k.user, ml-100k.item`` (tab-separated with a typed header).
+        content_width: width of the content embedding.
+
+    Raises:
+        DataError: files are missing or broken; says where to get them.
+    """
+    layout, path = PUBLIC_SETS["movielens-100k"].detect(Path(path))
+    if layout == "archive":
+        ratings = read_integers(path / "u.data", "\t", 4)
+        people = read_separated(path / "u.user", "|", 5, encoding="latin-1")
+        films = read_separated(path / "u.item", "|", 5 + len(_GENRES_100K), encoding="latin-1")
+        years = _years([film[2] for film in films])
+        genres = [
+            [g for g, flag in zip(_GENRES_100K, film[5:], strict=True) if flag == "1"] for film in films
+        ]
+        people_file, films_file = path / "u.user", path / "u.item"
+    else:
+        ratings = read_integers(path / "ml-100k.inter", "\t", 4, header=True)
+        people = read_separated(path / "ml-100k.user", "\t", 5, encoding="utf-8", header=True)
+        films = read_separated(path / "ml-100k.item", "\t", 4, encoding="utf-8", header=True)
+        years = _years([film[2] for film in films])
+        genres = [film[3].split() for film in films]
+        people_file, films_file = path / "ml-100k.user", path / "ml-100k.item"
+    users = {
+        "ids": _integers(people_file, people, 0),
+        "gender": _strings(people, 2),
+        "age": _integers(people_file, people, 1),
+        "occupation": _strings(people, 3),
+    }
+    items = {"ids": _integers(films_file, films, 0), "year": years, "genres": _lists(genres)}
+    schema = _schema(
+        user=(Categorical(name="gender"), Numeric(name="age"), Categorical(name="occupation")), genres=6
+    )
+    keep = np.ones(len(ratings), bool)
+    user_id, item_id, rating, time = ratings.T
+    return _build(
+        "movielens-100k", schema, users, items, user_id, item_id, rating, time, keep, content_width,
+        by_position=False,
+    )  # fmt: skip
+
+
+def _schema(*, user: tuple[Any, ...], genres: int) -> Schema:
+    return Schema(
+        user=user,
+        item=(
+            Categorical(name="movie_id"),
+            Categorical(name="year"),
+            MultiValued(name="genres", max_values=genres),
+        ),
+        behaviour_types=BEHAVIOURS,
+        category="genres",
+        item_id="movie_id",
+    )
+
+
+def _build(
+    name: str,
+    schema: Schema,
+    users: dict[str, Any],
+    items: dict[str, Any],
+    user_id: np.ndarray,
+    item_id: np.ndarray,
+    rating: np.ndarray,
+    time: np.ndarray,
+    keep: np.ndarray,
+    content_width: int,
+    *,
+    by_position: bool,
+) -> Dataset:
+    if len(rating) == 0 or rating.min() < 1 or rating.max() > 5:
+        raise DataError(f"{name}: expected ratings of 1 to 5, got {len(rating)} of them, some outside.")
+    for label, columns in (("users", users), ("items", items)):
+        if np.any(np.diff(columns["ids"]) <= 0):
+            raise DataError(f"{name}: the {label} are not in ascending order of id, each once.")
+    items = {**items, "movie_id": items["ids"]}
+    user_id, item_id, rating, time = user_id[keep], item_id[keep], rating[keep], time[keep]
+    user, item = dense(users["ids"], user_id, "user"), dense(items["ids"], item_id, "film")
+    order = np.lexsort((np.arange(len(user)), time, user))
+    user, item, rating, time = user[order], item[order], rating[order], time[order]
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=len(users["ids"])))])
+    split = split_by_position(offsets)
+    source = PUBLIC_SETS[name]
+    return dataset_from_log(
+        name,
+        schema,
+        users=users,
+        items=items,
+        user=user,
+        item=item,
+        behaviour=_TYPE_OF_RATING[rating],
+        time=time,
+        history_end=np.arange(len(user)) if by_position else ends_before(user, time),
+        labels={"liked": rating >= 4},
+        label_mask={"liked": np.ones(len(user))},
+        split=split,
+        request=user.astype(np.int64) * 3 + split,
+        content_width=content_width,
+        notes={
+            "terms": source.terms,
+            "cite": source.cite,
+            "dropped_rows": int(np.count_nonzero(~keep)),
+            "time": "position within the user" if by_position else "seconds",
+        },
+    )
+
+
+def _integers(path: Path, rows: list[list[str]], field: int) -> np.ndarray:
+    try:
+        return np.array([int(row[field]) for row in rows], np.int64)
+    except ValueError as error:
+        raise DataError(f"{path}: field {field + 1} should be a whole number: {error}") from error
+
+
+def _strings(rows: list[list[str]], field: int) -> np.ndarray:
+    return np.array([row[field] for row in rows], dtype=object)
+
+
+def _years(texts: list[str]) -> np.ndarray:
+    """The year at the end of a title, a date or a field of its own; ``None`` where there is none."""
+    found = [_YEAR.search(text) for text in texts]
+    return np.array([int(match.group(1)) if match else None for match in found], dtype=object)
+
+
+def _lists(rows: list[list[str]]) -> Ragged:
+    lengths = [len(row) for row in rows]
+    values = np.array([value for row in rows for value in row], dtype=object)
+    return Ragged(values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))

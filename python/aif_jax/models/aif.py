@@ -288,7 +288,7 @@ class Aif(Tower):
     def _blocks(
         self, e: jax.Array, item: Mapping[str, jax.Array], side: UserSide
     ) -> dict[str, tuple[jax.Array, jax.Array | None]]:
-        """Return each block's input ``[B, G, n_in]`` and whether the user has one, bool ``[B]`` (None: all)."""
+        """Return each block's input ``[B, G, n_in]``, and bool ``[B]``, whether users have it (None: all)."""
         blocks: dict[str, tuple[jax.Array, jax.Array | None]] = {}
         if "profile_item" in self.blocks:
             blocks["profile_item"] = (e * side.vector[:, None], None)

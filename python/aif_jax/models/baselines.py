@@ -18,7 +18,7 @@ from aif_jax.features import Schema
 from aif_jax.models.aif import Aif, Tower, UserSide
 from aif_jax.models.bridge import Bridges
 from aif_jax.models.layers import attend, masked_softmax
-from aif_jax.models.score import Score
+from aif_jax.models.score import score_of
 from aif_jax.models.tiers import float_tiers
 from aif_jax.types import Columns
 
@@ -120,15 +120,3 @@ def build_model(config: ModelConfig, schema: Schema, *, seed: int = 0) -> Model:
     score_of(config, schema)
     kinds = {"aif": Aif, "cold": Aif, "exact": Exact, "two_tower": TwoTower}
     return kinds[config.architecture](config, schema, rngs=nnx.Rngs(seed))
-
-
-def score_of(config: ModelConfig, schema: Schema) -> Score:
-    """Return the score expression of a config over a schema's numeric pair features.
-
-    Raises:
-        ConfigError: the expression does not fit heads and schema.
-    """
-    numeric = tuple(
-        feature.name for feature in schema.pair if feature.shape == (2,) and feature.dtype.kind == "f"
-    )
-    return Score(config.score, config.heads, numeric)

@@ -73,7 +73,7 @@ class FirstLayer(nnx.Module):
         return jnp.where(present[..., None], getattr(self, block)(x), self.absent(block))
 
     def features(self, group: str, inputs: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        """Return context or pair features embedded ``[..., width]``, and bool ``[...]``, whether any is given."""
+        """Return context or pair features embedded ``[..., width]``, and bool ``[...]``, if any is given."""
         embed = getattr(self, f"embed_{group}")
         return embed(inputs), embed.given(inputs)
 

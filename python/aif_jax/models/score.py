@@ -7,7 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from aif_jax.config import ModelConfig
 from aif_jax.errors import ConfigError
+from aif_jax.features import Numeric, Schema
 
 _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: lambda a, b: a + b,
@@ -130,3 +132,13 @@ class Score:
             case ast.Call(func=ast.Name(id=name), args=args):
                 return _FUNCTIONS[name][1](*(self._evaluate(arg, names) for arg in args))
         raise AssertionError(f"checked expression holds {node!r}")
+
+
+def score_of(config: ModelConfig, schema: Schema) -> Score:
+    """Return the score expression of a config over a schema's numeric pair features.
+
+    Raises:
+        ConfigError: the expression does not fit heads and schema.
+    """
+    numeric = tuple(feature.name for feature in schema.pair if isinstance(feature, Numeric))
+    return Score(config.score, config.heads, numeric)

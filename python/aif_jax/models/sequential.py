@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from aif_jax.models.aif import Aif
-from aif_jax.models.baselines import score_of
+from aif_jax.models.score import score_of
 from aif_jax.types import Columns
 
 

@@ -1,0 +1,130 @@
+"""The weights of a folded model: names, shapes, which program reads which, and the model around them."""
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from flax import nnx
+
+from aif_jax.config import ModelConfig
+from aif_jax.errors import ConfigError
+from aif_jax.models.baselines import Model, build_model
+from aif_jax.models.folded_shapes import FoldedShapes
+from aif_jax.models.signature import edges_of, planes_of
+from aif_jax.types import Columns
+
+Program = Literal["behaviour", "item", "user", "stage"]
+
+_READS: dict[Program, tuple[str, ...]] = {
+    "behaviour": ("item.embed.*", "item.as_token.*", "item.as_value.*", "signature.planes"),
+    "item": ("item.embed.*", "item.mlp.*", "first.item.*", "bridges.vectors", "signature.planes"),
+    "user": (
+        "user.*", "values.*", "pool.*", "bridges.vectors", "project.*", "first.user.*",
+        "first.profile_item.*", "first.bridge.*", "first.long_attention.*", "first.sim_hard.*",
+        "first.absent_long_attention", "first.absent_simtier", "first.absent_sim_hard",
+    ),
+    "stage": (
+        "first.*context*", "first.*pair*", "first.simtier.*", "first.long_attention.*", "heads.*", "bias",
+        "train_only.absent", "simtier.edges", "calibration.*",
+    ),
+}  # fmt: skip
+"""Which weights each program reads, as patterns over their names."""
+
+
+class FoldedWeights:
+    """Knows the weights of the folded form of one config and schema.
+
+    Args:
+        shapes: of a config that folds, and its schema.
+
+    Attributes:
+        expected: shape and dtype of every weight that a program reads, by name, sorted.
+    """
+
+    def __init__(self, shapes: FoldedShapes) -> None:
+        config, schema = shapes.config, shapes.schema
+        self._config = config
+        self._shapes = shapes
+        self._graph, state = nnx.split(nnx.eval_shape(lambda: build_model(config, schema)))
+        named, self._tree = jax.tree_util.tree_flatten_with_path(state)
+        self._leaves = {path_name(path): leaf for path, leaf in named}
+        every = {name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in self._leaves.items()}
+        for name, array in {**constants(config), **calibration_weights(config, {})}.items():
+            every[name] = (array.shape, array.dtype)
+        self._names = {program: self._reads(program, every) for program in _READS}
+        read = {name for names in self._names.values() for name in names}
+        self.expected = {name: every[name] for name in sorted(read)}
+
+    def names(self, program: Program) -> list[str]:
+        """Return the names of the weights that one program reads, sorted."""
+        return list(self._names[program])
+
+    def model(self, weights: Columns) -> Model:
+        """Return the modules around some of the weights.
+
+        A program gets only the weights that it reads; the others stay shapes, which nothing can compute with.
+        """
+        leaves = [weights.get(name, leaf) for name, leaf in self._leaves.items()]
+        return nnx.merge(self._graph, jax.tree.unflatten(self._tree, leaves))
+
+    def check(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Check names, shapes and dtypes.
+
+        Raises:
+            ConfigError: a weight is missing, unknown, or of another shape or dtype.
+        """
+        missing, unknown = self.expected.keys() - weights.keys(), weights.keys() - self.expected.keys()
+        if missing or unknown:
+            raise ConfigError(
+                f"weights: missing {sorted(missing)}, unknown {sorted(unknown)}; the names must be "
+                "those that fold(model).weights has for this config and schema."
+            )
+        for name, (shape, dtype) in self.expected.items():
+            array = weights[name]
+            if (array.shape, array.dtype) != (shape, dtype):
+                raise ConfigError(
+                    f"weights: {name} is {array.dtype}{list(array.shape)}, expected {dtype}{list(shape)}; "
+                    "were they made for another config or schema?"
+                )
+
+    def _reads(self, program: Program, every: Mapping[str, Any]) -> list[str]:
+        names = {name for name in every if any(fnmatchcase(name, pattern) for pattern in _READS[program])}
+        # Linear attention is multiplied out on the user side, the other kinds when their table is expanded.
+        linear = self._config.long_attention == "linear"
+        if (program == "user" and not linear) or (program == "stage" and linear):
+            names.discard("first.long_attention.kernel")
+        columns = {"behaviour": self._shapes.behaviour_columns, "item": self._shapes.item_columns}
+        if "signature" not in columns.get(program, ()):
+            names.discard("signature.planes")
+        if not self._config.has("simtier"):
+            names.discard("simtier.edges")
+        return sorted(names)
+
+
+def constants(config: ModelConfig) -> dict[str, np.ndarray]:
+    """Return the arrays that belong to a model and are not trained: hyperplanes and SimTier thresholds."""
+    planes = planes_of(config)
+    arrays = {"simtier.edges": edges_of(config)}
+    return arrays if planes is None else {**arrays, "signature.planes": planes}
+
+
+def calibration_weights(
+    config: ModelConfig, calibration: Mapping[str, tuple[float, float]]
+) -> dict[str, np.ndarray]:
+    """Return the calibration as arrays ``[n_heads]``; heads that are not named keep their logit.
+
+    Raises:
+        ConfigError: a name is no head.
+    """
+    if unknown := sorted(set(calibration) - set(config.heads)):
+        raise ConfigError(f"calibration: {unknown} are no heads; heads are {list(config.heads)}.")
+    pairs = np.asarray([calibration.get(head, (1.0, 0.0)) for head in config.heads], np.float32)
+    return {"calibration.scale": pairs[:, 0].copy(), "calibration.offset": pairs[:, 1].copy()}
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """Return the dotted name of an array in a module's state."""
+    # The last part of the path is the variable's own attribute, which is no part of the name.
+    return ".".join(str(part.key) for part in path if isinstance(part, jax.tree_util.DictKey))

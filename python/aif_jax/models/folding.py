@@ -1,0 +1,321 @@
+"""The folded form: what belongs to one side multiplied out on that side; equal to the unfolded form.
+
+Every block but SimTier enters the first layer linearly, so that at request time there is left
+
+    H = h_i + h_u + h_c + [e_i, w_i, m_i, slots_i] · [M_u; G_u'] + tiers W_t + x_ui W_p
+        (+ Σ_g table_u[g, s_i[g]] for `sign` and `collision` attention)
+
+The four functions are pure and take the weights first, a flat dictionary; see `Folded`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from aif_jax.config import ModelConfig
+from aif_jax.errors import ConfigError, RequestError
+from aif_jax.features import Schema
+from aif_jax.kernels import simtier, table_sum
+from aif_jax.models import long_sequence
+from aif_jax.models.aif import Aif
+from aif_jax.models.baselines import Model, TwoTower
+from aif_jax.models.blocks import as_arrays
+from aif_jax.models.folded_shapes import FoldedShapes
+from aif_jax.models.folded_weights import (
+    FoldedWeights,
+    Program,
+    calibration_weights,
+    constants,
+    path_name,
+)
+from aif_jax.models.layers import ordered_product
+from aif_jax.models.signature import signature_of
+from aif_jax.models.sim import slot_weights
+from aif_jax.models.tiers import tier_features
+from aif_jax.types import Columns
+
+Arrays: TypeAlias = Mapping[str, jax.Array]
+
+
+class Folded(FoldedShapes):
+    """A model in its folded form.
+
+    Args:
+        config: the model's config; not of the ``exact`` architecture.
+        schema: its fitted schema.
+        weights: what `fold` made of a trained model, or arrays of the same names and shapes from elsewhere.
+
+    Raises:
+        ConfigError: the architecture does not fold, or weights are missing, unknown or of another shape.
+
+    Attributes, besides those of `FoldedShapes`:
+        weights: arrays by name, sorted: the modules' parameters under their path (``heads.out.kernel``), and
+            ``signature.planes`` ``[d_m, b]`` (simhash), ``simtier.edges`` int32 ``[T-1]``,
+            ``calibration.scale`` and ``calibration.offset`` ``[n_heads]``.
+    """
+
+    def __init__(self, config: ModelConfig, schema: Schema, weights: Mapping[str, np.ndarray]) -> None:
+        _check_foldable(config)
+        super().__init__(config, schema)
+        self._weights = FoldedWeights(self)
+        self.weights = {name: np.asarray(weights[name]) for name in sorted(weights)}
+        self._weights.check(self.weights)
+
+    def weights_of(self, program: Program) -> dict[str, np.ndarray]:
+        """Return the weights that one program reads, by name, sorted."""
+        return {name: self.weights[name] for name in self._weights.names(program)}
+
+    def behaviour(self, weights: Columns, item_inputs: Columns) -> dict[str, jax.Array]:
+        """Return what the user side needs of items that appear in histories.
+
+        Args:
+            weights: of the program ``behaviour``.
+            item_inputs: encoded item features ``[M, ...]``, ``content`` ``[M, d_m]`` and ``has_content``
+                ``[M, 1]``.
+
+        Returns:
+            Those that the model needs of ``token`` ``[M, d]``, ``value`` ``[M, d_v]``, ``content``
+            ``[M, d_m]``, ``has_content`` ``[M, 1]``, ``signature`` uint8 ``[M, signature_bytes]`` and
+            ``category`` int32 ``[M, C]``.
+        """
+        weights, items = as_arrays(weights), as_arrays(item_inputs)
+        columns = self._weights.model(weights).item.behaviour(items)
+        return columns | self._frozen(weights, items, self.behaviour_columns)
+
+    def item(self, weights: Columns, item_inputs: Columns) -> dict[str, jax.Array]:
+        """Return item rows.
+
+        Args:
+            weights: of the program ``item``.
+            item_inputs: as for `behaviour`.
+
+        Returns:
+            Those that the model needs of ``h`` ``[M, h]``, ``e`` ``[M, d]``, ``bridge`` ``[M, n]``, and the
+            frozen columns of `behaviour`.
+        """
+        weights, items = as_arrays(weights), as_arrays(item_inputs)
+        model = self._weights.model(weights)
+        e = model.item(items)
+        columns = {"e": e} if "e" in self.item_columns else {}
+        if isinstance(model, Aif):
+            columns["h"] = model.first.item(e)
+            if model.bridges is not None:
+                columns["bridge"] = model.bridges.item(e)
+        return columns | self._frozen(weights, items, self.item_columns)
+
+    def user(
+        self,
+        weights: Columns,
+        user_inputs: Columns,
+        short: Columns,
+        short_type: jax.Array,
+        long: Columns,
+        long_type: jax.Array,
+    ) -> dict[str, jax.Array]:
+        """Return user states.
+
+        Args:
+            weights: of the program ``user``.
+            user_inputs: encoded user features ``[B, ...]``.
+            short: ``token`` of the short sequence's behaviours ``[B, S, d]``, most recent first; empty if the
+                model does not read it.
+            short_type: int32 ``[B, S]``; -1 where there is no behaviour, or the table does not know its item.
+            long: the other behaviour columns of the long sequence ``[B, L, ...]``, most recent first.
+            long_type: int32 ``[B, L]``, as ``short_type``.
+
+        Returns:
+            Those that the model needs of
+
+            - ``h_u`` ``[B, h]``; ``M`` ``[B, rows, h]``: factors of `factored`, in this order
+            - ``sim_category`` int32 ``[B, C_max]``, ``sim`` ``[B, C_max, h]``, ``sim_overflow`` int32 ``[B]``
+            - ``signature`` uint8 ``[B, L, signature_bytes]``, ``channel`` int32 ``[B, L]`` (-1: not counted),
+              ``tier_length`` ``[B, channels]``
+            - ``factor`` ``[B, b, d_v]`` for ``sign``, ``[B, groups, 2^bits, d_v]`` for ``collision``
+            - ``vector`` ``[B, d, n_heads]`` of a two-tower model, which has nothing else
+        """
+        model = self._weights.model(as_arrays(weights))
+        history = as_arrays(long)
+        side = model.user_side(as_arrays(user_inputs), as_arrays(short), short_type, history, long_type, {})
+        if isinstance(model, TwoTower):
+            return {"vector": model.head_vectors(side.vector)}
+        first, blocks = model.first, model.blocks
+        state: dict[str, jax.Array] = {}
+        shared, factors = first.user(side.vector), []
+        similar = jnp.any(side.counted, axis=1)
+
+        def instead(block: str, present: jax.Array) -> jax.Array:
+            return jnp.where(present[:, None], 0.0, first.absent(block))
+
+        if "profile_item" in blocks:
+            factors.append(side.vector[:, :, None] * first.weight("profile_item"))
+        if model.bridges is not None:
+            factors.append(model.bridges.user(side.keys, side.key_mask) @ first.weight("bridge"))
+        if "long_attention" in blocks and side.value is not None:
+            shared += instead("long_attention", similar)
+            match self.config.long_attention:
+                case "linear":
+                    pooled = long_sequence.linear_factor(history["content"], side.value, side.counted)
+                    factors.append(pooled @ first.weight("long_attention"))
+                case "sign":
+                    state["factor"] = long_sequence.sign_factor(
+                        history["signature"], side.value, side.counted
+                    )
+                case "collision":
+                    state["factor"] = long_sequence.collision_factor(
+                        history["signature"], side.value, side.counted, self.config.collision_bits
+                    )
+        if "simtier" in blocks:
+            shared += instead("simtier", similar)
+            state |= {"signature": history["signature"], "channel": side.channel, "tier_length": side.lengths}
+        if side.slots is not None:
+            shared += instead("sim_hard", jnp.any(side.slots.category >= 0, axis=1))
+            state["sim_category"] = side.slots.category
+            state["sim"] = side.slots.pooled @ first.weight("sim_hard")
+            state["sim_overflow"] = side.slots.overflow
+        if factors:
+            state["M"] = jnp.concatenate(factors, axis=1)
+        return state | {"h_u": shared}
+
+    def stage_scores(
+        self,
+        weights: Columns,
+        state: Columns,
+        rows: Columns,
+        valid: jax.Array,
+        context: Columns,
+        pair: Columns,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Score candidates.
+
+        A candidate's score is the same, bit for bit, whatever else is in the request, as long as ``N`` is a
+        multiple of 16 on a CPU.
+
+        Args:
+            weights: of the program ``stage``.
+            state: one user's state, without a leading axis.
+            rows: item rows ``[N, ...]``.
+            valid: bool ``[N]``, which rows are candidates.
+            context: encoded context features ``[...]``, without a leading axis.
+            pair: encoded pair features ``[N, ...]``; and for each name in ``score.raw`` the values
+                as given, ``raw_<name>`` ``[N]``, 0 where missing.
+
+        Returns:
+            Scores ``[N]``, -inf where not valid or where the score expression gives NaN; and the calibrated
+            logits ``[N, n_heads]``.
+        """
+        weights, state, rows = as_arrays(weights), as_arrays(state), as_arrays(rows)
+        model, pairs = self._weights.model(weights), as_arrays(pair)
+        if isinstance(model, TwoTower):
+            logits = ordered_product(rows["e"], state["vector"]) + model.bias[...]
+        else:
+            logits = model.heads(self._first_layer(model, weights, state, rows, as_arrays(context), pairs))
+        if model.train_only is not None:
+            logits += model.train_only.absent[...]
+        logits = logits * weights["calibration.scale"] + weights["calibration.offset"]
+        score = self.score(logits, {name: pairs[f"raw_{name}"] for name in self.score.raw})
+        scored = jnp.asarray(valid).astype(bool) & ~jnp.isnan(score)
+        return jnp.where(scored, score, -jnp.inf), logits
+
+    def stage(
+        self,
+        weights: Columns,
+        state: Columns,
+        rows: Columns,
+        valid: jax.Array,
+        context: Columns,
+        pair: Columns,
+        *,
+        k: int,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Score candidates and return the best ``k``; arguments as of `stage_scores`.
+
+        Returns:
+            Positions int32 ``[k]`` in descending order of score (equal scores: the earlier position first),
+            their scores ``[k]`` and their head probabilities ``[k, n_heads]``. What is not valid comes last,
+            with score -inf.
+
+        Raises:
+            RequestError: ``k`` is not positive, or larger than ``N``.
+        """
+        n = valid.shape[0]
+        if k < 1 or (isinstance(n, int) and k > n):
+            raise RequestError(f"k: got {k}, expected 1 to {n}, the number of (padded) candidates.")
+        score, logits = self.stage_scores(weights, state, rows, valid, context, pair)
+        best, order = jax.lax.top_k(score, k)
+        return order, best, jax.nn.sigmoid(jnp.take(logits, order, axis=0, mode="clip"))
+
+    def _first_layer(
+        self, model: Aif, weights: Arrays, state: Arrays, rows: Arrays, context: Arrays, pair: Arrays
+    ) -> jax.Array:
+        first, config = model.first, self.config
+        shared = state["h_u"]
+        if "context" in model.blocks:
+            shared += first.contribution("context", *first.features("context", context))
+        total = rows["h"] + shared
+        left = [rows[name] for name in self.factored]
+        right = [state["M"]] if left else []
+        if "sim" in state:
+            left.append(slot_weights(rows["category"], state["sim_category"]))
+            right.append(state["sim"])
+        if left:
+            total += jnp.concatenate(left, axis=1) @ jnp.concatenate(right, axis=0)
+        if "simtier" in model.blocks:
+            counts = simtier(
+                rows["signature"],
+                state["signature"],
+                state["channel"],
+                weights["simtier.edges"],
+                channels=len(self.schema.behaviour_types),
+                kind=config.signature,
+            )
+            tiers = tier_features(counts, state["tier_length"], config.tier_scale)
+            total += (tiers * rows["has_content"]) @ first.weight("simtier")
+        if "factor" in state:
+            table, bits = state["factor"] @ first.weight("long_attention"), config.collision_bits
+            if config.long_attention == "sign":
+                table, bits = long_sequence.sign_table(table), long_sequence.SIGN_BITS
+            total += table_sum(table, rows["signature"], bits=bits) * rows["has_content"]
+        if "pair" in model.blocks:
+            total += first.contribution("pair", *first.features("pair", pair))
+        return total
+
+    def _frozen(self, weights: Arrays, items: Arrays, columns: Mapping[str, Any]) -> dict[str, jax.Array]:
+        frozen = {name: items[name] for name in ("content", "has_content") if name in columns}
+        if "signature" in columns:
+            planes = weights.get("signature.planes")
+            frozen["signature"] = signature_of(self.config, items["content"], planes)
+        if "category" in columns:
+            frozen["category"] = self.schema.category_ids(items)
+        return frozen
+
+
+def fold(model: Model, *, calibration: Mapping[str, tuple[float, float]] | None = None) -> Folded:
+    """Return a model in its folded form.
+
+    Args:
+        model: a trained model, of any architecture but ``exact``.
+        calibration: ``(scale, offset)`` by head, applied to its logit at serving; (1, 0) where not given.
+
+    Raises:
+        ConfigError: the architecture does not fold, or ``calibration`` names a head that there is not.
+    """
+    config, schema = model.config, model.schema
+    _check_foldable(config)
+    extra = constants(config) | calibration_weights(config, calibration or {})
+    _, state = nnx.split(model)
+    named, _ = jax.tree_util.tree_flatten_with_path(state)
+    weights = {path_name(path): np.asarray(leaf) for path, leaf in named} | extra
+    wanted = FoldedWeights(FoldedShapes(config, schema)).expected
+    return Folded(config, schema, {name: weights[name] for name in wanted})
+
+
+def _check_foldable(config: ModelConfig) -> None:
+    if config.architecture == "exact":
+        raise ConfigError(
+            "architecture 'exact' does not fold: its attention depends on user and item together, so nothing "
+            "can be computed ahead of the request. Train architecture='aif' to serve; 'exact' is a yardstick."
+        )

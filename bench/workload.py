@@ -1,0 +1,121 @@
+"""Workloads: a model with random weights, a catalogue, a user; all of it follows from sizes and a seed."""
+
+import dataclasses
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from aif_jax.bundle import Bundle, export_bundle
+from aif_jax.config import ModelConfig
+from aif_jax.features import Categorical, Hashing, MultiValued, Numeric, Schema
+from aif_jax.models import add_signatures, build_model
+from aif_jax.models.aif import Aif
+from aif_jax.nearline import BehaviourTable, ItemIndex
+from aif_jax.types import UserRecord
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workload:
+    """Sizes of one workload.
+
+    Attributes:
+        items: items of the catalogue.
+        candidates: ``N``.
+        short_length: ``S``.
+        long_length: ``L``.
+        k: results.
+        config: the model.
+        seed: of everything random.
+    """
+
+    items: int = 100_000
+    candidates: int = 4096
+    short_length: int = 100
+    long_length: int = 1024
+    k: int = 500
+    seed: int = 0
+    config: ModelConfig = dataclasses.field(
+        default_factory=lambda: ModelConfig(
+            width=64, hidden=128, head_layers=(64,), item_layers=(128,), content_width=64, value_width=64,
+            bridges=16, short_length=100, long_length=1024,
+        )
+    )  # fmt: skip
+
+
+FIRST_ID = 2**40
+"""Ids start past what 32 bits hold."""
+
+W = Workload()
+"""The project's standard sizes, with a catalogue of 100,000 items (the design's has 1,000,000)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """A workload with everything in memory."""
+
+    workload: Workload
+    model: Aif
+    bundle: Bundle
+    catalogue: dict[str, np.ndarray]
+    index: ItemIndex
+    behaviours: BehaviourTable
+    user: UserRecord
+    candidates: np.ndarray
+    pair: dict[str, np.ndarray]
+
+
+def build(workload: Workload, folder: Path | None = None) -> Built:
+    """Build model, bundle, index, behaviour table and one user with a full history."""
+    rng = np.random.default_rng(workload.seed)
+    n, config = workload.items, workload.config
+    schema = Schema(
+        user=(Categorical(name="country", encoder=Hashing(buckets=64)), Numeric(name="age")),
+        item=(
+            Categorical(name="item", encoder=Hashing(buckets=50_000)),
+            MultiValued(name="category", max_values=4, encoder=Hashing(buckets=512)),
+            Numeric(name="price"),
+        ),
+        behaviour_types=("click",),
+        context=(Categorical(name="page", encoder=Hashing(buckets=8)),),
+        pair=(Numeric(name="retrieval_score"),),
+        category="category",
+        item_id="item",
+    )
+    ids = np.arange(n, dtype=np.uint64) + np.uint64(FIRST_ID)
+    columns = {
+        "item": np.arange(n),
+        "category": [list(row) for row in rng.integers(0, 300, (n, 2))],
+        "price": rng.normal(size=n).astype(np.float32),
+    }
+    schema = schema.fit(
+        user={"country": np.arange(8), "age": rng.normal(40, 10, 100)},
+        item=columns,
+        context={"page": np.arange(4)},
+        pair={"retrieval_score": rng.normal(size=100)},
+    )
+    content = rng.normal(size=(n, config.content_width)).astype(np.float32)
+    content /= np.linalg.norm(content, axis=1, keepdims=True)
+    model = build_model(config, schema, seed=workload.seed)
+    assert isinstance(model, Aif)
+    folder = Path(tempfile.mkdtemp()) if folder is None else folder
+    bundle = export_bundle(model, folder / "bundle", k_max=workload.k)
+    catalogue = {
+        **schema.encode("item", columns, n),
+        "content": content,
+        "has_content": np.ones((n, 1), np.float32),
+    }
+    history = rng.integers(0, n, workload.long_length)
+    return Built(
+        workload,
+        model,
+        bundle,
+        {name: np.asarray(column) for name, column in add_signatures(config, catalogue).items()},
+        ItemIndex.build(bundle, ids, columns, content),
+        BehaviourTable.build(bundle, ids, columns, content),
+        UserRecord(
+            features={"country": 3, "age": 30.0}, items=ids[history], types=np.zeros(len(history), np.int32)
+        ),
+        ids[rng.choice(n, workload.candidates, replace=False)],
+        {"retrieval_score": rng.normal(size=workload.candidates).astype(np.float32)},
+    )

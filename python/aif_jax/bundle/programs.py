@@ -113,9 +113,9 @@ def export_program(
 
     Args:
         function: pure and jittable, from nested dictionaries to nested dictionaries.
-        weights: arrays or shapes by name; those that the function does not read are left out.
+        weights: arrays or shapes by name: those that the function reads.
         inputs: nested dictionaries of ``jax.ShapeDtypeStruct``, whose sizes may be symbolic.
-        dims: names of the symbolic dimensions.
+        dims: names that symbolic dimensions may have; those that no input has are left out.
         platforms: what the program shall run on: ``cpu``, ``cuda``, ``rocm``, ``tpu``.
         custom_calls: names of the custom calls that the program may hold.
 
@@ -125,32 +125,29 @@ def export_program(
     names = sorted(weights)
     leaves = flatten(inputs)
     outputs: dict[str, Any] = {}
-    checks = [export.DisabledSafetyCheck.custom_call(name) for name in custom_calls]
 
-    def flat_over(used: Sequence[str]) -> Callable[..., tuple[Any, ...]]:
-        def flat(weight_operands: tuple[Any, ...], input_operands: tuple[Any, ...]) -> tuple[Any, ...]:
-            given = dict(zip(used, weight_operands, strict=True))
-            result = flatten(function(given, unflatten(dict(zip(leaves, input_operands, strict=True)))))
-            outputs.clear()
-            outputs.update(result)
-            return tuple(result.values())
+    def flat(weight_operands: tuple[Any, ...], input_operands: tuple[Any, ...]) -> tuple[Any, ...]:
+        given = dict(zip(names, weight_operands, strict=True))
+        result = flatten(function(given, unflatten(dict(zip(leaves, input_operands, strict=True)))))
+        outputs.clear()
+        outputs.update(result)
+        return tuple(result.values())
 
-        return flat
-
-    specs = {name: jax.ShapeDtypeStruct(weights[name].shape, weights[name].dtype) for name in names}
-    input_specs = tuple(leaves.values())
-    # With symbolic shapes, lowering keeps every operand; the trace says which weights are read.
-    jaxpr = jax.make_jaxpr(flat_over(names))(tuple(specs.values()), input_specs).jaxpr
-    read = {id(v) for equation in jaxpr.eqns for v in equation.invars} | {id(v) for v in jaxpr.outvars}
-    used = [name for name, variable in zip(names, jaxpr.invars, strict=False) if id(variable) in read]
-    exported = export.export(jax.jit(flat_over(used)), platforms=platforms, disabled_checks=checks)(
-        tuple(specs[name] for name in used), input_specs
+    exported = export.export(
+        jax.jit(flat),
+        platforms=platforms,
+        disabled_checks=[export.DisabledSafetyCheck.custom_call(name) for name in custom_calls],
+    )(
+        tuple(jax.ShapeDtypeStruct(weights[name].shape, weights[name].dtype) for name in names),
+        tuple(leaves.values()),
     )
+    operands = tuple(_operand(path, leaf) for path, leaf in leaves.items())
+    sizes = {size for operand in operands for size in operand.shape}
     signature = Signature(
-        weights=tuple(used),
-        inputs=tuple(_operand(path, leaf) for path, leaf in leaves.items()),
+        weights=tuple(names),
+        inputs=operands,
         outputs=tuple(_operand(path, aval) for path, aval in zip(outputs, exported.out_avals, strict=True)),
-        dims=tuple(dims),
+        dims=tuple(name for name in dims if name in sizes),
     )
     return bytes(exported.serialize()), signature
 
@@ -204,7 +201,8 @@ class Program:
     def at(self, weights: Mapping[str, Any], **dims: int) -> Call:
         """Return the program compiled for the given sizes, compiling at most once in this process.
 
-        Executables are shared between bundles whose programs have the same bytes: weights are operands.
+        Sizes of dimensions that the program does not have are ignored. Executables are shared between bundles
+        whose programs have the same bytes: weights are operands.
 
         Raises:
             ConfigError: a symbolic dimension was not given, or violates the program's constraints.

@@ -109,12 +109,12 @@ def write_snapshot(path: Path, snapshot: Snapshot) -> None:
     sync_directory(path.parent)
 
 
-def read_snapshot(path: Path, *, kind: str) -> Snapshot:
+def read_snapshot(path: Path, *, kind: str | None = None) -> Snapshot:
     """Read a snapshot and check every byte that is used.
 
     Args:
         path: the file.
-        kind: what it must hold.
+        kind: what it must hold; ``None`` for anything.
 
     Returns:
         The snapshot; its arrays are read-only views of the mapped file.
@@ -142,7 +142,7 @@ def read_snapshot(path: Path, *, kind: str) -> Snapshot:
     if hashlib.sha256(encoded).digest() != data[_PREFIX - 32 : _PREFIX].tobytes():
         raise ItemIndexError(f"{path}: its header does not have the hash that it says: altered; {fix}.")
     header = json.loads(encoded)
-    if header["kind"] != kind:
+    if kind not in (None, header["kind"]):
         raise ItemIndexError(
             f"{path}: holds a snapshot of kind {header['kind']!r}, expected {kind!r}; check the path."
         )

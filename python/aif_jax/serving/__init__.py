@@ -1,1 +1,10 @@
-"""."""
+"""Serving: one engine round a bundle, its item index and its behaviour table."""
+
+from aif_jax.serving.config import EngineConfig as EngineConfig
+from aif_jax.serving.engine import Engine as Engine
+from aif_jax.serving.pending import Pending as Pending
+from aif_jax.serving.report import Ranking as Ranking
+from aif_jax.serving.report import Report as Report
+from aif_jax.serving.report import Span as Span
+from aif_jax.serving.report import chrome_trace as chrome_trace
+from aif_jax.serving.users import InMemoryUsers as InMemoryUsers

@@ -50,8 +50,10 @@ class Report:
             pair features.
         missing_items: candidates without an item row, dropped or scored as unknown by the engine's policy.
         not_rankable: candidates whose item is in the index but not rankable; always dropped.
-        nan_scores: candidates dropped because their score is not a number.
+        unscored: candidates dropped because their score is not a number, or minus infinity (the logarithm
+            of a zero, say).
         unknown_behaviours: behaviours of the history whose item is not in the behaviour table.
+        category_overflow: behaviours whose category found no slot among the model's ``sim_slots``.
         truncated_behaviours: behaviours beyond the model's ``long_length``, the oldest.
         unknown_features: values that encoding did not recognise, by reason and then by feature. Those of the
             user are known only when the user state was computed for this request.
@@ -83,8 +85,9 @@ class Report:
     duplicates: int
     missing_items: int
     not_rankable: int
-    nan_scores: int
+    unscored: int
     unknown_behaviours: int
+    category_overflow: int
     truncated_behaviours: int
     unknown_features: Mapping[str, Mapping[str, int]]
     unknown_user: bool
@@ -130,7 +133,7 @@ class Ranking:
     Attributes:
         ids: item ids as they were given: integers (uint64) or strings, ``[k]``.
         scores: float32 ``[k]``: the model's score expression.
-        heads: float32 ``[k]`` by head: its logit.
+        heads: float32 ``[k]`` by head: its probability, calibrated.
         report: what happened on the way.
     """
 

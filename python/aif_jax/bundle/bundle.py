@@ -1,0 +1,211 @@
+"""A loaded bundle: checked files, weights on the device, and one proven program for each stage."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+import jax
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_safetensors
+
+from aif_jax import kernels
+from aif_jax.bundle import files, golden
+from aif_jax.bundle.programs import Call, Program, Signature
+from aif_jax.config import ModelConfig
+from aif_jax.errors import AifError, BundleError, ConfigError
+from aif_jax.features import Schema
+
+Stage = Literal["behaviour", "item", "user", "stage"]
+Kind = Literal["native", "portable"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+KINDS: tuple[Kind, ...] = get_args(Kind)
+CONFIG, WEIGHTS, GOLDEN = "config.json", "weights.safetensors", "golden.safetensors"
+
+KERNEL_ABI = 1
+"""Version of the custom calls' operands and meaning; a ``native`` program of another one is not run."""
+
+
+class Bundle:
+    """An exported model. Load one with `Bundle.load`; it is immutable and may be used from any thread.
+
+    Attributes:
+        path: the directory it came from.
+        version: hash of its contents.
+        config: the model's configuration.
+        schema: its features.
+        sizes: ``k_max`` (the most results a request can ask for) and the lengths of the sequences.
+        notes: whatever the exporter wrote down.
+        metrics: the model's quality, as the exporter measured it.
+        kind: which programs run: ``native`` (custom calls into the Rust kernels) or ``portable``.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: Path,
+        manifest: Mapping[str, Any],
+        description: Mapping[str, Any],
+        weights: Mapping[str, np.ndarray],
+    ):
+        self.path = path
+        self.version: str = manifest["version"]
+        self.config = ModelConfig.from_json(description["model"])
+        self.schema = Schema.from_json(description["schema"])
+        self.sizes: Mapping[str, int] = MappingProxyType(dict(description["sizes"]))
+        self.notes: Mapping[str, Any] = MappingProxyType(dict(description["notes"]))
+        self.metrics: Mapping[str, Any] = MappingProxyType(dict(description["metrics"]))
+        self.weights: Mapping[str, jax.Array] = MappingProxyType(
+            {name: jax.device_put(array) for name, array in sorted(weights.items())}
+        )
+        self.kind: Kind = "portable"
+        self._manifest = manifest
+        self._programs: dict[Stage, Program] = {}
+        self._why: list[str] = []
+
+    @classmethod
+    def load(cls, path: str | Path, *, prefer: Literal["auto", "native", "portable"] = "auto") -> "Bundle":
+        """Load a bundle: verify every file, choose programs, and prove them on the golden vectors.
+
+        Args:
+            path: the directory that `export_bundle` wrote.
+            prefer: ``auto`` takes ``native`` programs where they can run and prove themselves, otherwise
+                ``portable``; the other two insist.
+
+        Raises:
+            BundleError: a file is missing or broken, or no programs could be proven.
+            ConfigError: ``prefer`` is none of the three.
+        """
+        if prefer not in ("auto", *KINDS):
+            raise ConfigError(f"prefer: got {prefer!r}, expected 'auto', 'native' or 'portable'.")
+        path = Path(path)
+        manifest = files.read_manifest(path)
+        contents = {name: files.read_verified(path, manifest, name) for name in manifest["files"]}
+        if missing := [name for name in (CONFIG, WEIGHTS, GOLDEN) if name not in contents]:
+            raise BundleError(f"{path}: the manifest lists no {', '.join(missing)}; export the model again.")
+        description = json.loads(contents[CONFIG])
+        try:
+            weights = load_safetensors(contents[WEIGHTS])
+            vectors = load_safetensors(contents[GOLDEN])
+        except SafetensorError as error:
+            raise BundleError(f"{path}: weights or golden vectors cannot be read: {error}.") from error
+        bundle = cls(path=path, manifest=manifest, description=description, weights=weights)
+        bundle._choose(prefer, description["programs"], contents, vectors)
+        return bundle
+
+    @classmethod
+    def refresh(cls, path: str | Path) -> "Bundle":
+        """Rebuild a bundle's programs from its config and weights with the jax that is installed now.
+
+        Needed when jax has moved on so far that it cannot read the old programs. The model's own code must be
+        importable; nothing is trained, the weights stay as they are. The version changes, so item index
+        and behaviour table must be built again.
+
+        Returns:
+            The bundle, loaded anew.
+        """
+        from aif_jax.bundle.export import refresh_bundle
+
+        refresh_bundle(Path(path))
+        return cls.load(path)
+
+    @property
+    def k_max(self) -> int:
+        """The most results that one request can ask for."""
+        return self.sizes["k_max"]
+
+    def signature(self, stage: Stage) -> Signature:
+        """Return what a stage's program takes and returns."""
+        return self._programs[stage].signature
+
+    def call(self, stage: Stage, **dims: int) -> Call:
+        """Return a stage's program compiled for the given sizes: ``m``; ``b``, ``l``; or ``n``, ``l``.
+
+        Compiles when this process has not done so yet; see `Program.at`.
+        """
+        return self._programs[stage].at(self.weights, **dims)
+
+    def explain(self) -> str:
+        """Say in words which programs run, and why."""
+        head = (
+            f"bundle {self.version[:12]} at {self.path}: {self.kind} programs on {jax.default_backend()}, "
+            f"exported with jax {self._manifest['jax']}, running {jax.__version__}"
+        )
+        return "\n".join([head, *(f"- {line}" for line in self._why)])
+
+    def __repr__(self) -> str:
+        return f"Bundle({self.version[:12]}, {self.config.architecture}, {self.kind}, {str(self.path)!r})"
+
+    # -- choosing ---------------------------------------------------------------------------------
+
+    def _choose(
+        self,
+        prefer: str,
+        signatures: Mapping[str, Any],
+        contents: Mapping[str, bytes],
+        vectors: Mapping[str, np.ndarray],
+    ) -> None:
+        refused: dict[str, str] = {}
+        for kind in KINDS if prefer == "auto" else (prefer,):
+            reason = self._cannot_run(signatures, kind)
+            if reason is None:
+                self._programs = {
+                    stage: Program(
+                        stage, kind, contents[f"programs/{stage}.{kind}"],
+                        Signature.from_json(signatures[stage][kind]),
+                    )
+                    for stage in STAGES
+                }  # fmt: skip
+                reason = self._disproof(vectors)
+            if reason is None:
+                self.kind = "native" if kind == "native" else "portable"
+                self._why += [f"{kind}: taken, agrees with the golden vectors within {golden.RELATIVE:g}"]
+                return
+            refused[kind] = reason
+            self._why += [f"{kind}: not taken, {reason}"]
+        given = "; ".join(f"{kind}: {reason}" for kind, reason in refused.items())
+        raise BundleError(
+            f"{self.path}: no programs can serve it. {given}. Rebuild them with Bundle.refresh, or export "
+            "again."
+        )
+
+    def _cannot_run(self, signatures: Mapping[str, Any], kind: str) -> str | None:
+        if any(kind not in signatures[stage] for stage in STAGES):
+            return "the bundle was exported without such programs"
+        if kind != "native":
+            return None
+        if (backend := jax.default_backend()) != "cpu":
+            return f"the native kernels run on a CPU, and this backend is {backend}"
+        if (abi := self._manifest["kernel_abi"]) != KERNEL_ABI:
+            return f"made for kernel ABI {abi}, this release has {KERNEL_ABI}"
+        report = kernels.implementations()
+        return None if report["native"] else report["reason"]
+
+    def _disproof(self, vectors: Mapping[str, np.ndarray]) -> str | None:
+        for stage in STAGES:
+            given = _under(vectors, f"{stage}/in/")
+            expected = _under(vectors, f"{stage}/out/")
+            try:
+                dims = _dims(self.signature(stage), given)
+                outputs = {path: np.asarray(a) for path, a in self.call(stage, **dims)(given).items()}
+            except (AifError, TypeError, KeyError) as error:
+                return f"program {stage} cannot run: {error}"
+            if found := golden.difference(stage, expected, outputs):
+                return f"program {stage} does not give its golden vectors: {found}"
+        return None
+
+
+def _under(vectors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): array for name, array in vectors.items() if name.startswith(prefix)}
+
+
+def _dims(signature: Signature, given: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Read the sizes of a program's symbolic dimensions off its inputs."""
+    return {
+        size: actual
+        for operand in signature.inputs
+        for size, actual in zip(operand.shape, given[operand.path].shape, strict=True)
+        if isinstance(size, str)
+    }

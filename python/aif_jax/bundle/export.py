@@ -1,0 +1,245 @@
+"""Exporting a model: its folded form as programs, with weights, golden vectors and what it was made with.
+
+This is the only part of bundles that needs the model's code; it is imported when something is exported.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jax import export
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
+
+from aif_jax import kernels
+from aif_jax.bundle import files
+from aif_jax.bundle.bundle import CONFIG, GOLDEN, KERNEL_ABI, KINDS, STAGES, WEIGHTS, Bundle, Kind, Stage
+from aif_jax.bundle.golden import sample_group, sample_items, sample_types
+from aif_jax.bundle.programs import Signature, Tree, export_program, flatten
+from aif_jax.config import ModelConfig
+from aif_jax.errors import BundleError, ConfigError
+from aif_jax.features import Schema
+
+if TYPE_CHECKING:
+    from aif_jax.models.baselines import Model
+    from aif_jax.models.folding import Folded
+
+_PLATFORMS: dict[Kind, tuple[str, ...]] = {"native": ("cpu",), "portable": ("cpu", "cuda", "tpu")}
+_DIMS: dict[Stage, tuple[str, ...]] = {
+    "behaviour": ("m",), "item": ("m",), "user": ("b", "l"), "stage": ("n", "l"),
+}  # fmt: skip
+_GOLDEN_ITEMS = 64
+
+
+def export_bundle(
+    model: "Model",
+    path: str | Path,
+    *,
+    k_max: int = 500,
+    calibration: Mapping[str, tuple[float, float]] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    notes: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Bundle:
+    """Export a trained model as a bundle, and load it back.
+
+    Args:
+        model: of any architecture but ``exact``.
+        path: the directory to write; it appears whole or not at all.
+        k_max: the most results that a request will be able to ask for. The stage sorts that many every time,
+            and its smallest bucket is ``k_max`` rounded up to a multiple of 16.
+        calibration: ``(scale, offset)`` of each head's logit.
+        metrics: the model's quality, JSON-serialisable, kept for whoever loads it.
+        notes: anything else worth keeping, JSON-serialisable.
+        overwrite: replace a bundle that is at ``path`` already.
+
+    Returns:
+        The bundle, loaded from ``path``, its programs proven on the golden vectors.
+
+    Raises:
+        ConfigError: the architecture does not fold, or ``k_max`` is not positive.
+        BundleError: something is at ``path`` already.
+    """
+    from aif_jax.models.folding import fold
+
+    if isinstance(k_max, bool) or not isinstance(k_max, int) or k_max < 1:
+        raise ConfigError(f"k_max: got {k_max!r}, expected a whole number of at least 1.")
+    folded = fold(model, calibration=calibration)
+    _write(Path(path), folded, k_max, dict(metrics or {}), dict(notes or {}), overwrite=overwrite)
+    return Bundle.load(path)
+
+
+def refresh_bundle(path: Path) -> None:
+    """Replace a bundle's programs by ones of the jax that is installed now."""
+    from aif_jax.models.folding import Folded
+
+    manifest = files.read_manifest(path)
+    description = json.loads(files.read_verified(path, manifest, CONFIG))
+    weights = load_safetensors(files.read_verified(path, manifest, WEIGHTS))
+    config, schema = ModelConfig.from_json(description["model"]), Schema.from_json(description["schema"])
+    folded = Folded(config, schema, weights)
+    _write(
+        path,
+        folded,
+        description["sizes"]["k_max"],
+        description["metrics"],
+        description["notes"],
+        overwrite=True,
+    )
+
+
+def _write(
+    path: Path,
+    folded: "Folded",
+    k_max: int,
+    metrics: dict[str, Any],
+    notes: dict[str, Any],
+    *,
+    overwrite: bool,
+) -> None:
+    config = folded.config
+    contents: dict[str, bytes] = {}
+    signatures: dict[str, dict[str, Any]] = {}
+    for stage in STAGES:
+        signatures[stage] = {}
+        for kind in KINDS:
+            if kind == "native" and not kernels.implementations()["native"]:
+                continue
+            content, signature = _export_stage(folded, stage, kind, k_max)
+            contents[f"programs/{stage}.{kind}"] = content
+            signatures[stage][kind] = signature.to_json()
+    description = {
+        "model": config.to_json(),
+        "schema": folded.schema.to_json(),
+        "sizes": {
+            "k_max": k_max, "short_length": config.short_length, "long_length": config.long_length,
+        },
+        "programs": signatures,
+        "metrics": metrics,
+        "notes": notes,
+    }  # fmt: skip
+    try:
+        contents[CONFIG] = json.dumps(description, indent=1, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"metrics or notes cannot be written as JSON: {error}.") from error
+    contents[WEIGHTS] = save_safetensors(folded.weights)
+    contents[GOLDEN] = save_safetensors(_golden_vectors(folded, k_max))
+    header = {"jax": jax.__version__, "kernel_abi": KERNEL_ABI}
+    files.write_bundle_files(path, contents, header, overwrite=overwrite)
+
+
+def _export_stage(folded: "Folded", stage: Stage, kind: Kind, k_max: int) -> tuple[bytes, Signature]:
+    smallest = -(-k_max // 16) * 16
+    constraints = {"n": ("mod(n, 16) == 0", f"n >= {smallest}")}
+    dims = _DIMS[stage]
+    symbols = export.symbolic_shape(
+        ", ".join(dims), constraints=[text for name in dims for text in constraints.get(name, ())]
+    )
+    # Scores must not depend on the platform's idea of a fast float32 product.
+    with kernels.use("native" if kind == "native" else "reference"), jax.default_matmul_precision("highest"):
+        return export_program(
+            _function(folded, stage, k_max),
+            folded.weights_of(stage),
+            _inputs(folded, stage, dict(zip(dims, symbols, strict=True))),
+            dims=dims,
+            platforms=_PLATFORMS[kind],
+            custom_calls=kernels.CUSTOM_CALLS if kind == "native" else (),
+        )
+
+
+def _inputs(folded: "Folded", stage: Stage, dims: Mapping[str, Any]) -> Tree:
+    """Return the shapes of a stage's inputs for sizes that may be symbolic."""
+    if stage in ("behaviour", "item"):
+        return {"item": folded.item_inputs_spec(dims["m"])}
+    if stage == "user":
+        b, length, short = dims["b"], dims["l"], folded.config.short_length
+        return {
+            "user": folded.user_inputs_spec(b),
+            "short": folded.short_spec(b), "short_type": folded.types_spec(b, short),
+            "long": folded.long_spec(b, length), "long_type": folded.types_spec(b, length),
+        }  # fmt: skip
+    n = dims["n"]
+    state = {
+        name: jax.ShapeDtypeStruct((1, *spec.shape), spec.dtype)
+        for name, spec in folded.state_spec(dims["l"]).items()
+    }
+    return {
+        "state": state, "rows": folded.rows_spec(n), "valid": folded.valid_spec(n),
+        "context": folded.context_spec(), "pair": folded.pair_spec(n),
+    }  # fmt: skip
+
+
+def _function(folded: "Folded", stage: Stage, k_max: int) -> Any:
+    """Return a stage as a function from weights and nested inputs to nested outputs.
+
+    The real-time stage takes a user state as the user stage gives it for one user, with its leading axis,
+    and tells how many valid candidates have no score (``unscored``).
+    """
+    if stage in ("behaviour", "item"):
+        program = folded.behaviour if stage == "behaviour" else folded.item
+        return lambda weights, inputs: program(weights, inputs.get("item", {}))
+    if stage == "user":
+        return lambda weights, inputs: folded.user(
+            weights, inputs.get("user", {}), inputs.get("short", {}), inputs["short_type"],
+            inputs.get("long", {}), inputs["long_type"],
+        )  # fmt: skip
+
+    def ranked(weights: Mapping[str, Any], inputs: Mapping[str, Any]) -> Tree:
+        state = {name: leaf[0] for name, leaf in inputs["state"].items()}
+        score, logits = folded.stage_scores(
+            weights, state, inputs["rows"], inputs["valid"], inputs.get("context", {}), inputs.get("pair", {})
+        )
+        best, order = jax.lax.top_k(score, k_max)
+        heads = jax.nn.sigmoid(jax.numpy.take(logits, order, axis=0, mode="clip"))
+        unscored = jax.numpy.sum(inputs["valid"] & jax.numpy.isneginf(score), dtype=jax.numpy.int32)
+        return {"order": order, "score": best, "heads": heads, "unscored": unscored}
+
+    return ranked
+
+
+def _golden_vectors(folded: "Folded", k_max: int) -> dict[str, np.ndarray]:
+    """Draw inputs of every stage and compute what the reference implementation makes of them.
+
+    The sizes are those of an engine's smallest bucket, so that proving a program compiles nothing extra.
+    """
+    rng = np.random.default_rng(0)
+    config, schema = folded.config, folded.schema
+    vectors: dict[str, np.ndarray] = {}
+
+    def run(stage: Stage, inputs: Tree) -> dict[str, np.ndarray]:
+        function = jax.jit(_function(folded, stage, k_max))
+        with kernels.use("reference"), jax.default_matmul_precision("highest"):
+            outputs = flatten(function(folded.weights_of(stage), inputs))
+        given = {path: np.array(array, order="C") for path, array in flatten(inputs).items()}
+        computed = {path: np.asarray(array) for path, array in outputs.items()}
+        vectors.update({f"{stage}/in/{path}": array for path, array in given.items()})
+        vectors.update({f"{stage}/out/{path}": array for path, array in computed.items()})
+        return computed
+
+    items = {"item": sample_items(schema, config.content_width, _GOLDEN_ITEMS, rng)}
+    behaviours, rows = run("behaviour", items), run("item", items)
+    sequences: dict[str, Any] = {}
+    lengths = {"short": config.short_length, "long": config.long_length}
+    wanted = {"short": folded.short_spec(1), "long": folded.long_spec(1, config.long_length)}
+    for name, length in lengths.items():
+        chosen = rng.integers(0, _GOLDEN_ITEMS, (1, length))
+        sequences[name] = {column: behaviours[column][chosen] for column in wanted[name]}
+        sequences[f"{name}_type"] = sample_types(schema, length, rng)
+    state = run("user", {"user": sample_group(schema, "user", (1,), rng), **sequences})
+    n = -(-k_max // 16) * 16
+    chosen = rng.integers(0, _GOLDEN_ITEMS, n)
+    raw = {f"raw_{name}": np.abs(rng.normal(size=n)).astype(np.float32) for name in folded.score.raw}
+    run(
+        "stage",
+        {
+            "state": state,
+            "rows": {column: array[chosen] for column, array in rows.items()},
+            "valid": rng.random(n) < 0.9,
+            "context": sample_group(schema, "context", (), rng),
+            "pair": {**sample_group(schema, "pair", (n,), rng), **raw},
+        },
+    )
+    return vectors

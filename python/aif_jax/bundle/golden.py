@@ -1,0 +1,108 @@
+"""Golden vectors: inputs and expected outputs of every stage, by which a loaded program proves itself.
+
+The expected outputs come from the reference implementation at export. A program on another machine may round
+differently, so floats agree within a tolerance, a few bits of a signature may flip, and candidates may
+change places where their scores are that close.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from aif_jax.features import Numeric, Schema
+from aif_jax.features.schema import Group
+
+RELATIVE = 1e-4
+"""Allowed difference of floats, relative to the largest magnitude of the expected array (at least 1)."""
+
+FLIPPED_BITS = 0.01
+"""Allowed share of different bits in uint8 arrays: a projection near zero may land on either side of it."""
+
+
+def difference(stage: str, expected: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray]) -> str | None:
+    """Compare the outputs of one stage; return what differs in words, or ``None``."""
+    if expected.keys() != given.keys():
+        return f"outputs are {sorted(given)}, expected {sorted(expected)}"
+    if stage == "stage":
+        return _ranking_difference(expected, given)
+    for path, want in expected.items():
+        if found := _array_difference(path, want, np.asarray(given[path])):
+            return found
+    return None
+
+
+def _array_difference(path: str, want: np.ndarray, got: np.ndarray) -> str | None:
+    if want.shape != got.shape or want.dtype != got.dtype:
+        return f"{path} is {got.dtype}{list(got.shape)}, expected {want.dtype}{list(want.shape)}"
+    if want.dtype == np.uint8:
+        flipped = float(np.unpackbits(want ^ got).mean()) if want.size else 0.0
+        return f"{path}: {flipped:.1%} of its bits differ" if flipped > FLIPPED_BITS else None
+    if want.dtype.kind != "f":
+        wrong = int(np.count_nonzero(want != got))
+        return f"{path}: {wrong} of {want.size} values differ" if wrong else None
+    if not want.size:
+        return None
+    if not np.array_equal(np.isfinite(want), np.isfinite(got)):
+        return f"{path}: is not finite in other places than expected"
+    finite = np.isfinite(want)
+    allowed = RELATIVE * max(1.0, float(np.abs(want[finite]).max(initial=0.0)))
+    worst = float(np.abs(want[finite] - got[finite]).max(initial=0.0))
+    return f"{path}: differs by {worst:.3g}, more than {allowed:.3g}" if worst > allowed else None
+
+
+def _ranking_difference(expected: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray]) -> str | None:
+    """Compare rankings: the sorted scores, and each candidate's heads where both rankings hold it."""
+    for path in expected.keys() - {"order", "heads"}:
+        if found := _array_difference(path, expected[path], np.asarray(given[path])):
+            return found
+    want_at = {int(candidate): place for place, candidate in enumerate(expected["order"])}
+    pairs = [(want_at[int(c)], p) for p, c in enumerate(np.asarray(given["order"])) if int(c) in want_at]
+    if len(pairs) < 0.9 * len(want_at):
+        return f"order: holds {len(pairs)} of the {len(want_at)} expected candidates"
+    want, got = map(list, zip(*pairs, strict=True))
+    for path in ("score", "heads"):
+        if found := _array_difference(path, expected[path][want], np.asarray(given[path])[got]):
+            return found
+    return None
+
+
+def sample_group(
+    schema: Schema, group: Group, lead: tuple[int, ...], rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Draw encoded features ``[*lead, ...]``: known, unknown and missing values alike."""
+    sampled: dict[str, np.ndarray] = {}
+    for feature in schema.features(group):
+        shape = (*lead, *feature.shape)
+        if isinstance(feature, Numeric):
+            present = rng.random((*lead, 1)) < 0.8
+            values = np.stack([rng.normal(size=lead), np.ones(lead)], axis=-1)
+            sampled[feature.name] = np.asarray(values * present, np.float32)
+            continue
+        codes = rng.integers(0, feature.size, shape).astype(np.int32)
+        if feature.shape:
+            # Values are filled from the left.
+            length = rng.integers(0, feature.shape[0] + 1, (*lead, 1))
+            codes *= np.arange(feature.shape[0]) < length
+        sampled[feature.name] = np.asarray(codes, np.int32)
+    return sampled
+
+
+def sample_items(
+    schema: Schema, content_width: int, m: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Draw the inputs of the item and behaviour programs for m items, some without content."""
+    content = rng.normal(size=(m, content_width))
+    content /= np.linalg.norm(content, axis=1, keepdims=True)
+    has_content = rng.random((m, 1)) < 0.9
+    return {
+        **sample_group(schema, "item", (m,), rng),
+        "content": (content * has_content).astype(np.float32),
+        "has_content": has_content.astype(np.float32),
+    }
+
+
+def sample_types(schema: Schema, length: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw behaviour types int32 ``[1, length]``, the last third padding."""
+    types = rng.integers(0, len(schema.behaviour_types), (1, length)).astype(np.int32)
+    types[:, length - length // 3 :] = -1
+    return types

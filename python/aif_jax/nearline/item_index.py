@@ -1,0 +1,63 @@
+"""The item index: rows of the items that can be ranked."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from aif_jax.errors import ItemIndexError
+from aif_jax.features import item_keys
+from aif_jax.nearline.store import ColumnSpecs
+from aif_jax.nearline.table import RowTable
+from aif_jax.nearline.updates import Upsert
+
+RANKABLE = "rankable"
+
+
+class ItemIndex(RowTable):
+    """Item rows of a catalogue under one bundle version: what the real-time stage reads of its candidates.
+
+    An item may be in the index and not *rankable* (out of stock, say): it keeps its row and is no candidate.
+    `build` and `upsert` take ``rankable``, bool ``[n]``, all true by default.
+    """
+
+    kind = "item_index"
+    stage = "item"
+    keeps_deleted = False
+
+    def set_rankable(self, ids: Any, rankable: bool) -> int:
+        """Change whether items may be candidates, without computing their rows again.
+
+        Returns:
+            How many of them are in the index; the others are passed over.
+        """
+        keys = np.unique(item_keys(ids))
+        with self._writing:
+            columns, found = self.store.gather(keys)
+            rows = {name: np.ascontiguousarray(column[found]) for name, column in columns.items()}
+            rows[RANKABLE][:] = rankable
+            self.store.upsert(np.ascontiguousarray(keys[found]), rows)
+        return int(found.sum())
+
+    def default_row(self) -> dict[str, np.ndarray]:
+        """Compute the row ``[1, ...]`` of an item of which nothing is known; it is rankable."""
+        return {**super().default_row(), RANKABLE: np.ones((1, 1), np.uint8)}
+
+    def _extra_columns(self) -> ColumnSpecs:
+        return {RANKABLE: (np.dtype(np.uint8), (1,))}
+
+    def _extra_values(self, n: int, extra: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        if unknown := extra.keys() - {RANKABLE}:
+            raise TypeError(f"unexpected arguments {sorted(unknown)}")
+        flags = extra.get(RANKABLE)
+        if flags is None:
+            return {RANKABLE: np.ones((n, 1), np.uint8)}
+        flags = np.asarray(flags)
+        if flags.shape != (n,) or flags.dtype != np.bool_:
+            raise ItemIndexError(
+                f"rankable: got {flags.dtype}{list(flags.shape)}, expected bool [{n}], one for each id."
+            )
+        return {RANKABLE: flags[:, None].astype(np.uint8)}
+
+    def _apply(self, update: Upsert) -> int:
+        return self.upsert(update.ids, update.columns, update.content, rankable=update.rankable)

@@ -1,0 +1,56 @@
+"""Columns in an embedding cache, those without any bytes included."""
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from aif_jax import _native
+
+ColumnSpecs: TypeAlias = Mapping[str, tuple[np.dtype, tuple[int, ...]]]
+"""Dtype and shape within one row, by column name."""
+
+
+class RowStore:
+    """Rows of named columns by 64-bit key.
+
+    A row layout has no place for columns of zero size, such as the categories of a schema without a category;
+    they are taken off on the way in and put back on the way out.
+
+    Args:
+        columns: what a row holds.
+        **options: of the `EmbeddingCache`: ``capacity_bytes``, ``ttl_s``, ``initial_keys``.
+    """
+
+    def __init__(self, columns: ColumnSpecs, **options: Any):
+        self.columns = dict(columns)
+        self._empty = {name: spec for name, spec in self.columns.items() if 0 in spec[1]}
+        layout = [
+            (name, dtype.name, shape)
+            for name, (dtype, shape) in self.columns.items()
+            if name not in self._empty
+        ]
+        self.cache = _native.EmbeddingCache(_native.RowLayout(layout), **options)
+
+    def upsert(self, keys: np.ndarray, columns: Mapping[str, np.ndarray]) -> None:
+        """Store rows ``[n, ...]`` under keys uint64 ``[n]``."""
+        stored = {name: array for name, array in columns.items() if name not in self._empty}
+        self.cache.upsert(keys, stored)
+
+    def gather(
+        self, keys: np.ndarray, out: Mapping[str, np.ndarray] | None = None
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Copy rows out.
+
+        Args:
+            keys: uint64 ``[n]``.
+            out: C-contiguous arrays ``[n, ...]`` to write to, from `buffers`; ``None`` for new ones.
+
+        Returns:
+            Columns ``[n, ...]``, zeros where there is no row, and which rows were found, bool ``[n]``.
+        """
+        stored = None if out is None else {n: array for n, array in out.items() if n not in self._empty}
+        columns, found = self.cache.gather(keys, stored)
+        for name, (dtype, shape) in self._empty.items():
+            columns[name] = np.zeros((len(keys), *shape), dtype)
+        return columns, found

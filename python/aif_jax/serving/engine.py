@@ -1,0 +1,545 @@
+"""The engine: pins a generation, runs the user side while retrieval runs, and ranks."""
+
+import contextlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from aif_jax import _native
+from aif_jax.bundle import Bundle, compilations
+from aif_jax.errors import (
+    ConfigError,
+    DeadlineExceededError,
+    RequestError,
+    RetrievalError,
+    SchedulerError,
+    SchemaError,
+    UnknownUserError,
+)
+from aif_jax.features import EncodeReport
+from aif_jax.nearline import BehaviourTable, ItemIndex
+from aif_jax.serving.candidates import CheckedCandidates, check_candidates
+from aif_jax.serving.config import EngineConfig
+from aif_jax.serving.pending import Pending, UserSide
+from aif_jax.serving.report import Ranking, Report, Span
+from aif_jax.serving.retrieval import EventLoop, retrieve_async, retrieve_now
+from aif_jax.serving.stages import Generation, Scored, WarmupProgress
+from aif_jax.serving.user_states import UserStates, compute_state, long_bucket
+from aif_jax.types import Request, Retrieve, UserId, UserRecord, UserSource
+
+Lane = Literal["blocking", "compute"]
+
+
+class Engine:
+    """Ranks candidates for users with one bundle and the tables it computed. Safe to call from any thread.
+
+    Everything is compiled while the engine is made; no request compiles anything. Close it, or use it as a
+    context manager.
+
+    Args:
+        bundle: the model.
+        index: item rows, of the same bundle version; may be written to while the engine runs.
+        behaviours: rows of the items in histories, of the same bundle version; likewise.
+        users: the user source: from a user id to a `UserRecord`, or ``None`` for an unknown user.
+        retrieve: from a `Request` to item ids or `Candidates`, plain or coroutine function; needed by
+            `rank`, `rank_async` and `rank_many`, not by `begin`.
+        config: settings.
+        progress: called after every program that was compiled.
+
+    Raises:
+        VersionMismatchError: the index or the behaviour table was computed by another bundle version.
+        ConfigError: the config does not fit the bundle.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        index: ItemIndex,
+        behaviours: BehaviourTable,
+        *,
+        users: UserSource | Callable[[Any], UserRecord | None],
+        retrieve: Retrieve | Callable[[Request], Any] | None = None,
+        config: EngineConfig | None = None,
+        progress: WarmupProgress | None = None,
+    ):
+        config = config or EngineConfig()
+        self.config = config.resolved(k_max=bundle.k_max, long_length=bundle.config.long_length)
+        self._generation = Generation(bundle, index, behaviours, self.config)
+        self._generation.warm(progress)
+        self._compiled = compilations()
+        self._users = users
+        self._retrieve = retrieve
+        self._states = UserStates(bundle, self.config)
+        self._loop = EventLoop()
+        self._counts: Counter[str] = Counter()
+        self._counting = threading.Lock()
+        self._open: dict[int, Pending] = {}
+        self._closed = False
+        self._scheduler = _native.Scheduler(
+            blocking_threads=self.config.blocking_threads,
+            compute_threads=self.config.compute_threads,
+            queue_bound=self.config.queue_bound,
+        )
+
+    # -- requests ---------------------------------------------------------------------------------
+
+    def begin(
+        self, user: UserId, context: Mapping[str, Any] | None = None, deadline_ms: float | None = None
+    ) -> Pending:
+        """Start the user side of a request and return at once.
+
+        Retrieve meanwhile, then call `Pending.rank` on the handle.
+
+        Args:
+            user: whom to rank for.
+            context: raw context features of the request; an absent one counts as missing.
+            deadline_ms: milliseconds from now after which the real-time stage is not started any more.
+
+        Raises:
+            RequestError: ``context`` is not a mapping, names an unknown feature, or the deadline is not
+                positive.
+            OverloadedError: too many requests are waiting; nothing was started.
+            SchedulerError: the engine is closed.
+        """
+        with self.counting_errors():
+            if self._closed:
+                raise SchedulerError("the engine is closed; make a new one.")
+            if isinstance(user, bool) or not isinstance(user, (int, str, np.integer)):
+                raise RequestError(
+                    f"user: got {type(user).__name__} {user!r}, expected an integer or a string."
+                )
+            if deadline_ms is not None and not deadline_ms > 0:
+                raise RequestError(
+                    f"deadline_ms: got {deadline_ms}, expected more than 0, or None for no deadline."
+                )
+            context = {} if context is None else context
+            self._check_context(context)
+            pending = Pending(self, self._generation, user, context, deadline_ms)
+            self._expire()
+            with self._counting:
+                self._counts["begun"] += 1
+                self._open[id(pending)] = pending
+            try:
+                pending.track(
+                    self.submit("blocking", self._fetch, pending, name="user_fetch", pending=pending)
+                )
+            except BaseException:
+                self.forget(pending)
+                raise
+            return pending
+
+    def rank(
+        self,
+        user: UserId,
+        context: Mapping[str, Any] | None = None,
+        k: int | None = None,
+        deadline_ms: float | None = None,
+    ) -> Ranking:
+        """Begin, call the engine's own ``retrieve`` in this thread, and rank.
+
+        Raises:
+            RetrievalError: ``retrieve`` raised, or returned something that is not candidates.
+            ConfigError: the engine was made without ``retrieve``.
+            DeadlineExceededError: retrieval or the user side took too long.
+            AifError: see `begin` and `Pending.rank`.
+        """
+        retrieve = self._own_retrieve()
+        pending = self.begin(user, context, deadline_ms)
+        return self._retrieve_and_rank(retrieve, pending, k)
+
+    async def rank_async(
+        self,
+        user: UserId,
+        context: Mapping[str, Any] | None = None,
+        k: int | None = None,
+        deadline_ms: float | None = None,
+    ) -> Ranking:
+        """Like `rank`, without blocking the event loop: a plain ``retrieve`` runs in a thread."""
+        retrieve = self._own_retrieve()
+        pending = self.begin(user, context, deadline_ms)
+        try:
+            with self.counting_errors():
+                ids, pair = await retrieve_async(
+                    retrieve,
+                    self._request(pending, k),
+                    lambda call: self.submit("blocking", call, name="retrieve", pending=pending),
+                    pending.remaining_ms(),
+                )
+            with self._blaming_retrieval():
+                return await pending.rank_async(ids, pair, k)
+        except BaseException:
+            self._drop(pending)
+            raise
+
+    def rank_many(self, users: Sequence[UserId], k: int | None = None) -> list[Ranking]:
+        """Rank for several users: all user sides start at once, the rest follows one after the other.
+
+        Raises:
+            AifError: see `rank`; the first error ends all.
+        """
+        retrieve = self._own_retrieve()
+        pendings: list[Pending] = []
+        try:
+            for user in users:
+                pendings.append(self.begin(user))  # noqa: PERF401, holds what began before an error
+            return [self._retrieve_and_rank(retrieve, pending, k) for pending in pendings]
+        finally:
+            for pending in pendings:
+                self._drop(pending)
+
+    # -- life -------------------------------------------------------------------------------------
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle that serves."""
+        return self._generation.bundle
+
+    @property
+    def version(self) -> str:
+        """Version of the bundle that serves."""
+        return self._generation.version
+
+    def stats(self) -> dict[str, Any]:
+        """Return counters and sizes.
+
+        ``requests`` counts begun, ranked, expired and failed ones and everything left out of rankings;
+        ``compilations`` counts programs compiled in this process since the engine was made: 0, unless
+        something else compiles.
+        """
+        self._expire()
+        with self._counting:
+            counts = dict(self._counts)
+            open_handles = len(self._open)
+        return {
+            "version": self.version,
+            "requests": counts,
+            "open_handles": open_handles,
+            "compilations": compilations() - self._compiled,
+            "user_states": self._states.stats(),
+            "item_index": self._generation.index.stats(),
+            "behaviour_table": self._generation.behaviours.stats(),
+            "scheduler": self._scheduler.stats(),
+        }
+
+    def close(self) -> None:
+        """Drop what waits, finish what runs, and stop the threads."""
+        if self._closed:
+            return
+        self._closed = True
+        with self._counting:
+            pendings = list(self._open.values())
+            self._open.clear()
+        for pending in pendings:
+            pending.end("the engine was closed")
+        self._scheduler.shutdown(wait=True)
+        self._loop.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # -- for handles ------------------------------------------------------------------------------
+
+    def submit(
+        self, lane: Lane, function: Callable[..., Any], *arguments: Any, name: str, pending: Pending
+    ) -> "Future[Any]":
+        """Run a function in one of the engine's threads, unless the request's deadline passes first."""
+        remaining = pending.remaining_ms()
+        if remaining is not None and remaining <= 0:
+            raise self._too_late(pending, name)
+        return self._scheduler.submit(lane, function, *arguments, deadline_ms=remaining, name=name)
+
+    def finish(
+        self,
+        pending: Pending,
+        side: UserSide,
+        ids: Any,
+        pair: Mapping[str, Any] | None,
+        k: int | None,
+        called_s: float,
+    ) -> Ranking:
+        """Score candidates for a finished user side."""
+        ready_s = time.perf_counter()
+        k = self._checked_k(k)
+        generation = pending.generation
+        encoding = _added(side.encoding)
+        candidates = check_candidates(ids, pair, generation.bundle.schema, generation.raw_pair, encoding)
+        if (remaining := pending.remaining_ms()) is not None and remaining <= 0:
+            raise self._too_late(pending, "stage")
+        prepared_s = time.perf_counter()
+        scored = generation.score(side.state.leaves, side.state.length, side.context, candidates, k)
+        heads = {head: scored.heads[:, number] for number, head in enumerate(generation.bundle.config.heads)}
+        chosen = candidates.ids[scored.order]
+        finished_s = time.perf_counter()
+        report = _report(
+            pending, side, candidates, scored, encoding, k, called_s, ready_s, prepared_s, finished_s
+        )
+        self._count_ranking(report)
+        return Ranking(chosen, scored.scores, heads, report)
+
+    def forget(self, pending: Pending) -> None:
+        """Take a handle off the list of those that may expire."""
+        with self._counting:
+            self._open.pop(id(pending), None)
+
+    @contextlib.contextmanager
+    def counting_errors(self) -> Iterator[None]:
+        """Count the errors that pass, by name; an error inside an error counts once."""
+        try:
+            yield
+        except Exception as error:
+            if not getattr(error, "_aif_counted", False):
+                with contextlib.suppress(AttributeError):
+                    error._aif_counted = True  # type: ignore[attr-defined]
+                with self._counting:
+                    self._counts[f"error:{type(error).__name__}"] += 1
+            raise
+
+    # -- the user side ----------------------------------------------------------------------------
+
+    def _fetch(self, pending: Pending) -> None:
+        """In the blocking lane: fetch the record, look for a cached state, else go on in the compute lane."""
+        began_s = time.perf_counter()
+        pending.step = "its user source has not answered"
+        record = self._users(pending.user)
+        fetched_s = time.perf_counter()
+        unknown = record is None
+        if record is None:
+            if self.config.unknown_user == "error":
+                raise UnknownUserError(
+                    f"user {pending.user!r}: the user source knows nothing of this user; check the id, or "
+                    "configure "
+                    "unknown_user='default' to rank for a user of whom nothing is known."
+                )
+            record = UserRecord()
+        if not isinstance(record, UserRecord):
+            raise RequestError(
+                f"user {pending.user!r}: the user source returned a {type(record).__name__}, expected a "
+                "UserRecord "
+                "or None."
+            )
+        pending.step = "its user side has not been computed"
+        times = (began_s, fetched_s)
+        length = long_bucket(record, pending.generation)
+        state = None if unknown else self._states.get(pending.user, record.revision, length)
+        if state is not None:
+            encoding = EncodeReport()
+            context = self._encode_context(pending, encoding)
+            pending.resolve(UserSide(state, context, encoding, unknown, *times, time.perf_counter()))
+            return
+        pending.track(
+            self.submit(
+                "compute",
+                self._compute,
+                pending,
+                record,
+                length,
+                unknown,
+                times,
+                name="user",
+                pending=pending,
+            )
+        )
+
+    def _compute(
+        self, pending: Pending, record: UserRecord, length: int, unknown: bool, times: tuple[float, float]
+    ) -> None:
+        """In the compute lane: run the user program, and keep its result."""
+        state = compute_state(pending.user, record, length, pending.generation)
+        encoding = state.encoding or EncodeReport()
+        context = self._encode_context(pending, encoding)
+        for leaf in state.leaves.values():
+            leaf.block_until_ready()
+        pending.resolve(UserSide(state, context, encoding, unknown, *times, time.perf_counter()))
+        if not unknown:
+            self._states.put(pending.user, record.revision, state)
+
+    def _encode_context(self, pending: Pending, report: EncodeReport) -> dict[str, np.ndarray]:
+        schema = pending.generation.bundle.schema
+        try:
+            return schema.encode_one("context", pending.context, report=report)
+        except SchemaError as error:
+            raise RequestError(f"context: {error}") from error
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _retrieve_and_rank(self, retrieve: Retrieve, pending: Pending, k: int | None) -> Ranking:
+        try:
+            with self.counting_errors():
+                ids, pair = retrieve_now(
+                    retrieve, self._request(pending, k), self._loop, pending.remaining_ms()
+                )
+            with self._blaming_retrieval():
+                return pending.rank(ids, pair, k)
+        except BaseException:
+            self._drop(pending)
+            raise
+
+    def _own_retrieve(self) -> Retrieve:
+        if self._retrieve is None:
+            raise ConfigError(
+                "the engine was made without retrieve; pass Engine(retrieve=...), or call begin and rank the "
+                "handle "
+                "with your own candidates."
+            )
+        return self._retrieve  # type: ignore[return-value]
+
+    def _request(self, pending: Pending, k: int | None) -> Request:
+        return Request(user=pending.user, context=pending.context, k=self.config.k if k is None else k)
+
+    def _check_context(self, context: Mapping[str, Any]) -> None:
+        if not isinstance(context, Mapping):
+            raise RequestError(f"context: got a {type(context).__name__}, expected features by name.")
+        known = {feature.name for feature in self._generation.bundle.schema.context}
+        if unknown := sorted(map(str, context.keys() - known)):
+            raise RequestError(
+                f"context: features {unknown} are not in the schema, which has {sorted(known)}."
+            )
+
+    def _checked_k(self, k: int | None) -> int:
+        if k is None:
+            return self.config.k
+        k_max = self._generation.bundle.k_max
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= k_max:
+            raise RequestError(
+                f"k: got {k!r}, expected a whole number from 1 to {k_max}, the bundle's k_max; "
+                "export the model with a larger k_max to get more results."
+            )
+        return int(k)
+
+    def _too_late(self, pending: Pending, name: str) -> DeadlineExceededError:
+        spent = (time.perf_counter() - pending.began_s) * 1e3
+        return DeadlineExceededError(
+            f"user {pending.user!r}: {spent:.1f} ms had passed of the deadline of {pending.deadline_ms:g} ms "
+            "before "
+            f"{name} could start; make retrieval or the user source faster, or give the request more time."
+        )
+
+    @contextlib.contextmanager
+    def _blaming_retrieval(self) -> Iterator[None]:
+        """Turn complaints about candidates into complaints about the ``retrieve`` that brought them."""
+        try:
+            yield
+        except RequestError as error:
+            if type(error) is RequestError and str(error).startswith(("candidates:", "pair features")):
+                raise RetrievalError(f"retrieve returned what cannot be ranked: {error}") from error
+            raise
+
+    def _drop(self, pending: Pending) -> None:
+        pending.end("its request failed or was abandoned")
+        self.forget(pending)
+
+    def _expire(self) -> None:
+        """End the handles that nobody finished in time; they are in the order in which they began."""
+        oldest = time.perf_counter() - self.config.max_pending_age_s
+        expired: list[Pending] = []
+        with self._counting:
+            for pending in self._open.values():
+                if pending.began_s > oldest:
+                    break
+                expired.append(pending)
+            for pending in expired:
+                del self._open[id(pending)]
+        ended = sum(
+            pending.end(f"it expired after {self.config.max_pending_age_s:g} s without being ranked")
+            for pending in expired
+        )
+        if ended:
+            with self._counting:
+                self._counts["expired"] += ended
+
+    def _count_ranking(self, report: Report) -> None:
+        counts = self._counts
+        with self._counting:
+            counts["ranked"] += 1
+            counts[f"user_state:{report.user_state}"] += 1
+            counts["unknown_users"] += report.unknown_user
+            for name in (
+                "candidates", "duplicates", "missing_items", "not_rankable", "unscored", "unknown_behaviours",
+                "truncated_behaviours",
+            ):  # fmt: skip
+                counts[name] += getattr(report, name)
+            counts["overrun"] += report.overrun_ms > 0
+
+
+def _added(encoding: EncodeReport) -> EncodeReport:
+    """Return a copy that can be added to."""
+    copy = EncodeReport()
+    for name in EncodeReport.__slots__:
+        getattr(copy, name).update(getattr(encoding, name))
+    return copy
+
+
+def _overflow(leaves: Mapping[str, Any]) -> int:
+    overflow = leaves.get("state/sim_overflow")
+    return 0 if overflow is None else int(np.asarray(overflow)[0])
+
+
+def _report(
+    pending: Pending,
+    side: UserSide,
+    candidates: CheckedCandidates,
+    scored: Scored,
+    encoding: EncodeReport,
+    k: int,
+    called_s: float,
+    ready_s: float,
+    prepared_s: float,
+    finished_s: float,
+) -> Report:
+    began = pending.began_s
+    state = side.state
+    total_ms = (finished_s - began) * 1e3
+    gathered_s = prepared_s + scored.gather_s
+    spans = (
+        Span("retrieval", "retrieval", began, called_s),
+        Span("user fetch", "user", side.fetch_began_s, side.fetched_s),
+        Span(
+            "user state from cache" if state.hit else "user program", "user", side.fetched_s, side.finished_s
+        ),
+        Span("wait for the user side", "request", called_s, ready_s),
+        Span("check and encode candidates", "request", ready_s, prepared_s),
+        # With several calls, all gathers are drawn before all stages.
+        Span("gather rows", "request", prepared_s, gathered_s),
+        Span("real-time stage", "request", gathered_s, finished_s),
+    )
+    return Report(
+        version=pending.version,
+        rung=0,
+        program=pending.generation.bundle.kind,
+        bucket=scored.bucket,
+        calls=scored.calls,
+        long_bucket=state.length,
+        user_fetch_ms=(side.fetched_s - side.fetch_began_s) * 1e3,
+        user_side_ms=(side.finished_s - side.fetch_began_s) * 1e3,
+        retrieval_ms=(called_s - began) * 1e3,
+        wait_ms=(ready_s - called_s) * 1e3,
+        prepare_ms=(prepared_s - ready_s) * 1e3,
+        gather_ms=scored.gather_s * 1e3,
+        stage_ms=scored.stage_s * 1e3,
+        total_ms=total_ms,
+        hidden_ms=max(0.0, min(side.finished_s, called_s) - side.fetch_began_s) * 1e3,
+        candidates=candidates.given,
+        duplicates=candidates.duplicates,
+        missing_items=scored.missing,
+        not_rankable=scored.not_rankable,
+        unscored=scored.unscored,
+        category_overflow=_overflow(state.leaves),
+        unknown_behaviours=state.unknown_behaviours,
+        truncated_behaviours=state.truncated,
+        unknown_features=encoding.as_dict(),
+        unknown_user=side.unknown_user,
+        user_state="hit" if state.hit else "computed",
+        k_asked=k,
+        k_given=len(scored.order),
+        deadline_ms=pending.deadline_ms,
+        overrun_ms=0.0 if pending.deadline_ms is None else max(0.0, total_ms - pending.deadline_ms),
+        spans=spans,
+    )

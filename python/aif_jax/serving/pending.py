@@ -1,0 +1,179 @@
+"""A request under way: its user side runs while the caller retrieves."""
+
+import asyncio
+import concurrent.futures
+import dataclasses
+import threading
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from aif_jax.errors import DeadlineExceededError, RequestError
+from aif_jax.features import EncodeReport
+from aif_jax.serving.report import Ranking
+from aif_jax.serving.stages import Generation
+from aif_jax.serving.user_states import UserState
+from aif_jax.types import UserId
+
+if TYPE_CHECKING:
+    from aif_jax.serving.engine import Engine
+
+
+@dataclasses.dataclass(slots=True)
+class UserSide:
+    """The finished user side of one request; times on the clock of ``time.perf_counter``."""
+
+    state: UserState
+    context: Mapping[str, np.ndarray]
+    encoding: EncodeReport
+    unknown_user: bool
+    fetch_began_s: float
+    fetched_s: float
+    finished_s: float
+
+
+class Pending:
+    """A handle from `Engine.begin`. The first `rank` uses it up, whatever comes of it; unused, it expires."""
+
+    def __init__(
+        self,
+        engine: "Engine",
+        generation: Generation,
+        user: UserId,
+        context: Mapping[str, Any],
+        deadline_ms: float | None,
+    ):
+        self.user = user
+        self.context = context
+        self.deadline_ms = deadline_ms
+        self.generation = generation
+        self.began_s = time.perf_counter()
+        self.step = "its user source has not started"
+        """What the user side is doing, for the message of a deadline that passes meanwhile."""
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._ended: str | None = None
+        self._tasks: list[concurrent.futures.Future[Any]] = []
+        self._side: concurrent.futures.Future[UserSide] = concurrent.futures.Future()
+        # A future that runs cannot be cancelled, by asyncio for example: only the user side resolves it.
+        self._side.set_running_or_notify_cancel()
+
+    @property
+    def version(self) -> str:
+        """The bundle version that this request is pinned to."""
+        return self.generation.version
+
+    def remaining_ms(self) -> float | None:
+        """Return the milliseconds until the deadline, negative after it; ``None`` without one."""
+        if self.deadline_ms is None:
+            return None
+        return self.deadline_ms - (time.perf_counter() - self.began_s) * 1e3
+
+    def rank(self, ids: Any, pair: Mapping[str, Any] | None = None, k: int | None = None) -> Ranking:
+        """Wait for the user side if need be, score the candidates and return the best.
+
+        Args:
+            ids: item ids, ``[N]``: integers or strings.
+            pair: raw pair features by name, each ``[N]``; an absent one counts as missing.
+            k: results wanted; ``None`` for the engine's default.
+
+        Raises:
+            RequestError: candidates, pair features, context or ``k`` are malformed, or the handle is used up.
+            UnknownUserError: the source does not know the user, under ``unknown_user="error"``.
+            UnknownItemError: a candidate has no row, under ``missing_items="error"``.
+            DeadlineExceededError: the deadline passed before the real-time stage could start.
+        """
+        called_s = time.perf_counter()
+        with self._engine.counting_errors():
+            self.claim()
+            return self._engine.finish(self, self._wait(), ids, pair, k, called_s)
+
+    async def rank_async(
+        self, ids: Any, pair: Mapping[str, Any] | None = None, k: int | None = None
+    ) -> Ranking:
+        """Like `rank`, without blocking the event loop: the stage runs in the engine's threads."""
+        called_s = time.perf_counter()
+        with self._engine.counting_errors():
+            self.claim()
+            side = await self._wait_async()
+            finish = self._engine.submit(
+                "compute", self._engine.finish, self, side, ids, pair, k, called_s, name="stage", pending=self
+            )
+            return await asyncio.wrap_future(finish)
+
+    def cancel(self) -> None:
+        """Give the request up; what has not started will not start."""
+        self.end("it was cancelled")
+
+    # -- for the engine ---------------------------------------------------------------------------
+
+    def track(self, task: concurrent.futures.Future[Any]) -> None:
+        """Follow a task of the user side: if it is dropped or fails, so does the user side."""
+        self._tasks.append(task)
+        task.add_done_callback(self._task_done)
+
+    def resolve(self, side: UserSide) -> None:
+        """Hand in the finished user side."""
+        self._side.set_result(side)
+
+    def end(self, reason: str) -> bool:
+        """Mark the handle as used up; return whether it was still open. Drops tasks that have not started."""
+        with self._lock:
+            if self._ended is not None:
+                return False
+            self._ended = reason
+        for task in self._tasks:
+            task.cancel()
+        return True
+
+    def claim(self) -> None:
+        """Use the handle up.
+
+        Raises:
+            RequestError: it is used up already.
+        """
+        with self._lock:
+            if self._ended is not None:
+                raise RequestError(f"this handle cannot be ranked: {self._ended}; begin a new request.")
+            self._ended = "it was ranked already"
+        self._engine.forget(self)
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _task_done(self, task: concurrent.futures.Future[Any]) -> None:
+        error: BaseException | None
+        if task.cancelled():
+            error = RequestError(f"this handle cannot be ranked: {self._ended}; begin a new request.")
+        else:
+            error = task.exception()
+        if error is not None and not self._side.done():
+            self._side.set_exception(error)
+
+    def _wait(self) -> UserSide:
+        remaining = self.remaining_ms()
+        try:
+            return self._side.result(None if remaining is None else max(0.0, remaining / 1e3))
+        except TimeoutError:
+            if self._side.done():
+                raise
+            raise self._late() from None
+
+    async def _wait_async(self) -> UserSide:
+        remaining = self.remaining_ms()
+        waiting = asyncio.wrap_future(self._side)
+        done, _ = await asyncio.wait(
+            {waiting}, timeout=None if remaining is None else max(0.0, remaining / 1e3)
+        )
+        if not done:
+            waiting.cancel()
+            raise self._late()
+        return waiting.result()
+
+    def _late(self) -> DeadlineExceededError:
+        return DeadlineExceededError(
+            f"user {self.user!r}: the deadline of {self.deadline_ms:g} ms passed and {self.step}; give the "
+            "request "
+            "more time, make the user source faster, or give the engine more threads."
+        )

@@ -1,0 +1,132 @@
+"""Calling the engine's own ``retrieve``, plain or coroutine, from plain code or from a coroutine."""
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Awaitable, Mapping
+from typing import Any
+
+from aif_jax.errors import DeadlineExceededError, RetrievalError
+from aif_jax.types import Candidates, Request, Retrieve
+
+
+class EventLoop:
+    """One event loop in a thread of its own, for coroutines of callers that have none; starts when needed.
+
+    All of them run in the same loop, so that a client that belongs to a loop works from request to request.
+    """
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def run(self, awaitable: Awaitable[Any], timeout_s: float | None) -> Any:
+        """Run an awaitable and return its result; cancel it after a time, with `TimeoutError`."""
+
+        async def bounded() -> Any:
+            return await asyncio.wait_for(awaitable, timeout_s)
+
+        return asyncio.run_coroutine_threadsafe(bounded(), self._started()).result()
+
+    def close(self) -> None:
+        """Stop the loop."""
+        with self._lock:
+            loop, thread = self._loop, self._thread
+            self._loop = self._thread = None
+        if loop is not None and thread is not None:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+
+    def _started(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(
+                    target=self._loop.run_forever, name="aif_jax retrieval loop", daemon=True
+                )
+                self._thread.start()
+            return self._loop
+
+
+def retrieve_now(
+    retrieve: Retrieve, request: Request, loop: EventLoop, remaining_ms: float | None
+) -> tuple[Any, Mapping[str, Any]]:
+    """Call ``retrieve`` from plain code; return ids and pair features.
+
+    Raises:
+        RetrievalError: it raised, or returned something that is not candidates.
+        DeadlineExceededError: it is a coroutine and was not done in time.
+    """
+    try:
+        result = retrieve(request)
+        if inspect.isawaitable(result):
+            result = loop.run(result, _seconds(remaining_ms))
+    except Exception as error:
+        raise _explained(error, request, remaining_ms) from error
+    return parse(result)
+
+
+async def retrieve_async(
+    retrieve: Retrieve, request: Request, in_thread: Any, remaining_ms: float | None
+) -> tuple[Any, Mapping[str, Any]]:
+    """Call ``retrieve`` from a coroutine; a plain ``retrieve`` runs in a thread.
+
+    Args:
+        retrieve: plain or coroutine function.
+        request: what to retrieve for.
+        in_thread: runs a function of no arguments in a thread and returns a ``concurrent.futures.Future``.
+        remaining_ms: milliseconds until the deadline, or ``None``.
+
+    Raises:
+        RetrievalError: it raised, or returned something that is not candidates.
+        DeadlineExceededError: it was not done in time.
+    """
+
+    async def call() -> Any:
+        if inspect.iscoroutinefunction(retrieve) or inspect.iscoroutinefunction(type(retrieve).__call__):
+            return await retrieve(request)  # type: ignore[misc]
+        result = await asyncio.wrap_future(in_thread(lambda: retrieve(request)))
+        return await result if inspect.isawaitable(result) else result
+
+    try:
+        result = await asyncio.wait_for(call(), _seconds(remaining_ms))
+    except Exception as error:
+        raise _explained(error, request, remaining_ms) from error
+    return parse(result)
+
+
+def parse(result: Any) -> tuple[Any, Mapping[str, Any]]:
+    """Return ids and pair features of what ``retrieve`` returned.
+
+    Raises:
+        RetrievalError: it is not candidates.
+    """
+    if isinstance(result, Candidates):
+        return result.ids, result.pair
+    if result is None or isinstance(result, (str, bytes, Mapping)) or not hasattr(result, "__len__"):
+        raise RetrievalError(
+            f"retrieve returned {_shown(result)}, expected an array or list of item ids, or Candidates(ids, "
+            "pair)."
+        )
+    return result, {}
+
+
+def _explained(error: Exception, request: Request, remaining_ms: float | None) -> Exception:
+    if isinstance(error, TimeoutError) and remaining_ms is not None:
+        return DeadlineExceededError(
+            f"user {request.user!r}: retrieval was not done within the {max(0.0, remaining_ms):.1f} ms that "
+            "were left "
+            "of the deadline; make it faster, or give the request more time."
+        )
+    return RetrievalError(f"retrieve raised {type(error).__name__} for user {request.user!r}: {error}")
+
+
+def _seconds(remaining_ms: float | None) -> float | None:
+    return None if remaining_ms is None else max(0.0, remaining_ms / 1e3)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"a {type(value).__name__} ({text if len(text) <= 60 else text[:57] + '...'})"

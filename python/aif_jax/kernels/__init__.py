@@ -4,6 +4,8 @@ from aif_jax.kernels.choice import Implementation as Implementation
 from aif_jax.kernels.choice import use as use
 from aif_jax.kernels.ffi import CUSTOM_CALLS as CUSTOM_CALLS
 from aif_jax.kernels.ffi import register as register
+from aif_jax.kernels.gather_rows import gather_rows as gather_rows
+from aif_jax.kernels.gather_rows import handle_operand as handle_operand
 from aif_jax.kernels.report import implementations as implementations
 from aif_jax.kernels.signatures import hyperplanes as hyperplanes
 from aif_jax.kernels.signatures import pack_signs as pack_signs

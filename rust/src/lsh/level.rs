@@ -1,0 +1,138 @@
+//! Which instruction set the kernels use.
+
+use crate::error::{Error, Result};
+use crate::sync::plain::OnceLock;
+
+/// Names the variable that forces a level.
+pub const ENVIRONMENT_VARIABLE: &str = "AIF_JAX_KERNELS";
+
+/// An instruction set that kernels are written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// What the compiler makes of portable code.
+    Scalar,
+    /// AVX2 on `x86_64`.
+    Avx2,
+    /// AVX-512 F, BW, VL, BITALG and VNNI on `x86_64`.
+    Avx512,
+}
+
+impl Level {
+    /// All levels, the best last.
+    pub const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Avx512];
+
+    /// The name by which the environment variable and reports know it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Scalar => "scalar",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        }
+    }
+
+    /// The level of this name, if this CPU has it.
+    pub fn from_name(name: &str) -> Result<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|level| level.name() == name && level.runs_here())
+            .ok_or_else(|| {
+                let possible: Vec<_> =
+                    Self::ALL.into_iter().filter(|level| level.runs_here()).map(Self::name).collect();
+                let known = Self::ALL.iter().any(|level| level.name() == name);
+                let problem = if known { "this CPU lacks" } else { "there are no" };
+                Error::Config(format!(
+                    "{problem} kernels {name:?}; possible here: {} ({ENVIRONMENT_VARIABLE} forces one, \
+                     unset it for the best)",
+                    possible.join(", ")
+                ))
+            })
+    }
+
+    /// Whether this CPU has it.
+    #[must_use]
+    pub fn runs_here(self) -> bool {
+        features(self).iter().all(|&(_, present)| present)
+    }
+
+    /// The level that kernels use in this process: the one that the environment variable names, or
+    /// the best that the CPU has. Found out at the first call and kept.
+    pub fn chosen() -> Result<Self> {
+        static CHOSEN: OnceLock<Result<Level>> = OnceLock::new();
+        CHOSEN
+            .get_or_init(|| match std::env::var(ENVIRONMENT_VARIABLE) {
+                Ok(name) => Self::from_name(&name),
+                Err(std::env::VarError::NotPresent) => Ok(Self::ALL
+                    .into_iter()
+                    .rfind(|level| level.runs_here())
+                    .unwrap_or(Self::Scalar)),
+                Err(error @ std::env::VarError::NotUnicode(_)) => {
+                    Err(Error::Config(format!("{ENVIRONMENT_VARIABLE}: {error}")))
+                }
+            })
+            .clone()
+    }
+
+    /// The CPU features that any level needs, and whether this CPU has them.
+    #[must_use]
+    pub fn cpu_features() -> Vec<(&'static str, bool)> {
+        let mut all: Vec<_> = Self::ALL.into_iter().flat_map(features).copied().collect();
+        all.dedup_by_key(|&mut (name, _)| name);
+        all
+    }
+}
+
+/// What a level needs, and whether it is there.
+#[cfg(target_arch = "x86_64")]
+fn features(level: Level) -> &'static [(&'static str, bool)] {
+    macro_rules! detected {
+        ($($feature:tt),*) => {{
+            static FEATURES: OnceLock<Vec<(&'static str, bool)>> = OnceLock::new();
+            FEATURES.get_or_init(|| vec![$(($feature, std::arch::is_x86_feature_detected!($feature))),*])
+        }};
+    }
+    match level {
+        Level::Scalar => &[],
+        Level::Avx2 => detected!("avx2", "popcnt"),
+        Level::Avx512 => {
+            detected!(
+                "avx512f",
+                "avx512bw",
+                "avx512vl",
+                "avx512bitalg",
+                "avx512vnni"
+            )
+        }
+    }
+}
+
+/// What a level needs, and whether it is there.
+#[cfg(not(target_arch = "x86_64"))]
+fn features(level: Level) -> &'static [(&'static str, bool)] {
+    match level {
+        Level::Scalar => &[],
+        Level::Avx2 => &[("avx2", false)],
+        Level::Avx512 => &[("avx512f", false)],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_lead_back_and_impossible_ones_list_the_possible() {
+        for level in Level::ALL {
+            match Level::from_name(level.name()) {
+                Ok(found) => assert!(found == level && level.runs_here()),
+                Err(error) => assert!(error.to_string().contains("this CPU lacks"), "{error}"),
+            }
+        }
+        let error = Level::from_name("sse9").unwrap_err().to_string();
+        assert!(
+            error.contains("\"sse9\"") && error.contains("scalar"),
+            "{error}"
+        );
+        assert!(Level::Scalar.runs_here());
+    }
+}

@@ -1,0 +1,127 @@
+//! A behaviour sequence as the vector units want it: grouped by channel, lanes side by side.
+
+use crate::buffer::AlignedBuffer;
+use crate::error::Result;
+
+/// Behaviours that kernels take at once.
+pub(super) const LANES: usize = 32;
+
+/// A lane that no behaviour fills.
+const EMPTY: u32 = u32::MAX;
+
+/// The blocks of one channel.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Span {
+    /// Its first block.
+    pub first: usize,
+    /// Its number of blocks.
+    pub blocks: usize,
+    /// Behaviours in them; the remaining lanes are empty.
+    pub behaviours: usize,
+}
+
+/// Behaviours in blocks of [`LANES`], each block of one channel.
+#[derive(Debug)]
+pub(super) struct Grouped {
+    /// One span per channel.
+    pub spans: Vec<Span>,
+    /// The behaviour in each lane, or [`EMPTY`].
+    lanes: Vec<u32>,
+}
+
+impl Grouped {
+    /// Groups behaviours by channel and drops those whose channel is outside `0..channels`.
+    pub fn new(channel: &[i32], channels: usize) -> Self {
+        let known = |c: i32| usize::try_from(c).ok().filter(|&c| c < channels);
+        let mut spans = vec![
+            Span {
+                first: 0,
+                blocks: 0,
+                behaviours: 0
+            };
+            channels
+        ];
+        for c in channel.iter().filter_map(|&c| known(c)) {
+            spans[c].behaviours += 1;
+        }
+        let mut blocks = 0;
+        for span in &mut spans {
+            span.first = blocks;
+            span.blocks = span.behaviours.div_ceil(LANES);
+            blocks += span.blocks;
+        }
+        let mut lanes = vec![EMPTY; blocks * LANES];
+        let mut next: Vec<usize> = spans.iter().map(|span| span.first * LANES).collect();
+        for (behaviour, &c) in channel.iter().enumerate() {
+            if let Some(c) = known(c) {
+                lanes[next[c]] = behaviour as u32;
+                next[c] += 1;
+            }
+        }
+        Self { spans, lanes }
+    }
+
+    /// What `value` says of the behaviour in each lane; `empty` where there is none.
+    pub fn map<T: Copy>(&self, empty: T, value: impl Fn(usize) -> T) -> Vec<T> {
+        self.lanes
+            .iter()
+            .map(|&lane| {
+                if lane == EMPTY {
+                    empty
+                } else {
+                    value(lane as usize)
+                }
+            })
+            .collect()
+    }
+
+    /// Lays rows of `width` bytes out as `[block][width / group][LANES][group]`; empty lanes are zero.
+    pub fn transpose(&self, rows: &[u8], width: usize, group: usize) -> Result<Packed> {
+        match group {
+            1 => self.transpose_by::<1>(rows, width),
+            2 => self.transpose_by::<2>(rows, width),
+            4 => self.transpose_by::<4>(rows, width),
+            _ => unreachable!("no kernel reads groups of {group} bytes"),
+        }
+    }
+
+    fn transpose_by<const GROUP: usize>(&self, rows: &[u8], width: usize) -> Result<Packed> {
+        let mut packed = Packed::zeroed(self.lanes.len() * width)?;
+        let blocks = packed.bytes_mut().chunks_exact_mut(LANES * width);
+        for (lanes, block) in self.lanes.as_chunks::<LANES>().0.iter().zip(blocks) {
+            let groups = block.as_chunks_mut::<GROUP>().0;
+            for (lane, &row) in lanes.iter().enumerate().filter(|&(_, &row)| row != EMPTY) {
+                let row = &rows[row as usize * width..][..width];
+                for (place, bytes) in groups[lane..]
+                    .iter_mut()
+                    .step_by(LANES)
+                    .zip(row.as_chunks().0)
+                {
+                    *place = *bytes;
+                }
+            }
+        }
+        Ok(packed)
+    }
+}
+
+/// Bytes on a cache line boundary, so that no vector load crosses one.
+#[derive(Debug)]
+pub(super) struct Packed(AlignedBuffer);
+
+impl Packed {
+    fn zeroed(bytes: usize) -> Result<Self> {
+        AlignedBuffer::zeroed(bytes, "a behaviour sequence laid out for the vector units").map(Self)
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: the buffer owns `len` bytes, all written (zeroed), and lends them out by `self` only.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr(), self.0.len()) }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and `&mut self` excludes every other view.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_ptr(), self.0.len()) }
+    }
+}

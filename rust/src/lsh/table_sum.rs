@@ -1,0 +1,66 @@
+//! The sum of the table rows that a signature's groups of bits select.
+
+use super::Level;
+use super::arch::Kernels;
+use crate::error::{Error, Result};
+
+/// For each signature, `out = Σ_g table[g, code_g]`: the code of group `g` is made of bits `g·bits` to
+/// `g·bits + bits - 1`, bit 0 being the lowest of byte 0.
+///
+/// `table` is `[groups, 2^bits, width]` with `groups = 8·signature_bytes / bits`, `signatures`
+/// `[n, signature_bytes]`, `out` `[n, width]`. Rows are added in the order of the groups.
+///
+/// # Errors
+/// [`Error::Request`] if `bits` is not 2, 4 or 8 or a length does not fit; [`Error::Config`] if the
+/// CPU lacks `level`.
+pub fn table_sum(
+    level: Level,
+    bits: usize,
+    table: &[f32],
+    signature_bytes: usize,
+    signatures: &[u8],
+    width: usize,
+    out: &mut [f32],
+) -> Result<()> {
+    let kernels = Kernels::of(level)?;
+    if !matches!(bits, 2 | 4 | 8) {
+        return Err(Error::Request(format!(
+            "table_sum: bits is {bits}, expected 2, 4 or 8"
+        )));
+    }
+    let codes = 1usize << bits;
+    let groups = signature_bytes * 8 / bits;
+    let table_len = (groups * codes).checked_mul(width);
+    let fits = table_len == Some(table.len())
+        && signature_bytes > 0
+        && signatures.len().is_multiple_of(signature_bytes)
+        && (signatures.len() / signature_bytes).checked_mul(width) == Some(out.len());
+    if !fits {
+        return Err(Error::Request(format!(
+            "table_sum: a table of {} floats, {} bytes of signatures and {} sums; expected [{groups}, {codes}, \
+             {width}] floats, {signature_bytes} bytes a signature and {width} sums each",
+            table.len(),
+            signatures.len(),
+            out.len()
+        )));
+    }
+    if width == 0 {
+        return Ok(());
+    }
+    let mut rows = Vec::with_capacity(groups);
+    for (signature, out) in signatures
+        .chunks_exact(signature_bytes)
+        .zip(out.chunks_exact_mut(width))
+    {
+        rows.clear();
+        for &byte in signature {
+            for shift in (0..8).step_by(bits) {
+                let code = usize::from(byte) >> shift & (codes - 1);
+                rows.push((rows.len() * codes + code) * width);
+            }
+        }
+        // SAFETY: `Kernels::of` made sure that the CPU has the level of this kernel.
+        unsafe { (kernels.add_rows)(table, &rows, out) };
+    }
+    Ok(())
+}

@@ -1,0 +1,188 @@
+//! Shares the work of one call with XLA's own threads, without ever waiting for one of them to come.
+//!
+//! A handler may itself run on a thread of the pool, so a task that it schedules may never start before
+//! it returns, and waiting for it would be waiting for itself. Hence: pieces of work are claimed from one
+//! counter; the caller claims too, until none is left, and then waits only for pieces that somebody has
+//! claimed, who by that is running. A helper that comes late finds nothing to claim and touches nothing
+//! but the counter, which it owns a share of.
+
+use super::api::{Api, ErrorDestroyArgs, ExecutionContext, NumThreadsArgs, ScheduleArgs, Task};
+use super::call::Runtime;
+use crate::sync::{Arc, AtomicBool, AtomicUsize, Ordering};
+use std::ffi::c_void;
+use std::mem::offset_of;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::null_mut;
+
+/// What caller and helpers share.
+struct Job {
+    /// The next piece to claim.
+    next: AtomicUsize,
+    /// Pieces that are finished.
+    done: AtomicUsize,
+    /// Pieces that there are.
+    pieces: usize,
+    /// Whether a piece panicked.
+    panicked: AtomicBool,
+    /// Invariant: valid until `done == pieces`; called only for a claimed piece.
+    body: *const Borrowed<'static>,
+}
+
+/// The work of one piece.
+type Borrowed<'a> = dyn Fn(usize) + Sync + 'a;
+
+// SAFETY: `body` is `Sync` and only called, under the invariant; all else is atomic.
+unsafe impl Send for Job {}
+// SAFETY: as above.
+unsafe impl Sync for Job {}
+
+impl Job {
+    /// Claims and runs pieces until none is left.
+    fn work(&self) {
+        loop {
+            // Relaxed: the counter only divides the pieces; what they read was there before the job was
+            // shared, which scheduling it orders.
+            let piece = self.next.fetch_add(1, Ordering::Relaxed);
+            if piece >= self.pieces {
+                return;
+            }
+            let run = AssertUnwindSafe(|| {
+                // SAFETY: this piece is claimed and not done, so the caller of `for_each` is still there.
+                unsafe { (*self.body)(piece) }
+            });
+            if catch_unwind(run).is_err() {
+                self.panicked.store(true, Ordering::Relaxed);
+            }
+            // Release: whoever sees this piece done also sees what it wrote.
+            self.done.fetch_add(1, Ordering::Release);
+        }
+    }
+}
+
+/// Calls `body` once for each of `0..pieces`, on this thread and, if XLA has any to spare, on others.
+///
+/// # Panics
+/// If `body` did, after all pieces are done.
+pub(super) fn for_each(runtime: Runtime, pieces: usize, body: &(dyn Fn(usize) + Sync)) {
+    let helpers = threads(runtime)
+        .saturating_sub(1)
+        .min(pieces.saturating_sub(1));
+    if helpers == 0 {
+        return (0..pieces).for_each(body);
+    }
+    #[allow(clippy::transmute_ptr_to_ptr)] // a cast may not lengthen a lifetime
+    // SAFETY: only the lifetime changes. The job outlives this call when a helper comes late, and then
+    // does not call `body`: this function returns only when all pieces are done.
+    let body =
+        unsafe { std::mem::transmute::<*const Borrowed<'_>, *const Borrowed<'static>>(body) };
+    let job = Arc::new(Job {
+        next: AtomicUsize::new(0),
+        done: AtomicUsize::new(0),
+        pieces,
+        panicked: AtomicBool::new(false),
+        body,
+    });
+    for _ in 0..helpers {
+        let share = Arc::into_raw(Arc::clone(&job)).cast_mut().cast();
+        // SAFETY: `help` takes the share over, once.
+        if !unsafe { schedule(runtime, help, share) } {
+            // SAFETY: nobody took it over.
+            drop(unsafe { Arc::from_raw(share.cast_const().cast::<Job>()) });
+            break;
+        }
+    }
+    job.work();
+    // Acquire: pairs with the release of each piece.
+    let mut spins = 0u32;
+    while job.done.load(Ordering::Acquire) < pieces {
+        // The pieces that are missing are running; they are short.
+        if spins < 1000 {
+            std::hint::spin_loop();
+            spins += 1;
+        } else {
+            std::thread::yield_now();
+        }
+    }
+    assert!(
+        !job.panicked.load(Ordering::Relaxed),
+        "a piece of the work panicked"
+    );
+}
+
+/// A helper: XLA's thread pool calls it with a share of a job.
+unsafe extern "C" fn help(share: *mut c_void) {
+    // SAFETY: `for_each` made the pointer by `Arc::into_raw` for this one call.
+    unsafe { Arc::from_raw(share.cast_const().cast::<Job>()) }.work();
+}
+
+/// The number of threads of XLA's pool; 1 if there is none.
+fn threads(runtime: Runtime) -> usize {
+    let mut threads = 0i64;
+    let mut args = NumThreadsArgs {
+        struct_size: size_of::<NumThreadsArgs>(),
+        extension: null_mut(),
+        context: runtime.context,
+        num_threads: &raw mut threads,
+    };
+    // SAFETY: XLA's functions live as long as the process, and one is called only if it is covered.
+    unsafe {
+        let end = offset_of!(Api, thread_pool_num_threads) + size_of::<usize>();
+        let Some(ask) = (*runtime.api)
+            .thread_pool_num_threads
+            .filter(|_| (*runtime.api).struct_size >= end)
+        else {
+            return 1;
+        };
+        let error = ask(&raw mut args);
+        if !error.is_null() {
+            destroy(runtime, error);
+            return 1;
+        }
+    }
+    usize::try_from(threads).unwrap_or(1)
+}
+
+/// Gives a task to XLA's pool; returns whether it took it.
+///
+/// # Safety
+/// `task` may be called with `data`, once, on any thread, at any later time.
+unsafe fn schedule(runtime: Runtime, task: Task, data: *mut c_void) -> bool {
+    let context: *mut ExecutionContext = runtime.context;
+    let mut args = ScheduleArgs {
+        struct_size: size_of::<ScheduleArgs>(),
+        extension: null_mut(),
+        context,
+        task,
+        data,
+    };
+    // SAFETY: `threads` found the pool through a later function of the same list.
+    unsafe {
+        let Some(schedule) = (*runtime.api).thread_pool_schedule else {
+            return false;
+        };
+        let error = schedule(&raw mut args);
+        if !error.is_null() {
+            destroy(runtime, error);
+            return false;
+        }
+    }
+    true
+}
+
+/// Gives back an error that XLA returned to us.
+///
+/// # Safety
+/// `error` is such an error, not given back yet.
+unsafe fn destroy(runtime: Runtime, error: *mut super::api::Error) {
+    let mut args = ErrorDestroyArgs {
+        struct_size: size_of::<ErrorDestroyArgs>(),
+        extension: null_mut(),
+        error,
+    };
+    // SAFETY: the caller's promise; the function is in every version.
+    unsafe {
+        if let Some(destroy) = (*runtime.api).error_destroy {
+            destroy(&raw mut args);
+        }
+    }
+}

@@ -1,4 +1,4 @@
-"""`aif demo`: the whole road once, from interaction logs to ranked ids, with every figure measured on the way."""
+"""`aif demo`: the whole road once, from interaction logs to ranked ids, every figure measured on the way."""
 
 import os
 import platform
@@ -20,7 +20,7 @@ from aif_jax.cli.building import build_tables
 from aif_jax.cli.demo_result import DemoResult, percentiles
 from aif_jax.cli.html_report import write_report
 from aif_jax.cli.latency import Comparison, SequentialServer, compare
-from aif_jax.cli.requests import TestRequests, test_requests
+from aif_jax.cli.requests import DrawnRequests, draw_requests
 from aif_jax.cli.timeline import print_timeline, spans_of
 from aif_jax.data import load
 from aif_jax.data.dataset import Dataset
@@ -63,8 +63,8 @@ def run_demo(
     out = Path("runs") / f"demo-{dataset.name}" if out is None else out
     out.mkdir(parents=True, exist_ok=True)
     about = (
-        f"{dataset.name}: {dataset.n_users:,} users, {dataset.n_items:,} items, {len(dataset.events):,} behaviours, "
-        f"{len(dataset.impressions):,} impressions to learn from and be judged by"
+        f"{dataset.name}: {dataset.n_users:,} users, {dataset.n_items:,} items, {len(dataset.events):,} "
+        f"behaviours, {len(dataset.impressions):,} impressions to learn from and be judged by"
     )
     console.print(about, highlight=False)
 
@@ -77,7 +77,7 @@ def run_demo(
             train_config = train_config.replace(epochs=epochs)
         console.print(f"[bold]{architecture}[/]")
         result = train(model_config, dataset, train_config, progress=True)
-        lists = candidate_lists(dataset, "test", heads=model_config.heads)
+        lists = candidate_lists(dataset, "test", model_config.heads[0])
         trained[architecture] = result
         measured[architecture] = evaluate(result.model, dataset, "test", lists=lists)
         save_model(
@@ -95,7 +95,12 @@ def run_demo(
     aif = trained["aif"]
     step = time.perf_counter()
     bundle = export_bundle(
-        aif.model, out / "bundle", metrics=measured["aif"].to_json(), notes={"data": dataset.name}, k_max=K
+        aif.model,
+        out / "bundle",
+        metrics=measured["aif"].to_json(),
+        notes={"data": dataset.name},
+        k_max=K,
+        overwrite=True,
     )
     console.print(bundle.explain(), markup=False, highlight=False)
     index, behaviours = build_tables(bundle, dataset, console=console)
@@ -105,7 +110,7 @@ def run_demo(
 
     console.rule("[bold]4  serving the same requests both ways")
     count = min(CANDIDATES, dataset.n_items // 2)
-    drawn = test_requests(dataset, requests + WARMUP, long_length=bundle.config.long_length, k=min(K, count))
+    drawn = draw_requests(dataset, requests + WARMUP, long_length=bundle.config.long_length, k=min(K, count))
     retrieve = retriever(trained["two_tower"], dataset, drawn, count, network_ms)
     comparison, engine_facts = serve(aif, bundle, index, behaviours, dataset, drawn, retrieve, count, console)
     result = DemoResult(
@@ -115,10 +120,10 @@ def run_demo(
         quality_note=note,
         latency=comparison.latency,
         latency_note=(
-            f"{len(comparison.rankings)} requests of different users, {count:,} candidates each, the two ways taking "
-            f"turns. Retrieval is an ANN search (usearch) plus a wait of {network_ms:g} ms in place of the network hop; "
-            f"both ways use it. No user state was cached. Scores of the two ways differ by at most "
-            f"{comparison.worst_difference:.0e} (relative)."
+            f"{len(comparison.rankings)} requests of different users, {count:,} candidates each, the two "
+            f"ways taking turns. Retrieval is an ANN search (usearch) plus a wait of {network_ms:g} ms in "
+            f"place of the network hop; both ways use it. No user state was cached. Scores of the two ways "
+            f"differ by at most {comparison.worst_difference:.0e} (relative)."
         ),
         timelines=median_timelines(comparison),
         hidden_ms=median_ranking(comparison).report.hidden_ms,
@@ -147,7 +152,7 @@ def run_demo(
 
 
 def retriever(
-    two_tower: TrainResult, dataset: Dataset, drawn: TestRequests, count: int, network_ms: float
+    two_tower: TrainResult, dataset: Dataset, drawn: DrawnRequests, count: int, network_ms: float
 ) -> Any:
     """Return a ``retrieve`` callable: ANN search over two-tower vectors, plus a wait for the network."""
     search = TwoTowerRetriever.build(
@@ -175,7 +180,7 @@ def serve(
     index: Any,
     behaviours: Any,
     dataset: Dataset,
-    drawn: TestRequests,
+    drawn: DrawnRequests,
     retrieve: Any,
     count: int,
     console: Console,
@@ -249,7 +254,7 @@ def quality_note(rows: list[dict[str, Any]], dataset: Dataset) -> str:
         f"aif is behind the best floor in {' and '.join(behind)}" if behind else "aif is above every floor"
     )
     gap = aif["gauc"] - cold["gauc"]
-    best = dataset.notes.get("best_auc")
+    best = dataset.notes.get("best_auc_neutral", {}).get("test")
     return f"{standing}; its GAUC is {abs(gap):.4f} {'above' if gap >= 0 else 'below'} cold's. One seed." + (
         f" The best AUC that any model could have on this made-up data is {best:.4f}." if best else ""
     )

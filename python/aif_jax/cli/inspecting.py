@@ -59,8 +59,8 @@ def _model(config: ModelConfig, schema: Schema, console: Console) -> None:
     console.print(f"architecture {config.architecture}; blocks {', '.join(on)}")
     console.print(
         f"looks at {config.short_length} recent and {config.long_length} long-term behaviours of types "
-        f"{', '.join(schema.behaviour_types)}; {config.signature} signatures of {config.signature_bytes} bytes; "
-        f"{config.long_attention} attention; heads {', '.join(config.heads)}; score = {config.score}",
+        f"{', '.join(schema.behaviour_types)}; {config.signature} signatures of {config.signature_bytes} "
+        f"bytes; {config.long_attention} attention; heads {', '.join(config.heads)}; score = {config.score}",
         highlight=False,
     )
     table = Table("group", "feature", "kind", "rows of its table")

@@ -12,7 +12,7 @@ from aif_jax.types import Request, UserId, UserRecord
 
 
 @dataclasses.dataclass(frozen=True)
-class TestRequests:
+class DrawnRequests:
     """The first test request of each of some users.
 
     Attributes:
@@ -28,7 +28,7 @@ class TestRequests:
         return self.records.get(user)
 
 
-def test_requests(dataset: Dataset, count: int, *, long_length: int, k: int, seed: int = 0) -> TestRequests:
+def draw_requests(dataset: Dataset, count: int, *, long_length: int, k: int, seed: int = 0) -> DrawnRequests:
     """Draw requests from the test part, one a user.
 
     Args:
@@ -52,7 +52,7 @@ def test_requests(dataset: Dataset, count: int, *, long_length: int, k: int, see
         records[identity] = dataset.user_record(
             user, history_end=int(test.history_end[index]), length=long_length
         )
-    return TestRequests(tuple(requests), records)
+    return DrawnRequests(tuple(requests), records)
 
 
 def user_row(dataset: Dataset, user: str) -> int:
@@ -65,7 +65,8 @@ def user_row(dataset: Dataset, user: str) -> int:
     found = np.flatnonzero(ids.astype(str) == user)
     if not len(found):
         raise DataError(
-            f"{dataset.name} has no user {user!r}; its {len(ids):,} users are {', '.join(map(str, ids[:5]))}, ..."
+            f"{dataset.name} has no user {user!r}; its {len(ids):,} users are "
+            f"{', '.join(map(str, ids[:5]))}, ..."
         )
     return int(found[0])
 

@@ -58,7 +58,8 @@ def load_model(path: Path) -> tuple[Model, dict[str, Any]]:
         weights = load_file(path / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
         raise BundleError(
-            f"{path}: not a saved model ({error}); expected {CONFIG} and {WEIGHTS}, as `aif train` writes them."
+            f"{path}: not a saved model ({error}); expected {CONFIG} and {WEIGHTS}, "
+            "as `aif train` writes them."
         ) from error
     if description.get("format") != _FORMAT:
         raise BundleError(f"{path}: format {description.get('format')!r}, this release reads {_FORMAT}.")
@@ -83,7 +84,8 @@ def set_weights(model: nnx.Module, weights: Mapping[str, np.ndarray], origin: st
     expected = traverse_util.flatten_dict(nnx.to_pure_dict(state), sep=".")
     if set(expected) != set(weights):
         raise BundleError(
-            f"{origin}: weights {sorted(set(expected) ^ set(weights))} are only in the file or only in the model."
+            f"{origin}: weights {sorted(set(expected) ^ set(weights))} are only in the file "
+            "or only in the model."
         )
     for name, value in expected.items():
         if value.shape != weights[name].shape:

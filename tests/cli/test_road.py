@@ -1,0 +1,127 @@
+"""The `aif` command end to end on made-up data, and the errors a user sees."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from aif_jax.bundle import Bundle
+from aif_jax.cli import app as cli
+from aif_jax.errors import AifError, BundleError, ConfigError, DataError, RequestError, VersionMismatchError
+
+DATA = "synthetic:small"
+
+
+def run(*arguments: object) -> str:
+    """Run the command as `main` would, letting our own errors through."""
+    result = CliRunner().invoke(cli.app, [str(a) for a in arguments], env={"COLUMNS": "200"})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train, export and index once."""
+    home = tmp_path_factory.mktemp("road")
+    config = home / "config.json"
+    config.write_text(json.dumps({"width": 16, "hidden": 32, "long_length": 64, "short_length": 16}))
+    run("train", "--data", DATA, "--out", home / "run", "--config", config, "--epochs", 1)
+    run("export", home / "run", "--out", home / "bundle")
+    run("index", "build", home / "bundle", "--data", DATA, "--out", home / "index")
+    return home
+
+
+def test_ranks_what_it_trained(road: Path) -> None:
+    output = run("rank", road / "bundle", road / "index", "--data", DATA, "--user", 3, "--k", 5)
+    assert "hidden_ms" in output
+    assert "500 candidates" in output
+
+
+def test_ranks_only_the_given_candidates(road: Path, tmp_path: Path) -> None:
+    chosen = tmp_path / "candidates.txt"
+    chosen.write_text("7\n8\n9\n")
+    named = run("rank", road / "bundle", road / "index", "--data", DATA, "--user", 3, "--candidates", "7,8,9")
+    from_file = run(
+        "rank", road / "bundle", road / "index", "--data", DATA, "--user", 3, "--candidates", f"@{chosen}"
+    )
+    assert "3 candidates" in named
+    assert "3 candidates" in from_file
+
+
+def test_inspect_says_what_each_thing_is(road: Path) -> None:
+    assert "a trained aif model" in run("inspect", road / "run")
+    bundle = run("inspect", road / "bundle")
+    assert Bundle.load(road / "bundle").version[:12] in bundle
+    assert "16 recent and 64 long-term" in bundle
+    index = run("inspect", road / "index")
+    assert "500 rows" in index
+    assert "behaviour table" in index
+
+
+def test_an_index_of_another_bundle_is_refused(road: Path, tmp_path: Path) -> None:
+    run(
+        "train",
+        "--data",
+        DATA,
+        "--out",
+        tmp_path / "run",
+        "--epochs",
+        1,
+        "--seed",
+        5,
+        "--config",
+        road / "config.json",
+    )
+    run("export", tmp_path / "run", "--out", tmp_path / "bundle")
+    with pytest.raises((VersionMismatchError, AifError), match="version"):
+        run("rank", tmp_path / "bundle", road / "index", "--data", DATA, "--user", 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (("train", "--data", "nowhere", "--out", "x"), DataError, "expected one of"),
+        (("train", "--data", "kuairand:/no/such/path", "--out", "x"), DataError, "/no/such/path"),
+        (("train", "--data", DATA, "--out", "x", "--architecture", "mlp"), ConfigError, "two_tower"),
+        (("export", "/no/model", "--out", "x"), BundleError, "not a saved model"),
+        (("inspect", "/no/such/thing"), AifError, "nothing here"),
+    ],
+)
+def test_errors_say_what_was_given_and_what_was_expected(
+    arguments: tuple[str, ...],
+    error: type[Exception],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=words):
+        run(*arguments)
+
+
+def test_errors_of_a_request(road: Path) -> None:
+    rank = ("rank", road / "bundle", road / "index", "--data", DATA)
+    with pytest.raises(DataError, match="no user 'nobody'"):
+        run(*rank, "--user", "nobody")
+    with pytest.raises(RequestError, match="'x' is not an item id"):
+        run(*rank, "--user", 3, "--candidates", "1,x")
+
+
+def test_training_does_not_overwrite_an_earlier_run(road: Path) -> None:
+    with pytest.raises(ConfigError, match="--resume"):
+        run("train", "--data", DATA, "--out", road / "run", "--epochs", 1)
+
+
+def test_main_shows_our_errors_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["aif", "inspect", "/no/such/thing"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    shown = capsys.readouterr().err
+    assert "/no/such/thing" in shown
+    assert "Traceback" not in shown

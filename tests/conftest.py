@@ -7,3 +7,5 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+pytest_plugins = ("served",)

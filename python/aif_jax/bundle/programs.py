@@ -6,10 +6,11 @@ of nested dictionaries joined by ``/`` (``rows/h``). The signature beside each p
 program can be called from anything that runs StableHLO.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -133,14 +134,12 @@ def export_program(
         outputs.update(result)
         return tuple(result.values())
 
-    exported = export.export(
-        jax.jit(flat),
-        platforms=platforms,
-        disabled_checks=[export.DisabledSafetyCheck.custom_call(name) for name in custom_calls],
-    )(
-        tuple(jax.ShapeDtypeStruct(weights[name].shape, weights[name].dtype) for name in names),
-        tuple(leaves.values()),
-    )
+    checks = [export.DisabledSafetyCheck.custom_call(name) for name in custom_calls]
+    with _no_locations():
+        exported = export.export(jax.jit(flat), platforms=platforms, disabled_checks=checks)(
+            tuple(jax.ShapeDtypeStruct(weights[name].shape, weights[name].dtype) for name in names),
+            tuple(leaves.values()),
+        )
     operands = tuple(_operand(path, leaf) for path, leaf in leaves.items())
     sizes = {size for operand in operands for size in operand.shape}
     signature = Signature(
@@ -150,6 +149,20 @@ def export_program(
         dims=tuple(name for name in dims if name in sizes),
     )
     return bytes(exported.serialize()), signature
+
+
+@contextlib.contextmanager
+def _no_locations() -> Iterator[None]:
+    """Keep source locations out of programs: the same model gives the same bytes wherever it is exported.
+
+    JAX has this setting for the whole process only.
+    """
+    limit = jax.config.jax_traceback_in_locations_limit
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", limit)
 
 
 def _operand(path: str, leaf: Any) -> Operand:

@@ -1,0 +1,180 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load, save
+
+from aif_jax.bundle import Bundle, compilations, export_bundle
+from aif_jax.bundle.bundle import CONFIG as CONFIG_FILE
+from aif_jax.bundle.bundle import GOLDEN, STAGES, WEIGHTS
+from aif_jax.bundle.files import MANIFEST, read_manifest, read_verified, write_bundle_files
+from aif_jax.errors import BundleError, ConfigError
+from served import CONFIG, K_MAX, SCHEMA, make_model
+
+
+def rewritten(bundle: Bundle, path: Path, changes: dict[str, bytes | None], **header: object) -> Path:
+    """Write a bundle with some files changed (None: left out) and a manifest that vouches for them."""
+    manifest = read_manifest(bundle.path)
+    contents = {name: read_verified(bundle.path, manifest, name) for name in manifest["files"]}
+    contents = {name: changes.get(name, content) for name, content in contents.items()}
+    given = {"jax": manifest["jax"], "kernel_abi": manifest["kernel_abi"], **header}
+    kept = {name: content for name, content in contents.items() if content is not None}
+    write_bundle_files(path, kept, given, overwrite=False)
+    return path
+
+
+def test_a_bundle_carries_what_was_exported(bundle: Bundle) -> None:
+    assert bundle.config == CONFIG
+    assert bundle.schema == SCHEMA
+    assert bundle.k_max == K_MAX
+    assert dict(bundle.metrics) == {"auc": 0.5}
+    assert dict(bundle.notes) == {"data": "made up"}
+    assert bundle.version == read_manifest(bundle.path)["version"]
+    assert list(bundle.weights) == sorted(bundle.weights)
+    assert bundle.version[:12] in repr(bundle)
+
+
+def test_loading_takes_native_programs_and_says_why(bundle: Bundle) -> None:
+    assert bundle.kind == "native"
+    assert "native: taken, agrees with the golden vectors" in bundle.explain()
+    portable = Bundle.load(bundle.path, prefer="portable")
+    assert portable.kind == "portable"
+    assert "portable: taken" in portable.explain()
+    with pytest.raises(ConfigError, match="'fast'"):
+        Bundle.load(bundle.path, prefer="fast")  # type: ignore[arg-type]
+
+
+def test_every_broken_file_is_refused_and_named(bundle: Bundle, tmp_path: Path) -> None:
+    names = [*read_manifest(bundle.path)["files"], MANIFEST]
+    assert len(names) == 2 * len(STAGES) + 4
+    for number, name in enumerate(names):
+        copy = tmp_path / str(number)
+        shutil.copytree(bundle.path, copy)
+        content = bytearray((copy / name).read_bytes())
+        content[len(content) // 2] ^= 0x01
+        (copy / name).write_bytes(content)
+        with pytest.raises(BundleError, match=name):
+            Bundle.load(copy)
+        (copy / name).write_bytes(content[: len(content) // 2])
+        with pytest.raises(BundleError, match=name):
+            Bundle.load(copy)
+        (copy / name).unlink()
+        with pytest.raises(BundleError, match=name):
+            Bundle.load(copy)
+
+
+def test_native_programs_of_another_abi_are_left_alone(bundle: Bundle, tmp_path: Path) -> None:
+    loaded = Bundle.load(rewritten(bundle, tmp_path / "b", {}, kernel_abi=99))
+    assert loaded.kind == "portable"
+    assert "native: not taken, made for kernel ABI 99" in loaded.explain()
+    with pytest.raises(BundleError, match="kernel ABI 99"):
+        Bundle.load(loaded.path, prefer="native")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_native_program_that_cannot_be_read_gives_way_to_the_portable_one(
+    bundle: Bundle, tmp_path: Path, stage: str
+) -> None:
+    loaded = Bundle.load(rewritten(bundle, tmp_path / "b", {f"programs/{stage}.native": b"not a program"}))
+    assert loaded.kind == "portable"
+    assert f"program {stage} cannot run" in loaded.explain()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_programs_that_do_not_give_the_golden_vectors_are_refused(
+    bundle: Bundle, tmp_path: Path, stage: str
+) -> None:
+    vectors = load((bundle.path / GOLDEN).read_bytes())
+    name = next(n for n, a in vectors.items() if n.startswith(f"{stage}/out/") and a.dtype == np.float32)
+    vectors[name] = vectors[name] + np.float32(0.01)
+    with pytest.raises(
+        BundleError, match=rf"program {stage} does not give its golden vectors.*Bundle.refresh"
+    ):
+        Bundle.load(rewritten(bundle, tmp_path / "b", {GOLDEN: save(vectors)}))
+
+
+def test_other_weights_do_not_pass_the_golden_vectors(bundle: Bundle, tmp_path: Path) -> None:
+    weights = load((bundle.path / WEIGHTS).read_bytes())
+    weights["heads.out.kernel"] = weights["heads.out.kernel"] * np.float32(1.5)
+    with pytest.raises(BundleError, match="golden vectors"):
+        Bundle.load(rewritten(bundle, tmp_path / "b", {WEIGHTS: save(weights)}))
+
+
+def test_missing_parts_are_named(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=f"lists no {GOLDEN}"):
+        Bundle.load(rewritten(bundle, tmp_path / "a", {GOLDEN: None}))
+    description = json.loads((bundle.path / CONFIG_FILE).read_bytes())
+    for stage in STAGES:
+        del description["programs"][stage]["native"]
+    portable = Bundle.load(rewritten(bundle, tmp_path / "b", {CONFIG_FILE: json.dumps(description).encode()}))
+    assert "exported without such programs" in portable.explain()
+
+
+def test_programs_run_for_any_size_and_native_equals_portable(bundle: Bundle) -> None:
+    portable = Bundle.load(bundle.path, prefer="portable")
+    rng = np.random.default_rng(0)
+    vectors = load((bundle.path / GOLDEN).read_bytes())
+    given = {n.removeprefix("stage/in/"): a for n, a in vectors.items() if n.startswith("stage/in/")}
+    for n in (32, 80):
+        chosen = rng.integers(0, 32, n)
+        wider = {
+            path: array[chosen] if path.startswith(("rows/", "pair/")) or path == "valid" else array
+            for path, array in given.items()
+        }
+        mine = bundle.call("stage", n=n, l=24)(wider)
+        theirs = portable.call("stage", n=n, l=24)(wider)
+        assert mine["score"].shape == (K_MAX,)
+        np.testing.assert_allclose(mine["score"], theirs["score"], rtol=1e-5, atol=1e-6)
+
+
+def test_weights_are_operands_so_a_bundle_of_the_same_architecture_compiles_nothing(
+    bundle: Bundle, other_bundle: Bundle
+) -> None:
+    assert other_bundle.version != bundle.version
+    before = compilations()
+    again = Bundle.load(other_bundle.path)
+    assert compilations() == before
+    assert again.signature("stage") == bundle.signature("stage")
+    assert (
+        read_manifest(bundle.path)["files"]["programs/stage.native"]
+        == (read_manifest(other_bundle.path)["files"]["programs/stage.native"])
+    )
+
+
+def test_refresh_rebuilds_the_programs_from_config_and_weights(bundle: Bundle, tmp_path: Path) -> None:
+    broken = {
+        f"programs/{stage}.{kind}": b"from long ago" for stage in STAGES for kind in ("native", "portable")
+    }
+    path = rewritten(bundle, tmp_path / "b", dict(broken), jax="0.0.1")
+    with pytest.raises(BundleError, match=r"Bundle\.refresh"):
+        Bundle.load(path)
+    refreshed = Bundle.refresh(path)
+    assert refreshed.kind == "native"
+    assert refreshed.metrics == bundle.metrics
+    assert refreshed.version == bundle.version  # the same contents again
+
+
+def test_loading_needs_no_model_code(bundle: Bundle) -> None:
+    program = f"""
+import sys
+from aif_jax.bundle import Bundle
+bundle = Bundle.load({str(bundle.path)!r}, prefer="portable")
+assert bundle.kind == "portable"
+code = ("aif_jax.models", "aif_jax.training", "flax", "optax")
+print([name for name in sys.modules if name.startswith(code)])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]", done.stdout
+
+
+def test_what_cannot_be_exported_says_so(tmp_path: Path) -> None:
+    model = make_model(3)
+    with pytest.raises(ConfigError, match="k_max: got 0"):
+        export_bundle(model, tmp_path / "b", k_max=0)
+    with pytest.raises(ConfigError, match="does not fold"):
+        export_bundle(make_model(3, CONFIG.replace(architecture="exact")), tmp_path / "b")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,183 @@
+"""One small model with random weights, exported and indexed once for all tests that serve it."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from aif_jax.bundle import Bundle, export_bundle
+from aif_jax.config import ModelConfig
+from aif_jax.features import Categorical, Hashing, MultiValued, Numeric, Schema, Vocabulary
+from aif_jax.models import Score, add_signatures, build_model
+from aif_jax.nearline import BehaviourTable, ItemIndex
+from aif_jax.serving import Engine, EngineConfig, InMemoryUsers
+from aif_jax.types import UserRecord
+
+N_ITEMS = 150
+K_MAX = 20
+GENRES = ("drama", "comedy", "horror", "western", "musical", "noir")
+
+SCHEMA = Schema(
+    user=(
+        Categorical(name="country", encoder=Vocabulary(values=("de", "fr", "it"))),
+        Numeric(name="activity", mean=1.0, std=2.0),
+    ),
+    item=(
+        Categorical(name="item", encoder=Hashing(buckets=64)),
+        MultiValued(name="genres", max_values=3, encoder=Vocabulary(values=GENRES)),
+        Numeric(name="price", mean=5.0, std=3.0),
+    ),
+    behaviour_types=("click", "like", "skip"),
+    context=(Categorical(name="hour", encoder=Vocabulary(values=tuple(range(24)))),),
+    pair=(
+        Numeric(name="bid", mean=1.0, std=1.0),
+        Categorical(name="channel", encoder=Vocabulary(values=("ann", "new"))),
+    ),
+    category="genres",
+    item_id="item",
+)
+
+CONFIG = ModelConfig(
+    width=8, embedding_width=4, hidden=16, head_layers=(8,), item_layers=(8,), heads=("ctr", "cvr"),
+    score="ctr * (cvr + 0.1) * bid", short_length=5, long_length=24, content_width=8, value_width=8,
+    signature_bits=64, bridges=4, sim_slots=3, sim_width=8,
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """Items, users and the unfolded model, whose scores the engine must reproduce."""
+
+    model: Any
+    ids: np.ndarray
+    columns: Mapping[str, Any]
+    content: np.ndarray
+    catalogue: Mapping[str, Any]
+
+    def record(self, seed: int, length: int = 18, revision: int = 0) -> UserRecord:
+        """Return a user with a random history; the seed is the user."""
+        rng = np.random.default_rng(seed)
+        return UserRecord(
+            features={"country": ("de", "fr", "it", "xx")[seed % 4], "activity": float(rng.normal())},
+            items=self.ids[rng.integers(0, N_ITEMS, length)],
+            types=rng.integers(0, 3, length),
+            revision=revision,
+        )
+
+    def candidates(self, n: int, seed: int = 0) -> tuple[np.ndarray, dict[str, Any]]:
+        """Return n different item ids and their pair features."""
+        rng = np.random.default_rng(seed)
+        ids = self.ids[rng.permutation(N_ITEMS)[:n]]
+        return ids, {
+            "bid": rng.uniform(0.1, 2.0, n),
+            "channel": np.array(["ann", "new", "other"])[rng.integers(0, 3, n)],
+        }
+
+    def scores(
+        self, record: UserRecord, ids: Any, pair: Mapping[str, Any], context: Mapping[str, Any]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the score ``[N]`` and the probabilities ``[N, heads]`` of the unfolded model."""
+        position = {key: row for row, key in enumerate(self.ids.tolist())}
+        n = len(ids)
+        batch: dict[str, Any] = {
+            "user": SCHEMA.encode("user", {k: [v] for k, v in record.features.items()}, 1),
+            "item": np.array([[position[int(i)] for i in ids]], np.int32),
+            "pair": {name: a[None] for name, a in SCHEMA.encode("pair", pair, n).items()},
+            "context": {
+                name: np.broadcast_to(a, (1, n, *a.shape))
+                for name, a in SCHEMA.encode_one("context", context).items()
+            },
+        }
+        for name, length in (("short", CONFIG.short_length), ("long", CONFIG.long_length)):
+            items = [position.get(int(i), -1) for i in record.items[:length]]
+            types = [t if i >= 0 else -1 for t, i in zip(record.types[:length], items, strict=True)]
+            padding = [-1] * (length - len(items))
+            batch[f"{name}_item"] = np.array([items + padding], np.int32)
+            batch[f"{name}_type"] = np.array([types + padding], np.int32)
+        logits = self.model(batch, self.catalogue, train=False)[0]
+        raw = {"bid": jnp.asarray(np.asarray(pair["bid"], np.float32)) if "bid" in pair else jnp.zeros(n)}
+        score = Score(CONFIG.score, CONFIG.heads, ("bid",))(logits, raw)
+        return np.asarray(score), np.asarray(jax.nn.sigmoid(logits))
+
+
+def make_model(seed: int, config: ModelConfig = CONFIG) -> Any:
+    """Build a model none of whose weights is zero, so that nothing passes by being left out."""
+    model = build_model(config, SCHEMA, seed=seed)
+    graph, parameters = nnx.split(model)
+    rng = np.random.default_rng(seed)
+    noisy = jax.tree.map(
+        lambda leaf: leaf + jnp.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype), parameters
+    )
+    return nnx.merge(graph, noisy)
+
+
+def make_items(seed: int = 0) -> tuple[np.ndarray, dict[str, Any], np.ndarray]:
+    """Return ids above 2^32, raw columns and content of a catalogue; some items have no content."""
+    rng = np.random.default_rng(seed)
+    ids = np.uint64(2**40) + np.arange(N_ITEMS, dtype=np.uint64) * np.uint64(2**32 + 17)
+    columns = {
+        "item": ids.astype(np.int64),
+        "genres": [list(rng.choice(GENRES, rng.integers(0, 4), replace=False)) for _ in range(N_ITEMS)],
+        "price": rng.uniform(0, 10, N_ITEMS),
+    }
+    content = rng.normal(size=(N_ITEMS, CONFIG.content_width))
+    content /= np.linalg.norm(content, axis=1, keepdims=True)
+    content[rng.random(N_ITEMS) < 0.1] = 0.0
+    return ids, columns, content.astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def world() -> World:
+    ids, columns, content = make_items()
+    model = make_model(1)
+    encoded = SCHEMA.encode("item", columns, N_ITEMS)
+    has_content = np.any(content != 0, axis=1, keepdims=True).astype(np.float32)
+    catalogue = add_signatures(CONFIG, {**encoded, "content": content, "has_content": has_content})
+    return World(model, ids, columns, content, catalogue)
+
+
+@pytest.fixture(scope="session")
+def bundle(world: World, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    path: Path = tmp_path_factory.mktemp("export") / "bundle"
+    return export_bundle(world.model, path, k_max=K_MAX, metrics={"auc": 0.5}, notes={"data": "made up"})
+
+
+@pytest.fixture(scope="session")
+def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The same architecture with other weights."""
+    return export_bundle(make_model(2), tmp_path_factory.mktemp("export") / "other", k_max=K_MAX)
+
+
+@pytest.fixture(scope="session")
+def index(bundle: Bundle, world: World) -> ItemIndex:
+    """Every item; not to be written to."""
+    return ItemIndex.build(bundle, world.ids, world.columns, world.content)
+
+
+@pytest.fixture(scope="session")
+def behaviours(bundle: Bundle, world: World) -> BehaviourTable:
+    """Every item; not to be written to."""
+    return BehaviourTable.build(bundle, world.ids, world.columns, world.content)
+
+
+@pytest.fixture(scope="session")
+def users(world: World) -> InMemoryUsers:
+    """Users 0 to 9 with histories of different lengths; 0 has none."""
+    return InMemoryUsers({seed: world.record(seed, length=3 * seed) for seed in range(10)})
+
+
+ENGINE_CONFIG = EngineConfig(k=10, buckets=(32, 64), long_buckets=(8, 24), queue_bound=64)
+
+
+@pytest.fixture(scope="session")
+def engine(
+    bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, users: InMemoryUsers
+) -> Iterator[Engine]:
+    with Engine(bundle, index, behaviours, users=users, config=ENGINE_CONFIG) as made:
+        yield made

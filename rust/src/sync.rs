@@ -18,7 +18,7 @@ pub use loom::sync::{
 /// What is `std`'s even under loom, because no reader or writer synchronises through it.
 pub mod plain {
     pub use std::sync::{
-        Arc, Mutex, OnceLock, RwLock, Weak,
+        Arc, Mutex, OnceLock, PoisonError, RwLock, Weak,
         atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering},
     };
 }
@@ -34,13 +34,13 @@ pub struct RaceWatch;
 #[cfg(not(aif_loom))]
 impl RaceWatch {
     /// Runs `access`, which reads the watched memory.
-    #[inline(always)]
+    #[inline]
     pub fn read<T>(&self, access: impl FnOnce() -> T) -> T {
         access()
     }
 
     /// Runs `access`, which writes the watched memory.
-    #[inline(always)]
+    #[inline]
     pub fn write<T>(&self, access: impl FnOnce() -> T) -> T {
         access()
     }
@@ -67,3 +67,25 @@ impl RaceWatch {
 // SAFETY: the cell holds nothing; loom itself reports accesses that are not ordered.
 #[cfg(aif_loom)]
 unsafe impl Sync for RaceWatch {}
+
+/// Types of which zero is a value.
+///
+/// # Safety
+/// Outside loom, a value whose bytes are all zero must be valid and equal to [`zero`](Self::zero).
+pub unsafe trait Zeroable {
+    /// Zero.
+    fn zero() -> Self;
+}
+
+macro_rules! zeroable {
+    ($($atomic:ty),*) => {$(
+        // SAFETY: std's atomics have the same representation as the integer inside.
+        unsafe impl Zeroable for $atomic {
+            fn zero() -> Self {
+                Self::new(0)
+            }
+        }
+    )*};
+}
+
+zeroable!(AtomicU8, AtomicU32, AtomicU64);

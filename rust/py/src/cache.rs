@@ -1,5 +1,325 @@
-use pyo3::prelude::*;
+//! `RowLayout`, `EmbeddingCache` and `hash_strings` for Python: checks and conversion.
 
-pub(crate) fn register(_module: &Bound<'_, PyModule>) -> PyResult<()> {
-    Ok(())
+mod columns;
+
+use crate::errors::{detached, raise, to_py};
+use aif_core::cache::{self, CacheConfig, DType, key_of, registry};
+use aif_core::error::Error;
+use columns::{Input, Output};
+use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1, PyUntypedArray, PyUntypedArrayMethods};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList, PyString, PyTuple};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The named columns of a row, each with a dtype and a shape, at fixed offsets.
+#[pyclass(frozen, eq, hash, module = "aif_jax._native")]
+#[derive(PartialEq, Eq, Hash)]
+pub(crate) struct RowLayout(cache::RowLayout);
+
+#[pymethods]
+impl RowLayout {
+    #[new]
+    fn new(py: Python<'_>, columns: Vec<(String, String, Vec<usize>)>) -> PyResult<Self> {
+        let columns: Result<Vec<_>, Error> = columns
+            .into_iter()
+            .map(|(name, dtype, shape)| Ok((name, DType::from_name(&dtype)?, shape)))
+            .collect();
+        columns
+            .and_then(cache::RowLayout::new)
+            .map(Self)
+            .map_err(|error| to_py(py, &error))
+    }
+
+    #[getter]
+    fn columns<'py>(
+        &self,
+        py: Python<'py>,
+    ) -> PyResult<Vec<(&str, &'static str, Bound<'py, PyTuple>)>> {
+        let column = |column: &'_ cache::Column| PyTuple::new(py, column.shape());
+        self.0
+            .columns()
+            .iter()
+            .map(|c| Ok((c.name(), c.dtype().name(), column(c)?)))
+            .collect()
+    }
+
+    #[getter]
+    fn row_bytes(&self) -> usize {
+        self.0.row_bytes()
+    }
+
+    #[getter]
+    fn payload_bytes(&self) -> usize {
+        self.0.payload_bytes()
+    }
+
+    #[getter]
+    fn offsets<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let offsets = PyDict::new(py);
+        for column in self.0.columns() {
+            offsets.set_item(column.name(), column.offset())?;
+        }
+        Ok(offsets)
+    }
+
+    fn __repr__(&self) -> String {
+        format!("{:?}", self.0)
+    }
+
+    fn __reduce__<'py>(
+        slf: &Bound<'py, Self>,
+    ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
+        let columns = slf.get().columns(slf.py())?;
+        Ok((
+            slf.get_type().into_any(),
+            PyTuple::new(slf.py(), [columns])?,
+        ))
+    }
+}
+
+/// A concurrent store of fixed-size rows under 64-bit keys.
+#[pyclass(frozen, module = "aif_jax._native")]
+pub(crate) struct EmbeddingCache {
+    cache: Arc<cache::EmbeddingCache>,
+    handle: u64,
+}
+
+#[pymethods]
+impl EmbeddingCache {
+    #[new]
+    #[pyo3(signature = (layout, *, capacity_bytes=None, ttl_s=None, initial_keys=0))]
+    fn new(
+        py: Python<'_>,
+        layout: &Bound<'_, RowLayout>,
+        capacity_bytes: Option<usize>,
+        ttl_s: Option<f64>,
+        initial_keys: usize,
+    ) -> PyResult<Self> {
+        let ttl = ttl_s
+            .map(|seconds| {
+                Duration::try_from_secs_f64(seconds).map_err(|_| {
+                    let message =
+                        format!("ttl_s is {seconds}; give a positive number of seconds, or None");
+                    raise(py, "ConfigError", message)
+                })
+            })
+            .transpose()?;
+        let config = CacheConfig {
+            capacity_bytes,
+            ttl,
+            initial_keys,
+            ..CacheConfig::default()
+        };
+        let layout = layout.get().0.clone();
+        let cache = detached(py, || cache::EmbeddingCache::new(layout, config))?;
+        let cache = Arc::new(cache);
+        let handle = registry::register(&cache);
+        Ok(Self { cache, handle })
+    }
+
+    fn upsert(
+        &self,
+        py: Python<'_>,
+        keys: &Bound<'_, PyAny>,
+        columns: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let keys = borrow_keys(keys)?;
+        let keys = keys.as_slice()?;
+        let inputs = columns::inputs(self.cache.layout(), keys.len(), columns)?;
+        let slices = inputs
+            .iter()
+            .map(Input::bytes)
+            .collect::<PyResult<Vec<&[u8]>>>()?;
+        detached(py, || self.cache.upsert(keys, &slices))
+    }
+
+    fn delete(&self, py: Python<'_>, keys: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let keys = borrow_keys(keys)?;
+        let keys = keys.as_slice()?;
+        detached(py, || self.cache.delete(keys))
+    }
+
+    fn contains<'py>(
+        &self,
+        py: Python<'py>,
+        keys: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyArray1<bool>>> {
+        let keys = borrow_keys(keys)?;
+        let keys = keys.as_slice()?;
+        let found = detached(py, || {
+            let mut found = vec![false; keys.len()];
+            self.cache.contains(keys, |i, is_there| found[i] = is_there);
+            Ok(found)
+        })?;
+        Ok(PyArray1::from_vec(py, found))
+    }
+
+    #[pyo3(signature = (keys, out=None))]
+    fn gather<'py>(
+        &self,
+        py: Python<'py>,
+        keys: &Bound<'py, PyAny>,
+        out: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<(Bound<'py, PyDict>, Bound<'py, PyArray1<bool>>)> {
+        let keys = borrow_keys(keys)?;
+        let keys = keys.as_slice()?;
+        let (dict, mut outputs) = columns::outputs(py, self.cache.layout(), keys.len(), out)?;
+        let mut slices = outputs
+            .iter_mut()
+            .map(Output::bytes)
+            .collect::<PyResult<Vec<&mut [u8]>>>()?;
+        let found = detached(py, || {
+            let mut found = vec![0u8; keys.len()];
+            self.cache.gather_into(keys, &mut slices, &mut found)?;
+            Ok(found.into_iter().map(|found| found != 0).collect())
+        })?;
+        Ok((dict, PyArray1::from_vec(py, found)))
+    }
+
+    fn get<'py>(&self, py: Python<'py>, key: u64) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let (dict, mut outputs) = columns::outputs(py, self.cache.layout(), 1, None)?;
+        let mut slices = outputs
+            .iter_mut()
+            .map(Output::bytes)
+            .collect::<PyResult<Vec<&mut [u8]>>>()?;
+        let hits = detached(py, || self.cache.gather_into(&[key], &mut slices, &mut [0]))?;
+        drop(outputs);
+        if hits == 0 {
+            return Ok(None);
+        }
+        for column in self.cache.layout().columns() {
+            let batch = dict
+                .get_item(column.name())?
+                .expect("outputs has every column");
+            dict.set_item(
+                column.name(),
+                batch.call_method1("reshape", (PyTuple::new(py, column.shape())?,))?,
+            )?;
+        }
+        Ok(Some(dict))
+    }
+
+    fn ages_s<'py>(
+        &self,
+        py: Python<'py>,
+        keys: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyArray1<f32>>> {
+        let keys = borrow_keys(keys)?;
+        let keys = keys.as_slice()?;
+        let ages = detached(py, || {
+            let mut ages = vec![f32::NAN; keys.len()];
+            self.cache.ages(keys, |i, age| {
+                if let Some(age) = age {
+                    ages[i] = age.as_secs_f32();
+                }
+            });
+            Ok(ages)
+        })?;
+        Ok(PyArray1::from_vec(py, ages))
+    }
+
+    fn keys<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<u64>>> {
+        Ok(PyArray1::from_vec(py, detached(py, || self.cache.keys())?))
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        numbers(py, self.cache.stats().entries())
+    }
+
+    fn memory_usage<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        numbers(py, self.cache.memory_usage().entries())
+    }
+
+    fn clear(&self, py: Python<'_>) -> PyResult<()> {
+        detached(py, || self.cache.clear())
+    }
+
+    fn __len__(&self) -> usize {
+        self.cache.len()
+    }
+
+    #[getter]
+    fn handle(&self) -> u64 {
+        self.handle
+    }
+
+    #[getter]
+    fn layout(&self) -> RowLayout {
+        RowLayout(self.cache.layout().clone())
+    }
+
+    fn __repr__(&self) -> String {
+        format!("{:?}", self.cache)
+    }
+}
+
+/// The keys as a contiguous `uint64[N]` that nobody may write to meanwhile.
+fn borrow_keys<'py>(keys: &Bound<'py, PyAny>) -> PyResult<PyReadonlyArray1<'py, u64>> {
+    let py = keys.py();
+    let refuse = |given: String| {
+        let message = format!(
+            "keys must be a contiguous one-dimensional NumPy array of uint64; got {given}. \
+             np.ascontiguousarray(keys, dtype=np.uint64) makes one of integers, and item_keys of any ids"
+        );
+        raise(py, "RequestError", message)
+    };
+    let Ok(array) = keys.cast::<PyUntypedArray>() else {
+        return Err(refuse(keys.get_type().name()?.to_string()));
+    };
+    let Ok(typed) = keys.cast::<PyArray1<u64>>() else {
+        return Err(refuse(format!("{}{:?}", array.dtype(), array.shape())));
+    };
+    if !array.is_c_contiguous() {
+        return Err(refuse(format!("a view with strides {:?}", array.strides())));
+    }
+    typed
+        .try_readonly()
+        .map_err(|_| refuse("an array that another call is writing to".into()))
+}
+
+fn numbers<'py, const N: usize>(
+    py: Python<'py>,
+    entries: [(&'static str, u64); N],
+) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    for (name, number) in entries {
+        dict.set_item(name, number)?;
+    }
+    Ok(dict)
+}
+
+/// The 64-bit keys of strings: XXH3-64 of their UTF-8 bytes, the same on every machine.
+#[pyfunction]
+fn hash_strings<'py>(
+    py: Python<'py>,
+    strings: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyArray1<u64>>> {
+    let refuse = |message: String| raise(py, "RequestError", message);
+    let list = strings.cast::<PyList>().map_err(|_| {
+        let given = strings.get_type().to_string();
+        refuse(format!("hash_strings takes a list of str; got {given}. Use list(ids), or ids.tolist() of an array"))
+    })?;
+    let mut keys = Vec::with_capacity(list.len());
+    for (i, item) in list.iter().enumerate() {
+        let text = item.cast::<PyString>().map_err(|_| {
+            let given = item.get_type().to_string();
+            refuse(format!(
+                "id {i} is {given}; hash_strings takes str only. Use str(id) where that is meant"
+            ))
+        })?;
+        let text = text.to_str().map_err(|_| {
+            refuse(format!(
+                "id {i} has no UTF-8 form (a lone surrogate); decode ids with errors='strict'"
+            ))
+        })?;
+        keys.push(key_of(text.as_bytes()));
+    }
+    Ok(PyArray1::from_vec(py, keys))
+}
+
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<RowLayout>()?;
+    module.add_class::<EmbeddingCache>()?;
+    module.add_function(wrap_pyfunction!(hash_strings, module)?)
 }

@@ -53,7 +53,7 @@ impl DType {
         }
     }
 
-    /// The name that NumPy (with `ml_dtypes`) gives this type.
+    /// The name that `NumPy` (with `ml_dtypes`) gives this type.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -259,7 +259,8 @@ mod tests {
 
     #[test]
     fn contradictions_are_refused() {
-        let bad: [(&str, Vec<(&str, DType, Vec<usize>)>); 5] = [
+        type Columns = Vec<(&'static str, DType, Vec<usize>)>;
+        let bad: [(&str, Columns); 5] = [
             ("at least one column", vec![]),
             (
                 "twice",

@@ -1,0 +1,58 @@
+//! Process-wide handles of caches, by which compiled programs name them.
+//!
+//! A program holds a number, not a pointer: a cache that is gone is then an error and never a crash.
+
+use super::EmbeddingCache;
+use crate::sync::plain::{Arc, AtomicU64, Ordering, PoisonError, RwLock, Weak};
+use std::collections::BTreeMap;
+
+static CACHES: RwLock<BTreeMap<u64, Weak<EmbeddingCache>>> = RwLock::new(BTreeMap::new());
+
+/// The handle of `cache`: the same for the cache's whole life, never 0, never another cache's later.
+pub fn register(cache: &Arc<EmbeddingCache>) -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    *cache.handle.get_or_init(|| {
+        let handle = NEXT.fetch_add(1, Ordering::Relaxed);
+        // A poisoned map is whole: nothing in here panics between two changes.
+        let mut caches = CACHES.write().unwrap_or_else(PoisonError::into_inner);
+        caches.retain(|_, cache| cache.strong_count() > 0);
+        caches.insert(handle, Arc::downgrade(cache));
+        handle
+    })
+}
+
+/// The cache of `handle`, kept alive by the result; `None` if it was dropped or there never was one,
+/// which [`Error::StaleHandle`](crate::error::Error::StaleHandle) is for.
+#[must_use]
+pub fn resolve(handle: u64) -> Option<Arc<EmbeddingCache>> {
+    CACHES
+        .read()
+        .unwrap_or_else(PoisonError::into_inner)
+        .get(&handle)
+        .and_then(Weak::upgrade)
+}
+
+#[cfg(all(test, not(aif_loom)))]
+mod tests {
+    use super::super::{CacheConfig, DType, RowLayout};
+    use super::*;
+
+    fn cache() -> Arc<EmbeddingCache> {
+        let layout = RowLayout::new([("x", DType::Float32, vec![2])]).unwrap();
+        Arc::new(EmbeddingCache::new(layout, CacheConfig::default()).unwrap())
+    }
+
+    #[test]
+    fn a_handle_lives_as_long_as_its_cache() {
+        let (first, second) = (cache(), cache());
+        let (a, b) = (register(&first), register(&second));
+        assert_eq!(a, register(&first));
+        assert!(a != b && a != 0 && b != 0);
+        assert!(Arc::ptr_eq(&resolve(a).unwrap(), &first));
+        drop(first);
+        assert!(resolve(a).is_none());
+        assert!(register(&cache()) > b);
+        assert!(Arc::ptr_eq(&resolve(b).unwrap(), &second));
+        assert!(resolve(0).is_none());
+    }
+}

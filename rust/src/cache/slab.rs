@@ -1,0 +1,300 @@
+//! The memory of rows: segments that never move, and beside the rows their keys, time stamps and marks.
+//!
+//! Segments grow with the slab, eight of each size before the size doubles, so that at most an eighth
+//! of the slab is memory not yet used, and a fixed directory of 256 reaches all 2^32 rows.
+
+use super::layout::RowLayout;
+use crate::buffer::{AlignedBuffer, ZeroedArray};
+use crate::error::{Error, Result};
+use crate::sync::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering, RaceWatch};
+use std::ptr;
+
+/// Segments of one size.
+const PER_SIZE: usize = 8;
+const LOG_PER_SIZE: u32 = PER_SIZE.trailing_zeros();
+
+/// Entries of the directory: eight for each of the 30 sizes that 2^32 rows can take, and spare ones.
+const DIRECTORY: usize = if cfg!(aif_loom) { 8 } else { 256 };
+
+/// The first segments are about this long.
+const FIRST_SEGMENT_BYTES: usize = 64 << 10;
+
+/// Bytes beside each row: its key and its time stamp. A mark is one more.
+pub(super) const SIDE_BYTES: usize = size_of::<u64>() + size_of::<u32>();
+
+/// A run of rows and what is kept beside them.
+struct Segment {
+    rows: AlignedBuffer,
+    keys: ZeroedArray<AtomicU64>,
+    stamps: ZeroedArray<AtomicU32>,
+    /// One byte a row, set by readers; empty if nobody evicts.
+    marks: ZeroedArray<AtomicU8>,
+    watches: Box<[RaceWatch]>,
+}
+
+/// A row's place: its segment and its number in it.
+#[derive(Clone, Copy)]
+pub(super) struct RowRef<'a> {
+    segment: &'a Segment,
+    at: usize,
+    bytes: *mut u8,
+}
+
+impl RowRef<'_> {
+    /// The key that the row was written for.
+    #[inline]
+    pub(super) fn key(&self) -> u64 {
+        // Relaxed: whoever got the row number from a slot got this key with it, and while its guard
+        // lives nobody writes another.
+        self.segment.keys[self.at].load(Ordering::Relaxed)
+    }
+
+    /// The tick at which the row was written. Relaxed for the same reason.
+    #[inline]
+    pub(super) fn stamp(&self) -> u32 {
+        self.segment.stamps[self.at].load(Ordering::Relaxed)
+    }
+
+    /// Notes that the row was used. A hint to eviction, ordered with nothing; stored only when it is
+    /// new, so that popular rows do not pass a cache line between cores.
+    #[inline]
+    pub(super) fn mark(&self) {
+        if let Some(mark) = self.segment.marks.get(self.at)
+            && mark.load(Ordering::Relaxed) == 0
+        {
+            mark.store(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the row was used since this was last asked.
+    pub(super) fn take_mark(&self) -> bool {
+        self.segment
+            .marks
+            .get(self.at)
+            .is_some_and(|mark| mark.swap(0, Ordering::Relaxed) != 0)
+    }
+
+    /// Where the row's bytes are.
+    #[inline]
+    pub(super) fn bytes(&self) -> *mut u8 {
+        self.bytes
+    }
+
+    /// Where the row's key is, for prefetching.
+    #[inline]
+    pub(super) fn key_line(&self) -> *const AtomicU64 {
+        &raw const self.segment.keys[self.at]
+    }
+
+    /// Stands guard over a read or write of the bytes when loom watches.
+    #[inline]
+    pub(super) fn watch(&self) -> &RaceWatch {
+        &self.segment.watches[self.at]
+    }
+
+    /// Writer only, on a row that no reader can reach: whose row it is and since when.
+    pub(super) fn dedicate(&self, key: u64, stamp: u32) {
+        // Relaxed: the slot's Release store publishes both.
+        self.segment.keys[self.at].store(key, Ordering::Relaxed);
+        self.segment.stamps[self.at].store(stamp, Ordering::Relaxed);
+        if let Some(mark) = self.segment.marks.get(self.at) {
+            mark.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+impl RowRef<'_> {
+    /// Writer only, on an unused row: the unused row after it.
+    pub(super) fn next_free(&self) -> Option<u32> {
+        u32::try_from(self.key()).ok()
+    }
+
+    /// Writer only, on an unused row: remembers the unused row after it where its key would be.
+    pub(super) fn set_next_free(&self, next: Option<u32>) {
+        self.segment.keys[self.at].store(next.map_or(u64::MAX, u64::from), Ordering::Relaxed);
+    }
+}
+
+/// All rows of a cache, used and unused.
+pub(super) struct Slab {
+    // Invariant: an entry is null or points to a leaked box that only `Drop` frees; entries go from
+    // null to a segment once and never change again.
+    directory: [AtomicPtr<Segment>; DIRECTORY],
+    row_bytes: usize,
+    /// log2 of the rows in the smallest segment.
+    log_base: u32,
+    /// Rows that may ever be made.
+    limit: usize,
+    marked: bool,
+}
+
+impl Slab {
+    /// A slab of at most `limit` rows of this layout; `marked` keeps a byte a row for eviction.
+    pub(super) fn new(layout: &RowLayout, limit: usize, marked: bool) -> Self {
+        let log_base = if cfg!(aif_loom) {
+            1
+        } else {
+            (FIRST_SEGMENT_BYTES / layout.row_bytes()).max(1).ilog2()
+        };
+        Self {
+            directory: std::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
+            row_bytes: layout.row_bytes(),
+            log_base,
+            limit,
+            marked,
+        }
+    }
+
+    /// Bytes beside each row.
+    pub(super) fn side_bytes(&self) -> usize {
+        SIDE_BYTES + usize::from(self.marked)
+    }
+
+    /// The segment that a row is in, and the row's number in it.
+    #[inline]
+    fn split(&self, row: u32) -> (usize, usize) {
+        let block = (row >> self.log_base) as usize + PER_SIZE;
+        let log_size = block.ilog2() - LOG_PER_SIZE;
+        let segment = log_size as usize * PER_SIZE + (block >> log_size) - PER_SIZE;
+        let block_in_segment = block & ((1 << log_size) - 1);
+        let in_block = row as usize & ((1 << self.log_base) - 1);
+        (segment, (block_in_segment << self.log_base) | in_block)
+    }
+
+    /// The row of this number, which a slot named or which the writer holds.
+    #[inline]
+    pub(super) fn row(&self, row: u32) -> RowRef<'_> {
+        let (segment, at) = self.split(row);
+        // Acquire pairs with `grow`. (The slot's own ordering would do; on x86 it costs nothing.)
+        let segment = self.directory[segment].load(Ordering::Acquire);
+        assert!(!segment.is_null(), "row {row} was never made");
+        // SAFETY: by the directory's invariant, valid until the slab is dropped, which `&self` prevents.
+        let segment = unsafe { &*segment };
+        debug_assert!(at < segment.keys.len());
+        // SAFETY: `rows` holds `keys.len()` rows of `row_bytes`, and `at` is one of them.
+        let bytes = unsafe { segment.rows.as_ptr().add(at * self.row_bytes) };
+        RowRef { segment, at, bytes }
+    }
+
+    /// Rows in the segment that starts at row number `made`.
+    pub(super) fn next_rows(&self, made: usize) -> usize {
+        let (number, _) = self.split(made as u32);
+        (1usize << (number / PER_SIZE) << self.log_base).min(self.limit.saturating_sub(made))
+    }
+
+    /// Writer only: adds the segment that starts at row number `made`; returns its rows.
+    pub(super) fn grow(&self, made: usize) -> Result<usize> {
+        let rows = self.next_rows(made);
+        let what = || format!("rows {made} to {} of the cache", made + rows);
+        let refused = || Error::OutOfMemory {
+            what: what(),
+            bytes: rows.saturating_mul(self.row_bytes),
+        };
+        let (number, at) = self.split(made as u32);
+        if rows == 0 || number >= DIRECTORY {
+            return Err(refused());
+        }
+        assert_eq!(at, 0, "a slab grows by whole segments");
+        let bytes = rows.checked_mul(self.row_bytes).ok_or_else(refused)?;
+        let mut watches = Vec::new();
+        watches.try_reserve_exact(rows).map_err(|_| refused())?;
+        watches.resize_with(rows, RaceWatch::default);
+        let segment = Box::new(Segment {
+            rows: AlignedBuffer::new(bytes, &what())?,
+            keys: ZeroedArray::new(rows, "the keys of rows")?,
+            stamps: ZeroedArray::new(rows, "the time stamps of rows")?,
+            marks: ZeroedArray::new(
+                if self.marked { rows } else { 0 },
+                "the eviction marks of rows",
+            )?,
+            watches: watches.into_boxed_slice(),
+        });
+        // Release: the segment's contents come before its address.
+        self.directory[number].store(Box::into_raw(segment), Ordering::Release);
+        Ok(rows)
+    }
+}
+
+impl Drop for Slab {
+    fn drop(&mut self) {
+        for entry in &self.directory {
+            let segment = entry.load(Ordering::Acquire);
+            if !segment.is_null() {
+                // SAFETY: by the directory's invariant; `&mut self` says that no reader is left.
+                drop(unsafe { Box::from_raw(segment) });
+            }
+        }
+    }
+}
+
+#[cfg(all(test, not(aif_loom)))]
+mod tests {
+    use super::super::layout::DType;
+    use super::*;
+
+    fn layout(floats: usize) -> RowLayout {
+        RowLayout::new([("x", DType::Float32, vec![floats])]).unwrap()
+    }
+
+    #[test]
+    fn rows_are_apart_aligned_and_stay_where_they_are() {
+        let layout = layout(24);
+        let slab = Slab::new(&layout, 5000, true);
+        let (mut made, mut places) = (0, Vec::new());
+        while made < 5000 {
+            let rows = slab.grow(made).unwrap();
+            for row in made..made + rows {
+                slab.row(row as u32).dedicate(row as u64 * 3, row as u32);
+                places.push(slab.row(row as u32).bytes() as usize);
+            }
+            made += rows;
+        }
+        assert_eq!(made, 5000, "the last segment ends at the limit");
+        assert!(slab.grow(made).is_err());
+        for (row, &place) in places.iter().enumerate() {
+            let found = slab.row(row as u32);
+            assert_eq!((found.key(), found.stamp()), (row as u64 * 3, row as u32));
+            assert_eq!(found.bytes() as usize, place);
+            assert_eq!(place % 64, 0);
+        }
+        places.sort_unstable();
+        assert!(
+            places
+                .windows(2)
+                .all(|pair| pair[1] - pair[0] >= layout.row_bytes())
+        );
+    }
+
+    #[test]
+    fn every_row_number_has_a_place_in_the_directory() {
+        for floats in [1, 1000, 1 << 20] {
+            let slab = Slab::new(&layout(floats), usize::MAX, false);
+            let (segment, _) = slab.split(super::super::table::MAX_ROWS as u32);
+            assert!(segment < DIRECTORY, "{segment}");
+            let mut next = (0, 0);
+            for row in 0..100_000 {
+                assert_eq!(slab.split(row), next, "row {row}");
+                let size = (1 << (next.0 / PER_SIZE)) << slab.log_base;
+                next = if next.1 + 1 == size {
+                    (next.0 + 1, 0)
+                } else {
+                    (next.0, next.1 + 1)
+                };
+            }
+        }
+    }
+
+    #[test]
+    fn marks_are_taken_once() {
+        let slab = Slab::new(&layout(1), 10, true);
+        slab.grow(0).unwrap();
+        slab.row(3).mark();
+        slab.row(3).mark();
+        assert!(slab.row(3).take_mark());
+        assert!(!slab.row(3).take_mark());
+        let unmarked = Slab::new(&layout(1), 10, false);
+        unmarked.grow(0).unwrap();
+        unmarked.row(3).mark();
+        assert!(!unmarked.row(3).take_mark());
+    }
+}

@@ -1,0 +1,477 @@
+//! The whole cache: against std's `HashMap`, under threads, at its bounds.
+
+mod stress;
+
+use super::*;
+use proptest::prelude::*;
+use std::collections::HashMap;
+
+/// Three columns whose bytes all tell which key and version they belong to.
+fn layout() -> RowLayout {
+    RowLayout::new([
+        ("head", DType::Float32, vec![7]),
+        ("code", DType::UInt8, vec![3]),
+        ("tail", DType::BFloat16, vec![40]),
+    ])
+    .unwrap()
+}
+
+/// The bytes of version `version` of `key`: every 8-byte word of the row is a function of both.
+fn row(key: u64, version: u64) -> Vec<Vec<u8>> {
+    let words = hash::spread(key)
+        .wrapping_add(version.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+        .to_le_bytes();
+    layout()
+        .columns()
+        .iter()
+        .map(|column| words.iter().copied().cycle().take(column.bytes()).collect())
+        .collect()
+}
+
+fn columns_of(rows: &[(u64, u64)]) -> Vec<Vec<u8>> {
+    let mut columns = vec![Vec::new(); 3];
+    for &(key, version) in rows {
+        for (column, bytes) in columns.iter_mut().zip(row(key, version)) {
+            column.extend(bytes);
+        }
+    }
+    columns
+}
+
+fn upsert(cache: &EmbeddingCache, rows: &[(u64, u64)]) -> Result<()> {
+    let keys: Vec<u64> = rows.iter().map(|row| row.0).collect();
+    let columns = columns_of(rows);
+    cache.upsert(
+        &keys,
+        &columns.iter().map(Vec::as_slice).collect::<Vec<_>>(),
+    )
+}
+
+/// The rows of `keys`, `None` where missing; checks that missing ones were zeroed.
+fn gather(cache: &EmbeddingCache, keys: &[u64]) -> Vec<Option<Vec<Vec<u8>>>> {
+    let sizes: Vec<usize> = cache.layout().columns().iter().map(Column::bytes).collect();
+    let mut columns: Vec<Vec<u8>> = sizes
+        .iter()
+        .map(|size| vec![0xaa; size * keys.len()])
+        .collect();
+    let mut found = vec![9; keys.len()];
+    let mut slices: Vec<&mut [u8]> = columns.iter_mut().map(Vec::as_mut_slice).collect();
+    let hits = cache.gather_into(keys, &mut slices, &mut found).unwrap();
+    assert_eq!(
+        hits,
+        found.iter().map(|&found| usize::from(found)).sum::<usize>()
+    );
+    (0..keys.len())
+        .map(|i| {
+            let row: Vec<Vec<u8>> = columns
+                .iter()
+                .zip(&sizes)
+                .map(|(column, size)| column[i * size..][..*size].to_vec())
+                .collect();
+            if found[i] == 0 {
+                assert!(
+                    row.iter().flatten().all(|&byte| byte == 0),
+                    "a missing row is zeroed"
+                );
+            }
+            (found[i] == 1).then_some(row)
+        })
+        .collect()
+}
+
+fn cache(config: CacheConfig) -> EmbeddingCache {
+    EmbeddingCache::new(layout(), config).unwrap()
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Upsert(Vec<u64>),
+    Delete(Vec<u64>),
+    Gather(Vec<u64>),
+    Clear,
+}
+
+/// Few keys, so that they meet; among them both ends of the 64-bit range, and keys whose slots look
+/// alike.
+fn key() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        Just(0),
+        Just(1),
+        Just(u64::MAX),
+        Just(u64::MAX - 1),
+        2..60u64,
+        any::<u64>(),
+        // The same tag, and neighbouring slots.
+        (0..8u64).prop_map(|high| hash::unspread(9 | high << 40)),
+    ]
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let keys = || prop::collection::vec(key(), 0..40);
+    let step = prop_oneof![
+        4 => keys().prop_map(Step::Upsert),
+        2 => keys().prop_map(Step::Delete),
+        4 => keys().prop_map(Step::Gather),
+        1 => Just(Step::Clear),
+    ];
+    prop::collection::vec(step, 1..40)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn it_behaves_like_a_hash_map(steps in steps(), initial_keys in prop_oneof![Just(0), Just(4000usize)]) {
+        let cache = cache(CacheConfig { initial_keys, ..CacheConfig::default() });
+        let mut expected: HashMap<u64, u64> = HashMap::new();
+        let mut version = 0;
+        for step in steps {
+            match step {
+                Step::Upsert(keys) => {
+                    let rows: Vec<(u64, u64)> = keys.into_iter().map(|key| { version += 1; (key, version) }).collect();
+                    upsert(&cache, &rows).unwrap();
+                    expected.extend(rows);
+                }
+                Step::Delete(keys) => {
+                    let gone = keys.iter().filter(|key| expected.remove(key).is_some()).count();
+                    prop_assert_eq!(cache.delete(&keys).unwrap(), gone);
+                }
+                Step::Gather(keys) => {
+                    for (key, found) in keys.iter().zip(gather(&cache, &keys)) {
+                        prop_assert_eq!(found, expected.get(key).map(|&version| row(*key, version)));
+                    }
+                }
+                Step::Clear => {
+                    cache.clear().unwrap();
+                    expected.clear();
+                }
+            }
+            prop_assert_eq!(cache.len(), expected.len());
+        }
+        let mut keys = cache.keys().unwrap();
+        keys.sort_unstable();
+        let mut known: Vec<u64> = expected.keys().copied().collect();
+        known.sort_unstable();
+        prop_assert_eq!(&keys, &known);
+        for (key, found) in known.iter().zip(gather(&cache, &known)) {
+            prop_assert_eq!(found, Some(row(*key, expected[key])));
+        }
+        let stats = cache.stats();
+        prop_assert_eq!(stats.inserts - stats.deletes, expected.len() as u64);
+        prop_assert_eq!(stats.live_rows, expected.len() as u64);
+    }
+
+    #[test]
+    fn a_bounded_cache_never_holds_more_than_its_bound_nor_a_wrong_row(
+        batches in prop::collection::vec(prop::collection::vec(0..200u64, 1..60), 1..30),
+    ) {
+        let capacity = 40 * 300;
+        let cache = cache(CacheConfig { capacity_bytes: Some(capacity), ..CacheConfig::default() });
+        let max = cache.stats().max_rows as usize;
+        let mut latest: HashMap<u64, u64> = HashMap::new();
+        let mut version = 0;
+        for keys in batches {
+            let rows: Vec<(u64, u64)> = keys.iter().map(|&key| { version += 1; (key, version) }).collect();
+            upsert(&cache, &rows).unwrap();
+            latest.extend(rows);
+            prop_assert!(cache.len() <= max);
+            prop_assert!(cache.memory_usage().total_bytes as usize <= capacity + 64 * 8);
+            for (key, found) in (0..200).zip(gather(&cache, &(0..200).collect::<Vec<_>>())) {
+                if let Some(found) = found {
+                    prop_assert_eq!(found, row(key, latest[&key]));
+                }
+            }
+            // What was written last is there: the newest key is not the first to go.
+            let last = *keys.last().unwrap();
+            prop_assert!(gather(&cache, &[last])[0].is_some());
+        }
+        let stats = cache.stats();
+        prop_assert_eq!(stats.inserts - stats.evictions, cache.len() as u64);
+    }
+}
+
+#[test]
+fn growth_keeps_every_row_and_the_promised_overhead() {
+    let cache = cache(CacheConfig {
+        initial_keys: 50_000,
+        ..CacheConfig::default()
+    });
+    let rows: Vec<(u64, u64)> = (0..50_000).map(|key| (key << 40 | key, key)).collect();
+    for batch in rows.chunks(777) {
+        upsert(&cache, batch).unwrap();
+    }
+    let memory = cache.memory_usage();
+    assert_eq!(
+        memory.growth_peak_bytes, 0,
+        "the table was made for this many keys"
+    );
+    let used_side = 50_000 * 12;
+    let overhead = (memory.table_bytes + used_side) as f64 / 50_000.0;
+    assert!(overhead <= 24.0, "{overhead} bytes a key");
+    assert!(
+        memory.untouched_bytes * 7 <= memory.total_bytes,
+        "{memory:?}"
+    );
+
+    let growing = self::cache(CacheConfig::default());
+    for batch in rows.chunks(777) {
+        upsert(&growing, batch).unwrap();
+    }
+    assert!(growing.memory_usage().growth_peak_bytes > 0);
+    for cache in [&cache, &growing] {
+        for (batch, found) in rows.iter().zip(gather(
+            cache,
+            &rows.iter().map(|row| row.0).collect::<Vec<_>>(),
+        )) {
+            assert_eq!(found, Some(row(batch.0, batch.1)));
+        }
+    }
+}
+
+#[test]
+fn popular_rows_outlive_a_scan() {
+    let cache = cache(CacheConfig {
+        capacity_bytes: Some(200_000),
+        ..CacheConfig::default()
+    });
+    let max = cache.stats().max_rows;
+    let popular: Vec<u64> = (0..max / 4).collect();
+    upsert(
+        &cache,
+        &popular.iter().map(|&key| (key, 1)).collect::<Vec<_>>(),
+    )
+    .unwrap();
+    for scanned in 0..20 * max {
+        if scanned % 50 == 0 {
+            gather(&cache, &popular);
+        }
+        upsert(&cache, &[(1_000_000 + scanned, 1)]).unwrap();
+    }
+    let stayed = gather(&cache, &popular).iter().flatten().count();
+    assert_eq!(stayed, popular.len());
+    assert_eq!(cache.len() as u64, max);
+}
+
+#[test]
+fn rows_expire_and_are_counted() {
+    let clock = ManualClock::default();
+    let config = CacheConfig {
+        ttl: Some(Duration::from_secs(10)),
+        clock: Clock::Manual(clock.clone()),
+        ..CacheConfig::default()
+    };
+    let cache = cache(config);
+    upsert(&cache, &[(1, 1), (2, 1)]).unwrap();
+    clock.advance(Duration::from_secs(8));
+    upsert(&cache, &[(2, 2), (3, 1)]).unwrap();
+    let mut ages = [None; 4];
+    cache.ages(&[1, 2, 3, 4], |i, age| ages[i] = age);
+    let tick = Duration::from_millis(TICK_MS);
+    assert!(ages[0].unwrap().abs_diff(Duration::from_secs(8)) <= tick);
+    assert_eq!(
+        ages[1..],
+        [Some(Duration::ZERO), Some(Duration::ZERO), None]
+    );
+    assert_eq!(gather(&cache, &[1, 2, 3]).iter().flatten().count(), 3);
+
+    clock.advance(Duration::from_secs(4));
+    let found = gather(&cache, &[1, 2, 3, 4]);
+    assert_eq!(found, [None, Some(row(2, 2)), Some(row(3, 1)), None]);
+    let stats = cache.stats();
+    assert_eq!((stats.hits, stats.misses, stats.expiries), (5, 2, 1));
+    assert_eq!((cache.len(), cache.keys().unwrap().len()), (3, 2));
+    assert_eq!(
+        cache.delete(&[1]).unwrap(),
+        0,
+        "an expired row was no row any more"
+    );
+
+    // Expired rows go when the table is rebuilt, so that they do not pile up.
+    clock.advance(Duration::from_secs(3600));
+    for key in 100..2100 {
+        upsert(&cache, &[(key, 1)]).unwrap();
+    }
+    assert_eq!(cache.stats().expired_removed, 2);
+    assert_eq!(cache.len(), 2000);
+}
+
+#[test]
+fn expired_rows_are_evicted_first() {
+    let clock = ManualClock::default();
+    let config = CacheConfig {
+        capacity_bytes: Some(40_000),
+        ttl: Some(Duration::from_secs(10)),
+        clock: Clock::Manual(clock.clone()),
+        ..CacheConfig::default()
+    };
+    let cache = cache(config);
+    let max = cache.stats().max_rows;
+    let old: Vec<u64> = (0..max / 2).collect();
+    upsert(&cache, &old.iter().map(|&key| (key, 1)).collect::<Vec<_>>()).unwrap();
+    gather(&cache, &old);
+    clock.advance(Duration::from_secs(20));
+    let young: Vec<u64> = (max..2 * max).collect();
+    for &key in &young {
+        upsert(&cache, &[(key, 1)]).unwrap();
+    }
+    assert_eq!(gather(&cache, &young).iter().flatten().count(), young.len());
+}
+
+#[test]
+fn wrong_buffers_are_refused_before_anything_happens() {
+    let cache = cache(CacheConfig::default());
+    let columns = columns_of(&[(1, 1)]);
+    let slices: Vec<&[u8]> = columns.iter().map(Vec::as_slice).collect();
+    for bad in [&slices[..2], &[slices[0], slices[0], slices[2]], &[]] {
+        assert!(matches!(cache.upsert(&[1], bad), Err(Error::Layout(_))));
+    }
+    assert!(matches!(
+        cache.upsert(&[1, 2], &slices),
+        Err(Error::Layout(_))
+    ));
+    assert!(cache.is_empty());
+    let mut out = columns.clone();
+    let mut out: Vec<&mut [u8]> = out.iter_mut().map(Vec::as_mut_slice).collect();
+    assert!(matches!(
+        cache.gather_into(&[1], &mut out, &mut []),
+        Err(Error::Request(_))
+    ));
+    assert!(matches!(
+        cache.gather_into(&[1, 2], &mut out, &mut [0, 0]),
+        Err(Error::Layout(_))
+    ));
+    assert_eq!(cache.gather_into(&[1], &mut out, &mut [0]), Ok(0));
+}
+
+#[test]
+fn impossible_configurations_are_refused() {
+    let refused = |config| {
+        EmbeddingCache::new(layout(), config)
+            .unwrap_err()
+            .to_string()
+    };
+    let small = refused(CacheConfig {
+        capacity_bytes: Some(200),
+        ..CacheConfig::default()
+    });
+    assert!(small.contains("holds 1 rows"), "{small}");
+    let enough: usize = small
+        .split_whitespace()
+        .rev()
+        .nth(2)
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(
+        EmbeddingCache::new(
+            layout(),
+            CacheConfig {
+                capacity_bytes: Some(enough),
+                ..CacheConfig::default()
+            }
+        )
+        .is_ok()
+    );
+    assert!(
+        refused(CacheConfig {
+            ttl: Some(Duration::ZERO),
+            ..CacheConfig::default()
+        })
+        .contains("ttl")
+    );
+    assert!(
+        refused(CacheConfig {
+            initial_keys: usize::MAX,
+            ..CacheConfig::default()
+        })
+        .contains("at most")
+    );
+}
+
+#[test]
+fn no_memory_is_an_error_that_leaves_the_cache_whole() {
+    // One row takes a gigabyte: the address space ends before 2^20 of them.
+    let layout = RowLayout::new([("x", DType::UInt8, vec![1 << 30])]).unwrap();
+    let slab = slab::Slab::new(&layout, usize::MAX, false);
+    let mut made = 0;
+    let error = loop {
+        match slab.grow(made) {
+            Ok(rows) => made += rows,
+            Err(error) => break error,
+        }
+    };
+    assert!(
+        matches!(error, Error::OutOfMemory { bytes, .. } if bytes >= 1 << 30),
+        "{error}"
+    );
+}
+
+#[test]
+fn readers_go_on_while_a_writer_stands_still() {
+    let cache = cache(CacheConfig::default());
+    upsert(&cache, &[(5, 1)]).unwrap();
+    std::thread::scope(|scope| {
+        let stalled = cache.store.writer.lock().unwrap();
+        let read = scope.spawn(|| {
+            for _ in 0..1000 {
+                assert_eq!(gather(&cache, &[5, 6]), [Some(row(5, 1)), None]);
+            }
+            (cache.len(), cache.stats().hits)
+        });
+        assert_eq!(read.join().unwrap(), (1, 1000));
+        drop(stalled);
+    });
+}
+
+#[test]
+fn a_stalled_reader_costs_memory_up_to_twice_the_bound_and_no_old_row() {
+    use reclaim::Reclaim;
+    let config = CacheConfig {
+        capacity_bytes: Some(16_000),
+        ..CacheConfig::default()
+    };
+    let cache = cache(config.clone());
+    let rows = cache.store.bound.unwrap().rows as u64;
+    let inside = cache.store.reclaim.pin();
+    for version in 0..2 * rows {
+        upsert(&cache, &[(1, version)]).unwrap();
+    }
+    assert_eq!(cache.stats().overrun_rows, rows);
+    let error = upsert(&cache, &[(1, 2 * rows)]).unwrap_err();
+    assert_eq!(
+        error,
+        Error::RowsHeld {
+            retired: 2 * rows as usize - 1,
+            limit: 2 * rows as usize
+        }
+    );
+    assert_eq!(
+        gather(&cache, &[1]),
+        [Some(row(1, 2 * rows - 1))],
+        "the old row stays"
+    );
+
+    // Another cache has epochs of its own.
+    let other = self::cache(config);
+    for version in 0..2 * rows {
+        upsert(&other, &[(1, version)]).unwrap();
+    }
+    assert_eq!(other.stats().overrun_rows, 0);
+
+    drop(inside);
+    upsert(&cache, &[(1, 1000)]).unwrap();
+    assert_eq!(gather(&cache, &[1]), [Some(row(1, 1000))]);
+}
+
+#[test]
+fn a_thread_may_use_many_caches_in_turn() {
+    let caches: Vec<EmbeddingCache> = (0..20).map(|_| cache(CacheConfig::default())).collect();
+    for round in 0..3 {
+        for (i, cache) in caches.iter().enumerate() {
+            upsert(cache, &[(i as u64, round)]).unwrap();
+        }
+        for (i, cache) in caches.iter().enumerate().rev() {
+            assert_eq!(gather(cache, &[i as u64]), [Some(row(i as u64, round))]);
+        }
+    }
+}

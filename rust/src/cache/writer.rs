@@ -1,0 +1,443 @@
+//! The writer's half of the algorithm: everything here runs under the one lock, and no reader waits for it.
+
+use super::eviction::Eviction;
+use super::hash::spread;
+use super::reclaim::{Reclaim, Retired};
+use super::sieve::Sieve;
+use super::store::Store;
+use super::table::{MAX_ROWS, Place, Table};
+use super::{Bound, MAX_OVERRUN};
+use crate::error::{Error, Result};
+use crate::sync::MutexGuard;
+use crate::sync::plain::Ordering;
+use std::ptr;
+use std::time::{Duration, Instant};
+
+/// Rows handed to the reclaimer at a time.
+const RETIRE_ROWS: usize = 256;
+
+/// How long a writer waits for readers when a bounded cache has no row left. A gather takes less than
+/// a millisecond, but its thread may be off the processor for some.
+const PATIENCE: Duration = Duration::from_millis(if cfg!(aif_loom) { 0 } else { 100 });
+
+/// What only the writer knows.
+pub(super) struct Writer {
+    /// The first of the rows that nobody uses; each has the next one's number in its key's place.
+    free: Option<u32>,
+    /// Rows out of readers' sight that the reclaimer has not been given yet.
+    pending: Vec<u32>,
+    /// Rows that the reclaimer keeps.
+    waiting: usize,
+    /// Rows the slab has made; those from `dealt` on were never used.
+    made: usize,
+    dealt: usize,
+    /// How far `dealt` may go.
+    limit: usize,
+    live: usize,
+    /// Slots of the table that are not `EMPTY`.
+    used: usize,
+    eviction: Option<Box<dyn Eviction>>,
+}
+
+impl Writer {
+    pub(super) fn new(bound: Option<Bound>) -> Self {
+        Self {
+            free: None,
+            pending: Vec::new(),
+            waiting: 0,
+            made: 0,
+            dealt: 0,
+            limit: bound.map_or(MAX_ROWS, |bound| bound.rows),
+            live: 0,
+            used: 0,
+            eviction: bound.map(|_| Box::new(Sieve::new()) as Box<dyn Eviction>),
+        }
+    }
+}
+
+impl<R: Reclaim> Store<R> {
+    fn lock(&self) -> Result<MutexGuard<'_, Writer>> {
+        self.writer.lock().map_err(|_| Error::Poisoned("the cache"))
+    }
+
+    /// Writes one row per key; a key that comes twice keeps its last row.
+    ///
+    /// # Safety
+    /// `columns` has one entry per column of the layout, and `columns[c]` is valid for reads of
+    /// `keys.len() * layout.columns()[c].bytes()` bytes.
+    pub(super) unsafe fn upsert(&self, keys: &[u64], columns: &[*const u8]) -> Result<()> {
+        let mut writer = self.lock()?;
+        let now = self.clock.ticks();
+        let mut done = Ok(());
+        for (i, &key) in keys.iter().enumerate() {
+            // SAFETY: the caller's; `i` is below `keys.len()`.
+            let one = unsafe { self.upsert_one(&mut writer, key, now, i, columns) };
+            if let Err(error) = one {
+                done = Err(after(error, i, keys.len()));
+                break;
+            }
+        }
+        self.settle(&mut writer);
+        done
+    }
+
+    /// # Safety
+    /// As for [`upsert`](Self::upsert), with place for row `i` in every column.
+    unsafe fn upsert_one(
+        &self,
+        writer: &mut Writer,
+        key: u64,
+        now: u32,
+        i: usize,
+        columns: &[*const u8],
+    ) -> Result<()> {
+        let hash = spread(key);
+        // All that can fail comes before the first change that readers see.
+        let known = matches!(self.place(writer, key, hash), Place::Found { .. });
+        if !known {
+            self.make_room(writer)?;
+        }
+        let row = self.free_row(writer)?;
+        if writer.pending.try_reserve(1).is_err() {
+            self.push_free(writer, row);
+            return Err(no_memory("the list of replaced rows"));
+        }
+
+        let fresh = self.slab.row(row);
+        fresh.watch().write(|| {
+            for (column, &from) in self.layout.columns().iter().zip(columns) {
+                // SAFETY: the column lies inside the row, which no reader can reach and this thread
+                // alone holds; the source is the caller's.
+                unsafe {
+                    ptr::copy_nonoverlapping(
+                        from.add(i * column.bytes()),
+                        fresh.bytes().add(column.offset()),
+                        column.bytes(),
+                    );
+                }
+            }
+        });
+        fresh.dedicate(key, now);
+
+        // Looked up again: making room may have moved everything.
+        match self.place(writer, key, hash) {
+            Place::Found { slot, row: old } => {
+                self.writers_table(writer).publish(slot, hash, row);
+                if let Some(eviction) = &mut writer.eviction {
+                    eviction.replaced(old, row);
+                    // A row that was worth replacing is in use.
+                    fresh.mark();
+                }
+                self.give_up(writer, old);
+                self.counters.updates.add(1);
+            }
+            Place::Absent { slot } => {
+                let emptied = self.writers_table(writer).publish(slot, hash, row);
+                writer.used += usize::from(emptied);
+                writer.live += 1;
+                if let Some(eviction) = &mut writer.eviction {
+                    eviction.inserted(row);
+                }
+                self.counters.inserts.add(1);
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes keys; returns how many had a row that had not expired.
+    pub(super) fn delete(&self, keys: &[u64]) -> Result<usize> {
+        let mut writer = self.lock()?;
+        let now = self.clock.ticks();
+        let mut deleted = 0;
+        let mut done = Ok(());
+        for (i, &key) in keys.iter().enumerate() {
+            let Place::Found { slot, row } = self.place(&writer, key, spread(key)) else {
+                continue;
+            };
+            if writer.pending.try_reserve(1).is_err() {
+                done = Err(after(no_memory("the list of deleted rows"), i, keys.len()));
+                break;
+            }
+            deleted += usize::from(!self.expired(self.slab.row(row).stamp(), now));
+            if let Some(eviction) = &mut writer.eviction {
+                eviction.removed(row);
+            }
+            self.take_out(&mut writer, slot, row);
+        }
+        self.counters.deletes.add(deleted as u64);
+        self.settle(&mut writer);
+        done.map(|()| deleted)
+    }
+
+    /// Deletes everything. Readers that are inside see the rows as they were.
+    pub(super) fn clear(&self) -> Result<()> {
+        let mut writer = self.lock()?;
+        let table = Box::new(Table::new(self.least_slots)?);
+        let live = writer.live;
+        writer
+            .pending
+            .try_reserve(live)
+            .map_err(|_| no_memory("the list of deleted rows"))?;
+        let old = self.swing(&mut writer, table);
+        writer.pending.extend(old.table().rows());
+        self.reclaim.retire(Retired::Table(old));
+        (writer.live, writer.used) = (0, 0);
+        if let Some(eviction) = &mut writer.eviction {
+            eviction.clear();
+        }
+        self.counters.deletes.add(live as u64);
+        self.settle(&mut writer);
+        Ok(())
+    }
+
+    /// The keys of rows that have not expired, in no order, as of one moment between writes.
+    pub(super) fn keys(&self) -> Result<Vec<u64>> {
+        let writer = self.lock()?;
+        let now = self.clock.ticks();
+        let mut keys = Vec::new();
+        keys.try_reserve_exact(writer.live)
+            .map_err(|_| no_memory("the list of keys"))?;
+        let rows = self
+            .writers_table(&writer)
+            .rows()
+            .map(|row| self.slab.row(row));
+        keys.extend(
+            rows.filter(|row| !self.expired(row.stamp(), now))
+                .map(|row| row.key()),
+        );
+        Ok(keys)
+    }
+
+    fn place(&self, writer: &Writer, key: u64, hash: u64) -> Place {
+        self.writers_table(writer)
+            .place(hash, |row| self.slab.row(row).key() == key)
+    }
+
+    /// Takes a row out of the table. The caller has told the eviction policy and reserved `pending`.
+    fn take_out(&self, writer: &mut Writer, slot: usize, row: u32) {
+        writer.used -= self.writers_table(writer).take_out(slot);
+        writer.live -= 1;
+        self.give_up(writer, row);
+    }
+
+    /// Notes a row that no slot names any more; `pending` has room for it.
+    fn give_up(&self, writer: &mut Writer, row: u32) {
+        writer.pending.push(row);
+        if writer.pending.len() >= RETIRE_ROWS {
+            self.hand_over(writer);
+        }
+    }
+
+    /// Gives the pending rows to the reclaimer.
+    fn hand_over(&self, writer: &mut Writer) {
+        if !writer.pending.is_empty() {
+            let rows = std::mem::take(&mut writer.pending);
+            writer.waiting += rows.len();
+            self.reclaim.retire(Retired::Rows(rows));
+        }
+    }
+
+    /// Makes the table, and in a bounded cache the number of rows, fit one key more.
+    fn make_room(&self, writer: &mut Writer) -> Result<()> {
+        if let Some(bound) = self.bound {
+            while writer.live >= bound.live_rows {
+                self.evict(writer)?;
+            }
+        }
+        if writer.used + 1 > self.writers_table(writer).max_used() {
+            self.rebuild(writer)?;
+        }
+        Ok(())
+    }
+
+    fn evict(&self, writer: &mut Writer) -> Result<()> {
+        writer
+            .pending
+            .try_reserve(1)
+            .map_err(|_| no_memory("the list of evicted rows"))?;
+        let now = self.clock.ticks();
+        let victim = writer.eviction.as_mut().and_then(|eviction| {
+            eviction.victim(&mut |row| {
+                let row = self.slab.row(row);
+                row.take_mark() && !self.expired(row.stamp(), now)
+            })
+        });
+        let victim = victim.expect("a policy knows every live row, and the cache is full of them");
+        let key = self.slab.row(victim).key();
+        match self.place(writer, key, spread(key)) {
+            Place::Found { slot, row } if row == victim => self.take_out(writer, slot, row),
+            other => {
+                unreachable!("the policy gave up row {victim} of key {key}, which is {other:?}")
+            }
+        }
+        self.counters.evictions.add(1);
+        Ok(())
+    }
+
+    /// Moves the living rows to a new table: a larger one, or one without deleted slots.
+    fn rebuild(&self, writer: &mut Writer) -> Result<()> {
+        let now = self.clock.ticks();
+        let slots = ((writer.live + 1).saturating_mul(2)).max(self.least_slots);
+        let table = Box::new(Table::new(slots)?);
+        let both = table.bytes() + self.writers_table(writer).bytes();
+        self.gauges
+            .growth_peak_bytes
+            .fetch_max(both, Ordering::Relaxed);
+        let old = self.writers_table(writer);
+        let dead = old
+            .rows()
+            .filter(|&row| self.expired(self.slab.row(row).stamp(), now))
+            .count();
+        writer
+            .pending
+            .try_reserve(dead)
+            .map_err(|_| no_memory("the list of expired rows"))?;
+        let mut used = 0;
+        for row in old.rows() {
+            let entry = self.slab.row(row);
+            if self.expired(entry.stamp(), now) {
+                if let Some(eviction) = &mut writer.eviction {
+                    eviction.removed(row);
+                }
+                writer.pending.push(row);
+            } else {
+                let hash = spread(entry.key());
+                // Keys are unique in the old table, so none can be found in the new one.
+                let Place::Absent { slot } = table.place(hash, |_| false) else {
+                    unreachable!()
+                };
+                used += usize::from(table.publish(slot, hash, row));
+            }
+        }
+        self.counters.expired_removed.add(dead as u64);
+        (writer.live, writer.used) = (used, used);
+        let old = self.swing(writer, table);
+        self.reclaim.retire(Retired::Table(old));
+        if writer.pending.len() >= RETIRE_ROWS {
+            self.hand_over(writer);
+        }
+        Ok(())
+    }
+
+    /// A row that nobody uses: a returned one, else a new one, else, in a bounded cache, the first that
+    /// readers let go of.
+    fn free_row(&self, writer: &mut Writer) -> Result<u32> {
+        if let Some(row) = self.pop_free(writer) {
+            return Ok(row);
+        }
+        if writer.waiting > 0 {
+            self.collect(writer);
+            if let Some(row) = self.pop_free(writer) {
+                return Ok(row);
+            }
+        }
+        if writer.dealt == writer.limit {
+            if let Some(row) = self.wait_for_row(writer) {
+                return Ok(row);
+            }
+            self.overrun(writer)?;
+        }
+        if writer.dealt == writer.made {
+            self.grow(writer)?;
+        }
+        writer.dealt += 1;
+        Ok((writer.dealt - 1) as u32)
+    }
+
+    /// Lets a bounded cache exceed its bound, because readers stall: by a sixteenth at a time, so that a
+    /// long stall is waited for a few times and not at every row.
+    fn overrun(&self, writer: &mut Writer) -> Result<()> {
+        let rows = self.bound.map_or(MAX_ROWS, |bound| bound.rows);
+        let more = (rows / 16)
+            .max(16)
+            .min((rows * MAX_OVERRUN).min(MAX_ROWS) - writer.limit);
+        if more == 0 {
+            return Err(Error::RowsHeld {
+                retired: writer.waiting,
+                limit: writer.limit,
+            });
+        }
+        writer.limit += more;
+        Ok(())
+    }
+
+    fn pop_free(&self, writer: &mut Writer) -> Option<u32> {
+        let row = writer.free?;
+        writer.free = self.slab.row(row).next_free();
+        Some(row)
+    }
+
+    fn push_free(&self, writer: &mut Writer, row: u32) {
+        self.slab.row(row).set_next_free(writer.free);
+        writer.free = Some(row);
+    }
+
+    fn grow(&self, writer: &mut Writer) -> Result<()> {
+        if let Some(eviction) = &mut writer.eviction {
+            eviction.reserve(writer.made + self.slab.next_rows(writer.made))?;
+        }
+        writer.made += self.slab.grow(writer.made)?;
+        self.gauges.made.store(writer.made, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Takes what the reclaimer gives back.
+    fn collect(&self, writer: &mut Writer) {
+        self.reclaim.collect(&mut |what| match what {
+            Retired::Rows(rows) => {
+                writer.waiting -= rows.len();
+                for row in rows {
+                    self.push_free(writer, row);
+                }
+            }
+            Retired::Table(table) => drop(table),
+        });
+    }
+
+    /// A row that readers let go of in time.
+    fn wait_for_row(&self, writer: &mut Writer) -> Option<u32> {
+        self.hand_over(writer);
+        let start = Instant::now();
+        while writer.waiting > 0 {
+            self.reclaim.nudge();
+            self.collect(writer);
+            if writer.free.is_some() || start.elapsed() >= PATIENCE {
+                break;
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        self.pop_free(writer)
+    }
+
+    /// Ends a write: hands over what it replaced and brings the gauges up to date.
+    fn settle(&self, writer: &mut Writer) {
+        self.hand_over(writer);
+        self.collect(writer);
+        self.gauges.live.store(writer.live, Ordering::Relaxed);
+        self.gauges.retired.store(writer.waiting, Ordering::Relaxed);
+        self.gauges.dealt.store(writer.dealt, Ordering::Relaxed);
+        let order = writer
+            .eviction
+            .as_ref()
+            .map_or(0, |eviction| eviction.bytes());
+        self.gauges.order_bytes.store(order, Ordering::Relaxed);
+    }
+}
+
+fn no_memory(what: &str) -> Error {
+    Error::OutOfMemory {
+        what: what.into(),
+        bytes: size_of::<u32>(),
+    }
+}
+
+/// `error`, saying how far the batch had come.
+fn after(error: Error, done: usize, of: usize) -> Error {
+    match error {
+        Error::OutOfMemory { what, bytes } => Error::OutOfMemory {
+            what: format!("{what} (after {done} of {of} keys of this batch)"),
+            bytes,
+        },
+        other => other,
+    }
+}

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from aif_jax import _native
 from aif_jax.errors import ConfigError
 
 CUSTOM_CALLS = ("aif_simtier", "aif_table_sum", "aif_gather_rows")
@@ -17,12 +18,6 @@ CUSTOM_CALLS = ("aif_simtier", "aif_table_sum", "aif_gather_rows")
 @functools.cache
 def _registration() -> tuple[bool, str]:
     """Register the targets once per process; return whether that worked, and why not."""
-    try:
-        from aif_jax import _native
-
-        targets = _native.ffi_targets()
-    except (ImportError, AttributeError) as error:
-        return False, f"the native extension is not there: {error}"
     # An impossible AIF_JAX_KERNELS is a mistake of the user's, to be seen and not to be worked around.
     try:
         _native.chosen_kernels()
@@ -32,6 +27,7 @@ def _registration() -> tuple[bool, str]:
         # A target that is refused before the first use of the backend leaves JAX without a CPU backend;
         # afterwards it is only an exception.
         jax.devices("cpu")
+        targets = _native.ffi_targets()
         for name in CUSTOM_CALLS:
             jax.ffi.register_ffi_target(name, targets[name], platform="cpu", api_version=1)
     except Exception as error:  # whatever XLA says no with, the reference still runs

@@ -42,7 +42,8 @@ def gather_rows(handle: jax.Array, ids: jax.Array, layout: Layout) -> tuple[dict
     Raises:
         ConfigError: a shape or dtype is not as above, or the native kernels are not registered.
         jax.errors.JaxRuntimeError: when the program runs, if the cache is gone or its layout is not
-            ``layout``.
+            ``layout``; where JAX runs a program at once and not behind the caller's back, the same text
+            comes as a `ValueError`.
     """
     expect_array("handle", handle, np.uint32, 1)
     expect_array("ids", ids, np.uint32, 2)

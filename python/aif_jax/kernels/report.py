@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from aif_jax import _native
 from aif_jax.kernels import ffi
 
 
@@ -11,7 +12,7 @@ def implementations() -> dict[str, Any]:
     Returns:
         a dictionary of ``"native"`` (whether it is the native kernels), ``"reason"`` in words, ``"kernels"``
         (instruction set by kernel) and ``"cpu_features"`` (whether the CPU has them, by name);
-        the last two are empty if the native extension is not there. On other platforms ``"auto"`` is always
+        the last two are empty if XLA refused the kernels. On other platforms ``"auto"`` is always
         the reference.
 
     Raises:
@@ -20,8 +21,6 @@ def implementations() -> dict[str, Any]:
     registered = ffi.register()
     report: dict[str, Any] = {"native": registered, "reason": ffi.why(), "kernels": {}, "cpu_features": {}}
     if registered:
-        from aif_jax import _native
-
         report["kernels"] = _native.chosen_kernels()
         report["cpu_features"] = _native.cpu_features()
     return report

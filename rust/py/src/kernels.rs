@@ -50,7 +50,7 @@ fn chosen_kernels(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     Ok(chosen)
 }
 
-/// `SimTier` on NumPy arrays by a named instruction set, for tests: see ``aif_jax.kernels.simtier``.
+/// `SimTier` on `NumPy` arrays by a named instruction set, for tests: see ``aif_jax.kernels.simtier``.
 #[pyfunction]
 #[pyo3(signature = (cand, seq, channel, edges, *, channels, kind, implementation))]
 #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)] // the shape of a Python function
@@ -92,7 +92,7 @@ fn simtier<'py>(
     Ok(out.into_pyarray(py))
 }
 
-/// The table sum on NumPy arrays by a named instruction set, for tests: see ``aif_jax.kernels.table_sum``.
+/// The table sum on `NumPy` arrays by a named instruction set, for tests: see ``aif_jax.kernels.table_sum``.
 #[pyfunction]
 #[pyo3(signature = (table, sig, *, bits, implementation))]
 #[allow(clippy::needless_pass_by_value)] // the shape of a Python function

@@ -22,6 +22,8 @@ pub(super) const ATTRIBUTE_SCALAR: c_int = 3;
 pub(super) const ATTRIBUTE_STRING: c_int = 4;
 /// `XLA_FFI_Error_Code_INVALID_ARGUMENT`
 pub(super) const INVALID_ARGUMENT: c_int = 3;
+/// `XLA_FFI_Error_Code_FAILED_PRECONDITION`
+pub(super) const FAILED_PRECONDITION: c_int = 9;
 /// `XLA_FFI_Error_Code_INTERNAL`
 pub(super) const INTERNAL: c_int = 13;
 

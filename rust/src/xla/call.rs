@@ -2,8 +2,8 @@
 
 use super::api::{
     ATTRIBUTE_SCALAR, ATTRIBUTE_STRING, Api, Attributes, BUFFER, Buffer, ByteSpan, CallFrame,
-    EXTENSION_METADATA, Error as XlaError, ErrorCreateArgs, ExecutionContext, INTERNAL,
-    INVALID_ARGUMENT, Metadata, MetadataExtension, STAGE_EXECUTE, Scalar, Values, dtype,
+    EXTENSION_METADATA, Error as XlaError, ErrorCreateArgs, ExecutionContext, FAILED_PRECONDITION,
+    INTERNAL, INVALID_ARGUMENT, Metadata, MetadataExtension, STAGE_EXECUTE, Scalar, Values, dtype,
 };
 use crate::error::{Error, Result};
 use std::ffi::{CString, c_int, c_void};
@@ -303,12 +303,14 @@ pub(super) unsafe fn enter(
     }));
     let (code, text) = match outcome {
         Ok(Ok(())) => return null_mut(),
-        Ok(Err(error)) => match error {
-            Error::Config(_) | Error::Layout(_) | Error::Request(_) | Error::StaleHandle(_) => {
-                (INVALID_ARGUMENT, format!("aif_jax: {error}"))
-            }
-            _ => (INTERNAL, format!("aif_jax: {error}")),
-        },
+        Ok(Err(error)) => {
+            let code = match error {
+                Error::Config(_) | Error::Request(_) => INVALID_ARGUMENT,
+                Error::Layout(_) | Error::StaleHandle(_) => FAILED_PRECONDITION,
+                _ => INTERNAL,
+            };
+            (code, format!("aif_jax: {error}"))
+        }
         Err(panic) => {
             let said = panic
                 .downcast_ref::<&'static str>()

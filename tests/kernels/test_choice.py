@@ -1,0 +1,142 @@
+"""Which implementation runs, who may force it, and what is said when it cannot."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from aif_jax import _native, kernels
+from aif_jax.errors import ConfigError
+
+ARRAYS = (
+    np.zeros((2, 8), np.uint8),
+    np.zeros((3, 8), np.uint8),
+    np.zeros(3, np.int32),
+    np.zeros(1, np.int32),
+)
+
+
+def lowered(**options):
+    def run(*arrays):
+        return kernels.simtier(*arrays, channels=1, kind="simhash", **options)
+
+    return jax.jit(run).lower(*ARRAYS).as_text()
+
+
+def in_a_new_process(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_auto_is_native_on_a_cpu():
+    report = kernels.implementations()
+    assert report["native"], report
+    assert report["kernels"] == _native.chosen_kernels()
+    assert report["cpu_features"] == _native.cpu_features()
+    assert "aif_simtier" in lowered()
+
+
+def test_the_context_decides_for_calls_that_leave_it_open():
+    with kernels.use("reference"):
+        assert "aif_simtier" not in lowered()
+        assert "aif_simtier" in lowered(implementation="native")
+        with kernels.use("native"):
+            assert "aif_simtier" in lowered()
+        assert "aif_simtier" not in lowered()
+    assert "aif_simtier" in lowered()
+    with pytest.raises(ConfigError, match="'fast'"), kernels.use("fast"):  # type: ignore[arg-type]
+        pass
+
+
+@pytest.mark.parametrize("level", ["scalar", "avx2", "avx512"])
+def test_the_environment_forces_kernels_or_the_error_lists_the_possible(level):
+    code = "from aif_jax import kernels; print(kernels.implementations()['kernels']['simtier'])"
+    result = in_a_new_process(code, AIF_JAX_KERNELS=level)
+    needed = {"scalar": (), "avx2": ("avx2", "popcnt"), "avx512": ("avx512bitalg", "avx512vnni")}[level]
+    if all(_native.cpu_features()[feature] for feature in needed):
+        assert result.stdout.strip() == level, result.stderr
+    else:
+        assert f"this CPU lacks kernels '{level}'" in result.stderr.replace('"', "'")
+
+
+def test_unknown_kernels_are_an_error():
+    result = in_a_new_process("from aif_jax import kernels; kernels.register()", AIF_JAX_KERNELS="sse9")
+    assert result.returncode == 1
+    assert "aif_jax.errors.ConfigError" in result.stderr
+    assert "possible here: scalar" in result.stderr
+
+
+def test_if_xla_refuses_the_kernels_the_reference_runs_and_says_why():
+    code = """
+import jax, numpy as np
+from aif_jax import kernels
+from aif_jax.errors import ConfigError
+
+def refuse(*args, **kwargs):
+    raise RuntimeError("no such version")
+
+jax.ffi.register_ffi_target = refuse
+report = kernels.implementations()
+assert not report["native"] and "no such version" in report["reason"], report
+zeros = np.zeros((2, 8), np.uint8)
+arrays = (zeros, zeros, np.zeros(2, np.int32), np.asarray([64], np.int32))
+counts = kernels.simtier(*arrays, channels=1, kind="simhash")
+assert counts.tolist() == [[[0, 2]], [[0, 2]]], counts
+try:
+    kernels.simtier(*arrays, channels=1, kind="simhash", implementation="native")
+except ConfigError as error:
+    assert "no such version" in str(error)
+else:
+    raise SystemExit("native ran without its kernels")
+"""
+    result = in_a_new_process(code)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_many_callers_never_wait_for_each_other_for_ever(threads):
+    # The kernels share work with XLA's own pool, on whose threads they may be running themselves.
+    code = f"""
+import os
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{threads}])
+import concurrent.futures, faulthandler
+faulthandler.dump_traceback_later(90, exit=True)
+import jax, numpy as np
+from aif_jax import kernels
+assert kernels.register()
+rng = np.random.default_rng(0)
+cand = rng.integers(0, 256, (4096, 32), dtype=np.uint8)
+seq = rng.integers(0, 256, (512, 32), dtype=np.uint8)
+table = rng.normal(size=(64, 16, 64)).astype(np.float32)
+channel, edges = np.zeros(512, np.int32), np.asarray([120, 128, 136], np.int32)
+
+@jax.jit
+def run(cand):
+    counts = [kernels.simtier(x, seq, channel, edges, channels=1, kind="simhash") for x in (cand, cand[::-1])]
+    return *counts, kernels.table_sum(table, cand, bits=4)
+
+expected = jax.tree.map(np.asarray, run(cand))
+with kernels.use("reference"):
+    reference = kernels.simtier(cand, seq, channel, edges, channels=1, kind="simhash")
+np.testing.assert_array_equal(expected[0], reference)
+
+def call(i):
+    for _ in range(25):
+        for got, wanted in zip(run(cand), expected, strict=True):
+            np.testing.assert_array_equal(got, wanted)
+    return 25
+
+with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    print(sum(pool.map(call, range(4))))
+"""
+    result = in_a_new_process(code, NPROC=str(threads))
+    assert result.stdout.strip() == "100", result.stderr

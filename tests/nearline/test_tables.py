@@ -1,0 +1,200 @@
+"""Item index and behaviour table: what is built is what the bundle's programs compute."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aif_jax.bundle import Bundle
+from aif_jax.errors import ItemIndexError, RequestError, SchemaError, VersionMismatchError
+from aif_jax.features import item_keys
+from aif_jax.nearline import BehaviourTable, Delete, ItemIndex, RowTable, Update, Upsert
+from served import SCHEMA, World
+
+TABLES = [ItemIndex, BehaviourTable]
+
+
+def small(bundle: Bundle, world: World, n: int = 5, table: type[RowTable] = ItemIndex) -> Any:
+    columns = {name: column[:n] for name, column in world.columns.items()}
+    return table.build(bundle, world.ids[:n], columns, world.content[:n])
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_rows_are_what_the_program_computes(bundle: Bundle, world: World, table: type[RowTable]) -> None:
+    done: list[tuple[int, int]] = []
+    n = len(world.ids)
+    built = table.build(
+        bundle, world.ids, world.columns, world.content, progress=lambda *step: done.append(step)
+    )
+    assert len(built) == n
+    assert done[-1] == (n, n)
+    assert built.version == bundle.version
+    rows, found = built.gather(world.ids)
+    assert found.all()
+    encoded = SCHEMA.encode("item", world.columns, n)
+    inputs = {f"item/{name}": array for name, array in encoded.items()}
+    inputs["item/content"] = world.content
+    inputs["item/has_content"] = np.any(world.content != 0, axis=1, keepdims=True).astype(np.float32)
+    expected = bundle.call(table.stage, m=n)(inputs)
+    assert rows.keys() - {"rankable"} == expected.keys()
+    for name, column in expected.items():
+        np.testing.assert_allclose(rows[name], np.asarray(column), rtol=1e-5, atol=1e-6)
+
+
+def test_ids_above_32_bits_stay_apart(bundle: Bundle, world: World) -> None:
+    low, high = np.uint64(5), np.uint64(2**32 + 5)
+    columns = {"price": np.array([1.0, 9.0])}
+    index = ItemIndex.build(bundle, np.array([low, high]), columns)
+    rows, found = index.gather(np.array([low, high]))
+    assert found.all()
+    assert not np.array_equal(rows["h"][0], rows["h"][1])
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_snapshot_brings_everything_back(
+    bundle: Bundle, world: World, tmp_path: Path, table: type[RowTable]
+) -> None:
+    built = small(bundle, world, 20, table)
+    built.delete(world.ids[3:5])
+    built.save(tmp_path / "rows")
+    opened = table.open(bundle, tmp_path / "rows")
+    assert np.array_equal(np.sort(opened.ids()), np.sort(built.ids()))
+    before, found_before = built.gather(world.ids[:20])
+    after, found_after = opened.gather(world.ids[:20])
+    assert np.array_equal(found_before, found_after)
+    assert found_after.sum() == 18
+    for name, column in before.items():
+        assert np.array_equal(column, after[name])
+
+
+def test_a_snapshot_of_another_version_or_kind_is_refused(
+    bundle: Bundle, other_bundle: Bundle, world: World, tmp_path: Path
+) -> None:
+    small(bundle, world).save(tmp_path / "rows")
+    with pytest.raises(VersionMismatchError, match=f"{bundle.version}.*{other_bundle.version}"):
+        ItemIndex.open(other_bundle, tmp_path / "rows")
+    with pytest.raises(ItemIndexError, match="'item_index', expected 'behaviour_table'"):
+        BehaviourTable.open(bundle, tmp_path / "rows")
+
+
+def test_string_ids_come_back_as_strings(bundle: Bundle, tmp_path: Path) -> None:
+    ids = [f"sku-{number}" for number in range(7)]
+    index = ItemIndex.build(bundle, ids, {"price": np.arange(7.0)})
+    assert sorted(index.ids()) == ids
+    assert "sku-3" in index
+    assert "sku-9" not in index
+    index.delete(["sku-3"])
+    index.upsert(["sku-8"], {"price": [8.0]})
+    index.save(tmp_path / "rows")
+    assert sorted(ItemIndex.open(bundle, tmp_path / "rows").ids()) == sorted({*ids, "sku-8"} - {"sku-3"})
+    with pytest.raises(ItemIndexError, match=r"got integers, but the table's ids are strings"):
+        index.upsert([3], {})
+
+
+def test_strings_that_hash_alike_fail_the_build_and_are_named(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No two strings with one xxh3-64 hash are at hand, so the hash is made worse.
+    def short_hash(ids: Any) -> np.ndarray:
+        return np.array([len(name) for name in ids], np.uint64)
+
+    monkeypatch.setattr("aif_jax.nearline.table.item_keys", short_hash)
+    with pytest.raises(ItemIndexError, match=r"'bb' and 'cc' have the same 64-bit hash 2"):
+        ItemIndex.build(bundle, ["a", "bb", "cc"], {})
+    index = ItemIndex.build(bundle, ["a", "bb"], {})
+    with pytest.raises(ItemIndexError, match=r"'bb' and 'dd' have the same 64-bit hash 2"):
+        index.upsert(["dd"], {})
+    index.upsert(["bb"], {"price": [1.0]})
+
+
+@pytest.mark.parametrize("ids", [[1, 2, 1], ["x", "y", "x"]])
+def test_an_id_that_stands_there_twice_is_refused(bundle: Bundle, ids: list[Any]) -> None:
+    with pytest.raises(ItemIndexError, match=f"{ids[0]!r} stands there twice"):
+        ItemIndex.build(bundle, ids, {})
+
+
+def test_malformed_catalogues_say_what_is_wrong(bundle: Bundle, world: World) -> None:
+    with pytest.raises(ItemIndexError, match=r"content: got shape \(2, 3\), expected \(2, 8\)"):
+        ItemIndex.build(bundle, [1, 2], {}, np.zeros((2, 3), np.float32))
+    with pytest.raises(ItemIndexError, match=r"row 1 has length 3"):
+        ItemIndex.build(bundle, [1, 2], {}, np.array([[0.0] * 8, [3.0] + [0.0] * 7], np.float32))
+    with pytest.raises(SchemaError, match="colour"):
+        ItemIndex.build(bundle, [1], {"colour": ["red"]})
+    with pytest.raises(SchemaError, match="price"):
+        ItemIndex.build(bundle, [1, 2], {"price": [1.0]})
+    with pytest.raises(RequestError, match="float"):
+        ItemIndex.build(bundle, np.array([1.5]), {})
+    with pytest.raises(ItemIndexError, match=r"rankable: got int64\[1\], expected bool \[1\]"):
+        ItemIndex.build(bundle, [1], {}, rankable=np.array([1]))
+
+
+def test_rows_computed_elsewhere_are_taken_if_they_are_complete(bundle: Bundle, world: World) -> None:
+    built = small(bundle, world)
+    rows, _ = built.gather(world.ids[:5])
+    copied = ItemIndex.from_rows(bundle, world.ids[:5], rows)
+    again, found = copied.gather(world.ids[:5])
+    assert found.all()
+    assert all(np.array_equal(rows[name], again[name]) for name in rows)
+    del rows["h"]
+    with pytest.raises(ItemIndexError, match="'item' program"):
+        ItemIndex.from_rows(bundle, world.ids[:5], rows)
+
+
+def test_upsert_changes_rows_and_delete_removes_them_at_once(bundle: Bundle, world: World) -> None:
+    index = small(bundle, world)
+    before, _ = index.gather(world.ids[:2])
+    assert index.upsert(world.ids[:1], {"price": [0.5]}) == 1
+    after, _ = index.gather(world.ids[:2])
+    assert not np.array_equal(before["h"][0], after["h"][0])
+    assert np.array_equal(before["h"][1], after["h"][1])
+    assert index.delete(world.ids[:3]) == 3
+    assert index.delete(world.ids[:3]) == 0
+    assert index.gather(world.ids[:5])[1].tolist() == [False, False, False, True, True]
+
+
+def test_rankable_is_a_flag_of_the_row(bundle: Bundle, world: World) -> None:
+    index = ItemIndex.build(bundle, [1, 2, 3], {}, rankable=np.array([True, False, True]))
+    assert index.gather(item_keys([1, 2, 3]))[0]["rankable"][:, 0].tolist() == [1, 0, 1]
+    assert index.set_rankable([1, 2, 99], False) == 2
+    assert index.gather(item_keys([1, 2, 3]))[0]["rankable"][:, 0].tolist() == [0, 0, 1]
+    rows, _ = index.gather(item_keys([3]))
+    index.set_rankable([3], True)
+    assert np.array_equal(index.gather(item_keys([3]))[0]["h"], rows["h"])
+
+
+def test_following_a_stream_applies_it_in_order(bundle: Bundle, world: World) -> None:
+    def stream() -> Iterator[Update]:
+        yield Upsert([1, 2], {"price": [1.0, 2.0]}, rankable=np.array([True, False]))
+        yield Delete([1, 77])
+        yield Upsert([3], {"price": [3.0]})
+
+    index = ItemIndex.build(bundle, [9], {})
+    report = index.follow(stream())
+    assert (report.upserted, report.deleted, report.ignored) == (3, 1, 1)
+    assert sorted(index.ids().tolist()) == [2, 3, 9]
+    assert index.gather(item_keys([2]))[0]["rankable"][0, 0] == 0
+    table = BehaviourTable.build(bundle, [9], {})
+    report = table.follow(stream())
+    assert (report.upserted, report.deleted, report.ignored) == (3, 0, 2)
+    assert sorted(table.ids().tolist()) == [1, 2, 3, 9]
+
+
+def test_an_update_that_cannot_be_applied_is_raised_or_counted(bundle: Bundle) -> None:
+    stream: list[Any] = [Upsert([1], {"colour": ["red"]}), "nonsense", Upsert([2], {})]
+    index = ItemIndex.build(bundle, [9], {})
+    with pytest.raises(SchemaError, match="colour"):
+        index.follow(stream)
+    seen: list[Any] = []
+    report = index.follow(stream, on_error=lambda update, error: seen.append(update))
+    assert seen == stream[:2]
+    assert dict(report.failed) == {"SchemaError": 1, "ItemIndexError": 1}
+    assert sorted(index.ids().tolist()) == [2, 9]
+
+
+def test_stats_tell_rows_and_what_encoding_left_out(bundle: Bundle) -> None:
+    index = ItemIndex.build(bundle, [1, 2], {"genres": [["drama", "opera"], []]})
+    stats = index.stats()
+    assert stats["rows"] == 2
+    assert stats["encoding"]["unknown"] == {"genres": 1}

@@ -2,8 +2,8 @@
 
 The embedding sees pairs (user, item) of the training part and nothing else: no label, no rating, no later
 event can change it, by construction. Method: the 0/1 matrix of users and items, divided by the square roots
-of both degrees; truncated SVD; the first component (the square root of the degrees, which tells popularity
-and nothing else) is left out; an item's row is scaled by the square roots of the singular values, centred
+of both degrees, less the component that tells popularity and nothing else (the square roots of the degrees
+themselves); truncated SVD; an item's row is scaled by the square roots of the singular values, centred
 over the items that have one, and brought to unit length.
 """
 
@@ -61,24 +61,27 @@ def collaborative_content(
     matrix.data[:] = 1.0  # a pair that repeats was summed
     by_user = np.asarray(matrix.sum(axis=1)).ravel()
     by_item = np.asarray(matrix.sum(axis=0)).ravel()
-    has = by_item > 0
-    matrix = (
-        scipy.sparse.diags(_inverse_root(by_user))
-        @ matrix[:, has]
-        @ scipy.sparse.diags(_inverse_root(by_item[has]))
-    )
-    matrix = matrix[by_user > 0]
+    has, rows = by_item > 0, by_user > 0
+    by_user, by_item = by_user[by_user > 0], by_item[has]
+    matrix = scipy.sparse.diags(by_user**-0.5) @ matrix[rows][:, has] @ scipy.sparse.diags(by_item**-0.5)
+    # The component that tells popularity is known beforehand: singular value 1, the roots of the degrees. It
+    # is taken away rather than cut off after sorting: groups of items without a common user have value 1 too.
+    left_root, right_root = np.sqrt(by_user / by_user.sum()), np.sqrt(by_item / by_item.sum())
 
-    components = min(width + 1, min(matrix.shape))
-    if components == min(matrix.shape):
-        _, values, right = np.linalg.svd(matrix.toarray(), full_matrices=False)
+    if width >= min(matrix.shape):
+        _, values, right = np.linalg.svd(
+            matrix.toarray() - np.outer(left_root, right_root), full_matrices=False
+        )
     else:
+        operator = scipy.sparse.linalg.aslinearoperator
+        deflated = operator(matrix) - operator(left_root[:, None]) @ operator(right_root[None, :])
         # A fixed start makes ARPACK's answer the same in every run; it returns the smallest first.
-        start = np.ones(min(matrix.shape))
-        _, values, right = scipy.sparse.linalg.svds(matrix, k=components, v0=start)
+        start = np.random.default_rng(0).normal(size=min(matrix.shape))
+        _, values, right = scipy.sparse.linalg.svds(deflated, k=width, v0=start)
+        assert right is not None
         order = np.argsort(-values, kind="stable")
         values, right = values[order], right[order]
-    values, right = values[1:components], right[1:components]
+    values, right = values[:width], right[:width]
     values = np.where(values > 1e-6, values, 0.0)
     # A singular vector's sign is arbitrary: fix it by its largest entry.
     peak = np.abs(right).argmax(axis=1, keepdims=True) if len(right) else np.zeros((0, 1), int)
@@ -90,7 +93,7 @@ def collaborative_content(
 
 
 def fit_width(content: Content, width: int) -> Content:
-    """Cut content embeddings to their first columns, centred and of unit length again.
+    """Cut content embeddings to their first columns, of unit length again: what a narrower derivation gives.
 
     Args:
         content: embeddings ``[n, w]``.
@@ -107,7 +110,7 @@ def fit_width(content: Content, width: int) -> Content:
             f"content width: got {width}, but the data set was loaded with {available}; "
             f"load it with content_width={width}."
         )
-    return _centred(content.vectors[:, :width].astype(np.float64), content.has)
+    return _of_unit_length(content.vectors[:, :width].astype(np.float64), content.has)
 
 
 def centred_unit_rows(vectors: np.ndarray, has: np.ndarray) -> Content:
@@ -124,12 +127,12 @@ def _centred(vectors: np.ndarray, has: np.ndarray) -> Content:
     vectors = vectors.copy()
     if has.any():
         vectors[has] -= vectors[has].mean(axis=0)
+    return _of_unit_length(vectors, has)
+
+
+def _of_unit_length(vectors: np.ndarray, has: np.ndarray) -> Content:
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     # An item in the very middle has no direction, so it has no content to compare.
     directed = has & (length[:, 0] > _FLAT)
     vectors = np.where(directed[:, None], vectors / np.maximum(length, _FLAT), 0.0)
     return Content(vectors=vectors.astype(np.float32), has=directed)
-
-
-def _inverse_root(degree: np.ndarray) -> np.ndarray:
-    return np.where(degree > 0, 1.0 / np.sqrt(np.maximum(degree, 1.0)), 0.0)

@@ -77,6 +77,8 @@ def split_ids(keys: np.ndarray) -> np.ndarray:
 
 
 def _hashed(values: list[str]) -> np.ndarray:
+    if not values:
+        return np.zeros(0, np.uint64)
     from aif_jax import _native
 
     return np.asarray(_native.hash_strings(values), np.uint64)

@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+
+from aif_jax.data import Content, collaborative_content, fit_width
+from aif_jax.errors import DataError
+
+
+def two_camps(random, users=60, items=30, taken=8):
+    """Users who take up items of their own half only; the last item of each half is left alone."""
+    half = items // 2
+    user = np.repeat(np.arange(users), taken)
+    item = np.concatenate(
+        [random.choice(half - 1, taken, replace=False) + half * (u % 2) for u in range(users)]
+    )
+    return user, item
+
+
+@pytest.fixture
+def pairs():
+    return two_camps(np.random.default_rng(0))
+
+
+def content_of(user, item, width=6):
+    return collaborative_content(user, item, n_users=60, n_items=30, width=width)
+
+
+def test_items_of_one_camp_are_alike(pairs):
+    content = content_of(*pairs, width=1)
+    cosine = content.vectors @ content.vectors.T
+    camp = np.arange(30) // 15
+    same = (camp[:, None] == camp) & content.has[:, None] & content.has
+    other = (camp[:, None] != camp) & content.has[:, None] & content.has
+    assert cosine[same].min() > 0.99
+    assert cosine[other].max() < -0.99
+
+
+def test_rows_are_centred_and_of_unit_length(pairs):
+    content = content_of(*pairs)
+    np.testing.assert_allclose(np.linalg.norm(content.vectors[content.has], axis=1), 1.0, atol=1e-6)
+    assert content.vectors.dtype == np.float32
+    # Bringing rows to one length moves the mean a little off the middle again.
+    assert np.linalg.norm(content.vectors[content.has].mean(axis=0)) < 0.2
+
+
+def test_items_that_nobody_took_up_have_none(pairs):
+    content = content_of(*pairs)
+    assert np.flatnonzero(~content.has).tolist() == [14, 29]
+    assert not content.vectors[~content.has].any()
+
+
+def test_repeats_and_order_do_not_matter(pairs):
+    user, item = pairs
+    expected = content_of(user, item).vectors
+    shuffle = np.random.default_rng(1).permutation(len(user))
+    np.testing.assert_allclose(content_of(user[shuffle], item[shuffle]).vectors, expected, atol=1e-5)
+    np.testing.assert_allclose(content_of(np.r_[user, user], np.r_[item, item]).vectors, expected, atol=1e-5)
+
+
+def test_the_dense_and_the_iterative_decomposition_agree(pairs):
+    full = content_of(*pairs, width=28)
+    cut = fit_width(full, 6)
+    # Columns beyond the sixth must not change the first six: compare cosines, which signs cannot disturb.
+    few = content_of(*pairs, width=6)
+    np.testing.assert_allclose(cut.vectors @ cut.vectors.T, few.vectors @ few.vectors.T, atol=1e-4)
+
+
+def test_a_low_rank_leaves_zero_columns():
+    content = collaborative_content(np.array([0, 1]), np.array([0, 1]), n_users=2, n_items=3, width=5)
+    assert content.vectors.shape == (3, 5)
+    assert not content.vectors[:, 1:].any()
+    assert content.has.tolist() == [True, True, False]
+
+
+def test_an_item_without_a_direction_has_no_content():
+    # One user, all items alike: nothing is left after centring.
+    content = collaborative_content(np.zeros(4, int), np.arange(4), n_users=1, n_items=4, width=2)
+    assert not content.has.any()
+    assert not content.vectors.any()
+
+
+def test_width_can_be_cut_not_widened():
+    content = Content(np.eye(4, dtype=np.float32), np.array([True, True, True, False]))
+    cut = fit_width(content, 2)
+    assert cut.vectors.shape == (4, 2)
+    assert fit_width(content, 4) is content
+    for width in (0, 5):
+        with pytest.raises(DataError, match=f"content_width={width}"):
+            fit_width(content, width)
+
+
+def test_nothing_to_learn_from_is_an_error():
+    with pytest.raises(DataError, match="no training events"):
+        collaborative_content(np.array([], int), np.array([], int), n_users=1, n_items=1, width=2)
+    with pytest.raises(DataError, match="width"):
+        collaborative_content(np.array([0]), np.array([0]), n_users=1, n_items=1, width=0)

@@ -1,0 +1,173 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from aif_jax.data import Content, Dataset, Events, Impressions, load
+from aif_jax.data.splits import ends_before, split_by_position
+from aif_jax.errors import DataError
+from aif_jax.features import Categorical, MultiValued, Ragged, Schema
+
+
+def tiny() -> Dataset:
+    """Two users: one with five events, one with two; rows of two splits."""
+    return Dataset(
+        name="tiny",
+        schema=Schema(
+            user=(Categorical(name="town"),),
+            item=(Categorical(name="item"), MultiValued(name="genres", max_values=2)),
+            behaviour_types=("click", "skip"),
+            context=(Categorical(name="hour"),),
+            item_id="item",
+        ),
+        users={"ids": np.array([100, 200]), "town": np.array(["x", "y"], object)},
+        items={
+            "ids": np.array([7, 8, 9, 10]),
+            "item": np.array([7, 8, 9, 10]),
+            "genres": Ragged(np.array(["a", "b", "c"], object), np.array([0, 2, 2, 3, 3])),
+        },
+        events=Events(
+            offsets=np.array([0, 5, 7]),
+            item=np.array([0, 1, 0, 2, 1, 2, 3], np.int32),
+            type=np.array([0, 1, 0, 0, 1, 1, 0], np.int32),
+            time=np.array([0, 1, 1, 2, 5, 3, 4]),
+            training=np.array([1, 1, 1, 0, 0, 1, 0], bool),
+        ),
+        impressions=Impressions(
+            user=np.array([0, 1, 0, 0, 0], np.int32),
+            item=np.array([1, 2, 0, 2, 3], np.int32),
+            history_end=np.array([1, 5, 1, 3, 5]),
+            labels={"ctr": np.array([1, 0, 1, 0, 1], np.float32)},
+            label_mask={"ctr": np.ones(5, np.float32)},
+            split=np.array([0, 0, 0, 0, 2], np.int8),
+            request=np.array([4, 9, 4, 4, 6]),
+            context={"hour": np.array([1, 2, 1, 3, 4])},
+        ),
+    )
+
+
+def test_requests_keep_rows_of_one_request_together_in_order_of_time():
+    requests = tiny().requests("train", group=2)
+    assert requests.rows.tolist() == [[0, 2], [3, -1], [1, -1]]
+    assert requests.user.tolist() == [0, 0, 1]
+    assert requests.history_end.tolist() == [1, 3, 5]
+    assert tiny().requests("validation").rows.shape == (0, 16)
+    with pytest.raises(DataError, match="'future'"):
+        tiny().requests("future")
+
+
+def test_history_is_most_recent_first_and_stays_with_its_user():
+    items, types = tiny().history(np.array([0, 1, 1]), np.array([5, 7, 5]), 4)
+    assert items.tolist() == [[1, 2, 0, 1], [3, 2, -1, -1], [-1, -1, -1, -1]]
+    assert types.tolist() == [[1, 0, 0, 1], [0, 1, -1, -1], [-1, -1, -1, -1]]
+
+
+def test_vocabularies_know_the_training_part_only():
+    dataset = tiny()
+    assert dataset.trained_items().tolist() == [True, True, True, False]
+    schema = dataset.fit_schema()
+    assert schema.feature("item", "item").encoder.values == (7, 8, 9)
+    assert schema.feature("context", "hour").encoder.values == (1, 2, 3)
+    assert dataset.encode(schema, "context")["hour"].tolist() == [2, 3, 2, 4, 1]
+
+
+def test_catalogue_has_content_of_the_asked_width():
+    dataset = tiny()
+    schema = dataset.fit_schema()
+    with pytest.raises(DataError, match="wide"):
+        dataset.catalogue(schema)
+    catalogue = dataset.catalogue(schema, content_width=3)
+    assert catalogue["item"].tolist() == [2, 3, 4, 1]
+    assert catalogue["genres"].tolist() == [[2, 3], [0, 0], [4, 0], [0, 0]]
+    assert catalogue["content"].shape == (4, 3)
+    assert not catalogue["content"].any()
+    assert catalogue["has_content"].tolist() == [[0.0]] * 4
+    content = Content(np.eye(4, dtype=np.float32), np.array([True] * 4))
+    wide = dataclasses.replace(dataset, content=content)
+    assert wide.catalogue(schema)["content"].shape == (4, 4)
+    assert wide.catalogue(schema, content_width=2)["content"].shape == (4, 2)
+    with pytest.raises(DataError, match="content_width=5"):
+        wide.catalogue(schema, content_width=5)
+
+
+def test_user_record_is_what_a_user_source_would_say():
+    record = tiny().user_record(0)
+    assert record.features == {"town": "x"}
+    assert record.items.tolist() == [8, 9, 7, 8, 7]
+    assert record.types.tolist() == [1, 0, 0, 1, 0]
+    earlier = tiny().user_record(0, history_end=3, length=2)
+    assert earlier.items.tolist() == [7, 8]
+
+
+def test_refit_moves_validation_rows():
+    dataset = load("synthetic:small")
+    before = np.bincount(dataset.impressions.split, minlength=3)
+    after = np.bincount(dataset.with_validation_in_training().impressions.split, minlength=3)
+    assert after.tolist() == [before[0] + before[1], 0, before[2]]
+
+
+def with_events(dataset, **changes):
+    return dataclasses.replace(dataset, events=dataclasses.replace(dataset.events, **changes))
+
+
+def with_rows(dataset, **changes):
+    return dataclasses.replace(dataset, impressions=dataclasses.replace(dataset.impressions, **changes))
+
+
+@pytest.mark.parametrize(
+    ("breakage", "message"),
+    [
+        (lambda d: with_events(d, time=np.array([0, 1, 0, 2, 5, 3, 4])), "order of time"),
+        (lambda d: with_events(d, item=np.array([0, 1, 0, 2, 1, 2, 4], np.int32)), "outside the 4 items"),
+        (lambda d: with_events(d, type=np.array([0, 1, 0, 0, 1, 1, 2], np.int32)), "2 behaviour types"),
+        (lambda d: with_events(d, offsets=np.array([0, 5, 6])), "offsets"),
+        (lambda d: with_rows(d, history_end=np.array([1, 4, 1, 3, 5])), "outside its user's events"),
+        (lambda d: with_rows(d, history_end=np.array([1, 8, 1, 3, 5])), "outside its user's events"),
+        (lambda d: with_rows(d, request=np.array([4, 4, 4, 4, 6])), "different users"),
+        (lambda d: with_rows(d, request=np.array([4, 9, 4, 4, 4])), "different splits"),
+        (lambda d: with_rows(d, context={"hour": np.array([1])}), "'hour': 1"),
+        (lambda d: with_rows(d, label_mask={}), "masks"),
+        (lambda d: dataclasses.replace(d, users={"town": ["x", "y"]}), "'ids'"),
+        (
+            lambda d: dataclasses.replace(
+                d, content=Content(np.zeros((3, 2), np.float32), np.zeros(3, bool))
+            ),
+            "3 rows for 4 items",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(breakage, message):
+    with pytest.raises(DataError, match=message):
+        breakage(tiny())
+
+
+def test_split_is_80_10_10_of_each_user_by_position():
+    sizes = np.array([10, 5, 1, 0, 23])
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    split = split_by_position(offsets)
+    for size, start in zip(sizes, offsets[:-1], strict=True):
+        mine = split[start : start + size]
+        assert (np.diff(mine) >= 0).all()
+        # Rounded to the nearest, halves down.
+        assert np.count_nonzero(mine == 0) == np.ceil(0.8 * size - 0.5)
+        assert np.count_nonzero(mine <= 1) == np.ceil(round(0.9 * size, 6) - 0.5)
+
+
+def test_events_of_one_moment_do_not_see_each_other():
+    user = np.array([0, 0, 0, 1, 1, 2])
+    time = np.array([1, 1, 2, 2, 2, 2])
+    assert ends_before(user, time).tolist() == [0, 0, 2, 3, 3, 5]
+    assert ends_before(np.array([], int), np.array([], int)).tolist() == []
+
+
+@pytest.mark.parametrize("spec", ["movielens-25m:/x", "synthetic:huge", "kuairand:", ""])
+def test_unknown_descriptions_are_answered_with_the_known_ones(spec):
+    with pytest.raises(DataError, match=r"synthetic:small.*movielens-1m:PATH"):
+        load(spec)
+
+
+def test_a_public_set_without_a_path_is_answered_with_its_address():
+    with pytest.raises(
+        DataError, match=r"expected movielens-1m:PATH.*https://files\.grouplens\.org.*no commercial"
+    ):
+        load("movielens-1m")

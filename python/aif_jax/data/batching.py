@@ -9,7 +9,7 @@ A batch is a dictionary of NumPy arrays; B requests, G rows in each, S and L beh
     "context", "pair", "train_only": {feature: [B, G, ...]}   (zeros pad: missing)
     "labels", "label_mask" float32 [B, G, n_heads]   (mask 0 where padded or unknown)
     "user_index" int32 [B]   (-1 for a padding request)
-    "impression" int64 [B, G]   (row of the data set, -1 pads)
+    "impression" int32 [B, G]   (row of the data set, -1 pads)
 
 Items are rows of `Dataset.catalogue`. A request without the leading B, as `RequestSource` gives it, keeps its
 own length L; `collate` pads it.
@@ -133,7 +133,7 @@ class RequestSource:
             "labels": self._labels[row],
             "label_mask": self._mask[row],
             "user_index": user,
-            "impression": np.where(absent[:, None], -1, self.requests.rows[indices]),
+            "impression": np.where(absent[:, None], -1, self.requests.rows[indices]).astype(np.int32),
         }
 
 

@@ -464,5 +464,5 @@ def test_pair_features_of_a_large_request_encode_in_milliseconds():
         start = time.perf_counter()
         schema.encode("pair", columns, n)
         took.append(time.perf_counter() - start)
-    # A loop over rows in Python takes tens of milliseconds; the usual figure is about 0.5 ms.
-    assert min(took) < 5e-3
+    # One row at a time, this takes longer than 40 ms; together about 0.5 ms on an idle machine.
+    assert min(took) < 10e-3

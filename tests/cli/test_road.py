@@ -8,9 +8,11 @@ from typer.testing import CliRunner
 
 from aif_jax.bundle import Bundle
 from aif_jax.cli import app as cli
+from aif_jax.data import load
 from aif_jax.errors import AifError, BundleError, ConfigError, DataError, RequestError, VersionMismatchError
 
 DATA = "synthetic:small"
+USER = "u0000003"
 
 
 def run(*arguments: object) -> str:
@@ -35,17 +37,28 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_ranks_what_it_trained(road: Path) -> None:
-    output = run("rank", road / "bundle", road / "index", "--data", DATA, "--user", 3, "--k", 5)
+    output = run("rank", road / "bundle", road / "index", "--data", DATA, "--user", USER, "--k", 5)
     assert "hidden_ms" in output
     assert "500 candidates" in output
 
 
 def test_ranks_only_the_given_candidates(road: Path, tmp_path: Path) -> None:
     chosen = tmp_path / "candidates.txt"
-    chosen.write_text("7\n8\n9\n")
-    named = run("rank", road / "bundle", road / "index", "--data", DATA, "--user", 3, "--candidates", "7,8,9")
+    some = [str(item) for item in load(DATA).items["ids"][:3]]
+    chosen.write_text("\n".join(some))
+    named = run(
+        "rank",
+        road / "bundle",
+        road / "index",
+        "--data",
+        DATA,
+        "--user",
+        USER,
+        "--candidates",
+        ",".join(some),
+    )
     from_file = run(
-        "rank", road / "bundle", road / "index", "--data", DATA, "--user", 3, "--candidates", f"@{chosen}"
+        "rank", road / "bundle", road / "index", "--data", DATA, "--user", USER, "--candidates", f"@{chosen}"
     )
     assert "3 candidates" in named
     assert "3 candidates" in from_file
@@ -77,7 +90,7 @@ def test_an_index_of_another_bundle_is_refused(road: Path, tmp_path: Path) -> No
     )
     run("export", tmp_path / "run", "--out", tmp_path / "bundle")
     with pytest.raises((VersionMismatchError, AifError), match="version"):
-        run("rank", tmp_path / "bundle", road / "index", "--data", DATA, "--user", 3)
+        run("rank", tmp_path / "bundle", road / "index", "--data", DATA, "--user", USER)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +120,7 @@ def test_errors_of_a_request(road: Path) -> None:
     with pytest.raises(DataError, match="no user 'nobody'"):
         run(*rank, "--user", "nobody")
     with pytest.raises(RequestError, match="'x' is not an item id"):
-        run(*rank, "--user", 3, "--candidates", "1,x")
+        run(*rank, "--user", USER, "--candidates", "1,x")
 
 
 def test_training_does_not_overwrite_an_earlier_run(road: Path) -> None:

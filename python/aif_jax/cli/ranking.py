@@ -9,7 +9,7 @@ from rich.table import Table
 
 from aif_jax.bundle import Bundle
 from aif_jax.cli.building import BEHAVIOURS, ITEMS
-from aif_jax.cli.requests import plain, user_row
+from aif_jax.cli.requests import item_values, plain, user_row
 from aif_jax.cli.timeline import print_timeline
 from aif_jax.data import load
 from aif_jax.data.dataset import Dataset
@@ -40,7 +40,8 @@ def run_rank(
         engine = Engine(bundle, items, behaviours, users={identity: record}.get, config=config)
     with engine:
         ranking = engine.begin(identity).rank(ids, k=config.k)
-    table = Table("", "item", "score", *ranking.heads, *[n for n in dataset.items if n != "ids"][:3])
+    names = [name for name in dataset.items if name not in ("ids", bundle.schema.item_id)][:4]
+    table = Table("", "item", "score", *ranking.heads, *names)
     known = {plain(i): place for place, i in enumerate(dataset.items["ids"])}
     for place, (item, score) in enumerate(zip(ranking.ids, ranking.scores, strict=True)):
         shown = [

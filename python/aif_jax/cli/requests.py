@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.data.dataset import Dataset
+from aif_jax.data.dataset import Dataset, take_columns
 from aif_jax.errors import DataError
+from aif_jax.features import Ragged
 from aif_jax.types import Request, UserId, UserRecord
 
 
@@ -69,6 +70,15 @@ def user_row(dataset: Dataset, user: str) -> int:
             f"{', '.join(map(str, ids[:5]))}, ..."
         )
     return int(found[0])
+
+
+def item_values(dataset: Dataset, row: int, names: list[str]) -> list[Any]:
+    """Return an item's raw features as plain values, lists for multi-valued ones."""
+    chosen = take_columns({name: dataset.items[name] for name in names}, np.array([row]))
+    return [
+        np.asarray(column.values).tolist() if isinstance(column, Ragged) else plain(column[0])
+        for column in chosen.values()
+    ]
 
 
 def plain(value: Any) -> Any:

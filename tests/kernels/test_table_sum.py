@@ -84,7 +84,7 @@ def test_batch_axes_and_vmap_over_either_operand(implementation):
     )
 
 
-@pytest.mark.parametrize("implementation", ["native", "reference"])
+@pytest.mark.parametrize("implementation", ["auto", "native", "reference"])
 def test_the_gradient_of_a_table_row_is_how_often_it_was_selected(implementation):
     rng = np.random.default_rng(2)
     sig = rng.integers(0, 256, (50, 2), dtype=np.uint8)

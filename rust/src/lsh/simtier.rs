@@ -394,3 +394,138 @@ fn check(sequence: &Sequence<'_>) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    /// The definition, pair by pair.
+    fn naive(sequence: &Sequence<'_>, candidates: &[u8]) -> Vec<i32> {
+        let tiers = sequence.edges.len() + 1;
+        let mut counts = Vec::new();
+        for candidate in candidates.chunks_exact(sequence.width) {
+            let mut one = vec![0; sequence.channels * tiers];
+            for (row, &channel) in sequence
+                .signatures
+                .chunks_exact(sequence.width)
+                .zip(sequence.channel)
+            {
+                let pairs = candidate.iter().zip(row);
+                let score: i32 = match sequence.kind {
+                    Kind::SimHash => pairs.map(|(a, b)| (a ^ b).count_zeros() as i32).sum(),
+                    Kind::Int8 => pairs
+                        .map(|(&a, &b)| i32::from(a as i8) * i32::from(b as i8))
+                        .sum(),
+                };
+                let tier = sequence.edges.iter().filter(|&&edge| score >= edge).count();
+                if (0..sequence.channels as i32).contains(&channel) {
+                    one[channel as usize * tiers + tier] += 1;
+                }
+            }
+            counts.extend(one);
+        }
+        counts
+    }
+
+    fn byte() -> impl Strategy<Value = u8> {
+        prop_oneof![any::<u8>(), prop::sample::select(vec![0, 127, 128, 255])]
+    }
+
+    fn check_all(
+        kind: Kind,
+        width: usize,
+        rows: &[u8],
+        candidates: &[u8],
+        channel: &[i32],
+        edges: &[i32],
+    ) {
+        let length = rows.len() / width;
+        let sequence = Sequence {
+            kind,
+            width,
+            signatures: &rows[..length * width],
+            channel: &channel[..length],
+            channels: 3,
+            edges,
+        };
+        let candidates = &candidates[..candidates.len() / width * width];
+        let expected = naive(&sequence, candidates);
+        for level in Level::ALL.into_iter().filter(|level| level.runs_here()) {
+            let mut counts = vec![-1; expected.len()];
+            SimTier::new(level, &sequence)
+                .unwrap()
+                .count(candidates, &mut counts);
+            assert_eq!(counts, expected, "{level:?} {kind:?} {width} {edges:?}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn every_level_counts_what_the_definition_counts(
+            (rows, candidates) in (vec(byte(), 0..6000), vec(byte(), 0..1300)),
+            channel in vec(-2..4i32, 6000),
+            (near, far) in (vec(-9..530i32, 0..=MAX_EDGES), vec(any::<i32>(), 0..=MAX_EDGES)),
+            large in vec(-40_000..40_000i32, 0..=MAX_EDGES),
+        ) {
+            for width in [8, 16, 32, 64] {
+                check_all(Kind::SimHash, width, &rows, &candidates, &channel, &near);
+                check_all(Kind::SimHash, width, &rows, &candidates, &channel, &far);
+            }
+            for width in [4, 20, 64, 256] {
+                for edges in [&near, &large, &far] {
+                    check_all(Kind::Int8, width, &rows, &candidates, &channel, edges);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_that_do_not_fit_are_refused() {
+        let good = Sequence {
+            kind: Kind::SimHash,
+            width: 8,
+            signatures: &[0; 16],
+            channel: &[0, 0],
+            channels: 1,
+            edges: &[1],
+        };
+        let refused = |sequence: Sequence<'_>| {
+            let error = SimTier::new(Level::Scalar, &sequence).unwrap_err();
+            assert!(matches!(error, Error::Request(_)), "{error:?}");
+        };
+        assert!(SimTier::new(Level::Scalar, &good).is_ok());
+        refused(Sequence {
+            width: 24,
+            signatures: &[0; 48],
+            ..good
+        });
+        refused(Sequence {
+            kind: Kind::Int8,
+            width: 6,
+            signatures: &[0; 12],
+            ..good
+        });
+        refused(Sequence {
+            kind: Kind::Int8,
+            width: 2048,
+            signatures: &[0; 4096],
+            ..good
+        });
+        refused(Sequence {
+            signatures: &[0; 17],
+            ..good
+        });
+        refused(Sequence {
+            edges: &[0; MAX_EDGES + 1],
+            ..good
+        });
+        refused(Sequence {
+            channels: 0,
+            ..good
+        });
+    }
+}

@@ -64,3 +64,38 @@ pub fn table_sum(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_level_adds_the_same_floats_in_the_order_of_the_groups() {
+        let signatures: Vec<u8> = (0..30u32).map(|i| (i * 151 % 256) as u8).collect();
+        for (bits, width) in [(2, 1), (4, 64), (4, 67), (8, 130)] {
+            let (codes, groups) = (1 << bits, 6 * 8 / bits);
+            let table: Vec<f32> = (0..groups * codes * width)
+                .map(|i| ((i * 7919 % 1000) as f32 - 500.0) / 7.0)
+                .collect();
+            let mut expected = vec![0.0f32; 5 * width];
+            for (signature, out) in signatures
+                .chunks_exact(6)
+                .zip(expected.chunks_exact_mut(width))
+            {
+                for group in 0..groups {
+                    let byte = signature[group * bits / 8];
+                    let code = usize::from(byte) >> (group * bits % 8) & (codes - 1);
+                    let row = &table[(group * codes + code) * width..][..width];
+                    out.iter_mut()
+                        .zip(row)
+                        .for_each(|(sum, value)| *sum += value);
+                }
+            }
+            for level in Level::ALL.into_iter().filter(|level| level.runs_here()) {
+                let mut sums = vec![f32::NAN; 5 * width];
+                table_sum(level, bits, &table, 6, &signatures, width, &mut sums).unwrap();
+                assert_eq!(sums, expected, "{level:?} {bits} {width}");
+            }
+        }
+    }
+}

@@ -21,6 +21,9 @@ pub const TARGETS: [(&str, Handler); 3] = [
 /// large enough that handing it out costs little beside it.
 const PIECE_BYTES: usize = 2 << 20;
 
+/// Bytes of rows that are gathered in the same time.
+const GATHERED_BYTES: usize = 512 << 10;
+
 unsafe extern "C" fn aif_simtier(frame: *mut CallFrame) -> *mut XlaError {
     // SAFETY: XLA calls handlers with its frames.
     unsafe { enter(frame, simtier) }
@@ -222,14 +225,35 @@ fn gather_rows(call: &mut Call<'_>) -> Result<()> {
         .iter()
         .map(|&[l, h]| whole(l, h))
         .collect();
-    let mut outs: Vec<&mut [u8]> = columns
+    // Row by row the gather waits for memory, which several threads can do at once.
+    let per_piece = (GATHERED_BYTES / layout.payload_bytes()).max(64);
+    let mut columns: Vec<_> = columns
         .iter_mut()
         .zip(layout.columns())
-        .map(|(array, column)| array.bytes_mut(column.dtype().size()))
+        .map(|(array, column)| {
+            array
+                .bytes_mut(column.dtype().size())
+                .chunks_mut(per_piece * column.bytes())
+        })
         .collect();
-    cache
-        .gather_into(&keys, &mut outs, found.bytes_mut(1))
-        .map(|_| ())
+    let found = found.bytes_mut(1).chunks_mut(per_piece);
+    let pieces: Vec<_> = keys
+        .chunks(per_piece)
+        .zip(found)
+        .map(|(keys, found)| {
+            let outs: Vec<&mut [u8]> = columns.iter_mut().filter_map(Iterator::next).collect();
+            Mutex::new((keys, outs, found))
+        })
+        .collect();
+    let failed = Mutex::new(None);
+    for_each(call.runtime, pieces.len(), &|piece| {
+        let mut piece = lock(&pieces[piece]);
+        let (keys, outs, found) = &mut *piece;
+        if let Err(error) = cache.gather_into(keys, outs, found) {
+            *lock(&failed) = Some(error);
+        }
+    });
+    lock(&failed).take().map_or(Ok(()), Err)
 }
 
 fn xla_dtype(dtype: DType) -> c_int {

@@ -1,1 +1,19 @@
-"""."""
+"""Training and evaluation: one loop for every architecture, metrics, floors, and settings that are known to work.
+
+Needs the extra ``aif_jax[train]``.
+"""
+
+from aif_jax.training.candidates import CandidateLists as CandidateLists
+from aif_jax.training.candidates import candidate_lists as candidate_lists
+from aif_jax.training.config import TrainConfig as TrainConfig
+from aif_jax.training.evaluate import Evaluator as Evaluator
+from aif_jax.training.evaluate import HeadMetrics as HeadMetrics
+from aif_jax.training.evaluate import Metrics as Metrics
+from aif_jax.training.evaluate import evaluate as evaluate
+from aif_jax.training.evaluate import predict as predict
+from aif_jax.training.floors import floor_scores as floor_scores
+from aif_jax.training.floors import floors as floors
+from aif_jax.training.loop import Epoch as Epoch
+from aif_jax.training.loop import TrainResult as TrainResult
+from aif_jax.training.loop import train as train
+from aif_jax.training.metrics import gauc_difference as gauc_difference

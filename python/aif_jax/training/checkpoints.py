@@ -47,7 +47,7 @@ class CheckpointStore:
         options = ocp.CheckpointManagerOptions(max_to_keep=kept, create=True, enable_async_checkpointing=True)
         # Named handlers, so that a fresh process can read the shapes of a checkpoint before the arrays.
         handlers = {"arrays": ocp.StandardCheckpointHandler(), "notes": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+        self._manager: Any = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     def save(self, step: int, arrays: Arrays, notes: Mapping[str, Any]) -> None:
         """Save under a step that has not been saved yet.

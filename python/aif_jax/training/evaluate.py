@@ -1,0 +1,264 @@
+"""What a trained model is worth on a part of the data that it was not trained on."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from aif_jax.data import Dataset, RequestBatcher
+from aif_jax.data.splits import split_number
+from aif_jax.errors import TrainingError
+from aif_jax.models import add_signatures
+from aif_jax.training import metrics
+from aif_jax.training.candidates import CandidateLists, candidate_lists
+from aif_jax.training.feed import for_device, long_buckets
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadMetrics:
+    """Metrics of one head over the impressions whose label is known.
+
+    Attributes:
+        auc: see `aif_jax.training.metrics.auc`.
+        gauc: see `aif_jax.training.metrics.gauc`.
+        log_loss: in nats.
+        impressions: how many there were.
+        users: how many users had both classes.
+    """
+
+    auc: float
+    gauc: float
+    log_loss: float
+    impressions: int
+    users: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """Metrics of one model on one part of the data.
+
+    Attributes:
+        split: which part.
+        heads: by head, the main one first.
+        hit_rate: HR@K of the main head by K; empty if it was not asked for.
+        hit_lists: how many candidate lists it is over.
+    """
+
+    split: str
+    heads: Mapping[str, HeadMetrics]
+    hit_rate: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    hit_lists: int = 0
+
+    @property
+    def main(self) -> HeadMetrics:
+        """Metrics of the main head."""
+        return next(iter(self.heads.values()))
+
+    @property
+    def auc(self) -> float:
+        """AUC of the main head."""
+        return self.main.auc
+
+    @property
+    def gauc(self) -> float:
+        """GAUC of the main head."""
+        return self.main.gauc
+
+    @property
+    def log_loss(self) -> float:
+        """Log loss of the main head, in nats."""
+        return self.main.log_loss
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-serialisable dictionary; `from_json` reads it back."""
+        values = dataclasses.asdict(self)
+        return {**values, "hit_rate": {str(k): rate for k, rate in self.hit_rate.items()}}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Build from `to_json` output."""
+        return cls(
+            split=values["split"],
+            heads={head: HeadMetrics(**found) for head, found in values["heads"].items()},
+            hit_rate={int(k): rate for k, rate in values["hit_rate"].items()},
+            hit_lists=values["hit_lists"],
+        )
+
+
+def head_metrics(dataset: Dataset, split: str, head: str, logits: np.ndarray) -> HeadMetrics:
+    """Metrics of one head from a logit for every impression.
+
+    Args:
+        dataset: holds the labels.
+        split: which part.
+        head: name of the label.
+        logits: ``[impressions]`` over the whole data set; only those of the part are read.
+    """
+    rows = dataset.impressions
+    known = (rows.split == split_number(split)) & (np.asarray(rows.label_mask[head]) > 0)
+    labels, scores, users = rows.labels[head][known], np.asarray(logits, np.float64)[known], rows.user[known]
+    return HeadMetrics(
+        auc=metrics.auc(labels, scores),
+        gauc=metrics.gauc(users, labels, scores),
+        log_loss=metrics.log_loss(labels, scores),
+        impressions=int(known.sum()),
+        users=int(metrics.user_aucs(users, labels, scores).users.size),
+    )
+
+
+class Evaluator:
+    """Predicts one part of the data, again and again, with the same few shapes.
+
+    Args:
+        dataset: holds the part.
+        model: any model of the data's schema; later ones must have the same config.
+        split: ``train``, ``validation`` or ``test``.
+        group: candidates a request.
+        batch_size: requests a step.
+        buckets: lengths of long sequences; empty as in `aif_jax.training.feed.long_buckets`.
+        catalogue: with signatures, on the device; ``None`` makes it.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        model: Any,
+        split: str,
+        *,
+        group: int = 16,
+        batch_size: int = 64,
+        buckets: Sequence[int] = (),
+        catalogue: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.dataset, self.split = dataset, split
+        config = model.config
+        self._catalogue = device_catalogue(dataset, model) if catalogue is None else catalogue
+        self._batcher = RequestBatcher(
+            dataset,
+            model.schema,
+            split,
+            group=group,
+            batch_size=batch_size,
+            short_length=config.short_length,
+            long_buckets=long_buckets(config, buckets),
+            heads=config.heads,
+            shuffle=False,
+        )
+
+    def predict(self, model: Any) -> np.ndarray:
+        """Return logits float32 ``[impressions, heads]``, NaN for impressions of other parts.
+
+        Raises:
+            TrainingError: a logit is not finite.
+        """
+        graph, state = nnx.split(model)
+        logits = np.full((len(self.dataset.impressions), len(model.config.heads)), np.nan, np.float32)
+        waiting: list[tuple[np.ndarray, jax.Array]] = []
+        for batch in self._batcher.epoch(0):
+            waiting.append((batch["impression"], _forward(graph, state, for_device(batch), self._catalogue)))
+            if len(waiting) > 4:  # enough to keep the device busy, without holding every batch
+                _scatter(logits, *waiting.pop(0))
+        for rows, found in waiting:
+            _scatter(logits, rows, found)
+        part = logits[self.dataset.impressions.split == split_number(self.split)]
+        if not np.isfinite(part).all():
+            bad = int((~np.isfinite(part)).any(axis=1).sum())
+            raise TrainingError(
+                f"{bad} of {len(part)} impressions of split {self.split!r} have a logit that is not finite; "
+                "look for NaN in their features, or train with a lower learning_rate."
+            )
+        return logits
+
+    def evaluate(self, model: Any, lists: CandidateLists | None = None) -> Metrics:
+        """Predict and measure; with HR@10 and HR@50 if candidate lists are given."""
+        logits = self.predict(model)
+        heads = {
+            head: head_metrics(self.dataset, self.split, head, logits[:, i])
+            for i, head in enumerate(model.config.heads)
+        }
+        if lists is None:
+            return Metrics(split=self.split, heads=heads)
+        scores = self.score_lists(model, lists)
+        rates = {k: metrics.hit_rate_at_k(scores, k) for k in (10, 50)}
+        return Metrics(split=self.split, heads=heads, hit_rate=rates, hit_lists=len(scores))
+
+    def score_lists(self, model: Any, lists: CandidateLists, *, batch_size: int = 32) -> np.ndarray:
+        """Return the main head's logits of lists, ``[R, C]``, ``-inf`` where there is no candidate."""
+        graph, state = nnx.split(model)
+        length = self._batcher.long_buckets[-1]
+        parts = []
+        for start in range(0, len(lists), batch_size):
+            rows = np.arange(start, min(start + batch_size, len(lists)))
+            padded = np.pad(rows, (0, batch_size - rows.size), mode="edge")
+            batch = lists.batch(self.dataset, model.schema, padded, model.config.short_length, length)
+            found = np.asarray(_forward(graph, state, batch, self._catalogue))[: rows.size, :, 0]
+            parts.append(np.where(lists.items[rows] >= 0, found, -np.inf))
+        return np.concatenate(parts) if parts else np.zeros(lists.items.shape)
+
+
+def predict(model: Any, dataset: Dataset, split: str = "test", **options: Any) -> np.ndarray:
+    """Predict every impression of one part.
+
+    Args:
+        model: trained.
+        dataset: of the schema that the model was trained with.
+        split: ``train``, ``validation`` or ``test``.
+        **options: ``group``, ``batch_size``, ``buckets`` of `Evaluator`.
+
+    Returns:
+        Logits float32 ``[impressions, heads]``, NaN for impressions of other parts.
+
+    Raises:
+        TrainingError: a logit is not finite.
+        DataError: the part is empty.
+    """
+    return Evaluator(dataset, model, split, **options).predict(model)
+
+
+def evaluate(
+    model: Any, dataset: Dataset, split: str = "test", *, hit_lists: int = 1000, seed: int = 0, **options: Any
+) -> Metrics:
+    """Measure a model on one part: AUC, GAUC and log loss of each head, HR@10 and HR@50 of the main one.
+
+    HR@K is over `hit_lists` lists of one positive and 199 items that the user has not seen, see
+    `aif_jax.training.candidates`. Nobody knows pair features of items that were not shown, so in the lists
+    they are missing for all, the positive included.
+
+    Args:
+        model: trained.
+        dataset: of the schema that the model was trained with.
+        split: ``train``, ``validation`` or ``test``.
+        hit_lists: how many lists at most; 0 leaves HR@K out.
+        seed: of the lists.
+        **options: ``group``, ``batch_size``, ``buckets`` of `Evaluator`.
+
+    Raises:
+        TrainingError: a logit is not finite.
+        DataError: the part is empty.
+    """
+    head = model.config.heads[0]
+    lists = candidate_lists(dataset, split, head, lists=hit_lists, seed=seed) if hit_lists else None
+    return Evaluator(dataset, model, split, **options).evaluate(model, lists)
+
+
+def device_catalogue(dataset: Dataset, model: Any) -> dict[str, jax.Array]:
+    """Return the encoded catalogue with signatures on the device: an operand of every step, sent once."""
+    columns = dataset.catalogue(model.schema, content_width=model.config.content_width)
+    return {name: jnp.asarray(column) for name, column in add_signatures(model.config, columns).items()}
+
+
+@partial(jax.jit, static_argnums=0)
+def _forward(graph: nnx.GraphDef, state: nnx.State, batch: Mapping[str, Any], catalogue: Any) -> jax.Array:
+    # One function of the module: models of one config share its compiled programs.
+    model: Any = nnx.merge(graph, state)
+    return model(batch, catalogue, train=False)
+
+
+def _scatter(logits: np.ndarray, rows: np.ndarray, found: jax.Array) -> None:
+    real = rows >= 0
+    logits[rows[real]] = np.asarray(found)[real]

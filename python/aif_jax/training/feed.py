@@ -1,0 +1,199 @@
+"""The input of training: epochs of batches behind a grain pipeline, whose position can be saved."""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from aif_jax.config import LONG_BLOCKS, ModelConfig
+from aif_jax.data import TRAIN, Dataset, RequestBatcher
+from aif_jax.errors import ConfigError
+from aif_jax.features import Schema
+from aif_jax.training.config import TrainConfig
+
+Batch = dict[str, Any]
+_HOST_ONLY = ("user_index", "impression")
+
+
+def long_buckets(config: ModelConfig, chosen: Sequence[int] = ()) -> tuple[int, ...]:
+    """Lengths to which long sequences are padded.
+
+    Args:
+        config: of the model; one without long-sequence blocks reads none, so gets the length 1.
+        chosen: ascending; empty means ``long_length`` alone.
+
+    Raises:
+        ConfigError: a bucket is longer than ``config.long_length``.
+    """
+    if not any(config.has(block) for block in LONG_BLOCKS):
+        return (1,)
+    if chosen:
+        if chosen[-1] > config.long_length:
+            raise ConfigError(
+                f"long_buckets: {tuple(chosen)} go beyond the model's long_length {config.long_length}; "
+                "lower them or raise long_length."
+            )
+        return tuple(chosen)
+    return (config.long_length,)
+
+
+def for_device(batch: Batch) -> Batch:
+    """Return what of a batch the model reads; the rest stays on the host."""
+    return {name: value for name, value in batch.items() if name not in _HOST_ONLY}
+
+
+class TrainingBatches:
+    """Random access to the batches of all epochs in a row, as grain expects of a source.
+
+    Batch ``i`` depends on the data, the config and ``i`` alone.
+
+    Args:
+        dataset: trained on its training part.
+        schema: fitted.
+        model: lengths, heads and blocks.
+        config: batch size, group, negatives, seed.
+    """
+
+    def __init__(self, dataset: Dataset, schema: Schema, model: ModelConfig, config: TrainConfig) -> None:
+        self.batcher = RequestBatcher(
+            dataset,
+            schema,
+            "train",
+            group=config.group,
+            batch_size=config.batch_size,
+            short_length=model.short_length,
+            long_buckets=long_buckets(model, config.long_buckets),
+            heads=model.heads,
+            seed=config.seed,
+        )
+        self.per_epoch = len(self.batcher)
+        self._epochs = config.epochs
+        self._seed = config.seed
+        self._negatives = Negatives(dataset, schema, model, config) if config.negatives else None
+        self._plans: dict[int, list[tuple[np.ndarray, int]]] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self._epochs * self.per_epoch
+
+    def __getitem__(self, index: int) -> Batch:
+        """Return batch ``index % per_epoch`` of epoch ``index // per_epoch``."""
+        epoch, position = divmod(int(index), self.per_epoch)
+        requests, length = self._plan(epoch)[position]
+        batch = self.batcher.source.batch(requests, length)
+        if self._negatives is not None:
+            batch = self._negatives.append(batch, np.random.default_rng([self._seed, epoch, position]))
+        return batch
+
+    def _plan(self, epoch: int) -> list[tuple[np.ndarray, int]]:
+        with self._lock:
+            if epoch not in self._plans:
+                # Prefetching reaches at most into the next epoch.
+                self._plans = {number: plan for number, plan in self._plans.items() if number >= epoch - 1}
+                self._plans[epoch] = self.batcher.plan(epoch)
+            return self._plans[epoch]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lock": None, "_plans": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+
+def iterate(batches: TrainingBatches, workers: int = 0) -> grain.DatasetIterator:
+    """Return an iterator over all batches that prepares a few ahead.
+
+    Its ``get_state()`` is the position after the batch that was taken last, in plain JSON; ``set_state`` goes
+    there.
+
+    Args:
+        batches: the source.
+        workers: processes that prepare batches; 0 means one thread of this process.
+    """
+    reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+    pipeline = grain.MapDataset.source(batches).to_iter_dataset(reading)
+    if workers:
+        pipeline = pipeline.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(pipeline)
+
+
+class Negatives:
+    """Sampled items that are added to each request with label 0.
+
+    They are drawn from the items that the training part has seen: a part by how often each was shown, the
+    rest uniformly, never one that the request holds. Their context is the request's, and pair and train-only
+    features are missing.
+
+    Raises:
+        ConfigError: the model reads pair features, whose absence would give the sampled items away; or the
+            config names a head that the model lacks.
+    """
+
+    def __init__(self, dataset: Dataset, schema: Schema, model: ModelConfig, config: TrainConfig) -> None:
+        if schema.pair and model.has("pair"):
+            raise ConfigError(
+                f"negatives={config.negatives}: sampled items have none of the pair features "
+                f"{[feature.name for feature in schema.pair]}, and the model would learn that. Switch "
+                "the block 'pair' off, or train on impressions alone."
+            )
+        if wrong := sorted(set(config.negative_heads) - set(model.heads)):
+            raise ConfigError(f"negative_heads: {wrong} are not among the model's heads {model.heads}.")
+        self._count = config.negatives
+        self._popular = config.negative_popularity
+        taught = config.negative_heads or model.heads
+        self._weights = np.array(
+            [config.negative_weight * (head in taught) for head in model.heads], np.float32
+        )
+        shown = np.bincount(
+            dataset.impressions.item[dataset.impressions.split == TRAIN], minlength=dataset.n_items
+        )
+        self._shares = np.cumsum(shown) / max(int(shown.sum()), 1)
+        self._known = np.flatnonzero(dataset.trained_items())
+
+    def draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+        """Return int32 items of a shape, by popularity or uniformly."""
+        popular = np.searchsorted(self._shares, rng.random(shape), side="right")
+        uniform = self._known[rng.integers(0, self._known.size, shape)]
+        mixed = np.where(rng.random(shape) < self._popular, popular, uniform)
+        return np.minimum(mixed, self._shares.size - 1).astype(np.int32)
+
+    def append(self, batch: Batch, rng: np.random.Generator) -> Batch:
+        """Return the batch with `negatives` more candidates a request, at the end.
+
+        A drawn item that the request holds is drawn again; one that still does after a few draws is masked.
+        """
+        items = batch["item"]
+        size = (items.shape[0], self._count)
+        drawn = self.draw(size, rng)
+        for _ in range(4):
+            held = (drawn[:, :, None] == items[:, None, :]).any(axis=-1)
+            drawn = np.where(held, self.draw(size, rng), drawn)
+        held = (drawn[:, :, None] == items[:, None, :]).any(axis=-1)
+        usable = ~held & (batch["user_index"] >= 0)[:, None]
+        added = {
+            "item": np.where(usable, drawn, -1).astype(np.int32),
+            "labels": np.zeros((*size, self._weights.size), np.float32),
+            "label_mask": usable[..., None] * self._weights,
+            "impression": np.full(size, -1, batch["impression"].dtype),
+            "context": {
+                name: np.repeat(column[:, :1], self._count, axis=1)
+                for name, column in batch["context"].items()
+            },
+        }
+        for group in ("pair", "train_only"):
+            added[group] = {
+                name: np.zeros((*size, *column.shape[2:]), column.dtype)
+                for name, column in batch[group].items()
+            }
+        return {
+            name: _joined(value, added[name]) if name in added else value for name, value in batch.items()
+        }
+
+
+def _joined(value: Any, added: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _joined(column, added[name]) for name, column in value.items()}
+    return np.concatenate([value, added], axis=1)

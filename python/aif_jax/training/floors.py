@@ -1,0 +1,65 @@
+"""Scores without learning: what a model must beat before anything else is said about it."""
+
+import numpy as np
+
+from aif_jax.data import TRAIN, Dataset
+from aif_jax.training.evaluate import HeadMetrics, Metrics, head_metrics
+
+SMOOTHING = 10.0
+"""Impressions at the overall rate that every item, and every user, is given on top of its own."""
+
+
+def floor_scores(dataset: Dataset, head: str, *, smoothing: float = SMOOTHING) -> dict[str, np.ndarray]:
+    """Score every impression from counts over the training part alone.
+
+    - ``item mean``: ``(sum_i y + k p) / (n_i + k)``, with ``p`` the overall rate and ``k`` the smoothing.
+    - ``item mean + user bias``: plus ``sum_u (y - item mean) / (n_u + k)``. Within a user it orders as the
+      item mean does, so its GAUC is the same; its AUC is not.
+
+    Only scores of impressions outside the training part say anything: a training row's label is in its own
+    score.
+
+    Args:
+        dataset: with a training part.
+        head: name of the label.
+        smoothing: ``k``, at least 0.
+
+    Returns:
+        Probabilities, float64 ``[impressions]`` by name.
+    """
+    rows = dataset.impressions
+    labels = np.asarray(rows.labels[head], np.float64)
+    known = (rows.split == TRAIN) & (np.asarray(rows.label_mask[head]) > 0)
+    items, users, y = rows.item[known], rows.user[known], labels[known]
+    rate = float(y.mean()) if y.size else 0.5
+
+    def shrunk(index: np.ndarray, values: np.ndarray, size: int, prior: float) -> np.ndarray:
+        total = np.bincount(index, weights=values, minlength=size) + smoothing * prior
+        return total / np.maximum(np.bincount(index, minlength=size) + smoothing, 1e-12)
+
+    item_mean = shrunk(items, y, dataset.n_items, rate)
+    user_bias = shrunk(users, y - item_mean[items], dataset.n_users, 0.0)
+    item_score = item_mean[rows.item]
+    return {
+        "item mean": item_score,
+        "item mean + user bias": np.clip(item_score + user_bias[rows.user], 1e-4, 1.0 - 1e-4),
+    }
+
+
+def floors(
+    dataset: Dataset, split: str = "test", *, heads: tuple[str, ...] | None = None
+) -> dict[str, Metrics]:
+    """Metrics of the scores of `floor_scores` on one part of the data.
+
+    Args:
+        dataset: with a training part.
+        split: which part is scored.
+        heads: names of labels; ``None`` means all of the dataset's.
+    """
+    heads = dataset.heads if heads is None else heads
+    found: dict[str, dict[str, HeadMetrics]] = {}
+    for head in heads:
+        for name, score in floor_scores(dataset, head).items():
+            logits = np.log(score) - np.log1p(-score)
+            found.setdefault(name, {})[head] = head_metrics(dataset, split, head, logits)
+    return {name: Metrics(split=split, heads=by_head) for name, by_head in found.items()}

@@ -1,0 +1,345 @@
+"""The training loop, the same for every architecture."""
+
+import dataclasses
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aif_jax.config import ModelConfig
+from aif_jax.data import TRAIN, VALIDATION, Dataset
+from aif_jax.errors import ConfigError, TrainingError
+from aif_jax.features import Schema
+from aif_jax.models import build_model
+from aif_jax.training.checkpoints import CheckpointStore
+from aif_jax.training.config import TrainConfig
+from aif_jax.training.evaluate import Evaluator, Metrics, device_catalogue
+from aif_jax.training.feed import TrainingBatches, for_device, iterate
+from aif_jax.training.optimiser import optimiser
+from aif_jax.training.parameters import Parameters, named_leaves
+from aif_jax.training.progress import Reporter
+from aif_jax.training.step import Step, TrainState
+
+_LAG = 8
+"""Steps that may be under way before the host reads a loss: reading it at once would make the device wait."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """What one epoch gave.
+
+    Attributes:
+        number: from 0.
+        step: steps made by its end, since the start of the run.
+        loss: mean training loss.
+        seconds: wall time of its training, compilation included, evaluation not.
+        validation: metrics at its end; ``None`` if the data has no validation part.
+        best: whether it was the best so far. The returned weights are those of the last epoch so marked.
+    """
+
+    number: int
+    step: int
+    loss: float
+    seconds: float
+    validation: Metrics | None
+    best: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-serialisable dictionary; `from_json` reads it back."""
+        found = None if self.validation is None else self.validation.to_json()
+        return {**dataclasses.asdict(self), "validation": found}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Build from `to_json` output."""
+        found = values["validation"]
+        return cls(**{**values, "validation": None if found is None else Metrics.from_json(found)})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """A trained model and how it came about.
+
+    Attributes:
+        model: with the weights of the best epoch.
+        schema: fitted on the training part.
+        history: by epoch.
+        metrics: validation metrics of the best epoch; ``None`` if the data has no validation part.
+        steps: how many were made, a resumed run's earlier ones included.
+        examples_per_s: impressions a second of training, compilation left out; of this process alone.
+        compile_s: seconds spent tracing and compiling steps.
+        parameters: number of trained weights.
+    """
+
+    model: Any
+    schema: Schema
+    history: tuple[Epoch, ...]
+    metrics: Metrics | None
+    steps: int
+    examples_per_s: float
+    compile_s: float
+    parameters: int
+
+
+def train(
+    model_config: ModelConfig,
+    dataset: Dataset,
+    train_config: TrainConfig | None = None,
+    *,
+    progress: bool = True,
+    on_step: Callable[[int], None] | None = None,
+) -> TrainResult:
+    """Train a model on the training part of a data set.
+
+    The validation part is scored after each epoch. The weights of the epoch with the best GAUC of the main
+    head are returned (the best AUC, where no user has both classes), and `TrainConfig.patience` epochs
+    without a better one end the run. With a `checkpoint_dir` the run is saved, and goes on from its last
+    checkpoint when called again with the same model, data and config, to the same weights as an unbroken run.
+
+    Args:
+        model_config: architecture and sizes; its heads must be labels of the data set.
+        dataset: see `aif_jax.data`.
+        train_config: how; the defaults if ``None``.
+        progress: show a progress bar.
+        on_step: called with the number of steps made after each of them, and after its checkpoint.
+
+    Raises:
+        ConfigError: the configs fit neither each other nor the data set.
+        TrainingError: a loss or gradient is not finite, which names the step and what caused it; or the
+            checkpoint directory holds another run.
+    """
+    config = TrainConfig() if train_config is None else train_config
+    with Reporter(progress, f"{model_config.architecture} on {dataset.name}") as reporter:
+        return _Run(model_config, dataset, config, reporter, on_step).go()
+
+
+class _Run:
+    def __init__(
+        self,
+        model_config: ModelConfig,
+        dataset: Dataset,
+        config: TrainConfig,
+        reporter: Reporter,
+        on_step: Callable[[int], None] | None,
+    ) -> None:
+        _check(model_config, dataset, config)
+        self.model_config, self.config, self.reporter, self.on_step = model_config, config, reporter, on_step
+        self.dataset = dataset
+        self.schema = dataset.fit_schema()
+        model = build_model(model_config, self.schema, seed=config.seed)
+        self.parameters = Parameters(model)
+        self.catalogue = device_catalogue(dataset, model)
+        self.evaluator = None
+        if (dataset.impressions.split == VALIDATION).any():
+            self.evaluator = Evaluator(
+                dataset,
+                model,
+                "validation",
+                group=config.group,
+                batch_size=config.evaluation_batch_size or config.batch_size,
+                buckets=config.long_buckets,
+                catalogue=self.catalogue,
+            )
+        if config.softmax_weight:
+            self.catalogue["log_q"] = _log_shares(dataset, model_config.heads[0])
+        self.batches = TrainingBatches(dataset, self.schema, model_config, config)
+        self.per_epoch = self.batches.per_epoch
+        self.total = min(len(self.batches), config.max_steps or len(self.batches))
+        chain = optimiser(
+            config, self.total, dense=self.parameters.dense, embedding=self.parameters.embedding
+        )
+        self.step = Step(self.parameters, config, len(model_config.heads), chain)
+        self.state = self.step.start()
+        self.best = jnp.copy(self.state["params"])
+        self.history: list[Epoch] = []
+        self.waiting: deque[tuple[int, dict[str, Any], jax.Array]] = deque()
+        self.compile_s = self.busy_s = self.epoch_s = 0.0
+        self.examples = 0
+
+    def go(self) -> TrainResult:
+        iterator = iterate(self.batches, self.config.workers)
+        if not self.config.checkpoint_dir:
+            self._steps(iterator, 0, None)
+        else:
+            with CheckpointStore(self.config.checkpoint_dir, kept=self.config.checkpoints_kept) as store:
+                self._steps(iterator, self._resume(iterator, store), store)
+        best = [epoch for epoch in self.history if epoch.best][-1]
+        steady = self.busy_s - self.compile_s
+        return TrainResult(
+            model=self._model(self.best),
+            schema=self.schema,
+            history=tuple(self.history),
+            metrics=best.validation,
+            steps=self.history[-1].step,
+            examples_per_s=self.examples / steady if steady > 0 else 0.0,
+            compile_s=self.compile_s,
+            parameters=self.best.size,
+        )
+
+    def _steps(self, iterator: Any, done: int, store: CheckpointStore | None) -> None:
+        shapes: set[int] = set()
+        self.reporter.start(self.total, done)
+        started = time.perf_counter()
+        while done < self.total and not self._patience_is_over():
+            batch = next(iterator)
+            before = time.perf_counter()
+            self.state, report = self.step(self.state, for_device(batch), self.catalogue)
+            length = batch["long_item"].shape[1]
+            if length not in shapes:  # tracing and compiling happen inside the call, execution after it
+                shapes.add(length)
+                self.compile_s += time.perf_counter() - before
+            done += 1
+            examples = int(np.count_nonzero(batch["impression"] >= 0))
+            self.examples += examples
+            self.waiting.append((done, batch, report))
+            loss = self._read(_LAG)
+            self.reporter.advance(examples, loss)
+            ends = done % self.per_epoch == 0 or done == self.total
+            if ends:
+                self._read(0)
+                spent = time.perf_counter() - started
+                self.busy_s += spent
+                self.epoch_s += spent
+                self._end_epoch(done)
+                started = time.perf_counter()
+            interval = self.config.checkpoint_interval
+            if store is not None and (done % interval == 0 if interval else ends):
+                self._read(0)
+                self._save(store, done, iterator)
+            if self.on_step is not None:
+                self.on_step(done)
+        if store is not None and store.latest_step() != done:
+            self._save(store, done, iterator)
+
+    def _read(self, allowed: int) -> float | None:
+        """Wait until at most `allowed` steps are under way; stop the run if one of the others failed."""
+        loss = None
+        while len(self.waiting) > allowed:
+            number, batch, report = self.waiting.popleft()
+            loss, ok = map(float, np.asarray(report))
+            if not ok:
+                cause = self.step.explain(self.state, for_device(batch), self.catalogue)
+                raise TrainingError(
+                    f"step {number} of {self.total} (epoch {(number - 1) // self.per_epoch}): "
+                    f"the loss is {loss}; {cause}"
+                )
+        return loss
+
+    def _end_epoch(self, done: int) -> None:
+        number = len(self.history)
+        steps = done - number * self.per_epoch
+        loss = float(self.state["loss_sum"]) / steps
+        found = None
+        if self.evaluator is not None:
+            self.reporter.note("validating")
+            found = self.evaluator.evaluate(self._model(self.state["params"]))
+        before = [epoch.validation for epoch in self.history if epoch.best and epoch.validation is not None]
+        best = found is None or not before or _quality(found) > _quality(before[-1])
+        if best:
+            # Copied, because the next step takes the buffers over.
+            self.best = jnp.copy(self.state["params"])
+        self.history.append(
+            Epoch(number=number, step=done, loss=loss, seconds=self.epoch_s, validation=found, best=best)
+        )
+        self.state["loss_sum"] = jnp.zeros((), jnp.float32)
+        self.epoch_s = 0.0
+        self.reporter.epoch(self.history[-1])
+
+    def _model(self, vector: jax.Array) -> Any:
+        return self.parameters.merge(self.parameters.split(vector))
+
+    def _patience_is_over(self) -> bool:
+        bests = [epoch.number for epoch in self.history if epoch.best]
+        waited = len(self.history) - 1 - bests[-1] if bests else 0
+        return 0 < self.config.patience <= waited
+
+    def _identity(self) -> dict[str, Any]:
+        """What must not change between a run and its resumption."""
+        training = self.config.to_json()
+        for name in ("checkpoint_dir", "checkpoint_interval", "checkpoints_kept", "workers"):
+            del training[name]
+        return {
+            "model": {
+                k: list(v) if isinstance(v, tuple) else v for k, v in self.model_config.to_json().items()
+            },
+            "training": training,
+            "schema": self.schema.to_json(),
+            "data": {"name": self.dataset.name, "rows": int((self.dataset.impressions.split == TRAIN).sum())},
+        }
+
+    def _arrays(self) -> dict[str, Any]:
+        state = {**self.state, "optimiser": named_leaves(self.state["optimiser"])}
+        return {"state": state, "best": self.parameters.split(self.best)}
+
+    def _save(self, store: CheckpointStore, done: int, iterator: Any) -> None:
+        if store.latest_step() == done:
+            return
+        notes = {
+            "identity": self._identity(),
+            "history": [epoch.to_json() for epoch in self.history],
+            "data": iterator.get_state(),
+        }
+        store.save(done, self._arrays(), notes)
+
+    def _resume(self, iterator: Any, store: CheckpointStore) -> int:
+        notes = store.notes()
+        if notes is None:
+            return 0
+        mine, theirs = self._identity(), notes["identity"]
+        if changed := [f"{part}.{name}" for part in mine for name in _differences(mine[part], theirs[part])]:
+            raise TrainingError(
+                f"{store.directory} holds another run: {', '.join(changed)} differ. "
+                "Give the configs and data that it was started with, or another checkpoint_dir."
+            )
+        restored = store.restore(self._arrays())
+        assert restored is not None
+        state = jax.tree.map(jnp.asarray, restored.arrays["state"])
+        leaves = state["optimiser"]
+        names = named_leaves(self.state["optimiser"])
+        structure = jax.tree.structure(self.state["optimiser"])
+        self.state: TrainState = {
+            **state,
+            "optimiser": jax.tree.unflatten(structure, [leaves[name] for name in names]),
+        }
+        self.best = self.parameters.join(restored.arrays["best"])
+        self.history = [Epoch.from_json(epoch) for epoch in restored.notes["history"]]
+        iterator.set_state(restored.notes["data"])
+        return restored.step
+
+
+def _check(model: ModelConfig, dataset: Dataset, config: TrainConfig) -> None:
+    if missing := [head for head in model.heads if head not in dataset.heads]:
+        raise ConfigError(f"heads: {dataset.name} has the labels {dataset.heads}, but not {missing}.")
+    if config.head_weights and len(config.head_weights) != len(model.heads):
+        raise ConfigError(
+            f"head_weights: got {len(config.head_weights)} weights for the {len(model.heads)} heads "
+            f"{model.heads}."
+        )
+    if config.softmax_weight and model.architecture != "two_tower":
+        raise ConfigError(
+            f"softmax_weight: {model.architecture!r} has no vector of a user; it trains 'two_tower' only."
+        )
+
+
+def _quality(found: Metrics) -> float:
+    for value in (found.gauc, found.auc):
+        if not math.isnan(value):
+            return value
+    return -math.inf
+
+
+def _log_shares(dataset: Dataset, head: str) -> jax.Array:
+    """Return the log share of each item among the training positives, one added to each count."""
+    rows = dataset.impressions
+    positive = (rows.split == TRAIN) & (np.asarray(rows.label_mask[head]) > 0) & (rows.labels[head] > 0.5)
+    counts = np.bincount(rows.item[positive], minlength=dataset.n_items) + 1.0
+    return jnp.asarray(np.log(counts / counts.sum()), jnp.float32)
+
+
+def _differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    return sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))

@@ -1,0 +1,78 @@
+"""What a person sees of a training run."""
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from aif_jax.training.loop import Epoch
+
+
+class Reporter:
+    """A progress bar with loss, speed and time left, and a line for each epoch.
+
+    Args:
+        shown: whether to show anything.
+        title: what is trained on what.
+    """
+
+    def __init__(self, shown: bool, title: str) -> None:
+        self._title = title
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}"),
+            TextColumn("{task.fields[rate]} examples/s"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+            disable=not shown,
+            transient=True,
+            refresh_per_second=4,
+        )
+        self._task: TaskID | None = None
+        self._shown = shown
+        self._examples = 0
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def start(self, total: int, done: int) -> None:
+        """Show the bar of a run of `total` steps, `done` of which were made before."""
+        self._task = self._progress.add_task(
+            self._title, total=total, completed=done, loss="-", rate="-", note="compiling"
+        )
+
+    def advance(self, examples: int, loss: float | None) -> None:
+        """Count a step of some examples; `loss` is that of a step a little earlier."""
+        if self._task is None or not self._shown:
+            return
+        self._examples += examples
+        self._progress.advance(self._task)
+        if loss is not None:
+            elapsed = self._progress.tasks[0].elapsed or 0.0
+            rate = f"{self._examples / elapsed:,.0f}" if elapsed else "-"
+            self._progress.update(self._task, loss=f"{loss:.4f}", rate=rate, note="")
+
+    def note(self, words: str) -> None:
+        """Show what is going on beside the steps."""
+        if self._task is not None:
+            self._progress.update(self._task, note=words)
+
+    def epoch(self, epoch: "Epoch") -> None:
+        """Print what an epoch gave."""
+        if not self._shown:
+            return
+        line = f"{self._title}: epoch {epoch.number}, loss {epoch.loss:.4f}"
+        if epoch.validation is not None:
+            line += f", validation AUC {epoch.validation.auc:.4f}, GAUC {epoch.validation.gauc:.4f}"
+        self._progress.console.print(f"{line}, {epoch.seconds:.1f} s" + (" (best)" if epoch.best else ""))

@@ -1,0 +1,53 @@
+import jax
+import pytest
+
+from aif_jax.config import ModelConfig
+from aif_jax.data import load
+from aif_jax.training.config import TrainConfig
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compile_once(tmp_path_factory):
+    """Runs of one config compile the same programs: the second finds them on disk."""
+    before = {
+        name: getattr(jax.config, name)
+        for name in (
+            "jax_compilation_cache_dir",
+            "jax_persistent_cache_min_compile_time_secs",
+            "jax_persistent_cache_min_entry_size_bytes",
+        )
+    }
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="session")
+def dataset():
+    return load("synthetic:small", content_width=8)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A model whose step compiles fast: no sequences."""
+    return ModelConfig(
+        architecture="cold",
+        blocks=("profile_item", "context", "pair"),
+        width=8,
+        embedding_width=4,
+        hidden=8,
+        head_layers=(4,),
+        item_layers=(8,),
+        short_length=4,
+        long_length=8,
+        content_width=8,
+        heads=("ctr",),
+    )
+
+
+@pytest.fixture(scope="session")
+def brief():
+    return TrainConfig(batch_size=16, group=8, learning_rate=5e-3, warmup_steps=2, patience=0)

@@ -1,0 +1,169 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from aif_jax.config import ModelConfig
+from aif_jax.errors import ConfigError, TrainingError
+from aif_jax.features import Numeric
+from aif_jax.training.evaluate import evaluate
+from aif_jax.training.floors import floors
+from aif_jax.training.loop import Epoch, train
+from aif_jax.training.parameters import Parameters
+
+
+class Crash(Exception):
+    pass
+
+
+def crash_after(limit):
+    def on_step(done):
+        if done == limit:
+            raise Crash
+
+    return on_step
+
+
+def weights(result):
+    return {name: np.asarray(value) for name, value in Parameters(result.model).initial.items()}
+
+
+def assert_same_weights(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_a_run_that_crashed_twice_reaches_the_weights_of_one_that_did_not(dataset, tiny, brief, tmp_path):
+    steps = []
+    straight = train(tiny, dataset, brief.replace(epochs=2), progress=False, on_step=steps.append)
+    per_epoch = straight.history[0].step
+    assert straight.steps == steps[-1] == 2 * per_epoch
+
+    # Once in the middle of the first epoch, two steps after a checkpoint, and once in the second.
+    config = brief.replace(epochs=2, checkpoint_dir=str(tmp_path), checkpoint_interval=3)
+    for crash in (5, per_epoch + 4):
+        with pytest.raises(Crash):
+            train(tiny, dataset, config, progress=False, on_step=crash_after(crash))
+    made = []
+    resumed = train(tiny, dataset, config, progress=False, on_step=made.append)
+    assert made[0] == (per_epoch + 4) // 3 * 3 + 1, "the last checkpoint is where it goes on"
+
+    assert_same_weights(weights(straight), weights(resumed))
+    assert [(e.loss, e.validation) for e in straight.history] == [
+        (e.loss, e.validation) for e in resumed.history
+    ]
+
+    # A finished run is read back without a step.
+    again = train(tiny, dataset, config, progress=False, on_step=crash_after(1))
+    assert_same_weights(weights(straight), weights(again))
+
+    with pytest.raises(TrainingError, match=r"holds another run: training\.learning_rate differ"):
+        train(tiny, dataset, config.replace(learning_rate=1e-4), progress=False)
+
+
+def test_training_lifts_validation_over_the_floor_and_the_untrained_model(dataset, tiny, brief):
+    result = train(tiny, dataset, brief.replace(epochs=6, learning_rate=1e-2), progress=False)
+    floor = floors(dataset, "validation", heads=("ctr",))["item mean + user bias"]
+    untrained = evaluate(Parameters(result.model).merge(_initial(result)), dataset, "validation", hit_lists=0)
+    assert result.metrics.auc > floor.auc + 0.05
+    assert result.metrics.auc > untrained.auc + 0.05
+    assert result.metrics.log_loss < floor.log_loss
+
+
+def _initial(result):
+    from aif_jax.models import build_model
+
+    return Parameters(build_model(result.model.config, result.schema, seed=0)).initial
+
+
+def test_the_best_epoch_is_kept_and_patience_ends_the_run(dataset, tiny, brief):
+    # At this rate the model is soon worse than it was.
+    config = brief.replace(epochs=12, learning_rate=0.1, patience=2, final_rate=1.0, seed=1)
+    result = train(tiny, dataset, config, progress=False)
+    gauc = [epoch.validation.gauc for epoch in result.history]
+    assert len(gauc) < 12
+    best = int(np.argmax(gauc))
+    assert best == len(gauc) - 3, "two epochs without a better one"
+    assert [e.number for e in result.history if e.best][-1] == best
+    again = evaluate(result.model, dataset, "validation", hit_lists=0, group=8, batch_size=16)
+    np.testing.assert_allclose(again.gauc, gauc[best], atol=1e-6)
+    assert result.metrics.gauc == gauc[best]
+    for epoch in result.history:
+        assert Epoch.from_json(epoch.to_json()) == epoch
+
+
+def with_broken_numeric(dataset):
+    """The user feature `activity` comes out of its encoding as NaN, as a wrong mean would make it."""
+    user = tuple(
+        dataclasses.replace(f, mean=float("nan"), std=1.0) if isinstance(f, Numeric) else f
+        for f in dataset.schema.user
+    )
+    (broken,) = [f.name for f in user if isinstance(f, Numeric)]
+    return dataclasses.replace(dataset, schema=dataclasses.replace(dataset.schema, user=user)), broken
+
+
+def test_nan_in_a_feature_stops_the_run_and_is_named(dataset, tiny, brief):
+    broken, name = with_broken_numeric(dataset)
+    with pytest.raises(
+        TrainingError, match=rf"step 1 of .*not finite in the batch: input user\.{name} \(16 of 32"
+    ):
+        train(tiny, broken, brief, progress=False)
+
+
+def test_an_overflowing_learning_rate_stops_the_run_and_names_the_gradient(dataset, tiny, brief):
+    with pytest.raises(
+        TrainingError, match=r"step \d+ of .*gradient of .*largest weight is .*Lower learning_rate"
+    ):
+        train(tiny, dataset, brief.replace(learning_rate=1e30, warmup_steps=0), progress=False)
+
+
+@pytest.mark.parametrize("architecture", ["aif", "exact", "two_tower"])
+def test_every_architecture_trains_by_the_same_loop(dataset, tiny, brief, architecture):
+    config = tiny.replace(
+        architecture=architecture,
+        blocks=ModelConfig().blocks,
+        heads=("ctr", "like"),
+        signature_bits=64,
+        bridges=2,
+        sim_slots=4,
+        sim_width=4,
+        value_width=4,
+        tier_edges=(0.0, 0.5),
+    )
+    training = brief.replace(epochs=8 if architecture == "two_tower" else 2, max_steps=20)
+    result = train(config, dataset, training, progress=False)
+    assert result.history[-1].loss < result.history[0].loss
+    assert set(result.metrics.heads) == {"ctr", "like"}
+
+
+def test_two_tower_learns_from_the_in_batch_softmax_too(dataset, tiny, brief):
+    config = tiny.replace(architecture="two_tower")
+    with_it, without = (
+        train(config, dataset, brief.replace(max_steps=4, softmax_weight=weight), progress=False)
+        for weight in (1.0, 0.0)
+    )
+    assert with_it.history[0].loss > without.history[0].loss + 0.5, (
+        "a softmax over 16 rows costs about log 16"
+    )
+    a, b = weights(with_it), weights(without)
+    assert any((a[name] != b[name]).any() for name in a)
+
+
+@pytest.mark.parametrize(
+    ("model", "training", "words"),
+    [
+        ({"heads": ("buy",), "score": "buy"}, {}, r"heads.*not \['buy'\]"),
+        ({}, {"head_weights": (1.0, 2.0)}, "head_weights: got 2 weights for the 1 heads"),
+        ({}, {"softmax_weight": 1.0}, "trains 'two_tower' only"),
+        ({}, {"negatives": 2}, "none of the pair features"),
+        (
+            {"architecture": "aif", "blocks": ("simtier",)},
+            {"long_buckets": (4, 99)},
+            "beyond the model's long_length",
+        ),
+    ],
+)
+def test_configs_that_do_not_fit_are_refused(dataset, tiny, brief, model, training, words):
+    with pytest.raises(ConfigError, match=words):
+        train(tiny.replace(**{"score": "ctr", **model}), dataset, brief.replace(**training), progress=False)

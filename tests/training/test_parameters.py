@@ -1,0 +1,49 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from aif_jax.errors import ConfigError
+from aif_jax.training.parameters import Parameters, non_finite
+
+
+class Toy(nnx.Module):
+    def __init__(self, dtype=jnp.float32):
+        self.scale = nnx.Param(jnp.float32(2.0))
+        self.table_genre = nnx.Param(jnp.arange(6, dtype=dtype).reshape(3, 2))
+        self.layer = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+
+    def __call__(self, row):
+        return self.layer(self.table_genre[...][row]) * self.scale[...]
+
+
+def test_a_model_survives_being_taken_apart():
+    model = Toy()
+    parameters = Parameters(model)
+    assert set(parameters.initial) == {"scale", "table_genre", "layer.kernel", "layer.bias"}
+    vector = parameters.join(parameters.initial)
+    assert vector.shape == (1 + 6 + 6 + 3,)
+    again = parameters.split(vector)
+    for name, value in parameters.initial.items():
+        np.testing.assert_array_equal(again[name], value)
+    np.testing.assert_array_equal(parameters.merge(again)(1), model(1))
+    doubled = parameters.merge({**again, "scale": jnp.float32(4.0)})
+    np.testing.assert_allclose(doubled(1), 2 * model(1))
+
+
+def test_the_vector_is_in_order_of_kind():
+    parameters = Parameters(Toy())
+    assert (parameters.dense, parameters.embedding) == (6, 6)
+    marked = parameters.split(jnp.arange(16.0))
+    np.testing.assert_array_equal(np.sort(marked["layer.kernel"].ravel()), np.arange(6))
+    np.testing.assert_array_equal(np.sort(marked["table_genre"].ravel()), np.arange(6, 12))
+
+
+def test_a_weight_of_another_dtype_is_refused_by_name():
+    with pytest.raises(ConfigError, match="table_genre is bfloat16"):
+        Parameters(Toy(jnp.bfloat16))
+
+
+def test_non_finite_names_and_counts():
+    tree = {"a": np.array([1.0, np.nan, np.inf], np.float32), "b": np.array([1, 2]), "c": {"d": np.zeros(2)}}
+    assert non_finite(tree) == ["a (2 of 3 values)"]

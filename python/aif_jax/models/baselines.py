@@ -17,7 +17,9 @@ from aif_jax.errors import ConfigError
 from aif_jax.features import Schema
 from aif_jax.models.aif import Aif, Tower, UserSide
 from aif_jax.models.bridge import Bridges
-from aif_jax.models.layers import attend, masked_softmax
+from aif_jax.models.initial import constant, linear
+from aif_jax.models.layers import attend
+from aif_jax.models.long_sequence import softmax_attention
 from aif_jax.models.score import score_of
 from aif_jax.models.tiers import float_tiers
 from aif_jax.types import Columns
@@ -34,7 +36,7 @@ class Exact(Aif):
     def __init__(self, config: ModelConfig, schema: Schema, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, schema, rngs=rngs)
         # Cosines are small; softmax over them starts at a temperature at which it can tell them apart.
-        self.sharpness = nnx.Param(jnp.float32(8.0)) if "long_attention" in self.blocks else None
+        self.sharpness = constant(8.0) if "long_attention" in self.blocks else None
 
     @property
     def item_columns(self) -> tuple[str, ...]:
@@ -48,16 +50,13 @@ class Exact(Aif):
     def _keys_attention(self, e: jax.Array, side: UserSide) -> jax.Array:
         return attend(e, side.keys, side.key_mask)
 
-    def _similarity(self, item: Mapping[str, jax.Array], side: UserSide) -> jax.Array:
-        return jnp.einsum("bgm,blm->bgl", item["content"], side.long["content"])
-
     def _long_attention(self, item: Mapping[str, jax.Array], side: UserSide, value: jax.Array) -> jax.Array:
         assert self.sharpness is not None
-        logits = self.sharpness[...] * self._similarity(item, side)
-        return masked_softmax(logits, side.counted[:, None]) @ value
+        theirs = side.long["content"]
+        return softmax_attention(item["content"], theirs, value, side.counted, self.sharpness[...])
 
     def _tier_counts(self, item: Mapping[str, jax.Array], side: UserSide) -> jax.Array:
-        similarity = jax.lax.stop_gradient(self._similarity(item, side))
+        similarity = jnp.einsum("bgm,blm->bgl", item["content"], side.long["content"])
         return float_tiers(similarity, side.channel, self.config.tier_edges, side.lengths.shape[-1])
 
 
@@ -66,8 +65,8 @@ class TwoTower(Tower):
 
     def __init__(self, config: ModelConfig, schema: Schema, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, schema, rngs=rngs)
-        self.project = nnx.Linear(config.width, config.width * len(config.heads), rngs=rngs)
-        self.bias = nnx.Param(jnp.zeros(len(config.heads)))
+        self.project = linear(config.width, config.width * len(config.heads), rngs=rngs)
+        self.bias = constant(0.0, (len(config.heads),))
 
     def __call__(
         self,

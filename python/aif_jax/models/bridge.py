@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from aif_jax.models.initial import normal
 from aif_jax.models.layers import attend
 
 
@@ -16,7 +17,7 @@ class Bridges(nnx.Module):
     """
 
     def __init__(self, bridges: int, width: int, *, rngs: nnx.Rngs) -> None:
-        self.vectors = nnx.Param(jax.random.normal(rngs.params(), (bridges, width)))
+        self.vectors = normal((bridges, width), 1.0, rngs=rngs)
 
     def user(self, keys: jax.Array, mask: jax.Array) -> jax.Array:
         """Return ``V_u = softmax(B Kᵀ/√d) K`` ``[..., n, d]`` of keys ``[..., K, d]`` under their mask."""

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from aif_jax.features import Categorical, Feature, MultiValued, Numeric
+from aif_jax.models.initial import normal
 
 
 class FeatureEmbedder(nnx.Module):
@@ -26,11 +27,10 @@ class FeatureEmbedder(nnx.Module):
         self.kinds = tuple((feature.name, type(feature)) for feature in features)
         self.shapes = tuple(feature.shape for feature in features)
         self.width = sum(2 if isinstance(feature, Numeric) else embedding_width for feature in features)
-        scale = 1.0 / embedding_width**0.5
         for feature in features:
             if not isinstance(feature, Numeric):
-                table = scale * jax.random.normal(rngs.params(), (feature.size, embedding_width))
-                setattr(self, f"table_{feature.name}", nnx.Param(table))
+                table = normal((feature.size, embedding_width), embedding_width**-0.5, rngs=rngs)
+                setattr(self, f"table_{feature.name}", table)
 
     def __call__(self, inputs: Mapping[str, jax.Array]) -> jax.Array:
         """Map encoded features ``{name: [..., *feature.shape]}`` to ``[..., width]``."""

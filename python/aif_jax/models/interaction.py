@@ -14,6 +14,7 @@ from flax import nnx
 from aif_jax.config import ModelConfig
 from aif_jax.features import Schema
 from aif_jax.models.embedder import FeatureEmbedder
+from aif_jax.models.initial import constant, linear
 from aif_jax.models.layers import ordered_product
 
 
@@ -33,8 +34,8 @@ class FirstLayer(nnx.Module):
         self, config: ModelConfig, schema: Schema, blocks: frozenset[str], *, rngs: nnx.Rngs
     ) -> None:
         h = config.hidden
-        self.user = nnx.Linear(config.width, h, rngs=rngs)  # its bias is the layer's
-        self.item = nnx.Linear(config.width, h, use_bias=False, rngs=rngs)
+        self.user = linear(config.width, h, rngs=rngs)  # its bias is the layer's
+        self.item = linear(config.width, h, use_bias=False, rngs=rngs)
         width = config.embedding_width
         self.embed_context = (
             FeatureEmbedder(schema.context, width, rngs=rngs) if "context" in blocks else None
@@ -51,8 +52,8 @@ class FirstLayer(nnx.Module):
         }
         for block, width in widths.items():
             if block in blocks:
-                setattr(self, block, nnx.Linear(width, h, use_bias=False, rngs=rngs))
-                setattr(self, f"absent_{block}", nnx.Param(jnp.zeros(h)))
+                setattr(self, block, linear(width, h, use_bias=False, rngs=rngs))
+                setattr(self, f"absent_{block}", constant(0.0, (h,)))
 
     def weight(self, block: str) -> jax.Array:
         """Return a block's weight ``[n_in, h]``."""
@@ -85,8 +86,8 @@ class Heads(nnx.Module):
         sizes = (config.hidden, *config.head_layers)
         self.depth = len(sizes) - 1
         for number, (n_in, n_out) in enumerate(pairwise(sizes)):
-            setattr(self, f"layer_{number}", nnx.Linear(n_in, n_out, rngs=rngs))
-        self.out = nnx.Linear(sizes[-1], len(config.heads), rngs=rngs)
+            setattr(self, f"layer_{number}", linear(n_in, n_out, rngs=rngs))
+        self.out = linear(sizes[-1], len(config.heads), rngs=rngs)
 
     def __call__(self, first: jax.Array) -> jax.Array:
         """Map ``[..., h]`` to logits ``[..., n_heads]``."""
@@ -106,8 +107,8 @@ class TrainOnly(nnx.Module):
 
     def __init__(self, config: ModelConfig, schema: Schema, *, rngs: nnx.Rngs) -> None:
         self.embed = FeatureEmbedder(schema.train_only, config.embedding_width, rngs=rngs)
-        self.linear = nnx.Linear(self.embed.width, len(config.heads), use_bias=False, rngs=rngs)
-        self.absent = nnx.Param(jnp.zeros(len(config.heads)))
+        self.linear = linear(self.embed.width, len(config.heads), use_bias=False, rngs=rngs)
+        self.absent = constant(0.0, (len(config.heads),))
 
     def __call__(self, inputs: Mapping[str, jax.Array], kept: jax.Array) -> jax.Array:
         """Return the term ``[B, G, n_heads]``; ``kept`` is bool ``[B]``."""

@@ -9,6 +9,7 @@ from flax import nnx
 from aif_jax.config import ModelConfig
 from aif_jax.features import Schema
 from aif_jax.models.embedder import FeatureEmbedder
+from aif_jax.models.initial import linear
 from aif_jax.models.layers import Mlp
 
 
@@ -30,8 +31,8 @@ class ItemModule(nnx.Module):
         self.mlp = Mlp((n_in, *config.item_layers, config.width), rngs=rngs)
         tokens = blocks & {"self_attention", "profile_attention", "bridge"}
         values = blocks & {"bridge", "long_attention", "sim_hard"}
-        self.as_token = nnx.Linear(n_in, config.width, rngs=rngs) if tokens else None
-        self.as_value = nnx.Linear(n_in, config.value_width, rngs=rngs) if values else None
+        self.as_token = linear(n_in, config.width, rngs=rngs) if tokens else None
+        self.as_value = linear(n_in, config.value_width, rngs=rngs) if values else None
 
     def __call__(self, inputs: Mapping[str, jax.Array]) -> jax.Array:
         """Return ``e`` ``[..., d]`` of items.

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from aif_jax.models.initial import linear
+
 _TINY = 1e-30
 """Stands in for a sum of weights that is zero, so that nothing attended to gives zeros and not NaN."""
 
@@ -22,7 +24,7 @@ class Mlp(nnx.Module):
     def __init__(self, sizes: Sequence[int], *, rngs: nnx.Rngs) -> None:
         self.depth = len(sizes) - 1
         for number, (n_in, n_out) in enumerate(pairwise(sizes)):
-            setattr(self, f"layer_{number}", nnx.Linear(n_in, n_out, rngs=rngs))
+            setattr(self, f"layer_{number}", linear(n_in, n_out, rngs=rngs))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map ``[..., sizes[0]]`` to ``[..., sizes[-1]]``."""

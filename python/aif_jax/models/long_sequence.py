@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from aif_jax.kernels import group_codes
+from aif_jax.models.initial import constant
+from aif_jax.models.layers import masked_softmax
 
 SIGN_BITS = 4
 """Sign bits a table row stands for: tables of 16 rows stay in the L2 cache, tables of 256 do not."""
@@ -24,8 +26,8 @@ class BehaviourValues(nnx.Module):
     """``Y = y_item * gate[type] + bias[type]``: what a behaviour says depends on its kind."""
 
     def __init__(self, types: int, width: int) -> None:
-        self.gate = nnx.Param(jnp.ones((types, width)))
-        self.bias = nnx.Param(jnp.zeros((types, width)))
+        self.gate = constant(1.0, (types, width))
+        self.bias = constant(0.0, (types, width))
 
     def __call__(self, value: jax.Array, kind: jax.Array) -> jax.Array:
         """Return ``Y`` ``[..., d_v]``, zeros where ``kind`` (int32 ``[...]``) is -1."""
@@ -63,6 +65,21 @@ def linear_factor(behaviour_content: jax.Array, value: jax.Array, counted: jax.A
     """Return ``M_u`` ``[B, d_m, d_v]``: `linear_attention` is ``content @ M_u``."""
     value, n = _counted(value, counted)
     return jnp.einsum("blm,blv->bmv", behaviour_content, value) / n
+
+
+def softmax_attention(
+    content: jax.Array,
+    behaviour_content: jax.Array,
+    value: jax.Array,
+    counted: jax.Array,
+    sharpness: jax.Array,
+) -> jax.Array:
+    """Return ``Σ_l softmax_l(sharpness · m_i·m_l) Y_l`` ``[B, G, d_v]``, what the kinds above approximate.
+
+    Arguments as of `linear_attention`; ``sharpness`` is a scalar, the inverse of a temperature.
+    """
+    logits = sharpness * jnp.einsum("bgm,blm->bgl", content, behaviour_content)
+    return masked_softmax(logits, counted[:, None]) @ value
 
 
 def sign_attention(

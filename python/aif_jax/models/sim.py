@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from aif_jax.models.initial import linear
+
 FIRST_CATEGORY = 2
 """Encoded categories from here on name something: 0 is missing, and unknown ones (1) need not be the same."""
 
@@ -66,7 +68,7 @@ class CategoryPool(nnx.Module):
     """``G_u = relu([mean value, share of the history] W + b)`` for the behaviours of each slot's category."""
 
     def __init__(self, value_width: int, sim_width: int, *, rngs: nnx.Rngs) -> None:
-        self.linear = nnx.Linear(value_width + 1, sim_width, rngs=rngs)
+        self.linear = linear(value_width + 1, sim_width, rngs=rngs)
 
     def __call__(self, value: jax.Array, category: jax.Array, valid: jax.Array, slot: jax.Array) -> jax.Array:
         """Pool a history by category.

@@ -12,6 +12,7 @@ from aif_jax.errors import ConfigError
 from aif_jax.features import Schema
 from aif_jax.models.blocks import Keep, shown
 from aif_jax.models.embedder import FeatureEmbedder
+from aif_jax.models.initial import constant, linear, normal
 from aif_jax.models.layers import Mlp, attend, masked_mean
 
 
@@ -40,24 +41,24 @@ class UserModule(nnx.Module):
     def __init__(
         self, config: ModelConfig, schema: Schema, blocks: frozenset[str], *, rngs: nnx.Rngs
     ) -> None:
-        d, scale = config.width, 1.0 / config.width**0.5
+        d = config.width
         self.short_length = config.short_length
         self.embed = FeatureEmbedder(schema.user, config.embedding_width, rngs=rngs) if schema.user else None
-        self.profile = None if self.embed is None else nnx.Linear(self.embed.width, d, rngs=rngs)
+        self.profile = None if self.embed is None else linear(self.embed.width, d, rngs=rngs)
         # Without user features everybody has the same profile, which is still a token to attend to.
-        self.anyone = nnx.Param(jax.random.normal(rngs.params(), (d,))) if self.embed is None else None
+        self.anyone = normal((d,), 1.0, rngs=rngs) if self.embed is None else None
 
         def vectors(n: int) -> nnx.Param:
-            return nnx.Param(scale * jax.random.normal(rngs.params(), (n, d)))
+            return normal((n, d), d**-0.5, rngs=rngs)
 
         attends = blocks & {"self_attention", "profile_attention"}
         reads = attends or "bridge" in blocks
         self.types = vectors(len(schema.behaviour_types)) if reads else None
         self.positions = vectors(config.short_length) if reads else None
         self.ffn = Mlp((d, 2 * d, d), rngs=rngs) if "self_attention" in blocks else None
-        self.absent_self_attention = nnx.Param(jnp.zeros(d)) if "self_attention" in blocks else None
-        self.absent_profile_attention = nnx.Param(jnp.zeros(d)) if "profile_attention" in blocks else None
-        self.summary = nnx.Linear(config.value_width, d, rngs=rngs) if "bridge" in blocks else None
+        self.absent_self_attention = constant(0.0, (d,)) if "self_attention" in blocks else None
+        self.absent_profile_attention = constant(0.0, (d,)) if "profile_attention" in blocks else None
+        self.summary = linear(config.value_width, d, rngs=rngs) if "bridge" in blocks else None
         self.out = Mlp(((1 + len(attends)) * d, 2 * d, d), rngs=rngs)
 
     def __call__(

@@ -1,5 +1,553 @@
-use pyo3::prelude::*;
+//! `Scheduler` for Python: checks, conversion, and what becomes of futures.
+//!
+//! Who holds the GIL when: `submit`, `stats` and the like keep it, since they take no lock for longer than
+//! a push; everything that waits releases it. No thread takes the GIL while it holds a lock of the core,
+//! so the two cannot deadlock. Workers own one thread state each for life, so `threading.local`
+//! keeps its values from task to task, and attach only to run a task and to leave.
 
-pub(crate) fn register(_module: &Bound<'_, PyModule>) -> PyResult<()> {
+use crate::errors::{detached, panic_text, raise, to_py};
+use aif_core::sched::{
+    self, Config, End, Job, Lane, LaneStats, Signal, Target, Ticket, Times, Turn, current_lane,
+    thread_name,
+};
+use pyo3::exceptions::{PyRuntimeWarning, PyTimeoutError, PyTypeError};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyCFunction, PyDict, PyList, PyString, PyTuple, PyType};
+use std::ffi::CString;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How often a thread that waits for the workers looks for Ctrl-C.
+const SIGNALS_EVERY: Duration = Duration::from_millis(50);
+
+/// `concurrent.futures.Future`.
+fn future_class(py: Python<'_>) -> PyResult<&Bound<'_, PyType>> {
+    static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    CLASS.import(py, "concurrent.futures", "Future")
+}
+
+/// A copy of the context variables as they are now.
+fn copy_context(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    static COPY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    COPY.import(py, "contextvars", "copy_context")?.call0()
+}
+
+/// `time.perf_counter()` at `anchor`, in microseconds: measured, since the two clocks need not be one.
+fn perf_counter_us(py: Python<'_>, anchor: Instant) -> PyResult<f64> {
+    let clock = py.import("time")?.getattr("perf_counter")?;
+    let mut best = (Duration::MAX, 0.0);
+    for _ in 0..5 {
+        let before = Instant::now();
+        let seconds: f64 = clock.call0()?.extract()?;
+        let width = before.elapsed();
+        if width < best.0 {
+            let middle = before + width / 2;
+            best = (width, (seconds - (middle - anchor).as_secs_f64()) * 1e6);
+        }
+    }
+    Ok(best.1)
+}
+
+/// The time that `ms` milliseconds mean; none if they are none, or more than a clock can count.
+fn duration(py: Python<'_>, name: &str, ms: Option<f64>) -> PyResult<Option<Duration>> {
+    match ms {
+        Some(ms) if ms.is_nan() => Err(raise(
+            py,
+            "RequestError",
+            format!("{name} is not a number; give milliseconds, or None for no limit"),
+        )),
+        Some(ms) if ms <= 0.0 => Ok(Some(Duration::ZERO)),
+        Some(ms) => Ok(Duration::try_from_secs_f64(ms / 1e3).ok()),
+        None => Ok(None),
+    }
+}
+
+/// What a job needs from Python. Only ever dropped while attached.
+struct Call {
+    future: Py<PyAny>,
+    context: Py<PyAny>,
+    /// The function and its arguments.
+    bound: Py<PyTuple>,
+}
+
+impl Call {
+    fn into_job(self) -> Job {
+        Box::new(move |turn| {
+            let mut slot = Some((self, turn));
+            let end =
+                Python::try_attach(|py| slot.take().map(|(call, turn)| call.take_turn(py, turn)));
+            // Without an interpreter nobody waits for the future, and nothing of Python's may be touched.
+            std::mem::forget(slot);
+            end.flatten().unwrap_or(End::Cancelled)
+        })
+    }
+
+    fn take_turn(self, py: Python<'_>, turn: Turn) -> End {
+        let future = self.future.bind(py).clone();
+        let end = match turn {
+            Turn::Run => self.run(py),
+            Turn::Expired(error) => claim(&future).and_then(|claimed| {
+                if claimed {
+                    set_exception(&future, to_py(py, &error))?;
+                }
+                Ok(End::Cancelled)
+            }),
+            Turn::Cancelled => claim(&future).map(|_| End::Cancelled),
+            Turn::Stopped => future
+                .call_method0(intern!(py, "cancel"))
+                .and_then(|_| claim(&future))
+                .map(|_| End::Cancelled),
+        };
+        end.unwrap_or_else(|error| {
+            // Somebody else has set this future, which is theirs to explain; the worker goes on.
+            error.write_unraisable(py, Some(&future));
+            End::Failed
+        })
+    }
+
+    fn run(self, py: Python<'_>) -> PyResult<End> {
+        let Self {
+            future,
+            context,
+            bound,
+        } = self;
+        let future = future.into_bound(py);
+        if !claim(&future)? {
+            return Ok(End::Cancelled);
+        }
+        // A Rust panic inside the function surfaces here as a panic again, past every `Result`.
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            context
+                .bind(py)
+                .call_method1(intern!(py, "run"), bound.bind(py))
+        }));
+        // Before the result is out, so that whoever has it finds the arguments released.
+        bound.drop_ref(py);
+        context.drop_ref(py);
+        match result {
+            Ok(Ok(value)) => {
+                future.call_method1(intern!(py, "set_result"), (value,))?;
+                Ok(End::Completed)
+            }
+            Ok(Err(error)) => {
+                set_exception(&future, error)?;
+                Ok(End::Failed)
+            }
+            Err(panic) => {
+                let said = panic_text(&*panic);
+                let error = raise(
+                    py,
+                    "SchedulerError",
+                    format!("native code that the task called panicked: {said}"),
+                );
+                set_exception(&future, error)?;
+                resume_unwind(panic)
+            }
+        }
+    }
+}
+
+/// Marks the future as running; false if it was cancelled, of which those who wait for it are told.
+fn claim(future: &Bound<'_, PyAny>) -> PyResult<bool> {
+    future
+        .call_method0(intern!(future.py(), "set_running_or_notify_cancel"))?
+        .extract()
+}
+
+fn set_exception(future: &Bound<'_, PyAny>, error: PyErr) -> PyResult<()> {
+    let py = future.py();
+    future.call_method1(intern!(py, "set_exception"), (error.into_value(py),))?;
     Ok(())
+}
+
+/// The scheduler's side of a future: called when the future is done, which for a queued task means
+/// that it was cancelled, and its place is free at once.
+#[pyclass(frozen, module = "aif_jax._native")]
+struct Task(Ticket);
+
+#[pymethods]
+impl Task {
+    fn __call__(&self, _future: &Bound<'_, PyAny>) {
+        self.0.cancel();
+    }
+}
+
+/// The core scheduler, as owned by the Python object and by its exit hook.
+struct Pool {
+    /// None only while it is being dropped.
+    core: Option<sched::Scheduler>,
+    pid: u32,
+}
+
+impl Pool {
+    fn is_forked(&self) -> bool {
+        std::process::id() != self.pid
+    }
+
+    fn core(&self) -> &sched::Scheduler {
+        self.core.as_ref().expect("taken by drop alone")
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let core = self.core.take();
+        if self.is_forked() {
+            // The threads stayed behind, and locks may be as they left them.
+            std::mem::forget(core);
+            return;
+        }
+        let mut core = Some(core);
+        Python::try_attach(|py| {
+            let core = core.take();
+            py.detach(move || drop(core));
+        });
+        // Without an interpreter the workers cannot be joined: they would wait for it.
+        std::mem::forget(core);
+    }
+}
+
+/// Drops what is queued and joins the workers when the interpreter exits.
+#[pyclass(frozen, module = "aif_jax._native")]
+struct ExitHook(Arc<Pool>);
+
+#[pymethods]
+impl ExitHook {
+    fn __call__(&self, py: Python<'_>) -> PyResult<()> {
+        if self.0.is_forked() {
+            return Ok(());
+        }
+        self.0.core().stop(true);
+        // Not interruptible: a worker left alive would be killed in the middle of finalisation.
+        detached(py, || self.0.core().join(None))?;
+        Ok(())
+    }
+}
+
+/// A thread pool for request graphs. The stub says what each method promises.
+#[pyclass(frozen, weakref, module = "aif_jax._native")]
+struct Scheduler {
+    pool: Arc<Pool>,
+    hook: Mutex<Option<Py<ExitHook>>>,
+    /// `time.perf_counter()` in microseconds when the spans' clock was at 0.
+    clock_us: f64,
+}
+
+impl Drop for Scheduler {
+    fn drop(&mut self) {
+        // What is queued still runs, as with the executors of the standard library; the exit hook joins.
+        if !self.pool.is_forked() {
+            self.pool.core().stop(false);
+        }
+    }
+}
+
+impl Scheduler {
+    /// The core, unless this process is a fork.
+    fn core(&self, py: Python<'_>) -> PyResult<&sched::Scheduler> {
+        if self.pool.is_forked() {
+            return Err(raise(
+                py,
+                "SchedulerError",
+                format!(
+                    "this scheduler was made in process {} and its threads stayed there when process {} was \
+                     forked; make a new Scheduler here, or start processes with the \"spawn\" method",
+                    self.pool.pid,
+                    std::process::id()
+                ),
+            ));
+        }
+        Ok(self.pool.core())
+    }
+
+    fn finish(&self, py: Python<'_>, wait: bool, cancel_futures: bool) -> PyResult<()> {
+        let core = self.core(py)?;
+        if wait && core.is_own_worker() {
+            return Err(raise(
+                py,
+                "SchedulerError",
+                "a task cannot wait for the scheduler that runs it; call shutdown(wait=False) here, or \
+                 shut down from the thread that made the scheduler"
+                    .into(),
+            ));
+        }
+        core.stop(cancel_futures);
+        if !wait {
+            return Ok(());
+        }
+        while !detached(py, || core.join(Some(SIGNALS_EVERY)))? {
+            py.check_signals()?;
+        }
+        let hook = self
+            .hook
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(hook) = hook {
+            py.import("atexit")?.call_method1("unregister", (hook,))?;
+        }
+        Ok(())
+    }
+}
+
+/// A name for a task that was given none.
+fn name_of<'py>(function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyString>> {
+    match function.getattr_opt(intern!(function.py(), "__qualname__"))? {
+        Some(name) if name.is_instance_of::<PyString>() => Ok(name.cast_into()?),
+        _ => function.get_type().name(),
+    }
+}
+
+#[pymethods]
+impl Scheduler {
+    #[new]
+    #[pyo3(signature = (*, blocking_threads = 8, compute_threads = 2, queue_bound = 1024))]
+    fn new(
+        py: Python<'_>,
+        blocking_threads: usize,
+        compute_threads: usize,
+        queue_bound: usize,
+    ) -> PyResult<Self> {
+        let config = Config {
+            blocking_threads,
+            compute_threads,
+            queue_bound,
+            // One thread state for the life of the worker, released while it sleeps.
+            surround: Arc::new(|work: &mut (dyn FnMut() + Send)| {
+                Python::try_attach(|py| py.detach(work));
+            }),
+            ..Config::default()
+        };
+        let core = detached(py, || sched::Scheduler::new(&config))?;
+        let clock_us = perf_counter_us(py, core.anchor())?;
+        let pool = Arc::new(Pool {
+            core: Some(core),
+            pid: std::process::id(),
+        });
+        let hook = Py::new(py, ExitHook(pool.clone()))?;
+        py.import("atexit")?
+            .call_method1("register", (hook.clone_ref(py),))?;
+        Ok(Self {
+            pool,
+            hook: Mutex::new(Some(hook)),
+            clock_us,
+        })
+    }
+
+    #[pyo3(signature = (lane, r#fn, /, *args, deadline_ms = None, name = ""))]
+    fn submit<'py>(
+        &self,
+        py: Python<'py>,
+        lane: &str,
+        r#fn: &Bound<'py, PyAny>,
+        args: &Bound<'py, PyTuple>,
+        deadline_ms: Option<f64>,
+        name: &str,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let core = self.core(py)?;
+        let lane = Lane::from_name(lane).map_err(|error| to_py(py, &error))?;
+        if !r#fn.is_callable() {
+            return Err(PyTypeError::new_err(format!(
+                "submit() takes a lane, a callable and its arguments; {} is not callable",
+                r#fn.repr()?
+            )));
+        }
+        let deadline = duration(py, "deadline_ms", deadline_ms)?
+            .and_then(|given| Instant::now().checked_add(given));
+        let future = future_class(py)?.call0()?;
+        let mut bound = Vec::with_capacity(1 + args.len());
+        bound.push(r#fn.clone());
+        bound.extend(args.iter());
+        let job = Call {
+            future: future.clone().unbind(),
+            context: copy_context(py)?.unbind(),
+            bound: PyTuple::new(py, bound)?.unbind(),
+        }
+        .into_job();
+        let submitted = if name.is_empty() {
+            core.submit(lane, deadline, name_of(r#fn)?.to_str()?, job)
+        } else {
+            core.submit(lane, deadline, name, job)
+        };
+        let task = Bound::new(py, Task(submitted.map_err(|error| to_py(py, &error))?))?;
+        future.setattr(intern!(py, "_aif_task"), &task)?;
+        future.call_method1(intern!(py, "add_done_callback"), (task,))?;
+        Ok(future)
+    }
+
+    #[pyo3(signature = (future, timeout_ms = None))]
+    fn wait<'py>(
+        &self,
+        py: Python<'py>,
+        future: &Bound<'py, PyAny>,
+        timeout_ms: Option<f64>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        self.core(py)?;
+        if !future.is_instance(future_class(py)?)? {
+            return Err(PyTypeError::new_err(format!(
+                "wait() takes a concurrent.futures.Future, was given {}; await an asyncio future instead",
+                future.get_type().name()?
+            )));
+        }
+        let timeout = duration(py, "timeout_ms", timeout_ms)?;
+        let done = || -> PyResult<bool> { future.call_method0(intern!(py, "done"))?.extract() };
+        let result = intern!(py, "result");
+        if current_lane().is_none() {
+            let seconds = timeout.map(|timeout| timeout.as_secs_f64());
+            return match future.call_method1(result, (seconds,)) {
+                // Ours, unless the task itself raised it.
+                Err(error) if error.is_instance_of::<PyTimeoutError>(py) && !done()? => Err(raise(
+                    py,
+                    "DeadlineExceededError",
+                    format!(
+                        "the wait of {} ms was over before the task ended; the task goes on: cancel it if \
+                         nobody needs it, or wait longer",
+                        timeout_ms.unwrap_or_default()
+                    ),
+                )),
+                other => other,
+            };
+        }
+        if !done()? {
+            let task = future.getattr_opt(intern!(py, "_aif_task"))?;
+            if let Some(task) = task.as_ref().and_then(|task| task.cast::<Task>().ok()) {
+                let ticket = &task.get().0;
+                detached(py, || sched::wait(Target::Task(ticket), timeout))?;
+            } else {
+                let signal = Arc::new(Signal::new());
+                let firing = signal.clone();
+                let fire = PyCFunction::new_closure(py, None, None, move |_, _| firing.fire())?;
+                future.call_method1(intern!(py, "add_done_callback"), (fire,))?;
+                detached(py, || sched::wait(Target::Signal(&signal), timeout))?;
+            }
+        }
+        future.call_method1(result, (0,))
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let core = self.core(py)?;
+        let lanes = PyDict::new(py);
+        for lane in Lane::ALL {
+            lanes.set_item(lane.name(), lane_stats(py, &core.stats(lane))?)?;
+        }
+        Ok(lanes)
+    }
+
+    fn trace(&self, py: Python<'_>, enabled: bool) -> PyResult<()> {
+        self.core(py)?.trace(enabled);
+        Ok(())
+    }
+
+    fn take_trace<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let trace = self.core(py)?.take_trace();
+        if trace.lost > 0 {
+            let text = format!(
+                "{} older spans were overwritten before the trace was taken; take it more often",
+                trace.lost
+            );
+            PyErr::warn(
+                py,
+                &py.get_type::<PyRuntimeWarning>(),
+                &CString::new(text)?,
+                1,
+            )?;
+        }
+        let list = PyList::empty(py);
+        let at = |nanos: u64| self.clock_us + nanos as f64 / 1e3;
+        for span in trace.spans {
+            let dict = PyDict::new(py);
+            dict.set_item("name", &*span.name)?;
+            dict.set_item("lane", span.lane.name())?;
+            dict.set_item("thread", thread_name(span.lane, span.thread))?;
+            dict.set_item("queued_us", at(span.queued_ns))?;
+            dict.set_item("start_us", at(span.start_ns))?;
+            dict.set_item("end_us", at(span.end_ns))?;
+            list.append(dict)?;
+        }
+        Ok(list)
+    }
+
+    #[pyo3(signature = (wait = true, *, cancel_futures = false))]
+    fn shutdown(&self, py: Python<'_>, wait: bool, cancel_futures: bool) -> PyResult<()> {
+        self.finish(py, wait, cancel_futures)
+    }
+
+    fn __enter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    #[pyo3(signature = (*_exception))]
+    fn __exit__(&self, py: Python<'_>, _exception: &Bound<'_, PyTuple>) -> PyResult<()> {
+        self.finish(py, true, false)
+    }
+
+    fn __repr__(&self) -> String {
+        if self.pool.is_forked() {
+            return format!(
+                "<Scheduler of process {}, unusable after a fork>",
+                self.pool.pid
+            );
+        }
+        let core = self.pool.core();
+        let lanes = Lane::ALL.map(|lane| {
+            let LaneStats {
+                threads,
+                queued,
+                running,
+                ..
+            } = core.stats(lane);
+            format!(
+                "{threads} {} threads ({queued} queued, {running} running)",
+                lane.name()
+            )
+        });
+        let state = if core.is_stopped() { ", shut down" } else { "" };
+        format!("<Scheduler: {}{state}>", lanes.join(", "))
+    }
+}
+
+fn lane_stats<'py>(py: Python<'py>, stats: &LaneStats) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    for (name, value) in [
+        ("threads", stats.threads as u64),
+        ("queued", stats.queued as u64),
+        ("running", stats.running),
+        ("submitted", stats.submitted),
+        ("completed", stats.completed),
+        ("failed", stats.failed),
+        ("cancelled", stats.cancelled),
+        ("expired", stats.expired),
+        ("rejected", stats.rejected),
+        ("panicked", stats.panicked),
+        ("overrun", stats.overrun),
+    ] {
+        dict.set_item(name, value)?;
+    }
+    for (name, times) in [
+        ("queue", &stats.queue),
+        ("run", &stats.run),
+        ("wait", &stats.wait),
+    ] {
+        let Times {
+            count,
+            p50_us,
+            p99_us,
+            max_us,
+        } = *times;
+        let inner = PyDict::new(py);
+        inner.set_item("count", count)?;
+        inner.set_item("p50_us", p50_us)?;
+        inner.set_item("p99_us", p99_us)?;
+        inner.set_item("max_us", max_us)?;
+        dict.set_item(name, inner)?;
+    }
+    Ok(dict)
+}
+
+/// Adds the scheduler's class.
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Scheduler>()
 }

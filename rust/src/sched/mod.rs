@@ -1,1 +1,420 @@
-//! sched.
+//! A thread pool for request graphs: two lanes, earliest deadline first.
+//!
+//! A [`Job`] goes to the [`Lane`] that fits it: `blocking` if it waits for something else, `compute` if it
+//! uses the cores. Each lane has its own threads and its own bounded queue, so that waiting never
+//! starves computing. What has expired or was cancelled is dropped before it starts, and its
+//! job is told why. A worker that must wait for another task uses [`wait()`] and helps meanwhile.
+//!
+//! # Consistency
+//!
+//! - What a thread wrote before [`Scheduler::submit`] is visible to the job; what the job wrote is visible
+//!   to whoever has seen its [`Ticket`] ended.
+//! - Within a lane tasks *start* in order of (deadline, submission) among those in the queue when a thread
+//!   becomes free. Nothing is promised about the order in which they end.
+//! - Deadlines act before the start only; a task that ends late is counted as overrun.
+//! - A task that expires in the queue is told so when a thread reaches it, or when a full queue makes room:
+//!   on time it is not, since nobody watches the clock for it.
+//!
+//! # Trade-offs
+//!
+//! A lane is a tree under one lock. Tasks of 100 µs and more do not feel it; millions of tasks of one
+//! microsecond would, and should be one task. Every task costs a job box, a record, and two histogram
+//! entries.
+//!
+//! # Stopping
+//!
+//! [`Scheduler::stop`] refuses new tasks and either empties the queues or lets them run out;
+//! [`Scheduler::join`] waits for the threads. Dropping the scheduler does both, and joins unless the
+//! drop itself happens on a worker.
+
+mod queue;
+mod stats;
+mod task;
+mod trace;
+mod waits;
+mod worker;
+
+#[cfg(all(test, aif_loom))]
+mod loom;
+#[cfg(all(test, not(aif_loom)))]
+mod tests;
+
+pub use stats::{LaneStats, Times};
+pub use task::{End, Job, Lane, Signal, Ticket, Turn};
+pub use trace::{Span, Spans};
+pub use worker::{Target, current_lane, wait};
+
+use crate::error::{Error, Result};
+use crate::sync::plain::{Arc, AtomicU64, Mutex as PlainMutex, Ordering};
+use crate::sync::{Condvar, Mutex};
+use queue::{Pushed, Queue, Refusal, lock, sleep};
+use stats::Meter;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::PoisonError;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use task::{Key, Record, Task};
+use trace::Trace;
+use waits::Waits;
+
+/// Runs the life of a worker thread inside something that must surround it.
+pub type Surround = Arc<dyn Fn(&mut (dyn FnMut() + Send)) + Send + Sync>;
+
+/// How a scheduler is built.
+#[derive(Clone)]
+pub struct Config {
+    /// Threads of the blocking lane, at least 1.
+    pub blocking_threads: usize,
+    /// Threads of the compute lane, at least 1.
+    pub compute_threads: usize,
+    /// Tasks that may stand in the queue of each lane, at least 1.
+    pub queue_bound: usize,
+    /// Spans that a trace holds before it overwrites the oldest.
+    pub trace_capacity: usize,
+    /// What surrounds the life of each worker; it must call its argument once.
+    pub surround: Surround,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            blocking_threads: 8,
+            compute_threads: 2,
+            queue_bound: 1024,
+            trace_capacity: 65_536,
+            surround: Arc::new(|work: &mut (dyn FnMut() + Send)| work()),
+        }
+    }
+}
+
+/// More threads than this in one lane is a mistake and not a plan.
+const MAX_THREADS: usize = 1024;
+
+/// Jobs compile and trace whole models, so a worker gets more stack than the system's main thread.
+/// It is reserved and not used: pages that nobody touches cost nothing.
+const STACK_BYTES: usize = 16 << 20;
+
+impl Config {
+    fn check(&self) -> Result<()> {
+        for (name, threads) in [
+            ("blocking_threads", self.blocking_threads),
+            ("compute_threads", self.compute_threads),
+        ] {
+            if !(1..=MAX_THREADS).contains(&threads) {
+                return Err(Error::Config(format!(
+                    "{name} is {threads}; give each lane between 1 and {MAX_THREADS} threads"
+                )));
+            }
+        }
+        if self.queue_bound == 0 {
+            return Err(Error::Config(
+                "queue_bound is 0, so no task could ever be queued; give at least 1".into(),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// What the threads, the tickets and the scheduler share.
+pub(crate) struct Shared {
+    queues: [Arc<Queue<Task>>; 2],
+    meters: [Meter; 2],
+    waits: Waits,
+    trace: Trace,
+    anchor: Instant,
+    sequence: AtomicU64,
+    /// Threads that have not come to their end.
+    live: Mutex<usize>,
+    all_gone: Condvar,
+}
+
+impl Shared {
+    fn queue(&self, lane: Lane) -> &Arc<Queue<Task>> {
+        &self.queues[lane as usize]
+    }
+
+    fn meter(&self, lane: Lane) -> &Meter {
+        &self.meters[lane as usize]
+    }
+
+    /// A worker's number among all.
+    fn number(&self, lane: Lane, seat: usize) -> usize {
+        match lane {
+            Lane::Blocking => seat,
+            Lane::Compute => self.queues[0].threads() + seat,
+        }
+    }
+
+    /// Nanoseconds from the anchor, for about 584 years.
+    fn nanos(&self, at: Instant) -> u64 {
+        at.saturating_duration_since(self.anchor).as_nanos() as u64
+    }
+
+    fn has_expired(&self, task: &Task, now: Instant) -> bool {
+        let deadline = task.record.key.deadline_ns;
+        deadline != u64::MAX && deadline <= self.nanos(now)
+    }
+
+    fn expired(&self, task: &Task, now: Instant) -> Error {
+        let late = self.nanos(now).saturating_sub(task.record.key.deadline_ns);
+        Error::DeadlineExceeded(format!(
+            "task {:?} stood in the {} lane for {:.3} ms and was dropped before it started, {:.3} ms after \
+             its deadline; give it more time, or the lane more threads or less work",
+            task.name,
+            task.record.lane.name(),
+            (now - task.queued).as_secs_f64() * 1e3,
+            late as f64 / 1e6,
+        ))
+    }
+
+    /// Ends a task that will not run: counts it, tells its job, wakes who waits.
+    fn drop_task(&self, task: Task, turn: Turn) {
+        let meter = self.meter(task.record.lane);
+        match turn {
+            Turn::Expired(_) => meter.expired.up(),
+            Turn::Run | Turn::Cancelled | Turn::Stopped => meter.cancelled.up(),
+        }
+        let Task { record, job, .. } = task;
+        // A job that panics at the news has ended all the same; the panic hook has reported it.
+        drop(catch_unwind(AssertUnwindSafe(|| job(turn))));
+        record.ended.fire();
+    }
+}
+
+/// The thread pool. See the module's documentation.
+pub struct Scheduler {
+    shared: Arc<Shared>,
+    handles: PlainMutex<Vec<JoinHandle<()>>>,
+}
+
+impl Scheduler {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for values out of range, [`Error::Scheduler`] when the system refuses a thread.
+    pub fn new(config: &Config) -> Result<Self> {
+        config.check()?;
+        let lane =
+            |threads, always_help| Arc::new(Queue::new(threads, config.queue_bound, always_help));
+        let shared = Arc::new(Shared {
+            queues: [
+                lane(config.blocking_threads, false),
+                lane(config.compute_threads, true),
+            ],
+            meters: [Meter::new(), Meter::new()],
+            waits: Waits::new(config.blocking_threads + config.compute_threads),
+            trace: Trace::new(config.trace_capacity.max(1)),
+            anchor: Instant::now(),
+            sequence: AtomicU64::new(0),
+            live: Mutex::new(0),
+            all_gone: Condvar::new(),
+        });
+        // Made before the threads: if one cannot be had, dropping it sends the others home.
+        let scheduler = Self {
+            shared,
+            handles: PlainMutex::default(),
+        };
+        for lane in Lane::ALL {
+            for seat in 0..scheduler.shared.queue(lane).threads() {
+                scheduler.spawn(lane, seat, config.surround.clone())?;
+            }
+        }
+        Ok(scheduler)
+    }
+
+    fn spawn(&self, lane: Lane, seat: usize, surround: Surround) -> Result<()> {
+        let shared = self.shared.clone();
+        *lock(&shared.live) += 1;
+        let spawned = std::thread::Builder::new()
+            .name(thread_name(lane, seat))
+            .stack_size(STACK_BYTES)
+            .spawn(move || {
+                surround(&mut || worker::work(&shared, lane, seat));
+                // After the surroundings are gone too: who sees no thread alive may take away what they need.
+                *lock(&shared.live) -= 1;
+                shared.all_gone.notify_all();
+            });
+        match spawned {
+            Ok(handle) => {
+                self.handles().push(handle);
+                Ok(())
+            }
+            Err(error) => {
+                *lock(&self.shared.live) -= 1;
+                Err(Error::Scheduler(format!(
+                    "the system refused thread {seat} of the {} lane ({error}); ask for fewer threads",
+                    lane.name()
+                )))
+            }
+        }
+    }
+
+    fn handles(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues `job`. With a `deadline` it goes before all that have a later one or none, and is dropped
+    /// if it has not started by then.
+    ///
+    /// When the queue is full, tasks that have expired are dropped on this thread to make room.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`] when the queue is full, [`Error::Scheduler`] after [`stop`](Self::stop);
+    /// the job is then dropped without being called.
+    pub fn submit(
+        &self,
+        lane: Lane,
+        deadline: Option<Instant>,
+        name: &str,
+        job: Job,
+    ) -> Result<Ticket> {
+        let shared = &*self.shared;
+        let queued = Instant::now();
+        let key = Key {
+            deadline_ns: deadline.map_or(u64::MAX, |at| shared.nanos(at).min(u64::MAX - 1)),
+            sequence: shared.sequence.fetch_add(1, Ordering::Relaxed),
+        };
+        let record = Arc::new(Record::new(lane, key));
+        let ticket = Ticket {
+            record: record.clone(),
+            shared: Arc::downgrade(&self.shared),
+        };
+        let task = Task {
+            record,
+            job,
+            name: name.into(),
+            queued,
+        };
+        let queue = shared.queue(lane);
+        let meter = shared.meter(lane);
+        if shared.has_expired(&task, queued) && !queue.is_stopped() {
+            meter.submitted.up();
+            let error = shared.expired(&task, queued);
+            shared.drop_task(task, Turn::Expired(error));
+            return Ok(ticket);
+        }
+        // Counted before it can run, so that no reader sees more ends than submissions.
+        meter.submitted.up();
+        let Pushed { refused, expired } = queue.push(key, task, shared.nanos(queued));
+        for task in expired {
+            let error = shared.expired(&task, queued);
+            shared.drop_task(task, Turn::Expired(error));
+        }
+        let Some((_task, refusal)) = refused else {
+            return Ok(ticket);
+        };
+        meter.submitted.down();
+        meter.rejected.up();
+        Err(match refusal {
+            Refusal::Full => Error::Overloaded(format!(
+                "the {} lane already holds {} queued tasks, which is its bound; send less, raise \
+                 queue_bound, or give the lane more threads",
+                lane.name(),
+                queue.bound()
+            )),
+            Refusal::Stopped => Error::Scheduler(format!(
+                "task {name:?} came after the scheduler was shut down; submit before shutdown, or make \
+                 a new scheduler"
+            )),
+        })
+    }
+
+    /// Refuses tasks from now on. With `drop_queued` the queued ones are dropped on this thread, otherwise
+    /// they still run. Returns at once; calling it again is allowed.
+    pub fn stop(&self, drop_queued: bool) {
+        for queue in &self.shared.queues {
+            for task in queue.stop(drop_queued) {
+                self.shared.drop_task(task, Turn::Stopped);
+            }
+        }
+    }
+
+    /// Waits until all threads have ended, which they do only after [`stop`](Self::stop); false if `timeout`
+    /// came first.
+    ///
+    /// # Errors
+    /// [`Error::Scheduler`] on a worker of this scheduler, which would wait for itself.
+    pub fn join(&self, timeout: Option<Duration>) -> Result<bool> {
+        if self.is_own_worker() {
+            return Err(Error::Scheduler(
+                "a task cannot wait for the threads of the scheduler that runs it; shut it down from \
+                 the thread that made it"
+                    .into(),
+            ));
+        }
+        let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let mut live = lock(&self.shared.live);
+        while *live > 0 {
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Ok(false);
+            }
+            live = sleep(&self.shared.all_gone, live, left);
+        }
+        drop(live);
+        let handles = std::mem::take(&mut *self.handles());
+        for handle in handles {
+            // Jobs' panics are caught inside; one of the surroundings' was reported by the panic hook.
+            drop(handle.join());
+        }
+        Ok(true)
+    }
+
+    /// Whether the calling thread is one of this scheduler's.
+    #[must_use]
+    pub fn is_own_worker(&self) -> bool {
+        worker::is_worker_of(&self.shared)
+    }
+
+    /// Whether [`stop`](Self::stop) was called.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        Lane::ALL
+            .iter()
+            .any(|&lane| self.shared.queue(lane).is_stopped())
+    }
+
+    /// What `lane` has done so far.
+    #[must_use]
+    pub fn stats(&self, lane: Lane) -> LaneStats {
+        let queue = self.shared.queue(lane);
+        self.shared.meter(lane).read(queue.threads(), queue.len())
+    }
+
+    /// The moment from which spans count their nanoseconds.
+    #[must_use]
+    pub fn anchor(&self) -> Instant {
+        self.shared.anchor
+    }
+
+    /// Starts or stops keeping a [`Span`] of every task that runs.
+    pub fn trace(&self, enabled: bool) {
+        self.shared.trace.enable(enabled);
+    }
+
+    /// Whether spans are being kept.
+    #[must_use]
+    pub fn is_tracing(&self) -> bool {
+        self.shared.trace.is_enabled()
+    }
+
+    /// Takes the spans kept so far.
+    #[must_use]
+    pub fn take_trace(&self) -> Spans {
+        self.shared.trace.take()
+    }
+}
+
+impl Drop for Scheduler {
+    fn drop(&mut self) {
+        self.stop(true);
+        // On a worker nobody can wait for it; it ends by itself after this task.
+        drop(self.join(None));
+    }
+}
+
+/// The name of a worker thread; at most the 15 characters that Linux keeps, up to 100 threads a lane.
+#[must_use]
+pub fn thread_name(lane: Lane, thread: usize) -> String {
+    format!("aif-{}-{thread}", lane.name())
+}

@@ -1,0 +1,209 @@
+//! Every interleaving of the queue's protocol: each task is taken once, nobody sleeps for ever.
+//!
+//! A lost wake-up is a deadlock, which loom reports. Run with
+//! `RUSTFLAGS="--cfg aif_loom" cargo test --release -p aif-core sched::loom`.
+
+use super::queue::{Help, Queue, Wake, Wish};
+use super::task::{Key, Signal, Waiter};
+use loom::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+
+/// Explores `model` with up to three preemptions; that many showed every fault planted here so far, and
+/// all interleavings of the larger models would take hours.
+fn explore(model: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(model);
+}
+
+fn key(sequence: u64) -> Key {
+    Key {
+        deadline_ns: u64::MAX,
+        sequence,
+    }
+}
+
+/// Runs tasks as a worker does; returns the sum of their values.
+fn work(queue: &Queue<usize>, seat: usize) -> usize {
+    std::iter::from_fn(|| queue.next(seat)).sum()
+}
+
+/// Waits for `signal` as a worker does; returns the sum of the tasks it helped with.
+fn wait(queue: &Arc<Queue<usize>>, seat: usize, signal: &Signal, own: Option<Key>) -> usize {
+    let waiter = Waiter {
+        place: queue.clone() as Arc<dyn Wake>,
+        seat,
+    };
+    signal.add(waiter.clone());
+    let mut sum = 0;
+    loop {
+        let help = queue.help(
+            seat,
+            &Wish {
+                done: &|| signal.is_fired(),
+                own,
+                may_help: true,
+                until: None,
+            },
+        );
+        match help {
+            Help::Done => break,
+            Help::Run(task) => {
+                sum += task;
+                if own.is_some() {
+                    signal.fire();
+                }
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    signal.forget(&waiter);
+    sum
+}
+
+fn push(queue: &Queue<usize>, sequence: u64, task: usize) {
+    assert!(queue.push(key(sequence), task, 0).refused.is_none());
+}
+
+#[test]
+fn two_workers_take_each_task_once_and_leave_when_stopped() {
+    explore(|| {
+        let queue = Arc::new(Queue::new(2, 8, false));
+        let workers = [0, 1].map(|seat| {
+            let queue = queue.clone();
+            loom::thread::spawn(move || work(&queue, seat))
+        });
+        push(&queue, 0, 1);
+        push(&queue, 1, 10);
+        assert!(queue.stop(false).is_empty());
+        let done: usize = workers
+            .into_iter()
+            .map(|worker| worker.join().unwrap())
+            .sum();
+        assert_eq!(done, 11);
+    });
+}
+
+#[test]
+fn cancelling_and_emptying_take_a_task_from_workers_or_leave_it_to_them() {
+    explore(|| {
+        let queue = Arc::new(Queue::new(1, 8, false));
+        let taken = Arc::new(AtomicUsize::new(0));
+        push(&queue, 0, 1);
+        push(&queue, 1, 10);
+        let worker = loom::thread::spawn({
+            let queue = queue.clone();
+            move || work(&queue, 0)
+        });
+        let canceller = loom::thread::spawn({
+            let (queue, taken) = (queue.clone(), taken.clone());
+            move || taken.fetch_add(queue.remove(&key(0)).unwrap_or(0), Ordering::Relaxed)
+        });
+        let dropped: usize = queue.stop(true).into_iter().sum();
+        canceller.join().unwrap();
+        let done = worker.join().unwrap();
+        assert_eq!(done + dropped + taken.load(Ordering::Relaxed), 11);
+    });
+}
+
+/// Pushes a task while the signal fires: the helper may be called for the one and leave for the other.
+fn helper_and_worker(always_help: bool) {
+    explore(move || {
+        let queue = Arc::new(Queue::new(2, 8, always_help));
+        let signal = Arc::new(Signal::new());
+        let helper = loom::thread::spawn({
+            let (queue, signal) = (queue.clone(), signal.clone());
+            move || {
+                let helped = wait(&queue, 0, &signal, None);
+                helped + work(&queue, 0)
+            }
+        });
+        let worker = loom::thread::spawn({
+            let queue = queue.clone();
+            move || work(&queue, 1)
+        });
+        push(&queue, 0, 1);
+        signal.fire();
+        assert!(queue.stop(false).is_empty());
+        assert_eq!(helper.join().unwrap() + worker.join().unwrap(), 1);
+    });
+}
+
+#[test]
+fn a_task_pushed_to_an_eager_helper_is_never_stranded() {
+    helper_and_worker(true);
+}
+
+#[test]
+fn a_task_pushed_to_a_reluctant_helper_is_never_stranded() {
+    helper_and_worker(false);
+}
+
+/// All threads wait, and what they wait for is in the queue: only help gets them out.
+fn all_wait(always_help: bool) {
+    explore(move || {
+        let queue = Arc::new(Queue::new(2, 8, always_help));
+        let signal = Arc::new(Signal::new());
+        let waiters = [0, 1].map(|seat| {
+            let (queue, signal) = (queue.clone(), signal.clone());
+            loom::thread::spawn(move || {
+                let waiter = Waiter {
+                    place: queue.clone() as Arc<dyn Wake>,
+                    seat,
+                };
+                signal.add(waiter);
+                let wish = Wish {
+                    done: &|| signal.is_fired(),
+                    own: None,
+                    may_help: true,
+                    until: None,
+                };
+                let mut ran = 0;
+                while let Help::Run(task) = queue.help(seat, &wish) {
+                    ran += task;
+                    signal.fire();
+                }
+                ran
+            })
+        });
+        push(&queue, 0, 1);
+        let ran: usize = waiters
+            .into_iter()
+            .map(|waiter| waiter.join().unwrap())
+            .sum();
+        assert_eq!(ran, 1);
+    });
+}
+
+#[test]
+fn eager_waiters_run_what_they_all_wait_for() {
+    all_wait(true);
+}
+
+#[test]
+fn reluctant_waiters_run_what_they_all_wait_for() {
+    all_wait(false);
+}
+
+#[test]
+fn the_awaited_task_runs_once_by_its_waiter_or_by_a_worker() {
+    explore(|| {
+        let queue = Arc::new(Queue::new(2, 8, true));
+        let signal = Arc::new(Signal::new());
+        push(&queue, 0, 1);
+        let worker = loom::thread::spawn({
+            let (queue, signal) = (queue.clone(), signal.clone());
+            move || {
+                let mut ran = 0;
+                while let Some(task) = queue.next(1) {
+                    ran += task;
+                    signal.fire();
+                }
+                ran
+            }
+        });
+        let helped = wait(&queue, 0, &signal, Some(key(0)));
+        assert!(queue.stop(false).is_empty());
+        assert_eq!(helped + worker.join().unwrap(), 1);
+    });
+}

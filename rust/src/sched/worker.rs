@@ -1,0 +1,224 @@
+//! The threads: what each does with a task, and how it waits.
+
+use super::Shared;
+use super::queue::{Help, Wish};
+use super::stats::Count;
+use super::task::{End, Lane, Signal, Task, Ticket, Turn, Waiter};
+use super::trace::Span;
+use crate::error::{Error, Result};
+use crate::sync::plain::Arc;
+use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// How many tasks that nobody on its stack waits for a worker may bury under one another while it waits.
+/// Each delays those below it, so a few are help and many are a traffic jam.
+const MAX_BURIED: usize = 8;
+
+thread_local! {
+    static ME: RefCell<Option<Rc<Worker>>> = const { RefCell::new(None) };
+}
+
+/// What can be waited for.
+#[derive(Clone, Copy, Debug)]
+pub enum Target<'a> {
+    /// The end of a task.
+    Task(&'a Ticket),
+    /// Anything else that somebody will fire.
+    Signal(&'a Signal),
+}
+
+/// The lane whose worker the calling thread is, if it is one of any scheduler.
+#[must_use]
+pub fn current_lane() -> Option<Lane> {
+    ME.with_borrow(|me| me.as_ref().map(|me| me.lane))
+}
+
+/// Waits until `target` has happened, or for at most `timeout`.
+///
+/// On a worker the wait is put to use: if the awaited task still stands in the queue of the worker's own
+/// lane it is run here and now. Otherwise a compute worker runs the most urgent task of its lane, and
+/// a blocking worker does so when all threads of its lane wait, so that none is left to run them. A task
+/// helped with is finished before the wait looks again, so a timeout may be overrun by it.
+///
+/// # Errors
+/// - [`Error::DeadlineExceeded`] when `timeout` has passed.
+/// - [`Error::Scheduler`] on a compute worker that waits for anything but a compute task of its own
+///   scheduler, since it could only park; when the wait would close a circle of waits; and
+///   when too many tasks lie buried on this stack already.
+pub fn wait(target: Target<'_>, timeout: Option<Duration>) -> Result<()> {
+    let signal = match target {
+        Target::Task(ticket) => &ticket.record.ended,
+        Target::Signal(signal) => signal,
+    };
+    if signal.is_fired() {
+        return Ok(());
+    }
+    let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    match ME.with_borrow(Clone::clone) {
+        Some(me) => me.wait(target, signal, until),
+        None if signal.park_outsider(until) => Ok(()),
+        None => Err(timed_out()),
+    }
+}
+
+fn timed_out() -> Error {
+    Error::DeadlineExceeded(
+        "the wait timed out before its task ended; the task goes on: cancel it if nobody needs it, \
+         or wait longer"
+            .into(),
+    )
+}
+
+/// The life of one worker thread.
+pub(super) fn work(shared: &Arc<Shared>, lane: Lane, seat: usize) {
+    let me = Rc::new(Worker {
+        shared: shared.clone(),
+        lane,
+        seat,
+        buried: Cell::new(0),
+    });
+    ME.set(Some(me.clone()));
+    while let Some(task) = shared.queue(lane).next(seat) {
+        me.run(task);
+    }
+    ME.set(None);
+}
+
+/// Whether the calling thread belongs to this scheduler.
+pub(super) fn is_worker_of(shared: &Arc<Shared>) -> bool {
+    ME.with_borrow(|me| {
+        me.as_ref()
+            .is_some_and(|me| Arc::ptr_eq(&me.shared, shared))
+    })
+}
+
+struct Worker {
+    shared: Arc<Shared>,
+    lane: Lane,
+    seat: usize,
+    /// Tasks on this stack that wait under others which they do not wait for.
+    buried: Cell<usize>,
+}
+
+impl Worker {
+    fn run(&self, task: Task) {
+        let shared = &*self.shared;
+        let start = Instant::now();
+        if shared.has_expired(&task, start) {
+            let error = shared.expired(&task, start);
+            return shared.drop_task(task, Turn::Expired(error));
+        }
+        let meter = shared.meter(self.lane);
+        meter.begun.up();
+        let Task {
+            record,
+            job,
+            name,
+            queued,
+        } = task;
+        record.begin(shared.number(self.lane, self.seat));
+        let outcome = catch_unwind(AssertUnwindSafe(|| job(Turn::Run)));
+        let end = Instant::now();
+
+        let count: &Count = match &outcome {
+            Ok(End::Completed) => &meter.completed,
+            Ok(End::Failed) => &meter.failed,
+            Ok(End::Cancelled) => &meter.cancelled,
+            Err(_) => &meter.panicked,
+        };
+        if !matches!(outcome, Ok(End::Cancelled)) {
+            meter.ran(start - queued, end - start);
+            if shared.nanos(end) > record.key.deadline_ns {
+                meter.overrun.up();
+            }
+            if shared.trace.is_enabled() {
+                shared.trace.push(Span {
+                    name,
+                    lane: self.lane,
+                    thread: self.seat,
+                    queued_ns: shared.nanos(queued),
+                    start_ns: shared.nanos(start),
+                    end_ns: shared.nanos(end),
+                });
+            }
+        }
+        count.up();
+        meter.ended.up();
+        // Last: whoever waited finds it counted.
+        record.ended.fire();
+    }
+
+    fn wait(&self, target: Target<'_>, signal: &Signal, until: Option<Instant>) -> Result<()> {
+        let record = match target {
+            Target::Task(ticket) if ticket.shared.as_ptr() == Arc::as_ptr(&self.shared) => {
+                Some(&ticket.record)
+            }
+            _ => None,
+        };
+        if self.lane == Lane::Compute && record.is_none_or(|record| record.lane != Lane::Compute) {
+            return Err(Error::Scheduler(
+                "a compute worker may wait only for compute tasks of its own scheduler: anything else \
+                 could only park it, and compute threads are few; end this task here and submit the \
+                 rest when the awaited result is there (Future.add_done_callback), or wait in the \
+                 blocking lane"
+                    .into(),
+            ));
+        }
+        let started = Instant::now();
+        let queue = self.shared.queue(self.lane);
+        let own = record
+            .filter(|record| record.lane == self.lane)
+            .map(|record| record.key);
+        let number = self.shared.number(self.lane, self.seat);
+        let waiter = Waiter {
+            place: queue.clone(),
+            seat: self.seat,
+        };
+        signal.add(waiter.clone());
+        let result = loop {
+            if let Some(record) = record
+                && !self.shared.waits.enter(number, record)
+            {
+                break Err(Error::Scheduler(
+                    "this wait would never end: the awaited task waits, through others, for a task on \
+                     this very thread; hand results on with Future.add_done_callback instead of \
+                     waiting inside tasks"
+                        .into(),
+                ));
+            }
+            let help = queue.help(
+                self.seat,
+                &Wish {
+                    done: &|| signal.is_fired(),
+                    own,
+                    may_help: self.buried.get() < MAX_BURIED,
+                    until,
+                },
+            );
+            self.shared.waits.leave(number);
+            match help {
+                Help::Done => break Ok(()),
+                Help::TimedOut => break Err(timed_out()),
+                Help::TooDeep => {
+                    break Err(Error::Scheduler(format!(
+                        "{MAX_BURIED} waiting tasks already lie under one another on this thread of the \
+                         {} lane and more are queued; wait less inside tasks, or give the lane more \
+                         threads",
+                        self.lane.name()
+                    )));
+                }
+                Help::Run(task) if own == Some(task.record.key) => self.run(task),
+                Help::Run(task) => {
+                    self.buried.set(self.buried.get() + 1);
+                    self.run(task);
+                    self.buried.set(self.buried.get() - 1);
+                }
+            }
+        };
+        signal.forget(&waiter);
+        self.shared.meter(self.lane).waited(started.elapsed());
+        result
+    }
+}

@@ -84,7 +84,10 @@ class World:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the score ``[N]`` and the probabilities ``[N, heads]`` of the unfolded model."""
         position = {key: row for row, key in enumerate(self.ids.tolist())}
-        n = len(ids)
+        given, n = len(ids), N_ITEMS
+        # One size for all, so that the reference is compiled once.
+        padding = np.arange(n) % given
+        ids, pair = np.asarray(ids)[padding], {name: np.asarray(v)[padding] for name, v in pair.items()}
         batch: dict[str, Any] = {
             "user": SCHEMA.encode("user", {k: [v] for k, v in record.features.items()}, 1),
             "item": np.array([[position[int(i)] for i in ids]], np.int32),
@@ -97,13 +100,18 @@ class World:
         for name, length in (("short", CONFIG.short_length), ("long", CONFIG.long_length)):
             items = [position.get(int(i), -1) for i in record.items[:length]]
             types = [t if i >= 0 else -1 for t, i in zip(record.types[:length], items, strict=True)]
-            padding = [-1] * (length - len(items))
-            batch[f"{name}_item"] = np.array([items + padding], np.int32)
-            batch[f"{name}_type"] = np.array([types + padding], np.int32)
-        logits = self.model(batch, self.catalogue, train=False)[0]
-        raw = {"bid": jnp.asarray(np.asarray(pair["bid"], np.float32)) if "bid" in pair else jnp.zeros(n)}
+            absent = [-1] * (length - len(items))
+            batch[f"{name}_item"] = np.array([items + absent], np.int32)
+            batch[f"{name}_type"] = np.array([types + absent], np.int32)
+        logits = _forward(self.model, batch, self.catalogue)[0, :given]
+        raw = {"bid": jnp.asarray(np.asarray(pair.get("bid", np.zeros(n)), np.float32)[:given])}
         score = Score(CONFIG.score, CONFIG.heads, ("bid",))(logits, raw)
         return np.asarray(score), np.asarray(jax.nn.sigmoid(logits))
+
+
+@nnx.jit
+def _forward(model: Any, batch: Any, catalogue: Any) -> jax.Array:
+    return model(batch, catalogue, train=False)
 
 
 def make_model(seed: int, config: ModelConfig = CONFIG) -> Any:

@@ -55,7 +55,7 @@ def check_candidates(
             "candidates: there are none; expected at least one id. Do not rank an empty retrieval."
         )
     try:
-        keys = item_keys(ids)
+        keys = np.ascontiguousarray(item_keys(ids))
     except RequestError as error:
         raise RequestError(f"candidates: {error}") from error
     if array is None:

@@ -16,7 +16,8 @@ class EngineConfig:
     """Settings of one `Engine`.
 
     Attributes:
-        k: results of a request that does not say how many it wants.
+        k: results of a request that does not say how many it wants; ``None`` for 100, or the bundle's
+            ``k_max`` if that is smaller.
         buckets: candidate counts for which the real-time stage is compiled; multiples of 16, ascending, the
             smallest at least the bundle's ``k_max``. More candidates than the largest are scored in several
             calls of the largest and merged. ``None``: the bundle's smallest, then doubling up to 4,096.
@@ -34,7 +35,7 @@ class EngineConfig:
         max_pending_age_s: age in seconds at which a handle from `Engine.begin` that was never ranked expires.
     """
 
-    k: int = 100
+    k: int | None = None
     buckets: Sequence[int] | None = None
     long_buckets: Sequence[int] | None = None
     missing_items: MissingItems = "drop"
@@ -49,6 +50,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name in ("k", "blocking_threads", "compute_threads", "queue_bound"):
             value = getattr(self, name)
+            if name == "k" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name}: got {value!r}, expected a whole number of at least 1.")
         for name in ("buckets", "long_buckets"):
@@ -100,7 +103,8 @@ class EngineConfig:
                 f"buckets: the smallest is {buckets[0]}, expected at least the bundle's k_max of {k_max}; "
                 "raise it, or export the model with a smaller k_max."
             )
-        if self.k > k_max:
+        k = min(100, k_max) if self.k is None else self.k
+        if k > k_max:
             raise ConfigError(
                 f"k: got {self.k}, but the bundle was exported for at most k_max={k_max} results; "
                 "lower k, or export the model with a larger k_max."
@@ -113,4 +117,4 @@ class EngineConfig:
                 f"long_buckets: the largest is {long_buckets[-1]}, expected the model's long_length "
                 f"of {long_length}."
             )
-        return dataclasses.replace(self, buckets=tuple(buckets), long_buckets=tuple(long_buckets))
+        return dataclasses.replace(self, k=k, buckets=tuple(buckets), long_buckets=tuple(long_buckets))

@@ -69,6 +69,7 @@ class Engine:
     ):
         config = config or EngineConfig()
         self.config = config.resolved(k_max=bundle.k_max, long_length=bundle.config.long_length)
+        self._k: int = self.config.k or bundle.k_max
         self._generation = Generation(bundle, index, behaviours, self.config)
         self._generation.warm(progress)
         self._compiled = compilations()
@@ -357,9 +358,9 @@ class Engine:
         context = self._encode_context(pending, encoding)
         for leaf in state.leaves.values():
             leaf.block_until_ready()
-        pending.resolve(UserSide(state, context, encoding, unknown, *times, time.perf_counter()))
         if not unknown:
             self._states.put(pending.user, record.revision, state)
+        pending.resolve(UserSide(state, context, encoding, unknown, *times, time.perf_counter()))
 
     def _encode_context(self, pending: Pending, report: EncodeReport) -> dict[str, np.ndarray]:
         schema = pending.generation.bundle.schema
@@ -392,7 +393,7 @@ class Engine:
         return self._retrieve  # type: ignore[return-value]
 
     def _request(self, pending: Pending, k: int | None) -> Request:
-        return Request(user=pending.user, context=pending.context, k=self.config.k if k is None else k)
+        return Request(user=pending.user, context=pending.context, k=self._k if k is None else k)
 
     def _check_context(self, context: Mapping[str, Any]) -> None:
         if not isinstance(context, Mapping):
@@ -405,7 +406,7 @@ class Engine:
 
     def _checked_k(self, k: int | None) -> int:
         if k is None:
-            return self.config.k
+            return self._k
         k_max = self._generation.bundle.k_max
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= k_max:
             raise RequestError(

@@ -196,10 +196,11 @@ class Generation:
         if missing:
             scored.missing += missing
             absent = np.flatnonzero(~found)
+            first = candidates.ids[part][absent[0]]
             if self.config.missing_items == "error":
                 raise UnknownItemError(
                     f"candidates: {missing} of {n} have no row in the item index, the first is "
-                    f"{candidates.ids[part][absent[0]]!r}; add them with ItemIndex.upsert, leave them out of "
+                    f"{first}; add them with ItemIndex.upsert, leave them out of "
                     "retrieval, or configure missing_items='drop' or 'default'."
                 )
             if self._default is not None:

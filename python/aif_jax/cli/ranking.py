@@ -44,10 +44,7 @@ def run_rank(
     table = Table("", "item", "score", *ranking.heads, *names)
     known = {plain(i): place for place, i in enumerate(dataset.items["ids"])}
     for place, (item, score) in enumerate(zip(ranking.ids, ranking.scores, strict=True)):
-        shown = [
-            str(dataset.items[name][known[plain(item)]])
-            for name in [n for n in dataset.items if n != "ids"][:3]
-        ]
+        shown = [str(value) for value in item_values(dataset, known[plain(item)], names)]
         heads = [f"{values[place]:.4f}" for values in ranking.heads.values()]
         table.add_row(str(place + 1), str(plain(item)), f"{score:.4f}", *heads, *shown)
     console.print(f"user {user}: {len(record.items):,} behaviours, {len(ids):,} candidates")

@@ -3,10 +3,265 @@
 Import these names from `aif_jax`, not from here.
 """
 
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Literal, TypeVar, final
+
 import numpy as np
 import numpy.typing as npt
 
+__all__ = [
+    "EmbeddingCache",
+    "RowLayout",
+    "__version__",
+    "chosen_kernels",
+    "cpu_features",
+    "ffi_targets",
+    "hash_strings",
+    "simtier",
+    "table_sum",
+]
+
+_T = TypeVar("_T")
+
 __version__: str
+
+# Cache: what the classes do and promise is said in the Rust crate's docs and in DESIGN.md.
+
+@final
+class RowLayout:
+    """The named columns of a row, each with a dtype and a shape, at fixed offsets.
+
+    Columns keep their order, start at multiples of 4 bytes, and a row is rounded up to whole cache lines.
+
+    Args:
+        columns: `(name, dtype, shape)` of each column; dtype is one of float32, bfloat16, float16, int8,
+            uint8, int32, uint32; shape is that within one row, `()` for a scalar.
+
+    Raises:
+        LayoutError: no columns, a repeated or empty name, an unknown dtype, or a dimension of 0.
+    """
+
+    def __new__(cls, columns: Sequence[tuple[str, str, Sequence[int]]]) -> RowLayout: ...
+    @property
+    def columns(self) -> list[tuple[str, str, tuple[int, ...]]]:
+        """`(name, dtype, shape)` of each column, in order."""
+    @property
+    def row_bytes(self) -> int:
+        """Bytes from one row to the next; a multiple of 64."""
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of a row's columns, without padding."""
+    @property
+    def offsets(self) -> dict[str, int]:
+        """Where each column starts within a row, in bytes."""
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+    def __reduce__(self) -> tuple[Any, ...]: ...
+
+@final
+class EmbeddingCache:
+    """A concurrent store of fixed-size rows under 64-bit keys.
+
+    Look-ups take no lock and never wait; all columns of a row come from one `upsert`. Writers take turns. A
+    batch is not a transaction: a `gather` beside an `upsert` may see some of its rows and not yet others.
+    All methods may be called from any thread; the GIL is released. Keys are contiguous `uint64[N]` arrays, 0
+    and 2**64 - 1 included. Arrays given to a call must not be written to by others until it returns.
+
+    Args:
+        layout: the columns of a row.
+        capacity_bytes: the most bytes to take, overhead included; full, the cache evicts by SIEVE. `None`:
+            unbounded.
+        ttl_s: rows older than this many seconds are misses. `None`: rows do not expire.
+        initial_keys: for how many keys to make the hash table from the start.
+
+    Raises:
+        ConfigError: `capacity_bytes` holds fewer than two rows, `ttl_s` is not positive, or `initial_keys`
+            exceeds what a cache can hold.
+    """
+
+    def __new__(
+        cls,
+        layout: RowLayout,
+        *,
+        capacity_bytes: int | None = None,
+        ttl_s: float | None = None,
+        initial_keys: int = 0,
+    ) -> EmbeddingCache: ...
+    def upsert(self, keys: npt.NDArray[np.uint64], columns: Mapping[str, np.ndarray]) -> None:
+        """Write one row per key, in order: of a key that comes twice the last row stays.
+
+        Args:
+            keys: `uint64[N]`.
+            columns: for each column of the layout a contiguous array `[N, *shape]` of its dtype.
+
+        Raises:
+            LayoutError: the columns do not match the layout; nothing was written.
+            RequestError: keys are not a contiguous `uint64[N]`; nothing was written.
+            OverloadedError: a bounded cache has no row left because readers stall; some keys may have been
+                written.
+            MemoryError: the system refused memory; the keys before the one named were written.
+        """
+    def delete(self, keys: npt.NDArray[np.uint64]) -> int:
+        """Delete keys; return how many had a row. Each is a miss for every `gather` that starts later."""
+    def contains(self, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        """Return which keys have a row, `bool[N]`. Counts as no use of the rows."""
+    def gather(
+        self, keys: npt.NDArray[np.uint64], out: Mapping[str, np.ndarray] | None = None
+    ) -> tuple[dict[str, np.ndarray], npt.NDArray[np.bool_]]:
+        """Copy the rows of keys.
+
+        Args:
+            keys: `uint64[N]`.
+            out: contiguous arrays `[N, *shape]` to write to, one per column, sharing memory with nothing
+                else in the call. `None`: new arrays, aligned to 64 bytes so that JAX can take them without a
+                copy.
+
+        Returns:
+            The columns by name, `[N, *shape]` (the arrays of `out` if given), zeros where a key has no row;
+            and which keys have one, `bool[N]`.
+
+        Raises:
+            LayoutError: `out` does not match the layout, or cannot be written to; nothing was written.
+            RequestError: keys are not a contiguous `uint64[N]`.
+        """
+    def get(self, key: int) -> dict[str, np.ndarray] | None:
+        """Return the columns of one row, each of the column's shape, or `None` if the key has none."""
+    def ages_s(self, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]:
+        """Return the seconds since each key's row was written, `float32[N]`, to 16 ms; NaN without one."""
+    def keys(self) -> npt.NDArray[np.uint64]:
+        """Return the keys that have a row, in no order. Waits for writers, unlike look-ups."""
+    def stats(self) -> dict[str, int]:
+        """Return how often things happened and how many rows there are.
+
+        hits, misses (by `gather` and `get`; expired rows are misses), expiries (misses because of age),
+        inserts, updates, deletes, evictions, expired_removed, live_rows, retired_rows (replaced, and waiting
+        for readers to leave), max_rows (before eviction; 0 if unbounded), overrun_rows (made beyond the
+        bound because readers stalled), payload_bytes, overhead_bytes (of live rows).
+        """
+    def memory_usage(self) -> dict[str, int]:
+        """Return where the bytes are.
+
+        payload_bytes, padding_bytes, retired_bytes, free_bytes (rows to be reused), table_bytes, side_bytes
+        (keys, time stamps and marks), order_bytes (of eviction), total_bytes (all of these), untouched_bytes
+        (reserved address space, not in the total), growth_peak_bytes (most that two tables took during
+        growth).
+        """
+    def clear(self) -> None:
+        """Delete all rows; the counts go on."""
+    def __len__(self) -> int:
+        """Return the rows as of the last finished write; expired ones count until they are removed."""
+    @property
+    def handle(self) -> int:
+        """The number by which compiled programs name this cache; it dies with the cache for good."""
+    @property
+    def layout(self) -> RowLayout:
+        """The layout of its rows."""
+
+def hash_strings(strings: list[str]) -> npt.NDArray[np.uint64]:
+    """Return the 64-bit keys of strings, `uint64[N]`: XXH3-64 of their UTF-8 bytes, on any machine.
+
+    Raises:
+        RequestError: not a list, or an element is not a string that has a UTF-8 form.
+    """
+
+# Scheduler: how it orders, helps and stops is said in the docs of the Rust crate's `sched`.
+
+@final
+class Scheduler:
+    """A thread pool for request graphs, in two lanes, so that waiting never starves computing.
+
+    `"blocking"` is for calls that wait (retrieval, feature stores), `"compute"` for calls that use the cores
+    (compiled programs; few threads, since each brings its own pool). Within a lane the earliest deadline starts
+    first, tasks without one last, equals in the order of submission.
+
+    It may be used from any thread. It does not survive a fork: in the child every method raises `SchedulerError`.
+    At interpreter exit queued tasks are cancelled and running ones waited for; without `shutdown` the threads
+    live until then. A scheduler that is dropped still runs what is queued.
+
+    Args:
+        blocking_threads: threads of the blocking lane, 1 to 1024.
+        compute_threads: threads of the compute lane, 1 to 1024.
+        queue_bound: tasks that may be queued in each lane, at least 1.
+
+    Raises:
+        ConfigError: a number is out of its range.
+        SchedulerError: the system refuses a thread.
+    """
+
+    def __new__(
+        cls, *, blocking_threads: int = 8, compute_threads: int = 2, queue_bound: int = 1024
+    ) -> Scheduler: ...
+    def submit(
+        self,
+        lane: Literal["blocking", "compute"],
+        fn: Callable[..., _T],
+        /,
+        *args: Any,
+        deadline_ms: float | None = None,
+        name: str = "",
+    ) -> Future[_T]:
+        """Queue `fn(*args)`, to be run in a copy of the caller's context variables.
+
+        Cancelling the future takes the task out of the queue at once; what runs is never interrupted. A task whose
+        deadline passes in the queue is dropped, and its future raises `DeadlineExceededError`: when a thread gets
+        to it or when a full queue makes room, in which case the future's callbacks run on the submitting thread.
+
+        Args:
+            lane: `"blocking"` or `"compute"`.
+            fn: what to call; use `functools.partial` for keyword arguments.
+            args: its positional arguments.
+            deadline_ms: milliseconds from now by which the task must have started; None for no deadline.
+            name: what traces and errors call the task; the function's qualified name if empty.
+
+        Raises:
+            OverloadedError: the queue of the lane is full.
+            SchedulerError: after `shutdown` or a fork.
+            ConfigError: there is no such lane.
+            RequestError: `deadline_ms` is not a number.
+        """
+    def wait(self, future: Future[_T], timeout_ms: float | None = None) -> _T:
+        """Return the result of `future`, or raise its exception.
+
+        On a worker thread of any scheduler the wait is put to use: an awaited task that is still queued in the
+        worker's own lane runs here and now; else a compute worker runs other tasks of its lane, and a blocking
+        worker does so when all threads of its lane wait. Such a task is finished before the wait looks again, so a
+        timeout may be overrun.
+
+        Raises:
+            DeadlineExceededError: `timeout_ms` has passed; the task goes on.
+            SchedulerError: a compute worker waits for anything but a compute task of its own scheduler, which could
+                only park it; the wait would close a circle of waits; or too many tasks wait under one another
+                on this thread.
+        """
+    def stats(self) -> dict[str, dict[str, Any]]:
+        """What each lane has done.
+
+        Counters: `threads`, `queued`, `running`, `submitted` (accepted), `completed`, `failed` (raised), `cancelled`,
+        `expired`, `panicked`, `rejected` (not accepted), `overrun` (ended after the deadline). With nothing queued or
+        running, `submitted = completed + failed + cancelled + expired + panicked`; a task is counted just after
+        its future is done. Times: `queue`, `run`, `wait` (time inside `wait` on the lane's workers), each
+        `{"count", "p50_us", "p99_us", "max_us"}`, quantiles to two significant digits.
+        """
+    def trace(self, enabled: bool) -> None:
+        """Keep a span of every task that runs from now on (the newest 65,536), or stop doing so."""
+    def take_trace(self) -> list[dict[str, Any]]:
+        """Take the spans kept so far, in the order in which the tasks ended.
+
+        Each is `{"name", "lane", "thread", "queued_us", "start_us", "end_us"}`, in microseconds on the clock of
+        `time.perf_counter`. Warns (`RuntimeWarning`) if older spans were overwritten.
+        """
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Accept no more tasks; with `wait`, return when all threads have ended.
+
+        Queued tasks still run unless `cancel_futures`. Calling it again is allowed.
+
+        Raises:
+            SchedulerError: with `wait`, inside a task of this scheduler, which would wait for itself.
+        """
+    def __enter__(self) -> Scheduler: ...
+    def __exit__(self, *_exception: object) -> None: ...
 
 # Kernels: for aif_jax.kernels and its tests.
 

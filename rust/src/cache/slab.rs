@@ -80,10 +80,17 @@ impl RowRef<'_> {
         self.bytes
     }
 
-    /// Where the row's key is, for prefetching.
+    /// Shows `see` what stands beside the row and will be needed: its key, its stamp if `stamps`, its
+    /// mark if there are marks. For prefetching.
     #[inline]
-    pub(super) fn key_line(&self) -> *const AtomicU64 {
-        &raw const self.segment.keys[self.at]
+    pub(super) fn side_lines(&self, stamps: bool, see: impl Fn(*const u8)) {
+        see((&raw const self.segment.keys[self.at]).cast());
+        if stamps {
+            see((&raw const self.segment.stamps[self.at]).cast());
+        }
+        if let Some(mark) = self.segment.marks.get(self.at) {
+            see((&raw const *mark).cast());
+        }
     }
 
     /// Stands guard over a read or write of the bytes when loom watches.

@@ -33,8 +33,11 @@ use std::ptr::{self, NonNull};
 /// level of cache holds beside the output.
 const AHEAD_BYTES: usize = 12 << 10;
 
-/// Rows ahead at most; also how far ahead of the rows the slots are fetched.
+/// Rows ahead at most.
 const AHEAD_ROWS: usize = 16;
+
+/// How much further ahead slots are fetched.
+const AHEAD_SLOTS: usize = 16;
 
 /// Lines of a row that are fetched ahead; in longer rows the processor sees the pattern by itself.
 const AHEAD_LINES: usize = 24;
@@ -141,11 +144,13 @@ impl<R: Reclaim> Store<R> {
         unsafe { OldTable::new(NonNull::new_unchecked(old)) }
     }
 
-    /// Whether a row written at `stamp` has outlived its time.
+    /// Whether a row has outlived its time. The stamp is not looked at if no row can: it is a cache
+    /// line of its own.
     #[inline]
-    pub(super) fn expired(&self, stamp: u32, now: u32) -> bool {
+    pub(super) fn expired(&self, row: &RowRef<'_>, now: u32) -> bool {
         // A writer may have stamped the row after this reader looked at the clock.
-        self.ttl.is_some_and(|ttl| now.saturating_sub(stamp) > ttl)
+        self.ttl
+            .is_some_and(|ttl| now.saturating_sub(row.stamp()) > ttl)
     }
 
     /// The tick to judge rows by; the clock is not read if no row can expire.
@@ -180,54 +185,72 @@ impl<R: Reclaim> Store<R> {
         let guard = self.reclaim.pin();
         let table = self.table(&guard);
         let now = self.now_if_ttl();
-        let ahead = (AHEAD_BYTES / self.layout.row_bytes()).clamp(2, AHEAD_ROWS);
-        let lines = self.layout.row_bytes().div_ceil(64).min(AHEAD_LINES);
+        // A power of two, so that places in the ring are cheap.
+        let ahead = 1
+            << (AHEAD_BYTES / self.layout.row_bytes())
+                .clamp(1, AHEAD_ROWS)
+                .ilog2();
         let (mut hits, mut expired) = (0, 0);
-        let mut candidates: [Option<RowRef<'_>>; AHEAD_ROWS] = [None; AHEAD_ROWS];
-        for &key in keys.iter().take(AHEAD_ROWS) {
+        let mut coming: [Option<RowRef<'_>>; AHEAD_ROWS] = [None; AHEAD_ROWS];
+        for &key in keys.iter().take(AHEAD_SLOTS) {
             prefetch(table.first_slot(spread(key)));
         }
         // Three stages run at different distances: slots are fetched furthest ahead, then the row that a
         // slot's tag suggests, and only the last stage waits for memory, compares keys and copies.
         for step in 0..keys.len() + ahead {
-            if let Some(&key) = keys.get(step + AHEAD_ROWS) {
+            if let Some(&key) = keys.get(step + AHEAD_SLOTS) {
                 prefetch(table.first_slot(spread(key)));
             }
-            let turn = step % ahead;
-            if let Some(i) = step.checked_sub(ahead) {
-                let key = keys[i];
-                // A tag shared by two keys, or a deleted key's slot: look again, comparing keys.
-                let row = candidates[turn]
-                    .filter(|row| row.key() == key)
-                    .or_else(|| candidates[turn].and_then(|_| self.find(table, key, spread(key))));
-                let fresh = row.filter(|row| !self.expired(row.stamp(), now));
-                expired += u64::from(row.is_some() && fresh.is_none());
-                found[i] = u8::from(fresh.is_some());
-                hits += usize::from(fresh.is_some());
-                if let Some(row) = fresh {
-                    row.mark();
-                    // SAFETY: the caller's; `i` is below `keys.len()`.
-                    unsafe { self.copy_out(row, i, columns) };
+            let place = &mut coming[step & (ahead - 1)];
+            let suggested = std::mem::replace(
+                place,
+                keys.get(step)
+                    .and_then(|&key| self.send_for(table, spread(key))),
+            );
+            let Some(i) = step.checked_sub(ahead) else {
+                continue;
+            };
+            let key = keys[i];
+            let row = suggested.and_then(|row| {
+                // Another key: one with the same tag, or a slot that was reused. Look again, comparing.
+                if row.key() == key {
+                    Some(row)
                 } else {
-                    for (column, &out) in self.layout.columns().iter().zip(columns) {
-                        // SAFETY: the caller's; `i` is below `keys.len()`.
-                        unsafe { ptr::write_bytes(out.add(i * column.bytes()), 0, column.bytes()) };
-                    }
+                    self.find(table, key, spread(key))
+                }
+            });
+            if let Some(row) = row
+                && !self.expired(&row, now)
+            {
+                row.mark();
+                found[i] = 1;
+                hits += 1;
+                // SAFETY: the caller's; `i` is below `keys.len()`.
+                unsafe { self.copy_out(row, i, columns) };
+            } else {
+                expired += u64::from(row.is_some());
+                found[i] = 0;
+                for (column, &out) in self.layout.columns().iter().zip(columns) {
+                    // SAFETY: the caller's; `i` is below `keys.len()`.
+                    unsafe { ptr::write_bytes(out.add(i * column.bytes()), 0, column.bytes()) };
                 }
             }
-            candidates[turn] = keys.get(step).and_then(|&key| {
-                let row = self.slab.row(table.find(spread(key), |_| true)?);
-                prefetch(row.key_line());
-                for line in 0..lines {
-                    prefetch(row.bytes().wrapping_add(line * 64));
-                }
-                Some(row)
-            });
         }
         self.counters.hits.add(hits as u64);
         self.counters.misses.add((keys.len() - hits) as u64);
         self.counters.expiries.add(expired);
         hits
+    }
+
+    /// The row that the first slot with this tag names, with all its lines on their way.
+    #[inline]
+    fn send_for(&self, table: &Table, hash: u64) -> Option<RowRef<'_>> {
+        let row = self.slab.row(table.find(hash, |_| true)?);
+        row.side_lines(self.ttl.is_some(), prefetch);
+        for line in 0..self.layout.row_bytes().div_ceil(64).min(AHEAD_LINES) {
+            prefetch(row.bytes().wrapping_add(line * 64));
+        }
+        Some(row)
     }
 
     /// Copies a row to place `i` of every column.
@@ -258,9 +281,10 @@ impl<R: Reclaim> Store<R> {
         let table = self.table(&guard);
         let now = self.clock.ticks();
         for (i, &key) in keys.iter().enumerate() {
-            let stamp = self.find(table, key, spread(key)).map(|row| row.stamp());
-            let alive = stamp.filter(|&stamp| !self.expired(stamp, now));
-            see(i, alive.map(|stamp| now.saturating_sub(stamp)));
+            let row = self
+                .find(table, key, spread(key))
+                .filter(|row| !self.expired(row, now));
+            see(i, row.map(|row| now.saturating_sub(row.stamp())));
         }
     }
 }

@@ -158,7 +158,7 @@ impl<R: Reclaim> Store<R> {
                 done = Err(after(no_memory("the list of deleted rows"), i, keys.len()));
                 break;
             }
-            deleted += usize::from(!self.expired(self.slab.row(row).stamp(), now));
+            deleted += usize::from(!self.expired(&self.slab.row(row), now));
             if let Some(eviction) = &mut writer.eviction {
                 eviction.removed(row);
             }
@@ -202,7 +202,7 @@ impl<R: Reclaim> Store<R> {
             .rows()
             .map(|row| self.slab.row(row));
         keys.extend(
-            rows.filter(|row| !self.expired(row.stamp(), now))
+            rows.filter(|row| !self.expired(row, now))
                 .map(|row| row.key()),
         );
         Ok(keys)
@@ -259,7 +259,7 @@ impl<R: Reclaim> Store<R> {
         let victim = writer.eviction.as_mut().and_then(|eviction| {
             eviction.victim(&mut |row| {
                 let row = self.slab.row(row);
-                row.take_mark() && !self.expired(row.stamp(), now)
+                row.take_mark() && !self.expired(&row, now)
             })
         });
         let victim = victim.expect("a policy knows every live row, and the cache is full of them");
@@ -286,7 +286,7 @@ impl<R: Reclaim> Store<R> {
         let old = self.writers_table(writer);
         let dead = old
             .rows()
-            .filter(|&row| self.expired(self.slab.row(row).stamp(), now))
+            .filter(|&row| self.expired(&self.slab.row(row), now))
             .count();
         writer
             .pending
@@ -295,7 +295,7 @@ impl<R: Reclaim> Store<R> {
         let mut used = 0;
         for row in old.rows() {
             let entry = self.slab.row(row);
-            if self.expired(entry.stamp(), now) {
+            if self.expired(&entry, now) {
                 if let Some(eviction) = &mut writer.eviction {
                     eviction.removed(row);
                 }

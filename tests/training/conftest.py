@@ -18,7 +18,7 @@ def compile_once(tmp_path_factory):
         )
     }
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     yield
     for name, value in before.items():
@@ -37,9 +37,9 @@ def tiny():
         architecture="cold",
         blocks=("profile_item", "context", "pair"),
         width=8,
-        embedding_width=4,
+        embedding_width=8,
         hidden=8,
-        head_layers=(4,),
+        head_layers=(8,),
         item_layers=(8,),
         short_length=4,
         long_length=8,

@@ -65,7 +65,7 @@ def test_a_run_that_crashed_twice_reaches_the_weights_of_one_that_did_not(datase
 def test_training_lifts_validation_over_the_floor_and_the_untrained_model(dataset, tiny, brief):
     result = train(tiny, dataset, brief.replace(epochs=6, learning_rate=1e-2), progress=False)
     floor = floors(dataset, "validation", heads=("ctr",))["item mean + user bias"]
-    untrained = evaluate(Parameters(result.model).merge(_initial(result)), dataset, "validation", hit_lists=0)
+    untrained = evaluate(Parameters(result.model).merge(_initial(result)), dataset, "validation")
     assert result.metrics.auc > floor.auc + 0.05
     assert result.metrics.auc > untrained.auc + 0.05
     assert result.metrics.log_loss < floor.log_loss
@@ -86,7 +86,7 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_run(dataset, tiny, brief):
     best = int(np.argmax(gauc))
     assert best == len(gauc) - 3, "two epochs without a better one"
     assert [e.number for e in result.history if e.best][-1] == best
-    again = evaluate(result.model, dataset, "validation", hit_lists=0, group=8, batch_size=16)
+    again = evaluate(result.model, dataset, "validation", group=8, batch_size=16)
     np.testing.assert_allclose(again.gauc, gauc[best], atol=1e-6)
     assert result.metrics.gauc == gauc[best]
     for epoch in result.history:
@@ -118,27 +118,33 @@ def test_an_overflowing_learning_rate_stops_the_run_and_names_the_gradient(datas
         train(tiny, dataset, brief.replace(learning_rate=1e30, warmup_steps=0), progress=False)
 
 
-@pytest.mark.parametrize("architecture", ["aif", "exact", "two_tower"])
-def test_every_architecture_trains_by_the_same_loop(dataset, tiny, brief, architecture):
+@pytest.mark.parametrize(
+    ("architecture", "blocks"),
+    [
+        ("aif", ModelConfig().blocks),
+        ("exact", ("long_attention", "pair")),
+        ("two_tower", ("profile_attention",)),
+    ],
+)
+def test_every_architecture_trains_by_the_same_loop(dataset, tiny, brief, architecture, blocks):
     config = tiny.replace(
         architecture=architecture,
-        blocks=ModelConfig().blocks,
+        blocks=blocks,
         heads=("ctr", "like"),
         signature_bits=64,
-        bridges=2,
+        bridges=8,
         sim_slots=4,
-        sim_width=4,
-        value_width=4,
+        sim_width=8,
+        value_width=8,
         tier_edges=(0.0, 0.5),
     )
-    training = brief.replace(epochs=8 if architecture == "two_tower" else 2, max_steps=20)
-    result = train(config, dataset, training, progress=False)
+    result = train(config, dataset, brief.replace(epochs=3), progress=False)
     assert result.history[-1].loss < result.history[0].loss
     assert set(result.metrics.heads) == {"ctr", "like"}
 
 
 def test_two_tower_learns_from_the_in_batch_softmax_too(dataset, tiny, brief):
-    config = tiny.replace(architecture="two_tower")
+    config = tiny.replace(architecture="two_tower", blocks=())
     with_it, without = (
         train(config, dataset, brief.replace(max_steps=4, softmax_weight=weight), progress=False)
         for weight in (1.0, 0.0)

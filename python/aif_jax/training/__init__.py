@@ -1,4 +1,4 @@
-"""Training and evaluation: one loop for every architecture, metrics, floors, and settings that are known to work.
+"""Training and evaluation: one loop for every architecture, metrics, floors, and settings that work.
 
 Needs the extra ``aif_jax[train]``.
 """

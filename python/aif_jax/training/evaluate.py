@@ -15,7 +15,7 @@ from aif_jax.data.splits import split_number
 from aif_jax.errors import TrainingError
 from aif_jax.models import add_signatures
 from aif_jax.training import metrics
-from aif_jax.training.candidates import CandidateLists, candidate_lists
+from aif_jax.training.candidates import CandidateLists
 from aif_jax.training.feed import for_device, long_buckets
 
 
@@ -221,28 +221,29 @@ def predict(model: Any, dataset: Dataset, split: str = "test", **options: Any) -
 
 
 def evaluate(
-    model: Any, dataset: Dataset, split: str = "test", *, hit_lists: int = 1000, seed: int = 0, **options: Any
+    model: Any,
+    dataset: Dataset,
+    split: str = "test",
+    *,
+    lists: CandidateLists | None = None,
+    **options: Any,
 ) -> Metrics:
-    """Measure a model on one part: AUC, GAUC and log loss of each head, HR@10 and HR@50 of the main one.
+    """Measure a model on one part: AUC, GAUC and log loss of each head, HR@K of the main one.
 
-    HR@K is over `hit_lists` lists of one positive and 199 items that the user has not seen, see
-    `aif_jax.training.candidates`. Nobody knows pair features of items that were not shown, so in the lists
-    they are missing for all, the positive included.
+    Nobody knows pair features of items that were not shown, so in candidate lists they are missing for
+    all, the positive included.
 
     Args:
         model: trained.
         dataset: of the schema that the model was trained with.
         split: ``train``, ``validation`` or ``test``.
-        hit_lists: how many lists at most; 0 leaves HR@K out.
-        seed: of the lists.
+        lists: from `aif_jax.training.candidates.candidate_lists`; ``None`` leaves HR@K out.
         **options: ``group``, ``batch_size``, ``buckets`` of `Evaluator`.
 
     Raises:
         TrainingError: a logit is not finite.
         DataError: the part is empty.
     """
-    head = model.config.heads[0]
-    lists = candidate_lists(dataset, split, head, lists=hit_lists, seed=seed) if hit_lists else None
     return Evaluator(dataset, model, split, **options).evaluate(model, lists)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from aif_jax.config import LONG_BLOCKS, ModelConfig
 from aif_jax.data import TRAIN, Dataset, RequestBatcher
@@ -116,6 +117,9 @@ def iterate(batches: TrainingBatches, workers: int = 0) -> grain.DatasetIterator
     reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     pipeline = grain.MapDataset.source(batches).to_iter_dataset(reading)
     if workers:
+        # grain asks absl for a flag in its worker processes, and absl refuses unless flags count as parsed.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
         pipeline = pipeline.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     return iter(pipeline)
 

@@ -110,7 +110,7 @@ class Step:
         updates, moments = self.optimiser.update(gradient, state["optimiser"], old)
         # Steps run ahead of the host. Stopping here keeps the weights that the failing step started from.
         following = {
-            "params": jnp.where(ok, optax.apply_updates(old, updates), old),
+            "params": jnp.where(ok, old + updates, old),
             "optimiser": jax.tree.map(lambda a, b: jnp.where(ok, a, b), moments, state["optimiser"]),
             "step": state["step"] + ok.astype(jnp.int32),
             "loss_sum": state["loss_sum"] + jnp.where(ok, loss, jnp.zeros_like(loss)),

@@ -1,0 +1,132 @@
+import numpy as np
+import pytest
+
+from aif_jax.data import TEST, TRAIN, VALIDATION
+from aif_jax.errors import DataError, TrainingError
+from aif_jax.models import build_model
+from aif_jax.training import metrics
+from aif_jax.training.candidates import candidate_lists
+from aif_jax.training.evaluate import Evaluator, Metrics, device_catalogue, evaluate, predict
+from aif_jax.training.feed import for_device
+from aif_jax.training.floors import floor_scores, floors
+
+
+@pytest.fixture(scope="module")
+def model(dataset, tiny):
+    return build_model(tiny, dataset.fit_schema(), seed=3)
+
+
+def test_predictions_stand_at_their_impressions_whatever_the_batches(dataset, model):
+    logits = predict(model, dataset, "validation", group=8, batch_size=16)
+    part = dataset.impressions.split == VALIDATION
+    assert logits.shape == (len(dataset.impressions), 1)
+    assert np.isfinite(logits[part]).all()
+    assert np.isnan(logits[~part]).all()
+
+    evaluator = Evaluator(dataset, model, "validation", group=8, batch_size=16)
+    batch = evaluator._batcher.source.batch(np.array([3]), 1)
+    alone = np.asarray(model(for_device(batch), device_catalogue(dataset, model), train=False))
+    real = batch["impression"] >= 0
+    np.testing.assert_allclose(logits[batch["impression"][real]], alone[real], atol=1e-5)
+
+
+def test_metrics_are_those_of_the_predictions(dataset, model):
+    rows = dataset.impressions
+    lists = candidate_lists(dataset, "test", "ctr", lists=40, unseen=29)
+    found = evaluate(model, dataset, "test", lists=lists, group=8, batch_size=16)
+    part = rows.split == TEST
+    logits = predict(model, dataset, "test", group=8, batch_size=16)[part, 0]
+    labels = rows.labels["ctr"][part]
+    assert found.auc == metrics.auc(labels, logits)
+    assert found.gauc == metrics.gauc(rows.user[part], labels, logits)
+    assert found.log_loss == metrics.log_loss(labels, logits)
+    assert found.main.impressions == part.sum()
+    assert found.hit_lists == 40
+    assert 0.0 <= found.hit_rate[10] <= found.hit_rate[50] == 1.0, (
+        "a list of 30 has every item in the first 50"
+    )
+    assert Metrics.from_json(found.to_json()) == found
+
+
+def test_a_model_that_gives_nan_is_an_error(dataset, model):
+    broken = build_model(model.config, model.schema, seed=3)
+    kernel = broken.item.mlp.layer_0.kernel
+    kernel[...] = kernel[...].at[0, 0].set(np.nan)
+    with pytest.raises(TrainingError, match="600 of 600 impressions of split 'validation'"):
+        predict(broken, dataset, "validation", group=8, batch_size=16)
+
+
+def test_an_unknown_part_is_refused(dataset, model):
+    with pytest.raises(DataError, match="split: got 'dev'"):
+        predict(model, dataset, "dev")
+
+
+def test_lists_hold_one_positive_and_items_that_the_user_never_saw(dataset):
+    rows = dataset.impressions
+    lists = candidate_lists(dataset, "test", "ctr", lists=50, unseen=40, seed=1)
+    assert len(lists) == 50
+    assert (rows.split[lists.rows] == TEST).all()
+    assert (rows.labels["ctr"][lists.rows] == 1).all()
+    for row, items in zip(lists.rows, lists.items, strict=True):
+        user = rows.user[row]
+        start, end = dataset.events.offsets[user : user + 2]
+        seen = set(dataset.events.item[start:end]) | set(rows.item[rows.user == user])
+        others = items[1:][items[1:] >= 0]
+        assert items[0] == rows.item[row]
+        assert not seen & set(others.tolist())
+        assert len(set(others.tolist())) == others.size >= 38
+    again = candidate_lists(dataset, "test", "ctr", lists=50, unseen=40, seed=1)
+    np.testing.assert_array_equal(lists.items, again.items)
+    other = candidate_lists(dataset, "test", "ctr", lists=50, unseen=40, seed=2)
+    assert (lists.items != other.items).any()
+
+
+def test_half_of_the_unseen_items_follow_popularity(dataset):
+    rows = dataset.impressions
+    shown = np.bincount(rows.item[rows.split == TRAIN], minlength=dataset.n_items)
+    items = candidate_lists(dataset, "test", "ctr", lists=200, unseen=20).items
+    popular, uniform = shown[items[:, 2::2]].mean(), shown[items[:, 1::2]].mean()
+    assert popular > 1.5 * uniform
+
+
+def test_lists_that_cannot_be_filled_are_padded(dataset):
+    lists = candidate_lists(dataset, "test", "ctr", lists=5, unseen=dataset.n_items)
+    assert (lists.items[:, 0] >= 0).all()
+    assert (lists.items == -1).any()
+
+
+def test_floors_equal_their_formulas(dataset):
+    rows = dataset.impressions
+    scores = floor_scores(dataset, "like", smoothing=4.0)
+    train = (rows.split == TRAIN) & (rows.label_mask["like"] > 0)
+    rate = rows.labels["like"][train].mean()
+
+    def item_mean(item):
+        mine = train & (rows.item == item)
+        return (rows.labels["like"][mine].sum() + 4.0 * rate) / (mine.sum() + 4.0)
+
+    for row in np.flatnonzero(rows.split == TEST)[:5]:
+        expected = item_mean(rows.item[row])
+        np.testing.assert_allclose(scores["item mean"][row], expected, rtol=1e-6)
+        theirs = np.flatnonzero(train & (rows.user == rows.user[row]))
+        residual = sum(rows.labels["like"][i] - item_mean(rows.item[i]) for i in theirs)
+        bias = residual / (len(theirs) + 4.0)
+        np.testing.assert_allclose(
+            scores["item mean + user bias"][row], np.clip(expected + bias, 1e-4, 1 - 1e-4), rtol=1e-6
+        )
+
+
+def test_floors_are_measured_on_the_part_that_is_asked_for(dataset):
+    found = floors(dataset, "validation", heads=("ctr",))
+    part = dataset.impressions.split == VALIDATION
+    score = floor_scores(dataset, "ctr")["item mean"][part]
+    assert found["item mean"].auc == metrics.auc(
+        dataset.impressions.labels["ctr"][part], np.log(score) - np.log1p(-score)
+    )
+    assert set(found["item mean"].heads) == {"ctr"}
+    np.testing.assert_allclose(
+        found["item mean"].gauc,
+        found["item mean + user bias"].gauc,
+        atol=0.01,
+        err_msg="a bias of the user cannot reorder the user's own rows, but for the clipping",
+    )

@@ -1,0 +1,130 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from aif_jax.config import ModelConfig
+from aif_jax.data import TRAIN
+from aif_jax.errors import ConfigError
+from aif_jax.training.config import TrainConfig
+from aif_jax.training.feed import TrainingBatches, iterate, long_buckets
+
+
+def flat(batch):
+    for name, value in batch.items():
+        if isinstance(value, dict):
+            yield from ((f"{name}.{key}", array) for key, array in value.items())
+        else:
+            yield name, value
+
+
+def assert_same(a, b):
+    a, b = dict(flat(a)), dict(flat(b))
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def make(dataset, tiny):
+    schema = dataset.fit_schema()
+
+    def batches(**changes):
+        model = tiny.replace(blocks=("profile_item", "context"))
+        return TrainingBatches(
+            dataset, schema, model, TrainConfig(batch_size=16, group=8, epochs=2, **changes)
+        )
+
+    return batches
+
+
+def test_an_epoch_holds_every_training_row_once_in_a_new_order(dataset, make):
+    batches = make()
+    epochs = []
+    for epoch in range(2):
+        rows = [batches[epoch * batches.per_epoch + i]["impression"] for i in range(batches.per_epoch)]
+        rows = np.concatenate([r[r >= 0] for r in rows])
+        assert sorted(rows) == np.flatnonzero(dataset.impressions.split == TRAIN).tolist()
+        epochs.append(rows.tolist())
+    assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("negatives", [0, 3])
+def test_a_position_restores_what_comes_next(make, negatives):
+    whole = list(iterate(make(negatives=negatives)))
+    assert len(whole) == len(make())
+    stop = len(whole) // 2 + 1
+    first = iterate(make(negatives=negatives))
+    for _ in range(stop):
+        next(first)
+    second = iterate(make(negatives=negatives))
+    second.set_state(first.get_state())
+    rest = list(second)
+    assert len(rest) == len(whole) - stop
+    for a, b in zip(whole[stop:], rest, strict=True):
+        assert_same(a, b)
+
+
+def test_processes_give_what_a_thread_gives(make):
+    alone, helped = list(iterate(make())), list(iterate(make(), workers=1))
+    assert len(alone) == len(helped)
+    for a, b in zip(alone, helped, strict=True):
+        assert_same(a, b)
+
+
+def test_negatives_are_other_items_with_label_0_in_the_same_context(dataset, make):
+    plain, batches = make(), make(negatives=5, negative_weight=0.25)
+    known = dataset.trained_items()
+    for i in range(3):
+        before, after = plain[i], batches[i]
+        assert after["item"].shape == (16, 13)
+        for name, value in flat(before):
+            got = dict(flat(after))[name]
+            np.testing.assert_array_equal(got[:, : value.shape[1]] if value.ndim > 1 else got, value)
+        added = after["item"][:, 8:]
+        real = before["user_index"] >= 0
+        assert (added[~real] == -1).all()
+        assert (after["label_mask"][:, 8:][added == -1] == 0).all()
+        assert (added[real] >= 0).mean() > 0.95
+        assert known[added[added >= 0]].all()
+        assert not (added[:, :, None] == before["item"][:, None, :])[real].any()
+        assert (after["labels"][:, 8:] == 0).all()
+        assert (after["label_mask"][:, 8:][added >= 0] == 0.25).all()
+        for name, value in after["context"].items():
+            np.testing.assert_array_equal(value[:, 8:], np.repeat(value[:, :1], 5, axis=1), err_msg=name)
+
+
+def test_negatives_follow_popularity_or_not(dataset, make):
+    shown = np.bincount(
+        dataset.impressions.item[dataset.impressions.split == TRAIN], minlength=dataset.n_items
+    )
+    top = np.argsort(-shown)[:20]
+
+    def share_of_top(popularity):
+        drawn = make(negatives=1, negative_popularity=popularity)._negatives.draw(
+            (4000,), np.random.default_rng(0)
+        )
+        return np.isin(drawn, top).mean()
+
+    expected = shown[top].sum() / shown.sum()
+    assert abs(share_of_top(1.0) - expected) < 0.03
+    assert abs(share_of_top(0.0) - 20 / dataset.trained_items().sum()) < 0.03
+
+
+def test_heads_without_negatives_are_masked(dataset, tiny):
+    model = tiny.replace(blocks=("context",), heads=("ctr", "like"))
+    config = TrainConfig(batch_size=8, group=8, negatives=2, negative_heads=("like",))
+    batch = TrainingBatches(dataset, dataset.fit_schema(), model, config)[0]
+    assert (batch["label_mask"][:, 8:, 0] == 0).all()
+    assert (batch["label_mask"][:, 8:, 1] == 1).any()
+    with pytest.raises(ConfigError, match=r"negative_heads: \['buy'\]"):
+        TrainingBatches(dataset, dataset.fit_schema(), model, config.replace(negative_heads=("buy",)))
+
+
+def test_buckets_are_what_the_model_reads():
+    config = ModelConfig(long_length=64)
+    assert long_buckets(config) == (64,)
+    assert long_buckets(config, (16, 32)) == (16, 32)
+    assert long_buckets(dataclasses.replace(config, architecture="cold")) == (1,)
+    with pytest.raises(ConfigError, match="beyond the model's long_length 64"):
+        long_buckets(config, (16, 128))

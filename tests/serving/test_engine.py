@@ -13,6 +13,7 @@ from aif_jax.bundle import Bundle, compilations
 from aif_jax.errors import ConfigError
 from aif_jax.nearline import BehaviourTable, ItemIndex
 from aif_jax.serving import Engine, EngineConfig, InMemoryUsers, chrome_trace
+from aif_jax.serving.config import Sizes
 from aif_jax.serving.staging import Staging
 from served import ENGINE_CONFIG, World
 
@@ -204,8 +205,7 @@ def test_configs_that_cannot_work(
 
 
 def test_default_buckets_follow_the_bundle() -> None:
-    config = EngineConfig(k=10).resolved(k_max=500, long_length=256)
-    assert config.buckets == (512, 1024, 2048, 4096)
-    assert config.long_buckets == (64, 256)
-    assert EngineConfig(k=1).resolved(k_max=1, long_length=1).long_buckets == (1,)
-    assert EngineConfig(k=1).resolved(k_max=5000, long_length=8).buckets == (5008,)
+    assert EngineConfig().sizes(k_max=500, long_length=256) == Sizes(100, (512, 1024, 2048, 4096), (64, 256))
+    assert EngineConfig(k=1).sizes(k_max=1, long_length=1).long_buckets == (1,)
+    assert EngineConfig().sizes(k_max=5000, long_length=8).buckets == (5008,)
+    assert EngineConfig().sizes(k_max=20, long_length=8).k == 20

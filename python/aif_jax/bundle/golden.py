@@ -35,7 +35,7 @@ def _array_difference(path: str, want: np.ndarray, got: np.ndarray) -> str | Non
     if want.shape != got.shape or want.dtype != got.dtype:
         return f"{path} is {got.dtype}{list(got.shape)}, expected {want.dtype}{list(want.shape)}"
     if want.dtype == np.uint8:
-        flipped = float(np.unpackbits(want ^ got).mean()) if want.size else 0.0
+        flipped = float(np.unpackbits(np.bitwise_xor(want, got, dtype=np.uint8)).mean()) if want.size else 0.0
         return f"{path}: {flipped:.1%} of its bits differ" if flipped > FLIPPED_BITS else None
     if want.dtype.kind != "f":
         wrong = int(np.count_nonzero(want != got))

@@ -157,12 +157,13 @@ def _no_locations() -> Iterator[None]:
 
     JAX has this setting for the whole process only.
     """
-    limit = jax.config.jax_traceback_in_locations_limit
-    jax.config.update("jax_traceback_in_locations_limit", 0)
+    name = "jax_traceback_in_locations_limit"
+    limit = jax.config.values[name]
+    jax.config.update(name, 0)
     try:
         yield
     finally:
-        jax.config.update("jax_traceback_in_locations_limit", limit)
+        jax.config.update(name, limit)
 
 
 def _operand(path: str, leaf: Any) -> Operand:

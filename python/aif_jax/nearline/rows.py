@@ -153,7 +153,7 @@ def read_snapshot(path: Path, *, kind: str | None = None) -> Snapshot:
     for name, entry in header["sections"].items():
         start = body + entry["offset"]
         raw = data[start : start + entry["bytes"]]
-        digest = hashlib.sha256(raw).hexdigest()
+        digest = hashlib.sha256(raw.data).hexdigest()
         if digest != entry["sha256"]:
             raise ItemIndexError(
                 f"{path}: section {name!r} has the SHA-256 {digest}, expected {entry['sha256']}; {fix}."
@@ -163,7 +163,7 @@ def read_snapshot(path: Path, *, kind: str | None = None) -> Snapshot:
     if "names" in arrays:
         names = arrays["names"].tobytes().decode().split("\0")[:-1]
     return Snapshot(
-        kind=kind,
+        kind=header["kind"],
         version=header["version"],
         keys=arrays["keys"],
         columns={n.removeprefix("column:"): a for n, a in arrays.items() if n.startswith("column:")},
@@ -172,8 +172,8 @@ def read_snapshot(path: Path, *, kind: str | None = None) -> Snapshot:
     )
 
 
-def _raw(array: np.ndarray) -> np.ndarray:
-    return array.reshape(-1).view(np.uint8)
+def _raw(array: np.ndarray) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _aligned(position: int) -> int:

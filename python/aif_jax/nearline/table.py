@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -29,7 +29,7 @@ class RowTable:
     """
 
     kind: ClassVar[str]
-    stage: ClassVar[str]
+    stage: ClassVar[Literal["item", "behaviour"]]
     keeps_deleted: ClassVar[bool]
 
     def __init__(self, bundle: Bundle, *, expected_rows: int = 0):
@@ -40,7 +40,7 @@ class RowTable:
             operand.path: (np.dtype(operand.dtype), tuple(int(size) for size in operand.shape[1:]))
             for operand in bundle.signature(self.stage).outputs
         }
-        self.store = RowStore(columns | self._extra_columns(), initial_keys=expected_rows)
+        self.store = RowStore({**columns, **self._extra_columns()}, initial_keys=expected_rows)
         self._names: dict[int, str] | None = None
         self._writing = threading.RLock()
 

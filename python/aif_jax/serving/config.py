@@ -85,17 +85,16 @@ class EngineConfig:
                 f"max_pending_age_s: got {self.max_pending_age_s}, expected more than 0 seconds."
             )
 
-    def resolved(self, *, k_max: int, long_length: int) -> "EngineConfig":
-        """Return the config with the bundle's defaults filled in, checked against the bundle's sizes.
+    def sizes(self, *, k_max: int, long_length: int) -> "Sizes":
+        """Return the sizes to compile for, with the bundle's defaults filled in.
 
         Raises:
-            ConfigError: a bucket is smaller than ``k_max``, ``k`` is larger, or no long bucket holds
-                ``long_length``.
+            ConfigError: a bucket is smaller than ``k_max``, ``k`` is larger, or the largest long bucket is
+                not ``long_length``.
         """
-        smallest = -(-k_max // 16) * 16
-        buckets = self.buckets
-        if buckets is None:
-            buckets = [smallest]
+        buckets = list(self.buckets or ())
+        if not buckets:
+            buckets = [-(-k_max // 16) * 16]
             while buckets[-1] < 4096:
                 buckets.append(min(2 * buckets[-1], 4096))
         if buckets[0] < k_max:
@@ -106,15 +105,28 @@ class EngineConfig:
         k = min(100, k_max) if self.k is None else self.k
         if k > k_max:
             raise ConfigError(
-                f"k: got {self.k}, but the bundle was exported for at most k_max={k_max} results; "
+                f"k: got {k}, but the bundle was exported for at most k_max={k_max} results; "
                 "lower k, or export the model with a larger k_max."
             )
-        long_buckets = self.long_buckets
-        if long_buckets is None:
-            long_buckets = sorted({max(1, long_length // 4), long_length})
-        if long_buckets[-1] != long_length:
+        longs = list(self.long_buckets or sorted({max(1, long_length // 4), long_length}))
+        if longs[-1] != long_length:
             raise ConfigError(
-                f"long_buckets: the largest is {long_buckets[-1]}, expected the model's long_length "
-                f"of {long_length}."
+                f"long_buckets: the largest is {longs[-1]}, expected the model's long_length of "
+                f"{long_length}."
             )
-        return dataclasses.replace(self, k=k, buckets=tuple(buckets), long_buckets=tuple(long_buckets))
+        return Sizes(k, tuple(buckets), tuple(longs))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sizes:
+    """What an engine is compiled for: an `EngineConfig` and a bundle together.
+
+    Attributes:
+        k: results of a request that does not say how many it wants.
+        buckets: candidate counts, ascending.
+        long_buckets: history lengths, ascending.
+    """
+
+    k: int
+    buckets: tuple[int, ...]
+    long_buckets: tuple[int, ...]

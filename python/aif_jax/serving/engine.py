@@ -67,15 +67,13 @@ class Engine:
         config: EngineConfig | None = None,
         progress: WarmupProgress | None = None,
     ):
-        config = config or EngineConfig()
-        self.config = config.resolved(k_max=bundle.k_max, long_length=bundle.config.long_length)
-        self._k: int = self.config.k or bundle.k_max
+        self.config = config or EngineConfig()
         self._generation = Generation(bundle, index, behaviours, self.config)
         self._generation.warm(progress)
         self._compiled = compilations()
         self._users = users
         self._retrieve = retrieve
-        self._states = UserStates(bundle, self.config)
+        self._states = UserStates(self._generation)
         self._loop = EventLoop()
         self._counts: Counter[str] = Counter()
         self._counting = threading.Lock()
@@ -393,7 +391,9 @@ class Engine:
         return self._retrieve  # type: ignore[return-value]
 
     def _request(self, pending: Pending, k: int | None) -> Request:
-        return Request(user=pending.user, context=pending.context, k=self._k if k is None else k)
+        return Request(
+            user=pending.user, context=pending.context, k=self._generation.sizes.k if k is None else k
+        )
 
     def _check_context(self, context: Mapping[str, Any]) -> None:
         if not isinstance(context, Mapping):
@@ -406,7 +406,7 @@ class Engine:
 
     def _checked_k(self, k: int | None) -> int:
         if k is None:
-            return self._k
+            return self._generation.sizes.k
         k_max = self._generation.bundle.k_max
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= k_max:
             raise RequestError(

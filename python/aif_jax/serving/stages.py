@@ -56,6 +56,7 @@ class Generation:
 
     Raises:
         VersionMismatchError: a table was computed by another bundle version.
+        ConfigError: the config does not fit the bundle.
     """
 
     def __init__(self, bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, config: EngineConfig):
@@ -70,6 +71,7 @@ class Generation:
         self.index = index
         self.behaviours = behaviours
         self.config = config
+        self.sizes = config.sizes(k_max=bundle.k_max, long_length=bundle.config.long_length)
         signature = bundle.signature("stage")
         self.raw_pair = frozenset(
             operand.path.removeprefix("pair/raw_")
@@ -88,7 +90,7 @@ class Generation:
 
     def warm(self, progress: WarmupProgress | None = None) -> None:
         """Compile and run every program for every bucket; afterwards no request compiles anything."""
-        buckets, longs = self.config.buckets or (), self.config.long_buckets or ()
+        buckets, longs = self.sizes.buckets, self.sizes.long_buckets
         total = len(longs) * (1 + len(buckets))
         done = 0
 
@@ -131,7 +133,7 @@ class Generation:
         Raises:
             UnknownItemError: a candidate has no row, under ``missing_items="error"``.
         """
-        buckets = self.config.buckets or ()
+        buckets = self.sizes.buckets
         n = len(candidates.keys)
         size = bucket_for(min(n, buckets[-1]), buckets)
         call = self._stage_calls[size, length]

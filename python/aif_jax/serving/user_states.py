@@ -16,7 +16,6 @@ import numpy as np
 from aif_jax.bundle import Bundle
 from aif_jax.features import EncodeReport, bucket_for, pad_to
 from aif_jax.nearline.store import RowStore
-from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.stages import Generation
 from aif_jax.serving.users import History, read_features, read_history
 from aif_jax.types import UserId, UserRecord
@@ -49,16 +48,16 @@ class UserStates:
     """Cached user states: one bounded embedding cache for each long bucket, each with room for as many users.
 
     Args:
-        bundle: whose states they are.
-        config: bytes and time to live.
+        generation: whose states they are.
     """
 
-    def __init__(self, bundle: Bundle, config: EngineConfig):
+    def __init__(self, generation: Generation):
+        bundle, config = generation.bundle, generation.config
         self._version = bundle.version
         self._stores: dict[int, RowStore] = {}
         if not config.user_state_bytes:
             return
-        columns = {length: _state_columns(bundle, length) for length in config.long_buckets or ()}
+        columns = {length: _state_columns(bundle, length) for length in generation.sizes.long_buckets}
         weight = {length: _row_bytes(specs) for length, specs in columns.items()}
         for length, specs in columns.items():
             share = config.user_state_bytes * weight[length] // sum(weight.values())
@@ -102,8 +101,7 @@ class UserStates:
 
 def long_bucket(record: UserRecord, generation: Generation) -> int:
     """Return the long bucket of a record."""
-    config = generation.config
-    longs = config.long_buckets or ()
+    longs = generation.sizes.long_buckets
     return bucket_for(min(len(record.items), longs[-1]), longs)
 
 
@@ -116,8 +114,7 @@ def compute_state(user: UserId, record: UserRecord, length: int, generation: Gen
     bundle = generation.bundle
     report = EncodeReport()
     operands = {f"user/{n}": a for n, a in read_features(user, record, bundle.schema, report).items()}
-    longs = generation.config.long_buckets or ()
-    history = read_history(user, record, bundle.schema, longs[-1])
+    history = read_history(user, record, bundle.schema, generation.sizes.long_buckets[-1])
     columns, found = generation.behaviours.gather(history.keys)
     short = bundle.config.short_length
     operands |= _sequence("short", columns, found, history, short)

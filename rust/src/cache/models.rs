@@ -40,19 +40,11 @@ fn read(store: &Store<impl Reclaim>, key: u64) -> Option<u8> {
     (hits == 1).then_some(row[0])
 }
 
-fn model(check: impl Fn() + Sync + Send + 'static) {
-    let mut builder = loom::model::Builder::new();
-    // Three switches away from a running thread reach every bug that two orderings make; without a
-    // limit a model of two writes takes hours.
-    builder.preemption_bound = Some(3);
-    builder.check(check);
-}
-
 /// Updates reuse the rows they replaced, as soon as that is allowed: a reader sees one of the versions
 /// whole, never older ones after newer ones, and never nothing.
 #[test]
 fn an_update_is_seen_whole_or_not_at_all() {
-    model(|| {
+    loom::model(|| {
         let store = store(4, None);
         write(&store, 7, 1);
         let reader = {
@@ -77,7 +69,7 @@ fn an_update_is_seen_whole_or_not_at_all() {
 /// place and has the same tag): a reader of either never gets the other's row.
 #[test]
 fn a_reused_slot_is_never_taken_for_another_key() {
-    model(|| {
+    loom::model(|| {
         let (one, two) = (unspread(5), unspread(5 | 1 << 40));
         let store = store(4, None);
         write(&store, one, 11);
@@ -98,7 +90,7 @@ fn a_reused_slot_is_never_taken_for_another_key() {
 /// The table grows while a reader looks: what was there before is found throughout.
 #[test]
 fn growth_hides_nothing() {
-    model(|| {
+    loom::model(|| {
         let store = store(4, None);
         for key in 0..3 {
             write(&store, key, key as u8);
@@ -124,7 +116,7 @@ fn growth_hides_nothing() {
 /// A full cache gives up a row while it is read, and uses it again.
 #[test]
 fn an_evicted_row_stays_whole_for_its_readers() {
-    model(|| {
+    loom::model(|| {
         let store = store(
             4,
             Some(Bound {

@@ -1,6 +1,7 @@
 """Validated configuration of the model. Every width is here, and every block can be switched off."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
@@ -80,7 +81,8 @@ class ModelConfig:
     signature: Signature = "simhash"
     signature_bits: int = 256
     tier_edges: tuple[float, ...] = (
-        -0.25, -0.125, 0.0, 0.0625, 0.125, 0.1875, 0.25, 0.3125, 0.375, 0.4375, 0.5, 0.5625, 0.625, 0.75, 0.875,
+        -0.25, -0.125, 0.0, 0.0625, 0.125, 0.1875, 0.25, 0.3125,
+        0.375, 0.4375, 0.5, 0.5625, 0.625, 0.75, 0.875,
     )  # fmt: skip
     tier_scale: TierScale = "share"
     bridges: int = 8
@@ -123,7 +125,7 @@ class ModelConfig:
         edges = self.tier_edges
         if not 1 <= len(edges) <= 31:
             raise ConfigError(f"tier_edges: got {len(edges)} edges, expected 1 to 31 (2 to 32 tiers).")
-        if any(low >= high for low, high in zip(edges, edges[1:], strict=False)):
+        if any(low >= high for low, high in itertools.pairwise(edges)):
             raise ConfigError(f"tier_edges: {edges} is not strictly ascending.")
         if edges[0] <= -1.0 or edges[-1] >= 1.0:
             raise ConfigError(f"tier_edges: {edges} must lie inside (-1, 1), the range of a cosine.")
@@ -133,8 +135,8 @@ class ModelConfig:
             )
         if self.needs_bits and self.signature != "simhash":
             raise ConfigError(
-                f"long_attention={self.long_attention!r} sums over signature bits and needs signature='simhash', "
-                f"got {self.signature!r}; use long_attention='linear' with int8 signatures."
+                f"long_attention={self.long_attention!r} sums over signature bits and needs "
+                f"signature='simhash', got {self.signature!r}; int8 signatures go with 'linear'."
             )
 
     def has(self, block: str) -> bool:
@@ -178,7 +180,7 @@ class ModelConfig:
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ConfigError(f"unknown model config fields {unknown}; known are {sorted(known)}.")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        return cls(**values)
 
 
 def _choice(name: str, value: object, allowed: tuple[object, ...]) -> None:

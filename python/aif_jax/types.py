@@ -64,7 +64,7 @@ class UserSource(Protocol):
     """Where user features and histories come from: a dictionary, a feature store, a service."""
 
     def __call__(self, user: UserId, /) -> "UserRecord | None":
-        """Return the user's record, or ``None`` if the user is unknown. May block; may be called from threads."""
+        """Return the user's record, or ``None`` if unknown. May block; is called from several threads."""
         ...
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Table
 
 from aif_jax import kernels
@@ -199,13 +199,12 @@ def serve(
     with console.status("compiling the stages for their sizes"):
         engine = Engine(bundle, index, behaviours, users=drawn.users, retrieve=retrieve, config=config)
     started_s = time.perf_counter() - step
-    with engine:
-        steps = iter(
-            track(range(len(drawn.requests) - WARMUP), "requests, both ways", console=console, transient=True)
+    bar = Progress(console=console, transient=True)
+    with engine, bar:
+        task = bar.add_task("requests, both ways", total=len(drawn.requests) - WARMUP)
+        comparison = compare(
+            sequential, engine, drawn.requests, tick=lambda: bar.advance(task), warmup=WARMUP
         )
-        comparison = compare(sequential, engine, drawn.requests, tick=lambda: next(steps), warmup=WARMUP)
-        for _ in steps:
-            break
     return comparison, {"engine start (all sizes compiled)": f"{started_s:.1f} s"}
 
 

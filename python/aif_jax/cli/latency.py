@@ -140,26 +140,31 @@ def compare(
         AifError: the two ways do not agree on the scores.
     """
     latency: dict[str, list[float]] = {"sequential": [], "aif": []}
-    rankings, spans, worst = [], [], 0.0
+    rankings: list[Ranking] = []
+    spans: list[list[Span]] = []
+    worst = 0.0
+
+    def usual_way(request: Request) -> np.ndarray:
+        _, scores, parts = sequential.rank(request)
+        spans.append(parts)
+        return scores
+
+    def aif_way(request: Request) -> np.ndarray:
+        rankings.append(engine.rank(request.user, context=request.context, k=request.k))
+        return rankings[-1].scores
+
+    ways = {"sequential": usual_way, "aif": aif_way}
     for number, request in enumerate(requests):
-        counted = number >= warmup
-        ways = ["sequential", "aif"] if number % 2 else ["aif", "sequential"]
         scores: dict[str, np.ndarray] = {}
-        for way in ways:
+        for way in ways if number % 2 else reversed(ways):
             start = time.perf_counter()
-            if way == "aif":
-                ranking = engine.rank(request.user, context=request.context, k=request.k)
-                scores[way] = ranking.scores
-            else:
-                _, scores[way], parts = sequential.rank(request)
-            elapsed_ms = (time.perf_counter() - start) * 1e3
-            if counted:
-                latency[way].append(elapsed_ms)
+            scores[way] = ways[way](request)
+            latency[way].append((time.perf_counter() - start) * 1e3)
         worst = max(worst, _difference(scores["aif"], scores["sequential"]))
-        if counted:
-            rankings.append(ranking)
-            spans.append(parts)
+        if number >= warmup:
             tick()
+    for measured in (*latency.values(), rankings, spans):
+        del measured[:warmup]
     if worst > RELATIVE:
         raise AifError(
             f"the two ways disagree: scores differ by {worst:.1e} (relative), expected at most {RELATIVE:g}."

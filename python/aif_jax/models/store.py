@@ -81,7 +81,7 @@ def set_weights(model: nnx.Module, weights: Mapping[str, np.ndarray], origin: st
         BundleError: names or shapes differ from the model's.
     """
     state = nnx.state(model, nnx.Param)
-    expected = traverse_util.flatten_dict(nnx.to_pure_dict(state), sep=".")
+    expected: dict[str, Any] = dict(traverse_util.flatten_dict(nnx.to_pure_dict(state), sep="."))
     if set(expected) != set(weights):
         raise BundleError(
             f"{origin}: weights {sorted(set(expected) ^ set(weights))} are only in the file "

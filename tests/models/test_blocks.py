@@ -1,0 +1,277 @@
+"""Each block against its formula, written out in NumPy on tiny inputs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from model_cases import make_group, make_schema
+
+from aif_jax.features import MultiValued, Numeric
+from aif_jax.kernels import pack_signs, table_sum
+from aif_jax.models import long_sequence
+from aif_jax.models.blocks import draw_keep, hidden, shown
+from aif_jax.models.bridge import Bridges
+from aif_jax.models.embedder import FeatureEmbedder
+from aif_jax.models.layers import attend, masked_mean, ordered_product
+from aif_jax.models.sim import CategoryPool, recent_categories, slot_weights
+from aif_jax.models.tiers import channel_lengths, channels_of, float_tiers, tier_features
+
+B, G, L, D_M, D_V, BITS = 3, 4, 7, 6, 5, 16
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def f4(values):
+    return np.asarray(values, np.float32)
+
+
+def softmax(logits):
+    weights = np.exp(logits - logits.max())
+    return weights / weights.sum()
+
+
+@pytest.fixture
+def history(rng):
+    """Content and sign bits of both sides, values, and which behaviours count; none of user 0 do."""
+    counted = rng.random((B, L)) < 0.7
+    counted[0] = False
+    content, theirs = f4(rng.normal(size=(B, G, D_M))), f4(rng.normal(size=(B, L, D_M)))
+    bits, their_bits = rng.random((B, G, BITS)) < 0.5, rng.random((B, L, BITS)) < 0.5
+    return content, theirs, bits, their_bits, f4(rng.normal(size=(B, L, D_V))), counted
+
+
+def weighted(weight, value, counted):
+    """``1/n Σ_l weight(u, i, b) Y_l`` over the behaviours that count."""
+    out = np.zeros((B, G, D_V))
+    for u in range(B):
+        for i in range(G):
+            for b in np.flatnonzero(counted[u]):
+                out[u, i] += weight(u, i, b) * value[u, b] / counted[u].sum()
+    return out
+
+
+def test_linear_attention(history):
+    content, theirs, _, _, value, counted = history
+    want = weighted(lambda u, i, b: content[u, i] @ theirs[u, b], value, counted)
+    np.testing.assert_allclose(
+        long_sequence.linear_attention(content, theirs, value, counted), want, atol=1e-5
+    )
+    factor = long_sequence.linear_factor(theirs, value, counted)
+    np.testing.assert_allclose(content @ np.asarray(factor), want, atol=1e-5)
+
+
+def test_sign_attention(history):
+    _, _, bits, their_bits, value, counted = history
+    want = weighted(lambda u, i, b: (2.0 * (bits[u, i] == their_bits[u, b]) - 1).mean(), value, counted)
+    packed, their_packed = pack_signs(f4(bits) - 0.5), pack_signs(f4(their_bits) - 0.5)
+    np.testing.assert_allclose(
+        long_sequence.sign_attention(packed, their_packed, value, counted), want, atol=1e-5
+    )
+    factor = long_sequence.sign_factor(their_packed, value, counted)
+    for user in range(B):
+        table = long_sequence.sign_table(factor[user])
+        got = table_sum(table, packed[user], bits=long_sequence.SIGN_BITS, implementation="reference")
+        np.testing.assert_allclose(got, want[user], atol=1e-5)
+
+
+@pytest.mark.parametrize("group", [2, 4, 8])
+def test_collision_attention(history, group):
+    _, _, bits, their_bits, value, counted = history
+    want = np.zeros((B, G, D_V))
+    for u in range(B):
+        for i in range(G):
+            for start in range(0, BITS, group):
+                same = bits[u, i, start : start + group] == their_bits[u, :, start : start + group]
+                met = same.all(axis=1) & counted[u]
+                if met.any():
+                    want[u, i] += value[u, met].mean(axis=0) / (BITS // group)
+    packed, their_packed = pack_signs(f4(bits) - 0.5), pack_signs(f4(their_bits) - 0.5)
+    got = long_sequence.collision_attention(packed, their_packed, value, counted, group)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    factor = long_sequence.collision_factor(their_packed, value, counted, group)
+    assert factor.shape == (B, BITS // group, 2**group, D_V)
+    for user in range(B):
+        got = table_sum(factor[user], packed[user], bits=group, implementation="reference")
+        np.testing.assert_allclose(got, want[user], atol=1e-5)
+
+
+def test_softmax_attention(history):
+    content, theirs, _, _, value, counted = history
+    want = np.zeros((B, G, D_V))
+    for u in range(1, B):
+        for i in range(G):
+            weights = softmax(2.0 * theirs[u, counted[u]] @ content[u, i])
+            want[u, i] = weights @ value[u, counted[u]]
+    got = long_sequence.softmax_attention(content, theirs, value, counted, jnp.float32(2.0))
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_behaviour_values_depend_on_their_type(rng):
+    values = long_sequence.BehaviourValues(2, D_V)
+    values.gate[...] = gate = f4(rng.normal(size=(2, D_V)))
+    values.bias[...] = bias = f4(rng.normal(size=(2, D_V)))
+    item, kind = f4(rng.normal(size=(3, D_V))), np.int32([1, 0, -1])
+    want = np.stack([item[0] * gate[1] + bias[1], item[1] * gate[0] + bias[0], np.zeros(D_V)])
+    np.testing.assert_allclose(values(jnp.asarray(item), jnp.asarray(kind)), want, rtol=1e-6)
+
+
+def test_attend_and_masked_mean(rng):
+    queries, keys = f4(rng.normal(size=(2, 3, D_M))), f4(rng.normal(size=(2, L, D_M)))
+    mask = np.array([[True, False, True, True, False, True, False], [False] * L])
+    want = np.zeros((2, 3, D_M))
+    for q in range(3):
+        want[0, q] = softmax(queries[0, q] @ keys[0, mask[0]].T / np.sqrt(D_M)) @ keys[0, mask[0]]
+    np.testing.assert_allclose(attend(queries, keys, mask), want, atol=1e-5)
+    np.testing.assert_allclose(
+        masked_mean(keys, mask), [keys[0, mask[0]].mean(axis=0), np.zeros(D_M)], atol=1e-6
+    )
+
+
+def test_bridges(rng):
+    bridges = Bridges(3, D_M, rngs=nnx.Rngs(0))
+    vectors = np.asarray(bridges.vectors[...])
+    keys, e, mask = f4(rng.normal(size=(1, L, D_M))), f4(rng.normal(size=(4, D_M))), np.ones((1, L), bool)
+    for n in range(3):
+        want = softmax(keys[0] @ vectors[n] / np.sqrt(D_M)) @ keys[0]
+        np.testing.assert_allclose(bridges.user(keys, mask)[0, n], want, atol=1e-5)
+    want = np.stack([softmax(vectors @ row / np.sqrt(D_M)) for row in e])
+    np.testing.assert_allclose(bridges.item(e), want, atol=1e-6)
+
+
+def test_ordered_product(rng):
+    x, kernel = f4(rng.normal(size=(2, 3, D_M))), f4(rng.normal(size=(D_M, 2)))
+    np.testing.assert_allclose(ordered_product(jnp.asarray(x), jnp.asarray(kernel)), x @ kernel, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", ["share", "log1p"])
+def test_tier_features(rng, scale):
+    edges, channels = (-0.5, 0.0, 0.5), 2
+    similarity = f4(rng.uniform(-1, 1, (B, G, L)))
+    similarity[0, 0, 0] = 0.5  # on a threshold: it is reached
+    kind = rng.integers(-1, channels, (B, L)).astype(np.int32)
+    kind[0, 0] = 1
+    has_content = f4(rng.random((B, L, 1)) < 0.8)
+    has_content[0, 0] = 1
+    channel = np.asarray(channels_of(kind, has_content))
+    np.testing.assert_array_equal(channel, np.where(has_content[..., 0] > 0, kind, -1))
+    counts = np.zeros((B, G, channels, 4), int)
+    for u in range(B):
+        for i in range(G):
+            for b in range(L):
+                if channel[u, b] >= 0:
+                    counts[u, i, channel[u, b], np.sum(similarity[u, i, b] >= f4(edges))] += 1
+    np.testing.assert_array_equal(float_tiers(similarity, channel, edges, channels), counts)
+    lengths = np.asarray(channel_lengths(channel, channels))
+    np.testing.assert_array_equal(lengths, [[(row == c).sum() for c in range(channels)] for row in channel])
+    bound = np.maximum(lengths, 1)[:, None, :, None]
+    want = counts / bound if scale == "share" else np.log1p(counts) / np.log1p(bound)
+    got = tier_features(jnp.asarray(counts, jnp.int32), jnp.asarray(lengths)[:, None], scale)
+    np.testing.assert_allclose(got, want.reshape(B, G, -1), rtol=1e-6)
+
+
+def by_hand(category, valid, slots):
+    """The most recent distinct categories of one history, and how many of its categories found no slot."""
+    seen: list[int] = []
+    for behaviour in np.flatnonzero(valid):
+        for value in category[behaviour]:
+            if value >= 2 and value not in seen:
+                seen.append(int(value))
+    slot = seen[:slots]
+    left = sum(int(v >= 2 and v not in slot) for row in category[valid] for v in row)
+    return slot + [-1] * (slots - len(slot)), left
+
+
+@pytest.mark.parametrize("slots", [1, 3, 20])
+def test_recent_categories_and_their_overflow(rng, slots):
+    category = rng.integers(0, 9, (5, 12, 2)).astype(np.int32)
+    valid = rng.random((5, 12)) < 0.8
+    valid[0] = False
+    found, overflow = recent_categories(jnp.asarray(category), jnp.asarray(valid), slots)
+    want = [by_hand(*row, slots) for row in zip(category, valid, strict=True)]
+    np.testing.assert_array_equal(found, [slot for slot, _ in want])
+    np.testing.assert_array_equal(overflow, [left for _, left in want])
+    assert (np.asarray(overflow) > 0).any() == (slots < 7)
+
+
+def test_category_pool_and_lookup(rng):
+    category = np.int32([[[2, 3], [3, 0], [2, 2], [4, 1], [5, 0]]])
+    valid = np.array([[True, True, True, True, False]])
+    value = f4(rng.normal(size=(1, 5, D_V)))
+    slot, overflow = recent_categories(jnp.asarray(category), jnp.asarray(valid), 4)
+    np.testing.assert_array_equal(slot, [[2, 3, 4, -1]])
+    assert overflow[0] == 0
+    pool = CategoryPool(D_V, 3, rngs=nnx.Rngs(0))
+    pool.linear.bias[...] = f4([0.1, 0.2, 0.3])
+    kernel = np.asarray(pool.linear.kernel[...])
+    want = np.zeros((4, 3))
+    for row, members in enumerate([[0, 2], [0, 1], [3]]):
+        features = np.append(value[0, members].mean(axis=0), len(members) / 4)
+        want[row] = np.maximum(features @ kernel + [0.1, 0.2, 0.3], 0)
+    got = pool(jnp.asarray(value), jnp.asarray(category), jnp.asarray(valid), slot)
+    np.testing.assert_allclose(got[0], want, atol=1e-6)
+    # The mean over the item's categories; 9 has no slot and counts as zero, 0 and 1 name no category.
+    item = np.int32([[3, 9, 0], [2, 0, 0], [2, 3, 4], [9, 1, 0], [0, 0, 0]])
+    weights = slot_weights(jnp.asarray(item), slot[0])
+    third = 1 / 3
+    np.testing.assert_allclose(
+        weights,
+        [[0, 0.5, 0, 0], [1, 0, 0, 0], [third, third, third, 0], [0, 0, 0, 0], [0, 0, 0, 0]],
+        rtol=1e-6,
+    )
+
+
+def test_embedder(rng):
+    schema = make_schema()
+    embed = FeatureEmbedder(schema.pair, 4, rngs=nnx.Rngs(0))
+    inputs = make_group(rng, schema, "pair", (20,), missing=0.5)
+    parts = []
+    for feature in schema.pair:
+        column = inputs[feature.name]
+        if isinstance(feature, Numeric):
+            parts.append(column)
+            continue
+        table = np.asarray(getattr(embed, f"table_{feature.name}")[...])
+        assert table.shape == (feature.size, 4)
+        if isinstance(feature, MultiValued):
+            rows = [
+                table[values[values != 0]].mean(axis=0) if values.any() else np.zeros(4) for values in column
+            ]
+            parts.append(np.stack(rows))
+        else:
+            parts.append(table[column])
+    want = np.concatenate(parts, axis=1)
+    assert embed.width == want.shape[1]
+    arrays = {name: jnp.asarray(values) for name, values in inputs.items()}
+    np.testing.assert_allclose(embed(arrays), want, rtol=1e-5, atol=1e-6)
+    given = (inputs["bid"][:, 1] > 0) | (inputs["channel"] != 0) | (inputs["tags"] != 0).any(axis=1)
+    assert given.any()
+    assert not given.all()
+    np.testing.assert_array_equal(embed.given(arrays), given)
+
+
+def test_an_id_beyond_its_table_is_not_some_other_value():
+    embed = FeatureEmbedder(make_schema().context, 4, rngs=nnx.Rngs(0))
+    assert np.isnan(embed({"hour": jnp.int32([26])})).all()
+
+
+def test_drawing_and_hiding(rng):
+    keep = draw_keep(0.25, ("b", "a"), 4000, jax.random.key(0))
+    assert sorted(keep) == ["a", "b"]
+    for kept in keep.values():
+        assert abs(float(kept.mean()) - 0.75) < 0.03
+    assert 0.5 < float((keep["a"] == keep["b"]).mean()) < 0.75  # 0.625: drawn independently
+    present = jnp.asarray(rng.random((4000, 2)) < 0.5)
+    np.testing.assert_array_equal(
+        shown(keep, "a", present), np.asarray(present) & np.asarray(keep["a"])[:, None]
+    )
+    np.testing.assert_array_equal(shown(keep, "other", present), present)
+    schema = make_schema()
+    inputs = {name: jnp.asarray(v) for name, v in make_group(rng, schema, "pair", (3,), missing=0.0).items()}
+    masked = hidden(inputs, jnp.array([True, False, True]))
+    for name, values in masked.items():
+        assert not values[1].any()
+        np.testing.assert_array_equal(values[::2], inputs[name][::2])

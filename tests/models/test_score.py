@@ -1,0 +1,80 @@
+"""Score expressions: their values, and what is refused."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from model_cases import make_schema, small_config
+
+from aif_jax.errors import ConfigError
+from aif_jax.models import Score
+from aif_jax.models.score import score_of
+
+HEADS, PAIR = ("ctr", "cvr"), ("bid", "price")
+
+
+@pytest.mark.parametrize(
+    ("expression", "formula"),
+    [
+        ("ctr", lambda p, q, x, y, bid, price: p),
+        ("ctr * bid", lambda p, q, x, y, bid, price: p * bid),
+        (
+            "ctr * (0.5 + cvr) ** 2 - bid / price",
+            lambda p, q, x, y, bid, price: p * (0.5 + q) ** 2 - bid / price,
+        ),
+        ("logit_ctr + 2 * logit_cvr", lambda p, q, x, y, bid, price: x + 2 * y),
+        (
+            "max(ctr, cvr) - -min(bid, 1)",
+            lambda p, q, x, y, bid, price: np.maximum(p, q) + np.minimum(bid, 1),
+        ),
+        ("exp(log(ctr) + log(bid))", lambda p, q, x, y, bid, price: p * bid),
+    ],
+)
+def test_values(expression, formula):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(50, 2)).astype(np.float32)
+    raw = {name: rng.uniform(0.5, 2, 50).astype(np.float32) for name in PAIR}
+    score = Score(expression, HEADS, PAIR)
+    assert score.raw == tuple(name for name in PAIR if name in expression)
+    got = score(jnp.asarray(logits), {name: jnp.asarray(raw[name]) for name in score.raw})
+    p, q = (1 / (1 + np.exp(-logits))).T
+    np.testing.assert_allclose(got, formula(p, q, *logits.T, raw["bid"], raw["price"]), rtol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("ctr *", "is not an expression"),
+        ("", "is not an expression"),
+        ("ctr * rank", "'rank' in 'ctr \\* rank' is no head and no numeric pair feature; known are ctr, cvr"),
+        ("bid * 2", "uses no head"),
+        ("max(ctr)", "max in 'max\\(ctr\\)' got 1 values, expected 2"),
+        ("sqrt(ctr)", "'sqrt\\(ctr\\)' .* is not allowed"),
+        ("ctr.real", "is not allowed"),
+        ("ctr if bid else cvr", "is not allowed"),
+        ("ctr and cvr", "is not allowed"),
+        ("ctr < cvr", "is not allowed"),
+        ("__import__('os')", "is not allowed"),
+        ("ctr + 'x'", "is not allowed"),
+        ("ctr + True", "is not allowed"),
+        ("ctr + 1j", "is not allowed"),
+        ("max(ctr, key=cvr)", "is not allowed"),
+        ("ctr // 2", "is not allowed"),
+    ],
+)
+def test_errors_teach(expression, message):
+    with pytest.raises(ConfigError, match=message):
+        Score(expression, HEADS, PAIR)
+
+
+def test_a_name_that_means_two_things_is_refused():
+    with pytest.raises(ConfigError, match="is a head and a pair feature; rename the feature"):
+        Score("ctr * cvr", HEADS, ("cvr",))
+    with pytest.raises(ConfigError, match="has the name of a function; rename the feature"):
+        Score("ctr * log", HEADS, ("log",))
+    Score("ctr", HEADS, ("cvr", "log"))  # not used, not in the way
+
+
+def test_only_numeric_pair_features_are_values():
+    assert score_of(small_config(score="ctr * bid"), make_schema()).raw == ("bid",)
+    with pytest.raises(ConfigError, match=r"'channel' .* is no head and no numeric pair feature"):
+        score_of(small_config(score="ctr * channel"), make_schema())

@@ -13,6 +13,7 @@ import numpy.typing as npt
 __all__ = [
     "EmbeddingCache",
     "RowLayout",
+    "Scheduler",
     "__version__",
     "chosen_kernels",
     "cpu_features",
@@ -173,12 +174,12 @@ class Scheduler:
     """A thread pool for request graphs, in two lanes, so that waiting never starves computing.
 
     `"blocking"` is for calls that wait (retrieval, feature stores), `"compute"` for calls that use the cores
-    (compiled programs; few threads, since each brings its own pool). Within a lane the earliest deadline starts
-    first, tasks without one last, equals in the order of submission.
+    (compiled programs; few threads, since each brings its own pool). Within a lane the earliest deadline
+    starts first, tasks without one last, equals in the order of submission.
 
-    It may be used from any thread. It does not survive a fork: in the child every method raises `SchedulerError`.
-    At interpreter exit queued tasks are cancelled and running ones waited for; without `shutdown` the threads
-    live until then. A scheduler that is dropped still runs what is queued.
+    It may be used from any thread. It does not survive a fork: in the child every method raises
+    `SchedulerError`. At interpreter exit queued tasks are cancelled and running ones waited for; without
+    `shutdown` the threads live until then. A scheduler that is dropped still runs what is queued.
 
     Args:
         blocking_threads: threads of the blocking lane, 1 to 1024.
@@ -204,9 +205,10 @@ class Scheduler:
     ) -> Future[_T]:
         """Queue `fn(*args)`, to be run in a copy of the caller's context variables.
 
-        Cancelling the future takes the task out of the queue at once; what runs is never interrupted. A task whose
-        deadline passes in the queue is dropped, and its future raises `DeadlineExceededError`: when a thread gets
-        to it or when a full queue makes room, in which case the future's callbacks run on the submitting thread.
+        Cancelling the future takes the task out of the queue at once; what runs is never interrupted. A task
+        whose deadline passes in the queue is dropped, and its future raises `DeadlineExceededError`: when a
+        thread gets to it or when a full queue makes room, in which case the future's callbacks run on the
+        submitting thread.
 
         Args:
             lane: `"blocking"` or `"compute"`.
@@ -224,33 +226,35 @@ class Scheduler:
     def wait(self, future: Future[_T], timeout_ms: float | None = None) -> _T:
         """Return the result of `future`, or raise its exception.
 
-        On a worker thread of any scheduler the wait is put to use: an awaited task that is still queued in the
-        worker's own lane runs here and now; else a compute worker runs other tasks of its lane, and a blocking
-        worker does so when all threads of its lane wait. Such a task is finished before the wait looks again, so a
-        timeout may be overrun.
+        On a worker thread of any scheduler the wait is put to use: an awaited task that is still queued in
+        the worker's own lane runs here and now; else a compute worker runs other tasks of its lane, and a
+        blocking worker does so when all threads of its lane wait. Such a task is finished before the wait
+        looks again, so a timeout may be overrun.
 
         Raises:
             DeadlineExceededError: `timeout_ms` has passed; the task goes on.
-            SchedulerError: a compute worker waits for anything but a compute task of its own scheduler, which could
-                only park it; the wait would close a circle of waits; or too many tasks wait under one another
-                on this thread.
+            SchedulerError: a compute worker waits for anything but a compute task of its own scheduler, which
+                could only park it; the wait would close a circle of waits; or too many tasks wait under one
+                another on this thread.
         """
     def stats(self) -> dict[str, dict[str, Any]]:
         """What each lane has done.
 
-        Counters: `threads`, `queued`, `running`, `submitted` (accepted), `completed`, `failed` (raised), `cancelled`,
-        `expired`, `panicked`, `rejected` (not accepted), `overrun` (ended after the deadline). With nothing queued or
-        running, `submitted = completed + failed + cancelled + expired + panicked`; a task is counted just after
-        its future is done. Times: `queue`, `run`, `wait` (time inside `wait` on the lane's workers), each
-        `{"count", "p50_us", "p99_us", "max_us"}`, quantiles to two significant digits.
+        Counters: `threads`, `queued`, `running`, `submitted` (accepted), `completed`, `failed` (raised),
+        `cancelled`, `expired`, `panicked` (native code that the task called), `rejected` (not accepted),
+        `overrun` (ended after the deadline). With nothing queued or running, `submitted = completed + failed
+        + cancelled + expired + panicked`; a task that ran is counted just before its future is done.
+
+        Times: `queue`, `run`, `wait` (time inside `wait` on the lane's workers), each `{"count", "p50_us",
+        "p99_us", "max_us"}`, quantiles to two significant digits.
         """
     def trace(self, enabled: bool) -> None:
-        """Keep a span of every task that runs from now on (the newest 65,536), or stop doing so."""
+        """Keep a span of every task that starts from now on (the newest 65,536), or stop doing so."""
     def take_trace(self) -> list[dict[str, Any]]:
         """Take the spans kept so far, in the order in which the tasks ended.
 
-        Each is `{"name", "lane", "thread", "queued_us", "start_us", "end_us"}`, in microseconds on the clock of
-        `time.perf_counter`. Warns (`RuntimeWarning`) if older spans were overwritten.
+        Each is `{"name", "lane", "thread", "queued_us", "start_us", "end_us"}`, in microseconds on the clock
+        of `time.perf_counter`. Warns (`RuntimeWarning`) if older spans were overwritten.
         """
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept no more tasks; with `wait`, return when all threads have ended.

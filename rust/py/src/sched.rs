@@ -7,8 +7,8 @@
 
 use crate::errors::{detached, panic_text, raise, to_py};
 use aif_core::sched::{
-    self, Config, End, Job, Lane, LaneStats, Signal, Target, Ticket, Times, Turn, current_lane,
-    thread_name,
+    self, Config, End, Job, Lane, LaneStats, Running, Signal, Target, Ticket, Times, Turn,
+    current_lane, thread_name,
 };
 use pyo3::exceptions::{PyRuntimeWarning, PyTimeoutError, PyTypeError};
 use pyo3::intern;
@@ -16,7 +16,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyCFunction, PyDict, PyList, PyString, PyTuple, PyType};
 use std::ffi::CString;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -77,38 +77,39 @@ impl Call {
     fn into_job(self) -> Job {
         Box::new(move |turn| {
             let mut slot = Some((self, turn));
-            let end =
-                Python::try_attach(|py| slot.take().map(|(call, turn)| call.take_turn(py, turn)));
+            Python::try_attach(|py| {
+                if let Some((call, turn)) = slot.take() {
+                    call.take_turn(py, turn);
+                }
+            });
             // Without an interpreter nobody waits for the future, and nothing of Python's may be touched.
             std::mem::forget(slot);
-            end.flatten().unwrap_or(End::Cancelled)
         })
     }
 
-    fn take_turn(self, py: Python<'_>, turn: Turn) -> End {
+    fn take_turn(self, py: Python<'_>, turn: Turn<'_>) {
         let future = self.future.bind(py).clone();
-        let end = match turn {
-            Turn::Run => self.run(py),
+        let told = match turn {
+            Turn::Run(running) => self.run(py, running),
             Turn::Expired(error) => claim(&future).and_then(|claimed| {
                 if claimed {
                     set_exception(&future, to_py(py, &error))?;
                 }
-                Ok(End::Cancelled)
+                Ok(())
             }),
-            Turn::Cancelled => claim(&future).map(|_| End::Cancelled),
+            Turn::Cancelled => claim(&future).map(drop),
             Turn::Stopped => future
                 .call_method0(intern!(py, "cancel"))
                 .and_then(|_| claim(&future))
-                .map(|_| End::Cancelled),
+                .map(drop),
         };
-        end.unwrap_or_else(|error| {
+        if let Err(error) = told {
             // Somebody else has set this future, which is theirs to explain; the worker goes on.
             error.write_unraisable(py, Some(&future));
-            End::Failed
-        })
+        }
     }
 
-    fn run(self, py: Python<'_>) -> PyResult<End> {
+    fn run(self, py: Python<'_>, running: Running<'_>) -> PyResult<()> {
         let Self {
             future,
             context,
@@ -116,7 +117,8 @@ impl Call {
         } = self;
         let future = future.into_bound(py);
         if !claim(&future)? {
-            return Ok(End::Cancelled);
+            running.end(End::Cancelled);
+            return Ok(());
         }
         // A Rust panic inside the function surfaces here as a panic again, past every `Result`.
         let result = catch_unwind(AssertUnwindSafe(|| {
@@ -129,12 +131,13 @@ impl Call {
         context.drop_ref(py);
         match result {
             Ok(Ok(value)) => {
+                running.end(End::Completed);
                 future.call_method1(intern!(py, "set_result"), (value,))?;
-                Ok(End::Completed)
+                Ok(())
             }
             Ok(Err(error)) => {
-                set_exception(&future, error)?;
-                Ok(End::Failed)
+                running.end(End::Failed);
+                set_exception(&future, error)
             }
             Err(panic) => {
                 let said = panic_text(&*panic);
@@ -143,8 +146,8 @@ impl Call {
                     "SchedulerError",
                     format!("native code that the task called panicked: {said}"),
                 );
-                set_exception(&future, error)?;
-                resume_unwind(panic)
+                running.end(End::Panicked);
+                set_exception(&future, error)
             }
         }
     }

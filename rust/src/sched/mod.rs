@@ -42,7 +42,7 @@ mod tests;
 pub use stats::{LaneStats, Times};
 pub use task::{End, Job, Lane, Signal, Ticket, Turn};
 pub use trace::{Span, Spans};
-pub use worker::{Target, current_lane, wait};
+pub use worker::{Running, Target, current_lane, wait};
 
 use crate::error::{Error, Result};
 use crate::sync::plain::{Arc, AtomicU64, Mutex as PlainMutex, Ordering};
@@ -168,11 +168,11 @@ impl Shared {
     }
 
     /// Ends a task that will not run: counts it, tells its job, wakes who waits.
-    fn drop_task(&self, task: Task, turn: Turn) {
+    fn drop_task(&self, task: Task, turn: Turn<'_>) {
         let meter = self.meter(task.record.lane);
         match turn {
             Turn::Expired(_) => meter.expired.up(),
-            Turn::Run | Turn::Cancelled | Turn::Stopped => meter.cancelled.up(),
+            Turn::Run(_) | Turn::Cancelled | Turn::Stopped => meter.cancelled.up(),
         }
         let Task { record, job, .. } = task;
         // A job that panics at the news has ended all the same; the panic hook has reported it.

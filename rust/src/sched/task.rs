@@ -2,6 +2,7 @@
 
 use super::Shared;
 use super::queue::{Wake, lock, sleep};
+use super::worker::Running;
 use crate::error::Error;
 use crate::sync::plain::{Arc, AtomicUsize, Ordering as Plain, Weak};
 use crate::sync::{AtomicBool, Condvar, Mutex, Ordering};
@@ -57,9 +58,9 @@ pub(super) struct Key {
 
 /// Why a job is called: to run, or to tell its caller that it will not.
 #[derive(Debug)]
-pub enum Turn {
-    /// Do the work.
-    Run,
+pub enum Turn<'a> {
+    /// Do the work, and say how it ended.
+    Run(Running<'a>),
     /// The deadline passed in the queue. The error says by how much.
     Expired(Error),
     /// [`Ticket::cancel`] took it out of the queue.
@@ -75,6 +76,8 @@ pub enum End {
     Completed,
     /// It has an error to report.
     Failed,
+    /// It panicked, which a job may catch itself in order to report it.
+    Panicked,
     /// Its caller had lost interest before it began.
     Cancelled,
 }
@@ -82,9 +85,8 @@ pub enum End {
 /// A piece of work, which carries its own way of handing over its result.
 ///
 /// Once accepted it is called exactly once: on a worker with [`Turn::Run`], or with the reason why it is
-/// dropped, on the thread that drops it. What it returns is looked at only after `Run`. A panic is
-/// caught and counted, and the worker lives on.
-pub type Job = Box<dyn FnOnce(Turn) -> End + Send>;
+/// dropped, on the thread that drops it. A panic is caught and counted, and the worker lives on.
+pub type Job = Box<dyn FnOnce(Turn<'_>) + Send>;
 
 /// Something that happens once and can be waited for with [`wait`](super::wait()).
 #[derive(Default)]

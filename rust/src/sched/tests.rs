@@ -22,11 +22,10 @@ fn scheduler(blocking: usize, compute: usize, bound: usize) -> Scheduler {
 fn job(work: impl FnOnce() + Send + 'static) -> Job {
     Box::new(move |turn| {
         assert!(
-            matches!(turn, Turn::Run),
+            matches!(turn, Turn::Run(_)),
             "dropped, though it should run: {turn:?}"
         );
         work();
-        End::Completed
     })
 }
 
@@ -35,13 +34,12 @@ fn telling(name: &'static str, to: &Sender<(&'static str, String)>) -> Job {
     let to = to.clone();
     Box::new(move |turn| {
         let told = match turn {
-            Turn::Run => "run".into(),
+            Turn::Run(_) => "run".into(),
             Turn::Expired(error) => error.to_string(),
             Turn::Cancelled => "cancelled".into(),
             Turn::Stopped => "stopped".into(),
         };
         to.send((name, told)).unwrap();
-        End::Completed
     })
 }
 
@@ -135,7 +133,6 @@ fn a_full_queue_refuses_and_says_so() {
     let seen = called.clone();
     let refused: Job = Box::new(move |_| {
         seen.store(true, Ordering::SeqCst);
-        End::Completed
     });
     let error = scheduler
         .submit(Lane::Blocking, None, "", refused)
@@ -636,10 +633,9 @@ fn nothing_is_lost_or_done_twice_under_load() {
                     let (done, told) = (done.clone(), told.clone());
                     let work: Job = Box::new(move |turn| {
                         told.fetch_add(1, Ordering::Relaxed);
-                        if matches!(turn, Turn::Run) {
+                        if matches!(turn, Turn::Run(_)) {
                             assert!(done.lock().unwrap().insert((thread, n)));
                         }
-                        End::Completed
                     });
                     let lane = Lane::ALL[n % 2];
                     let deadline = (n % 3 == 0).then(|| in_ms(1));
@@ -693,4 +689,41 @@ fn helping_has_a_depth_and_says_so() {
     for task in &tasks {
         wait(Target::Task(task), LONG).unwrap();
     }
+}
+
+#[test]
+fn whoever_has_a_result_finds_it_counted() {
+    let scheduler = scheduler(1, 1, 16);
+    scheduler.trace(true);
+    for (n, end) in [End::Completed, End::Failed, End::Cancelled]
+        .into_iter()
+        .enumerate()
+    {
+        let (to, from) = mpsc::channel();
+        let (release, released) = mpsc::channel::<()>();
+        let work: Job = Box::new(move |turn| {
+            let Turn::Run(running) = turn else {
+                unreachable!("nobody drops it");
+            };
+            running.end(end);
+            to.send(()).unwrap();
+            let _ = released.recv();
+        });
+        let ticket = scheduler.submit(Lane::Compute, None, "", work).unwrap();
+        from.recv_timeout(LONG.unwrap()).unwrap();
+        let stats = scheduler.stats(Lane::Compute);
+        assert!(
+            conserved(&stats) && stats.submitted == n as u64 + 1,
+            "{stats:?}"
+        );
+        assert!(!ticket.has_ended(), "it still hands over");
+        drop(release);
+        wait(Target::Task(&ticket), LONG).unwrap();
+    }
+    let stats = scheduler.stats(Lane::Compute);
+    assert_eq!((stats.completed, stats.failed, stats.cancelled), (1, 1, 1));
+    assert_eq!(
+        (stats.run.count, scheduler.take_trace().spans.len()),
+        (2, 2)
+    );
 }

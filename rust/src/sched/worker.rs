@@ -3,11 +3,12 @@
 use super::Shared;
 use super::queue::{Help, Wish};
 use super::stats::Count;
-use super::task::{End, Lane, Signal, Task, Ticket, Turn, Waiter};
+use super::task::{End, Lane, Record, Signal, Task, Ticket, Turn, Waiter};
 use super::trace::Span;
 use crate::error::{Error, Result};
 use crate::sync::plain::Arc;
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -102,6 +103,67 @@ struct Worker {
     buried: Cell<usize>,
 }
 
+/// Given to a job that runs, so that it can say that the work is over before it hands over the result:
+/// whoever has the result then finds it counted.
+pub struct Running<'a> {
+    worker: &'a Worker,
+    record: &'a Record,
+    name: &'a str,
+    queued: Instant,
+    start: Instant,
+    traced: bool,
+    ended: &'a Cell<bool>,
+}
+
+impl fmt::Debug for Running<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Running")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Running<'_> {
+    /// Says how the work ended. A job that returns without it has [completed](End::Completed).
+    pub fn end(self, end: End) {
+        let meter = self.worker.shared.meter(self.worker.lane);
+        match end {
+            End::Completed => self.count(&meter.completed),
+            End::Failed => self.count(&meter.failed),
+            End::Panicked => self.count(&meter.panicked),
+            End::Cancelled => {
+                // It never did anything, so it has no times.
+                self.ended.set(true);
+                meter.cancelled.up();
+                meter.ended.up();
+            }
+        }
+    }
+
+    fn count(&self, count: &Count) {
+        let shared = &*self.worker.shared;
+        let end = Instant::now();
+        let meter = shared.meter(self.worker.lane);
+        meter.ran(self.start - self.queued, end - self.start);
+        if shared.nanos(end) > self.record.key.deadline_ns {
+            meter.overrun.up();
+        }
+        if self.traced {
+            shared.trace.push(Span {
+                name: self.name.into(),
+                lane: self.worker.lane,
+                thread: self.worker.seat,
+                queued_ns: shared.nanos(self.queued),
+                start_ns: shared.nanos(self.start),
+                end_ns: shared.nanos(end),
+            });
+        }
+        self.ended.set(true);
+        count.up();
+        meter.ended.up();
+    }
+}
+
 impl Worker {
     fn run(&self, task: Task) {
         let shared = &*self.shared;
@@ -119,34 +181,25 @@ impl Worker {
             queued,
         } = task;
         record.begin(shared.number(self.lane, self.seat));
-        let outcome = catch_unwind(AssertUnwindSafe(|| job(Turn::Run)));
-        let end = Instant::now();
-
-        let count: &Count = match &outcome {
-            Ok(End::Completed) => &meter.completed,
-            Ok(End::Failed) => &meter.failed,
-            Ok(End::Cancelled) => &meter.cancelled,
-            Err(_) => &meter.panicked,
+        let traced = shared.trace.is_enabled();
+        let ended = Cell::new(false);
+        let running = || Running {
+            worker: self,
+            record: &record,
+            name: &name,
+            queued,
+            start,
+            traced,
+            ended: &ended,
         };
-        if !matches!(outcome, Ok(End::Cancelled)) {
-            meter.ran(start - queued, end - start);
-            if shared.nanos(end) > record.key.deadline_ns {
-                meter.overrun.up();
-            }
-            if shared.trace.is_enabled() {
-                shared.trace.push(Span {
-                    name,
-                    lane: self.lane,
-                    thread: self.seat,
-                    queued_ns: shared.nanos(queued),
-                    start_ns: shared.nanos(start),
-                    end_ns: shared.nanos(end),
-                });
-            }
+        let outcome = catch_unwind(AssertUnwindSafe(|| job(Turn::Run(running()))));
+        if !ended.get() {
+            running().end(if outcome.is_ok() {
+                End::Completed
+            } else {
+                End::Panicked
+            });
         }
-        count.up();
-        meter.ended.up();
-        // Last: whoever waited finds it counted.
         record.ended.fire();
     }
 

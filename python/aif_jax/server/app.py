@@ -1,0 +1,130 @@
+"""A small HTTP application round an engine: rank, health, stats.
+
+Run it with any ASGI server, for example ``uvicorn.run(create_app(engine))``. The engine is not closed with
+the application; whoever made it closes it.
+"""
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import numpy as np
+from starlette.applications import Starlette
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from aif_jax.errors import (
+    AifError,
+    DeadlineExceededError,
+    OverloadedError,
+    RequestError,
+    RetrievalError,
+    SchedulerError,
+    UnknownUserError,
+)
+from aif_jax.serving import Engine, Ranking
+
+_FIELDS = {"user", "context", "k", "deadline_ms", "candidates", "pair", "report"}
+_STATUS: tuple[tuple[type[AifError], int], ...] = (
+    (UnknownUserError, 404),
+    (RequestError, 400),
+    (OverloadedError, 503),
+    (SchedulerError, 503),
+    (DeadlineExceededError, 504),
+    (RetrievalError, 502),
+)
+"""HTTP status of an error; the first that fits."""
+
+
+def create_app(engine: Engine) -> Starlette:
+    """Return an ASGI application.
+
+    - ``POST /rank`` takes JSON: ``user`` (integer or string); and, all optional, ``context`` (features by
+    name),
+      ``k``, ``deadline_ms``, ``candidates`` (item ids; without them the engine's own ``retrieve`` is called),
+      ``pair`` (pair features by name, one value a candidate), ``report`` (true to get the report too). It
+      answers ``ids``, ``scores``, ``heads``, ``version`` and, if asked for, ``report``.
+    - ``GET /health`` answers the version that serves.
+    - ``GET /stats`` answers `Engine.stats`.
+
+    Errors are JSON, ``{"error": name, "message": what was wrong and how to mend it}``, with status 400 for
+    malformed requests, 404 for unknown users, 502 if retrieval failed, 503 if overloaded and 504 if late.
+    """
+
+    async def rank(http: HttpRequest) -> JSONResponse:
+        body = _read(await http.body())
+        user, context = body.get("user"), body.get("context")
+        deadline_ms, k = body.get("deadline_ms"), body.get("k")
+        if "candidates" in body:
+            pending = engine.begin(user, context, deadline_ms)  # type: ignore[arg-type]
+            ranking = await pending.rank_async(body["candidates"], body.get("pair"), k)
+        else:
+            ranking = await engine.rank_async(user, context, k, deadline_ms)  # type: ignore[arg-type]
+        return JSONResponse(_answer(ranking, report=bool(body.get("report"))))
+
+    async def health(_: HttpRequest) -> JSONResponse:
+        return JSONResponse({"status": "ok", "version": engine.version, "program": engine.bundle.kind})
+
+    async def stats(_: HttpRequest) -> JSONResponse:
+        return JSONResponse(engine.stats())
+
+    return Starlette(
+        routes=[
+            Route("/rank", _explaining(rank), methods=["POST"]),
+            Route("/health", health, methods=["GET"]),
+            Route("/stats", stats, methods=["GET"]),
+        ]
+    )
+
+
+def _read(body: bytes) -> Mapping[str, Any]:
+    try:
+        values = json.loads(body)
+    except ValueError as error:
+        raise RequestError(f"body: is not JSON ({error}).") from error
+    if not isinstance(values, dict):
+        raise RequestError(f"body: got a JSON {type(values).__name__}, expected an object.")
+    if unknown := sorted(values.keys() - _FIELDS):
+        raise RequestError(f"body: fields {unknown} are unknown; known are {sorted(_FIELDS)}.")
+    if "user" not in values:
+        raise RequestError("body: has no user; expected an integer or a string.")
+    if "pair" in values and "candidates" not in values:
+        raise RequestError("body: has pair features but no candidates that they could belong to.")
+    for name in ("context", "pair"):
+        if not isinstance(values.get(name, {}), dict):
+            raise RequestError(
+                f"{name}: got a {type(values[name]).__name__}, expected an object of features."
+            )
+    if not isinstance(values.get("candidates", []), list):
+        given = type(values["candidates"]).__name__
+        raise RequestError(f"candidates: got a {given}, expected a list of item ids.")
+    deadline_ms = values.get("deadline_ms")
+    if isinstance(deadline_ms, bool) or not isinstance(deadline_ms, (int, float, type(None))):
+        raise RequestError(f"deadline_ms: got {deadline_ms!r}, expected a number of milliseconds.")
+    return values
+
+
+def _answer(ranking: Ranking, *, report: bool) -> dict[str, Any]:
+    answer = {
+        "ids": np.asarray(ranking.ids).tolist(),
+        "scores": ranking.scores.tolist(),
+        "heads": {head: values.tolist() for head, values in ranking.heads.items()},
+        "version": ranking.report.version,
+    }
+    return {**answer, "report": ranking.report.to_json()} if report else answer
+
+
+def _explaining(
+    handler: Callable[[HttpRequest], Awaitable[JSONResponse]],
+) -> Callable[[HttpRequest], Awaitable[JSONResponse]]:
+    """Answer with the errors that aif_jax raises on purpose; others are the server's to log."""
+
+    async def explained(http: HttpRequest) -> JSONResponse:
+        try:
+            return await handler(http)
+        except AifError as error:
+            status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+            return JSONResponse({"error": type(error).__name__, "message": str(error)}, status)
+
+    return explained

@@ -1,0 +1,129 @@
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from aif_jax.bundle import Bundle
+from aif_jax.nearline import BehaviourTable, ItemIndex
+from aif_jax.server import create_app
+from aif_jax.serving import Engine, InMemoryUsers
+from aif_jax.types import Candidates, Request
+from served import ENGINE_CONFIG, World
+
+
+class Client:
+    """Speaks HTTP to an application in this process, each request in an event loop of its own."""
+
+    def __init__(self, engine: Engine):
+        self._transport = httpx.ASGITransport(app=create_app(engine))
+
+    def post(self, path: str, **body: Any) -> httpx.Response:
+        return asyncio.run(self._send("POST", path, **body))
+
+    def get(self, path: str) -> httpx.Response:
+        return asyncio.run(self._send("GET", path))
+
+    async def _send(self, method: str, path: str, **body: Any) -> httpx.Response:
+        async with httpx.AsyncClient(transport=self._transport, base_url="http://engine") as client:
+            return await client.request(method, path, **body)
+
+
+@pytest.fixture(scope="module")
+def own(
+    bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, users: InMemoryUsers, world: World
+) -> Iterator[Engine]:
+    """An engine with a retrieve of its own, which fails for user 8 and is slow for user 9."""
+
+    def retrieve(request: Request) -> Candidates:
+        if request.user == 8:
+            raise ConnectionError("index is down")
+        if request.user == 9:
+            time.sleep(0.2)
+        return Candidates(*world.candidates(30))
+
+    with Engine(bundle, index, behaviours, users=users, retrieve=retrieve, config=ENGINE_CONFIG) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def client(own: Engine) -> Client:
+    return Client(own)
+
+
+def test_given_candidates_are_ranked(client: Client, own: Engine, world: World) -> None:
+    ids, pair = world.candidates(20)
+    body = {
+        "user": 4, "context": {"hour": 9}, "k": 6, "candidates": ids.tolist(),
+        "pair": {name: values.tolist() for name, values in pair.items()},
+    }  # fmt: skip
+    answer = client.post("/rank", json=body)
+    assert answer.status_code == 200
+    expected = own.begin(4, {"hour": 9}).rank(ids, pair, k=6)
+    given = answer.json()
+    assert given["ids"] == expected.ids.tolist()  # above 2^32, and none lost a bit
+    np.testing.assert_array_equal(np.float32(given["scores"]), expected.scores)
+    assert given["heads"].keys() == {"ctr", "cvr"}
+    assert given["version"] == own.version
+    assert "report" not in given
+
+
+def test_without_candidates_the_engine_retrieves(client: Client, own: Engine) -> None:
+    answer = client.post("/rank", json={"user": 4, "report": True}).json()
+    assert answer["ids"] == own.rank(4).ids.tolist()
+    assert answer["report"]["candidates"] == 30
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "error", "message"),
+    [
+        ({"user": "nobody"}, 404, "UnknownUserError", "'nobody'"),
+        ({}, 400, "RequestError", "body: has no user"),
+        ([1], 400, "RequestError", "got a JSON list"),
+        ({"user": 1, "colour": 3}, 400, "RequestError", "['colour'] are unknown"),
+        ({"user": 1, "candidates": []}, 400, "RequestError", "there are none"),
+        ({"user": 1, "candidates": [1.5]}, 400, "RequestError", "float"),
+        ({"user": 1, "candidates": "abc"}, 400, "RequestError", "got a str"),
+        ({"user": 1, "context": [1]}, 400, "RequestError", "context: got a list"),
+        ({"user": 1, "context": {"wind": 1}}, 400, "RequestError", "['wind']"),
+        ({"user": 1, "pair": {"bid": [1]}}, 400, "RequestError", "no candidates"),
+        ({"user": 1, "candidates": [1, 2], "pair": {"bid": [1]}}, 400, "RequestError", "'bid'"),
+        ({"user": 1, "k": 1000}, 400, "RequestError", "k: got 1000"),
+        ({"user": 1, "deadline_ms": "soon"}, 400, "RequestError", "deadline_ms: got 'soon'"),
+        ({"user": 1.5}, 400, "RequestError", "user: got float"),
+        ({"user": 8}, 502, "RetrievalError", "index is down"),
+        ({"user": 9, "deadline_ms": 30}, 504, "DeadlineExceededError", "retrieval was not done"),
+    ],
+)
+def test_errors_teach(client: Client, body: Any, status: int, error: str, message: str) -> None:
+    answer = client.post("/rank", json=body)
+    assert (answer.status_code, answer.json()["error"]) == (status, error)
+    assert message in answer.json()["message"]
+
+
+def test_a_body_that_is_not_json(client: Client) -> None:
+    answer = client.post("/rank", content=b"{")
+    assert answer.status_code == 400
+    assert "body: is not JSON" in answer.json()["message"]
+
+
+def test_health_and_stats(client: Client, own: Engine) -> None:
+    assert client.get("/health").json() == {"status": "ok", "version": own.version, "program": "native"}
+    client.post("/rank", json={"user": 4})
+    stats = client.get("/stats").json()
+    assert stats["requests"]["ranked"] >= 1
+    assert stats["compilations"] == 0
+    assert stats["item_index"]["rows"] == 150
+    assert client.get("/rank").status_code == 405
+
+
+def test_a_closed_engine_is_unavailable(
+    bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, users: InMemoryUsers
+) -> None:
+    engine = Engine(bundle, index, behaviours, users=users, config=ENGINE_CONFIG)
+    engine.close()
+    answer = Client(engine).post("/rank", json={"user": 1, "candidates": [1]})
+    assert (answer.status_code, answer.json()["error"]) == (503, "SchedulerError")

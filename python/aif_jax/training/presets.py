@@ -1,0 +1,52 @@
+"""Settings that are known to work, by data set; chosen on the validation part, never on the test part."""
+
+from typing import Any
+
+from aif_jax.config import ModelConfig
+from aif_jax.errors import ConfigError
+from aif_jax.training.config import TrainConfig
+
+_MODEL: dict[str, dict[str, Any]] = {
+    "synthetic": {"heads": ("ctr", "like"), "score": "ctr", "content_width": 64},
+    "movielens-1m": {
+        "heads": ("liked",),
+        "score": "liked",
+        "content_width": 64,
+        "block_dropout": 0.02,
+        "item_id_dropout": 0.02,
+    },
+    "movielens-100k": {
+        "heads": ("liked",),
+        "score": "liked",
+        "content_width": 64,
+    },
+    "kuairand": {"heads": ("long_view", "is_click"), "score": "long_view", "content_width": 64},
+}
+
+_TRAINING: dict[str, dict[str, Any]] = {
+    "synthetic": {"epochs": 2, "learning_rate": 4e-3},
+    "movielens-1m": {"epochs": 2, "learning_rate": 4e-3},
+    "movielens-100k": {"epochs": 4, "learning_rate": 4e-3},
+    "kuairand": {"epochs": 1},
+}
+
+PRESETS = tuple(_MODEL)
+"""Names of the data sets that have settings of their own."""
+
+
+def preset(name: str, architecture: str = "aif") -> tuple[ModelConfig, TrainConfig]:
+    """Return settings for a data set and an architecture.
+
+    Args:
+        name: `aif_jax.data.Dataset.name`.
+        architecture: ``aif``, ``exact``, ``cold`` or ``two_tower``; all share the data set's widths.
+
+    Raises:
+        ConfigError: there are no settings for this data set, or no such architecture.
+    """
+    if name not in _MODEL:
+        raise ConfigError(
+            f"no settings for data set {name!r}, only for {', '.join(PRESETS)}; write your own."
+        )
+    model = ModelConfig.from_json({**_MODEL[name], "architecture": architecture})
+    return model, TrainConfig(**_TRAINING[name])

@@ -1,5 +1,6 @@
 """The demo on small data: every figure it promises is there, and the two ways agree."""
 
+import io
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from aif_jax.cli.demo_result import percentiles
 
 
 def test_demo_measures_what_it_promises(tmp_path: Path) -> None:
-    console = Console(record=True, width=200, file=(tmp_path / "log").open("w"))
+    console = Console(record=True, width=200, file=io.StringIO())
     result = run_demo(
         "synthetic:small", tmp_path / "run", requests=20, network_ms=2.0, epochs=1, console=console
     )

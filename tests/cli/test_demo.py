@@ -25,6 +25,11 @@ def test_demo_measures_what_it_promises(tmp_path: Path) -> None:
     assert all(min(values) >= 2.0 for values in result.latency.values())  # both ways wait for retrieval
     assert {span.kind for span in result.timelines["aif"]} >= {"retrieval", "user", "stage"}
     assert result.hidden_ms > 0.0
+    assert all(
+        0.0 < rest < total
+        for way, values in result.latency.items()
+        for total, rest in zip(values, result.after_retrieval[way], strict=True)
+    )
 
     trace = json.loads((tmp_path / "run" / "trace.json").read_text())
     assert trace["traceEvents"]

@@ -18,7 +18,7 @@ from aif_jax import kernels
 from aif_jax.bundle import Bundle, export_bundle
 from aif_jax.cli.building import build_tables
 from aif_jax.cli.demo_result import DemoResult, percentiles
-from aif_jax.cli.html_report import write_report
+from aif_jax.cli.html_report import timeline_plot, write_report
 from aif_jax.cli.latency import Comparison, SequentialServer, compare
 from aif_jax.cli.requests import DrawnRequests, draw_requests
 from aif_jax.cli.timeline import print_timeline, spans_of
@@ -119,6 +119,7 @@ def run_demo(
         quality=quality,
         quality_note=note,
         latency=comparison.latency,
+        after_retrieval=after_retrieval(comparison),
         latency_note=(
             f"{len(comparison.rankings)} requests of different users, {count:,} candidates each, the two "
             f"ways taking turns. Retrieval is an ANN search (usearch) plus a wait of {network_ms:g} ms in "
@@ -139,6 +140,7 @@ def run_demo(
 
     result.write_json(out / "demo.json")
     write_report(result, out / "report.html")
+    (out / "timeline.svg").write_text(timeline_plot(result.timelines), encoding="utf-8")
     (out / "trace.json").write_text(
         chrome_trace([r.report for r in comparison.rankings[:20]]), encoding="utf-8"
     )
@@ -259,6 +261,22 @@ def quality_note(rows: list[dict[str, Any]], dataset: Dataset) -> str:
     )
 
 
+def after_retrieval(comparison: Comparison) -> dict[str, list[float]]:
+    """Return what each request still took when its candidates were there, in milliseconds."""
+    return {
+        "sequential": [
+            total - next(span.end_ms for span in spans if span.kind == "retrieval")
+            for total, spans in zip(
+                comparison.latency["sequential"], comparison.sequential_spans, strict=True
+            )
+        ],
+        "aif": [
+            total - ranking.report.retrieval_ms
+            for total, ranking in zip(comparison.latency["aif"], comparison.rankings, strict=True)
+        ],
+    }
+
+
 def median_ranking(comparison: Comparison) -> Any:
     """Return the ranking of the request whose AIF latency is the median."""
     return comparison.rankings[_median(comparison)]
@@ -281,8 +299,9 @@ def _median(comparison: Comparison) -> int:
 def print_latency(result: DemoResult, console: Console) -> None:
     """Print percentiles of both ways side by side."""
     table = Table("latency of a request, ms", "p50", "p90", "p99", "max")
-    for way, values in result.latency.items():
-        table.add_row(way, *(f"{value:.2f}" for value in percentiles(values).values()))
+    for name, measured in (("", result.latency), (", after retrieval", result.after_retrieval)):
+        for way, values in measured.items():
+            table.add_row(way + name, *(f"{value:.2f}" for value in percentiles(values).values()))
     console.print(table)
     console.print(result.latency_note, highlight=False)
 

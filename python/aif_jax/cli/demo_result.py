@@ -37,6 +37,7 @@ class DemoResult:
             ``hr_at_10``, ``parameters``; absent figures are ``None``.
         quality_note: what the reader must know about the quality figures.
         latency: milliseconds of every request, by way; all ways saw the same requests, interleaved.
+        after_retrieval: the part of each that came after retrieval had returned, in milliseconds.
         latency_note: what the reader must know about the latency figures.
         timelines: one request in spans, by way.
         hidden_ms: user-side time hidden behind retrieval in that request.
@@ -49,6 +50,7 @@ class DemoResult:
     quality: Sequence[Mapping[str, Any]]
     quality_note: str
     latency: Mapping[str, Sequence[float]]
+    after_retrieval: Mapping[str, Sequence[float]]
     latency_note: str
     timelines: Mapping[str, Sequence[Span]]
     hidden_ms: float

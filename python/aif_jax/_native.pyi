@@ -227,15 +227,16 @@ class Scheduler:
         """Return the result of `future`, or raise its exception.
 
         On a worker thread of any scheduler the wait is put to use: an awaited task that is still queued in
-        the worker's own lane runs here and now; else a compute worker runs other tasks of its lane, and a
-        blocking worker does so when all threads of its lane wait. Such a task is finished before the wait
-        looks again, so a timeout may be overrun.
+        the worker's own lane runs here and now. Otherwise a compute worker runs other tasks of its lane; a
+        blocking worker does so only while it waits for a future that is not its scheduler's and all other
+        threads of its lane wait too. Such a task is finished before the wait looks again, so a timeout may be
+        overrun.
 
         Raises:
             DeadlineExceededError: `timeout_ms` has passed; the task goes on.
             SchedulerError: a compute worker waits for anything but a compute task of its own scheduler, which
-                could only park it; the wait would close a circle of waits; or too many tasks wait under one
-                another on this thread.
+                could only park it; the wait would close a circle of waits; or 8 tasks that wait lie under one
+                another on a compute thread and more are queued.
         """
     def stats(self) -> dict[str, dict[str, Any]]:
         """What each lane has done.

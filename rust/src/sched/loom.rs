@@ -3,13 +3,13 @@
 //! A lost wake-up is a deadlock, which loom reports. Run with
 //! `RUSTFLAGS="--cfg aif_loom" cargo test --release -p aif-core sched::loom`.
 
-use super::queue::{Help, Queue, Wake, Wish};
+use super::queue::{Aid, Help, Queue, Wake, Wish};
 use super::task::{Key, Signal, Waiter};
 use loom::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 
-/// Explores `model` with up to three preemptions; that many showed every fault planted here so far, and
-/// all interleavings of the larger models would take hours.
+/// Explores `model` with up to three preemptions, which is seconds; all interleavings of the larger models
+/// would be hours, and three showed every fault that was planted to try them.
 fn explore(model: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(3);
@@ -21,6 +21,31 @@ fn key(sequence: u64) -> Key {
         deadline_ns: u64::MAX,
         sequence,
     }
+}
+
+/// Waits for `awaited` as a worker does, and fires `by_task` for each task it helps with; returns the sum of
+/// those.
+fn help(
+    queue: &Arc<Queue<usize>>,
+    seat: usize,
+    aid: Aid,
+    awaited: &Signal,
+    by_task: &Signal,
+) -> usize {
+    let place = queue.clone() as Arc<dyn Wake>;
+    awaited.add(Waiter { place, seat });
+    let wish = Wish {
+        done: &|| awaited.is_fired(),
+        own: None,
+        aid,
+        until: None,
+    };
+    let mut sum = 0;
+    while let Help::Run(task) = queue.help(seat, &wish) {
+        sum += task;
+        by_task.fire();
+    }
+    sum
 }
 
 /// Runs tasks as a worker does; returns the sum of their values.
@@ -42,7 +67,7 @@ fn wait(queue: &Arc<Queue<usize>>, seat: usize, signal: &Signal, own: Option<Key
             &Wish {
                 done: &|| signal.is_fired(),
                 own,
-                may_help: true,
+                aid: Aid::Yes,
                 until: None,
             },
         );
@@ -139,32 +164,15 @@ fn a_task_pushed_to_a_reluctant_helper_is_never_stranded() {
     helper_and_worker(false);
 }
 
-/// All threads wait, and what they wait for is in the queue: only help gets them out.
-fn all_wait(always_help: bool) {
+/// All threads wait, and what they wait for is in the queue: only help gets them out. The first helps if
+/// `first` says so, the second always does.
+fn all_wait(always_help: bool, first: Aid) {
     explore(move || {
         let queue = Arc::new(Queue::new(2, 8, always_help));
         let signal = Arc::new(Signal::new());
-        let waiters = [0, 1].map(|seat| {
+        let waiters = [(0, first), (1, Aid::Yes)].map(|(seat, aid)| {
             let (queue, signal) = (queue.clone(), signal.clone());
-            loom::thread::spawn(move || {
-                let waiter = Waiter {
-                    place: queue.clone() as Arc<dyn Wake>,
-                    seat,
-                };
-                signal.add(waiter);
-                let wish = Wish {
-                    done: &|| signal.is_fired(),
-                    own: None,
-                    may_help: true,
-                    until: None,
-                };
-                let mut ran = 0;
-                while let Help::Run(task) = queue.help(seat, &wish) {
-                    ran += task;
-                    signal.fire();
-                }
-                ran
-            })
+            loom::thread::spawn(move || help(&queue, seat, aid, &signal, &signal))
         });
         push(&queue, 0, 1);
         let ran: usize = waiters
@@ -177,12 +185,38 @@ fn all_wait(always_help: bool) {
 
 #[test]
 fn eager_waiters_run_what_they_all_wait_for() {
-    all_wait(true);
+    all_wait(true, Aid::Yes);
 }
 
 #[test]
 fn reluctant_waiters_run_what_they_all_wait_for() {
-    all_wait(false);
+    all_wait(false, Aid::Yes);
+}
+
+#[test]
+fn a_waiter_that_never_helps_is_not_called_in_place_of_one_that_does() {
+    all_wait(false, Aid::No);
+}
+
+#[test]
+fn a_helper_that_leaves_passes_its_call_on() {
+    explore(|| {
+        let queue = Arc::new(Queue::new(2, 8, true));
+        let signals = Arc::new([Signal::new(), Signal::new()]);
+        // The first, once it has what it waits for, goes its way and does not come back to the queue. The
+        // second waits for what the task does.
+        let waiters = [0, 1].map(|seat| {
+            let (queue, signals) = (queue.clone(), signals.clone());
+            loom::thread::spawn(move || help(&queue, seat, Aid::Yes, &signals[seat], &signals[1]))
+        });
+        push(&queue, 0, 1);
+        signals[0].fire();
+        let ran: usize = waiters
+            .into_iter()
+            .map(|waiter| waiter.join().unwrap())
+            .sum();
+        assert_eq!(ran, 1);
+    });
 }
 
 #[test]

@@ -14,7 +14,8 @@
 //! - A helper woken for a task finds that what it waits for is done, and leaves. The task would sit
 //!   there while others sleep, so a leaving helper passes the wake-up on.
 //! - The last running thread of a lane that only helps in need begins to wait while tasks are queued.
-//!   Nobody pushes again, so it must look itself, counting itself among the waiting: it does.
+//!   Nobody pushes again, so it must look itself, counting itself among the waiting, and if it is not one
+//!   to help it must call one that is.
 
 use super::task::Key;
 use crate::sync::{Condvar, Mutex, MutexGuard};
@@ -55,8 +56,10 @@ enum Seat {
     Awake,
     /// Sleeps for lack of tasks.
     Idle,
-    /// Sleeps inside a wait.
+    /// Sleeps inside a wait, and may be called to help.
     Helper,
+    /// Sleeps inside a wait until what it waits for has happened.
+    Deaf,
 }
 
 struct State<T> {
@@ -101,14 +104,23 @@ pub(super) enum Help<T> {
     TimedOut,
 }
 
+/// Whether a waiter runs tasks that it does not wait for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Aid {
+    No,
+    Yes,
+    /// It ought to, but has buried as many as it may.
+    Exhausted,
+}
+
 /// What a waiter waits for, and how far it may go meanwhile.
 pub(super) struct Wish<'a> {
     /// Whether it has happened. Read under the lock.
     pub(super) done: &'a dyn Fn() -> bool,
     /// The key of the awaited task if it belongs to this lane: run it rather than wait for it.
     pub(super) own: Option<Key>,
-    /// Whether the stack has room for tasks that nobody here waits for.
-    pub(super) may_help: bool,
+    /// Whether it runs tasks that it does not wait for.
+    pub(super) aid: Aid,
     pub(super) until: Option<Instant>,
 }
 
@@ -137,18 +149,18 @@ impl<T> State<T> {
         match kind {
             Seat::Idle => self.idle.push(seat),
             Seat::Helper => self.helpers.push(seat),
-            Seat::Awake => {}
+            Seat::Deaf | Seat::Awake => {}
         }
     }
 
     /// Marks `seat` awake; false if it was.
     fn unpark(&mut self, seat: usize) -> bool {
-        let sleepers = match self.seats[seat] {
+        match self.seats[seat] {
             Seat::Awake => return false,
-            Seat::Idle => &mut self.idle,
-            Seat::Helper => &mut self.helpers,
-        };
-        sleepers.retain(|&other| other != seat);
+            Seat::Deaf => {}
+            Seat::Idle => self.idle.retain(|&other| other != seat),
+            Seat::Helper => self.helpers.retain(|&other| other != seat),
+        }
         self.seats[seat] = Seat::Awake;
         true
     }
@@ -251,11 +263,14 @@ impl<T> Queue<T> {
             }
             let needed = self.always_help || state.waiting == state.threads;
             if needed && !state.tasks.is_empty() {
-                if !wish.may_help {
-                    break Help::TooDeep;
-                }
-                if let Some((_, task)) = state.tasks.pop_first() {
-                    break Help::Run(task);
+                match wish.aid {
+                    Aid::No => {}
+                    Aid::Exhausted => break Help::TooDeep,
+                    Aid::Yes => {
+                        if let Some((_, task)) = state.tasks.pop_first() {
+                            break Help::Run(task);
+                        }
+                    }
                 }
             }
             let left = wish
@@ -264,7 +279,17 @@ impl<T> Queue<T> {
             if left.is_some_and(|left| left.is_zero()) {
                 break Help::TimedOut;
             }
-            state.park(seat, Seat::Helper);
+            if !state.tasks.is_empty() {
+                // This thread may have been the last to run, and not one to help.
+                let other = state.call_one(self.always_help);
+                self.notify(other);
+            }
+            let kind = if wish.aid == Aid::No {
+                Seat::Deaf
+            } else {
+                Seat::Helper
+            };
+            state.park(seat, kind);
             while state.seats[seat] != Seat::Awake {
                 state = sleep(&self.condvars[seat], state, left);
                 if left.is_some() {

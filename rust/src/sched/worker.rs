@@ -1,7 +1,7 @@
 //! The threads: what each does with a task, and how it waits.
 
 use super::Shared;
-use super::queue::{Help, Wish};
+use super::queue::{Aid, Help, Wish};
 use super::stats::Count;
 use super::task::{End, Lane, Record, Signal, Task, Ticket, Turn, Waiter};
 use super::trace::Span;
@@ -39,15 +39,16 @@ pub fn current_lane() -> Option<Lane> {
 /// Waits until `target` has happened, or for at most `timeout`.
 ///
 /// On a worker the wait is put to use: if the awaited task still stands in the queue of the worker's own
-/// lane it is run here and now. Otherwise a compute worker runs the most urgent task of its lane, and
-/// a blocking worker does so when all threads of its lane wait, so that none is left to run them. A task
-/// helped with is finished before the wait looks again, so a timeout may be overrun by it.
+/// lane it is run here and now. Otherwise a compute worker runs other tasks of its lane, the most urgent
+/// first. A blocking worker does so only while it waits for something that is no task of its scheduler
+/// and all other threads of its lane wait too, so that none is left to run them. A task helped with is
+/// finished before the wait looks again, so a timeout may be overrun by it.
 ///
 /// # Errors
 /// - [`Error::DeadlineExceeded`] when `timeout` has passed.
 /// - [`Error::Scheduler`] on a compute worker that waits for anything but a compute task of its own
 ///   scheduler, since it could only park; when the wait would close a circle of waits; and
-///   when too many tasks lie buried on this stack already.
+///   when a compute worker would have to help but too many tasks lie buried on its stack already.
 pub fn wait(target: Target<'_>, timeout: Option<Duration>) -> Result<()> {
     let signal = match target {
         Target::Task(ticket) => &ticket.record.ended,
@@ -203,6 +204,22 @@ impl Worker {
         record.ended.fire();
     }
 
+    /// Whether to run tasks of others while waiting.
+    ///
+    /// A compute thread must never stand still while there is work. A blocking thread may, that is its
+    /// trade, and helping would only delay it: what it waits for moves without it if it is a task, since
+    /// every chain of waits ends at a task that runs. Only a signal of unknown origin may depend on
+    /// what stands in the queue, so there it helps, if all the others wait too.
+    fn aid(&self, for_own_task: bool) -> Aid {
+        let room = self.buried.get() < MAX_BURIED;
+        match self.lane {
+            Lane::Compute if room => Aid::Yes,
+            Lane::Compute => Aid::Exhausted,
+            Lane::Blocking if room && !for_own_task => Aid::Yes,
+            Lane::Blocking => Aid::No,
+        }
+    }
+
     fn wait(&self, target: Target<'_>, signal: &Signal, until: Option<Instant>) -> Result<()> {
         let record = match target {
             Target::Task(ticket) if ticket.shared.as_ptr() == Arc::as_ptr(&self.shared) => {
@@ -246,7 +263,7 @@ impl Worker {
                 &Wish {
                     done: &|| signal.is_fired(),
                     own,
-                    may_help: self.buried.get() < MAX_BURIED,
+                    aid: self.aid(record.is_some()),
                     until,
                 },
             );

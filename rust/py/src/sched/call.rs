@@ -1,0 +1,109 @@
+//! One task on its worker: from the future's claim to its result.
+
+use crate::errors::{panic_text, raise, to_py};
+use aif_core::sched::{End, Job, Running, Turn};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// What a job needs from Python. Only ever dropped while attached.
+pub(super) struct Call {
+    pub(super) future: Py<PyAny>,
+    pub(super) context: Py<PyAny>,
+    /// The function and its arguments.
+    pub(super) bound: Py<PyTuple>,
+}
+
+impl Call {
+    pub(super) fn into_job(self) -> Job {
+        Box::new(move |turn| {
+            let mut slot = Some((self, turn));
+            Python::try_attach(|py| {
+                if let Some((call, turn)) = slot.take() {
+                    call.take_turn(py, turn);
+                }
+            });
+            // Without an interpreter nobody waits for the future, and nothing of Python's may be touched.
+            std::mem::forget(slot);
+        })
+    }
+
+    fn take_turn(self, py: Python<'_>, turn: Turn<'_>) {
+        let future = self.future.bind(py).clone();
+        let told = match turn {
+            Turn::Run(running) => self.run(py, running),
+            Turn::Expired(error) => claim(&future).and_then(|claimed| {
+                if claimed {
+                    set_exception(&future, to_py(py, &error))?;
+                }
+                Ok(())
+            }),
+            Turn::Cancelled => claim(&future).map(drop),
+            Turn::Stopped => future
+                .call_method0(intern!(py, "cancel"))
+                .and_then(|_| claim(&future))
+                .map(drop),
+        };
+        if let Err(error) = told {
+            // Somebody else has set this future, which is theirs to explain; the worker goes on.
+            error.write_unraisable(py, Some(&future));
+        }
+    }
+
+    fn run(self, py: Python<'_>, running: Running<'_>) -> PyResult<()> {
+        let Self {
+            future,
+            context,
+            bound,
+        } = self;
+        let future = future.into_bound(py);
+        if !claim(&future)? {
+            running.end(End::Cancelled);
+            return Ok(());
+        }
+        // A Rust panic inside the function surfaces here as a panic again, past every `Result`.
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            context
+                .bind(py)
+                .call_method1(intern!(py, "run"), bound.bind(py))
+        }));
+        // Before the result is out, so that whoever has it finds the arguments released.
+        bound.drop_ref(py);
+        context.drop_ref(py);
+        match result {
+            Ok(Ok(value)) => {
+                running.end(End::Completed);
+                future.call_method1(intern!(py, "set_result"), (value,))?;
+                Ok(())
+            }
+            Ok(Err(error)) => {
+                running.end(End::Failed);
+                set_exception(&future, error)
+            }
+            Err(panic) => {
+                let said = panic_text(&*panic);
+                let error = raise(
+                    py,
+                    "SchedulerError",
+                    format!("native code that the task called panicked: {said}"),
+                );
+                running.end(End::Panicked);
+                set_exception(&future, error)
+            }
+        }
+    }
+}
+
+/// Marks the future as running; false if it was cancelled, of which those who wait for it are told.
+fn claim(future: &Bound<'_, PyAny>) -> PyResult<bool> {
+    future
+        .call_method0(intern!(future.py(), "set_running_or_notify_cancel"))?
+        .extract()
+}
+
+fn set_exception(future: &Bound<'_, PyAny>, error: PyErr) -> PyResult<()> {
+    let py = future.py();
+    future.call_method1(intern!(py, "set_exception"), (error.into_value(py),))?;
+    Ok(())
+}

@@ -1,0 +1,91 @@
+"""The scheduler at the end of the interpreter and after a fork, each in an interpreter of its own."""
+
+import subprocess
+import sys
+import textwrap
+import time
+
+
+def run(code, *, timeout_s=60):
+    """Runs `code` in a fresh interpreter, strict about warnings; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_the_interpreter_exits_with_tasks_in_flight():
+    started = time.monotonic()
+    said = run("""
+        import time, threading
+        from aif_jax._native import Scheduler
+
+        scheduler = Scheduler(blocking_threads=2, compute_threads=2)
+        begun = threading.Barrier(5)
+
+        def long():
+            begun.wait()
+            time.sleep(0.3)
+            print("ended", flush=True)
+
+        for lane in ("blocking", "compute"):
+            for _ in range(2):
+                scheduler.submit(lane, long)
+            for _ in range(100):
+                scheduler.submit(lane, time.sleep, 60)
+        begun.wait()
+        """)
+    assert said.split() == ["ended"] * 4, "running tasks are waited for, queued ones dropped"
+    assert time.monotonic() - started < 30
+
+
+def test_the_interpreter_exits_with_a_dropped_scheduler_at_work():
+    said = run("""
+        import threading, time
+        from aif_jax._native import Scheduler
+
+        begun = threading.Event()
+
+        def long():
+            begun.set()
+            time.sleep(0.3)
+            print("ended", flush=True)
+
+        Scheduler().submit("compute", long)
+        begun.wait()
+        """)
+    assert said == "ended\n"
+
+
+def test_a_fork_is_told_to_make_its_own():
+    said = run("""
+        import os, sys
+        from aif_jax._native import Scheduler
+        from aif_jax.errors import SchedulerError
+
+        scheduler = Scheduler()
+        assert scheduler.submit("compute", int).result() == 0
+        child = os.fork()
+        if child == 0:
+            for use in (lambda: scheduler.submit("compute", int), scheduler.stats, scheduler.shutdown):
+                try:
+                    use()
+                except SchedulerError as error:
+                    print(error, flush=True)
+            with Scheduler() as own:
+                print(own.submit("compute", pow, 2, 3).result(), flush=True)
+            del scheduler
+            sys.exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        print(scheduler.submit("compute", int).result())
+        """)
+    lines = said.splitlines()
+    assert len(lines) == 5
+    assert all("forked" in line and "make a new Scheduler" in line for line in lines[:3])
+    assert lines[3:] == ["8", "0"]

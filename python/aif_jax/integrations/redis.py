@@ -1,0 +1,430 @@
+"""Redis as user source and as stream of item updates, each one JSON document a user or an entry.
+
+Needs a synchronous client, ``redis.Redis`` or ``redis.RedisCluster`` (``pip install 'aif_jax[redis]'``), with
+or without ``decode_responses``. Errors of the connection pass through as the client raises them. The client
+tries again on its own, with pauses: for serving, give it a ``socket_timeout`` and a ``retry`` that fit the
+deadline of a request.
+
+A user is the string value of the key ``PREFIX + id`` (so 5 and "5" are the same user)::
+
+    {"version": 1, "features": {"country": "de"}, "items": [3, 1], "types": ["click", "like"], "revision": 7}
+
+``features``, ``items`` (most recent first) and ``types`` are those of a `UserRecord`; an absent one is empty.
+``revision`` is an integer that changes whenever anything else does; without one the reader takes a hash of
+the value, which does exactly that.
+
+An item update is the field ``update`` of a stream entry, either of::
+
+    {"version": 1, "upsert": {"ids": [5], "columns": {"price": [2.5]}, "content": null, "rankable": [true]}}
+    {"version": 1, "delete": {"ids": [5]}}
+
+with the fields of `Upsert` and `Delete`; ``columns``, ``content`` and ``rankable`` may be absent. Ids are
+integers below 2^64 or strings. JSON has no NaN: a missing value is ``null``.
+"""
+
+import hashlib
+import inspect
+import itertools
+import json
+import math
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from aif_jax.errors import ConfigError, DataError, RequestError
+from aif_jax.features import Ragged
+from aif_jax.nearline import Delete, Update, Upsert
+from aif_jax.types import UserId, UserRecord
+
+if TYPE_CHECKING:
+    from redis import Redis, RedisCluster
+
+PREFIX = "aif:user:"
+"""What the keys of users begin with, unless told otherwise."""
+
+START = "0-0"
+"""The position before the first entry of a stream."""
+
+_VERSION = 1
+_FIELD = "update"
+_POSITION = re.compile(r"\d+-\d+")
+
+
+class RedisUsers:
+    """A user source that reads one key a user, from any thread; `write_user` writes them.
+
+    Raises:
+        ConfigError: the client is an asynchronous one.
+    """
+
+    def __init__(self, client: "Redis | RedisCluster", prefix: str = PREFIX) -> None:
+        self._client: Any = _synchronous(client)
+        self._prefix = prefix
+
+    def __call__(self, user: UserId, /) -> UserRecord | None:
+        """Return the user's record, or ``None`` if there is no such key.
+
+        Raises:
+            DataError: the value is not what the module describes.
+            RequestError: the user's id is neither an integer nor a string.
+        """
+        key = user_key(user, self._prefix)
+        value = self._client.get(key)
+        return None if value is None else decode_user(value, key)
+
+
+def write_user(
+    client: "Redis | RedisCluster",
+    user: UserId,
+    record: UserRecord,
+    *,
+    prefix: str = PREFIX,
+    keep_revision: bool = False,
+    expire_s: int | None = None,
+) -> None:
+    """Write a user's record, replacing the one before; readers see the one or the other.
+
+    Args:
+        client: where to.
+        user: the user's id.
+        record: NumPy arrays and numbers become JSON's, NaN becomes ``null``.
+        prefix: as `RedisUsers` is told.
+        keep_revision: write ``record.revision``, which then must change with every change. Otherwise none is
+            written, and readers take the hash of the value.
+        expire_s: after how long Redis forgets the user; ``None`` for never.
+
+    Raises:
+        DataError: the record holds what JSON cannot.
+        RequestError: the user's id is neither an integer nor a string.
+    """
+    key = user_key(user, prefix)
+    _synchronous(client).set(key, encode_user(record, key, keep_revision=keep_revision), ex=expire_s)
+
+
+def user_key(user: UserId, prefix: str = PREFIX) -> str:
+    """Return the key under which a user's record stands.
+
+    Raises:
+        RequestError: the user's id is neither an integer nor a string.
+    """
+    if isinstance(user, bool) or not isinstance(user, (int, np.integer, str)):
+        raise RequestError(f"user {user!r}: got a {type(user).__name__}, expected an integer or a string.")
+    return f"{prefix}{user}"
+
+
+def encode_user(record: UserRecord, key: str, *, keep_revision: bool = False) -> str:
+    """Return the JSON of a record; ``key`` names it in errors. See `write_user`."""
+    if len(record.items) != len(record.types):
+        raise DataError(
+            f"{key}: the record has {len(record.items)} items and {len(record.types)} types; "
+            "give one type for each item."
+        )
+    fields = {"features": record.features, "items": record.items, "types": record.types}
+    if keep_revision:
+        fields["revision"] = record.revision
+    return _to_json(fields, key)
+
+
+def decode_user(value: bytes | str, key: str) -> UserRecord:
+    """Read the JSON of a record; ``key`` names it in errors.
+
+    Raises:
+        DataError: it is not what the module describes.
+    """
+    fields = _from_json(value, key)
+    _refuse_others(fields, ("version", "features", "items", "types", "revision"), key)
+    features = _field(fields, "features", dict, {}, key)
+    items = _field(fields, "items", list, [], key)
+    types = _field(fields, "types", list, [], key)
+    if len(items) != len(types):
+        raise DataError(
+            f"{key}: holds {len(items)} items and {len(types)} types; write one type for each item."
+        )
+    revision = _field(fields, "revision", int, None, key)
+    if revision is None:
+        digest = hashlib.blake2b(value.encode() if isinstance(value, str) else value, digest_size=8)
+        revision = int.from_bytes(digest.digest(), "little")
+    return UserRecord(features=features, items=items, types=types, revision=revision)
+
+
+class RedisUpdates:
+    """Item updates from a Redis stream, in its order, for `ItemIndex.follow` and `BehaviourTable.follow`.
+
+    Every index has to see every update, so this reads the stream by position and is no member of a consumer
+    group, which would share the entries out among its members. Redis keeps no record of who has read what:
+    the position belongs to the rows, so keep it beside their snapshot::
+
+        updates = RedisUpdates(client, "items", after=position)
+        index.follow(updates)  # until updates.close() is called
+        position = updates.position  # first the position,
+        index.save(path)  # then the snapshot; keep both
+
+    An update is delivered at least once: one that had been applied when a process ended, and lay after the
+    position that was kept, is applied again. As all that follow it are applied again too, and in order, the
+    rows come out the same; until then a reader may see an older row of an item.
+
+    Redis drops entries that producers trim away, and says nothing to who has not read them. So the entry at
+    the position must still be there at each reading, and an error is raised if not. Trim by length, and
+    leave room for the slowest follower.
+
+    Args:
+        client: where from.
+        stream: its key.
+        after: position of the last entry that the rows already hold: `position` of before, `stream_end` taken
+            before the catalogue was read, or ``START`` for all that the stream still holds.
+        endless: wait for more at the end of the stream; otherwise the iteration ends there.
+        poll_ms: how long to wait at the end of the stream before looking again.
+        batch: entries a reading, at most.
+        on_error: called with the id of an entry that is no update and what is wrong with it, which is then
+            counted in `broken` and passed over; without it the error is raised, at each attempt.
+
+    Attributes:
+        position: id of the last entry that was taken *and done with*: the consumer has come back for the next
+            one. An update whose application raised is not, and is delivered again by the next iteration.
+        broken: entries passed over because they are no updates.
+
+    Raises:
+        ConfigError: ``after`` is no id of an entry, a number is under 1, or the client is asynchronous.
+    """
+
+    def __init__(
+        self,
+        client: "Redis | RedisCluster",
+        stream: str,
+        *,
+        after: str = START,
+        endless: bool = True,
+        poll_ms: int = 100,
+        batch: int = 100,
+        on_error: Callable[[str, DataError], None] | None = None,
+    ) -> None:
+        if not _POSITION.fullmatch(after):
+            raise ConfigError(
+                f"after: got {after!r}, expected the id of an entry such as '1700000000000-0', or {START!r} "
+                "for all entries; stream_end returns the id of the last one."
+            )
+        if poll_ms < 1 or batch < 1:
+            raise ConfigError(f"poll_ms and batch: got {poll_ms} and {batch}, expected at least 1.")
+        self.position = after
+        self.broken = 0
+        self._client: Any = _synchronous(client)
+        self._stream = stream
+        self._endless = endless
+        self._poll_s = poll_ms / 1000
+        self._batch = batch
+        self._on_error = on_error
+        self._closed = threading.Event()
+
+    def __iter__(self) -> Iterator[Update]:
+        """Iterate from `position` on.
+
+        Raises:
+            DataError: an entry is no update and there is no ``on_error``; or the stream does not hold the
+                entry at the position any more.
+        """
+        while not self._closed.is_set():
+            entries = self._read()
+            for entry, fields in entries:
+                update = self._decode(entry, fields)
+                if update is not None:
+                    yield update
+                self.position = entry
+                if self._closed.is_set():
+                    return
+            if not entries:
+                if not self._endless:
+                    return
+                self._closed.wait(self._poll_s)
+
+    def close(self) -> None:
+        """End the iteration after the update in hand, from any thread."""
+        self._closed.set()
+
+    def _read(self) -> list[tuple[str, Mapping[Any, Any]]]:
+        """Return the entries after the position; one reply also proves that none before them is lost."""
+        begun = self.position != START
+        reply = self._client.xrange(self._stream, min=self.position, max="+", count=self._batch + begun)
+        entries = [(_text(entry), fields) for entry, fields in reply]
+        if not begun:
+            return entries
+        if not entries or entries[0][0] != self.position:
+            raise DataError(
+                f"stream {self._stream!r}: does not hold the entry {self.position} any more, after which "
+                f"reading goes on; it {f'begins at {entries[0][0]}' if entries else 'holds nothing later'}. "
+                "Updates may be lost: build the rows again, or take what is left with "
+                f"after={START!r}; and trim the stream less."
+            )
+        return entries[1:]
+
+    def _decode(self, entry: str, fields: Mapping[Any, Any]) -> Update | None:
+        try:
+            return decode_update(fields, f"stream {self._stream!r}, entry {entry}")
+        except DataError as error:
+            if self._on_error is None:
+                raise
+            self.broken += 1
+            self._on_error(entry, error)
+            return None
+
+
+def write_update(
+    client: "Redis | RedisCluster", stream: str, update: Update, *, max_entries: int | None = None
+) -> str:
+    """Append an update to a stream.
+
+    Args:
+        client: where to.
+        stream: its key.
+        update: NumPy arrays and numbers become JSON's, NaN becomes ``null``.
+        max_entries: how many entries the stream keeps, roughly; ``None`` for all.
+
+    Returns:
+        The id of the entry.
+
+    Raises:
+        DataError: the update holds what JSON cannot.
+    """
+    value = encode_update(update, f"stream {stream!r}")
+    return _text(_synchronous(client).xadd(stream, {_FIELD: value}, maxlen=max_entries))
+
+
+def stream_end(client: "Redis | RedisCluster", stream: str) -> str:
+    """Return the id of a stream's last entry, or ``START`` if it has none.
+
+    Ask *before* reading the catalogue that an index is built of: what changes meanwhile is then followed.
+    """
+    last = _synchronous(client).xrevrange(stream, count=1)
+    return _text(last[0][0]) if last else START
+
+
+def encode_update(update: Update, where: str) -> str:
+    """Return the JSON of an update; ``where`` names it in errors."""
+    if isinstance(update, Delete):
+        return _to_json({"delete": {"ids": update.ids}}, where)
+    names = ("ids", "columns", "content", "rankable")
+    return _to_json({"upsert": {name: getattr(update, name) for name in names}}, where)
+
+
+def decode_update(entry: Mapping[Any, Any], where: str) -> Update:
+    """Read the fields of a stream entry; ``where`` names it in errors.
+
+    Raises:
+        DataError: it is not what the module describes.
+    """
+    texts = {_text(name): value for name, value in entry.items()}
+    if texts.keys() != {_FIELD}:
+        raise DataError(f"{where}: got the fields {sorted(texts)}, expected one, {_FIELD!r}.")
+    fields = _from_json(texts[_FIELD], where)
+    kinds = fields.keys() - {"version"}
+    if kinds not in ({"upsert"}, {"delete"}):
+        raise DataError(f"{where}: got {sorted(kinds)}, expected either 'upsert' or 'delete'.")
+    (kind,) = kinds
+    body = _field(fields, kind, dict, None, where)
+    known = ("ids",) if kind == "delete" else ("ids", "columns", "content", "rankable")
+    _refuse_others(body, known, where)
+    ids = _field(body, "ids", list, None, where)
+    if ids is None:
+        raise DataError(f"{where}: {kind!r} has no 'ids'; name the items.")
+    if kind == "delete":
+        return Delete(ids)
+    columns = _field(body, "columns", dict, {}, where)
+    if not ids:  # no rows, whose width nobody can tell
+        return Upsert(ids, columns)
+    content = _array(body, "content", np.float32, 2, where)
+    return Upsert(ids, columns, content, _array(body, "rankable", np.bool_, 1, where))
+
+
+# -- JSON ---------------------------------------------------------------------------------------------
+
+
+def _to_json(fields: Mapping[str, Any], where: str) -> str:
+    return json.dumps({"version": _VERSION, **_plain(fields, where)}, separators=(",", ":"))
+
+
+def _from_json(value: bytes | str, where: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(value, parse_constant=_no_constant)
+    except ValueError as error:  # also of bytes that are no UTF-8
+        start = value[:40]
+        raise DataError(f"{where}: is not JSON ({error}); it begins with {start!r}.") from error
+    if not isinstance(fields, dict):
+        raise DataError(f"{where}: got a JSON {type(fields).__name__}, expected an object.")
+    if (version := fields.get("version")) != _VERSION:
+        raise DataError(f"{where}: got version {version!r}, this release reads {_VERSION}.")
+    return fields
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not allowed; write null for a missing value")
+
+
+def _field(fields: Mapping[str, Any], name: str, kind: type, default: Any, where: str) -> Any:
+    if name not in fields:
+        return default
+    value = fields[name]
+    if type(value) is not kind:  # a bool is an int to isinstance
+        raise DataError(
+            f"{where}: {name!r} is a {type(value).__name__}, expected a {kind.__name__}: {str(value)[:40]!r}."
+        )
+    return value
+
+
+def _refuse_others(fields: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+    if others := sorted(fields.keys() - set(known)):
+        raise DataError(f"{where}: got the fields {others}, expected only {', '.join(known)}.")
+
+
+def _array(
+    fields: Mapping[str, Any], name: str, dtype: type[np.generic], axes: int, where: str
+) -> np.ndarray | None:
+    """Read nested lists as an array; ``null`` is missing, within floats too, where it becomes NaN."""
+    if fields.get(name) is None:
+        return None
+    expected = f"{where}: {name!r}: expected {np.dtype(dtype).name} with {axes} axes"
+    try:
+        array = np.asarray(fields[name], np.float32 if dtype is np.float32 else None)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{expected}, got {error}.") from error
+    if array.dtype != dtype or array.ndim != axes:
+        raise DataError(f"{expected}, got {array.dtype.name} with shape {array.shape}.")
+    return array
+
+
+def _plain(value: Any, where: str) -> Any:
+    """Return what JSON can hold of a value."""
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, (float, np.floating)):
+        if math.isinf(value):
+            raise DataError(f"{where}: holds {value}, which JSON cannot; leave it out.")
+        return None if math.isnan(value) else float(value)
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist(), where)
+    if isinstance(value, (np.integer, np.bool_)):
+        return value.item()
+    if isinstance(value, Ragged):
+        bounds = value.offsets.tolist()
+        value = [value.values[start:end] for start, end in itertools.pairwise(bounds)]
+    if isinstance(value, (list, tuple)):
+        return [_plain(element, where) for element in value]
+    if isinstance(value, Mapping):
+        return {str(name): _plain(element, where) for name, element in value.items()}
+    raise DataError(
+        f"{where}: holds a {type(value).__name__}, which JSON cannot; give numbers, strings, lists or arrays."
+    )
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _synchronous(client: Any) -> Any:
+    if inspect.iscoroutinefunction(getattr(client, "execute_command", None)):
+        raise ConfigError(
+            f"client: got the asynchronous {type(client).__module__}.{type(client).__name__}, expected "
+            "redis.Redis or redis.RedisCluster; the engine calls user sources in threads of their own."
+        )
+    return client

@@ -1,0 +1,156 @@
+"""What the documents in Redis say, without a server; test_redis_server.py has one."""
+
+import json
+
+import numpy as np
+import pytest
+
+from aif_jax.errors import ConfigError, DataError, RequestError
+from aif_jax.features import Ragged
+from aif_jax.integrations.redis import (
+    RedisUpdates,
+    decode_update,
+    decode_user,
+    encode_update,
+    encode_user,
+    user_key,
+)
+from aif_jax.nearline import Delete, Upsert
+from aif_jax.types import UserRecord
+
+BIG = 2**64 - 3
+
+
+def test_a_record_comes_back_and_64_bits_survive():
+    record = UserRecord(
+        features={"country": "de", "age": np.float32(0.5), "tags": np.array(["a", "b"]), "gone": np.nan},
+        items=np.array([BIG, 7], np.uint64),
+        types=np.array([1, 0], np.int32),
+        revision=5,
+    )
+    text = encode_user(record, "k", keep_revision=True)
+    assert json.loads(text) == {
+        "version": 1,
+        "features": {"country": "de", "age": 0.5, "tags": ["a", "b"], "gone": None},
+        "items": [BIG, 7],
+        "types": [1, 0],
+        "revision": 5,
+    }
+    back = decode_user(text, "k")
+    assert back == decode_user(text.encode(), "k")
+    assert back.items == [BIG, 7]
+    assert back.types == [1, 0]
+    assert back.revision == 5
+    assert back.features["gone"] is None
+
+
+def test_without_a_revision_it_changes_when_the_record_does():
+    def revision(**changes):
+        record = UserRecord(**{"items": [1, 2], "types": ["click", "click"], "revision": 9, **changes})
+        return decode_user(encode_user(record, "k"), "k").revision
+
+    assert revision() == revision(revision=10)
+    assert len({revision(), revision(items=[2, 1]), revision(features={"age": 1})}) == 3
+
+
+def test_what_is_absent_is_empty():
+    record = decode_user('{"version": 1}', "k")
+    assert (record.features, record.items, record.types) == ({}, [], [])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (b"\xff\xfe", r"aif:user:5: is not JSON .*it begins with b'\\xff\\xfe'"),
+        ("{", r"aif:user:5: is not JSON .*it begins with '\{'"),
+        ('{"version": 1, "features": {"a": NaN}}', "NaN is not allowed; write null"),
+        ("[1]", "aif:user:5: got a JSON list, expected an object"),
+        ("{}", "got version None, this release reads 1"),
+        ('{"version": 2}', "got version 2, this release reads 1"),
+        ('{"version": 1, "item": []}', r"got the fields \['item'\], expected only version, features, items"),
+        ('{"version": 1, "items": "abc"}', "'items' is a str, expected a list: 'abc'"),
+        ('{"version": 1, "features": null}', "'features' is a NoneType, expected a dict"),
+        ('{"version": 1, "revision": true}', "'revision' is a bool, expected a int"),
+        ('{"version": 1, "items": [1, 2], "types": [0]}', "holds 2 items and 1 types"),
+    ],
+)
+def test_broken_users_say_which_key_and_what_is_wrong(value, message):
+    with pytest.raises(DataError, match=message) as caught:
+        decode_user(value, "aif:user:5")
+    assert str(caught.value).startswith("aif:user:5: ")
+
+
+def test_what_json_cannot_hold_is_not_written():
+    with pytest.raises(DataError, match="k: holds inf"):
+        encode_user(UserRecord(features={"a": np.inf}), "k")
+    with pytest.raises(DataError, match="k: holds a bytes"):
+        encode_user(UserRecord(features={"a": [b"x"]}), "k")
+    with pytest.raises(DataError, match="k: the record has 1 items and 0 types"):
+        encode_user(UserRecord(items=[1]), "k")
+
+
+def test_keys_are_of_integers_and_strings():
+    assert user_key(5) == user_key("5") == user_key(np.int64(5)) == "aif:user:5"
+    assert user_key(BIG, "u/") == f"u/{BIG}"
+    for bad in (None, True, 1.0, b"5"):
+        with pytest.raises(RequestError, match="expected an integer or a string"):
+            user_key(bad)
+
+
+@pytest.mark.parametrize("encode_bytes", [False, True])
+def test_updates_come_back(encode_bytes):
+    def there_and_back(update):
+        text = encode_update(update, "s")
+        return decode_update({b"update": text.encode()} if encode_bytes else {"update": text}, "s")
+
+    assert there_and_back(Delete(np.array([BIG], np.uint64))) == Delete([BIG])
+    content = np.array([[0.1, 0.2], [np.nan, np.nan]], np.float32)
+    columns = {
+        "price": np.array([1.5, np.nan]),
+        "genres": Ragged(np.array(["a", "b", "c"]), np.array([0, 2, 3])),
+        "shop": ["x", None],
+    }
+    back = there_and_back(Upsert(["i", "j"], columns, content, np.array([True, False])))
+    assert back.ids == ["i", "j"]
+    assert back.columns == {"price": [1.5, None], "genres": [["a", "b"], ["c"]], "shop": ["x", None]}
+    np.testing.assert_array_equal(back.content, content)
+    assert back.content.dtype == np.float32
+    np.testing.assert_array_equal(back.rankable, [True, False])
+    assert there_and_back(Upsert([BIG, 1], {})) == Upsert([BIG, 1], {})
+    assert there_and_back(Upsert([], {}, np.zeros((0, 2), np.float32))) == Upsert([], {})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({b"data": b"{}"}, r"got the fields \['data'\], expected one, 'update'"),
+        ({"update": '{"version": 1}'}, r"got \[\], expected either 'upsert' or 'delete'"),
+        ({"update": '{"version": 1, "upsert": {}, "delete": {}}'}, "expected either 'upsert' or 'delete'"),
+        ({"update": '{"version": 1, "delete": {}}'}, "'delete' has no 'ids'"),
+        ({"update": '{"version": 1, "delete": {"ids": 5}}'}, "'ids' is a int, expected a list: '5'"),
+        ({"update": '{"version": 1, "delete": {"ids": [], "columns": {}}}'}, r"got the fields \['columns'\]"),
+        (
+            {"update": '{"version": 1, "upsert": {"ids": [1], "content": [0.5]}}'},
+            r"'content': expected float32 with 2 axes, got float32 with shape \(1,\)",
+        ),
+        (
+            {"update": '{"version": 1, "upsert": {"ids": [1, 2], "content": [[1, 0], [1]]}}'},
+            "'content': expected float32 with 2 axes, got .*inhomogeneous",
+        ),
+        (
+            {"update": '{"version": 1, "upsert": {"ids": [1], "rankable": [1]}}'},
+            r"'rankable': expected bool with 1 axes, got int64",
+        ),
+    ],
+)
+def test_broken_updates_say_which_entry_and_what_is_wrong(fields, message):
+    with pytest.raises(DataError, match=message) as caught:
+        decode_update(fields, "stream 's', entry 1-0")
+    assert str(caught.value).startswith("stream 's', entry 1-0: ")
+
+
+def test_a_stream_is_followed_from_an_entry():
+    with pytest.raises(ConfigError, match=r"after: got '\$', expected the id of an entry"):
+        RedisUpdates(None, "items", after="$")
+    with pytest.raises(ConfigError, match="got 0 and 100, expected at least 1"):
+        RedisUpdates(None, "items", poll_ms=0)

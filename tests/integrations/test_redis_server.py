@@ -1,0 +1,249 @@
+"""Users and item updates through a redis-server of this test's own."""
+
+import contextlib
+import dataclasses
+import socket
+import subprocess
+import threading
+import time
+
+import numpy as np
+import pytest
+import redis
+import redis.asyncio
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from aif_jax.errors import ConfigError, DataError, SchemaError, UnknownUserError
+from aif_jax.integrations.redis import START, RedisUpdates, RedisUsers, stream_end, write_update, write_user
+from aif_jax.nearline import BehaviourTable, Delete, ItemIndex, Upsert
+from aif_jax.serving import Engine
+from aif_jax.types import UserRecord
+from served import ENGINE_CONFIG
+
+STREAM = "items"
+
+
+def connect(port, **options):
+    return redis.Redis(
+        port=port, socket_timeout=10, socket_connect_timeout=10, retry=Retry(NoBackoff(), 0), **options
+    )
+
+
+@contextlib.contextmanager
+def serve(folder):
+    """Start a server on a free port, wait for it, and stop it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = {"port": port, "bind": "127.0.0.1", "dir": folder, "save": "", "appendonly": "no"}
+    command = [
+        "redis-server",
+        *(str(part) for name, value in options.items() for part in (f"--{name}", value)),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        with connect(port) as client:
+            for _ in range(200):
+                with contextlib.suppress(redis.ConnectionError):
+                    client.ping()
+                    break
+                time.sleep(0.05)
+            client.ping()
+        yield port, process
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory):
+    with serve(tmp_path_factory.mktemp("redis")) as (port, _):
+        yield port
+
+
+@pytest.fixture(params=["bytes", "strings", "resp3"])
+def client(port, request):
+    options = {"bytes": {"protocol": 2}, "strings": {"decode_responses": True}, "resp3": {"protocol": 3}}
+    with connect(port, **options[request.param]) as client:
+        client.flushall()
+        yield client
+
+
+def test_users_are_read_as_they_were_written(client):
+    users = RedisUsers(client)
+    assert users(5) is None
+    record = UserRecord(features={"country": "de"}, items=[2**64 - 1, 3], types=["like", "click"], revision=4)
+    write_user(client, 5, record, keep_revision=True)
+    assert users(5) == users("5") == record
+    write_user(client, 5, dataclasses.replace(record, items=np.array([3, 4], np.uint64)))
+    assert users(5).items == [3, 4]
+    assert RedisUsers(client, "other:")(5) is None
+    write_user(client, "x", record, prefix="other:", expire_s=60)
+    assert RedisUsers(client, "other:")("x").features == {"country": "de"}
+    assert 0 < client.ttl("other:x") <= 60
+    assert client.ttl("aif:user:5") == -1
+
+
+def test_a_broken_user_names_its_key(client):
+    client.set("aif:user:7", "{oops")
+    with pytest.raises(DataError, match="aif:user:7: is not JSON"):
+        RedisUsers(client)(7)
+
+
+def test_an_engine_ranks_alike_from_redis_and_from_memory(
+    client, world, bundle, index, behaviours, engine, users
+):
+    for user in range(10):
+        write_user(client, user, users(user))
+    ids, pair = world.candidates(30)
+    with Engine(bundle, index, behaviours, users=RedisUsers(client), config=ENGINE_CONFIG) as other:
+        with pytest.raises(UnknownUserError, match="user 77"):
+            other.begin(77).rank(ids, pair=pair, k=10)
+        for user in (0, 4, 9):
+            expected = engine.begin(user, context={"hour": 3}).rank(ids, pair=pair, k=10)
+            ranking = other.begin(user, context={"hour": 3}).rank(ids, pair=pair, k=10)
+            np.testing.assert_array_equal(ranking.ids, expected.ids)
+            np.testing.assert_array_equal(ranking.scores, expected.scores)
+        # A write is seen although the old state is cached: the revision has changed with it.
+        write_user(client, 4, users(9))
+        fresh = other.begin(4, context={"hour": 3}).rank(ids, pair=pair, k=10)
+        nine = engine.begin(9, context={"hour": 3}).rank(ids, pair=pair, k=10)
+        np.testing.assert_array_equal(fresh.scores, nine.scores)
+
+
+def test_errors_of_the_connection_pass_through(tmp_path, bundle, index, behaviours, world):
+    with serve(tmp_path) as (port, process), connect(port) as client:
+        users = RedisUsers(client)
+        assert users(1) is None
+        process.terminate()
+        process.wait(10)
+        with pytest.raises(redis.ConnectionError):
+            users(1)
+        with pytest.raises(redis.ConnectionError):
+            list(RedisUpdates(client, STREAM, endless=False))
+        with Engine(bundle, index, behaviours, users=users, config=ENGINE_CONFIG) as engine:
+            with pytest.raises(redis.ConnectionError):
+                engine.begin(1).rank(world.ids[:5], k=2)
+            assert engine.stats()["requests"]["error:ConnectionError"] == 1
+
+
+def test_an_asynchronous_client_is_refused(port):
+    with pytest.raises(ConfigError, match=r"asynchronous redis\.asyncio\.client\.Redis"):
+        RedisUsers(redis.asyncio.Redis(port=port))
+
+
+# -- updates -----------------------------------------------------------------------------------------------
+
+
+def item(world, row, **changes):
+    columns = {name: column[row : row + 1] for name, column in world.columns.items()}
+    return Upsert(world.ids[row : row + 1], {**columns, **changes}, world.content[row : row + 1])
+
+
+@pytest.mark.parametrize("table", [ItemIndex, BehaviourTable])
+def test_rows_that_followed_a_stream_are_those_that_were_built(client, world, bundle, table):
+    n = 12
+    for row in range(n):
+        write_update(client, STREAM, item(world, row))
+    write_update(client, STREAM, Delete(world.ids[3:4]))
+    updates = RedisUpdates(client, STREAM, endless=False, batch=5)
+    followed = table(bundle)
+    report = followed.follow(updates)
+    kept = table is BehaviourTable
+    assert (report.upserted, report.deleted, report.ignored) == (n, int(not kept), int(kept))
+    assert updates.position == stream_end(client, STREAM)
+    built = table.build(
+        bundle, world.ids[:n], {name: column[:n] for name, column in world.columns.items()}, world.content[:n]
+    )
+    if not kept:
+        built.delete(world.ids[3:4])
+    expected, there = built.gather(world.ids[:n])
+    rows, found = followed.gather(world.ids[:n])
+    np.testing.assert_array_equal(found, there)
+    for name, column in expected.items():
+        np.testing.assert_array_equal(rows[name], column, err_msg=name)
+
+
+def test_a_restart_goes_on_after_the_last_update_that_was_done_with(client, world, bundle):
+    position = write_update(client, STREAM, item(world, 0))
+    write_update(client, STREAM, item(world, 1, colour=["red"]))
+    last = write_update(client, STREAM, item(world, 2))
+    index = ItemIndex(bundle)
+    updates = RedisUpdates(client, STREAM, endless=False)
+    for _ in range(2):  # what raised is delivered again
+        with pytest.raises(SchemaError, match="colour"):
+            index.follow(updates)
+        assert updates.position == position
+        assert len(index) == 1
+    failed = []
+    again = RedisUpdates(client, STREAM, after=position, endless=False)
+    report = index.follow(again, on_error=lambda update, error: failed.append(update.ids))
+    assert failed == [[int(world.ids[1])]]
+    assert report.upserted == 1
+    assert again.position == last
+    assert index.follow(again).upserted == 0
+
+
+def test_entries_that_are_no_updates_are_raised_or_counted(client, world, bundle):
+    first = write_update(client, STREAM, item(world, 0))
+    client.xadd(STREAM, {"something": "else"})
+    write_update(client, STREAM, item(world, 1))
+    updates = RedisUpdates(client, STREAM, endless=False)
+    with pytest.raises(DataError, match=r"'items', entry \d+-\d+: got the fields \['something'\]"):
+        ItemIndex(bundle).follow(updates)
+    assert updates.position == first
+    seen = []
+    tolerant = RedisUpdates(
+        client, STREAM, endless=False, on_error=lambda entry, error: seen.append((entry, str(error)))
+    )
+    assert ItemIndex(bundle).follow(tolerant).upserted == 2
+    assert tolerant.broken == len(seen) == 1
+    assert seen[0][0] in seen[0][1]
+
+
+def test_lost_entries_are_noticed(client):
+    for number in range(6):
+        write_update(client, STREAM, Delete([number]))
+    updates = RedisUpdates(client, STREAM, endless=False, batch=2)
+    taken = [next(iter(updates))]
+    assert updates.position == START
+    stream = iter(updates)
+    taken += [next(stream), next(stream)]
+    client.xtrim(STREAM, maxlen=2, approximate=False)
+    with pytest.raises(DataError, match=r"does not hold the entry .* any more.*it begins at"):
+        next(stream)
+    assert [update.ids for update in taken] == [[0], [0], [1]]
+    rest = RedisUpdates(client, STREAM, endless=False)
+    assert [update.ids for update in rest] == [[4], [5]]
+    client.delete(STREAM)
+    with pytest.raises(DataError, match="it holds nothing later"):
+        list(rest)
+
+
+def test_streams_are_kept_short_on_demand(client):
+    assert stream_end(client, STREAM) == START
+    for number in range(1000):
+        last = write_update(client, STREAM, Delete([number]), max_entries=100)
+    assert 100 <= client.xlen(STREAM) < 500
+    assert stream_end(client, STREAM) == last
+    assert list(RedisUpdates(client, STREAM, after=last, endless=False)) == []
+
+
+def test_an_endless_follower_sees_what_comes_until_it_is_closed(client, world, bundle):
+    index = ItemIndex(bundle)
+    updates = RedisUpdates(client, STREAM, after=stream_end(client, STREAM), poll_ms=5)
+    follower = threading.Thread(target=index.follow, args=(updates,))
+    follower.start()
+    try:
+        for row in range(3):
+            write_update(client, STREAM, item(world, row))
+            until = time.monotonic() + 30
+            while world.ids[row] not in index and time.monotonic() < until:
+                time.sleep(0.005)
+            assert world.ids[row] in index
+    finally:
+        updates.close()
+        follower.join(30)
+    assert not follower.is_alive()
+    assert list(updates) == []

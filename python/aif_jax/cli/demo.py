@@ -28,7 +28,7 @@ from aif_jax.integrations.usearch import TwoTowerRetriever
 from aif_jax.models import add_signatures
 from aif_jax.models.store import save_model, weights_of
 from aif_jax.serving import Engine, EngineConfig, chrome_trace
-from aif_jax.training import TrainResult, candidate_lists, evaluate, floors, preset, train
+from aif_jax.training import REFIT, TrainResult, candidate_lists, evaluate, floors, preset, train
 from aif_jax.training.evaluate import Metrics
 from aif_jax.types import Candidates, Request
 
@@ -67,6 +67,11 @@ def run_demo(
         f"behaviours, {len(dataset.impressions):,} impressions to learn from and be judged by"
     )
     console.print(about, highlight=False)
+    if dataset.name in REFIT:
+        dataset = dataset.with_validation_in_training()
+        console.print(
+            "the validation part trains too: this set is split by date, and it is nearest to the test"
+        )
 
     console.rule("[bold]2  training and quality")
     trained: dict[str, TrainResult] = {}

@@ -10,7 +10,7 @@ from aif_jax.config import ModelConfig
 from aif_jax.data import load
 from aif_jax.errors import ConfigError
 from aif_jax.models.store import save_model
-from aif_jax.training import evaluate, floors, preset, train
+from aif_jax.training import REFIT, evaluate, floors, preset, train
 from aif_jax.training.evaluate import Metrics
 
 
@@ -42,6 +42,8 @@ def run_training(
     train_config = train_config.replace(checkpoint_dir=str(checkpoints), seed=seed)
     if epochs is not None:
         train_config = train_config.replace(epochs=epochs)
+    if dataset.name in REFIT:
+        dataset = dataset.with_validation_in_training()
     result = train(model_config, dataset, train_config, progress=True)
     metrics = evaluate(result.model, dataset, "test")
     save_model(

@@ -41,7 +41,7 @@ _MODEL: dict[str, dict[str, Any]] = {
 
 _TRAINING: dict[str, dict[str, Any]] = {
     "synthetic": {"epochs": 2, "learning_rate": 6e-3},
-    "movielens-1m": {"epochs": 2, "learning_rate": 8e-3},
+    "movielens-1m": {"epochs": 3, "learning_rate": 8e-3},
     "movielens-100k": {"epochs": 4, "learning_rate": 6e-3},
     "kuairand": {"epochs": 2, "learning_rate": 6e-3, "batch_size": 128},
 }

@@ -19,6 +19,7 @@ from model_cases import (
 
 from aif_jax.errors import ConfigError
 from aif_jax.features import Categorical, Schema
+from aif_jax.features.encoders import UNKNOWN
 from aif_jax.models import add_signatures, build_model
 
 
@@ -68,8 +69,14 @@ def test_a_hidden_item_id_does_not_train():
     config = small_config(architecture="cold", blocks=(), item_id_dropout=0.999999, block_dropout=0.0)
     found = gradients(config, make_schema(), np.random.default_rng(0), keys=1)
     table = next(values for name, values in found.items() if "table_item" in name)
-    assert table[0].any()  # the row that says: missing
-    assert not table[1:].any()
+    assert table[UNKNOWN].any()  # what a cold item's id is at serving
+    assert not np.delete(table, UNKNOWN, axis=0).any()
+
+
+def test_an_item_that_training_never_saw_is_encoded_as_a_hidden_one():
+    schema = Schema(item=(Categorical(name="item"),), behaviour_types=("click",), item_id="item")
+    fitted = schema.fit(item={"item": np.array([5, 6, 7])})
+    assert fitted.encode("item", {"item": np.array([6, 8])}, 2)["item"].tolist() == [3, UNKNOWN]
 
 
 def test_dropping_every_block_leaves_item_and_absent_vectors():

@@ -9,6 +9,7 @@ from flax import nnx
 
 from aif_jax.config import ModelConfig
 from aif_jax.features import Schema
+from aif_jax.features.encoders import UNKNOWN
 from aif_jax.kernels import simtier
 from aif_jax.models import long_sequence
 from aif_jax.models.blocks import (
@@ -160,7 +161,8 @@ class Tower(nnx.Module):
                 types["long_type"] = jnp.where(history, types["long_type"], -1)
             if config.item_id_dropout and (name := self.schema.item_id) is not None:
                 shows = jax.random.bernoulli(id_key, 1.0 - config.item_id_dropout, candidates.shape)
-                item[name] = jnp.where(shows, item[name], 0)
+                # As an id that the vocabulary does not know, which is what a cold item's is at serving.
+                item[name] = jnp.where(shows, item[name], UNKNOWN)
         columns = self.item_columns
         indices = [jnp.asarray(batch[name]) for name in ("short_item", "long_item")]
         masked = [

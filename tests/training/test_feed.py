@@ -72,7 +72,7 @@ def test_processes_give_what_a_thread_gives(make):
         assert_same(a, b)
 
 
-def test_negatives_are_other_items_with_label_0_in_the_same_context(dataset, make):
+def test_negatives_are_other_items_with_label_0_like_the_rows_of_their_request(dataset, make):
     plain, batches = make(), make(negatives=5, negative_weight=0.25)
     known = dataset.trained_items()
     for i in range(3):
@@ -90,8 +90,14 @@ def test_negatives_are_other_items_with_label_0_in_the_same_context(dataset, mak
         assert not (added[:, :, None] == before["item"][:, None, :])[real].any()
         assert (after["labels"][:, 8:] == 0).all()
         assert (after["label_mask"][:, 8:][added >= 0] == 0.25).all()
-        for name, value in after["context"].items():
-            np.testing.assert_array_equal(value[:, 8:], np.repeat(value[:, :1], 5, axis=1), err_msg=name)
+        for group in ("context", "train_only"):
+            for name, value in after[group].items():
+                assert (value[real][:, 8:] > 0).all(), name  # known, as it is of every row in this set
+                for b in np.flatnonzero(real):
+                    rows = before["impression"][b] >= 0
+                    assert np.isin(value[b, 8:], value[b, :8][rows]).all(), name
+        position = after["train_only"]["position"][real]
+        assert set(position[:, 8:].flat) == set(position[:, :8][before["item"][real] >= 0])  # of every row
 
 
 def test_negatives_follow_popularity_or_not(dataset, make):

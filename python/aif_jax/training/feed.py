@@ -128,8 +128,9 @@ class Negatives:
     """Sampled items that are added to each request with label 0.
 
     They are drawn from the items that the training part has seen: a part by how often each was shown, the
-    rest uniformly, never one that the request holds. Their context is the request's, and pair and train-only
-    features are missing.
+    rest uniformly, never one that the request holds. Context and train-only features of each are those of a
+    row of its request, drawn at random, so that neither tells it from what was shown; pair features are
+    missing.
 
     Raises:
         ConfigError: the model reads pair features, whose absence would give the sampled items away; or the
@@ -177,21 +178,21 @@ class Negatives:
             drawn = np.where(held, self.draw(size, rng), drawn)
         held = (drawn[:, :, None] == items[:, None, :]).any(axis=-1)
         usable = ~held & (batch["user_index"] >= 0)[:, None]
+        shown = np.count_nonzero(batch["impression"] >= 0, axis=1)
+        like = rng.integers(0, np.maximum(shown, 1)[:, None], size)
+        request = np.arange(size[0])[:, None]
         added = {
             "item": np.where(usable, drawn, -1).astype(np.int32),
             "labels": np.zeros((*size, self._weights.size), np.float32),
             "label_mask": usable[..., None] * self._weights,
             "impression": np.full(size, -1, batch["impression"].dtype),
-            "context": {
-                name: np.repeat(column[:, :1], self._count, axis=1)
-                for name, column in batch["context"].items()
+            "pair": {
+                name: np.zeros((*size, *column.shape[2:]), column.dtype)
+                for name, column in batch["pair"].items()
             },
         }
-        for group in ("pair", "train_only"):
-            added[group] = {
-                name: np.zeros((*size, *column.shape[2:]), column.dtype)
-                for name, column in batch[group].items()
-            }
+        for group in ("context", "train_only"):
+            added[group] = {name: column[request, like] for name, column in batch[group].items()}
         return {
             name: _joined(value, added[name]) if name in added else value for name, value in batch.items()
         }

@@ -4,6 +4,7 @@ import pytest
 from flax import nnx
 
 from aif_jax.errors import ConfigError
+from aif_jax.models.long_sequence import BehaviourValues
 from aif_jax.training.parameters import Parameters, non_finite
 
 
@@ -37,6 +38,18 @@ def test_the_vector_is_in_order_of_kind():
     marked = parameters.split(jnp.arange(16.0))
     np.testing.assert_array_equal(np.sort(marked["layer.kernel"].ravel()), np.arange(6))
     np.testing.assert_array_equal(np.sort(marked["table_genre"].ravel()), np.arange(6, 12))
+
+
+def test_scales_and_biases_of_behaviour_types_are_no_matrices():
+    class Types(nnx.Module):
+        def __init__(self):
+            self.values = BehaviourValues(3, 4)
+            self.layer = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+
+    parameters = Parameters(Types())
+    assert (parameters.dense, parameters.embedding) == (6, 0)
+    marked = parameters.split(jnp.arange(6.0 + 3 + 12 + 12))
+    assert min(float(marked[f"values.{name}"].min()) for name in ("gate", "bias")) >= 6
 
 
 def test_a_weight_of_another_dtype_is_refused_by_name():

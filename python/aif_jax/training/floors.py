@@ -13,8 +13,9 @@ def floor_scores(dataset: Dataset, head: str, *, smoothing: float = SMOOTHING) -
     """Score every impression from counts over the training part alone.
 
     - ``item mean``: ``(sum_i y + k p) / (n_i + k)``, with ``p`` the overall rate and ``k`` the smoothing.
-    - ``item mean + user bias``: plus ``sum_u (y - item mean) / (n_u + k)``. Within a user it orders as the
-      item mean does, so its GAUC is the same; its AUC is not.
+    - ``item mean + user bias``: plus ``sum_u (y - item mean) / (n_u + k)``, cut to [1e-4, 1 - 1e-4]. Within
+      a user it orders as the item mean does, but for what is cut, so its GAUC is nearly the same; its AUC is
+      not.
 
     Only scores of impressions outside the training part say anything: a training row's label is in its own
     score.

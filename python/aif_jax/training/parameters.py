@@ -91,6 +91,9 @@ def non_finite(tree: Any) -> list[str]:
 
 
 def _kind(name: str, axes: int) -> int:
+    # The values of behaviours have a bias and a scale for each type: two axes, and no matrix.
+    if name.endswith((".bias", ".gate")):
+        return 2
     if "embed" in name or "table" in name:
         return 1
     return 0 if axes >= 2 else 2

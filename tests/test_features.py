@@ -189,6 +189,34 @@ def test_hashes_are_the_same_in_every_process(column):
 # Lists
 
 
+def test_masked_entries_of_a_table_are_padding_whatever_stands_under_the_mask():
+    table = np.ma.MaskedArray([[1, 2, 9], [-1, 9, 2]], mask=[[0, 0, 1], [0, 1, 0]])
+    feature = MultiValued(name="x", max_values=3).fit(table)
+    assert feature.encoder.values == (1, 2)
+    codes, report = encode_column(feature, table)
+    assert codes.tolist() == [[2, 3, 0], [3, 0, 0]]
+    assert "unknown" not in report
+
+
+SETS_IN_ANOTHER_PROCESS = """
+from aif_jax.features import *
+feature = MultiValued(name="x", max_values=2, encoder=Vocabulary(values=("a", "b", "c", "d")))
+print(feature.encode([{"d", "b", "c"}, frozenset("ca")], 2, EncodeReport()).tolist())
+"""
+
+
+@pytest.mark.parametrize("seed", ["1", "2", "3"])
+def test_a_full_row_drops_the_same_of_a_set_in_every_process(seed):
+    there = subprocess.run(
+        [sys.executable, "-c", SETS_IN_ANOTHER_PROCESS],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
+    )
+    assert there.stdout.strip() == "[[3, 4], [2, 4]]"
+
+
 @given(
     rows=st.lists(st.lists(st.integers(0, 12), max_size=6), min_size=1, max_size=8), width=st.integers(1, 4)
 )
@@ -349,6 +377,7 @@ def test_fit_wants_every_column():
         ({"category": "no_such"}, "no feature 'no_such'"),
         ({"item_id": "genres"}, "not a categorical"),
         ({"behaviour_types": ()}, "behaviour_types"),
+        ({"item": (), "category": None, "item_id": None}, "at least one; the item's id"),
         ({"item": (Numeric(name="content"),), "category": None, "item_id": None}, "catalogue's own"),
         ({"user": (Numeric(name="a"), Categorical(name="a"))}, "twice"),
     ],

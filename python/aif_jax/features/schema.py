@@ -50,6 +50,8 @@ class Schema:
             names = [feature.name for feature in self.features(group)]
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise SchemaError(f"{group}: features {twice} are named twice; name each once.")
+        if not self.item:
+            raise SchemaError("item: got no features, expected at least one; the item's id will do.")
         if not self.behaviour_types or len(set(self.behaviour_types)) != len(self.behaviour_types):
             raise SchemaError(
                 f"behaviour_types: got {self.behaviour_types}, expected one or more different names; "

@@ -189,7 +189,8 @@ def ragged(name: str, column: Any, n: int) -> tuple[Tokens, np.ndarray]:
             raise SchemaError(f"feature {name!r}: got {len(column)} rows, expected {n}.")
         flat = tokens(name, column.reshape(-1))
         if column.dtype.kind == "i":
-            flat = Tokens(flat.integers, None, column.reshape(-1) < 0)
+            padding = np.ma.getdata(column).reshape(-1) < 0
+            flat = Tokens(flat.integers, None, padding if flat.missing is None else padding | flat.missing)
         return flat, np.repeat(np.arange(n), column.shape[1])
     if isinstance(column, (str, bytes)) or not hasattr(column, "__len__"):
         raise SchemaError(
@@ -204,5 +205,8 @@ def ragged(name: str, column: Any, n: int) -> tuple[Tokens, np.ndarray]:
             f"feature {name!r}: a row is {_names(wrong)}, expected a list of values; split strings such as "
             "'Action|Comedy' into lists first."
         )
+    if kinds & {set, frozenset}:
+        # Their order differs between processes, and with it what a full row has to drop.
+        rows = [sorted(row, key=repr) if isinstance(row, (set, frozenset)) else row for row in rows]
     lengths = np.fromiter(map(len, rows), np.int64, n)
     return tokens(name, list(chain.from_iterable(rows))), np.repeat(np.arange(n), lengths)

@@ -114,6 +114,10 @@ def with_rows(dataset, **changes):
     return dataclasses.replace(dataset, impressions=dataclasses.replace(dataset.impressions, **changes))
 
 
+def with_content(dataset, vectors, has):
+    return dataclasses.replace(dataset, content=Content(vectors.astype(np.float32), np.array(has)))
+
+
 @pytest.mark.parametrize(
     ("breakage", "message"),
     [
@@ -132,8 +136,11 @@ def with_rows(dataset, **changes):
             lambda d: dataclasses.replace(
                 d, content=Content(np.zeros((3, 2), np.float32), np.zeros(3, bool))
             ),
-            "3 rows for 4 items",
+            "3 rows and 3 flags for 4 items",
         ),
+        (lambda d: with_content(d, np.full((4, 2), 1.0), [True] * 4), "4 items, the first in row 0"),
+        (lambda d: with_content(d, np.eye(4), [True, True, False, True]), "1 items, the first in row 2"),
+        (lambda d: with_content(d, np.full((4, 2), np.nan), [False] * 4), "4 items, the first in row 0"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(breakage, message):

@@ -372,5 +372,14 @@ def _check(dataset: Dataset) -> None:
             column = getattr(impressions, name)
             if np.any(column != column[first][by_request]):
                 fail(f"a request mixes rows of different {name}s")
-    if dataset.content is not None and dataset.content.vectors.shape[0] != dataset.n_items:
-        fail(f"content has {dataset.content.vectors.shape[0]} rows for {dataset.n_items} items")
+    if dataset.content is not None:
+        vectors, has = dataset.content.vectors, dataset.content.has
+        if vectors.shape[0] != dataset.n_items or has.shape != (dataset.n_items,):
+            fail(f"content has {vectors.shape[0]} rows and {has.size} flags for {dataset.n_items} items")
+        # Serving reads neither a mask nor a length where the vectors themselves say it.
+        skewed = np.flatnonzero(~(np.abs(np.linalg.norm(vectors, axis=1) - has) < 1e-3))
+        if len(skewed):
+            fail(
+                f"content of {len(skewed)} items, the first in row {skewed[0]}, is neither of unit length nor"
+                " (without content) zero; centred_unit_rows of aif_jax.data.content makes it so"
+            )

@@ -1,11 +1,14 @@
 """Score expressions: their values, and what is refused."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from model_cases import make_schema, small_config
 
 from aif_jax.errors import ConfigError
+from aif_jax.features import Numeric
 from aif_jax.models import Score
 from aif_jax.models.score import score_of
 
@@ -72,6 +75,13 @@ def test_a_name_that_means_two_things_is_refused():
     with pytest.raises(ConfigError, match="has the name of a function; rename the feature"):
         Score("ctr * log", HEADS, ("log",))
     Score("ctr", HEADS, ("cvr", "log"))  # not used, not in the way
+    with pytest.raises(ConfigError, match="'logit_ctr' would be a head and another's logit"):
+        Score("logit_ctr", ("ctr", "logit_ctr"))
+    pair = tuple(Numeric(name=name, mean=0.0, std=1.0) for name in ("bid", "raw_bid"))
+    schema = dataclasses.replace(make_schema(), pair=pair)
+    with pytest.raises(ConfigError, match="travel as 'raw_bid'"):
+        score_of(small_config(score="ctr * bid"), schema)
+    score_of(small_config(score="ctr * raw_bid"), schema)
 
 
 def test_only_numeric_pair_features_are_values():

@@ -48,6 +48,8 @@ class Score:
     def __init__(self, expression: str, heads: tuple[str, ...], pair: tuple[str, ...] = ()) -> None:
         self.expression = expression
         self.heads = heads
+        if twice := sorted(set(heads) & {f"logit_{head}" for head in heads}):
+            raise ConfigError(f"score: {twice[0]!r} would be a head and another's logit; rename the head.")
         if clash := sorted(set(pair) & {*heads, *(f"logit_{head}" for head in heads), *_FUNCTIONS}):
             pair = tuple(name for name in pair if name not in clash)
         self._clash = clash
@@ -141,4 +143,11 @@ def score_of(config: ModelConfig, schema: Schema) -> Score:
         ConfigError: the expression does not fit heads and schema.
     """
     numeric = tuple(feature.name for feature in schema.pair if isinstance(feature, Numeric))
-    return Score(config.score, config.heads, numeric)
+    score = Score(config.score, config.heads, numeric)
+    names = {feature.name for feature in schema.pair}
+    if twice := [name for name in score.raw if f"raw_{name}" in names]:
+        raise ConfigError(
+            f"score: the raw values of {twice[0]!r} travel as 'raw_{twice[0]}', which is another pair "
+            "feature; rename that one."
+        )
+    return score

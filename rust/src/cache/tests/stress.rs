@@ -3,6 +3,7 @@
 use super::*;
 use crate::sync::plain::{AtomicU64, Ordering};
 use std::sync::Barrier;
+use std::time::Instant;
 
 /// The inverse of the version's factor in [`row`] modulo 2^64.
 const INVERSE: u64 = 0xf1de_83e1_9937_733d;

@@ -112,6 +112,13 @@ def test_missing_parts_are_named(bundle: Bundle, tmp_path: Path) -> None:
         del description["programs"][stage]["native"]
     portable = Bundle.load(rewritten(bundle, tmp_path / "b", {CONFIG_FILE: json.dumps(description).encode()}))
     assert "exported without such programs" in portable.explain()
+    program = "programs/item.native"
+    portable = Bundle.load(rewritten(bundle, tmp_path / "c", {program: None}))
+    assert f"native: not taken, the manifest lists no {program}" in portable.explain()
+    vectors = load((bundle.path / GOLDEN).read_bytes())
+    vectors["item/in/item/content"] = vectors["item/in/item/content"][0]
+    with pytest.raises(BundleError, match="program item cannot run"):
+        Bundle.load(rewritten(bundle, tmp_path / "d", {GOLDEN: save(vectors)}))
 
 
 def test_programs_run_for_any_size_and_native_equals_portable(bundle: Bundle) -> None:

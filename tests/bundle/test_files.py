@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from aif_jax.bundle import files
 from aif_jax.bundle.files import MANIFEST, read_manifest, read_verified, write_bundle_files
 from aif_jax.errors import BundleError
 
@@ -99,3 +100,38 @@ def test_a_crash_while_writing_leaves_nothing_behind(tmp_path: Path, monkeypatch
         write(path, {"config.json": b"new"}, overwrite=True)
     assert read_manifest(path)["version"] == version
     assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_bundle_that_cannot_be_replaced_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "bundle"
+    version = write(path)
+    rename = os.rename
+
+    def fail(source: Path, target: Path) -> None:
+        if Path(target) == path and "partial" in str(source):
+            raise OSError("the disk went away")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(OSError, match="went away"):
+        write(path, {"config.json": b"new"}, overwrite=True)
+    assert read_manifest(path)["version"] == version
+    assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_every_directory_reaches_the_disk_before_the_bundle_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "bundle"
+    synced: list[str] = []
+    monkeypatch.setattr(
+        files, "sync_directory", lambda folder: synced.append(f"{folder.name} {path.exists()}")
+    )
+    write(path)
+    *before, last = synced
+    assert last == f"{tmp_path.name} True"
+    assert len(before) == 2
+    assert "programs False" in before
+    assert all(name.endswith(" False") for name in before)

@@ -149,7 +149,7 @@ class Bundle:
     ) -> None:
         refused: dict[str, str] = {}
         for kind in KINDS if prefer == "auto" else (prefer,):
-            reason = self._cannot_run(signatures, kind)
+            reason = self._cannot_run(signatures, contents, kind)
             if reason is None:
                 self._programs = {
                     stage: Program(
@@ -171,9 +171,13 @@ class Bundle:
             "again."
         )
 
-    def _cannot_run(self, signatures: Mapping[str, Any], kind: str) -> str | None:
+    def _cannot_run(
+        self, signatures: Mapping[str, Any], contents: Mapping[str, bytes], kind: str
+    ) -> str | None:
         if any(kind not in signatures[stage] for stage in STAGES):
             return "the bundle was exported without such programs"
+        if missing := [n for stage in STAGES if (n := f"programs/{stage}.{kind}") not in contents]:
+            return f"the manifest lists no {', '.join(missing)}"
         if kind != "native":
             return None
         if (backend := jax.default_backend()) != "cpu":
@@ -190,7 +194,7 @@ class Bundle:
             try:
                 dims = _dims(self.signature(stage), given)
                 outputs = {path: np.asarray(a) for path, a in self.call(stage, **dims)(given).items()}
-            except (AifError, TypeError, KeyError) as error:
+            except (AifError, TypeError, KeyError, ValueError, jax.errors.JaxRuntimeError) as error:
                 return f"program {stage} cannot run: {error}"
             if found := golden.difference(stage, expected, outputs):
                 return f"program {stage} does not give its golden vectors: {found}"

@@ -73,10 +73,18 @@ def write_bundle_files(
             target.parent.mkdir(exist_ok=True)
             write_durably(target, content)
         scratch.chmod(0o755)
+        for folder in {(scratch / name).parent for name in files} | {scratch}:
+            sync_directory(folder)
         if path.exists():
             aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.replaced-", dir=path.parent))
             os.rename(path, aside / "bundle")
-            os.rename(scratch, path)
+            try:
+                os.rename(scratch, path)
+            except BaseException:
+                os.rename(aside / "bundle", path)
+                aside.rmdir()
+                raise
+            sync_directory(path.parent)
             shutil.rmtree(aside)
         else:
             os.rename(scratch, path)

@@ -198,3 +198,22 @@ def test_stats_tell_rows_and_what_encoding_left_out(bundle: Bundle) -> None:
     stats = index.stats()
     assert stats["rows"] == 2
     assert stats["encoding"]["unknown"] == {"genres": 1}
+
+
+def test_ids_may_be_a_view_or_any_collection(bundle: Bundle) -> None:
+    ids = np.arange(10, dtype=np.uint64)
+    index = ItemIndex.build(bundle, ids[::-2], {})
+    assert sorted(index.ids().tolist()) == [1, 3, 5, 7, 9]
+    assert index.gather(ids[::-1])[1].tolist() == [True, False] * 5
+    assert index.delete(ids[::2][::-1]) == 0
+    assert index.upsert(dict.fromkeys([2, 4]).keys(), {}) == 2
+    assert index.delete(ids[::-2]) == 5
+
+
+def test_an_emptied_table_takes_ids_of_the_other_kind(bundle: Bundle, tmp_path: Path) -> None:
+    index = ItemIndex.build(bundle, ["a", "b"], {})
+    index.delete(["a", "b"])
+    index.upsert([1, 2], {})
+    assert sorted(index.ids().tolist()) == [1, 2]
+    index.save(tmp_path / "rows")
+    assert sorted(ItemIndex.open(bundle, tmp_path / "rows").ids().tolist()) == [1, 2]

@@ -35,7 +35,7 @@ class RowStore:
     def upsert(self, keys: np.ndarray, columns: Mapping[str, np.ndarray]) -> None:
         """Store rows ``[n, ...]`` under keys uint64 ``[n]``."""
         stored = {name: array for name, array in columns.items() if name not in self._empty}
-        self.cache.upsert(keys, stored)
+        self.cache.upsert(np.ascontiguousarray(keys), stored)
 
     def gather(
         self, keys: np.ndarray, out: Mapping[str, np.ndarray] | None = None
@@ -50,7 +50,7 @@ class RowStore:
             Columns ``[n, ...]``, zeros where there is no row, and which rows were found, bool ``[n]``.
         """
         stored = None if out is None else {n: array for n, array in out.items() if n not in self._empty}
-        columns, found = self.cache.gather(keys, stored)
+        columns, found = self.cache.gather(np.ascontiguousarray(keys), stored)
         for name, (dtype, shape) in self._empty.items():
             columns[name] = np.zeros((len(keys), *shape), dtype)
         return columns, found

@@ -122,7 +122,7 @@ class RowTable:
         """
         keys = item_keys(ids)
         with self._writing:
-            removed = self.store.cache.delete(keys)
+            removed = self.store.cache.delete(np.ascontiguousarray(keys))
             if self._names is not None:
                 for key in keys.tolist():
                     self._names.pop(key, None)
@@ -276,8 +276,8 @@ class RowTable:
         n = len(ids)
         content = checked_content(content, n, self.bundle.config.content_width)
         values = self._extra_values(n, extra)
-        encoded = self.bundle.schema.encode("item", columns, n, report=self.encoding)
         with self._writing:
+            encoded = self.bundle.schema.encode("item", columns, n, report=self.encoding)
             keys = self._register(ids)
             for part in batches(n):
                 rows = self._run({name: array[part] for name, array in encoded.items()}, content[part])
@@ -300,6 +300,8 @@ class RowTable:
 
     def _register(self, ids: Any) -> np.ndarray:
         """Return the keys of ids, refusing ids that stand there twice and strings that hash alike."""
+        if not isinstance(ids, np.ndarray):
+            ids = list(ids)
         keys = item_keys(ids)
         strings = len(keys) > 0 and isinstance(ids[0], str)
         order = np.argsort(keys, kind="stable")
@@ -321,6 +323,8 @@ class RowTable:
                     raise _collision(there, name, key)
             names.update(zip(keys.tolist(), map(str, ids), strict=True))
             self._names = names
+        elif len(keys):
+            self._names = None  # of an empty table, whose ids were strings once
         return keys
 
 

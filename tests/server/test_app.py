@@ -125,5 +125,7 @@ def test_a_closed_engine_is_unavailable(
 ) -> None:
     engine = Engine(bundle, index, behaviours, users=users, config=ENGINE_CONFIG)
     engine.close()
+    health = Client(engine).get("/health")
+    assert (health.status_code, health.json()["status"]) == (503, "closed")
     answer = Client(engine).post("/rank", json={"user": 1, "candidates": [1]})
     assert (answer.status_code, answer.json()["error"]) == (503, "SchedulerError")

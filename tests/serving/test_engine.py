@@ -41,7 +41,6 @@ def test_no_request_compiles_anything(engine: Engine, world: World) -> None:
             engine.begin(user).rank(ids)
     assert counter.count == 0
     assert compilations() == before
-    assert engine.stats()["compilations"] >= 0
 
 
 def test_making_an_engine_tells_its_progress(

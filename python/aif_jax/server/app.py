@@ -45,7 +45,7 @@ def create_app(engine: Engine) -> Starlette:
       ``k``, ``deadline_ms``, ``candidates`` (item ids; without them the engine's own ``retrieve`` is called),
       ``pair`` (pair features by name, one value a candidate), ``report`` (true to get the report too). It
       answers ``ids``, ``scores``, ``heads``, ``version`` and, if asked for, ``report``.
-    - ``GET /health`` answers the version that serves.
+    - ``GET /health`` answers the version that serves, with status 503 if the engine was closed.
     - ``GET /stats`` answers `Engine.stats`.
 
     Errors are JSON, ``{"error": name, "message": what was wrong and how to mend it}``, with status 400 for
@@ -64,7 +64,10 @@ def create_app(engine: Engine) -> Starlette:
         return JSONResponse(_answer(ranking, report=bool(body.get("report"))))
 
     async def health(_: HttpRequest) -> JSONResponse:
-        return JSONResponse({"status": "ok", "version": engine.version, "program": engine.bundle.kind})
+        status = ("closed", 503) if engine.closed else ("ok", 200)
+        return JSONResponse(
+            {"status": status[0], "version": engine.version, "program": engine.bundle.kind}, status[1]
+        )
 
     async def stats(_: HttpRequest) -> JSONResponse:
         return JSONResponse(engine.stats())

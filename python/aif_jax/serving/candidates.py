@@ -59,7 +59,7 @@ def check_candidates(
     except RequestError as error:
         raise RequestError(f"candidates: {error}") from error
     if array is None:
-        array = np.array(ids, dtype=object) if isinstance(ids[0], str) else keys
+        array = np.array(ids, dtype=object) if isinstance(next(iter(ids)), str) else keys
     encoded = _encode_pair(pair or {}, n, schema, raw, report)
     ordered = np.sort(keys)
     duplicates = int(np.count_nonzero(ordered[1:] == ordered[:-1]))

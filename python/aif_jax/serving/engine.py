@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal, Self
@@ -34,6 +34,8 @@ from aif_jax.serving.user_states import UserStates, compute_state, long_bucket
 from aif_jax.types import Request, Retrieve, UserId, UserRecord, UserSource
 
 Lane = Literal["blocking", "compute"]
+
+_LONGEST_DEADLINE_MS = 1e9
 
 
 class Engine:
@@ -102,7 +104,7 @@ class Engine:
 
         Raises:
             RequestError: ``context`` is not a mapping, names an unknown feature, or the deadline is not
-                positive.
+                positive or beyond 1e9 milliseconds.
             OverloadedError: too many requests are waiting; nothing was started.
             SchedulerError: the engine is closed.
         """
@@ -113,12 +115,15 @@ class Engine:
                 raise RequestError(
                     f"user: got {type(user).__name__} {user!r}, expected an integer or a string."
                 )
-            if deadline_ms is not None and not deadline_ms > 0:
+            if deadline_ms is not None and not 0 < deadline_ms <= _LONGEST_DEADLINE_MS:
                 raise RequestError(
-                    f"deadline_ms: got {deadline_ms}, expected more than 0, or None for no deadline."
+                    f"deadline_ms: got {deadline_ms}, expected more than 0 and at most "
+                    f"{_LONGEST_DEADLINE_MS:g} (11 days), or None for no deadline."
                 )
             context = {} if context is None else context
             self._check_context(context)
+            # It is read in another thread, later: the caller may use the mapping again.
+            context = dict(context)
             pending = Pending(self, self._generation, user, context, deadline_ms)
             self._expire()
             with self._counting:
@@ -149,7 +154,7 @@ class Engine:
             AifError: see `begin` and `Pending.rank`.
         """
         retrieve = self._own_retrieve()
-        pending = self.begin(user, context, deadline_ms)
+        pending = self._begin_own(user, context, deadline_ms)
         return self._retrieve_and_rank(retrieve, pending, k)
 
     async def rank_async(
@@ -161,7 +166,7 @@ class Engine:
     ) -> Ranking:
         """Like `rank`, without blocking the event loop: a plain ``retrieve`` runs in a thread."""
         retrieve = self._own_retrieve()
-        pending = self.begin(user, context, deadline_ms)
+        pending = self._begin_own(user, context, deadline_ms)
         try:
             with self.counting_errors():
                 ids, pair = await retrieve_async(
@@ -177,19 +182,26 @@ class Engine:
             raise
 
     def rank_many(self, users: Sequence[UserId], k: int | None = None) -> list[Ranking]:
-        """Rank for several users: all user sides start at once, the rest follows one after the other.
+        """Rank for several users, one after the other; as many user sides run ahead as there are threads.
 
         Raises:
             AifError: see `rank`; the first error ends all.
         """
         retrieve = self._own_retrieve()
-        pendings: list[Pending] = []
+        rankings: list[Ranking] = []
+        ahead: deque[Pending] = deque()
+        # All at once would overrun the bounded queue.
+        at_once = min(self.config.blocking_threads, self.config.queue_bound)
         try:
             for user in users:
-                pendings.append(self.begin(user))  # noqa: PERF401, holds what began before an error
-            return [self._retrieve_and_rank(retrieve, pending, k) for pending in pendings]
+                if len(ahead) == at_once:
+                    rankings.append(self._retrieve_and_rank(retrieve, ahead.popleft(), k))
+                ahead.append(self._begin_own(user))
+            while ahead:
+                rankings.append(self._retrieve_and_rank(retrieve, ahead.popleft(), k))
+            return rankings
         finally:
-            for pending in pendings:
+            for pending in ahead:
                 self._drop(pending)
 
     # -- life -------------------------------------------------------------------------------------
@@ -203,6 +215,11 @@ class Engine:
     def version(self) -> str:
         """Version of the bundle that serves."""
         return self._generation.version
+
+    @property
+    def closed(self) -> bool:
+        """Whether the engine was closed: it takes no more requests."""
+        return self._closed
 
     def stats(self) -> dict[str, Any]:
         """Return counters and sizes.
@@ -325,6 +342,8 @@ class Engine:
                 "UserRecord "
                 "or None."
             )
+        if pending.dropped:
+            return
         pending.step = "its user side has not been computed"
         times = (began_s, fetched_s)
         length = long_bucket(record, pending.generation)
@@ -369,6 +388,14 @@ class Engine:
             raise RequestError(f"context: {error}") from error
 
     # -- inside -----------------------------------------------------------------------------------
+
+    def _begin_own(
+        self, user: UserId, context: Mapping[str, Any] | None = None, deadline_ms: float | None = None
+    ) -> Pending:
+        """Begin a request that the engine itself ranks or drops, however long ``retrieve`` takes."""
+        pending = self.begin(user, context, deadline_ms)
+        pending.expires = False
+        return pending
 
     def _retrieve_and_rank(self, retrieve: Retrieve, pending: Pending, k: int | None) -> Ranking:
         try:
@@ -446,7 +473,8 @@ class Engine:
             for pending in self._open.values():
                 if pending.began_s > oldest:
                     break
-                expired.append(pending)
+                if pending.expires:
+                    expired.append(pending)
             for pending in expired:
                 del self._open[id(pending)]
         ended = sum(
@@ -465,7 +493,7 @@ class Engine:
             counts["unknown_users"] += report.unknown_user
             for name in (
                 "candidates", "duplicates", "missing_items", "not_rankable", "unscored", "unknown_behaviours",
-                "truncated_behaviours",
+                "truncated_behaviours", "category_overflow",
             ):  # fmt: skip
                 counts[name] += getattr(report, name)
             counts["overrun"] += report.overrun_ms > 0

@@ -52,6 +52,10 @@ class Pending:
         self.began_s = time.perf_counter()
         self.step = "its user source has not started"
         """What the user side is doing, for the message of a deadline that passes meanwhile."""
+        self.expires = True
+        """Whether the engine may give it up because nobody ranks it."""
+        self.dropped = False
+        """Whether it was given up: nobody will ask for the user side."""
         self._engine = engine
         self._lock = threading.Lock()
         self._ended: str | None = None
@@ -124,6 +128,7 @@ class Pending:
             if self._ended is not None:
                 return False
             self._ended = reason
+            self.dropped = True
         for task in self._tasks:
             task.cancel()
         return True
@@ -157,7 +162,8 @@ class Pending:
             return self._side.result(None if remaining is None else max(0.0, remaining / 1e3))
         except TimeoutError:
             if self._side.done():
-                raise
+                # The source's own, or the user side was done between the timeout and here.
+                return self._side.result()
             raise self._late() from None
 
     async def _wait_async(self) -> UserSide:

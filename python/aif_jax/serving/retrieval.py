@@ -1,12 +1,14 @@
 """Calling the engine's own ``retrieve``, plain or coroutine, from plain code or from a coroutine."""
 
 import asyncio
+import concurrent.futures
 import inspect
 import threading
+import time
 from collections.abc import Awaitable, Mapping
 from typing import Any
 
-from aif_jax.errors import DeadlineExceededError, RetrievalError
+from aif_jax.errors import DeadlineExceededError, RetrievalError, SchedulerError
 from aif_jax.types import Candidates, Request, Retrieve
 
 
@@ -20,34 +22,60 @@ class EventLoop:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
+        self._closed = False
 
     def run(self, awaitable: Awaitable[Any], timeout_s: float | None) -> Any:
-        """Run an awaitable and return its result; cancel it after a time, with `TimeoutError`."""
+        """Run an awaitable and return its result; cancel it after a time, with `TimeoutError`.
+
+        Raises:
+            SchedulerError: the loop was closed, before or meanwhile.
+        """
 
         async def bounded() -> Any:
             return await asyncio.wait_for(awaitable, timeout_s)
 
-        return asyncio.run_coroutine_threadsafe(bounded(), self._started()).result()
+        closed = "the engine was closed while retrieve was under way; make a new one."
+        with self._lock:
+            if self._closed:
+                if inspect.iscoroutine(awaitable):
+                    awaitable.close()
+                raise SchedulerError(closed)
+            task = asyncio.run_coroutine_threadsafe(bounded(), self._started())
+        try:
+            return task.result()
+        except concurrent.futures.CancelledError as error:
+            if self._closed:
+                raise SchedulerError(closed) from error
+            raise
 
     def close(self) -> None:
-        """Stop the loop."""
+        """Cancel what runs in the loop, and stop it."""
+
+        async def cancel_all() -> None:
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+
         with self._lock:
+            self._closed = True
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None
         if loop is not None and thread is not None:
+            # Whoever waits for a coroutine in a loop that stops would wait for ever.
+            asyncio.run_coroutine_threadsafe(cancel_all(), loop).result()
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
             loop.close()
 
     def _started(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(
-                    target=self._loop.run_forever, name="aif_jax retrieval loop", daemon=True
-                )
-                self._thread.start()
-            return self._loop
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(
+                target=self._loop.run_forever, name="aif_jax retrieval loop", daemon=True
+            )
+            self._thread.start()
+        return self._loop
 
 
 def retrieve_now(
@@ -58,13 +86,17 @@ def retrieve_now(
     Raises:
         RetrievalError: it raised, or returned something that is not candidates.
         DeadlineExceededError: it is a coroutine and was not done in time.
+        SchedulerError: it is a coroutine and the engine was closed meanwhile.
     """
+    began_s = time.perf_counter()
     try:
         result = retrieve(request)
         if inspect.isawaitable(result):
             result = loop.run(result, _seconds(remaining_ms))
+    except SchedulerError:
+        raise
     except Exception as error:
-        raise _explained(error, request, remaining_ms) from error
+        raise _explained(error, request, remaining_ms, began_s) from error
     return parse(result)
 
 
@@ -82,18 +114,23 @@ async def retrieve_async(
     Raises:
         RetrievalError: it raised, or returned something that is not candidates.
         DeadlineExceededError: it was not done in time.
+        OverloadedError: no thread will have time for it.
     """
+    began_s = time.perf_counter()
+    in_loop = inspect.iscoroutinefunction(retrieve) or inspect.iscoroutinefunction(type(retrieve).__call__)
+    # Outside of what is blamed on retrieve: it did not even start if this fails.
+    task = None if in_loop else in_thread(lambda: retrieve(request))
 
     async def call() -> Any:
-        if inspect.iscoroutinefunction(retrieve) or inspect.iscoroutinefunction(type(retrieve).__call__):
+        if task is None:
             return await retrieve(request)  # type: ignore[misc]
-        result = await asyncio.wrap_future(in_thread(lambda: retrieve(request)))
+        result = await asyncio.wrap_future(task)
         return await result if inspect.isawaitable(result) else result
 
     try:
         result = await asyncio.wait_for(call(), _seconds(remaining_ms))
     except Exception as error:
-        raise _explained(error, request, remaining_ms) from error
+        raise _explained(error, request, remaining_ms, began_s) from error
     return parse(result)
 
 
@@ -113,8 +150,10 @@ def parse(result: Any) -> tuple[Any, Mapping[str, Any]]:
     return result, {}
 
 
-def _explained(error: Exception, request: Request, remaining_ms: float | None) -> Exception:
-    if isinstance(error, TimeoutError) and remaining_ms is not None:
+def _explained(error: Exception, request: Request, remaining_ms: float | None, began_s: float) -> Exception:
+    spent_ms = (time.perf_counter() - began_s) * 1e3
+    # A client of retrieve's own may time out long before the deadline. (1 ms: clocks tick.)
+    if isinstance(error, TimeoutError) and remaining_ms is not None and spent_ms > remaining_ms - 1:
         return DeadlineExceededError(
             f"user {request.user!r}: retrieval was not done within the {max(0.0, remaining_ms):.1f} ms that "
             "were left "

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from aif_jax.bundle import Bundle
+from aif_jax.errors import ConfigError
 from aif_jax.features import EncodeReport, bucket_for, pad_to
 from aif_jax.nearline.store import RowStore
 from aif_jax.serving.stages import Generation
@@ -49,6 +50,9 @@ class UserStates:
 
     Args:
         generation: whose states they are.
+
+    Raises:
+        ConfigError: ``user_state_bytes`` does not hold a few states of each long bucket.
     """
 
     def __init__(self, generation: Generation):
@@ -61,7 +65,13 @@ class UserStates:
         weight = {length: _row_bytes(specs) for length, specs in columns.items()}
         for length, specs in columns.items():
             share = config.user_state_bytes * weight[length] // sum(weight.values())
-            self._stores[length] = RowStore(specs, capacity_bytes=share, ttl_s=config.user_state_ttl_s)
+            try:
+                self._stores[length] = RowStore(specs, capacity_bytes=share, ttl_s=config.user_state_ttl_s)
+            except ConfigError as error:
+                raise ConfigError(
+                    f"user_state_bytes: got {config.user_state_bytes}, of which states with a history of "
+                    f"{length} get {share}: {error}; raise it, or set it to 0 for no cache."
+                ) from error
 
     def get(self, user: UserId, revision: Any, length: int) -> UserState | None:
         """Return the state of a user in a long bucket, if it is cached and fresh."""
@@ -95,7 +105,7 @@ class UserStates:
     def _key(self, user: UserId, revision: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return the key ``uint64[1]`` and, against collisions, 64 more bits of hash ``uint32[1, 2]``."""
         text = f"{self._version}\0{type(user).__name__}\0{user}\0{revision!r}"
-        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         return np.frombuffer(digest, np.uint64, 1), np.frombuffer(digest, np.uint32, 2, 8).reshape(1, 2)
 
 

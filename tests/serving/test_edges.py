@@ -1,0 +1,213 @@
+"""What happens at the edges: an engine that closes, clocks that run out, arguments that change or are odd."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aif_jax.bundle import Bundle
+from aif_jax.errors import ConfigError, OverloadedError, RequestError, RetrievalError, SchedulerError
+from aif_jax.nearline import BehaviourTable, ItemIndex
+from aif_jax.serving import Engine, EngineConfig, InMemoryUsers
+from aif_jax.types import Request, UserRecord
+from served import World
+
+SMALL: dict[str, Any] = {"k": 5, "buckets": (32,), "long_buckets": (24,)}
+
+
+@pytest.fixture
+def make(bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, users: InMemoryUsers) -> Iterator[Any]:
+    """Make engines that are closed after the test."""
+    made: list[Engine] = []
+
+    def make_engine(source: Any = users, retrieve: Any = None, **settings: Any) -> Engine:
+        config = EngineConfig(**{**SMALL, **settings})
+        engine = Engine(bundle, index, behaviours, users=source, retrieve=retrieve, config=config)
+        made.append(engine)
+        return engine
+
+    yield make_engine
+    for engine in made:
+        engine.close()
+
+
+class Gate:
+    """A user source that answers when it is told to."""
+
+    def __init__(self, users: InMemoryUsers):
+        self.users = users
+        self.asked, self.open = threading.Event(), threading.Event()
+
+    def __call__(self, user: Any) -> UserRecord | None:
+        self.asked.set()
+        assert self.open.wait(10)
+        return self.users(user)
+
+
+# -- closing --------------------------------------------------------------------------------------
+
+
+def test_closing_ends_requests_whose_coroutine_retrieves(make: Any) -> None:
+    started, errors = threading.Event(), []
+
+    async def retrieve(request: Request) -> Any:
+        started.set()
+        await asyncio.sleep(60)
+
+    engine = make(retrieve=retrieve)
+
+    def ask() -> None:
+        try:
+            engine.rank(3)
+        except SchedulerError as error:
+            errors.append(str(error))
+
+    asker = threading.Thread(target=ask, daemon=True)
+    asker.start()
+    assert started.wait(10)
+    engine.close()
+    asker.join(10)
+    assert errors == ["the engine was closed while retrieve was under way; make a new one."]
+    assert engine.closed
+
+
+def test_a_closed_engine_starts_no_event_loop(make: Any) -> None:
+    engines: list[Engine] = []
+
+    async def retrieve(request: Request) -> Any:
+        raise AssertionError("not reached")
+
+    def closing(request: Request) -> Any:
+        engines[0].close()
+        return retrieve(request)
+
+    engines.append(make(retrieve=closing))
+    before = set(threading.enumerate())
+    with pytest.raises(SchedulerError, match="the engine was closed"):
+        engines[0].rank(3)
+    assert not set(threading.enumerate()) - before
+
+
+# -- giving up ------------------------------------------------------------------------------------
+
+
+def test_a_request_given_up_during_the_fetch_runs_no_program(make: Any, users: InMemoryUsers) -> None:
+    gate = Gate(users)
+    engine = make(gate)
+    pending = engine.begin(5)
+    assert gate.asked.wait(10)
+    pending.cancel()
+    gate.open.set()
+    while engine.stats()["scheduler"]["blocking"]["completed"] == 0:
+        time.sleep(0.01)
+    assert engine.stats()["scheduler"]["compute"]["submitted"] == 0
+
+
+@pytest.mark.parametrize("way", ["rank", "rank_async", "rank_many"])
+def test_slow_retrieval_of_the_engine_does_not_expire(make: Any, world: World, way: str) -> None:
+    def retrieve(request: Request) -> Any:
+        time.sleep(0.05)
+        assert engine.stats()["open_handles"] > 0  # looks for expired ones
+        return world.ids[:5]
+
+    engine = make(retrieve=retrieve, max_pending_age_s=0.01)
+    if way == "rank":
+        engine.rank(3)
+    elif way == "rank_async":
+        asyncio.run(engine.rank_async(3))
+    else:
+        engine.rank_many([3, 4])
+    assert "expired" not in engine.stats()["requests"]
+    assert engine.stats()["open_handles"] == 0
+
+
+def test_rank_many_takes_more_users_than_the_queue_holds(make: Any, world: World) -> None:
+    engine = make(retrieve=lambda request: world.ids[:5], queue_bound=2)
+    assert len(engine.rank_many([user % 10 for user in range(50)])) == 50
+
+
+# -- blame ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["plain", "coroutine"])
+@pytest.mark.parametrize("way", ["rank", "rank_async"])
+def test_a_timeout_inside_retrieve_is_not_the_deadline(make: Any, kind: str, way: str) -> None:
+    def plain(request: Request) -> Any:
+        raise TimeoutError("shard 7 is slow")
+
+    async def coroutine(request: Request) -> Any:
+        return plain(request)
+
+    engine = make(retrieve=plain if kind == "plain" else coroutine)
+    with pytest.raises(RetrievalError, match="retrieve raised TimeoutError for user 3: shard 7 is slow"):
+        engine.rank(3, None, None, 6e4) if way == "rank" else asyncio.run(
+            engine.rank_async(3, None, None, 6e4)
+        )
+
+
+def test_a_full_queue_is_not_blamed_on_retrieve(make: Any, users: InMemoryUsers, world: World) -> None:
+    gate = Gate(users)
+    engine = make(gate, lambda request: world.ids[:5], blocking_threads=1, queue_bound=1)
+    running = engine.begin(1)
+    assert gate.asked.wait(10)
+    with pytest.raises(OverloadedError):
+        asyncio.run(engine.rank_async(2))
+    gate.open.set()
+    running.rank(world.ids[:5])
+
+
+# -- odd arguments --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("deadline_ms", [float("inf"), 1e300, float("nan"), -1])
+def test_deadlines_that_no_clock_can_count(engine: Engine, deadline_ms: float) -> None:
+    with pytest.raises(RequestError, match=r"deadline_ms: got .*at most 1e\+09 \(11 days\)"):
+        engine.begin(3, deadline_ms=deadline_ms)
+
+
+def test_the_longest_deadline_works(engine: Engine, world: World) -> None:
+    assert len(engine.begin(3, deadline_ms=1e9).rank(world.ids[:5])) == 5
+
+
+@pytest.mark.parametrize("collection", [set, tuple, lambda ids: dict.fromkeys(ids).keys()])
+def test_candidates_in_any_collection(engine: Engine, world: World, collection: Any) -> None:
+    ids = world.ids[:5].tolist()
+    assert sorted(engine.begin(3).rank(collection(ids)).ids.tolist()) == sorted(ids)
+
+
+def test_a_history_may_be_a_view(make: Any, world: World) -> None:
+    record = world.record(5)
+    reversed_twice = UserRecord(
+        record.features, np.array(record.items[::-1])[::-1], np.array(record.types[::-1])[::-1], revision=1
+    )
+    pair = {"bid": np.ones(5)}
+    engine = make({1: record, 2: reversed_twice}.get)
+    one, two = (engine.begin(user).rank(world.ids[:5], pair) for user in (1, 2))
+    assert one.scores.tolist() == two.scores.tolist()
+
+
+def test_a_context_that_changes_after_begin(make: Any, users: InMemoryUsers, world: World) -> None:
+    gate = Gate(users)
+    engine = make(gate)
+    context, pair = {"hour": 3}, {"bid": np.ones(30)}
+    pending = engine.begin(5, context)
+    context["hour"] = 9
+    gate.open.set()
+    ranking = pending.rank(world.ids[:30], pair)
+    assert ranking.scores.tolist() == engine.begin(5, {"hour": 3}).rank(world.ids[:30], pair).scores.tolist()
+    assert ranking.scores.tolist() != engine.begin(5, {"hour": 9}).rank(world.ids[:30], pair).scores.tolist()
+
+
+def test_user_ids_that_have_no_utf8_form(make: Any, world: World) -> None:
+    engine = make(lambda user: world.record(1))
+    states = [engine.begin("\ud800").rank(world.ids[:5]).report.user_state for _ in range(2)]
+    assert states == ["computed", "hit"]
+
+
+def test_a_state_cache_too_small_for_a_state(make: Any) -> None:
+    with pytest.raises(ConfigError, match="user_state_bytes: got 1000, of which states with a history of 24"):
+        make(user_state_bytes=1000)

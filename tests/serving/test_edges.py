@@ -160,6 +160,21 @@ def test_a_full_queue_is_not_blamed_on_retrieve(make: Any, users: InMemoryUsers,
     running.rank(world.ids[:5])
 
 
+def test_one_error_raised_again_and_again_is_counted_each_time(make: Any, world: World) -> None:
+    down = ConnectionError("feature store is down")
+
+    def source(user: Any) -> UserRecord:
+        raise down
+
+    engine = make(source, lambda request: world.ids[:5])
+    for _ in range(2):
+        with pytest.raises(ConnectionError):
+            engine.rank(3)
+        with pytest.raises(ConnectionError):
+            asyncio.run(engine.rank_async(3))
+    assert engine.stats()["requests"]["error:ConnectionError"] == 4
+
+
 # -- odd arguments --------------------------------------------------------------------------------
 
 

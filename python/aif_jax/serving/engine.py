@@ -308,15 +308,12 @@ class Engine:
 
     @contextlib.contextmanager
     def counting_errors(self) -> Iterator[None]:
-        """Count the errors that pass, by name; an error inside an error counts once."""
+        """Count the errors that pass, by name. Not to be nested: each layer would count the same error."""
         try:
             yield
         except Exception as error:
-            if not getattr(error, "_aif_counted", False):
-                with contextlib.suppress(AttributeError):
-                    error._aif_counted = True  # type: ignore[attr-defined]
-                with self._counting:
-                    self._counts[f"error:{type(error).__name__}"] += 1
+            with self._counting:
+                self._counts[f"error:{type(error).__name__}"] += 1
             raise
 
     # -- the user side ----------------------------------------------------------------------------

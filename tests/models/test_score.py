@@ -2,14 +2,16 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from model_cases import make_schema, small_config
 
+from aif_jax.config import ModelConfig
 from aif_jax.errors import ConfigError
-from aif_jax.features import Numeric
-from aif_jax.models import Score
+from aif_jax.features import Numeric, Schema
+from aif_jax.models import Score, build_model, fold
 from aif_jax.models.score import score_of
 
 HEADS, PAIR = ("ctr", "cvr"), ("bid", "price")
@@ -88,3 +90,21 @@ def test_only_numeric_pair_features_are_values():
     assert score_of(small_config(score="ctr * bid"), make_schema()).raw == ("bid",)
     with pytest.raises(ConfigError, match=r"'channel' .* is no head and no numeric pair feature"):
         score_of(small_config(score="ctr * channel"), make_schema())
+
+
+def test_a_score_that_is_not_finite_ranks_nothing_first() -> None:
+    """A missing bid is 0: divided by, it would put its item before all others."""
+    schema = Schema(item=(Numeric(name="price", mean=0.0, std=1.0),), behaviour_types=("click",),
+                    pair=(Numeric(name="bid", mean=0.0, std=1.0),))  # fmt: skip
+    config = ModelConfig(score="ctr / bid", width=8, hidden=8, content_width=8, value_width=8, bridges=2)
+    folded = fold(build_model(config, schema, seed=0))
+    n = 16
+    zeros = [
+        jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), spec)
+        for spec in (folded.state_spec(4), folded.rows_spec(n), folded.context_spec(), folded.pair_spec(n))
+    ]
+    state, rows, context, pair = zeros
+    pair["raw_bid"][1:] = 2.0
+    scores, _ = folded.stage_scores(folded.weights, state, rows, np.ones(n, bool), context, pair)
+    assert np.asarray(scores)[0] == -np.inf
+    assert np.isfinite(np.asarray(scores)[1:]).all()

@@ -209,8 +209,8 @@ class Folded(FoldedShapes):
                 as given, ``raw_<name>`` ``[N]``, 0 where missing.
 
         Returns:
-            Scores ``[N]``, -inf where not valid or where the score expression gives NaN; and the calibrated
-            logits ``[N, n_heads]``.
+            Scores ``[N]``, -inf where not valid or where the score expression is not finite; and the
+            calibrated logits ``[N, n_heads]``.
         """
         weights, state, rows = as_arrays(weights), as_arrays(state), as_arrays(rows)
         model, pairs, n = self._weights.model(weights), as_arrays(pair), valid.shape[0]
@@ -224,7 +224,7 @@ class Folded(FoldedShapes):
             logits += model.train_only.absent[...]
         logits = logits * weights["calibration.scale"] + weights["calibration.offset"]
         score = self.score(logits, {name: pairs[f"raw_{name}"] for name in self.score.raw})[:n]
-        scored = jnp.asarray(valid).astype(bool) & ~jnp.isnan(score)
+        scored = jnp.asarray(valid).astype(bool) & jnp.isfinite(score)
         return jnp.where(scored, score, -jnp.inf), logits[:n]
 
     def stage(

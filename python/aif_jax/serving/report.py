@@ -50,8 +50,8 @@ class Report:
             pair features.
         missing_items: candidates without an item row, dropped or scored as unknown by the engine's policy.
         not_rankable: candidates whose item is in the index but not rankable; always dropped.
-        unscored: candidates dropped because their score is not a number, or minus infinity (the logarithm
-            of a zero, say).
+        unscored: candidates dropped because their score is not finite (a division by a missing bid, the
+            logarithm of a zero).
         unknown_behaviours: behaviours of the history whose item is not in the behaviour table.
         category_overflow: behaviours whose category found no slot among the model's ``sim_slots``.
         truncated_behaviours: behaviours beyond the model's ``long_length``, the oldest.

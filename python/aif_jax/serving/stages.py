@@ -34,7 +34,7 @@ class Scored:
         calls: calls made.
         missing: candidates without a row.
         not_rankable: candidates with a row that may not be ranked.
-        unscored: candidates whose score is not a number, or minus infinity.
+        unscored: candidates whose score is not finite.
         gather_s: seconds spent on collecting rows.
         stage_s: seconds spent in the compiled stage.
     """

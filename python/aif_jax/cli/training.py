@@ -53,7 +53,7 @@ def run_training(
         notes={"data": dataset.name, "seed": seed, "steps": result.steps},
     )
     (out / "metrics.json").write_text(
-        json.dumps({"test": metrics.to_json(), "history": result.history}, indent=1, default=str)
+        json.dumps({"test": metrics.to_json(), "history": [e.to_json() for e in result.history]}, indent=1)
     )
     rows = {f"floor: {name}": found for name, found in floors(dataset).items()}
     console.print(metrics_table({**rows, architecture: metrics}))

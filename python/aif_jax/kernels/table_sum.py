@@ -67,8 +67,10 @@ def table_sum(
     def _(
         primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, Any]
     ) -> tuple[jax.Array, jax.Array]:
-        # Linear in the table; the reference can be transposed, a custom call cannot.
-        return run(*primals), reference(tangents[0], primals[1])
+        # Linear in the table; the reference can be transposed, a custom call cannot. Through `jvp` and not
+        # by calling it on the tangent: jax 0.8 transposes a scan only if its carry is a tangent too.
+        _, tangent = jax.jvp(lambda table: reference(table, primals[1]), primals[:1], tangents[:1])
+        return run(*primals), tangent
 
     return run(table, sig)
 

@@ -174,6 +174,12 @@ def test_nothing_left_to_rank_is_an_empty_ranking(engine: Engine) -> None:
 # -- retrieval ------------------------------------------------------------------------------------
 
 
+def errors_of(engine: Engine) -> dict[str, int]:
+    """Return how often each error was counted."""
+    requests = engine.stats()["requests"]
+    return {name: count for name, count in requests.items() if name.startswith("error:")}
+
+
 def retrieval(world: World, kind: str) -> Any:
     ids, pair = world.candidates(30)
 
@@ -229,6 +235,7 @@ def test_retrieval_that_returns_nonsense(make: Any, result: Any, message: str, w
     with pytest.raises(RetrievalError, match=f"retrieve returned {message}"):
         engine.rank(3) if way == "rank" else asyncio.run(engine.rank_async(3))
     assert engine.stats()["open_handles"] == 0
+    assert errors_of(engine) == {"error:RetrievalError": 1}
 
 
 @pytest.mark.parametrize("way", ["rank", "rank_async"])

@@ -175,8 +175,8 @@ class Engine:
                     lambda call: self.submit("blocking", call, name="retrieve", pending=pending),
                     pending.remaining_ms(),
                 )
-            with self._blaming_retrieval():
-                return await pending.rank_async(ids, pair, k)
+                with self._blaming_retrieval():
+                    return await pending.rank_uncounted_async(ids, pair, k)
         except BaseException:
             self._drop(pending)
             raise
@@ -400,8 +400,8 @@ class Engine:
                 ids, pair = retrieve_now(
                     retrieve, self._request(pending, k), self._loop, pending.remaining_ms()
                 )
-            with self._blaming_retrieval():
-                return pending.rank(ids, pair, k)
+                with self._blaming_retrieval():
+                    return pending.rank_uncounted(ids, pair, k)
         except BaseException:
             self._drop(pending)
             raise

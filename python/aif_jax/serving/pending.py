@@ -89,29 +89,37 @@ class Pending:
             UnknownItemError: a candidate has no row, under ``missing_items="error"``.
             DeadlineExceededError: the deadline passed before the real-time stage could start.
         """
-        called_s = time.perf_counter()
         with self._engine.counting_errors():
-            self.claim()
-            return self._engine.finish(self, self._wait(), ids, pair, k, called_s)
+            return self.rank_uncounted(ids, pair, k)
 
     async def rank_async(
         self, ids: Any, pair: Mapping[str, Any] | None = None, k: int | None = None
     ) -> Ranking:
         """Like `rank`, without blocking the event loop: the stage runs in the engine's threads."""
-        called_s = time.perf_counter()
         with self._engine.counting_errors():
-            self.claim()
-            side = await self._wait_async()
-            finish = self._engine.submit(
-                "compute", self._engine.finish, self, side, ids, pair, k, called_s, name="stage", pending=self
-            )
-            return await asyncio.wrap_future(finish)
+            return await self.rank_uncounted_async(ids, pair, k)
 
     def cancel(self) -> None:
         """Give the request up; what has not started will not start."""
         self.end("it was cancelled")
 
     # -- for the engine ---------------------------------------------------------------------------
+
+    def rank_uncounted(self, ids: Any, pair: Mapping[str, Any] | None, k: int | None) -> Ranking:
+        """Rank for a caller that counts the errors itself, because it may call them by another name."""
+        called_s = time.perf_counter()
+        self.claim()
+        return self._engine.finish(self, self._wait(), ids, pair, k, called_s)
+
+    async def rank_uncounted_async(self, ids: Any, pair: Mapping[str, Any] | None, k: int | None) -> Ranking:
+        """Like `rank_uncounted`, for coroutines."""
+        called_s = time.perf_counter()
+        self.claim()
+        side = await self._wait_async()
+        finish = self._engine.submit(
+            "compute", self._engine.finish, self, side, ids, pair, k, called_s, name="stage", pending=self
+        )
+        return await asyncio.wrap_future(finish)
 
     def track(self, task: concurrent.futures.Future[Any]) -> None:
         """Follow a task of the user side: if it is dropped or fails, so does the user side."""

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from aif_jax.bundle import Bundle
-from aif_jax.errors import ConfigError, OverloadedError, RequestError, RetrievalError, SchedulerError
+from aif_jax.errors import (
+    ConfigError,
+    OverloadedError,
+    RequestError,
+    RetrievalError,
+    SchedulerError,
+    UnknownUserError,
+)
 from aif_jax.nearline import BehaviourTable, ItemIndex
 from aif_jax.serving import Engine, EngineConfig, InMemoryUsers
 from aif_jax.types import Request, UserRecord
@@ -105,6 +112,81 @@ def test_a_request_given_up_during_the_fetch_runs_no_program(make: Any, users: I
     while engine.stats()["scheduler"]["blocking"]["completed"] == 0:
         time.sleep(0.01)
     assert engine.stats()["scheduler"]["compute"]["submitted"] == 0
+
+
+@pytest.mark.parametrize("way", ["begin", "retrieving", "waiting"])
+def test_a_cancelled_coroutine_is_counted_as_abandoned(
+    make: Any, users: InMemoryUsers, world: World, way: str
+) -> None:
+    gate = Gate(users)
+
+    async def retrieve(request: Request) -> Any:
+        if way == "retrieving":
+            await asyncio.sleep(60)
+        return world.ids[:5]
+
+    engine = make(gate, retrieve)
+
+    async def ask() -> None:
+        request = engine.begin(5).rank_async(world.ids[:5]) if way == "begin" else engine.rank_async(5)
+        task = asyncio.create_task(request)
+        await asyncio.to_thread(gate.asked.wait, 10)
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(ask())
+    gate.open.set()
+    engine.close()
+    stats = engine.stats()
+    assert stats["requests"] == {"begun": 1, "abandoned": 1}
+    assert stats["open_handles"] == 0
+    assert stats["scheduler"]["compute"]["submitted"] == 0, "the user program did not run for nobody"
+
+
+def test_a_request_cancelled_during_the_stage_is_not_counted_as_ranked(make: Any, world: World) -> None:
+    engine = make()
+    reached, go_on = threading.Event(), threading.Event()
+    finish = engine.finish
+
+    def slow_finish(*arguments: Any) -> Any:
+        reached.set()
+        assert go_on.wait(10)
+        return finish(*arguments)
+
+    engine.finish = slow_finish
+
+    async def ask() -> None:
+        task = asyncio.create_task(engine.begin(5).rank_async(world.ids[:5]))
+        await asyncio.to_thread(reached.wait, 10)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        go_on.set()
+
+    asyncio.run(ask())
+    engine.close()
+    requests = engine.stats()["requests"]
+    assert (requests["begun"], requests["abandoned"], requests.get("ranked", 0)) == (1, 1, 0)
+
+
+def test_cancelled_handles_are_counted_once(make: Any) -> None:
+    engine = make()
+    pending = engine.begin(5)
+    pending.cancel()
+    pending.cancel()
+    assert engine.stats()["requests"] == {"begun": 1, "abandoned": 1}
+    assert engine.stats()["open_handles"] == 0
+
+
+def test_what_rank_many_had_begun_is_abandoned_when_an_error_ends_it(make: Any, world: World) -> None:
+    engine = make(retrieve=lambda request: world.ids[:5], blocking_threads=3)
+    with pytest.raises(UnknownUserError):
+        engine.rank_many([1, "nobody", 2, 3, 4])
+    requests = engine.stats()["requests"]
+    counted = [requests[name] for name in ("begun", "ranked", "error:UnknownUserError", "abandoned")]
+    assert counted == [4, 1, 1, 2]
 
 
 @pytest.mark.parametrize("way", ["rank", "rank_async", "rank_many"])

@@ -202,7 +202,7 @@ class Engine:
             return rankings
         finally:
             for pending in ahead:
-                self._drop(pending)
+                pending.cancel()
 
     # -- life -------------------------------------------------------------------------------------
 
@@ -224,7 +224,9 @@ class Engine:
     def stats(self) -> dict[str, Any]:
         """Return counters and sizes.
 
-        ``requests`` counts begun, ranked, expired and failed ones and everything left out of rankings;
+        ``requests`` counts begun, ranked, expired, abandoned and failed ones and everything left out of
+        rankings. Abandoned are those that their caller gave up: a cancelled handle or coroutine, an interrupt
+        from the keyboard, and what `rank_many` had begun when an error ended it.
         ``compilations`` counts programs compiled in this process since the engine was made: 0, unless
         something else compiles.
         """
@@ -298,7 +300,6 @@ class Engine:
         report = make_report(
             pending, side, candidates, scored, encoding, k, called_s, ready_s, prepared_s, finished_s
         )
-        self._count_ranking(report)
         return Ranking(chosen, scored.scores, heads, report)
 
     def forget(self, pending: Pending) -> None:
@@ -315,6 +316,31 @@ class Engine:
             with self._counting:
                 self._counts[f"error:{type(error).__name__}"] += 1
             raise
+        except BaseException:
+            # A cancelled coroutine or an interrupt: nothing failed, but nobody waits for the answer.
+            with self._counting:
+                self._counts["abandoned"] += 1
+            raise
+
+    def count_abandoned(self, pending: Pending) -> None:
+        """Count a handle that its caller gave up."""
+        with self._counting:
+            self._open.pop(id(pending), None)
+            self._counts["abandoned"] += 1
+
+    def count_ranking(self, report: Report) -> None:
+        """Count a ranking that reached its caller, and what was left out of it."""
+        counts = self._counts
+        with self._counting:
+            counts["ranked"] += 1
+            counts[f"user_state:{report.user_state}"] += 1
+            counts["unknown_users"] += report.unknown_user
+            for name in (
+                "candidates", "duplicates", "missing_items", "not_rankable", "unscored", "unknown_behaviours",
+                "truncated_behaviours", "category_overflow",
+            ):  # fmt: skip
+                counts[name] += getattr(report, name)
+            counts["overrun"] += report.overrun_ms > 0
 
     # -- the user side ----------------------------------------------------------------------------
 
@@ -481,16 +507,3 @@ class Engine:
         if ended:
             with self._counting:
                 self._counts["expired"] += ended
-
-    def _count_ranking(self, report: Report) -> None:
-        counts = self._counts
-        with self._counting:
-            counts["ranked"] += 1
-            counts[f"user_state:{report.user_state}"] += 1
-            counts["unknown_users"] += report.unknown_user
-            for name in (
-                "candidates", "duplicates", "missing_items", "not_rankable", "unscored", "unknown_behaviours",
-                "truncated_behaviours", "category_overflow",
-            ):  # fmt: skip
-                counts[name] += getattr(report, name)
-            counts["overrun"] += report.overrun_ms > 0

@@ -100,8 +100,9 @@ class Pending:
             return await self.rank_uncounted_async(ids, pair, k)
 
     def cancel(self) -> None:
-        """Give the request up; what has not started will not start."""
-        self.end("it was cancelled")
+        """Give the request up; what has not started will not start. It is counted as abandoned."""
+        if self.end("it was cancelled"):
+            self._engine.count_abandoned(self)
 
     # -- for the engine ---------------------------------------------------------------------------
 
@@ -109,17 +110,30 @@ class Pending:
         """Rank for a caller that counts the errors itself, because it may call them by another name."""
         called_s = time.perf_counter()
         self.claim()
-        return self._engine.finish(self, self._wait(), ids, pair, k, called_s)
+        try:
+            ranking = self._engine.finish(self, self._wait(), ids, pair, k, called_s)
+        except BaseException:
+            self._drop_tasks()
+            raise
+        self._engine.count_ranking(ranking.report)
+        return ranking
 
     async def rank_uncounted_async(self, ids: Any, pair: Mapping[str, Any] | None, k: int | None) -> Ranking:
         """Like `rank_uncounted`, for coroutines."""
         called_s = time.perf_counter()
         self.claim()
-        side = await self._wait_async()
-        finish = self._engine.submit(
-            "compute", self._engine.finish, self, side, ids, pair, k, called_s, name="stage", pending=self
-        )
-        return await asyncio.wrap_future(finish)
+        try:
+            side = await self._wait_async()
+            finish = self._engine.submit(
+                "compute", self._engine.finish, self, side, ids, pair, k, called_s, name="stage", pending=self
+            )
+            ranking = await asyncio.wrap_future(finish)
+        except BaseException:
+            self._drop_tasks()
+            raise
+        # Here and not where the stage runs: it may run to its end for a caller that was cancelled meanwhile.
+        self._engine.count_ranking(ranking.report)
+        return ranking
 
     def track(self, task: concurrent.futures.Future[Any]) -> None:
         """Follow a task of the user side: if it is dropped or fails, so does the user side."""
@@ -136,9 +150,7 @@ class Pending:
             if self._ended is not None:
                 return False
             self._ended = reason
-            self.dropped = True
-        for task in self._tasks:
-            task.cancel()
+        self._drop_tasks()
         return True
 
     def claim(self) -> None:
@@ -154,6 +166,12 @@ class Pending:
         self._engine.forget(self)
 
     # -- inside -----------------------------------------------------------------------------------
+
+    def _drop_tasks(self) -> None:
+        """Keep from starting what has not started: nobody will ask for the user side."""
+        self.dropped = True
+        for task in self._tasks:
+            task.cancel()
 
     def _task_done(self, task: concurrent.futures.Future[Any]) -> None:
         error: BaseException | None
@@ -177,13 +195,13 @@ class Pending:
     async def _wait_async(self) -> UserSide:
         remaining = self.remaining_ms()
         waiting = asyncio.wrap_future(self._side)
-        done, _ = await asyncio.wait(
-            {waiting}, timeout=None if remaining is None else max(0.0, remaining / 1e3)
-        )
-        if not done:
+        try:
+            await asyncio.wait({waiting}, timeout=None if remaining is None else max(0.0, remaining / 1e3))
+            if not waiting.done():
+                raise self._late()
+            return waiting.result()
+        finally:
             waiting.cancel()
-            raise self._late()
-        return waiting.result()
 
     def _late(self) -> DeadlineExceededError:
         return DeadlineExceededError(

@@ -305,6 +305,24 @@ def test_user_ids_that_have_no_utf8_form(make: Any, world: World) -> None:
     assert states == ["computed", "hit"]
 
 
+@pytest.mark.parametrize("error", [OverloadedError("no row is free"), MemoryError()])
+def test_a_state_that_finds_no_room_is_counted_and_its_request_goes_on(
+    make: Any, world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    # The cache says so when a reader has been inside it for very long, which Python cannot bring about.
+    def full(*_: object) -> None:
+        raise error
+
+    engine = make()
+    monkeypatch.setattr(engine._states._stores[24], "upsert", full)
+    reports = [engine.begin(5).rank(world.ids[:5]).report for _ in range(2)]
+    assert [report.user_state for report in reports] == ["computed", "computed"]
+    assert engine.stats()["user_states"]["24"]["not_kept"] == 2
+    monkeypatch.undo()
+    assert [engine.begin(5).rank(world.ids[:5]).report.user_state for _ in range(2)] == ["computed", "hit"]
+    assert engine.stats()["user_states"]["24"]["not_kept"] == 2
+
+
 def test_a_state_cache_too_small_for_a_state(make: Any) -> None:
     with pytest.raises(ConfigError, match="user_state_bytes: got 1000, of which states with a history of 24"):
         make(user_state_bytes=1000)

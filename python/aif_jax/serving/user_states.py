@@ -8,13 +8,15 @@ changed.
 
 import dataclasses
 import hashlib
+import threading
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from aif_jax.bundle import Bundle
-from aif_jax.errors import ConfigError
+from aif_jax.errors import ConfigError, OverloadedError
 from aif_jax.features import EncodeReport, bucket_for, pad_to
 from aif_jax.nearline.store import RowStore
 from aif_jax.serving.stages import Generation
@@ -59,6 +61,8 @@ class UserStates:
         bundle, config = generation.bundle, generation.config
         self._version = bundle.version
         self._stores: dict[int, RowStore] = {}
+        self._not_kept: Counter[int] = Counter()
+        self._counting = threading.Lock()
         if not config.user_state_bytes:
             return
         columns = {length: _state_columns(bundle, length) for length in generation.sizes.long_buckets}
@@ -88,7 +92,7 @@ class UserStates:
         )
 
     def put(self, user: UserId, revision: Any, state: UserState) -> None:
-        """Keep a state, which may drop others."""
+        """Keep a state, which may drop others. One that finds no room is counted, not kept."""
         store = self._stores.get(state.length)
         if store is None:
             return
@@ -96,11 +100,19 @@ class UserStates:
         columns = {path.removeprefix("state/"): np.asarray(leaf) for path, leaf in state.leaves.items()}
         columns[_CHECK] = check
         columns[_COUNTS] = np.array([[state.unknown_behaviours, state.truncated]], np.int32)
-        store.upsert(key, columns)
+        try:
+            store.upsert(key, columns)
+        except (OverloadedError, MemoryError):
+            # The state is there, so its request goes on; only the user's next one computes it again.
+            with self._counting:
+                self._not_kept[state.length] += 1
 
     def stats(self) -> dict[str, dict[str, int]]:
-        """Return the counters of each embedding cache, by long bucket."""
-        return {str(length): dict(store.cache.stats()) for length, store in self._stores.items()}
+        """Return the counters of each embedding cache and the states ``not_kept``, by long bucket."""
+        return {
+            str(length): {**store.cache.stats(), "not_kept": self._not_kept[length]}
+            for length, store in self._stores.items()
+        }
 
     def _key(self, user: UserId, revision: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return the key ``uint64[1]`` and, against collisions, 64 more bits of hash ``uint32[1, 2]``."""

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -325,6 +326,28 @@ def test_columns_without_a_feature_are_refused_or_counted():
     report = EncodeReport()
     fitted().encode("pair", {"scroe": [1.0], "score": [1.0], "channel": [1]}, 1, report=report, strict=False)
     assert report.as_dict() == {"ignored": {"scroe": 1}}
+
+
+def test_a_report_can_be_read_while_another_thread_counts():
+    report = EncodeReport()
+
+    def count():
+        for number in range(20_000):
+            report.ignored[f"name {number}"] += 1
+
+    counting, sizes = threading.Thread(target=count), []
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        counting.start()
+        while counting.is_alive():
+            sizes.append(len(report.as_dict().get("ignored", {})))
+    finally:
+        counting.join()
+        sys.setswitchinterval(interval)
+    assert sizes == sorted(sizes)
+    assert len(set(sizes)) > 2, "it was read while the other thread counted"
+    assert len(report.as_dict()["ignored"]) == 20_000
 
 
 def test_one_record_is_a_row_without_its_axis():

@@ -8,6 +8,8 @@ from collections import Counter
 class EncodeReport:
     """Counts of what happened to values on their way in; hand the same one to several calls to add up.
 
+    One thread adds at a time; `as_dict` may be called from any thread meanwhile.
+
     Attributes:
         unknown: values that the vocabulary has no entry for (encoded as 1), by feature.
         missing: rows without any value (encoded as 0), by feature.
@@ -26,7 +28,9 @@ class EncodeReport:
 
     def as_dict(self) -> dict[str, dict[str, int]]:
         """Return the counts that are not zero, as plain dictionaries."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        # Copied in one piece (`dict` of a dictionary runs no Python code), because a table counts while
+        # another thread asks for its statistics: iterating over the counters themselves would fail then.
+        fields = {field.name: dict(getattr(self, field.name)) for field in dataclasses.fields(self)}
         return {
             name: {k: int(v) for k, v in counts.items() if v}
             for name, counts in fields.items()

@@ -25,6 +25,14 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
 
 
+def test_parent_directories_are_made_or_the_error_says_why_not(tmp_path: Path) -> None:
+    write(tmp_path / "runs" / "today" / "bundle")
+    assert read_manifest(tmp_path / "runs" / "today" / "bundle")["jax"] == "0.0"
+    (tmp_path / "file").write_text("not a directory")
+    with pytest.raises(BundleError, match=r"file/runs/bundle: cannot be written \(.*file.*\)"):
+        write(tmp_path / "file" / "runs" / "bundle")
+
+
 def test_the_version_follows_the_contents(tmp_path: Path) -> None:
     first = write(tmp_path / "a")
     assert write(tmp_path / "b") == first

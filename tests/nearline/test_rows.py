@@ -109,6 +109,23 @@ def test_another_kind_and_a_missing_file_say_so(tmp_path: Path) -> None:
         read_snapshot(tmp_path / "nothing", kind="item_index")
 
 
+def test_parent_directories_are_made(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "today" / "rows"
+    write_snapshot(path, snapshot())
+    assert len(read_snapshot(path).keys) == 5
+
+
+def test_a_place_that_cannot_be_written_to_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    with pytest.raises(
+        ItemIndexError, match=r"file/runs/rows: cannot be written \(.*file.*\); expected a path"
+    ):
+        write_snapshot(tmp_path / "file" / "runs" / "rows", snapshot())
+    with pytest.raises(ItemIndexError, match="is a directory; expected the name of the file"):
+        write_snapshot(tmp_path, snapshot())
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
 def test_an_id_that_the_format_cannot_keep_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ItemIndexError, match="zero character"):
         write_snapshot(tmp_path / "rows", snapshot(1, ["a\0b"]))

@@ -48,7 +48,7 @@ def export_bundle(
 
     Args:
         model: of any architecture but ``exact``.
-        path: the directory to write; it appears whole or not at all.
+        path: the directory to write; it appears whole or not at all. Parents that do not exist are made.
         k_max: the most results that a request will be able to ask for. The stage sorts that many every time,
             and its smallest bucket is ``k_max`` rounded up to a multiple of 16.
         calibration: ``(scale, offset)`` of each head's logit.
@@ -61,7 +61,7 @@ def export_bundle(
 
     Raises:
         ConfigError: the architecture does not fold, or ``k_max`` is not positive.
-        BundleError: something is at ``path`` already.
+        BundleError: something is at ``path`` already, or nothing can be written there.
     """
     from aif_jax.models.folding import fold
 

@@ -32,7 +32,7 @@ def write_bundle_files(
     """Write a bundle directory beside its place and move it there in one rename.
 
     Args:
-        path: where the bundle shall be.
+        path: where the bundle shall be; parent directories that do not exist are made.
         files: contents by name; a name may hold one ``/``.
         header: what else the manifest says (jax version, kernel ABI).
         overwrite: replace a bundle that is there already. Between the two renames that this takes, a reader
@@ -42,7 +42,8 @@ def write_bundle_files(
         The version: the SHA-256 of the manifest, in hexadecimal.
 
     Raises:
-        BundleError: something is there already and ``overwrite`` is off, or what is there is no bundle.
+        BundleError: something is there already and ``overwrite`` is off, what is there is no bundle, or the
+            directory cannot be made.
     """
     path = Path(path)
     if path.exists():
@@ -65,8 +66,14 @@ def write_bundle_files(
     }
     version = hashlib.sha256(canonical_json(manifest)).hexdigest()
     manifest["version"] = version
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+    try:
+        make_directory(path.parent)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+    except OSError as error:
+        raise BundleError(
+            f"{path}: cannot be written ({error.strerror}: {error.filename}); expected a path under a "
+            "directory that can be written to."
+        ) from error
     try:
         for name, content in {**files, MANIFEST: json.dumps(manifest, indent=1).encode()}.items():
             target = scratch / name
@@ -164,6 +171,18 @@ def write_durably(file: Path, content: bytes) -> None:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and its parents where they do not exist, and wait until the disk has them.
+
+    Raises:
+        OSError: the system refuses, or something else has the name of one of them.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync_directory(folder.parent)
 
 
 def sync_directory(path: Path) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from aif_jax.bundle.files import sync_directory
+from aif_jax.bundle.files import make_directory, sync_directory
 from aif_jax.errors import ItemIndexError
 
 _MAGIC = b"AIFROWS1"
@@ -60,10 +60,17 @@ class Snapshot:
 def write_snapshot(path: Path, snapshot: Snapshot) -> None:
     """Write a snapshot, replacing what stands at ``path`` only when the new one is complete.
 
+    Args:
+        path: the file; parent directories that do not exist are made.
+        snapshot: what to write.
+
     Raises:
-        ItemIndexError: a string id holds a zero byte, which the format uses as separator.
+        ItemIndexError: a string id holds a zero byte, which the format uses as separator; ``path`` is a
+            directory; or no file can be made there.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ItemIndexError(f"{path}: is a directory; expected the name of the file to write.")
     sections: dict[str, np.ndarray] = {"keys": snapshot.keys}
     sections |= {f"column:{name}": column for name, column in snapshot.columns.items()}
     if snapshot.names is not None:
@@ -90,7 +97,14 @@ def write_snapshot(path: Path, snapshot: Snapshot) -> None:
     }  # fmt: skip
     encoded = json.dumps(header).encode()
     body = _aligned(_PREFIX + len(encoded))
-    descriptor, scratch = tempfile.mkstemp(prefix=f"{path.name}.partial-", dir=path.parent)
+    try:
+        make_directory(path.parent)
+        descriptor, scratch = tempfile.mkstemp(prefix=f"{path.name}.partial-", dir=path.parent)
+    except OSError as error:
+        raise ItemIndexError(
+            f"{path}: cannot be written ({error.strerror}: {error.filename}); expected a path under a "
+            "directory that can be written to."
+        ) from error
     try:
         with open(descriptor, "wb") as stream:
             stream.write(

@@ -212,6 +212,12 @@ class RowTable:
         """Write a snapshot; the previous one at ``path`` stays usable until the new one is complete.
 
         Writers wait meanwhile, readers do not. Needs memory for one copy of the rows.
+
+        Args:
+            path: the file; parent directories that do not exist are made.
+
+        Raises:
+            ItemIndexError: no file can be made there.
         """
         with self._writing:
             keys = np.sort(self.store.cache.keys())

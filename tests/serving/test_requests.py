@@ -135,6 +135,16 @@ def test_unknown_users_by_policy(make: Any, engine: Engine, world: World) -> Non
         (UserRecord(items=[1], types=[0.5]), "dtype float64"),
         (UserRecord(items=[1.5], types=[0]), "the source's items: .*float"),
         (UserRecord(features={"activity": "high"}), "the source's features: .*'activity'"),
+        (
+            UserRecord(items=None),
+            "the source's items: got None, expected an array or list, most recent first",
+        ),
+        (UserRecord(types=None), "the source's types: got None, expected an array or list"),
+        (UserRecord(items=7, types=[1]), r"the source's items: got a int \(7\), expected an array or list"),
+        (UserRecord(items={1, 2}, types=[0, 0]), r"items: got a set \(\{1, 2\}\), expected an array or list"),
+        (UserRecord(items=np.array(3), types=[0]), r"items: got a ndarray \(array\(3\)\), expected an array"),
+        (UserRecord(features=None), "the source's features: got None, expected a mapping"),
+        (UserRecord(features=[("country", "de")]), "the source's features: got a list"),
     ],
 )
 def test_malformed_user_records(make: Any, world: World, record: Any, message: str) -> None:

@@ -31,6 +31,7 @@ from aif_jax.serving.report import Ranking, Report
 from aif_jax.serving.retrieval import EventLoop, retrieve_async, retrieve_now
 from aif_jax.serving.stages import Generation, WarmupProgress
 from aif_jax.serving.user_states import UserStates, compute_state, long_bucket
+from aif_jax.serving.users import checked_record
 from aif_jax.types import Request, Retrieve, UserId, UserRecord, UserSource
 
 Lane = Literal["blocking", "compute"]
@@ -359,12 +360,7 @@ class Engine:
                     "unknown_user='default' to rank for a user of whom nothing is known."
                 )
             record = UserRecord()
-        if not isinstance(record, UserRecord):
-            raise RequestError(
-                f"user {pending.user!r}: the user source returned a {type(record).__name__}, expected a "
-                "UserRecord "
-                "or None."
-            )
+        record = checked_record(pending.user, record)
         if pending.dropped:
             return
         pending.step = "its user side has not been computed"

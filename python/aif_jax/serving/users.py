@@ -61,6 +61,35 @@ class History:
     truncated: int
 
 
+def checked_record(user: UserId, record: Any) -> UserRecord:
+    """Check what a user source returned, as far as its kinds go; values are checked when they are read.
+
+    Raises:
+        RequestError: it is not a `UserRecord`, or a field is not what the record's documentation says.
+    """
+    if not isinstance(record, UserRecord):
+        raise RequestError(
+            f"user {user!r}: the user source returned a {type(record).__name__}, expected a UserRecord "
+            "or None."
+        )
+    if not isinstance(record.features, Mapping):
+        raise RequestError(
+            f"user {user!r}: the source's features: got {_shown(record.features)}, expected a mapping from "
+            "names to values; {} for a user without features."
+        )
+    for name in ("items", "types"):
+        column = getattr(record, name)
+        try:
+            len(column)
+            column[:0]
+        except (TypeError, KeyError):
+            raise RequestError(
+                f"user {user!r}: the source's {name}: got {_shown(column)}, expected an array or list, most "
+                "recent first; () for a user without behaviours."
+            ) from None
+    return record
+
+
 def read_history(user: UserId, record: UserRecord, schema: Schema, longest: int) -> History:
     """Check and cut the behaviours of a record.
 
@@ -93,6 +122,15 @@ def read_features(
         return schema.encode("user", columns, 1, report=report, strict=False)
     except SchemaError as error:
         raise RequestError(f"user {user!r}: the source's features: {error}") from error
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return (
+        text
+        if value is None
+        else f"a {type(value).__name__} ({text if len(text) <= 60 else text[:57] + '...'})"
+    )
 
 
 def _type_numbers(user: UserId, types: Any, schema: Schema) -> np.ndarray:

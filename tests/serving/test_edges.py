@@ -82,6 +82,66 @@ def test_closing_ends_requests_whose_coroutine_retrieves(make: Any) -> None:
     assert engine.closed
 
 
+@pytest.mark.parametrize("where", ["coroutine of rank", "plain of rank_async", "user source"])
+def test_an_engine_that_is_closed_inside_its_own_threads_refuses_and_goes_on(
+    make: Any, users: InMemoryUsers, world: World, where: str
+) -> None:
+    closing = True
+
+    def close() -> None:
+        if closing:
+            engine.close()
+
+    def plain(request: Request) -> Any:
+        close()
+        return world.ids[:5]
+
+    async def coroutine(request: Request) -> Any:
+        return plain(request)
+
+    def source(user: Any) -> UserRecord | None:
+        close()
+        return users(user)
+
+    retrieve = coroutine if where.startswith("coroutine") else plain if where.startswith("plain") else None
+    engine = make(users if retrieve else source, retrieve)
+    errors: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            if retrieve is None:
+                engine.begin(3).rank(world.ids[:5])
+            else:
+                engine.rank(3) if retrieve is coroutine else asyncio.run(engine.rank_async(3))
+        except Exception as error:
+            errors.append(error)
+
+    # In a thread that need not end, because this was a wait without an end once.
+    asker = threading.Thread(target=ask, daemon=True)
+    asker.start()
+    asker.join(10)
+    assert not asker.is_alive()
+    assert [type(error) for error in errors] == [RetrievalError if retrieve is plain else SchedulerError]
+    assert "close: called inside a retrieve or a user source" in str(errors[0])
+    assert not engine.closed
+    closing = False
+    ask()
+    assert len(errors) == 1
+    engine.close()
+    assert engine.closed
+
+
+def test_a_coroutine_of_the_callers_own_loop_may_close_the_engine(make: Any, world: World) -> None:
+    async def retrieve(request: Request) -> Any:
+        engine.close()
+        return world.ids[:5]
+
+    engine = make(retrieve=retrieve)
+    with pytest.raises(RequestError, match="the engine was closed"):
+        asyncio.run(asyncio.wait_for(engine.rank_async(3), 10))
+    assert engine.closed
+
+
 def test_a_closed_engine_starts_no_event_loop(make: Any) -> None:
     engines: list[Engine] = []
 

@@ -83,6 +83,7 @@ class Engine:
         self._counting = threading.Lock()
         self._open: dict[int, Pending] = {}
         self._closed = False
+        self._here = threading.local()
         self._scheduler = _native.Scheduler(
             blocking_threads=self.config.blocking_threads,
             compute_threads=self.config.compute_threads,
@@ -247,9 +248,20 @@ class Engine:
         }
 
     def close(self) -> None:
-        """Drop what waits, finish what runs, and stop the threads."""
+        """Drop what waits, finish what runs, and stop the threads.
+
+        Raises:
+            SchedulerError: called by a ``retrieve`` or a user source in one of the engine's own threads, for
+                whose end it would wait; nothing was changed.
+        """
         if self._closed:
             return
+        if self._loop.runs_here() or getattr(self._here, "task", False):
+            raise SchedulerError(
+                "close: called inside a retrieve or a user source that the engine runs in a thread of its "
+                "own, so it would wait for itself; close the engine where it was made, when its requests are "
+                "done."
+            )
         self._closed = True
         with self._counting:
             pendings = list(self._open.values())
@@ -274,7 +286,9 @@ class Engine:
         remaining = pending.remaining_ms()
         if remaining is not None and remaining <= 0:
             raise self._too_late(pending, name)
-        return self._scheduler.submit(lane, function, *arguments, deadline_ms=remaining, name=name)
+        return self._scheduler.submit(
+            lane, self._run_here, function, *arguments, deadline_ms=remaining, name=name
+        )
 
     def finish(
         self,
@@ -342,6 +356,15 @@ class Engine:
             ):  # fmt: skip
                 counts[name] += getattr(report, name)
             counts["overrun"] += report.overrun_ms > 0
+
+    def _run_here(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a task, so that `close` knows when it is called inside one."""
+        outer = getattr(self._here, "task", False)
+        self._here.task = True
+        try:
+            return function(*arguments)
+        finally:
+            self._here.task = outer
 
     # -- the user side ----------------------------------------------------------------------------
 

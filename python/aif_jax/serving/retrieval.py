@@ -48,8 +48,12 @@ class EventLoop:
                 raise SchedulerError(closed) from error
             raise
 
+    def runs_here(self) -> bool:
+        """Whether the calling code runs in this loop, as a coroutine that it was given."""
+        return threading.current_thread() is self._thread
+
     def close(self) -> None:
-        """Cancel what runs in the loop, and stop it."""
+        """Cancel what runs in the loop, and stop it. Not to be called where `runs_here` is true."""
 
         async def cancel_all() -> None:
             others = asyncio.all_tasks() - {asyncio.current_task()}

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -114,6 +116,26 @@ def test_floors_equal_their_formulas(dataset):
         np.testing.assert_allclose(
             scores["item mean + user bias"][row], np.clip(expected + bias, 1e-4, 1 - 1e-4), rtol=1e-6
         )
+
+
+@pytest.mark.parametrize(
+    ("value", "known", "words"),
+    [
+        (0.0, 1.0, "all {:,} known training labels of head 'ctr' are 0"),
+        (1.0, 1.0, "all {:,} known training labels of head 'ctr' are 1"),
+        (0.0, 0.0, "no training label of head 'ctr' is known"),
+    ],
+)
+def test_floors_of_labels_of_one_class_are_refused(dataset, value, known, words):
+    rows = dataset.impressions
+    train = rows.split == TRAIN
+    one = dataclasses.replace(
+        rows,
+        labels={"ctr": np.where(train, np.float32(value), rows.labels["ctr"])},
+        label_mask={"ctr": np.where(train, np.float32(known), rows.label_mask["ctr"])},
+    )
+    with pytest.raises(DataError, match=words.format(train.sum()) + ", expected some of 0 and some of 1"):
+        floors(dataclasses.replace(dataset, impressions=one))
 
 
 def test_floors_are_measured_on_the_part_that_is_asked_for(dataset):

@@ -3,6 +3,7 @@
 import numpy as np
 
 from aif_jax.data import TRAIN, Dataset
+from aif_jax.errors import DataError
 from aif_jax.training.evaluate import HeadMetrics, Metrics, head_metrics
 
 SMOOTHING = 10.0
@@ -27,12 +28,26 @@ def floor_scores(dataset: Dataset, head: str, *, smoothing: float = SMOOTHING) -
 
     Returns:
         Probabilities, float64 ``[impressions]`` by name.
+
+    Raises:
+        DataError: the labels of the training part are all of one class, or none is known: then every count
+            gives the same score, and its log odds are infinite.
     """
     rows = dataset.impressions
     labels = np.asarray(rows.labels[head], np.float64)
     known = (rows.split == TRAIN) & (np.asarray(rows.label_mask[head]) > 0)
     items, users, y = rows.item[known], rows.user[known], labels[known]
-    rate = float(y.mean()) if y.size else 0.5
+    rate = float(y.mean()) if y.size else float("nan")
+    if not 0.0 < rate < 1.0:
+        given = (
+            f"all {y.size:,} known training labels of head {head!r} are {rate:g}"
+            if y.size
+            else f"no training label of head {head!r} is known"
+        )
+        raise DataError(
+            f"{dataset.name}: {given}, expected some of 0 and some of 1: counts cannot score without both. "
+            "Give data that holds both, or leave the head out (heads=...)."
+        )
 
     def shrunk(index: np.ndarray, values: np.ndarray, size: int, prior: float) -> np.ndarray:
         total = np.bincount(index, weights=values, minlength=size) + smoothing * prior
@@ -56,6 +71,9 @@ def floors(
         dataset: with a training part.
         split: which part is scored.
         heads: names of labels; ``None`` means all of the dataset's.
+
+    Raises:
+        DataError: see `floor_scores`.
     """
     heads = dataset.heads if heads is None else heads
     found: dict[str, dict[str, HeadMetrics]] = {}

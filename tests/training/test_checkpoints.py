@@ -54,6 +54,20 @@ def test_a_step_is_saved_once(tmp_path):
             store.save(1, arrays(), {})
 
 
+def test_every_array_that_differs_is_named_up_to_a_few(tmp_path):
+    with CheckpointStore(tmp_path) as store:
+        store.save(1, {"params": {"user.b": jnp.zeros(2), "user.a": jnp.zeros(3)}}, {})
+        with pytest.raises(
+            TrainingError,
+            match=r"2 arrays differ from this run's: params\.item\.b is absent there and float32\[2\] here; "
+            r"params\.user\.b is float32\[2\] there and absent here\. Resume",
+        ):
+            store.restore({"params": {"item.b": jnp.zeros(2), "user.a": jnp.zeros(3)}})
+        many = {f"weight{number}": jnp.zeros(1) for number in range(9)}
+        with pytest.raises(TrainingError, match=r"11 arrays differ .*weight3 .*; and 5 more\. Resume"):
+            store.restore({"params": many})
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

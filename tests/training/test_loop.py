@@ -9,7 +9,7 @@ from aif_jax.features import Numeric
 from aif_jax.training.evaluate import evaluate
 from aif_jax.training.floors import floors
 from aif_jax.training.loop import Epoch, train
-from aif_jax.training.parameters import Parameters
+from aif_jax.training.parameters import Parameters, named_leaves
 
 
 class Crash(Exception):
@@ -60,6 +60,42 @@ def test_a_run_that_crashed_twice_reaches_the_weights_of_one_that_did_not(datase
 
     with pytest.raises(TrainingError, match=r"holds another run: training\.learning_rate differ"):
         train(tiny, dataset, config.replace(learning_rate=1e-4), progress=False)
+
+
+def test_a_checkpoint_does_not_depend_on_the_order_of_the_weights(
+    dataset, tiny, brief, tmp_path, monkeypatch
+):
+    config = brief.replace(weight_decay=0.0, embedding_decay=0.0, max_steps=12)
+    straight = train(tiny, dataset, config, progress=False)
+    config = config.replace(checkpoint_dir=str(tmp_path), checkpoint_interval=3)
+    with pytest.raises(Crash):
+        train(tiny, dataset, config, progress=False, on_step=crash_after(7))
+    # As another release might order them: every vector of the run, parameters and moments, is laid out anew.
+    monkeypatch.setattr(
+        "aif_jax.training.parameters._kind", lambda name, axes: -axes if "bias" in name else axes
+    )
+    made = []
+    resumed = train(tiny, dataset, config, progress=False, on_step=made.append)
+    assert made == [*range(7, 13)]
+    expected, found = weights(straight), weights(resumed)
+    assert expected.keys() == found.keys()
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_a_checkpoint_of_renamed_modules_is_refused_by_name(dataset, tiny, brief, tmp_path, monkeypatch):
+    config = brief.replace(max_steps=3, checkpoint_dir=str(tmp_path))
+    train(tiny, dataset, config, progress=False)
+
+    def renamed(tree):
+        return {
+            f"thing.{name[5:]}" if name.startswith("item.") else name: leaf
+            for name, leaf in named_leaves(tree).items()
+        }
+
+    monkeypatch.setattr("aif_jax.training.parameters.named_leaves", renamed)
+    with pytest.raises(TrainingError, match=r"arrays differ from this run's: best\.item\..* absent here"):
+        train(tiny, dataset, config, progress=False)
 
 
 def test_training_lifts_validation_over_the_floor_and_the_untrained_model(dataset, tiny, brief):
@@ -154,6 +190,27 @@ def test_two_tower_learns_from_the_in_batch_softmax_too(dataset, tiny, brief):
     )
     a, b = weights(with_it), weights(without)
     assert any((a[name] != b[name]).any() for name in a)
+
+
+def test_the_softmax_leaves_an_item_feature_named_log_q_alone(dataset, tiny, brief):
+    config = tiny.replace(architecture="two_tower", blocks=())
+    (price,) = [feature.name for feature in dataset.schema.item if isinstance(feature, Numeric)]
+    losses = []
+    for name in ("log_r", "log_q"):
+        renamed = dataclasses.replace(
+            dataset,
+            items={name if column == price else column: values for column, values in dataset.items.items()},
+            schema=dataclasses.replace(
+                dataset.schema,
+                item=tuple(
+                    dataclasses.replace(feature, name=name) if feature.name == price else feature
+                    for feature in dataset.schema.item
+                ),
+            ),
+        )
+        result = train(config, renamed, brief.replace(max_steps=4, softmax_weight=1.0), progress=False)
+        losses.append(result.history[0].loss)
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,25 @@ def test_the_vector_is_in_order_of_kind():
     np.testing.assert_array_equal(np.sort(marked["table_genre"].ravel()), np.arange(6, 12))
 
 
+def test_what_was_named_is_found_again_by_parameters_of_another_order(monkeypatch):
+    before = Parameters(Toy())
+    tree = {"params": jnp.arange(16.0), "moments": (jnp.arange(16.0) * 2, jnp.int32(7))}
+    named = before.named(tree)
+    assert named.keys() == {"params", "moments.0", "moments.1"}
+    np.testing.assert_array_equal(
+        named["params"]["layer.kernel"], before.split(tree["params"])["layer.kernel"]
+    )
+    monkeypatch.setattr("aif_jax.training.parameters._kind", lambda name, axes: axes)
+    after = Parameters(Toy())
+    kernels = [order.split(tree["params"])["layer.kernel"].tolist() for order in (before, after)]
+    assert kernels[0] != kernels[1]
+    again = after.unnamed(named, {"params": jnp.zeros(16), "moments": (jnp.zeros(16), jnp.int32(0))})
+    assert again["moments"][1] == 7
+    for old, new in ((tree["params"], again["params"]), (tree["moments"][0], again["moments"][0])):
+        for name, value in before.split(old).items():
+            np.testing.assert_array_equal(after.split(new)[name], value)
+
+
 def test_scales_and_biases_of_behaviour_types_are_no_matrices():
     class Types(nnx.Module):
         def __init__(self):

@@ -14,6 +14,9 @@ from aif_jax.errors import TrainingError
 Arrays = Mapping[str, Any]
 """A dictionary of arrays, or of dictionaries of arrays."""
 
+_SHOWN = 6
+"""Arrays that an error names at most."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
@@ -95,7 +98,7 @@ class CheckpointStore:
             The checkpoint, or ``None`` if there is none.
 
         Raises:
-            TrainingError: the checkpoint holds other arrays than `like`, which is named.
+            TrainingError: the checkpoint holds other arrays than `like`, which are named.
         """
         self._manager.wait_until_finished()
         step = self.latest_step()
@@ -105,12 +108,14 @@ class CheckpointStore:
         expected, found = _shapes(like), _shapes(saved)
         wrong = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
         if wrong:
-            name = wrong[0]
-            there, here = found.get(name, "absent"), expected.get(name, "absent")
+            shown = "; ".join(
+                f"{name} is {found.get(name, 'absent')} there and {expected.get(name, 'absent')} here"
+                for name in wrong[:_SHOWN]
+            )
+            more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
             raise TrainingError(
-                f"{self.directory}, step {step}: {len(wrong)} arrays differ from this run's; the first, "
-                f"{name}, is {there} there and {here} here. "
-                "Resume with the model, data and optimiser that wrote it, or give another directory."
+                f"{self.directory}, step {step}: {len(wrong)} arrays differ from this run's: {shown}{more}. "
+                "Resume with the model, data, optimiser and release that wrote it, or give another directory."
             )
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(like))
         read = self._manager.restore(

@@ -21,9 +21,9 @@ from aif_jax.training.config import TrainConfig
 from aif_jax.training.evaluate import Evaluator, Metrics, device_catalogue
 from aif_jax.training.feed import TrainingBatches, for_device, iterate
 from aif_jax.training.optimiser import optimiser
-from aif_jax.training.parameters import Parameters, named_leaves
+from aif_jax.training.parameters import Parameters
 from aif_jax.training.progress import Reporter
-from aif_jax.training.step import Step, TrainState
+from aif_jax.training.step import LOG_Q, Step, TrainState
 
 _LAG = 8
 """Steps that may be under way before the host reads a loss: reading it at once would make the device wait."""
@@ -146,7 +146,7 @@ class _Run:
                 catalogue=self.catalogue,
             )
         if config.softmax_weight:
-            self.catalogue["log_q"] = _log_shares(dataset, model_config.heads[0])
+            self.catalogue[LOG_Q] = _log_shares(dataset, model_config.heads[0])
         self.batches = TrainingBatches(dataset, self.schema, model_config, config)
         self.per_epoch = self.batches.per_epoch
         self.total = min(len(self.batches), config.max_steps or len(self.batches))
@@ -273,8 +273,8 @@ class _Run:
         }
 
     def _arrays(self) -> dict[str, Any]:
-        state = {**self.state, "optimiser": named_leaves(self.state["optimiser"])}
-        return {"state": state, "best": self.parameters.split(self.best)}
+        state, best = jax.device_get((self.state, self.best))
+        return {"state": self.parameters.named(state), "best": self.parameters.split(best)}
 
     def _save(self, store: CheckpointStore, done: int, iterator: Any) -> None:
         if store.latest_step() == done:
@@ -298,14 +298,7 @@ class _Run:
             )
         restored = store.restore(self._arrays())
         assert restored is not None
-        state = jax.tree.map(jnp.asarray, restored.arrays["state"])
-        leaves = state["optimiser"]
-        names = named_leaves(self.state["optimiser"])
-        structure = jax.tree.structure(self.state["optimiser"])
-        self.state: TrainState = {
-            **state,
-            "optimiser": jax.tree.unflatten(structure, [leaves[name] for name in names]),
-        }
+        self.state: TrainState = self.parameters.unnamed(restored.arrays["state"], self.state)
         self.best = self.parameters.join(restored.arrays["best"])
         self.history = [Epoch.from_json(epoch) for epoch in restored.notes["history"]]
         iterator.set_state(restored.notes["data"])

@@ -63,6 +63,23 @@ class Parameters:
             for name, (start, end) in zip(self._order, itertools.pairwise(self._bounds), strict=True)
         }
 
+    def named(self, tree: Any) -> dict[str, Any]:
+        """Return the arrays of a tree by path; a vector ``[P]`` as a dictionary of weights by name.
+
+        What is kept for longer than the process is kept so: the order of the weights in a vector is nowhere
+        written down, and another release may choose another.
+        """
+        return {
+            path: self.split(leaf) if np.shape(leaf) == (self._bounds[-1],) else leaf
+            for path, leaf in named_leaves(tree).items()
+        }
+
+    def unnamed(self, arrays: Mapping[str, Any], like: Any) -> Any:
+        """Return a tree of the structure of ``like`` from what `named` made of one."""
+        found = [arrays[path] for path in named_leaves(like)]
+        leaves = [self.join(leaf) if isinstance(leaf, Mapping) else jnp.asarray(leaf) for leaf in found]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
     def merge(self, params: Mapping[str, Any]) -> nnx.Module:
         """Return the model with these weights."""
         state = jax.tree.unflatten(self._tree, [params[name] for name in self.initial])

@@ -17,6 +17,10 @@ TrainState = dict[str, Any]
 """What a step changes: the vector ``params``, ``optimiser``, ``step``, the epoch's ``loss_sum``, and ``ok``:
 False from the first step whose loss or gradient was not finite. Nothing changes any more after that one."""
 
+LOG_Q = "#log_q"
+"""Column of the catalogue: the log of each item's share of the positives. No feature can have this name,
+which is no identifier."""
+
 
 class Step:
     """The compiled step of one run.
@@ -59,7 +63,7 @@ class Step:
         Args:
             state: is donated, and must not be used again.
             batch: see `aif_jax.data.batching`.
-            catalogue: on the device; with ``log_q`` float32 ``[n_items]`` where the softmax is trained.
+            catalogue: on the device; with `LOG_Q` float32 ``[n_items]`` where the softmax is trained.
 
         Returns:
             The next state, and float32 ``[2]``: the loss, and whether it and its gradients are finite. The
@@ -90,7 +94,7 @@ class Step:
             model.user_vector(batch, catalogue),
             model.item_vector({name: column[safe] for name, column in catalogue.items()}),
             rows,
-            catalogue["log_q"][safe],
+            catalogue[LOG_Q][safe],
             jnp.any(positive, axis=1).astype(jnp.float32),
             temperature=self.config.softmax_temperature,
         )

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from aif_jax.config import ModelConfig
+from aif_jax.data import TRAIN
 from aif_jax.errors import ConfigError, TrainingError
-from aif_jax.features import Numeric
+from aif_jax.features import Categorical, MultiValued, Numeric, Vocabulary
+from aif_jax.training.encoding import in_words
 from aif_jax.training.evaluate import evaluate
 from aif_jax.training.floors import floors
 from aif_jax.training.loop import Epoch, train
@@ -211,6 +213,51 @@ def test_the_softmax_leaves_an_item_feature_named_log_q_alone(dataset, tiny, bri
         result = train(config, renamed, brief.replace(max_steps=4, softmax_weight=1.0), progress=False)
         losses.append(result.history[0].loss)
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
+
+
+def test_what_encoding_left_out_is_counted_and_shown(dataset, tiny, brief, capsys):
+    rows = dataset.impressions
+    trained = np.flatnonzero(rows.split == TRAIN)
+    context = {**rows.context, "hour": np.where(np.arange(len(rows)) == trained[0], 99, rows.context["hour"])}
+    changed = dataclasses.replace(
+        dataset,
+        items={**dataset.items, "title": np.array(["?"] * dataset.n_items)},
+        impressions=dataclasses.replace(rows, context=context),
+        schema=dataclasses.replace(
+            dataset.schema,
+            item=tuple(
+                dataclasses.replace(feature, max_values=1) if isinstance(feature, MultiValued) else feature
+                for feature in dataset.schema.item
+            ),
+            context=(Categorical(name="hour", encoder=Vocabulary(values=tuple(range(24)))),),
+        ),
+    )
+    result = train(tiny, changed, brief.replace(max_steps=1), progress=True)
+    lengths = np.diff(dataset.items["tags"].offsets)
+    dropped = sum(max(0, length - 1) for length in lengths)
+    unseen = dataset.n_items - int(dataset.trained_items().sum())
+    assert dropped > 0
+    assert result.encoding["item"]["overflow"] == {"tags": dropped}
+    assert result.encoding["item"]["ignored"] == {"title": 1}
+    assert result.encoding["item"].get("unknown", {}).get("item_id", 0) == unseen
+    assert result.encoding["context"]["unknown"] == {"hour": 1}
+    assert result.encoding["context"]["ignored"] == {"device": 1}
+    shown = " ".join(capsys.readouterr().err.split())
+    assert f"{dropped:,} values beyond max_values (item.tags {dropped:,})" in shown
+    assert "2 columns that the schema does not name (context.device 1, item.title 1)" in shown
+    assert "context.hour 1" in shown
+
+
+def test_counts_of_encoding_in_words():
+    encoding = {
+        "user": {"unknown": {"region": 1200}, "clipped": {"age": 1}},
+        "item": {"unknown": dict.fromkeys("abcd", 1)},
+    }
+    assert in_words(encoding) == (
+        "1,204 unknown values (user.region 1,200, item.a 1, item.b 1, item.c 1 and 1 more); "
+        "1 clipped numbers (user.age 1)"
+    )
+    assert in_words({}) == ""
 
 
 @pytest.mark.parametrize(

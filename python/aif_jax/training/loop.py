@@ -18,6 +18,7 @@ from aif_jax.features import Schema
 from aif_jax.models import build_model
 from aif_jax.training.checkpoints import CheckpointStore
 from aif_jax.training.config import TrainConfig
+from aif_jax.training.encoding import CountedDataset, Encoding, in_words
 from aif_jax.training.evaluate import Evaluator, Metrics, device_catalogue
 from aif_jax.training.feed import TrainingBatches, for_device, iterate
 from aif_jax.training.optimiser import optimiser
@@ -74,6 +75,8 @@ class TrainResult:
         examples_per_s: impressions a second of training, compilation left out; of this process alone.
         compile_s: seconds spent tracing and compiling steps.
         parameters: number of trained weights.
+        encoding: what encoding the training part, all users and all items did not know or left out, by group,
+            by reason as in `aif_jax.features.EncodeReport`, and by feature. Validation is not in it.
     """
 
     model: Any
@@ -84,6 +87,7 @@ class TrainResult:
     examples_per_s: float
     compile_s: float
     parameters: int
+    encoding: Encoding
 
 
 def train(
@@ -133,7 +137,8 @@ class _Run:
         self.schema = dataset.fit_schema()
         model = build_model(model_config, self.schema, seed=config.seed)
         self.parameters = Parameters(model)
-        self.catalogue = device_catalogue(dataset, model)
+        counted = CountedDataset.of(dataset)
+        self.catalogue = device_catalogue(counted, model)
         self.evaluator = None
         if (dataset.impressions.split == VALIDATION).any():
             self.evaluator = Evaluator(
@@ -147,7 +152,8 @@ class _Run:
             )
         if config.softmax_weight:
             self.catalogue[LOG_Q] = _log_shares(dataset, model_config.heads[0])
-        self.batches = TrainingBatches(dataset, self.schema, model_config, config)
+        self.batches = TrainingBatches(counted, self.schema, model_config, config)
+        self.encoding = counted.counts()
         self.per_epoch = self.batches.per_epoch
         self.total = min(len(self.batches), config.max_steps or len(self.batches))
         chain = optimiser(
@@ -179,10 +185,13 @@ class _Run:
             examples_per_s=self.examples / steady if steady > 0 else 0.0,
             compile_s=self.compile_s,
             parameters=self.best.size,
+            encoding=self.encoding,
         )
 
     def _steps(self, iterator: Any, done: int, store: CheckpointStore | None) -> None:
         shapes: set[int] = set()
+        if left_out := in_words(self.encoding):
+            self.reporter.say(f"encoding the data found {left_out}")
         self.reporter.start(self.total, done)
         started = time.perf_counter()
         while done < self.total and not self._patience_is_over():

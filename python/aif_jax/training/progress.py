@@ -68,11 +68,14 @@ class Reporter:
         if self._task is not None:
             self._progress.update(self._task, note=words)
 
+    def say(self, words: str) -> None:
+        """Print a line that stays."""
+        if self._shown:
+            self._progress.console.print(f"{self._title}: {words}", highlight=False, markup=False)
+
     def epoch(self, epoch: "Epoch") -> None:
         """Print what an epoch gave."""
-        if not self._shown:
-            return
-        line = f"{self._title}: epoch {epoch.number}, loss {epoch.loss:.4f}"
+        line = f"epoch {epoch.number}, loss {epoch.loss:.4f}"
         if epoch.validation is not None:
             line += f", validation AUC {epoch.validation.auc:.4f}, GAUC {epoch.validation.gauc:.4f}"
-        self._progress.console.print(f"{line}, {epoch.seconds:.1f} s" + (" (best)" if epoch.best else ""))
+        self.say(f"{line}, {epoch.seconds:.1f} s" + (" (best)" if epoch.best else ""))

@@ -23,7 +23,7 @@ demo: $(VENV)/.demo ## Train, export, index and serve once, and show it (DATA=sy
 test: test-rust test-python ## All tests, Rust and Python
 
 test-rust:
-	cargo test --quiet --workspace
+	cargo test --quiet
 
 test-python: $(VENV)/.dev
 	$(BIN)/python -m pytest

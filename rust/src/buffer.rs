@@ -2,23 +2,43 @@
 
 use crate::error::{Error, Result};
 use crate::sync::Zeroable;
-use std::alloc::{Layout, alloc, alloc_zeroed, dealloc};
 use std::ops::Deref;
 use std::ptr::NonNull;
 
 /// Every buffer starts on a cache line, which is also where JAX can take a buffer without copying it.
 pub const ALIGN: usize = 64;
 
-/// From this size on, buffers start on a huge page and ask for huge pages: random access to hundreds
-/// of megabytes by 4 kB pages spends as long on page tables as on the data.
-const HUGE_PAGE: usize = 2 << 20;
+/// Buffers of this size and more come from the system directly, start on a huge page and can be made of
+/// huge pages: random access to hundreds of megabytes by 4 kB pages spends as long on page tables as on
+/// the data.
+pub const HUGE_PAGE: usize = 2 << 20;
 
-/// A fixed piece of memory, aligned to [`ALIGN`].
+/// How large buffers get their pages. Small ones come from the allocator and know no such choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pages {
+    /// Ask for huge pages (a wish: a system without them serves small ones).
+    pub huge: bool,
+    /// Back the whole buffer with memory at once, so that no later access waits for a page and a lack of
+    /// memory shows here.
+    pub prefault: bool,
+}
+
+impl Default for Pages {
+    /// Huge pages, backed when they are first used.
+    fn default() -> Self {
+        Self {
+            huge: true,
+            prefault: false,
+        }
+    }
+}
+
+/// A fixed piece of memory, aligned to [`ALIGN`], zero at first.
 #[derive(Debug)]
 pub struct AlignedBuffer {
     start: NonNull<u8>,
-    layout: Layout,
-    // Invariant: `start` was allocated with `layout`, or dangles if `layout.size() == 0`.
+    bytes: usize,
+    // Invariant: `start` came from `memory::get(bytes, ..)`, or dangles if `bytes == 0`.
 }
 
 // SAFETY: the buffer owns its memory, and hands out raw pointers only.
@@ -26,41 +46,35 @@ unsafe impl Send for AlignedBuffer {}
 // SAFETY: as above; whoever uses the pointer answers for the accesses.
 unsafe impl Sync for AlignedBuffer {}
 
+impl Default for AlignedBuffer {
+    /// No bytes.
+    fn default() -> Self {
+        Self {
+            start: NonNull::<u64>::dangling().cast(),
+            bytes: 0,
+        }
+    }
+}
+
 impl AlignedBuffer {
-    /// `bytes` bytes of memory that nobody has written yet; `what` names it in the error.
+    /// `bytes` bytes of zeros on pages as by default; `what` names it in the error.
     pub fn new(bytes: usize, what: &str) -> Result<Self> {
-        // SAFETY: `allocate` calls it with a layout of non-zero size only.
-        Self::allocate(bytes, what, |layout| unsafe { alloc(layout) })
+        Self::on(Pages::default(), bytes, what)
     }
 
     /// `bytes` bytes of zeros; `what` names it in the error.
-    pub fn zeroed(bytes: usize, what: &str) -> Result<Self> {
-        // SAFETY: `allocate` calls it with a layout of non-zero size only.
-        Self::allocate(bytes, what, |layout| unsafe { alloc_zeroed(layout) })
-    }
-
-    fn allocate(bytes: usize, what: &str, get: impl FnOnce(Layout) -> *mut u8) -> Result<Self> {
-        let refused = || Error::OutOfMemory {
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] if the system refuses.
+    pub fn on(pages: Pages, bytes: usize, what: &str) -> Result<Self> {
+        if bytes == 0 {
+            return Ok(Self::default());
+        }
+        let start = memory::get(bytes, pages).ok_or_else(|| Error::OutOfMemory {
             what: what.into(),
             bytes,
-        };
-        let align = if bytes >= 2 * HUGE_PAGE {
-            HUGE_PAGE
-        } else {
-            ALIGN
-        };
-        let layout = Layout::from_size_align(bytes, align).map_err(|_| refused())?;
-        if bytes == 0 {
-            return Ok(Self {
-                start: NonNull::<u64>::dangling().cast(),
-                layout,
-            });
-        }
-        let start = NonNull::new(get(layout)).ok_or_else(refused)?;
-        if align == HUGE_PAGE {
-            ask_for_huge_pages(start, bytes);
-        }
-        Ok(Self { start, layout })
+        })?;
+        Ok(Self { start, bytes })
     }
 
     /// Where the memory starts; valid for [`len`](Self::len) bytes while the buffer lives.
@@ -73,42 +87,136 @@ impl AlignedBuffer {
     /// Its size in bytes.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.layout.size()
+        self.bytes
     }
 
     /// Whether it has no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.bytes == 0
     }
 }
 
 impl Drop for AlignedBuffer {
     fn drop(&mut self) {
-        if self.layout.size() != 0 {
-            // SAFETY: by the invariant, allocated with this layout and freed only here.
-            unsafe { dealloc(self.start.as_ptr(), self.layout) };
+        if self.bytes != 0 {
+            // SAFETY: by the invariant; given back only here.
+            unsafe { memory::give_back(self.start, self.bytes) };
         }
     }
 }
 
-#[cfg(target_os = "linux")]
-fn ask_for_huge_pages(start: NonNull<u8>, bytes: usize) {
-    use std::ffi::{c_int, c_void};
-    const MADV_HUGEPAGE: c_int = 14;
-    unsafe extern "C" {
-        fn madvise(start: *mut c_void, bytes: usize, advice: c_int) -> c_int;
+/// Where buffers come from.
+mod memory {
+    use super::{ALIGN, Pages};
+    use std::alloc::{Layout, alloc_zeroed, dealloc};
+    use std::ptr::NonNull;
+
+    fn layout(bytes: usize) -> Option<Layout> {
+        Layout::from_size_align(bytes, ALIGN).ok()
     }
-    // SAFETY: the range is one live allocation of ours that starts on a huge page. The advice changes
-    // how it is mapped and nothing about its contents; the result is ignored because a kernel without
-    // huge pages serves small ones.
-    unsafe {
-        madvise(start.as_ptr().cast(), bytes, MADV_HUGEPAGE);
+
+    /// Zeroed memory of `bytes` bytes, which are not 0; `None` if there is none.
+    pub(super) fn get(bytes: usize, pages: Pages) -> Option<NonNull<u8>> {
+        #[cfg(target_os = "linux")]
+        if bytes >= super::HUGE_PAGE {
+            return mapped::get(bytes, pages);
+        }
+        let _ = pages;
+        // SAFETY: `bytes` is not 0.
+        NonNull::new(unsafe { alloc_zeroed(layout(bytes)?) })
+    }
+
+    /// # Safety
+    /// `start` came from `get(bytes, ..)` and is not used any more.
+    pub(super) unsafe fn give_back(start: NonNull<u8>, bytes: usize) {
+        #[cfg(target_os = "linux")]
+        if bytes >= super::HUGE_PAGE {
+            // SAFETY: the caller's.
+            return unsafe { mapped::give_back(start, bytes) };
+        }
+        let layout = layout(bytes).expect("get accepted these bytes");
+        // SAFETY: the caller's; `get` allocated with the same layout.
+        unsafe { dealloc(start.as_ptr(), layout) };
+    }
+
+    /// Memory from the system: zero without being touched, and aligned to huge pages.
+    #[cfg(target_os = "linux")]
+    mod mapped {
+        use super::super::{HUGE_PAGE, Pages};
+        use std::ptr::{self, NonNull};
+
+        pub(super) fn get(bytes: usize, pages: Pages) -> Option<NonNull<u8>> {
+            let whole = bytes.checked_add(HUGE_PAGE)?;
+            // SAFETY: a new private mapping without a file at an address that the system chooses.
+            let base = unsafe {
+                libc::mmap(
+                    ptr::null_mut(),
+                    whole,
+                    libc::PROT_READ | libc::PROT_WRITE,
+                    // Not reserved: what is never touched shall not count as used.
+                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                    -1,
+                    0,
+                )
+            };
+            if base == libc::MAP_FAILED {
+                return None;
+            }
+            let base = base.cast::<u8>();
+            let before = base.align_offset(HUGE_PAGE);
+            // The system maps whole pages, so what is cut off behind starts at a page.
+            let kept = bytes.next_multiple_of(page());
+            let behind = whole.next_multiple_of(page()) - before - kept;
+            // SAFETY: both ends lie in the new mapping and outside of what is kept.
+            unsafe {
+                if before > 0 {
+                    libc::munmap(base.cast(), before);
+                }
+                if behind > 0 {
+                    libc::munmap(base.add(before + kept).cast(), behind);
+                }
+            }
+            // SAFETY: inside the mapping.
+            let start = unsafe { base.add(before) };
+            // SAFETY: the range is ours alone; advice changes how it is backed, not what it holds. The
+            // results for huge pages are ignored because they are a wish.
+            unsafe {
+                if pages.huge {
+                    libc::madvise(start.cast(), kept, libc::MADV_HUGEPAGE);
+                } else {
+                    libc::madvise(start.cast(), kept, libc::MADV_NOHUGEPAGE);
+                }
+                if pages.prefault
+                    && libc::madvise(start.cast(), kept, libc::MADV_POPULATE_WRITE) != 0
+                {
+                    // Kernels before 5.14 do not know the advice; others say here that memory is short.
+                    if std::io::Error::last_os_error().raw_os_error() != Some(libc::EINVAL) {
+                        libc::munmap(start.cast(), kept);
+                        return None;
+                    }
+                    for offset in (0..kept).step_by(page()) {
+                        start.add(offset).write_volatile(0);
+                    }
+                }
+            }
+            NonNull::new(start)
+        }
+
+        /// # Safety
+        /// `start` came from `get(bytes, ..)` and is not used any more.
+        pub(super) unsafe fn give_back(start: NonNull<u8>, bytes: usize) {
+            // SAFETY: `get` kept exactly this range.
+            unsafe { libc::munmap(start.as_ptr().cast(), bytes.next_multiple_of(page())) };
+        }
+
+        /// Bytes of a small page.
+        fn page() -> usize {
+            // SAFETY: asks for a constant of the system.
+            unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
+        }
     }
 }
-
-#[cfg(not(target_os = "linux"))]
-fn ask_for_huge_pages(_start: NonNull<u8>, _bytes: usize) {}
 
 /// A fixed array of values that all start as zero, such as atomics.
 #[cfg(not(aif_loom))]
@@ -123,7 +231,7 @@ pub struct ZeroedArray<T> {
 #[cfg(not(aif_loom))]
 impl<T: Zeroable> ZeroedArray<T> {
     /// `len` zeros; `what` names it in the error.
-    pub fn new(len: usize, what: &str) -> Result<Self> {
+    pub fn new(len: usize, pages: Pages, what: &str) -> Result<Self> {
         const { assert!(align_of::<T>() <= ALIGN && !std::mem::needs_drop::<T>()) };
         let bytes = len
             .checked_mul(size_of::<T>())
@@ -133,7 +241,7 @@ impl<T: Zeroable> ZeroedArray<T> {
             })?;
         // Zero bytes are valid values: that is what `Zeroable` promises.
         Ok(Self {
-            memory: AlignedBuffer::zeroed(bytes, what)?,
+            memory: AlignedBuffer::on(pages, bytes, what)?,
             len,
             kind: std::marker::PhantomData,
         })
@@ -159,7 +267,7 @@ pub struct ZeroedArray<T>(Box<[T]>);
 #[cfg(aif_loom)]
 impl<T: Zeroable> ZeroedArray<T> {
     /// `len` zeros.
-    pub fn new(len: usize, _what: &str) -> Result<Self> {
+    pub fn new(len: usize, _pages: Pages, _what: &str) -> Result<Self> {
         Ok(Self((0..len).map(|_| T::zero()).collect()))
     }
 }
@@ -180,11 +288,23 @@ mod tests {
 
     #[test]
     fn memory_is_aligned_zeroed_and_refused_politely() {
-        for bytes in [0, 1, 64, 4096, 5 << 20] {
-            let buffer = AlignedBuffer::zeroed(bytes, "a test").unwrap();
+        let sizes = [
+            0,
+            1,
+            64,
+            4096,
+            HUGE_PAGE - 1,
+            HUGE_PAGE,
+            5 << 20,
+            (5 << 20) + 1,
+        ];
+        let choices = [(true, false), (true, true), (false, false), (false, true)];
+        for (bytes, (huge, prefault)) in sizes.into_iter().flat_map(|b| choices.map(|c| (b, c))) {
+            let buffer = AlignedBuffer::on(Pages { huge, prefault }, bytes, "a test").unwrap();
             assert_eq!(buffer.len(), bytes);
             if bytes > 0 {
-                assert_eq!(buffer.as_ptr() as usize % ALIGN, 0);
+                let align = if bytes < HUGE_PAGE { ALIGN } else { HUGE_PAGE };
+                assert_eq!(buffer.as_ptr() as usize % align, 0);
                 // SAFETY: both bytes are inside the buffer, which is zeroed and not shared.
                 let ends = unsafe { (*buffer.as_ptr(), *buffer.as_ptr().add(bytes - 1)) };
                 assert_eq!(ends, (0, 0));
@@ -200,12 +320,14 @@ mod tests {
                 }
             );
         }
-        assert!(ZeroedArray::<AtomicU64>::new(usize::MAX / 4, "too much").is_err());
+        assert!(
+            ZeroedArray::<AtomicU64>::new(usize::MAX / 4, Pages::default(), "too much").is_err()
+        );
     }
 
     #[test]
     fn arrays_start_at_zero_and_hold_what_is_stored() {
-        let array = ZeroedArray::<AtomicU64>::new(1000, "a test").unwrap();
+        let array = ZeroedArray::<AtomicU64>::new(1000, Pages::default(), "a test").unwrap();
         assert!(array.iter().all(|value| value.load(Ordering::Relaxed) == 0));
         array[999].store(7, Ordering::Relaxed);
         assert_eq!(

@@ -3,16 +3,18 @@
 //! - [`cache`]: a concurrent store of fixed-size rows under 64-bit keys, lock-free for readers;
 //! - [`sched`]: a two-lane thread pool with deadlines, for request graphs;
 //! - [`lsh`]: kernels over signatures (`SimTier` histograms, table sums);
+//! - [`pool`]: buffers for batches of rows, lent and taken back;
 //! - [`xla`]: the C ABI by which XLA calls those kernels from inside a compiled program.
 //!
 //! Nothing here knows Python. Imports run one way:
-//! `sync, error -> buffer -> {cache, sched, lsh} -> xla`.
+//! `sync, error -> buffer -> {cache, sched, lsh, pool} -> xla`.
 
 pub mod buffer;
 pub mod cache;
 pub mod error;
 pub mod lsh;
 pub mod metrics;
+pub mod pool;
 pub mod sched;
 pub mod sync;
 pub mod xla;

@@ -26,7 +26,8 @@
 //!
 //! # Progress
 //! Readers take no lock and wait for nobody: not for a writer that stopped half-way, not for growth, not
-//! for each other. Writers take turns (one mutex). In a bounded cache, a writer that finds every row
+//! for each other. Writers copy their rows side by side and take turns at the table (one mutex). In a
+//! bounded cache, a writer that finds every row
 //! either live or still visible to a reader waits up to 100 ms for the readers to leave; if they do not,
 //! the cache exceeds its bound by a sixteenth (counted, and kept from then on), up to twice the bound.
 //! Only then a write fails, with [`Error::RowsHeld`]; the key's old row stays.
@@ -35,25 +36,35 @@
 //! - A replaced row is memory until every reader that was inside this cache has left. A stalled reader
 //!   delays that, without limit in an unbounded cache; in a bounded one such rows count against the
 //!   bound, and a sixteenth of it (at most 1,024 rows) is kept for them.
-//! - Overhead is 8 bytes a slot (11.4 a key at the 70 % that `initial_keys` aims at), and 12 beside each
-//!   row for its key and time stamp; 9 more if bounded. A growing table moves between 50 % and 75 % load;
-//!   while it grows, the old and the new one exist together, which [`MemoryUsage`] reports.
-//! - Growth and the removal of deleted slots copy the table (not the rows) under the writers' lock.
+//! - Overhead is 12.8 bytes a slot (18.3 a key at the 70 % that `initial_keys` aims at), and 4 beside each
+//!   row for its time stamp; 17 more if bounded. A growing table moves between 60 % and 86 % load, a bounded
+//!   one between 50 % and 86 %; while it is rebuilt, the old and the new one exist together, which
+//!   [`MemoryUsage`] reports.
+//! - Growth and the removal of deleted keys' slots copy the table (not the rows) under the writers' lock:
+//!   other writers wait for it, readers do not.
+//! - Rows come in segments: eight of each size before the size doubles, the first eight large enough for
+//!   `initial_keys`. From 2 MB on they lie on huge pages where the system gives them.
 //! - Memory is given back to the system when the cache is dropped, not before.
+//! - A [`Snapshot`] keeps the rows of its moment: all that writers replace meanwhile stays memory until it
+//!   is dropped.
 //! - An allocation that grows with the data fails with [`Error::OutOfMemory`]; fixed bookkeeping of some
 //!   tens of bytes a batch (here and in crossbeam) ends the process like any small allocation in Rust.
 
 mod clock;
+mod copy;
 mod eviction;
 mod hash;
 mod layout;
 mod reclaim;
 pub mod registry;
 mod sieve;
+mod single_flight;
 mod slab;
+mod snapshot;
 mod stats;
 mod store;
 mod table;
+mod upsert;
 mod writer;
 
 #[cfg(all(test, aif_loom))]
@@ -64,8 +75,11 @@ mod tests;
 pub use clock::{Clock, ManualClock, TICK_MS};
 pub use hash::key_of;
 pub use layout::{Column, DType, ROW_ALIGN, RowLayout};
+pub use single_flight::{Failure, SingleFlight};
+pub use snapshot::{RowView, Snapshot};
 pub use stats::{MemoryUsage, Stats};
 
+use crate::buffer::Pages;
 use crate::error::{Error, Result};
 use crate::sync::plain::OnceLock;
 use reclaim::Epochs;
@@ -74,8 +88,9 @@ use std::time::Duration;
 use store::Store;
 
 /// Bytes beside each row of a bounded cache: key, time stamp and mark, links of the eviction order, and
-/// two slots of the table.
-const BOUNDED_ROW_BYTES: usize = slab::SIDE_BYTES + 1 + 8 + 16;
+/// two slots of the table: one that is in use, and one so that evicted keys' slots need not be cleared
+/// away often.
+const BOUNDED_ROW_BYTES: usize = slab::EVICTING_SIDE_BYTES + 8 + table::bytes_for(10) / 5;
 
 /// The smallest table: fewer slots would only grow again at once.
 const LEAST_SLOTS: usize = if cfg!(aif_loom) { 4 } else { 64 };
@@ -110,18 +125,47 @@ impl Bound {
     }
 }
 
-/// How a cache is made; the default is unbounded, without time to live.
-#[derive(Clone, Debug, Default)]
+/// How much a store has from the start, and on what pages.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sizes {
+    bound: Option<Bound>,
+    /// Slots of the first table, and the fewest of any.
+    slots: usize,
+    /// Rows that will come, if that is known.
+    rows: usize,
+    pages: Pages,
+}
+
+/// How a cache is made; the default is unbounded, without time to live, on huge pages.
+#[derive(Clone, Debug)]
 pub struct CacheConfig {
     /// The most bytes to take, overhead included; a second table while it is rebuilt is not. Full, the
     /// cache evicts by SIEVE.
     pub capacity_bytes: Option<usize>,
     /// Rows older than this are misses. Kept to one [tick](TICK_MS); never early.
     pub ttl: Option<Duration>,
-    /// For how many keys to make the table from the start.
+    /// For how many keys to make the table, and the segments of rows, from the start.
     pub initial_keys: usize,
+    /// Ask for huge pages wherever 2 MB or more are taken at once.
+    pub huge_pages: bool,
+    /// Back memory when it is taken and not when it is first used: a segment of rows then takes longer to
+    /// come, and no row in it waits for a page.
+    pub prefault: bool,
     /// Where the time comes from.
     pub clock: Clock,
+}
+
+impl Default for CacheConfig {
+    fn default() -> Self {
+        Self {
+            capacity_bytes: None,
+            ttl: None,
+            initial_keys: 0,
+            huge_pages: true,
+            prefault: false,
+            clock: Clock::default(),
+        }
+    }
 }
 
 /// A concurrent store of fixed-size rows under 64-bit keys; see the [module](self) for what it promises.
@@ -158,9 +202,17 @@ impl EmbeddingCache {
         let keys = bound.map_or(config.initial_keys, |bound| {
             config.initial_keys.min(bound.live_rows)
         });
-        let least_slots = table::slots_for(keys).max(LEAST_SLOTS);
+        let sizes = Sizes {
+            bound,
+            slots: table::slots_for(keys).max(LEAST_SLOTS),
+            rows: bound.map_or(config.initial_keys, |bound| bound.rows),
+            pages: Pages {
+                huge: config.huge_pages,
+                prefault: config.prefault,
+            },
+        };
         let ttl = config.ttl.map(clock::ticks_of);
-        let store = Store::new(layout, bound, least_slots, config.clock, ttl, Epochs::new())?;
+        let store = Store::new(layout, sizes, config.clock, ttl, Epochs::new())?;
         Ok(Self {
             store,
             handle: OnceLock::new(),
@@ -271,6 +323,15 @@ impl EmbeddingCache {
     /// The keys that have a row, in no order. Waits for writers, unlike look-ups.
     pub fn keys(&self) -> Result<Vec<u64>> {
         self.store.keys()
+    }
+
+    /// All rows that have not expired, as of one moment between writes. Waits for writers, unlike look-ups;
+    /// writers do not wait for the snapshot, but what they replace stays memory until it is dropped.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] if there is no memory for the list of rows, 12 bytes each.
+    pub fn snapshot(&self) -> Result<Snapshot<'_>> {
+        Ok(Snapshot::new(self.store.snapshot()?))
     }
 
     /// Rows under keys as of the last finished write; expired ones count until they are removed.

@@ -12,7 +12,7 @@ use super::hash::unspread;
 use super::reclaim::Reclaim;
 use super::reclaim::counted::Counted;
 use super::store::Store;
-use super::{Bound, DType, ManualClock, RowLayout};
+use super::{Bound, DType, ManualClock, RowLayout, Sizes};
 use crate::sync::Arc;
 use loom::thread;
 
@@ -22,7 +22,12 @@ const BYTES: usize = 8;
 fn store(slots: usize, bound: Option<Bound>) -> Arc<Store<Counted>> {
     let layout = RowLayout::new([("x", DType::UInt8, vec![BYTES])]).unwrap();
     let clock = Clock::Manual(ManualClock::default());
-    Arc::new(Store::new(layout, bound, slots, clock, None, Counted::new()).unwrap())
+    let sizes = Sizes {
+        bound,
+        slots,
+        ..Sizes::default()
+    };
+    Arc::new(Store::new(layout, sizes, clock, None, Counted::new()).unwrap())
 }
 
 fn write(store: &Store<impl Reclaim>, key: u64, version: u8) {

@@ -1,10 +1,13 @@
-//! The memory of rows: segments that never move, and beside the rows their keys, time stamps and marks.
+//! The memory of rows: segments that never move, and beside the rows their time stamps and, if rows are
+//! evicted, keys and marks.
 //!
 //! Segments grow with the slab, eight of each size before the size doubles, so that at most an eighth
-//! of the slab is memory not yet used, and a fixed directory of 256 reaches all 2^32 rows.
+//! of the slab is memory not yet used, and a fixed directory of 256 reaches all 2^32 rows. If the number of
+//! rows is known beforehand, the first eight segments hold them: the fewer and larger, the more of the
+//! slab lies on huge pages. What is not touched takes address space and no memory.
 
 use super::layout::RowLayout;
-use crate::buffer::{AlignedBuffer, ZeroedArray};
+use crate::buffer::{AlignedBuffer, Pages, ZeroedArray};
 use crate::error::{Error, Result};
 use crate::sync::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering, RaceWatch};
 use std::ptr;
@@ -16,17 +19,24 @@ const LOG_PER_SIZE: u32 = PER_SIZE.trailing_zeros();
 /// Entries of the directory: eight for each of the 30 sizes that 2^32 rows can take, and spare ones.
 const DIRECTORY: usize = if cfg!(aif_loom) { 8 } else { 256 };
 
-/// The first segments are about this long.
+/// The least bytes of the first segments.
 const FIRST_SEGMENT_BYTES: usize = 64 << 10;
 
-/// Bytes beside each row: its key and its time stamp. A mark is one more.
-pub(super) const SIDE_BYTES: usize = size_of::<u64>() + size_of::<u32>();
+/// Bytes beside each row: its time stamp.
+const SIDE_BYTES: usize = size_of::<u32>();
+
+/// Bytes beside each row that can be evicted: also its key and its mark.
+pub(super) const EVICTING_SIDE_BYTES: usize = SIDE_BYTES + size_of::<u64>() + size_of::<u8>();
+
+/// No row has this number.
+const NO_ROW: u32 = u32::MAX;
 
 /// A run of rows and what is kept beside them.
 struct Segment {
     rows: AlignedBuffer,
-    keys: ZeroedArray<AtomicU64>,
     stamps: ZeroedArray<AtomicU32>,
+    /// For the eviction policy, which gives up rows and not keys; empty if nobody evicts.
+    keys: ZeroedArray<AtomicU64>,
     /// One byte a row, set by readers; empty if nobody evicts.
     marks: ZeroedArray<AtomicU8>,
     watches: Box<[RaceWatch]>,
@@ -41,17 +51,16 @@ pub(super) struct RowRef<'a> {
 }
 
 impl RowRef<'_> {
-    /// The key that the row was written for.
-    #[inline]
+    /// Writer only, of a row that can be evicted: the key that it was written for.
     pub(super) fn key(&self) -> u64 {
-        // Relaxed: whoever got the row number from a slot got this key with it, and while its guard
-        // lives nobody writes another.
         self.segment.keys[self.at].load(Ordering::Relaxed)
     }
 
-    /// The tick at which the row was written. Relaxed for the same reason.
+    /// The tick at which the row was written.
     #[inline]
     pub(super) fn stamp(&self) -> u32 {
+        // Relaxed: whoever got the row number from a slot got this stamp with it, and while its guard
+        // lives nobody writes another.
         self.segment.stamps[self.at].load(Ordering::Relaxed)
     }
 
@@ -80,11 +89,10 @@ impl RowRef<'_> {
         self.bytes
     }
 
-    /// Shows `see` what stands beside the row and will be needed: its key, its stamp if `stamps`, its
-    /// mark if there are marks. For prefetching.
+    /// Shows `see` what stands beside the row and will be needed: its stamp if `stamps`, its mark if there
+    /// are marks. For prefetching.
     #[inline]
     pub(super) fn side_lines(&self, stamps: bool, see: impl Fn(*const u8)) {
-        see((&raw const self.segment.keys[self.at]).cast());
         if stamps {
             see((&raw const self.segment.stamps[self.at]).cast());
         }
@@ -102,8 +110,10 @@ impl RowRef<'_> {
     /// Writer only, on a row that no reader can reach: whose row it is and since when.
     pub(super) fn dedicate(&self, key: u64, stamp: u32) {
         // Relaxed: the slot's Release store publishes both.
-        self.segment.keys[self.at].store(key, Ordering::Relaxed);
         self.segment.stamps[self.at].store(stamp, Ordering::Relaxed);
+        if let Some(place) = self.segment.keys.get(self.at) {
+            place.store(key, Ordering::Relaxed);
+        }
         if let Some(mark) = self.segment.marks.get(self.at) {
             mark.store(0, Ordering::Relaxed);
         }
@@ -113,12 +123,13 @@ impl RowRef<'_> {
 impl RowRef<'_> {
     /// Writer only, on an unused row: the unused row after it.
     pub(super) fn next_free(&self) -> Option<u32> {
-        u32::try_from(self.key()).ok()
+        let next = self.stamp();
+        (next != NO_ROW).then_some(next)
     }
 
-    /// Writer only, on an unused row: remembers the unused row after it where its key would be.
+    /// Writer only, on an unused row: remembers the unused row after it where its time stamp would be.
     pub(super) fn set_next_free(&self, next: Option<u32>) {
-        self.segment.keys[self.at].store(next.map_or(u64::MAX, u64::from), Ordering::Relaxed);
+        self.segment.stamps[self.at].store(next.unwrap_or(NO_ROW), Ordering::Relaxed);
     }
 }
 
@@ -132,39 +143,58 @@ pub(super) struct Slab {
     log_base: u32,
     /// Rows that may ever be made.
     limit: usize,
-    marked: bool,
+    evicting: bool,
+    pages: Pages,
 }
 
 impl Slab {
-    /// A slab of at most `limit` rows of this layout; `marked` keeps a byte a row for eviction.
-    pub(super) fn new(layout: &RowLayout, limit: usize, marked: bool) -> Self {
+    /// A slab of at most `limit` rows of this layout, of which `expected` will come; `evicting` keeps
+    /// beside each row what eviction needs.
+    pub(super) fn new(
+        layout: &RowLayout,
+        limit: usize,
+        expected: usize,
+        evicting: bool,
+        pages: Pages,
+    ) -> Self {
         let log_base = if cfg!(aif_loom) {
             1
         } else {
-            (FIRST_SEGMENT_BYTES / layout.row_bytes()).max(1).ilog2()
+            let least = (FIRST_SEGMENT_BYTES / layout.row_bytes()).max(1).ilog2();
+            let share = expected.min(limit).div_ceil(PER_SIZE);
+            least.max(share.next_power_of_two().ilog2())
         };
         Self {
             directory: std::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
             row_bytes: layout.row_bytes(),
             log_base,
             limit,
-            marked,
+            evicting,
+            pages,
         }
     }
 
     /// Bytes beside each row.
     pub(super) fn side_bytes(&self) -> usize {
-        SIDE_BYTES + usize::from(self.marked)
+        if self.evicting {
+            EVICTING_SIDE_BYTES
+        } else {
+            SIDE_BYTES
+        }
     }
 
     /// The segment that a row is in, and the row's number in it.
     #[inline]
     fn split(&self, row: u32) -> (usize, usize) {
-        let block = (row >> self.log_base) as usize + PER_SIZE;
+        let block = (row >> self.log_base) as usize;
+        let in_block = row as usize & ((1 << self.log_base) - 1);
+        if block < PER_SIZE {
+            return (block, in_block);
+        }
+        let block = block + PER_SIZE;
         let log_size = block.ilog2() - LOG_PER_SIZE;
         let segment = log_size as usize * PER_SIZE + (block >> log_size) - PER_SIZE;
         let block_in_segment = block & ((1 << log_size) - 1);
-        let in_block = row as usize & ((1 << self.log_base) - 1);
         (segment, (block_in_segment << self.log_base) | in_block)
     }
 
@@ -177,8 +207,8 @@ impl Slab {
         assert!(!segment.is_null(), "row {row} was never made");
         // SAFETY: by the directory's invariant, valid until the slab is dropped, which `&self` prevents.
         let segment = unsafe { &*segment };
-        debug_assert!(at < segment.keys.len());
-        // SAFETY: `rows` holds `keys.len()` rows of `row_bytes`, and `at` is one of them.
+        debug_assert!(at < segment.stamps.len());
+        // SAFETY: `rows` holds `stamps.len()` rows of `row_bytes`, and `at` is one of them.
         let bytes = unsafe { segment.rows.as_ptr().add(at * self.row_bytes) };
         RowRef { segment, at, bytes }
     }
@@ -206,14 +236,12 @@ impl Slab {
         let mut watches = Vec::new();
         watches.try_reserve_exact(rows).map_err(|_| refused())?;
         watches.resize_with(rows, RaceWatch::default);
+        let evicted = if self.evicting { rows } else { 0 };
         let segment = Box::new(Segment {
-            rows: AlignedBuffer::new(bytes, &what())?,
-            keys: ZeroedArray::new(rows, "the keys of rows")?,
-            stamps: ZeroedArray::new(rows, "the time stamps of rows")?,
-            marks: ZeroedArray::new(
-                if self.marked { rows } else { 0 },
-                "the eviction marks of rows",
-            )?,
+            rows: AlignedBuffer::on(self.pages, bytes, &what())?,
+            stamps: ZeroedArray::new(rows, self.pages, "the time stamps of rows")?,
+            keys: ZeroedArray::new(evicted, self.pages, "the keys of rows")?,
+            marks: ZeroedArray::new(evicted, self.pages, "the eviction marks of rows")?,
             watches: watches.into_boxed_slice(),
         });
         // Release: the segment's contents come before its address.
@@ -237,6 +265,7 @@ impl Drop for Slab {
 #[cfg(all(test, not(aif_loom)))]
 mod tests {
     use super::super::layout::DType;
+    use super::super::table::MAX_ROWS;
     use super::*;
 
     fn layout(floats: usize) -> RowLayout {
@@ -246,7 +275,7 @@ mod tests {
     #[test]
     fn rows_are_apart_aligned_and_stay_where_they_are() {
         let layout = layout(24);
-        let slab = Slab::new(&layout, 5000, true);
+        let slab = Slab::new(&layout, 5000, 0, true, Pages::default());
         let (mut made, mut places) = (0, Vec::new());
         while made < 5000 {
             let rows = slab.grow(made).unwrap();
@@ -274,9 +303,24 @@ mod tests {
 
     #[test]
     fn every_row_number_has_a_place_in_the_directory() {
-        for floats in [1, 1000, 1 << 20] {
-            let slab = Slab::new(&layout(floats), usize::MAX, false);
-            let (segment, _) = slab.split(super::super::table::MAX_ROWS as u32);
+        for (floats, expected) in [
+            (1, 0),
+            (1000, 0),
+            (1 << 20, 0),
+            (1, 1_000_000),
+            (1, MAX_ROWS),
+        ] {
+            let slab = Slab::new(
+                &layout(floats),
+                usize::MAX,
+                expected,
+                false,
+                Pages::default(),
+            );
+            if expected > 0 {
+                assert!(slab.split(expected as u32 - 1).0 < PER_SIZE);
+            }
+            let (segment, _) = slab.split(MAX_ROWS as u32);
             assert!(segment < DIRECTORY, "{segment}");
             let mut next = (0, 0);
             for row in 0..100_000 {
@@ -293,13 +337,13 @@ mod tests {
 
     #[test]
     fn marks_are_taken_once() {
-        let slab = Slab::new(&layout(1), 10, true);
+        let slab = Slab::new(&layout(1), 10, 0, true, Pages::default());
         slab.grow(0).unwrap();
         slab.row(3).mark();
         slab.row(3).mark();
         assert!(slab.row(3).take_mark());
         assert!(!slab.row(3).take_mark());
-        let unmarked = Slab::new(&layout(1), 10, false);
+        let unmarked = Slab::new(&layout(1), 10, 0, false, Pages::default());
         unmarked.grow(0).unwrap();
         unmarked.row(3).mark();
         assert!(!unmarked.row(3).take_mark());

@@ -1,9 +1,10 @@
 //! The algorithm of the cache: what is shared between readers and the writer, and the readers' half.
 //!
 //! # Interleavings
-//! A reader pins, loads the table, finds a slot, and reads the row the slot names. A writer fills a row
-//! that nobody can reach, stores the slot (one word), and retires the row that the slot named before.
-//! - The slot's Release store and the reader's Acquire load order the row's bytes, key and stamp before
+//! A reader pins, loads the table, finds the key's slot, and reads the row that the slot names. A writer
+//! fills a row that nobody can reach, stores its number in the slot (one word), and retires the row that
+//! the slot named before.
+//! - The slot's Release store and the reader's Acquire load order the row's bytes and stamp before
 //!   anything the reader does with the row number.
 //! - A row is written again only after it came back from the reclaimer: after every reader that was
 //!   pinned when it was retired has left. So bytes under a guard do not change, and one reader sees all
@@ -22,25 +23,30 @@ use super::reclaim::{OldTable, Reclaim};
 use super::slab::{RowRef, Slab};
 use super::table::{MAX_ROWS, Table};
 use super::writer::Writer;
-use super::{Bound, MAX_OVERRUN};
+use super::{Bound, MAX_OVERRUN, Sizes};
+use crate::buffer::Pages;
 use crate::error::Result;
 use crate::metrics::Counter;
 use crate::sync::plain::{AtomicUsize, Ordering as PlainOrdering};
 use crate::sync::{AtomicPtr, Mutex, Ordering};
-use std::ptr::{self, NonNull};
+use std::ops::Range;
+use std::ptr::NonNull;
 
-/// Rows whose bytes are on their way while an earlier row is copied, in bytes: as much as the first
-/// level of cache holds beside the output.
-const AHEAD_BYTES: usize = 12 << 10;
+/// Keys that go from one stage of a gather to the next together.
+const BURST: usize = 8;
 
-/// Rows ahead at most.
-const AHEAD_ROWS: usize = 16;
+/// Bytes of rows that are fetched ahead, a fraction of the second level of cache; of a longer row only so
+/// much is fetched.
+const AHEAD_BYTES: usize = 32 << 10;
 
-/// How much further ahead slots are fetched.
-const AHEAD_SLOTS: usize = 16;
+/// Bursts whose rows are fetched ahead, at most.
+const AHEAD_BURSTS: usize = 2;
 
-/// Lines of a row that are fetched ahead; in longer rows the processor sees the pattern by itself.
-const AHEAD_LINES: usize = 24;
+/// Keys whose buckets are fetched still further ahead.
+const AHEAD_BUCKETS: usize = 2 * BURST;
+
+/// Keys between their first stage and the end of their last, in whole bursts.
+const RING: usize = AHEAD_BUCKETS + (AHEAD_BURSTS + 1) * BURST;
 
 /// How often things happened.
 #[derive(Debug, Default)]
@@ -81,6 +87,7 @@ pub(super) struct Store<R: Reclaim> {
     pub(super) ttl: Option<u32>,
     pub(super) bound: Option<Bound>,
     pub(super) least_slots: usize,
+    pub(super) pages: Pages,
     pub(super) counters: Counters,
     pub(super) gauges: Gauges,
 }
@@ -88,20 +95,25 @@ pub(super) struct Store<R: Reclaim> {
 impl<R: Reclaim> Store<R> {
     pub(super) fn new(
         layout: RowLayout,
-        bound: Option<Bound>,
-        least_slots: usize,
+        sizes: Sizes,
         clock: Clock,
         ttl: Option<u32>,
         reclaim: R,
     ) -> Result<Self> {
+        let Sizes {
+            bound,
+            slots,
+            rows,
+            pages,
+        } = sizes;
         let limit = bound.map_or(MAX_ROWS, |bound| bound.rows * MAX_OVERRUN);
-        let table = Box::new(Table::new(least_slots)?);
+        let table = Box::new(Table::new(slots, pages)?);
         let gauges = Gauges::default();
         gauges
             .table_bytes
             .store(table.bytes(), PlainOrdering::Relaxed);
         Ok(Self {
-            slab: Slab::new(&layout, limit, bound.is_some()),
+            slab: Slab::new(&layout, limit, rows, bound.is_some(), pages),
             layout,
             table: AtomicPtr::new(Box::into_raw(table)),
             reclaim,
@@ -109,7 +121,8 @@ impl<R: Reclaim> Store<R> {
             clock,
             ttl,
             bound,
-            least_slots,
+            least_slots: slots,
+            pages,
             counters: Counters::default(),
             gauges,
         })
@@ -163,13 +176,6 @@ impl<R: Reclaim> Store<R> {
         }
     }
 
-    /// The row of `key`.
-    #[inline]
-    fn find(&self, table: &Table, key: u64, hash: u64) -> Option<RowRef<'_>> {
-        let row = table.find(hash, |row| self.slab.row(row).key() == key)?;
-        Some(self.slab.row(row))
-    }
-
     /// Copies the rows of `keys` into `columns`, zeroing the missing ones; returns how many were found.
     ///
     /// # Safety
@@ -185,54 +191,49 @@ impl<R: Reclaim> Store<R> {
         let guard = self.reclaim.pin();
         let table = self.table(&guard);
         let now = self.now_if_ttl();
-        // A power of two, so that places in the ring are cheap.
-        let ahead = 1
-            << (AHEAD_BYTES / self.layout.row_bytes())
-                .clamp(1, AHEAD_ROWS)
-                .ilog2();
+        let fetched = self.layout.row_bytes().min(AHEAD_BYTES);
+        let ahead = (AHEAD_BYTES / fetched).clamp(1, AHEAD_BURSTS) * BURST;
         let (mut hits, mut expired) = (0, 0);
-        let mut coming: [Option<RowRef<'_>>; AHEAD_ROWS] = [None; AHEAD_ROWS];
-        for &key in keys.iter().take(AHEAD_SLOTS) {
-            prefetch(table.first_slot(spread(key)));
-        }
-        // Three stages run at different distances: slots are fetched furthest ahead, then the row that a
-        // slot's tag suggests, and only the last stage waits for memory, compares keys and copies.
-        for step in 0..keys.len() + ahead {
-            if let Some(&key) = keys.get(step + AHEAD_SLOTS) {
-                prefetch(table.first_slot(spread(key)));
+        let mut copies = self.layout.copies(columns);
+        let mut hashes = [0; RING];
+        let mut rows = [None; RING];
+        // Each key goes through three stages: its bucket is fetched, then the row that the bucket names, and
+        // only the last stage waits for memory and copies. A burst of keys moves through each stage in turn,
+        // so that the memory always has about as much to do.
+        let burst = |first: usize| first.min(keys.len())..(first + BURST).min(keys.len());
+        let ring = |keys: &Range<usize>| keys.start % RING..keys.start % RING + keys.len();
+        for first in (0..keys.len() + ahead + AHEAD_BUCKETS).step_by(BURST) {
+            let now_seen = burst(first);
+            for (hash, &key) in hashes[ring(&now_seen)].iter_mut().zip(&keys[now_seen]) {
+                *hash = spread(key);
+                prefetch(table.first_line(*hash));
             }
-            let place = &mut coming[step & (ahead - 1)];
-            let suggested = std::mem::replace(
-                place,
-                keys.get(step)
-                    .and_then(|&key| self.send_for(table, spread(key))),
-            );
-            let Some(i) = step.checked_sub(ahead) else {
+            let Some(first) = first.checked_sub(AHEAD_BUCKETS) else {
                 continue;
             };
-            let key = keys[i];
-            let row = suggested.and_then(|row| {
-                // Another key: one with the same tag, or a slot that was reused. Look again, comparing.
-                if row.key() == key {
-                    Some(row)
+            let looked_up = burst(first);
+            let places = ring(&looked_up);
+            let of_keys = keys[looked_up].iter().zip(&hashes[places.clone()]);
+            for (row, (&key, &hash)) in rows[places].iter_mut().zip(of_keys) {
+                *row = table.find(key, hash).map(|row| self.send_for(row, fetched));
+            }
+            let Some(first) = first.checked_sub(ahead) else {
+                continue;
+            };
+            let arrived = burst(first);
+            for (row, found) in rows[ring(&arrived)].iter().zip(&mut found[arrived]) {
+                let living = row.filter(|row| !self.expired(row, now));
+                *found = u8::from(living.is_some());
+                if let Some(row) = living {
+                    row.mark();
+                    hits += 1;
+                    // SAFETY: the row is under the guard. Rows are copied in the order of the keys, each
+                    // to the next place of the caller's columns.
+                    row.watch().read(|| unsafe { copies.next_row(row.bytes()) });
                 } else {
-                    self.find(table, key, spread(key))
-                }
-            });
-            if let Some(row) = row
-                && !self.expired(&row, now)
-            {
-                row.mark();
-                found[i] = 1;
-                hits += 1;
-                // SAFETY: the caller's; `i` is below `keys.len()`.
-                unsafe { self.copy_out(row, i, columns) };
-            } else {
-                expired += u64::from(row.is_some());
-                found[i] = 0;
-                for (column, &out) in self.layout.columns().iter().zip(columns) {
-                    // SAFETY: the caller's; `i` is below `keys.len()`.
-                    unsafe { ptr::write_bytes(out.add(i * column.bytes()), 0, column.bytes()) };
+                    expired += u64::from(row.is_some());
+                    // SAFETY: as above.
+                    unsafe { copies.next_zeros() };
                 }
             }
         }
@@ -242,36 +243,18 @@ impl<R: Reclaim> Store<R> {
         hits
     }
 
-    /// The row that the first slot with this tag names, with all its lines on their way.
+    /// The row of this number, with its first `fetched` bytes, a multiple of 64, on their way.
     #[inline]
-    fn send_for(&self, table: &Table, hash: u64) -> Option<RowRef<'_>> {
-        let row = self.slab.row(table.find(hash, |_| true)?);
+    fn send_for(&self, row: u32, fetched: usize) -> RowRef<'_> {
+        let row = self.slab.row(row);
         row.side_lines(self.ttl.is_some(), prefetch);
-        for line in 0..self.layout.row_bytes().div_ceil(64).min(AHEAD_LINES) {
-            prefetch(row.bytes().wrapping_add(line * 64));
+        let bytes = row.bytes();
+        let mut offset = 0;
+        while offset < fetched {
+            prefetch_row(bytes.wrapping_add(offset));
+            offset += 64;
         }
-        Some(row)
-    }
-
-    /// Copies a row to place `i` of every column.
-    ///
-    /// # Safety
-    /// The row is under a guard, and every column has place for `i + 1` rows.
-    #[inline]
-    unsafe fn copy_out(&self, row: RowRef<'_>, i: usize, columns: &[*mut u8]) {
-        row.watch().read(|| {
-            for (column, &out) in self.layout.columns().iter().zip(columns) {
-                // SAFETY: the column lies inside the row, which is immutable under the guard; the
-                // destination is the caller's.
-                unsafe {
-                    ptr::copy_nonoverlapping(
-                        row.bytes().add(column.offset()),
-                        out.add(i * column.bytes()),
-                        column.bytes(),
-                    );
-                }
-            }
-        });
+        row
     }
 
     /// Calls `see` with each key's place in `keys` and its age in ticks, if it has a living row. Counts
@@ -281,8 +264,9 @@ impl<R: Reclaim> Store<R> {
         let table = self.table(&guard);
         let now = self.clock.ticks();
         for (i, &key) in keys.iter().enumerate() {
-            let row = self
-                .find(table, key, spread(key))
+            let row = table
+                .find(key, spread(key))
+                .map(|row| self.slab.row(row))
                 .filter(|row| !self.expired(row, now));
             see(i, row.map(|row| now.saturating_sub(row.stamp())));
         }
@@ -298,12 +282,26 @@ impl<R: Reclaim> Drop for Store<R> {
 
 /// Asks for a cache line; a hint without effect on what the program does.
 #[inline]
-fn prefetch<T>(line: *const T) {
+pub(super) fn prefetch<T>(line: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch reads nothing as far as the language goes, and faults on no address.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T0>(line.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
+}
+
+/// Asks for a cache line of a row, into the second level of cache: the first has too few lines under way at
+/// a time. (On Zen 4, a batch of long rows takes two thirds of the time by that.)
+#[inline]
+fn prefetch_row(line: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as for `prefetch`.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(line.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = line;

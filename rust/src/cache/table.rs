@@ -1,39 +1,102 @@
-//! The hash table from keys to rows: open addressing over 8-byte slots, one writer, any number of readers.
+//! The hash table from keys to rows: buckets of one cache line, one writer, any number of readers.
 //!
-//! A slot is one atomic word: 32 bits of the key's hash (the tag) above a 32-bit row number. The key
-//! itself is not in the slot but beside the row, where [`find`](Table::find) has it checked: so a slot
-//! changes from one row to another, or from one key to another, in one store that no reader can see
-//! half of, and a key costs 8 bytes of table instead of 16.
+//! A bucket is five slots of 12 bytes, a key and a 32-bit row number each: so a look-up costs one line of
+//! memory in most cases, and a key 18.3 bytes at 70 % load. Keys that find their bucket full go to the next.
 //!
 //! # What readers may meet
-//! *Update*: the slot goes from the old row to the new one; a reader gets either. *Delete, then another
-//! key in the same slot*: a reader after the first key either still sees its old row (which its guard
-//! keeps intact) or a row whose key differs, and probes on; it misses a key that was deleted while it
-//! looked, and nothing else. *Delete and insert of the same key into an earlier slot*: a reader past
-//! that slot misses the key; it was absent for a moment during the look-up.
+//! A slot belongs to the first key that takes it for as long as the table lives: deleted keys leave their
+//! slot behind, and the table is rebuilt when too many have. So the row number is the only part of a slot
+//! that ever changes, one word, and whoever has read a slot's key and then its row number has a row of that
+//! key: no reader can see half of a change, or one key's row under another. Hence each key is an atomic
+//! register, as Cliff Click's *lock-free wait-free hash table* (2007) has it.
 //!
-//! A slot that was never used, or beyond which nobody probes, is `EMPTY` and ends a probe; one in the
-//! middle of a run is `GONE` and does not. The writer keeps at least a quarter of the slots `EMPTY`,
-//! so probes end.
+//! Slots of a bucket are taken in order, so a bucket whose last slot is `EMPTY` ends a probe. The writer
+//! leaves at least a seventh of the slots `EMPTY`, so probes end.
 
-use crate::buffer::ZeroedArray;
+use crate::buffer::{Pages, ZeroedArray};
 use crate::error::Result;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, Zeroable};
+use std::ops::ControlFlow;
 
-const EMPTY: u64 = 0;
-const GONE: u64 = 1;
+/// A slot without a key.
+const EMPTY: u32 = 0;
+/// A slot whose key has no row.
+const GONE: u32 = 1;
 /// Row numbers are stored after the two special values.
-const FIRST_ROW: u64 = 2;
+const FIRST_ROW: u32 = 2;
 
 /// Rows that 32 bits can tell apart from the special slots.
-pub(super) const MAX_ROWS: usize = (u32::MAX as u64 - FIRST_ROW) as usize;
+pub(super) const MAX_ROWS: usize = (u32::MAX - FIRST_ROW) as usize;
 
-/// Slots are used up to this share, deleted ones included.
-const MAX_LOAD: (usize, usize) = (3, 4);
+/// Slots of a bucket: as many as fit a cache line; two under loom, so that two keys fill one.
+const BUCKET_SLOTS: usize = if cfg!(aif_loom) { 2 } else { 5 };
 
-/// Slots that hold `keys` keys at 70 % load, where probes are short and a key costs 11.4 bytes.
+/// Slots are used up to this share, those of deleted keys included.
+const MAX_LOAD: (usize, usize) = (6, 7);
+
+/// Slots that hold `keys` keys at 70 % load, where a key costs 18.3 bytes.
 pub(super) fn slots_for(keys: usize) -> usize {
     (keys.saturating_mul(10) / 7 + 8).min(MAX_ROWS * 2)
+}
+
+/// Bytes that the table takes for this many slots.
+pub(super) const fn bytes_for(slots: usize) -> usize {
+    slots.div_ceil(BUCKET_SLOTS) * size_of::<Bucket>()
+}
+
+/// One cache line of slots. The key of a slot is written before its row number first is, and never again.
+#[repr(align(64))]
+#[derive(Debug)]
+struct Bucket {
+    keys: [AtomicU64; BUCKET_SLOTS],
+    rows: [AtomicU32; BUCKET_SLOTS],
+}
+
+const _: () = assert!(cfg!(aif_loom) || size_of::<Bucket>() == 64);
+
+// SAFETY: atomics of which each is zero at zero bytes, and padding.
+unsafe impl Zeroable for Bucket {
+    fn zero() -> Self {
+        Self {
+            keys: std::array::from_fn(|_| AtomicU64::new(0)),
+            rows: std::array::from_fn(|_| AtomicU32::new(EMPTY)),
+        }
+    }
+}
+
+impl Bucket {
+    /// The slot of `key`, if the bucket has one with a row number or had one.
+    #[inline]
+    fn slot_of(&self, key: u64) -> Option<usize> {
+        // All are compared, because which one it is cannot be predicted.
+        let mut equal = 0u32;
+        for (i, slot_key) in self.keys.iter().enumerate() {
+            equal |= u32::from(slot_key.load(Ordering::Relaxed) == key) << i;
+        }
+        (equal != 0).then(|| equal.trailing_zeros() as usize)
+    }
+
+    /// What the bucket says about key 0, which slots without a key have too: its row or that it has none, or
+    /// to look further.
+    #[cold]
+    fn row_of_zero(&self) -> ControlFlow<Option<u32>> {
+        for (key, row) in self.keys.iter().zip(&self.rows) {
+            // Acquire: whoever sees a row number sees the slot's key.
+            let row = row.load(Ordering::Acquire);
+            if row == EMPTY {
+                return ControlFlow::Break(None);
+            }
+            if key.load(Ordering::Relaxed) == 0 {
+                return ControlFlow::Break(row.checked_sub(FIRST_ROW));
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    #[inline]
+    fn is_full(&self, order: Ordering) -> bool {
+        self.rows[BUCKET_SLOTS - 1].load(order) != EMPTY
+    }
 }
 
 /// Where a key is, or where it would go.
@@ -48,206 +111,216 @@ pub(super) enum Place {
 /// The table. Methods that change it are for the one thread that holds the writer's lock.
 #[derive(Debug)]
 pub(super) struct Table {
-    slots: ZeroedArray<AtomicU64>,
+    buckets: ZeroedArray<Bucket>,
 }
 
 impl Table {
-    /// A table of `slots` empty slots, of which three quarters may be used.
-    pub(super) fn new(slots: usize) -> Result<Self> {
+    /// A table of at least `slots` empty slots, of which six in seven may be used.
+    pub(super) fn new(slots: usize, pages: Pages) -> Result<Self> {
+        let buckets = slots.div_ceil(BUCKET_SLOTS).max(1);
         Ok(Self {
-            slots: ZeroedArray::new(slots.max(4), "the cache's hash table")?,
+            buckets: ZeroedArray::new(buckets, pages, "the cache's hash table")?,
         })
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.slots.len() * size_of::<u64>()
+        self.buckets.len() * size_of::<Bucket>()
     }
 
-    /// How many slots may be used, deleted ones included, before the table must be rebuilt.
+    /// How many slots may be used, those of deleted keys included, before the table must be rebuilt.
     pub(super) fn max_used(&self) -> usize {
-        self.slots.len() * MAX_LOAD.0 / MAX_LOAD.1
+        self.buckets.len() * BUCKET_SLOTS * MAX_LOAD.0 / MAX_LOAD.1
     }
 
-    /// The upper end of the hash scales to a slot, so that a table may have any length.
+    /// The upper end of the hash scales to a bucket, so that a table may have any length, and keys lie in
+    /// the order of their hashes: a rebuild reads and writes from one end to the other.
     #[inline]
     fn start(&self, hash: u64) -> usize {
-        ((u128::from(hash) * self.slots.len() as u128) >> 64) as usize
+        ((u128::from(hash) * self.buckets.len() as u128) >> 64) as usize
     }
 
     #[inline]
-    fn after(&self, slot: usize) -> usize {
-        if slot + 1 == self.slots.len() {
+    fn after(&self, bucket: usize) -> usize {
+        if bucket + 1 == self.buckets.len() {
             0
         } else {
-            slot + 1
+            bucket + 1
         }
     }
 
-    /// Where a probe for `hash` starts, for prefetching.
+    /// What a probe for `hash` reads first, for prefetching.
     #[inline]
-    pub(super) fn first_slot(&self, hash: u64) -> *const AtomicU64 {
-        &raw const self.slots[self.start(hash)]
+    pub(super) fn first_line(&self, hash: u64) -> *const u8 {
+        (&raw const self.buckets[self.start(hash)]).cast()
     }
 
-    /// The first row whose slot carries the tag of `hash` and which `is_it` confirms.
-    ///
-    /// `is_it` must compare the key kept beside the row: tags repeat, and slots are reused.
+    /// The row of `key`, whose hash is `hash`.
     #[inline]
-    pub(super) fn find(&self, hash: u64, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
-        let mut slot = self.start(hash);
-        for _ in 0..self.slots.len() {
-            // Acquire pairs with `publish`: whoever sees the row number sees the row's bytes and key.
-            let entry = self.slots[slot].load(Ordering::Acquire);
-            if entry == EMPTY {
+    pub(super) fn find(&self, key: u64, hash: u64) -> Option<u32> {
+        let mut number = self.start(hash);
+        for _ in 0..self.buckets.len() {
+            let bucket = &self.buckets[number];
+            if let Some(i) = bucket.slot_of(key) {
+                // Acquire pairs with `publish`: whoever sees the row number sees the row's bytes, and the
+                // slot's key.
+                let row = bucket.rows[i].load(Ordering::Acquire);
+                // A slot without a key has key 0 until it gets one. Now that there is a row number, the
+                // key is the slot's own.
+                if row >= FIRST_ROW && bucket.keys[i].load(Ordering::Relaxed) == key {
+                    return Some(row - FIRST_ROW);
+                }
+                if key != 0 {
+                    return None;
+                }
+                // Only for key 0: the slot was another's in the making, or its own without a row.
+                if let ControlFlow::Break(row) = bucket.row_of_zero() {
+                    return row;
+                }
+            }
+            // Relaxed: nothing is read by way of this word. A key in a later bucket was published when
+            // this one was full, and whoever is to see that key has that in its past.
+            if !bucket.is_full(Ordering::Relaxed) {
                 return None;
             }
-            if let Some(row) = row_of(entry, hash)
-                && is_it(row)
-            {
-                return Some(row);
-            }
-            slot = self.after(slot);
+            number = self.after(number);
         }
         None
     }
 
     /// Writer only: where the key is or would go.
-    pub(super) fn place(&self, hash: u64, mut is_it: impl FnMut(u32) -> bool) -> Place {
-        let mut slot = self.start(hash);
-        let mut reusable = None;
+    pub(super) fn place(&self, key: u64, hash: u64) -> Place {
+        let mut number = self.start(hash);
         loop {
-            // Relaxed: only this thread stores to slots.
-            let entry = self.slots[slot].load(Ordering::Relaxed);
-            match entry {
-                EMPTY => {
-                    return Place::Absent {
-                        slot: reusable.unwrap_or(slot),
+            // Relaxed throughout: only this thread stores to slots.
+            let bucket = &self.buckets[number];
+            for i in 0..BUCKET_SLOTS {
+                let slot = number * BUCKET_SLOTS + i;
+                let row = bucket.rows[i].load(Ordering::Relaxed);
+                if row == EMPTY {
+                    return Place::Absent { slot };
+                }
+                if bucket.keys[i].load(Ordering::Relaxed) == key {
+                    return if row == GONE {
+                        Place::Absent { slot }
+                    } else {
+                        Place::Found {
+                            slot,
+                            row: row - FIRST_ROW,
+                        }
                     };
                 }
-                GONE => reusable = reusable.or(Some(slot)),
-                _ => {
-                    if let Some(row) = row_of(entry, hash)
-                        && is_it(row)
-                    {
-                        return Place::Found { slot, row };
-                    }
-                }
             }
-            slot = self.after(slot);
+            number = self.after(number);
         }
     }
 
-    /// Writer only: makes `row` what readers of this slot see. Returns whether an `EMPTY` slot was used.
-    pub(super) fn publish(&self, slot: usize, hash: u64, row: u32) -> bool {
-        let entry = (hash << 32) | (u64::from(row) + FIRST_ROW);
-        let fresh = self.slots[slot].load(Ordering::Relaxed) == EMPTY;
-        // Release: the row's bytes, key and stamp were written before.
-        self.slots[slot].store(entry, Ordering::Release);
+    /// Writer only: makes `row` what readers find for `key` in the slot that [`place`](Self::place) gave.
+    /// Returns whether an `EMPTY` slot was used.
+    pub(super) fn publish(&self, slot: usize, key: u64, row: u32) -> bool {
+        let (bucket, i) = (&self.buckets[slot / BUCKET_SLOTS], slot % BUCKET_SLOTS);
+        let fresh = bucket.rows[i].load(Ordering::Relaxed) == EMPTY;
+        if fresh {
+            bucket.keys[i].store(key, Ordering::Relaxed);
+        }
+        // Release: the slot's key, and the row's bytes and stamp, were written before.
+        bucket.rows[i].store(row + FIRST_ROW, Ordering::Release);
         fresh
     }
 
-    /// Writer only: takes a row out. Returns how many slots became `EMPTY` by that.
-    ///
-    /// A run that ends here needs no marker: nobody stands behind an `EMPTY` slot, so this slot and
-    /// the `GONE` ones before it become `EMPTY` too. A reader beyond them goes on to an `EMPTY` slot
-    /// as before.
-    pub(super) fn take_out(&self, slot: usize) -> usize {
-        // Relaxed loads: only this thread stores. Relaxed stores: they publish nothing; that the row is
-        // not reused while a reader holds it is the reclaimer's business.
-        if self.slots[self.after(slot)].load(Ordering::Relaxed) != EMPTY {
-            self.slots[slot].store(GONE, Ordering::Relaxed);
-            return 0;
-        }
-        self.slots[slot].store(EMPTY, Ordering::Relaxed);
-        let mut freed = 1;
-        let mut before = slot;
-        loop {
-            before = if before == 0 {
-                self.slots.len() - 1
-            } else {
-                before - 1
-            };
-            if self.slots[before].load(Ordering::Relaxed) != GONE {
-                return freed;
-            }
-            self.slots[before].store(EMPTY, Ordering::Relaxed);
-            freed += 1;
-        }
+    /// Writer only: takes a row out; the slot stays its key's.
+    pub(super) fn take_out(&self, slot: usize) {
+        let (bucket, i) = (&self.buckets[slot / BUCKET_SLOTS], slot % BUCKET_SLOTS);
+        // Relaxed: it publishes nothing. That the row is not reused while a reader holds it is the
+        // reclaimer's business.
+        bucket.rows[i].store(GONE, Ordering::Relaxed);
     }
 
-    /// The rows in the table. Under concurrent change: those that stay throughout, and any of the others.
-    pub(super) fn rows(&self) -> impl Iterator<Item = u32> + '_ {
-        self.slots.iter().filter_map(|slot| {
-            let entry = slot.load(Ordering::Acquire) & u64::from(u32::MAX);
-            (entry >= FIRST_ROW).then(|| (entry - FIRST_ROW) as u32)
+    /// The keys that have a row, with their rows, in the order of the table. Beside a writer: those that
+    /// stay throughout, and any of the others.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (u64, u32)> + '_ {
+        self.buckets.iter().flat_map(|bucket| {
+            (0..BUCKET_SLOTS).filter_map(|i| {
+                let row = bucket.rows[i].load(Ordering::Acquire);
+                (row >= FIRST_ROW)
+                    .then(|| (bucket.keys[i].load(Ordering::Relaxed), row - FIRST_ROW))
+            })
         })
     }
-}
-
-/// The row of a slot whose tag is that of `hash`.
-#[inline]
-fn row_of(entry: u64, hash: u64) -> Option<u32> {
-    let row = entry & u64::from(u32::MAX);
-    (entry >> 32 == hash & u64::from(u32::MAX) && row >= FIRST_ROW)
-        .then(|| (row - FIRST_ROW) as u32)
 }
 
 #[cfg(all(test, not(aif_loom)))]
 mod tests {
     use super::*;
 
-    /// A hash that starts at slot 0 of any table, with the given tag.
-    fn colliding(tag: u32) -> u64 {
-        u64::from(tag)
+    fn table(slots: usize) -> Table {
+        Table::new(slots, Pages::default()).unwrap()
+    }
+
+    /// Puts a key in as if its hash were `hash`.
+    fn put(table: &Table, key: u64, hash: u64, row: u32) -> bool {
+        match table.place(key, hash) {
+            Place::Found { slot, .. } | Place::Absent { slot } => table.publish(slot, key, row),
+        }
     }
 
     #[test]
-    fn equal_tags_are_told_apart_by_the_check() {
-        let table = Table::new(16).unwrap();
-        for row in 0..4 {
-            let Place::Absent { slot } = table.place(colliding(9), |_| false) else {
-                panic!("absent")
+    fn keys_that_share_a_start_fill_the_next_buckets_and_go_round_the_end() {
+        let table = table(15);
+        let last = u64::MAX;
+        for key in 0..12 {
+            assert!(put(&table, key, last, key as u32 + 100));
+        }
+        for key in 0..12 {
+            assert_eq!(table.find(key, last), Some(key as u32 + 100));
+        }
+        assert_eq!(table.find(12, last), None);
+        let mut entries: Vec<_> = table.entries().collect();
+        entries.sort_unstable();
+        assert!(entries.iter().map(|&(key, _)| key).eq(0..12));
+    }
+
+    #[test]
+    fn a_slot_stays_its_keys() {
+        let table = table(10);
+        for key in [5, 0, 7] {
+            assert!(put(&table, key, 0, key as u32));
+        }
+        for key in [0, 5] {
+            let Place::Found { slot, .. } = table.place(key, 0) else {
+                panic!("key {key} has a row")
             };
-            assert!(table.publish(slot, colliding(9), row));
+            table.take_out(slot);
+            assert_eq!(table.find(key, 0), None);
+            assert_eq!(table.place(key, 0), Place::Absent { slot });
         }
-        assert_eq!(table.find(colliding(9), |row| row == 3), Some(3));
-        assert_eq!(table.find(colliding(9), |row| row == 4), None);
-        assert_eq!(table.find(colliding(8), |_| true), None);
+        assert_eq!(table.find(7, 0), Some(7));
+        assert!(put(&table, 9, 0, 9), "a new key takes a new slot");
+        assert!(!put(&table, 0, 0, 1), "and an old one its own");
+        assert_eq!((table.find(0, 0), table.find(9, 0)), (Some(1), Some(9)));
     }
 
     #[test]
-    fn deleted_slots_keep_runs_together_and_vanish_at_their_end() {
-        let table = Table::new(16).unwrap();
-        for row in 0..4 {
-            assert!(table.publish(row as usize, colliding(row), row));
+    fn key_0_is_not_taken_for_a_slot_without_a_key() {
+        let table = table(10);
+        assert_eq!(table.find(0, 0), None);
+        assert!(put(&table, 3, 0, 3));
+        assert_eq!(table.find(0, 0), None);
+        for key in 4..9 {
+            put(&table, key, 0, key as u32);
         }
-        assert_eq!(table.take_out(1), 0);
-        assert_eq!(table.take_out(2), 0);
-        assert_eq!(table.find(colliding(3), |_| true), Some(3));
-        assert_eq!(
-            table.place(colliding(7), |_| true),
-            Place::Absent { slot: 1 }
-        );
-        assert_eq!(
-            table.take_out(3),
-            3,
-            "the end of the run frees the two markers before it"
-        );
-        assert_eq!(table.rows().collect::<Vec<_>>(), [0]);
+        assert_eq!(table.find(0, 0), None, "past a full bucket");
+        put(&table, 0, 0, 0);
+        assert_eq!(table.find(0, 0), Some(0));
     }
 
     #[test]
-    fn runs_go_round_the_end_of_the_table() {
-        let table = Table::new(4).unwrap();
-        let last = u64::MAX << 32;
-        for row in 0..3 {
-            let Place::Absent { slot } = table.place(last | u64::from(row), |_| true) else {
-                panic!("absent")
-            };
-            table.publish(slot, last | u64::from(row), row);
+    fn a_full_load_leaves_a_bucket_that_ends_probes() {
+        for slots in [1, 5, 6, 100, 1001] {
+            let table = table(slots);
+            assert!(table.max_used() < table.buckets.len() * BUCKET_SLOTS);
+            assert!(table.max_used() > 0);
+            assert_eq!(table.bytes(), bytes_for(slots));
         }
-        for row in 0..3 {
-            assert_eq!(table.find(last | u64::from(row), |_| true), Some(row));
-        }
+        assert!(Table::new(usize::MAX / 100, Pages::default()).is_err());
     }
 }

@@ -205,7 +205,7 @@ fn growth_keeps_every_row_and_the_promised_overhead() {
         memory.growth_peak_bytes, 0,
         "the table was made for this many keys"
     );
-    let used_side = 50_000 * 12;
+    let used_side = 50_000 * 4;
     let overhead = (memory.table_bytes + used_side) as f64 / 50_000.0;
     assert!(overhead <= 24.0, "{overhead} bytes a key");
     assert!(
@@ -224,6 +224,47 @@ fn growth_keeps_every_row_and_the_promised_overhead() {
             &rows.iter().map(|row| row.0).collect::<Vec<_>>(),
         )) {
             assert_eq!(found, Some(row(batch.0, batch.1)));
+        }
+    }
+}
+
+#[test]
+fn a_snapshot_keeps_its_moment() {
+    let clock = ManualClock::default();
+    let cache = cache(CacheConfig {
+        clock: Clock::Manual(clock.clone()),
+        ttl: Some(Duration::from_secs(10)),
+        ..CacheConfig::default()
+    });
+    upsert(&cache, &[(1, 0)]).unwrap();
+    clock.advance(Duration::from_secs(8));
+    let rows: Vec<(u64, u64)> = (2..2000).map(|key| (key, key)).collect();
+    upsert(&cache, &rows).unwrap();
+    let snapshot = cache.snapshot().unwrap();
+    clock.advance(Duration::from_secs(5));
+    assert_eq!(
+        cache.snapshot().unwrap().len(),
+        rows.len(),
+        "key 1 is too old by now"
+    );
+    for version in 1..4 {
+        let rows: Vec<(u64, u64)> = (0..3000).map(|key| (key, key + version)).collect();
+        upsert(&cache, &rows).unwrap();
+    }
+    cache.clear().unwrap();
+    assert!(!snapshot.is_empty());
+    let mut keys: Vec<u64> = snapshot.rows().map(|row| row.key).collect();
+    keys.sort_unstable();
+    assert!(keys.into_iter().eq(1..2000));
+    for found in snapshot.rows() {
+        let (version, age_s) = if found.key == 1 {
+            (0, 8)
+        } else {
+            (found.key, 0)
+        };
+        assert_eq!(found.age.as_secs(), age_s);
+        for (column, bytes) in layout().columns().iter().zip(row(found.key, version)) {
+            assert_eq!(found.bytes[column.offset()..][..column.bytes()], bytes);
         }
     }
 }
@@ -392,7 +433,13 @@ fn impossible_configurations_are_refused() {
 fn no_memory_is_an_error_that_leaves_the_cache_whole() {
     // One row takes a gigabyte: the address space ends before 2^20 of them.
     let layout = RowLayout::new([("x", DType::UInt8, vec![1 << 30])]).unwrap();
-    let slab = slab::Slab::new(&layout, usize::MAX, false);
+    let slab = slab::Slab::new(
+        &layout,
+        usize::MAX,
+        0,
+        false,
+        crate::buffer::Pages::default(),
+    );
     let mut made = 0;
     let error = loop {
         match slab.grow(made) {

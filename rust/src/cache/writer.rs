@@ -1,4 +1,6 @@
 //! The writer's half of the algorithm: everything here runs under the one lock, and no reader waits for it.
+//!
+//! Only the copying of new rows does not need the lock; `upsert` does it outside.
 
 use super::eviction::Eviction;
 use super::hash::spread;
@@ -10,7 +12,6 @@ use super::{Bound, MAX_OVERRUN};
 use crate::error::{Error, Result};
 use crate::sync::MutexGuard;
 use crate::sync::plain::Ordering;
-use std::ptr;
 use std::time::{Duration, Instant};
 
 /// Rows handed to the reclaimer at a time.
@@ -33,6 +34,8 @@ pub(super) struct Writer {
     dealt: usize,
     /// How far `dealt` may go.
     limit: usize,
+    /// Rows that an `upsert` has taken and not yet published.
+    pub(super) reserved: usize,
     live: usize,
     /// Slots of the table that are not `EMPTY`.
     used: usize,
@@ -47,6 +50,7 @@ impl Writer {
             waiting: 0,
             made: 0,
             dealt: 0,
+            reserved: 0,
             limit: bound.map_or(MAX_ROWS, |bound| bound.rows),
             live: 0,
             used: 0,
@@ -56,92 +60,8 @@ impl Writer {
 }
 
 impl<R: Reclaim> Store<R> {
-    fn lock(&self) -> Result<MutexGuard<'_, Writer>> {
+    pub(super) fn lock(&self) -> Result<MutexGuard<'_, Writer>> {
         self.writer.lock().map_err(|_| Error::Poisoned("the cache"))
-    }
-
-    /// Writes one row per key; a key that comes twice keeps its last row.
-    ///
-    /// # Safety
-    /// `columns` has one entry per column of the layout, and `columns[c]` is valid for reads of
-    /// `keys.len() * layout.columns()[c].bytes()` bytes.
-    pub(super) unsafe fn upsert(&self, keys: &[u64], columns: &[*const u8]) -> Result<()> {
-        let mut writer = self.lock()?;
-        let now = self.clock.ticks();
-        let mut done = Ok(());
-        for (i, &key) in keys.iter().enumerate() {
-            // SAFETY: the caller's; `i` is below `keys.len()`.
-            let one = unsafe { self.upsert_one(&mut writer, key, now, i, columns) };
-            if let Err(error) = one {
-                done = Err(after(error, i, keys.len()));
-                break;
-            }
-        }
-        self.settle(&mut writer);
-        done
-    }
-
-    /// # Safety
-    /// As for [`upsert`](Self::upsert), with place for row `i` in every column.
-    unsafe fn upsert_one(
-        &self,
-        writer: &mut Writer,
-        key: u64,
-        now: u32,
-        i: usize,
-        columns: &[*const u8],
-    ) -> Result<()> {
-        let hash = spread(key);
-        // All that can fail comes before the first change that readers see.
-        let known = matches!(self.place(writer, key, hash), Place::Found { .. });
-        if !known {
-            self.make_room(writer)?;
-        }
-        let row = self.free_row(writer)?;
-        if writer.pending.try_reserve(1).is_err() {
-            self.push_free(writer, row);
-            return Err(no_memory("the list of replaced rows"));
-        }
-
-        let fresh = self.slab.row(row);
-        fresh.watch().write(|| {
-            for (column, &from) in self.layout.columns().iter().zip(columns) {
-                // SAFETY: the column lies inside the row, which no reader can reach and this thread
-                // alone holds; the source is the caller's.
-                unsafe {
-                    ptr::copy_nonoverlapping(
-                        from.add(i * column.bytes()),
-                        fresh.bytes().add(column.offset()),
-                        column.bytes(),
-                    );
-                }
-            }
-        });
-        fresh.dedicate(key, now);
-
-        // Looked up again: making room may have moved everything.
-        match self.place(writer, key, hash) {
-            Place::Found { slot, row: old } => {
-                self.writers_table(writer).publish(slot, hash, row);
-                if let Some(eviction) = &mut writer.eviction {
-                    eviction.replaced(old, row);
-                    // A row that was worth replacing is in use.
-                    fresh.mark();
-                }
-                self.give_up(writer, old);
-                self.counters.updates.add(1);
-            }
-            Place::Absent { slot } => {
-                let emptied = self.writers_table(writer).publish(slot, hash, row);
-                writer.used += usize::from(emptied);
-                writer.live += 1;
-                if let Some(eviction) = &mut writer.eviction {
-                    eviction.inserted(row);
-                }
-                self.counters.inserts.add(1);
-            }
-        }
-        Ok(())
     }
 
     /// Deletes keys; returns how many had a row that had not expired.
@@ -172,14 +92,16 @@ impl<R: Reclaim> Store<R> {
     /// Deletes everything. Readers that are inside see the rows as they were.
     pub(super) fn clear(&self) -> Result<()> {
         let mut writer = self.lock()?;
-        let table = Box::new(Table::new(self.least_slots)?);
+        let table = Box::new(Table::new(self.least_slots, self.pages)?);
         let live = writer.live;
         writer
             .pending
             .try_reserve(live)
             .map_err(|_| no_memory("the list of deleted rows"))?;
         let old = self.swing(&mut writer, table);
-        writer.pending.extend(old.table().rows());
+        writer
+            .pending
+            .extend(old.table().entries().map(|(_, row)| row));
         self.reclaim.retire(Retired::Table(old));
         (writer.live, writer.used) = (0, 0);
         if let Some(eviction) = &mut writer.eviction {
@@ -197,25 +119,61 @@ impl<R: Reclaim> Store<R> {
         let mut keys = Vec::new();
         keys.try_reserve_exact(writer.live)
             .map_err(|_| no_memory("the list of keys"))?;
-        let rows = self
+        let living = self
             .writers_table(&writer)
-            .rows()
-            .map(|row| self.slab.row(row));
-        keys.extend(
-            rows.filter(|row| !self.expired(row, now))
-                .map(|row| row.key()),
-        );
+            .entries()
+            .filter(|&(_, row)| !self.expired(&self.slab.row(row), now));
+        keys.extend(living.map(|(key, _)| key));
         Ok(keys)
     }
 
+    /// Makes `row`, which is filled and which nobody else has, the row of `key`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::RowsHeld`]; then nothing was changed and the row is still the
+    /// caller's.
+    pub(super) fn publish(&self, writer: &mut Writer, key: u64, row: u32) -> Result<()> {
+        let hash = spread(key);
+        // All that can fail comes before the first change that readers see.
+        if matches!(self.place(writer, key, hash), Place::Absent { .. }) {
+            self.make_room(writer)?;
+        }
+        writer
+            .pending
+            .try_reserve(1)
+            .map_err(|_| no_memory("the list of replaced rows"))?;
+        // Looked up again: making room may have moved everything.
+        match self.place(writer, key, hash) {
+            Place::Found { slot, row: old } => {
+                self.writers_table(writer).publish(slot, key, row);
+                if let Some(eviction) = &mut writer.eviction {
+                    eviction.replaced(old, row);
+                    // A row that was worth replacing is in use.
+                    self.slab.row(row).mark();
+                }
+                self.give_up(writer, old);
+                self.counters.updates.add(1);
+            }
+            Place::Absent { slot } => {
+                let emptied = self.writers_table(writer).publish(slot, key, row);
+                writer.used += usize::from(emptied);
+                writer.live += 1;
+                if let Some(eviction) = &mut writer.eviction {
+                    eviction.inserted(row);
+                }
+                self.counters.inserts.add(1);
+            }
+        }
+        Ok(())
+    }
+
     fn place(&self, writer: &Writer, key: u64, hash: u64) -> Place {
-        self.writers_table(writer)
-            .place(hash, |row| self.slab.row(row).key() == key)
+        self.writers_table(writer).place(key, hash)
     }
 
     /// Takes a row out of the table. The caller has told the eviction policy and reserved `pending`.
     fn take_out(&self, writer: &mut Writer, slot: usize, row: u32) {
-        writer.used -= self.writers_table(writer).take_out(slot);
+        self.writers_table(writer).take_out(slot);
         writer.live -= 1;
         self.give_up(writer, row);
     }
@@ -277,36 +235,39 @@ impl<R: Reclaim> Store<R> {
     /// Moves the living rows to a new table: a larger one, or one without deleted slots.
     fn rebuild(&self, writer: &mut Writer) -> Result<()> {
         let now = self.clock.ticks();
-        let slots = ((writer.live + 1).saturating_mul(2)).max(self.least_slots);
-        let table = Box::new(Table::new(slots)?);
+        // Half full if keys come and go, so that a rebuild serves for many of them; else three fifths.
+        let keys = writer.live + 1;
+        let slots = if self.bound.is_some() {
+            keys.saturating_mul(2)
+        } else {
+            keys.saturating_mul(5) / 3
+        };
+        let slots = slots.max(self.least_slots);
+        let table = Box::new(Table::new(slots, self.pages)?);
         let both = table.bytes() + self.writers_table(writer).bytes();
         self.gauges
             .growth_peak_bytes
             .fetch_max(both, Ordering::Relaxed);
         let old = self.writers_table(writer);
-        let dead = old
-            .rows()
-            .filter(|&row| self.expired(&self.slab.row(row), now))
-            .count();
+        let is_dead = |row| self.expired(&self.slab.row(row), now);
+        let dead = old.entries().filter(|&(_, row)| is_dead(row)).count();
         writer
             .pending
             .try_reserve(dead)
             .map_err(|_| no_memory("the list of expired rows"))?;
         let mut used = 0;
-        for row in old.rows() {
-            let entry = self.slab.row(row);
-            if self.expired(&entry, now) {
+        for (key, row) in old.entries() {
+            if is_dead(row) {
                 if let Some(eviction) = &mut writer.eviction {
                     eviction.removed(row);
                 }
                 writer.pending.push(row);
             } else {
-                let hash = spread(entry.key());
                 // Keys are unique in the old table, so none can be found in the new one.
-                let Place::Absent { slot } = table.place(hash, |_| false) else {
+                let Place::Absent { slot } = table.place(key, spread(key)) else {
                     unreachable!()
                 };
-                used += usize::from(table.publish(slot, hash, row));
+                used += usize::from(table.publish(slot, key, row));
             }
         }
         self.counters.expired_removed.add(dead as u64);
@@ -321,7 +282,7 @@ impl<R: Reclaim> Store<R> {
 
     /// A row that nobody uses: a returned one, else a new one, else, in a bounded cache, the first that
     /// readers let go of.
-    fn free_row(&self, writer: &mut Writer) -> Result<u32> {
+    pub(super) fn free_row(&self, writer: &mut Writer) -> Result<u32> {
         if let Some(row) = self.pop_free(writer) {
             return Ok(row);
         }
@@ -367,7 +328,7 @@ impl<R: Reclaim> Store<R> {
         Some(row)
     }
 
-    fn push_free(&self, writer: &mut Writer, row: u32) {
+    pub(super) fn push_free(&self, writer: &mut Writer, row: u32) {
         self.slab.row(row).set_next_free(writer.free);
         writer.free = Some(row);
     }
@@ -410,7 +371,7 @@ impl<R: Reclaim> Store<R> {
     }
 
     /// Ends a write: hands over what it replaced and brings the gauges up to date.
-    fn settle(&self, writer: &mut Writer) {
+    pub(super) fn settle(&self, writer: &mut Writer) {
         self.hand_over(writer);
         self.collect(writer);
         self.gauges.live.store(writer.live, Ordering::Relaxed);
@@ -424,7 +385,7 @@ impl<R: Reclaim> Store<R> {
     }
 }
 
-fn no_memory(what: &str) -> Error {
+pub(super) fn no_memory(what: &str) -> Error {
     Error::OutOfMemory {
         what: what.into(),
         bytes: size_of::<u32>(),
@@ -432,7 +393,7 @@ fn no_memory(what: &str) -> Error {
 }
 
 /// `error`, saying how far the batch had come.
-fn after(error: Error, done: usize, of: usize) -> Error {
+pub(super) fn after(error: Error, done: usize, of: usize) -> Error {
     match error {
         Error::OutOfMemory { what, bytes } => Error::OutOfMemory {
             what: format!("{what} (after {done} of {of} keys of this batch)"),

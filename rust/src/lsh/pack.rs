@@ -111,7 +111,7 @@ pub(super) struct Packed(AlignedBuffer);
 
 impl Packed {
     fn zeroed(bytes: usize) -> Result<Self> {
-        AlignedBuffer::zeroed(bytes, "a behaviour sequence laid out for the vector units").map(Self)
+        AlignedBuffer::new(bytes, "a behaviour sequence laid out for the vector units").map(Self)
     }
 
     /// The bytes.

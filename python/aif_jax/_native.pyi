@@ -65,8 +65,8 @@ class RowLayout:
 class EmbeddingCache:
     """A concurrent store of fixed-size rows under 64-bit keys.
 
-    Look-ups take no lock and never wait; all columns of a row come from one `upsert`. Writers take turns. A
-    batch is not a transaction: a `gather` beside an `upsert` may see some of its rows and not yet others.
+    Look-ups take no lock and never wait; all columns of a row come from one `upsert`. Writers copy their rows
+    side by side and take turns at the table. A batch is not a transaction: a `gather` beside an `upsert` may see some of its rows and not yet others.
     All methods may be called from any thread; the GIL is released. Keys are contiguous `uint64[N]` arrays, 0
     and 2**64 - 1 included. Arrays given to a call must not be written to by others until it returns.
 
@@ -75,7 +75,9 @@ class EmbeddingCache:
         capacity_bytes: the most bytes to take, overhead included; full, the cache evicts by SIEVE. `None`:
             unbounded.
         ttl_s: rows older than this many seconds are misses. `None`: rows do not expire.
-        initial_keys: for how many keys to make the hash table from the start.
+        initial_keys: for how many keys to make the hash table and the segments of rows from the start.
+        huge_pages: ask the system for huge pages wherever 2 MB or more are taken at once.
+        prefault: back memory when it is taken, not when it is first used.
 
     Raises:
         ConfigError: `capacity_bytes` holds fewer than two rows, `ttl_s` is not positive, or `initial_keys`
@@ -89,6 +91,8 @@ class EmbeddingCache:
         capacity_bytes: int | None = None,
         ttl_s: float | None = None,
         initial_keys: int = 0,
+        huge_pages: bool = True,
+        prefault: bool = False,
     ) -> EmbeddingCache: ...
     def upsert(self, keys: npt.NDArray[np.uint64], columns: Mapping[str, np.ndarray]) -> None:
         """Write one row per key, in order: of a key that comes twice the last row stays.
@@ -117,7 +121,8 @@ class EmbeddingCache:
             keys: `uint64[N]`.
             out: contiguous arrays `[N, *shape]` to write to, one per column, sharing memory with nothing
                 else in the call. `None`: new arrays, aligned to 64 bytes so that JAX can take them without a
-                copy.
+                copy. Their memory is on loan: it serves another batch when the last of them, and all that
+                JAX made of them without a copy, is gone.
 
         Returns:
             The columns by name, `[N, *shape]` (the arrays of `out` if given), zeros where a key has no row;
@@ -129,6 +134,35 @@ class EmbeddingCache:
         """
     def get(self, key: int) -> dict[str, np.ndarray] | None:
         """Return the columns of one row, each of the column's shape, or `None` if the key has none."""
+    def get_or_compute(
+        self, key: int, compute: Callable[[], Mapping[str, Any]], *, timeout_s: float | None = None
+    ) -> dict[str, np.ndarray]:
+        """Return the columns of one row, computing and keeping it if the key has none.
+
+        However many threads ask for a key at once, `compute` runs in one of them and the others wait for it,
+        without the GIL. A task in the compute lane of a `Scheduler` does not wait but raises, as others need
+        its thread.
+
+        Args:
+            key: the key.
+            compute: gives one row, an array of the column's shape and dtype for each column.
+            timeout_s: how long to wait for another thread's computation, in seconds; `None`: without limit.
+
+        Raises:
+            LayoutError: what `compute` returned does not match the layout.
+            DeadlineExceededError: another thread's computation took longer than `timeout_s`.
+            SchedulerError: the key is being computed, and this thread may not wait for it.
+            Exception: what `compute` raised, in every thread that waited for it.
+        """
+    def snapshot(self) -> tuple[npt.NDArray[np.uint64], dict[str, np.ndarray], npt.NDArray[np.float32]]:
+        """Return all rows as of one moment between writes: copies that writers do not change.
+
+        Returns:
+            Keys `uint64[N]` in no order, columns `[N, *shape]` by name, and ages in seconds `float32[N]`.
+
+        Raises:
+            MemoryError: there is no memory for a copy of all rows.
+        """
     def ages_s(self, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]:
         """Return the seconds since each key's row was written, `float32[N]`, to 16 ms; NaN without one."""
     def keys(self) -> npt.NDArray[np.uint64]:
@@ -145,9 +179,9 @@ class EmbeddingCache:
         """Return where the bytes are.
 
         payload_bytes, padding_bytes, retired_bytes, free_bytes (rows to be reused), table_bytes, side_bytes
-        (keys, time stamps and marks), order_bytes (of eviction), total_bytes (all of these), untouched_bytes
+        (time stamps, and keys and marks if rows are evicted), order_bytes (of eviction), total_bytes (all of these), untouched_bytes
         (reserved address space, not in the total), growth_peak_bytes (most that two tables took during
-        growth).
+        growth), pooled_bytes (of returned arrays, kept for the next batches; not in the total).
         """
     def clear(self) -> None:
         """Delete all rows; the counts go on."""

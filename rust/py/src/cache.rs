@@ -1,10 +1,13 @@
 //! `RowLayout`, `EmbeddingCache` and `hash_strings` for Python: checks and conversion.
 
 mod columns;
+mod lease;
+mod once;
 
 use crate::errors::{detached, raise, to_py};
 use aif_core::cache::{self, CacheConfig, DType, key_of, registry};
 use aif_core::error::Error;
+use aif_core::pool::BufferPool;
 use columns::{Input, Output};
 use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
@@ -78,23 +81,38 @@ impl RowLayout {
     }
 }
 
+/// Keys, columns and ages.
+type SnapshotArrays<'py> = (
+    Bound<'py, PyArray1<u64>>,
+    Bound<'py, PyDict>,
+    Bound<'py, PyArray1<f32>>,
+);
+
 /// A concurrent store of fixed-size rows under 64-bit keys.
 #[pyclass(frozen, module = "aif_jax._native")]
 pub(crate) struct EmbeddingCache {
     cache: Arc<cache::EmbeddingCache>,
     handle: u64,
+    /// Where new arrays for gathered rows come from.
+    pool: Arc<BufferPool>,
+    flights: once::Flights,
 }
+
+/// Bytes of returned arrays that a cache keeps for the next batches.
+const POOL_BYTES: usize = 64 << 20;
 
 #[pymethods]
 impl EmbeddingCache {
     #[new]
-    #[pyo3(signature = (layout, *, capacity_bytes=None, ttl_s=None, initial_keys=0))]
+    #[pyo3(signature = (layout, *, capacity_bytes=None, ttl_s=None, initial_keys=0, huge_pages=true, prefault=false))]
     fn new(
         py: Python<'_>,
         layout: &Bound<'_, RowLayout>,
         capacity_bytes: Option<usize>,
         ttl_s: Option<f64>,
         initial_keys: usize,
+        huge_pages: bool,
+        prefault: bool,
     ) -> PyResult<Self> {
         let ttl = ttl_s
             .map(|seconds| {
@@ -109,13 +127,20 @@ impl EmbeddingCache {
             capacity_bytes,
             ttl,
             initial_keys,
+            huge_pages,
+            prefault,
             ..CacheConfig::default()
         };
         let layout = layout.get().0.clone();
         let cache = detached(py, || cache::EmbeddingCache::new(layout, config))?;
         let cache = Arc::new(cache);
         let handle = registry::register(&cache);
-        Ok(Self { cache, handle })
+        Ok(Self {
+            cache,
+            handle,
+            pool: BufferPool::new(POOL_BYTES),
+            flights: once::Flights::default(),
+        })
     }
 
     fn upsert(
@@ -164,7 +189,8 @@ impl EmbeddingCache {
     ) -> PyResult<(Bound<'py, PyDict>, Bound<'py, PyArray1<bool>>)> {
         let keys = borrow_keys(keys)?;
         let keys = keys.as_slice()?;
-        let (dict, mut outputs) = columns::outputs(py, self.cache.layout(), keys.len(), out)?;
+        let (dict, mut outputs) =
+            columns::outputs(py, self.cache.layout(), keys.len(), out, &self.pool)?;
         let mut slices = outputs
             .iter_mut()
             .map(Output::bytes)
@@ -178,7 +204,7 @@ impl EmbeddingCache {
     }
 
     fn get<'py>(&self, py: Python<'py>, key: u64) -> PyResult<Option<Bound<'py, PyDict>>> {
-        let (dict, mut outputs) = columns::outputs(py, self.cache.layout(), 1, None)?;
+        let (dict, mut outputs) = columns::outputs(py, self.cache.layout(), 1, None, &self.pool)?;
         let mut slices = outputs
             .iter_mut()
             .map(Output::bytes)
@@ -188,16 +214,71 @@ impl EmbeddingCache {
         if hits == 0 {
             return Ok(None);
         }
-        for column in self.cache.layout().columns() {
-            let batch = dict
-                .get_item(column.name())?
-                .expect("outputs has every column");
-            dict.set_item(
-                column.name(),
-                batch.call_method1("reshape", (PyTuple::new(py, column.shape())?,))?,
-            )?;
-        }
+        columns::drop_batch_axis(self.cache.layout(), &dict)?;
         Ok(Some(dict))
+    }
+
+    #[pyo3(signature = (key, compute, *, timeout_s=None))]
+    fn get_or_compute<'py>(
+        &self,
+        py: Python<'py>,
+        key: u64,
+        compute: &Bound<'py, PyAny>,
+        timeout_s: Option<f64>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        if let Some(row) = self.get(py, key)? {
+            return Ok(row);
+        }
+        let compute = compute.clone().unbind();
+        let row = self.flights.run(py, key, timeout_s, |py| {
+            // Whoever computed it a moment ago has written it by now.
+            if let Some(row) = self.get(py, key)? {
+                return Ok(row.unbind());
+            }
+            let row = columns::with_batch_axis(self.cache.layout(), &compute.bind(py).call0()?)?;
+            self.upsert(py, PyArray1::from_slice(py, &[key]).as_any(), row.as_any())?;
+            columns::drop_batch_axis(self.cache.layout(), &row)?;
+            Ok(row.unbind())
+        })?;
+        columns::copies(self.cache.layout(), &row)
+    }
+
+    fn snapshot<'py>(&self, py: Python<'py>) -> PyResult<SnapshotArrays<'py>> {
+        let layout = self.cache.layout();
+        let (keys, columns, ages) = detached(py, || {
+            let snapshot = self.cache.snapshot()?;
+            let no_memory = |column: &cache::Column| Error::OutOfMemory {
+                what: format!("column {:?} of a snapshot", column.name()),
+                bytes: snapshot.len() * column.bytes(),
+            };
+            let mut columns = Vec::new();
+            for column in layout.columns() {
+                let mut bytes = Vec::new();
+                bytes
+                    .try_reserve_exact(snapshot.len() * column.bytes())
+                    .map_err(|_| no_memory(column))?;
+                columns.push(bytes);
+            }
+            let (mut keys, mut ages) = (Vec::new(), Vec::new());
+            for row in snapshot.rows() {
+                keys.push(row.key);
+                ages.push(row.age.as_secs_f32());
+                for (column, bytes) in layout.columns().iter().zip(&mut columns) {
+                    bytes.extend_from_slice(&row.bytes[column.offset()..][..column.bytes()]);
+                }
+            }
+            Ok((keys, columns, ages))
+        })?;
+        let rows = keys.len();
+        let dict = PyDict::new(py);
+        for (column, bytes) in layout.columns().iter().zip(columns) {
+            dict.set_item(column.name(), columns::from_bytes(py, column, rows, bytes)?)?;
+        }
+        Ok((
+            PyArray1::from_vec(py, keys),
+            dict,
+            PyArray1::from_vec(py, ages),
+        ))
     }
 
     fn ages_s<'py>(
@@ -228,7 +309,9 @@ impl EmbeddingCache {
     }
 
     fn memory_usage<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        numbers(py, self.cache.memory_usage().entries())
+        let dict = numbers(py, self.cache.memory_usage().entries())?;
+        dict.set_item("pooled_bytes", self.pool.free_bytes())?;
+        Ok(dict)
     }
 
     fn clear(&self, py: Python<'_>) -> PyResult<()> {
@@ -272,6 +355,11 @@ fn borrow_keys<'py>(keys: &Bound<'py, PyAny>) -> PyResult<PyReadonlyArray1<'py, 
     };
     if !array.is_c_contiguous() {
         return Err(refuse(format!("a view with strides {:?}", array.strides())));
+    }
+    if !typed.data().is_aligned() {
+        return Err(refuse(
+            "a view that does not start at a multiple of 8 bytes".into(),
+        ));
     }
     typed
         .try_readonly()

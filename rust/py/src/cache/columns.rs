@@ -1,14 +1,17 @@
 //! Columns of rows as `NumPy` arrays: what may be read from, written to, and made.
 
-use crate::errors::raise;
+use super::lease::LeasedBuffer;
+use crate::errors::{detached, raise};
 use aif_core::buffer::ALIGN;
 use aif_core::cache::{Column, RowLayout};
+use aif_core::pool::BufferPool;
 use numpy::{
     PyArray1, PyArrayDescr, PyArrayDescrMethods, PyArrayMethods, PyReadonlyArray1,
     PyReadwriteArray1, PyUntypedArray, PyUntypedArrayMethods,
 };
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyMapping, PySlice, PyTuple};
+use std::sync::Arc;
 
 /// A column to read: its bytes, borrowed so that no other call of ours writes to them meanwhile.
 pub(crate) struct Input<'py>(PyReadonlyArray1<'py, u8>);
@@ -52,21 +55,32 @@ pub(crate) fn inputs<'py>(
     layout.columns().iter().map(read).collect()
 }
 
+/// From this size on, new arrays come from the pool: smaller ones cost the allocator no new pages.
+const POOLED_BYTES: usize = 64 << 10;
+
 /// Where to put the columns of `rows` rows: the arrays of `out`, or new ones, as a dict of arrays
-/// `[rows, *shape]` and as their bytes.
+/// `[rows, *shape]` and as their bytes. Large new ones are on loan from `pool`.
 pub(crate) fn outputs<'py>(
     py: Python<'py>,
     layout: &RowLayout,
     rows: usize,
     out: Option<&Bound<'py, PyAny>>,
+    pool: &Arc<BufferPool>,
 ) -> PyResult<(Bound<'py, PyDict>, Vec<Output<'py>>)> {
     let out = out.map(|out| named(layout, "out", out)).transpose()?;
+    let mut loan = match &out {
+        None => Loan::of(py, layout, rows, pool)?,
+        Some(_) => None,
+    };
     let dict = PyDict::new(py);
     let mut outputs = Vec::with_capacity(layout.columns().len());
     for column in layout.columns() {
         let name = column.name();
         let array = match &out {
-            None => aligned(py, column, rows)?,
+            None => match &mut loan {
+                Some(loan) => loan.array(column, rows)?,
+                None => aligned(py, column, rows)?,
+            },
             Some(out) => checked(column, rows, &out.get_item(name)?)?,
         };
         let bytes = flat_bytes(&array)?.try_readwrite().map_err(|_| {
@@ -80,6 +94,53 @@ pub(crate) fn outputs<'py>(
         outputs.push(Output(bytes));
     }
     Ok((dict, outputs))
+}
+
+/// One leased buffer, given out in pieces that start on cache lines.
+struct Loan<'py> {
+    buffer: Bound<'py, LeasedBuffer>,
+    used: usize,
+}
+
+impl<'py> Loan<'py> {
+    /// Room for the columns of `rows` rows; `None` if they are too small to be worth it.
+    fn of(
+        py: Python<'py>,
+        layout: &RowLayout,
+        rows: usize,
+        pool: &Arc<BufferPool>,
+    ) -> PyResult<Option<Self>> {
+        let each = |column: &Column| {
+            rows.checked_mul(column.bytes())?
+                .checked_next_multiple_of(ALIGN)
+        };
+        let total = layout
+            .columns()
+            .iter()
+            .try_fold(0usize, |sum, column| sum.checked_add(each(column)?));
+        let Some(total) = total else {
+            let message = format!("{rows} rows of {layout:?} are more than memory can hold");
+            return Err(pyo3::exceptions::PyMemoryError::new_err(message));
+        };
+        if total < POOLED_BYTES {
+            return Ok(None);
+        }
+        let lease = detached(py, || pool.lease(total))?;
+        Ok(Some(Self {
+            buffer: Bound::new(py, LeasedBuffer::new(lease))?,
+            used: 0,
+        }))
+    }
+
+    /// The next piece as an array `[rows, *shape]`.
+    fn array(&mut self, column: &Column, rows: usize) -> PyResult<Bound<'py, PyUntypedArray>> {
+        let py = self.buffer.py();
+        let shape = PyTuple::new(py, batch_shape(column, rows))?;
+        let arguments = (shape, descriptor(py, column)?, &self.buffer, self.used);
+        let array = py.import("numpy")?.getattr("ndarray")?.call1(arguments)?;
+        self.used += (rows * column.bytes()).next_multiple_of(ALIGN);
+        Ok(array.cast_into::<PyUntypedArray>()?)
+    }
 }
 
 /// `given` as a mapping that has exactly the layout's columns.
@@ -238,4 +299,71 @@ fn descriptor<'py>(py: Python<'py>, column: &Column) -> PyResult<Bound<'py, PyAr
         return PyArrayDescr::new(py, kind);
     }
     PyArrayDescr::new(py, name)
+}
+
+/// Takes the first axis, of length 1, off every column of `dict`.
+pub(crate) fn drop_batch_axis(layout: &RowLayout, dict: &Bound<'_, PyDict>) -> PyResult<()> {
+    let py = dict.py();
+    for column in layout.columns() {
+        let batch = dict
+            .get_item(column.name())?
+            .expect("the caller filled every column");
+        let shape = PyTuple::new(py, column.shape())?;
+        dict.set_item(column.name(), batch.call_method1("reshape", (shape,))?)?;
+    }
+    Ok(())
+}
+
+/// One row, a mapping from names to arrays of the columns' shapes, as a batch of one.
+pub(crate) fn with_batch_axis<'py>(
+    layout: &RowLayout,
+    row: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let py = row.py();
+    let row = named(layout, "what compute returns", row)?;
+    let numpy = py.import("numpy")?;
+    let dict = PyDict::new(py);
+    for column in layout.columns() {
+        let array = numpy.call_method1("asarray", (row.get_item(column.name())?,))?;
+        let shape: Vec<usize> = array.getattr("shape")?.extract()?;
+        if shape != column.shape() {
+            let message = format!(
+                "compute returned column {:?} with shape {shape:?}; one row of it has shape {:?}",
+                column.name(),
+                column.shape()
+            );
+            return Err(raise(py, "LayoutError", message));
+        }
+        let shape = PyTuple::new(py, batch_shape(column, 1))?;
+        dict.set_item(column.name(), array.call_method1("reshape", (shape,))?)?;
+    }
+    Ok(dict)
+}
+
+/// The array `[rows, *shape]` with these bytes.
+pub(crate) fn from_bytes<'py>(
+    py: Python<'py>,
+    column: &Column,
+    rows: usize,
+    bytes: Vec<u8>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let shape = PyTuple::new(py, batch_shape(column, rows))?;
+    PyArray1::from_vec(py, bytes)
+        .call_method1("view", (descriptor(py, column)?,))?
+        .call_method1("reshape", (shape,))
+}
+
+/// A dict with arrays of its own.
+pub(crate) fn copies<'py>(
+    layout: &RowLayout,
+    dict: &Bound<'py, PyDict>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let own = PyDict::new(dict.py());
+    for column in layout.columns() {
+        let array = dict
+            .get_item(column.name())?
+            .expect("the caller filled every column");
+        own.set_item(column.name(), array.call_method0("copy")?)?;
+    }
+    Ok(own)
 }

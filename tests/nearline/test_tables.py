@@ -137,8 +137,12 @@ def test_rows_computed_elsewhere_are_taken_if_they_are_complete(bundle: Bundle, 
     again, found = copied.gather(world.ids[:5])
     assert found.all()
     assert all(np.array_equal(rows[name], again[name]) for name in rows)
+    with pytest.raises(
+        ItemIndexError, match=r"rows: have the unknown columns \['x'\], expected .*'item' program"
+    ):
+        ItemIndex.from_rows(bundle, world.ids[:5], {**rows, "x": rows["h"]})
     del rows["h"]
-    with pytest.raises(ItemIndexError, match="'item' program"):
+    with pytest.raises(ItemIndexError, match=r"rows: lack the columns \['h'\], expected .*'item' program"):
         ItemIndex.from_rows(bundle, world.ids[:5], rows)
 
 

@@ -93,7 +93,8 @@ class Vocabulary:
         if column.strings is not None:
             if self._ranks is None:
                 raise SchemaError(
-                    f"got strings, but the vocabulary holds integers such as {self._values[0]}."
+                    f"got strings, but the vocabulary holds integers such as {self._values[0]}; give "
+                    "integers, or fit it on strings."
                 )
             get = self._ranks.get
             return np.fromiter(map(get, column.strings, repeat(UNKNOWN)), np.int32, len(column))
@@ -103,7 +104,8 @@ class Vocabulary:
         if known is None:
             if len(integers) and (column.missing is None or not column.missing.all()):
                 raise SchemaError(
-                    f"got integers, but the vocabulary holds strings such as {self._values[0]!r}."
+                    f"got integers, but the vocabulary holds strings such as {self._values[0]!r}; give "
+                    "strings, or fit it on integers."
                 )
             return np.zeros(len(integers), np.int32)
         if integers.dtype == np.uint64:

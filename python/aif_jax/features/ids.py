@@ -51,9 +51,12 @@ def item_keys(ids: Any) -> np.ndarray:
             if bad:
                 raise RequestError(f"ids: got {bad[0]}, expected integers in [0, 2^64), or strings.")
             return np.array(values, np.uint64)
-        kinds = sorted({type(value).__name__ for value in values})
-        raise RequestError(f"ids: got {', '.join(kinds)}, expected all integers or all strings.")
-    raise RequestError(f"ids: got dtype {ids.dtype}, expected integers or strings; convert them first.")
+        examples = {type(value).__name__: repr(value)[:40] for value in reversed(values)}
+        given = ", ".join(f"{kind} (such as {examples[kind]})" for kind in sorted(examples))
+        raise RequestError(f"ids: got {given}, expected all integers or all strings; convert them first.")
+    raise RequestError(
+        f"ids: got dtype {ids.dtype}, expected all integers or all strings; convert them first."
+    )
 
 
 def split_ids(keys: np.ndarray) -> np.ndarray:

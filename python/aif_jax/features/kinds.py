@@ -195,9 +195,14 @@ class Numeric:
                 raise TypeError("strings")
             values = values.astype(np.float64)
         except (TypeError, ValueError) as error:
-            raise SchemaError(f"feature {self.name!r}: expected numbers, got {error}.") from error
+            raise SchemaError(
+                f"feature {self.name!r}: got {error}, expected numbers; convert them first, or declare the "
+                "feature as Categorical."
+            ) from error
         if values.shape != (n,):
-            raise SchemaError(f"feature {self.name!r}: got shape {values.shape}, expected ({n},).")
+            raise SchemaError(
+                f"feature {self.name!r}: got shape {values.shape}, expected ({n},): one number a row."
+            )
         return values
 
     def fit(self, column: Any) -> "Numeric":

@@ -94,8 +94,11 @@ class RowTable:
         """
         table = cls(bundle, expected_rows=len(ids))
         if table.store.columns.keys() != rows.keys():
+            expected = table.store.columns.keys()
+            lacking, unknown = sorted(expected - rows.keys()), sorted(rows.keys() - expected)
+            given = f"lack the columns {lacking}" if lacking else f"have the unknown columns {unknown}"
             raise ItemIndexError(
-                f"rows: got the columns {sorted(rows)}, expected {sorted(table.store.columns)}; "
+                f"rows: {given}, expected {sorted(expected)}; "
                 f"compute them with the bundle's {cls.stage!r} program."
             )
         keys = table._register(ids)

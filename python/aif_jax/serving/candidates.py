@@ -57,7 +57,7 @@ def check_candidates(
     try:
         keys = np.ascontiguousarray(item_keys(ids))
     except RequestError as error:
-        raise RequestError(f"candidates: {error}") from error
+        raise RequestError(f"candidates: {str(error).removeprefix('ids: ')}") from error
     if array is None:
         array = np.array(ids, dtype=object) if isinstance(next(iter(ids)), str) else keys
     encoded = _encode_pair(pair or {}, n, schema, raw, report)
@@ -79,7 +79,7 @@ def _encode_pair(
     try:
         encoded = schema.encode("pair", pair, n, report=report)
     except SchemaError as error:
-        raise RequestError(f"pair features of {n} candidates: {error}") from error
+        raise RequestError(f"pair features of {n} candidates: {str(error).removeprefix('pair: ')}") from error
     for name in raw:
         values = np.zeros(n, np.float32)
         feature = schema.feature("pair", name)

@@ -37,6 +37,11 @@ from aif_jax.types import Request, Retrieve, UserId, UserRecord, UserSource
 Lane = Literal["blocking", "compute"]
 
 _LONGEST_DEADLINE_MS = 1e9
+_TASKS = {
+    "user_fetch": "the user source", "user": "the user program", "retrieve": "retrieve",
+    "stage": "the real-time stage",
+}  # fmt: skip
+"""What a request's tasks are in words, by the name that a trace shows."""
 
 
 class Engine:
@@ -471,7 +476,8 @@ class Engine:
         known = {feature.name for feature in self._generation.bundle.schema.context}
         if unknown := sorted(map(str, context.keys() - known)):
             raise RequestError(
-                f"context: features {unknown} are not in the schema, which has {sorted(known)}."
+                f"context: features {unknown} are not in the schema, whose context features are "
+                f"{sorted(known)}; leave them out, or train with a schema that names them."
             )
 
     def _checked_k(self, k: int | None) -> int:
@@ -489,8 +495,8 @@ class Engine:
         spent = (time.perf_counter() - pending.began_s) * 1e3
         return DeadlineExceededError(
             f"user {pending.user!r}: {spent:.1f} ms had passed of the deadline of {pending.deadline_ms:g} ms "
-            "before "
-            f"{name} could start; make retrieval or the user source faster, or give the request more time."
+            f"before {_TASKS[name]} could start; make retrieval or the user source faster, or give the "
+            "request more time."
         )
 
     @contextlib.contextmanager

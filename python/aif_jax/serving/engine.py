@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal, Self
@@ -26,8 +26,9 @@ from aif_jax.nearline import BehaviourTable, ItemIndex
 from aif_jax.serving.accounting import added, make_report
 from aif_jax.serving.candidates import check_candidates
 from aif_jax.serving.config import EngineConfig
+from aif_jax.serving.counts import RequestCounts
 from aif_jax.serving.pending import Pending, UserSide
-from aif_jax.serving.report import Ranking, Report
+from aif_jax.serving.report import Ranking
 from aif_jax.serving.retrieval import EventLoop, retrieve_async, retrieve_now
 from aif_jax.serving.stages import Generation, WarmupProgress
 from aif_jax.serving.user_states import UserStates, compute_state, long_bucket
@@ -84,9 +85,9 @@ class Engine:
         self._retrieve = retrieve
         self._states = UserStates(self._generation)
         self._loop = EventLoop()
-        self._counts: Counter[str] = Counter()
-        self._counting = threading.Lock()
+        self.counts = RequestCounts()
         self._open: dict[int, Pending] = {}
+        self._opening = threading.Lock()
         self._closed = False
         self._here = threading.local()
         self._scheduler = _native.Scheduler(
@@ -115,7 +116,7 @@ class Engine:
             OverloadedError: too many requests are waiting; nothing was started.
             SchedulerError: the engine is closed.
         """
-        with self.counting_errors():
+        with self.counts.errors():
             if self._closed:
                 raise SchedulerError("the engine is closed; make a new one.")
             if isinstance(user, bool) or not isinstance(user, (int, str, np.integer)):
@@ -133,8 +134,8 @@ class Engine:
             context = dict(context)
             pending = Pending(self, self._generation, user, context, deadline_ms)
             self._expire()
-            with self._counting:
-                self._counts["begun"] += 1
+            self.counts.add("begun")
+            with self._opening:
                 self._open[id(pending)] = pending
             try:
                 pending.track(
@@ -175,7 +176,7 @@ class Engine:
         retrieve = self._own_retrieve()
         pending = self._begin_own(user, context, deadline_ms)
         try:
-            with self.counting_errors():
+            with self.counts.errors():
                 ids, pair = await retrieve_async(
                     retrieve,
                     self._request(pending, k),
@@ -238,12 +239,11 @@ class Engine:
         something else compiles.
         """
         self._expire()
-        with self._counting:
-            counts = dict(self._counts)
+        with self._opening:
             open_handles = len(self._open)
         return {
             "version": self.version,
-            "requests": counts,
+            "requests": self.counts.as_dict(),
             "open_handles": open_handles,
             "compilations": compilations() - self._compiled,
             "user_states": self._states.stats(),
@@ -268,7 +268,7 @@ class Engine:
                 "done."
             )
         self._closed = True
-        with self._counting:
+        with self._opening:
             pendings = list(self._open.values())
             self._open.clear()
         for pending in pendings:
@@ -324,43 +324,13 @@ class Engine:
 
     def forget(self, pending: Pending) -> None:
         """Take a handle off the list of those that may expire."""
-        with self._counting:
+        with self._opening:
             self._open.pop(id(pending), None)
 
-    @contextlib.contextmanager
-    def counting_errors(self) -> Iterator[None]:
-        """Count the errors that pass, by name. Not to be nested: each layer would count the same error."""
-        try:
-            yield
-        except Exception as error:
-            with self._counting:
-                self._counts[f"error:{type(error).__name__}"] += 1
-            raise
-        except BaseException:
-            # A cancelled coroutine or an interrupt: nothing failed, but nobody waits for the answer.
-            with self._counting:
-                self._counts["abandoned"] += 1
-            raise
-
-    def count_abandoned(self, pending: Pending) -> None:
-        """Count a handle that its caller gave up."""
-        with self._counting:
-            self._open.pop(id(pending), None)
-            self._counts["abandoned"] += 1
-
-    def count_ranking(self, report: Report) -> None:
-        """Count a ranking that reached its caller, and what was left out of it."""
-        counts = self._counts
-        with self._counting:
-            counts["ranked"] += 1
-            counts[f"user_state:{report.user_state}"] += 1
-            counts["unknown_users"] += report.unknown_user
-            for name in (
-                "candidates", "duplicates", "missing_items", "not_rankable", "unscored", "unknown_behaviours",
-                "truncated_behaviours", "category_overflow",
-            ):  # fmt: skip
-                counts[name] += getattr(report, name)
-            counts["overrun"] += report.overrun_ms > 0
+    def abandon(self, pending: Pending) -> None:
+        """Count a handle that its caller gave up, and forget it."""
+        self.forget(pending)
+        self.counts.add("abandoned")
 
     def _run_here(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a task, so that `close` knows when it is called inside one."""
@@ -446,7 +416,7 @@ class Engine:
 
     def _retrieve_and_rank(self, retrieve: Retrieve, pending: Pending, k: int | None) -> Ranking:
         try:
-            with self.counting_errors():
+            with self.counts.errors():
                 ids, pair = retrieve_now(
                     retrieve, self._request(pending, k), self._loop, pending.remaining_ms()
                 )
@@ -517,7 +487,7 @@ class Engine:
         """End the handles that nobody finished in time; they are in the order in which they began."""
         oldest = time.perf_counter() - self.config.max_pending_age_s
         expired: list[Pending] = []
-        with self._counting:
+        with self._opening:
             for pending in self._open.values():
                 if pending.began_s > oldest:
                     break
@@ -530,5 +500,4 @@ class Engine:
             for pending in expired
         )
         if ended:
-            with self._counting:
-                self._counts["expired"] += ended
+            self.counts.add("expired", ended)

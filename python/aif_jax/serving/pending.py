@@ -89,20 +89,20 @@ class Pending:
             UnknownItemError: a candidate has no row, under ``missing_items="error"``.
             DeadlineExceededError: the deadline passed before the real-time stage could start.
         """
-        with self._engine.counting_errors():
+        with self._engine.counts.errors():
             return self.rank_uncounted(ids, pair, k)
 
     async def rank_async(
         self, ids: Any, pair: Mapping[str, Any] | None = None, k: int | None = None
     ) -> Ranking:
         """Like `rank`, without blocking the event loop: the stage runs in the engine's threads."""
-        with self._engine.counting_errors():
+        with self._engine.counts.errors():
             return await self.rank_uncounted_async(ids, pair, k)
 
     def cancel(self) -> None:
         """Give the request up; what has not started will not start. It is counted as abandoned."""
         if self.end("it was cancelled"):
-            self._engine.count_abandoned(self)
+            self._engine.abandon(self)
 
     # -- for the engine ---------------------------------------------------------------------------
 
@@ -115,7 +115,7 @@ class Pending:
         except BaseException:
             self._drop_tasks()
             raise
-        self._engine.count_ranking(ranking.report)
+        self._engine.counts.ranking(ranking.report)
         return ranking
 
     async def rank_uncounted_async(self, ids: Any, pair: Mapping[str, Any] | None, k: int | None) -> Ranking:
@@ -132,7 +132,7 @@ class Pending:
             self._drop_tasks()
             raise
         # Here and not where the stage runs: it may run to its end for a caller that was cancelled meanwhile.
-        self._engine.count_ranking(ranking.report)
+        self._engine.counts.ranking(ranking.report)
         return ranking
 
     def track(self, task: concurrent.futures.Future[Any]) -> None:

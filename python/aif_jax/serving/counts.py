@@ -1,0 +1,55 @@
+"""What became of an engine's requests, counted over its life."""
+
+import contextlib
+import threading
+from collections import Counter
+from collections.abc import Iterator
+
+from aif_jax.serving.report import Report
+
+_LEFT_OUT = (
+    "candidates", "duplicates", "missing_items", "not_rankable", "unscored", "unknown_behaviours",
+    "truncated_behaviours", "category_overflow",
+)  # fmt: skip
+
+
+class RequestCounts:
+    """Counters by name. Safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def add(self, name: str, number: int = 1) -> None:
+        """Add to one counter."""
+        with self._lock:
+            self._counts[name] += number
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Count the errors that pass, by name. Not to be nested: each layer would count the same error."""
+        try:
+            yield
+        except Exception as error:
+            self.add(f"error:{type(error).__name__}")
+            raise
+        except BaseException:
+            # A cancelled coroutine or an interrupt: nothing failed, but nobody waits for the answer.
+            self.add("abandoned")
+            raise
+
+    def ranking(self, report: Report) -> None:
+        """Count a ranking that reached its caller, and what was left out of it."""
+        counts = self._counts
+        with self._lock:
+            counts["ranked"] += 1
+            counts[f"user_state:{report.user_state}"] += 1
+            counts["unknown_users"] += report.unknown_user
+            for name in _LEFT_OUT:
+                counts[name] += getattr(report, name)
+            counts["overrun"] += report.overrun_ms > 0
+
+    def as_dict(self) -> dict[str, int]:
+        """Return a copy of the counters."""
+        with self._lock:
+            return dict(self._counts)

@@ -72,7 +72,7 @@ class EmbeddingCache:
 
     Args:
         layout: the columns of a row.
-        capacity_bytes: the most bytes to take, overhead included; full, the cache evicts by SIEVE. `None`:
+        capacity_bytes: the most bytes to take, overhead included; full, the cache evicts by S3-FIFO. `None`:
             unbounded.
         ttl_s: rows older than this many seconds are misses. `None`: rows do not expire.
         initial_keys: for how many keys to make the hash table and the segments of rows from the start.

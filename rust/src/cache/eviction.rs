@@ -2,10 +2,22 @@
 
 use crate::error::Result;
 
+/// Marks of a row are counted up to this.
+pub(super) const MOST_MARKS: u8 = 3;
+
+/// What a policy may ask about the rows it knows.
+pub(super) trait Rows {
+    /// How often the row was read since it was last asked about, up to [`MOST_MARKS`].
+    fn take_marks(&mut self, row: u32) -> u8;
+
+    /// The hash of the row's key: no other key has it.
+    fn hash(&self, row: u32) -> u64;
+}
+
 /// Chooses which row a full cache gives up.
 ///
-/// All methods are called under the writer's lock. Reads never call a policy: a read sets the row's
-/// mark, one byte beside the row, and the policy asks for it when it looks for a victim.
+/// All methods are called under the writer's lock. Reads never call a policy: a read counts up the row's
+/// marks, in a byte beside the row, and the policy asks for them when it looks for a victim.
 ///
 /// An implementer MUST
 /// - know exactly the rows that were inserted and neither removed nor given up as victims since;
@@ -20,8 +32,8 @@ pub(super) trait Eviction: Send {
     /// Makes room for row numbers below `rows`.
     fn reserve(&mut self, rows: usize) -> Result<()>;
 
-    /// A new key has `row`.
-    fn inserted(&mut self, row: u32);
+    /// A new key of this hash has `row`.
+    fn inserted(&mut self, row: u32, hash: u64);
 
     /// A key that had row `old` has row `new` now. It keeps its place in the order.
     fn replaced(&mut self, old: u32, new: u32);
@@ -29,12 +41,40 @@ pub(super) trait Eviction: Send {
     /// The key of `row` was deleted.
     fn removed(&mut self, row: u32);
 
-    /// Gives up a row. `take_mark` says whether a row was read since it was last asked about that row.
-    fn victim(&mut self, take_mark: &mut dyn FnMut(u32) -> bool) -> Option<u32>;
+    /// Gives up a row.
+    fn victim(&mut self, rows: &mut dyn Rows) -> Option<u32>;
 
     /// All keys were deleted.
     fn clear(&mut self);
 
     /// Bytes the policy keeps for its order.
     fn bytes(&self) -> usize;
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::hash::spread;
+    use super::{MOST_MARKS, Rows};
+    use std::collections::HashMap;
+
+    /// Marks by row; each row's key is its number.
+    #[derive(Default)]
+    pub(in super::super) struct Marks(HashMap<u32, u8>);
+
+    impl Marks {
+        pub(in super::super) fn read(&mut self, row: u32, times: u8) {
+            let marks = self.0.entry(row).or_default();
+            *marks = (*marks + times).min(MOST_MARKS);
+        }
+    }
+
+    impl Rows for Marks {
+        fn take_marks(&mut self, row: u32) -> u8 {
+            self.0.remove(&row).unwrap_or(0)
+        }
+
+        fn hash(&self, row: u32) -> u64 {
+            spread(row.into())
+        }
+    }
 }

@@ -37,7 +37,7 @@
 //!   delays that, without limit in an unbounded cache; in a bounded one such rows count against the
 //!   bound, and a sixteenth of it (at most 1,024 rows) is kept for them.
 //! - Overhead is 12.8 bytes a slot (18.3 a key at the 70 % that `initial_keys` aims at), and 4 beside each
-//!   row for its time stamp; 17 more if bounded. A growing table moves between 60 % and 86 % load, a bounded
+//!   row for its time stamp; 30 more if bounded. A growing table moves between 60 % and 86 % load, a bounded
 //!   one between 50 % and 86 %; while it is rebuilt, the old and the new one exist together, which
 //!   [`MemoryUsage`] reports.
 //! - Growth and the removal of deleted keys' slots copy the table (not the rows) under the writers' lock:
@@ -57,7 +57,7 @@ mod hash;
 mod layout;
 mod reclaim;
 pub mod registry;
-mod sieve;
+mod s3_fifo;
 mod single_flight;
 mod slab;
 mod snapshot;
@@ -87,10 +87,10 @@ use std::fmt;
 use std::time::Duration;
 use store::Store;
 
-/// Bytes beside each row of a bounded cache: key, time stamp and mark, links of the eviction order, and
-/// two slots of the table: one that is in use, and one so that evicted keys' slots need not be cleared
-/// away often.
-const BOUNDED_ROW_BYTES: usize = slab::EVICTING_SIDE_BYTES + 8 + table::bytes_for(10) / 5;
+/// Bytes beside each row of a bounded cache: key, time stamp and mark, the eviction order, and two slots of
+/// the table: one that is in use, and one so that evicted keys' slots need not be cleared away often.
+const BOUNDED_ROW_BYTES: usize =
+    slab::EVICTING_SIDE_BYTES + s3_fifo::ROW_BYTES + table::bytes_for(10) / 5;
 
 /// The smallest table: fewer slots would only grow again at once.
 const LEAST_SLOTS: usize = if cfg!(aif_loom) { 4 } else { 64 };
@@ -140,7 +140,7 @@ struct Sizes {
 #[derive(Clone, Debug)]
 pub struct CacheConfig {
     /// The most bytes to take, overhead included; a second table while it is rebuilt is not. Full, the
-    /// cache evicts by SIEVE.
+    /// cache evicts by S3-FIFO.
     pub capacity_bytes: Option<usize>,
     /// Rows older than this are misses. Kept to one [tick](TICK_MS); never early.
     pub ttl: Option<Duration>,

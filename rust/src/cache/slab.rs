@@ -6,6 +6,7 @@
 //! rows is known beforehand, the first eight segments hold them: the fewer and larger, the more of the
 //! slab lies on huge pages. What is not touched takes address space and no memory.
 
+use super::eviction::MOST_MARKS;
 use super::layout::RowLayout;
 use crate::buffer::{AlignedBuffer, Pages, ZeroedArray};
 use crate::error::{Error, Result};
@@ -64,23 +65,32 @@ impl RowRef<'_> {
         self.segment.stamps[self.at].load(Ordering::Relaxed)
     }
 
-    /// Notes that the row was used. A hint to eviction, ordered with nothing; stored only when it is
-    /// new, so that popular rows do not pass a cache line between cores.
+    /// Notes that the row was used. A hint to eviction, ordered with nothing, of which some are lost when
+    /// two readers meet; stored only a few times, so that popular rows do not pass a cache line between
+    /// cores.
     #[inline]
     pub(super) fn mark(&self) {
-        if let Some(mark) = self.segment.marks.get(self.at)
-            && mark.load(Ordering::Relaxed) == 0
-        {
-            mark.store(1, Ordering::Relaxed);
+        if let Some(mark) = self.segment.marks.get(self.at) {
+            let marks = mark.load(Ordering::Relaxed);
+            if marks < MOST_MARKS {
+                mark.store(marks + 1, Ordering::Relaxed);
+            }
         }
     }
 
-    /// Whether the row was used since this was last asked.
-    pub(super) fn take_mark(&self) -> bool {
+    /// How often the row was used since this was last asked, up to [`MOST_MARKS`].
+    pub(super) fn take_marks(&self) -> u8 {
         self.segment
             .marks
             .get(self.at)
-            .is_some_and(|mark| mark.swap(0, Ordering::Relaxed) != 0)
+            .map_or(0, |mark| mark.swap(0, Ordering::Relaxed))
+    }
+
+    /// Takes the marks of the row that this one replaces.
+    pub(super) fn inherit_marks(&self, old: &RowRef<'_>) {
+        if let Some(mark) = self.segment.marks.get(self.at) {
+            mark.store(old.take_marks(), Ordering::Relaxed);
+        }
     }
 
     /// Where the row's bytes are.
@@ -336,16 +346,20 @@ mod tests {
     }
 
     #[test]
-    fn marks_are_taken_once() {
+    fn marks_are_counted_and_taken_once() {
         let slab = Slab::new(&layout(1), 10, 0, true, Pages::default());
         slab.grow(0).unwrap();
         slab.row(3).mark();
         slab.row(3).mark();
-        assert!(slab.row(3).take_mark());
-        assert!(!slab.row(3).take_mark());
+        slab.row(4).inherit_marks(&slab.row(3));
+        assert_eq!(slab.row(3).take_marks(), 0);
+        assert_eq!(slab.row(4).take_marks(), 2);
+        assert_eq!(slab.row(4).take_marks(), 0);
+        (0..9).for_each(|_| slab.row(4).mark());
+        assert_eq!(slab.row(4).take_marks(), MOST_MARKS);
         let unmarked = Slab::new(&layout(1), 10, 0, false, Pages::default());
         unmarked.grow(0).unwrap();
         unmarked.row(3).mark();
-        assert!(!unmarked.row(3).take_mark());
+        assert_eq!(unmarked.row(3).take_marks(), 0);
     }
 }

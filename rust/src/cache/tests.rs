@@ -294,6 +294,21 @@ fn popular_rows_outlive_a_scan() {
 }
 
 #[test]
+fn an_update_keeps_the_uses_of_the_row_it_replaces() {
+    let cache = cache(CacheConfig {
+        capacity_bytes: Some(16_000),
+        ..CacheConfig::default()
+    });
+    upsert(&cache, &[(1, 1)]).unwrap();
+    gather(&cache, &[1]);
+    upsert(&cache, &[(1, 2)]).unwrap();
+    gather(&cache, &[1]);
+    let mut marks = [0, 1].map(|row| cache.store.slab.row(row).take_marks());
+    marks.sort_unstable();
+    assert_eq!(marks, [0, 3], "two reads and the update");
+}
+
+#[test]
 fn rows_expire_and_are_counted() {
     let clock = ManualClock::default();
     let config = CacheConfig {

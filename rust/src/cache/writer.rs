@@ -2,10 +2,10 @@
 //!
 //! Only the copying of new rows does not need the lock; `upsert` does it outside.
 
-use super::eviction::Eviction;
+use super::eviction::{Eviction, Rows};
 use super::hash::spread;
 use super::reclaim::{Reclaim, Retired};
-use super::sieve::Sieve;
+use super::s3_fifo::S3Fifo;
 use super::store::Store;
 use super::table::{MAX_ROWS, Place, Table};
 use super::{Bound, MAX_OVERRUN};
@@ -54,7 +54,8 @@ impl Writer {
             limit: bound.map_or(MAX_ROWS, |bound| bound.rows),
             live: 0,
             used: 0,
-            eviction: bound.map(|_| Box::new(Sieve::new()) as Box<dyn Eviction>),
+            eviction: bound
+                .map(|bound| Box::new(S3Fifo::new(bound.live_rows)) as Box<dyn Eviction>),
         }
     }
 }
@@ -148,8 +149,10 @@ impl<R: Reclaim> Store<R> {
                 self.writers_table(writer).publish(slot, key, row);
                 if let Some(eviction) = &mut writer.eviction {
                     eviction.replaced(old, row);
-                    // A row that was worth replacing is in use.
-                    self.slab.row(row).mark();
+                    // A row that was worth replacing is in use, and so was the old one.
+                    let fresh = self.slab.row(row);
+                    fresh.inherit_marks(&self.slab.row(old));
+                    fresh.mark();
                 }
                 self.give_up(writer, old);
                 self.counters.updates.add(1);
@@ -159,7 +162,7 @@ impl<R: Reclaim> Store<R> {
                 writer.used += usize::from(emptied);
                 writer.live += 1;
                 if let Some(eviction) = &mut writer.eviction {
-                    eviction.inserted(row);
+                    eviction.inserted(row, hash);
                 }
                 self.counters.inserts.add(1);
             }
@@ -214,12 +217,10 @@ impl<R: Reclaim> Store<R> {
             .try_reserve(1)
             .map_err(|_| no_memory("the list of evicted rows"))?;
         let now = self.clock.ticks();
-        let victim = writer.eviction.as_mut().and_then(|eviction| {
-            eviction.victim(&mut |row| {
-                let row = self.slab.row(row);
-                row.take_mark() && !self.expired(&row, now)
-            })
-        });
+        let victim = writer
+            .eviction
+            .as_mut()
+            .and_then(|eviction| eviction.victim(&mut Living { store: self, now }));
         let victim = victim.expect("a policy knows every live row, and the cache is full of them");
         let key = self.slab.row(victim).key();
         match self.place(writer, key, spread(key)) {
@@ -382,6 +383,28 @@ impl<R: Reclaim> Store<R> {
             .as_ref()
             .map_or(0, |eviction| eviction.bytes());
         self.gauges.order_bytes.store(order, Ordering::Relaxed);
+    }
+}
+
+/// The rows as a policy sees them: those that have expired were not read.
+struct Living<'a, R: Reclaim> {
+    store: &'a Store<R>,
+    now: u32,
+}
+
+impl<R: Reclaim> Rows for Living<'_, R> {
+    fn take_marks(&mut self, row: u32) -> u8 {
+        let row = self.store.slab.row(row);
+        let marks = row.take_marks();
+        if self.store.expired(&row, self.now) {
+            0
+        } else {
+            marks
+        }
+    }
+
+    fn hash(&self, row: u32) -> u64 {
+        spread(self.store.slab.row(row).key())
     }
 }
 

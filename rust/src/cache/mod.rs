@@ -36,7 +36,7 @@
 //! - A replaced row is memory until every reader that was inside this cache has left. A stalled reader
 //!   delays that, without limit in an unbounded cache; in a bounded one such rows count against the
 //!   bound, and a sixteenth of it (at most 1,024 rows) is kept for them.
-//! - Overhead is 12.8 bytes a slot (18.3 a key at the 70 % that `initial_keys` aims at), and 4 beside each
+//! - Overhead is 12.8 bytes a slot (17.1 a key at the 75 % that `initial_keys` aims at), and 4 beside each
 //!   row for its time stamp; 30 more if bounded. A growing table moves between 60 % and 86 % load, a bounded
 //!   one between 50 % and 86 %; while it is rebuilt, the old and the new one exist together, which
 //!   [`MemoryUsage`] reports.

@@ -1,7 +1,7 @@
 //! The hash table from keys to rows: buckets of one cache line, one writer, any number of readers.
 //!
 //! A bucket is five slots of 12 bytes, a key and a 32-bit row number each: so a look-up costs one line of
-//! memory in most cases, and a key 18.3 bytes at 70 % load. Keys that find their bucket full go to the next.
+//! memory in most cases, and a key 17.1 bytes at 75 % load. Keys that find their bucket full go to the next.
 //!
 //! # What readers may meet
 //! A slot belongs to the first key that takes it for as long as the table lives: deleted keys leave their
@@ -34,9 +34,9 @@ const BUCKET_SLOTS: usize = if cfg!(aif_loom) { 2 } else { 5 };
 /// Slots are used up to this share, those of deleted keys included.
 const MAX_LOAD: (usize, usize) = (6, 7);
 
-/// Slots that hold `keys` keys at 70 % load, where a key costs 18.3 bytes.
+/// Slots that hold `keys` keys at 75 % load, where a key costs 17.1 bytes.
 pub(super) fn slots_for(keys: usize) -> usize {
-    (keys.saturating_mul(10) / 7 + 8).min(MAX_ROWS * 2)
+    (keys.saturating_mul(4) / 3 + 8).min(MAX_ROWS * 2)
 }
 
 /// Bytes that the table takes for this many slots.

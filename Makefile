@@ -10,7 +10,7 @@ DATA   ?= synthetic
 NATIVE := $(shell find rust -name '*.rs' -o -name 'Cargo.toml') Cargo.toml Cargo.lock pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-lowest lint format bench wheel wheel-check docs clean
+.PHONY: help demo test test-rust test-python test-lowest lint format bench bench-native wheel wheel-check docs clean
 
 help: ## Show this list
 	@echo "aif_jax: pre-ranking by asynchronous inference. Needs Python 3.11+, cargo and make; the rest sets itself up."
@@ -48,6 +48,13 @@ format: $(VENV)/.dev ## Rewrite the sources in the house format
 
 bench: $(VENV)/.dev ## Benchmarks, each of which checks its answer first; the table goes to bench/records/
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=min,median,max,rounds --benchmark-sort=name
+
+bench-native: ## The embedding cache beside other crates, in Rust (a quarter of an hour)
+	cargo bench -p aif-bench
+	$(PYTHON) bench/native/summary.py
+	cargo run --quiet --release -p aif-bench --bin beside_writer
+	cargo run --quiet --release -p aif-bench --bin memory
+	cargo run --quiet --release -p aif-bench --bin hit_rate
 
 wheel: $(VENV)/.dev ## Build the wheel into dist/
 	rm -f dist/*.whl

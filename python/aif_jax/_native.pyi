@@ -66,9 +66,10 @@ class EmbeddingCache:
     """A concurrent store of fixed-size rows under 64-bit keys.
 
     Look-ups take no lock and never wait; all columns of a row come from one `upsert`. Writers copy their rows
-    side by side and take turns at the table. A batch is not a transaction: a `gather` beside an `upsert` may see some of its rows and not yet others.
-    All methods may be called from any thread; the GIL is released. Keys are contiguous `uint64[N]` arrays, 0
-    and 2**64 - 1 included. Arrays given to a call must not be written to by others until it returns.
+    side by side and take turns at the table. A batch is not a transaction: a `gather` beside an `upsert` may
+    see some of its rows and not yet others. All methods may be called from any thread; the GIL is released.
+    Keys are contiguous `uint64[N]` arrays, 0 and 2**64 - 1 included. Arrays given to a call must not be
+    written to by others until it returns.
 
     Args:
         layout: the columns of a row.
@@ -179,9 +180,10 @@ class EmbeddingCache:
         """Return where the bytes are.
 
         payload_bytes, padding_bytes, retired_bytes, free_bytes (rows to be reused), table_bytes, side_bytes
-        (time stamps, and keys and marks if rows are evicted), order_bytes (of eviction), total_bytes (all of these), untouched_bytes
-        (reserved address space, not in the total), growth_peak_bytes (most that two tables took during
-        growth), pooled_bytes (of returned arrays, kept for the next batches; not in the total).
+        (time stamps, and keys and marks if rows are evicted), order_bytes (of eviction), total_bytes (all of
+        these), untouched_bytes (reserved address space, not in the total), growth_peak_bytes (most that two
+        tables took during growth), pooled_bytes (of returned arrays, kept for the next batches; not in the
+        total).
         """
     def clear(self) -> None:
         """Delete all rows; the counts go on."""

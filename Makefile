@@ -28,8 +28,8 @@ test-rust:
 test-python: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
-test-lowest: $(LOWEST)/.dev ## The Python tests against the lowest supported jax and flax
-	$(LOWEST)/bin/python -m pytest
+test-lowest: $(LOWEST)/.dev ## The tests of all that touches jax and flax, against the lowest supported versions
+	$(LOWEST)/bin/python -m pytest tests/kernels tests/models tests/training tests/bundle tests/serving tests/cli/test_road.py tests/test_cache_loans.py
 
 lint: $(VENV)/.dev ## Formatting, clippy, ruff, types, import contracts, stub, repository checks
 	cargo fmt --all --check

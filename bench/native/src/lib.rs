@@ -16,6 +16,14 @@ pub trait RowStore: Send + Sync {
     /// Writes one row.
     fn put(&self, key: u64, row: &[u8]);
 
+    /// Writes the rows of `keys`, which lie one after the other in `rows`.
+    fn put_all(&self, keys: &[u64], rows: &[u8]) {
+        let each = rows.len() / keys.len();
+        for (&key, row) in keys.iter().zip(rows.chunks_exact(each)) {
+            self.put(key, row);
+        }
+    }
+
     /// Copies the rows of `keys` one after the other into `out`, zeroing the missing ones; returns how
     /// many were found.
     fn gather(&self, keys: &[u64], out: &mut [u8]) -> usize;

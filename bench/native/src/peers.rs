@@ -85,6 +85,10 @@ impl RowStore for Aif {
         self.0.upsert(&[key], &[row]).expect("memory for a row");
     }
 
+    fn put_all(&self, keys: &[u64], rows: &[u8]) {
+        self.0.upsert(keys, &[rows]).expect("memory for rows");
+    }
+
     fn gather(&self, keys: &[u64], out: &mut [u8]) -> usize {
         FOUND.with_borrow_mut(|found| {
             found.resize(keys.len(), 0);

@@ -29,9 +29,6 @@ const SIDE_BYTES: usize = size_of::<u32>();
 /// Bytes beside each row that can be evicted: also its key and its mark.
 pub(super) const EVICTING_SIDE_BYTES: usize = SIDE_BYTES + size_of::<u64>() + size_of::<u8>();
 
-/// No row has this number.
-const NO_ROW: u32 = u32::MAX;
-
 /// A run of rows and what is kept beside them.
 struct Segment {
     rows: AlignedBuffer,
@@ -127,19 +124,6 @@ impl RowRef<'_> {
         if let Some(mark) = self.segment.marks.get(self.at) {
             mark.store(0, Ordering::Relaxed);
         }
-    }
-}
-
-impl RowRef<'_> {
-    /// Writer only, on an unused row: the unused row after it.
-    pub(super) fn next_free(&self) -> Option<u32> {
-        let next = self.stamp();
-        (next != NO_ROW).then_some(next)
-    }
-
-    /// Writer only, on an unused row: remembers the unused row after it where its time stamp would be.
-    pub(super) fn set_next_free(&self, next: Option<u32>) {
-        self.segment.stamps[self.at].store(next.unwrap_or(NO_ROW), Ordering::Relaxed);
     }
 }
 

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use std::ptr;
 
 /// Rows that are taken and published at a time.
-const CHUNK_ROWS: usize = 64;
+const CHUNK_ROWS: usize = 256;
 
 /// Bytes of rows that are taken and published at a time, unless one row is longer.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -60,7 +60,7 @@ impl<R: Reclaim> Store<R> {
                     // SAFETY: the caller's; the row was free and is only ours.
                     unsafe { self.fill(row, key, now, first + i, columns) };
                     self.publish(&mut writer, key, row)
-                        .inspect_err(|_| self.push_free(&mut writer, row))
+                        .inspect_err(|_| Self::put_back(&mut writer, &[row]))
                 });
                 if let Err(error) = written {
                     outcome = Err((i, error));
@@ -102,9 +102,7 @@ impl<R: Reclaim> Store<R> {
         for (i, (&key, &row)) in keys.iter().zip(rows).enumerate() {
             if let Err(error) = self.publish(&mut writer, key, row) {
                 outcome = Err((i, error));
-                for &unused in &rows[i..] {
-                    self.push_free(&mut writer, unused);
-                }
+                Self::put_back(&mut writer, &rows[i..]);
                 break;
             }
         }

@@ -23,8 +23,10 @@ const PATIENCE: Duration = Duration::from_millis(if cfg!(aif_loom) { 0 } else { 
 
 /// What only the writer knows.
 pub(super) struct Writer {
-    /// The first of the rows that nobody uses; each has the next one's number in its key's place.
-    free: Option<u32>,
+    /// Rows that nobody uses, in the lists in which they came back.
+    free: Vec<Vec<u32>>,
+    /// An empty list for the next rows to hand over, so that not every one is a new allocation.
+    spare: Vec<u32>,
     /// Rows out of readers' sight that the reclaimer has not been given yet.
     pending: Vec<u32>,
     /// Rows that the reclaimer keeps.
@@ -45,7 +47,8 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn new(bound: Option<Bound>) -> Self {
         Self {
-            free: None,
+            free: Vec::new(),
+            spare: Vec::new(),
             pending: Vec::new(),
             waiting: 0,
             made: 0,
@@ -135,16 +138,16 @@ impl<R: Reclaim> Store<R> {
     /// caller's.
     pub(super) fn publish(&self, writer: &mut Writer, key: u64, row: u32) -> Result<()> {
         let hash = spread(key);
+        let mut place = self.place(writer, key, hash);
         // All that can fail comes before the first change that readers see.
-        if matches!(self.place(writer, key, hash), Place::Absent { .. }) {
-            self.make_room(writer)?;
+        if matches!(place, Place::Absent { .. }) && self.make_room(writer)? {
+            place = self.place(writer, key, hash);
         }
         writer
             .pending
             .try_reserve(1)
             .map_err(|_| no_memory("the list of replaced rows"))?;
-        // Looked up again: making room may have moved everything.
-        match self.place(writer, key, hash) {
+        match place {
             Place::Found { slot, row: old } => {
                 self.writers_table(writer).publish(slot, key, row);
                 if let Some(eviction) = &mut writer.eviction {
@@ -192,23 +195,26 @@ impl<R: Reclaim> Store<R> {
     /// Gives the pending rows to the reclaimer.
     fn hand_over(&self, writer: &mut Writer) {
         if !writer.pending.is_empty() {
-            let rows = std::mem::take(&mut writer.pending);
+            let empty = std::mem::take(&mut writer.spare);
+            let rows = std::mem::replace(&mut writer.pending, empty);
             writer.waiting += rows.len();
             self.reclaim.retire(Retired::Rows(rows));
         }
     }
 
-    /// Makes the table, and in a bounded cache the number of rows, fit one key more.
-    fn make_room(&self, writer: &mut Writer) -> Result<()> {
+    /// Makes the table, and in a bounded cache the number of rows, fit one key more. Returns whether slots
+    /// have moved.
+    fn make_room(&self, writer: &mut Writer) -> Result<bool> {
         if let Some(bound) = self.bound {
             while writer.live >= bound.live_rows {
                 self.evict(writer)?;
             }
         }
-        if writer.used + 1 > self.writers_table(writer).max_used() {
+        let is_full = writer.used + 1 > self.writers_table(writer).max_used();
+        if is_full {
             self.rebuild(writer)?;
         }
-        Ok(())
+        Ok(is_full)
     }
 
     fn evict(&self, writer: &mut Writer) -> Result<()> {
@@ -284,12 +290,12 @@ impl<R: Reclaim> Store<R> {
     /// A row that nobody uses: a returned one, else a new one, else, in a bounded cache, the first that
     /// readers let go of.
     pub(super) fn free_row(&self, writer: &mut Writer) -> Result<u32> {
-        if let Some(row) = self.pop_free(writer) {
+        if let Some(row) = Self::pop_free(writer) {
             return Ok(row);
         }
         if writer.waiting > 0 {
             self.collect(writer);
-            if let Some(row) = self.pop_free(writer) {
+            if let Some(row) = Self::pop_free(writer) {
                 return Ok(row);
             }
         }
@@ -323,15 +329,34 @@ impl<R: Reclaim> Store<R> {
         Ok(())
     }
 
-    fn pop_free(&self, writer: &mut Writer) -> Option<u32> {
-        let row = writer.free?;
-        writer.free = self.slab.row(row).next_free();
-        Some(row)
+    fn pop_free(writer: &mut Writer) -> Option<u32> {
+        let list = writer.free.last_mut()?;
+        let row = list.pop();
+        if list.is_empty()
+            && let Some(list) = writer.free.pop()
+        {
+            writer.spare = list;
+        }
+        row
     }
 
-    pub(super) fn push_free(&self, writer: &mut Writer, row: u32) {
-        self.slab.row(row).set_next_free(writer.free);
-        writer.free = Some(row);
+    /// Takes a list of rows that nobody uses.
+    fn push_free(writer: &mut Writer, mut rows: Vec<u32>) {
+        match writer.free.last_mut() {
+            Some(list) if list.capacity() - list.len() >= rows.len() => list.append(&mut rows),
+            _ => writer.free.push(rows),
+        }
+    }
+
+    /// Takes back rows that were not published after all.
+    pub(super) fn put_back(writer: &mut Writer, rows: &[u32]) {
+        let mut list = std::mem::take(&mut writer.spare);
+        // Rows that came from a list left their places in it. For new rows, when memory is so short that
+        // not even their numbers can be kept, they stay unused.
+        if list.try_reserve(rows.len()).is_ok() {
+            list.extend_from_slice(rows);
+            Self::push_free(writer, list);
+        }
     }
 
     fn grow(&self, writer: &mut Writer) -> Result<()> {
@@ -348,9 +373,7 @@ impl<R: Reclaim> Store<R> {
         self.reclaim.collect(&mut |what| match what {
             Retired::Rows(rows) => {
                 writer.waiting -= rows.len();
-                for row in rows {
-                    self.push_free(writer, row);
-                }
+                Self::push_free(writer, rows);
             }
             Retired::Table(table) => drop(table),
         });
@@ -363,12 +386,12 @@ impl<R: Reclaim> Store<R> {
         while writer.waiting > 0 {
             self.reclaim.nudge();
             self.collect(writer);
-            if writer.free.is_some() || start.elapsed() >= PATIENCE {
+            if !writer.free.is_empty() || start.elapsed() >= PATIENCE {
                 break;
             }
             std::thread::sleep(Duration::from_micros(50));
         }
-        self.pop_free(writer)
+        Self::pop_free(writer)
     }
 
     /// Ends a write: hands over what it replaced and brings the gauges up to date.

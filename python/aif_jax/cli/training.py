@@ -55,7 +55,7 @@ def run_training(
     (out / "metrics.json").write_text(
         json.dumps({"test": metrics.to_json(), "history": [e.to_json() for e in result.history]}, indent=1)
     )
-    rows = {f"floor: {name}": found for name, found in floors(dataset).items()}
+    rows = {f"floor: {name}": found for name, found in floors(dataset, heads=model_config.heads[:1]).items()}
     console.print(metrics_table({**rows, architecture: metrics}))
     console.print(
         f"model in {out / 'model'}, {result.steps} steps at {result.examples_per_s:,.0f} examples/s"

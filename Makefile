@@ -64,7 +64,7 @@ wheel-check: wheel ## Install the wheel into a new environment without cargo and
 	$(PYTHON) tests/wheel_check.py dist/*.whl
 
 docs: $(VENV)/.dev ## API pages of both halves, into target/doc and build/docs
-	cargo doc --no-deps --quiet -p aif-core
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --quiet -p aif-core
 	$(BIN)/pdoc --output-directory build/docs aif_jax
 	@echo "Python: build/docs/index.html   Rust: target/doc/aif_core/index.html"
 

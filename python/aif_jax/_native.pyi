@@ -3,6 +3,9 @@
 Import these names from `aif_jax`, not from here.
 """
 
+# Documentation tools run this file, and classes name themselves in it.
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal, TypeVar, final

@@ -1,8 +1,8 @@
 //! The C ABI by which XLA calls the kernels from inside a compiled program.
 //!
 //! XLA's foreign function interface is a plain C header (`xla/ffi/api/c_api.h`, version 0.1 and later):
-//! [`api`] is the part of it that is used here, [`call`] checks and decodes one call, [`handlers`] are
-//! the functions that XLA is given, and [`parallel`] shares one call's work with XLA's own threads.
+//! `api` is the part of it that is used here, `call` checks and decodes one call, `handlers` are
+//! the functions that XLA is given, and `parallel` shares one call's work with XLA's own threads.
 //!
 //! A handler never unwinds into XLA and never trusts a size: what is wrong comes back as an XLA error
 //! with a text, which JAX raises as an exception.

@@ -5,11 +5,10 @@
 
 use aif_bench::keys::{Popularity, draw, key_of};
 use aif_bench::peers::{self, PlainArray};
+use aif_bench::timing::on_threads;
 use aif_bench::{RowStore, check, fill};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use std::sync::Barrier;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// One size of rows, with as many of them as make about 1 GB, and batches that a request would ask for.
 struct Size {
@@ -74,13 +73,13 @@ fn gather(criterion: &mut Criterion) {
                     size.rows,
                     popularity.name()
                 ));
-                let out = size.batch * size.row_bytes;
+                let buffer = || vec![1u8; size.batch * size.row_bytes];
                 group.bench_function(
                     BenchmarkId::from_parameter("array_by_position"),
                     |bencher| {
                         bencher.iter_custom(|rounds| {
-                            timed(threads, rounds, out, |batch, out| {
-                                plain.take(&numbers[batch], out);
+                            on_threads(threads, rounds, buffer, |out, round| {
+                                plain.take(&numbers[round % BATCHES], out);
                             })
                         });
                     },
@@ -88,8 +87,9 @@ fn gather(criterion: &mut Criterion) {
                 for store in &stores {
                     group.bench_function(BenchmarkId::from_parameter(store.name()), |bencher| {
                         bencher.iter_custom(|rounds| {
-                            timed(threads, rounds, out, |batch, out| {
-                                assert_eq!(store.gather(&keys[batch], out), keys[batch].len());
+                            on_threads(threads, rounds, buffer, |out, round| {
+                                let asked = &keys[round % BATCHES];
+                                assert_eq!(store.gather(asked, out), asked.len());
                             })
                         });
                     });
@@ -98,36 +98,6 @@ fn gather(criterion: &mut Criterion) {
             }
         }
     }
-}
-
-/// The time that `threads` threads take for `rounds` batches each, all at once.
-fn timed(
-    threads: usize,
-    rounds: u64,
-    out_bytes: usize,
-    work: impl Fn(usize, &mut [u8]) + Sync,
-) -> Duration {
-    let start = Barrier::new(threads);
-    let run = |thread: usize| {
-        let mut out = vec![1u8; out_bytes];
-        start.wait();
-        let begin = Instant::now();
-        for round in 0..rounds as usize {
-            work((round + thread * BATCHES / threads) % BATCHES, &mut out);
-        }
-        begin.elapsed()
-    };
-    thread::scope(|scope| {
-        let run = &run;
-        let others: Vec<_> = (0..threads)
-            .map(|thread| scope.spawn(move || run(thread)))
-            .collect();
-        others
-            .into_iter()
-            .map(|other| other.join().expect("no thread panics"))
-            .max()
-            .expect("at least one thread")
-    })
 }
 
 criterion_group! {

@@ -4,11 +4,10 @@
 //! as many rows were written in it. The rows are compared when it is over.
 
 use aif_bench::keys::{Popularity, draw, key_of};
-use aif_bench::{RowStore, check, fill, fill_row, peers};
+use aif_bench::timing::on_threads;
+use aif_bench::{check, fill, fill_row, peers};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use std::sync::Barrier;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const SIZES: [(usize, usize, usize); 3] = [
     (256, 500_000, 1024),
@@ -41,42 +40,23 @@ fn upsert(criterion: &mut Criterion) {
                 let store = peers::make(name, rows, row_bytes);
                 fill(&*store, rows, row_bytes);
                 group.bench_function(BenchmarkId::from_parameter(name), |bencher| {
-                    bencher.iter_custom(|rounds| timed(&*store, threads, rounds, &batches));
+                    bencher.iter_custom(|rounds| {
+                        on_threads(
+                            threads,
+                            rounds,
+                            || (),
+                            |(), round| {
+                                let (keys, rows) = &batches[round % BATCHES];
+                                store.put_all(keys, rows);
+                            },
+                        )
+                    });
                 });
                 check(&*store, &batches[0].0, row_bytes);
             }
             group.finish();
         }
     }
-}
-
-/// The time that `threads` threads take for `rounds` batches each, all at once.
-fn timed(
-    store: &dyn RowStore,
-    threads: usize,
-    rounds: u64,
-    batches: &[(Vec<u64>, Vec<u8>)],
-) -> Duration {
-    let start = Barrier::new(threads);
-    let run = |thread: usize| {
-        start.wait();
-        let begin = Instant::now();
-        for round in 0..rounds as usize {
-            let (keys, rows) = &batches[(round + thread * BATCHES / threads) % BATCHES];
-            store.put_all(keys, rows);
-        }
-        begin.elapsed()
-    };
-    thread::scope(|scope| {
-        let run = &run;
-        let all: Vec<_> = (0..threads)
-            .map(|thread| scope.spawn(move || run(thread)))
-            .collect();
-        all.into_iter()
-            .map(|one| one.join().expect("no thread panics"))
-            .max()
-            .expect("at least one thread")
-    })
 }
 
 criterion_group! {

@@ -5,6 +5,7 @@
 
 pub mod keys;
 pub mod peers;
+pub mod timing;
 
 use keys::key_of;
 

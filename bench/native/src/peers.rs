@@ -9,6 +9,7 @@ use aif_core::buffer::AlignedBuffer;
 use aif_core::cache::{CacheConfig, DType, EmbeddingCache, RowLayout};
 use foldhash::fast::FixedState;
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::{Arc, RwLock};
 
 /// Names of all stores, in the order of the tables.
@@ -99,14 +100,26 @@ impl RowStore for Aif {
     }
 }
 
-/// Copies `row`, or zeros, to place `i`; says whether there was a row.
-fn place(out: &mut [u8], i: usize, each: usize, row: Option<&[u8]>) -> usize {
-    let out = &mut out[i * each..(i + 1) * each];
-    match row {
-        Some(row) => out.copy_from_slice(row),
-        None => out.fill(0),
+/// Copies what `find` finds for each key, or zeros, one after the other; returns how many were found.
+fn copy_each<R: Deref<Target: AsRef<[u8]>>>(
+    keys: &[u64],
+    out: &mut [u8],
+    find: impl Fn(&u64) -> Option<R>,
+) -> usize {
+    let mut found = 0;
+    for (key, out) in keys
+        .iter()
+        .zip(out.chunks_exact_mut(out.len() / keys.len()))
+    {
+        match find(key) {
+            Some(row) => {
+                out.copy_from_slice((*row).as_ref());
+                found += 1;
+            }
+            None => out.fill(0),
+        }
     }
-    usize::from(row.is_some())
+    found
 }
 
 struct Dash(dashmap::DashMap<u64, Box<[u8]>, FixedState>);
@@ -121,16 +134,7 @@ impl RowStore for Dash {
     }
 
     fn gather(&self, keys: &[u64], out: &mut [u8]) -> usize {
-        let each = out.len() / keys.len();
-        let copy = |(i, key)| {
-            place(
-                out,
-                i,
-                each,
-                self.0.get(key).as_ref().map(|row| &row.value()[..]),
-            )
-        };
-        keys.iter().enumerate().map(copy).sum()
+        copy_each(keys, out, |key| self.0.get(key))
     }
 }
 
@@ -146,9 +150,7 @@ impl RowStore for Moka {
     }
 
     fn gather(&self, keys: &[u64], out: &mut [u8]) -> usize {
-        let each = out.len() / keys.len();
-        let copy = |(i, key)| place(out, i, each, self.0.get(key).as_deref());
-        keys.iter().enumerate().map(copy).sum()
+        copy_each(keys, out, |key| self.0.get(key))
     }
 }
 
@@ -164,10 +166,8 @@ impl RowStore for Papaya {
     }
 
     fn gather(&self, keys: &[u64], out: &mut [u8]) -> usize {
-        let each = out.len() / keys.len();
         let pinned = self.0.pin();
-        let copy = |(i, key)| place(out, i, each, pinned.get(key).map(|row| &row[..]));
-        keys.iter().enumerate().map(copy).sum()
+        copy_each(keys, out, |key| pinned.get(key).map(|row| &**row))
     }
 }
 
@@ -183,9 +183,7 @@ impl RowStore for Quick {
     }
 
     fn gather(&self, keys: &[u64], out: &mut [u8]) -> usize {
-        let each = out.len() / keys.len();
-        let copy = |(i, key)| place(out, i, each, self.0.get(key).as_deref());
-        keys.iter().enumerate().map(copy).sum()
+        copy_each(keys, out, |key| self.0.get(key))
     }
 }
 
@@ -204,10 +202,8 @@ impl RowStore for Locked {
     }
 
     fn gather(&self, keys: &[u64], out: &mut [u8]) -> usize {
-        let each = out.len() / keys.len();
         let map = self.0.read().expect("no writer panics");
-        let copy = |(i, key)| place(out, i, each, map.get(key).map(|row| &row[..]));
-        keys.iter().enumerate().map(copy).sum()
+        copy_each(keys, out, |key| map.get(key).map(|row| &**row))
     }
 }
 

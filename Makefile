@@ -5,12 +5,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 LOWEST := .venv-lowest
 DATA   ?= synthetic
+STRESS_SECONDS ?= 60
 
 # The extension is rebuilt when any of these changes.
 NATIVE := $(shell find rust -name '*.rs' -o -name 'Cargo.toml') Cargo.toml Cargo.lock pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-lowest lint format bench bench-native wheel wheel-check docs clean
+.PHONY: help demo test test-rust test-python test-lowest stress lint format bench bench-native wheel wheel-check docs clean
 
 help: ## Show this list
 	@echo "aif_jax: pre-ranking by asynchronous inference. Needs Python 3.11+, cargo and make; the rest sets itself up."
@@ -30,6 +31,21 @@ test-python: $(VENV)/.dev
 
 test-lowest: $(LOWEST)/.dev ## The tests of all that touches jax and flax, against the lowest supported versions
 	$(LOWEST)/bin/python -m pytest tests/kernels tests/models tests/training tests/bundle tests/serving tests/cli/test_road.py tests/test_cache_loans.py
+
+stress: SANITIZED = RUSTC_BOOTSTRAP=1 AIF_STRESS_SECONDS=$(STRESS_SECONDS) cargo test --quiet -p aif-core \
+	--target $(shell rustc -vV | sed -n 's/^host: //p')
+stress: ## Cache and scheduler: long stress tests, loom, address and thread sanitizer (STRESS_SECONDS=60 a test)
+	@echo "1/4 Threads against each other, $(STRESS_SECONDS) s a test; random sequences against the model; memory that runs out."
+	AIF_STRESS_SECONDS=$(STRESS_SECONDS) PROPTEST_CASES=20000 cargo test --quiet -p aif-core --test 'cache_*' -- --test-threads=1
+	@echo "2/4 Loom: every interleaving of small models of cache and scheduler, up to the stated number of preemptions."
+	RUSTFLAGS="--cfg aif_loom" CARGO_TARGET_DIR=target/loom cargo test --quiet --release -p aif-core --lib -- models:: sched::loom
+	@echo "3/4 AddressSanitizer, with its search for leaks: memory used after it was freed, or never freed."
+	RUSTFLAGS="-Zsanitizer=address" ASAN_OPTIONS=allocator_may_return_null=1 CARGO_TARGET_DIR=target/asan \
+		$(SANITIZED) --lib --test cache_model --test cache_stress -- --test-threads=1
+	@echo "4/4 ThreadSanitizer: accesses that nothing orders. The standard library is built with it, else it would miss"
+	@echo "    what its locks order; that needs the library's source: rustup component add rust-src"
+	RUSTFLAGS="-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer" TSAN_OPTIONS=allocator_may_return_null=1 \
+		CARGO_TARGET_DIR=target/tsan $(SANITIZED) -Zbuild-std --lib --test cache_model --test cache_stress -- --test-threads=1
 
 lint: $(VENV)/.dev ## Formatting, clippy, ruff, types, import contracts, stub, repository checks
 	cargo fmt --all --check

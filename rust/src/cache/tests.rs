@@ -1,10 +1,6 @@
-//! The whole cache: against std's `HashMap`, under threads, at its bounds.
-
-mod stress;
+//! The whole cache, at its bounds. Against a model and under threads it is tried by the tests in `rust/tests`.
 
 use super::*;
-use proptest::prelude::*;
-use std::collections::HashMap;
 
 /// Three columns whose bytes all tell which key and version they belong to.
 fn layout() -> RowLayout {
@@ -81,113 +77,6 @@ fn gather(cache: &EmbeddingCache, keys: &[u64]) -> Vec<Option<Vec<Vec<u8>>>> {
 
 fn cache(config: CacheConfig) -> EmbeddingCache {
     EmbeddingCache::new(layout(), config).unwrap()
-}
-
-#[derive(Clone, Debug)]
-enum Step {
-    Upsert(Vec<u64>),
-    Delete(Vec<u64>),
-    Gather(Vec<u64>),
-    Clear,
-}
-
-/// Few keys, so that they meet; among them both ends of the 64-bit range, and keys whose slots look
-/// alike.
-fn key() -> impl Strategy<Value = u64> {
-    prop_oneof![
-        Just(0),
-        Just(1),
-        Just(u64::MAX),
-        Just(u64::MAX - 1),
-        2..60u64,
-        any::<u64>(),
-        // The same tag, and neighbouring slots.
-        (0..8u64).prop_map(|high| hash::unspread(9 | high << 40)),
-    ]
-}
-
-fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let keys = || prop::collection::vec(key(), 0..40);
-    let step = prop_oneof![
-        4 => keys().prop_map(Step::Upsert),
-        2 => keys().prop_map(Step::Delete),
-        4 => keys().prop_map(Step::Gather),
-        1 => Just(Step::Clear),
-    ];
-    prop::collection::vec(step, 1..40)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-
-    #[test]
-    fn it_behaves_like_a_hash_map(steps in steps(), initial_keys in prop_oneof![Just(0), Just(4000usize)]) {
-        let cache = cache(CacheConfig { initial_keys, ..CacheConfig::default() });
-        let mut expected: HashMap<u64, u64> = HashMap::new();
-        let mut version = 0;
-        for step in steps {
-            match step {
-                Step::Upsert(keys) => {
-                    let rows: Vec<(u64, u64)> = keys.into_iter().map(|key| { version += 1; (key, version) }).collect();
-                    upsert(&cache, &rows).unwrap();
-                    expected.extend(rows);
-                }
-                Step::Delete(keys) => {
-                    let gone = keys.iter().filter(|key| expected.remove(key).is_some()).count();
-                    prop_assert_eq!(cache.delete(&keys).unwrap(), gone);
-                }
-                Step::Gather(keys) => {
-                    for (key, found) in keys.iter().zip(gather(&cache, &keys)) {
-                        prop_assert_eq!(found, expected.get(key).map(|&version| row(*key, version)));
-                    }
-                }
-                Step::Clear => {
-                    cache.clear().unwrap();
-                    expected.clear();
-                }
-            }
-            prop_assert_eq!(cache.len(), expected.len());
-        }
-        let mut keys = cache.keys().unwrap();
-        keys.sort_unstable();
-        let mut known: Vec<u64> = expected.keys().copied().collect();
-        known.sort_unstable();
-        prop_assert_eq!(&keys, &known);
-        for (key, found) in known.iter().zip(gather(&cache, &known)) {
-            prop_assert_eq!(found, Some(row(*key, expected[key])));
-        }
-        let stats = cache.stats();
-        prop_assert_eq!(stats.inserts - stats.deletes, expected.len() as u64);
-        prop_assert_eq!(stats.live_rows, expected.len() as u64);
-    }
-
-    #[test]
-    fn a_bounded_cache_never_holds_more_than_its_bound_nor_a_wrong_row(
-        batches in prop::collection::vec(prop::collection::vec(0..200u64, 1..60), 1..30),
-    ) {
-        let capacity = 40 * 300;
-        let cache = cache(CacheConfig { capacity_bytes: Some(capacity), ..CacheConfig::default() });
-        let max = cache.stats().max_rows as usize;
-        let mut latest: HashMap<u64, u64> = HashMap::new();
-        let mut version = 0;
-        for keys in batches {
-            let rows: Vec<(u64, u64)> = keys.iter().map(|&key| { version += 1; (key, version) }).collect();
-            upsert(&cache, &rows).unwrap();
-            latest.extend(rows);
-            prop_assert!(cache.len() <= max);
-            prop_assert!(cache.memory_usage().total_bytes as usize <= capacity + 64 * 8);
-            for (key, found) in (0..200).zip(gather(&cache, &(0..200).collect::<Vec<_>>())) {
-                if let Some(found) = found {
-                    prop_assert_eq!(found, row(key, latest[&key]));
-                }
-            }
-            // What was written last is there: the newest key is not the first to go.
-            let last = *keys.last().unwrap();
-            prop_assert!(gather(&cache, &[last])[0].is_some());
-        }
-        let stats = cache.stats();
-        prop_assert_eq!(stats.inserts - stats.evictions, cache.len() as u64);
-    }
 }
 
 #[test]

@@ -1,0 +1,231 @@
+//! What becomes of rows: written, replaced, deleted, evicted, used again.
+
+use super::super::Bound;
+use super::super::hash::unspread;
+use super::{beside, explore, read, read_all, store, write, write_all};
+
+/// Updates reuse the rows they replaced, as soon as that is allowed: a reader sees one of the versions
+/// whole, never older ones after newer ones, and never nothing.
+///
+/// Explores publish, update, retire, reuse. Not: growth, absence, a second writer.
+#[test]
+fn an_update_is_seen_whole_or_not_at_all() {
+    loom::model(|| {
+        let store = store(4, None);
+        write(&store, 7, 1);
+        let reader = beside(&store, |store| {
+            let first = read(store, 7).expect("the key is never absent");
+            let second = read(store, 7).expect("the key is never absent");
+            assert!(
+                (1..=3).contains(&first) && first <= second && second <= 3,
+                "{first}, {second}"
+            );
+        });
+        write(&store, 7, 2);
+        write(&store, 7, 3);
+        reader.join().unwrap();
+        assert_eq!(read(&store, 7), Some(3));
+    });
+}
+
+/// Two writers of one key and a reader of it: all agree on one order of the three versions, in which the
+/// reader does not go back. A row that one writer has filled, or is filling, is never the other's.
+///
+/// Explores writers against each other at every step of an upsert, with returned rows for both, and publish,
+/// update, retire and reuse beside a reader. Not: the key's insert (it is there from the start), growth.
+#[test]
+fn two_writers_of_one_key_are_seen_in_one_order() {
+    explore(|| {
+        let store = store(4, None);
+        write_all(&store, [7, 8, 9], 1);
+        assert_eq!(store.delete(&[8, 9]), Ok(2));
+        let writers = [2, 3].map(|version| beside(&store, move |store| write(store, 7, version)));
+        let seen = [7, 7].map(|key| read(&store, key).expect("the key is never absent"));
+        for writer in writers {
+            writer.join().unwrap();
+        }
+        let last = read(&store, 7).unwrap();
+        assert!(last == 2 || last == 3, "{last}");
+        let order = [1, 5 - last, last];
+        let [first, second] = seen.map(|version| order.iter().position(|&known| known == version));
+        assert!(
+            first.is_some() && first <= second,
+            "{seen:?}, then {last} was last"
+        );
+    });
+}
+
+/// Two writers write the same two keys, each in one batch: a reader sees neither key go back, and at the
+/// end both keys are of the same batch, since the rows of a batch as small as this are published together.
+///
+/// Explores several rows taken at a time, filled side by side and published in turn. Not: a batch of more
+/// than one chunk.
+#[test]
+fn small_batches_are_published_together() {
+    explore(|| {
+        let store = store(4, None);
+        write_all(&store, [7, 8], 1);
+        let writers = [(2, [7, 8]), (3, [8, 7])]
+            .map(|(version, keys)| beside(&store, move |store| write_all(store, keys, version)));
+        let seen = [(); 2].map(|()| read_all(&store, [7, 8]));
+        for writer in writers {
+            writer.join().unwrap();
+        }
+        let [last, other] = read_all(&store, [7, 8]);
+        assert!(last == other && (last == Some(2) || last == Some(3)));
+        let order = [Some(1), last.map(|last| 5 - last), last];
+        let place = |version| order.iter().position(|&known| known == version).unwrap();
+        for key in 0..2 {
+            assert!(
+                place(seen[0][key]) <= place(seen[1][key]),
+                "{seen:?}, {last:?}"
+            );
+        }
+    });
+}
+
+/// Two writers bring the same new key: one of them inserts it and the other updates it, and it has one row.
+///
+/// Explores two inserts that meet in one slot, before a reader. Not: a key that was there.
+#[test]
+fn two_writers_of_a_new_key_leave_one_row() {
+    explore(|| {
+        let store = store(4, None);
+        let writers = [2, 3].map(|version| beside(&store, move |store| write(store, 7, version)));
+        let (first, second) = (read(&store, 7), read(&store, 7));
+        for writer in writers {
+            writer.join().unwrap();
+        }
+        let last = read(&store, 7);
+        assert!(last == Some(2) || last == Some(3), "{last:?}");
+        let order = [None, last.map(|last| 5 - last), last];
+        let place = |version| order.iter().position(|&known| known == version).unwrap();
+        assert!(
+            place(first) <= place(second),
+            "{first:?}, {second:?}, {last:?}"
+        );
+        assert_eq!((store.live(), store.keys()), (1, Ok(vec![7])));
+        assert_eq!(store.delete(&[7]), Ok(1));
+        assert_eq!(read(&store, 7), None, "no second row was left behind");
+    });
+}
+
+/// A deleted key's row goes to another key of the same bucket: a reader of either never gets the other's
+/// row.
+///
+/// Explores delete, insert of another key, reuse of the row. Not: the slot, which stays the deleted key's.
+#[test]
+fn a_reused_row_is_never_taken_for_another_keys() {
+    loom::model(|| {
+        let (one, two) = (unspread(5), unspread(6));
+        let store = store(4, None);
+        write(&store, one, 11);
+        let reader = beside(&store, move |store| {
+            assert!(matches!(read(store, two), None | Some(22)));
+            assert!(matches!(read(store, one), None | Some(11)));
+        });
+        store.delete(&[one]).unwrap();
+        write(&store, two, 22);
+        reader.join().unwrap();
+        assert_eq!((read(&store, one), read(&store, two)), (None, Some(22)));
+    });
+}
+
+/// A key that is deleted and written again: a reader sees the old row, nothing, or the new row, in this
+/// order.
+///
+/// Explores delete and insert of the same key in its slot. Not: a rebuild between the two.
+#[test]
+fn a_key_that_comes_back_does_not_come_back_old() {
+    loom::model(|| {
+        let store = store(4, None);
+        write(&store, 7, 1);
+        let reader = beside(&store, |store| {
+            let order = [Some(1), None, Some(2)];
+            let [first, second] = [7, 7].map(|key| {
+                let seen = read(store, key);
+                order.iter().position(|&known| known == seen).unwrap()
+            });
+            assert!(first <= second);
+        });
+        assert_eq!(store.delete(&[7]), Ok(1));
+        write(&store, 7, 2);
+        reader.join().unwrap();
+        assert_eq!(read(&store, 7), Some(2));
+    });
+}
+
+/// One writer deletes a key, another updates it: the key ends with the new row or with none, the reader
+/// sees no other order than that, and nothing is lost count of.
+///
+/// Explores a delete at every step of another thread's upsert. Not: growth.
+#[test]
+fn a_delete_beside_an_upsert_is_before_or_after_it() {
+    explore(|| {
+        let store = store(4, None);
+        write(&store, 7, 1);
+        let deleting = beside(&store, |store| assert_eq!(store.delete(&[7]), Ok(1)));
+        let writing = beside(&store, |store| write(store, 7, 2));
+        let seen = [read(&store, 7), read(&store, 7)];
+        deleting.join().unwrap();
+        writing.join().unwrap();
+        let last = read(&store, 7);
+        let order = match last {
+            Some(2) => [Some(1), None, Some(2)], // deleted, then inserted
+            None => [Some(1), Some(2), None],    // updated, then deleted
+            other => panic!("{other:?}"),
+        };
+        let [first, second] =
+            seen.map(|version| order.iter().position(|&known| known == version).unwrap());
+        assert!(first <= second, "{seen:?}, {last:?}");
+        assert_eq!(store.live(), usize::from(last.is_some()));
+    });
+}
+
+/// Three rows, of which one may be under a key: what a full cache is in the models.
+const SMALL: Bound = Bound {
+    rows: 3,
+    live_rows: 1,
+};
+
+/// A full cache gives up a row while it is read, and uses it again.
+///
+/// Explores evict, retire, reuse, and a mark that a reader sets meanwhile. Not: two writers.
+#[test]
+fn an_evicted_row_stays_whole_for_its_readers() {
+    loom::model(|| {
+        let store = store(4, Some(SMALL));
+        write(&store, 1, 11);
+        let reader = beside(&store, |store| {
+            assert!(matches!(read(store, 1), None | Some(11)));
+        });
+        write(&store, 2, 22);
+        write(&store, 3, 33);
+        reader.join().unwrap();
+        assert_eq!(read_all(&store, [1, 2, 3]), [None, None, Some(33)]);
+    });
+}
+
+/// Two writers bring a key each to a cache that holds one: one of the two stays, whole, and the cache
+/// never holds both.
+///
+/// Explores eviction at every step of another thread's upsert. Not: which of several rows a policy takes.
+#[test]
+fn two_writers_of_a_full_cache_keep_its_bound() {
+    explore(|| {
+        let store = store(4, Some(SMALL));
+        write(&store, 1, 11);
+        let writers =
+            [2, 3].map(|key| beside(&store, move |store| write(store, key, key as u8 * 11)));
+        assert!(matches!(read(&store, 1), None | Some(11)));
+        for writer in writers {
+            writer.join().unwrap();
+        }
+        let left = read_all(&store, [1, 2, 3]);
+        assert!(
+            left == [None, Some(22), None] || left == [None, None, Some(33)],
+            "{left:?}"
+        );
+        assert_eq!(store.live(), 1);
+    });
+}

@@ -11,6 +11,7 @@
 
 pub mod buffer;
 pub mod cache;
+pub mod dense;
 pub mod error;
 pub mod lsh;
 pub mod metrics;

@@ -271,6 +271,20 @@ impl EmbeddingCache {
         Ok(unsafe { self.store.gather(keys, &columns, found) })
     }
 
+    /// Shows `see` each key's place in `keys`, in order, and its row as the layout lays it out, if it has
+    /// one; returns how many have. Nothing is copied: a row does not change while `see` reads it. All run
+    /// under one guard, so rows that writers replace meanwhile stay memory until the last was seen.
+    pub fn read_rows(&self, keys: &[u64], mut see: impl FnMut(usize, Option<&[u8]>)) -> usize {
+        let bytes = self.layout().row_bytes();
+        self.store.visit(keys, |place, row| {
+            // SAFETY: a row has `row_bytes` bytes, which nobody writes to while the guard of `visit` lives.
+            see(
+                place,
+                row.map(|row| unsafe { std::slice::from_raw_parts(row, bytes) }),
+            );
+        })
+    }
+
     fn check(&self, keys: usize, given: usize, len: impl Fn(usize) -> usize) -> Result<()> {
         let columns = self.layout().columns();
         if given != columns.len() {

@@ -188,17 +188,38 @@ impl<R: Reclaim> Store<R> {
         columns: &[*mut u8],
         found: &mut [u8],
     ) -> usize {
+        let mut copies = self.layout.copies(columns);
+        self.visit(keys, |place, row| {
+            found[place] = u8::from(row.is_some());
+            // SAFETY: the row is under the guard. Rows are copied in the order of the keys, each to the next
+            // place of the caller's columns.
+            unsafe {
+                match row {
+                    Some(row) => copies.next_row(row),
+                    None => copies.next_zeros(),
+                }
+            }
+        })
+    }
+
+    /// Shows `see` each key's place in `keys`, in order, and the bytes of its row, if it has one; they do
+    /// not change while `see` runs. Returns how many have one.
+    #[inline]
+    pub(super) fn visit(
+        &self,
+        keys: &[u64],
+        mut see: impl FnMut(usize, Option<*const u8>),
+    ) -> usize {
         let guard = self.reclaim.pin();
         let table = self.table(&guard);
         let now = self.now_if_ttl();
         let fetched = self.layout.row_bytes().min(AHEAD_BYTES);
         let ahead = (AHEAD_BYTES / fetched).clamp(1, AHEAD_BURSTS) * BURST;
         let (mut hits, mut expired) = (0, 0);
-        let mut copies = self.layout.copies(columns);
         let mut hashes = [0; RING];
         let mut rows = [None; RING];
         // Each key goes through three stages: its bucket is fetched, then the row that the bucket names, and
-        // only the last stage waits for memory and copies. A burst of keys moves through each stage in turn,
+        // only the last stage waits for memory and reads. A burst of keys moves through each stage in turn,
         // so that the memory always has about as much to do.
         let burst = |first: usize| first.min(keys.len())..(first + BURST).min(keys.len());
         let ring = |keys: &Range<usize>| keys.start % RING..keys.start % RING + keys.len();
@@ -221,19 +242,15 @@ impl<R: Reclaim> Store<R> {
                 continue;
             };
             let arrived = burst(first);
-            for (row, found) in rows[ring(&arrived)].iter().zip(&mut found[arrived]) {
+            for (row, place) in rows[ring(&arrived)].iter().zip(arrived) {
                 let living = row.filter(|row| !self.expired(row, now));
-                *found = u8::from(living.is_some());
                 if let Some(row) = living {
                     row.mark();
                     hits += 1;
-                    // SAFETY: the row is under the guard. Rows are copied in the order of the keys, each
-                    // to the next place of the caller's columns.
-                    row.watch().read(|| unsafe { copies.next_row(row.bytes()) });
+                    row.watch().read(|| see(place, Some(row.bytes())));
                 } else {
                     expired += u64::from(row.is_some());
-                    // SAFETY: as above.
-                    unsafe { copies.next_zeros() };
+                    see(place, None);
                 }
             }
         }

@@ -11,7 +11,7 @@ pub const ENVIRONMENT_VARIABLE: &str = "AIF_JAX_KERNELS";
 pub enum Level {
     /// What the compiler makes of portable code.
     Scalar,
-    /// AVX2 on `x86_64`.
+    /// AVX2 and FMA on `x86_64`.
     Avx2,
     /// AVX-512 F, BW, VL, BITALG and VNNI on `x86_64`.
     Avx512,
@@ -93,7 +93,7 @@ fn features(level: Level) -> &'static [(&'static str, bool)] {
     }
     match level {
         Level::Scalar => &[],
-        Level::Avx2 => detected!("avx2", "popcnt"),
+        Level::Avx2 => detected!("avx2", "fma", "popcnt"),
         Level::Avx512 => {
             detected!(
                 "avx512f",

@@ -1,0 +1,53 @@
+//! The inner loops, one file for each instruction set, and the table that chooses among them.
+//!
+//! # Safety
+//! A kernel `(x, stride, depth, w, out, width, rows)` reads `rows` rows of `depth` inputs, `stride` apart, and
+//! `depth` rows of weights, and adds to `rows` rows of outputs, `width` apart, as many as its panel is wide;
+//! `rows` is a multiple of [`ROWS`](super::ROWS). The CPU must have the instruction set that it is written
+//! for; [`Kernels::of`] sees to it.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod loops;
+mod portable;
+
+use super::Bf16;
+use crate::error::Result;
+use crate::lsh::Level;
+
+/// A product with one panel of weights.
+pub(super) type Product<T> = unsafe fn(*const T, usize, usize, *const T, *mut f32, usize, usize);
+
+/// The kernels of one level, by the width of the panel: one register, two, and so on, as long as sums,
+/// weights and an input have a register each.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kernels {
+    /// Floats of a register.
+    pub lanes: usize,
+    /// Products of 32-bit floats.
+    pub singles: &'static [Product<f32>],
+    /// Products of pairs of `bfloat16`, if the CPU has them; `depth` is even.
+    pub halves: Option<&'static [Product<Bf16>]>,
+}
+
+impl Kernels {
+    /// The kernels of `level`.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::error::Error::Config) if the CPU lacks it.
+    pub fn of(level: Level) -> Result<Self> {
+        #[allow(clippy::match_wildcard_for_single_variants)]
+        // a level between two of these uses the lower
+        match Level::from_name(level.name())? {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => Ok(avx512::kernels()),
+            Level::Scalar => Ok(portable::KERNELS),
+            #[cfg(target_arch = "x86_64")]
+            _ => Ok(avx2::KERNELS),
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => unreachable!("`from_name` refuses them here"),
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! Eight floats side by side, which the compiler makes vectors of for whatever it builds for.
+
+use super::Kernels;
+use super::loops::{Register, kernel};
+
+pub(super) const KERNELS: Kernels = Kernels {
+    lanes: Eight::LANES,
+    singles: &[one, two],
+    halves: None,
+};
+
+#[derive(Clone, Copy)]
+struct Eight([f32; 8]);
+
+impl Register for Eight {
+    type Input = f32;
+    type Weights = Self;
+    const LANES: usize = 8;
+
+    #[inline]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's.
+        Self(unsafe { from.cast::<[f32; 8]>().read_unaligned() })
+    }
+
+    #[inline]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's.
+        unsafe { to.cast::<[f32; 8]>().write_unaligned(self.0) }
+    }
+
+    #[inline]
+    unsafe fn weights(from: *const f32) -> Self {
+        // SAFETY: the caller's.
+        unsafe { Self::load(from) }
+    }
+
+    #[inline]
+    unsafe fn spread(input: f32) -> Self {
+        Self([input; 8])
+    }
+
+    #[inline]
+    unsafe fn add_product(self, input: Self, weights: Self) -> Self {
+        // Not `mul_add`: without an instruction for it, that is a call for every number.
+        Self(std::array::from_fn(|i| {
+            self.0[i] + input.0[i] * weights.0[i]
+        }))
+    }
+}
+
+kernel!(one, f32, Eight, 6, 1, 1);
+kernel!(two, f32, Eight, 3, 2, 1);

@@ -1,0 +1,52 @@
+//! `bfloat16`: the upper half of a 32-bit float.
+
+/// A number of 8 exponent and 8 significant bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Bf16(pub u16);
+
+impl Bf16 {
+    /// The number of these bits, as a 32-bit float; exact.
+    #[inline]
+    #[must_use]
+    pub const fn widen(self) -> f32 {
+        f32::from_bits((self.0 as u32) << 16)
+    }
+
+    /// The nearest number, the even one of two; a NaN stays one.
+    #[inline]
+    #[must_use]
+    pub const fn round(value: f32) -> Self {
+        let bits = value.to_bits();
+        if value.is_nan() {
+            return Self((bits >> 16) as u16 | 0x40);
+        }
+        Self((bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_goes_to_the_nearest_and_then_to_the_even() {
+        for (value, expected) in [
+            (1.0, 1.0),
+            (1.0 + 1.0 / 256.0, 1.0),
+            (1.0 + 3.0 / 256.0, 1.0 + 4.0 / 256.0),
+            (1.0 + 1.1 / 256.0, 1.0 + 2.0 / 256.0),
+            (-0.1, -0.100_097_656),
+            (f32::INFINITY, f32::INFINITY),
+            (f32::MAX, f32::INFINITY),
+            (0.0, 0.0),
+        ] {
+            assert_eq!(Bf16::round(value).widen(), expected, "{value}");
+        }
+        assert!(Bf16::round(f32::NAN).widen().is_nan());
+        assert!(Bf16::round(f32::from_bits(0x7f80_0001)).widen().is_nan());
+        for bits in (0..=u16::MAX).filter(|&bits| !Bf16(bits).widen().is_nan()) {
+            assert_eq!(Bf16::round(Bf16(bits).widen()), Bf16(bits));
+        }
+    }
+}

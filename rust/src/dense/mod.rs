@@ -1,0 +1,253 @@
+//! Products of a block of rows with small weights: what a layer of the model costs, and no more.
+//!
+//! `out[r] += x[r] · W` for rows of a few hundred numbers and weights that stay in the second level of
+//! cache. [`Weights`] lays `W` out once per call, [`Weights::multiply`] runs over any number of rows.
+//!
+//! # One order of addition
+//! Every output is one chain `((out + x_0 w_0) + x_1 w_1) + ...` over the inputs in order, whatever rows
+//! stand beside it and however many: a row's outputs have the same bits in every block. AVX2 and AVX-512
+//! round once per step (fused) and agree to the bit; the portable form rounds products and sums, and the
+//! `bfloat16` form adds inputs in pairs.
+
+mod arch;
+mod bf16;
+
+pub use bf16::Bf16;
+
+use crate::buffer::AlignedBuffer;
+use crate::error::{Error, Result};
+use crate::lsh::Level;
+use arch::Kernels;
+
+/// Rows come in multiples of this many: what the kernels keep in registers at a time.
+pub const ROWS: usize = 12;
+
+/// Weights `[inputs, outputs]`, laid out for the vector units of one level.
+///
+/// Outputs are cut into panels of up to four registers' width, and within a panel the weights of one input
+/// lie together (of two inputs, in turn, for `bfloat16` products).
+#[derive(Debug)]
+pub struct Weights {
+    kernels: Kernels,
+    inputs: usize,
+    outputs: usize,
+    /// Whether products are of pairs of `bfloat16`.
+    halves: bool,
+    panels: AlignedBuffer,
+}
+
+/// A matrix to be laid out, row after row.
+#[derive(Clone, Copy, Debug)]
+pub enum Matrix<'a> {
+    /// 32-bit floats.
+    F32(&'a [f32]),
+    /// Upper halves of 32-bit floats.
+    Bf16(&'a [Bf16]),
+}
+
+impl Matrix<'_> {
+    /// Its number of elements.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(values) => values.len(),
+            Self::Bf16(values) => values.len(),
+        }
+    }
+
+    /// Whether it has no elements.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// One element, widened.
+    #[must_use]
+    pub fn at(&self, index: usize) -> f32 {
+        match self {
+            Self::F32(values) => values[index],
+            Self::Bf16(values) => values[index].widen(),
+        }
+    }
+}
+
+/// Rows of inputs that are multiplied, each `stride` elements after the one before.
+#[derive(Clone, Copy, Debug)]
+pub enum Inputs<'a> {
+    /// For weights of [`Weights::new`].
+    F32(&'a [f32], usize),
+    /// For weights of [`Weights::of_halves`].
+    Bf16(&'a [Bf16], usize),
+}
+
+impl Weights {
+    /// Lays out weights for 32-bit inputs: the matrices one below the other, each with `outputs` columns.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if a matrix has no whole number of rows; [`Error::OutOfMemory`];
+    /// [`Error::Config`] if the CPU lacks `level`.
+    pub fn new(level: Level, outputs: usize, matrices: &[Matrix<'_>]) -> Result<Self> {
+        Self::laid_out(level, outputs, matrices, false)
+    }
+
+    /// Lays out weights for `bfloat16` inputs, as [`new`](Self::new). `None` if this CPU cannot multiply
+    /// them as such: widen the inputs then, which gives nearly the same.
+    pub fn of_halves(
+        level: Level,
+        outputs: usize,
+        matrices: &[Matrix<'_>],
+    ) -> Result<Option<Self>> {
+        if Kernels::of(level)?.halves.is_none() {
+            return Ok(None);
+        }
+        Self::laid_out(level, outputs, matrices, true).map(Some)
+    }
+
+    fn laid_out(
+        level: Level,
+        outputs: usize,
+        matrices: &[Matrix<'_>],
+        halves: bool,
+    ) -> Result<Self> {
+        let kernels = Kernels::of(level)?;
+        let mut inputs = 0;
+        for matrix in matrices {
+            if outputs == 0 || !matrix.len().is_multiple_of(outputs) {
+                return Err(Error::Request(format!(
+                    "weights of {} numbers have no whole number of rows of {outputs}",
+                    matrix.len()
+                )));
+            }
+            inputs += matrix.len() / outputs;
+        }
+        let mut weights = Self {
+            kernels,
+            inputs,
+            outputs,
+            halves,
+            panels: AlignedBuffer::default(),
+        };
+        let bytes = weights.padded_inputs() * weights.padded_outputs() * weights.element_bytes();
+        weights.panels = AlignedBuffer::new(bytes, "weights laid out for the vector units")?;
+        weights.fill(matrices);
+        Ok(weights)
+    }
+
+    /// Numbers of one row of inputs.
+    #[must_use]
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Places that one row of outputs takes: the outputs, rounded up to whole registers.
+    #[must_use]
+    pub fn padded_outputs(&self) -> usize {
+        self.outputs.next_multiple_of(self.kernels.lanes)
+    }
+
+    /// Places that one row of inputs takes: a pair more than there are if their number is odd and they
+    /// are multiplied in pairs.
+    #[must_use]
+    pub fn padded_inputs(&self) -> usize {
+        if self.halves {
+            self.inputs.next_multiple_of(2)
+        } else {
+            self.inputs
+        }
+    }
+
+    fn element_bytes(&self) -> usize {
+        if self.halves { 2 } else { 4 }
+    }
+
+    /// First output and width of each panel.
+    fn panels(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let (padded, most) = (
+            self.padded_outputs(),
+            self.kernels.singles.len() * self.kernels.lanes,
+        );
+        (0..padded)
+            .step_by(most)
+            .map(move |first| (first, most.min(padded - first)))
+    }
+
+    fn fill(&mut self, matrices: &[Matrix<'_>]) {
+        let (inputs, outputs, halves) = (self.padded_inputs(), self.outputs, self.halves);
+        let start = self.panels.as_ptr();
+        for (first, width) in self.panels() {
+            let end = outputs.min(first + width);
+            let mut input = 0;
+            for matrix in matrices {
+                for row in 0..matrix.len() / outputs {
+                    let place = first * inputs + input / 2 * 2 * width;
+                    for output in first..end {
+                        let value = matrix.at(row * outputs + output);
+                        // SAFETY: panel `first` starts at `first * inputs` and has `inputs * width` places,
+                        // of which this is one; the buffer holds all panels and nobody else knows it yet.
+                        unsafe {
+                            if halves {
+                                let pair = place + 2 * (output - first) + input % 2;
+                                start.cast::<Bf16>().add(pair).write(Bf16::round(value));
+                            } else {
+                                let single = first * inputs + input * width + output - first;
+                                start.cast::<f32>().add(single).write(value);
+                            }
+                        }
+                    }
+                    input += 1;
+                }
+            }
+        }
+    }
+
+    /// Adds `inputs · W` to `out`, rows of which are [`padded_outputs`](Self::padded_outputs) apart.
+    ///
+    /// # Panics
+    /// If `out` is no multiple of [`ROWS`] rows, `inputs` has fewer rows, a row of inputs is shorter than
+    /// [`padded_inputs`](Self::padded_inputs), or inputs are of another kind than the weights.
+    pub fn multiply(&self, inputs: Inputs<'_>, out: &mut [f32]) {
+        let (width, depth) = (self.padded_outputs(), self.padded_inputs());
+        let rows = out.len() / width;
+        assert!(
+            rows * width == out.len() && rows.is_multiple_of(ROWS),
+            "{} outputs are no multiple of {ROWS} rows of {width}",
+            out.len()
+        );
+        let (len, stride) = match inputs {
+            Inputs::F32(values, stride) => (values.len(), stride),
+            Inputs::Bf16(values, stride) => (values.len(), stride),
+        };
+        assert!(
+            stride >= depth && (rows == 0 || len >= (rows - 1) * stride + depth),
+            "{rows} rows of {depth} inputs, {stride} apart, do not fit in {len}"
+        );
+        if depth == 0 {
+            return;
+        }
+        for (first, panel) in self.panels() {
+            let vectors = panel / self.kernels.lanes - 1;
+            // SAFETY: the panel starts there (see `fill`); inputs and outputs are as large as the kernel
+            // reads and writes, by the assertions; `Kernels::of` made sure that the CPU has the level.
+            unsafe {
+                let out = out.as_mut_ptr().add(first);
+                let start = self.panels.as_ptr();
+                match (inputs, self.kernels.halves.filter(|_| self.halves)) {
+                    (Inputs::F32(values, _), None) => {
+                        let weights = start.cast::<f32>().add(first * depth);
+                        let kernel = self.kernels.singles[vectors];
+                        kernel(values.as_ptr(), stride, depth, weights, out, width, rows);
+                    }
+                    (Inputs::Bf16(values, _), Some(kernels)) => {
+                        let weights = start.cast::<Bf16>().add(first * depth);
+                        let kernel = kernels[vectors];
+                        kernel(values.as_ptr(), stride, depth, weights, out, width, rows);
+                    }
+                    _ => panic!("inputs and weights are of different kinds"),
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,7 @@ pub mod buffer;
 pub mod cache;
 pub mod dense;
 pub mod error;
+pub mod interaction;
 pub mod lsh;
 pub mod metrics;
 pub mod pool;

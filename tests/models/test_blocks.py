@@ -8,14 +8,14 @@ from flax import nnx
 from model_cases import make_group, make_schema
 
 from aif_jax.features import MultiValued, Numeric
-from aif_jax.kernels import pack_signs, table_sum
+from aif_jax.kernels import ordered_product, pack_signs, slot_weights, table_sum, tier_features
 from aif_jax.models import long_sequence
 from aif_jax.models.blocks import draw_keep, hidden, shown
 from aif_jax.models.bridge import Bridges
 from aif_jax.models.embedder import FeatureEmbedder
-from aif_jax.models.layers import attend, masked_mean, ordered_product
-from aif_jax.models.sim import CategoryPool, recent_categories, slot_weights
-from aif_jax.models.tiers import channel_lengths, channels_of, float_tiers, tier_features
+from aif_jax.models.layers import attend, masked_mean
+from aif_jax.models.sim import CategoryPool, recent_categories
+from aif_jax.models.tiers import channel_lengths, channels_of, float_tiers
 
 B, G, L, D_M, D_V, BITS = 3, 4, 7, 6, 5, 16
 

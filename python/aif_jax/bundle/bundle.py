@@ -24,7 +24,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 KINDS: tuple[Kind, ...] = get_args(Kind)
 CONFIG, WEIGHTS, GOLDEN = "config.json", "weights.safetensors", "golden.safetensors"
 
-KERNEL_ABI = 1
+KERNEL_ABI = 2
 """Version of the custom calls' operands and meaning; a ``native`` program of another one is not run."""
 
 
@@ -158,7 +158,7 @@ class Bundle:
                     )
                     for stage in STAGES
                 }  # fmt: skip
-                reason = self._disproof(vectors)
+                reason = self._disproof(vectors, kind)
             if reason is None:
                 self.kind = "native" if kind == "native" else "portable"
                 self._why += [f"{kind}: taken, agrees with the golden vectors within {golden.RELATIVE:g}"]
@@ -187,13 +187,18 @@ class Bundle:
         report = kernels.implementations()
         return None if report["native"] else report["reason"]
 
-    def _disproof(self, vectors: Mapping[str, np.ndarray]) -> str | None:
+    def _disproof(self, vectors: Mapping[str, np.ndarray], kind: str) -> str | None:
         for stage in STAGES:
             given = _under(vectors, f"{stage}/in/")
             expected = _under(vectors, f"{stage}/out/")
             try:
-                dims = _dims(self.signature(stage), given)
-                outputs = {path: np.asarray(a) for path, a in self.call(stage, **dims)(given).items()}
+                # The cache must live until the outputs are there, as its handle alone does not hold it.
+                cached = golden.CachedRows(given) if stage == "stage" and kind == "native" else None
+                inputs = given if cached is None else cached.inputs
+                dims = _dims(self.signature(stage), inputs)
+                outputs = {path: np.asarray(a) for path, a in self.call(stage, **dims)(inputs).items()}
+                if cached is not None:
+                    expected["status"] = cached.status
             except (AifError, TypeError, KeyError, ValueError, jax.errors.JaxRuntimeError) as error:
                 return f"program {stage} cannot run: {error}"
             if found := golden.difference(stage, expected, outputs):

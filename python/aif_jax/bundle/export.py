@@ -141,16 +141,16 @@ def _export_stage(folded: "Folded", stage: Stage, kind: Kind, k_max: int) -> tup
     # Scores must not depend on the platform's idea of a fast float32 product.
     with kernels.use("native" if kind == "native" else "reference"), jax.default_matmul_precision("highest"):
         return export_program(
-            _function(folded, stage, k_max),
+            _function(folded, stage, kind, k_max),
             folded.weights_of(stage),
-            _inputs(folded, stage, dict(zip(dims, symbols, strict=True))),
+            _inputs(folded, stage, kind, dict(zip(dims, symbols, strict=True))),
             dims=dims,
             platforms=_PLATFORMS[kind],
             custom_calls=kernels.CUSTOM_CALLS if kind == "native" else (),
         )
 
 
-def _inputs(folded: "Folded", stage: Stage, dims: Mapping[str, Any]) -> Tree:
+def _inputs(folded: "Folded", stage: Stage, kind: Kind, dims: Mapping[str, Any]) -> Tree:
     """Return the shapes of a stage's inputs for sizes that may be symbolic."""
     if stage in ("behaviour", "item"):
         return {"item": folded.item_inputs_spec(dims["m"])}
@@ -166,17 +166,24 @@ def _inputs(folded: "Folded", stage: Stage, dims: Mapping[str, Any]) -> Tree:
         name: jax.ShapeDtypeStruct((1, *spec.shape), spec.dtype)
         for name, spec in folded.state_spec(dims["l"]).items()
     }
+    given = {"state": state, "context": folded.context_spec(), "pair": folded.pair_spec(n)}
+    if kind == "portable":
+        return {**given, "rows": folded.rows_spec(n), "valid": folded.valid_spec(n)}
+    handle = jax.ShapeDtypeStruct((2,), np.dtype(np.uint32))
     return {
-        "state": state, "rows": folded.rows_spec(n), "valid": folded.valid_spec(n),
-        "context": folded.context_spec(), "pair": folded.pair_spec(n),
+        **given, "index": handle, "missing": handle,
+        "ids": jax.ShapeDtypeStruct((n, 2), np.dtype(np.uint32)),
+        "count": jax.ShapeDtypeStruct((), np.dtype(np.int32)),
     }  # fmt: skip
 
 
-def _function(folded: "Folded", stage: Stage, k_max: int) -> Any:
+def _function(folded: "Folded", stage: Stage, kind: Kind, k_max: int) -> Any:
     """Return a stage as a function from weights and nested inputs to nested outputs.
 
     The real-time stage takes a user state as the user stage gives it for one user, with its leading axis,
-    and tells how many valid candidates have no score (``unscored``).
+    and tells how many valid candidates have no score (``unscored``). Its portable program takes item rows and
+    which of them are candidates; its native one takes ids and the handle of the cache that holds the rows,
+    and tells each id's ``status``, see `cached_interaction`.
     """
     if stage in ("behaviour", "item"):
         program = folded.behaviour if stage == "behaviour" else folded.item
@@ -189,13 +196,18 @@ def _function(folded: "Folded", stage: Stage, k_max: int) -> Any:
 
     def ranked(weights: Mapping[str, Any], inputs: Mapping[str, Any]) -> Tree:
         state = {name: leaf[0] for name, leaf in inputs["state"].items()}
-        score, logits = folded.stage_scores(
-            weights, state, inputs["rows"], inputs["valid"], inputs.get("context", {}), inputs.get("pair", {})
-        )
+        given = inputs.get("context", {}), inputs.get("pair", {})
+        told: Tree = {}
+        if kind == "native":
+            score, logits, status = folded.cached_scores(weights, state, inputs, *given)
+            told, valid = {"status": status}, (status & np.uint8(kernels.RANKABLE)) != 0
+        else:
+            valid = inputs["valid"]
+            score, logits = folded.stage_scores(weights, state, inputs["rows"], valid, *given)
         best, order = jax.lax.top_k(score, k_max)
         heads = jax.nn.sigmoid(jax.numpy.take(logits, order, axis=0, mode="clip"))
-        unscored = jax.numpy.sum(inputs["valid"] & jax.numpy.isneginf(score), dtype=jax.numpy.int32)
-        return {"order": order, "score": best, "heads": heads, "unscored": unscored}
+        unscored = jax.numpy.sum(valid & jax.numpy.isneginf(score), dtype=jax.numpy.int32)
+        return {"order": order, "score": best, "heads": heads, "unscored": unscored, **told}
 
     return ranked
 
@@ -210,7 +222,7 @@ def _golden_vectors(folded: "Folded", k_max: int) -> dict[str, np.ndarray]:
     vectors: dict[str, np.ndarray] = {}
 
     def run(stage: Stage, inputs: Tree) -> dict[str, np.ndarray]:
-        function = jax.jit(_function(folded, stage, k_max))
+        function = jax.jit(_function(folded, stage, "portable", k_max))
         with kernels.use("reference"), jax.default_matmul_precision("highest"):
             outputs = flatten(function(folded.weights_of(stage), inputs))
         given = {path: np.array(array, order="C") for path, array in flatten(inputs).items()}

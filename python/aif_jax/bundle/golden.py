@@ -9,8 +9,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from aif_jax import _native
 from aif_jax.features import Numeric, Schema
 from aif_jax.features.schema import Group
+from aif_jax.kernels import FOUND, RANKABLE, handle_operand
 
 RELATIVE = 1e-4
 """Allowed difference of floats, relative to the largest magnitude of the expected array (at least 1)."""
@@ -29,6 +31,37 @@ def difference(stage: str, expected: Mapping[str, np.ndarray], given: Mapping[st
         if found := _array_difference(path, want, np.asarray(given[path])):
             return found
     return None
+
+
+class CachedRows:
+    """The stage's golden inputs as its native program takes them: rows in a cache instead of operands.
+
+    Args:
+        given: inputs of the portable program, by path.
+
+    Attributes:
+        inputs: inputs of the native program, by path.
+        status: what it must say of each id, uint8 ``[N]``. Of the rows that are not valid, half are in the
+            cache and not rankable, the others are not there.
+    """
+
+    def __init__(self, given: Mapping[str, np.ndarray]):
+        columns = {n.removeprefix("rows/"): a for n, a in given.items() if n.startswith("rows/") and a.size}
+        valid = given["valid"]
+        there = valid | (np.arange(len(valid)) % 2 == 0)
+        self.status = np.where(valid, FOUND | RANKABLE, np.where(there, FOUND, 0)).astype(np.uint8)
+        columns["rankable"] = valid[:, None].astype(np.uint8)
+        layout = [(name, array.dtype.name, array.shape[1:]) for name, array in columns.items()]
+        self._cache = _native.EmbeddingCache(_native.RowLayout(layout))
+        keys = np.arange(len(valid), dtype=np.uint64) + np.uint64(2**40)
+        self._cache.upsert(keys[there], {n: np.ascontiguousarray(a[there]) for n, a in columns.items()})
+        kept = {name: array for name, array in given.items() if name.split("/")[0] not in ("rows", "valid")}
+        self.inputs = kept | {
+            "index": handle_operand(self._cache),
+            "missing": np.zeros(2, np.uint32),
+            "ids": keys.view(np.uint32).reshape(-1, 2),
+            "count": np.asarray(len(keys), np.int32),
+        }
 
 
 def _array_difference(path: str, want: np.ndarray, got: np.ndarray) -> str | None:
@@ -53,9 +86,13 @@ def _array_difference(path: str, want: np.ndarray, got: np.ndarray) -> str | Non
 def _ranking_difference(expected: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray]) -> str | None:
     """Compare rankings: the sorted scores, and each candidate's heads where both rankings hold it."""
     for path in expected.keys() - {"order", "heads"}:
+        if path == "status" and not np.array_equal(expected[path], given[path]):
+            return "status: other candidates have a row, or may be ranked, than expected"
         if found := _array_difference(path, expected[path], np.asarray(given[path])):
             return found
-    want_at = {int(candidate): place for place, candidate in enumerate(expected["order"])}
+    # What comes last, with a score of -inf, is no candidate, and nobody reads its heads.
+    ranked = np.isfinite(expected["score"])
+    want_at = {int(candidate): place for place, candidate in enumerate(expected["order"]) if ranked[place]}
     pairs = [(want_at[int(c)], p) for p, c in enumerate(np.asarray(given["order"])) if int(c) in want_at]
     if len(pairs) < 0.9 * len(want_at):
         return f"order: holds {len(pairs)} of the {len(want_at)} expected candidates"

@@ -6,6 +6,15 @@ from aif_jax.kernels.ffi import CUSTOM_CALLS as CUSTOM_CALLS
 from aif_jax.kernels.ffi import register as register
 from aif_jax.kernels.gather_rows import gather_rows as gather_rows
 from aif_jax.kernels.gather_rows import handle_operand as handle_operand
+from aif_jax.kernels.interaction import FOUND as FOUND
+from aif_jax.kernels.interaction import RANKABLE as RANKABLE
+from aif_jax.kernels.interaction import Form as Form
+from aif_jax.kernels.interaction import Operands as Operands
+from aif_jax.kernels.interaction import Slots as Slots
+from aif_jax.kernels.interaction import Tiers as Tiers
+from aif_jax.kernels.interaction import cached_interaction as cached_interaction
+from aif_jax.kernels.interaction import interaction as interaction
+from aif_jax.kernels.ordered import ordered_product as ordered_product
 from aif_jax.kernels.report import implementations as implementations
 from aif_jax.kernels.signatures import hyperplanes as hyperplanes
 from aif_jax.kernels.signatures import pack_signs as pack_signs
@@ -13,5 +22,7 @@ from aif_jax.kernels.signatures import quantize_int8 as quantize_int8
 from aif_jax.kernels.signatures import simhash as simhash
 from aif_jax.kernels.simtier import integer_edges as integer_edges
 from aif_jax.kernels.simtier import simtier as simtier
+from aif_jax.kernels.simtier import tier_features as tier_features
+from aif_jax.kernels.slots import slot_weights as slot_weights
 from aif_jax.kernels.table_sum import group_codes as group_codes
 from aif_jax.kernels.table_sum import table_sum as table_sum

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aif_jax.config import TierScale
 from aif_jax.errors import ConfigError
 from aif_jax.kernels import ffi
 from aif_jax.kernels.checks import batch_axes, expect_array
@@ -91,6 +92,21 @@ def simtier(
         return _reference(cand, seq, channel, edges, channels=channels, kind=kind)
 
     return dispatch(implementation, native, reference, cand, seq, channel, edges)
+
+
+def tier_features(counts: jax.Array, lengths: jax.Array, scale: TierScale) -> jax.Array:
+    """Return counts as features of bounded size: ``[..., channels * T]`` in [0, 1].
+
+    Args:
+        counts: int32 ``[..., channels, T]``.
+        lengths: float32, broadcastable to ``[..., channels]``; a channel without behaviours gives zeros.
+        scale: ``share``: count / length; ``log1p``: log(1 + count) / log(1 + length).
+    """
+    known = counts.astype(jnp.float32)
+    if scale == "log1p":
+        known, lengths = jnp.log1p(known), jnp.log1p(lengths)
+    features = known * jnp.where(lengths > 0, 1.0 / jnp.maximum(lengths, 0.5), 0.0)[..., None]
+    return features.reshape(*features.shape[:-2], features.shape[-2] * features.shape[-1])
 
 
 def integer_edges(tier_edges: Sequence[float], kind: Kind, size: int) -> np.ndarray:

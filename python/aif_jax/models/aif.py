@@ -10,7 +10,7 @@ from flax import nnx
 from aif_jax.config import ModelConfig
 from aif_jax.features import Schema
 from aif_jax.features.encoders import UNKNOWN
-from aif_jax.kernels import simtier
+from aif_jax.kernels import simtier, slot_weights, tier_features
 from aif_jax.models import long_sequence
 from aif_jax.models.blocks import (
     RUNGS,
@@ -29,8 +29,8 @@ from aif_jax.models.item import ItemModule
 from aif_jax.models.layers import masked_mean
 from aif_jax.models.long_sequence import BehaviourValues
 from aif_jax.models.signature import edges_of
-from aif_jax.models.sim import CategoryPool, recent_categories, slot_weights
-from aif_jax.models.tiers import channel_lengths, channels_of, tier_features
+from aif_jax.models.sim import CategoryPool, recent_categories
+from aif_jax.models.tiers import channel_lengths, channels_of
 from aif_jax.models.user import UserModule
 from aif_jax.types import Columns
 

@@ -20,7 +20,15 @@ from flax import nnx
 from aif_jax.config import ModelConfig
 from aif_jax.errors import ConfigError, RequestError
 from aif_jax.features import Schema
-from aif_jax.kernels import simtier, table_sum
+from aif_jax.kernels import (
+    RANKABLE,
+    Form,
+    Operands,
+    Slots,
+    Tiers,
+    cached_interaction,
+    interaction,
+)
 from aif_jax.models import long_sequence
 from aif_jax.models.aif import Aif
 from aif_jax.models.baselines import Model, TwoTower
@@ -33,10 +41,7 @@ from aif_jax.models.folded_weights import (
     constants,
     path_name,
 )
-from aif_jax.models.layers import ordered_product
 from aif_jax.models.signature import signature_of
-from aif_jax.models.sim import slot_weights
-from aif_jax.models.tiers import tier_features
 from aif_jax.types import Columns
 
 Arrays: TypeAlias = Mapping[str, jax.Array]
@@ -193,7 +198,7 @@ class Folded(FoldedShapes):
         context: Columns,
         pair: Columns,
     ) -> tuple[jax.Array, jax.Array]:
-        """Score candidates.
+        """Score candidates whose rows are given, on any platform.
 
         A candidate's score is the same, bit for bit, whatever else is in the request, as long as ``N`` is a
         multiple of 16. (Tested on x86 with jax 0.10; jax 0.8 sums products of a few hundred rows with wide
@@ -212,20 +217,42 @@ class Folded(FoldedShapes):
             Scores ``[N]``, -inf where not valid or where the score expression is not finite; and the
             calibrated logits ``[N, n_heads]``.
         """
-        weights, state, rows = as_arrays(weights), as_arrays(state), as_arrays(rows)
-        model, pairs, n = self._weights.model(weights), as_arrays(pair), valid.shape[0]
+        weights, rows, pairs, n = as_arrays(weights), as_arrays(rows), as_arrays(pair), valid.shape[0]
         padding = jax.core.max_dim(_ROWS - n, 0)
-        rows, pairs = _padded(rows, padding), _padded(pairs, padding)
-        if isinstance(model, TwoTower):
-            logits = ordered_product(rows["e"], state["vector"]) + model.bias[...]
-        else:
-            logits = model.heads(self._first_layer(model, weights, state, rows, as_arrays(context), pairs))
-        if model.train_only is not None:
-            logits += model.train_only.absent[...]
-        logits = logits * weights["calibration.scale"] + weights["calibration.offset"]
-        score = self.score(logits, {name: pairs[f"raw_{name}"] for name in self.score.raw})[:n]
-        scored = jnp.asarray(valid).astype(bool) & jnp.isfinite(score)
-        return jnp.where(scored, score, -jnp.inf), logits[:n]
+        padded = _padded(pairs, padding)
+        operands, form = self._interaction(weights, as_arrays(state), as_arrays(context), padded)
+        logits = interaction(_padded(rows, padding), operands, form)[:n]
+        return self._scores(weights, logits, jnp.asarray(valid).astype(bool), pairs)
+
+    def cached_scores(
+        self,
+        weights: Columns,
+        state: Columns,
+        cached: Columns,
+        context: Columns,
+        pair: Columns,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Score candidates by id, their rows read from an embedding cache by the native kernel; on a CPU.
+
+        Equal to `stage_scores` but for the order of floating-point sums. A candidate's score is the same, bit
+        for bit, in any company and any ``N``.
+
+        Args:
+            weights: of the program ``stage``.
+            state: one user's state, without a leading axis.
+            cached: ``index``, ``missing``, ``ids`` and ``count``, see `cached_interaction`.
+            context: as of `stage_scores`.
+            pair: as of `stage_scores`.
+
+        Returns:
+            Scores and logits as of `stage_scores`, and each candidate's status uint8 ``[N]``.
+        """
+        weights, pairs = as_arrays(weights), as_arrays(pair)
+        operands, form = self._interaction(weights, as_arrays(state), as_arrays(context), pairs)
+        where = (jnp.asarray(cached[name]) for name in ("index", "missing", "ids", "count"))
+        logits, status = cached_interaction(*where, operands, form)
+        scores, logits = self._scores(weights, logits, (status & np.uint8(RANKABLE)) != 0, pairs)
+        return scores, logits, status
 
     def stage(
         self,
@@ -255,40 +282,55 @@ class Folded(FoldedShapes):
         best, order = jax.lax.top_k(score, k)
         return order, best, jax.nn.sigmoid(jnp.take(logits, order, axis=0, mode="clip"))
 
-    def _first_layer(
-        self, model: Aif, weights: Arrays, state: Arrays, rows: Arrays, context: Arrays, pair: Arrays
-    ) -> jax.Array:
-        first, config = model.first, self.config
-        shared = state["h_u"]
+    def _interaction(
+        self, weights: Arrays, state: Arrays, context: Arrays, pair: Arrays
+    ) -> tuple[Operands, Form]:
+        """Return what is left of the model once user and context are known."""
+        model, config = self._weights.model(weights), self.config
+        if isinstance(model, TwoTower):
+            return Operands(model.bias[...], state["vector"]), Form(factored=("e",))
+        first, bits = model.first, config.collision_bits
+        shared, table, pairs, pair_weights = state["h_u"], None, None, None
         if "context" in model.blocks:
             shared += first.contribution("context", *first.features("context", context))
-        total = rows["h"] + shared
-        left = [rows[name] for name in self.factored]
-        right = [state["M"]] if left else []
-        if "sim" in state:
-            left.append(slot_weights(rows["category"], state["sim_category"]))
-            right.append(state["sim"])
-        if left:
-            total += jnp.concatenate(left, axis=1) @ jnp.concatenate(right, axis=0)
-        if "simtier" in model.blocks:
-            counts = simtier(
-                rows["signature"],
-                state["signature"],
-                state["channel"],
-                weights["simtier.edges"],
-                channels=len(self.schema.behaviour_types),
-                kind=config.signature,
-            )
-            tiers = tier_features(counts, state["tier_length"], config.tier_scale)
-            total += (tiers * rows["has_content"]) @ first.weight("simtier")
         if "factor" in state:
-            table, bits = state["factor"] @ first.weight("long_attention"), config.collision_bits
+            table = state["factor"] @ first.weight("long_attention")
             if config.long_attention == "sign":
                 table, bits = long_sequence.sign_table(table), long_sequence.SIGN_BITS
-            total += table_sum(table, rows["signature"], bits=bits) * rows["has_content"]
         if "pair" in model.blocks:
-            total += first.contribution("pair", *first.features("pair", pair))
-        return total
+            # One more feature says that there are none, and its weights are what stands in for them.
+            features, given = first.features("pair", pair)
+            absent = jnp.where(given, 0.0, 1.0)[:, None]
+            pairs = jnp.concatenate([jnp.where(given[:, None], features, 0.0), absent], axis=1)
+            pair_weights = jnp.concatenate([first.weight("pair"), first.absent("pair")[None]])
+        tiers = None
+        if "simtier" in model.blocks:
+            tiers = Tiers(
+                state["signature"], state["channel"], state["tier_length"], weights["simtier.edges"],
+                first.weight("simtier"),
+            )  # fmt: skip
+        operands = Operands(
+            shared=shared,
+            factors=state.get("M"),
+            slots=Slots(state["sim_category"], state["sim"]) if "sim" in state else None,
+            table=table,
+            tiers=tiers,
+            pair=pairs,
+            pair_weights=pair_weights,
+            layers=model.heads.layers(),
+        )
+        return operands, Form(self.factored, config.signature, config.tier_scale, bits)
+
+    def _scores(
+        self, weights: Arrays, logits: jax.Array, valid: jax.Array, pair: Arrays
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return scores and calibrated logits of what the interaction gave."""
+        model = self._weights.model(weights)
+        if model.train_only is not None:
+            logits += model.train_only.absent[...]
+        logits = logits * weights["calibration.scale"] + weights["calibration.offset"]
+        score = self.score(logits, {name: pair[f"raw_{name}"] for name in self.score.raw})
+        return jnp.where(valid & jnp.isfinite(score), score, -jnp.inf), logits
 
     def _frozen(self, weights: Arrays, items: Arrays, columns: Mapping[str, Any]) -> dict[str, jax.Array]:
         frozen = {name: items[name] for name in ("content", "has_content") if name in columns}

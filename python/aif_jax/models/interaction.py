@@ -13,9 +13,9 @@ from flax import nnx
 
 from aif_jax.config import ModelConfig
 from aif_jax.features import Schema
+from aif_jax.kernels import ordered_product
 from aif_jax.models.embedder import FeatureEmbedder
 from aif_jax.models.initial import constant, linear
-from aif_jax.models.layers import ordered_product
 
 
 class FirstLayer(nnx.Module):
@@ -91,11 +91,16 @@ class Heads(nnx.Module):
 
     def __call__(self, first: jax.Array) -> jax.Array:
         """Map ``[..., h]`` to logits ``[..., n_heads]``."""
+        *hidden, (weights, bias) = self.layers()
         x = jax.nn.relu(first)
-        for number in range(self.depth):
-            x = jax.nn.relu(getattr(self, f"layer_{number}")(x))
-        logits = ordered_product(x, self.out.kernel[...])
-        return logits if self.out.bias is None else logits + self.out.bias[...]
+        for kernel, shift in hidden:
+            x = jax.nn.relu(x @ kernel + shift)
+        return ordered_product(x, weights) + bias
+
+    def layers(self) -> tuple[tuple[jax.Array, jax.Array], ...]:
+        """Return weights ``[n, m]`` and bias ``[m]`` of each layer, the last one to the logits."""
+        layers = [*(getattr(self, f"layer_{number}") for number in range(self.depth)), self.out]
+        return tuple((layer.kernel[...], layer.bias[...]) for layer in layers)
 
 
 class TrainOnly(nnx.Module):

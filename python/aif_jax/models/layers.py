@@ -1,4 +1,4 @@
-"""Small pieces that the modules share: an MLP, masked attention, masked means, a reduction of fixed order."""
+"""Small pieces that the modules share: an MLP, masked attention, masked means."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -76,23 +76,3 @@ def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
     weights = mask.astype(values.dtype)
     total = jnp.sum(values * weights[..., None], axis=-2)
     return total / jnp.maximum(jnp.sum(weights, axis=-1), 1.0)[..., None]
-
-
-def ordered_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Return ``x @ kernel`` for a kernel with few columns, each row summed in pairs.
-
-    A matrix product may split its sums differently for other numbers of rows, which changes the last bits of
-    a score with the company that the candidate is in. Here the order depends on the row's width alone: halves
-    are added to each other until one number is left. (XLA compiles that to vector additions; its own sum over
-    the last axis adds number after number, which takes ten times as long.)
-
-    Args:
-        x: ``[..., n_in]``.
-        kernel: ``[n_in, n_out]``.
-    """
-    terms = x[..., None, :] * kernel.T
-    while (width := terms.shape[-1]) > 1:
-        half = width // 2
-        added = terms[..., :half] + terms[..., half : 2 * half]
-        terms = jnp.concatenate([added, terms[..., 2 * half :]], axis=-1) if width % 2 else added
-    return terms[..., 0]

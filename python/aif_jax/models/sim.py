@@ -8,13 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from aif_jax.kernels.slots import FIRST_CATEGORY, NO_CATEGORY, in_slot
 from aif_jax.models.initial import linear
-
-FIRST_CATEGORY = 2
-"""Encoded categories from here on name something: 0 is missing, and unknown ones (1) need not be the same."""
-
-NO_CATEGORY = -1
-"""Fills slots that the user has no category for."""
 
 
 def recent_categories(category: jax.Array, valid: jax.Array, slots: int) -> tuple[jax.Array, jax.Array]:
@@ -41,27 +36,6 @@ def recent_categories(category: jax.Array, valid: jax.Array, slots: int) -> tupl
 
     left, found = jax.lax.scan(take_one, left, None, length=slots)
     return found.T, jnp.sum(left, axis=1, dtype=jnp.int32)
-
-
-def in_slot(category: jax.Array, slot: jax.Array) -> jax.Array:
-    """Return bool ``[..., C, C_max]``: which slot holds which of the categories ``[..., C]``.
-
-    Args:
-        category: int32 ``[..., C]``.
-        slot: int32 ``[..., C_max]``, broadcastable to the leading axes.
-    """
-    real = category >= FIRST_CATEGORY
-    return (category[..., :, None] == slot[..., None, :]) & real[..., None]
-
-
-def slot_weights(category: jax.Array, slot: jax.Array) -> jax.Array:
-    """Return how an item's categories average the slots: ``[..., C_max]``.
-
-    Each of the item's categories weighs the same; one that has no slot contributes nothing.
-    """
-    hits = jnp.sum(in_slot(category, slot), axis=-2).astype(jnp.float32)
-    n = jnp.sum(category >= FIRST_CATEGORY, axis=-1).astype(jnp.float32)
-    return hits / jnp.maximum(n, 1.0)[..., None]
 
 
 class CategoryPool(nnx.Module):

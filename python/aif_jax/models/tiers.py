@@ -5,8 +5,6 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 
-from aif_jax.config import TierScale
-
 
 def channels_of(kind: jax.Array, has_content: jax.Array) -> jax.Array:
     """Return int32 ``[..., L]``: the channel a behaviour is counted in, its type; -1 if it has no content.
@@ -21,21 +19,6 @@ def channels_of(kind: jax.Array, has_content: jax.Array) -> jax.Array:
 def channel_lengths(channel: jax.Array, channels: int) -> jax.Array:
     """Return float32 ``[..., channels]``: how many behaviours ``[..., L]`` each channel counts."""
     return jnp.sum(jax.nn.one_hot(channel, channels), axis=-2)
-
-
-def tier_features(counts: jax.Array, lengths: jax.Array, scale: TierScale) -> jax.Array:
-    """Return counts as features of bounded size: ``[..., channels * T]`` in [0, 1].
-
-    Args:
-        counts: int32 ``[..., channels, T]``.
-        lengths: float32, broadcastable to ``[..., channels]``; a channel without behaviours gives zeros.
-        scale: ``share``: count / length; ``log1p``: log(1 + count) / log(1 + length).
-    """
-    known = counts.astype(jnp.float32)
-    if scale == "log1p":
-        known, lengths = jnp.log1p(known), jnp.log1p(lengths)
-    features = known * jnp.where(lengths > 0, 1.0 / jnp.maximum(lengths, 0.5), 0.0)[..., None]
-    return features.reshape(*features.shape[:-2], features.shape[-2] * features.shape[-1])
 
 
 def float_tiers(

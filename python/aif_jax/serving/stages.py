@@ -12,11 +12,11 @@ from aif_jax.bundle import Bundle
 from aif_jax.bundle.programs import Call
 from aif_jax.errors import UnknownItemError, VersionMismatchError
 from aif_jax.features import bucket_for, pad_to
+from aif_jax.kernels import FOUND, RANKABLE
 from aif_jax.nearline import BehaviourTable, ItemIndex
-from aif_jax.nearline.item_index import RANKABLE
 from aif_jax.serving.candidates import CheckedCandidates
 from aif_jax.serving.config import EngineConfig
-from aif_jax.serving.staging import Staging
+from aif_jax.serving.row_sources import CachedRows, GatheredRows
 
 WarmupProgress = Callable[[int, int, str], None]
 """Called with the number of programs ready, the number of all, and the name of the last."""
@@ -35,7 +35,7 @@ class Scored:
         missing: candidates without a row.
         not_rankable: candidates with a row that may not be ranked.
         unscored: candidates whose score is not finite.
-        gather_s: seconds spent on collecting rows.
+        gather_s: seconds spent on collecting rows on the host; 0 where the compiled stage reads them.
         stage_s: seconds spent in the compiled stage.
     """
 
@@ -78,8 +78,8 @@ class Generation:
             for operand in signature.inputs
             if operand.path.startswith("pair/raw_")
         )
-        self._staging = Staging(index.store.columns)
-        self._default = index.default_row() if config.missing_items == "default" else None
+        default = index.default_row() if config.missing_items == "default" else None
+        self._rows = (CachedRows if bundle.kind == "native" else GatheredRows)(index, default)
         self._user_calls: dict[int, Call] = {}
         self._stage_calls: dict[tuple[int, int], Call] = {}
 
@@ -102,11 +102,13 @@ class Generation:
 
         for length in longs:
             call = self._user_calls[length] = self.bundle.call("user", b=1, l=length)
-            state = run_on_zeros(call, {"b": 1, "l": length})
+            state = jax.block_until_ready(call(zeros(call, {"b": 1, "l": length})))
             ready(f"user, history {length}")
             for size in buckets:
                 stage = self._stage_calls[size, length] = self.bundle.call("stage", n=size, l=length)
-                run_on_zeros(stage, {"n": size, "l": length}, {f"state/{n}": a for n, a in state.items()})
+                operands = zeros(stage, {"n": size, "l": length})
+                operands |= {f"state/{name}": leaf for name, leaf in state.items()}
+                self._rows.run(stage, operands, np.zeros(1, np.uint64), size)
                 ready(f"stage, history {length}, {size} candidates")
 
     def user_call(self, length: int) -> Call:
@@ -163,64 +165,38 @@ class Generation:
         scored: Scored,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         began = time.perf_counter()
-        size, n = scored.bucket, part.stop - part.start
-        lease = self._staging.lend(size)
-        valid = self._collect(candidates, part, lease.columns, scored)
-        operands = {
-            **shared,
-            **{f"rows/{name}": column for name, column in lease.columns.items()},
-            **{f"pair/{name}": pad_to(column[part], size) for name, column in candidates.pair.items()},
-            "valid": valid,
+        pair = {
+            f"pair/{name}": pad_to(column[part], scored.bucket) for name, column in candidates.pair.items()
         }
-        gathered = time.perf_counter()
-        results = jax.block_until_ready(call(operands))
-        self._staging.give_back(lease)
-        order, scores, heads = (np.asarray(results[name]) for name in ("order", "score", "heads"))
-        unscored = int(np.asarray(results["unscored"]))
-        rankable = int(np.count_nonzero(valid[:n])) - unscored
+        run = self._rows.run(call, {**shared, **pair}, candidates.keys[part], scored.bucket)
+        self._count(run.status, candidates, part, scored)
+        order, scores, heads = (run.results[name] for name in ("order", "score", "heads"))
+        unscored = int(run.results["unscored"])
+        rankable = int(np.count_nonzero(run.status & RANKABLE)) - unscored
         scored.calls += 1
         scored.unscored += unscored
-        scored.gather_s += gathered - began
-        scored.stage_s += time.perf_counter() - gathered
+        scored.gather_s += run.gather_s
+        scored.stage_s += time.perf_counter() - began - run.gather_s
         return order[:rankable].astype(np.int64) + part.start, scores[:rankable], heads[:rankable]
 
-    def _collect(
-        self, candidates: CheckedCandidates, part: slice, columns: dict[str, np.ndarray], scored: Scored
-    ) -> np.ndarray:
-        """Fill the first rows of ``columns``; return which rows may be ranked, bool ``[size]``."""
-        n = part.stop - part.start
-        _, found = self.index.gather(
-            candidates.keys[part], {name: array[:n] for name, array in columns.items()}
-        )
-        valid = np.zeros(scored.bucket, bool)
-        valid[:n] = found
+    def _count(self, status: np.ndarray, candidates: CheckedCandidates, part: slice, scored: Scored) -> None:
+        """Count candidates that are missing or may not be ranked, or refuse the missing."""
+        n = len(status)
+        found = (status & FOUND) != 0
         missing = n - int(np.count_nonzero(found))
         if missing:
             scored.missing += missing
-            absent = np.flatnonzero(~found)
-            first = candidates.ids[part][absent[0]]
             if self.config.missing_items == "error":
+                first = candidates.ids[part][np.flatnonzero(~found)[0]]
                 raise UnknownItemError(
                     f"candidates: {missing} of {n} have no row in the item index, the first is "
                     f"{first}; add them with ItemIndex.upsert, leave them out of "
                     "retrieval, or configure missing_items='drop' or 'default'."
                 )
-            if self._default is not None:
-                for name, array in columns.items():
-                    array[absent] = self._default[name]
-                valid[absent] = True
-        listed = columns[RANKABLE][:n, 0] != 0
-        scored.not_rankable += int(np.count_nonzero(valid[:n] & ~listed))
-        valid[:n] &= listed
-        return valid
+        scored.not_rankable += int(np.count_nonzero(found & ((status & RANKABLE) == 0)))
 
 
-def run_on_zeros(
-    call: Call, dims: Mapping[str, int], given: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """Run a program once on zeros, so that its first request pays for nothing; return its outputs."""
-    operands = {
-        operand.path: np.zeros((spec := operand.at(dims)).shape, spec.dtype)
-        for operand in call.program.signature.inputs
-    }
-    return jax.block_until_ready(call({**operands, **(given or {})}))
+def zeros(call: Call, dims: Mapping[str, int]) -> dict[str, Any]:
+    """Return zeros for every operand of a program, so that it runs once before a request has to wait for it."""
+    specs = {operand.path: operand.at(dims) for operand in call.program.signature.inputs}
+    return {path: np.zeros(spec.shape, spec.dtype) for path, spec in specs.items()}

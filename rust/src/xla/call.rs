@@ -5,6 +5,7 @@ use super::api::{
     EXTENSION_METADATA, Error as XlaError, ErrorCreateArgs, ExecutionContext, FAILED_PRECONDITION,
     INTERNAL, INVALID_ARGUMENT, Metadata, MetadataExtension, STAGE_EXECUTE, Scalar, Values, dtype,
 };
+use crate::dense::Bf16;
 use crate::error::{Error, Result};
 use std::ffi::{CString, c_int, c_void};
 use std::marker::PhantomData;
@@ -36,6 +37,10 @@ unsafe impl Element for i32 {
 // SAFETY: as above.
 unsafe impl Element for f32 {
     const DTYPE: c_int = dtype::F32;
+}
+// SAFETY: XLA's BF16 is the upper half of a binary32, in two bytes.
+unsafe impl Element for Bf16 {
+    const DTYPE: c_int = dtype::BF16;
 }
 
 /// An array of XLA's, operand or result.
@@ -83,6 +88,11 @@ impl<'call> Array<'call> {
             data: buffer.data.cast(),
             call: PhantomData,
         })
+    }
+
+    /// Whether its elements are of type `T`.
+    pub fn is<T: Element>(&self) -> bool {
+        self.dtype == T::DTYPE
     }
 
     /// Its elements, if they are of type `T`; `name` names it in the error.

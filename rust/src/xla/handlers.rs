@@ -2,6 +2,7 @@
 
 use super::api::{CallFrame, Error as XlaError, Handler, dtype};
 use super::call::{Array, Call, enter};
+use super::interaction::interaction;
 use super::parallel::for_each;
 use crate::cache::{DType, registry};
 use crate::error::{Error, Result};
@@ -11,10 +12,11 @@ use std::ffi::c_int;
 use std::ops::DerefMut;
 
 /// The handlers by the names under which programs call them.
-pub const TARGETS: [(&str, Handler); 3] = [
+pub const TARGETS: [(&str, Handler); 4] = [
     ("aif_simtier", aif_simtier),
     ("aif_table_sum", aif_table_sum),
     ("aif_gather_rows", aif_gather_rows),
+    ("aif_interaction", aif_interaction),
 ];
 
 /// Bytes that kernels go through in about a hundred microseconds: the size of a piece of shared work,
@@ -37,6 +39,11 @@ unsafe extern "C" fn aif_table_sum(frame: *mut CallFrame) -> *mut XlaError {
 unsafe extern "C" fn aif_gather_rows(frame: *mut CallFrame) -> *mut XlaError {
     // SAFETY: as above.
     unsafe { enter(frame, gather_rows) }
+}
+
+unsafe extern "C" fn aif_interaction(frame: *mut CallFrame) -> *mut XlaError {
+    // SAFETY: as above.
+    unsafe { enter(frame, interaction) }
 }
 
 /// `candidates u8[..., N, w], sequence u8[..., L, w], channel i32[..., L], edges i32[..., E]`
@@ -296,7 +303,7 @@ fn batched<T>(mut values: &mut [T], size: usize, count: usize) -> impl Iterator<
 }
 
 /// The lock of a piece or an error, neither of which a panic elsewhere can have left half-changed.
-fn lock<T>(mutex: &Mutex<T>) -> impl DerefMut<Target = T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> impl DerefMut<Target = T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -15,6 +15,7 @@
 mod api;
 mod call;
 mod handlers;
+mod interaction;
 mod parallel;
 
 pub use api::Handler;

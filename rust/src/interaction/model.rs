@@ -1,0 +1,143 @@
+//! What one request's candidates are scored with, as it comes in.
+
+use crate::dense::Matrix;
+use crate::error::{Error, Result};
+use crate::lsh::Sequence;
+
+/// The part of the model that is left for the real-time stage, folded for one user and context.
+#[derive(Clone, Debug)]
+pub struct Model<'a> {
+    /// Width of the first layer, `h`.
+    pub hidden: usize,
+    /// What every candidate starts from, `[h]`.
+    pub shared: &'a [f32],
+    /// The row's columns that are multiplied with `factors`, in this order.
+    pub factored: Vec<&'a str>,
+    /// Factors `[sum of the columns' widths, h]`.
+    pub factors: Matrix<'a>,
+    /// Pooled sub-sequences by category.
+    pub slots: Option<SlotFactors<'a>>,
+    /// Table rows that the signature selects.
+    pub table: Option<Table<'a>>,
+    /// Histogram of similarities.
+    pub tiers: Option<Tiers<'a>>,
+    /// Pair features.
+    pub pair: PairFeatures<'a>,
+    /// Layers after the first; without any, the first layer's sums are the logits.
+    pub layers: Vec<Layer<'a>>,
+}
+
+/// Categories of a user, and what an item of one of them adds.
+#[derive(Clone, Copy, Debug)]
+pub struct SlotFactors<'a> {
+    /// Category of each slot, `[C]`; slots of other values than `first_category` and up are empty.
+    pub category: &'a [i32],
+    /// What each slot adds, `[C, h]`.
+    pub rows: Matrix<'a>,
+    /// The least value that names a category: smaller ones of an item do not count.
+    pub first_category: i32,
+}
+
+/// A table whose rows a signature's groups of bits select; see [`table_sum`](crate::lsh::table_sum).
+#[derive(Clone, Copy, Debug)]
+pub struct Table<'a> {
+    /// Bits of a group.
+    pub bits: usize,
+    /// `[groups, 2^bits, h]`.
+    pub values: &'a [f32],
+    /// `h`.
+    pub width: usize,
+}
+
+/// A histogram of similarities as features.
+#[derive(Clone, Copy, Debug)]
+pub struct Tiers<'a> {
+    /// The sequence that candidates are compared with.
+    pub sequence: Sequence<'a>,
+    /// Behaviours that each channel counts, `[channels]`.
+    pub lengths: &'a [f32],
+    /// How counts become features.
+    pub scale: TierScale,
+    /// Weights of the features, `[channels * tiers, h]`.
+    pub weights: &'a [f32],
+}
+
+/// How counts become features of bounded size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TierScale {
+    /// `count / length`.
+    Share,
+    /// `log(1 + count) / log(1 + length)`.
+    Log1p,
+}
+
+impl TierScale {
+    /// The scale of this name.
+    pub fn from_name(name: &str) -> Result<Self> {
+        match name {
+            "share" => Ok(Self::Share),
+            "log1p" => Ok(Self::Log1p),
+            _ => Err(Error::Request(format!(
+                "tier scale is {name:?}, expected \"share\" or \"log1p\""
+            ))),
+        }
+    }
+}
+
+/// Weights of the candidates' pair features.
+#[derive(Clone, Copy, Debug)]
+pub struct PairFeatures<'a> {
+    /// Features of a candidate; 0 if there are none.
+    pub width: usize,
+    /// `[width, h]`.
+    pub weights: &'a [f32],
+}
+
+/// A layer after the first, which takes its inputs cut off below zero.
+#[derive(Clone, Copy, Debug)]
+pub struct Layer<'a> {
+    /// `[inputs, outputs]`.
+    pub weights: &'a [f32],
+    /// `[outputs]`.
+    pub bias: &'a [f32],
+}
+
+impl Model<'_> {
+    /// Checks that sizes belong together, for columns of `factored` numbers in all.
+    pub(super) fn check(&self, factored: usize) -> Result<()> {
+        let h = self.hidden;
+        let expect = |what: &str, given: usize, expected: usize| {
+            if given == expected {
+                return Ok(());
+            }
+            Err(Error::Request(format!(
+                "interaction: {what} has {given} numbers, expected {expected} for a first layer of {h}"
+            )))
+        };
+        if h == 0 {
+            return Err(Error::Request(
+                "interaction: a first layer of width 0".into(),
+            ));
+        }
+        expect("shared", self.shared.len(), h)?;
+        expect("factors", self.factors.len(), factored * h)?;
+        expect(
+            "weights of pair features",
+            self.pair.weights.len(),
+            self.pair.width * h,
+        )?;
+        if let Some(slots) = &self.slots {
+            expect("slots", slots.rows.len(), slots.category.len() * h)?;
+        }
+        if let Some(table) = &self.table {
+            expect("table row", table.width, h)?;
+        }
+        if let Some(tiers) = &self.tiers {
+            let sequence = &tiers.sequence;
+            expect("tier lengths", tiers.lengths.len(), sequence.channels)?;
+            let features = sequence.channels * (sequence.edges.len() + 1);
+            expect("weights of tiers", tiers.weights.len(), features * h)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,337 @@
+//! Rows where they lie in the cache, taken apart into the inputs of the first layer.
+
+use super::model::Model;
+use crate::cache::{Column, DType, RowLayout};
+use crate::dense::Bf16;
+use crate::error::{Error, Result};
+
+/// Of a candidate's status: it has a row.
+pub const FOUND: u8 = 1;
+/// Of a candidate's status: it may be ranked.
+pub const RANKABLE: u8 = 2;
+
+/// Where a float column stands in a row, and how its numbers are kept.
+#[derive(Clone, Copy, Debug)]
+struct Floats {
+    offset: usize,
+    width: usize,
+    dtype: DType,
+    /// Where the column's scale stands, if its numbers are steps of one.
+    scale: usize,
+}
+
+/// A column of another kind: where it stands and how many elements it has.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    offset: usize,
+    width: usize,
+}
+
+/// Knows where the columns of a layout are that a model reads.
+#[derive(Debug)]
+pub(super) struct RowReader {
+    layout: RowLayout,
+    hidden: Option<Floats>,
+    factored: Vec<Floats>,
+    factored_width: usize,
+    has_content: Option<Place>,
+    signature: Option<Place>,
+    category: Option<Place>,
+    rankable: Option<Place>,
+}
+
+/// Where the numbers of one row go.
+pub(super) struct Outs<'a> {
+    /// Sums of the first layer.
+    pub first: &'a mut [f32],
+    /// Inputs that are multiplied as `bfloat16`; empty if none are.
+    pub halves: &'a mut [Bf16],
+    /// Other inputs, the factored columns first if they are not above.
+    pub singles: &'a mut [f32],
+}
+
+/// What is needed of a block's rows beside the inputs: column after column, row after row.
+#[derive(Debug, Default)]
+pub struct Blocks {
+    signatures: Vec<u8>,
+    signature_bytes: usize,
+    has_content: Vec<f32>,
+    categories: Vec<i32>,
+    categories_each: usize,
+}
+
+impl Blocks {
+    /// Makes room for `rows` rows.
+    pub(super) fn prepare(&mut self, reader: &RowReader, rows: usize) {
+        self.signature_bytes = reader.signature.map_or(0, |place| place.width);
+        self.categories_each = reader.category.map_or(0, |place| place.width);
+        self.signatures.resize(rows * self.signature_bytes, 0);
+        self.categories.resize(rows * self.categories_each, 0);
+        self.has_content.resize(rows, 0.0);
+    }
+
+    /// Bytes of a signature, and the signatures of the first `n` rows.
+    pub(super) fn signatures(&self, n: usize) -> (usize, &[u8]) {
+        (
+            self.signature_bytes,
+            &self.signatures[..n * self.signature_bytes],
+        )
+    }
+
+    /// 1 for each of the first `n` rows that has content, 0 for the others.
+    pub(super) fn has_content(&self, n: usize) -> &[f32] {
+        &self.has_content[..n]
+    }
+
+    /// The categories of the first `n` rows.
+    pub(super) fn categories(&self, n: usize) -> impl Iterator<Item = &[i32]> {
+        (0..n).map(|row| &self.categories[row * self.categories_each..][..self.categories_each])
+    }
+}
+
+impl RowReader {
+    /// A reader of what `model` wants of rows.
+    pub fn new(layout: &RowLayout, model: &Model<'_>) -> Result<Self> {
+        let scales = layout
+            .columns()
+            .iter()
+            .find(|column| column.name() == "scale");
+        let mut quantised = 0;
+        let mut floats = |name: &str| -> Result<Option<Floats>> {
+            let Some(column) = layout.columns().iter().find(|column| column.name() == name) else {
+                return Ok(None);
+            };
+            let fits = matches!(
+                column.dtype(),
+                DType::Float32 | DType::BFloat16 | DType::Int8
+            ) && column.shape().len() == 1;
+            if !fits {
+                return Err(wrong(layout, name, "a vector of float32, bfloat16 or int8"));
+            }
+            let mut scale = 0;
+            if column.dtype() == DType::Int8 {
+                scale = scales
+                    .filter(|scales| scales.dtype() == DType::Float32)
+                    .filter(|scales| quantised < scales.bytes() / 4)
+                    .map(|scales| scales.offset() + 4 * quantised)
+                    .ok_or_else(|| {
+                        wrong(
+                            layout,
+                            "scale",
+                            "float32, one for each int8 column in the order h, factors",
+                        )
+                    })?;
+                quantised += 1;
+            }
+            Ok(Some(Floats {
+                offset: column.offset(),
+                width: column.shape()[0],
+                dtype: column.dtype(),
+                scale,
+            }))
+        };
+        let hidden = floats("h")?;
+        if hidden.is_some_and(|column| column.width != model.hidden) {
+            return Err(wrong(
+                layout,
+                "h",
+                &format!("{} numbers wide", model.hidden),
+            ));
+        }
+        let mut factored = Vec::new();
+        for name in &model.factored {
+            factored.push(floats(name)?.ok_or_else(|| wrong(layout, name, "there"))?);
+        }
+        let signed = model.tiers.is_some() || model.table.is_some();
+        let other = |name: &str, dtype: DType, wanted: bool| -> Result<Option<Place>> {
+            if !wanted {
+                return Ok(None);
+            }
+            let column = layout.columns().iter().find(|column| column.name() == name);
+            let place = column
+                .filter(|column| column.dtype() == dtype)
+                .map(|column| Place {
+                    offset: column.offset(),
+                    width: column.bytes() / dtype.size(),
+                });
+            place
+                .map(Some)
+                .ok_or_else(|| wrong(layout, name, &format!("{} numbers", dtype.name())))
+        };
+        let signature = other("signature", DType::UInt8, signed)?;
+        if let (Some(place), Some(tiers)) = (signature, &model.tiers) {
+            if place.width != tiers.sequence.width {
+                let wanted = format!(
+                    "{} bytes wide, as those of the sequence",
+                    tiers.sequence.width
+                );
+                return Err(wrong(layout, "signature", &wanted));
+            }
+        }
+        let has_rankable = layout
+            .columns()
+            .iter()
+            .any(|column| column.name() == "rankable");
+        Ok(Self {
+            hidden,
+            factored_width: factored.iter().map(|column| column.width).sum(),
+            factored,
+            has_content: other("has_content", DType::Float32, signed)?,
+            signature,
+            category: other("category", DType::Int32, model.slots.is_some())?,
+            rankable: other("rankable", DType::UInt8, has_rankable)?,
+            layout: layout.clone(),
+        })
+    }
+
+    /// Numbers of a row that factors are multiplied with.
+    pub fn factored(&self) -> usize {
+        self.factored_width
+    }
+
+    /// Whether these are kept in less than 32 bits, and so are `bfloat16` numbers once they are read.
+    pub fn reduced(&self) -> bool {
+        self.factored
+            .iter()
+            .all(|column| column.dtype != DType::Float32)
+    }
+
+    /// Checks that rows of a cache, and the row in place of missing ones, are of the layout read here.
+    pub fn fits(&self, layout: &RowLayout, missing: Option<&[u8]>) -> Result<()> {
+        if *layout != self.layout {
+            return Err(Error::Layout(format!(
+                "the cache has {layout:?}, and the interaction reads {:?}",
+                self.layout
+            )));
+        }
+        match missing {
+            Some(row) if row.len() != self.layout.row_bytes() => Err(Error::Layout(format!(
+                "the row in place of missing ones has {} bytes, expected {}",
+                row.len(),
+                self.layout.row_bytes()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes a row apart: `place` is its place in the block. Returns [`RANKABLE`] if it may be ranked, else 0.
+    #[inline]
+    pub fn read(
+        &self,
+        row: &[u8],
+        shared: &[f32],
+        outs: Outs<'_>,
+        place: usize,
+        blocks: &mut Blocks,
+    ) -> u8 {
+        outs.first.copy_from_slice(shared);
+        if let Some(column) = &self.hidden {
+            column.each(row, |i, value| outs.first[i] += value);
+        }
+        let mut at = 0;
+        for column in &self.factored {
+            if outs.halves.is_empty() {
+                let singles = &mut outs.singles[at..at + column.width];
+                match column.dtype {
+                    DType::Int8 => {
+                        column.each(row, |i, value| singles[i] = Bf16::round(value).widen())
+                    }
+                    _ => column.each(row, |i, value| singles[i] = value),
+                }
+            } else {
+                let halves = &mut outs.halves[at..at + column.width];
+                match column.dtype {
+                    DType::BFloat16 => {
+                        let numbers = bytes(row, column.offset, 2 * column.width).as_chunks().0;
+                        for (half, &number) in halves.iter_mut().zip(numbers) {
+                            *half = Bf16(u16::from_ne_bytes(number));
+                        }
+                    }
+                    _ => column.each(row, |i, value| halves[i] = Bf16::round(value)),
+                }
+            }
+            at += column.width;
+        }
+        if let Some(last) = outs.halves.get_mut(at) {
+            *last = Bf16::default();
+        }
+        if let Some(column) = &self.signature {
+            let signature = bytes(row, column.offset, column.width);
+            blocks.signatures[place * column.width..][..column.width].copy_from_slice(signature);
+        }
+        if let Some(column) = &self.has_content {
+            blocks.has_content[place] = f32_at(row, column.offset);
+        }
+        if let Some(column) = &self.category {
+            let categories = bytes(row, column.offset, 4 * column.width).as_chunks().0;
+            let out = &mut blocks.categories[place * column.width..][..column.width];
+            for (out, &category) in out.iter_mut().zip(categories) {
+                *out = i32::from_ne_bytes(category);
+            }
+        }
+        self.rankable.map_or(RANKABLE, |column| {
+            u8::from(row[column.offset] != 0) * RANKABLE
+        })
+    }
+
+    /// Fills the place of a row that is not there with numbers that do no harm.
+    pub fn read_nothing(&self, shared: &[f32], outs: Outs<'_>, place: usize, blocks: &mut Blocks) {
+        outs.first.copy_from_slice(shared);
+        outs.halves.fill(Bf16::default());
+        outs.singles.fill(0.0);
+        let (each, categories) = (blocks.signature_bytes, blocks.categories_each);
+        blocks.signatures[place * each..][..each].fill(0);
+        blocks.categories[place * categories..][..categories].fill(0);
+        blocks.has_content[place] = 0.0;
+    }
+}
+
+impl Floats {
+    /// Shows `see` the numbers of a row's column, widened.
+    #[inline]
+    fn each(&self, row: &[u8], mut see: impl FnMut(usize, f32)) {
+        let numbers = bytes(row, self.offset, self.width * self.dtype.size());
+        match self.dtype {
+            DType::BFloat16 => {
+                for (i, &number) in numbers.as_chunks().0.iter().enumerate() {
+                    see(i, Bf16(u16::from_ne_bytes(number)).widen());
+                }
+            }
+            DType::Int8 => {
+                let scale = f32_at(row, self.scale);
+                for (i, &number) in numbers.iter().enumerate() {
+                    see(i, f32::from(number.cast_signed()) * scale);
+                }
+            }
+            _ => {
+                for (i, &number) in numbers.as_chunks().0.iter().enumerate() {
+                    see(i, f32::from_ne_bytes(number));
+                }
+            }
+        }
+    }
+}
+
+#[inline]
+fn bytes(row: &[u8], offset: usize, len: usize) -> &[u8] {
+    &row[offset..offset + len]
+}
+
+#[inline]
+fn f32_at(row: &[u8], offset: usize) -> f32 {
+    let number = row[offset..]
+        .first_chunk()
+        .expect("a column lies inside its row");
+    f32::from_ne_bytes(*number)
+}
+
+fn wrong(layout: &RowLayout, name: &str, wanted: &str) -> Error {
+    let found = layout.columns().iter().find(|column| column.name() == name);
+    let found = found.map_or("no such column".into(), |column: &Column| {
+        format!("{}{:?}", column.dtype().name(), column.shape())
+    });
+    Error::Layout(format!(
+        "interaction: column {name:?} of item rows must be {wanted}, and {layout:?} has {found}; export the \
+         model and build its item index with one release"
+    ))
+}

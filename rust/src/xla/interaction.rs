@@ -1,0 +1,241 @@
+//! `aif_interaction`: from item ids to logits in one call.
+
+use super::call::{Array, Call};
+use super::handlers::lock;
+use super::parallel::for_each;
+use crate::cache::{EmbeddingCache, registry};
+use crate::dense::{Bf16, Matrix};
+use crate::error::{Error, Result};
+use crate::interaction::{
+    Interaction, Layer, Model, PairFeatures, Scratch, SlotFactors, Table, TierScale, Tiers,
+};
+use crate::lsh::{Kind, Level, Sequence};
+use crate::sync::plain::{Arc, Mutex};
+use std::cell::RefCell;
+
+/// Candidates that are claimed together: so many that a claim costs nothing beside them, and so few that
+/// threads end at nearly the same time.
+const PIECE: usize = 192;
+
+/// Operands before those of the layers.
+const OPERANDS: usize = 16;
+
+thread_local! {
+    /// Memory for blocks of candidates, kept because new memory comes as pages that the system must zero.
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Operands: `handle u32[2], missing u32[2], ids u32[N, 2], count i32[], shared f32[h], factors [R, h],
+/// slot_category i32[C], slots [C, h], edges i32[T - 1], sequence u8[L, w], channel i32[L], lengths
+/// f32[channels], tier_weights f32[channels * T, h], table f32[g, 2^bits, h], pair f32[N, P], pair_weights
+/// f32[P, h]`, then `weights f32[n, m], bias f32[m]` of each further layer; factors and slots are f32 or bf16.
+///
+/// Results: `f32[N, outputs], status u8[N]`. Attributes: `factored` (names with commas between), `kind`
+/// (empty: no tiers), `scale`, `bits` (0: no table), `first_category`.
+pub(super) fn interaction(call: &mut Call<'_>) -> Result<()> {
+    let layers = call.operands.len().saturating_sub(OPERANDS) / 2;
+    call.expect(OPERANDS + 2 * layers, 2)?;
+    let level = Level::chosen()?;
+    let factored = call.string("factored")?;
+    let (kind, scale) = (call.string("kind")?, call.string("scale")?);
+    let (bits, first_category) = (call.integer("bits")?, call.integer("first_category")?);
+    let (fixed, further) = call.operands.split_at(OPERANDS);
+    let [
+        handle,
+        missing,
+        ids,
+        count,
+        shared,
+        factors,
+        slot_category,
+        slots,
+        edges,
+        sequence,
+        channel,
+        lengths,
+        tier_weights,
+        table,
+        pair,
+        pair_weights,
+    ] = fixed
+    else {
+        unreachable!("counted")
+    };
+    let cache = living(handle, "handle")?
+        .ok_or_else(|| Error::Request("interaction: handle is 0, which names no cache".into()))?;
+    let in_place = living(missing, "missing")?;
+    let mut missing_row = None;
+    if let Some(other) = &in_place {
+        other.read_rows(&[0], |_, row| missing_row = row.map(<[u8]>::to_vec));
+        if missing_row.is_none() || other.layout() != cache.layout() {
+            return Err(Error::Layout(
+                "interaction: the cache of missing rows must have one under key 0, of the index's layout".into(),
+            ));
+        }
+    }
+    let &[n, 2] = &ids.dims[..] else {
+        return Err(Error::Request(format!(
+            "interaction: ids has shape {:?}, expected [N, 2]",
+            ids.dims
+        )));
+    };
+    let &[tier_channels] = &lengths.dims[..] else {
+        return Err(Error::Request(format!(
+            "interaction: lengths has shape {:?}",
+            lengths.dims
+        )));
+    };
+    let shared = shared.slice::<f32>("shared")?;
+    let categories = slot_category.slice::<i32>("slot_category")?;
+    let tiers = if kind.is_empty() {
+        None
+    } else {
+        Some(Tiers {
+            sequence: Sequence {
+                kind: Kind::from_name(kind)?,
+                width: sequence.dims.last().copied().unwrap_or(0),
+                signatures: sequence.slice::<u8>("sequence")?,
+                channel: channel.slice::<i32>("channel")?,
+                channels: tier_channels,
+                edges: edges.slice::<i32>("edges")?,
+            },
+            lengths: lengths.slice::<f32>("lengths")?,
+            scale: TierScale::from_name(scale)?,
+            weights: tier_weights.slice::<f32>("tier_weights")?,
+        })
+    };
+    let slots = if categories.is_empty() {
+        None
+    } else {
+        Some(SlotFactors {
+            category: categories,
+            rows: matrix(slots, "slots")?,
+            first_category: i32::try_from(first_category).unwrap_or(i32::MAX),
+        })
+    };
+    let table = if bits == 0 {
+        None
+    } else {
+        Some(Table {
+            bits,
+            values: table.slice::<f32>("table")?,
+            width: table.dims.last().copied().unwrap_or(0),
+        })
+    };
+    let pair_width = pair.dims.last().copied().unwrap_or(0);
+    let pair = pair.slice::<f32>("pair")?;
+    let mut layered = Vec::new();
+    for layer in further.chunks_exact(2) {
+        layered.push(Layer {
+            weights: layer[0].slice::<f32>("layer weights")?,
+            bias: layer[1].slice::<f32>("layer bias")?,
+        });
+    }
+    let model = Model {
+        hidden: shared.len(),
+        shared,
+        factored: factored
+            .split(',')
+            .filter(|name| !name.is_empty())
+            .collect(),
+        factors: matrix(factors, "factors")?,
+        slots,
+        table,
+        tiers,
+        pair: PairFeatures {
+            width: pair_width,
+            weights: pair_weights.slice::<f32>("pair_weights")?,
+        },
+        layers: layered,
+    };
+    let interaction = Interaction::new(level, &model, &cache)?;
+    let keys: Vec<u64> = ids
+        .slice::<u32>("ids")?
+        .as_chunks()
+        .0
+        .iter()
+        .map(|&[low, high]| u64::from(high) << 32 | u64::from(low))
+        .collect();
+    let &[real] = count.slice::<i32>("count")? else {
+        return Err(Error::Request(format!(
+            "interaction: count has shape {:?}, expected []",
+            count.dims
+        )));
+    };
+    let real = usize::try_from(real)
+        .ok()
+        .filter(|&real| real <= n)
+        .ok_or_else(|| {
+            Error::Request(format!(
+                "interaction: count is {real}, expected 0 to {n}, the number of ids"
+            ))
+        })?;
+    let outputs = interaction.outputs();
+    let [logits, status] = &mut call.results[..] else {
+        unreachable!("counted")
+    };
+    if logits.dims != [n, outputs] || status.dims != [n] || pair.len() != n * pair_width {
+        return Err(Error::Request(format!(
+            "interaction: {n} ids, {} pair features and {outputs} outputs do not make logits {:?} and status \
+             {:?}",
+            pair.len(),
+            logits.dims,
+            status.dims
+        )));
+    }
+    let (logits, status) = (
+        logits.slice_mut::<f32>("logits")?,
+        status.slice_mut::<u8>("status")?,
+    );
+    let (logits, padding) = logits.split_at_mut(real * outputs);
+    padding.fill(0.0);
+    let (status, padding) = status.split_at_mut(real);
+    padding.fill(0);
+    let pieces: Vec<_> = keys[..real]
+        .chunks(PIECE)
+        .zip(logits.chunks_mut(PIECE * outputs))
+        .zip(status.chunks_mut(PIECE))
+        .enumerate()
+        .map(|(number, ((keys, logits), status))| {
+            let pair = &pair[number * PIECE * pair_width..][..keys.len() * pair_width];
+            Mutex::new((keys, pair, logits, status))
+        })
+        .collect();
+    let failed = Mutex::new(None);
+    for_each(call.runtime, pieces.len(), &|piece| {
+        let mut piece = lock(&pieces[piece]);
+        let (keys, pair, logits, status) = &mut *piece;
+        let missing = missing_row.as_deref();
+        let scored = SCRATCH.with_borrow_mut(|scratch| {
+            interaction.score(&cache, keys, pair, missing, scratch, logits, status)
+        });
+        if let Err(error) = scored {
+            *lock(&failed) = Some(error);
+        }
+    });
+    lock(&failed).take().map_or(Ok(()), Err)
+}
+
+/// The cache of a handle; `None` for handle 0.
+fn living(handle: &Array<'_>, name: &str) -> Result<Option<Arc<EmbeddingCache>>> {
+    let &[low, high] = handle.slice::<u32>(name)? else {
+        return Err(Error::Request(format!(
+            "interaction: {name} has shape {:?}, expected [2]",
+            handle.dims
+        )));
+    };
+    match u64::from(high) << 32 | u64::from(low) {
+        0 => Ok(None),
+        handle => registry::resolve(handle)
+            .ok_or(Error::StaleHandle(handle))
+            .map(Some),
+    }
+}
+
+/// An operand as a matrix of floats.
+fn matrix<'call>(array: &Array<'call>, name: &str) -> Result<Matrix<'call>> {
+    if array.is::<Bf16>() {
+        return Ok(Matrix::Bf16(array.slice(name)?));
+    }
+    Ok(Matrix::F32(array.slice(name)?))
+}

@@ -1,0 +1,129 @@
+"""The native interaction over an embedding cache against the definition over rows, on random models."""
+
+import jax
+import numpy as np
+import pytest
+from model_cases import (
+    folded_states,
+    make_batch,
+    make_catalogue,
+    make_group,
+    random_config,
+    random_model,
+    random_schema,
+)
+
+from aif_jax._native import EmbeddingCache, RowLayout
+from aif_jax.config import BLOCKS, ModelConfig
+from aif_jax.kernels import FOUND, RANKABLE, handle_operand
+from aif_jax.models import fold
+
+KINDS = (
+    {"blocks": BLOCKS},
+    {"blocks": BLOCKS, "tier_scale": "log1p", "heads": ("ctr", "cvr")},
+    {"signature": "int8"},
+    {"signature": "int8", "content_width": 48, "blocks": BLOCKS},
+    {"long_attention": "sign", "blocks": BLOCKS},
+    {"long_attention": "sign", "head_layers": ()},
+    {"long_attention": "collision", "collision_bits": 2},
+    {"long_attention": "collision", "collision_bits": 4, "blocks": BLOCKS},
+    {"long_attention": "collision", "collision_bits": 8},
+    {"architecture": "cold"},
+    {"architecture": "two_tower"},
+    {"blocks": ()},
+    {"width": 64, "hidden": 128, "head_layers": (64,), "bridges": 16, "content_width": 64, "blocks": BLOCKS},
+    {"width": 20, "hidden": 72, "head_layers": (36, 17), "blocks": BLOCKS},
+)
+N = 500
+FIRST = 2**40
+
+
+class Case:
+    """A random model, one user's state, and a cache that holds the rows of all items but the last two."""
+
+    def __init__(self, rng: np.random.Generator, config: ModelConfig, schema) -> None:
+        self.folded = fold(random_model(rng, config, schema))
+        items = make_catalogue(rng, config, schema)
+        batch = make_batch(rng, config, schema, batch=3)
+        index, states = folded_states(self.folded, self.folded.weights, items, batch)
+        self.index = {name: np.asarray(values) for name, values in index.items()}
+        self.states = [{name: np.asarray(a)[user] for name, a in states.items()} for user in range(3)]
+        self.context = {name: values[1, 0] for name, values in batch["context"].items()}
+        self.schema, self.items = schema, len(items["content"])
+        self.weights = self.folded.weights_of("stage")
+        self.rankable = rng.random(self.items) < 0.8
+        columns = {name: values for name, values in self.index.items() if values.size}
+        columns["rankable"] = self.rankable[:, None].astype(np.uint8)
+        layout = RowLayout([(name, a.dtype.name, a.shape[1:]) for name, a in columns.items()])
+        self.cache = EmbeddingCache(layout)
+        stored = self.items - 2
+        keys = np.arange(stored, dtype=np.uint64) + np.uint64(FIRST)
+        self.cache.upsert(keys, {name: np.ascontiguousarray(a[:stored]) for name, a in columns.items()})
+        self.default = EmbeddingCache(layout)
+        first = {name: np.ascontiguousarray(a[:1]) for name, a in columns.items()}
+        self.default.upsert(np.zeros(1, np.uint64), {**first, "rankable": np.ones((1, 1), np.uint8)})
+
+        @jax.jit
+        def native(state, cached, pair):
+            return self.folded.cached_scores(self.weights, state, cached, self.context, pair)
+
+        @jax.jit
+        def reference(state, rows, valid, pair):
+            with jax.default_matmul_precision("highest"):
+                return self.folded.stage_scores(self.weights, state, rows, valid, self.context, pair)
+
+        self._native, self._reference = native, reference
+
+    def pair(self, rng, n):
+        raw = {f"raw_{name}": rng.random(n).astype(np.float32) for name in self.folded.score.raw}
+        return make_group(rng, self.schema, "pair", (n,), missing=0.5) | raw
+
+    def native(self, user, chosen, pair, *, size=None, default=False):
+        """Scores, logits and status of some candidates, padded to a size."""
+        n = len(chosen)
+        size = n if size is None else size
+        ids = np.zeros((size, 2), np.uint32)
+        ids[:n] = (chosen.astype(np.uint64) + np.uint64(FIRST)).view(np.uint32).reshape(n, 2)
+        cached = {
+            "index": handle_operand(self.cache),
+            "missing": handle_operand(self.default) if default else np.zeros(2, np.uint32),
+            "ids": ids,
+            "count": np.asarray(n, np.int32),
+        }
+        padded = {name: np.concatenate([a, np.zeros((size - n, *a.shape[1:]), a.dtype)]) for name, a in pair.items()}
+        return [np.asarray(a) for a in self._native(self.states[user], cached, padded)]
+
+    def reference(self, user, chosen, pair, valid):
+        rows = {name: a[chosen] for name, a in self.index.items()}
+        return [np.asarray(a) for a in self._reference(self.states[user], rows, valid, pair)]
+
+
+def case(number: int) -> tuple[np.random.Generator, Case]:
+    rng = np.random.default_rng(number)
+    forced = KINDS[number] if number < len(KINDS) else {"long_attention": ("linear", "sign")[number % 2]}
+    return rng, Case(rng, random_config(rng, **forced), random_schema(rng))
+
+
+@pytest.mark.parametrize("number", range(len(KINDS) + 4))
+def test_logits_and_status_are_those_of_the_definition(number):
+    rng, made = case(number)
+    chosen = rng.integers(0, made.items, N)
+    pair = made.pair(rng, N)
+    there, rankable = chosen < made.items - 2, made.rankable[chosen]
+    assert 0 < np.count_nonzero(~there) < N
+    for user in range(3):
+        score, logits, status = made.native(user, chosen, pair)
+        want_score, want = made.reference(user, chosen, pair, there & rankable)
+        np.testing.assert_array_equal(
+            status, there * FOUND + (there & rankable) * RANKABLE
+        )
+        assert want[there].std() > 1e-3
+        close = {"rtol": 1e-4, "atol": 1e-4 * np.abs(want).max()}
+        np.testing.assert_allclose(logits[there], want[there], **close)
+        np.testing.assert_allclose(score, want_score, **close)
+        # A row stands in for missing ones.
+        instead = np.where(there, chosen, 0)
+        _, logits, status = made.native(user, chosen, pair, default=True)
+        _, want = made.reference(user, instead, pair, there & rankable)
+        np.testing.assert_array_equal(status, there * FOUND + (~there | rankable) * RANKABLE)
+        np.testing.assert_allclose(logits, want, **close)

@@ -249,5 +249,34 @@ impl Weights {
     }
 }
 
+/// Loops over single rows, by the kernels of one level.
+#[derive(Clone, Copy, Debug)]
+pub struct RowKernels(Kernels);
+
+impl RowKernels {
+    /// The kernels of `level`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the CPU lacks it.
+    pub fn of(level: Level) -> Result<Self> {
+        Kernels::of(level).map(Self)
+    }
+
+    /// `out += scale * x`, number by number, as far as the shorter one goes. The levels may round
+    /// differently in the last bit.
+    #[inline]
+    pub fn add_scaled(&self, out: &mut [f32], scale: f32, x: &[f32]) {
+        // SAFETY: `Kernels::of` made sure that the CPU has the level.
+        unsafe { (self.0.add_scaled)(out, scale, x) }
+    }
+
+    /// Cuts numbers off below zero; a NaN stays one.
+    #[inline]
+    pub fn relu(&self, values: &mut [f32]) {
+        // SAFETY: as above.
+        unsafe { (self.0.relu)(values) }
+    }
+}
+
 #[cfg(test)]
 mod tests;

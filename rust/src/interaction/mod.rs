@@ -27,7 +27,7 @@ pub use model::{Layer, Model, PairFeatures, SlotFactors, Table, TierScale, Tiers
 pub use reader::{FOUND, RANKABLE};
 
 use crate::cache::EmbeddingCache;
-use crate::dense::{Bf16, Inputs, Matrix, ROWS, Weights};
+use crate::dense::{Bf16, Inputs, Matrix, ROWS, RowKernels, Weights};
 use crate::error::{Error, Result};
 use crate::lsh::{Level, table_sum};
 use aligned::Aligned;
@@ -43,6 +43,7 @@ const BLOCK: usize = 4 * ROWS;
 #[derive(Debug)]
 pub struct Interaction<'a> {
     level: Level,
+    rows: RowKernels,
     reader: RowReader,
     /// First layer: width, rounded up to whole registers.
     width: usize,
@@ -127,6 +128,7 @@ impl<'a> Interaction<'a> {
             .map(|(_, bias): &(Weights, Vec<f32>)| bias.len());
         Ok(Self {
             level,
+            rows: RowKernels::of(level)?,
             reader,
             width,
             widest: widths.fold(width, usize::max),
@@ -244,7 +246,7 @@ impl<'a> Interaction<'a> {
         if let Some(slots) = &self.slots {
             let firsts = first.chunks_exact_mut(self.width);
             for (categories, first) in rows.categories(n).zip(firsts) {
-                slots.add(categories, first);
+                slots.add(self.rows, categories, first);
             }
         }
         if let Some(table) = &self.table {
@@ -276,7 +278,7 @@ impl<'a> Interaction<'a> {
         let mut next = spare.of(BLOCK * self.widest)?;
         for (weights, bias) in &self.layers {
             let inputs = &mut values[..padded * width];
-            relu(inputs);
+            self.rows.relu(inputs);
             let outs = &mut next[..padded * bias.len()];
             for row in outs.chunks_exact_mut(bias.len()) {
                 row.copy_from_slice(bias);
@@ -316,18 +318,9 @@ impl<'a> Interaction<'a> {
         )?;
         let sums = sums.chunks_exact(hidden).zip(rows.has_content(n));
         for ((sums, &has_content), first) in sums.zip(first.chunks_exact_mut(self.width)) {
-            for (first, &sum) in first.iter_mut().zip(sums) {
-                *first += has_content * sum;
-            }
+            self.rows.add_scaled(first, has_content, sums);
         }
         Ok(())
-    }
-}
-
-/// Cuts off below zero; a NaN stays one, so that a broken score is noticed.
-fn relu(values: &mut [f32]) {
-    for value in values {
-        *value = if *value < 0.0 { 0.0 } else { *value };
     }
 }
 

@@ -1,11 +1,13 @@
 //! SIM-hard: what an item's categories find among the user's.
 
 use super::model::SlotFactors;
+use crate::dense::RowKernels;
 
 /// The user's categories in a small hash table, and what each adds.
 #[derive(Debug)]
 pub(super) struct Slots {
-    /// Category and slot, or the empty entry; a power of two of them, at least twice as many as slots.
+    /// Category and slot, or the empty entry; a power of two of them, eight times as many as
+    /// slots at least, so that most look-ups see one entry.
     entries: Vec<(i32, u32)>,
     first_category: i32,
     /// What each slot adds, `[C, width]`.
@@ -26,7 +28,7 @@ impl Slots {
             }
         }
         let mut made = Self {
-            entries: vec![EMPTY; (slots.category.len() * 2).next_power_of_two()],
+            entries: vec![EMPTY; (slots.category.len() * 8).next_power_of_two()],
             first_category: slots.first_category.max(0),
             rows,
             width,
@@ -50,24 +52,22 @@ impl Slots {
     }
 
     /// Adds the mean over an item's categories of what their slots add; those without a slot add nothing.
-    pub fn add(&self, categories: &[i32], first: &mut [f32]) {
-        let known = |&category: &i32| category >= self.first_category;
-        let n = categories
-            .iter()
-            .filter(|&category| known(category))
-            .count();
-        let weight = 1.0 / n.max(1) as f32;
-        for &category in categories.iter().filter(|&category| known(category)) {
+    pub fn add(&self, kernels: RowKernels, categories: &[i32], first: &mut [f32]) {
+        let mut known = 0;
+        for &category in categories {
+            known += usize::from(category >= self.first_category);
+        }
+        let weight = 1.0 / known.max(1) as f32;
+        for &category in categories {
             let mut at = self.start(category);
+            // A category below the first has no entry, so it need not be looked at apart.
             while self.entries[at] != EMPTY {
                 let (found, slot) = self.entries[at];
                 if found == category {
                     let row = &self.rows[slot as usize * self.width..][..self.width];
-                    for (first, &value) in first.iter_mut().zip(row) {
-                        *first += weight * value;
-                    }
+                    kernels.add_scaled(first, weight, row);
                 }
-                at = (at + 1) % self.entries.len();
+                at = (at + 1) & (self.entries.len() - 1);
             }
         }
     }

@@ -1,1 +1,561 @@
+//! Every level against the formula, number by number in 64 bits, over random models and rows.
 
+use super::*;
+use crate::cache::{CacheConfig, DType, RowLayout};
+use crate::lsh::{Kind, Sequence};
+use proptest::prelude::*;
+
+/// A generator of numbers that look random.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        self.0 >> 33
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        self.next() as usize % limit
+    }
+
+    fn float(&mut self) -> f32 {
+        (self.next() % 4001) as f32 / 2000.0 - 1.0
+    }
+
+    fn floats(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.float()).collect()
+    }
+
+    fn bytes(&mut self, n: usize) -> Vec<u8> {
+        (0..n).map(|_| self.next() as u8).collect()
+    }
+}
+
+/// A float column as it is stored, and the numbers that it stands for.
+fn column(
+    random: &mut Random,
+    dtype: DType,
+    rows: usize,
+    width: usize,
+    hidden: bool,
+) -> (Vec<u8>, Vec<f32>, Vec<f32>) {
+    let values = random.floats(rows * width);
+    let scales: Vec<f32> = (0..rows)
+        .map(|_| random.float().abs() / 100.0 + 0.001)
+        .collect();
+    let (mut stored, mut read) = (Vec::new(), Vec::new());
+    for (i, &value) in values.iter().enumerate() {
+        match dtype {
+            DType::Float32 => {
+                stored.extend(value.to_ne_bytes());
+                read.push(value);
+            }
+            DType::BFloat16 => {
+                stored.extend(Bf16::round(value).0.to_ne_bytes());
+                read.push(Bf16::round(value).widen());
+            }
+            _ => {
+                let step = (value * 127.0) as i8;
+                stored.push(step.cast_unsigned());
+                let exact = f32::from(step) * scales[i / width];
+                read.push(if hidden {
+                    exact
+                } else {
+                    Bf16::round(exact).widen()
+                });
+            }
+        }
+    }
+    (stored, read, scales)
+}
+
+/// Everything that a case is made of, with owners for what the model borrows.
+struct Case {
+    hidden: usize,
+    widths: Vec<usize>,
+    dtype: DType,
+    cache: EmbeddingCache,
+    keys: Vec<u64>,
+    /// Numbers of each key's row: `h`, then the factored columns.
+    h: Vec<f32>,
+    columns: Vec<Vec<f32>>,
+    has_content: Vec<f32>,
+    signatures: Vec<u8>,
+    categories: Vec<i32>,
+    rankable: Vec<u8>,
+    shared: Vec<f32>,
+    factors: Vec<f32>,
+    slot_category: Vec<i32>,
+    slots: Vec<f32>,
+    table: Vec<f32>,
+    bits: usize,
+    kind: Kind,
+    sequence: Vec<u8>,
+    channel: Vec<i32>,
+    lengths: Vec<f32>,
+    edges: Vec<i32>,
+    scale: TierScale,
+    tier_weights: Vec<f32>,
+    pair: Vec<f32>,
+    pair_weights: Vec<f32>,
+    layers: Vec<(Vec<f32>, Vec<f32>)>,
+}
+
+const NAMES: [&str; 3] = ["e", "bridge", "content"];
+const CATEGORIES_EACH: usize = 3;
+const CHANNELS: usize = 2;
+const FIRST_KEY: u64 = 1 << 40;
+
+impl Case {
+    /// A case of `n` candidates, some of which have no row.
+    fn new(random: &mut Random, dtype: DType, n: usize) -> Self {
+        let hidden = [8, 16, 20, 64, 72][random.below(5)];
+        let widths = vec![1 + random.below(20), 3, 1 + random.below(40)];
+        let kind = [Kind::SimHash, Kind::Int8][random.below(2)];
+        let width = [8, 32, 64][random.below(3)];
+        let length = random.below(200);
+        let (h, h_read, h_scales) = column(random, dtype, n, hidden, true);
+        let mut scales = vec![h_scales];
+        let (mut stored, mut columns) = (vec![h], Vec::new());
+        for &width in &widths {
+            let (bytes, read, scale) = column(random, dtype, n, width, false);
+            stored.push(bytes);
+            columns.push(read);
+            scales.push(scale);
+        }
+        let has_content: Vec<f32> = (0..n)
+            .map(|_| f32::from(u8::from(random.below(4) > 0)))
+            .collect();
+        let signatures = random.bytes(n * width);
+        let categories: Vec<i32> = (0..n * CATEGORIES_EACH)
+            .map(|_| random.below(12) as i32)
+            .collect();
+        let rankable: Vec<u8> = (0..n).map(|_| u8::from(random.below(5) > 0)).collect();
+        let mut layout = vec![("h", dtype, vec![hidden])];
+        for (name, &width) in NAMES.iter().zip(&widths) {
+            layout.push((name, dtype, vec![width]));
+        }
+        layout.push(("has_content", DType::Float32, vec![1]));
+        layout.push(("signature", DType::UInt8, vec![width]));
+        layout.push(("category", DType::Int32, vec![CATEGORIES_EACH]));
+        layout.push(("rankable", DType::UInt8, vec![1]));
+        if dtype == DType::Int8 {
+            layout.push(("scale", DType::Float32, vec![scales.len()]));
+        }
+        let cache =
+            EmbeddingCache::new(RowLayout::new(layout).unwrap(), CacheConfig::default()).unwrap();
+        let keys: Vec<u64> = (0..n as u64).map(|key| FIRST_KEY + key).collect();
+        let bytes_of = |values: &[f32]| {
+            values
+                .iter()
+                .flat_map(|v| v.to_ne_bytes())
+                .collect::<Vec<u8>>()
+        };
+        stored.push(bytes_of(&has_content));
+        stored.push(signatures.clone());
+        stored.push(categories.iter().flat_map(|c| c.to_ne_bytes()).collect());
+        stored.push(rankable.clone());
+        if dtype == DType::Int8 {
+            let each: Vec<f32> = (0..n)
+                .flat_map(|row| scales.iter().map(move |s| s[row]))
+                .collect();
+            stored.push(bytes_of(&each));
+        }
+        cache
+            .upsert(&keys, &stored.iter().map(Vec::as_slice).collect::<Vec<_>>())
+            .unwrap();
+        let missing: Vec<u64> = keys
+            .iter()
+            .copied()
+            .filter(|_| random.below(7) == 0)
+            .collect();
+        cache.delete(&missing).unwrap();
+        let factored: usize = widths.iter().sum();
+        let tiers = 1 + random.below(20);
+        let channel: Vec<i32> = (0..length)
+            .map(|_| random.below(CHANNELS + 1) as i32 - 1)
+            .collect();
+        let lengths = (0..CHANNELS as i32)
+            .map(|c| channel.iter().filter(|&&found| found == c).count() as f32)
+            .collect();
+        let bits = [0, 2, 4, 8][random.below(4)];
+        let table = if bits == 0 {
+            0
+        } else {
+            width * 8 / bits * (1 << bits) * hidden
+        };
+        let outputs = [vec![], vec![1], vec![17, 2], vec![64, 9, 3]][random.below(4)].clone();
+        let (mut layers, mut inputs) = (Vec::new(), hidden);
+        for outputs in outputs {
+            layers.push((random.floats(inputs * outputs), random.floats(outputs)));
+            inputs = outputs;
+        }
+        // Factors of reduced rows are of 8 bits, as the model's are.
+        let factors = random.floats(factored * hidden).into_iter();
+        let factors = factors.map(|value| Bf16::round(value).widen()).collect();
+        let slots = random.below(6);
+        let pair_width = random.below(4);
+        Self {
+            hidden,
+            widths,
+            dtype,
+            cache,
+            keys,
+            h: h_read,
+            columns,
+            has_content,
+            signatures,
+            categories,
+            rankable,
+            shared: random.floats(hidden),
+            factors,
+            slot_category: (0..slots)
+                .map(|slot| if slot == 4 { -1 } else { 3 * slot as i32 - 1 })
+                .collect(),
+            slots: random.floats(slots * hidden),
+            table: random.floats(table),
+            bits,
+            kind,
+            sequence: random.bytes(length * width),
+            channel,
+            lengths,
+            edges: (0..tiers)
+                .map(|_| match kind {
+                    Kind::SimHash => random.below(8 * width + 2) as i32,
+                    Kind::Int8 => random.below(200_000) as i32 - 100_000,
+                })
+                .collect(),
+            scale: [TierScale::Share, TierScale::Log1p][random.below(2)],
+            tier_weights: random.floats(CHANNELS * (tiers + 1) * hidden),
+            pair: random.floats(n * pair_width),
+            pair_weights: random.floats(pair_width * hidden),
+            layers,
+        }
+    }
+
+    fn signature_bytes(&self) -> usize {
+        self.signatures.len() / self.keys.len()
+    }
+
+    fn pair_width(&self) -> usize {
+        self.pair_weights.len() / self.hidden
+    }
+
+    fn with_model<T>(&self, halves: &[Bf16], use_it: impl FnOnce(&Model<'_>) -> T) -> T {
+        let reduced = self.dtype != DType::Float32;
+        use_it(&Model {
+            hidden: self.hidden,
+            shared: &self.shared,
+            factored: NAMES.to_vec(),
+            factors: if reduced {
+                Matrix::Bf16(halves)
+            } else {
+                Matrix::F32(&self.factors)
+            },
+            slots: (!self.slots.is_empty()).then_some(SlotFactors {
+                category: &self.slot_category,
+                rows: Matrix::F32(&self.slots),
+                first_category: 2,
+            }),
+            table: (self.bits > 0).then_some(Table {
+                bits: self.bits,
+                values: &self.table,
+                width: self.hidden,
+            }),
+            tiers: Some(Tiers {
+                sequence: Sequence {
+                    kind: self.kind,
+                    width: self.signature_bytes(),
+                    signatures: &self.sequence,
+                    channel: &self.channel,
+                    channels: CHANNELS,
+                    edges: &self.edges,
+                },
+                lengths: &self.lengths,
+                scale: self.scale,
+                weights: &self.tier_weights,
+            }),
+            pair: PairFeatures {
+                width: self.pair_width(),
+                weights: &self.pair_weights,
+            },
+            layers: self
+                .layers
+                .iter()
+                .map(|(weights, bias)| Layer { weights, bias })
+                .collect(),
+        })
+    }
+
+    /// The formula for candidate `i` with its row.
+    fn expected(&self, i: usize) -> Vec<f64> {
+        let h = self.hidden;
+        let mut first: Vec<f64> = (0..h)
+            .map(|o| f64::from(self.shared[o]) + f64::from(self.h[i * h + o]))
+            .collect();
+        let mut add = |x: f32, weights: &[f32]| {
+            first
+                .iter_mut()
+                .zip(weights)
+                .for_each(|(sum, &w)| *sum += f64::from(x) * f64::from(w));
+        };
+        let mut input = 0;
+        for (column, &width) in self.columns.iter().zip(&self.widths) {
+            for &x in &column[i * width..][..width] {
+                add(x, &self.factors[input * h..][..h]);
+                input += 1;
+            }
+        }
+        let categories = &self.categories[i * CATEGORIES_EACH..][..CATEGORIES_EACH];
+        let known = categories.iter().filter(|&&c| c >= 2).count();
+        for &category in categories.iter().filter(|&&c| c >= 2) {
+            for slot in (0..self.slot_category.len()).filter(|&s| self.slot_category[s] == category)
+            {
+                add(1.0 / known as f32, &self.slots[slot * h..][..h]);
+            }
+        }
+        let width = self.signature_bytes();
+        let own = &self.signatures[i * width..][..width];
+        if self.bits > 0 {
+            for group in 0..width * 8 / self.bits {
+                let byte = own[group * self.bits / 8];
+                let code = usize::from(byte) >> (group * self.bits % 8) & ((1 << self.bits) - 1);
+                let row = (group << self.bits | code) * h;
+                add(self.has_content[i], &self.table[row..][..h]);
+            }
+        }
+        let tiers = self.edges.len() + 1;
+        for (theirs, &channel) in self.sequence.chunks_exact(width).zip(&self.channel) {
+            let pairs = own.iter().zip(theirs);
+            let score: i32 = match self.kind {
+                Kind::SimHash => pairs.map(|(a, b)| (a ^ b).count_zeros() as i32).sum(),
+                Kind::Int8 => pairs
+                    .map(|(&a, &b)| i32::from(a as i8) * i32::from(b as i8))
+                    .sum(),
+            };
+            let tier = self.edges.iter().filter(|&&edge| score >= edge).count();
+            if self.scale == TierScale::Share && channel >= 0 {
+                let share = self.has_content[i] / self.lengths[channel as usize];
+                add(
+                    share,
+                    &self.tier_weights[(channel as usize * tiers + tier) * h..][..h],
+                );
+            }
+        }
+        if self.scale == TierScale::Log1p {
+            for channel in 0..CHANNELS {
+                let mut counts = vec![0; tiers];
+                for (theirs, _) in self
+                    .sequence
+                    .chunks_exact(width)
+                    .zip(&self.channel)
+                    .filter(|(_, c)| **c == channel as i32)
+                {
+                    let pairs = own.iter().zip(theirs);
+                    let score: i32 = match self.kind {
+                        Kind::SimHash => pairs.map(|(a, b)| (a ^ b).count_zeros() as i32).sum(),
+                        Kind::Int8 => pairs
+                            .map(|(&a, &b)| i32::from(a as i8) * i32::from(b as i8))
+                            .sum(),
+                    };
+                    counts[self.edges.iter().filter(|&&edge| score >= edge).count()] += 1;
+                }
+                for (tier, &count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
+                    let share = (count as f32).ln_1p() / self.lengths[channel].ln_1p();
+                    add(
+                        self.has_content[i] * share,
+                        &self.tier_weights[(channel * tiers + tier) * h..][..h],
+                    );
+                }
+            }
+        }
+        let p = self.pair_width();
+        for (feature, &x) in self.pair[i * p..][..p].iter().enumerate() {
+            add(x, &self.pair_weights[feature * h..][..h]);
+        }
+        for (weights, bias) in &self.layers {
+            let mut next: Vec<f64> = bias.iter().map(|&b| f64::from(b)).collect();
+            for (&x, weights) in first.iter().zip(weights.chunks_exact(bias.len())) {
+                next.iter_mut()
+                    .zip(weights)
+                    .for_each(|(sum, &w)| *sum += x.max(0.0) * f64::from(w));
+            }
+            first = next;
+        }
+        first
+    }
+}
+
+fn check(seed: u64, dtype: DType, n: usize) {
+    let case = Case::new(&mut Random(seed), dtype, n);
+    let halves: Vec<Bf16> = case
+        .factors
+        .iter()
+        .map(|&value| Bf16::round(value))
+        .collect();
+    let expected: Vec<Vec<f64>> = (0..n).map(|i| case.expected(i)).collect();
+    let largest = expected
+        .iter()
+        .flatten()
+        .fold(1.0f64, |most, value| most.max(value.abs()));
+    let mut there = vec![false; n];
+    case.cache.contains(&case.keys, |i, found| there[i] = found);
+    for level in Level::ALL.into_iter().filter(|level| level.runs_here()) {
+        case.with_model(&halves, |model| {
+            let interaction = Interaction::new(level, model, &case.cache).unwrap();
+            let outputs = interaction.outputs();
+            let mut scratch = Scratch::default();
+            let mut run = |chosen: &[usize]| {
+                let keys: Vec<u64> = chosen.iter().map(|&i| case.keys[i]).collect();
+                let p = case.pair_width();
+                let pair: Vec<f32> = chosen
+                    .iter()
+                    .flat_map(|&i| case.pair[i * p..][..p].to_vec())
+                    .collect();
+                let mut logits = vec![f32::NAN; keys.len() * outputs];
+                let mut status = vec![9; keys.len()];
+                interaction
+                    .score(
+                        &case.cache,
+                        &keys,
+                        &pair,
+                        None,
+                        &mut scratch,
+                        &mut logits,
+                        &mut status,
+                    )
+                    .unwrap();
+                (logits, status)
+            };
+            let (logits, status) = run(&(0..n).collect::<Vec<_>>());
+            for i in 0..n {
+                let rankable = there[i] && case.rankable[i] > 0;
+                assert_eq!(
+                    status[i],
+                    u8::from(there[i]) * FOUND + u8::from(rankable) * RANKABLE
+                );
+                for (given, want) in logits[i * outputs..][..outputs].iter().zip(&expected[i]) {
+                    let off = (f64::from(*given) - want).abs();
+                    assert!(
+                        !there[i] || off <= 2e-5 * largest,
+                        "{level:?} {i}: {given} for {want}"
+                    );
+                }
+            }
+            // In other company, in another order: the same bits.
+            let chosen: Vec<usize> = (0..n)
+                .rev()
+                .filter(|i| i % 3 != seed as usize % 3)
+                .collect();
+            let (again, _) = run(&chosen);
+            for (place, &i) in chosen.iter().enumerate() {
+                let bits = |from: &[f32], at: usize| -> Vec<u32> {
+                    from[at * outputs..][..outputs]
+                        .iter()
+                        .map(|v| v.to_bits())
+                        .collect()
+                };
+                assert_eq!(bits(&again, place), bits(&logits, i), "{level:?} {i}");
+            }
+        });
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn every_level_gives_what_the_formula_gives(seed in any::<u64>(), n in 1..130usize) {
+        for dtype in [DType::Float32, DType::BFloat16, DType::Int8] {
+            check(seed, dtype, n);
+        }
+    }
+}
+
+#[test]
+fn a_row_in_place_of_missing_ones_is_scored_like_one_of_its_own() {
+    let case = Case::new(&mut Random(5), DType::Float32, 60);
+    let mut there = vec![false; 60];
+    case.cache.contains(&case.keys, |i, found| there[i] = found);
+    let (known, missing) = (
+        there.iter().position(|&t| t).unwrap(),
+        there.iter().position(|&t| !t).unwrap(),
+    );
+    let mut row = Vec::new();
+    case.cache.read_rows(&[case.keys[known]], |_, found| {
+        row.extend_from_slice(found.unwrap())
+    });
+    case.with_model(&[], |model| {
+        let interaction = Interaction::new(Level::Scalar, model, &case.cache).unwrap();
+        let outputs = interaction.outputs();
+        let (mut logits, mut status) = (vec![0.0; 2 * outputs], [0; 2]);
+        let p = case.pair_width();
+        let pair = case.pair[..p].repeat(2);
+        let keys = [case.keys[known], case.keys[missing]];
+        let mut scratch = Scratch::default();
+        interaction
+            .score(
+                &case.cache,
+                &keys,
+                &pair,
+                Some(&row),
+                &mut scratch,
+                &mut logits,
+                &mut status,
+            )
+            .unwrap();
+        assert_eq!(status[1], status[0] - FOUND);
+        assert_eq!(logits[..outputs], logits[outputs..]);
+        let short = interaction.score(
+            &case.cache,
+            &keys,
+            &pair,
+            Some(&row[1..]),
+            &mut scratch,
+            &mut logits,
+            &mut status,
+        );
+        assert!(matches!(short, Err(Error::Layout(_))));
+        let fewer = interaction.score(
+            &case.cache,
+            &keys,
+            &pair,
+            None,
+            &mut scratch,
+            &mut logits[1..],
+            &mut status,
+        );
+        assert!(matches!(fewer, Err(Error::Request(_))));
+    });
+}
+
+#[test]
+fn rows_of_another_layout_are_refused_with_the_column_named() {
+    let case = Case::new(&mut Random(3), DType::Float32, 4);
+    for (columns, named) in [
+        (vec![("h", DType::Float32, vec![case.hidden + 1])], "\"h\""),
+        (vec![("h", DType::Float32, vec![case.hidden])], "\"e\""),
+        (vec![("h", DType::Int32, vec![case.hidden])], "\"h\""),
+        (vec![("h", DType::Int8, vec![case.hidden])], "\"scale\""),
+    ] {
+        let layout = RowLayout::new(columns).unwrap();
+        let other = EmbeddingCache::new(layout, CacheConfig::default()).unwrap();
+        case.with_model(&[], |model| {
+            let error = Interaction::new(Level::Scalar, model, &other)
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(named), "{error}");
+        });
+    }
+    case.with_model(&[], |model| {
+        let mut wrong = model.clone();
+        wrong.shared = &case.shared[1..];
+        assert!(matches!(
+            Interaction::new(Level::Scalar, &wrong, &case.cache),
+            Err(Error::Request(_))
+        ));
+    });
+}

@@ -1,7 +1,7 @@
 //! AVX2 with FMA: eight floats a register, sixteen registers.
 
 use super::Kernels;
-use super::loops::{Register, kernel};
+use super::loops::{Register, kernel, row_kernels};
 use std::arch::x86_64::{
     __m256, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_storeu_ps,
 };
@@ -10,6 +10,8 @@ pub(super) const KERNELS: Kernels = Kernels {
     lanes: Eight::LANES,
     singles: &[one, two],
     halves: None,
+    add_scaled,
+    relu,
 };
 
 #[derive(Clone, Copy)]
@@ -74,3 +76,5 @@ kernel!(
     2,
     1
 );
+
+row_kernels!(#[target_feature(enable = "avx2,fma")]);

@@ -2,7 +2,7 @@
 
 use super::super::Bf16;
 use super::Kernels;
-use super::loops::{Register, kernel};
+use super::loops::{Register, kernel, row_kernels};
 use std::arch::x86_64::{
     __m512, __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
     _mm512_loadu_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_storeu_ps,
@@ -15,6 +15,8 @@ pub(super) fn kernels() -> Kernels {
         lanes: Sixteen::LANES,
         singles: &[one, two, three, four],
         halves: halves.then_some(&[one_halves, two_halves, three_halves, four_halves]),
+        add_scaled,
+        relu,
     }
 }
 
@@ -189,3 +191,5 @@ kernel!(
     4,
     2
 );
+
+row_kernels!(#[target_feature(enable = "avx512f")]);

@@ -65,7 +65,41 @@ pub(super) unsafe fn product<V: Register, const ROWS: usize, const VECTORS: usiz
     }
 }
 
-/// Defines a kernel: the loop, compiled for an instruction set.
+/// `out += scale * x`, number by number.
+#[inline(always)]
+#[allow(clippy::inline_always)] // as above
+pub(super) fn add_scaled_in_place(out: &mut [f32], scale: f32, x: &[f32]) {
+    for (out, &x) in out.iter_mut().zip(x) {
+        *out += scale * x;
+    }
+}
+
+/// Cuts off below zero; a NaN stays one, so that a broken score is noticed.
+#[inline(always)]
+#[allow(clippy::inline_always)] // as above
+pub(super) fn relu_in_place(values: &mut [f32]) {
+    for value in values {
+        *value = if *value < 0.0 { 0.0 } else { *value };
+    }
+}
+
+/// Defines the loops over single rows, compiled for an instruction set.
+macro_rules! row_kernels {
+    ($(#[$attribute:meta])*) => {
+        $(#[$attribute])*
+        fn add_scaled(out: &mut [f32], scale: f32, x: &[f32]) {
+            $crate::dense::arch::loops::add_scaled_in_place(out, scale, x);
+        }
+
+        $(#[$attribute])*
+        fn relu(values: &mut [f32]) {
+            $crate::dense::arch::loops::relu_in_place(values);
+        }
+    };
+}
+pub(super) use row_kernels;
+
+/// Defines a product: the loop, compiled for an instruction set.
 macro_rules! kernel {
     ($(#[$attribute:meta])* $name:ident, $element:ty, $register:ty, $rows:literal, $vectors:literal, $per_input:literal) => {
         $(#[$attribute])*

@@ -30,6 +30,10 @@ pub(super) struct Kernels {
     pub singles: &'static [Product<f32>],
     /// Products of pairs of `bfloat16`, if the CPU has them; `depth` is even.
     pub halves: Option<&'static [Product<Bf16>]>,
+    /// Adds so many times as many numbers to as many others.
+    pub add_scaled: unsafe fn(&mut [f32], f32, &[f32]),
+    /// Cuts numbers off below zero.
+    pub relu: unsafe fn(&mut [f32]),
 }
 
 impl Kernels {

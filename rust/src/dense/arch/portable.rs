@@ -1,12 +1,14 @@
 //! Eight floats side by side, which the compiler makes vectors of for whatever it builds for.
 
 use super::Kernels;
-use super::loops::{Register, kernel};
+use super::loops::{Register, kernel, row_kernels};
 
 pub(super) const KERNELS: Kernels = Kernels {
     lanes: Eight::LANES,
     singles: &[one, two],
     halves: None,
+    add_scaled,
+    relu,
 };
 
 #[derive(Clone, Copy)]
@@ -51,3 +53,5 @@ impl Register for Eight {
 
 kernel!(one, f32, Eight, 6, 1, 1);
 kernel!(two, f32, Eight, 3, 2, 1);
+
+row_kernels!();

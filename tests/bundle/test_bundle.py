@@ -12,6 +12,7 @@ from aif_jax.bundle import Bundle, compilations, export_bundle
 from aif_jax.bundle.bundle import CONFIG as CONFIG_FILE
 from aif_jax.bundle.bundle import GOLDEN, STAGES, WEIGHTS
 from aif_jax.bundle.files import MANIFEST, read_manifest, read_verified, write_bundle_files
+from aif_jax.bundle.golden import CachedRows
 from aif_jax.errors import BundleError, ConfigError
 from served import CONFIG, K_MAX, SCHEMA, make_model
 
@@ -132,7 +133,9 @@ def test_programs_run_for_any_size_and_native_equals_portable(bundle: Bundle) ->
             path: array[chosen] if path.startswith(("rows/", "pair/")) or path == "valid" else array
             for path, array in given.items()
         }
-        mine = bundle.call("stage", n=n, l=24)(wider)
+        cached = CachedRows(wider)
+        mine = bundle.call("stage", n=n, l=24)(cached.inputs)
+        np.testing.assert_array_equal(mine["status"], cached.status)
         theirs = portable.call("stage", n=n, l=24)(wider)
         assert mine["score"].shape == (K_MAX,)
         np.testing.assert_allclose(mine["score"], theirs["score"], rtol=1e-5, atol=1e-6)

@@ -15,6 +15,7 @@ from model_cases import (
 
 from aif_jax._native import EmbeddingCache, RowLayout
 from aif_jax.config import BLOCKS, ModelConfig
+from aif_jax.errors import ConfigError
 from aif_jax.kernels import FOUND, RANKABLE, handle_operand
 from aif_jax.models import fold
 
@@ -90,7 +91,9 @@ class Case:
             "ids": ids,
             "count": np.asarray(n, np.int32),
         }
-        padded = {name: np.concatenate([a, np.zeros((size - n, *a.shape[1:]), a.dtype)]) for name, a in pair.items()}
+        padded = {
+            name: np.concatenate([a, np.zeros((size - n, *a.shape[1:]), a.dtype)]) for name, a in pair.items()
+        }
         return [np.asarray(a) for a in self._native(self.states[user], cached, padded)]
 
     def reference(self, user, chosen, pair, valid):
@@ -114,9 +117,7 @@ def test_logits_and_status_are_those_of_the_definition(number):
     for user in range(3):
         score, logits, status = made.native(user, chosen, pair)
         want_score, want = made.reference(user, chosen, pair, there & rankable)
-        np.testing.assert_array_equal(
-            status, there * FOUND + (there & rankable) * RANKABLE
-        )
+        np.testing.assert_array_equal(status, there * FOUND + (there & rankable) * RANKABLE)
         assert want[there].std() > 1e-3
         close = {"rtol": 1e-4, "atol": 1e-4 * np.abs(want).max()}
         np.testing.assert_allclose(logits[there], want[there], **close)
@@ -127,3 +128,66 @@ def test_logits_and_status_are_those_of_the_definition(number):
         _, want = made.reference(user, instead, pair, there & rankable)
         np.testing.assert_array_equal(status, there * FOUND + (~there | rankable) * RANKABLE)
         np.testing.assert_allclose(logits, want, **close)
+
+
+@pytest.mark.parametrize("number", [0, 4, 10, 12])
+def test_a_candidate_has_the_same_bits_in_any_company(number):
+    rng, made = case(number)
+    chosen = rng.integers(0, made.items - 2, N)
+    pair = made.pair(rng, N)
+    whole = made.native(1, chosen, pair)[1]
+
+    def some(places, size):
+        places = np.asarray(places)
+        return made.native(1, chosen[places], {name: a[places] for name, a in pair.items()}, size=size)[1][
+            : len(places)
+        ]
+
+    np.testing.assert_array_equal(some(np.arange(N)[::-1], N), whole[::-1])
+    np.testing.assert_array_equal(some(np.arange(N), 2048), whole)
+    for n in (1, 2, 13, 47, 48, 49, 193):
+        places = rng.permutation(N)[:n]
+        np.testing.assert_array_equal(some(places, n), whole[places])
+
+
+def test_another_cache_is_read_without_compiling_again_and_a_dropped_one_is_an_error():
+    rng, made = case(0)
+    chosen = np.arange(16)
+    pair = made.pair(rng, 16)
+    _, before, _ = made.native(1, chosen, pair)
+    compiled = made._native._cache_size()
+    other = EmbeddingCache(made.cache.layout)
+    columns, found = made.cache.gather(chosen[::-1].astype(np.uint64) + np.uint64(FIRST))
+    assert found.all()
+    other.upsert(chosen.astype(np.uint64) + np.uint64(FIRST), columns)
+    gone, made.cache = handle_operand(made.cache), other
+    _, after, _ = made.native(1, chosen, pair)
+    assert made._native._cache_size() == compiled
+    assert not np.array_equal(before, after)
+    # The same rows under other ids; the pair features stay with the places.
+    _, turned, _ = made.native(1, chosen[::-1].copy(), dict(pair))
+    np.testing.assert_array_equal(turned, before)
+    made.cache = type("Gone", (), {"handle": int(gone[0]) | int(gone[1]) << 32})()
+    with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match="cache"):
+        made.native(1, chosen, pair)
+
+
+def test_operands_that_are_not_as_said_are_refused():
+    _, made = case(0)
+    cached = {
+        "index": handle_operand(made.cache),
+        "missing": np.zeros(2, np.uint32),
+        "ids": np.zeros((4, 2), np.uint32),
+        "count": np.asarray(4, np.int32),
+    }
+    pair = made.pair(np.random.default_rng(0), 4)
+    for name, wrong in (
+        ("ids", np.zeros(4, np.uint32)),
+        ("ids", np.zeros((4, 2), np.int32)),
+        ("index", np.zeros(3, np.uint32)),
+        ("count", np.asarray([4], np.int32)),
+    ):
+        with pytest.raises(ConfigError):
+            made._native(made.states[0], {**cached, name: wrong}, pair)
+    with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match="count is 5"):
+        made._native(made.states[0], {**cached, "count": np.asarray(5, np.int32)}, pair)

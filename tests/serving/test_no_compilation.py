@@ -1,4 +1,4 @@
-"""No request compiles anything, counted by JAX itself: not a program of ours, and not an operation in between."""
+"""No request compiles anything, counted by JAX itself: no program of ours, and no operation in between."""
 
 import asyncio
 import itertools

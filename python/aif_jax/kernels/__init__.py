@@ -7,6 +7,7 @@ from aif_jax.kernels.ffi import register as register
 from aif_jax.kernels.gather_rows import gather_rows as gather_rows
 from aif_jax.kernels.gather_rows import handle_operand as handle_operand
 from aif_jax.kernels.report import implementations as implementations
+from aif_jax.kernels.self_check import self_check as self_check
 from aif_jax.kernels.signatures import hyperplanes as hyperplanes
 from aif_jax.kernels.signatures import pack_signs as pack_signs
 from aif_jax.kernels.signatures import quantize_int8 as quantize_int8

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,15 @@ def test_damaged_entries_are_counted_and_replaced(bundle: Bundle, tmp_path: Path
     assert "damaged" in second["trouble"]
     third = serve(bundle, place)
     assert (third["compiled"], third["counts"]["broken"]) == (0, 0)
+
+
+def test_processes_that_start_together_share_a_cache(bundle: Bundle, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as starting:
+        first, second = starting.map(lambda _: serve(bundle, tmp_path / "cache"), range(2))
+    third = serve(bundle, tmp_path / "cache")
+    assert third["compiled"] == 0
+    assert first["digest"] == second["digest"] == third["digest"]
+    assert [run["counts"]["broken"] for run in (first, second, third)] == [0, 0, 0]
 
 
 def test_what_jax_read_from_its_own_cache_is_not_kept(bundle: Bundle, tmp_path: Path) -> None:

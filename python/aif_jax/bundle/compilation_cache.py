@@ -2,8 +2,11 @@
 
 An executable for a CPU is machine code for that CPU's features: on another one it may end the process with an
 illegal instruction. So a cache has one folder for each kind of machine, named by a hash of all that the code
-depends on (`machine_facts`), and several kinds may share one place. JAX's own persistent cache is not used:
-it is one for the whole process, and its key does not name the CPU. JAX's configuration is left alone.
+depends on (`machine_facts`), and several kinds may share one place.
+
+JAX's own persistent cache is neither used nor touched: it is one for the whole process, it is asked only after
+a program was read, traced and lowered (here a key needs none of that), and what its key says of a CPU is not
+promised.
 
 Whoever may write to a cache can run code in the processes that read it, so a folder that anyone may write to
 is refused. Nothing is ever removed from a cache; it may be deleted at any time.

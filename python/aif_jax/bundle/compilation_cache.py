@@ -4,9 +4,9 @@ An executable for a CPU is machine code for that CPU's features: on another one 
 illegal instruction. So a cache has one folder for each kind of machine, named by a hash of all that the code
 depends on (`machine_facts`), and several kinds may share one place.
 
-JAX's own persistent cache is neither used nor touched: it is one for the whole process, it is asked only after
-a program was read, traced and lowered (here a key needs none of that), and what its key says of a CPU is not
-promised.
+JAX's own persistent cache is neither used nor touched: it is one for the whole process, it is asked only
+after a program was read, traced and lowered (here a key needs none of it), and what its key says of a CPU is
+not promised.
 
 Whoever may write to a cache can run code in the processes that read it, so a folder that anyone may write to
 is refused. Nothing is ever removed from a cache; it may be deleted at any time.

@@ -111,9 +111,15 @@ os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{threads}])
 import concurrent.futures, faulthandler
 faulthandler.dump_traceback_later(90, exit=True)
 import jax, numpy as np
-from aif_jax import kernels
+from aif_jax import EmbeddingCache, RowLayout, kernels, machine
 assert kernels.register()
+pool = machine.thread_names()[machine.XLA_POOL_THREAD]
+assert pool == machine.xla_pool_size() == {threads}, pool
 rng = np.random.default_rng(0)
+cache = EmbeddingCache(RowLayout([("h", "float32", (64,))]))
+keys, rows = np.arange(1, 4097, dtype=np.uint64), rng.normal(size=(4096, 64)).astype(np.float32)
+cache.upsert(keys, {{"h": rows}})
+handle, ids = kernels.handle_operand(cache), keys.view(np.uint32).reshape(-1, 2)
 cand = rng.integers(0, 256, (4096, 32), dtype=np.uint8)
 seq = rng.integers(0, 256, (512, 32), dtype=np.uint8)
 table = rng.normal(size=(64, 16, 64)).astype(np.float32)
@@ -122,12 +128,17 @@ channel, edges = np.zeros(512, np.int32), np.asarray([120, 128, 136], np.int32)
 @jax.jit
 def run(cand):
     counts = [kernels.simtier(x, seq, channel, edges, channels=1, kind="simhash") for x in (cand, cand[::-1])]
-    return *counts, kernels.table_sum(table, cand, bits=4)
+    gathered, found = kernels.gather_rows(handle, ids, cache.layout)
+    return *counts, kernels.table_sum(table, cand, bits=4), gathered["h"], found
 
 expected = jax.tree.map(np.asarray, run(cand))
 with kernels.use("reference"):
-    reference = kernels.simtier(cand, seq, channel, edges, channels=1, kind="simhash")
-np.testing.assert_array_equal(expected[0], reference)
+    simtier = kernels.simtier(cand, seq, channel, edges, channels=1, kind="simhash")
+    table_sum = kernels.table_sum(table, cand, bits=4)
+np.testing.assert_array_equal(expected[0], simtier)
+np.testing.assert_array_equal(expected[2], table_sum)
+np.testing.assert_array_equal(expected[3], rows)
+assert expected[4].all()
 
 def call(i):
     for _ in range(25):

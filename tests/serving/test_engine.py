@@ -3,13 +3,14 @@
 import json
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-from aif_jax.bundle import Bundle, compilations
+from aif_jax.bundle import Bundle, compilations, loads
 from aif_jax.errors import ConfigError
 from aif_jax.nearline import BehaviourTable, ItemIndex
 from aif_jax.serving import Engine, EngineConfig, InMemoryUsers, chrome_trace
@@ -171,6 +172,22 @@ def test_stats_count_what_happened(
     assert (requests["user_state:computed"], requests["user_state:hit"]) == (1, 2)
     assert stats["item_index"]["rows"] == len(world.ids)
     assert stats["compilations"] == 0
+    assert stats["compilation_cache"] == {}
+
+
+def test_stats_tell_what_the_compilation_cache_did(
+    bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, users: InMemoryUsers, tmp_path: Path
+) -> None:
+    cached = Bundle.load(bundle.path, compilation_cache=tmp_path)
+    before = compilations(), loads()
+    config = EngineConfig(k=10, buckets=(80, 112), long_buckets=(24,))  # sizes that no other test compiles
+    with Engine(cached, index, behaviours, users=users, config=config) as engine:
+        stats = engine.stats()
+    did = stats["compilation_cache"]
+    assert did["missing"] == did["saved"] == compilations() - before[0] >= 2
+    assert (did["loaded"], did["broken"], did["not_saved"]) == (0, 0, 0)
+    assert len(list(Path(did["directory"]).glob("*.executable"))) == did["saved"]
+    assert stats["programs"] == {"compiled": compilations(), "loaded": before[1]}
 
 
 @pytest.mark.parametrize(

@@ -3,3 +3,4 @@
 from aif_jax.bundle.bundle import Bundle as Bundle
 from aif_jax.bundle.export import export_bundle as export_bundle
 from aif_jax.bundle.programs import compilations as compilations
+from aif_jax.bundle.programs import loads as loads

@@ -13,6 +13,7 @@ from safetensors.numpy import load as load_safetensors
 
 from aif_jax import kernels
 from aif_jax.bundle import files, golden
+from aif_jax.bundle.compilation_cache import CompilationCache, open_cache
 from aif_jax.bundle.programs import Call, Program, Signature
 from aif_jax.config import ModelConfig
 from aif_jax.errors import AifError, BundleError, ConfigError
@@ -40,6 +41,7 @@ class Bundle:
         notes: whatever the exporter wrote down.
         metrics: the model's quality, as the exporter measured it.
         kind: which programs run: ``native`` (custom calls into the Rust kernels) or ``portable``.
+        compilation_cache: where compiled programs are kept between processes; ``None`` for nowhere.
     """
 
     def __init__(
@@ -62,21 +64,32 @@ class Bundle:
         )
         self.kind: Kind = "portable"
         self._manifest = manifest
+        self.compilation_cache: CompilationCache | None = None
         self._programs: dict[Stage, Program] = {}
         self._why: list[str] = []
 
     @classmethod
-    def load(cls, path: str | Path, *, prefer: Literal["auto", "native", "portable"] = "auto") -> "Bundle":
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        prefer: Literal["auto", "native", "portable"] = "auto",
+        compilation_cache: str | Path | None = None,
+    ) -> "Bundle":
         """Load a bundle: verify every file, choose programs, and prove them on the golden vectors.
 
         Args:
             path: the directory that `export_bundle` wrote.
             prefer: ``auto`` takes ``native`` programs where they can run and prove themselves, otherwise
                 ``portable``; the other two insist.
+            compilation_cache: a directory in which compiled programs are kept, so that the next process on
+                such a machine compiles nothing; made if absent, shared by any bundles and machines. ``None``:
+                the one that the environment variable ``AIF_JAX_COMPILATION_CACHE`` names, otherwise none.
+                Who may write to it can run code in this process.
 
         Raises:
             BundleError: a file is missing or broken, or no programs could be proven.
-            ConfigError: ``prefer`` is none of the three.
+            ConfigError: ``prefer`` is none of the three, or ``compilation_cache`` cannot be a cache.
         """
         if prefer not in ("auto", *KINDS):
             raise ConfigError(f"prefer: got {prefer!r}, expected 'auto', 'native' or 'portable'.")
@@ -92,6 +105,7 @@ class Bundle:
         except SafetensorError as error:
             raise BundleError(f"{path}: weights or golden vectors cannot be read: {error}.") from error
         bundle = cls(path=path, manifest=manifest, description=description, weights=weights)
+        bundle.compilation_cache = open_cache(compilation_cache, kernel_abi=KERNEL_ABI)
         bundle._choose(prefer, description["programs"], contents, vectors)
         return bundle
 
@@ -123,9 +137,9 @@ class Bundle:
     def call(self, stage: Stage, **dims: int) -> Call:
         """Return a stage's program compiled for the given sizes: ``m``; ``b``, ``l``; or ``n``, ``l``.
 
-        Compiles when this process has not done so yet; see `Program.at`.
+        Compiles when this process has not done so yet and no compilation cache has it; see `Program.at`.
         """
-        return self._programs[stage].at(self.weights, **dims)
+        return self._programs[stage].at(self.weights, self.compilation_cache, **dims)
 
     def explain(self) -> str:
         """Say in words which programs run, and why."""
@@ -133,7 +147,8 @@ class Bundle:
             f"bundle {self.version[:12]} at {self.path}: {self.kind} programs on {jax.default_backend()}, "
             f"exported with jax {self._manifest['jax']}, running {jax.__version__}"
         )
-        return "\n".join([head, *(f"- {line}" for line in self._why)])
+        why = [*self._why, self.compilation_cache.explain()] if self.compilation_cache else self._why
+        return "\n".join([head, *(f"- {line}" for line in why)])
 
     def __repr__(self) -> str:
         return f"Bundle({self.version[:12]}, {self.config.architecture}, {self.kind}, {str(self.path)!r})"

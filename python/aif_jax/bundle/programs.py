@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax import export
 
+from aif_jax.bundle.compilation_cache import CompilationCache
 from aif_jax.errors import BundleError, ConfigError
 
 Tree = Mapping[str, Any]
@@ -212,11 +213,12 @@ class Program:
         self._jitted: Any = None
         self._lock = threading.Lock()
 
-    def at(self, weights: Mapping[str, Any], **dims: int) -> Call:
+    def at(self, weights: Mapping[str, Any], cache: CompilationCache | None = None, /, **dims: int) -> Call:
         """Return the program compiled for the given sizes, compiling at most once in this process.
 
         Sizes of dimensions that the program does not have are ignored. Executables are shared between bundles
-        whose programs have the same bytes: weights are operands.
+        whose programs have the same bytes: weights are operands. One that this process does not have is
+        looked for in ``cache``, and kept there once it is compiled.
 
         Raises:
             ConfigError: a symbolic dimension was not given, or violates the program's constraints.
@@ -228,9 +230,34 @@ class Program:
         with _EXECUTABLES.lock(key):
             compiled = _EXECUTABLES.get(key)
             if compiled is None:
-                compiled = self._compile(weights, dims)
-                _EXECUTABLES.put(key, compiled)
+                compiled, loaded = self._load_or_compile(weights, cache, dims)
+                _EXECUTABLES.put(key, compiled, loaded)
         return Call(self, compiled, tuple(weights[name] for name in self.signature.weights))
+
+    def _load_or_compile(
+        self, weights: Mapping[str, Any], cache: CompilationCache | None, dims: Mapping[str, int]
+    ) -> tuple[Any, bool]:
+        """Return the executable, and whether it came from the cache."""
+        if cache is None:
+            return self._compile(weights, dims), False
+        sizes = "".join(f"-{name}{dims[name]}" for name in self.signature.dims)
+        entry = f"{self.name}{sizes}-{self.digest[:32]}"
+        operands = (
+            tuple(weights[name] for name in self.signature.weights),
+            tuple(np.zeros((o := operand.at(dims)).shape, o.dtype) for operand in self.signature.inputs),
+        )
+        in_tree = jax.tree.structure((operands, {}))
+        out_tree = jax.tree.structure((0,) * len(self.signature.outputs))
+
+        def run(compiled: Any) -> None:
+            jax.block_until_ready(compiled(*operands))
+
+        compiled = cache.load(entry, in_tree, out_tree, run)
+        if compiled is not None:
+            return compiled, True
+        compiled = self._compile(weights, dims)
+        cache.save(entry, compiled, in_tree, out_tree, run)
+        return compiled, False
 
     def _compile(self, weights: Mapping[str, Any], dims: Mapping[str, int]) -> Any:
         with self._lock:
@@ -264,6 +291,7 @@ class _Executables:
         self._locks: dict[Any, threading.Lock] = {}
         self._compiled: dict[Any, Any] = {}
         self.compilations = 0
+        self.loads = 0
 
     def lock(self, key: Any) -> threading.Lock:
         with self._guard:
@@ -272,10 +300,13 @@ class _Executables:
     def get(self, key: Any) -> Any:
         return self._compiled.get(key)
 
-    def put(self, key: Any, compiled: Any) -> None:
+    def put(self, key: Any, compiled: Any, loaded: bool) -> None:
         with self._guard:
             self._compiled[key] = compiled
-            self.compilations += 1
+            if loaded:
+                self.loads += 1
+            else:
+                self.compilations += 1
 
 
 _EXECUTABLES = _Executables()
@@ -284,6 +315,11 @@ _EXECUTABLES = _Executables()
 def compilations() -> int:
     """Return how many programs this process has compiled so far; constant while requests are served."""
     return _EXECUTABLES.compilations
+
+
+def loads() -> int:
+    """Return how many programs this process has read from a compilation cache, and so not compiled."""
+    return _EXECUTABLES.loads
 
 
 def _first_line(error: Exception) -> str:

@@ -134,6 +134,16 @@ def inspect(
     run_inspect(path, console=Console())
 
 
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
+) -> None:
+    """Look at what an engine would run on here, and say what to change; status 1 if there is a problem."""
+    from aif_jax.cli.doctoring import run_doctor
+
+    raise typer.Exit(run_doctor(as_json=as_json, console=Console()))
+
+
 def main() -> None:
     """Run the command; our own errors show as one message and exit with status 2."""
     try:

@@ -16,6 +16,7 @@ from aif_jax.kernels.interaction import cached_interaction as cached_interaction
 from aif_jax.kernels.interaction import interaction as interaction
 from aif_jax.kernels.ordered import ordered_product as ordered_product
 from aif_jax.kernels.report import implementations as implementations
+from aif_jax.kernels.self_check import self_check as self_check
 from aif_jax.kernels.signatures import hyperplanes as hyperplanes
 from aif_jax.kernels.signatures import pack_signs as pack_signs
 from aif_jax.kernels.signatures import quantize_int8 as quantize_int8

@@ -1,6 +1,7 @@
 """The engine: pins a generation, runs the user side while retrieval runs, and ranks."""
 
 import contextlib
+import dataclasses
 import threading
 import time
 from collections import deque
@@ -11,7 +12,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from aif_jax import _native
-from aif_jax.bundle import Bundle, compilations
+from aif_jax.bundle import Bundle, compilations, loads
 from aif_jax.errors import (
     ConfigError,
     DeadlineExceededError,
@@ -236,7 +237,9 @@ class Engine:
         rankings. Abandoned are those that their caller gave up: a cancelled handle or coroutine, an interrupt
         from the keyboard, and what `rank_many` had begun when an error ended it.
         ``compilations`` counts programs compiled in this process since the engine was made: 0, unless
-        something else compiles.
+        something else compiles. ``compilation_cache`` tells what the bundle's cache did (`CacheCounts`) and
+        where it is; empty without one. ``programs`` counts, over the whole life of the process and for all
+        bundles, how many were compiled and how many were loaded from a cache instead.
         """
         self._expire()
         with self._opening:
@@ -246,11 +249,19 @@ class Engine:
             "requests": self.counts.as_dict(),
             "open_handles": open_handles,
             "compilations": compilations() - self._compiled,
+            "programs": {"compiled": compilations(), "loaded": loads()},
+            "compilation_cache": self._cache_stats(),
             "user_states": self._states.stats(),
             "item_index": self._generation.index.stats(),
             "behaviour_table": self._generation.behaviours.stats(),
             "scheduler": self._scheduler.stats(),
         }
+
+    def _cache_stats(self) -> dict[str, Any]:
+        cache = self.bundle.compilation_cache
+        if cache is None:
+            return {}
+        return {"directory": str(cache.directory), **dataclasses.asdict(cache.counts())}
 
     def close(self) -> None:
         """Drop what waits, finish what runs, and stop the threads.

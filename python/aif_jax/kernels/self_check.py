@@ -1,0 +1,91 @@
+"""Each native kernel against its definition, once, on small random input: is this build right on this CPU?"""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from aif_jax import _native
+from aif_jax.kernels import ffi
+from aif_jax.kernels.gather_rows import gather_rows, handle_operand
+from aif_jax.kernels.simtier import Kind, simtier
+from aif_jax.kernels.table_sum import table_sum
+
+
+def self_check(seed: int = 0) -> dict[str, str]:
+    """Run every kernel natively and compare the result with what defines it.
+
+    Sizes are odd, so that the kernels' loops over whole vectors and over what is left both run. Compiles a
+    few small programs.
+
+    Args:
+        seed: of the input.
+
+    Returns:
+        By kernel an empty string if they agree, otherwise what went wrong.
+
+    Raises:
+        ConfigError: the native kernels are not registered.
+    """
+    ffi.require()
+    checks: dict[str, Callable[[np.random.Generator], None]] = {
+        "simtier (simhash)": lambda rng: _simtier(rng, "simhash"),
+        "simtier (int8)": lambda rng: _simtier(rng, "int8"),
+        "table_sum": _table_sum,
+        "gather_rows": _gather_rows,
+    }
+    return {name: _complaint(check, seed) for name, check in checks.items()}
+
+
+def _complaint(check: Callable[[np.random.Generator], None], seed: int) -> str:
+    try:
+        check(np.random.default_rng(seed))
+    except AssertionError as error:
+        return "differs from its definition: " + " ".join(str(error).split())[:300]
+    except Exception as error:  # whatever a kernel fails with is what is asked for
+        return f"{type(error).__name__}: {error}"[:300]
+    return ""
+
+
+def _simtier(rng: np.random.Generator, kind: Kind) -> None:
+    cand, seq = (rng.integers(0, 256, (n, 32), dtype=np.uint8) for n in (37, 131))
+    channel = rng.integers(-1, 3, 131, dtype=np.int32)
+    edges = np.asarray([118, 128, 138] if kind == "simhash" else [-20_000, 0, 20_000], np.int32)
+    native, reference = (
+        simtier(cand, seq, channel, edges, channels=3, kind=kind, implementation=which)  # type: ignore[arg-type]
+        for which in ("native", "reference")
+    )
+    np.testing.assert_array_equal(native, reference)
+
+
+def _table_sum(rng: np.random.Generator) -> None:
+    table = rng.normal(size=(16, 16, 37)).astype(np.float32)
+    sig = rng.integers(0, 256, (29, 8), dtype=np.uint8)
+    native, reference = (
+        table_sum(table, sig, bits=4, implementation=which)  # type: ignore[arg-type]
+        for which in ("native", "reference")
+    )
+    np.testing.assert_array_equal(native, reference)
+
+
+def _gather_rows(rng: np.random.Generator) -> None:
+    cache = _native.EmbeddingCache(_native.RowLayout([("vector", "float32", (19,)), ("code", "uint8", (3,))]))
+    keys = rng.integers(2**40, 2**62, 41, dtype=np.uint64)
+    rows = {
+        "vector": rng.normal(size=(41, 19)).astype(np.float32),
+        "code": rng.integers(0, 256, (41, 3), dtype=np.uint8),
+    }
+    cache.upsert(keys, rows)
+    asked = np.concatenate([keys[::-1], keys[:5] + np.uint64(1)])
+    expected, there = cache.gather(asked)
+    gathered, found = gather_rows(
+        handle_operand(cache),  # type: ignore[arg-type]
+        asked.view(np.uint32).reshape(-1, 2),  # type: ignore[arg-type]
+        cache.layout,
+    )
+    jax.block_until_ready(gathered)
+    np.testing.assert_array_equal(found, there)
+    np.testing.assert_array_equal(there, [True] * 41 + [False] * 5)
+    for name, column in expected.items():
+        np.testing.assert_array_equal(gathered[name], column)
+    np.testing.assert_array_equal(expected["vector"][:41], rows["vector"][::-1])

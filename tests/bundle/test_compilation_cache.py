@@ -1,0 +1,261 @@
+"""Compiled programs on disk: no second compilation, none taken from another machine, damage survived."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from aif_jax.bundle import Bundle
+from aif_jax.bundle.bundle import KERNEL_ABI
+from aif_jax.bundle.compilation_cache import CompilationCache, cache_size, machine_facts
+from aif_jax.errors import ConfigError
+
+SERVE = """
+import hashlib, json, sys
+import jax, numpy as np
+from aif_jax.bundle import Bundle, compilations, loads
+
+events = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda name, seconds, **more: events.append(name) if "backend_compile" in name else None
+)
+bundle = Bundle.load(sys.argv[1], prefer=sys.argv[2])
+rng = np.random.default_rng(0)
+digest = hashlib.sha256()
+for stage, dims in (("user", {"b": 1, "l": 24}), ("stage", {"n": 32, "l": 24}), ("stage", {"n": 48, "l": 8})):
+    given = {}
+    for operand in bundle.signature(stage).inputs:
+        spec = operand.at(dims)
+        kind = np.dtype(spec.dtype).kind
+        given[operand.path] = (
+            rng.normal(size=spec.shape).astype(spec.dtype) if kind == "f"
+            else rng.integers(0, 2, spec.shape).astype(spec.dtype)
+        )
+    for path, output in sorted(bundle.call(stage, **dims)(given).items()):
+        digest.update(path.encode() + np.asarray(output).tobytes())
+counts = bundle.compilation_cache.counts()
+print(json.dumps({
+    "compiled": compilations(), "loaded": loads(), "events": len(events), "digest": digest.hexdigest(),
+    "counts": {name: getattr(counts, name) for name in ("loaded", "missing", "broken", "saved", "not_saved")},
+    "kind": bundle.kind, "trouble": counts.trouble, "explain": bundle.explain(),
+    "untouched": jax.config.jax_compilation_cache_dir is None,
+}))
+"""
+
+
+def serve(bundle: Bundle, place: Path, prefer: str = "native", **environment: str) -> dict[str, Any]:
+    """Load the bundle in a new process and run it on the same random inputs each time."""
+    ended = subprocess.run(
+        [sys.executable, "-c", SERVE, str(bundle.path), prefer],
+        env=os.environ | {"AIF_JAX_COMPILATION_CACHE": str(place)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+def entries(place: Path) -> list[Path]:
+    return sorted(place.glob("*/*.executable"))
+
+
+@pytest.mark.parametrize("prefer", ["native", "portable"])
+def test_a_second_process_compiles_nothing_and_gives_the_same_bits(
+    bundle: Bundle, tmp_path: Path, prefer: str
+) -> None:
+    first = serve(bundle, tmp_path / "cache", prefer)
+    compiled = first["compiled"]
+    assert compiled >= 5  # one of each stage for the golden vectors, and at least one more
+    assert first["loaded"] == 0
+    assert first["counts"] == {
+        "loaded": 0, "missing": compiled, "broken": 0, "saved": compiled, "not_saved": 0,
+    }  # fmt: skip
+    assert first["events"] >= compiled
+    second = serve(bundle, tmp_path / "cache", prefer)
+    assert (second["compiled"], second["loaded"], second["events"]) == (0, compiled, 0)
+    assert second["digest"] == first["digest"]
+    assert second["kind"] == prefer
+    assert f"{compiled} programs loaded" in second["explain"]
+    assert first["untouched"]
+    assert second["untouched"]
+
+
+def test_damaged_entries_are_counted_and_replaced(bundle: Bundle, tmp_path: Path) -> None:
+    place = tmp_path / "cache"
+    first = serve(bundle, place)
+    truncated, flipped, emptied, swapped, *_ = kept = entries(place)
+    truncated.write_bytes(truncated.read_bytes()[:-100])
+    content = bytearray(flipped.read_bytes())
+    content[len(content) // 2] ^= 1
+    flipped.write_bytes(bytes(content))
+    emptied.write_bytes(b"")
+    shutil.copyfile(kept[-1], swapped)
+    second = serve(bundle, place)
+    assert second["counts"] == {
+        "loaded": first["compiled"] - 4, "missing": 0, "broken": 4, "saved": 4, "not_saved": 0,
+    }  # fmt: skip
+    assert second["compiled"] == 4
+    assert second["digest"] == first["digest"]
+    assert "4 broken" in second["explain"]
+    assert "damaged" in second["trouble"]
+    third = serve(bundle, place)
+    assert (third["compiled"], third["counts"]["broken"]) == (0, 0)
+
+
+def test_processes_that_start_together_share_a_cache(bundle: Bundle, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as starting:
+        first, second = starting.map(lambda _: serve(bundle, tmp_path / "cache"), range(2))
+    third = serve(bundle, tmp_path / "cache")
+    assert third["compiled"] == 0
+    assert first["digest"] == second["digest"] == third["digest"]
+    assert [run["counts"]["broken"] for run in (first, second, third)] == [0, 0, 0]
+
+
+def test_what_jax_read_from_its_own_cache_is_not_kept(bundle: Bundle, tmp_path: Path) -> None:
+    jax_cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    first = serve(bundle, tmp_path / "first", **jax_cache)
+    assert first["counts"]["saved"] == first["compiled"]
+    second = serve(bundle, tmp_path / "second", **jax_cache)
+    assert second["digest"] == first["digest"]
+    assert second["kind"] == "native"
+    # Kept or not as this XLA can: what is kept serves the next process.
+    third = serve(bundle, tmp_path / "second")
+    assert third["loaded"] == second["counts"]["saved"]
+    assert third["counts"]["broken"] == 0
+    assert (third["digest"], third["kind"]) == (first["digest"], "native")
+
+
+def test_another_number_of_threads_or_other_flags_are_another_machine(bundle: Bundle, tmp_path: Path) -> None:
+    programs_each = serve(bundle, tmp_path)["compiled"]
+    other = serve(bundle, tmp_path, PJRT_NPROC="3")
+    assert other["loaded"] == 0
+    flags = serve(bundle, tmp_path, XLA_FLAGS="--xla_cpu_max_isa=AVX2")
+    assert flags["loaded"] == 0
+    machines, programs, size = cache_size(tmp_path)
+    assert (machines, programs) == (3, 3 * programs_each)
+    assert size > 1000 * programs
+
+
+# One executable, so that what each check refuses is seen without a process each.
+
+
+def double(x: jax.Array) -> tuple[jax.Array]:
+    return (x * 2,)
+
+
+def compiled() -> Any:
+    return jax.jit(double).lower(np.ones(3, np.float32)).compile()
+
+
+def run(executable: Any) -> None:
+    np.testing.assert_array_equal(executable(np.ones(3, np.float32))[0], np.full(3, 2.0, np.float32))
+
+
+IN_TREE = jax.tree.structure(((0,), {}))
+OUT_TREE = jax.tree.structure((0,))
+
+
+def kept(place: Path) -> CompilationCache:
+    cache = CompilationCache(place, machine_facts(kernel_abi=KERNEL_ABI))
+    cache.save("double", compiled(), IN_TREE, OUT_TREE, run)
+    assert cache.counts().saved == 1, cache.explain()
+    return cache
+
+
+@pytest.mark.parametrize(
+    "name", ["features", "model", "jaxlib", "kernels", "kernel_abi", "backend", "xla_pool"]
+)
+def test_a_cache_made_on_another_machine_is_not_used(tmp_path: Path, name: str) -> None:
+    here = kept(tmp_path)
+    facts = machine_facts(kernel_abi=KERNEL_ABI)
+    there = CompilationCache(tmp_path, facts | {name: facts[name] + " other"})
+    assert there.directory != here.directory
+    assert there.load("double", IN_TREE, OUT_TREE, run) is None
+    assert there.counts().missing == 1
+    # Not even when somebody copies the folder to the name that this machine looks under.
+    shutil.copytree(here.directory, there.directory, dirs_exist_ok=True)
+    assert there.load("double", IN_TREE, OUT_TREE, run) is None
+    assert there.counts().broken == 1
+    assert "another program or machine" in there.explain()
+    assert here.load("double", IN_TREE, OUT_TREE, run) is not None
+
+
+def test_what_xla_refuses_is_survived(tmp_path: Path) -> None:
+    cache = kept(tmp_path)
+    mark = cache._mark("double", b"not an executable")
+    (entry,) = entries(tmp_path)
+    head = entry.read_bytes()[: -len(entry.read_bytes().split(b"\n", 1)[1])]
+    entry.write_bytes(head + mark + b"not an executable")
+    assert cache.load("double", IN_TREE, OUT_TREE, run) is None
+    assert cache.counts().broken == 1
+    assert "UnpicklingError" in cache.explain()
+
+
+def test_an_executable_that_does_not_run_is_not_taken(tmp_path: Path) -> None:
+    def fails(executable: Any) -> None:
+        raise jax.errors.JaxRuntimeError("NOT_FOUND: Function multiply not found")
+
+    cache = kept(tmp_path)
+    assert cache.load("double", IN_TREE, OUT_TREE, fails) is None
+    assert cache.counts().broken == 1
+    cache.save("other", compiled(), IN_TREE, OUT_TREE, fails)
+    assert cache.counts().not_saved == 1
+    assert len(entries(tmp_path)) == 1
+    assert "Function multiply not found" in cache.explain()
+
+
+def test_what_cannot_be_written_is_counted(tmp_path: Path) -> None:
+    cache = CompilationCache(tmp_path / "cache", machine_facts(kernel_abi=KERNEL_ABI))
+    shutil.rmtree(cache.directory)
+    cache.save("double", compiled(), IN_TREE, OUT_TREE, run)
+    assert cache.counts().not_saved == 1
+    assert "FileNotFoundError" in cache.explain()
+    cache = kept(tmp_path / "cache")
+    cache.save("double", compiled(), IN_TREE, IN_TREE, run)
+    assert cache.counts().not_saved == 1
+    assert not list(cache.directory.glob(".*partial*"))
+
+
+def test_places_that_cannot_be_trusted_are_refused(tmp_path: Path) -> None:
+    facts = machine_facts(kernel_abi=KERNEL_ABI)
+    open_to_all = tmp_path / "open"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    with pytest.raises(ConfigError, match="chmod o-w"):
+        CompilationCache(open_to_all, facts)
+    a_file = tmp_path / "file"
+    a_file.write_text("here")
+    with pytest.raises(ConfigError, match="no directory"):
+        CompilationCache(a_file, facts)
+    if os.geteuid() == 0:
+        foreign = tmp_path / "foreign"
+        foreign.mkdir()
+        os.chown(foreign, 12345, -1)
+        with pytest.raises(ConfigError, match="belongs to user 12345"):
+            CompilationCache(foreign, facts)
+
+
+def test_the_keyword_goes_before_the_environment(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIF_JAX_COMPILATION_CACHE", str(tmp_path / "named"))
+    named = Bundle.load(bundle.path).compilation_cache
+    given = Bundle.load(bundle.path, compilation_cache=tmp_path / "given").compilation_cache
+    assert named is not None
+    assert given is not None
+    assert (named.place, given.place) == (tmp_path / "named", tmp_path / "given")
+    monkeypatch.delenv("AIF_JAX_COMPILATION_CACHE")
+    assert Bundle.load(bundle.path).compilation_cache is None

@@ -1,0 +1,70 @@
+"""`aif doctor`: for people, for machines, and its exit status."""
+
+import json
+import os
+import subprocess
+import sys
+
+from typer.testing import CliRunner
+
+from aif_jax import machine
+from aif_jax.cli import app as cli
+from aif_jax.serving import Check
+from aif_jax.serving.environment import worst
+
+
+def doctor(**environment: str) -> subprocess.CompletedProcess[str]:
+    code = "import sys; sys.argv = ['aif', 'doctor', '--json']; from aif_jax.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_for_people() -> None:
+    result = CliRunner().invoke(cli.app, ["doctor"], env={"COLUMNS": "200", "AIF_JAX_COMPILATION_CACHE": ""})
+    assert isinstance(result.exception, (SystemExit, type(None))), result.output
+    assert (result.exit_code == 1) == ("mend the problems" in result.output)
+    for words in ("kernels agree", "XLA's pool", "huge pages", "Set AIF_JAX_COMPILATION_CACHE", "note"):
+        assert words in result.output
+
+
+def test_for_machines() -> None:
+    result = CliRunner().invoke(cli.app, ["doctor", "--json"], env={"COLUMNS": "20"})
+    report = json.loads(result.output)
+    assert report["status"] == worst([Check(**check) for check in report["checks"]])
+    assert result.exit_code == int(report["status"] == "problem")
+    threads = next(check for check in report["checks"] if check["name"] == "threads")["facts"]
+    assert threads["cores"] == machine.cores()
+    assert threads["xla_pool_counted"]
+
+
+def test_a_pool_far_beyond_the_cores_is_a_problem() -> None:
+    many = 4 * machine.cores()
+    ended = doctor(NPROC=str(many), PJRT_NPROC=str(many))
+    report = json.loads(ended.stdout)
+    assert (ended.returncode, report["status"]) == (1, "problem")
+    threads = next(check for check in report["checks"] if check["name"] == "threads")
+    assert threads["facts"]["xla_pool"] == many
+    assert "NPROC=" in threads["advice"]
+
+
+def test_kernels_that_the_cpu_lacks_are_a_problem_and_no_crash() -> None:
+    ended = doctor(AIF_JAX_KERNELS="sse9")
+    assert ended.returncode == 1, ended.stderr
+    kernels = next(check for check in json.loads(ended.stdout)["checks"] if check["name"] == "kernels")
+    assert kernels["status"] == "problem"
+    assert "sse9" in kernels["found"]
+    assert "AIF_JAX_KERNELS" in kernels["advice"]
+
+
+def test_no_backend_is_a_problem_and_no_crash() -> None:
+    ended = doctor(JAX_PLATFORMS="abacus")
+    assert ended.returncode == 1, ended.stderr
+    backend = next(check for check in json.loads(ended.stdout)["checks"] if check["name"] == "backend")
+    assert backend["status"] == "problem"
+    assert "abacus" in backend["found"]

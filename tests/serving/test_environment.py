@@ -1,0 +1,147 @@
+"""How the environment is judged, from made-up facts."""
+
+from pathlib import Path
+
+import pytest
+
+from aif_jax import machine
+from aif_jax.serving import Check, check_environment
+from aif_jax.serving.environment import (
+    agreement_check,
+    compilation_cache_check,
+    huge_pages_check,
+    kernels_check,
+    libraries_check,
+    memory_check,
+    threads_check,
+    versions_check,
+    worst,
+)
+
+GIB = 2**30
+NATIVE = {"native": True, "reason": "registered", "kernels": {"simtier": "avx2"}, "cpu_features": {}}
+
+
+def threads(**facts: object) -> Check:
+    given = {"cores": 8, "quota": None, "pool": 8, "compute_threads": 2, "blocking_threads": 8} | facts
+    return threads_check(**given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("facts", "status", "advice"),
+    [
+        ({}, "ok", ""),
+        ({"quota": 8.0}, "ok", ""),
+        ({"pool": 10}, "note", "NPROC=8"),
+        ({"pool": 16}, "problem", "NPROC=8"),
+        # A pod of a large node: the pool is made for the node's cores.
+        (
+            {"cores": 64, "pool": 64, "quota": 4.0},
+            "problem",
+            "quota stops them all; start the process with NPROC=4",
+        ),
+        ({"cores": 64, "pool": 4, "quota": 4.0}, "ok", ""),
+        ({"quota": 2.5, "pool": 3}, "ok", ""),
+        ({"quota": 0.5, "pool": 1, "compute_threads": 1}, "ok", ""),
+        ({"cores": 1, "pool": 1}, "note", "compute_threads=1"),
+        ({"compute_threads": 9}, "note", "compute_threads=8"),
+    ],
+)
+def test_threads_are_held_against_the_cores_they_get(
+    facts: dict[str, object], status: str, advice: str
+) -> None:
+    check = threads(**facts)
+    assert check.status == status
+    assert advice in check.advice
+    assert (check.status == "ok") == (check.advice == "")
+
+
+def test_busy_threads_are_the_pool_and_those_that_call_it() -> None:
+    check = threads(pool=6, compute_threads=3)
+    assert check.facts["busy_at_most"] == 9
+    assert "at most 9 threads" in check.found
+    assert "expected" in threads(pool_counted=False).found
+
+
+def test_versions() -> None:
+    def status(jax: str | None, lowest: str | None) -> str:
+        return versions_check({"python": "3.12", "jax": jax}, lowest).status
+
+    assert status("0.8.0", "0.8.0") == status("0.10.2", "0.8.0") == status("0.8.1.dev5", "0.8.0") == "ok"
+    assert status("0.7.9", "0.8.0") == "problem"
+    assert status(None, "0.8.0") == status("0.8.0", None) == "note"
+    assert "'jax>=0.8.0'" in versions_check({"jax": "0.7"}, "0.8.0").advice
+
+
+def test_kernels() -> None:
+    assert kernels_check(NATIVE, "cpu", None).status == "ok"
+    assert "reference" in kernels_check(NATIVE, "gpu", None).found
+    forced = kernels_check(NATIVE, "cpu", "avx2")
+    assert (forced.status, "unset it" in forced.advice) == ("note", True)
+    assert kernels_check({**NATIVE, "kernels": {"simtier": "scalar"}}, "cpu", None).status == "note"
+    refused = kernels_check({**NATIVE, "native": False, "reason": "XLA refused"}, "cpu", None)
+    assert (refused.status, refused.found) == ("problem", "XLA refused")
+
+
+def test_kernels_that_differ_are_a_problem() -> None:
+    assert agreement_check({"simtier": "", "table_sum": ""}).status == "ok"
+    wrong = agreement_check({"simtier": "", "table_sum": "differs"})
+    assert wrong.status == "problem"
+    assert wrong.found == "table_sum: differs"
+    assert "portable" in wrong.advice
+
+
+def test_libraries() -> None:
+    assert libraries_check({"OMP_NUM_THREADS": None, "MKL_NUM_THREADS": "4"}, 4).status == "ok"
+    check = libraries_check({"OMP_NUM_THREADS": "16", "MKL_NUM_THREADS": "4"}, 4)
+    assert (check.status, "OMP_NUM_THREADS" in check.advice) == ("note", True)
+    assert "MKL" not in check.advice
+
+
+def test_memory() -> None:
+    def status(*sizes: int | None) -> str:
+        return memory_check(machine.Memory(*sizes)).status
+
+    assert status(16 * GIB, 8 * GIB) == status(16 * GIB, 8 * GIB, 4 * GIB, GIB) == "ok"
+    assert status(16 * GIB, GIB // 2) == "note"
+    assert status(16 * GIB, 8 * GIB, 4 * GIB, 4 * GIB - 5) == "note"
+    assert "unknown" in memory_check(machine.Memory()).found
+
+
+def test_huge_pages() -> None:
+    assert huge_pages_check(machine.HugePages("madvise", 0, 2**21)).status == "ok"
+    never = huge_pages_check(machine.HugePages("never", 0, 2**21))
+    assert (never.status, "echo madvise" in never.advice) == ("note", True)
+    assert "unknown" in huge_pages_check(machine.HugePages()).found
+
+
+def test_compilation_cache(tmp_path: Path) -> None:
+    assert compilation_cache_check("").status == "note"
+    absent = compilation_cache_check(str(tmp_path / "absent"))
+    assert absent.status == "ok"
+    assert not (tmp_path / "absent").exists()
+    place = tmp_path / "place"
+    place.mkdir()
+    kept = compilation_cache_check(str(place))
+    assert (kept.status, kept.facts["programs"]) == ("ok", 0)
+    place.chmod(0o777)
+    refused = compilation_cache_check(str(place))
+    assert (refused.status, "chmod o-w" in refused.advice) == ("problem", True)
+
+
+def test_the_worst_status_decides() -> None:
+    checks = [Check("a", "ok", ""), Check("b", "note", "", "do"), Check("c", "problem", "", "do")]
+    assert [worst(checks[:n]) for n in (1, 2, 3)] == ["ok", "note", "problem"]
+
+
+def test_this_environment_and_one_that_tells_nothing(tmp_path: Path) -> None:
+    for root in (machine.ROOT, tmp_path):
+        checks = {check.name: check for check in check_environment(root=root)}
+        assert set(checks) == {
+            "versions", "backend", "CPU", "kernels", "kernels agree", "threads", "library threads", "memory",
+            "huge pages", "compilation cache",
+        }  # fmt: skip
+        assert checks["kernels agree"].status == "ok", checks["kernels agree"]
+        assert all((check.status == "ok") == (check.advice == "") for check in checks.values())
+    assert "unknown" in checks["memory"].found
+    assert "unknown" in checks["huge pages"].found

@@ -21,7 +21,9 @@ from aif_jax.errors import ConfigError
 SERVE = """
 import hashlib, json, sys
 import jax, numpy as np
+from aif_jax import EmbeddingCache, RowLayout
 from aif_jax.bundle import Bundle, compilations, loads
+from aif_jax.kernels import handle_operand
 
 events = []
 jax.monitoring.register_event_duration_secs_listener(
@@ -29,16 +31,22 @@ jax.monitoring.register_event_duration_secs_listener(
 )
 bundle = Bundle.load(sys.argv[1], prefer=sys.argv[2])
 rng = np.random.default_rng(0)
+
+def draw(spec):
+    if np.dtype(spec.dtype).kind == "f":
+        return rng.normal(size=spec.shape).astype(spec.dtype)
+    return rng.integers(0, 2, spec.shape).astype(spec.dtype)
+
+rows = {operand.path: draw(operand.at({"m": 64})) for operand in bundle.signature("item").outputs}
+cache = EmbeddingCache(RowLayout([(name, a.dtype.name, a.shape[1:]) for name, a in rows.items()]))
+keys = np.arange(64, dtype=np.uint64)
+cache.upsert(keys, rows)
 digest = hashlib.sha256()
 for stage, dims in (("user", {"b": 1, "l": 24}), ("stage", {"n": 32, "l": 24}), ("stage", {"n": 48, "l": 8})):
-    given = {}
-    for operand in bundle.signature(stage).inputs:
-        spec = operand.at(dims)
-        kind = np.dtype(spec.dtype).kind
-        given[operand.path] = (
-            rng.normal(size=spec.shape).astype(spec.dtype) if kind == "f"
-            else rng.integers(0, 2, spec.shape).astype(spec.dtype)
-        )
+    given = {operand.path: draw(operand.at(dims)) for operand in bundle.signature(stage).inputs}
+    if "index" in given:
+        given |= {"index": handle_operand(cache), "missing": np.zeros(2, np.uint32),
+                  "ids": keys.view(np.uint32).reshape(-1, 2)[:dims["n"]], "count": np.asarray(30, np.int32)}
     for path, output in sorted(bundle.call(stage, **dims)(given).items()):
         digest.update(path.encode() + np.asarray(output).tobytes())
 counts = bundle.compilation_cache.counts()

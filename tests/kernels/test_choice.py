@@ -124,12 +124,15 @@ cand = rng.integers(0, 256, (4096, 32), dtype=np.uint8)
 seq = rng.integers(0, 256, (512, 32), dtype=np.uint8)
 table = rng.normal(size=(64, 16, 64)).astype(np.float32)
 channel, edges = np.zeros(512, np.int32), np.asarray([120, 128, 136], np.int32)
+none, count = np.zeros(2, np.uint32), np.asarray(4096, np.int32)
 
 @jax.jit
 def run(cand):
     counts = [kernels.simtier(x, seq, channel, edges, channels=1, kind="simhash") for x in (cand, cand[::-1])]
     gathered, found = kernels.gather_rows(handle, ids, cache.layout)
-    return *counts, kernels.table_sum(table, cand, bits=4), gathered["h"], found
+    operands = kernels.Operands(shared=table[0, 0], layers=((table[0].T, table[0, 0, :16]),))
+    ranked = kernels.cached_interaction(handle, none, ids, count, operands, kernels.Form())
+    return *counts, kernels.table_sum(table, cand, bits=4), gathered["h"], found, *ranked
 
 expected = jax.tree.map(np.asarray, run(cand))
 with kernels.use("reference"):
@@ -138,7 +141,9 @@ with kernels.use("reference"):
 np.testing.assert_array_equal(expected[0], simtier)
 np.testing.assert_array_equal(expected[2], table_sum)
 np.testing.assert_array_equal(expected[3], rows)
-assert expected[4].all()
+assert expected[4].all() and (expected[6] == 3).all()
+logits = np.maximum(rows + table[0, 0], 0) @ table[0].T + table[0, 0, :16]
+np.testing.assert_allclose(expected[5], logits, rtol=1e-4, atol=1e-4)
 
 def call(i):
     for _ in range(25):

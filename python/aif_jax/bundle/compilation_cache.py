@@ -15,6 +15,7 @@ is refused. Nothing is ever removed from a cache; it may be deleted at any time.
 import contextlib
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import os
 import stat
@@ -25,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jaxlib
 from jax.experimental import serialize_executable
 
 from aif_jax import _native, kernels, machine
@@ -190,7 +190,7 @@ def machine_facts(*, kernel_abi: int) -> dict[str, str]:
         "kernel_abi": str(kernel_abi),
         "kernels": " ".join(f"{name}={level}" for name, level in sorted(levels.items())),
         "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        "jaxlib": importlib.metadata.version("jaxlib"),
         "backend": device.platform,
         "backend_version": str(device.client.platform_version),
         "device": f"{device.device_kind}, {device.id} of {len(jax.devices())}",

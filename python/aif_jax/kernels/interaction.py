@@ -146,7 +146,8 @@ def cached_interaction(
     Args:
         index: `handle_operand` of the cache of item rows, uint32 ``[2]``. The columns that the operands call
             for are read by name, and may be float32, bfloat16, or int8 with their scales in ``scale``; an
-            item whose ``rankable`` is 0 may not be ranked. The caller keeps the cache alive.
+            item whose ``rankable`` is 0 may not be ranked. The caller keeps the cache alive. Zeros, which
+            name no cache, go with a ``count`` of 0.
         missing: handle of a cache of the same layout whose row under key 0 stands in for missing ones;
             zeros: nothing does.
         ids: keys as pairs of 32-bit halves, lower half first, uint32 ``[N, 2]``.

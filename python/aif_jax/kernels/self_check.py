@@ -7,7 +7,9 @@ import numpy as np
 
 from aif_jax import _native
 from aif_jax.kernels import ffi
+from aif_jax.kernels.choice import use
 from aif_jax.kernels.gather_rows import gather_rows, handle_operand
+from aif_jax.kernels.interaction import Form, Operands, Tiers, cached_interaction, interaction
 from aif_jax.kernels.simtier import Kind, simtier
 from aif_jax.kernels.table_sum import table_sum
 
@@ -33,6 +35,7 @@ def self_check(seed: int = 0) -> dict[str, str]:
         "simtier (int8)": lambda rng: _simtier(rng, "int8"),
         "table_sum": _table_sum,
         "gather_rows": _gather_rows,
+        "interaction": _interaction,
     }
     return {name: _complaint(check, seed) for name, check in checks.items()}
 
@@ -89,3 +92,36 @@ def _gather_rows(rng: np.random.Generator) -> None:
     for name, column in expected.items():
         np.testing.assert_array_equal(gathered[name], column)
     np.testing.assert_array_equal(expected["vector"][:41], rows["vector"][::-1])
+
+
+def _interaction(rng: np.random.Generator) -> None:
+    def floats(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32)
+
+    n, hidden, edges = 53, 20, np.asarray([118, 128, 138], np.int32)
+    rows = {
+        "h": floats(n, hidden),
+        "e": floats(n, 9),
+        "has_content": rng.integers(0, 2, (n, 1)).astype(np.float32),
+        "signature": rng.integers(0, 256, (n, 32), dtype=np.uint8),
+    }
+    layout = [(name, column.dtype.name, column.shape[1:]) for name, column in rows.items()]
+    cache = _native.EmbeddingCache(_native.RowLayout(layout))
+    keys = rng.integers(2**40, 2**62, n, dtype=np.uint64)
+    cache.upsert(keys, rows)
+    sequence, channel = rng.integers(0, 256, (131, 32), dtype=np.uint8), np.zeros(131, np.int32)
+    operands = Operands(
+        shared=floats(hidden),  # type: ignore[arg-type]
+        factors=floats(9, hidden),  # type: ignore[arg-type]
+        tiers=Tiers(sequence, channel, np.full(1, 131, np.float32), edges, floats(4, hidden)),  # type: ignore[arg-type]
+        layers=((floats(hidden, 7), floats(7)), (floats(7, 1), floats(1))),  # type: ignore[arg-type]
+    )
+    form = Form(factored=("e",))
+    count, none = np.asarray(n, np.int32), np.zeros(2, np.uint32)
+    ids = keys.view(np.uint32).reshape(n, 2)
+    logits, status = cached_interaction(handle_operand(cache), none, ids, count, operands, form)  # type: ignore[arg-type]
+    jax.block_until_ready(logits)
+    np.testing.assert_array_equal(status, np.full(n, 3))
+    with use("reference"), jax.default_matmul_precision("highest"):
+        expected = np.asarray(interaction(rows, operands, form))  # type: ignore[arg-type]
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())

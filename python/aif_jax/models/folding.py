@@ -249,8 +249,8 @@ class Folded(FoldedShapes):
         """
         weights, pairs = as_arrays(weights), as_arrays(pair)
         operands, form = self._interaction(weights, as_arrays(state), as_arrays(context), pairs)
-        where = (jnp.asarray(cached[name]) for name in ("index", "missing", "ids", "count"))
-        logits, status = cached_interaction(*where, operands, form)
+        index, missing, ids, count = (jnp.asarray(cached[n]) for n in ("index", "missing", "ids", "count"))
+        logits, status = cached_interaction(index, missing, ids, count, operands, form)
         scores, logits = self._scores(weights, logits, (status & np.uint8(RANKABLE)) != 0, pairs)
         return scores, logits, status
 

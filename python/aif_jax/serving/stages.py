@@ -197,6 +197,6 @@ class Generation:
 
 
 def zeros(call: Call, dims: Mapping[str, int]) -> dict[str, Any]:
-    """Return zeros for every operand of a program, so that it runs once before a request has to wait for it."""
+    """Return zeros for every operand of a program, to run it once before a request has to wait for it."""
     specs = {operand.path: operand.at(dims) for operand in call.program.signature.inputs}
     return {path: np.zeros(spec.shape, spec.dtype) for path, spec in specs.items()}

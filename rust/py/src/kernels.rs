@@ -44,7 +44,7 @@ fn cpu_features(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
 fn chosen_kernels(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     let level = Level::chosen().map_err(|error| to_py(py, &error))?;
     let chosen = PyDict::new(py);
-    for name in ["simtier", "table_sum"] {
+    for name in ["simtier", "table_sum", "interaction"] {
         chosen.set_item(name, level.name())?;
     }
     Ok(chosen)

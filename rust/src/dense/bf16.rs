@@ -39,9 +39,13 @@ mod tests {
             (-0.1, -0.100_097_656),
             (f32::INFINITY, f32::INFINITY),
             (f32::MAX, f32::INFINITY),
-            (0.0, 0.0),
+            (0.0, 0.0_f32),
         ] {
-            assert_eq!(Bf16::round(value).widen(), expected, "{value}");
+            assert_eq!(
+                Bf16::round(value).widen().to_bits(),
+                f32::to_bits(expected),
+                "{value}"
+            );
         }
         assert!(Bf16::round(f32::NAN).widen().is_nan());
         assert!(Bf16::round(f32::from_bits(0x7f80_0001)).widen().is_nan());

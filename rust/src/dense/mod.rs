@@ -9,12 +9,13 @@
 //! round once per step (fused) and agree to the bit; the portable form rounds products and sums, and the
 //! `bfloat16` form adds inputs in pairs.
 
+mod aligned;
 mod arch;
 mod bf16;
 
+pub use aligned::{Aligned, Number};
 pub use bf16::Bf16;
 
-use crate::buffer::AlignedBuffer;
 use crate::error::{Error, Result};
 use crate::lsh::Level;
 use arch::Kernels;
@@ -31,9 +32,15 @@ pub struct Weights {
     kernels: Kernels,
     inputs: usize,
     outputs: usize,
-    /// Whether products are of pairs of `bfloat16`.
-    halves: bool,
-    panels: AlignedBuffer,
+    panels: Panels,
+}
+
+/// Weights as the kernels read them, panel after panel.
+#[derive(Debug)]
+enum Panels {
+    Singles(Aligned<f32>),
+    /// For products of pairs.
+    Halves(Aligned<Bf16>),
 }
 
 /// A matrix to be laid out, row after row.
@@ -124,12 +131,40 @@ impl Weights {
             kernels,
             inputs,
             outputs,
-            halves,
-            panels: AlignedBuffer::default(),
+            panels: if halves {
+                Panels::Halves(Aligned::default())
+            } else {
+                Panels::Singles(Aligned::default())
+            },
         };
-        let bytes = weights.padded_inputs() * weights.padded_outputs() * weights.element_bytes();
-        weights.panels = AlignedBuffer::new(bytes, "weights laid out for the vector units")?;
-        weights.fill(matrices);
+        let depth = weights.padded_inputs();
+        let size = depth * weights.padded_outputs();
+        let cut: Vec<_> = weights.cut().collect();
+        match &mut weights.panels {
+            Panels::Singles(panels) => {
+                let panels = panels.of(size)?;
+                place(
+                    matrices,
+                    outputs,
+                    &cut,
+                    |first, width, input, column, value| {
+                        panels[first * depth + input * width + column] = value;
+                    },
+                );
+            }
+            Panels::Halves(panels) => {
+                let panels = panels.of(size)?;
+                place(
+                    matrices,
+                    outputs,
+                    &cut,
+                    |first, width, input, column, value| {
+                        let pair = first * depth + (input / 2 * width + column) * 2;
+                        panels[pair + input % 2] = Bf16::round(value);
+                    },
+                );
+            }
+        }
         Ok(weights)
     }
 
@@ -149,19 +184,14 @@ impl Weights {
     /// are multiplied in pairs.
     #[must_use]
     pub fn padded_inputs(&self) -> usize {
-        if self.halves {
-            self.inputs.next_multiple_of(2)
-        } else {
-            self.inputs
+        match self.panels {
+            Panels::Singles(_) => self.inputs,
+            Panels::Halves(_) => self.inputs.next_multiple_of(2),
         }
     }
 
-    fn element_bytes(&self) -> usize {
-        if self.halves { 2 } else { 4 }
-    }
-
     /// First output and width of each panel.
-    fn panels(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+    fn cut(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
         let (padded, most) = (
             self.padded_outputs(),
             self.kernels.singles.len() * self.kernels.lanes,
@@ -169,35 +199,6 @@ impl Weights {
         (0..padded)
             .step_by(most)
             .map(move |first| (first, most.min(padded - first)))
-    }
-
-    fn fill(&mut self, matrices: &[Matrix<'_>]) {
-        let (inputs, outputs, halves) = (self.padded_inputs(), self.outputs, self.halves);
-        let start = self.panels.as_ptr();
-        for (first, width) in self.panels() {
-            let end = outputs.min(first + width);
-            let mut input = 0;
-            for matrix in matrices {
-                for row in 0..matrix.len() / outputs {
-                    let place = first * inputs + input / 2 * 2 * width;
-                    for output in first..end {
-                        let value = matrix.at(row * outputs + output);
-                        // SAFETY: panel `first` starts at `first * inputs` and has `inputs * width` places,
-                        // of which this is one; the buffer holds all panels and nobody else knows it yet.
-                        unsafe {
-                            if halves {
-                                let pair = place + 2 * (output - first) + input % 2;
-                                start.cast::<Bf16>().add(pair).write(Bf16::round(value));
-                            } else {
-                                let single = first * inputs + input * width + output - first;
-                                start.cast::<f32>().add(single).write(value);
-                            }
-                        }
-                    }
-                    input += 1;
-                }
-            }
-        }
     }
 
     /// Adds `inputs · W` to `out`, rows of which are [`padded_outputs`](Self::padded_outputs) apart.
@@ -224,26 +225,52 @@ impl Weights {
         if depth == 0 {
             return;
         }
-        for (first, panel) in self.panels() {
+        for (first, panel) in self.cut() {
             let vectors = panel / self.kernels.lanes - 1;
-            // SAFETY: the panel starts there (see `fill`); inputs and outputs are as large as the kernel
-            // reads and writes, by the assertions; `Kernels::of` made sure that the CPU has the level.
+            // SAFETY: outputs, inputs and weights are as large as the kernel reads and writes, by the
+            // assertions and by `laid_out`; `Kernels::of` made sure that the CPU has the level.
             unsafe {
                 let out = out.as_mut_ptr().add(first);
-                let start = self.panels.as_ptr();
-                match (inputs, self.kernels.halves.filter(|_| self.halves)) {
-                    (Inputs::F32(values, _), None) => {
-                        let weights = start.cast::<f32>().add(first * depth);
+                match (inputs, &self.panels, self.kernels.halves) {
+                    (Inputs::F32(values, _), Panels::Singles(panels), _) => {
+                        let weights = panels.all()[first * depth..].as_ptr();
                         let kernel = self.kernels.singles[vectors];
                         kernel(values.as_ptr(), stride, depth, weights, out, width, rows);
                     }
-                    (Inputs::Bf16(values, _), Some(kernels)) => {
-                        let weights = start.cast::<Bf16>().add(first * depth);
+                    (Inputs::Bf16(values, _), Panels::Halves(panels), Some(kernels)) => {
+                        let weights = panels.all()[first * depth..].as_ptr();
                         let kernel = kernels[vectors];
                         kernel(values.as_ptr(), stride, depth, weights, out, width, rows);
                     }
                     _ => panic!("inputs and weights are of different kinds"),
                 }
+            }
+        }
+    }
+}
+
+/// Shows `put` every number of matrices that stand one below the other, panel by panel: the panel's first
+/// output and its width, the input, the output's place in the panel, the number.
+fn place(
+    matrices: &[Matrix<'_>],
+    outputs: usize,
+    cut: &[(usize, usize)],
+    mut put: impl FnMut(usize, usize, usize, usize, f32),
+) {
+    for &(first, width) in cut {
+        let mut input = 0;
+        for matrix in matrices {
+            for row in 0..matrix.len() / outputs {
+                for output in first..outputs.min(first + width) {
+                    put(
+                        first,
+                        width,
+                        input,
+                        output - first,
+                        matrix.at(row * outputs + output),
+                    );
+                }
+                input += 1;
             }
         }
     }

@@ -17,7 +17,6 @@
 //! Each sum is taken in an order that depends on the model alone, so a candidate's logits have the same bits
 //! in any company; see [`dense`](crate::dense) for what levels of instruction sets agree on.
 
-mod aligned;
 mod model;
 mod reader;
 mod slots;
@@ -27,10 +26,9 @@ pub use model::{Layer, Model, PairFeatures, SlotFactors, Table, TierScale, Tiers
 pub use reader::{FOUND, RANKABLE};
 
 use crate::cache::EmbeddingCache;
-use crate::dense::{Bf16, Inputs, Matrix, ROWS, RowKernels, Weights};
+use crate::dense::{Aligned, Bf16, Inputs, Matrix, ROWS, RowKernels, Weights};
 use crate::error::{Error, Result};
 use crate::lsh::{Level, table_sum};
-use aligned::Aligned;
 use reader::RowReader;
 use slots::Slots;
 use tiers::TierFeatures;
@@ -143,14 +141,8 @@ impl<'a> Interaction<'a> {
             tiers,
             pair_width: model.pair.width,
             layers,
-            outputs: inputs,
+            outputs: model.outputs(),
         })
-    }
-
-    /// Logits of one candidate.
-    #[must_use]
-    pub fn outputs(&self) -> usize {
-        self.outputs
     }
 
     /// Scores candidates.
@@ -231,16 +223,16 @@ impl<'a> Interaction<'a> {
         rows.prepare(&self.reader, BLOCK);
         cache.read_rows(keys, |place, row| {
             status[place] = u8::from(row.is_some()) * FOUND;
-            let outs = reader::Outs {
+            let mut outs = reader::Outs {
                 first: &mut first[place * self.width..][..self.width],
                 halves: &mut halves[place * half_depth..][..half_depth],
                 singles: &mut singles[place * depth..][..depth],
             };
             match row.or(missing) {
                 Some(row) => {
-                    status[place] |= self.reader.read(row, &self.shared, outs, place, rows);
+                    status[place] |= self.reader.read(row, &self.shared, &mut outs, place, rows);
                 }
-                None => self.reader.read_nothing(&self.shared, outs, place, rows),
+                None => RowReader::read_nothing(&self.shared, &mut outs, place, rows),
             }
         });
         if let Some(slots) = &self.slots {

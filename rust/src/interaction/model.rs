@@ -103,6 +103,14 @@ pub struct Layer<'a> {
 }
 
 impl Model<'_> {
+    /// Logits of one candidate.
+    #[must_use]
+    pub fn outputs(&self) -> usize {
+        self.layers
+            .last()
+            .map_or(self.hidden, |layer| layer.bias.len())
+    }
+
     /// Checks that sizes belong together, for columns of `factored` numbers in all.
     pub(super) fn check(&self, factored: usize) -> Result<()> {
         let h = self.hidden;

@@ -159,14 +159,14 @@ impl RowReader {
                 .ok_or_else(|| wrong(layout, name, &format!("{} numbers", dtype.name())))
         };
         let signature = other("signature", DType::UInt8, signed)?;
-        if let (Some(place), Some(tiers)) = (signature, &model.tiers) {
-            if place.width != tiers.sequence.width {
-                let wanted = format!(
-                    "{} bytes wide, as those of the sequence",
-                    tiers.sequence.width
-                );
-                return Err(wrong(layout, "signature", &wanted));
-            }
+        if let (Some(place), Some(tiers)) = (signature, &model.tiers)
+            && place.width != tiers.sequence.width
+        {
+            let wanted = format!(
+                "{} bytes wide, as those of the sequence",
+                tiers.sequence.width
+            );
+            return Err(wrong(layout, "signature", &wanted));
         }
         let has_rankable = layout
             .columns()
@@ -220,7 +220,7 @@ impl RowReader {
         &self,
         row: &[u8],
         shared: &[f32],
-        outs: Outs<'_>,
+        outs: &mut Outs<'_>,
         place: usize,
         blocks: &mut Blocks,
     ) -> u8 {
@@ -233,9 +233,9 @@ impl RowReader {
             if outs.halves.is_empty() {
                 let singles = &mut outs.singles[at..at + column.width];
                 match column.dtype {
-                    DType::Int8 => {
-                        column.each(row, |i, value| singles[i] = Bf16::round(value).widen())
-                    }
+                    DType::Int8 => column.each(row, |i, value| {
+                        singles[i] = Bf16::round(value).widen();
+                    }),
                     _ => column.each(row, |i, value| singles[i] = value),
                 }
             } else {
@@ -275,7 +275,7 @@ impl RowReader {
     }
 
     /// Fills the place of a row that is not there with numbers that do no harm.
-    pub fn read_nothing(&self, shared: &[f32], outs: Outs<'_>, place: usize, blocks: &mut Blocks) {
+    pub fn read_nothing(shared: &[f32], outs: &mut Outs<'_>, place: usize, blocks: &mut Blocks) {
         outs.first.copy_from_slice(shared);
         outs.halves.fill(Bf16::default());
         outs.singles.fill(0.0);

@@ -91,7 +91,7 @@ struct Case {
     slot_category: Vec<i32>,
     slots: Vec<f32>,
     table: Vec<f32>,
-    bits: usize,
+    bits: Option<usize>,
     kind: Kind,
     sequence: Vec<u8>,
     channel: Vec<i32>,
@@ -111,6 +111,7 @@ const FIRST_KEY: u64 = 1 << 40;
 
 impl Case {
     /// A case of `n` candidates, some of which have no row.
+    #[allow(clippy::too_many_lines)] // one random part after the other
     fn new(random: &mut Random, dtype: DType, n: usize) -> Self {
         let hidden = [8, 16, 20, 64, 72][random.below(5)];
         let widths = vec![1 + random.below(20), 3, 1 + random.below(40)];
@@ -181,12 +182,8 @@ impl Case {
         let lengths = (0..CHANNELS as i32)
             .map(|c| channel.iter().filter(|&&found| found == c).count() as f32)
             .collect();
-        let bits = [0, 2, 4, 8][random.below(4)];
-        let table = if bits == 0 {
-            0
-        } else {
-            width * 8 / bits * (1 << bits) * hidden
-        };
+        let bits = [None, Some(2), Some(4), Some(8)][random.below(4)];
+        let table = bits.map_or(0, |bits| width * 8 / bits * (1 << bits) * hidden);
         let outputs = [vec![], vec![1], vec![17, 2], vec![64, 9, 3]][random.below(4)].clone();
         let (mut layers, mut inputs) = (Vec::new(), hidden);
         for outputs in outputs {
@@ -260,8 +257,8 @@ impl Case {
                 rows: Matrix::F32(&self.slots),
                 first_category: 2,
             }),
-            table: (self.bits > 0).then_some(Table {
-                bits: self.bits,
+            table: self.bits.map(|bits| Table {
+                bits,
                 values: &self.table,
                 width: self.hidden,
             }),
@@ -319,11 +316,11 @@ impl Case {
         }
         let width = self.signature_bytes();
         let own = &self.signatures[i * width..][..width];
-        if self.bits > 0 {
-            for group in 0..width * 8 / self.bits {
-                let byte = own[group * self.bits / 8];
-                let code = usize::from(byte) >> (group * self.bits % 8) & ((1 << self.bits) - 1);
-                let row = (group << self.bits | code) * h;
+        if let Some(bits) = self.bits {
+            for group in 0..width * 8 / bits {
+                let byte = own[group * bits / 8];
+                let code = usize::from(byte) >> (group * bits % 8) & ((1 << bits) - 1);
+                let row = (group << bits | code) * h;
                 add(self.has_content[i], &self.table[row..][..h]);
             }
         }
@@ -406,7 +403,7 @@ fn check(seed: u64, dtype: DType, n: usize) {
     for level in Level::ALL.into_iter().filter(|level| level.runs_here()) {
         case.with_model(&halves, |model| {
             let interaction = Interaction::new(level, model, &case.cache).unwrap();
-            let outputs = interaction.outputs();
+            let outputs = model.outputs();
             let mut scratch = Scratch::default();
             let mut run = |chosen: &[usize]| {
                 let keys: Vec<u64> = chosen.iter().map(|&i| case.keys[i]).collect();
@@ -478,7 +475,7 @@ proptest! {
 #[test]
 fn a_row_in_place_of_missing_ones_is_scored_like_one_of_its_own() {
     let case = Case::new(&mut Random(5), DType::Float32, 60);
-    let mut there = vec![false; 60];
+    let mut there = [false; 60];
     case.cache.contains(&case.keys, |i, found| there[i] = found);
     let (known, missing) = (
         there.iter().position(|&t| t).unwrap(),
@@ -486,11 +483,11 @@ fn a_row_in_place_of_missing_ones_is_scored_like_one_of_its_own() {
     );
     let mut row = Vec::new();
     case.cache.read_rows(&[case.keys[known]], |_, found| {
-        row.extend_from_slice(found.unwrap())
+        row.extend_from_slice(found.unwrap());
     });
     case.with_model(&[], |model| {
         let interaction = Interaction::new(Level::Scalar, model, &case.cache).unwrap();
-        let outputs = interaction.outputs();
+        let outputs = model.outputs();
         let (mut logits, mut status) = (vec![0.0; 2 * outputs], [0; 2]);
         let p = case.pair_width();
         let pair = case.pair[..p].repeat(2);

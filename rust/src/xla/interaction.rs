@@ -20,6 +20,9 @@ const PIECE: usize = 192;
 /// Operands before those of the layers.
 const OPERANDS: usize = 16;
 
+/// Where the pair features are among them.
+const PAIR: usize = 14;
+
 thread_local! {
     /// Memory for blocks of candidates, kept because new memory comes as pages that the system must zero.
     static SCRATCH: RefCell<Scratch> = RefCell::default();
@@ -36,15 +39,101 @@ pub(super) fn interaction(call: &mut Call<'_>) -> Result<()> {
     let layers = call.operands.len().saturating_sub(OPERANDS) / 2;
     call.expect(OPERANDS + 2 * layers, 2)?;
     let level = Level::chosen()?;
-    let factored = call.string("factored")?;
-    let (kind, scale) = (call.string("kind")?, call.string("scale")?);
-    let (bits, first_category) = (call.integer("bits")?, call.integer("first_category")?);
+    let model = model(call)?;
+    let [handle, missing, ids, count, ..] = &call.operands[..] else {
+        unreachable!("counted")
+    };
+    let &[n, 2] = &ids.dims[..] else {
+        return Err(Error::Request(format!(
+            "interaction: ids has shape {:?}, expected [N, 2]",
+            ids.dims
+        )));
+    };
+    let &[real] = count.slice::<i32>("count")? else {
+        return Err(Error::Request(format!(
+            "interaction: count has shape {:?}, expected []",
+            count.dims
+        )));
+    };
+    let real = usize::try_from(real)
+        .ok()
+        .filter(|&real| real <= n)
+        .ok_or_else(|| {
+            Error::Request(format!(
+                "interaction: count is {real}, expected 0 to {n}, the number of ids"
+            ))
+        })?;
+    let pair = call.operands[PAIR].slice::<f32>("pair")?;
+    let keys: Vec<u64> = ids.slice::<u32>("ids")?.as_chunks().0[..real]
+        .iter()
+        .map(|&[low, high]| u64::from(high) << 32 | u64::from(low))
+        .collect();
+    let outputs = model.outputs();
+    let (handle, missing) = (living(handle, "handle")?, living(missing, "missing")?);
+    let [logits, status] = &mut call.results[..] else {
+        unreachable!("counted")
+    };
+    if logits.dims != [n, outputs] || status.dims != [n] || pair.len() != n * model.pair.width {
+        return Err(Error::Request(format!(
+            "interaction: {n} ids, {} pair features and {outputs} outputs do not make logits {:?} and status \
+             {:?}",
+            pair.len(),
+            logits.dims,
+            status.dims
+        )));
+    }
+    let (logits, padding) = logits
+        .slice_mut::<f32>("logits")?
+        .split_at_mut(real * outputs);
+    padding.fill(0.0);
+    let (status, padding) = status.slice_mut::<u8>("status")?.split_at_mut(real);
+    padding.fill(0);
+    let Some(cache) = handle else {
+        // A program is run once without a cache when it is warmed or proven.
+        return if real == 0 {
+            Ok(())
+        } else {
+            Err(Error::Request(format!(
+                "interaction: {real} candidates, and handle 0, which names no cache"
+            )))
+        };
+    };
+    let missing = missing.map(|other| in_place(&other, &cache)).transpose()?;
+    let interaction = Interaction::new(level, &model, &cache)?;
+    let width = model.pair.width;
+    let pieces: Vec<_> = keys
+        .chunks(PIECE)
+        .zip(logits.chunks_mut(PIECE * outputs))
+        .zip(status.chunks_mut(PIECE))
+        .enumerate()
+        .map(|(number, ((keys, logits), status))| {
+            let pair = &pair[number * PIECE * width..][..keys.len() * width];
+            Mutex::new((keys, pair, logits, status))
+        })
+        .collect();
+    let failed = Mutex::new(None);
+    for_each(call.runtime, pieces.len(), &|piece| {
+        let mut piece = lock(&pieces[piece]);
+        let (keys, pair, logits, status) = &mut *piece;
+        let missing = missing.as_deref();
+        let scored = SCRATCH.with_borrow_mut(|scratch| {
+            interaction.score(&cache, keys, pair, missing, scratch, logits, status)
+        });
+        if let Err(error) = scored {
+            *lock(&failed) = Some(error);
+        }
+    });
+    lock(&failed).take().map_or(Ok(()), Err)
+}
+
+/// Reads the operands that all candidates share.
+fn model<'call>(call: &Call<'call>) -> Result<Model<'call>> {
     let (fixed, further) = call.operands.split_at(OPERANDS);
     let [
-        handle,
-        missing,
-        ids,
-        count,
+        _,
+        _,
+        _,
+        _,
         shared,
         factors,
         slot_category,
@@ -61,56 +150,34 @@ pub(super) fn interaction(call: &mut Call<'_>) -> Result<()> {
     else {
         unreachable!("counted")
     };
-    let cache = living(handle, "handle")?
-        .ok_or_else(|| Error::Request("interaction: handle is 0, which names no cache".into()))?;
-    let in_place = living(missing, "missing")?;
-    let mut missing_row = None;
-    if let Some(other) = &in_place {
-        other.read_rows(&[0], |_, row| missing_row = row.map(<[u8]>::to_vec));
-        if missing_row.is_none() || other.layout() != cache.layout() {
-            return Err(Error::Layout(
-                "interaction: the cache of missing rows must have one under key 0, of the index's layout".into(),
-            ));
-        }
-    }
-    let &[n, 2] = &ids.dims[..] else {
-        return Err(Error::Request(format!(
-            "interaction: ids has shape {:?}, expected [N, 2]",
-            ids.dims
-        )));
-    };
-    let &[tier_channels] = &lengths.dims[..] else {
-        return Err(Error::Request(format!(
-            "interaction: lengths has shape {:?}",
-            lengths.dims
-        )));
-    };
     let shared = shared.slice::<f32>("shared")?;
-    let categories = slot_category.slice::<i32>("slot_category")?;
+    let (kind, bits) = (call.string("kind")?, call.integer("bits")?);
     let tiers = if kind.is_empty() {
         None
     } else {
+        let lengths = lengths.slice::<f32>("lengths")?;
         Some(Tiers {
             sequence: Sequence {
                 kind: Kind::from_name(kind)?,
                 width: sequence.dims.last().copied().unwrap_or(0),
                 signatures: sequence.slice::<u8>("sequence")?,
                 channel: channel.slice::<i32>("channel")?,
-                channels: tier_channels,
+                channels: lengths.len(),
                 edges: edges.slice::<i32>("edges")?,
             },
-            lengths: lengths.slice::<f32>("lengths")?,
-            scale: TierScale::from_name(scale)?,
+            lengths,
+            scale: TierScale::from_name(call.string("scale")?)?,
             weights: tier_weights.slice::<f32>("tier_weights")?,
         })
     };
-    let slots = if categories.is_empty() {
+    let category = slot_category.slice::<i32>("slot_category")?;
+    let slots = if category.is_empty() {
         None
     } else {
         Some(SlotFactors {
-            category: categories,
+            category,
             rows: matrix(slots, "slots")?,
-            first_category: i32::try_from(first_category).unwrap_or(i32::MAX),
+            first_category: i32::try_from(call.integer("first_category")?).unwrap_or(i32::MAX),
         })
     };
     let table = if bits == 0 {
@@ -122,19 +189,17 @@ pub(super) fn interaction(call: &mut Call<'_>) -> Result<()> {
             width: table.dims.last().copied().unwrap_or(0),
         })
     };
-    let pair_width = pair.dims.last().copied().unwrap_or(0);
-    let pair = pair.slice::<f32>("pair")?;
-    let mut layered = Vec::new();
-    for layer in further.chunks_exact(2) {
-        layered.push(Layer {
+    let layers = further.chunks_exact(2).map(|layer| {
+        Ok(Layer {
             weights: layer[0].slice::<f32>("layer weights")?,
             bias: layer[1].slice::<f32>("layer bias")?,
-        });
-    }
-    let model = Model {
+        })
+    });
+    Ok(Model {
         hidden: shared.len(),
         shared,
-        factored: factored
+        factored: call
+            .string("factored")?
             .split(',')
             .filter(|name| !name.is_empty())
             .collect(),
@@ -143,77 +208,22 @@ pub(super) fn interaction(call: &mut Call<'_>) -> Result<()> {
         table,
         tiers,
         pair: PairFeatures {
-            width: pair_width,
+            width: pair.dims.last().copied().unwrap_or(0),
             weights: pair_weights.slice::<f32>("pair_weights")?,
         },
-        layers: layered,
-    };
-    let interaction = Interaction::new(level, &model, &cache)?;
-    let keys: Vec<u64> = ids
-        .slice::<u32>("ids")?
-        .as_chunks()
-        .0
-        .iter()
-        .map(|&[low, high]| u64::from(high) << 32 | u64::from(low))
-        .collect();
-    let &[real] = count.slice::<i32>("count")? else {
-        return Err(Error::Request(format!(
-            "interaction: count has shape {:?}, expected []",
-            count.dims
-        )));
-    };
-    let real = usize::try_from(real)
-        .ok()
-        .filter(|&real| real <= n)
-        .ok_or_else(|| {
-            Error::Request(format!(
-                "interaction: count is {real}, expected 0 to {n}, the number of ids"
-            ))
-        })?;
-    let outputs = interaction.outputs();
-    let [logits, status] = &mut call.results[..] else {
-        unreachable!("counted")
-    };
-    if logits.dims != [n, outputs] || status.dims != [n] || pair.len() != n * pair_width {
-        return Err(Error::Request(format!(
-            "interaction: {n} ids, {} pair features and {outputs} outputs do not make logits {:?} and status \
-             {:?}",
-            pair.len(),
-            logits.dims,
-            status.dims
-        )));
-    }
-    let (logits, status) = (
-        logits.slice_mut::<f32>("logits")?,
-        status.slice_mut::<u8>("status")?,
-    );
-    let (logits, padding) = logits.split_at_mut(real * outputs);
-    padding.fill(0.0);
-    let (status, padding) = status.split_at_mut(real);
-    padding.fill(0);
-    let pieces: Vec<_> = keys[..real]
-        .chunks(PIECE)
-        .zip(logits.chunks_mut(PIECE * outputs))
-        .zip(status.chunks_mut(PIECE))
-        .enumerate()
-        .map(|(number, ((keys, logits), status))| {
-            let pair = &pair[number * PIECE * pair_width..][..keys.len() * pair_width];
-            Mutex::new((keys, pair, logits, status))
-        })
-        .collect();
-    let failed = Mutex::new(None);
-    for_each(call.runtime, pieces.len(), &|piece| {
-        let mut piece = lock(&pieces[piece]);
-        let (keys, pair, logits, status) = &mut *piece;
-        let missing = missing_row.as_deref();
-        let scored = SCRATCH.with_borrow_mut(|scratch| {
-            interaction.score(&cache, keys, pair, missing, scratch, logits, status)
-        });
-        if let Err(error) = scored {
-            *lock(&failed) = Some(error);
-        }
-    });
-    lock(&failed).take().map_or(Ok(()), Err)
+        layers: layers.collect::<Result<_>>()?,
+    })
+}
+
+/// The row that stands in for missing ones: what `other` has under key 0.
+fn in_place(other: &EmbeddingCache, cache: &EmbeddingCache) -> Result<Vec<u8>> {
+    let mut found = None;
+    other.read_rows(&[0], |_, row| found = row.map(<[u8]>::to_vec));
+    found.filter(|_| other.layout() == cache.layout()).ok_or_else(|| {
+        Error::Layout(
+            "interaction: the cache of missing rows must have one under key 0, of the index's layout".into(),
+        )
+    })
 }
 
 /// The cache of a handle; `None` for handle 0.

@@ -112,8 +112,8 @@ impl Register for Pairs {
     unsafe fn add_product(self, input: __m512i, weights: __m512i) -> Self {
         // SAFETY: the caller's; the types hold the same 64 bytes.
         unsafe {
-            let (input, weights): (__m512bh, __m512bh) =
-                (std::mem::transmute(input), std::mem::transmute(weights));
+            let input = std::mem::transmute::<__m512i, __m512bh>(input);
+            let weights = std::mem::transmute::<__m512i, __m512bh>(weights);
             Self(_mm512_dpbf16_ps(self.0, input, weights))
         }
     }

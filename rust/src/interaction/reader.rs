@@ -226,28 +226,29 @@ impl RowReader {
     ) -> u8 {
         outs.first.copy_from_slice(shared);
         if let Some(column) = &self.hidden {
-            column.each(row, |i, value| outs.first[i] += value);
+            column.each(row, outs.first, |sum, value| *sum += value);
         }
         let mut at = 0;
         for column in &self.factored {
+            let places = at..at + column.width;
             if outs.halves.is_empty() {
-                let singles = &mut outs.singles[at..at + column.width];
+                let singles = &mut outs.singles[places];
                 match column.dtype {
-                    DType::Int8 => column.each(row, |i, value| {
-                        singles[i] = Bf16::round(value).widen();
+                    // Steps of a scale are rounded, as they are where products take them in 16 bits.
+                    DType::Int8 => column.each(row, singles, |single, value| {
+                        *single = Bf16::round(value).widen();
                     }),
-                    _ => column.each(row, |i, value| singles[i] = value),
+                    _ => column.each(row, singles, |single, value| *single = value),
                 }
             } else {
-                let halves = &mut outs.halves[at..at + column.width];
-                match column.dtype {
-                    DType::BFloat16 => {
-                        let numbers = bytes(row, column.offset, 2 * column.width).as_chunks().0;
-                        for (half, &number) in halves.iter_mut().zip(numbers) {
-                            *half = Bf16(u16::from_ne_bytes(number));
-                        }
+                let halves = &mut outs.halves[places];
+                if column.dtype == DType::BFloat16 {
+                    let numbers = bytes(row, column.offset, 2 * column.width).as_chunks().0;
+                    for (half, &number) in halves.iter_mut().zip(numbers) {
+                        *half = Bf16(u16::from_ne_bytes(number));
                     }
-                    _ => column.each(row, |i, value| halves[i] = Bf16::round(value)),
+                } else {
+                    column.each(row, halves, |half, value| *half = Bf16::round(value));
                 }
             }
             at += column.width;
@@ -287,25 +288,26 @@ impl RowReader {
 }
 
 impl Floats {
-    /// Shows `see` the numbers of a row's column, widened.
+    /// Shows `see` the numbers of a row's column, widened, each with its place in `outs`.
     #[inline]
-    fn each(&self, row: &[u8], mut see: impl FnMut(usize, f32)) {
+    fn each<T>(&self, row: &[u8], outs: &mut [T], mut see: impl FnMut(&mut T, f32)) {
         let numbers = bytes(row, self.offset, self.width * self.dtype.size());
+        // Side by side and not by index, so that the loops become vectors.
         match self.dtype {
             DType::BFloat16 => {
-                for (i, &number) in numbers.as_chunks().0.iter().enumerate() {
-                    see(i, Bf16(u16::from_ne_bytes(number)).widen());
+                for (out, &number) in outs.iter_mut().zip(numbers.as_chunks().0) {
+                    see(out, Bf16(u16::from_ne_bytes(number)).widen());
                 }
             }
             DType::Int8 => {
                 let scale = f32_at(row, self.scale);
-                for (i, &number) in numbers.iter().enumerate() {
-                    see(i, f32::from(number.cast_signed()) * scale);
+                for (out, &number) in outs.iter_mut().zip(numbers) {
+                    see(out, f32::from(number.cast_signed()) * scale);
                 }
             }
             _ => {
-                for (i, &number) in numbers.as_chunks().0.iter().enumerate() {
-                    see(i, f32::from_ne_bytes(number));
+                for (out, &number) in outs.iter_mut().zip(numbers.as_chunks().0) {
+                    see(out, f32::from_ne_bytes(number));
                 }
             }
         }

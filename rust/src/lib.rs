@@ -3,11 +3,13 @@
 //! - [`cache`]: a concurrent store of fixed-size rows under 64-bit keys, lock-free for readers;
 //! - [`sched`]: a two-lane thread pool with deadlines, for request graphs;
 //! - [`lsh`]: kernels over signatures (`SimTier` histograms, table sums);
+//! - [`dense`]: products of blocks of rows with small weights;
+//! - [`interaction`]: from item ids to logits, all of the real-time stage that depends on the pair;
 //! - [`pool`]: buffers for batches of rows, lent and taken back;
 //! - [`xla`]: the C ABI by which XLA calls those kernels from inside a compiled program.
 //!
 //! Nothing here knows Python. Imports run one way:
-//! `sync, error -> buffer -> {cache, sched, lsh, pool} -> xla`.
+//! `sync, error -> buffer -> {cache, sched, lsh -> dense, pool} -> interaction -> xla`.
 
 pub mod buffer;
 pub mod cache;

@@ -4,8 +4,10 @@
 //! they are shifted by `base`, which is chosen so that all live edges lie inside the range, and saturated. An
 //! empty lane holds the lowest value, which is below every edge.
 
+#[cfg(target_arch = "x86_64")]
+use super::arch::Near;
 use super::arch::planes::Segment;
-use super::arch::{Count, Kernels, Near, NearKernels, Score};
+use super::arch::{Count, Kernels, NearKernels, Score};
 use super::edges::Edges;
 use super::pack::{Grouped, LANES, Packed, Span};
 use super::simtier::Sequence;
@@ -31,6 +33,8 @@ pub(super) struct Dots {
     spans: Vec<Span>,
     rows: Packed,
     start: Vec<i32>,
+    /// For kernels that count in one go, which not every CPU has.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     segments: Vec<Vec<Segment>>,
     live: Live,
     tiers: usize,

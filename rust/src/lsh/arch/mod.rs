@@ -21,7 +21,9 @@ mod avx_vnni;
 pub(super) mod planes;
 mod portable;
 
-use planes::{Segment, Sliced};
+#[cfg(target_arch = "x86_64")]
+use planes::Segment;
+use planes::Sliced;
 
 use super::Level;
 use crate::error::Result;
@@ -42,6 +44,7 @@ pub(super) enum NearKernels {
 }
 
 /// What is counted in one go: a sequence of bytes.
+#[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Near<'a> {
     /// Bytes of a signature.

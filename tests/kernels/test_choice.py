@@ -57,11 +57,16 @@ def test_the_context_decides_for_calls_that_leave_it_open():
         pass
 
 
-@pytest.mark.parametrize("level", ["scalar", "avx2", "avx512"])
+@pytest.mark.parametrize("level", ["scalar", "avx2", "avx_vnni", "avx512"])
 def test_the_environment_forces_kernels_or_the_error_lists_the_possible(level):
     code = "from aif_jax import kernels; print(kernels.implementations()['kernels']['simtier'])"
     result = in_a_new_process(code, AIF_JAX_KERNELS=level)
-    needed = {"scalar": (), "avx2": ("avx2", "popcnt"), "avx512": ("avx512bitalg", "avx512vnni")}[level]
+    needed = {
+        "scalar": (),
+        "avx2": ("avx2", "fma", "popcnt"),
+        "avx_vnni": ("avx2", "fma", "popcnt", "avxvnni"),
+        "avx512": ("avx512vbmi", "avx512vbmi2", "avx512vnni", "avx512vpopcntdq"),
+    }[level]
     if all(_native.cpu_features()[feature] for feature in needed):
         assert result.stdout.strip() == level, result.stderr
     else:

@@ -13,8 +13,12 @@ LEVELS = [
     name
     for name, features in {
         "scalar": (),
-        "avx2": ("avx2", "popcnt"),
-        "avx512": ("avx512f", "avx512bw", "avx512vl", "avx512bitalg", "avx512vnni"),
+        "avx2": ("avx2", "fma", "popcnt"),
+        "avx_vnni": ("avx2", "fma", "popcnt", "avxvnni"),
+        "avx512": (
+            *("avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512vbmi2", "avx512vnni"),
+            "avx512vpopcntdq",
+        ),
     }.items()
     if all(_native.cpu_features()[feature] for feature in features)
 ]

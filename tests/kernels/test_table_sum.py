@@ -9,7 +9,12 @@ from aif_jax.errors import ConfigError, RequestError
 
 LEVELS = [
     name
-    for name, feature in (("scalar", None), ("avx2", "avx2"), ("avx512", "avx512vnni"))
+    for name, feature in (
+        ("scalar", None),
+        ("avx2", "avx2"),
+        ("avx_vnni", "avxvnni"),
+        ("avx512", "avx512vnni"),
+    )
     if feature is None or _native.cpu_features()[feature]
 ]
 

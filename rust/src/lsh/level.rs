@@ -11,15 +11,17 @@ pub const ENVIRONMENT_VARIABLE: &str = "AIF_JAX_KERNELS";
 pub enum Level {
     /// What the compiler makes of portable code.
     Scalar,
-    /// AVX2 and FMA on `x86_64`.
+    /// AVX2, FMA and POPCNT on `x86_64`.
     Avx2,
-    /// AVX-512 F, BW, VL, BITALG and VNNI on `x86_64`.
+    /// The same and AVX-VNNI on `x86_64`.
+    AvxVnni,
+    /// AVX-512 F, BW, VL, VBMI, VBMI2, VNNI and VPOPCNTDQ on `x86_64`: Ice Lake, Zen 4 and later.
     Avx512,
 }
 
 impl Level {
     /// All levels, the best last.
-    pub const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Avx512];
+    pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::AvxVnni, Self::Avx512];
 
     /// The name by which the environment variable and reports know it.
     #[must_use]
@@ -27,6 +29,7 @@ impl Level {
         match self {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
+            Self::AvxVnni => "avx_vnni",
             Self::Avx512 => "avx512",
         }
     }
@@ -76,8 +79,12 @@ impl Level {
     /// The CPU features that any level needs, and whether this CPU has them.
     #[must_use]
     pub fn cpu_features() -> Vec<(&'static str, bool)> {
-        let mut all: Vec<_> = Self::ALL.into_iter().flat_map(features).copied().collect();
-        all.dedup_by_key(|&mut (name, _)| name);
+        let mut all: Vec<(&'static str, bool)> = Vec::new();
+        for &feature in Self::ALL.into_iter().flat_map(features) {
+            if !all.contains(&feature) {
+                all.push(feature);
+            }
+        }
         all
     }
 }
@@ -94,13 +101,16 @@ fn features(level: Level) -> &'static [(&'static str, bool)] {
     match level {
         Level::Scalar => &[],
         Level::Avx2 => detected!("avx2", "fma", "popcnt"),
+        Level::AvxVnni => detected!("avx2", "fma", "popcnt", "avxvnni"),
         Level::Avx512 => {
             detected!(
                 "avx512f",
                 "avx512bw",
                 "avx512vl",
-                "avx512bitalg",
-                "avx512vnni"
+                "avx512vbmi",
+                "avx512vbmi2",
+                "avx512vnni",
+                "avx512vpopcntdq"
             )
         }
     }
@@ -112,6 +122,7 @@ fn features(level: Level) -> &'static [(&'static str, bool)] {
     match level {
         Level::Scalar => &[],
         Level::Avx2 => &[("avx2", false)],
+        Level::AvxVnni => &[("avxvnni", false)],
         Level::Avx512 => &[("avx512f", false)],
     }
 }

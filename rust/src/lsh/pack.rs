@@ -1,13 +1,14 @@
 //! A behaviour sequence as the vector units want it: grouped by channel, lanes side by side.
 
+use super::arch::planes::Segment;
 use crate::buffer::AlignedBuffer;
 use crate::error::Result;
 
-/// Behaviours that kernels take at once.
-pub(super) const LANES: usize = 32;
+/// Behaviours of one block, which belong to one channel.
+pub(super) const LANES: usize = 64;
 
 /// A lane that no behaviour fills.
-const EMPTY: u32 = u32::MAX;
+pub(super) const EMPTY: u32 = u32::MAX;
 
 /// The blocks of one channel.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +27,7 @@ pub(super) struct Grouped {
     /// One span per channel.
     pub spans: Vec<Span>,
     /// The behaviour in each lane, or [`EMPTY`].
-    lanes: Vec<u32>,
+    pub lanes: Vec<u32>,
 }
 
 impl Grouped {
@@ -59,6 +60,27 @@ impl Grouped {
             }
         }
         Self { spans, lanes }
+    }
+
+    /// For every `words` blocks, which of them belong to which channel; a candidate has `tiers` counts for each.
+    pub fn segments(&self, words: usize, tiers: usize) -> Vec<Vec<Segment>> {
+        let blocks = self.lanes.len() / LANES;
+        let mut segments = vec![Vec::new(); blocks.div_ceil(words)];
+        for (channel, span) in self.spans.iter().enumerate() {
+            let mut block = span.first;
+            let end = span.first + span.blocks;
+            while block < end {
+                let first = block % words;
+                let taken = (words - first).min(end - block);
+                segments[block / words].push(Segment {
+                    first,
+                    end: first + taken,
+                    at: channel * tiers,
+                });
+                block += taken;
+            }
+        }
+        segments
     }
 
     /// What `value` says of the behaviour in each lane; `empty` where there is none.
@@ -110,7 +132,7 @@ impl Grouped {
 pub(super) struct Packed(AlignedBuffer);
 
 impl Packed {
-    fn zeroed(bytes: usize) -> Result<Self> {
+    pub fn zeroed(bytes: usize) -> Result<Self> {
         AlignedBuffer::new(bytes, "a behaviour sequence laid out for the vector units").map(Self)
     }
 
@@ -120,7 +142,20 @@ impl Packed {
         unsafe { std::slice::from_raw_parts(self.0.as_ptr(), self.0.len()) }
     }
 
-    fn bytes_mut(&mut self) -> &mut [u8] {
+    /// The bytes as words.
+    pub fn words(&self) -> &[u64] {
+        // SAFETY: as above; buffers start on a cache line.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() / 8) }
+    }
+
+    /// The words, to write.
+    pub fn words_mut(&mut self) -> &mut [u64] {
+        // SAFETY: as above, and `&mut self` excludes every other view.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_ptr().cast(), self.0.len() / 8) }
+    }
+
+    /// The bytes, to write.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as above, and `&mut self` excludes every other view.
         unsafe { std::slice::from_raw_parts_mut(self.0.as_ptr(), self.0.len()) }
     }

@@ -1,18 +1,20 @@
 //! Plain loops over small arrays, which the compiler vectorises for what it builds for.
 
+// Whatever works on planes has to end up inside a function of one instruction set.
+#![allow(clippy::inline_always)]
+
 use super::super::pack::LANES;
-use super::Kernels;
+use super::planes::{self, Plane, Sliced};
+use super::{Kernels, NearKernels};
 
 pub(super) const KERNELS: Kernels = Kernels {
-    simhash_group: 1,
+    plane_words: WORDS,
+    slice,
+    count_far,
     int8_group: 1,
     int8_offset: 0,
-    simhash_i8: simhash,
-    simhash_i16: simhash,
-    int8_i16: int8,
+    near: NearKernels::Scores(int8, count::<i16, u16, 65_535>),
     int8_i32: int8,
-    count_i8: count::<i8, u8, 255>,
-    count_i16: count::<i16, u16, 65_535>,
     count_i32: count::<i32, u32, { usize::MAX }>,
     add_rows,
 };
@@ -34,29 +36,63 @@ macro_rules! lane {
     )*};
 }
 
-lane!(i8, i16, i32);
+lane!(i16, i32);
 
-fn simhash<T: Lane>(blocks: &[u8], start: &[i16], candidate: &[u8], out: &mut [T]) {
-    let blocks = blocks.chunks_exact(LANES * candidate.len());
-    let starts = start.as_chunks::<LANES>().0;
-    for ((block, start), out) in blocks.zip(starts).zip(out.as_chunks_mut::<LANES>().0) {
-        let mut equal = *start;
-        // 16 bytes differ in at most 128 bits, which a byte can count.
-        for (bytes, rows) in candidate.chunks(16).zip(block.chunks(16 * LANES)) {
-            let mut differ = [0u8; LANES];
-            for (&byte, row) in bytes.iter().zip(rows.as_chunks::<LANES>().0) {
-                for (differ, &other) in differ.iter_mut().zip(row) {
-                    *differ += (byte ^ other).count_ones() as u8;
-                }
-            }
-            for (equal, &differ) in equal.iter_mut().zip(&differ) {
-                *equal -= i16::from(differ);
-            }
-        }
-        for (out, &equal) in out.iter_mut().zip(&equal) {
-            *out = T::saturate(equal.into());
-        }
+/// Words of a plane: two registers of 128 bits, which every CPU of 64 bits has.
+const WORDS: usize = 4;
+
+/// A plane in plain words.
+#[derive(Clone, Copy)]
+struct Words([u64; WORDS]);
+
+impl Plane for Words {
+    const WORDS: usize = WORDS;
+
+    #[inline(always)]
+    unsafe fn load(from: *const u64) -> Self {
+        // SAFETY: readable by the rule of the trait.
+        Self(unsafe { from.cast::<[u64; WORDS]>().read_unaligned() })
     }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut u64) {
+        // SAFETY: writable by the rule of the trait.
+        unsafe { to.cast::<[u64; WORDS]>().write_unaligned(self.0) };
+    }
+
+    #[inline(always)]
+    unsafe fn zeros() -> Self {
+        Self([0; WORDS])
+    }
+
+    #[inline(always)]
+    unsafe fn ones() -> Self {
+        Self([u64::MAX; WORDS])
+    }
+
+    #[inline(always)]
+    unsafe fn and(a: Self, b: Self) -> Self {
+        Self(std::array::from_fn(|i| a.0[i] & b.0[i]))
+    }
+
+    #[inline(always)]
+    unsafe fn or(a: Self, b: Self) -> Self {
+        Self(std::array::from_fn(|i| a.0[i] | b.0[i]))
+    }
+
+    #[inline(always)]
+    unsafe fn xor(a: Self, b: Self) -> Self {
+        Self(std::array::from_fn(|i| a.0[i] ^ b.0[i]))
+    }
+}
+
+fn slice(rows: &[u32], signatures: &[u8], width: usize, table: &mut [u64]) {
+    planes::slice::<WORDS>(rows, signatures, width, table);
+}
+
+fn count_far(sequence: &Sliced<'_>, candidates: &[u8], per_candidate: usize, out: &mut [i32]) {
+    // SAFETY: plain words need no instruction set.
+    unsafe { planes::count::<Words>(sequence, candidates, per_candidate, out) };
 }
 
 fn int8<T: Lane>(blocks: &[u8], start: &[i32], candidate: &[u8], out: &mut [T]) {
@@ -76,22 +112,20 @@ fn int8<T: Lane>(blocks: &[u8], start: &[i32], candidate: &[u8], out: &mut [T]) 
 }
 
 /// Counts lane by lane in integers of type `C`, which `LIMIT` steps cannot overflow.
-fn count<T, C, const LIMIT: usize>(scores: &[T], edges: &[T], counts: &mut [u32])
+fn count<T, C, const LIMIT: usize>(scores: &[T], edges: &[T], counts: &mut [i32])
 where
     T: Lane,
     C: Copy + Default + From<bool> + Into<u32> + std::ops::AddAssign,
 {
-    const STEP: usize = 64;
     for (&edge, count) in edges.iter().zip(counts) {
-        *count = 0;
-        for scores in scores.as_chunks::<STEP>().0.chunks(LIMIT) {
-            let mut reached = [C::default(); STEP];
+        for scores in scores.as_chunks::<LANES>().0.chunks(LIMIT) {
+            let mut reached = [C::default(); LANES];
             for step in scores {
                 for (reached, &score) in reached.iter_mut().zip(step) {
                     *reached += C::from(score >= edge);
                 }
             }
-            *count += reached.iter().map(|&reached| reached.into()).sum::<u32>();
+            *count += reached.iter().map(|&reached| reached.into()).sum::<u32>() as i32;
         }
     }
 }

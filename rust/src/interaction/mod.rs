@@ -34,8 +34,9 @@ use slots::Slots;
 use tiers::TierFeatures;
 
 /// Candidates of a block: few enough that rows, inputs and first layer of one stay in the second level of
-/// cache, and a multiple of what products take at once.
-const BLOCK: usize = 4 * ROWS;
+/// cache, a multiple of what products take at once, and so many that each brings weights and sequence to the
+/// first level for enough of them.
+const BLOCK: usize = 8 * ROWS;
 
 /// What the candidates of one request share, laid out for the kernels of one level.
 #[derive(Debug)]

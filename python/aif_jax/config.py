@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from aif_jax.errors import ConfigError
 
@@ -11,6 +11,12 @@ Architecture = Literal["aif", "exact", "cold", "two_tower"]
 Signature = Literal["simhash", "int8"]
 LongAttention = Literal["linear", "sign", "collision"]
 TierScale = Literal["share", "log1p"]
+Precision = Literal["float32", "bfloat16", "int8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+"""In what item rows and user states of an exported model are kept; no property of its training."""
+
+REDUCED_COLUMNS = ("h", "e", "bridge", "content")
+"""The columns of an item row that a reduced precision applies to; `scale` of an int8 row is in this order."""
 
 BLOCKS = (
     "self_attention",
@@ -181,6 +187,15 @@ class ModelConfig:
         if unknown := sorted(set(values) - known):
             raise ConfigError(f"unknown model config fields {unknown}; known are {sorted(known)}.")
         return cls(**values)
+
+
+def check_precision(precision: str) -> None:
+    """Check that a precision is one of `PRECISIONS`.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    _choice("precision", precision, PRECISIONS)
 
 
 def _choice(name: str, value: object, allowed: tuple[object, ...]) -> None:

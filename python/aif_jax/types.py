@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -18,6 +19,11 @@ UserId: TypeAlias = int | str
 ItemId: TypeAlias = int | str
 Ids: TypeAlias = npt.NDArray[np.uint64]
 """64-bit keys. They enter JAX only as ``uint32[N, 2]``, because JAX would cut them to 32 bits silently."""
+
+
+def named_dtype(name: str) -> np.dtype:
+    """Return the dtype of a name as ``dtype.name`` gives it; ``bfloat16`` too, which NumPy itself lacks."""
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
 
 
 @dataclass(frozen=True, slots=True)

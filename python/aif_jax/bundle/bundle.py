@@ -9,13 +9,13 @@ from typing import Any, Literal, get_args
 import jax
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load as load_safetensors
 
 from aif_jax import kernels
 from aif_jax.bundle import files, golden
 from aif_jax.bundle.compilation_cache import CompilationCache, open_cache
 from aif_jax.bundle.programs import Call, Program, Signature
-from aif_jax.config import ModelConfig
+from aif_jax.bundle.tensors import load_tensors
+from aif_jax.config import ModelConfig, Precision, check_precision
 from aif_jax.errors import AifError, BundleError, ConfigError
 from aif_jax.features import Schema
 
@@ -37,6 +37,7 @@ class Bundle:
         version: hash of its contents.
         config: the model's configuration.
         schema: its features.
+        precision: of its item rows and user states: ``float32``, ``bfloat16`` or ``int8``.
         sizes: ``k_max`` (the most results a request can ask for) and the lengths of the sequences.
         notes: whatever the exporter wrote down.
         metrics: the model's quality, as the exporter measured it.
@@ -56,6 +57,7 @@ class Bundle:
         self.version: str = manifest["version"]
         self.config = ModelConfig.from_json(description["model"])
         self.schema = Schema.from_json(description["schema"])
+        self.precision: Precision = precision_of(description)
         self.sizes: Mapping[str, int] = MappingProxyType(dict(description["sizes"]))
         self.notes: Mapping[str, Any] = MappingProxyType(dict(description["notes"]))
         self.metrics: Mapping[str, Any] = MappingProxyType(dict(description["metrics"]))
@@ -100,8 +102,8 @@ class Bundle:
             raise BundleError(f"{path}: the manifest lists no {', '.join(missing)}; export the model again.")
         description = json.loads(contents[CONFIG])
         try:
-            weights = load_safetensors(contents[WEIGHTS])
-            vectors = load_safetensors(contents[GOLDEN])
+            weights = load_tensors(contents[WEIGHTS])
+            vectors = load_tensors(contents[GOLDEN])
         except SafetensorError as error:
             raise BundleError(f"{path}: weights or golden vectors cannot be read: {error}.") from error
         bundle = cls(path=path, manifest=manifest, description=description, weights=weights)
@@ -219,6 +221,17 @@ class Bundle:
             if found := golden.difference(stage, expected, outputs):
                 return f"program {stage} does not give its golden vectors: {found}"
         return None
+
+
+def precision_of(description: Mapping[str, Any]) -> Precision:
+    """Return the precision that a bundle's description names; older bundles, float32 all of them, name none.
+
+    Raises:
+        ConfigError: this release knows no such precision.
+    """
+    precision = description.get("precision", "float32")
+    check_precision(precision)
+    return precision
 
 
 def _under(vectors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

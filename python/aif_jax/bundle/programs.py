@@ -19,6 +19,7 @@ from jax import export
 
 from aif_jax.bundle.compilation_cache import CompilationCache
 from aif_jax.errors import BundleError, ConfigError
+from aif_jax.types import named_dtype
 
 Tree = Mapping[str, Any]
 
@@ -63,7 +64,8 @@ class Operand:
     def at(self, dims: Mapping[str, int]) -> jax.ShapeDtypeStruct:
         """Return the concrete shape and dtype for given sizes of the symbolic dimensions."""
         return jax.ShapeDtypeStruct(
-            tuple(size if isinstance(size, int) else dims[size] for size in self.shape), np.dtype(self.dtype)
+            tuple(size if isinstance(size, int) else dims[size] for size in self.shape),
+            named_dtype(self.dtype),
         )
 
 

@@ -88,11 +88,14 @@ def train(
 def export(
     model: Annotated[Path, typer.Argument(help="OUT of `aif train`.")],
     out: Out,
+    precision: Annotated[
+        str, typer.Option(help="Of item rows and user states: float32, bfloat16 or int8.")
+    ] = "float32",
 ) -> None:
     """Export a trained model as a bundle: what the engine serves, without any model code."""
     from aif_jax.cli.building import run_export
 
-    run_export(model, out, console=Console())
+    run_export(model, out, precision=precision, console=Console())
 
 
 @index_app.command("build")

@@ -1,11 +1,13 @@
 """`aif export` and `aif index build`: from a trained model to what the engine loads."""
 
 from pathlib import Path
+from typing import cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from aif_jax.bundle import Bundle, export_bundle
+from aif_jax.config import Precision
 from aif_jax.data import load
 from aif_jax.data.content import fit_width
 from aif_jax.data.dataset import Dataset
@@ -16,11 +18,21 @@ ITEMS, BEHAVIOURS = "items.aifrows", "behaviours.aifrows"
 """Names of the two files that `aif index build` writes."""
 
 
-def run_export(model: Path, out: Path, *, console: Console) -> None:
-    """Export a saved model and say how the bundle loads."""
+def run_export(model: Path, out: Path, *, precision: str, console: Console) -> None:
+    """Export a saved model and say how the bundle loads.
+
+    Raises:
+        ConfigError: there is no such precision.
+    """
     trained, description = load_model(model / "model" if (model / "model").is_dir() else model)
     with console.status("exporting: two programs for each of four stages"):
-        bundle = export_bundle(trained, out, metrics=description["metrics"], notes=description["notes"])
+        bundle = export_bundle(
+            trained,
+            out,
+            precision=cast(Precision, precision),  # checked there
+            metrics=description["metrics"],
+            notes=description["notes"],
+        )
     console.print(bundle.explain(), markup=False)
 
 

@@ -49,6 +49,7 @@ def _bundle(bundle: Bundle, console: Console) -> None:
     console.print(bundle.explain(), markup=False, highlight=False)
     weights = {name: np.asarray(value) for name, value in bundle.weights.items()}
     console.print(f"{_count(weights)} parameters; at most {bundle.k_max:,} results a request")
+    console.print(f"item rows and user states in {bundle.precision}", highlight=False)
     _model(bundle.config, bundle.schema, console)
     console.print(f"notes: {json.dumps(dict(bundle.notes))}", highlight=False)
     console.print(f"quality when it was exported: {json.dumps(dict(bundle.metrics))}", highlight=False)

@@ -6,9 +6,10 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
-from aif_jax.config import ModelConfig
+from aif_jax.config import ModelConfig, Precision, check_precision
 from aif_jax.features import Schema
 from aif_jax.models.blocks import active_blocks
+from aif_jax.models.precision import SCALE, reduced_columns, row_dtype, state_dtype
 from aif_jax.models.score import score_of
 
 ColumnShapes: TypeAlias = dict[str, tuple[tuple[int, ...], np.dtype]]
@@ -27,16 +28,19 @@ class FoldedShapes:
     Attributes:
         config: the model's config.
         schema: its schema.
+        precision: of item rows and user states, see `aif_jax.models.precision`.
         score: the score expression; ``score.raw`` names the raw pair features that the stage wants.
         blocks: the active blocks.
         behaviour_columns: columns of the behaviour table.
-        item_columns: columns of an item row.
+        item_columns: columns of an item row, in the precision.
         factored: the item columns that the factors ``M`` of a user state multiply, in their order.
     """
 
-    def __init__(self, config: ModelConfig, schema: Schema) -> None:
+    def __init__(self, config: ModelConfig, schema: Schema, precision: Precision = "float32") -> None:
+        check_precision(precision)
         self.config = config
         self.schema = schema
+        self.precision: Precision = precision
         self.score = score_of(config, schema)
         self.blocks = blocks = active_blocks(config, schema)
         linear = "long_attention" in blocks and config.long_attention == "linear"
@@ -66,6 +70,11 @@ class FoldedShapes:
         if "bridge" in blocks:
             self.item_columns["bridge"] = ((config.bridges,), _F4)
         self.item_columns |= {name: frozen[name] for name in frozen if signed or name != "has_content"}
+        narrowed = reduced_columns(self.item_columns)
+        for name in narrowed:
+            self.item_columns[name] = (self.item_columns[name][0], row_dtype(precision))
+        if precision == "int8":
+            self.item_columns[SCALE] = ((len(narrowed),), _F4)
         self.factored = tuple(name for name in ("e", "bridge", "content") if name in self.item_columns)
 
     def item_inputs_spec(self, m: Size) -> Spec:
@@ -104,17 +113,17 @@ class FoldedShapes:
 
     def state_spec(self, length: Size) -> Spec:
         """Return one user's state for a long sequence of length ``L``."""
-        config, blocks = self.config, self.blocks
+        config, blocks, large = self.config, self.blocks, state_dtype(self.precision)
         if config.architecture == "two_tower":
             return {"vector": jax.ShapeDtypeStruct((config.width, len(config.heads)), _F4)}
         state: dict[str, tuple[tuple[Size, ...], np.dtype]] = {"h_u": ((config.hidden,), _F4)}
         if self.factored:
             rows = sum(self.item_columns[name][0][0] for name in self.factored)
-            state["M"] = ((rows, config.hidden), _F4)
+            state["M"] = ((rows, config.hidden), large)
         if "sim_hard" in blocks:
             state |= {
                 "sim_category": ((config.sim_slots,), _I4),
-                "sim": ((config.sim_slots, config.hidden), _F4),
+                "sim": ((config.sim_slots, config.hidden), large),
                 "sim_overflow": ((), _I4),
             }
         if "simtier" in blocks:
@@ -124,10 +133,10 @@ class FoldedShapes:
                 "tier_length": ((len(self.schema.behaviour_types),), _F4),
             }
         if config.needs_bits and config.long_attention == "sign":
-            state["factor"] = ((config.signature_bits, config.value_width), _F4)
+            state["factor"] = ((config.signature_bits, config.value_width), large)
         elif config.needs_bits:
             bits = config.collision_bits
-            state["factor"] = ((config.signature_bits // bits, 2**bits, config.value_width), _F4)
+            state["factor"] = ((config.signature_bits // bits, 2**bits, config.value_width), large)
         return {name: jax.ShapeDtypeStruct(*state[name]) for name in sorted(state)}
 
     def valid_spec(self, n: Size) -> jax.ShapeDtypeStruct:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from aif_jax.config import ModelConfig
+from aif_jax.config import ModelConfig, Precision
 from aif_jax.errors import ConfigError, RequestError
 from aif_jax.features import Schema
 from aif_jax.kernels import (
@@ -41,6 +41,7 @@ from aif_jax.models.folded_weights import (
     constants,
     path_name,
 )
+from aif_jax.models.precision import narrow_rows, narrow_state, rounded, widen_rows, widen_state
 from aif_jax.models.signature import signature_of
 from aif_jax.types import Columns
 
@@ -57,9 +58,11 @@ class Folded(FoldedShapes):
         config: the model's config; not of the ``exact`` architecture.
         schema: its fitted schema.
         weights: what `fold` made of a trained model, or arrays of the same names and shapes from elsewhere.
+        precision: of item rows and user states, see `aif_jax.models.precision`; weights stay float32.
 
     Raises:
-        ConfigError: the architecture does not fold, or weights are missing, unknown or of another shape.
+        ConfigError: the architecture does not fold, weights are missing, unknown or of another shape, or
+            there is no such precision.
 
     Attributes, besides those of `FoldedShapes`:
         weights: arrays by name, sorted: the modules' parameters under their path (``heads.out.kernel``), and
@@ -67,9 +70,15 @@ class Folded(FoldedShapes):
             ``calibration.scale`` and ``calibration.offset`` ``[n_heads]``.
     """
 
-    def __init__(self, config: ModelConfig, schema: Schema, weights: Mapping[str, np.ndarray]) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        schema: Schema,
+        weights: Mapping[str, np.ndarray],
+        precision: Precision = "float32",
+    ) -> None:
         _check_foldable(config)
-        super().__init__(config, schema)
+        super().__init__(config, schema, precision)
         self._weights = FoldedWeights(self)
         self.weights = {name: np.asarray(weights[name]) for name in sorted(weights)}
         self._weights.check(self.weights)
@@ -104,7 +113,8 @@ class Folded(FoldedShapes):
 
         Returns:
             Those that the model needs of ``h`` ``[M, h]``, ``e`` ``[M, d]``, ``bridge`` ``[M, n]``, and the
-            frozen columns of `behaviour`.
+            frozen columns of `behaviour`; the floats among them, ``has_content`` apart, in the precision,
+            with their ``scale`` for int8.
         """
         weights, items = as_arrays(weights), as_arrays(item_inputs)
         model = self._weights.model(weights)
@@ -114,7 +124,7 @@ class Folded(FoldedShapes):
             columns["h"] = model.first.item(e)
             if model.bridges is not None:
                 columns["bridge"] = model.bridges.item(e)
-        return columns | self._frozen(weights, items, self.item_columns)
+        return narrow_rows(self.precision, columns | self._frozen(weights, items, self.item_columns))
 
     def user(
         self,
@@ -145,6 +155,8 @@ class Folded(FoldedShapes):
               ``tier_length`` ``[B, channels]``
             - ``factor`` ``[B, b, d_v]`` for ``sign``, ``[B, groups, 2^bits, d_v]`` for ``collision``
             - ``vector`` ``[B, d, n_heads]`` of a two-tower model, which has nothing else
+
+            of which ``M``, ``sim`` and ``factor`` are bfloat16 in the reduced precisions.
         """
         model = self._weights.model(as_arrays(weights))
         history = as_arrays(long)
@@ -187,7 +199,7 @@ class Folded(FoldedShapes):
             state["sim_overflow"] = side.slots.overflow
         if factors:
             state["M"] = jnp.concatenate(factors, axis=1)
-        return state | {"h_u": shared}
+        return narrow_state(self.precision, state) | {"h_u": shared}
 
     def stage_scores(
         self,
@@ -217,10 +229,11 @@ class Folded(FoldedShapes):
             Scores ``[N]``, -inf where not valid or where the score expression is not finite; and the
             calibrated logits ``[N, n_heads]``.
         """
-        weights, rows, pairs, n = as_arrays(weights), as_arrays(rows), as_arrays(pair), valid.shape[0]
+        weights, pairs, n = as_arrays(weights), as_arrays(pair), valid.shape[0]
+        state, rows = widen_state(as_arrays(state)), widen_rows(self.precision, as_arrays(rows))
         padding = jax.core.max_dim(_ROWS - n, 0)
         padded = _padded(pairs, padding)
-        operands, form = self._interaction(weights, as_arrays(state), as_arrays(context), padded)
+        operands, form = self._interaction(weights, state, as_arrays(context), padded)
         logits = interaction(_padded(rows, padding), operands, form)[:n]
         return self._scores(weights, logits, jnp.asarray(valid).astype(bool), pairs)
 
@@ -294,9 +307,10 @@ class Folded(FoldedShapes):
         if "context" in model.blocks:
             shared += first.contribution("context", *first.features("context", context))
         if "factor" in state:
-            table = state["factor"] @ first.weight("long_attention")
+            table = state["factor"].astype(jnp.float32) @ first.weight("long_attention")
             if config.long_attention == "sign":
                 table, bits = long_sequence.sign_table(table), long_sequence.SIGN_BITS
+            table = rounded(self.precision, table)
         if "pair" in model.blocks:
             # One more feature says that there are none, and its weights are what stands in for them.
             features, given = first.features("pair", pair)
@@ -342,15 +356,22 @@ class Folded(FoldedShapes):
         return frozen
 
 
-def fold(model: Model, *, calibration: Mapping[str, tuple[float, float]] | None = None) -> Folded:
+def fold(
+    model: Model,
+    *,
+    calibration: Mapping[str, tuple[float, float]] | None = None,
+    precision: Precision = "float32",
+) -> Folded:
     """Return a model in its folded form.
 
     Args:
         model: a trained model, of any architecture but ``exact``.
         calibration: ``(scale, offset)`` by head, applied to its logit at serving; (1, 0) where not given.
+        precision: of item rows and user states, see `aif_jax.models.precision`.
 
     Raises:
-        ConfigError: the architecture does not fold, or ``calibration`` names a head that there is not.
+        ConfigError: the architecture does not fold, ``calibration`` names a head that there is not, or there
+            is no such precision.
     """
     config, schema = model.config, model.schema
     _check_foldable(config)
@@ -359,7 +380,7 @@ def fold(model: Model, *, calibration: Mapping[str, tuple[float, float]] | None 
     named, _ = jax.tree_util.tree_flatten_with_path(state)
     weights = {path_name(path): np.asarray(leaf) for path, leaf in named} | extra
     wanted = FoldedWeights(FoldedShapes(config, schema)).expected
-    return Folded(config, schema, {name: weights[name] for name in wanted})
+    return Folded(config, schema, {name: weights[name] for name in wanted}, precision)
 
 
 def _check_foldable(config: ModelConfig) -> None:

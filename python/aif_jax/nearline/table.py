@@ -13,6 +13,7 @@ from aif_jax.features import EncodeReport, bucket_for, item_keys, pad_to
 from aif_jax.nearline.rows import Snapshot, read_snapshot, write_snapshot
 from aif_jax.nearline.store import ColumnSpecs, RowStore
 from aif_jax.nearline.updates import Delete, FollowReport, Update, Upsert
+from aif_jax.types import named_dtype
 
 Progress = Callable[[int, int], None]
 """Called with the number of rows done and the number of all rows."""
@@ -37,7 +38,7 @@ class RowTable:
         self.encoding = EncodeReport()
         """What encoding raw features had to leave out, over the table's life."""
         columns = {
-            operand.path: (np.dtype(operand.dtype), tuple(int(size) for size in operand.shape[1:]))
+            operand.path: (named_dtype(operand.dtype), tuple(int(size) for size in operand.shape[1:]))
             for operand in bundle.signature(self.stage).outputs
         }
         self.store = RowStore({**columns, **self._extra_columns()}, initial_keys=expected_rows)

@@ -83,10 +83,12 @@ impl<'a> Interaction<'a> {
         let hidden = model.hidden;
         let reader = RowReader::new(cache.layout(), model)?;
         model.check(reader.factored())?;
-        let halves = if reader.reduced() && reader.factored() > 0 {
-            Weights::of_halves(level, hidden, &[model.factors])?
-        } else {
-            None
+        // Factors of 32 bits keep them, and rows are then widened to meet them.
+        let halves = match model.factors {
+            Matrix::Bf16(_) if reader.reduced() && reader.factored() > 0 => {
+                Weights::of_halves(level, hidden, &[model.factors])?
+            }
+            _ => None,
         };
         let tiers = model
             .tiers

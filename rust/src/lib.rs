@@ -9,8 +9,9 @@
 //! - [`xla`]: the C ABI by which XLA calls those kernels from inside a compiled program.
 //!
 //! Nothing here knows Python. Imports run one way:
-//! `sync, error -> buffer -> {cache, sched, lsh -> dense, pool} -> interaction -> xla`.
+//! `sync, error, bf16 -> buffer -> {cache, sched, lsh -> dense, pool} -> interaction -> xla`.
 
+pub mod bf16;
 pub mod buffer;
 pub mod cache;
 pub mod dense;

@@ -132,3 +132,14 @@ def test_the_core_checks_for_itself():
         _native.table_sum(table, sig, bits=4, implementation="scalar")
     with pytest.raises(RequestError, match="bits is 5"):
         _native.table_sum(table, sig, bits=5, implementation="scalar")
+
+
+@pytest.mark.parametrize("implementation", ["reference", "native"])
+@pytest.mark.parametrize(("bits", "width"), [(2, 5), (4, 64), (8, 130)])
+def test_rows_of_16_bits_are_added_up_in_32(implementation, bits, width):
+    rng = np.random.default_rng(bits)
+    table = rng.normal(size=(8 * 8 // bits, 2**bits, width)).astype(jax.numpy.bfloat16)
+    sig = rng.integers(0, 256, (33, 8), dtype=np.uint8)
+    sums = kernels.table_sum(table, sig, bits=bits, implementation=implementation)
+    assert sums.dtype == np.float32
+    np.testing.assert_array_equal(sums, naive(table.astype(np.float32), sig, bits))

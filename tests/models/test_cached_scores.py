@@ -42,8 +42,8 @@ FIRST = 2**40
 class Case:
     """A random model, one user's state, and a cache that holds the rows of all items but the last two."""
 
-    def __init__(self, rng: np.random.Generator, config: ModelConfig, schema) -> None:
-        self.folded = fold(random_model(rng, config, schema))
+    def __init__(self, rng: np.random.Generator, config: ModelConfig, schema, precision="float32") -> None:
+        self.folded = fold(random_model(rng, config, schema), precision=precision)
         items = make_catalogue(rng, config, schema)
         batch = make_batch(rng, config, schema, batch=3)
         index, states = folded_states(self.folded, self.folded.weights, items, batch)
@@ -101,15 +101,16 @@ class Case:
         return [np.asarray(a) for a in self._reference(self.states[user], rows, valid, pair)]
 
 
-def case(number: int) -> tuple[np.random.Generator, Case]:
+def case(number: int, precision="float32") -> tuple[np.random.Generator, Case]:
     rng = np.random.default_rng(number)
     forced = KINDS[number] if number < len(KINDS) else {"long_attention": ("linear", "sign")[number % 2]}
-    return rng, Case(rng, random_config(rng, **forced), random_schema(rng))
+    return rng, Case(rng, random_config(rng, **forced), random_schema(rng), precision)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("number", range(len(KINDS) + 4))
-def test_logits_and_status_are_those_of_the_definition(number):
-    rng, made = case(number)
+def test_logits_and_status_are_those_of_the_definition(number, precision):
+    rng, made = case(number, precision)
     chosen = rng.integers(0, made.items, N)
     pair = made.pair(rng, N)
     there, rankable = chosen < made.items - 2, made.rankable[chosen]
@@ -130,9 +131,20 @@ def test_logits_and_status_are_those_of_the_definition(number):
         np.testing.assert_allclose(logits, want, **close)
 
 
-@pytest.mark.parametrize("number", [0, 4, 10, 12])
-def test_a_candidate_has_the_same_bits_in_any_company(number):
-    rng, made = case(number)
+@pytest.mark.parametrize(
+    ("number", "precision"),
+    [
+        (0, "float32"),
+        (4, "float32"),
+        (10, "float32"),
+        (12, "float32"),
+        (4, "bfloat16"),
+        (12, "bfloat16"),
+        (12, "int8"),
+    ],
+)
+def test_a_candidate_has_the_same_bits_in_any_company(number, precision):
+    rng, made = case(number, precision)
     chosen = rng.integers(0, made.items - 2, N)
     pair = made.pair(rng, N)
     whole = made.native(1, chosen, pair)[1]

@@ -63,9 +63,10 @@ class Operands(NamedTuple):
 
     Attributes:
         shared: float32 ``[h]``.
-        factors: ``[sum of the factored columns' widths, h]``.
+        factors: ``[sum of the factored columns' widths, h]``. For the native kernel these, the slots' rows
+            and the table may be bfloat16; rows that are not float32 then meet them as bfloat16.
         slots: pooled sub-sequences by category.
-        table: float32 ``[groups, 2**bits, h]``, see `table_sum`.
+        table: ``[groups, 2**bits, h]``, see `table_sum`.
         tiers: SimTier.
         pair: float32 ``[N, p]``.
         pair_weights: float32 ``[p, h]``.

@@ -27,7 +27,7 @@ def table_sum(
     Differentiable in ``table``, forwards and (by the reference) in reverse.
 
     Args:
-        table: rows by group and code, float32 ``[..., g, 2**bits, h]``.
+        table: rows by group and code, float32 or bfloat16 ``[..., g, 2**bits, h]``; added up in float32.
         sig: signatures, uint8 ``[..., N, sb]`` with ``8 sb = g·bits``.
         bits: bits a group: 2, 4 or 8.
         implementation: see `aif_jax.kernels.use`. All implementations return the same floats.
@@ -38,7 +38,8 @@ def table_sum(
     Raises:
         ConfigError: a shape, dtype or number of bits is not as above.
     """
-    expect_array("table", table, np.float32, 3)
+    half = getattr(table, "dtype", None) == jnp.bfloat16
+    expect_array("table", table, jnp.bfloat16 if half else np.float32, 3)
     expect_array("sig", sig, np.uint8, 2)
     if bits not in (2, 4, 8):
         raise ConfigError(f"table_sum: bits is {bits!r}, expected 2, 4 or 8.")
@@ -97,7 +98,7 @@ def _reference(table: jax.Array, sig: jax.Array, *, bits: int) -> jax.Array:
     # Group by group, so that N x h floats are held and not N x g x h, in the one order of addition.
     def add(total: jax.Array, group: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         rows, code = group
-        return total + jnp.take(rows, code, axis=0, mode="clip"), None
+        return total + jnp.take(rows, code, axis=0, mode="clip").astype(jnp.float32), None
 
     start = jnp.zeros((sig.shape[-2], table.shape[-1]), jnp.float32)
     return jax.lax.scan(add, start, (table, codes.T))[0]

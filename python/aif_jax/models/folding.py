@@ -41,7 +41,7 @@ from aif_jax.models.folded_weights import (
     constants,
     path_name,
 )
-from aif_jax.models.precision import narrow_rows, narrow_state, rounded, widen_rows, widen_state
+from aif_jax.models.precision import narrow_rows, narrow_state, state_dtype, widen_rows, widen_state
 from aif_jax.models.signature import signature_of
 from aif_jax.types import Columns
 
@@ -310,7 +310,7 @@ class Folded(FoldedShapes):
             table = state["factor"].astype(jnp.float32) @ first.weight("long_attention")
             if config.long_attention == "sign":
                 table, bits = long_sequence.sign_table(table), long_sequence.SIGN_BITS
-            table = rounded(self.precision, table)
+            table = table.astype(state_dtype(self.precision))
         if "pair" in model.blocks:
             # One more feature says that there are none, and its weights are what stands in for them.
             features, given = first.features("pair", pair)

@@ -1,4 +1,5 @@
 use crate::errors::{detached, raise, to_py};
+use aif_core::bf16::Matrix;
 use aif_core::error::Error;
 use aif_core::lsh::{self, Kind, Level, Sequence, SimTier};
 use aif_core::xla::TARGETS;
@@ -109,7 +110,15 @@ fn table_sum<'py>(
         let level = Level::from_name(implementation)?;
         let mut out = Array2::zeros([n, width]);
         let sums = out.as_slice_mut().expect("a new array is contiguous");
-        lsh::table_sum(level, bits, table, signature_bytes, sig, width, sums)?;
+        lsh::table_sum(
+            level,
+            bits,
+            Matrix::F32(table),
+            signature_bytes,
+            sig,
+            width,
+            sums,
+        )?;
         Ok::<_, Error>(out)
     })?;
     Ok(out.into_pyarray(py))

@@ -1,6 +1,6 @@
 //! Memory that is kept between calls and grows when a call needs more.
 
-use super::Bf16;
+use crate::bf16::Bf16;
 use crate::buffer::AlignedBuffer;
 use crate::error::Result;
 use std::marker::PhantomData;

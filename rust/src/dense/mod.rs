@@ -11,13 +11,11 @@
 
 mod aligned;
 mod arch;
-mod bf16;
 
-pub use aligned::{Aligned, Number};
-pub use bf16::Bf16;
-
+use crate::bf16::{Bf16, Matrix};
 use crate::error::{Error, Result};
 use crate::lsh::Level;
+pub use aligned::{Aligned, Number};
 use arch::Kernels;
 
 /// Rows come in multiples of this many: what the kernels keep in registers at a time.
@@ -41,41 +39,6 @@ enum Panels {
     Singles(Aligned<f32>),
     /// For products of pairs.
     Halves(Aligned<Bf16>),
-}
-
-/// A matrix to be laid out, row after row.
-#[derive(Clone, Copy, Debug)]
-pub enum Matrix<'a> {
-    /// 32-bit floats.
-    F32(&'a [f32]),
-    /// Upper halves of 32-bit floats.
-    Bf16(&'a [Bf16]),
-}
-
-impl Matrix<'_> {
-    /// Its number of elements.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        match self {
-            Self::F32(values) => values.len(),
-            Self::Bf16(values) => values.len(),
-        }
-    }
-
-    /// Whether it has no elements.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// One element, widened.
-    #[must_use]
-    pub fn at(&self, index: usize) -> f32 {
-        match self {
-            Self::F32(values) => values[index],
-            Self::Bf16(values) => values[index].widen(),
-        }
-    }
 }
 
 /// Rows of inputs that are multiplied, each `stride` elements after the one before.

@@ -25,8 +25,9 @@ mod tiers;
 pub use model::{Layer, Model, PairFeatures, SlotFactors, Table, TierScale, Tiers};
 pub use reader::{FOUND, RANKABLE};
 
+use crate::bf16::{Bf16, Matrix};
 use crate::cache::EmbeddingCache;
-use crate::dense::{Aligned, Bf16, Inputs, Matrix, ROWS, RowKernels, Weights};
+use crate::dense::{Aligned, Inputs, ROWS, RowKernels, Weights};
 use crate::error::{Error, Result};
 use crate::lsh::{Level, table_sum};
 use reader::RowReader;

@@ -1,6 +1,6 @@
 //! What one request's candidates are scored with, as it comes in.
 
-use crate::dense::Matrix;
+use crate::bf16::Matrix;
 use crate::error::{Error, Result};
 use crate::lsh::Sequence;
 
@@ -44,7 +44,7 @@ pub struct Table<'a> {
     /// Bits of a group.
     pub bits: usize,
     /// `[groups, 2^bits, h]`.
-    pub values: &'a [f32],
+    pub values: Matrix<'a>,
     /// `h`.
     pub width: usize,
 }

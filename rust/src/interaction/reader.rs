@@ -1,8 +1,8 @@
 //! Rows where they lie in the cache, taken apart into the inputs of the first layer.
 
 use super::model::Model;
+use crate::bf16::Bf16;
 use crate::cache::{Column, DType, RowLayout};
-use crate::dense::Bf16;
 use crate::error::{Error, Result};
 
 /// Of a candidate's status: it has a row.

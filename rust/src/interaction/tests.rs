@@ -259,7 +259,7 @@ impl Case {
             }),
             table: self.bits.map(|bits| Table {
                 bits,
-                values: &self.table,
+                values: Matrix::F32(&self.table),
                 width: self.hidden,
             }),
             tiers: Some(Tiers {

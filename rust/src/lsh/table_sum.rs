@@ -2,13 +2,14 @@
 
 use super::Level;
 use super::arch::Kernels;
+use crate::bf16::Matrix;
 use crate::error::{Error, Result};
 
 /// For each signature, `out = Σ_g table[g, code_g]`: the code of group `g` is made of bits `g·bits` to
 /// `g·bits + bits - 1`, bit 0 being the lowest of byte 0.
 ///
 /// `table` is `[groups, 2^bits, width]` with `groups = 8·signature_bytes / bits`, `signatures`
-/// `[n, signature_bytes]`, `out` `[n, width]`. Rows are added in the order of the groups.
+/// `[n, signature_bytes]`, `out` `[n, width]`. Rows are added in the order of the groups, in 32 bits.
 ///
 /// # Errors
 /// [`Error::Request`] if `bits` is not 2, 4 or 8 or a length does not fit; [`Error::Config`] if the
@@ -16,7 +17,7 @@ use crate::error::{Error, Result};
 pub fn table_sum(
     level: Level,
     bits: usize,
-    table: &[f32],
+    table: Matrix<'_>,
     signature_bytes: usize,
     signatures: &[u8],
     width: usize,
@@ -60,7 +61,12 @@ pub fn table_sum(
             }
         }
         // SAFETY: `Kernels::of` made sure that the CPU has the level of this kernel.
-        unsafe { (kernels.add_rows)(table, &rows, out) };
+        unsafe {
+            match table {
+                Matrix::F32(table) => (kernels.add_rows)(table, &rows, out),
+                Matrix::Bf16(table) => (kernels.add_half_rows)(table, &rows, out),
+            }
+        }
     }
     Ok(())
 }
@@ -68,6 +74,7 @@ pub fn table_sum(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bf16::Bf16;
 
     #[test]
     fn every_level_adds_the_same_floats_in_the_order_of_the_groups() {
@@ -91,10 +98,25 @@ mod tests {
                         .for_each(|(sum, value)| *sum += value);
                 }
             }
-            for level in Level::ALL.into_iter().filter(|level| level.runs_here()) {
+            // Halves are compared with the sum of what they are in 32 bits.
+            let halves: Vec<Bf16> = table.iter().map(|&value| Bf16::round(value)).collect();
+            let widened: Vec<f32> = halves.iter().map(|half| half.widen()).collect();
+            let run = |level, table: Matrix<'_>| {
                 let mut sums = vec![f32::NAN; 5 * width];
-                table_sum(level, bits, &table, 6, &signatures, width, &mut sums).unwrap();
-                assert_eq!(sums, expected, "{level:?} {bits} {width}");
+                table_sum(level, bits, table, 6, &signatures, width, &mut sums).unwrap();
+                sums
+            };
+            for level in Level::ALL.into_iter().filter(|level| level.runs_here()) {
+                assert_eq!(
+                    run(level, Matrix::F32(&table)),
+                    expected,
+                    "{level:?} {bits} {width}"
+                );
+                assert_eq!(
+                    run(level, Matrix::Bf16(&halves)),
+                    run(Level::Scalar, Matrix::F32(&widened)),
+                    "{level:?} {bits} {width}, halves"
+                );
             }
         }
     }

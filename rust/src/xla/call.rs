@@ -5,7 +5,7 @@ use super::api::{
     EXTENSION_METADATA, Error as XlaError, ErrorCreateArgs, ExecutionContext, FAILED_PRECONDITION,
     INTERNAL, INVALID_ARGUMENT, Metadata, MetadataExtension, STAGE_EXECUTE, Scalar, Values, dtype,
 };
-use crate::dense::Bf16;
+use crate::bf16::Bf16;
 use crate::error::{Error, Result};
 use std::ffi::{CString, c_int, c_void};
 use std::marker::PhantomData;

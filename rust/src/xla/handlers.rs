@@ -4,6 +4,7 @@ use super::api::{CallFrame, Error as XlaError, Handler, dtype};
 use super::call::{Array, Call, enter};
 use super::interaction::interaction;
 use super::parallel::for_each;
+use crate::bf16::{Bf16, Matrix};
 use crate::cache::{DType, registry};
 use crate::error::{Error, Result};
 use crate::lsh::{self, Kind, Level, Sequence, SimTier};
@@ -135,7 +136,7 @@ fn simtier(call: &mut Call<'_>) -> Result<()> {
     lock(&failed).take().map_or(Ok(()), Err)
 }
 
-/// `table f32[..., g, 2^bits, h], signatures u8[..., N, w]` -> `f32[..., N, h]`; attribute `bits`.
+/// `table f32[..., g, 2^bits, h]` or bf16, `signatures u8[..., N, w]` -> `f32[..., N, h]`; attribute `bits`.
 fn table_sum(call: &mut Call<'_>) -> Result<()> {
     call.expect(2, 1)?;
     let bits = call.integer("bits")?;
@@ -157,11 +158,12 @@ fn table_sum(call: &mut Call<'_>) -> Result<()> {
     let batches: usize = lead.iter().product();
     let table_at = Broadcast::new("table", table_lead, lead)?;
     let signatures_at = Broadcast::new("sig", signatures_lead, lead)?;
-    let (table, signatures) = (table.slice::<f32>("table")?, signatures.slice::<u8>("sig")?);
+    let (table, signatures) = (matrix(table, "table")?, signatures.slice::<u8>("sig")?);
     let per_piece = (PIECE_BYTES / (groups * width * size_of::<f32>()).max(1)).clamp(16, n.max(16));
     let mut pieces = Vec::new();
     for (batch, out) in batched(out.slice_mut::<f32>("sums")?, n * width, batches).enumerate() {
-        let table = part(table, table_at.index(batch), groups * codes * width);
+        let size = groups * codes * width;
+        let table = table.part(table_at.index(batch) * size, size);
         let signatures = part(signatures, signatures_at.index(batch), n * signature_bytes);
         let signatures = signatures.chunks((per_piece * signature_bytes).max(1));
         for (signatures, out) in signatures.zip(out.chunks_mut((per_piece * width).max(1))) {
@@ -172,7 +174,7 @@ fn table_sum(call: &mut Call<'_>) -> Result<()> {
     for_each(runtime, pieces.len(), &|piece| {
         let mut piece = lock(&pieces[piece]);
         let (table, signatures, out) = &mut *piece;
-        let summed = lsh::table_sum(level, bits, table, signature_bytes, signatures, width, out);
+        let summed = lsh::table_sum(level, bits, *table, signature_bytes, signatures, width, out);
         if let Err(error) = summed {
             *lock(&failed) = Some(error);
         }
@@ -305,6 +307,14 @@ fn batched<T>(mut values: &mut [T], size: usize, count: usize) -> impl Iterator<
 /// The lock of a piece or an error, neither of which a panic elsewhere can have left half-changed.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> impl DerefMut<Target = T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An operand as a matrix of floats.
+pub(super) fn matrix<'call>(array: &Array<'call>, name: &str) -> Result<Matrix<'call>> {
+    if array.is::<Bf16>() {
+        return Ok(Matrix::Bf16(array.slice(name)?));
+    }
+    Ok(Matrix::F32(array.slice(name)?))
 }
 
 /// Where an operand's part for one batch is, when its batch axes of size 1 stand for any size.

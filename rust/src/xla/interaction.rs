@@ -1,10 +1,9 @@
 //! `aif_interaction`: from item ids to logits in one call.
 
 use super::call::{Array, Call};
-use super::handlers::lock;
+use super::handlers::{lock, matrix};
 use super::parallel::for_each;
 use crate::cache::{EmbeddingCache, registry};
-use crate::dense::{Bf16, Matrix};
 use crate::error::{Error, Result};
 use crate::interaction::{
     Interaction, Layer, Model, PairFeatures, Scratch, SlotFactors, Table, TierScale, Tiers,
@@ -31,7 +30,8 @@ thread_local! {
 /// Operands: `handle u32[2], missing u32[2], ids u32[N, 2], count i32[], shared f32[h], factors [R, h],
 /// slot_category i32[C], slots [C, h], edges i32[T - 1], sequence u8[L, w], channel i32[L], lengths
 /// f32[channels], tier_weights f32[channels * T, h], table f32[g, 2^bits, h], pair f32[N, P], pair_weights
-/// f32[P, h]`, then `weights f32[n, m], bias f32[m]` of each further layer; factors and slots are f32 or bf16.
+/// f32[P, h]`, then `weights f32[n, m], bias f32[m]` of each further layer; factors, slots and table are f32 or
+/// bf16.
 ///
 /// Results: `f32[N, outputs], status u8[N]`. Attributes: `factored` (names with commas between), `kind`
 /// (empty: no tiers), `scale`, `bits` (0: no table), `first_category`.
@@ -185,7 +185,7 @@ fn model<'call>(call: &Call<'call>) -> Result<Model<'call>> {
     } else {
         Some(Table {
             bits,
-            values: table.slice::<f32>("table")?,
+            values: matrix(table, "table")?,
             width: table.dims.last().copied().unwrap_or(0),
         })
     };
@@ -240,12 +240,4 @@ fn living(handle: &Array<'_>, name: &str) -> Result<Option<Arc<EmbeddingCache>>>
             .ok_or(Error::StaleHandle(handle))
             .map(Some),
     }
-}
-
-/// An operand as a matrix of floats.
-fn matrix<'call>(array: &Array<'call>, name: &str) -> Result<Matrix<'call>> {
-    if array.is::<Bf16>() {
-        return Ok(Matrix::Bf16(array.slice(name)?));
-    }
-    Ok(Matrix::F32(array.slice(name)?))
 }

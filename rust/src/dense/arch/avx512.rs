@@ -1,8 +1,8 @@
 //! AVX-512: sixteen floats a register, thirty-two registers; pairs of `bfloat16` where the CPU has them.
 
-use super::super::Bf16;
 use super::Kernels;
 use super::loops::{Register, kernel, row_kernels};
+use crate::bf16::Bf16;
 use std::arch::x86_64::{
     __m512, __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
     _mm512_loadu_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_storeu_ps,

@@ -13,7 +13,7 @@ mod avx512;
 mod loops;
 mod portable;
 
-use super::Bf16;
+use crate::bf16::Bf16;
 use crate::error::Result;
 use crate::lsh::Level;
 

@@ -2,6 +2,7 @@
 
 use super::super::pack::LANES;
 use super::{Kernels, NearKernels, avx2_planes, portable};
+use crate::bf16::Bf16;
 use std::arch::x86_64::{
     __m256i, _mm_loadu_si128, _mm256_add_epi32, _mm256_cmpgt_epi16, _mm256_cmpgt_epi32,
     _mm256_cvtepi8_epi16, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_packs_epi32,
@@ -19,6 +20,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     int8_i32,
     count_i32,
     add_rows,
+    add_half_rows,
 };
 
 /// Counts of 16-bit lanes move to 32 bits before they can overflow.
@@ -147,5 +149,10 @@ pub(super) fn count_i32(scores: &[i32], edges: &[i32], counts: &mut [i32]) {
 
 #[target_feature(enable = "avx2")]
 pub(super) fn add_rows(table: &[f32], rows: &[usize], out: &mut [f32]) {
+    portable::add_rows_in_place(table, rows, out);
+}
+
+#[target_feature(enable = "avx2")]
+pub(super) fn add_half_rows(table: &[Bf16], rows: &[usize], out: &mut [f32]) {
     portable::add_rows_in_place(table, rows, out);
 }

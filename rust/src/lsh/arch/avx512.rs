@@ -4,6 +4,7 @@ use super::super::pack::LANES;
 use super::avx512_planes::{self, Zmm};
 use super::planes::{self, Plane};
 use super::{Kernels, Near, NearKernels, portable};
+use crate::bf16::Bf16;
 use std::arch::x86_64::{
     __m512i, _mm512_cmpge_epi16_mask, _mm512_cmpge_epi32_mask, _mm512_dpbusd_epi32,
     _mm512_loadu_si512, _mm512_mask_add_epi16, _mm512_mask_sub_epi32, _mm512_packs_epi32,
@@ -21,6 +22,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     int8_i32,
     count_i32,
     add_rows,
+    add_half_rows,
 };
 
 /// Candidates that are scored together, so that a piece of the sequence is loaded once for all of them.
@@ -221,5 +223,10 @@ fn search<const STEPS: usize>(scores: __m512i, steps: &[__m512i; STEPS]) -> [u32
 
 #[target_feature(enable = "avx512f")]
 fn add_rows(table: &[f32], rows: &[usize], out: &mut [f32]) {
+    portable::add_rows_in_place(table, rows, out);
+}
+
+#[target_feature(enable = "avx512f")]
+fn add_half_rows(table: &[Bf16], rows: &[usize], out: &mut [f32]) {
     portable::add_rows_in_place(table, rows, out);
 }

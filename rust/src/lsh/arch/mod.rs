@@ -26,6 +26,7 @@ use planes::Segment;
 use planes::Sliced;
 
 use super::Level;
+use crate::bf16::Bf16;
 use crate::error::Result;
 
 /// Scores the blocks of one channel: blocks, starts, candidate, scores.
@@ -78,6 +79,8 @@ pub(super) struct Kernels {
     pub count_i32: Count<i32>,
     /// Adds up the table rows (each as long as the output) that start at the given offsets, in order.
     pub add_rows: unsafe fn(&[f32], &[usize], &mut [f32]),
+    /// The same over rows of 16 bits, added up in 32.
+    pub add_half_rows: unsafe fn(&[Bf16], &[usize], &mut [f32]),
 }
 
 impl Kernels {

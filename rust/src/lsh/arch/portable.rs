@@ -6,6 +6,7 @@
 use super::super::pack::LANES;
 use super::planes::{self, Plane, Sliced};
 use super::{Kernels, NearKernels};
+use crate::bf16::Bf16;
 
 pub(super) const KERNELS: Kernels = Kernels {
     plane_words: WORDS,
@@ -17,6 +18,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     int8_i32: int8,
     count_i32: count::<i32, u32, { usize::MAX }>,
     add_rows,
+    add_half_rows,
 };
 
 /// Integers that scores are kept in.
@@ -134,12 +136,16 @@ fn add_rows(table: &[f32], rows: &[usize], out: &mut [f32]) {
     add_rows_in_place(table, rows, out);
 }
 
+fn add_half_rows(table: &[Bf16], rows: &[usize], out: &mut [f32]) {
+    add_rows_in_place(table, rows, out);
+}
+
 /// The sum of rows, a piece of the row at a time, so that the running sum stays in registers.
 ///
 /// Inlined into functions of each instruction set, which is all that it takes. Rows are added one after
 /// the other in every lane, so that all of them round alike.
 #[inline(always)]
-pub(super) fn add_rows_in_place(table: &[f32], rows: &[usize], out: &mut [f32]) {
+pub(super) fn add_rows_in_place<T: Copy + Into<f32>>(table: &[T], rows: &[usize], out: &mut [f32]) {
     const PIECE: usize = 64;
     let width = out.len();
     let (pieces, rest) = out.as_chunks_mut::<PIECE>();
@@ -149,7 +155,7 @@ pub(super) fn add_rows_in_place(table: &[f32], rows: &[usize], out: &mut [f32]) 
         for &row in rows {
             let row = &table[row + piece * PIECE..][..PIECE];
             for (sum, &value) in sum.iter_mut().zip(row) {
-                *sum += value;
+                *sum += value.into();
             }
         }
         *out = sum;
@@ -159,7 +165,7 @@ pub(super) fn add_rows_in_place(table: &[f32], rows: &[usize], out: &mut [f32]) 
         for &row in rows {
             let row = &table[row + done..row + width];
             for (sum, &value) in rest.iter_mut().zip(row) {
-                *sum += value;
+                *sum += value.into();
             }
         }
     }

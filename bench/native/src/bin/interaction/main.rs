@@ -7,7 +7,7 @@
 mod workload;
 
 use aif_bench::timing::on_threads;
-use aif_core::dense::Matrix;
+use aif_core::bf16::Matrix;
 use aif_core::interaction::{Interaction, Model, PairFeatures, Scratch};
 use aif_core::lsh::Level;
 use serde_json::{Map, json};

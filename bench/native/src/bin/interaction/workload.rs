@@ -1,7 +1,7 @@
 //! The standard workload of the real-time kernel, of random numbers: sizes as in `bench/workload.py`.
 
+use aif_core::bf16::{Bf16, Matrix};
 use aif_core::cache::{CacheConfig, DType, EmbeddingCache, RowLayout};
-use aif_core::dense::{Bf16, Matrix};
 use aif_core::interaction::{Layer, Model, PairFeatures, SlotFactors, TierScale, Tiers};
 use aif_core::lsh::{Kind, Sequence};
 use rand::rngs::StdRng;

@@ -1,4 +1,4 @@
-//! `bfloat16`: the upper half of a 32-bit float.
+//! Numbers of 16 bits beside those of 32: `bfloat16`, the upper half of a 32-bit float.
 
 /// A number of 8 exponent and 8 significant bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,6 +22,57 @@ impl Bf16 {
             return Self((bits >> 16) as u16 | 0x40);
         }
         Self((bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16)
+    }
+}
+
+impl From<Bf16> for f32 {
+    #[inline]
+    fn from(number: Bf16) -> Self {
+        number.widen()
+    }
+}
+
+/// Floats in either precision, row after row.
+#[derive(Clone, Copy, Debug)]
+pub enum Matrix<'a> {
+    /// 32-bit floats.
+    F32(&'a [f32]),
+    /// Upper halves of 32-bit floats.
+    Bf16(&'a [Bf16]),
+}
+
+impl Matrix<'_> {
+    /// `len` elements from `start` on.
+    #[must_use]
+    pub fn part(&self, start: usize, len: usize) -> Self {
+        match self {
+            Self::F32(values) => Self::F32(&values[start..][..len]),
+            Self::Bf16(values) => Self::Bf16(&values[start..][..len]),
+        }
+    }
+
+    /// Its number of elements.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(values) => values.len(),
+            Self::Bf16(values) => values.len(),
+        }
+    }
+
+    /// Whether it has no elements.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// One element, widened.
+    #[must_use]
+    pub fn at(&self, index: usize) -> f32 {
+        match self {
+            Self::F32(values) => values[index],
+            Self::Bf16(values) => values[index].widen(),
+        }
     }
 }
 

@@ -83,7 +83,9 @@ def _bfloat16_step(want: np.ndarray, got: np.ndarray) -> np.ndarray:
     return np.where(largest > 0, np.ldexp(np.float32(1.0), exponent - 8), np.float32(0.0))
 
 
-def _float_difference(path: str, want: np.ndarray, got: np.ndarray, *, step: np.ndarray | float) -> str | None:
+def _float_difference(
+    path: str, want: np.ndarray, got: np.ndarray, *, step: np.ndarray | float
+) -> str | None:
     """Compare floats that were rounded to multiples of ``step``, broadcastable to them; 0 for not at all."""
     if not want.size:
         return None

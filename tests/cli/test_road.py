@@ -69,9 +69,18 @@ def test_inspect_says_what_each_thing_is(road: Path) -> None:
     bundle = run("inspect", road / "bundle")
     assert Bundle.load(road / "bundle").version[:12] in bundle
     assert "16 recent and 64 long-term" in bundle
+    assert "item rows and user states in float32" in bundle
     index = run("inspect", road / "index")
     assert "500 rows" in index
     assert "behaviour table" in index
+
+
+def test_exports_in_the_precision_that_is_asked_for(road: Path, tmp_path: Path) -> None:
+    run("export", road / "run", "--out", tmp_path / "bundle", "--precision", "int8")
+    assert Bundle.load(tmp_path / "bundle").precision == "int8"
+    assert "item rows and user states in int8" in run("inspect", tmp_path / "bundle")
+    with pytest.raises(ConfigError, match="precision: got 'half'"):
+        run("export", road / "run", "--out", tmp_path / "other", "--precision", "half")
 
 
 def test_an_index_of_another_bundle_is_refused(road: Path, tmp_path: Path) -> None:

@@ -121,3 +121,32 @@ def test_errors_name_what_is_wrong(labels, scores, words):
 def test_one_class_has_no_auc():
     assert np.isnan(metrics.auc(np.ones(3), np.arange(3.0)))
     assert np.isnan(metrics.gauc(np.zeros(3, int), np.ones(3), np.arange(3.0)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(-4, 4), st.integers(-4, 4)), min_size=1, max_size=30), st.integers(1, 12)
+)
+def test_agreement_of_scores_equals_its_definition_ties_included(pairs, k):
+    a, b = np.array(pairs, float).T
+
+    def ranks(scores):  # half a place for each tie, the score itself included
+        return np.array([np.sum(scores < s) + np.sum(scores == s) / 2 for s in scores])
+
+    found = metrics.rank_correlation(a, b)
+    if a.std() == 0 or b.std() == 0:
+        assert np.isnan(found)
+    else:
+        assert found == pytest.approx(np.corrcoef(ranks(a), ranks(b))[0, 1], abs=1e-9)
+    best = [sorted(range(len(s)), key=lambda i, s=s: (-s[i], i))[:k] for s in (a, b)]
+    assert metrics.top_k_overlap(a, b, k) == len(set(best[0]) & set(best[1])) / len(best[0])
+    assert metrics.top_k_overlap(a, a, k) == 1.0
+
+
+def test_agreement_of_scores_refuses_what_has_none():
+    with pytest.raises(DataError, match=r"shapes \(2,\) and \(3,\)"):
+        metrics.rank_correlation(np.zeros(2), np.zeros(3))
+    with pytest.raises(DataError, match="1 of 4 are not finite"):
+        metrics.top_k_overlap(np.array([0.0, np.inf]), np.zeros(2), 1)
+    with pytest.raises(DataError, match="k=0 of 2 scores"):
+        metrics.top_k_overlap(np.zeros(2), np.zeros(2), 0)

@@ -17,5 +17,7 @@ from aif_jax.training.loop import Epoch as Epoch
 from aif_jax.training.loop import TrainResult as TrainResult
 from aif_jax.training.loop import train as train
 from aif_jax.training.metrics import gauc_difference as gauc_difference
+from aif_jax.training.precisions import PrecisionQuality as PrecisionQuality
+from aif_jax.training.precisions import compare_precisions as compare_precisions
 from aif_jax.training.presets import REFIT as REFIT
 from aif_jax.training.presets import preset as preset

@@ -1,7 +1,7 @@
 """What a trained model is worth on a part of the data that it was not trained on."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Self
 
@@ -16,7 +16,7 @@ from aif_jax.errors import TrainingError
 from aif_jax.models import add_signatures
 from aif_jax.training import metrics
 from aif_jax.training.candidates import CandidateLists
-from aif_jax.training.feed import for_device, long_buckets
+from aif_jax.training.feed import Batch, for_device, long_buckets
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,6 +137,7 @@ class Evaluator:
     ) -> None:
         self.dataset, self.split = dataset, split
         config = model.config
+        self._heads: tuple[str, ...] = config.heads
         self._catalogue = device_catalogue(dataset, model) if catalogue is None else catalogue
         self._batcher = RequestBatcher(
             dataset,
@@ -157,10 +158,18 @@ class Evaluator:
             TrainingError: a logit is not finite.
         """
         graph, state = nnx.split(model)
-        logits = np.full((len(self.dataset.impressions), len(model.config.heads)), np.nan, np.float32)
+        return self.collect(lambda batch: _forward(graph, state, batch, self._catalogue))
+
+    def collect(self, forward: Callable[[Batch], jax.Array]) -> np.ndarray:
+        """Return the logits that a function from batches to ``[B, G, heads]`` gives; see `predict`.
+
+        Raises:
+            TrainingError: a logit is not finite.
+        """
+        logits = np.full((len(self.dataset.impressions), len(self._heads)), np.nan, np.float32)
         waiting: list[tuple[np.ndarray, jax.Array]] = []
         for batch in self._batcher.epoch(0):
-            waiting.append((batch["impression"], _forward(graph, state, for_device(batch), self._catalogue)))
+            waiting.append((batch["impression"], forward(for_device(batch))))
             if len(waiting) > 4:  # enough to keep the device busy, without holding every batch
                 _scatter(logits, *waiting.pop(0))
         for rows, found in waiting:

@@ -160,6 +160,46 @@ def hit_rate_at_k(scores: np.ndarray, k: int) -> float:
     return float(np.mean(np.clip((k - above) / tied, 0.0, 1.0)))
 
 
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's rank correlation: Pearson's of the ranks, equal scores sharing their mean rank.
+
+    Args:
+        a: scores, ``[N]``, finite.
+        b: other scores of the same things, ``[N]``, finite.
+
+    Returns:
+        A number in [-1, 1]; NaN when all of ``a`` or all of ``b`` are equal, or there are none.
+
+    Raises:
+        DataError: the shapes differ, or a score is not finite.
+    """
+    a, b = _paired(a, b)
+    middle = (a.size + 1) / 2  # the mean of ranks, shared ones included
+    first, second = _mean_ranks(a) - middle, _mean_ranks(b) - middle
+    length = float(np.sqrt((first @ first) * (second @ second)))
+    return float(first @ second) / length if length > 0 else float("nan")
+
+
+def top_k_overlap(a: np.ndarray, b: np.ndarray, k: int) -> float:
+    """Return what share of the best ``k`` by one score is among the best ``k`` by another.
+
+    Among equal scores the earlier is the better, as for the engine. Of fewer than ``k`` all are the best.
+
+    Args:
+        a: scores, ``[N]``, finite.
+        b: other scores of the same things, ``[N]``, finite.
+        k: at least 1.
+
+    Raises:
+        DataError: the shapes differ, there are none, a score is not finite, or ``k`` is under 1.
+    """
+    a, b = _paired(a, b)
+    if k < 1 or not a.size:
+        raise DataError(f"top_k_overlap: got k={k} of {a.size} scores, expected at least 1 of each.")
+    first, second = (np.argsort(-scores, kind="stable")[:k] for scores in (a, b))
+    return np.intersect1d(first, second).size / first.size
+
+
 @dataclasses.dataclass(frozen=True)
 class GaucDifference:
     """GAUC of A minus GAUC of B on the same impressions, and how sure it is.
@@ -225,6 +265,23 @@ def gauc_difference(
         high=float(high),
         users=int(count),
     )
+
+
+def _paired(a: np.ndarray, b: np.ndarray) -> tuple[Floats, Floats]:
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.ndim != 1 or a.shape != b.shape:
+        raise DataError(
+            f"got scores of shapes {a.shape} and {b.shape}, expected one axis of the same length."
+        )
+    if bad := int(np.count_nonzero(~np.isfinite(a)) + np.count_nonzero(~np.isfinite(b))):
+        raise DataError(f"scores: {bad} of {a.size + b.size} are not finite.")
+    return a, b
+
+
+def _mean_ranks(scores: np.ndarray) -> Floats:
+    _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
+    last = np.cumsum(count)
+    return (last - (count - 1) / 2)[place]
 
 
 def _checked(labels: np.ndarray, scores: np.ndarray) -> tuple[Floats, Floats]:

@@ -1,0 +1,189 @@
+"""A bundle of each precision from export to ranked ids."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from aif_jax.bundle import Bundle, export_bundle
+from aif_jax.bundle.bundle import CONFIG as CONFIG_FILE
+from aif_jax.bundle.files import read_manifest, read_verified, write_bundle_files
+from aif_jax.config import PRECISIONS, Precision
+from aif_jax.errors import ConfigError
+from aif_jax.integrations.ray import _join, _Worker
+from aif_jax.models import fold
+from aif_jax.nearline import BehaviourTable, ItemIndex
+from aif_jax.serving import Engine, InMemoryUsers
+from served import CONFIG, ENGINE_CONFIG, K_MAX, SCHEMA, World, make_model
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+CONTEXT = {"hour": 17}
+WITHIN = {"float32": 1e-4, "bfloat16": 0.03, "int8": 0.03}
+"""Of scores, relative: a product of two probabilities of logits that are off by some thousandths."""
+
+
+@pytest.fixture(scope="module")
+def bundles(
+    world: World, bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
+) -> dict[Precision, Bundle]:
+    home = tmp_path_factory.mktemp("precisions")
+    others = {
+        precision: export_bundle(world.model, home / precision, k_max=K_MAX, precision=precision)
+        for precision in PRECISIONS
+        if precision != "float32"
+    }
+    return {"float32": bundle, **others}
+
+
+def with_description(bundle: Bundle, path: Path, **changes: Any) -> Path:
+    """Copy a bundle with other entries in its config; None takes an entry away."""
+    manifest = read_manifest(bundle.path)
+    contents = {name: read_verified(bundle.path, manifest, name) for name in manifest["files"]}
+    description = {**json.loads(contents[CONFIG_FILE]), **changes}
+    kept = {name: value for name, value in description.items() if value is not None}
+    contents[CONFIG_FILE] = json.dumps(kept).encode()
+    header = {"jax": manifest["jax"], "kernel_abi": manifest["kernel_abi"]}
+    write_bundle_files(path, contents, header, overwrite=False)
+    return path
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_bundle_knows_its_precision(bundles: dict[Precision, Bundle], precision: Precision) -> None:
+    bundle = bundles[precision]
+    assert bundle.precision == precision
+    assert bundle.kind == "native"
+    assert Bundle.load(bundle.path, prefer="portable").precision == precision
+    assert len({b.version for b in bundles.values()}) == len(PRECISIONS)
+    # The weights are the same, and so are the rows of histories.
+    assert bundle.signature("behaviour") == bundles["float32"].signature("behaviour")
+    for name, weight in bundles["float32"].weights.items():
+        np.testing.assert_array_equal(bundle.weights[name], weight)
+    spec = fold(make_model(1), precision=precision).rows_spec(1)
+    given = {operand.path: operand.at({"m": 1}) for operand in bundle.signature("item").outputs}
+    assert {n: (s.shape, s.dtype) for n, s in given.items()} == {
+        n: (s.shape, s.dtype) for n, s in spec.items()
+    }
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_refresh_keeps_the_precision(
+    bundles: dict[Precision, Bundle], precision: Precision, tmp_path: Path
+) -> None:
+    bundle = bundles[precision]
+    path = with_description(bundle, tmp_path / "copy")
+    refreshed = Bundle.refresh(path)
+    assert refreshed.precision == precision
+    assert refreshed.version == bundle.version
+
+
+def test_a_bundle_that_names_no_precision_is_float32(bundle: Bundle, tmp_path: Path) -> None:
+    old = Bundle.load(with_description(bundle, tmp_path / "old", precision=None))
+    assert old.precision == "float32"
+    assert Bundle.refresh(old.path).precision == "float32"
+    with pytest.raises(
+        ConfigError, match="precision: got 'int4', expected one of 'float32', 'bfloat16', 'int8'"
+    ):
+        Bundle.load(with_description(bundle, tmp_path / "new", precision="int4"))
+
+
+def test_an_unknown_precision_is_refused_before_anything_is_written(world: World, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="precision: got 'half'"):
+        export_bundle(world.model, tmp_path / "b", precision="half")  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_from_export_to_ranked_ids(
+    bundles: dict[Precision, Bundle],
+    world: World,
+    users: InMemoryUsers,
+    precision: Precision,
+    tmp_path: Path,
+) -> None:
+    bundle = bundles[precision]
+    built = ItemIndex.build(bundle, world.ids, world.columns, world.content)
+    built.save(tmp_path / "items")
+    index = ItemIndex.open(bundle, tmp_path / "items")
+    rows, found = built.gather(world.ids)
+    assert found.all()
+    for name, column in index.gather(world.ids)[0].items():
+        assert column.dtype == rows[name].dtype
+        assert column.tobytes() == rows[name].tobytes()
+    expected = {"float32": np.dtype(np.float32), "bfloat16": BF16, "int8": np.dtype(np.int8)}[precision]
+    assert {rows[name].dtype for name in ("h", "e", "bridge", "content")} == {expected}
+    floats = CONFIG.hidden + CONFIG.width + CONFIG.bridges + CONFIG.content_width
+    # has_content, signature, three categories, rankable
+    kept = 4 + CONFIG.signature_bytes + 3 * 4 + 1 + (4 * 4 if precision == "int8" else 0)
+    assert sum(column[0].nbytes for column in rows.values()) == floats * expected.itemsize + kept
+
+    behaviours = BehaviourTable.build(bundle, world.ids, world.columns, world.content)
+    portable = Bundle.load(bundle.path, prefer="portable")
+    config = dataclasses.replace(ENGINE_CONFIG, k=K_MAX, missing_items="default")
+    with (
+        Engine(bundle, index, behaviours, users=users, config=config) as engine,
+        Engine(portable, index, behaviours, users=users, config=config) as other,
+    ):
+        for user in range(10):
+            record = users(user)
+            assert record is not None
+            ids, pair = world.candidates(60, seed=user)
+            ranking = engine.begin(user, CONTEXT).rank(ids, pair)
+            # Kernels and plain JAX agree as closely as in float32.
+            plain = other.begin(user, CONTEXT).rank(ids, pair)
+            np.testing.assert_allclose(ranking.scores, plain.scores, rtol=1e-4)
+            # A user state comes back from the cache as it went in.
+            again = engine.begin(user, CONTEXT).rank(ids, pair)
+            assert again.report.user_state == "hit"
+            np.testing.assert_array_equal(again.scores, ranking.scores)
+            np.testing.assert_array_equal(again.ids, ranking.ids)
+            score, _ = world.scores(record, ids, pair, CONTEXT)
+            chosen = [int(np.flatnonzero(ids == i)[0]) for i in ranking.ids]
+            np.testing.assert_allclose(ranking.scores, score[chosen], rtol=WITHIN[precision])
+            if precision != "float32":
+                assert np.abs(ranking.scores / score[chosen] - 1).max() > 1e-4
+        unknown = np.uint64(2**63 + 5)
+        ranking = engine.begin(1, CONTEXT).rank(np.append(world.ids[:5], unknown))
+        assert unknown in ranking.ids
+        assert ranking.report.missing_items == 1
+        assert index.set_rankable(world.ids[:1], False) == 1
+        ranking = engine.begin(1, CONTEXT).rank(world.ids[:5])
+        assert set(ranking.ids.tolist()) == set(world.ids[1:5].tolist())
+        index.upsert(world.ids[:1], {n: c[:1] for n, c in world.columns.items()}, world.content[:1])
+        for name, column in index.gather(world.ids)[0].items():
+            assert column.tobytes() == rows[name].tobytes()
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_rows_survive_the_way_from_a_ray_actor(
+    bundles: dict[Precision, Bundle], world: World, precision: Precision
+) -> None:
+    bundle = bundles[precision]
+    worker = _Worker(
+        ItemIndex, bundle.path, bundle.version, {"id": "sku", "content": "vector", "rankable": None}
+    )
+    batches = [
+        {
+            "sku": world.ids[part],
+            "vector": world.content[part],
+            **{n: c[part] for n, c in world.columns.items()},
+        }
+        for part in (slice(0, 100), slice(100, None))
+    ]
+    built = _join([worker(batch) for batch in batches], ItemIndex(bundle).store.columns)
+    index = ItemIndex.from_rows(bundle, built.ids, built.rows)
+    local = ItemIndex.build(bundle, world.ids, world.columns, world.content)
+    rows, found = index.gather(world.ids)
+    assert found.all()
+    for name, column in local.gather(world.ids)[0].items():
+        assert rows[name].dtype == column.dtype
+        np.testing.assert_allclose(
+            rows[name].astype(np.float32),
+            column.astype(np.float32),
+            rtol=2**-7,
+            atol=1.0 * (precision == "int8"),
+        )
+    assert SCHEMA.item_id in world.columns

@@ -180,7 +180,7 @@ def test_stats_tell_what_the_compilation_cache_did(
 ) -> None:
     cached = Bundle.load(bundle.path, compilation_cache=tmp_path)
     before = compilations(), loads()
-    config = EngineConfig(k=10, buckets=(80, 112), long_buckets=(24,))  # sizes that no other test compiles
+    config = EngineConfig(k=10, buckets=(208, 240), long_buckets=(24,))  # sizes that no other test compiles
     with Engine(cached, index, behaviours, users=users, config=config) as engine:
         stats = engine.stats()
     did = stats["compilation_cache"]

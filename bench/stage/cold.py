@@ -38,7 +38,7 @@ def cold(case: Case) -> tuple[Contender, Contender]:
             }
             return ready(program(state, catalogue, {**case.batch(), **request}))
 
-        return Contender(name, run, "COLD: no long sequence, item tower per request, one call")
+        return Contender(name, run)
 
     def precisely(*operands: object) -> tuple[jax.Array, jax.Array]:
         with jax.default_matmul_precision("highest"):

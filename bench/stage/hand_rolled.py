@@ -85,4 +85,4 @@ def hand_rolled(case: Case, simtier: Way, stage: Stage, name: str = "hand-rolled
     def run(turn: int) -> tuple[np.ndarray, np.ndarray]:
         return ready(program(weights, rows, state, case.positions[turn], case.context, case.pair[turn]))
 
-    return Contender(name, run, "cached towers, folded, best pure XLA, one call; positions known")
+    return Contender(name, run)

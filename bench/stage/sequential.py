@@ -121,7 +121,7 @@ def blocked_attention(
     return jax.lax.map(block, content.reshape(-1, size, width)).reshape(n, -1)
 
 
-def sequential(case: Case, attention: Attention, simtier: Way | None, name: str, what: str = "") -> Contender:
+def sequential(case: Case, attention: Attention, simtier: Way | None, name: str) -> Contender:
     """Return the sequential way: user side included, all in one call."""
     model = SequentialModel(case, attention, simtier)
     catalogue = device_catalogue(case.built)
@@ -132,12 +132,12 @@ def sequential(case: Case, attention: Attention, simtier: Way | None, name: str,
 
     batch = case.batch()
     return Contender(
-        name, lambda turn: ready(program(model.state, catalogue, batch, *_request(case, turn))), what
+        name, lambda turn: ready(program(model.state, catalogue, batch, *_request(case, turn)))
     )
 
 
 def sequential_after_user(
-    case: Case, attention: Attention, simtier: Way | None, name: str, what: str = ""
+    case: Case, attention: Attention, simtier: Way | None, name: str
 ) -> Contender:
     """Return the sequential way with the user side done beforehand: item tower and interactions."""
     model = SequentialModel(case, attention, simtier)
@@ -145,7 +145,7 @@ def sequential_after_user(
     side = jax.block_until_ready(jax.jit(model.user_side)(model.state, catalogue, case.batch()))
     program = jax.jit(model.rank)
     return Contender(
-        name, lambda turn: ready(program(model.state, catalogue, side, *_request(case, turn))), what
+        name, lambda turn: ready(program(model.state, catalogue, side, *_request(case, turn)))
     )
 
 

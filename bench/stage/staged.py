@@ -59,7 +59,7 @@ def stage_contender(case: Case, built: Built, precision: str = "float32") -> Sta
 
     name = "stage" if precision == "float32" else f"stage, {precision}"
     leaves = {path: np.asarray(leaf) for path, leaf in state.leaves.items()}
-    return Stage(name, run, "rows by id from the cache, one compiled call", leaves, bundle.kind)
+    return Stage(name, run, leaves, bundle.kind)
 
 
 def in_every_precision(built: Built, precisions: tuple[str, ...], folder: Path) -> dict[str, Built]:

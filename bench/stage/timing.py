@@ -18,12 +18,10 @@ class Contender:
     Attributes:
         name: what tables call it.
         run: from the number of a turn to positions of the best candidates and their scores, ready in memory.
-        what: in a sentence, what one call of it does.
     """
 
     name: str
     run: Callable[[int], tuple[np.ndarray, np.ndarray]]
-    what: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

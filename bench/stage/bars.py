@@ -45,8 +45,16 @@ def ratio(times: Mapping[str, Timing], rival: str, ours: str) -> dict[str, float
     return {"median": float(middle), "p25": float(low), "p75": float(high)}
 
 
-def verdicts(times: Mapping[str, Timing], floor_ms: float | None) -> list[dict[str, Any]]:
-    """Return what became of each bar; ``outcome`` is ``reached``, ``met``, ``missed`` or ``not measured``."""
+def verdicts(
+    times: Mapping[str, Timing], stage: Timing | None, floor_ms: float | None
+) -> list[dict[str, Any]]:
+    """Return what became of each bar; ``outcome`` is ``reached``, ``met``, ``missed`` or ``not measured``.
+
+    Args:
+        times: of the contenders in turns.
+        stage: of the stage in turns with its parts, which the floor is about; ``None`` without a floor.
+        floor_ms: milliseconds of the floor; likewise.
+    """
     found = []
     for bar in BARS:
         line: dict[str, Any] = {**dataclasses.asdict(bar), "outcome": "not measured"}
@@ -58,12 +66,9 @@ def verdicts(times: Mapping[str, Timing], floor_ms: float | None) -> list[dict[s
         "what": "float32 over the roofline (lower is better)", "rival": "floor", "ours": contenders.STAGE,
         "bar": ROOFLINE_BAR, "reach": ROOFLINE_REACH, "outcome": "not measured",
     }  # fmt: skip
-    if floor_ms is not None:
-        over = {
-            "median": times[contenders.STAGE].median / floor_ms,
-            "p25": times[contenders.STAGE].quantile(0.25) / floor_ms,
-            "p75": times[contenders.STAGE].quantile(0.75) / floor_ms,
-        }
+    if floor_ms is not None and stage is not None:
+        quantiles = {"median": 0.5, "p25": 0.25, "p75": 0.75}
+        over = {name: stage.quantile(share) / floor_ms for name, share in quantiles.items()}
         line |= {"ratio": over, "outcome": _outcome(-over["median"], -ROOFLINE_BAR, -ROOFLINE_REACH)}
     return [*found, line]
 

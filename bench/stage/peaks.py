@@ -54,7 +54,5 @@ def measure(rows: int, row_bytes: int, *, build: bool) -> list[Peaks]:
     elif not PROGRAM.exists():
         raise FileNotFoundError(f"{PROGRAM} is not built; run: {' '.join(BUILD)}")
     lines = -(-row_bytes // 64)
-    done = subprocess.run(
-        [PROGRAM, str(rows), str(64 * lines)], check=True, capture_output=True, text=True
-    )
+    done = subprocess.run([PROGRAM, str(rows), str(64 * lines)], check=True, capture_output=True, text=True)
     return [Peaks(**rates) for rates in json.loads(done.stdout)["rates"]]

@@ -76,7 +76,9 @@ class Case:
     def user_inputs(self) -> dict[str, np.ndarray]:
         """Encoded user features ``[1, ...]`` by name."""
         schema = self.built.bundle.schema
-        return {name: np.asarray(v)[None] for name, v in schema.encode_one("user", self.user.features).items()}
+        return {
+            name: np.asarray(v)[None] for name, v in schema.encode_one("user", self.user.features).items()
+        }
 
     @cached_property
     def sequences(self) -> dict[str, np.ndarray]:

@@ -65,6 +65,7 @@ def parts_of(case: Case, built: Built, peaks: Peaks, precision: str = "float32")
         ValueError: the processor lacks instructions whose rate is needed.
     """
     config, n, length = built.bundle.config, case.n, case.length
+    # Both floors multiply in registers; 16-bit rows may use instructions of twice the rate.
     flops = peaks.fma_f32_flops
     if precision != "float32" and peaks.dot_bf16_flops is not None:
         flops = peaks.dot_bf16_flops

@@ -131,22 +131,16 @@ def sequential(case: Case, attention: Attention, simtier: Way | None, name: str)
         return model.rank(state, catalogue, model.user_side(state, catalogue, batch), *request)
 
     batch = case.batch()
-    return Contender(
-        name, lambda turn: ready(program(model.state, catalogue, batch, *_request(case, turn)))
-    )
+    return Contender(name, lambda turn: ready(program(model.state, catalogue, batch, *_request(case, turn))))
 
 
-def sequential_after_user(
-    case: Case, attention: Attention, simtier: Way | None, name: str
-) -> Contender:
+def sequential_after_user(case: Case, attention: Attention, simtier: Way | None, name: str) -> Contender:
     """Return the sequential way with the user side done beforehand: item tower and interactions."""
     model = SequentialModel(case, attention, simtier)
     catalogue = device_catalogue(case.built)
     side = jax.block_until_ready(jax.jit(model.user_side)(model.state, catalogue, case.batch()))
     program = jax.jit(model.rank)
-    return Contender(
-        name, lambda turn: ready(program(model.state, catalogue, side, *_request(case, turn)))
-    )
+    return Contender(name, lambda turn: ready(program(model.state, catalogue, side, *_request(case, turn))))
 
 
 def as_defined(case: Case, attention: Literal["exact, as defined", "linear"], simtier: bool) -> Contender:
@@ -173,4 +167,3 @@ def ready(results: tuple[jax.Array, jax.Array]) -> tuple[np.ndarray, np.ndarray]
     """Return results as arrays in memory, which waits for them."""
     order, scores = results
     return np.asarray(order), np.asarray(scores)
-

@@ -10,6 +10,7 @@ class Plan:
     """A run of the comparison.
 
     Attributes:
+        meaningful: whether its times say anything.
         workload: model, catalogue and user; its ``long_length`` is the longest history of any case.
         cases: candidates ``N`` and history ``L`` of the requests; the first is the one that bars are about.
         growth: changes of the model's config under which stage and hand-rolled alternative are timed again.
@@ -18,6 +19,7 @@ class Plan:
         choosing_rounds: rounds in which the fastest way of the rivals is chosen.
     """
 
+    meaningful: bool
     workload: Workload
     cases: tuple[tuple[int, int], ...]
     growth: tuple[dict[str, int], ...]
@@ -29,6 +31,7 @@ class Plan:
 def full(items: int, rounds: int) -> Plan:
     """Return the whole comparison over a catalogue of ``items``."""
     return Plan(
+        meaningful=True,
         workload=_workload(items, candidates=4096, long_length=4096, k=500),
         cases=((4096, 1024), (512, 1024), (2048, 1024), (8192, 1024), (4096, 256), (4096, 4096)),
         growth=tuple(
@@ -45,6 +48,7 @@ def full(items: int, rounds: int) -> Plan:
 def quick() -> Plan:
     """Return a comparison that is over in a minute and checks every answer; its times mean nothing."""
     return Plan(
+        meaningful=False,
         workload=_workload(5_000, candidates=512, long_length=256, k=100),
         cases=((512, 128),),
         growth=(),

@@ -26,8 +26,8 @@ COLD = "cold"
 STAGE = "stage"
 
 WHAT = {
-    SEQUENTIAL: "JAX: user side, item tower, exact attention and SimTier per request, in one call, each part in "
-    "the fastest form found",
+    SEQUENTIAL: "JAX: user side, item tower, exact attention and SimTier per request, in one call, "
+    "each part in the fastest form found",
     SEQUENTIAL_AFTER: "the same with the user side done beforehand",
     SEQUENTIAL_PLAIN: "the first with attention and SimTier as they are defined",
     ONNX: "the first in ONNX Runtime",

@@ -138,7 +138,7 @@ class _Parts:
         x = g.Relu(g.Gemm(g.Concat(*blocks.values(), axis=1), right, shared))
         x = g.Relu(g.linear(x, weights, "heads.layer_0"))
         scores = g.Reshape(g.Sigmoid(g.linear(x, weights, "heads.out")), np.array([-1]))
-        best, order = g.add("TopK", [scores, np.array([case.k])], outputs=2)
+        g.add("TopK", [scores, np.array([case.k])], outputs=2)
         g.nodes[-1].output[:] = ["scores", "order"]
 
     def _over_behaviours(self, items: Values, user: Values, simtier: bool) -> dict[str, str]:
@@ -149,8 +149,8 @@ class _Parts:
         inputs = {"content_block": (size, config.content_width)}
         outputs = {"attention_block": (size, config.value_width)}
         by_block = [g.Reshape(items["content"], np.array([-1, size, config.content_width]))]
-        attention = body.attend("content_block", user["content"], user["value"], SHARPNESS)
-        body.nodes[-1].output[0] = attention = "attention_block"
+        body.attend("content_block", user["content"], user["value"], SHARPNESS)
+        body.nodes[-1].output[0] = "attention_block"
         if simtier:
             inputs["signs_block"] = (size, config.signature_bits)
             outputs["tiers_block"] = (size, config.tiers)

@@ -88,9 +88,9 @@ def _parts(results: dict[str, Any]) -> list[str]:
         head = ("part", "work", "limit", "floor, ms", "by itself, ms")
         sections += [f"### {precision}", _table(head, rows)]
     sections.append(
-        "Limits are what this machine did in the same run, on as many threads as there are in the last line of "
-        "the rates. The parts by themselves are programs of their own, which the stage may have fused. They and the whole "
-        "stage are timed in turns with each other only, so their caches are warmer than among the contenders."
+        "Limits are what this machine did in the same run, on the most threads of the rates below. The parts "
+        "by themselves are programs of their own, which the stage may have fused. They and the whole stage "
+        "are timed in turns with each other only, so their caches are warmer than among the contenders."
     )
     rates = results["peaks"]
     names = [name for name in rates[0] if name != "threads"]

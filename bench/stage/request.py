@@ -82,7 +82,7 @@ class Case:
 
     @cached_property
     def sequences(self) -> dict[str, np.ndarray]:
-        """Catalogue positions and types of the user's behaviours, ``[1, S]`` and ``[1, L]``, most recent first."""
+        """Positions and types of the user's behaviours, ``[1, S]`` and ``[1, L]``, most recent first."""
         items = (np.asarray(self.user.items) - np.uint64(FIRST_ID)).astype(np.int32)
         types = np.asarray(self.user.types, np.int32)
         short = self.built.workload.short_length

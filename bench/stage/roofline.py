@@ -1,10 +1,11 @@
-"""The stage's floor: what each part of its work takes at the machine's best rate, and what it takes by itself.
+"""The stage's floor: what each part of its work takes at the machine's best rate, and by itself.
 
 Parts follow one another and have different limits, so the floor is their sum. What is not counted costs the
 floor nothing: a lower floor is a harder bar.
 """
 
 import dataclasses
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -79,7 +80,7 @@ def parts_of(case: Case, built: Built, peaks: Peaks, precision: str = "float32")
     product = 2 * n * width * config.hidden
     thin = 2 * n * config.hidden * (config.tiers + 2)  # tiers, and the two slots of an item's categories
     sizes = (config.hidden, *config.head_layers, len(config.heads))
-    mlp = sum(2 * n * a * b for a, b in zip(sizes, sizes[1:], strict=False))
+    mlp = sum(2 * n * a * b for a, b in pairwise(sizes))
     row = row_bytes(built)
     return [
         Part(
@@ -113,7 +114,7 @@ def parts_of(case: Case, built: Built, peaks: Peaks, precision: str = "float32")
 
 
 def programs(case: Case, stage: Stage) -> list[Contender]:
-    """Return a program for each part that does it by itself, with the project's own kernels where it has some.
+    """Return a program for each part by itself, with the project's own kernels where it has some.
 
     Their operands are random but for signatures, categories and the user state, and lie in memory already.
     """

@@ -46,7 +46,7 @@ def stage_contender(case: Case, built: Built, precision: str = "float32") -> Sta
     generation = Generation(bundle, built.index, built.behaviours, config)
     generation.warm()
     state = compute_state(USER, case.user, case.length, generation)
-    assert state.unknown_behaviours == 0 and state.truncated == 0
+    assert (state.unknown_behaviours, state.truncated) == (0, 0)
     report = EncodeReport()
     requests = [
         check_candidates(ids, pair, bundle.schema, generation.raw_pair, report)

@@ -1,4 +1,4 @@
-"""SimTier in pure XLA, as well as we know how: several ways, of which the fastest here is given to the rivals.
+"""SimTier in pure XLA as well as we know how: several ways, the fastest of which the rivals get.
 
 Each way counts, for candidates uint8 ``[N, sb]``, behaviours uint8 ``[L, sb]``, ``counted`` bool ``[L]`` and
 ascending edges int32 ``[T-1]`` over the number of equal bits, the counted behaviours in each tier: int32

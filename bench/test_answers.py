@@ -1,4 +1,4 @@
-"""The check of answers refuses wrong ones. (It runs beside benchmarks, so it is one; its time means nothing.)"""
+"""The check of answers refuses wrong ones. (Each test is a benchmark so that it runs beside them.)"""
 
 import numpy as np
 import pytest

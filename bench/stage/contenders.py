@@ -6,13 +6,13 @@ from typing import Any
 
 from stage.answers import check_same, overlap
 from stage.cold import cold
-from stage.hand_rolled import hand_rolled
+from stage.hand_rolled import hand_rolled, hand_rolled_in_threads
 from stage.onnx_sequential import onnx_sequential, timed_blocks
 from stage.request import Case
 from stage.sequential import as_defined, sequential, sequential_after_user
 from stage.staged import Stage, stage_contender
 from stage.timing import Contender
-from stage.xla_simtier import WAYS, reference
+from stage.xla_simtier import ONE_CORE, WAYS, reference
 from workload import Built
 
 SEQUENTIAL = "sequential"
@@ -22,6 +22,7 @@ ONNX = "ONNX Runtime"
 ONNX_AFTER = "ONNX Runtime, user side done"
 ONNX_WITHOUT = "ONNX Runtime, user side done, no SimTier"
 HAND_ROLLED = "hand-rolled"
+HAND_ROLLED_TWICE = "hand-rolled, in two threads"
 COLD = "cold"
 STAGE = "stage"
 
@@ -34,6 +35,7 @@ WHAT = {
     ONNX_AFTER: "the second in ONNX Runtime",
     ONNX_WITHOUT: "the same without SimTier",
     HAND_ROLLED: "JAX: cached folded rows by position, user side done, best pure-XLA SimTier, one call",
+    HAND_ROLLED_TWICE: "the same, half of the candidates by each of two threads, one more call for the best",
     COLD: "JAX: COLD, a smaller model without the long sequence; everything per request, one call",
     STAGE: "this project: ids in, rows from the cache, user side done",
 }
@@ -91,6 +93,7 @@ def contenders_of(
         (onnx_sequential(case, ONNX_AFTER, user_side=False, simtier=True, block=block), exact),
         (onnx_sequential(case, ONNX_WITHOUT, user_side=False, simtier=False, block=block), without),
         (hand_rolled(case, simtier, stage, HAND_ROLLED), linear),
+        (hand_rolled_in_threads(case, WAYS[ONE_CORE], stage, HAND_ROLLED_TWICE), linear),
         (cold_one, cold_definition),
         (stage, linear),
     ]

@@ -69,8 +69,8 @@ def _growth(results: dict[str, Any]) -> Any:
     panels = {
         "candidates, N": [(c["n"], c["times"]) for c in cases if c["length"] == length],
         "history, L": [(c["length"], c["times"]) for c in cases if c["n"] == n],
-        "signature bits, b": _points(results, "signature_bits", config),
-        "hidden width, h": _points(results, "hidden", config),
+        "signature bits, b": _points(results, "signature_bits"),
+        "hidden width, h": _points(results, "hidden"),
     }
     panels = {name: sorted(points, key=lambda p: p[0]) for name, points in panels.items() if len(points) > 1}
     figure, every = plt.subplots(1, len(panels), figsize=(3.3 * len(panels), 3.4), sharey=True, squeeze=False)
@@ -102,10 +102,8 @@ def _growth(results: dict[str, Any]) -> Any:
     return figure
 
 
-def _points(results: dict[str, Any], name: str, config: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
-    here = {key: results["cases"][0]["times"][key] for key in (STAGE, HAND_ROLLED)}
-    found = [(entry[name], entry["times"]) for entry in results["growth"] if name in entry]
-    return [*found, (config[name], here)] if found else []
+def _points(results: dict[str, Any], name: str) -> list[tuple[int, dict[str, Any]]]:
+    return [(entry[name], entry["times"]) for entry in results["growth"] if name in entry]
 
 
 def _roofline(results: dict[str, Any]) -> Any:

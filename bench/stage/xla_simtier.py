@@ -100,9 +100,13 @@ WAYS: dict[str, Way] = {
     "popcount at once": popcount_at_once,
     "popcount, behaviour by behaviour": popcount_by_behaviour(1, 512),
     "popcount, behaviour by behaviour, in 2 halves": popcount_by_behaviour(2, 512),
+    "popcount, 2 behaviours at a time, all candidates": popcount_by_behaviour(1, 8192, unroll=2),
+    "popcount, 8 behaviours at a time, all candidates": popcount_by_behaviour(1, 8192, unroll=8),
     "popcount, 2 behaviours at a time, in 2 halves": popcount_by_behaviour(2, 1024, unroll=2),
-    "popcount, 2 behaviours at a time, in 4 quarters": popcount_by_behaviour(4, 1024, unroll=2),
 }
+
+ONE_CORE = "popcount, behaviour by behaviour"
+"""The way that needs the least work, all of it on one core."""
 
 
 def timed_ways(

@@ -15,14 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax.models.signature import edges_of
-from stage.request import Case
+from stage.request import FIRST_CATEGORY, Case
 from stage.sequential import ready
 from stage.staged import Stage
 from stage.timing import Contender
 from stage.xla_simtier import Way
 from workload import Built
 
-FIRST_CATEGORY = 2
 FACTORED = ("e", "bridge", "content")
 
 
@@ -46,6 +45,14 @@ def catalogue_rows(built: Built) -> Rows:
         floats = np.concatenate([columns[name] for name in ("h", *FACTORED)], axis=1)
         _ROWS[key] = Rows(*map(jax.device_put, (floats, columns["signature"], columns["category"])))
     return _ROWS[key]
+
+
+def slots_of(category: jax.Array, sim_category: jax.Array) -> jax.Array:
+    """Return how items' categories ``[N, C]`` average the user's slots ``[C_max]``: ``[N, C_max]``."""
+    real = category >= FIRST_CATEGORY
+    hits = (category[:, :, None] == sim_category) & real[:, :, None]
+    given = jnp.maximum(jnp.sum(real, axis=1, dtype=jnp.float32), 1.0)
+    return jnp.sum(hits, axis=1, dtype=jnp.float32) / given[:, None]
 
 
 def hand_rolled(case: Case, simtier: Way, stage: Stage, name: str = "hand-rolled") -> Contender:
@@ -101,10 +108,7 @@ def _scores(case: Case, simtier: Way, stage: Stage) -> tuple[Callable[..., jax.A
         weights: Any, rows: Rows, state: Any, positions: jax.Array, context: Any, pair: Any
     ) -> jax.Array:
         floats, signature, category = (jnp.take(column, positions, axis=0, mode="clip") for column in rows)
-        real = category >= FIRST_CATEGORY
-        hits = (category[:, :, None] == state["sim_category"]) & real[:, :, None]
-        given = jnp.maximum(jnp.sum(real, axis=1, dtype=jnp.float32), 1.0)
-        slots = jnp.sum(hits, axis=1, dtype=jnp.float32) / given[:, None]
+        slots = slots_of(category, state["sim_category"])
         counts = simtier(signature, state["signature"], state["channel"] == 0, edges)
         tiers = counts.astype(jnp.float32) / jnp.maximum(state["tier_length"], 1.0)
         page = jnp.take(weights["first.embed_context.table_page"], context["page"], axis=0, mode="clip")

@@ -20,9 +20,8 @@ from flax import nnx
 
 from aif_jax.models.folded_weights import path_name
 from aif_jax.models.signature import edges_of
-from aif_jax.models.sim import FIRST_CATEGORY, NO_CATEGORY
 from stage.onnx_graph import FLOAT, INT32, INT64, Graph
-from stage.request import Case
+from stage.request import FIRST_CATEGORY, NO_CATEGORY, Case
 from stage.sequential import SHARPNESS
 from stage.timing import Contender, Timing, interleaved
 from workload import Built

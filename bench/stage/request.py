@@ -16,6 +16,9 @@ TURNS = 8
 
 CONTEXT = {"page": 2}
 
+FIRST_CATEGORY, NO_CATEGORY = 2, -1
+"""Encoded categories below the first name none that is known; the other fills a user's empty slots."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:

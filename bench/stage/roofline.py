@@ -13,10 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax.kernels import simtier
-from aif_jax.models.layers import ordered_product
 from aif_jax.models.signature import edges_of
-from aif_jax.models.sim import slot_weights
-from aif_jax.models.tiers import tier_features
+from stage.hand_rolled import slots_of
 from stage.peaks import Peaks
 from stage.request import TURNS, Case
 from stage.staged import Stage
@@ -132,12 +130,11 @@ def programs(case: Case, stage: Stage) -> list[Contender]:
         for number in range(len(config.head_layers)):
             kernel, bias = weights[f"heads.layer_{number}.kernel"], weights[f"heads.layer_{number}.bias"]
             x = jax.nn.relu(jax.nn.relu(x) @ kernel + bias)
-        return ordered_product(x, weights["heads.out.kernel"])
+        return x @ weights["heads.out.kernel"]
 
     def thin(counts: jax.Array, category: jax.Array) -> jax.Array:
-        tiers = tier_features(counts, state["tier_length"], config.tier_scale)
-        slots = slot_weights(category, state["sim_category"])
-        return tiers @ first + slots @ state["sim"]
+        tiers = counts[:, 0].astype(jnp.float32) / jnp.maximum(state["tier_length"], 1.0)
+        return tiers @ first + slots_of(category, state["sim_category"]) @ state["sim"]
 
     def counted(cand: jax.Array) -> jax.Array:
         return simtier(cand, state["signature"], state["channel"], edges, channels=1, kind=config.signature)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,29 @@ class Peaks:
     def to_json(self) -> dict[str, Any]:
         """Return the rates by name."""
         return dataclasses.asdict(self)
+
+
+ARITHMETIC = ("fma_f32_flops", "dot_bf16_flops", "signature_pairs", "score_compares")
+
+
+def best(every: Sequence[Peaks]) -> Peaks:
+    """Return the best of each rate: on a busy machine, fewer threads may have done more than all."""
+    rates = {
+        field.name: max((value for peaks in every if (value := getattr(peaks, field.name))), default=None)
+        for field in dataclasses.fields(Peaks)
+    }
+    return Peaks(**rates)
+
+
+def busy(every: Sequence[Peaks]) -> bool:
+    """Return whether more threads did not get the arithmetic of as many cores: something else was running.
+
+    Rates are then too low, the floor is too high, and its bar too easy.
+    """
+    one, most = every[0], every[-1]
+    pairs = [(getattr(one, name), getattr(most, name)) for name in ARITHMETIC]
+    due = 0.8 * most.threads / one.threads
+    return any(few and many and many < due * few for few, many in pairs)
 
 
 def measure(rows: int, row_bytes: int, *, build: bool) -> list[Peaks]:

@@ -65,6 +65,11 @@ def _parts(results: dict[str, Any]) -> list[str]:
     if "parts" not in results:
         return ["## Roofline", f"Left out: {results['floor_left_out']}"]
     sections = ["## Roofline"]
+    if results["busy_while_measuring_limits"]:
+        sections.append(
+            "**The machine was busy while its limits were measured (its threads together did less arithmetic "
+            "than as many cores should): the floor is too high and its bar too easy. Run again.**"
+        )
     for precision, parts in results["parts"].items():
         if precision == "stage":
             continue
@@ -88,7 +93,7 @@ def _parts(results: dict[str, Any]) -> list[str]:
         head = ("part", "work", "limit", "floor, ms", "by itself, ms")
         sections += [f"### {precision}", _table(head, rows)]
     sections.append(
-        "Limits are what this machine did in the same run, on the most threads of the rates below. The parts "
+        "Limits are what this machine did in the same run, the best of the rates below. The parts "
         "by themselves are programs of their own, which the stage may have fused. They and the whole stage "
         "are timed in turns with each other only, so their caches are warmer than among the contenders."
     )

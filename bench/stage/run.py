@@ -65,6 +65,7 @@ def _run(plan: Plan, results: Results, folder: Path, step: Step, build_peaks: bo
     try:
         limits = peaks.measure(plan.workload.items, row, build=build_peaks)
         results["peaks"] = [rates.to_json() for rates in limits]
+        results["busy_while_measuring_limits"] = peaks.busy(limits)
     except FileNotFoundError as error:
         limits, results["floor_left_out"] = None, str(error)
     step("SimTier in pure XLA: choosing a way")
@@ -128,7 +129,7 @@ def _parts(
     parts: Results = {
         precision: [
             part.to_json() | ({"measured": times[part.program].to_json()} if precision == "float32" else {})
-            for part in roofline.parts_of(case, built, limits[-1], precision)
+            for part in roofline.parts_of(case, built, peaks.best(limits), precision)
         ]
         for precision, built in served.items()
     }

@@ -1,8 +1,10 @@
 """Workloads: a model with random weights, a catalogue, a user; all of it follows from sizes and a seed."""
 
 import dataclasses
+import inspect
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,8 +53,20 @@ W = Workload()
 
 
 @dataclasses.dataclass(frozen=True)
+class Source:
+    """What the tables of a workload are computed from: ids, raw item features and content embeddings."""
+
+    ids: np.ndarray
+    columns: dict[str, Any]
+    content: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Built:
-    """A workload with everything in memory."""
+    """A workload with everything in memory.
+
+    The behaviour table holds the items of the user's history, which is all that is ever read of it here.
+    """
 
     workload: Workload
     model: Aif
@@ -63,6 +77,7 @@ class Built:
     user: UserRecord
     candidates: np.ndarray
     pair: dict[str, np.ndarray]
+    source: Source
 
 
 def build(workload: Workload, folder: Path | None = None) -> Built:
@@ -85,7 +100,7 @@ def build(workload: Workload, folder: Path | None = None) -> Built:
     ids = np.arange(n, dtype=np.uint64) + np.uint64(FIRST_ID)
     columns = {
         "item": np.arange(n),
-        "category": [list(row) for row in rng.integers(0, 300, (n, 2))],
+        "category": rng.integers(0, 300, (n, 2)).tolist(),
         "price": rng.normal(size=n).astype(np.float32),
     }
     schema = schema.fit(
@@ -98,24 +113,56 @@ def build(workload: Workload, folder: Path | None = None) -> Built:
     content /= np.linalg.norm(content, axis=1, keepdims=True)
     model = build_model(config, schema, seed=workload.seed)
     assert isinstance(model, Aif)
-    folder = Path(tempfile.mkdtemp()) if folder is None else folder
-    bundle = export_bundle(model, folder / "bundle", k_max=workload.k)
     catalogue = {
         **schema.encode("item", columns, n),
         "content": content,
         "has_content": np.ones((n, 1), np.float32),
     }
     history = rng.integers(0, n, workload.long_length)
+    user = UserRecord(
+        features={"country": 3, "age": 30.0}, items=ids[history], types=np.zeros(len(history), np.int32)
+    )
+    source = Source(ids, columns, content)
+    bundle, index, behaviours = _served(model, source, user, workload.k, folder, {})
     return Built(
-        workload,
-        model,
+        workload=workload,
+        model=model,
+        bundle=bundle,
+        catalogue={name: np.asarray(column) for name, column in add_signatures(config, catalogue).items()},
+        index=index,
+        behaviours=behaviours,
+        user=user,
+        candidates=ids[rng.choice(n, workload.candidates, replace=False)],
+        pair={"retrieval_score": rng.normal(size=workload.candidates).astype(np.float32)},
+        source=source,
+    )
+
+
+def precisions() -> tuple[str, ...]:
+    """Return the precisions that a bundle can be exported in, ``float32`` first."""
+    known = inspect.signature(export_bundle).parameters
+    return ("float32", "bfloat16", "int8") if "precision" in known else ("float32",)
+
+
+def in_precision(built: Built, precision: str, folder: Path | None = None) -> Built:
+    """Return a workload whose bundle and tables are of another of the `precisions`."""
+    if precision == "float32":
+        return built
+    bundle, index, behaviours = _served(
+        built.model, built.source, built.user, built.workload.k, folder, {"precision": precision}
+    )
+    return dataclasses.replace(built, bundle=bundle, index=index, behaviours=behaviours)
+
+
+def _served(
+    model: Aif, source: Source, user: UserRecord, k: int, folder: Path | None, options: dict[str, Any]
+) -> tuple[Bundle, ItemIndex, BehaviourTable]:
+    folder = Path(tempfile.mkdtemp()) if folder is None else folder
+    bundle = export_bundle(model, folder / "-".join(["bundle", *options.values()]), k_max=k, **options)
+    seen = np.unique(user.items) - source.ids[0]
+    histories = {name: [column[int(row)] for row in seen] for name, column in source.columns.items()}
+    return (
         bundle,
-        {name: np.asarray(column) for name, column in add_signatures(config, catalogue).items()},
-        ItemIndex.build(bundle, ids, columns, content),
-        BehaviourTable.build(bundle, ids, columns, content),
-        UserRecord(
-            features={"country": 3, "age": 30.0}, items=ids[history], types=np.zeros(len(history), np.int32)
-        ),
-        ids[rng.choice(n, workload.candidates, replace=False)],
-        {"retrieval_score": rng.normal(size=workload.candidates).astype(np.float32)},
+        ItemIndex.build(bundle, source.ids, source.columns, source.content),
+        BehaviourTable.build(bundle, source.ids[seen], histories, source.content[seen]),
     )

@@ -1,0 +1,1 @@
+"""The real-time stage beside what people would use instead; `bench/compare_stage.py` is the program."""

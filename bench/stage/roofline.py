@@ -1,0 +1,175 @@
+"""The stage's floor: what each part of its work takes at the machine's best rate, and by itself.
+
+Parts follow one another and have different limits, so the floor is their sum. What is not counted costs the
+floor nothing: a lower floor is a harder bar.
+"""
+
+import dataclasses
+from itertools import pairwise
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aif_jax.kernels import simtier
+from aif_jax.models.signature import edges_of
+from stage.hand_rolled import slots_of
+from stage.peaks import Peaks
+from stage.request import TURNS, Case
+from stage.staged import Stage
+from stage.timing import Contender
+from workload import Built
+
+_SIGNATURE_BITS = 256
+"""Bits of the signatures that the rate is about."""
+
+_EMPTY = np.empty(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One part of the stage.
+
+    Attributes:
+        name: what tables call it.
+        work: how much of what.
+        limit: what bounds it.
+        floor_ms: milliseconds at the machine's best rate.
+        program: name of the program that times it by itself.
+    """
+
+    name: str
+    work: str
+    limit: str
+    floor_ms: float
+    program: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields by name."""
+        return dataclasses.asdict(self)
+
+
+def row_bytes(built: Built) -> int:
+    """Return bytes of one item row of the workload's index."""
+    return sum(
+        int(np.prod(shape)) * np.dtype(dtype).itemsize for dtype, shape in built.index.store.columns.values()
+    )
+
+
+def parts_of(case: Case, built: Built, peaks: Peaks, precision: str = "float32") -> list[Part]:
+    """Return the parts of the stage of one case and their floors.
+
+    Raises:
+        ValueError: the processor lacks instructions whose rate is needed.
+    """
+    config, n, length = built.bundle.config, case.n, case.length
+    # Both floors multiply in registers; 16-bit rows may use instructions of twice the rate.
+    flops = peaks.fma_f32_flops
+    if precision != "float32" and peaks.dot_bf16_flops is not None:
+        flops = peaks.dot_bf16_flops
+    if flops is None or peaks.signature_pairs is None or peaks.score_compares is None:
+        raise ValueError("peaks: this processor has no rates of arithmetic; the floor needs AVX2 or AVX-512.")
+    assert peaks.fma_f32_flops is not None
+    pairs, edges = n * length, len(config.tier_edges)
+    simtier_s = pairs * config.signature_bits / _SIGNATURE_BITS / peaks.signature_pairs
+    simtier_s += pairs * edges / peaks.score_compares
+    width = config.width + config.bridges + config.content_width
+    product = 2 * n * width * config.hidden
+    thin = 2 * n * config.hidden * (config.tiers + 2)  # tiers, and the two slots of an item's categories
+    sizes = (config.hidden, *config.head_layers, len(config.heads))
+    mlp = sum(2 * n * a * b for a, b in pairwise(sizes))
+    row = row_bytes(built)
+    return [
+        Part(
+            "SimTier", f"{pairs / 1e6:.2f} M pairs of {config.signature_bits} bits, {edges} edges",
+            f"{peaks.signature_pairs / 1e9:.1f} G pairs/s of 256 bits, "
+            f"{peaks.score_compares / 1e9:.0f} G comparisons/s",
+            simtier_s * 1e3, "simtier",
+        ),
+        Part(
+            "product with [e, w, m]", f"{product / 1e6:.0f} MFLOP", f"{flops / 1e9:.0f} GFLOP/s",
+            product / flops * 1e3, "product",
+        ),
+        Part(
+            "MLP", f"{mlp / 1e6:.0f} MFLOP", f"{peaks.fma_f32_flops / 1e9:.0f} GFLOP/s",
+            mlp / peaks.fma_f32_flops * 1e3, "mlp",
+        ),
+        Part(
+            "tiers and slots times weights", f"{thin / 1e6:.0f} MFLOP",
+            f"{peaks.fma_f32_flops / 1e9:.0f} GFLOP/s", thin / peaks.fma_f32_flops * 1e3, "thin",
+        ),
+        Part(
+            "rows", f"{n * row / 1e6:.2f} MB in rows of {row} bytes",
+            f"{peaks.random_rows_bytes / 1e9:.1f} GB/s at random",
+            n * row / peaks.random_rows_bytes * 1e3, "rows",
+        ),
+        Part(
+            f"top {case.k}", f"{n * 4 / 1e3:.0f} kB of scores", f"{peaks.streaming_bytes / 1e9:.1f} GB/s",
+            n * 4 / peaks.streaming_bytes * 1e3, "top_k",
+        ),
+    ]  # fmt: skip
+
+
+def programs(case: Case, stage: Stage) -> list[Contender]:
+    """Return a program for each part by itself, with the project's own kernels where it has some.
+
+    Their operands are random but for signatures, categories and the user state, and lie in memory already.
+    """
+    built, config = case.built, case.built.bundle.config
+    rng = np.random.default_rng(3)
+    state = {path.removeprefix("state/"): jnp.asarray(leaf)[0] for path, leaf in stage.state.items()}
+    columns, _ = built.index.gather(case.ids[0])
+    edges, weights = jnp.asarray(edges_of(config)), built.bundle.weights
+    first = weights["first.simtier.kernel"]
+
+    def normal(*shape: int) -> jax.Array:
+        return jax.device_put(rng.normal(size=shape).astype(np.float32))
+
+    def mlp(x: jax.Array) -> jax.Array:
+        for number in range(len(config.head_layers)):
+            kernel, bias = weights[f"heads.layer_{number}.kernel"], weights[f"heads.layer_{number}.bias"]
+            x = jax.nn.relu(jax.nn.relu(x) @ kernel + bias)
+        return x @ weights["heads.out.kernel"]
+
+    def thin(counts: jax.Array, category: jax.Array) -> jax.Array:
+        tiers = counts[:, 0].astype(jnp.float32) / jnp.maximum(state["tier_length"], 1.0)
+        return tiers @ first + slots_of(category, state["sim_category"]) @ state["sim"]
+
+    def counted(cand: jax.Array) -> jax.Array:
+        return simtier(cand, state["signature"], state["channel"], edges, channels=1, kind=config.signature)
+
+    signature, category = (jax.device_put(columns[name]) for name in ("signature", "category"))
+    counts = jax.jit(counted)(signature)
+    width = config.width + config.bridges + config.content_width
+
+    def product(left: jax.Array, right: jax.Array) -> jax.Array:
+        return left @ right
+
+    def best(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+        best, order = jax.lax.top_k(scores, case.k)
+        return order, best
+
+    out = {name: np.empty_like(column) for name, column in columns.items()}
+
+    def rows(turn: int) -> tuple[np.ndarray, np.ndarray]:
+        built.index.gather(case.ids[turn % TURNS], out)
+        return _EMPTY, _EMPTY
+
+    def compiled(name: str, function: Any, *operands: jax.Array) -> Contender:
+        program = jax.jit(function).lower(*operands).compile()
+
+        def run(_: int) -> tuple[np.ndarray, np.ndarray]:
+            jax.block_until_ready(program(*operands))
+            return _EMPTY, _EMPTY
+
+        return Contender(name, run)
+
+    return [
+        compiled("simtier", counted, signature),
+        compiled("product", product, normal(case.n, width), normal(width, config.hidden)),
+        compiled("mlp", mlp, normal(case.n, config.hidden)),
+        compiled("thin", thin, counts, category),
+        Contender("rows", rows),
+        compiled("top_k", best, normal(case.n)),
+    ]

@@ -1,0 +1,67 @@
+"""This project's real-time stage: a request's ids to the best candidates, the user state computed before."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aif_jax.features import EncodeReport
+from aif_jax.serving import EngineConfig
+from aif_jax.serving.candidates import check_candidates
+from aif_jax.serving.stages import Generation
+from aif_jax.serving.user_states import compute_state
+from stage.request import Case
+from stage.timing import Contender
+from workload import Built, in_precision
+
+USER = 7
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage(Contender):
+    """The stage as a contender.
+
+    Attributes:
+        state: the user state, operands of the stage by path, each with a leading axis of 1.
+        kind: which programs run, ``native`` or ``portable``.
+    """
+
+    state: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    kind: str = ""
+
+
+def stage_contender(case: Case, built: Built, precision: str = "float32") -> Stage:
+    """Return the stage as `Generation.score` runs it, which is what a request waits for after retrieval.
+
+    Args:
+        case: the requests.
+        built: the workload with bundle and tables of that precision, see `in_precision`.
+        precision: for the name.
+    """
+    bundle = built.bundle
+    longs = sorted({case.length, bundle.config.long_length})
+    config = EngineConfig(k=case.k, buckets=(case.n,), long_buckets=longs)
+    generation = Generation(bundle, built.index, built.behaviours, config)
+    generation.warm()
+    state = compute_state(USER, case.user, case.length, generation)
+    assert (state.unknown_behaviours, state.truncated) == (0, 0)
+    report = EncodeReport()
+    requests = [
+        check_candidates(ids, pair, bundle.schema, generation.raw_pair, report)
+        for ids, pair in zip(case.ids, case.raw_pair, strict=True)
+    ]
+
+    def run(turn: int) -> tuple[np.ndarray, np.ndarray]:
+        scored = generation.score(state.leaves, case.length, case.context, requests[turn], case.k)
+        return scored.order, scored.scores
+
+    name = "stage" if precision == "float32" else f"stage, {precision}"
+    leaves = {path: np.asarray(leaf) for path, leaf in state.leaves.items()}
+    return Stage(name, run, leaves, bundle.kind)
+
+
+def in_every_precision(built: Built, precisions: tuple[str, ...], folder: Path) -> dict[str, Built]:
+    """Return the workload with bundle and tables of each precision."""
+    return {precision: in_precision(built, precision, folder) for precision in precisions}

@@ -1,0 +1,172 @@
+"""SimTier in pure XLA as well as we know how: several ways, the fastest of which the rivals get.
+
+Each way counts, for candidates uint8 ``[N, sb]``, behaviours uint8 ``[L, sb]``, ``counted`` bool ``[L]`` and
+ascending edges int32 ``[T-1]`` over the number of equal bits, the counted behaviours in each tier: int32
+``[N, T]``. One behaviour type, simhash signatures.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aif_jax.kernels import simtier
+from stage.timing import Contender, Timing, interleaved
+
+Way: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array, np.ndarray], jax.Array]
+
+
+def reference(cand: jax.Array, seq: jax.Array, counted: jax.Array, edges: np.ndarray) -> jax.Array:
+    """The project's own definition: product of ±1, then for each edge flags times channels."""
+    channel = jnp.where(counted, 0, -1).astype(jnp.int32)
+    counts = simtier(
+        cand, seq, channel, jnp.asarray(edges), channels=1, kind="simhash", implementation="reference"
+    )
+    return counts[:, 0]
+
+
+def product_at_once(cand: jax.Array, seq: jax.Array, counted: jax.Array, edges: np.ndarray) -> jax.Array:
+    """One float product of all pairs, then flags summed for each edge."""
+    return _tiers(_reached_by_product(_signs(cand), _signs(seq), counted, edges, jnp.float32), counted)
+
+
+def int8_product(cand: jax.Array, seq: jax.Array, counted: jax.Array, edges: np.ndarray) -> jax.Array:
+    """The same with a product of int8."""
+    own, theirs = _signs(cand).astype(jnp.int8), _signs(seq).astype(jnp.int8)
+    return _tiers(_reached_by_product(own, theirs, counted, edges, jnp.int32), counted)
+
+
+def product_in_blocks(size: int) -> Way:
+    """Return the float product for ``size`` candidates at a time, so that the scores stay in cache."""
+
+    def way(cand: jax.Array, seq: jax.Array, counted: jax.Array, edges: np.ndarray) -> jax.Array:
+        theirs = _signs(seq)
+
+        def block(own: jax.Array) -> jax.Array:
+            return _reached_by_product(_signs(own), theirs, counted, edges, jnp.float32)
+
+        reached = jax.lax.map(block, _blocks(cand, size))
+        return _tiers(reached.reshape(len(cand), -1), counted)
+
+    return way
+
+
+def popcount_at_once(cand: jax.Array, seq: jax.Array, counted: jax.Array, edges: np.ndarray) -> jax.Array:
+    """Exclusive or and bit count of 32-bit words for all pairs, then flags summed for each edge."""
+    own, theirs = _words(cand), _words(seq)
+    different = sum(_different(own[:, word, None], theirs[None, :, word]) for word in range(own.shape[1]))
+    flags = [jnp.sum((different <= _bits(cand) - edge) & counted, axis=1, dtype=jnp.int32) for edge in edges]
+    return _tiers(jnp.stack(flags, axis=-1), counted)
+
+
+def popcount_by_behaviour(parts: int, size: int, unroll: int = 1) -> Way:
+    """Return a loop over behaviours with the counts of a block of candidates as its state.
+
+    No score is ever stored: each behaviour is compared with ``size`` candidates, and their counts go up. The
+    candidates are cut into ``parts`` that XLA may run side by side.
+    """
+
+    def way(cand: jax.Array, seq: jax.Array, counted: jax.Array, edges: np.ndarray) -> jax.Array:
+        limits = jnp.asarray(_bits(cand) - edges)[:, None]
+        behaviours = (_words(seq), counted)
+
+        def block(own: jax.Array) -> jax.Array:
+            words = _words(own).T
+
+            def step(counts: jax.Array, behaviour: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+                theirs, counts_here = behaviour
+                different = sum(_different(words[word], theirs[word]) for word in range(len(words)))
+                return counts + ((different[None] <= limits) & counts_here).astype(jnp.int32), None
+
+            start = jnp.zeros((len(edges), own.shape[0]), jnp.int32)
+            return jax.lax.scan(step, start, behaviours, unroll=unroll)[0]
+
+        done = []
+        for part in jnp.split(cand, parts):
+            blocks = jax.lax.map(block, _blocks(part, size))
+            done.append(jnp.moveaxis(blocks, 0, 1).reshape(len(edges), -1))
+        return _tiers(jnp.concatenate(done, axis=1).T, counted)
+
+    return way
+
+
+WAYS: dict[str, Way] = {
+    "reference": reference,
+    "float product at once": product_at_once,
+    "int8 product at once": int8_product,
+    "float product, 64 candidates at a time": product_in_blocks(64),
+    "popcount at once": popcount_at_once,
+    "popcount, behaviour by behaviour": popcount_by_behaviour(1, 512),
+    "popcount, behaviour by behaviour, in 2 halves": popcount_by_behaviour(2, 512),
+    "popcount, 2 behaviours at a time, all candidates": popcount_by_behaviour(1, 8192, unroll=2),
+    "popcount, 8 behaviours at a time, all candidates": popcount_by_behaviour(1, 8192, unroll=8),
+    "popcount, 2 behaviours at a time, in 2 halves": popcount_by_behaviour(2, 1024, unroll=2),
+}
+
+ONE_CORE = "popcount, behaviour by behaviour"
+"""The way that needs the least work, all of it on one core."""
+
+
+def timed_ways(
+    names: Sequence[str], n: int, length: int, bits: int, edges: np.ndarray, rounds: int
+) -> dict[str, Timing]:
+    """Check the ways against the reference on random signatures, and time them in turns."""
+    rng = np.random.default_rng(0)
+    cand, seq = (rng.integers(0, 256, (size, bits // 8), dtype=np.uint8) for size in (n, length))
+    near = min(n, length) // 2
+    seq[:near, : bits // 16] = cand[:near, : bits // 16]  # so that the upper tiers are not empty
+    operands = [jax.device_put(array) for array in (cand, seq, np.ones(length, bool))]
+    expected = np.asarray(jax.jit(lambda *given: reference(*given, edges))(*operands))
+
+    def contender(name: str) -> Contender:
+        program = jax.jit(lambda *given: WAYS[name](*given, edges))
+        np.testing.assert_array_equal(np.asarray(program(*operands)), expected, err_msg=name)
+        return Contender(name, lambda _: (np.asarray(program(*operands)), np.empty(0)))
+
+    return interleaved([contender(name) for name in names], rounds)
+
+
+def fastest(times: dict[str, Timing], count: int = 1) -> list[str]:
+    """Return the names of the fastest by median, the fastest first."""
+    return sorted(times, key=lambda name: times[name].median)[:count]
+
+
+def _reached_by_product(
+    own: jax.Array, theirs: jax.Array, counted: jax.Array, edges: np.ndarray, dtype: jnp.dtype
+) -> jax.Array:
+    dots = jax.lax.dot_general(own, theirs, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
+    limits = (2 * edges - own.shape[1]).astype(dtype)
+    return jnp.stack(
+        [jnp.sum((dots >= limit) & counted, axis=1, dtype=jnp.int32) for limit in limits], axis=-1
+    )
+
+
+def _tiers(reached: jax.Array, counted: jax.Array) -> jax.Array:
+    total = jnp.broadcast_to(jnp.sum(counted, dtype=jnp.int32), (reached.shape[0], 1))
+    at_least = jnp.concatenate([total, reached, jnp.zeros_like(total)], axis=1)
+    return at_least[:, :-1] - at_least[:, 1:]
+
+
+def _blocks(cand: jax.Array, size: int) -> jax.Array:
+    size = min(size, len(cand))
+    if len(cand) % size:
+        size = 16  # candidates come in multiples of 16
+    return cand.reshape(-1, size, cand.shape[1])
+
+
+def _signs(packed: jax.Array) -> jax.Array:
+    return 2.0 * jnp.unpackbits(packed, axis=-1, bitorder="little").astype(jnp.float32) - 1.0
+
+
+def _words(packed: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(packed.reshape(len(packed), -1, 4), jnp.uint32)
+
+
+def _different(own: jax.Array, theirs: jax.Array) -> jax.Array:
+    return jax.lax.population_count(own ^ theirs).astype(jnp.int32)
+
+
+def _bits(packed: jax.Array) -> int:
+    return 8 * packed.shape[-1]

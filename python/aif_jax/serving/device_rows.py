@@ -105,7 +105,7 @@ class DeviceRows:
         self._grown_in_s = 0.0
         self._closed = False
         self._broken = ""
-        self._capacity = self.layout.capacity_for(max(capacity, len(index) + 1))
+        self._capacity = self.layout.capacity_for(max(capacity, len(index) + 1, BATCHES[0]))
         self._compile(self._capacity)
         self._tables: Tables = self._zeros(self._capacity)
         with self._writing:

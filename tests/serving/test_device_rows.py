@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from aif_jax.errors import ConfigError, ItemIndexError
 from aif_jax.nearline import ItemIndex
 from aif_jax.nearline.item_index import RANKABLE
 from aif_jax.serving import device_rows
+from aif_jax.serving.device_packing import RowPacking
 from aif_jax.serving.device_rows import DEFAULT_SLOT, MISSING, DeviceRows
 from aif_jax.serving.device_tables import layout_of
 from served import World
@@ -76,9 +78,10 @@ def test_the_rows_of_an_index_are_copied(index: ItemIndex, world: World) -> None
             default=True,
         )
         assert not found[0]
+        default = rows.packing.unpack(np.asarray(default)[:1])
         for name, column in index.default_row().items():
             if name in rows.columns:
-                np.testing.assert_array_equal(np.asarray(default[name])[:1], column)
+                np.testing.assert_array_equal(default[name], column)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -145,24 +148,19 @@ def test_an_update_writes_into_the_same_memory_and_compiles_nothing(
 ) -> None:
     write(empty, range(30), range(30))
     compiled = compilations()
-    before = rows._tables
-    pointers = {name: table.unsafe_buffer_pointer() for name, table in before.items()}
+    before = rows._table
+    assert before is not None
+    pointer = before.unsafe_buffer_pointer()
     write(empty, range(10, 50), range(40))
-    assert {name: table.unsafe_buffer_pointer() for name, table in rows._tables.items()} == pointers
-    assert all(table.is_deleted() for table in before.values())
-    for size in device_rows.BATCHES:
-        memory = rows._compiled_write(rows.stats()["capacity"], size).memory_analysis()
-        assert memory.alias_size_in_bytes >= rows.stats()["device_bytes"]
-    large = layout_of(None).specs(rows.columns, 2**16)
-    program = jax.jit(rows.layout.write, donate_argnums=0).lower(
-        large,
-        rows.slots_spec(64),
-        {name: jax.ShapeDtypeStruct((64, *shape), dtype) for name, (dtype, shape) in rows.columns.items()},
-    )
+    assert rows._table is not None
+    assert rows._table.unsafe_buffer_pointer() == pointer
+    assert before.is_deleted()
+    large = layout_of(None).spec(rows.packing.words, 2**16)
+    rows_spec = jax.ShapeDtypeStruct((64, rows.packing.words), np.int32)
+    program = jax.jit(rows.layout.write, donate_argnums=0).lower(large, rows.slots_spec(64), rows_spec)
     memory = program.compile().memory_analysis()
-    table_bytes = sum(int(np.prod(spec.shape)) * spec.dtype.itemsize for spec in large.values())
-    assert memory.alias_size_in_bytes == table_bytes
-    assert memory.temp_size_in_bytes < table_bytes // 50
+    assert memory.alias_size_in_bytes == 2**16 * rows.packing.words * 4
+    assert memory.temp_size_in_bytes < memory.alias_size_in_bytes // 50
     assert compilations() == compiled
 
 
@@ -200,9 +198,8 @@ def test_what_could_not_be_copied_reaches_the_writer_and_is_tried_again(
 def test_rows_lost_in_a_failed_update_say_so(
     empty: ItemIndex, rows: DeviceRows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(tables: Any, *_: Any) -> Any:
-        for table in tables.values():
-            table.delete()
+    def failing(table: Any, *_: Any) -> Any:
+        table.delete()
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(rows, "_compiled_write", lambda *_: failing)
@@ -259,9 +256,9 @@ def reader(rows: DeviceRows, size: int) -> Callable[[np.ndarray], tuple[dict[str
 
     def read(keys: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
         result, found = rows.dispatch(
-            keys, size, lambda capacity, tables, slots: programs[capacity](tables, slots)
+            keys, size, lambda capacity, table, slots: programs[capacity](table, slots)
         )
-        return {name: column[: len(keys)] for name, column in jax.device_get(result).items()}, found
+        return rows.packing.unpack(np.asarray(result)[: len(keys)]), found
 
     return read
 
@@ -421,3 +418,29 @@ def test_a_listener_is_told_what_changes_until_it_is_not(bundle: Bundle, world: 
         end()
     index.delete(ids)
     assert len(told) == 5
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_packed_rows_come_back_bit_for_bit(platform: str) -> None:
+    rng = np.random.default_rng(0)
+    bfloat16 = np.dtype(jnp.bfloat16)
+    columns = {
+        "a": (np.dtype(np.float32), (5,)), "b": (np.dtype(np.uint8), (7,)), "c": (np.dtype(np.int32), ()),
+        "d": (bfloat16, (3,)), "e": (np.dtype(np.float16), (2, 3)), "f": (np.dtype(np.int8), (1,)),
+        "g": (np.dtype(np.uint32), (2, 2)),
+    }  # fmt: skip
+    packing = RowPacking(columns, platform)
+    assert packing.words == (128 if platform == "tpu" else 32)
+    rows = {
+        name: rng.integers(0, 256, (9, *shape, dtype.itemsize), np.uint8).view(dtype)[..., 0]
+        for name, (dtype, shape) in columns.items()
+    }
+    words = packing.pack(rows, 16)
+    assert words.shape == (16, packing.words)
+    assert not words[9:].any()
+    traced = jax.jit(packing.unpack_traced)(words)
+    for got in (packing.unpack(words), {name: np.asarray(column) for name, column in traced.items()}):
+        for name, (dtype, shape) in columns.items():
+            assert (got[name].dtype, got[name].shape) == (dtype, (16, *shape))
+            same = np.ascontiguousarray(got[name][:9]).view(np.uint8)
+            np.testing.assert_array_equal(same, np.ascontiguousarray(rows[name]).view(np.uint8), err_msg=name)

@@ -18,8 +18,9 @@ from aif_jax.features import EncodeReport
 from aif_jax.nearline import BehaviourTable, ItemIndex
 from aif_jax.serving.candidates import CheckedCandidates, check_candidates
 from aif_jax.serving.config import EngineConfig
+from aif_jax.serving.device_packing import RowPacking
 from aif_jax.serving.device_rows import DeviceRows
-from aif_jax.serving.device_stage import DevicePart, DeviceStage, stage_over_tables
+from aif_jax.serving.device_stage import DevicePart, DeviceStage, stage_over_table
 from aif_jax.serving.stages import Generation
 from aif_jax.serving.user_states import UserState, compute_state
 from served import K_MAX, World
@@ -212,26 +213,28 @@ def test_it_lowers_for_accelerators_without_a_custom_call_of_ours(
     index: ItemIndex, portable: Bundle, platform: str
 ) -> None:
     with DeviceRows(index) as rows:
-        layout, columns = rows.layout, rows.columns
+        layout = rows.layout
+    packing = RowPacking(rows.columns, platform)
+    assert packing.words % (128 if platform == "tpu" else 16) == 0
     program = portable.program("stage")
     dims = {"n": 64, "l": 24}
     weights = tuple(
         jax.ShapeDtypeStruct(portable.weights[name].shape, portable.weights[name].dtype)
         for name in program.signature.weights
     )
-    tables = {name: jax.ShapeDtypeStruct((1024, *shape), dtype) for name, (dtype, shape) in columns.items()}
+    table = jax.ShapeDtypeStruct((1024, packing.words), np.int32)
     others = tuple(
         operand.at(dims)
         for operand in program.signature.inputs
         if not operand.path.startswith("rows/") and operand.path != "valid"
     )
-    stage = jax.jit(stage_over_tables(program, layout, columns))
-    lowered = stage.trace(weights, tables, jax.ShapeDtypeStruct((64,), np.int32), others).lower(
+    stage = jax.jit(stage_over_table(program, layout, packing))
+    lowered = stage.trace(weights, table, jax.ShapeDtypeStruct((64,), np.int32), others).lower(
         lowering_platforms=(platform,)
     )
     text = lowered.as_text()
     assert "aif_" not in text
-    assert text.count("stablehlo.gather") + text.count("dynamic_gather") >= len(columns)
+    assert f"tensor<1024x{packing.words}xi32>, tensor<64x1xi32>) -> tensor<64x{packing.words}xi32>" in text
     # Signatures meet in integers, not in float32 at the highest precision.
     assert re.search(r"dot_general .*tensor<[0-9?x]+xi8>\) -> tensor<[0-9?x]+xi32>", text)
 
@@ -282,7 +285,7 @@ def test_rows_shared_by_four_devices_rank_as_those_on_one(bundle: Bundle, tmp_pa
                             part.unscored, part.missing, part.not_rankable]
             stats = rows.stats()
             report[name + " growths"] = stats["growths"]
-        table = made["four"]._tables["h"]
+        table = made["four"]._table
         report["shards"] = sorted((s.device.id, s.data.shape[1] * 4) for s in table.addressable_shards)
         report["capacity"] = made["four"].stats()["capacity"]
         print(json.dumps(report))
@@ -305,3 +308,22 @@ def test_rows_shared_by_four_devices_rank_as_those_on_one(bundle: Bundle, tmp_pa
     assert len(order) == min(K_MAX, 50 - missing - not_rankable - unscored)
     assert min(report["last growths"], report["four growths"], report["three growths"]) > 0
     assert report["shards"] == [[device, report["capacity"]] for device in range(4)]
+
+
+def test_the_script_for_whoever_has_an_accelerator_runs(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent.parent
+    environment = {
+        "JAX_PLATFORMS": "cpu", "PYTHONPATH": ":".join([str(root / "bench"), *sys.path]),
+        "HOME": str(tmp_path), "PATH": "",
+    }  # fmt: skip
+    record = tmp_path / "record.jsonl"
+    command = [sys.executable, str(root / "bench/device_stage.py"), "--small", "--rounds", "3"]
+    done = subprocess.run(
+        [*command, "--record", str(record)],
+        env=environment, capture_output=True, text=True, timeout=250, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    kept = json.loads(record.read_text())
+    assert kept == json.loads(done.stdout)
+    assert kept["device"] == "1 x cpu (cpu)"
+    assert kept["request"]["p50_ms"] > 0

@@ -1,13 +1,13 @@
 """Item rows in device memory, following an item index: what the real-time stage reads on an accelerator.
 
-The host maps item keys to slots of tables on the device, one table for each column. Only slots travel with
-a request. Updates are scattered into the tables in batches of a few fixed sizes, each compiled ahead, with
-the tables donated, so that no second copy of them is made.
+The host maps item keys to slots of one wide table on the device (see `device_packing`). Only slots travel
+with a request. Updates are scattered into the table in batches of a few fixed sizes, each compiled ahead,
+with the table donated, so that no second copy of it is made.
 
 **One order of dispatch.** A donated update ends the life of the arrays that it was given: who still holds
 them gets "Array has been deleted". What has to be kept in order is the *dispatch* of programs, and a lock
-does that: whoever dispatches, for a request or an update, holds it from picking the tables up to laying the
-new ones down. The device then runs programs in the order of dispatch, since each needs what the one before
+does that: whoever dispatches, for a request or an update, holds it from picking the table up to laying the
+new one down. The device then runs programs in the order of dispatch, since each needs what the one before
 it wrote, and waits for nobody's thread. A dispatcher thread would give the same order for two changes of
 thread a request, a queue to bound, and a life to end at exit; it would not dispatch sooner, as dispatching
 holds the GIL for the most part anyway. The lock is held for no computation and no transfer: those of a
@@ -20,12 +20,12 @@ under the lock, and each time the count of reuses goes up before the new key can
 reads the count, then looks up, and under the lock compares: if the count is the same, each of its slots
 still holds the row of its key, or of the key that had it when it was deleted during the request, which is
 the row as it was. If not, it looks up again, now under the lock, where nothing changes. What is dispatched
-reads the tables of its place in the order, whatever becomes of the slots later.
+reads the table of its place in the order, whatever becomes of the slots later.
 
-**Growth.** Full tables are replaced by ones of twice the capacity. Programs depend on the capacity, so
+**Growth.** A full table is replaced by one of twice the capacity. Programs depend on the capacity, so
 those for the new one are compiled first, by the thread that writes, while requests go on with the old
-tables; then the rows are copied on the device, for which it must hold both. Writers wait, requests do not;
-both are counted in `DeviceRows.stats`. Give ``capacity`` to never see it. Tables never shrink.
+one; then the rows are copied on the device, for which it must hold both. Writers wait, requests do not;
+both are counted in `DeviceRows.stats`. Give ``capacity`` to never see it. It never shrinks.
 """
 
 import functools
@@ -44,7 +44,8 @@ from aif_jax.features import bucket_for, pad_to
 from aif_jax.nearline import ItemIndex
 from aif_jax.nearline.item_index import RANKABLE
 from aif_jax.nearline.store import ColumnSpecs
-from aif_jax.serving.device_tables import Device, Tables, layout_of
+from aif_jax.serving.device_packing import RowPacking
+from aif_jax.serving.device_tables import Device, layout_of
 
 MISSING = -1
 """Slot of a key that has no row."""
@@ -73,8 +74,9 @@ class DeviceRows:
 
     Attributes:
         index: the index that it follows.
-        layout: where the tables lie.
-        columns: dtype and shape within one row of the columns that have a table.
+        layout: where the table lies.
+        columns: dtype and shape within one row of the columns that are kept.
+        packing: how a row is laid out in the table.
     """
 
     def __init__(
@@ -88,12 +90,12 @@ class DeviceRows:
         self.index = index
         self.layout = layout_of(devices)
         self.columns = _columns_of(index)
-        self._names = "|".join(f"{name}:{dtype}{shape}" for name, (dtype, shape) in self.columns.items())
+        self.packing = RowPacking(self.columns, self.layout.devices[0].platform)
         self._slots = _native.EmbeddingCache(
             _native.RowLayout([("slot", "int32", ())]), initial_keys=len(index)
         )
         self._immediate = immediate
-        self._dispatching = threading.Lock()  # tables, slots and their order on the device
+        self._dispatching = threading.Lock()  # table, slots and their order on the device
         self._writing = threading.RLock()  # one writer at a time, compiling included; taken first
         self._noting = threading.Lock()
         self._pending: list[np.ndarray] = []
@@ -107,7 +109,7 @@ class DeviceRows:
         self._broken = ""
         self._capacity = self.layout.capacity_for(max(capacity, len(index) + 1, BATCHES[0]))
         self._compile(self._capacity)
-        self._tables: Tables = self._zeros(self._capacity)
+        self._table: jax.Array | None = self._compiled_zeros(self._capacity)()
         with self._writing:
             # First listen, then copy: what is written meanwhile is noted, and copied again.
             self._unsubscribe = index.subscribe(self._note)
@@ -130,7 +132,7 @@ class DeviceRows:
 
         Raises:
             ItemIndexError: the rows are closed, or were lost (see `apply`).
-            jax.errors.JaxRuntimeError: the device has no memory for larger tables.
+            jax.errors.JaxRuntimeError: the device has no memory for a larger table.
 
         What could not be copied is tried again by the next call.
         """
@@ -160,8 +162,8 @@ class DeviceRows:
 
         Raises:
             ItemIndexError: a column is missing or of another shape or dtype; the rows are closed; or an
-                update failed on the way to the device and took the tables with it: make new `DeviceRows`.
-            jax.errors.JaxRuntimeError: the device has no memory for larger tables; nothing was changed.
+                update failed on the way to the device and took the table with it: make new `DeviceRows`.
+            jax.errors.JaxRuntimeError: the device has no memory for a larger table; nothing was changed.
         """
         self._check_rows(keys, rows)
         unique, last = np.unique(keys[::-1], return_index=True)
@@ -186,7 +188,7 @@ class DeviceRows:
             How many of them had a row.
         """
         with self._writing, self._dispatching:
-            self._check_usable()
+            self._checked_table()
             keys = np.unique(keys)
             slots = self.slots(keys)
             there = slots != MISSING
@@ -212,7 +214,7 @@ class DeviceRows:
         self,
         keys: np.ndarray,
         size: int,
-        call: Callable[[int, Tables, jax.Array], T],
+        call: Callable[[int, jax.Array, jax.Array], T],
         *,
         default: bool = False,
         refuse: Callable[[np.ndarray], None] | None = None,
@@ -222,9 +224,9 @@ class DeviceRows:
         Args:
             keys: uint64 ``[n]``.
             size: slots that the program takes, at least n.
-            call: dispatches a program compiled for the capacity, its first argument, over the tables and
+            call: dispatches a program compiled for the capacity, its first argument, over the table and
                 slots int32 ``[size]`` on the device, negative where there is no row to read. It must neither
-                wait nor compile nor keep the tables.
+                wait nor compile nor keep the table.
             default: whether a missing key reads the default row.
             refuse: called with which keys have a row, bool ``[n]``, if some have none; may raise.
 
@@ -240,12 +242,12 @@ class DeviceRows:
             refuse(slots != MISSING)
         sent = self._sent(slots, size, default)
         with self._dispatching:
-            self._check_usable()
+            table = self._checked_table()
             if reuses != self._reuses:
                 self._counts["looked_up_again"] += 1
                 slots = self.slots(keys)
                 sent = self._sent(slots, size, default)
-            result = call(self._capacity, self._tables, sent)
+            result = call(self._capacity, table, sent)
         return result, slots != MISSING
 
     def read(self, keys: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -264,7 +266,7 @@ class DeviceRows:
                 program = self._compiled_read(self._capacity, size)
                 call = functools.partial(_ignoring_capacity, program)
                 read, found = self.dispatch(keys[part], size, call)
-                rows = {name: np.array(column[: len(found)]) for name, column in jax.device_get(read).items()}
+                rows = self.packing.unpack(np.asarray(read)[: len(found)])
                 for column in rows.values():
                     column[~found] = 0
                 parts.append((rows, found))
@@ -274,7 +276,7 @@ class DeviceRows:
     # -- life -------------------------------------------------------------------------------------
 
     def on_growth(self, prepare: Callable[[int], None]) -> None:
-        """Have ``prepare(capacity)`` called before tables of another capacity come into use, and now."""
+        """Have ``prepare(capacity)`` called before a table of another capacity comes into use, and now."""
         with self._writing:
             prepare(self._capacity)
             self._prepare.append(prepare)
@@ -282,7 +284,7 @@ class DeviceRows:
     def stats(self) -> dict[str, Any]:
         """Return sizes and counters.
 
-        ``rows``, ``capacity``, ``free_slots``; ``device_bytes`` of the tables, over all devices; ``pending``
+        ``rows``, ``capacity``, ``free_slots``; ``device_bytes`` of the table, over all devices; ``pending``
         keys that changed in the index and were not copied yet; ``written`` and ``removed`` rows since the
         start and ``updates`` dispatched for them; ``reuses`` of slots (batches) and ``looked_up_again``, the
         requests that met one; ``growths`` and the seconds ``grown_in_s`` that writers waited for them.
@@ -293,9 +295,7 @@ class DeviceRows:
             return {
                 "rows": len(self), "capacity": self._capacity, "pending": pending,
                 "free_slots": self._capacity - self._used + len(self._free), "reuses": self._reuses,
-                "device_bytes": sum(
-                    int(np.prod(spec.shape)) * spec.dtype.itemsize for spec in self._specs().values()
-                ),
+                "device_bytes": self._capacity * self.packing.words * 4,
                 "grown_in_s": self._grown_in_s, **self._counts,
             }  # fmt: skip
 
@@ -305,7 +305,7 @@ class DeviceRows:
         self._unsubscribe()
         with self._writing, self._dispatching:
             self._broken = self._broken or "were closed"
-            self._tables = {}
+            self._table = None
 
     def __enter__(self) -> Self:
         return self
@@ -351,18 +351,17 @@ class DeviceRows:
         # Padding goes beyond the table, each row to a place of its own.
         beyond = self._capacity + np.arange(size - n, dtype=np.int32)
         operands = jax.device_put(
-            (np.concatenate([slots, beyond]), {name: pad_to(rows[name], size) for name in self.columns}),
+            (np.concatenate([slots, beyond]), self.packing.pack(rows, size)),
             self.layout.whole,
         )
         with self._dispatching:
-            self._check_usable()
             reused = 0 if fresh is None else min(len(fresh), len(self._free))
             self._reuses += reused > 0
-            before = self._tables
+            before = self._checked_table()
             try:
-                self._tables = program(before, *operands)
+                self._table = program(before, *operands)
             except BaseException as error:
-                if any(table.is_deleted() for table in before.values()):
+                if before.is_deleted():
                     self._broken = f"were lost in an update that failed ({type(error).__name__}: {error})"
                 raise
             self._counts["updates"] += 1
@@ -372,30 +371,29 @@ class DeviceRows:
                 self._used += len(new) - reused
 
     def _make_room(self, n: int) -> None:
-        """Grow the tables if n more rows do not fit."""
+        """Grow the table if n more rows do not fit."""
         needed = self._used + n - len(self._free)
         if needed <= self._capacity:
             return
         began = time.perf_counter()
         capacity = self.layout.capacity_for(needed)
-        self._check_usable()
         self._compile(capacity)
         for prepare in self._prepare:
             prepare(capacity)
         grow = self._compiled_growth(capacity)
         with self._dispatching:
-            self._check_usable()
-            self._tables = grow(self._tables)
+            self._table = grow(self._checked_table())
             self._capacity = capacity
             self._counts["growths"] += 1
             self._grown_in_s += time.perf_counter() - began
 
-    def _check_usable(self) -> None:
-        if self._broken:
+    def _checked_table(self) -> jax.Array:
+        if self._broken or self._table is None:
             raise ItemIndexError(
                 f"the rows on {', '.join(map(str, self.layout.devices))} {self._broken}; "
                 "make new DeviceRows from the item index, which has them all."
             )
+        return self._table
 
     def _check_rows(self, keys: np.ndarray, rows: Mapping[str, np.ndarray]) -> None:
         if not isinstance(keys, np.ndarray) or keys.dtype != np.uint64 or keys.ndim != 1:
@@ -412,61 +410,53 @@ class DeviceRows:
     # -- programs ---------------------------------------------------------------------------------
 
     def program_key(self, name: str, capacity: int, *rest: Any) -> tuple[Any, ...]:
-        """Return all that a program over these tables depends on, besides what it computes."""
+        """Return all that a program over this table depends on, besides what it computes."""
         devices = tuple((device.platform, device.id) for device in self.layout.devices)
-        return (name, self._names, devices, capacity, *rest)
+        return (name, devices, self.packing.words, capacity, *rest)
 
-    def specs(self, capacity: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Return shape, dtype and sharding of the tables at a capacity."""
-        return self.layout.specs(self.columns, capacity)
+    def spec(self, capacity: int) -> jax.ShapeDtypeStruct:
+        """Return shape, dtype and sharding of the table at a capacity."""
+        return self.layout.spec(self.packing.words, capacity)
 
     def slots_spec(self, size: int) -> jax.ShapeDtypeStruct:
         """Return shape, dtype and sharding of slots."""
         return jax.ShapeDtypeStruct((size,), np.int32, sharding=self.layout.whole)
 
-    def _specs(self) -> dict[str, jax.ShapeDtypeStruct]:
-        return self.specs(self._capacity)
-
     def _compile(self, capacity: int) -> None:
         for size in BATCHES:
             self._compiled_write(capacity, size)
 
-    def _zeros(self, capacity: int) -> Tables:
-        def zeros() -> dict[str, jax.Array]:
-            return {name: jax.numpy.zeros(spec.shape, spec.dtype) for name, spec in specs.items()}
-
-        specs = self.specs(capacity)
-        shardings = {name: spec.sharding for name, spec in specs.items()}
-        key = self.program_key("device_zeros", capacity)
-        return compiled_once(key, lambda: jax.jit(zeros, out_shardings=shardings).lower().compile())()
-
-    def _compiled_write(self, capacity: int, size: int) -> Any:
-        specs = self.specs(capacity)
-        rows = {
-            name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=self.layout.whole)
-            for name, (dtype, shape) in self.columns.items()
-        }
-        shardings = {name: spec.sharding for name, spec in specs.items()}
+    def _compiled_zeros(self, capacity: int) -> Any:
+        spec = self.spec(capacity)
 
         def compile_it() -> Any:
-            write = jax.jit(self.layout.write, donate_argnums=0, out_shardings=shardings)
-            return write.lower(specs, self.slots_spec(size), rows).compile()
+            zeros = jax.jit(lambda: jax.numpy.zeros(spec.shape, spec.dtype), out_shardings=spec.sharding)
+            return zeros.lower().compile()
+
+        return compiled_once(self.program_key("device_zeros", capacity), compile_it)
+
+    def _compiled_write(self, capacity: int, size: int) -> Any:
+        spec = self.spec(capacity)
+
+        def compile_it() -> Any:
+            rows = jax.ShapeDtypeStruct((size, self.packing.words), np.int32, sharding=self.layout.whole)
+            write = jax.jit(self.layout.write, donate_argnums=0, out_shardings=spec.sharding)
+            return write.lower(spec, self.slots_spec(size), rows).compile()
 
         return compiled_once(self.program_key("device_write", capacity, size), compile_it)
 
     def _compiled_read(self, capacity: int, size: int) -> Any:
         def compile_it() -> Any:
             read = jax.jit(self.layout.read, out_shardings=self.layout.whole)
-            return read.lower(self.specs(capacity), self.slots_spec(size)).compile()
+            return read.lower(self.spec(capacity), self.slots_spec(size)).compile()
 
         return compiled_once(self.program_key("device_read", capacity, size), compile_it)
 
     def _compiled_growth(self, capacity: int) -> Any:
-        shardings = {name: spec.sharding for name, spec in self.specs(capacity).items()}
-
         def compile_it() -> Any:
-            grow = jax.jit(lambda tables: self.layout.grown(tables, capacity), out_shardings=shardings)
-            return grow.lower(self._specs()).compile()
+            sharding = self.spec(capacity).sharding
+            grow = jax.jit(lambda table: self.layout.grown(table, capacity), out_shardings=sharding)
+            return grow.lower(self.spec(self._capacity)).compile()
 
         return compiled_once(self.program_key("device_growth", capacity, self._capacity), compile_it)
 

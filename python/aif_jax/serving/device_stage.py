@@ -1,7 +1,7 @@
 """The real-time stage over item rows in device memory: slots in, top-k out, one compiled program.
 
 The program gathers the rows of its slots, masks the slots that have none and the items that may not be
-ranked, and goes on with the bundle's own stage program, compiled into the same executable. Weights, tables
+ranked, and goes on with the bundle's own stage program, compiled into the same executable. Weights, table
 and the user state are operands, so the executables of one architecture serve every bundle of it.
 """
 
@@ -18,9 +18,9 @@ from aif_jax.bundle.programs import Program, compiled_once
 from aif_jax.errors import ConfigError, VersionMismatchError
 from aif_jax.features import pad_to
 from aif_jax.nearline.item_index import RANKABLE
-from aif_jax.nearline.store import ColumnSpecs
+from aif_jax.serving.device_packing import RowPacking
 from aif_jax.serving.device_rows import DeviceRows
-from aif_jax.serving.device_tables import TableLayout, Tables
+from aif_jax.serving.device_tables import TableLayout
 
 Progress = Callable[[int, int, str], None]
 """Called with the number of programs ready, the number of all, and the name of the last."""
@@ -54,8 +54,8 @@ class DevicePart(NamedTuple):
 class DeviceStage:
     """The real-time stage of one bundle over `DeviceRows`. Safe to use from any thread.
 
-    Everything is compiled while it is made, for the tables' present capacity; larger tables come into use
-    when it is compiled for theirs.
+    Everything is compiled while it is made, for the table's present capacity; a larger table comes into
+    use when it is compiled for it.
 
     Args:
         rows: the rows, of the same bundle version.
@@ -171,8 +171,8 @@ class DeviceStage:
         )
 
     def _calling(self, size: int, length: int, others: tuple[Any, ...]) -> Callable[..., Any]:
-        def call(capacity: int, tables: Tables, slots: jax.Array) -> Any:
-            return self._executables[capacity, size, length](self._weights, tables, slots, others)
+        def call(capacity: int, table: jax.Array, slots: jax.Array) -> Any:
+            return self._executables[capacity, size, length](self._weights, table, slots, others)
 
         return call
 
@@ -187,31 +187,32 @@ class DeviceStage:
         jax.block_until_ready(results)
 
     def _compile(self, capacity: int) -> None:
-        layout, columns = self.rows.layout, self.rows.columns
+        layout, packing = self.rows.layout, self.rows.packing
         weights = tuple(_spec(array, layout) for array in self._weights)
         for size, length in self._sizes:
             operands = (
                 weights,
-                self.rows.specs(capacity),
+                self.rows.spec(capacity),
                 self.rows.slots_spec(size),
                 tuple(_spec(operand.at({"n": size, "l": length}), layout) for operand in self._others),
             )
 
             def compile_it(operands: tuple[Any, ...] = operands) -> Any:
-                function = stage_over_tables(self._program, layout, columns)
+                function = stage_over_table(self._program, layout, packing)
                 return jax.jit(function, out_shardings=layout.whole).lower(*operands).compile()
 
-            key = self.rows.program_key("device_stage", capacity, self._program.digest, size, length)
+            columns = str(packing.columns)
+            key = self.rows.program_key("device_stage", capacity, self._program.digest, columns, size, length)
             self._executables[capacity, size, length] = compiled_once(key, compile_it)
 
 
-def stage_over_tables(program: Program, layout: TableLayout, columns: ColumnSpecs) -> Callable[..., Any]:
-    """Return the stage as a pure function of weights, tables, slots int32 ``[n]`` and other inputs.
+def stage_over_table(program: Program, layout: TableLayout, packing: RowPacking) -> Callable[..., Any]:
+    """Return the stage as a pure function of weights, table, slots int32 ``[n]`` and other inputs.
 
     Args:
         program: a bundle's stage.
-        layout: of the tables.
-        columns: of the tables.
+        layout: of the table.
+        packing: of its rows.
 
     Returns:
         A function that returns positions int32 ``[k]``, scores ``[k]``, heads ``[k, n_heads]``, and how many
@@ -223,9 +224,9 @@ def stage_over_tables(program: Program, layout: TableLayout, columns: ColumnSpec
     results = [operand.path for operand in signature.outputs]
 
     def stage(
-        weights: tuple[jax.Array, ...], tables: Tables, slots: jax.Array, others: tuple[jax.Array, ...]
+        weights: tuple[jax.Array, ...], table: jax.Array, slots: jax.Array, others: tuple[jax.Array, ...]
     ) -> tuple[jax.Array, ...]:
-        rows = layout.read(tables, slots)
+        rows = packing.unpack_traced(layout.read(table, slots))
         there = slots >= 0
         listed = rows[RANKABLE][:, 0] != 0
         left = iter(others)
@@ -236,9 +237,9 @@ def stage_over_tables(program: Program, layout: TableLayout, columns: ColumnSpec
                 inputs.append(there & listed)
             elif group != "rows":
                 inputs.append(next(left))
-            elif name in columns:
+            elif name in rows:
                 inputs.append(rows[name])
-            else:  # a column without bytes has no table
+            else:  # a column without bytes is not kept
                 spec = operand.at({"n": slots.shape[0]})
                 inputs.append(jnp.zeros(spec.shape, spec.dtype))
         given = dict(zip(results, call(weights, tuple(inputs)), strict=True))

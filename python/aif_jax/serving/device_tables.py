@@ -1,11 +1,11 @@
-"""Tables of rows in device memory: how they are laid out, read, written and made larger inside programs.
+"""The table of rows in device memory: how it is laid out, read, written and made larger inside programs.
 
-A table is one array for each column. On one device it is ``[capacity, ...]``. Over a mesh of D devices it is
-``[D, capacity / D, ...]``, its first axis sharded: slot ``s`` is row ``s // D`` of device ``s % D``, so that
-devices fill evenly and a larger table leaves every row on its device. Slots mean the same in both layouts.
+On one device it is int32 ``[capacity, words]`` (see `device_packing`). Over a mesh of D devices it is
+``[D, capacity / D, words]``, its first axis sharded: slot ``s`` is row ``s // D`` of device ``s % D``, so
+that devices fill evenly and a larger table leaves every row on its device. Slots mean the same in both.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
 import jax
@@ -14,18 +14,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from aif_jax.errors import ConfigError
-from aif_jax.nearline.store import ColumnSpecs
 
 Device: TypeAlias = Any
 """A ``jax.Device``, which type checkers do not take for a type."""
-
-Tables: TypeAlias = Mapping[str, jax.Array]
 
 _AXIS = "rows"
 
 
 class TableLayout(Protocol):
-    """Where tables lie, and what programs do with them. The methods are pure and traceable but for `place`.
+    """Where the table lies, and what programs do with it. All but `capacity_for` and `spec` are traceable.
 
     Attributes:
         devices: the devices, in order.
@@ -39,23 +36,23 @@ class TableLayout(Protocol):
         """Return the smallest capacity of at least ``rows`` rows; capacities double."""
         ...
 
-    def specs(self, columns: ColumnSpecs, capacity: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Return shape, dtype and sharding of the tables of some columns."""
+    def spec(self, words: int, capacity: int) -> jax.ShapeDtypeStruct:
+        """Return shape, dtype and sharding of a table."""
         ...
 
-    def read(self, tables: Tables, slots: jax.Array) -> dict[str, jax.Array]:
-        """Return rows ``[n, ...]`` of slots int32 ``[n]``; those of negative slots are anything."""
+    def read(self, table: jax.Array, slots: jax.Array) -> jax.Array:
+        """Return rows ``[n, words]`` of slots int32 ``[n]``; those of negative slots are anything."""
         ...
 
-    def write(self, tables: Tables, slots: jax.Array, rows: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Return tables with rows ``[n, ...]`` under slots int32 ``[n]``, which are all different.
+    def write(self, table: jax.Array, slots: jax.Array, rows: jax.Array) -> jax.Array:
+        """Return the table with rows ``[n, words]`` under slots int32 ``[n]``, which are all different.
 
         Slots from the capacity upward are passed over.
         """
         ...
 
-    def grown(self, tables: Tables, capacity: int) -> dict[str, jax.Array]:
-        """Return tables of a larger capacity; the rows keep their slots, new ones are zeros."""
+    def grown(self, table: jax.Array, capacity: int) -> jax.Array:
+        """Return a table of a larger capacity; the rows keep their slots, new ones are zeros."""
         ...
 
 
@@ -74,7 +71,7 @@ def layout_of(devices: Device | Sequence[Device] | None) -> TableLayout:
 
 
 class OneDevice:
-    """All rows on one device."""
+    """All rows on one device; the methods are those of `TableLayout`."""
 
     def __init__(self, device: Device):
         self.devices: tuple[Device, ...] = (device,)
@@ -84,28 +81,25 @@ class OneDevice:
         """See `TableLayout`."""
         return _power_of_two(rows)
 
-    def specs(self, columns: ColumnSpecs, capacity: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def spec(self, words: int, capacity: int) -> jax.ShapeDtypeStruct:
         """See `TableLayout`."""
-        return {
-            name: jax.ShapeDtypeStruct((capacity, *shape), dtype, sharding=self.whole)
-            for name, (dtype, shape) in columns.items()
-        }
+        return jax.ShapeDtypeStruct((capacity, words), np.int32, sharding=self.whole)
 
-    def read(self, tables: Tables, slots: jax.Array) -> dict[str, jax.Array]:
+    def read(self, table: jax.Array, slots: jax.Array) -> jax.Array:
         """See `TableLayout`."""
-        return _taken(tables, slots)
+        return _taken(table, slots)
 
-    def write(self, tables: Tables, slots: jax.Array, rows: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def write(self, table: jax.Array, slots: jax.Array, rows: jax.Array) -> jax.Array:
         """See `TableLayout`."""
-        return _put(tables, slots, rows)
+        return _put(table, slots, rows)
 
-    def grown(self, tables: Tables, capacity: int) -> dict[str, jax.Array]:
+    def grown(self, table: jax.Array, capacity: int) -> jax.Array:
         """See `TableLayout`."""
-        return {name: _padded(table, capacity) for name, table in tables.items()}
+        return _padded(table, capacity)
 
 
 class ShardedRows:
-    """Rows dealt out to several devices.
+    """Rows dealt out to several devices; the methods are those of `TableLayout`.
 
     Each device reads the rows that it has, zeros for the others, and a sum over the devices makes them whole
     on all: every request moves its N rows once between devices, and each device then runs the whole stage.
@@ -116,56 +110,46 @@ class ShardedRows:
         self.devices: tuple[Device, ...] = tuple(devices)
         self._mesh = Mesh(np.array(self.devices), (_AXIS,))
         self.whole: Sharding = NamedSharding(self._mesh, PartitionSpec())
-        self._split = NamedSharding(self._mesh, PartitionSpec(_AXIS))
 
     def capacity_for(self, rows: int) -> int:
         """See `TableLayout`."""
         return len(self.devices) * _power_of_two(-(-rows // len(self.devices)))
 
-    def specs(self, columns: ColumnSpecs, capacity: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def spec(self, words: int, capacity: int) -> jax.ShapeDtypeStruct:
         """See `TableLayout`."""
         count = len(self.devices)
-        return {
-            name: jax.ShapeDtypeStruct((count, capacity // count, *shape), dtype, sharding=self._split)
-            for name, (dtype, shape) in columns.items()
-        }
+        split = NamedSharding(self._mesh, PartitionSpec(_AXIS))
+        return jax.ShapeDtypeStruct((count, capacity // count, words), np.int32, sharding=split)
 
-    def read(self, tables: Tables, slots: jax.Array) -> dict[str, jax.Array]:
+    def read(self, table: jax.Array, slots: jax.Array) -> jax.Array:
         """See `TableLayout`."""
 
-        def local(tables: Tables, slots: jax.Array) -> dict[str, jax.Array]:
+        def local(table: jax.Array, slots: jax.Array) -> jax.Array:
             mine, row = self._own(slots)
-            rows = _taken({name: table[0] for name, table in tables.items()}, row)
-            kept = {
-                name: jnp.where(mine.reshape(-1, *(1,) * (values.ndim - 1)), values, jnp.zeros_like(values))
-                for name, values in rows.items()
-            }
-            return jax.lax.psum(kept, _AXIS)
+            rows = _taken(table[0], row)
+            return jax.lax.psum(jnp.where(mine[:, None], rows, jnp.zeros_like(rows)), _AXIS)
 
-        return self._on_each(local, (PartitionSpec(_AXIS), PartitionSpec()), PartitionSpec())(tables, slots)
+        return self._on_each(local, (PartitionSpec(_AXIS), PartitionSpec()), PartitionSpec())(table, slots)
 
-    def write(self, tables: Tables, slots: jax.Array, rows: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def write(self, table: jax.Array, slots: jax.Array, rows: jax.Array) -> jax.Array:
         """See `TableLayout`."""
 
-        def local(tables: Tables, slots: jax.Array, rows: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        def local(table: jax.Array, slots: jax.Array, rows: jax.Array) -> jax.Array:
             mine, row = self._own(slots)
-            here = {name: table[0] for name, table in tables.items()}
-            capacity = next(iter(here.values())).shape[0]
+            capacity = table.shape[1]
             beyond = capacity + jnp.arange(len(row), dtype=jnp.int32)
-            written = _put(here, jnp.where(mine & (row < capacity), row, beyond), rows)
-            return {name: table[None] for name, table in written.items()}
+            return _put(table[0], jnp.where(mine & (row < capacity), row, beyond), rows)[None]
 
-        specs = (PartitionSpec(_AXIS), PartitionSpec(), PartitionSpec())
-        return self._on_each(local, specs, PartitionSpec(_AXIS))(tables, slots, rows)
+        given = (PartitionSpec(_AXIS), PartitionSpec(), PartitionSpec())
+        return self._on_each(local, given, PartitionSpec(_AXIS))(table, slots, rows)
 
-    def grown(self, tables: Tables, capacity: int) -> dict[str, jax.Array]:
+    def grown(self, table: jax.Array, capacity: int) -> jax.Array:
         """See `TableLayout`."""
 
-        def local(tables: Tables) -> dict[str, jax.Array]:
-            size = capacity // len(self.devices)
-            return {name: _padded(table[0], size)[None] for name, table in tables.items()}
+        def local(table: jax.Array) -> jax.Array:
+            return _padded(table[0], capacity // len(self.devices))[None]
 
-        return self._on_each(local, (PartitionSpec(_AXIS),), PartitionSpec(_AXIS))(tables)
+        return self._on_each(local, (PartitionSpec(_AXIS),), PartitionSpec(_AXIS))(table)
 
     def _own(self, slots: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return which slots are this device's, and their rows here."""
@@ -176,20 +160,16 @@ class ShardedRows:
         return jax.shard_map(function, mesh=self._mesh, in_specs=given, out_specs=returned)
 
 
-def _taken(tables: Tables, slots: jax.Array) -> dict[str, jax.Array]:
-    return {name: jnp.take(table, slots, axis=0, mode="clip") for name, table in tables.items()}
+def _taken(table: jax.Array, slots: jax.Array) -> jax.Array:
+    return jnp.take(table, slots, axis=0, mode="clip")
 
 
-def _put(tables: Tables, slots: jax.Array, rows: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    return {
-        name: table.at[slots].set(rows[name], mode="drop", unique_indices=True)
-        for name, table in tables.items()
-    }
+def _put(table: jax.Array, slots: jax.Array, rows: jax.Array) -> jax.Array:
+    return table.at[slots].set(rows, mode="drop", unique_indices=True)
 
 
 def _padded(table: jax.Array, size: int) -> jax.Array:
-    more = jnp.zeros((size - table.shape[0], *table.shape[1:]), table.dtype)
-    return jnp.concatenate([table, more])
+    return jnp.concatenate([table, jnp.zeros((size - table.shape[0], *table.shape[1:]), table.dtype)])
 
 
 def _power_of_two(rows: int) -> int:

@@ -195,6 +195,20 @@ def test_what_could_not_be_copied_reaches_the_writer_and_is_tried_again(
     check_all(rows, keys)
 
 
+def test_a_copy_that_could_not_be_made_follows_nothing(
+    empty: ItemIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        raise MemoryError("the device is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DeviceRows, "_compiled_write", lambda *_: full)
+        with pytest.raises(MemoryError, match="the device is full"):
+            DeviceRows(empty)
+    assert not empty._listeners
+    write(empty, [1], [1])
+
+
 def test_rows_lost_in_a_failed_update_say_so(
     empty: ItemIndex, rows: DeviceRows, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,20 +110,19 @@ class DeviceRows:
         self._capacity = self.layout.capacity_for(max(capacity, len(index) + 1, BATCHES[0]))
         self._compile(self._capacity)
         self._table: jax.Array | None = self._compiled_zeros(self._capacity)()
-        with self._writing:
-            # First listen, then copy: what is written meanwhile is noted, and copied again.
-            self._unsubscribe = index.subscribe(self._note)
-            try:
-                default = index.default_row()
-                self._update(
-                    np.array([DEFAULT_SLOT], np.int32), {name: default[name] for name in self.columns}
-                )
+        # First listen, then copy: what is written meanwhile is noted, and copied again.
+        self._unsubscribe = index.subscribe(self._note)
+        try:
+            default = index.default_row()
+            with self._writing:
+                slots = np.array([DEFAULT_SLOT], np.int32)
+                self._update(slots, {name: default[name] for name in self.columns})
                 self._note_only(index.store.cache.keys())
                 self.sync()
-            except BaseException:
-                self._unsubscribe()
-                raise
-            self._counts["updates"] = self._counts["written"] = 0
+                self._counts["updates"] = self._counts["written"] = 0
+        except BaseException:
+            self.close()
+            raise
 
     # -- following the index ----------------------------------------------------------------------
 

@@ -1,5 +1,9 @@
 """Every implementation of SimTier against its definition in NumPy."""
 
+import functools
+import importlib
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +12,8 @@ from jax import export
 
 from aif_jax import _native, kernels
 from aif_jax.errors import ConfigError, RequestError
+
+reference = importlib.import_module("aif_jax.kernels.simtier")
 
 LEVELS = [
     name
@@ -66,11 +72,28 @@ def by_vmap(implementation):
     return run
 
 
-IMPLEMENTATIONS = {level: by_level(level) for level in LEVELS} | {
-    f"{way.__name__}-{implementation}": way(implementation)
-    for way in (by_jit, by_vmap)
-    for implementation in ("reference", "native", "auto")
-}
+def by_count(count):
+    """The reference with one way of counting, whatever platform it is meant for."""
+
+    def run(cand, seq, channel, edges, *, channels, kind):
+        scores, ordered = reference._scores(cand, seq, kind), jnp.sort(edges)
+        reached = np.asarray(jax.jit(functools.partial(count, channels=channels))(scores, channel, ordered))
+        total = np.asarray([(channel == c).sum() for c in range(channels)], np.int32)
+        total = np.broadcast_to(total[:, None], (*reached.shape[:-1], 1))
+        return -np.diff(np.concatenate([total, reached, np.zeros_like(total)], axis=-1), axis=-1)
+
+    return run
+
+
+IMPLEMENTATIONS = (
+    {level: by_level(level) for level in LEVELS}
+    | {
+        f"{way.__name__}-{implementation}": way(implementation)
+        for way in (by_jit, by_vmap)
+        for implementation in ("reference", "native", "auto")
+    }
+    | {f"reference{count.__name__}": by_count(count) for count in (reference._by_product, reference._by_sum)}
+)
 
 
 def draw(seed):
@@ -213,6 +236,51 @@ def test_one_export_serves_any_number_of_candidates_natively_or_portably():
             channel = np.zeros(len(seq), np.int32)
             expected = naive(cand, seq, channel, edges, channels=1, kind="simhash")
             np.testing.assert_array_equal(program.call(cand, seq, channel, edges), expected)
+
+
+@pytest.mark.parametrize("kind", ["simhash", "int8"])
+def test_the_reference_is_integer_products_for_every_platform_and_keeps_no_flags_of_all_tiers(kind):
+    n, length, tiers = 512, 256, 16
+    specs = [
+        jax.ShapeDtypeStruct((n, 32), np.uint8),
+        jax.ShapeDtypeStruct((length, 32), np.uint8),
+        jax.ShapeDtypeStruct((length,), np.int32),
+        jax.ShapeDtypeStruct((tiers - 1,), np.int32),
+    ]
+
+    @jax.jit
+    def run(*arrays):
+        return kernels.simtier(*arrays, channels=1, kind=kind, implementation="reference")
+
+    for platform in ("cpu", "cuda", "tpu"):
+        text = run.trace(*specs).lower(lowering_platforms=(platform,)).as_text()
+        products = [line for line in text.splitlines() if "dot_general" in line]
+        assert len(products) == (1 if platform == "cuda" else 2), platform
+        for line in products:
+            assert re.search(r": \(tensor<[0-9x]+xi8>, tensor<[0-9x]+xi8>\) -> tensor<[0-9x]+xi32>", line), (
+                line
+            )
+        assert "custom_call" not in text
+        assert "f32" not in text
+    here = run.lower(*specs).compile().memory_analysis()
+    # Scores and the flags of one tier, and what little else there is.
+    assert here.temp_size_in_bytes < n * length * (4 + 1) + n * 256 + length * 256 + n * tiers * 4 * 4 + 65536
+
+
+def test_a_score_at_the_ends_of_its_range_is_exact():
+    # 1,024 products of (-128)^2: 2^24, which float32 still has; one less would need the last bit.
+    width = 1024
+    cand = np.full((1, width), 128, np.uint8)
+    seq = np.stack([np.full(width, 128, np.uint8), np.full(width, 127, np.uint8)])
+    seq = np.concatenate([seq, seq[:1]])
+    seq[2, 0] = 129
+    edges = np.asarray([-(2**24) + 2**17, 2**24 - 128, 2**24], np.int32)
+    constants = {"channels": 1, "kind": "int8"}
+    expected = naive(cand, seq, np.zeros(3, np.int32), edges, **constants)
+    assert expected[0, 0].tolist() == [0, 1, 1, 1]
+    for name, run in IMPLEMENTATIONS.items():
+        counts = run(cand, seq, np.zeros(3, np.int32), edges, **constants)
+        np.testing.assert_array_equal(counts, expected, err_msg=name)
 
 
 def test_gradients_pass_it_by():

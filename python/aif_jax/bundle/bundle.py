@@ -136,6 +136,10 @@ class Bundle:
         """Return what a stage's program takes and returns."""
         return self._programs[stage].signature
 
+    def program(self, stage: Stage) -> Program:
+        """Return a stage's program, to be compiled as part of another."""
+        return self._programs[stage]
+
     def call(self, stage: Stage, **dims: int) -> Call:
         """Return a stage's program compiled for the given sizes: ``m``; ``b``, ``l``; or ``n``, ``l``.
 

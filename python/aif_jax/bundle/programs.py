@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -212,7 +212,7 @@ class Program:
         self.signature = signature
         self.digest = hashlib.sha256(content).hexdigest()
         self._content = content
-        self._jitted: Any = None
+        self._exported: export.Exported | None = None
         self._lock = threading.Lock()
 
     def at(self, weights: Mapping[str, Any], cache: CompilationCache | None = None, /, **dims: int) -> Call:
@@ -229,11 +229,7 @@ class Program:
         if missing := set(self.signature.dims) - set(dims):
             raise ConfigError(f"program {self.name}: sizes {sorted(missing)} were not given.")
         key = (self.digest, jax.default_backend(), tuple(dims[name] for name in self.signature.dims))
-        with _EXECUTABLES.lock(key):
-            compiled = _EXECUTABLES.get(key)
-            if compiled is None:
-                compiled, loaded = self._load_or_compile(weights, cache, dims)
-                _EXECUTABLES.put(key, compiled, loaded)
+        compiled = _EXECUTABLES.once(key, lambda: self._load_or_compile(weights, cache, dims))
         return Call(self, compiled, tuple(weights[name] for name in self.signature.weights))
 
     def _load_or_compile(
@@ -261,22 +257,32 @@ class Program:
         cache.save(entry, compiled, in_tree, out_tree, run)
         return compiled, False
 
-    def _compile(self, weights: Mapping[str, Any], dims: Mapping[str, int]) -> Any:
+    @property
+    def exported(self) -> export.Exported:
+        """The program as JAX has it, to be called inside another traced function: weights, then inputs.
+
+        Raises:
+            BundleError: this jax cannot read it.
+        """
         with self._lock:
-            if self._jitted is None:
+            if self._exported is None:
                 try:
-                    self._jitted = jax.jit(export.deserialize(bytearray(self._content)).call)
+                    self._exported = export.deserialize(bytearray(self._content))
                 except Exception as error:
                     raise BundleError(
                         f"program {self.name}.{self.kind}: jax {jax.__version__} cannot read it "
                         f"({_first_line(error)}); rebuild the programs with Bundle.refresh."
                     ) from error
+            return self._exported
+
+    def _compile(self, weights: Mapping[str, Any], dims: Mapping[str, int]) -> Any:
+        exported = self.exported
         weight_specs = tuple(
             jax.ShapeDtypeStruct(weights[name].shape, weights[name].dtype) for name in self.signature.weights
         )
         input_specs = tuple(operand.at(dims) for operand in self.signature.inputs)
         try:
-            return self._jitted.lower(weight_specs, input_specs).compile()
+            return jax.jit(exported.call).lower(weight_specs, input_specs).compile()
         except Exception as error:
             raise BundleError(
                 f"program {self.name}.{self.kind}: cannot be compiled for {dict(dims)} on "
@@ -295,23 +301,31 @@ class _Executables:
         self.compilations = 0
         self.loads = 0
 
-    def lock(self, key: Any) -> threading.Lock:
+    def once(self, key: Any, make: Callable[[], tuple[Any, bool]]) -> Any:
+        """Return the executable of a key; ``make`` returns it and whether it was loaded, not compiled."""
         with self._guard:
-            return self._locks.setdefault(key, threading.Lock())
-
-    def get(self, key: Any) -> Any:
-        return self._compiled.get(key)
-
-    def put(self, key: Any, compiled: Any, loaded: bool) -> None:
-        with self._guard:
-            self._compiled[key] = compiled
-            if loaded:
-                self.loads += 1
-            else:
-                self.compilations += 1
+            lock = self._locks.setdefault(key, threading.Lock())
+        with lock:
+            if key not in self._compiled:
+                compiled, loaded = make()
+                with self._guard:
+                    self._compiled[key] = compiled
+                    self.loads += loaded
+                    self.compilations += not loaded
+            return self._compiled[key]
 
 
 _EXECUTABLES = _Executables()
+
+
+def compiled_once(key: Hashable, compile_it: Callable[[], Any]) -> Any:
+    """Return this process's executable under a key, compiling it if there is none yet, counted.
+
+    Args:
+        key: all that the executable depends on.
+        compile_it: makes the executable; called in this thread, at most once at a time for a key.
+    """
+    return _EXECUTABLES.once(key, lambda: (compile_it(), False))
 
 
 def compilations() -> int:

@@ -3,6 +3,7 @@
 Leading axes written ``...`` are batch axes; they must be equal among operands, or absent.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -22,6 +23,9 @@ Kind = Literal["simhash", "int8"]
 MAX_EDGES = 31
 INT8_SCALE = 127
 """An ``int8`` signature stores a component ``x`` of a unit vector as ``round(127 x)``."""
+
+_COLUMNS = 4
+"""Columns of the product that counts come in multiples of this."""
 
 
 def simtier(
@@ -141,7 +145,7 @@ def _check_width(kind: str, width: int) -> None:
                 f"simtier: a simhash signature of {width} bytes; expected 8, 16, 32 or 64 (64 to 512 bits)."
             )
     elif kind == "int8":
-        # Up to 1024, a score is below 2^24 and exact as float32.
+        # Up to 1024, a score is below 2^24: exact, however a kernel accumulates it.
         if width % 4 or not 4 <= width <= 1024:
             raise ConfigError(
                 f"simtier: an int8 signature of {width} bytes; expected a multiple of 4 from 4 to 1024."
@@ -154,38 +158,63 @@ def _reference(
     cand: jax.Array, seq: jax.Array, channel: jax.Array, edges: jax.Array, *, channels: int, kind: Kind
 ) -> jax.Array:
     scores = _scores(cand, seq, kind)
-    one_hot = jax.nn.one_hot(channel, channels, dtype=jnp.float32)  # a channel out of range is all zeros
-
-    # One edge at a time: N x L flags at once, not N x L x T. Counts are whole and far below 2^24, so the
-    # product is exact in float32, as are flags and channels in any matmul precision.
-    def reached(edge: jax.Array) -> jax.Array:
-        flags = (scores >= edge).astype(jnp.float32)
-        return jnp.einsum("...nl,...lc->...nc", flags, one_hot, preferred_element_type=jnp.float32)
-
     # Sorted, so that neighbours may be subtracted; the tier of a score does not depend on their order.
-    at_least = jax.lax.map(reached, jnp.sort(edges).astype(jnp.float32))
-    total = jnp.broadcast_to(jnp.sum(one_hot, axis=-2)[..., None, :], at_least.shape[1:])
-    at_least = jnp.moveaxis(jnp.concatenate([total[None], at_least]), 0, -1).astype(jnp.int32)
-    return at_least - jnp.concatenate([at_least[..., 1:], jnp.zeros_like(at_least[..., :1])], axis=-1)
+    edges = jnp.sort(edges)
+    by_product, by_sum = (functools.partial(count, channels=channels) for count in (_by_product, _by_sum))
+    reached = jax.lax.platform_dependent(scores, channel, edges, cuda=by_sum, rocm=by_sum, default=by_product)
+    total = jnp.sum(_member(channel, channels), axis=-2, dtype=jnp.int32)[..., None, :, None]
+    reached = jnp.concatenate([jnp.broadcast_to(total, (*reached.shape[:-1], 1)), reached], axis=-1)
+    return reached - jnp.concatenate([reached[..., 1:], jnp.zeros_like(reached[..., :1])], axis=-1)
+
+
+# Both count, for each candidate, channel and edge, the behaviours of that channel whose score reaches that
+# edge: scores int32 [..., N, L], channel [..., L], edges [T-1] -> int32 [..., N, channels, T-1]. They differ
+# in what compilers make of them; neither must keep N x L x T flags. What is said of GPUs and TPUs was read
+# off the programs that XLA compiles for an H100 and a TPU v5e, and has not been timed on either.
+
+
+def _by_product(scores: jax.Array, channel: jax.Array, edges: jax.Array, *, channels: int) -> jax.Array:
+    """One edge at a time, as a product of N x L flags with the channels: for matrix units, and for CPUs."""
+    # A product with a single column is compiled as a sum over a row, at several times the cost.
+    member = _member(channel, channels, columns=-(-channels // _COLUMNS) * _COLUMNS).astype(jnp.int8)
+
+    def reached(edge: jax.Array) -> jax.Array:
+        flags = (scores >= edge).astype(jnp.int8)
+        return jnp.einsum("...nl,...lc->...nc", flags, member, preferred_element_type=jnp.int32)
+
+    return jnp.moveaxis(jax.lax.map(reached, edges), 0, -1)[..., :channels, :]
+
+
+def _by_sum(scores: jax.Array, channel: jax.Array, edges: jax.Array, *, channels: int) -> jax.Array:
+    """All edges at once, as one sum over L: a single kernel on a GPU, where each step of a loop is a launch.
+
+    Not to materialise the flags is left to the compiler. XLA fuses them into the sum for CUDA; for CPU and
+    TPU it keeps them.
+    """
+    member = jnp.swapaxes(_member(channel, channels), -1, -2)
+    flags = scores[..., :, None, None, :] >= edges[:, None]
+    return jnp.sum(flags & member[..., None, :, None, :], axis=-1, dtype=jnp.int32)
+
+
+def _member(channel: jax.Array, channels: int, columns: int | None = None) -> jax.Array:
+    """Return in which channel each behaviour counts, bool ``[..., L, columns]``; more columns false."""
+    numbers = np.arange(channels if columns is None else columns, dtype=np.int32)
+    return (channel[..., None] == numbers) & (numbers < channels)
 
 
 def _scores(cand: jax.Array, seq: jax.Array, kind: Kind) -> jax.Array:
-    """Exact integer scores as float32 ``[..., N, L]``."""
-    if kind == "simhash":
-        product = _product(_plus_minus_one(cand), _plus_minus_one(seq))
-        return (product + np.float32(8 * cand.shape[-1])) * np.float32(0.5)
-    # An int8 needs 8 significant bits, which the lowest matmul precision has.
-    return _product(_as_int8(cand), _as_int8(seq))
-
-
-def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum("...nb,...lb->...nl", a, b, preferred_element_type=jnp.float32)
+    """Exact scores, int32 ``[..., N, L]``: a product of int8, which no matmul precision rounds."""
+    read = _plus_minus_one if kind == "simhash" else _as_int8
+    product = jnp.einsum("...nb,...lb->...nl", read(cand), read(seq), preferred_element_type=jnp.int32)
+    if kind == "int8":
+        return product
+    return (product + np.int32(8 * cand.shape[-1])) >> np.int32(1)  # equal bits minus unequal ones, to equal
 
 
 def _plus_minus_one(packed: jax.Array) -> jax.Array:
-    bits = jnp.unpackbits(packed, axis=-1, bitorder="little").astype(jnp.float32)
-    return bits * np.float32(2.0) - np.float32(1.0)
+    bits = jnp.unpackbits(packed, axis=-1, bitorder="little").astype(jnp.int8)
+    return bits * np.int8(2) - np.int8(1)
 
 
 def _as_int8(packed: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(packed, jnp.int8).astype(jnp.float32)
+    return jax.lax.bitcast_convert_type(packed, jnp.int8)

@@ -36,7 +36,7 @@ class ItemIndex(RowTable):
             columns, found = self.store.gather(keys)
             rows = {name: np.ascontiguousarray(column[found]) for name, column in columns.items()}
             rows[RANKABLE][:] = rankable
-            self.store.upsert(np.ascontiguousarray(keys[found]), rows)
+            self._write(np.ascontiguousarray(keys[found]), rows)
         return int(found.sum())
 
     def default_row(self) -> dict[str, np.ndarray]:

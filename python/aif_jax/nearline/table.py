@@ -18,6 +18,9 @@ from aif_jax.types import named_dtype
 Progress = Callable[[int, int], None]
 """Called with the number of rows done and the number of all rows."""
 
+Listener = Callable[[np.ndarray], None]
+"""Called with keys, uint64 ``[n]``, whose rows were just written or deleted."""
+
 _BATCHES = (64, 1024)
 _CHUNK = 65536
 
@@ -44,6 +47,7 @@ class RowTable:
         self.store = RowStore({**columns, **self._extra_columns()}, initial_keys=expected_rows)
         self._names: dict[int, str] | None = None
         self._writing = threading.RLock()
+        self._listeners: tuple[Listener, ...] = ()
 
     # -- building ---------------------------------------------------------------------------------
 
@@ -130,6 +134,7 @@ class RowTable:
             if self._names is not None:
                 for key in keys.tolist():
                     self._names.pop(key, None)
+            self._tell(keys)
         return removed
 
     def follow(
@@ -162,6 +167,26 @@ class RowTable:
                 report.failed[type(error).__name__] += 1
                 on_error(update, error)
         return report
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Have a copy of the table follow it: call ``listener`` after every write and deletion of rows.
+
+        It is called in the thread that writes, with the keys alone: what to copy is the row that the table
+        has when it looks. Other writers wait meanwhile, readers do not; it must not write to the table.
+        What it raises reaches the writer, after all listeners were called; the table has changed
+        nevertheless.
+
+        Returns:
+            A function that ends the subscription.
+        """
+        with self._writing:
+            self._listeners += (listener,)
+
+        def unsubscribe() -> None:
+            with self._writing:
+                self._listeners = tuple(other for other in self._listeners if other is not listener)
+
+        return unsubscribe
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -292,10 +317,27 @@ class RowTable:
             for part in batches(n):
                 rows = self._run({name: array[part] for name, array in encoded.items()}, content[part])
                 rows |= {name: value[part] for name, value in values.items()}
-                self.store.upsert(keys[part], rows)
+                self._write(keys[part], rows)
                 if progress is not None:
                     progress(part.stop, n)
         return n
+
+    def _write(self, keys: np.ndarray, rows: Mapping[str, np.ndarray]) -> None:
+        """Store rows and tell who listens; the caller holds `_writing`."""
+        try:
+            self.store.upsert(keys, rows)
+        finally:  # a batch that fails half-way has written some of its rows
+            self._tell(keys)
+
+    def _tell(self, keys: np.ndarray) -> None:
+        errors: list[Exception] = []
+        for listener in self._listeners:
+            try:
+                listener(keys)
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def _run(self, encoded: Mapping[str, np.ndarray], content: np.ndarray) -> dict[str, np.ndarray]:
         n = len(content)

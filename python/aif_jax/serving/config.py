@@ -9,6 +9,7 @@ from aif_jax.errors import ConfigError
 
 MissingItems = Literal["drop", "default", "error"]
 UnknownUser = Literal["error", "default"]
+Rows = Literal["auto", "host", "device"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,10 @@ class EngineConfig:
             model's ``long_length``. ``None``: a quarter of it, and all of it.
         missing_items: what becomes of candidates without an item row: ``drop`` leaves them out, ``default``
             scores them as an item of which nothing is known, ``error`` refuses the request. All are counted.
+        rows: where the real-time stage reads item rows: ``host`` memory, or copies in ``device`` memory that
+            follow the index (portable programs only). ``auto``: the device, unless JAX's backend is the CPU.
+        device_capacity: rows to have room for on the device from the start; a full table is replaced by one
+            of twice the size, for which the device must hold both.
         unknown_user: what becomes of users that the source does not know: ``error`` refuses the request,
             ``default`` ranks for a user of whom nothing is known.
         user_state_bytes: memory for cached user states; 0 switches the cache off.
@@ -39,6 +44,8 @@ class EngineConfig:
     buckets: Sequence[int] | None = None
     long_buckets: Sequence[int] | None = None
     missing_items: MissingItems = "drop"
+    rows: Rows = "auto"
+    device_capacity: int = 0
     unknown_user: UnknownUser = "error"
     user_state_bytes: int = 64 * 2**20
     user_state_ttl_s: float | None = 300.0
@@ -71,6 +78,10 @@ class EngineConfig:
             raise ConfigError(
                 f"missing_items: got {self.missing_items!r}, expected 'drop', 'default' or 'error'."
             )
+        if self.rows not in ("auto", "host", "device"):
+            raise ConfigError(f"rows: got {self.rows!r}, expected 'auto', 'host' or 'device'.")
+        if self.device_capacity < 0:
+            raise ConfigError(f"device_capacity: got {self.device_capacity}, expected 0 or more rows.")
         if self.unknown_user not in ("error", "default"):
             raise ConfigError(f"unknown_user: got {self.unknown_user!r}, expected 'error' or 'default'.")
         if self.user_state_bytes < 0:

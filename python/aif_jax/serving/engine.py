@@ -28,10 +28,11 @@ from aif_jax.serving.accounting import added, make_report
 from aif_jax.serving.candidates import check_candidates
 from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.counts import RequestCounts
+from aif_jax.serving.host_stage import Progress
 from aif_jax.serving.pending import Pending, UserSide
 from aif_jax.serving.report import Ranking
 from aif_jax.serving.retrieval import EventLoop, retrieve_async, retrieve_now
-from aif_jax.serving.stages import Generation, WarmupProgress
+from aif_jax.serving.stages import Generation
 from aif_jax.serving.user_states import UserStates, compute_state, long_bucket
 from aif_jax.serving.users import checked_record
 from aif_jax.types import Request, Retrieve, UserId, UserRecord, UserSource
@@ -76,7 +77,7 @@ class Engine:
         users: UserSource | Callable[[Any], UserRecord | None],
         retrieve: Retrieve | Callable[[Request], Any] | None = None,
         config: EngineConfig | None = None,
-        progress: WarmupProgress | None = None,
+        progress: Progress | None = None,
     ):
         self.config = config or EngineConfig()
         self._generation = Generation(bundle, index, behaviours, self.config)
@@ -286,6 +287,7 @@ class Engine:
             pending.end("the engine was closed")
         self._scheduler.shutdown(wait=True)
         self._loop.close()
+        self._generation.close()
 
     def __enter__(self) -> Self:
         return self

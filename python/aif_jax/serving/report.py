@@ -41,7 +41,8 @@ class Report:
         retrieval_ms: from `begin` to `rank`, which the caller or the engine spent on retrieval.
         wait_ms: how long `rank` waited for the user state: what could not be hidden.
         prepare_ms: checking and encoding candidates and pair features.
-        gather_ms: collecting item rows on the host; 0 where the compiled stage reads them itself.
+        gather_ms: until the compiled stage was called: rows gathered on the host or looked up on a device,
+            where the stage does not read them itself, and operands laid out.
         stage_ms: the compiled real-time stage, from call to results.
         total_ms: from `begin` to the ranking.
         hidden_ms: user-side time that passed while retrieval was running anyway.

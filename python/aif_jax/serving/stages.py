@@ -1,8 +1,7 @@
 """The compiled programs of one generation, for every bucket, and the real-time stage over them."""
 
 import dataclasses
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,15 +10,13 @@ import numpy as np
 from aif_jax.bundle import Bundle
 from aif_jax.bundle.programs import Call
 from aif_jax.errors import UnknownItemError, VersionMismatchError
-from aif_jax.features import bucket_for, pad_to
-from aif_jax.kernels import FOUND, RANKABLE
+from aif_jax.features import bucket_for
 from aif_jax.nearline import BehaviourTable, ItemIndex
 from aif_jax.serving.candidates import CheckedCandidates
 from aif_jax.serving.config import EngineConfig
-from aif_jax.serving.row_sources import CachedRows, GatheredRows
-
-WarmupProgress = Callable[[int, int, str], None]
-"""Called with the number of programs ready, the number of all, and the name of the last."""
+from aif_jax.serving.device_rows import DeviceRows
+from aif_jax.serving.device_stage import DeviceStage
+from aif_jax.serving.host_stage import CachedStage, GatheredStage, HostStage, Progress, zeros
 
 
 @dataclasses.dataclass(slots=True)
@@ -35,7 +32,7 @@ class Scored:
         missing: candidates without a row.
         not_rankable: candidates with a row that may not be ranked.
         unscored: candidates whose score is not finite.
-        gather_s: seconds spent on collecting rows on the host; 0 where the compiled stage reads them.
+        gather_s: seconds until the compiled stage was called: rows gathered or looked up, operands laid out.
         stage_s: seconds spent in the compiled stage.
     """
 
@@ -78,38 +75,46 @@ class Generation:
             for operand in signature.inputs
             if operand.path.startswith("pair/raw_")
         )
-        default = index.default_row() if config.missing_items == "default" else None
-        self._rows = (CachedRows if bundle.kind == "native" else GatheredRows)(index, default)
         self._user_calls: dict[int, Call] = {}
-        self._stage_calls: dict[tuple[int, int], Call] = {}
+        self._stage: HostStage | DeviceStage | None = None
 
     @property
     def version(self) -> str:
         """Version of the bundle."""
         return self.bundle.version
 
-    def warm(self, progress: WarmupProgress | None = None) -> None:
+    def warm(self, progress: Progress | None = None) -> None:
         """Compile and run every program for every bucket; afterwards no request compiles anything."""
         buckets, longs = self.sizes.buckets, self.sizes.long_buckets
         total = len(longs) * (1 + len(buckets))
-        done = 0
 
-        def ready(name: str) -> None:
-            nonlocal done
-            done += 1
+        def ready(number: int, name: str) -> None:
             if progress is not None:
-                progress(done, total, name)
+                progress(number, total, name)
 
-        for length in longs:
+        for number, length in enumerate(longs, 1):
             call = self._user_calls[length] = self.bundle.call("user", b=1, l=length)
-            state = jax.block_until_ready(call(zeros(call, {"b": 1, "l": length})))
-            ready(f"user, history {length}")
-            for size in buckets:
-                stage = self._stage_calls[size, length] = self.bundle.call("stage", n=size, l=length)
-                operands = zeros(stage, {"n": size, "l": length})
-                operands |= {f"state/{name}": leaf for name, leaf in state.items()}
-                self._rows.run(stage, operands, np.zeros(1, np.uint64), size)
-                ready(f"stage, history {length}, {size} candidates")
+            jax.block_until_ready(call(zeros(call, {"b": 1, "l": length})))
+            ready(number, f"user, history {length}")
+        self._stage = self._made_stage(lambda number, _, name: ready(len(longs) + number, name))
+
+    def _made_stage(self, progress: Progress) -> HostStage | DeviceStage:
+        config, sizes = self.config, (self.sizes.buckets, self.sizes.long_buckets)
+        default = config.missing_items == "default"
+        if config.rows == "device" or (config.rows == "auto" and jax.default_backend() != "cpu"):
+            rows = DeviceRows(self.index, capacity=config.device_capacity)
+            try:
+                return DeviceStage(rows, self.bundle, *sizes, default=default, progress=progress)
+            except BaseException:
+                rows.close()
+                raise
+        kind = CachedStage if self.bundle.kind == "native" else GatheredStage
+        return kind(self.index, self.bundle, *sizes, default=default, progress=progress)
+
+    def close(self) -> None:
+        """Give device memory back; no request may be under way."""
+        if isinstance(self._stage, DeviceStage):
+            self._stage.close()
 
     def user_call(self, length: int) -> Call:
         """Return the user program compiled for a long bucket."""
@@ -138,13 +143,12 @@ class Generation:
         buckets = self.sizes.buckets
         n = len(candidates.keys)
         size = bucket_for(min(n, buckets[-1]), buckets)
-        call = self._stage_calls[size, length]
         shared = {**state, **{f"context/{name}": value for name, value in context.items()}}
         scored = Scored(
             np.empty(0, np.int64), np.empty(0, np.float32), np.empty((0, 0), np.float32), bucket=size
         )
         parts = [
-            self._score_part(call, shared, candidates, slice(start, min(start + size, n)), scored)
+            self._score_part(shared, length, candidates, slice(start, min(start + size, n)), scored)
             for start in range(0, n, size)
         ]
         if len(parts) == 1:
@@ -158,45 +162,34 @@ class Generation:
 
     def _score_part(
         self,
-        call: Call,
         shared: Mapping[str, Any],
+        length: int,
         candidates: CheckedCandidates,
         part: slice,
         scored: Scored,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        began = time.perf_counter()
-        pair = {
-            f"pair/{name}": pad_to(column[part], scored.bucket) for name, column in candidates.pair.items()
-        }
-        run = self._rows.run(call, {**shared, **pair}, candidates.keys[part], scored.bucket)
-        self._count(run.status, candidates, part, scored)
-        order, scores, heads = (run.results[name] for name in ("order", "score", "heads"))
-        unscored = int(run.results["unscored"])
-        rankable = int(np.count_nonzero(run.status & RANKABLE)) - unscored
+        assert self._stage is not None, "warm makes it"
+
+        def refuse(found: np.ndarray) -> None:
+            absent = np.flatnonzero(~found)
+            raise UnknownItemError(
+                f"candidates: {len(absent)} of {len(found)} have no row in the item index, the first is "
+                f"{candidates.ids[part][absent[0]]}; add them with ItemIndex.upsert, leave them out of "
+                "retrieval, or configure missing_items='drop' or 'default'."
+            )
+
+        made = self._stage.score_part(
+            shared,
+            candidates.keys[part],
+            {name: column[part] for name, column in candidates.pair.items()},
+            scored.bucket,
+            length,
+            refuse=refuse if self.config.missing_items == "error" else None,
+        )
         scored.calls += 1
-        scored.unscored += unscored
-        scored.gather_s += run.gather_s
-        scored.stage_s += time.perf_counter() - began - run.gather_s
-        return order[:rankable].astype(np.int64) + part.start, scores[:rankable], heads[:rankable]
-
-    def _count(self, status: np.ndarray, candidates: CheckedCandidates, part: slice, scored: Scored) -> None:
-        """Count candidates that are missing or may not be ranked, or refuse the missing."""
-        n = len(status)
-        found = (status & FOUND) != 0
-        missing = n - int(np.count_nonzero(found))
-        if missing:
-            scored.missing += missing
-            if self.config.missing_items == "error":
-                first = candidates.ids[part][np.flatnonzero(~found)[0]]
-                raise UnknownItemError(
-                    f"candidates: {missing} of {n} have no row in the item index, the first is "
-                    f"{first}; add them with ItemIndex.upsert, leave them out of "
-                    "retrieval, or configure missing_items='drop' or 'default'."
-                )
-        scored.not_rankable += int(np.count_nonzero(found & ((status & RANKABLE) == 0)))
-
-
-def zeros(call: Call, dims: Mapping[str, int]) -> dict[str, Any]:
-    """Return zeros for every operand of a program, to run it once before a request has to wait for it."""
-    specs = {operand.path: operand.at(dims) for operand in call.program.signature.inputs}
-    return {path: np.zeros(spec.shape, spec.dtype) for path, spec in specs.items()}
+        scored.missing += made.missing
+        scored.not_rankable += made.not_rankable
+        scored.unscored += made.unscored
+        scored.gather_s += made.prepare_s
+        scored.stage_s += made.stage_s
+        return made.order + part.start, made.scores, made.heads

@@ -11,7 +11,7 @@
 //! # Trade-offs
 //! A sequence is grouped by channel and laid out for the vector units once per call ([`SimTier::new`]),
 //! so that the loop over pairs has no branches; for sign bits that is a table of 3.4 times their size. It costs
-//! about as much as a hundred candidates, which a call with thousands does not notice.
+//! about as much as 150 candidates, which a call with thousands does not notice.
 
 mod arch;
 mod bits;

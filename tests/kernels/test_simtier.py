@@ -263,8 +263,8 @@ def test_the_reference_is_integer_products_for_every_platform_and_keeps_no_flags
         assert "custom_call" not in text
         assert "f32" not in text
     here = run.lower(*specs).compile().memory_analysis()
-    # Scores and the flags of one tier, and what little else there is.
-    assert here.temp_size_in_bytes < n * length * (4 + 1) + n * 256 + length * 256 + n * tiers * 4 * 4 + 65536
+    # Scores, the flags of a tier or two (versions of XLA differ), and what little else there is.
+    assert here.temp_size_in_bytes < n * length * (4 + tiers // 2)
 
 
 def test_a_score_at_the_ends_of_its_range_is_exact():

@@ -11,12 +11,12 @@ use aif_core::bf16::Matrix;
 use aif_core::interaction::{Interaction, Model, PairFeatures, Scratch};
 use aif_core::lsh::Level;
 use serde_json::{Map, json};
-use workload::{CANDIDATES, Workload};
+use workload::{CANDIDATES, REQUESTS, Workload};
 
 const ROUNDS: usize = 200;
 
 /// Requests that are timed together, so that starting threads does not count.
-const TOGETHER: u64 = 10;
+const TOGETHER: u64 = 40;
 
 /// Candidates that a thread takes together, as in a compiled program.
 const PIECE: usize = 192;
@@ -94,7 +94,8 @@ fn best_ms(made: &Workload, model: &Model<'_>, threads: usize) -> f64 {
                     .zip(status.chunks_mut(PIECE));
                 for (piece, (logits, status)) in pieces.enumerate() {
                     let from = first + piece * PIECE;
-                    let keys = &made.keys[from..from + status.len()];
+                    let asked = number / threads % REQUESTS * CANDIDATES;
+                    let keys = &made.keys[asked + from..asked + from + status.len()];
                     let width = model.pair.width;
                     let pair = &made.pair[from * width..][..status.len() * width];
                     interaction

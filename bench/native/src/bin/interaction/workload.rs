@@ -8,6 +8,8 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 pub const CANDIDATES: usize = 4096;
+/// Requests in turn, so many that their rows fit in no level of cache.
+pub const REQUESTS: usize = 40;
 const ITEMS: usize = 1_000_000;
 const HIDDEN: usize = 128;
 const FACTORED: [(&str, usize); 3] = [("e", 64), ("bridge", 16), ("content", 64)];
@@ -23,6 +25,7 @@ const BATCH: usize = 10_000;
 /// Everything that a model borrows.
 pub struct Workload {
     pub cache: EmbeddingCache,
+    /// Candidates of one request after the other.
     pub keys: Vec<u64>,
     pub pair: Vec<f32>,
     half: bool,
@@ -102,7 +105,7 @@ impl Workload {
         let layers = vec![(draw(HIDDEN * 64), draw(64)), (draw(64), draw(1))];
         Self {
             cache,
-            keys: (0..CANDIDATES)
+            keys: (0..REQUESTS * CANDIDATES)
                 .map(|_| key_of(rng.random_range(0..ITEMS)))
                 .collect(),
             pair,

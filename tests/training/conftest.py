@@ -6,7 +6,7 @@ from aif_jax.data import load
 from aif_jax.training.config import TrainConfig
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def compile_once(tmp_path_factory):
     """Runs of one config compile the same programs: the second finds them on disk."""
     before = {

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from flax import nnx
 
+from aif_jax.features.score import score_of
 from aif_jax.models import build_model
-from aif_jax.models.score import score_of
 from stage.request import Case, device_catalogue
 from stage.sequential import ready
 from stage.timing import Contender

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from aif_jax.features.score import score_of
 from aif_jax.models.aif import Aif, UserSide
 from aif_jax.models.long_sequence import linear_attention, softmax_attention
-from aif_jax.models.score import score_of
 from aif_jax.models.signature import edges_of
 from stage.request import Case, device_catalogue
 from stage.timing import Contender

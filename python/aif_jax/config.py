@@ -18,6 +18,9 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 REDUCED_COLUMNS = ("h", "e", "bridge", "content")
 """The columns of an item row that a reduced precision applies to; `scale` of an int8 row is in this order."""
 
+PRIOR = "prior"
+"""The column of an item row that holds its logits for a user of whom nothing is known."""
+
 BLOCKS = (
     "self_attention",
     "profile_attention",

@@ -62,7 +62,7 @@ def test_a_bundle_knows_its_precision(bundles: dict[Precision, Bundle], precisio
     assert bundle.signature("behaviour") == bundles["float32"].signature("behaviour")
     for name, weight in bundles["float32"].weights.items():
         np.testing.assert_array_equal(bundle.weights[name], weight)
-    spec = fold(make_model(1), precision=precision).rows_spec(1)
+    spec = fold(make_model(1), precision=precision).item_spec(1)
     given = {operand.path: operand.at({"m": 1}) for operand in bundle.signature("item").outputs}
     assert {n: (s.shape, s.dtype) for n, s in given.items()} == {
         n: (s.shape, s.dtype) for n, s in spec.items()
@@ -116,8 +116,10 @@ def test_from_export_to_ranked_ids(
     expected = {"float32": np.dtype(np.float32), "bfloat16": BF16, "int8": np.dtype(np.int8)}[precision]
     assert {rows[name].dtype for name in ("h", "e", "bridge", "content")} == {expected}
     floats = CONFIG.hidden + CONFIG.width + CONFIG.bridges + CONFIG.content_width
-    # has_content, signature, three categories, rankable
-    kept = 4 + CONFIG.signature_bytes + 3 * 4 + 1 + (4 * 4 if precision == "int8" else 0)
+    # has_content, signature, three categories, rankable, the prior of each head
+    kept = (
+        4 + CONFIG.signature_bytes + 3 * 4 + 1 + 4 * len(CONFIG.heads) + (4 * 4 if precision == "int8" else 0)
+    )
     assert sum(column[0].nbytes for column in rows.values()) == floats * expected.itemsize + kept
 
     behaviours = BehaviourTable.build(bundle, world.ids, world.columns, world.content)

@@ -76,7 +76,9 @@ def test_programs_survive_export(kind):
             take(only(table, folded.long_spec(1, 1)), batch["long_item"]), batch["long_type"],
         )  # fmt: skip
         state = {name: values[1] for name, values in states.items()}
-        return table, index, states, run("stage", state, take(index, chosen), valid, context, pair)
+        return table, index, states, run(
+            "stage", state, take(only(index, folded.rows_spec(1)), chosen), valid, context, pair
+        )  # fmt: skip
 
     want = road(lambda name, *inputs: quick_jit(functions[name])(weights[name], *inputs))
     got = road(lambda name, *inputs: loaded[name].call(weights[name], *inputs))
@@ -87,7 +89,7 @@ def test_programs_survive_export(kind):
     # What the helpers say of shapes is what the programs give.
     table, index, states, ranking = want
     assert shapes_of(table) == shapes_of(folded.behaviour_spec(len(items["content"])))
-    assert shapes_of(index) == shapes_of(folded.rows_spec(len(items["content"])))
+    assert shapes_of(index) == shapes_of(folded.item_spec(len(items["content"])))
     per_user = {name: values[0] for name, values in states.items()}
     assert shapes_of(per_user) == shapes_of(folded.state_spec(size))
     assert [leaf.shape for leaf in ranking] == [(K,), (K,), (K, 1)]

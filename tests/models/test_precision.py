@@ -295,7 +295,7 @@ def test_shapes_and_dtypes_are_those_that_the_programs_give(precision, architect
     folded = fold(random_model(rng, config, schema), precision=precision)
     items, batch = make_catalogue(rng, config, schema), make_batch(rng, config, schema, batch=2)
     rows, states = jax.eval_shape(lambda: folded_states(folded, folded.weights, items, batch))
-    assert specs(rows) == specs(folded.rows_spec(len(items["content"])))
+    assert specs(rows) == specs(folded.item_spec(len(items["content"])))
     length = batch["long_item"].shape[1]
     assert specs(states) == {n: ((2, *s), d) for n, (s, d) in specs(folded.state_spec(length)).items()}
     narrowed = {n for n, leaf in states.items() if leaf.dtype == BF16}

@@ -11,8 +11,8 @@ from model_cases import make_schema, small_config
 from aif_jax.config import ModelConfig
 from aif_jax.errors import ConfigError
 from aif_jax.features import Numeric, Schema
+from aif_jax.features.score import score_of
 from aif_jax.models import Score, build_model, fold
-from aif_jax.models.score import score_of
 
 HEADS, PAIR = ("ctr", "cvr"), ("bid", "price")
 
@@ -43,6 +43,10 @@ def test_values(expression, formula):
     got = score(jnp.asarray(logits), {name: jnp.asarray(raw[name]) for name in score.raw})
     p, q = (1 / (1 + np.exp(-logits))).T
     np.testing.assert_allclose(got, formula(p, q, *logits.T, raw["bid"], raw["price"]), rtol=2e-5)
+    in_numpy, probability = score.in_numpy(logits, raw)
+    assert in_numpy.dtype == probability.dtype == np.float32
+    np.testing.assert_allclose(in_numpy, got, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(probability, np.stack([p, q], axis=1), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -108,3 +112,5 @@ def test_a_score_that_is_not_finite_ranks_nothing_first() -> None:
     scores, _ = folded.stage_scores(folded.weights, state, rows, np.ones(n, bool), context, pair)
     assert np.asarray(scores)[0] == -np.inf
     assert np.isfinite(np.asarray(scores)[1:]).all()
+    in_numpy, _ = folded.score.in_numpy(np.zeros((n, 1), np.float32), {"bid": pair["raw_bid"]})
+    assert np.isfinite(in_numpy).tolist() == [False] + [True] * (n - 1)

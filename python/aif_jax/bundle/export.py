@@ -263,7 +263,7 @@ def _golden_vectors(folded: "Folded", k_max: int) -> dict[str, np.ndarray]:
         "stage",
         {
             "state": state,
-            "rows": {column: array[chosen] for column, array in rows.items()},
+            "rows": {column: rows[column][chosen] for column in folded.rows_spec(1)},
             "valid": rng.random(n) < 0.9,
             "context": sample_group(schema, "context", (), rng),
             "pair": {**sample_group(schema, "pair", (n,), rng), **raw},

@@ -15,12 +15,12 @@ from flax import nnx
 from aif_jax.config import ModelConfig
 from aif_jax.errors import ConfigError
 from aif_jax.features import Schema
+from aif_jax.features.score import score_of
 from aif_jax.models.aif import Aif, Tower, UserSide
 from aif_jax.models.bridge import Bridges
 from aif_jax.models.initial import constant, linear
 from aif_jax.models.layers import attend
 from aif_jax.models.long_sequence import softmax_attention
-from aif_jax.models.score import score_of
 from aif_jax.models.tiers import float_tiers
 from aif_jax.types import Columns
 

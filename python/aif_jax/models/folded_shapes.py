@@ -6,11 +6,11 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
-from aif_jax.config import ModelConfig, Precision, check_precision
+from aif_jax.config import PRIOR, ModelConfig, Precision, check_precision
 from aif_jax.features import Schema
+from aif_jax.features.score import score_of
 from aif_jax.models.blocks import active_blocks
 from aif_jax.models.precision import SCALE, reduced_columns, row_dtype, state_dtype
-from aif_jax.models.score import score_of
 
 ColumnShapes: TypeAlias = dict[str, tuple[tuple[int, ...], np.dtype]]
 """Shape of one row and dtype, by column."""
@@ -32,7 +32,7 @@ class FoldedShapes:
         score: the score expression; ``score.raw`` names the raw pair features that the stage wants.
         blocks: the active blocks.
         behaviour_columns: columns of the behaviour table.
-        item_columns: columns of an item row, in the precision.
+        item_columns: columns of an item row that the stage reads, in the precision.
         factored: the item columns that the factors ``M`` of a user state multiply, in their order.
     """
 
@@ -90,8 +90,12 @@ class FoldedShapes:
         return _spec(self.behaviour_columns, m)
 
     def rows_spec(self, n: Size) -> Spec:
-        """Return item rows ``[N, ...]``."""
+        """Return what the stage reads of item rows, ``[N, ...]``."""
         return _spec(self.item_columns, n)
+
+    def item_spec(self, m: Size) -> Spec:
+        """Return item rows as the item program gives them, ``[M, ...]``: those columns and `PRIOR`."""
+        return _spec({**self.item_columns, PRIOR: ((len(self.config.heads),), _F4)}, m)
 
     def user_inputs_spec(self, b: Size) -> Spec:
         """Return encoded user features ``[B, ...]``."""

@@ -90,10 +90,15 @@ class FoldedWeights:
                 )
 
     def _reads(self, program: Program, every: Mapping[str, Any]) -> list[str]:
-        names = {name for name in every if any(fnmatchcase(name, pattern) for pattern in _READS[program])}
+        patterns = _READS[program]
+        if program == "item":  # its prior takes the whole model, but for what needs a history
+            patterns = (*patterns, *_READS["user"], *_READS["stage"])
+        names = {name for name in every if any(fnmatchcase(name, pattern) for pattern in patterns)}
+        if program == "item":
+            names -= {"first.simtier.kernel", "simtier.edges"}
         # Linear attention is multiplied out on the user side, the other kinds when their table is expanded.
         linear = self._config.long_attention == "linear"
-        if (program == "user" and not linear) or (program == "stage" and linear):
+        if (program in ("user", "item") and not linear) or (program == "stage" and linear):
             names.discard("first.long_attention.kernel")
         columns = {"behaviour": self._shapes.behaviour_columns, "item": self._shapes.item_columns}
         if "signature" not in columns.get(program, ()):

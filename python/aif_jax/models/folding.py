@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from aif_jax.config import ModelConfig, Precision
+from aif_jax.config import PRIOR, ModelConfig, Precision
 from aif_jax.errors import ConfigError, RequestError
 from aif_jax.features import Schema
 from aif_jax.kernels import (
@@ -33,7 +33,7 @@ from aif_jax.models import long_sequence
 from aif_jax.models.aif import Aif
 from aif_jax.models.baselines import Model, TwoTower
 from aif_jax.models.blocks import as_arrays
-from aif_jax.models.folded_shapes import FoldedShapes
+from aif_jax.models.folded_shapes import FoldedShapes, Spec
 from aif_jax.models.folded_weights import (
     FoldedWeights,
     Program,
@@ -114,7 +114,8 @@ class Folded(FoldedShapes):
         Returns:
             Those that the model needs of ``h`` ``[M, h]``, ``e`` ``[M, d]``, ``bridge`` ``[M, n]``, and the
             frozen columns of `behaviour`; the floats among them, ``has_content`` apart, in the precision,
-            with their ``scale`` for int8.
+            with their ``scale`` for int8. And ``prior`` float32 ``[M, n_heads]`` in every precision: the
+            calibrated logits for a user of whom nothing is known, context and pair features missing.
         """
         weights, items = as_arrays(weights), as_arrays(item_inputs)
         model = self._weights.model(weights)
@@ -124,7 +125,8 @@ class Folded(FoldedShapes):
             columns["h"] = model.first.item(e)
             if model.bridges is not None:
                 columns["bridge"] = model.bridges.item(e)
-        return narrow_rows(self.precision, columns | self._frozen(weights, items, self.item_columns))
+        columns |= self._frozen(weights, items, self.item_columns)
+        return narrow_rows(self.precision, columns) | {PRIOR: self._prior(weights, columns)}
 
     def user(
         self,
@@ -158,6 +160,19 @@ class Folded(FoldedShapes):
 
             of which ``M``, ``sim`` and ``factor`` are bfloat16 in the reduced precisions.
         """
+        state = self._user(weights, user_inputs, short, short_type, long, long_type)
+        return narrow_state(self.precision, state)
+
+    def _user(
+        self,
+        weights: Columns,
+        user_inputs: Columns,
+        short: Columns,
+        short_type: jax.Array,
+        long: Columns,
+        long_type: jax.Array,
+    ) -> dict[str, jax.Array]:
+        """Return user states, all of them float32; see `user`."""
         model = self._weights.model(as_arrays(weights))
         history = as_arrays(long)
         side = model.user_side(as_arrays(user_inputs), as_arrays(short), short_type, history, long_type, {})
@@ -199,7 +214,23 @@ class Folded(FoldedShapes):
             state["sim_overflow"] = side.slots.overflow
         if factors:
             state["M"] = jnp.concatenate(factors, axis=1)
-        return narrow_state(self.precision, state) | {"h_u": shared}
+        return state | {"h_u": shared}
+
+    def _prior(self, weights: Arrays, rows: Arrays) -> jax.Array:
+        """Return calibrated logits ``[M, n_heads]`` of float32 rows for a user of whom nothing is known."""
+        n = rows["e" if "e" in rows else "h"].shape[0]
+        nothing = jnp.full((1, 1), -1, jnp.int32)  # a behaviour that there is not
+        token = {name: jnp.zeros((1, 1, self.config.width)) for name in self.short_spec(1)}
+        state = self._user(
+            weights, _zeros(self.user_inputs_spec(1)),
+            token, nothing, _zeros(self.long_spec(1, 1)), nothing,
+        )  # fmt: skip
+        # Of what an empty history leaves, only these are not zero.
+        known = {name: state[name][0] for name in ("h_u", "M", "vector") if name in state}
+        operands, form = self._interaction(
+            weights, known, _zeros(self.context_spec()), _zeros(self.pair_spec(n))
+        )
+        return self._calibrated(weights, interaction(rows, operands, form))
 
     def stage_scores(
         self,
@@ -318,7 +349,7 @@ class Folded(FoldedShapes):
             pairs = jnp.concatenate([jnp.where(given[:, None], features, 0.0), absent], axis=1)
             pair_weights = jnp.concatenate([first.weight("pair"), first.absent("pair")[None]])
         tiers = None
-        if "simtier" in model.blocks:
+        if "signature" in state:
             tiers = Tiers(
                 state["signature"], state["channel"], state["tier_length"], weights["simtier.edges"],
                 first.weight("simtier"),
@@ -339,12 +370,15 @@ class Folded(FoldedShapes):
         self, weights: Arrays, logits: jax.Array, valid: jax.Array, pair: Arrays
     ) -> tuple[jax.Array, jax.Array]:
         """Return scores and calibrated logits of what the interaction gave."""
+        logits = self._calibrated(weights, logits)
+        score = self.score(logits, {name: pair[f"raw_{name}"] for name in self.score.raw})
+        return jnp.where(valid & jnp.isfinite(score), score, -jnp.inf), logits
+
+    def _calibrated(self, weights: Arrays, logits: jax.Array) -> jax.Array:
         model = self._weights.model(weights)
         if model.train_only is not None:
             logits += model.train_only.absent[...]
-        logits = logits * weights["calibration.scale"] + weights["calibration.offset"]
-        score = self.score(logits, {name: pair[f"raw_{name}"] for name in self.score.raw})
-        return jnp.where(valid & jnp.isfinite(score), score, -jnp.inf), logits
+        return logits * weights["calibration.scale"] + weights["calibration.offset"]
 
     def _frozen(self, weights: Arrays, items: Arrays, columns: Mapping[str, Any]) -> dict[str, jax.Array]:
         frozen = {name: items[name] for name in ("content", "has_content") if name in columns}
@@ -389,6 +423,11 @@ def _check_foldable(config: ModelConfig) -> None:
             "architecture 'exact' does not fold: its attention depends on user and item together, so nothing "
             "can be computed ahead of the request. Train architecture='aif' to serve; 'exact' is a yardstick."
         )
+
+
+def _zeros(spec: Spec) -> dict[str, jax.Array]:
+    """Return encoded features of which every one is missing, or rows that are not there."""
+    return {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in spec.items()}
 
 
 def _padded(columns: Arrays, n: Any) -> dict[str, jax.Array]:

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from aif_jax.features.score import score_of
 from aif_jax.models.aif import Aif
-from aif_jax.models.score import score_of
 from aif_jax.types import Columns
 
 

@@ -201,7 +201,7 @@ def _quality(
     pairs = list(zip(rankings, baseline[1], strict=True))
     return PrecisionQuality(
         precision=folded.precision,
-        row_bytes=_bytes(folded.rows_spec(1)),
+        row_bytes=_bytes(folded.item_spec(1)),
         state_bytes=_bytes(folded.state_spec(config.long_length)),
         heads={
             head: head_metrics(dataset, "test", head, logits[:, place])

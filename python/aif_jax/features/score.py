@@ -6,10 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from aif_jax.config import ModelConfig
 from aif_jax.errors import ConfigError
-from aif_jax.features import Numeric, Schema
+from aif_jax.features.kinds import Numeric
+from aif_jax.features.schema import Schema
 
 _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: lambda a, b: a + b,
@@ -19,12 +21,10 @@ _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Pow: lambda a, b: a**b,
 }
 
-_FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
-    "min": (2, jnp.minimum),
-    "max": (2, jnp.maximum),
-    "log": (1, jnp.log),
-    "exp": (1, jnp.exp),
-}
+_FUNCTIONS: dict[str, tuple[int, str]] = {
+    "min": (2, "minimum"), "max": (2, "maximum"), "log": (1, "log"), "exp": (1, "exp"),
+}  # fmt: skip
+"""How many values a function takes, and its name in NumPy and JAX."""
 
 
 class Score:
@@ -74,11 +74,27 @@ class Score:
             logits: ``[..., n_heads]``.
             raw: for each name in `raw` its values, float32 ``[...]``.
         """
+        score = self._evaluate(self._tree, self._names(logits, jax.nn.sigmoid(logits), raw), jnp)
+        return jnp.broadcast_to(score, logits.shape[:-1])
+
+    def in_numpy(self, logits: np.ndarray, raw: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the score float32 ``[...]`` and the probabilities ``[..., n_heads]``, without any program.
+
+        Args:
+            logits: float32 ``[..., n_heads]``.
+            raw: as above.
+        """
+        probability = np.float32(0.5) + np.float32(0.5) * np.tanh(np.float32(0.5) * logits)
+        with np.errstate(all="ignore"):  # what is not finite is the caller's to leave out, as in a program
+            score = self._evaluate(self._tree, self._names(logits, probability, raw), np)
+        return np.broadcast_to(np.asarray(score, np.float32), logits.shape[:-1]), probability
+
+    def _names(self, logits: Any, probability: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
         names = {name: raw[name] for name in self.raw}
         for number, head in enumerate(self.heads):
-            names[head] = jax.nn.sigmoid(logits[..., number])
+            names[head] = probability[..., number]
             names[f"logit_{head}"] = logits[..., number]
-        return jnp.broadcast_to(self._evaluate(self._tree, names), logits.shape[:-1])
+        return names
 
     def _check(self, node: ast.expr, used: set[str]) -> None:
         match node:
@@ -120,19 +136,22 @@ class Score:
                 f"known are {', '.join(known)}."
             )
 
-    def _evaluate(self, node: ast.expr, names: Mapping[str, jax.Array]) -> jax.Array:
+    def _evaluate(self, node: ast.expr, names: Mapping[str, Any], library: Any) -> Any:
+        """Evaluate by the functions of a library: ``numpy`` or ``jax.numpy``."""
         match node:
             case ast.Constant(value=value):
-                return jnp.float32(value)  # type: ignore[arg-type]
+                return library.float32(value)
             case ast.Name(id=name):
                 return names[name]
             case ast.UnaryOp(op=op, operand=operand):
-                value = self._evaluate(operand, names)
+                value = self._evaluate(operand, names, library)
                 return -value if isinstance(op, ast.USub) else value
             case ast.BinOp(left=left, op=op, right=right):
-                return _OPERATORS[type(op)](self._evaluate(left, names), self._evaluate(right, names))
+                sides = (self._evaluate(side, names, library) for side in (left, right))
+                return _OPERATORS[type(op)](*sides)
             case ast.Call(func=ast.Name(id=name), args=args):
-                return _FUNCTIONS[name][1](*(self._evaluate(arg, names) for arg in args))
+                function = getattr(library, _FUNCTIONS[name][1])
+                return function(*(self._evaluate(arg, names, library) for arg in args))
         raise AssertionError(f"checked expression holds {node!r}")
 
 

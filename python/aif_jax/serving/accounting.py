@@ -7,9 +7,10 @@ import numpy as np
 
 from aif_jax.features import EncodeReport
 from aif_jax.serving.candidates import CheckedCandidates
-from aif_jax.serving.pending import Pending, UserSide
+from aif_jax.serving.pending import Pending
 from aif_jax.serving.report import Report, Span
 from aif_jax.serving.stages import Scored
+from aif_jax.serving.user_side import UserSide
 
 
 def added(encoding: EncodeReport) -> EncodeReport:

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -19,25 +19,20 @@ from aif_jax.errors import (
     RequestError,
     RetrievalError,
     SchedulerError,
-    SchemaError,
-    UnknownUserError,
 )
-from aif_jax.features import EncodeReport
 from aif_jax.nearline import BehaviourTable, ItemIndex
 from aif_jax.serving.accounting import added, make_report
 from aif_jax.serving.candidates import check_candidates
 from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.counts import RequestCounts
 from aif_jax.serving.host_stage import Progress
-from aif_jax.serving.pending import Pending, UserSide
+from aif_jax.serving.pending import Pending
 from aif_jax.serving.report import Ranking
 from aif_jax.serving.retrieval import EventLoop, retrieve_async, retrieve_now
 from aif_jax.serving.stages import Generation
-from aif_jax.serving.user_states import UserStates, compute_state, long_bucket
-from aif_jax.serving.users import checked_record
+from aif_jax.serving.user_side import Lane, UserSide, UserSides
+from aif_jax.serving.user_states import UserStates
 from aif_jax.types import Request, Retrieve, UserId, UserRecord, UserSource
-
-Lane = Literal["blocking", "compute"]
 
 _LONGEST_DEADLINE_MS = 1e9
 _TASKS = {
@@ -83,9 +78,9 @@ class Engine:
         self._generation = Generation(bundle, index, behaviours, self.config)
         self._generation.warm(progress)
         self._compiled = compilations()
-        self._users = users
         self._retrieve = retrieve
         self._states = UserStates(self._generation)
+        self._user_sides = UserSides(users, self._states, self.config, self.submit)
         self._loop = EventLoop()
         self.counts = RequestCounts()
         self._open: dict[int, Pending] = {}
@@ -140,9 +135,7 @@ class Engine:
             with self._opening:
                 self._open[id(pending)] = pending
             try:
-                pending.track(
-                    self.submit("blocking", self._fetch, pending, name="user_fetch", pending=pending)
-                )
+                self._user_sides.start(pending)
             except BaseException:
                 self.forget(pending)
                 raise
@@ -353,69 +346,6 @@ class Engine:
             return function(*arguments)
         finally:
             self._here.task = outer
-
-    # -- the user side ----------------------------------------------------------------------------
-
-    def _fetch(self, pending: Pending) -> None:
-        """In the blocking lane: fetch the record, look for a cached state, else go on in the compute lane."""
-        began_s = time.perf_counter()
-        pending.step = "its user source has not answered"
-        record = self._users(pending.user)
-        fetched_s = time.perf_counter()
-        unknown = record is None
-        if record is None:
-            if self.config.unknown_user == "error":
-                raise UnknownUserError(
-                    f"user {pending.user!r}: the user source knows nothing of this user; check the id, or "
-                    "configure "
-                    "unknown_user='default' to rank for a user of whom nothing is known."
-                )
-            record = UserRecord()
-        record = checked_record(pending.user, record)
-        if pending.dropped:
-            return
-        pending.step = "its user side has not been computed"
-        times = (began_s, fetched_s)
-        length = long_bucket(record, pending.generation)
-        state = None if unknown else self._states.get(pending.user, record.revision, length)
-        if state is not None:
-            encoding = EncodeReport()
-            context = self._encode_context(pending, encoding)
-            pending.resolve(UserSide(state, context, encoding, unknown, *times, time.perf_counter()))
-            return
-        pending.track(
-            self.submit(
-                "compute",
-                self._compute,
-                pending,
-                record,
-                length,
-                unknown,
-                times,
-                name="user",
-                pending=pending,
-            )
-        )
-
-    def _compute(
-        self, pending: Pending, record: UserRecord, length: int, unknown: bool, times: tuple[float, float]
-    ) -> None:
-        """In the compute lane: run the user program, and keep its result."""
-        state = compute_state(pending.user, record, length, pending.generation)
-        encoding = state.encoding or EncodeReport()
-        context = self._encode_context(pending, encoding)
-        for leaf in state.leaves.values():
-            leaf.block_until_ready()
-        if not unknown:
-            self._states.put(pending.user, record.revision, state)
-        pending.resolve(UserSide(state, context, encoding, unknown, *times, time.perf_counter()))
-
-    def _encode_context(self, pending: Pending, report: EncodeReport) -> dict[str, np.ndarray]:
-        schema = pending.generation.bundle.schema
-        try:
-            return schema.encode_one("context", pending.context, report=report)
-        except SchemaError as error:
-            raise RequestError(f"context: {error}") from error
 
     # -- inside -----------------------------------------------------------------------------------
 

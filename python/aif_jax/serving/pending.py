@@ -2,36 +2,19 @@
 
 import asyncio
 import concurrent.futures
-import dataclasses
 import threading
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from aif_jax.errors import DeadlineExceededError, RequestError
-from aif_jax.features import EncodeReport
 from aif_jax.serving.report import Ranking
 from aif_jax.serving.stages import Generation
-from aif_jax.serving.user_states import UserState
+from aif_jax.serving.user_side import UserSide
 from aif_jax.types import UserId
 
 if TYPE_CHECKING:
     from aif_jax.serving.engine import Engine
-
-
-@dataclasses.dataclass(slots=True)
-class UserSide:
-    """The finished user side of one request; times on the clock of ``time.perf_counter``."""
-
-    state: UserState
-    context: Mapping[str, np.ndarray]
-    encoding: EncodeReport
-    unknown_user: bool
-    fetch_began_s: float
-    fetched_s: float
-    finished_s: float
 
 
 class Pending:

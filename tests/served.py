@@ -80,9 +80,23 @@ class World:
         }
 
     def scores(
-        self, record: UserRecord, ids: Any, pair: Mapping[str, Any], context: Mapping[str, Any]
+        self,
+        record: UserRecord,
+        ids: Any,
+        pair: Mapping[str, Any],
+        context: Mapping[str, Any],
+        *,
+        long: bool = True,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the score ``[N]`` and the probabilities ``[N, heads]`` of the unfolded model."""
+        """Return the score ``[N]`` and the probabilities ``[N, heads]`` of the unfolded model.
+
+        Args:
+            record: what is known of the user.
+            ids: the candidates, ``[N]``.
+            pair: their raw pair features.
+            context: raw context features.
+            long: whether the model sees the long sequence.
+        """
         position = {key: row for row, key in enumerate(self.ids.tolist())}
         given, n = len(ids), N_ITEMS
         # One size for all, so that the reference is compiled once.
@@ -98,8 +112,9 @@ class World:
             },
         }
         for name, length in (("short", CONFIG.short_length), ("long", CONFIG.long_length)):
-            items = [position.get(int(i), -1) for i in record.items[:length]]
-            types = [t if i >= 0 else -1 for t, i in zip(record.types[:length], items, strict=True)]
+            read = length if long or name == "short" else 0
+            items = [position.get(int(i), -1) for i in record.items[:read]]
+            types = [t if i >= 0 else -1 for t, i in zip(record.types[:read], items, strict=True)]
             absent = [-1] * (length - len(items))
             batch[f"{name}_item"] = np.array([items + absent], np.int32)
             batch[f"{name}_type"] = np.array([types + absent], np.int32)

@@ -1,6 +1,7 @@
 """Requests that are wrong, late, abandoned or many: each gets an error or a count that teaches."""
 
 import asyncio
+import dataclasses
 import threading
 import time
 from collections.abc import Iterator
@@ -338,7 +339,8 @@ def test_begin_returns_at_once(make: Any, users: InMemoryUsers, world: World) ->
 
 @pytest.mark.parametrize("way", ["rank", "rank_async"])
 def test_a_late_user_side_is_named(make: Any, users: InMemoryUsers, world: World, way: str) -> None:
-    engine = make(users=slow_source(users, 0.3))
+    config = dataclasses.replace(ENGINE_CONFIG, late="error")
+    engine = make(config, users=slow_source(users, 0.3))
     pending = engine.begin(5, deadline_ms=30)
     began = time.perf_counter()
     with pytest.raises(

@@ -7,6 +7,7 @@ import numpy as np
 
 from aif_jax.features import EncodeReport
 from aif_jax.serving.candidates import CheckedCandidates
+from aif_jax.serving.ladder import Choice
 from aif_jax.serving.pending import Pending
 from aif_jax.serving.report import Report, Span
 from aif_jax.serving.stages import Scored
@@ -31,6 +32,7 @@ def make_report(
     side: UserSide,
     candidates: CheckedCandidates,
     scored: Scored,
+    choice: Choice,
     encoding: EncodeReport,
     k: int,
     called_s: float,
@@ -44,7 +46,8 @@ def make_report(
         pending: its handle.
         side: its user side.
         candidates: what was ranked.
-        scored: what the stage made of it.
+        scored: what the stage, or the item prior, made of it.
+        choice: the rung, and why.
         encoding: what encoding did not recognise, user, context and pair features together.
         k: results asked for.
         called_s: when ``rank`` was called, on the clock of ``time.perf_counter`` as the others are.
@@ -56,21 +59,31 @@ def make_report(
     state = side.state
     total_ms = (finished_s - began) * 1e3
     gathered_s = prepared_s + scored.gather_s
+    prior = side.choice.rung == 2
+    program = "user state from cache" if state.hit else "user program"
+    user_spans = (
+        ()
+        if prior
+        else (
+            Span("user fetch", "user", side.fetch_began_s, side.fetched_s),
+            Span(program, "user", side.fetched_s, side.finished_s),
+        )
+    )
     spans = (
         Span("retrieval", "retrieval", began, called_s),
-        Span("user fetch", "user", side.fetch_began_s, side.fetched_s),
-        Span(
-            "user state from cache" if state.hit else "user program", "user", side.fetched_s, side.finished_s
-        ),
+        *user_spans,
         Span("wait for the user side", "request", called_s, ready_s),
         Span("check and encode candidates", "request", ready_s, prepared_s),
         # With several calls, all gathers are drawn before all stages.
         Span("gather rows", "request", prepared_s, gathered_s),
-        Span("real-time stage", "request", gathered_s, finished_s),
+        Span("item prior" if choice.rung == 3 else "real-time stage", "request", gathered_s, finished_s),
     )
     return Report(
         version=pending.version,
-        rung=0,
+        rung=choice.rung,
+        rung_reason=choice.reason,
+        retrieval=pending.retrieval,
+        retrieval_reason=pending.retrieval_reason,
         program=pending.generation.bundle.kind,
         bucket=scored.bucket,
         calls=scored.calls,
@@ -94,7 +107,7 @@ def make_report(
         truncated_behaviours=state.truncated,
         unknown_features=encoding.as_dict(),
         unknown_user=side.unknown_user,
-        user_state="hit" if state.hit else "computed",
+        user_state="prior" if prior else "hit" if state.hit else "computed",
         k_asked=k,
         k_given=len(scored.order),
         deadline_ms=pending.deadline_ms,

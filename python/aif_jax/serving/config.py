@@ -9,6 +9,7 @@ from aif_jax.errors import ConfigError
 
 MissingItems = Literal["drop", "default", "error"]
 UnknownUser = Literal["error", "default"]
+Late = Literal["degrade", "error"]
 Rows = Literal["auto", "host", "device"]
 
 
@@ -32,6 +33,11 @@ class EngineConfig:
             of twice the size, for which the device must hold both.
         unknown_user: what becomes of users that the source does not know: ``error`` refuses the request,
             ``default`` ranks for a user of whom nothing is known.
+        late: what becomes of a request with a deadline whose user side or real-time stage is late, or refused
+            for want of room: ``degrade`` answers with as much as is there in time (`aif_jax.serving.ladder`),
+            ``error`` refuses it. Nothing is degraded without a deadline.
+        user_source_failure: what becomes of a request whose user source raised, with a deadline or without:
+            ``error`` passes the error on, ``degrade`` ranks with the user prior.
         user_state_bytes: memory for cached user states; 0 switches the cache off.
         user_state_ttl_s: age in seconds at which a cached user state is computed again; ``None`` for never.
         blocking_threads: threads that wait for user sources and retrieval.
@@ -47,6 +53,8 @@ class EngineConfig:
     rows: Rows = "auto"
     device_capacity: int = 0
     unknown_user: UnknownUser = "error"
+    late: Late = "degrade"
+    user_source_failure: Late = "error"
     user_state_bytes: int = 64 * 2**20
     user_state_ttl_s: float | None = 300.0
     blocking_threads: int = 8
@@ -84,6 +92,9 @@ class EngineConfig:
             raise ConfigError(f"device_capacity: got {self.device_capacity}, expected 0 or more rows.")
         if self.unknown_user not in ("error", "default"):
             raise ConfigError(f"unknown_user: got {self.unknown_user!r}, expected 'error' or 'default'.")
+        for name in ("late", "user_source_failure"):
+            if (policy := getattr(self, name)) not in ("degrade", "error"):
+                raise ConfigError(f"{name}: got {policy!r}, expected 'degrade' or 'error'.")
         if self.user_state_bytes < 0:
             raise ConfigError(f"user_state_bytes: got {self.user_state_bytes}, expected 0 or more bytes.")
         if self.user_state_ttl_s is not None and not self.user_state_ttl_s > 0:

@@ -47,6 +47,11 @@ class RequestCounts:
             counts["unknown_users"] += report.unknown_user
             for name in _LEFT_OUT:
                 counts[name] += getattr(report, name)
+            counts[f"rung:{report.rung}"] += 1
+            if report.rung:
+                counts[f"degraded:{report.rung_reason}"] += 1
+            if report.retrieval == "fallback":
+                counts[f"fallback:{report.retrieval_reason}"] += 1
             counts["overrun"] += report.overrun_ms > 0
 
     def as_dict(self) -> dict[str, int]:

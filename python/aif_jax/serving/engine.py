@@ -14,8 +14,8 @@ import numpy as np
 from aif_jax import _native
 from aif_jax.bundle import Bundle, compilations, loads
 from aif_jax.errors import (
-    ConfigError,
     DeadlineExceededError,
+    OverloadedError,
     RequestError,
     RetrievalError,
     SchedulerError,
@@ -26,9 +26,11 @@ from aif_jax.serving.candidates import check_candidates
 from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.counts import RequestCounts
 from aif_jax.serving.host_stage import Progress
+from aif_jax.serving.own_retrieval import Fallback, OwnRetrieval
 from aif_jax.serving.pending import Pending
 from aif_jax.serving.report import Ranking
-from aif_jax.serving.retrieval import EventLoop, retrieve_async, retrieve_now
+from aif_jax.serving.retrieval import EventLoop
+from aif_jax.serving.rungs import Rungs
 from aif_jax.serving.stages import Generation
 from aif_jax.serving.user_side import Lane, UserSide, UserSides
 from aif_jax.serving.user_states import UserStates
@@ -55,6 +57,9 @@ class Engine:
         users: the user source: from a user id to a `UserRecord`, or ``None`` for an unknown user.
         retrieve: from a `Request` to item ids or `Candidates`, plain or coroutine function; needed by
             `rank`, `rank_async` and `rank_many`, not by `begin`.
+        fallback: what to rank when ``retrieve`` raises, is late or returns what is no candidates: ids,
+            `Candidates`, or a plain and quick function from a `Request` to either. With it, a plain
+            ``retrieve`` of a request with a deadline runs in a thread, so that it can be given up.
         config: settings.
         progress: called after every program that was compiled.
 
@@ -71,17 +76,19 @@ class Engine:
         *,
         users: UserSource | Callable[[Any], UserRecord | None],
         retrieve: Retrieve | Callable[[Request], Any] | None = None,
+        fallback: Fallback = None,
         config: EngineConfig | None = None,
         progress: Progress | None = None,
     ):
         self.config = config or EngineConfig()
         self._generation = Generation(bundle, index, behaviours, self.config)
         self._generation.warm(progress)
+        self._rungs = Rungs(self._generation)
         self._compiled = compilations()
-        self._retrieve = retrieve
         self._states = UserStates(self._generation)
-        self._user_sides = UserSides(users, self._states, self.config, self.submit)
+        self.user_sides = UserSides(users, self._states, self.config, self.submit)
         self._loop = EventLoop()
+        self._retrieval = OwnRetrieval(self._generation, retrieve, fallback, self._loop, self.submit)
         self.counts = RequestCounts()
         self._open: dict[int, Pending] = {}
         self._opening = threading.Lock()
@@ -105,12 +112,14 @@ class Engine:
         Args:
             user: whom to rank for.
             context: raw context features of the request; an absent one counts as missing.
-            deadline_ms: milliseconds from now after which the real-time stage is not started any more.
+            deadline_ms: milliseconds from now in which the ranking is wanted. What is predicted to be late is
+                gone without, see `EngineConfig.late`, and after it no real-time stage is started.
 
         Raises:
             RequestError: ``context`` is not a mapping, names an unknown feature, or the deadline is not
                 positive or beyond 1e9 milliseconds.
-            OverloadedError: too many requests are waiting; nothing was started.
+            OverloadedError: too many requests are waiting, and there is no deadline for which to go without a
+                user side; nothing was started.
             SchedulerError: the engine is closed.
         """
         with self.counts.errors():
@@ -129,13 +138,18 @@ class Engine:
             self._check_context(context)
             # It is read in another thread, later: the caller may use the mapping again.
             context = dict(context)
-            pending = Pending(self, self._generation, user, context, deadline_ms)
+            pending = Pending(self, self._generation, self._rungs, user, context, deadline_ms)
             self._expire()
             self.counts.add("begun")
             with self._opening:
                 self._open[id(pending)] = pending
             try:
-                self._user_sides.start(pending)
+                self.user_sides.start(pending)
+            except OverloadedError as error:
+                if not self._rungs.ladder.degrades(deadline_ms):
+                    self.forget(pending)
+                    raise
+                pending.refuse(error)
             except BaseException:
                 self.forget(pending)
                 raise
@@ -151,14 +165,15 @@ class Engine:
         """Begin, call the engine's own ``retrieve`` in this thread, and rank.
 
         Raises:
-            RetrievalError: ``retrieve`` raised, or returned something that is not candidates.
+            RetrievalError: ``retrieve`` raised, or returned something that is not candidates, and there is no
+                fallback.
             ConfigError: the engine was made without ``retrieve``.
-            DeadlineExceededError: retrieval or the user side took too long.
+            DeadlineExceededError: retrieval took too long, and there is no fallback.
             AifError: see `begin` and `Pending.rank`.
         """
-        retrieve = self._own_retrieve()
+        self._retrieval.require()
         pending = self._begin_own(user, context, deadline_ms)
-        return self._retrieve_and_rank(retrieve, pending, k)
+        return self._retrieve_and_rank(pending, k)
 
     async def rank_async(
         self,
@@ -168,16 +183,11 @@ class Engine:
         deadline_ms: float | None = None,
     ) -> Ranking:
         """Like `rank`, without blocking the event loop: a plain ``retrieve`` runs in a thread."""
-        retrieve = self._own_retrieve()
+        self._retrieval.require()
         pending = self._begin_own(user, context, deadline_ms)
         try:
             with self.counts.errors():
-                ids, pair = await retrieve_async(
-                    retrieve,
-                    self._request(pending, k),
-                    lambda call: self.submit("blocking", call, name="retrieve", pending=pending),
-                    pending.remaining_ms(),
-                )
+                ids, pair = await self._retrieval.later(pending, self._request(pending, k))
                 with self._blaming_retrieval():
                     return await pending.rank_uncounted_async(ids, pair, k)
         except BaseException:
@@ -190,7 +200,7 @@ class Engine:
         Raises:
             AifError: see `rank`; the first error ends all.
         """
-        retrieve = self._own_retrieve()
+        self._retrieval.require()
         rankings: list[Ranking] = []
         ahead: deque[Pending] = deque()
         # All at once would overrun the bounded queue.
@@ -198,10 +208,10 @@ class Engine:
         try:
             for user in users:
                 if len(ahead) == at_once:
-                    rankings.append(self._retrieve_and_rank(retrieve, ahead.popleft(), k))
+                    rankings.append(self._retrieve_and_rank(ahead.popleft(), k))
                 ahead.append(self._begin_own(user))
             while ahead:
-                rankings.append(self._retrieve_and_rank(retrieve, ahead.popleft(), k))
+                rankings.append(self._retrieve_and_rank(ahead.popleft(), k))
             return rankings
         finally:
             for pending in ahead:
@@ -249,6 +259,7 @@ class Engine:
             "item_index": self._generation.index.stats(),
             "behaviour_table": self._generation.behaviours.stats(),
             "scheduler": self._scheduler.stats(),
+            "ladder": self._rungs.ladder.stats(),
         }
 
     def _cache_stats(self) -> dict[str, Any]:
@@ -296,7 +307,7 @@ class Engine:
         """Run a function in one of the engine's threads, unless the request's deadline passes first."""
         remaining = pending.remaining_ms()
         if remaining is not None and remaining <= 0:
-            raise self._too_late(pending, name)
+            raise self.too_late(pending, name)
         return self._scheduler.submit(
             lane, self._run_here, function, *arguments, deadline_ms=remaining, name=name
         )
@@ -310,23 +321,38 @@ class Engine:
         k: int | None,
         called_s: float,
     ) -> Ranking:
-        """Score candidates for a finished user side."""
+        """Score candidates for a user side, or what stands in for it, on the rung that is in time."""
         ready_s = time.perf_counter()
         k = self._checked_k(k)
         generation = pending.generation
         encoding = added(side.encoding)
         candidates = check_candidates(ids, pair, generation.bundle.schema, generation.raw_pair, encoding)
-        if (remaining := pending.remaining_ms()) is not None and remaining <= 0:
-            raise self._too_late(pending, "stage")
+        remaining, n, rungs = pending.remaining_ms(), len(candidates.keys), pending.rungs
+        choice = rungs.ladder.stage(side.choice, remaining, n, side.state.length)
+        if choice.rung < 3 and remaining is not None and remaining <= 0:
+            raise self.too_late(pending, "stage")
         prepared_s = time.perf_counter()
-        scored = generation.score(side.state.leaves, side.state.length, side.context, candidates, k)
+        if choice.rung == 3:
+            scored = rungs.by_item_prior(candidates, k)
+        else:
+            scored = generation.score(side.state.leaves, side.state.length, side.context, candidates, k)
+            rungs.ladder.record_rest(n, side.state.length, (time.perf_counter() - ready_s) * 1e3)
         heads = {head: scored.heads[:, number] for number, head in enumerate(generation.bundle.config.heads)}
         chosen = candidates.ids[scored.order]
         finished_s = time.perf_counter()
         report = make_report(
-            pending, side, candidates, scored, encoding, k, called_s, ready_s, prepared_s, finished_s
+            pending, side, candidates, scored, choice, encoding, k, called_s, ready_s, prepared_s, finished_s
         )
         return Ranking(chosen, scored.scores, heads, report)
+
+    def too_late(self, pending: Pending, name: str) -> DeadlineExceededError:
+        """Return the error of a request whose deadline passed before a task could start."""
+        spent = (time.perf_counter() - pending.began_s) * 1e3
+        return DeadlineExceededError(
+            f"user {pending.user!r}: {spent:.1f} ms had passed of the deadline of {pending.deadline_ms:g} ms "
+            f"before {_TASKS[name]} could start; make retrieval or the user source faster, or give the "
+            "request more time."
+        )
 
     def forget(self, pending: Pending) -> None:
         """Take a handle off the list of those that may expire."""
@@ -354,29 +380,18 @@ class Engine:
     ) -> Pending:
         """Begin a request that the engine itself ranks or drops, however long ``retrieve`` takes."""
         pending = self.begin(user, context, deadline_ms)
-        pending.expires = False
+        pending.expires, pending.retrieval = False, "own"
         return pending
 
-    def _retrieve_and_rank(self, retrieve: Retrieve, pending: Pending, k: int | None) -> Ranking:
+    def _retrieve_and_rank(self, pending: Pending, k: int | None) -> Ranking:
         try:
             with self.counts.errors():
-                ids, pair = retrieve_now(
-                    retrieve, self._request(pending, k), self._loop, pending.remaining_ms()
-                )
+                ids, pair = self._retrieval.now(pending, self._request(pending, k))
                 with self._blaming_retrieval():
                     return pending.rank_uncounted(ids, pair, k)
         except BaseException:
             self._drop(pending)
             raise
-
-    def _own_retrieve(self) -> Retrieve:
-        if self._retrieve is None:
-            raise ConfigError(
-                "the engine was made without retrieve; pass Engine(retrieve=...), or call begin and rank the "
-                "handle "
-                "with your own candidates."
-            )
-        return self._retrieve  # type: ignore[return-value]
 
     def _request(self, pending: Pending, k: int | None) -> Request:
         return Request(
@@ -403,14 +418,6 @@ class Engine:
                 "export the model with a larger k_max to get more results."
             )
         return int(k)
-
-    def _too_late(self, pending: Pending, name: str) -> DeadlineExceededError:
-        spent = (time.perf_counter() - pending.began_s) * 1e3
-        return DeadlineExceededError(
-            f"user {pending.user!r}: {spent:.1f} ms had passed of the deadline of {pending.deadline_ms:g} ms "
-            f"before {_TASKS[name]} could start; make retrieval or the user source faster, or give the "
-            "request more time."
-        )
 
     @contextlib.contextmanager
     def _blaming_retrieval(self) -> Iterator[None]:

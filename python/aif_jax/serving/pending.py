@@ -7,8 +7,10 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from aif_jax.errors import DeadlineExceededError, RequestError
-from aif_jax.serving.report import Ranking
+from aif_jax.errors import DeadlineExceededError, OverloadedError, RequestError
+from aif_jax.serving.ladder import Choice, Reason
+from aif_jax.serving.report import Ranking, Retrieval
+from aif_jax.serving.rungs import Rungs
 from aif_jax.serving.stages import Generation
 from aif_jax.serving.user_side import UserSide
 from aif_jax.types import UserId
@@ -24,6 +26,7 @@ class Pending:
         self,
         engine: "Engine",
         generation: Generation,
+        rungs: Rungs,
         user: UserId,
         context: Mapping[str, Any],
         deadline_ms: float | None,
@@ -32,9 +35,18 @@ class Pending:
         self.context = context
         self.deadline_ms = deadline_ms
         self.generation = generation
+        self.rungs = rungs
         self.began_s = time.perf_counter()
         self.step = "its user source has not started"
         """What the user side is doing, for the message of a deadline that passes meanwhile."""
+        self.late_because: Reason = "user source late"
+        """What the user side waits for, for the report of a request that goes on without it."""
+        self.source_failed = False
+        """Whether the user source raised, or returned what is no record."""
+        self.retrieval: Retrieval = "caller"
+        """Where the candidates came from."""
+        self.retrieval_reason: str | None = None
+        """Why they are the engine's fallback, if they are."""
         self.expires = True
         """Whether the engine may give it up because nobody ranks it."""
         self.dropped = False
@@ -42,6 +54,7 @@ class Pending:
         self._engine = engine
         self._lock = threading.Lock()
         self._ended: str | None = None
+        self._gone_on = False
         self._tasks: list[concurrent.futures.Future[Any]] = []
         self._side: concurrent.futures.Future[UserSide] = concurrent.futures.Future()
         # A future that runs cannot be cancelled, by asyncio for example: only the user side resolves it.
@@ -70,7 +83,8 @@ class Pending:
             RequestError: candidates, pair features, context or ``k`` are malformed, or the handle is used up.
             UnknownUserError: the source does not know the user, under ``unknown_user="error"``.
             UnknownItemError: a candidate has no row, under ``missing_items="error"``.
-            DeadlineExceededError: the deadline passed before the real-time stage could start.
+            DeadlineExceededError: the deadline had passed already, or it passed and the engine's config, or
+                a bundle whose item rows have no prior, allows no lower rung.
         """
         with self._engine.counts.errors():
             return self.rank_uncounted(ids, pair, k)
@@ -94,7 +108,8 @@ class Pending:
         called_s = time.perf_counter()
         self.claim()
         try:
-            ranking = self._engine.finish(self, self._wait(), ids, pair, k, called_s)
+            side = self._waited(ids)
+            ranking = self._engine.finish(self, side, ids, pair, k, called_s)
         except BaseException:
             self._drop_tasks()
             raise
@@ -106,11 +121,8 @@ class Pending:
         called_s = time.perf_counter()
         self.claim()
         try:
-            side = await self._wait_async()
-            finish = self._engine.submit(
-                "compute", self._engine.finish, self, side, ids, pair, k, called_s, name="stage", pending=self
-            )
-            ranking = await asyncio.wrap_future(finish)
+            side = await self._waited_async(ids)
+            ranking = await self._finish_async(side, ids, pair, k, called_s)
         except BaseException:
             self._drop_tasks()
             raise
@@ -124,8 +136,16 @@ class Pending:
         task.add_done_callback(self._task_done)
 
     def resolve(self, side: UserSide) -> None:
-        """Hand in the finished user side."""
+        """Hand in the finished user side; late, it is of use to the user's next request only."""
+        with self._lock:
+            late = self._gone_on
+        if late:
+            self._engine.counts.add("late_user_sides")
         self._side.set_result(side)
+
+    def refuse(self, error: OverloadedError) -> None:
+        """Go without a user side, for which there was no room."""
+        self._side.set_exception(error)
 
     def end(self, reason: str) -> bool:
         """Mark the handle as used up; return whether it was still open. Drops tasks that have not started."""
@@ -165,8 +185,66 @@ class Pending:
         if error is not None and not self._side.done():
             self._side.set_exception(error)
 
-    def _wait(self) -> UserSide:
+    def _waited(self, ids: Any) -> UserSide:
+        """Wait for the user side as long as the deadline allows; return it, or what stands in for it."""
+        self._check_in_time()
+        try:
+            return self._wait(self._patience_ms(ids))
+        except Exception as error:
+            return self._instead(error)
+
+    async def _waited_async(self, ids: Any) -> UserSide:
+        self._check_in_time()
+        try:
+            return await self._wait_async(self._patience_ms(ids))
+        except Exception as error:
+            return self._instead(error)
+
+    async def _finish_async(self, side: UserSide, *asked: Any) -> Ranking:
+        """Rank in one of the engine's threads; here, by the item prior, if none gets to it in time."""
+        engine = self._engine
+        try:
+            finish = engine.submit("compute", engine.finish, self, side, *asked, name="stage", pending=self)
+            return await asyncio.wrap_future(finish)
+        except DeadlineExceededError:
+            if not self.rungs.ladder.item_prior or not self.rungs.ladder.degrades(self.deadline_ms):
+                raise
+            return engine.finish(self, side, *asked)
+
+    def _check_in_time(self) -> None:
+        """Refuse a request whose caller, or own retrieval, comes after its deadline."""
         remaining = self.remaining_ms()
+        # A retrieval that was given up in time is not to blame if we were woken late.
+        if remaining is None or remaining > 0 or self.retrieval == "fallback":
+            return
+        if not self._side.done():
+            raise self._late()
+        self._side.result()  # its own error comes first
+        raise self._engine.too_late(self, "stage")
+
+    def _patience_ms(self, ids: Any) -> float | None:
+        n = len(ids) if hasattr(ids, "__len__") else 1
+        return self.rungs.ladder.wait_ms(self.remaining_ms(), n)
+
+    def _instead(self, error: Exception) -> UserSide:
+        """Return what the ladder has in place of a user side that failed or is late; else raise the error."""
+        if (reason := self._reason(error)) is None:
+            raise error
+        with self._lock:
+            self._gone_on = True
+        return self._engine.user_sides.prior(self, Choice(2, reason))
+
+    def _reason(self, error: Exception) -> Reason | None:
+        if self.source_failed:
+            degrade = self._engine.config.user_source_failure == "degrade"
+            return "user source failed" if degrade else None
+        if not self.rungs.ladder.degrades(self.deadline_ms):
+            return None
+        if isinstance(error, OverloadedError):
+            return "overloaded"
+        return self.late_because if isinstance(error, DeadlineExceededError) else None
+
+    def _wait(self, remaining: float | None) -> UserSide:
         try:
             return self._side.result(None if remaining is None else max(0.0, remaining / 1e3))
         except TimeoutError:
@@ -175,8 +253,7 @@ class Pending:
                 return self._side.result()
             raise self._late() from None
 
-    async def _wait_async(self) -> UserSide:
-        remaining = self.remaining_ms()
+    async def _wait_async(self, remaining: float | None) -> UserSide:
         waiting = asyncio.wrap_future(self._side)
         try:
             await asyncio.wait({waiting}, timeout=None if remaining is None else max(0.0, remaining / 1e3))

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+Retrieval = Literal["caller", "own", "fallback"]
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Span:
@@ -31,7 +33,15 @@ class Report:
 
     Attributes:
         version: version of the bundle that scored the request.
-        rung: how far the response was degraded to keep its deadline; 0 is full quality.
+        rung: how far the response was degraded to keep its deadline, see `aif_jax.serving.ladder`: 0 full
+            quality; 1 without the long sequence; 2 with the user prior; 3 by the item prior, without the
+            stage.
+        rung_reason: why it is not 0: ``user source late``, ``user program late``, ``overloaded``, ``user
+            source failed``, ``stage would not fit``; ``None`` on rung 0.
+        retrieval: where the candidates came from: the ``caller``, the engine's ``own`` retrieve, or its
+            ``fallback``.
+        retrieval_reason: why they are the fallback: ``late``, ``overloaded``, ``not candidates``, or
+            ``raised`` and an exception's name; otherwise ``None``.
         program: ``native`` or ``portable``.
         bucket: candidates that one call of the compiled stage takes.
         calls: calls of the stage; more than 1 if there were more candidates than the largest bucket.
@@ -59,7 +69,7 @@ class Report:
         unknown_features: values that encoding did not recognise, by reason and then by feature. Those of the
             user are known only when the user state was computed for this request.
         unknown_user: whether the source did not know the user.
-        user_state: ``computed`` for this request, or a cache ``hit``.
+        user_state: ``computed`` for this request, a cache ``hit``, or the user ``prior``.
         k_asked: results asked for.
         k_given: results given: fewer when there are fewer candidates that can be ranked.
         deadline_ms: the deadline, if there was one.
@@ -69,6 +79,9 @@ class Report:
 
     version: str
     rung: int
+    rung_reason: str | None
+    retrieval: Retrieval
+    retrieval_reason: str | None
     program: str
     bucket: int
     calls: int
@@ -92,7 +105,7 @@ class Report:
     truncated_behaviours: int
     unknown_features: Mapping[str, Mapping[str, int]]
     unknown_user: bool
-    user_state: Literal["computed", "hit"]
+    user_state: Literal["computed", "hit", "prior"]
     k_asked: int
     k_given: int
     deadline_ms: float | None

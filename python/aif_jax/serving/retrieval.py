@@ -104,6 +104,45 @@ def retrieve_now(
     return parse(result)
 
 
+def retrieve_in_time(
+    retrieve: Retrieve, request: Request, loop: EventLoop, in_thread: Any, remaining_ms: float
+) -> tuple[Any, Mapping[str, Any]]:
+    """Call ``retrieve`` from plain code and give it up after a time, also if it is no coroutine.
+
+    Args:
+        retrieve: plain or coroutine function; a plain one runs in a thread.
+        request: what to retrieve for.
+        loop: where a coroutine runs.
+        in_thread: as of `retrieve_async`.
+        remaining_ms: how long to wait, in milliseconds.
+
+    Raises:
+        RetrievalError: it raised, or returned something that is not candidates.
+        DeadlineExceededError: it was not done in time; a thread that it hangs in stays with it.
+        OverloadedError: no thread will have time for it.
+        SchedulerError: the engine was closed meanwhile.
+    """
+    if _in_loop(retrieve):
+        return retrieve_now(retrieve, request, loop, remaining_ms)
+    began_s = time.perf_counter()
+    task = in_thread(lambda: retrieve(request))
+    try:
+        result = task.result(_seconds(remaining_ms))
+        if inspect.isawaitable(result):
+            spent_ms = (time.perf_counter() - began_s) * 1e3
+            result = loop.run(result, _seconds(remaining_ms - spent_ms))
+    except SchedulerError:
+        raise
+    except Exception as error:
+        task.cancel()
+        raise _explained(error, request, remaining_ms, began_s) from error
+    return parse(result)
+
+
+def _in_loop(retrieve: Retrieve) -> bool:
+    return inspect.iscoroutinefunction(retrieve) or inspect.iscoroutinefunction(type(retrieve).__call__)
+
+
 async def retrieve_async(
     retrieve: Retrieve, request: Request, in_thread: Any, remaining_ms: float | None
 ) -> tuple[Any, Mapping[str, Any]]:
@@ -121,9 +160,8 @@ async def retrieve_async(
         OverloadedError: no thread will have time for it.
     """
     began_s = time.perf_counter()
-    in_loop = inspect.iscoroutinefunction(retrieve) or inspect.iscoroutinefunction(type(retrieve).__call__)
     # Outside of what is blamed on retrieve: it did not even start if this fails.
-    task = None if in_loop else in_thread(lambda: retrieve(request))
+    task = None if _in_loop(retrieve) else in_thread(lambda: retrieve(request))
 
     async def call() -> Any:
         if task is None:

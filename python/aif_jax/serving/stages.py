@@ -171,12 +171,7 @@ class Generation:
         assert self._stage is not None, "warm makes it"
 
         def refuse(found: np.ndarray) -> None:
-            absent = np.flatnonzero(~found)
-            raise UnknownItemError(
-                f"candidates: {len(absent)} of {len(found)} have no row in the item index, the first is "
-                f"{candidates.ids[part][absent[0]]}; add them with ItemIndex.upsert, leave them out of "
-                "retrieval, or configure missing_items='drop' or 'default'."
-            )
+            raise unknown_items(candidates.ids[part], found)
 
         made = self._stage.score_part(
             shared,
@@ -193,3 +188,13 @@ class Generation:
         scored.gather_s += made.prepare_s
         scored.stage_s += made.stage_s
         return made.order + part.start, made.scores, made.heads
+
+
+def unknown_items(ids: np.ndarray, found: np.ndarray) -> UnknownItemError:
+    """Return the error that refuses candidates ``[n]`` of which some have no row."""
+    absent = np.flatnonzero(~found)
+    return UnknownItemError(
+        f"candidates: {len(absent)} of {len(found)} have no row in the item index, the first is "
+        f"{ids[absent[0]]}; add them with ItemIndex.upsert, leave them out of "
+        "retrieval, or configure missing_items='drop' or 'default'."
+    )

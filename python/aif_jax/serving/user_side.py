@@ -11,6 +11,7 @@ import numpy as np
 from aif_jax.errors import RequestError, SchemaError, UnknownUserError
 from aif_jax.features import EncodeReport
 from aif_jax.serving.config import EngineConfig
+from aif_jax.serving.ladder import FULL, Choice
 from aif_jax.serving.user_states import UserState, UserStates, compute_state, long_bucket
 from aif_jax.serving.users import checked_record
 from aif_jax.types import UserRecord, UserSource
@@ -33,7 +34,7 @@ class Submit(Protocol):
 
 @dataclasses.dataclass(slots=True)
 class UserSide:
-    """The finished user side of one request; times on the clock of ``time.perf_counter``."""
+    """The user side of one request, or what stands in for it; times on the clock of ``time.perf_counter``."""
 
     state: UserState
     context: Mapping[str, np.ndarray]
@@ -42,6 +43,7 @@ class UserSide:
     fetch_began_s: float
     fetched_s: float
     finished_s: float
+    choice: Choice = FULL
 
 
 class UserSides:
@@ -79,7 +81,13 @@ class UserSides:
         """In the blocking lane: fetch the record, look for a cached state, else go on in the compute lane."""
         began_s = time.perf_counter()
         pending.step = "its user source has not answered"
-        record = self._users(pending.user)
+        try:
+            record = self._users(pending.user)
+            if record is not None:
+                record = checked_record(pending.user, record)
+        except Exception:
+            pending.source_failed = True
+            raise
         fetched_s = time.perf_counter()
         unknown = record is None
         if record is None:
@@ -90,10 +98,10 @@ class UserSides:
                     "unknown_user='default' to rank for a user of whom nothing is known."
                 )
             record = UserRecord()
-        record = checked_record(pending.user, record)
         if pending.dropped:
             return
         pending.step = "its user side has not been computed"
+        pending.late_because = "user program late"
         times = (began_s, fetched_s)
         length = long_bucket(record, pending.generation)
         state = None if unknown else self._states.get(pending.user, record.revision, length)
@@ -119,15 +127,32 @@ class UserSides:
     def _compute(
         self, pending: "Pending", record: UserRecord, length: int, unknown: bool, times: tuple[float, float]
     ) -> None:
-        """In the compute lane: run the user program, and keep its result."""
-        state = compute_state(pending.user, record, length, pending.generation)
+        """In the compute lane: run the user program that will be in time, and keep a full result."""
+        ladder, began_s = pending.rungs.ladder, time.perf_counter()
+        choice = ladder.user_program(pending.remaining_ms(), length)
+        if choice.rung:
+            length = pending.generation.sizes.long_buckets[0]
+        state = compute_state(pending.user, record, length, pending.generation, long=not choice.rung)
         encoding = state.encoding or EncodeReport()
         context = self._encode_context(pending, encoding)
         for leaf in state.leaves.values():
             leaf.block_until_ready()
-        if not unknown:
+        finished_s = time.perf_counter()
+        ladder.times.record(ladder.user_key(length), (finished_s - began_s) * 1e3)
+        if not unknown and not choice.rung:
             self._states.put(pending.user, record.revision, state)
-        pending.resolve(UserSide(state, context, encoding, unknown, *times, time.perf_counter()))
+        pending.resolve(UserSide(state, context, encoding, unknown, *times, finished_s, choice))
+
+    def prior(self, pending: "Pending", choice: Choice) -> UserSide:
+        """Return what stands in for the user side of a request: a user of whom nothing is known.
+
+        Raises:
+            RequestError: the context is malformed.
+        """
+        encoding, began_s = EncodeReport(), pending.began_s
+        context = self._encode_context(pending, encoding)
+        state = pending.rungs.user_prior
+        return UserSide(state, context, encoding, False, began_s, began_s, began_s, choice)
 
     def _encode_context(self, pending: "Pending", report: EncodeReport) -> dict[str, np.ndarray]:
         schema = pending.generation.bundle.schema

@@ -127,8 +127,17 @@ def long_bucket(record: UserRecord, generation: Generation) -> int:
     return bucket_for(min(len(record.items), longs[-1]), longs)
 
 
-def compute_state(user: UserId, record: UserRecord, length: int, generation: Generation) -> UserState:
+def compute_state(
+    user: UserId, record: UserRecord, length: int, generation: Generation, *, long: bool = True
+) -> UserState:
     """Run the user side for one user.
+
+    Args:
+        user: whose record it is.
+        record: what is known of the user.
+        length: the long bucket.
+        generation: whose programs run.
+        long: whether to read the long sequence; without it, the blocks that would are absent.
 
     Raises:
         RequestError: the record is malformed.
@@ -136,11 +145,12 @@ def compute_state(user: UserId, record: UserRecord, length: int, generation: Gen
     bundle = generation.bundle
     report = EncodeReport()
     operands = {f"user/{n}": a for n, a in read_features(user, record, bundle.schema, report).items()}
-    history = read_history(user, record, bundle.schema, generation.sizes.long_buckets[-1])
-    columns, found = generation.behaviours.gather(history.keys)
     short = bundle.config.short_length
+    longest = generation.sizes.long_buckets[-1] if long else short
+    history = read_history(user, record, bundle.schema, longest)
+    columns, found = generation.behaviours.gather(history.keys)
     operands |= _sequence("short", columns, found, history, short)
-    operands |= _sequence("long", columns, found, history, length)
+    operands |= _sequence("long", columns, found, history, length, read=length if long else 0)
     leaves = generation.user_call(length)(operands)
     unknown = len(found) - int(np.count_nonzero(found))
     state = {f"state/{name}": leaf for name, leaf in leaves.items()}
@@ -148,11 +158,17 @@ def compute_state(user: UserId, record: UserRecord, length: int, generation: Gen
 
 
 def _sequence(
-    name: str, columns: Mapping[str, np.ndarray], found: np.ndarray, history: History, length: int
+    name: str,
+    columns: Mapping[str, np.ndarray],
+    found: np.ndarray,
+    history: History,
+    length: int,
+    read: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """Lay out the first ``length`` behaviours; those without a row have type -1, as padding does."""
-    types = np.where(found, history.types, np.int32(-1))[:length]
-    operands = {f"{name}/{column}": pad_to(rows[:length], length)[None] for column, rows in columns.items()}
+    """Lay out ``read`` behaviours in ``length`` places; those without a row have type -1, as padding does."""
+    read = length if read is None else read
+    types = np.where(found, history.types, np.int32(-1))[:read]
+    operands = {f"{name}/{column}": pad_to(rows[:read], length)[None] for column, rows in columns.items()}
     operands[f"{name}_type"] = pad_to(types, length, fill=-1)[None]
     return operands
 

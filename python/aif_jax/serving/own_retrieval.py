@@ -1,0 +1,180 @@
+"""Candidates of requests that an engine ranks by itself: its own retrieval, and what stands in for it."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from aif_jax.errors import (
+    ConfigError,
+    DeadlineExceededError,
+    OverloadedError,
+    RequestError,
+    RetrievalError,
+)
+from aif_jax.features import EncodeReport
+from aif_jax.serving.candidates import check_candidates
+from aif_jax.serving.retrieval import EventLoop, parse, retrieve_async, retrieve_in_time, retrieve_now
+from aif_jax.serving.stages import Generation
+from aif_jax.serving.user_side import Submit
+from aif_jax.types import Candidates, Request, Retrieve
+
+if TYPE_CHECKING:
+    from aif_jax.serving.pending import Pending
+
+Fallback: TypeAlias = Candidates | Callable[[Request], Any] | Any
+"""Item ids, `Candidates`, or a plain function from a request to either; ``None`` for no fallback."""
+
+_NoCandidates: TypeAlias = RetrievalError | DeadlineExceededError | OverloadedError
+_NO_CANDIDATES = (RetrievalError, DeadlineExceededError, OverloadedError)
+"""What calling ``retrieve`` raises for want of candidates."""
+
+
+class OwnRetrieval:
+    """Calls an engine's ``retrieve``, and takes the fallback where that brings nothing in time.
+
+    Args:
+        generation: whose schema candidates must fit.
+        retrieve: plain or coroutine function, or ``None``: then `require` raises.
+        fallback: what to rank when ``retrieve`` raises, is late, or returns what is no candidates.
+        loop: where coroutines of plain callers run.
+        submit: runs a task of a request.
+
+    Raises:
+        ConfigError: the fallback is a coroutine function, or no candidates.
+    """
+
+    def __init__(
+        self,
+        generation: Generation,
+        retrieve: Retrieve | Callable[[Request], Any] | None,
+        fallback: Fallback,
+        loop: EventLoop,
+        submit: Submit,
+    ):
+        _check_fallback(fallback)
+        self._generation = generation
+        self._retrieve = retrieve
+        self._fallback = fallback
+        self._loop = loop
+        self._submit = submit
+
+    def require(self) -> Retrieve:
+        """Return ``retrieve``.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if self._retrieve is None:
+            raise ConfigError(
+                "the engine was made without retrieve; pass Engine(retrieve=...), or call begin and rank the "
+                "handle "
+                "with your own candidates."
+            )
+        return self._retrieve  # type: ignore[return-value]
+
+    def now(self, pending: "Pending", request: Request) -> tuple[Any, Mapping[str, Any]]:
+        """Return ids and pair features, from plain code.
+
+        Raises:
+            RetrievalError: ``retrieve`` raised, or returned what is not candidates, and there is no fallback.
+            DeadlineExceededError: it was not done in time, and there is no fallback.
+            OverloadedError: no thread will have time for it, and there is no fallback.
+        """
+        retrieve, left = self.require(), self._left_ms(pending)
+        try:
+            if self._fallback is None or left is None:
+                found = retrieve_now(retrieve, request, self._loop, left)
+            else:
+                found = retrieve_in_time(retrieve, request, self._loop, self._in_thread(pending), left)
+            return self._checked(found)
+        except _NO_CANDIDATES as error:
+            return self._instead(pending, request, error)
+
+    async def later(self, pending: "Pending", request: Request) -> tuple[Any, Mapping[str, Any]]:
+        """Like `now`, from a coroutine: a plain ``retrieve`` runs in a thread, a fallback function here."""
+        left = self._left_ms(pending)
+        try:
+            found = await retrieve_async(self.require(), request, self._in_thread(pending), left)
+            return self._checked(found)
+        except _NO_CANDIDATES as error:
+            return self._instead(pending, request, error)
+
+    def _in_thread(self, pending: "Pending") -> Callable[[Callable[[], Any]], Any]:
+        return lambda call: self._submit("blocking", call, name="retrieve", pending=pending)
+
+    def _left_ms(self, pending: "Pending") -> float | None:
+        """Return how long ``retrieve`` may take: the time that ranking a fallback takes is not its own."""
+        remaining = pending.remaining_ms()
+        return remaining if self._fallback is None else pending.rungs.ladder.retrieval_ms(remaining)
+
+    def _checked(self, found: tuple[Any, Mapping[str, Any]]) -> tuple[Any, Mapping[str, Any]]:
+        """Check candidates while there is something to take instead; without a fallback it is done later."""
+        if self._fallback is None:
+            return found
+        try:
+            check_candidates(
+                *found, self._generation.bundle.schema, self._generation.raw_pair, EncodeReport()
+            )
+        except RequestError as error:
+            # Not from it: retrieve did not raise.
+            raise RetrievalError(f"retrieve returned what cannot be ranked: {error}") from None
+        return found
+
+    def _instead(
+        self,
+        pending: "Pending",
+        request: Request,
+        error: _NoCandidates,
+    ) -> tuple[Any, Mapping[str, Any]]:
+        if self._fallback is None:
+            raise error
+        pending.retrieval, pending.retrieval_reason = "fallback", _why(error)
+        return _fallback_candidates(self._fallback, request)
+
+
+def _check_fallback(fallback: Fallback) -> None:
+    """Check what an engine is given.
+
+    Raises:
+        ConfigError: it is a coroutine function, or no candidates.
+    """
+    if inspect.iscoroutinefunction(fallback):
+        raise ConfigError("fallback: got a coroutine function, expected ids, Candidates or a plain function.")
+    if fallback is None or callable(fallback):
+        return
+    try:
+        ids, _ = parse(fallback)
+        empty = len(ids) == 0
+    except RetrievalError as error:
+        raise ConfigError(f"fallback: {str(error).removeprefix('retrieve returned ')}") from error
+    if empty:
+        raise ConfigError(
+            "fallback: there are no candidates; expected at least one id, or None for no fallback."
+        )
+
+
+def _fallback_candidates(fallback: Fallback, request: Request) -> tuple[Any, Mapping[str, Any]]:
+    """Return ids and pair features, in the calling thread.
+
+    Raises:
+        RetrievalError: the function raised, or returned something that is not candidates.
+    """
+    if not callable(fallback):
+        return parse(fallback)
+    try:
+        result = fallback(request)
+    except Exception as error:
+        raise RetrievalError(
+            f"fallback raised {type(error).__name__} for user {request.user!r}: {error}"
+        ) from error
+    return parse(result)
+
+
+def _why(error: _NoCandidates) -> str:
+    """Return why retrieval brought nothing, in a word or two, for reports and counters."""
+    if isinstance(error, DeadlineExceededError):
+        return "late"
+    if isinstance(error, OverloadedError):
+        return "overloaded"
+    cause = error.__cause__
+    return "not candidates" if cause is None else f"raised {type(cause).__name__}"

@@ -1,0 +1,139 @@
+"""What the lower rungs of the ladder rank with, and what the ladder knows of time when an engine starts."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import jax
+import numpy as np
+
+from aif_jax.config import PRIOR
+from aif_jax.features import EncodeReport
+from aif_jax.features.score import score_of
+from aif_jax.nearline.item_index import RANKABLE
+from aif_jax.serving.candidates import CheckedCandidates, check_candidates
+from aif_jax.serving.ladder import ITEM_PRIOR, Ladder
+from aif_jax.serving.stage_times import StageTimes
+from aif_jax.serving.stages import Generation, Scored, unknown_items
+from aif_jax.serving.user_states import UserState, compute_state
+from aif_jax.types import UserRecord
+
+Result = TypeVar("Result")
+
+_NOBODY = ""
+
+
+class Rungs:
+    """The ladder of one generation, with what its lower rungs need. Safe to use from any thread.
+
+    Everything is computed, and timed once, while it is made.
+
+    Args:
+        generation: warmed.
+
+    Attributes:
+        ladder: decides.
+        user_prior: the state of a user of whom nothing is known, in the shortest long bucket.
+    """
+
+    def __init__(self, generation: Generation):
+        self._generation = generation
+        bundle, config, sizes = generation.bundle, generation.config, generation.sizes
+        columns = {operand.path for operand in bundle.signature("item").outputs}
+        self.ladder = Ladder(
+            StageTimes(),
+            sizes.buckets,
+            sizes.long_buckets,
+            on=config.late == "degrade",
+            item_prior=PRIOR in columns,
+        )
+        self._score = score_of(bundle.config, bundle.schema)
+        self._stand_in: np.ndarray | None = None
+        if self.ladder.item_prior and config.missing_items == "default":
+            self._stand_in = generation.index.default_row()[PRIOR]
+        self.user_prior = self._seeded()
+
+    def by_item_prior(self, candidates: CheckedCandidates, k: int) -> Scored:
+        """Rank candidates by their items' priors: a look-up and a sort, no program.
+
+        The score expression gets the raw pair features of the request.
+
+        Raises:
+            UnknownItemError: a candidate has no row, under ``missing_items="error"``.
+        """
+        began_s = time.perf_counter()
+        index, policy = self._generation.index, self._generation.config.missing_items
+        columns, found = index.gather(candidates.keys)
+        missing = len(found) - int(np.count_nonzero(found))
+        if missing and policy == "error":
+            raise unknown_items(candidates.ids, found)
+        logits, listed = columns[PRIOR], columns[RANKABLE][:, 0] != 0
+        usable = found & listed
+        if missing and self._stand_in is not None:
+            logits = np.where(found[:, None], logits, self._stand_in)
+            usable |= ~found
+        gathered_s = time.perf_counter()
+        raw = {name: candidates.pair[f"raw_{name}"] for name in self._score.raw}
+        scores, heads = self._score.in_numpy(logits, raw)
+        ranked = usable & np.isfinite(scores)
+        # Stable, so that equal scores keep the order in which their candidates came, as in the stage.
+        order = np.argsort(np.where(ranked, -scores, np.inf), kind="stable")
+        order = order[: min(k, int(np.count_nonzero(ranked)))]
+        scored = Scored(order, scores[order], heads[order], missing=missing)
+        scored.not_rankable = int(np.count_nonzero(found & ~listed))
+        scored.unscored = int(np.count_nonzero(usable)) - int(np.count_nonzero(ranked))
+        finished_s = time.perf_counter()
+        scored.gather_s, scored.stage_s = gathered_s - began_s, finished_s - gathered_s
+        self.ladder.times.record(ITEM_PRIOR, (finished_s - began_s) * 1e3)
+        return scored
+
+    def _seeded(self) -> UserState:
+        """Time every program once more now that it is warm; return the user prior."""
+        generation, times = self._generation, self.ladder.times
+        sizes = generation.sizes
+        states: list[UserState] = []
+        for length in sizes.long_buckets:
+            state, ms = _second_run(partial(self._nobody, length))
+            times.record(self.ladder.user_key(length), ms)
+            states.append(state)
+        context = generation.bundle.schema.encode_one("context", {}, report=EncodeReport())
+        for size in sizes.buckets if len(generation.index) else ():
+            candidates = self._catalogue_part(size)
+            for state in states:
+                leaves, length = _as_if_full(state), state.length
+                _, ms = _second_run(partial(generation.score, leaves, length, context, candidates, 1))
+                self.ladder.record_rest(size, length, ms)
+            if self.ladder.item_prior:
+                self.by_item_prior(candidates, 1)
+        return states[0]
+
+    def _nobody(self, length: int) -> UserState:
+        """Return the state of a user of whom nothing is known, ready."""
+        state = compute_state(_NOBODY, UserRecord(), length, self._generation)
+        jax.block_until_ready(dict(state.leaves))
+        return state
+
+    def _catalogue_part(self, size: int) -> CheckedCandidates:
+        """Return so many candidates of an index that is not empty, again from its start where it ends."""
+        generation = self._generation
+        numbers = np.arange(size, dtype=np.uint64)
+        made = check_candidates(numbers, None, generation.bundle.schema, generation.raw_pair, EncodeReport())
+        return dataclasses.replace(made, keys=np.resize(generation.index.store.cache.keys(), size))
+
+
+def _second_run(function: Callable[[], Result]) -> tuple[Result, float]:
+    """Run a function twice; return what the second run returned, and its milliseconds."""
+    function()
+    began_s = time.perf_counter()
+    result = function()
+    return result, (time.perf_counter() - began_s) * 1e3
+
+
+def _as_if_full(state: UserState) -> dict[str, object]:
+    """Return a state whose behaviours all count, so that similarities to them are computed."""
+    leaves = dict(state.leaves)
+    if "state/channel" in leaves:
+        leaves["state/channel"] = np.zeros_like(leaves["state/channel"])
+    return leaves

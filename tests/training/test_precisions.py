@@ -5,9 +5,9 @@ import pytest
 
 from aif_jax.models import build_model, fold
 from aif_jax.training import compare_precisions, evaluate
+from aif_jax.training.as_served import AsServed, user_requests
 from aif_jax.training.evaluate import Evaluator
 from aif_jax.training.metrics import rank_correlation
-from aif_jax.training.precisions import _requests, _Served
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +22,12 @@ def model(dataset, tiny):
 def test_the_folded_programs_predict_what_the_trained_model_does(dataset, model):
     evaluator = Evaluator(dataset, model, "test")
     want = evaluator.predict(model)
-    got = evaluator.collect(_Served(fold(model), dataset).logits)
+    got = evaluator.collect(AsServed(fold(model), dataset).logits)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4 * np.nanmax(np.abs(want)))
 
 
 def test_requests_hold_what_the_user_has_not_met(dataset):
-    lists = _requests(dataset, 30, 100, seed=1)
+    lists = user_requests(dataset, 30, 100, seed=1)
     rows = dataset.impressions
     assert lists.items.shape == (30, 100)
     assert len(set(rows.user[lists.rows])) == 30
@@ -37,9 +37,9 @@ def test_requests_hold_what_the_user_has_not_met(dataset):
         real = items[items >= 0].tolist()
         assert len(real) == len(set(real)) == min(100, dataset.n_items - len(known))
         assert not known & set(real)
-    again = _requests(dataset, 30, 100, seed=1)
+    again = user_requests(dataset, 30, 100, seed=1)
     np.testing.assert_array_equal(again.items, lists.items)
-    assert (_requests(dataset, 30, 100, seed=2).items != lists.items).any()
+    assert (user_requests(dataset, 30, 100, seed=2).items != lists.items).any()
 
 
 def test_precisions_stand_beside_float32(dataset, model):
@@ -67,7 +67,7 @@ def test_precisions_stand_beside_float32(dataset, model):
         assert one.gauc_difference.difference == pytest.approx(change, abs=1e-9)
     # The scores themselves, not those of float32 under another name.
     folded = fold(model, precision="int8")
-    lists = _requests(dataset, 12, 400, seed=0)
-    rankings = [_Served(f, dataset).rankings(lists) for f in (folded, fold(model))]
+    lists = user_requests(dataset, 12, 400, seed=0)
+    rankings = [AsServed(f, dataset).rankings(lists) for f in (folded, fold(model))]
     want = [rank_correlation(a[0], b[0]) for a, b in zip(*rankings, strict=True)]
     np.testing.assert_allclose(found["int8"].correlation, want)

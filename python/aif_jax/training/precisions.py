@@ -5,19 +5,16 @@ Everything is computed by the four folded programs, from item features to scores
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from aif_jax.config import PRECISIONS, Precision
 from aif_jax.data import Dataset
 from aif_jax.models import Folded, fold
 from aif_jax.models.baselines import Model
-from aif_jax.training.candidates import CandidateLists
+from aif_jax.training.as_served import AsServed, Rankings, user_requests
 from aif_jax.training.evaluate import Evaluator, HeadMetrics, head_metrics
-from aif_jax.training.feed import Batch
 from aif_jax.training.metrics import GaucDifference, gauc_difference, rank_correlation, top_k_overlap
 
 
@@ -76,116 +73,18 @@ def compare_precisions(
         DataError: the data set has no test part.
         TrainingError: a logit is not finite.
     """
-    lists = _requests(dataset, users, candidates, seed)
+    lists = user_requests(dataset, users, candidates, seed)
     evaluator = Evaluator(dataset, model, "test")
-    plain = _Served(fold(model), dataset)
+    plain = AsServed(fold(model), dataset)
     baseline = evaluator.collect(plain.logits), plain.rankings(lists)
     measured: dict[Precision, PrecisionQuality] = {}
     for precision in precisions:
-        served = _Served(fold(model, precision=precision), dataset)
+        served = AsServed(fold(model, precision=precision), dataset)
         logits, rankings = (
             baseline if precision == "float32" else (evaluator.collect(served.logits), served.rankings(lists))
         )
         measured[precision] = _quality(served.folded, dataset, logits, rankings, baseline, k)
     return measured
-
-
-Arrays = dict[str, jax.Array]
-
-Rankings = list[tuple[np.ndarray, np.ndarray]]
-"""Scores and the main head's logits ``[N]`` of each request."""
-
-
-class _Served:
-    """The folded programs over a whole catalogue, as functions of batches (see `aif_jax.data.batching`)."""
-
-    def __init__(self, folded: Folded, dataset: Dataset) -> None:
-        self.folded, self._dataset = folded, dataset
-        catalogue = dataset.catalogue(folded.schema, content_width=folded.config.content_width)
-        items = {name: catalogue[name] for name in folded.item_inputs_spec(1)}
-        with jax.default_matmul_precision("highest"):
-            self._behaviours = jax.jit(folded.behaviour)(folded.weights_of("behaviour"), items)
-            self._rows = jax.jit(folded.item)(folded.weights_of("item"), items)
-        weights = {**folded.weights_of("user"), **folded.weights_of("stage")}
-        self._weights = {name: jnp.asarray(array) for name, array in weights.items()}
-
-    def logits(self, batch: Batch) -> jax.Array:
-        """Return logits ``[B, G, heads]``, each candidate scored by itself: they differ in context."""
-        return self._scored(batch, together=False)[1]
-
-    def rankings(self, lists: CandidateLists) -> Rankings:
-        """Score each list as one request, in the context of its positive."""
-        config, found = self.folded.config, []
-        for number in range(len(lists)):
-            lengths = (config.short_length, config.long_length)
-            batch = lists.batch(self._dataset, self.folded.schema, np.array([number]), *lengths)
-            score, logits = jax.device_get(self._scored(batch, together=True))
-            real = lists.items[number] >= 0
-            found.append((score[0, real], logits[0, real, 0]))
-        return found
-
-    def _scored(self, batch: Batch, *, together: bool) -> tuple[jax.Array, jax.Array]:
-        with jax.default_matmul_precision("highest"):
-            return _score(self.folded, together, self._weights, self._behaviours, self._rows, batch)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _score(
-    folded: Folded,
-    together: bool,
-    weights: dict[str, jax.Array],
-    behaviours: dict[str, jax.Array],
-    rows: dict[str, jax.Array],
-    batch: Batch,
-) -> tuple[jax.Array, jax.Array]:
-    """Return scores ``[B, G]`` and logits ``[B, G, heads]``; a request's candidates together or alone."""
-    short = _take(behaviours, folded.short_spec(1), batch["short_item"])
-    long = _take(behaviours, folded.long_spec(1, 1), batch["long_item"])
-    states = folded.user(
-        {name: weights[name] for name in folded.weights_of("user")},
-        batch["user"], short, batch["short_type"], long, batch["long_type"],
-    )  # fmt: skip
-    stage = {name: weights[name] for name in folded.weights_of("stage")}
-    raw = {f"raw_{name}": jnp.zeros(batch["item"].shape, jnp.float32) for name in folded.score.raw}
-
-    def request(
-        state: Arrays, items: jax.Array, context: Arrays, pair: Arrays
-    ) -> tuple[jax.Array, jax.Array]:
-        if together:
-            context = {name: values[0] for name, values in context.items()}
-            return folded.stage_scores(stage, state, _take(rows, rows, items), items >= 0, context, pair)
-        return jax.vmap(partial(alone, state))(items, context, pair)
-
-    def alone(state: Arrays, item: jax.Array, context: Arrays, pair: Arrays) -> tuple[jax.Array, jax.Array]:
-        pair = {name: values[None] for name, values in pair.items()}
-        columns = _take(rows, rows, item[None])
-        score, logits = folded.stage_scores(stage, state, columns, item[None] >= 0, context, pair)
-        return score[0], logits[0]
-
-    return jax.vmap(request)(states, batch["item"], batch["context"], {**batch["pair"], **raw})
-
-
-def _take(
-    columns: Mapping[str, jax.Array], names: Mapping[str, object], items: jax.Array
-) -> dict[str, jax.Array]:
-    return {name: jnp.take(columns[name], items, axis=0, mode="clip") for name in names}
-
-
-def _requests(dataset: Dataset, users: int, candidates: int, seed: int) -> CandidateLists:
-    """Draw the first test row of some users, each with items that are not in the history before it."""
-    rng = np.random.default_rng(seed)
-    test = dataset.requests("test", group=1)
-    _, first = np.unique(test.user, return_index=True)
-    chosen = np.sort(rng.permutation(first)[:users])
-    items = np.full((len(chosen), candidates), -1, np.int32)
-    for place, request in enumerate(chosen):
-        start = dataset.events.offsets[test.user[request]]
-        known = np.zeros(dataset.n_items, bool)
-        known[dataset.events.item[start : test.history_end[request]]] = True
-        drawn = np.sort(rng.permutation(np.flatnonzero(~known))[:candidates])
-        items[place, : len(drawn)] = drawn
-    width = int((items >= 0).sum(axis=1).max(initial=1))
-    return CandidateLists(test.rows[chosen, 0], items[:, : -(-width // 16) * 16])
 
 
 def _quality(

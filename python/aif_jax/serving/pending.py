@@ -193,6 +193,9 @@ class Pending:
             raise self._late() from None
 
     async def _wait_async(self) -> UserSide:
+        if self._side.done():
+            # The usual case; to wait in the loop for what is there would cost three of its turns.
+            return self._side.result()
         remaining = self.remaining_ms()
         waiting = asyncio.wrap_future(self._side)
         try:

@@ -32,7 +32,9 @@ class EventLoop:
         """
 
         async def bounded() -> Any:
-            return await asyncio.wait_for(awaitable, timeout_s)
+            # Not wait_for, which makes a task of its own and takes a turn of the loop more.
+            async with asyncio.timeout(timeout_s):
+                return await awaitable
 
         closed = "the engine was closed while retrieve was under way; make a new one."
         with self._lock:
@@ -132,7 +134,8 @@ async def retrieve_async(
         return await result if inspect.isawaitable(result) else result
 
     try:
-        result = await asyncio.wait_for(call(), _seconds(remaining_ms))
+        async with asyncio.timeout(_seconds(remaining_ms)):
+            result = await call()
     except Exception as error:
         raise _explained(error, request, remaining_ms, began_s) from error
     return parse(result)

@@ -12,6 +12,7 @@ import numpy as np
 
 from aif_jax.errors import DeadlineExceededError, RequestError
 from aif_jax.features import EncodeReport
+from aif_jax.serving.awaiting import result_of
 from aif_jax.serving.report import Ranking
 from aif_jax.serving.stages import Generation
 from aif_jax.serving.user_states import UserState
@@ -127,7 +128,7 @@ class Pending:
             finish = self._engine.submit(
                 "compute", self._engine.finish, self, side, ids, pair, k, called_s, name="stage", pending=self
             )
-            ranking = await asyncio.wrap_future(finish)
+            ranking = await result_of(finish)
         except BaseException:
             self._drop_tasks()
             raise
@@ -193,18 +194,14 @@ class Pending:
             raise self._late() from None
 
     async def _wait_async(self) -> UserSide:
-        if self._side.done():
-            # The usual case; to wait in the loop for what is there would cost three of its turns.
-            return self._side.result()
         remaining = self.remaining_ms()
-        waiting = asyncio.wrap_future(self._side)
         try:
-            await asyncio.wait({waiting}, timeout=None if remaining is None else max(0.0, remaining / 1e3))
-            if not waiting.done():
-                raise self._late()
-            return waiting.result()
-        finally:
-            waiting.cancel()
+            async with asyncio.timeout(None if remaining is None else max(0.0, remaining / 1e3)):
+                return await result_of(self._side)
+        except TimeoutError:
+            if self._side.done():
+                return self._side.result()
+            raise self._late() from None
 
     def _late(self) -> DeadlineExceededError:
         return DeadlineExceededError(

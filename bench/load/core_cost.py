@@ -63,7 +63,9 @@ def measure(
                     costs[name].append(cpu * 1e3 / BATCH)
                     walls[name].append(wall * 1e3 / BATCH)
             each_round()
-    beyond = np.asarray(costs["request"]) - sum(np.asarray(costs[name]) for name in costs if name != "request")
+    beyond = np.asarray(costs["request"]) - sum(
+        np.asarray(costs[name]) for name in costs if name != "request"
+    )
     return {
         "ms": ms, "rounds": rounds, "core_ms": {name: float(np.median(c)) for name, c in costs.items()},
         "wall_ms": {name: float(np.median(wall)) for name, wall in walls.items()},

@@ -1,10 +1,13 @@
 """Running the scenarios, and the account of each: nothing wrong, nothing lost, nothing left over."""
 
+import contextlib
 import dataclasses
 import gc
+import os
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +81,8 @@ def run(
     ) as engine:  # fmt: skip
         callers = Callers(engine, service, threads, 2 * threads)
         injected.faults = scenario.faults
-        ledger = scenario.drive(callers, requests, first)
+        with _muted() if scenario.noisy else contextlib.nullcontext():
+            ledger = scenario.drive(callers, requests, first)
         scenario.let_go()
         injected.faults = lambda _: NONE
         left = _settled(engine)
@@ -98,6 +102,21 @@ def run(
         healthy=healthy,
         seconds=time.perf_counter() - began,
     )
+
+
+@contextlib.contextmanager
+def _muted() -> Iterator[None]:
+    """Send the process's error stream nowhere, of native code too."""
+    sys.stderr.flush()
+    stream = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(stream, 2)
+        os.close(stream)
 
 
 def _texts(ledger: Ledger, of: Callable[[Entry], str]) -> tuple[str, ...]:
@@ -131,7 +150,9 @@ def _under_way(engine: Engine) -> tuple[str, ...]:
     if stats["open_handles"]:
         left.append(f"{stats['open_handles']} open handles")
     for lane, counts in stats["scheduler"].items():
-        left += [f"{counts[name]} tasks {name} in lane {lane}" for name in ("queued", "running") if counts[name]]
+        left += [
+            f"{counts[name]} tasks {name} in lane {lane}" for name in ("queued", "running") if counts[name]
+        ]
     counts = stats["requests"]
     ended = sum(
         count
@@ -153,7 +174,9 @@ def _healthy(callers: Callers, truth: Truth, first: int) -> bool:
 
 
 def _threads() -> tuple[set[int], int]:
-    return {thread.ident or 0 for thread in threading.enumerate()}, len(list(Path("/proc/self/task").iterdir()))
+    return {thread.ident or 0 for thread in threading.enumerate()}, len(
+        list(Path("/proc/self/task").iterdir())
+    )
 
 
 def _threads_left(before: tuple[set[int], int]) -> tuple[str, ...]:

@@ -27,9 +27,14 @@ class Hang:
     def __init__(self) -> None:
         self._free = threading.Event()
 
-    def wait(self, seconds: float = HANGS_FOR_S) -> None:
-        """Hang in a thread."""
-        self._free.wait(seconds)
+    def then(self, result: Callable[[int], Any], seconds: float = HANGS_FOR_S) -> Callable[[int], Any]:
+        """Return a call that hangs in its thread and has a result too late."""
+
+        def hang(number: int) -> Any:
+            self._free.wait(seconds)
+            return result(number)
+
+        return hang
 
     def let_go(self) -> None:
         """Let all calls return, now and from now on."""

@@ -86,7 +86,8 @@ def measure(service: Service, plan: Plan, step: Step) -> dict[str, Any]:
         ways.append(
             _best(
                 lambda simtier, threads: Overlapped(service, retrieval_s, WAYS[simtier], threads),
-                linear.wrong, plan,
+                linear.wrong,
+                plan,
             )  # fmt: skip
         )
         changes = {} if plan.compute_threads is None else {"compute_threads": plan.compute_threads}

@@ -34,7 +34,12 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
                 label="p99",
             )  # fmt: skip
             goodput.plot(
-                offered, [load["goodput"] for load in loads], color=colour, marker="o", ms=4, label=curve["way"]
+                offered,
+                [load["goodput"] for load in loads],
+                color=colour,
+                marker="o",
+                ms=4,
+                label=curve["way"],
             )
             for axes in (latency, goodput):
                 axes.axvline(curve["saturation"], color=colour, linewidth=0.8, linestyle=":")

@@ -19,6 +19,7 @@ from load.parts import Parts, Retrieval
 from load.service import CONTEXT_OF_REQUESTS, REQUESTS, Answer, Service, Truth
 from load.ways import engine_config
 
+
 @dataclasses.dataclass(frozen=True)
 class Cell:
     """One way to ask.

@@ -31,6 +31,7 @@ class Scenario:
         answers: whether a request whose fault has happened may be answered at full quality.
         let_go: ends what hangs, when the requests are over.
         config: changes of the engine's settings.
+        noisy: whether native code writes to the error stream about it, once for each request.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Scenario:
     answers: bool = False
     let_go: Callable[[], None] = lambda: None
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    noisy: bool = False
 
 
 def scenarios(service: Service) -> list[Scenario]:
@@ -57,9 +59,9 @@ def scenarios(service: Service) -> list[Scenario]:
             name="retrieval hangs", drive=_ask_in_time, let_go=retrieval_hangs.let_go,
             faults=some(
                 # A plain function cannot be interrupted: in `rank` it holds its caller up, here for a while.
-                as_retrieval((lambda _: retrieval_hangs.wait(0.5), injection.hanging_coroutine)), 5
+                as_retrieval((retrieval_hangs.then(service.candidates, 0.5), injection.hanging_coroutine)), 5
             ),
-            errors=late | {"RetrievalError"}, others=late,
+            errors=late, others=late,
         ),
         Scenario(
             name="retrieval returns garbage", drive=_ask,
@@ -76,7 +78,7 @@ def scenarios(service: Service) -> list[Scenario]:
         ),
         Scenario(
             name="user source hangs", drive=_ask_in_time, let_go=source_hangs.let_go,
-            faults=some(Fault(user=lambda _: source_hangs.wait()), 5), errors=late, others=late,
+            faults=some(Fault(user=source_hangs.then(service.user)), 5), errors=late, others=late,
         ),
         Scenario(
             name="user source returns garbage", drive=_ask,
@@ -84,7 +86,7 @@ def scenarios(service: Service) -> list[Scenario]:
             errors=frozenset({"RequestError"}),
         ),
         Scenario(
-            name="a worker panics", drive=_ask,
+            name="a worker panics", drive=_ask, noisy=True,
             faults=some(Fault(user=injection.panic(injection.panics())), 3),
             errors=frozenset({"SchedulerError", "PanicException"}),
         ),

@@ -5,6 +5,13 @@ import concurrent.futures
 import contextlib
 from typing import Any
 
+from aif_jax.errors import SchedulerError
+
+SHUT_DOWN = (
+    "the engine's threads were shut down before all of this request could run, as happens when the interpreter "
+    "exits; end the requests first."
+)
+
 
 async def result_of(future: "concurrent.futures.Future[Any]") -> Any:
     """Return the result of a future, or raise its exception; give it up when the caller is given up.
@@ -13,7 +20,8 @@ async def result_of(future: "concurrent.futures.Future[Any]") -> Any:
     closed meanwhile the thread that resolves the future is not troubled with that.
 
     Raises:
-        asyncio.CancelledError: the caller or the future was cancelled.
+        asyncio.CancelledError: the caller was cancelled.
+        SchedulerError: the future was, by somebody else.
     """
     if not future.done():
         loop = asyncio.get_running_loop()
@@ -33,7 +41,8 @@ async def result_of(future: "concurrent.futures.Future[Any]") -> Any:
     try:
         return future.result()
     except concurrent.futures.CancelledError:
-        raise asyncio.CancelledError from None
+        # Not as a cancellation: the caller's coroutine would pass for one that was given up.
+        raise SchedulerError(SHUT_DOWN) from None
 
 
 def _settle(waiter: "asyncio.Future[None]") -> None:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aif_jax.errors import DeadlineExceededError, RequestError
+from aif_jax.errors import DeadlineExceededError, RequestError, SchedulerError
 from aif_jax.features import EncodeReport
-from aif_jax.serving.awaiting import result_of
+from aif_jax.serving.awaiting import SHUT_DOWN, result_of
 from aif_jax.serving.report import Ranking
 from aif_jax.serving.stages import Generation
 from aif_jax.serving.user_states import UserState
@@ -176,7 +176,9 @@ class Pending:
 
     def _task_done(self, task: concurrent.futures.Future[Any]) -> None:
         error: BaseException | None
-        if task.cancelled():
+        if task.cancelled() and not self.dropped:
+            error = SchedulerError(SHUT_DOWN)
+        elif task.cancelled():
             error = RequestError(f"this handle cannot be ranked: {self._ended}; begin a new request.")
         else:
             error = task.exception()

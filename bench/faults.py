@@ -1,7 +1,8 @@
 """Faults under load: what becomes of every request when its parts raise, hang, lie, panic or are given up.
 
-`python bench/faults.py`: three minutes; `--quick` is over in one. It fails if an answer is wrong, a request is
-lost, or anything is left over. Writes results and a table into a folder of its own, the table to `--record` too.
+`python bench/faults.py`: three minutes; `--quick` is over in one. It fails if an answer is wrong, a request
+is lost, or anything is left over. Writes results and a page of tables into a folder of its own, and the page
+to `--record` too.
 """
 
 import argparse

@@ -4,12 +4,12 @@ import asyncio
 import json
 import time
 
-import faults
 import numpy as np
-import open_loop
-import overlap
 import pytest
 
+import faults
+import open_loop
+import overlap
 from aif_jax.errors import DeadlineExceededError, OverloadedError
 from load import arrivals
 from load.service import Answer

@@ -4,6 +4,8 @@ from typing import Any
 
 from load.tables import table, where
 
+_GOOD = "All as it must be: nothing wrong, nothing lost, nothing left over."
+
 
 def page(results: dict[str, Any]) -> str:
     """Return the page in Markdown."""
@@ -14,12 +16,12 @@ def page(results: dict[str, Any]) -> str:
     sections = [
         f"# Faults under load, {environment['date'][:10]}",
         where(environment),
-        f"{plan['items']:,} items, {plan['candidates']:,} candidates, history of {plan['long_length']:,}, the "
-        f"best {plan['k']}; {plan['threads']} threads and {2 * plan['threads']} coroutines ask in every way "
-        "there is, of an engine of its own for each fault. Every answer is checked against the definition "
+        f"{plan['items']:,} items, {plan['candidates']:,} candidates, history of {plan['long_length']:,}, "
+        f"the best {plan['k']}; {plan['threads']} threads and {2 * plan['threads']} coroutines ask in every "
+        "way there is, of an engine of its own for each fault. Every answer is checked against the definition "
         "(1e-4). Left over: handles, tasks and threads that are still there when nobody asks any more, and "
         "requests that no counter accounts for. Afterwards the engine must answer every request rightly.",
-        f"**{'All as it must be: nothing wrong, nothing lost, nothing left over.' if good else 'FAULTS FOUND.'}**",
+        f"**{_GOOD if good else 'FAULTS FOUND.'}**",
         table(
             (
                 "what goes wrong", "requests", "hit by it", "answered, by rung", "errors by type", "wrong",

@@ -1,6 +1,7 @@
 """Faults on purpose: a user source and a retrieval that fail for some requests, by number."""
 
 import asyncio
+import contextlib
 import dataclasses
 import threading
 from collections.abc import Callable
@@ -176,10 +177,8 @@ def panics() -> tuple[type[BaseException], ...]:
 
     Raised inside a worker, the one of this project's extension becomes a panic again there.
     """
-    try:  # so that the extension has made its own
+    with contextlib.suppress(AifError):  # so that the extension has made its own
         _native.Scheduler(compute_threads=0)
-    except AifError:
-        pass
     found = [kind for kind in BaseException.__subclasses__() if kind.__name__ == "PanicException"]
     assert found, "PyO3 keeps its exception elsewhere now"
     return tuple(found)

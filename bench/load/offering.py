@@ -88,7 +88,7 @@ def measure(service: Service, plan: Plan, step: Step) -> dict[str, Any]:
                 lambda simtier, threads: Overlapped(service, retrieval_s, WAYS[simtier], threads),
                 linear.wrong,
                 plan,
-            )  # fmt: skip
+            )
         )
         changes = {} if plan.compute_threads is None else {"compute_threads": plan.compute_threads}
         config = engine_config(service, **changes)
@@ -110,7 +110,9 @@ def measure(service: Service, plan: Plan, step: Step) -> dict[str, Any]:
     return {
         "saturation": saturation, "curves": curves,
         "settings": {checked.way.name: checked.setting for checked in ways},
-        "generator": {"rate": generator.offered, "core_ms": generator.core_ms, "late_p99_ms": generator.late_ms},
+        "generator": {
+            "rate": generator.offered, "core_ms": generator.core_ms, "late_p99_ms": generator.late_ms,
+        },
     }  # fmt: skip
 
 
@@ -177,11 +179,9 @@ def _curve(checked: Checked, saturation: float, plan: Plan, step: Step) -> dict[
     loads: list[tuple[float, Load]] = []
     for number, share in enumerate(plan.shares):
         step(f"{checked.way.name}: {share:.0%} of saturation")
-        loads.append(
-            (share, open_loop(
-                checked.way, share * saturation, plan.seconds, checked.wrong, deadline_ms=deadline, seed=number
-            ))
-        )  # fmt: skip
+        rate = share * saturation
+        load = open_loop(checked.way, rate, plan.seconds, checked.wrong, deadline_ms=deadline, seed=number)
+        loads.append((share, load))
     peak = max(load.in_time for _, load in loads)
     beyond = [load.in_time for share, load in loads if share > 1]
     return {

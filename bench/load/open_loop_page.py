@@ -18,9 +18,9 @@ def page(results: dict[str, Any]) -> str:
     sections = [
         f"# Open-loop load, {environment['date'][:10]}",
         where(environment),
-        f"{plan['items']:,} items, {plan['candidates']:,} candidates, history of {plan['long_length']:,}, the "
-        f"best {plan['k']}; every request by a user who is new to the engine. Retrieval is a coroutine that "
-        f"sleeps {plan['retrieval_ms']:g} ms. The same model and weights for all; every answer is checked "
+        f"{plan['items']:,} items, {plan['candidates']:,} candidates, history of {plan['long_length']:,}, "
+        f"the best {plan['k']}; every request by a user who is new to the engine. Retrieval is a coroutine "
+        f"that sleeps {plan['retrieval_ms']:g} ms. The same model and weights for all; every answer is checked "
         "against the definition (1e-4), with exact attention where the way is named sequential, with the "
         "linear attention that the others compute elsewhere. Arrivals are a Poisson process; latency counts "
         "from when a request was due. An answer is in time within "
@@ -72,8 +72,8 @@ def page(results: dict[str, Any]) -> str:
         *(_curve(curve) for curve in curves),
         f"The generator by itself, at {measured['generator']['rate']:.0f} requests a second: "
         f"{measured['generator']['core_ms']:.3f} core-ms a request, retrieval's sleep included; its 99th "
-        f"percentile of lateness {measured['generator']['late_p99_ms']:.1f} ms. It runs in the event loop that "
-        "serves, as in a web server.",
+        f"percentile of lateness {measured['generator']['late_p99_ms']:.1f} ms. It runs in the event loop "
+        "that serves, as in a web server.",
     ]  # fmt: skip
     return "\n\n".join(sections) + "\n"
 

@@ -5,6 +5,7 @@ from typing import Any
 from load.tables import table, where
 
 BAR_MS, REACH_MS = 0.3, 0.1
+_COSTS = ("request", "retrieval", "user side", "stage")
 
 
 def page(results: dict[str, Any]) -> str:
@@ -70,12 +71,16 @@ def page(results: dict[str, Any]) -> str:
         + ".",
         "## Retrieval that computes, in core-milliseconds",
         table(
-            ("retrieval", "request", "its parts: retrieval", "user side", "stage", "beyond (quartiles)", "of wall time"),
+            (
+                "retrieval", "request", "its parts: retrieval", "user side", "stage", "beyond (quartiles)",
+                "of wall time",
+            ),
             [
                 (
                     f"{cost['ms']:g} ms in Python",
-                    *(f"{cost['core_ms'][name]:.2f}" for name in ("request", "retrieval", "user side", "stage")),
-                    f"{cost['beyond']['p50']:.2f} ({cost['beyond']['p25']:.2f} to {cost['beyond']['p75']:.2f})",
+                    *(f"{cost['core_ms'][part]:.2f}" for part in _COSTS),
+                    f"{cost['beyond']['p50']:.2f} ({cost['beyond']['p25']:.2f} to "
+                    f"{cost['beyond']['p75']:.2f})",
                     f"{cost['wall_ms']['request']:.2f}",
                 )
                 for cost in results["core_cost"]

@@ -191,7 +191,7 @@ def measure(
 
 @dataclasses.dataclass(frozen=True)
 class Alone:
-    """Medians of the parts by themselves, in milliseconds; of the stage after a sleep as long as retrieval."""
+    """Medians of the parts by themselves, in milliseconds; the stage after a sleep as long as retrieval."""
 
     user_side: float
     stage: dict[float, float]

@@ -1,4 +1,4 @@
-"""A request's parts by themselves, in the forms in which the engine runs them: user side, stage, retrieval."""
+"""A request's parts by themselves, as the engine runs them: user side, stage, retrieval."""
 
 import asyncio
 import time

@@ -24,8 +24,8 @@ SMALL = Workload(
 NAMES = (
     "nothing goes wrong", "retrieval raises", "retrieval hangs", "retrieval returns garbage",
     "retrieval returns duplicates and unknown items", "user source raises", "user source hangs",
-    "user source returns garbage", "a worker panics", "deadlines of 1 ms", "more requests at once than may wait",
-    "requests cancelled at random", "event loops closed midway",
+    "user source returns garbage", "a worker panics", "deadlines of 1 ms",
+    "more requests at once than may wait", "requests cancelled at random", "event loops closed midway",
 )  # fmt: skip
 
 

@@ -8,16 +8,16 @@ from typing import Any
 from aif_jax.errors import SchedulerError
 
 SHUT_DOWN = (
-    "the engine's threads were shut down before all of this request could run, as happens when the interpreter "
-    "exits; end the requests first."
+    "the engine's threads were shut down before all of this request could run, as happens when the "
+    "interpreter exits; end the requests first."
 )
 
 
 async def result_of(future: "concurrent.futures.Future[Any]") -> Any:
     """Return the result of a future, or raise its exception; give it up when the caller is given up.
 
-    Like ``asyncio.wrap_future``, but for one that is done it takes no turn of the loop, and where the loop was
-    closed meanwhile the thread that resolves the future is not troubled with that.
+    Like ``asyncio.wrap_future``, but for one that is done it takes no turn of the loop, and where the loop
+    was closed meanwhile the thread that resolves the future is not troubled with that.
 
     Raises:
         asyncio.CancelledError: the caller was cancelled.

@@ -18,7 +18,7 @@ def page(results: dict[str, Any]) -> str:
         where(environment),
         f"{plan['items']:,} items, {plan['candidates']:,} candidates, history of {plan['long_length']:,}, "
         f"the best {plan['k']}; {plan['threads']} threads and {2 * plan['threads']} coroutines ask in every "
-        "way there is, of an engine of its own for each fault. Every answer is checked against the definition "
+        "way there is, of an engine of its own for each fault. Answers are checked against the definition "
         "(1e-4). Left over: handles, tasks and threads that are still there when nobody asks any more, and "
         "requests that no counter accounts for. Afterwards the engine must answer every request rightly.",
         f"**{_GOOD if good else 'FAULTS FOUND.'}**",

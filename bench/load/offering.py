@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import gc
 import time
 from collections.abc import Callable
 from typing import Any
@@ -95,6 +96,9 @@ def measure(service: Service, plan: Plan, step: Step) -> dict[str, Any]:
         threads = f"{config.blocking_threads} blocking and {config.compute_threads} compute threads"
         engine = Checked(Engined(service, retrieval_s, config), whole, threads)
         ways.append(engine)
+        # As a server should when it is warm: else each collection walks all of JAX, for 0.1 s.
+        gc.collect()
+        gc.freeze()
         saturation = _saturation(ways, plan, step)
         curves = [
             _curve(checked, saturation[checked.way.name]["throughput"], plan, step)
@@ -105,6 +109,7 @@ def measure(service: Service, plan: Plan, step: Step) -> dict[str, Any]:
         rate = saturation[engine.way.name]["throughput"]
         generator = open_loop(Nothing(linear.answers, retrieval_s), rate, plan.seconds, linear.wrong)
     finally:
+        gc.unfreeze()
         for checked in ways:
             checked.way.close()
     return {

@@ -20,7 +20,7 @@ def page(results: dict[str, Any]) -> str:
         where(environment),
         f"{plan['items']:,} items, {plan['candidates']:,} candidates, history of {plan['long_length']:,}, "
         f"the best {plan['k']}; every request by a user who is new to the engine. Retrieval is a coroutine "
-        f"that sleeps {plan['retrieval_ms']:g} ms. The same model and weights for all; every answer is checked "
+        f"that sleeps {plan['retrieval_ms']:g} ms. The same model and weights for all; answers are checked "
         "against the definition (1e-4), with exact attention where the way is named sequential, with the "
         "linear attention that the others compute elsewhere. Arrivals are a Poisson process; latency counts "
         "from when a request was due. An answer is in time within "

@@ -5,6 +5,7 @@ ids, a fixed user per request without a source to ask, and threads of whatever n
 """
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -134,6 +135,7 @@ class Engined:
             return service.candidates(int(request.user))
 
         config = config or engine_config(service)
+        self._asked = itertools.count()
         self.engine = Engine(
             built.bundle, built.index, built.behaviours,
             users=service.user, retrieve=retrieve, config=config,
@@ -141,7 +143,10 @@ class Engined:
 
     async def serve(self, number: int, deadline_ms: float | None) -> Answer:
         """Rank through the engine."""
-        ranking = await self.engine.rank_async(number, CONTEXT_OF_REQUESTS, deadline_ms=deadline_ms)
+        # A user whom the engine has not met, who asks the same.
+        user = number % REQUESTS + REQUESTS * next(self._asked)
+        ranking = await self.engine.rank_async(user, CONTEXT_OF_REQUESTS, deadline_ms=deadline_ms)
+        assert ranking.report.user_state == "computed" or ranking.report.rung
         return Answer(ranking.ids, ranking.scores, ranking.report.rung)
 
     def close(self) -> None:

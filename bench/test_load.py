@@ -1,6 +1,8 @@
 """The programs that load the engine, at small sizes: every answer checked, every page and picture written."""
 
+import argparse
 import asyncio
+import dataclasses
 import json
 import time
 
@@ -11,8 +13,11 @@ import faults
 import open_loop
 import overlap
 from aif_jax.errors import DeadlineExceededError, OverloadedError
+from aif_jax.types import UserRecord
 from load import arrivals
-from load.service import Answer
+from load.parts import Parts
+from load.plan import workload
+from load.service import KNOWN_OF_USER, Answer, Truth, make_service
 
 
 @pytest.mark.benchmark(group="overlap, --quick, once")
@@ -49,6 +54,23 @@ def test_faults(benchmark, tmp_path, capsys):
     results = benchmark.pedantic(faults.main, (_arguments(tmp_path),), rounds=1)
     assert results["good"], results["accounts"]
     _written(tmp_path / "out", tmp_path, capsys)
+
+
+def test_what_is_right_with_less_known_of_the_user(tmp_path):
+    """The stage gives these answers for a user state without the long sequence, and for nobody's."""
+    service = make_service(workload(argparse.Namespace(quick=True)), tmp_path)
+    truth, parts = Truth(service, "linear"), Parts(service)
+    for number in (0, 5):
+        record = service.user(number)
+        answers = (
+            parts.stage(number, parts.state_of(record)),
+            parts.stage(number, parts.state_of(record, long_sequence=False)),
+            parts.stage(number, parts.state_of(UserRecord())),
+        )
+        for rung, answer in enumerate(answers):
+            told = [truth.wrong(number, dataclasses.replace(answer, rung=other)) for other in KNOWN_OF_USER]
+            assert [other for other in KNOWN_OF_USER if not told[other]] == [rung], told
+    assert "nothing says what is right" in truth.wrong(0, dataclasses.replace(answers[0], rung=9))
 
 
 class _Stub:

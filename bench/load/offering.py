@@ -63,10 +63,6 @@ def measure(service: Service, plan: Plan, step: Step) -> dict[str, Any]:
     linear, exact = Truth(service, "linear"), Truth(service, "exact, as defined")
     retrieval_s = plan.retrieval_ms / 1e3
 
-    def whole(number: int, answer: Answer) -> str:
-        # What a lower rung should answer is checked by the program of faults.
-        return linear.wrong(number, answer) if answer.rung == 0 else ""
-
     ways: list[Checked] = []
     try:
         step("sequential: choosing threads and SimTier")
@@ -94,7 +90,7 @@ def measure(service: Service, plan: Plan, step: Step) -> dict[str, Any]:
         changes = {} if plan.compute_threads is None else {"compute_threads": plan.compute_threads}
         config = engine_config(service, **changes)
         threads = f"{config.blocking_threads} blocking and {config.compute_threads} compute threads"
-        engine = Checked(Engined(service, retrieval_s, config), whole, threads)
+        engine = Checked(Engined(service, retrieval_s, config), linear.wrong, threads)
         ways.append(engine)
         # As a server should when it is warm: else each collection walks all of JAX, for 0.1 s.
         gc.collect()

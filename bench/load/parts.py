@@ -12,7 +12,7 @@ from aif_jax.features import EncodeReport
 from aif_jax.serving.candidates import check_candidates
 from aif_jax.serving.stages import Generation
 from aif_jax.serving.user_states import UserState, compute_state
-from aif_jax.types import Candidates, Request
+from aif_jax.types import Candidates, Request, UserRecord
 from load.service import CONTEXT_OF_REQUESTS, REQUESTS, Answer, Service
 from load.ways import engine_config
 
@@ -35,18 +35,36 @@ class Parts:
 
     def user_side(self, number: int) -> UserState:
         """Compute a user's state from the record; wait for it."""
-        record, length = self._service.user(number), self._service.shared.length
-        state = compute_state(number, record, length, self._generation)
+        return self.state_of(self._service.user(number))
+
+    def state_of(self, record: UserRecord, *, long_sequence: bool = True) -> UserState:
+        """Compute a user state, with or without the long sequence of the record; wait for it."""
+        generation = self._generation if long_sequence else _WithoutLong(self._generation)
+        state = compute_state(0, record, self._service.shared.length, generation)  # type: ignore[arg-type]
         jax.block_until_ready(state.leaves)
         return state
 
-    def stage(self, number: int) -> Answer:
+    def stage(self, number: int, state: UserState | None = None) -> Answer:
         """Score the candidates of a request for its user state, both checked and computed beforehand."""
-        state, candidates = self._states[number % REQUESTS], self._candidates[number % REQUESTS]
+        state, candidates = state or self._states[number % REQUESTS], self._candidates[number % REQUESTS]
         scored = self._generation.score(
             state.leaves, state.length, self._context, candidates, self._service.k
         )
         return Answer(candidates.ids[scored.order], scored.scores)
+
+
+class _WithoutLong:
+    """A generation whose user program is given padding for the long sequence."""
+
+    def __init__(self, generation: Generation):
+        self._generation = generation
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._generation, name)
+
+    def user_call(self, length: int) -> Callable[[dict[str, Any]], Any]:
+        call = self._generation.user_call(length)
+        return lambda given: call({**given, "long_type": np.full_like(given["long_type"], -1)})
 
 
 class Retrieval:

@@ -1,6 +1,8 @@
 """What is served: users and their requests, and what the right answer to each of them is."""
 
 import dataclasses
+import threading
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -111,6 +113,8 @@ def make_service(workload: Workload, folder: Path) -> Service:
 class Truth:
     """Every request's right answer by the model's own definition, products in full precision.
 
+    Answers of a lower rung are right if they are the definition's with that much less known of the user.
+
     Args:
         service: whose requests.
         attention: over the long sequence: ``linear`` is what folded models serve, the other is what they
@@ -118,26 +122,63 @@ class Truth:
     """
 
     def __init__(self, service: Service, attention: Literal["linear", "exact, as defined"]):
-        self._ids = service.built.source.ids
+        self._service = service
         model = SequentialModel(service.shared, attention, reference)
         program = jax.jit(model.rank_as_defined)
         catalogue = device_catalogue(service.built)
-        n = service.n
-        self.answers = []
-        for number, batch in enumerate(service.batches):
-            positions, context, pair = service.operands(number)
-            request = {
-                "item": positions[None],
-                "context": {f: np.broadcast_to(v, (1, n, *v.shape)) for f, v in context.items()},
-                "pair": {feature: column[None] for feature, column in pair.items()},
-            }
-            with jax.default_matmul_precision("highest"):
-                order, scores = ready(program(model.state, catalogue, {**batch, **request}))
-            self.answers.append(Answer(self._ids[positions[order]], scores))
+        self._program = lambda batch: ready(program(model.state, catalogue, batch))
+        self._answers: dict[tuple[int, int], Answer] = {}
+        self._lock = threading.Lock()
+        self.answers = [self.answer(number) for number in range(REQUESTS)]
+        """Those of full quality."""
+
+    def answer(self, number: int, rung: int = 0) -> Answer:
+        """Return the right answer to a request, computed when it is first asked for."""
+        key = (number % REQUESTS, rung)
+        with self._lock:
+            if key not in self._answers:
+                self._answers[key] = self._computed(*key)
+            return self._answers[key]
 
     def wrong(self, number: int, answer: Answer) -> str:
-        """Return what is wrong with an answer of full quality, or nothing."""
-        return difference(answer, self.answers[number % REQUESTS])
+        """Return what is wrong with an answer, or nothing."""
+        if answer.rung not in KNOWN_OF_USER:
+            return f"nothing says what is right at rung {answer.rung}"
+        return difference(answer, self.answer(number, answer.rung))
+
+    def _computed(self, number: int, rung: int) -> Answer:
+        service, n = self._service, self._service.n
+        positions, context, pair = service.operands(number)
+        request = {
+            "item": positions[None],
+            "context": {f: np.broadcast_to(v, (1, n, *v.shape)) for f, v in context.items()},
+            "pair": {feature: column[None] for feature, column in pair.items()},
+        }
+        batch = KNOWN_OF_USER[rung](service, service.batches[number])
+        with jax.default_matmul_precision("highest"):
+            order, scores = self._program({**batch, **request})
+        return Answer(service.built.source.ids[positions[order]], scores, rung)
+
+
+def _all(_: Service, batch: dict[str, Any]) -> dict[str, Any]:
+    return batch
+
+
+def _without_long(_: Service, batch: dict[str, Any]) -> dict[str, Any]:
+    absent = {name: np.full_like(batch[name], -1) for name in ("long_item", "long_type")}
+    return {**batch, **absent}
+
+
+def _nothing(service: Service, batch: dict[str, Any]) -> dict[str, Any]:
+    absent = {name: np.full_like(batch[name], -1) for name in ("short_item", "short_type")}
+    nobody = service.built.bundle.schema.encode("user", {}, 1, strict=False)
+    return {**_without_long(service, batch), **absent, "user": nobody}
+
+
+KNOWN_OF_USER: dict[int, Callable[[Service, dict[str, Any]], dict[str, Any]]] = {
+    0: _all, 1: _without_long, 2: _nothing,
+}  # fmt: skip
+"""By rung: everything, everything but the long sequence, nothing. Lower rungs do not run the model."""
 
 
 def difference(answer: Answer, expected: Answer) -> str:

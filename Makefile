@@ -11,7 +11,7 @@ STRESS_SECONDS ?= 60
 NATIVE := $(shell find rust -name '*.rs' -o -name 'Cargo.toml') Cargo.toml Cargo.lock pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-lowest stress lint format bench bench-stage bench-native wheel wheel-check docs clean
+.PHONY: help demo test test-rust test-python test-lowest stress lint format bench bench-stage bench-load bench-native wheel wheel-check docs clean
 
 help: ## Show this list
 	@echo "aif_jax: pre-ranking by asynchronous inference. Needs Python 3.11+, cargo and make; the rest sets itself up."
@@ -67,6 +67,11 @@ bench: $(VENV)/.dev ## Benchmarks, each of which checks its answer first; the ta
 
 bench-stage: $(VENV)/.dev ## The real-time stage beside what people would use instead, and its floor (ten minutes)
 	$(BIN)/python bench/compare_stage.py $(if $(RECORD),--record $(RECORD))
+
+bench-load: $(VENV)/.dev ## The engine under load: overlap, open-loop load beside other ways, faults (a quarter of an hour)
+	$(BIN)/python bench/overlap.py $(if $(RECORD),--record $(RECORD)-overlap.md)
+	$(BIN)/python bench/open_loop.py $(if $(RECORD),--record $(RECORD)-open-loop.md)
+	$(BIN)/python bench/faults.py $(if $(RECORD),--record $(RECORD)-faults.md)
 
 bench-native: ## The embedding cache beside other crates, in Rust (a quarter of an hour)
 	cargo bench -p aif-bench

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aif_jax.errors import DeadlineExceededError, RequestError
+from aif_jax.errors import DeadlineExceededError, RequestError, SchedulerError
 from aif_jax.features import EncodeReport
+from aif_jax.serving.awaiting import SHUT_DOWN, result_of
 from aif_jax.serving.report import Ranking
 from aif_jax.serving.stages import Generation
 from aif_jax.serving.user_states import UserState
@@ -127,7 +128,7 @@ class Pending:
             finish = self._engine.submit(
                 "compute", self._engine.finish, self, side, ids, pair, k, called_s, name="stage", pending=self
             )
-            ranking = await asyncio.wrap_future(finish)
+            ranking = await result_of(finish)
         except BaseException:
             self._drop_tasks()
             raise
@@ -175,7 +176,9 @@ class Pending:
 
     def _task_done(self, task: concurrent.futures.Future[Any]) -> None:
         error: BaseException | None
-        if task.cancelled():
+        if task.cancelled() and not self.dropped:
+            error = SchedulerError(SHUT_DOWN)
+        elif task.cancelled():
             error = RequestError(f"this handle cannot be ranked: {self._ended}; begin a new request.")
         else:
             error = task.exception()
@@ -194,14 +197,13 @@ class Pending:
 
     async def _wait_async(self) -> UserSide:
         remaining = self.remaining_ms()
-        waiting = asyncio.wrap_future(self._side)
         try:
-            await asyncio.wait({waiting}, timeout=None if remaining is None else max(0.0, remaining / 1e3))
-            if not waiting.done():
-                raise self._late()
-            return waiting.result()
-        finally:
-            waiting.cancel()
+            async with asyncio.timeout(None if remaining is None else max(0.0, remaining / 1e3)):
+                return await result_of(self._side)
+        except TimeoutError:
+            if self._side.done():
+                return self._side.result()
+            raise self._late() from None
 
     def _late(self) -> DeadlineExceededError:
         return DeadlineExceededError(

@@ -361,14 +361,18 @@ fn a_guest_that_waits_is_called_in_its_own_place() {
         let queue = Arc::new(Queue::new(1, 8, true));
         let signal = Arc::new(Signal::new());
         let worker = loom::thread::spawn({
-            let queue = queue.clone();
-            move || work(&queue, 0)
+            let (queue, signal) = (queue.clone(), signal.clone());
+            move || {
+                let tasks = std::iter::from_fn(|| queue.next(0));
+                tasks.inspect(|_| signal.fire()).sum::<usize>()
+            }
         });
         let pusher = loom::thread::spawn({
             let queue = queue.clone();
             move || push(&queue, 0, 1)
         });
-        // What it waits for is done by the task alone, which it must run itself: the worker's seat is lent.
+        // What it waits for is done by the task alone: if the worker has not run it before, it must do so
+        // itself, since the worker's seat is lent.
         let helped = queue.enter().map(|place| {
             let sum = help(&queue, place, Aid::Yes, &signal, &signal);
             queue.leave(place);

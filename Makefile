@@ -36,16 +36,16 @@ stress: SANITIZED = RUSTC_BOOTSTRAP=1 AIF_STRESS_SECONDS=$(STRESS_SECONDS) cargo
 	--target $(shell rustc -vV | sed -n 's/^host: //p')
 stress: ## Cache and scheduler: long stress tests, loom, address and thread sanitizer (STRESS_SECONDS=60 a test)
 	@echo "1/4 Threads against each other, $(STRESS_SECONDS) s a test; random sequences against the model; memory that runs out."
-	AIF_STRESS_SECONDS=$(STRESS_SECONDS) PROPTEST_CASES=20000 cargo test --quiet -p aif-core --test 'cache_*' -- --test-threads=1
+	AIF_STRESS_SECONDS=$(STRESS_SECONDS) PROPTEST_CASES=20000 cargo test --quiet -p aif-core --test 'cache_*' --test sched_stress -- --test-threads=1
 	@echo "2/4 Loom: every interleaving of small models of cache and scheduler, up to the stated number of preemptions."
 	RUSTFLAGS="--cfg aif_loom" CARGO_TARGET_DIR=target/loom cargo test --quiet --release -p aif-core --lib -- models:: sched::loom
 	@echo "3/4 AddressSanitizer, with its search for leaks: memory used after it was freed, or never freed."
 	RUSTFLAGS="-Zsanitizer=address" ASAN_OPTIONS=allocator_may_return_null=1 CARGO_TARGET_DIR=target/asan \
-		$(SANITIZED) --lib --test cache_model --test cache_stress -- --test-threads=1
+		$(SANITIZED) --lib --test cache_model --test cache_stress --test sched_stress -- --test-threads=1
 	@echo "4/4 ThreadSanitizer: accesses that nothing orders. The standard library is built with it, else it would miss"
 	@echo "    what its locks order; that needs the library's source: rustup component add rust-src"
 	RUSTFLAGS="-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer" TSAN_OPTIONS=allocator_may_return_null=1 \
-		CARGO_TARGET_DIR=target/tsan $(SANITIZED) -Zbuild-std --lib --test cache_model --test cache_stress -- --test-threads=1
+		CARGO_TARGET_DIR=target/tsan $(SANITIZED) -Zbuild-std --lib --test cache_model --test cache_stress --test sched_stress -- --test-threads=1
 
 lint: $(VENV)/.dev ## Formatting, clippy, ruff, types, import contracts, stub, repository checks
 	cargo fmt --all --check

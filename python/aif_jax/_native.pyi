@@ -220,14 +220,16 @@ class Scheduler:
     the usual run times of what runs, of what goes before it, and of its own name, it would end later; it is
     dropped when the deadline comes before its start. Of a task that was let in no more is promised: one that
     comes later with an earlier deadline goes first all the same, run times vary, and what runs is never
-    interrupted, so it may still expire in the queue or end late, each of which is counted. Run times are learnt
-    by name, from the last 16 or so; until eight have run nothing is known, and they count as nothing. If a name
-    is refused for its run time alone, one task a second is let in to measure again. Beyond 1,024 names in a
-    lane nothing is learnt of new ones: a name says what kind of work a task is, not which request it is for.
+    interrupted, so it may still expire in the queue or end late, each of which is counted. Run times are
+    learnt by name, from the last 16 or so; until eight have run nothing is known, and they count as nothing.
+    If a name is refused for its run time alone, one task a second is let in to measure again. Beyond 1,024
+    names in a lane nothing is learnt of new ones: a name says what kind of work a task is, not which request
+    it is for.
 
     When `hang_share` of the blocking threads are held by tasks of one name that have run for too long, that
     name's circuit opens: its tasks are refused, and dropped when their turn comes, so that other names still
-    get threads. When fewer hang, the next task is let in as a probe, and the circuit closes if it ends in time.
+    get threads. When fewer hang, the next task is let in as a probe, and the circuit closes if it ends in
+    time.
 
     It may be used from any thread. It does not survive a fork: in the child every method raises
     `SchedulerError`. At interpreter exit queued tasks are cancelled and running ones waited for; without
@@ -283,8 +285,8 @@ class Scheduler:
                 qualified name if empty.
 
         Raises:
-            OverloadedError: the queue of the lane is full, the task would end after its deadline, or the circuit
-                of its name is open.
+            OverloadedError: the queue of the lane is full, the task would end after its deadline, or the
+                circuit of its name is open.
             SchedulerError: after `shutdown` or a fork.
             ConfigError: there is no such lane.
             RequestError: `deadline_ms` is not a number.
@@ -303,8 +305,8 @@ class Scheduler:
         If a thread of the lane is idle, `fn` runs here, in that thread's seat: it counts as one of the lane's
         tasks in every way, no more of them run at once than the lane has threads, and inside it the rules for
         workers hold (see `wait`). Otherwise it is queued like any other task, and run by a thread of the
-        lane. On a worker of the same lane it runs at once, as part of the task that calls. Either way it sees a
-        copy of the caller's context variables.
+        lane. On a worker of the same lane it runs at once, as part of the task that calls. Either way it sees
+        a copy of the caller's context variables.
 
         Args: as for `submit`.
 
@@ -322,8 +324,8 @@ class Scheduler:
         """Return in how many milliseconds a task of this name would end if it came now: queue and run time.
 
         The same figure by which `submit` refuses. With a deadline only what goes before such a task counts,
-        without one all that is queued. What has never been measured counts as nothing, so an unknown name gives
-        the queue time alone. It costs about as much as a refused `submit`, and reserves nothing.
+        without one all that is queued. What has never been measured counts as nothing, so an unknown name
+        gives the queue time alone. It costs about as much as a refused `submit`, and reserves nothing.
 
         Raises:
             SchedulerError: after a fork.
@@ -349,11 +351,11 @@ class Scheduler:
         """What each lane has done.
 
         Counters: `threads`, `queued`, `running`, `submitted` (accepted), `completed`, `failed` (raised),
-        `cancelled`, `expired`, `panicked` (native code that the task called), `shed` (dropped because the circuit
-        of its name was open), `overrun` (ended after the deadline); and of those not accepted `rejected` (queue
-        full, or shut down), `refused_late` and `refused_open`. With nothing queued or running, `submitted =
-        completed + failed + cancelled + expired + shed + panicked`; a task that ran is counted just before its
-        future is done.
+        `cancelled`, `expired`, `panicked` (native code that the task called), `shed` (dropped because the
+        circuit of its name was open), `overrun` (ended after the deadline); and of those not accepted
+        `rejected` (queue full, or shut down), `refused_late` and `refused_open`. With nothing queued or
+        running, `submitted = completed + failed + cancelled + expired + shed + panicked`; a task that ran is
+        counted just before its future is done.
 
         Times: `queue`, `run`, `wait` (time inside `wait` on the lane's workers), each `{"count", "p50_us",
         "p99_us", "max_us"}`, quantiles to two significant digits.

@@ -87,6 +87,7 @@ impl Round {
         let leave = || seen.inside.fetch_sub(1, Ordering::SeqCst);
         enter();
         match kind % 5 {
+            0 if kind % 4 == 3 => sleep(Duration::from_millis(1)),
             0 => sleep(Duration::from_micros(50)),
             1 => drop(std::hint::black_box(vec![kind; 500])),
             _ => {}
@@ -289,6 +290,8 @@ fn every_task_has_one_end_and_every_count_adds_up() {
             compute_threads: 1 + (round / 3 % 3) as usize,
             queue_bound: [4, 64, 1024][(round % 3) as usize],
             hang: (round % 2 == 0).then_some(Duration::from_micros(200)),
+            // So that a thread is left that finds the circuit open.
+            hang_share: 0.4,
             admission: round % 5 != 4,
             ..Config::default()
         };

@@ -25,6 +25,9 @@ use std::time::{Duration, Instant};
 /// How often a thread that waits for the workers looks for Ctrl-C.
 const SIGNALS_EVERY: Duration = Duration::from_millis(50);
 
+/// After so many spans have become dicts, other threads get a turn with the GIL.
+const SPANS_AT_ONCE: usize = 512;
+
 /// `time.perf_counter()` at `anchor`, in microseconds: measured, since the two clocks need not be one.
 fn perf_counter_us(py: Python<'_>, anchor: Instant) -> PyResult<f64> {
     let clock = py.import("time")?.getattr("perf_counter")?;
@@ -55,14 +58,13 @@ fn duration(py: Python<'_>, name: &str, ms: Option<f64>) -> PyResult<Option<Dura
     }
 }
 
-/// The scheduler's side of a future: called when the future is done, which for a queued task means
-/// that it was cancelled, and its place is free at once.
+/// The scheduler's side of a future: called when that was cancelled, so that the task's place is free at once.
 #[pyclass(frozen, module = "aif_jax._native")]
 struct Task(Ticket);
 
 #[pymethods]
 impl Task {
-    fn __call__(&self, _future: &Bound<'_, PyAny>) {
+    fn __call__(&self) {
         self.0.cancel();
     }
 }
@@ -301,9 +303,8 @@ impl Scheduler {
         } else {
             asked.submit(py, name, bound)?
         };
-        let task = Bound::new(py, task)?;
-        future.setattr(intern!(py, "_aif_task"), &task)?;
-        future.call_method1(intern!(py, "add_done_callback"), (task,))?;
+        // Before anyone else has the future, who might cancel it.
+        future.setattr(intern!(py, "_aif_task"), Bound::new(py, task)?)?;
         Ok(future)
     }
 
@@ -395,7 +396,9 @@ impl Scheduler {
         let core = self.core(py)?;
         let lanes = PyDict::new(py);
         for lane in Lane::ALL {
-            let dict = stats::lane_stats(py, &core.stats(lane), &core.names(lane))?;
+            // Quantiles are counted up in histograms of some thousand entries.
+            let (stats, names) = detached(py, || Ok((core.stats(lane), core.names(lane))))?;
+            let dict = stats::lane_stats(py, &stats, &names)?;
             lanes.set_item(lane.name(), dict)?;
         }
         Ok(lanes)
@@ -422,7 +425,10 @@ impl Scheduler {
         }
         let list = PyList::empty(py);
         let at = |nanos: u64| self.clock_us + nanos as f64 / 1e3;
-        for span in trace.spans {
+        for (n, span) in trace.spans.into_iter().enumerate() {
+            if n > 0 && n % SPANS_AT_ONCE == 0 {
+                py.detach(std::thread::yield_now);
+            }
             let dict = PyDict::new(py);
             dict.set_item("name", &*span.name)?;
             dict.set_item("lane", span.lane.name())?;

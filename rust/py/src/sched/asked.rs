@@ -17,6 +17,12 @@ pub(super) fn future_class(py: Python<'_>) -> PyResult<&Bound<'_, PyType>> {
     CLASS.import(py, "concurrent.futures", "Future")
 }
 
+/// `aif_jax.futures.TaskFuture`, which tells the scheduler when it is cancelled.
+fn task_future_class(py: Python<'_>) -> PyResult<&Bound<'_, PyType>> {
+    static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    CLASS.import(py, "aif_jax.futures", "TaskFuture")
+}
+
 /// A copy of the context variables as they are now.
 fn copy_context(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     static COPY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
@@ -38,7 +44,7 @@ impl Asked<'_> {
         name: &str,
         bound: Bound<'py, PyTuple>,
     ) -> PyResult<(Bound<'py, PyAny>, Task)> {
-        let future = future_class(py)?.call0()?;
+        let future = task_future_class(py)?.call0()?;
         let job = Call {
             future: future.clone().unbind(),
             context: copy_context(py)?.unbind(),

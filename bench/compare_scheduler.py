@@ -126,19 +126,22 @@ def page(plan: Plan, quick: bool) -> str:
         for contender in everyone:
             contender.close()
     after = environment()
+    changed = " with changes" if before["changed_since_commit"] else ""
+    both = BLOCKING + COMPUTE
     parts = [
         f"{before['cpu']}, {before['cores']} cores, {before['system']}, Python {before['python']},",
-        f"{before['rustc']}; commit {before['commit']}{' with changes' if before['changed_since_commit'] else ''}.",
+        f"{before['rustc']}; commit {before['commit']}{changed}.",
         f"Load of the machine before and after: {before['load_1_min']}, {after['load_1_min']}.",
         f"`python bench/compare_scheduler.py`{', --quick: its times mean nothing' if quick else ''}",
         "\n\n",
-        f"The scheduler has {BLOCKING} blocking and {COMPUTE} compute threads, each rival {BLOCKING + COMPUTE}.",
-        "One process, every contender in every round, in an order drawn anew; every answer is checked. At idle",
-        f"{plan.samples:,} tasks each, one at a time. The mix: bursts of 12 tasks that sleep 5 to 20 ms, 12",
-        f"bursts a second, due within 60 ms or 300; computing tasks of {1e3 * task.takes_s:.2f} ms without the",
-        f"GIL, 300 a second, due within 10 ms; Poisson arrivals; {plan.mixes} rounds of {plan.seconds:g} s, the",
-        "same for all. Its times count from when a task was due, not from when it could be submitted. The",
-        "rivals know no deadlines; what the scheduler refused or dropped counts as late and as never started.",
+        f"The scheduler has {BLOCKING} blocking and {COMPUTE} compute threads, each rival {both}.",
+        "One process, every contender in every round, in an order drawn anew; every answer is checked.",
+        f"At idle {plan.samples:,} tasks each, one at a time. The mix: bursts of 12 tasks that sleep 5 to",
+        "20 ms, 12 bursts a second, due within 60 ms or 300; computing tasks of",
+        f"{1e3 * task.takes_s:.2f} ms without the GIL, 300 a second, due within 10 ms; Poisson arrivals;",
+        f"{plan.mixes} rounds of {plan.seconds:g} s, the same for all. Its times count from when a task was",
+        "due, not from when it could be submitted. The rivals know no deadlines; what the scheduler refused",
+        "or dropped counts as late and as never started.",
     ]
     text = " ".join(parts).replace(" \n\n ", "\n\n")
     return f"# Scheduler, {before['date'][:10]}\n\n{text}\n\n" + "\n".join(sections)

@@ -20,6 +20,7 @@ from aif_jax.errors import (
     RequestError,
     SchedulerError,
 )
+from aif_jax.futures import TaskFuture
 
 LANES = ("blocking", "compute")
 LONG_S = 60.0
@@ -74,6 +75,7 @@ def test_a_result_and_an_exception_come_back(scheduler, lane):
     with pytest.raises(ZeroDivisionError):
         future.result(LONG_S)
     assert isinstance(future, concurrent.futures.Future)
+    assert isinstance(future, TaskFuture)
 
 
 def test_a_traceback_leads_into_the_task(scheduler):

@@ -181,15 +181,12 @@ def test_shutdown_while_everybody_submits_tells_each_of_them():
         accepted, told = [], []
 
         def submit(scheduler=scheduler, accepted=accepted, told=told):
-            while True:
-                try:
-                    accepted.append(scheduler.submit("compute", int))
-                    scheduler.run("blocking", int)
-                except OverloadedError:
-                    time.sleep(0.001)
-                except SchedulerError as error:
-                    told.append(str(error))
-                    return
+            with pytest.raises(SchedulerError) as raised:
+                while True:
+                    with contextlib.suppress(OverloadedError):
+                        accepted.append(scheduler.submit("compute", int))
+                        scheduler.run("blocking", int)
+            told.append(str(raised.value))
 
         submitters = [threading.Thread(target=submit) for _ in range(4)]
         for submitter in submitters:

@@ -13,8 +13,8 @@ class TaskFuture(Future[T]):
     Made by `Scheduler.submit`; there is no reason to make one by hand.
     """
 
-    # The scheduler's side of the task. An override and no done callback, since that would be added, and called, for
-    # every task and not only for those that are cancelled.
+    # The scheduler's side of the task. `cancel` is overridden and no done callback added, since that would be
+    # called for every task and not only for those that are cancelled.
     _aif_task: Callable[[], object] | None = None
 
     def cancel(self) -> bool:

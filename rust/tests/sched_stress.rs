@@ -289,7 +289,9 @@ fn every_task_has_one_end_and_every_count_adds_up() {
             blocking_threads: 1 + (round % 3) as usize,
             compute_threads: 1 + (round / 3 % 3) as usize,
             queue_bound: [4, 64, 1024][(round % 3) as usize],
-            hang: (round % 2 == 0).then_some(Duration::from_micros(200)),
+            hang: round
+                .is_multiple_of(2)
+                .then_some(Duration::from_micros(200)),
             // So that a thread is left that finds the circuit open.
             hang_share: 0.4,
             admission: round % 5 != 4,
@@ -380,7 +382,7 @@ fn whoever_waits_is_woken_by_the_end_whatever_it_is() {
             });
             scope.spawn(|| {
                 sleep(Duration::from_micros(50 * (rounds % 5)));
-                scheduler.stop(rounds % 2 == 0);
+                scheduler.stop(rounds.is_multiple_of(2));
             });
         });
         assert!(scheduler.join(LONG).unwrap());

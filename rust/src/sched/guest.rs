@@ -100,17 +100,15 @@ impl Scheduler {
         let probe = shared.pass(lane, &profile, now_ns).inspect_err(|_| {
             meter.refused_open.up();
         })?;
-        let place = match own {
-            Some(_) => None,
-            None => match queue.enter() {
-                Some(place) => Some(place),
-                None => {
-                    if probe {
-                        profile.circuit.probed(false);
-                    }
-                    return Ok(Seated::Full(work));
-                }
-            },
+        let place = if own.is_some() {
+            None
+        } else if let Some(place) = queue.enter() {
+            Some(place)
+        } else {
+            if probe {
+                profile.circuit.probed(false);
+            }
+            return Ok(Seated::Full(work));
         };
         if shared.admission
             && key.deadline_ns != u64::MAX

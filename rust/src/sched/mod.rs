@@ -139,13 +139,13 @@ impl Shared {
     }
 
     fn expired(&self, name: &str, lane: Lane, key: Key, queued: Instant, now: Instant) -> Error {
-        let late = self.nanos(now).saturating_sub(key.deadline_ns);
+        let late_ns = self.nanos(now).saturating_sub(key.deadline_ns);
         Error::DeadlineExceeded(format!(
             "task {name:?} stood in the {} lane for {:.3} ms and was dropped before it started, {:.3} ms after \
              its deadline; give it more time, or the lane more threads or less work",
             lane.name(),
             (now - queued).as_secs_f64() * 1e3,
-            late as f64 / 1e6,
+            late_ns as f64 / 1e6,
         ))
     }
 

@@ -290,7 +290,7 @@ fn deadlines_hold_for_guests_too() {
     for _ in 0..8 {
         scheduler
             .run(Lane::Compute, None, "nap", || {
-                sleep(Duration::from_millis(20))
+                sleep(Duration::from_millis(20));
             })
             .unwrap();
     }

@@ -8,7 +8,7 @@ import argparse
 import math
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scheduler.contenders import Contender, Executor, Ours, OursHere, ToThread
@@ -40,7 +40,7 @@ def _quantiles(values: Sequence[float], digits: int) -> list[str]:
     return [_shown(quantile(values, q), digits) for q in QUANTILES]
 
 
-def _over_best_rival(values: dict[str, Sequence[float]], name: str, q: float) -> float:
+def _over_best_rival(values: Mapping[str, Sequence[float]], name: str, q: float) -> float:
     best = min(quantile(values[rival], q) for rival in RIVALS)
     return best / quantile(values[name], q)
 

@@ -5,6 +5,7 @@ import concurrent.futures
 import contextvars
 import gc
 import math
+import sys
 import threading
 import time
 import traceback
@@ -156,6 +157,26 @@ def test_a_task_that_expires_is_dropped_and_says_why(scheduler, occupy):
         future.result(LONG_S)
     assert ran == []
     assert scheduler.stats()["compute"]["expired"] == 1
+
+
+def test_a_deadline_that_passes_while_the_worker_waits_for_the_gil_counts(scheduler):
+    ran = []
+    before = sys.getswitchinterval()
+    # Until the threads have started and asked for the GIL once, they have it handed on.
+    time.sleep(0.1)
+    sys.setswitchinterval(10.0)
+    try:
+        future = scheduler.submit("compute", ran.append, 1, deadline_ms=20)
+        # Nobody else gets the GIL meanwhile, though the worker has taken the task long since.
+        until = time.perf_counter() + 0.1
+        while time.perf_counter() < until:
+            pass
+    finally:
+        sys.setswitchinterval(before)
+    assert isinstance(future.exception(LONG_S), DeadlineExceededError)
+    assert ran == []
+    stats = scheduler.stats()["compute"]
+    assert (stats["expired"], stats["submitted"], stats["run"]["count"]) == (1, 1, 0)
 
 
 @pytest.mark.parametrize("deadline_ms", [0, -1.5, -math.inf])

@@ -48,7 +48,7 @@ def test_an_event_loop_that_closes_midway_takes_nobody_with_it(abandon, caplog):
                 loop.run_until_complete(waiting)
         else:
             # Only the abandoned task itself would complain, when it is collected.
-            waiting._log_destroy_pending = False
+            setattr(waiting, "_log_destroy_pending", False)  # noqa: B010
         loop.close()
         with caplog.at_level(logging.CRITICAL, "concurrent.futures"):
             gate.set()
@@ -106,6 +106,7 @@ def test_deadlines_of_a_millisecond_end_in_a_result_or_a_stated_error():
     with Scheduler(compute_threads=1, queue_bound=64) as scheduler:
         futures = []
         for _ in range(2000):
+            time.sleep(0.0001)
             try:
                 futures.append(
                     scheduler.submit("compute", time.sleep, 0.0005, deadline_ms=1, name="half a millisecond")
@@ -180,12 +181,15 @@ def test_shutdown_while_everybody_submits_tells_each_of_them():
         scheduler = Scheduler(blocking_threads=2, compute_threads=2, queue_bound=10_000)
         accepted, told = [], []
 
-        def submit(scheduler=scheduler, accepted=accepted, told=told):
+        def go_on(scheduler=scheduler, accepted=accepted):
+            while True:
+                with contextlib.suppress(OverloadedError):
+                    accepted.append(scheduler.submit("compute", int))
+                    scheduler.run("blocking", int)
+
+        def submit(go_on=go_on, told=told):
             with pytest.raises(SchedulerError) as raised:
-                while True:
-                    with contextlib.suppress(OverloadedError):
-                        accepted.append(scheduler.submit("compute", int))
-                        scheduler.run("blocking", int)
+                go_on()
             told.append(str(raised.value))
 
         submitters = [threading.Thread(target=submit) for _ in range(4)]

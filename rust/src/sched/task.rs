@@ -84,6 +84,8 @@ pub enum End {
     Panicked,
     /// Its caller had lost interest before it began.
     Cancelled,
+    /// It still had to wait for something before it could begin, and [its deadline came](Running::expired).
+    Expired,
 }
 
 /// A piece of work, which carries its own way of handing over its result.

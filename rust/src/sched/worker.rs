@@ -134,6 +134,22 @@ impl fmt::Debug for Running<'_> {
 }
 
 impl Running<'_> {
+    /// Why the work should not begin any more, for a job that had to wait between its turn and its work: the
+    /// deadline has passed. Such a job ends as [`End::Expired`].
+    #[must_use]
+    pub fn expired(&self) -> Option<Error> {
+        let shared = &self.worker.shared;
+        let now = Instant::now();
+        let Begun {
+            record,
+            profile,
+            queued,
+            ..
+        } = *self.task;
+        (record.key.deadline_ns <= shared.nanos(now))
+            .then(|| shared.expired(&profile.name, self.worker.lane, record.key, queued, now))
+    }
+
     /// Says how the work ended. A job that returns without it has [completed](End::Completed).
     pub fn end(self, end: End) {
         let meter = self.worker.shared.meter(self.worker.lane);
@@ -141,14 +157,17 @@ impl Running<'_> {
             End::Completed => self.count(&meter.completed),
             End::Failed => self.count(&meter.failed),
             End::Panicked => self.count(&meter.panicked),
-            End::Cancelled => {
-                // It never did anything, so it has no times.
-                self.leave_name(false);
-                self.ended.set(true);
-                meter.cancelled.up();
-                meter.ended.up();
-            }
+            End::Cancelled => self.count_unbegun(&meter.cancelled),
+            End::Expired => self.count_unbegun(&meter.expired),
         }
+    }
+
+    /// It never did anything, so it has no times.
+    fn count_unbegun(&self, count: &Count) {
+        self.leave_name(false);
+        self.ended.set(true);
+        count.up();
+        self.worker.shared.meter(self.worker.lane).ended.up();
     }
 
     fn count(&self, count: &Count) {

@@ -58,6 +58,20 @@ impl Call {
             bound,
         } = self;
         let future = future.into_bound(py);
+        // The GIL may have been taken for longer than the task had time.
+        if let Some(error) = running.expired() {
+            let claimed = claim(&future)?;
+            running.end(if claimed {
+                End::Expired
+            } else {
+                End::Cancelled
+            });
+            return if claimed {
+                set_exception(&future, to_py(py, &error))
+            } else {
+                Ok(())
+            };
+        }
         if !claim(&future)? {
             running.end(End::Cancelled);
             return Ok(());

@@ -11,12 +11,12 @@ STRESS_SECONDS ?= 60
 NATIVE := $(shell find rust -name '*.rs' -o -name 'Cargo.toml') Cargo.toml Cargo.lock pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-lowest stress lint format bench bench-stage bench-native wheel wheel-check docs clean
+.PHONY: help demo test test-rust test-python test-lowest stress lint format bench bench-stage bench-scheduler bench-native wheel wheel-check docs clean
 
 help: ## Show this list
 	@echo "aif_jax: pre-ranking by asynchronous inference. Needs Python 3.11+, cargo and make; the rest sets itself up."
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo ## Train, export, index and serve once, and show it (DATA=synthetic, or movielens-1m:PATH, kuairand:PATH)
 	$(BIN)/aif demo --data $(DATA)
@@ -67,6 +67,9 @@ bench: $(VENV)/.dev ## Benchmarks, each of which checks its answer first; the ta
 
 bench-stage: $(VENV)/.dev ## The real-time stage beside what people would use instead, and its floor (ten minutes)
 	$(BIN)/python bench/compare_stage.py $(if $(RECORD),--record $(RECORD))
+
+bench-scheduler: $(VENV)/.dev ## The scheduler beside the thread pools of the standard library (four minutes)
+	$(BIN)/python bench/compare_scheduler.py $(if $(RECORD),--record $(RECORD))
 
 bench-native: ## The embedding cache beside other crates, in Rust (a quarter of an hour)
 	cargo bench -p aif-bench

@@ -24,8 +24,8 @@ fn what_would_end_after_its_deadline_is_refused_at_once() {
     teach(&scheduler, Lane::Compute, "nap", 20);
     let text = refusal(scheduler.submit(Lane::Compute, Some(in_ms(5)), "nap", job(|| ())));
     assert!(
-        text.contains("\"nap\" would end in 2")
-            && text.contains("allows 4.")
+        text.contains("\"nap\" would end in ")
+            && text.contains("its deadline allows ")
             && text.contains("0 queued tasks ahead"),
         "{text}"
     );

@@ -11,12 +11,12 @@ STRESS_SECONDS ?= 60
 NATIVE := $(shell find rust -name '*.rs' -o -name 'Cargo.toml') Cargo.toml Cargo.lock pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-lowest stress lint format bench bench-stage bench-load bench-native wheel wheel-check docs clean
+.PHONY: help demo test test-rust test-python test-lowest stress lint format bench bench-stage bench-load bench-scheduler bench-native wheel wheel-check docs clean
 
 help: ## Show this list
 	@echo "aif_jax: pre-ranking by asynchronous inference. Needs Python 3.11+, cargo and make; the rest sets itself up."
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo ## Train, export, index and serve once, and show it (DATA=synthetic, or movielens-1m:PATH, kuairand:PATH)
 	$(BIN)/aif demo --data $(DATA)
@@ -36,16 +36,16 @@ stress: SANITIZED = RUSTC_BOOTSTRAP=1 AIF_STRESS_SECONDS=$(STRESS_SECONDS) cargo
 	--target $(shell rustc -vV | sed -n 's/^host: //p')
 stress: ## Cache and scheduler: long stress tests, loom, address and thread sanitizer (STRESS_SECONDS=60 a test)
 	@echo "1/4 Threads against each other, $(STRESS_SECONDS) s a test; random sequences against the model; memory that runs out."
-	AIF_STRESS_SECONDS=$(STRESS_SECONDS) PROPTEST_CASES=20000 cargo test --quiet -p aif-core --test 'cache_*' -- --test-threads=1
+	AIF_STRESS_SECONDS=$(STRESS_SECONDS) PROPTEST_CASES=20000 cargo test --quiet -p aif-core --test 'cache_*' --test sched_stress -- --test-threads=1
 	@echo "2/4 Loom: every interleaving of small models of cache and scheduler, up to the stated number of preemptions."
 	RUSTFLAGS="--cfg aif_loom" CARGO_TARGET_DIR=target/loom cargo test --quiet --release -p aif-core --lib -- models:: sched::loom
 	@echo "3/4 AddressSanitizer, with its search for leaks: memory used after it was freed, or never freed."
 	RUSTFLAGS="-Zsanitizer=address" ASAN_OPTIONS=allocator_may_return_null=1 CARGO_TARGET_DIR=target/asan \
-		$(SANITIZED) --lib --test cache_model --test cache_stress -- --test-threads=1
+		$(SANITIZED) --lib --test cache_model --test cache_stress --test sched_stress -- --test-threads=1
 	@echo "4/4 ThreadSanitizer: accesses that nothing orders. The standard library is built with it, else it would miss"
 	@echo "    what its locks order; that needs the library's source: rustup component add rust-src"
 	RUSTFLAGS="-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer" TSAN_OPTIONS=allocator_may_return_null=1 \
-		CARGO_TARGET_DIR=target/tsan $(SANITIZED) -Zbuild-std --lib --test cache_model --test cache_stress -- --test-threads=1
+		CARGO_TARGET_DIR=target/tsan $(SANITIZED) -Zbuild-std --lib --test cache_model --test cache_stress --test sched_stress -- --test-threads=1
 
 lint: $(VENV)/.dev ## Formatting, clippy, ruff, types, import contracts, stub, repository checks
 	cargo fmt --all --check
@@ -72,6 +72,9 @@ bench-load: $(VENV)/.dev ## The engine under load: overlap, open-loop load besid
 	$(BIN)/python bench/overlap.py $(if $(RECORD),--record $(RECORD)-overlap.md)
 	$(BIN)/python bench/open_loop.py $(if $(RECORD),--record $(RECORD)-open-loop.md)
 	$(BIN)/python bench/faults.py $(if $(RECORD),--record $(RECORD)-faults.md)
+
+bench-scheduler: $(VENV)/.dev ## The scheduler beside the thread pools of the standard library (four minutes)
+	$(BIN)/python bench/compare_scheduler.py $(if $(RECORD),--record $(RECORD))
 
 bench-native: ## The embedding cache beside other crates, in Rust (a quarter of an hour)
 	cargo bench -p aif-bench

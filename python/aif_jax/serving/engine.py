@@ -28,10 +28,10 @@ from aif_jax.serving.accounting import added, make_report
 from aif_jax.serving.candidates import check_candidates
 from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.counts import RequestCounts
-from aif_jax.serving.host_stage import Progress
 from aif_jax.serving.pending import Pending, UserSide
 from aif_jax.serving.report import Ranking
 from aif_jax.serving.retrieval import EventLoop, retrieve_async, retrieve_now
+from aif_jax.serving.stage import Progress
 from aif_jax.serving.stages import Generation
 from aif_jax.serving.user_states import UserStates, compute_state, long_bucket
 from aif_jax.serving.users import checked_record

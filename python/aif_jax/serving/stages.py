@@ -16,7 +16,8 @@ from aif_jax.serving.candidates import CheckedCandidates
 from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.device_rows import DeviceRows
 from aif_jax.serving.device_stage import DeviceStage
-from aif_jax.serving.host_stage import CachedStage, GatheredStage, HostStage, Progress, zeros
+from aif_jax.serving.host_stage import CachedStage, GatheredStage, zeros
+from aif_jax.serving.stage import Progress, Stage
 
 
 @dataclasses.dataclass(slots=True)
@@ -76,7 +77,7 @@ class Generation:
             if operand.path.startswith("pair/raw_")
         )
         self._user_calls: dict[int, Call] = {}
-        self._stage: HostStage | DeviceStage | None = None
+        self._stage: Stage | None = None
 
     @property
     def version(self) -> str:
@@ -98,7 +99,7 @@ class Generation:
             ready(number, f"user, history {length}")
         self._stage = self._made_stage(lambda number, _, name: ready(len(longs) + number, name))
 
-    def _made_stage(self, progress: Progress) -> HostStage | DeviceStage:
+    def _made_stage(self, progress: Progress) -> Stage:
         config, sizes = self.config, (self.sizes.buckets, self.sizes.long_buckets)
         default = config.missing_items == "default"
         if config.rows == "device" or (config.rows == "auto" and jax.default_backend() != "cpu"):
@@ -113,7 +114,7 @@ class Generation:
 
     def close(self) -> None:
         """Give device memory back; no request may be under way."""
-        if isinstance(self._stage, DeviceStage):
+        if self._stage is not None:
             self._stage.close()
 
     def user_call(self, length: int) -> Call:

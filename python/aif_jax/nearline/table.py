@@ -122,6 +122,32 @@ class RowTable:
         """
         return self._store(ids, columns, content, None, extra)
 
+    def add(
+        self, ids: Any, columns: Mapping[str, Any], content: np.ndarray | None = None, **extra: Any
+    ) -> int:
+        """Compute and store the rows of items that have none; see `build` for the arguments.
+
+        An item that has a row by then keeps it, so that what was read elsewhere a while ago does not replace
+        what an `upsert` wrote meanwhile.
+
+        Returns:
+            The number of rows stored.
+        """
+        return self._store(ids, columns, content, None, extra, only_new=True)
+
+    def warm(self, rows: int) -> int:
+        """Compile the programs by which up to so many rows are computed, so that no `upsert` has to.
+
+        Returns:
+            How many programs that is.
+        """
+        largest = bucket_for(min(rows, _BATCHES[-1]), _BATCHES)
+        sizes = [size for size in _BATCHES if size <= largest]
+        width = self.bundle.config.content_width
+        for size in sizes:
+            self._run(self.bundle.schema.encode("item", {}, size), checked_content(None, size, width))
+        return len(sizes)
+
     def delete(self, ids: Any) -> int:
         """Remove items; gathers that start afterwards do not find them.
 
@@ -307,8 +333,10 @@ class RowTable:
         content: np.ndarray | None,
         progress: Progress | None,
         extra: Mapping[str, Any],
+        *,
+        only_new: bool = False,
     ) -> int:
-        n = len(ids)
+        n, stored = len(ids), 0
         content = checked_content(content, n, self.bundle.config.content_width)
         values = self._extra_values(n, extra)
         with self._writing:
@@ -317,10 +345,15 @@ class RowTable:
             for part in batches(n):
                 rows = self._run({name: array[part] for name, array in encoded.items()}, content[part])
                 rows |= {name: value[part] for name, value in values.items()}
-                self._write(keys[part], rows)
+                chosen = keys[part]
+                if only_new and (there := self.store.cache.contains(chosen)).any():
+                    chosen = chosen[~there]
+                    rows = {name: column[~there] for name, column in rows.items()}
+                self._write(chosen, rows)
+                stored += len(chosen)
                 if progress is not None:
                     progress(part.stop, n)
-        return n
+        return stored
 
     def _write(self, keys: np.ndarray, rows: Mapping[str, np.ndarray]) -> None:
         """Store rows and tell who listens; the caller holds `_writing`."""

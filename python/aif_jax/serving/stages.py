@@ -80,6 +80,11 @@ class Generation:
         self._stage: Stage | None = None
 
     @property
+    def computes(self) -> bool:
+        """Whether rows that the index lacks are computed while requests wait."""
+        return self.config.missing_items == "compute"
+
+    @property
     def version(self) -> str:
         """Version of the bundle."""
         return self.bundle.version
@@ -87,17 +92,21 @@ class Generation:
     def warm(self, progress: Progress | None = None) -> None:
         """Compile and run every program for every bucket; afterwards no request compiles anything."""
         buckets, longs = self.sizes.buckets, self.sizes.long_buckets
-        total = len(longs) * (1 + len(buckets))
+        # Of items that requests lack: by the index's own bundle, which may run another kind of programs.
+        items = self.index.warm(self.config.compute_missing_max) if self.computes else 0
+        total = len(longs) * (1 + len(buckets)) + items
 
         def ready(number: int, name: str) -> None:
             if progress is not None:
                 progress(number, total, name)
 
-        for number, length in enumerate(longs, 1):
+        for number in range(1, items + 1):
+            ready(number, "items that the index lacks")
+        for number, length in enumerate(longs, items + 1):
             call = self._user_calls[length] = self.bundle.call("user", b=1, l=length)
             jax.block_until_ready(call(zeros(call, {"b": 1, "l": length})))
             ready(number, f"user, history {length}")
-        self._stage = self._made_stage(lambda number, _, name: ready(len(longs) + number, name))
+        self._stage = self._made_stage(lambda number, _, name: ready(items + len(longs) + number, name))
 
     def _made_stage(self, progress: Progress) -> Stage:
         config, sizes = self.config, (self.sizes.buckets, self.sizes.long_buckets)
@@ -143,6 +152,12 @@ class Generation:
         """
         buckets = self.sizes.buckets
         n = len(candidates.keys)
+        if not n:
+            empty, no_heads = (
+                np.empty(0, np.float32),
+                np.empty((0, len(self.bundle.config.heads)), np.float32),
+            )
+            return Scored(np.empty(0, np.int64), empty, no_heads)
         size = bucket_for(min(n, buckets[-1]), buckets)
         shared = {**state, **{f"context/{name}": value for name, value in context.items()}}
         scored = Scored(

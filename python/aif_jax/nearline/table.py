@@ -9,7 +9,7 @@ import numpy as np
 
 from aif_jax.bundle import Bundle
 from aif_jax.errors import AifError, ItemIndexError, VersionMismatchError
-from aif_jax.features import EncodeReport, bucket_for, item_keys, pad_to
+from aif_jax.features import EncodeReport, item_keys, pad_to
 from aif_jax.nearline.rows import Snapshot, read_snapshot, write_snapshot
 from aif_jax.nearline.store import ColumnSpecs, RowStore
 from aif_jax.nearline.updates import Delete, FollowReport, Update, Upsert
@@ -21,7 +21,10 @@ Progress = Callable[[int, int], None]
 Listener = Callable[[np.ndarray], None]
 """Called with keys, uint64 ``[n]``, whose rows were just written or deleted."""
 
-_BATCHES = (64, 1024)
+_BATCH = 256
+"""Rows that one call of the program computes, however few are wanted: XLA adds in another order for another
+number of rows, and a row must have the same bits whoever computes it, and in whatever company."""
+
 _CHUNK = 65536
 
 
@@ -135,18 +138,10 @@ class RowTable:
         """
         return self._store(ids, columns, content, None, extra, only_new=True)
 
-    def warm(self, rows: int) -> int:
-        """Compile the programs by which up to so many rows are computed, so that no `upsert` has to.
-
-        Returns:
-            How many programs that is.
-        """
-        largest = bucket_for(min(rows, _BATCHES[-1]), _BATCHES)
-        sizes = [size for size in _BATCHES if size <= largest]
+    def warm(self) -> None:
+        """Compile the program that computes rows, so that no `upsert` has to."""
         width = self.bundle.config.content_width
-        for size in sizes:
-            self._run(self.bundle.schema.encode("item", {}, size), checked_content(None, size, width))
-        return len(sizes)
+        self._run(self.bundle.schema.encode("item", {}, 1), checked_content(None, 1, width))
 
     def delete(self, ids: Any) -> int:
         """Remove items; gathers that start afterwards do not find them.
@@ -374,13 +369,12 @@ class RowTable:
 
     def _run(self, encoded: Mapping[str, np.ndarray], content: np.ndarray) -> dict[str, np.ndarray]:
         n = len(content)
-        size = bucket_for(n, _BATCHES)
-        inputs = {f"item/{name}": pad_to(array, size) for name, array in encoded.items()}
-        inputs["item/content"] = pad_to(content, size)
+        inputs = {f"item/{name}": pad_to(array, _BATCH) for name, array in encoded.items()}
+        inputs["item/content"] = pad_to(content, _BATCH)
         inputs["item/has_content"] = pad_to(
-            np.any(content != 0, axis=1, keepdims=True).astype(np.float32), size
+            np.any(content != 0, axis=1, keepdims=True).astype(np.float32), _BATCH
         )
-        outputs = self.bundle.call(self.stage, m=size)(inputs)
+        outputs = self.bundle.call(self.stage, m=_BATCH)(inputs)
         return {name: np.ascontiguousarray(np.asarray(array)[:n]) for name, array in outputs.items()}
 
     def _register(self, ids: Any) -> np.ndarray:
@@ -414,9 +408,9 @@ class RowTable:
 
 
 def batches(n: int) -> Iterator[slice]:
-    """Cut n rows into the batches for which programs are compiled."""
-    for start in range(0, n, _BATCHES[-1]):
-        yield slice(start, min(start + _BATCHES[-1], n))
+    """Cut n rows into the batches for which the program is compiled."""
+    for start in range(0, n, _BATCH):
+        yield slice(start, min(start + _BATCH, n))
 
 
 def checked_content(content: np.ndarray | None, n: int, width: int) -> np.ndarray:

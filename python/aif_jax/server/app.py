@@ -106,9 +106,7 @@ def _read(body: bytes) -> Mapping[str, Any]:
             )
     if not isinstance(values.get("candidates", []), (list, dict)):
         given = type(values["candidates"]).__name__
-        raise RequestError(
-            f"candidates: got a {given}, expected a list of item ids or an object of columns."
-        )
+        raise RequestError(f"candidates: got a {given}, expected a list of item ids or an object of columns.")
     deadline_ms = values.get("deadline_ms")
     if isinstance(deadline_ms, bool) or not isinstance(deadline_ms, (int, float, type(None))):
         raise RequestError(f"deadline_ms: got {deadline_ms!r}, expected a number of milliseconds.")

@@ -93,15 +93,16 @@ class Generation:
         """Compile and run every program for every bucket; afterwards no request compiles anything."""
         buckets, longs = self.sizes.buckets, self.sizes.long_buckets
         # Of items that requests lack: by the index's own bundle, which may run another kind of programs.
-        items = self.index.warm(self.config.compute_missing_max) if self.computes else 0
+        items = int(self.computes)
         total = len(longs) * (1 + len(buckets)) + items
 
         def ready(number: int, name: str) -> None:
             if progress is not None:
                 progress(number, total, name)
 
-        for number in range(1, items + 1):
-            ready(number, "items that the index lacks")
+        if self.computes:
+            self.index.warm()
+            ready(items, "items that the index lacks")
         for number, length in enumerate(longs, items + 1):
             call = self._user_calls[length] = self.bundle.call("user", b=1, l=length)
             jax.block_until_ready(call(zeros(call, {"b": 1, "l": length})))

@@ -262,7 +262,7 @@ def test_columns_of_arrow_keep_their_values() -> None:
         ({"id": [1], 7: [1]}, r"columns \['7'\] of the table"),
         ({"id": []}, "there are none"),
         ({"id": 3}, "got a int, expected an array or list"),
-        ({"id": [1, 2], "bid": [1.0]}, "pair features of 2 candidates: feature 'bid'"),
+        ({"id": [1, 2], "bid": [1.0]}, "of 2 candidates: feature 'bid'"),
         ({"id": [1.5]}, "float"),
         (pa.table({"id": pa.array([5, None, 6])}), "1 of 3 are missing, the first in row 1"),
         (pa.table({"id": ["a", None]}), "NoneType"),
@@ -307,7 +307,7 @@ def test_a_table_of_another_library_takes_pyarrow(
     stream = Stream(pa.table({"id": ids, **pair}))
     monkeypatch.setitem(sys.modules, "pyarrow", None)  # as if it were not installed
     with pytest.raises(
-        RequestError, match="a Stream, an Arrow table of another library.*pip install pyarrow"
+        RequestError, match=r"a Stream, an Arrow table of another library.*pip install pyarrow"
     ):
         engine.begin(3).rank(stream)
     assert len(engine.begin(3).rank({"id": ids, **pair})) == 5

@@ -136,6 +136,22 @@ class EmbeddingCache:
             LayoutError: `out` does not match the layout, or cannot be written to; nothing was written.
             RequestError: keys are not a contiguous `uint64[N]`.
         """
+    def gather_column(
+        self, keys: npt.NDArray[np.uint64], name: str
+    ) -> tuple[np.ndarray, npt.NDArray[np.bool_]]:
+        """Copy one column of the rows of keys; counts as a use of the rows, as `gather` does.
+
+        Args:
+            keys: `uint64[N]`.
+            name: of the column.
+
+        Returns:
+            The column, `[N, *shape]`, zeros where a key has no row; and which keys have one, `bool[N]`.
+
+        Raises:
+            LayoutError: the rows have no such column.
+            RequestError: keys are not a contiguous `uint64[N]`.
+        """
     def get(self, key: int) -> dict[str, np.ndarray] | None:
         """Return the columns of one row, each of the column's shape, or `None` if the key has none."""
     def get_or_compute(

@@ -13,6 +13,8 @@ import numpy as np
 from aif_jax.errors import DeadlineExceededError, RequestError, SchedulerError
 from aif_jax.features import EncodeReport
 from aif_jax.serving.awaiting import SHUT_DOWN, result_of
+from aif_jax.serving.candidates import Asked
+from aif_jax.serving.filters import Filters
 from aif_jax.serving.report import Ranking
 from aif_jax.serving.stages import Generation
 from aif_jax.serving.user_states import UserState
@@ -76,29 +78,47 @@ class Pending:
             return None
         return self.deadline_ms - (time.perf_counter() - self.began_s) * 1e3
 
-    def rank(self, ids: Any, pair: Mapping[str, Any] | None = None, k: int | None = None) -> Ranking:
+    def rank(
+        self,
+        candidates: Any,
+        pair: Mapping[str, Any] | None = None,
+        k: int | None = None,
+        *,
+        filters: Filters | None = None,
+    ) -> Ranking:
         """Wait for the user side if need be, score the candidates and return the best.
 
         Args:
-            ids: item ids, ``[N]``: integers or strings.
+            candidates: item ids, ``[N]``, integers or strings, as array, list, series or Arrow array. Or a
+                table with the ids in the column ``id`` (or ``item_id``) and a pair feature in every other: a
+                mapping of columns, a NumPy structured array, a frame of pandas or polars, a table or record
+                batch of Arrow.
             pair: raw pair features by name, each ``[N]``; an absent one counts as missing.
             k: results wanted; ``None`` for the engine's default.
+            filters: candidates to leave out. If they leave none, the ranking is empty, and its report says
+                why.
 
         Raises:
-            RequestError: candidates, pair features, context or ``k`` are malformed, or the handle is used up.
+            RequestError: candidates, pair features, filters, context or ``k`` are malformed, or the handle is
+                used up.
             UnknownUserError: the source does not know the user, under ``unknown_user="error"``.
             UnknownItemError: a candidate has no row, under ``missing_items="error"``.
             DeadlineExceededError: the deadline passed before the real-time stage could start.
         """
         with self._engine.counts.errors():
-            return self.rank_uncounted(ids, pair, k)
+            return self.rank_uncounted(candidates, pair, k, filters)
 
     async def rank_async(
-        self, ids: Any, pair: Mapping[str, Any] | None = None, k: int | None = None
+        self,
+        candidates: Any,
+        pair: Mapping[str, Any] | None = None,
+        k: int | None = None,
+        *,
+        filters: Filters | None = None,
     ) -> Ranking:
         """Like `rank`, without blocking the event loop: the stage runs in the engine's threads."""
         with self._engine.counts.errors():
-            return await self.rank_uncounted_async(ids, pair, k)
+            return await self.rank_uncounted_async(candidates, pair, k, filters)
 
     def cancel(self) -> None:
         """Give the request up; what has not started will not start. It is counted as abandoned."""
@@ -107,27 +127,38 @@ class Pending:
 
     # -- for the engine ---------------------------------------------------------------------------
 
-    def rank_uncounted(self, ids: Any, pair: Mapping[str, Any] | None, k: int | None) -> Ranking:
+    def rank_uncounted(
+        self, candidates: Any, pair: Mapping[str, Any] | None, k: int | None, filters: Filters | None = None
+    ) -> Ranking:
         """Rank for a caller that counts the errors itself, because it may call them by another name."""
-        called_s = time.perf_counter()
+        asked = Asked(candidates, pair, k, filters, time.perf_counter())
         self.claim()
         try:
-            ranking = self._engine.finish(self, self._wait(), ids, pair, k, called_s)
+            # Before the wait for the user side: by then it costs nothing more.
+            chosen = self._engine.choose(self, asked)
+            chosen.wait()
+            ranking = self._engine.finish(self, self._wait(), asked, chosen)
         except BaseException:
             self._drop_tasks()
             raise
         self._engine.counts.ranking(ranking.report)
         return ranking
 
-    async def rank_uncounted_async(self, ids: Any, pair: Mapping[str, Any] | None, k: int | None) -> Ranking:
+    async def rank_uncounted_async(
+        self, candidates: Any, pair: Mapping[str, Any] | None, k: int | None, filters: Filters | None = None
+    ) -> Ranking:
         """Like `rank_uncounted`, for coroutines."""
-        called_s = time.perf_counter()
+        asked = Asked(candidates, pair, k, filters, time.perf_counter())
         self.claim()
+        submit, engine = self._engine.submit, self._engine
         try:
+            chosen = None
+            if engine.computes_missing:
+                task = submit("compute", engine.choose, self, asked, name="candidates", pending=self)
+                chosen = await result_of(task)
+                await chosen.wait_async()
             side = await self._wait_async()
-            finish = self._engine.submit(
-                "compute", self._engine.finish, self, side, ids, pair, k, called_s, name="stage", pending=self
-            )
+            finish = submit("compute", engine.finish, self, side, asked, chosen, name="stage", pending=self)
             ranking = await result_of(finish)
         except BaseException:
             self._drop_tasks()

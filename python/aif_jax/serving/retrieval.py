@@ -153,17 +153,18 @@ def _close_unawaited(task: "concurrent.futures.Future[Any]") -> None:
 
 
 def parse(result: Any) -> tuple[Any, Mapping[str, Any]]:
-    """Return ids and pair features of what ``retrieve`` returned.
+    """Return ids (or the table that holds them) and pair features of what ``retrieve`` returned.
 
     Raises:
         RetrievalError: it is not candidates.
     """
     if isinstance(result, Candidates):
         return result.ids, result.pair
-    if result is None or isinstance(result, (str, bytes, Mapping)) or not hasattr(result, "__len__"):
+    arrow = hasattr(result, "__arrow_c_stream__") or hasattr(result, "__arrow_c_array__")
+    if isinstance(result, (str, bytes)) or not (arrow or hasattr(result, "__len__")):
         raise RetrievalError(
-            f"retrieve returned {_shown(result)}, expected an array or list of item ids, or Candidates(ids, "
-            "pair)."
+            f"retrieve returned {_shown(result)}, expected an array or list of item ids, Candidates(ids, "
+            "pair), or a table."
         )
     return result, {}
 

@@ -229,6 +229,38 @@ impl EmbeddingCache {
         Ok((dict, PyArray1::from_vec(py, found)))
     }
 
+    fn gather_column<'py>(
+        &self,
+        py: Python<'py>,
+        keys: &Bound<'py, PyAny>,
+        name: &str,
+    ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyArray1<bool>>)> {
+        let keys = borrow_keys(keys)?;
+        let keys = keys.as_slice()?;
+        let layout = self.cache.layout();
+        let Some(column) = layout.columns().iter().find(|c| c.name() == name) else {
+            let message =
+                format!("there is no column {name:?} in {layout:?}; name one of its columns");
+            return Err(raise(py, "LayoutError", message));
+        };
+        let (bytes, found) = detached(py, || {
+            let mut bytes = vec![0; keys.len() * column.bytes()];
+            let mut found = vec![false; keys.len()];
+            let mut places = bytes.chunks_exact_mut(column.bytes());
+            self.cache.read_rows(keys, |i, row| {
+                // Rows are seen in the order of the keys, so each has the next place.
+                let place = places.next();
+                if let (Some(place), Some(row)) = (place, row) {
+                    place.copy_from_slice(&row[column.offset()..][..column.bytes()]);
+                    found[i] = true;
+                }
+            });
+            Ok((bytes, found))
+        })?;
+        let column = columns::from_bytes(py, column, keys.len(), bytes)?;
+        Ok((column, PyArray1::from_vec(py, found)))
+    }
+
     fn get<'py>(&self, py: Python<'py>, key: u64) -> PyResult<Option<Bound<'py, PyDict>>> {
         let (dict, mut outputs) = columns::outputs(py, self.cache.layout(), 1, None, &self.pool)?;
         let mut slices = outputs

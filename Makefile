@@ -11,12 +11,12 @@ STRESS_SECONDS ?= 60
 NATIVE := $(shell find rust -name '*.rs' -o -name 'Cargo.toml') Cargo.toml Cargo.lock pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-lowest stress lint format bench bench-stage bench-native wheel wheel-check docs clean
+.PHONY: help demo test test-rust test-python test-lowest stress lint format bench bench-stage bench-load bench-scheduler bench-native wheel wheel-check docs clean
 
 help: ## Show this list
 	@echo "aif_jax: pre-ranking by asynchronous inference. Needs Python 3.11+, cargo and make; the rest sets itself up."
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo ## Train, export, index and serve once, and show it (DATA=synthetic, or movielens-1m:PATH, kuairand:PATH)
 	$(BIN)/aif demo --data $(DATA)
@@ -27,25 +27,25 @@ test-rust:
 	cargo test --quiet
 
 test-python: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-lowest: $(LOWEST)/.dev ## The tests of all that touches jax and flax, against the lowest supported versions
-	$(LOWEST)/bin/python -m pytest tests/kernels tests/models tests/training tests/bundle tests/serving tests/cli/test_road.py tests/test_cache_loans.py
+	$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile tests/kernels tests/models tests/training tests/bundle tests/serving tests/cli/test_road.py tests/test_cache_loans.py
 
 stress: SANITIZED = RUSTC_BOOTSTRAP=1 AIF_STRESS_SECONDS=$(STRESS_SECONDS) cargo test --quiet -p aif-core \
 	--target $(shell rustc -vV | sed -n 's/^host: //p')
 stress: ## Cache and scheduler: long stress tests, loom, address and thread sanitizer (STRESS_SECONDS=60 a test)
 	@echo "1/4 Threads against each other, $(STRESS_SECONDS) s a test; random sequences against the model; memory that runs out."
-	AIF_STRESS_SECONDS=$(STRESS_SECONDS) PROPTEST_CASES=20000 cargo test --quiet -p aif-core --test 'cache_*' -- --test-threads=1
+	AIF_STRESS_SECONDS=$(STRESS_SECONDS) PROPTEST_CASES=20000 cargo test --quiet -p aif-core --test 'cache_*' --test sched_stress -- --test-threads=1
 	@echo "2/4 Loom: every interleaving of small models of cache and scheduler, up to the stated number of preemptions."
 	RUSTFLAGS="--cfg aif_loom" CARGO_TARGET_DIR=target/loom cargo test --quiet --release -p aif-core --lib -- models:: sched::loom
 	@echo "3/4 AddressSanitizer, with its search for leaks: memory used after it was freed, or never freed."
 	RUSTFLAGS="-Zsanitizer=address" ASAN_OPTIONS=allocator_may_return_null=1 CARGO_TARGET_DIR=target/asan \
-		$(SANITIZED) --lib --test cache_model --test cache_stress -- --test-threads=1
+		$(SANITIZED) --lib --test cache_model --test cache_stress --test sched_stress -- --test-threads=1
 	@echo "4/4 ThreadSanitizer: accesses that nothing orders. The standard library is built with it, else it would miss"
 	@echo "    what its locks order; that needs the library's source: rustup component add rust-src"
 	RUSTFLAGS="-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer" TSAN_OPTIONS=allocator_may_return_null=1 \
-		CARGO_TARGET_DIR=target/tsan $(SANITIZED) -Zbuild-std --lib --test cache_model --test cache_stress -- --test-threads=1
+		CARGO_TARGET_DIR=target/tsan $(SANITIZED) -Zbuild-std --lib --test cache_model --test cache_stress --test sched_stress -- --test-threads=1
 
 lint: $(VENV)/.dev ## Formatting, clippy, ruff, types, import contracts, stub, repository checks
 	cargo fmt --all --check
@@ -67,6 +67,14 @@ bench: $(VENV)/.dev ## Benchmarks, each of which checks its answer first; the ta
 
 bench-stage: $(VENV)/.dev ## The real-time stage beside what people would use instead, and its floor (ten minutes)
 	$(BIN)/python bench/compare_stage.py $(if $(RECORD),--record $(RECORD))
+
+bench-load: $(VENV)/.dev ## The engine under load: overlap, open-loop load beside other ways, faults (a quarter of an hour)
+	$(BIN)/python bench/overlap.py $(if $(RECORD),--record $(RECORD)-overlap.md)
+	$(BIN)/python bench/open_loop.py $(if $(RECORD),--record $(RECORD)-open-loop.md)
+	$(BIN)/python bench/faults.py $(if $(RECORD),--record $(RECORD)-faults.md)
+
+bench-scheduler: $(VENV)/.dev ## The scheduler beside the thread pools of the standard library (four minutes)
+	$(BIN)/python bench/compare_scheduler.py $(if $(RECORD),--record $(RECORD))
 
 bench-native: ## The embedding cache beside other crates, in Rust (a quarter of an hour)
 	cargo bench -p aif-bench
@@ -108,5 +116,5 @@ $(VENV)/.dev: $(VENV)/bin/python $(NATIVE)
 $(LOWEST)/.dev: requirements-lowest.txt $(VENV)/.dev
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
-	$(LOWEST)/bin/python -m pip install --quiet --editable '.[demo,server]' pytest pytest-timeout pytest-benchmark hypothesis httpx -c requirements-lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --editable '.[demo,server]' pytest pytest-timeout pytest-xdist pytest-benchmark hypothesis httpx -c requirements-lowest.txt
 	@touch $@

@@ -1,10 +1,12 @@
 """Scheduler: from submit to result, against the standard library's thread pool."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from aif_jax import _native
+from compare_scheduler import main, quantile
 
 TASKS = 200
 
@@ -30,3 +32,34 @@ def test_thread_pool_executor(benchmark):
 
         assert run() == list(range(TASKS))
         benchmark(run)
+
+
+@pytest.mark.benchmark(group="200 small tasks, submit to result")
+def test_scheduler_run(benchmark):
+    with _native.Scheduler(blocking_threads=2, compute_threads=1) as scheduler:
+
+        def run():
+            return [scheduler.run("blocking", abs, -n) for n in range(TASKS)]
+
+        assert run() == list(range(TASKS))
+        benchmark(run)
+
+
+@pytest.mark.benchmark(group="the comparison of the scheduler, --quick, once")
+def test_contenders_answer_alike(benchmark, tmp_path, capsys):
+    record = tmp_path / "record.md"
+    page = benchmark.pedantic(main, (["--quick", "--record", str(record)],), rounds=1)
+    assert "its times mean nothing" in page
+    assert record.read_text() == page
+    assert page in capsys.readouterr().out
+    # Two sizes at idle, throughput, and the mix in all and of three kinds.
+    assert page.count("\n### ") == 7
+    assert page.count("| Scheduler.run |") == 3
+    for name in ("Scheduler.submit", "ThreadPoolExecutor", "asyncio.to_thread"):
+        assert page.count(f"| {name} |") == 7
+
+
+def test_quantiles_are_values_and_infinite_if_too_many_never_ran():
+    values = [float(n) for n in range(1, 101)]
+    assert [quantile(values, q) for q in (0.5, 0.99, 0.999)] == [50.0, 99.0, 100.0]
+    assert quantile([1.0] * 98 + [math.inf] * 2, 0.99) == math.inf

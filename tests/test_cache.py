@@ -389,3 +389,22 @@ def test_string_keys_are_stable_and_spread():
 def test_what_is_no_string_is_refused(strings, says: str):
     with pytest.raises(RequestError, match=says):
         hash_strings(strings)
+
+
+def test_gather_column_gives_the_column_that_gather_gives(cache: EmbeddingCache):
+    rng = np.random.default_rng(3)
+    keys = rng.permutation(5000).astype(np.uint64)
+    cache.upsert(keys[:3000], rows(keys[:3000]))
+    asked = rng.choice(keys, 4096)
+    columns, found = cache.gather(asked)
+    for name, column in columns.items():
+        alone, there = cache.gather_column(asked, name)
+        assert (alone.dtype, alone.shape) == (column.dtype, column.shape)
+        assert alone.tobytes() == column.tobytes()
+        assert there.tolist() == found.tolist()
+    empty, there = cache.gather_column(asked[:0], "h")
+    assert (empty.shape, len(there)) == ((0, 6), 0)
+    with pytest.raises(LayoutError, match=r'no column "nothing".*name one of its columns'):
+        cache.gather_column(asked, "nothing")
+    with pytest.raises(RequestError, match="keys must be a contiguous"):
+        cache.gather_column(asked[::2], "h")

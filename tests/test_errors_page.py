@@ -24,7 +24,7 @@ import pytest
 from aif_jax.bundle import Bundle
 from aif_jax.features import item_keys
 from aif_jax.nearline import BehaviourTable, ItemIndex
-from aif_jax.serving import Engine, InMemoryUsers
+from aif_jax.serving import Engine, Filters, InMemoryUsers
 from aif_jax.types import UserRecord
 from served import ENGINE_CONFIG, World
 
@@ -39,6 +39,10 @@ CASES = (
     "User source that raises",
     "Malformed user record",
     "Unknown items among the candidates",
+    "Missing items that cannot be computed",
+    "Filters that do not fit",
+    "Nothing left to rank",
+    "Table of candidates that does not fit",
     "Empty candidate list",
     "Duplicate candidates",
     "`k` larger than the number of candidates",
@@ -97,7 +101,8 @@ def names(
         today = Bundle.load("bundles/today")
         with Engine(today, index, behaviours, users=users, config=ENGINE_CONFIG) as engine:
             yield {
-                "Bundle": Bundle, "Engine": Engine, "ItemIndex": ItemIndex, "UserRecord": UserRecord,
+                "Bundle": Bundle, "Engine": Engine, "Filters": Filters, "ItemIndex": ItemIndex,
+                "UserRecord": UserRecord,
                 "item_keys": item_keys, "replace": dataclasses.replace, "time": time,
                 "bundle": today, "index": index, "behaviours": behaviours, "users": users, "engine": engine,
                 "config": ENGINE_CONFIG, "ids": world.ids[:30], "other_index": other_index,

@@ -346,7 +346,7 @@ def test_a_report_can_be_read_while_another_thread_counts():
         counting.join()
         sys.setswitchinterval(interval)
     assert sizes == sorted(sizes)
-    assert len(set(sizes)) > 2, "it was read while the other thread counted"
+    assert len(set(sizes)) > 1, "it was read while the other thread counted"
     assert len(report.as_dict()["ignored"]) == 20_000
 
 

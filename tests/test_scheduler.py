@@ -5,6 +5,7 @@ import concurrent.futures
 import contextvars
 import gc
 import math
+import sys
 import threading
 import time
 import traceback
@@ -20,6 +21,7 @@ from aif_jax.errors import (
     RequestError,
     SchedulerError,
 )
+from aif_jax.futures import TaskFuture
 
 LANES = ("blocking", "compute")
 LONG_S = 60.0
@@ -64,7 +66,7 @@ def occupy(scheduler):
 
 
 def ended(stats):
-    return sum(stats[name] for name in ("completed", "failed", "cancelled", "expired", "panicked"))
+    return sum(stats[name] for name in ("completed", "failed", "cancelled", "expired", "shed", "panicked"))
 
 
 @pytest.mark.parametrize("lane", LANES)
@@ -74,6 +76,7 @@ def test_a_result_and_an_exception_come_back(scheduler, lane):
     with pytest.raises(ZeroDivisionError):
         future.result(LONG_S)
     assert isinstance(future, concurrent.futures.Future)
+    assert isinstance(future, TaskFuture)
 
 
 def test_a_traceback_leads_into_the_task(scheduler):
@@ -154,6 +157,26 @@ def test_a_task_that_expires_is_dropped_and_says_why(scheduler, occupy):
         future.result(LONG_S)
     assert ran == []
     assert scheduler.stats()["compute"]["expired"] == 1
+
+
+def test_a_deadline_that_passes_while_the_worker_waits_for_the_gil_counts(scheduler):
+    ran = []
+    before = sys.getswitchinterval()
+    # Until the threads have started and asked for the GIL once, they have it handed on.
+    time.sleep(0.1)
+    sys.setswitchinterval(10.0)
+    try:
+        future = scheduler.submit("compute", ran.append, 1, deadline_ms=20)
+        # Nobody else gets the GIL meanwhile, though the worker has taken the task long since.
+        until = time.perf_counter() + 0.1
+        while time.perf_counter() < until:
+            pass
+    finally:
+        sys.setswitchinterval(before)
+    assert isinstance(future.exception(LONG_S), DeadlineExceededError)
+    assert ran == []
+    stats = scheduler.stats()["compute"]
+    assert (stats["expired"], stats["submitted"], stats["run"]["count"]) == (1, 1, 0)
 
 
 @pytest.mark.parametrize("deadline_ms", [0, -1.5, -math.inf])
@@ -379,7 +402,7 @@ def test_many_threads_submit_and_every_task_ends_once():
     accepted = [future for mine in futures for future in mine]
     assert len(accepted) + sum(refused) == threads * each == 10_000
     assert sum(lane["submitted"] for lane in stats.values()) == len(accepted)
-    assert sum(lane["rejected"] for lane in stats.values()) == sum(refused)
+    assert sum(lane["rejected"] + lane["refused_late"] for lane in stats.values()) == sum(refused)
     assert all(future.done() for future in accepted)
     cancelled = sum(future.cancelled() for future in accepted)
     expired = sum(

@@ -6,8 +6,11 @@ import textwrap
 import time
 
 
-def run(code, *, timeout_s=60):
-    """Runs `code` in a fresh interpreter, strict about warnings; returns what it printed."""
+def run(code, *, timeout_s=60, fails_with=None):
+    """Runs `code` in a fresh interpreter, strict about warnings; returns what it printed.
+
+    It must end well, or with one traceback that ends with `fails_with`.
+    """
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
         capture_output=True,
@@ -15,8 +18,13 @@ def run(code, *, timeout_s=60):
         timeout=timeout_s,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    if fails_with is None:
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+    else:
+        assert done.returncode == 1, done.stderr
+        assert done.stderr.count("Traceback") == 1
+        assert done.stderr.rstrip().endswith(fails_with)
     return done.stdout
 
 
@@ -90,3 +98,86 @@ def test_a_fork_is_told_to_make_its_own():
     assert len(lines) == 5
     assert all("forked" in line and "make a new Scheduler" in line for line in lines[:3])
     assert lines[3:] == ["8", "0"]
+
+
+def test_the_interpreter_ends_with_an_exception_while_tasks_run():
+    said = run(
+        """
+        import threading, time
+        from aif_jax._native import Scheduler
+
+        scheduler = Scheduler(blocking_threads=1)
+        begun = threading.Event()
+
+        def long():
+            begun.set()
+            time.sleep(0.3)
+            print("ended", flush=True)
+
+        scheduler.submit("blocking", long)
+        queued = [scheduler.submit("blocking", time.sleep, 60) for _ in range(50)]
+        begun.wait()
+        raise LookupError("the main thread is done")
+        """,
+        fails_with="LookupError: the main thread is done",
+    )
+    assert said == "ended\n"
+
+
+def test_the_interpreter_exits_while_a_thread_is_a_guest_and_others_wait_for_its_seat():
+    said = run("""
+        import threading, time
+        from aif_jax._native import Scheduler
+        from aif_jax.errors import SchedulerError
+
+        scheduler = Scheduler(compute_threads=1)
+        begun = threading.Event()
+
+        def long():
+            begun.set()
+            time.sleep(0.3)
+            print("ended", flush=True)
+
+        def wait():
+            try:
+                scheduler.run("compute", time.sleep, 60)
+            except SchedulerError as error:
+                print("told", flush=True)
+
+        # Daemons, so that nothing but the scheduler waits for them.
+        threading.Thread(target=scheduler.run, args=("compute", long), daemon=True).start()
+        begun.wait()
+        for _ in range(3):
+            threading.Thread(target=wait, daemon=True).start()
+        while scheduler.stats()["compute"]["queued"] < 3:
+            time.sleep(0.001)
+        """)
+    assert said.count("ended") == 1
+
+
+def test_a_guest_may_fork_and_both_go_on():
+    said = run("""
+        import os, threading
+        from aif_jax._native import Scheduler
+        from aif_jax.errors import SchedulerError
+
+        scheduler = Scheduler(compute_threads=1)
+        # Until its thread sleeps it has no seat to lend, and `fork` would run there.
+        settling = 1
+        while scheduler.run("compute", threading.get_ident) != threading.get_ident():
+            settling += 1
+        child = scheduler.run("compute", os.fork)
+        if child == 0:
+            try:
+                scheduler.run("compute", int)
+            except SchedulerError as error:
+                print("forked" in str(error), flush=True)
+            with Scheduler() as own:
+                print(own.run("compute", pow, 2, 3), flush=True)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert scheduler.run("compute", pow, 2, 4) == 16
+        stats = scheduler.stats()["compute"]
+        assert stats["submitted"] == stats["completed"] == settling + 2, stats
+        """)
+    assert said == "True\n8\n"

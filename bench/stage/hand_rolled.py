@@ -64,7 +64,7 @@ def hand_rolled(case: Case, simtier: Way, stage: Stage, name: str = "hand-rolled
         stage: whose user state and weights it takes, so that both compute the same.
         name: what tables call it.
     """
-    scores, operands = _scores(case, simtier, stage)
+    scores, operands = hand_rolled_scores(case, simtier, stage)
     program = jax.jit(lambda *given: _best(scores(*given), case.k))
 
     def run(turn: int) -> tuple[np.ndarray, np.ndarray]:
@@ -78,7 +78,7 @@ def hand_rolled_in_threads(case: Case, simtier: Way, stage: Stage, name: str) ->
 
     XLA runs the loop of the fastest SimTier on one core; two calls at once use two.
     """
-    scores, operands = _scores(case, simtier, stage)
+    scores, operands = hand_rolled_scores(case, simtier, stage)
     program, best = jax.jit(scores), jax.jit(lambda *parts: _best(jnp.concatenate(parts), case.k))
     pool = ThreadPoolExecutor(2)
     halves = (slice(0, case.n // 2), slice(case.n // 2, case.n))
@@ -98,7 +98,9 @@ def _best(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     return order, best
 
 
-def _scores(case: Case, simtier: Way, stage: Stage) -> tuple[Callable[..., jax.Array], tuple[Any, ...]]:
+def hand_rolled_scores(
+    case: Case, simtier: Way, stage: Stage
+) -> tuple[Callable[..., jax.Array], tuple[Any, ...]]:
     """Return the scores as a function, and those of its operands that are the same for every request."""
     rows, weights = catalogue_rows(case.built), dict(case.built.bundle.weights)
     state = {path.removeprefix("state/"): jnp.asarray(leaf)[0] for path, leaf in stage.state.items()}

@@ -9,8 +9,8 @@ from aif_jax.config import ModelConfig
 from aif_jax.errors import AifError
 from aif_jax.features import Categorical, Hashing, MultiValued, Numeric, Schema, Vocabulary
 from aif_jax.nearline import BehaviourTable, ItemIndex
-from aif_jax.serving import Engine, EngineConfig, Ranking, Report
-from aif_jax.types import Candidates, Request, UserRecord
+from aif_jax.serving import Engine, EngineConfig, Filters, Ranking, Report
+from aif_jax.types import Candidates, ItemRecords, Request, UserRecord
 
 __all__ = [
     "AifError",
@@ -21,8 +21,10 @@ __all__ = [
     "EmbeddingCache",
     "Engine",
     "EngineConfig",
+    "Filters",
     "Hashing",
     "ItemIndex",
+    "ItemRecords",
     "ModelConfig",
     "MultiValued",
     "Numeric",

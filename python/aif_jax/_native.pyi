@@ -136,6 +136,22 @@ class EmbeddingCache:
             LayoutError: `out` does not match the layout, or cannot be written to; nothing was written.
             RequestError: keys are not a contiguous `uint64[N]`.
         """
+    def gather_column(
+        self, keys: npt.NDArray[np.uint64], name: str
+    ) -> tuple[np.ndarray, npt.NDArray[np.bool_]]:
+        """Copy one column of the rows of keys; counts as a use of the rows, as `gather` does.
+
+        Args:
+            keys: `uint64[N]`.
+            name: of the column.
+
+        Returns:
+            The column, `[N, *shape]`, zeros where a key has no row; and which keys have one, `bool[N]`.
+
+        Raises:
+            LayoutError: the rows have no such column.
+            RequestError: keys are not a contiguous `uint64[N]`.
+        """
     def get(self, key: int) -> dict[str, np.ndarray] | None:
         """Return the columns of one row, each of the column's shape, or `None` if the key has none."""
     def get_or_compute(
@@ -216,6 +232,21 @@ class Scheduler:
     (compiled programs; few threads, since each brings its own pool). Within a lane the earliest deadline
     starts first, tasks without one last, equals in the order of submission.
 
+    A deadline is the time by which a task should have *ended*. A task is refused (`OverloadedError`) when, by
+    the usual run times of what runs, of what goes before it, and of its own name, it would end later; it is
+    dropped when the deadline comes before its start. Of a task that was let in no more is promised: one that
+    comes later with an earlier deadline goes first all the same, run times vary, and what runs is never
+    interrupted, so it may still expire in the queue or end late, each of which is counted. Run times are
+    learnt by name, from the last 16 or so; until eight have run nothing is known, and they count as nothing.
+    If a name is refused for its run time alone, one task a second is let in to measure again. Beyond 1,024
+    names in a lane nothing is learnt of new ones: a name says what kind of work a task is, not which request
+    it is for.
+
+    When `hang_share` of the blocking threads are held by tasks of one name that have run for too long, that
+    name's circuit opens: its tasks are refused, and dropped when their turn comes, so that other names still
+    get threads. When fewer hang, the next task is let in as a probe, and the circuit closes if it ends in
+    time.
+
     It may be used from any thread. It does not survive a fork: in the child every method raises
     `SchedulerError`. At interpreter exit queued tasks are cancelled and running ones waited for; without
     `shutdown` the threads live until then. A scheduler that is dropped still runs what is queued.
@@ -224,14 +255,26 @@ class Scheduler:
         blocking_threads: threads of the blocking lane, 1 to 1024.
         compute_threads: threads of the compute lane, 1 to 1024.
         queue_bound: tasks that may be queued in each lane, at least 1.
+        admission: refuse tasks that would end after their deadline.
+        hang_ms: run time in milliseconds beyond which a blocking task hangs. `None`: ten times the 99th
+            percentile of its name and at least 1 s, or 10 s for a name of which fewer than eight have run.
+        hang_share: share of the blocking threads, above 0 and at most 1.
 
     Raises:
         ConfigError: a number is out of its range.
+        RequestError: `hang_ms` is not a number.
         SchedulerError: the system refuses a thread.
     """
 
     def __new__(
-        cls, *, blocking_threads: int = 8, compute_threads: int = 2, queue_bound: int = 1024
+        cls,
+        *,
+        blocking_threads: int = 8,
+        compute_threads: int = 2,
+        queue_bound: int = 1024,
+        admission: bool = True,
+        hang_ms: float | None = None,
+        hang_share: float = 0.75,
     ) -> Scheduler: ...
     def submit(
         self,
@@ -253,12 +296,55 @@ class Scheduler:
             lane: `"blocking"` or `"compute"`.
             fn: what to call; use `functools.partial` for keyword arguments.
             args: its positional arguments.
-            deadline_ms: milliseconds from now by which the task must have started; None for no deadline.
-            name: what traces and errors call the task; the function's qualified name if empty.
+            deadline_ms: milliseconds from now by which the task should have ended; None for no deadline.
+            name: what traces and errors call the task, and under which its run time is learnt; the function's
+                qualified name if empty.
 
         Raises:
-            OverloadedError: the queue of the lane is full.
+            OverloadedError: the queue of the lane is full, the task would end after its deadline, or the
+                circuit of its name is open.
             SchedulerError: after `shutdown` or a fork.
+            ConfigError: there is no such lane.
+            RequestError: `deadline_ms` is not a number.
+        """
+    def run(
+        self,
+        lane: Literal["blocking", "compute"],
+        fn: Callable[..., _T],
+        /,
+        *args: Any,
+        deadline_ms: float | None = None,
+        name: str = "",
+    ) -> _T:
+        """Return `fn(*args)`, or raise what it raises, as a task of the lane but without a change of threads.
+
+        If a thread of the lane is idle, `fn` runs here, in that thread's seat: it counts as one of the lane's
+        tasks in every way, no more of them run at once than the lane has threads, and inside it the rules for
+        workers hold (see `wait`). Otherwise it is queued like any other task, and run by a thread of the
+        lane. On a worker of the same lane it runs at once, as part of the task that calls. Either way it sees
+        a copy of the caller's context variables.
+
+        Args: as for `submit`.
+
+        Raises:
+            DeadlineExceededError: the deadline passed before a thread was free.
+            OverloadedError: as for `submit`.
+            SchedulerError: after `shutdown` or a fork; or a compute worker asks for another lane, or another
+                scheduler's, in which it might have to wait.
+            ConfigError: there is no such lane.
+            RequestError: `deadline_ms` is not a number.
+        """
+    def predict_ms(
+        self, lane: Literal["blocking", "compute"], name: str, deadline_ms: float | None = None
+    ) -> float:
+        """Return in how many milliseconds a task of this name would end if it came now: queue and run time.
+
+        The same figure by which `submit` refuses. With a deadline only what goes before such a task counts,
+        without one all that is queued. What has never been measured counts as nothing, so an unknown name
+        gives the queue time alone. It costs about as much as a refused `submit`, and reserves nothing.
+
+        Raises:
+            SchedulerError: after a fork.
             ConfigError: there is no such lane.
             RequestError: `deadline_ms` is not a number.
         """
@@ -281,12 +367,18 @@ class Scheduler:
         """What each lane has done.
 
         Counters: `threads`, `queued`, `running`, `submitted` (accepted), `completed`, `failed` (raised),
-        `cancelled`, `expired`, `panicked` (native code that the task called), `rejected` (not accepted),
-        `overrun` (ended after the deadline). With nothing queued or running, `submitted = completed + failed
-        + cancelled + expired + panicked`; a task that ran is counted just before its future is done.
+        `cancelled`, `expired`, `panicked` (native code that the task called), `shed` (dropped because the
+        circuit of its name was open), `overrun` (ended after the deadline); and of those not accepted
+        `rejected` (queue full, or shut down), `refused_late` and `refused_open`. With nothing queued or
+        running, `submitted = completed + failed + cancelled + expired + shed + panicked`; a task that ran is
+        counted just before its future is done.
 
         Times: `queue`, `run`, `wait` (time inside `wait` on the lane's workers), each `{"count", "p50_us",
         "p99_us", "max_us"}`, quantiles to two significant digits.
+
+        Names: `names`, by name `{"runs", "running", "mean_us", "likely_us" (mean plus twice the mean
+        deviation, which admission expects), "p99_us", "hang_us", "refused_late", "refused_open" (shed ones
+        included), "circuit" ("closed", "open" or "half-open")}`; times are None until eight have run.
         """
     def trace(self, enabled: bool) -> None:
         """Keep a span of every task that starts from now on (the newest 65,536), or stop doing so."""
@@ -294,7 +386,8 @@ class Scheduler:
         """Take the spans kept so far, in the order in which the tasks ended.
 
         Each is `{"name", "lane", "thread", "queued_us", "start_us", "end_us"}`, in microseconds on the clock
-        of `time.perf_counter`. Warns (`RuntimeWarning`) if older spans were overwritten.
+        of `time.perf_counter`. What `run` ran on its caller's thread has the name of the thread whose seat it
+        took, with `-guest` behind. Warns (`RuntimeWarning`) if older spans were overwritten.
         """
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept no more tasks; with `wait`, return when all threads have ended.

@@ -57,12 +57,38 @@ class Candidates:
 
 
 @dataclass(frozen=True, slots=True)
+class ItemRecords:
+    """What an item source knows of items, raw: the engine encodes it by the schema.
+
+    Attributes:
+        ids: the items, ``[n]``; integers or strings.
+        columns: raw item features by name, each with n rows; an absent one counts as missing.
+        content: content embeddings, float ``[n, d_m]``; ``None`` if these items have none.
+        rankable: bool ``[n]``, whether each may be a candidate; ``None`` for all.
+    """
+
+    ids: Any
+    columns: Mapping[str, Any]
+    content: np.ndarray | None = None
+    rankable: np.ndarray | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
-    """One request as ``retrieve`` sees it."""
+    """One request as ``retrieve`` sees it.
+
+    Attributes:
+        user: whom to retrieve for.
+        context: raw context features.
+        k: results wanted.
+        filters: the request's `aif_jax.Filters`, or ``None``. The engine applies them to whatever is
+            retrieved; retrieval that knows them can leave the items out itself, or retrieve more.
+    """
 
     user: UserId
     context: Mapping[str, Any] = field(default_factory=dict)
     k: int = 0
+    filters: Any = None
 
 
 @runtime_checkable
@@ -74,9 +100,22 @@ class UserSource(Protocol):
         ...
 
 
+@runtime_checkable
+class ItemSource(Protocol):
+    """Where items come from that the item index lacks: a catalogue service, a feature store."""
+
+    def __call__(self, ids: np.ndarray, /) -> "ItemRecords | None":
+        """Return what is known of some of the items, or ``None`` for nothing.
+
+        May block; is called from several threads, each time with ids that the index lacks: uint64 ``[m]``, or
+        strings (dtype object). Items that it leaves out count as unknown; it must not add others.
+        """
+        ...
+
+
 class Retrieve(Protocol):
     """Retrieval: a plain callable or a coroutine function from a request to candidates."""
 
     def __call__(self, request: Request, /) -> "Candidates | Any | Awaitable[Candidates | Any]":
-        """Return item ids ``[N]`` or `Candidates`."""
+        """Return item ids ``[N]``, `Candidates`, or a table (see `Pending.rank`)."""
         ...

@@ -5,11 +5,12 @@
 //! - [`lsh`]: kernels over signatures (`SimTier` histograms, table sums);
 //! - [`dense`]: products of blocks of rows with small weights;
 //! - [`interaction`]: from item ids to logits, all of the real-time stage that depends on the pair;
+//! - [`mod@top_k`]: the best of many scores;
 //! - [`pool`]: buffers for batches of rows, lent and taken back;
 //! - [`xla`]: the C ABI by which XLA calls those kernels from inside a compiled program.
 //!
 //! Nothing here knows Python. Imports run one way:
-//! `sync, error, bf16 -> buffer -> {cache, sched, lsh -> dense, pool} -> interaction -> xla`.
+//! `sync, error, bf16 -> buffer -> {cache, sched, lsh -> dense, pool, top_k} -> interaction -> xla`.
 
 pub mod bf16;
 pub mod buffer;
@@ -22,4 +23,5 @@ pub mod metrics;
 pub mod pool;
 pub mod sched;
 pub mod sync;
+pub mod top_k;
 pub mod xla;

@@ -19,7 +19,7 @@ pub use loom::sync::{
 pub mod plain {
     pub use std::sync::{
         Arc, Mutex, OnceLock, PoisonError, RwLock, Weak,
-        atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering},
     };
 }
 

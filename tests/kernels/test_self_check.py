@@ -6,7 +6,7 @@ import pytest
 from aif_jax import kernels
 from aif_jax.kernels import ffi
 
-KERNELS = {"simtier (simhash)", "simtier (int8)", "table_sum", "gather_rows", "interaction"}
+KERNELS = {"simtier (simhash)", "simtier (int8)", "table_sum", "gather_rows", "interaction", "top_k"}
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -10,7 +10,7 @@ import pytest
 from aif_jax.bundle import Bundle
 from aif_jax.nearline import BehaviourTable, ItemIndex
 from aif_jax.server import create_app
-from aif_jax.serving import Engine, InMemoryUsers
+from aif_jax.serving import Engine, Filters, InMemoryUsers
 from aif_jax.types import Candidates, Request
 from served import ENGINE_CONFIG, World
 
@@ -77,6 +77,28 @@ def test_without_candidates_the_engine_retrieves(client: Client, own: Engine) ->
     assert answer["report"]["candidates"] == 30
 
 
+def test_candidates_come_as_a_table_too(client: Client, own: Engine, world: World) -> None:
+    ids, pair = world.candidates(20)
+    table = {"id": ids.tolist(), **{name: values.tolist() for name, values in pair.items()}}
+    answer = client.post("/rank", json={"user": 4, "k": 6, "candidates": table}).json()
+    assert answer["ids"] == own.begin(4).rank(ids, pair, k=6).ids.tolist()
+
+
+@pytest.mark.parametrize("own_candidates", [True, False])
+def test_filters_leave_out_what_was_not_wanted(
+    client: Client, own: Engine, world: World, own_candidates: bool
+) -> None:
+    ids, pair = world.candidates(30)
+    table = {"id": ids.tolist(), **{name: values.tolist() for name, values in pair.items()}}
+    best = own.begin(4).rank(ids, pair).ids.tolist()
+    body = {"user": 4, "report": True, "filters": {"exclude": best[:3], "categories": ["noir", "drama"]}}
+    answer = client.post("/rank", json=body if own_candidates else {**body, "candidates": table}).json()
+    expected = own.begin(4).rank(ids, pair, filters=Filters(best[:3], ["noir", "drama"]))
+    assert answer["ids"] == expected.ids.tolist()
+    assert answer["report"]["filtered"] == expected.report.filtered
+    assert answer["report"]["filtered"]["exclude"] == 3
+
+
 @pytest.mark.parametrize(
     ("body", "status", "error", "message"),
     [
@@ -93,6 +115,14 @@ def test_without_candidates_the_engine_retrieves(client: Client, own: Engine) ->
         ({"user": 1, "candidates": [1, 2], "pair": {"bid": [1]}}, 400, "RequestError", "'bid'"),
         ({"user": 1, "k": 1000}, 400, "RequestError", "k: got 1000"),
         ({"user": 1, "deadline_ms": "soon"}, 400, "RequestError", "deadline_ms: got 'soon'"),
+        ({"user": 1, "filters": [1]}, 400, "RequestError", "filters: got a list"),
+        ({"user": 1, "filters": {"brand": "x"}}, 400, "RequestError", "['brand'] are unknown"),
+        ({"user": 1, "filters": {"exclude": [1.5]}}, 400, "RequestError", "exclude: got float"),
+        ({"user": 1, "filters": {"exclude": ["a"]}}, 400, "RequestError", "exclude: got strings"),
+        ({"user": 1, "filters": {"categories": "noir"}}, 400, "RequestError", "categories: got 'noir'"),
+        ({"user": 1, "filters": {"categories": ["opera"]}}, 400, "RequestError", "knows none of these"),
+        ({"user": 1, "candidates": {"item": [1]}}, 400, "RequestError", "one named 'id'"),
+        ({"user": 1, "candidates": {"id": [1], "hue": [2]}}, 400, "RequestError", "columns ['hue']"),
         ({"user": 1.5}, 400, "RequestError", "user: got float"),
         ({"user": 8}, 502, "RetrievalError", "index is down"),
         ({"user": 9, "deadline_ms": 30}, 504, "DeadlineExceededError", "retrieval was not done"),

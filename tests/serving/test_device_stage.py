@@ -22,7 +22,7 @@ from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.device_packing import RowPacking
 from aif_jax.serving.device_rows import DeviceRows
 from aif_jax.serving.device_stage import DeviceStage, stage_over_table
-from aif_jax.serving.host_stage import StagePart
+from aif_jax.serving.stage import StagePart
 from aif_jax.serving.stages import Generation
 from aif_jax.serving.user_states import UserState, compute_state
 from served import K_MAX, World

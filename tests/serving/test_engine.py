@@ -2,11 +2,9 @@
 
 import json
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
@@ -17,31 +15,6 @@ from aif_jax.serving import Engine, EngineConfig, InMemoryUsers, chrome_trace
 from aif_jax.serving.config import Sizes
 from aif_jax.serving.staging import Staging
 from served import ENGINE_CONFIG, World
-
-
-class CompileCounter:
-    """Counts what XLA compiles, whoever asks for it."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        jax.monitoring.register_event_duration_secs_listener(self)
-
-    def __call__(self, event: str, duration: float, **_: Any) -> None:
-        self.count += "backend_compile" in event
-
-
-def test_no_request_compiles_anything(engine: Engine, world: World) -> None:
-    counter = CompileCounter()
-    jax.jit(lambda x: x + 1.5)(np.float32(time.time()))
-    assert counter.count > 0  # the counter counts
-    counter.count, before = 0, compilations()
-    for n in (1, 5, 31, 32, 33, 64, 65, 130, 150):
-        for user in (0, 1, 4, 9):
-            ids, pair = world.candidates(n, seed=user)
-            engine.begin(user, {"hour": n % 24}).rank(ids, pair, k=1 + n % 20)
-            engine.begin(user).rank(ids)
-    assert counter.count == 0
-    assert compilations() == before
 
 
 def test_making_an_engine_tells_its_progress(

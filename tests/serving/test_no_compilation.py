@@ -12,8 +12,8 @@ import pytest
 
 from aif_jax.bundle import Bundle
 from aif_jax.nearline import BehaviourTable, ItemIndex
-from aif_jax.serving import Engine, EngineConfig, InMemoryUsers
-from aif_jax.types import Candidates, Request, UserRecord
+from aif_jax.serving import Engine, EngineConfig, Filters, InMemoryUsers
+from aif_jax.types import Candidates, ItemRecords, Request, UserRecord
 from served import K_MAX, N_ITEMS, World
 
 BUCKETS = (16 * 2, 16 * 4)
@@ -139,6 +139,9 @@ def test_no_way_to_ask_compiles(make: Any, events: CompileEvents, world: World) 
     engine.rank_many(list(HISTORIES), k=3)
     doubled = engine.begin(9).rank(np.concatenate([ids, ids]))
     assert doubled.report.duplicates == len(ids)
+    engine.rank(5, filters=Filters(ids[:9], ["noir", "drama"]))
+    assert len(engine.rank(5, filters=Filters(ids))) == 0
+    engine.begin(9).rank({"id": ids, **pair}, filters=Filters(ids[20:]))
     engine.begin(24).rank([int(i) for i in ids], {"bid": [None] * len(ids)})
     abandoned = engine.begin(48)
     abandoned.cancel()
@@ -163,3 +166,29 @@ def test_no_change_of_the_catalogue_compiles_on_a_request(
         assert ranking.report.missing_items == 40
         assert ranking.report.not_rankable == 40
         assert not events.seen, events.seen
+
+
+def test_no_row_that_is_missing_compiles(
+    served_bundle: Bundle,
+    behaviours: BehaviourTable,
+    people: InMemoryUsers,
+    events: CompileEvents,
+    world: World,
+) -> None:
+    index = ItemIndex(served_bundle)
+    config = EngineConfig(
+        k=10, buckets=BUCKETS, long_buckets=LONGS, missing_items="compute", compute_missing_max=300,
+        compute_missing_ms=60_000.0,
+    )  # fmt: skip
+
+    def items(ids: np.ndarray) -> ItemRecords:
+        return ItemRecords(ids, {"price": np.ones(len(ids))})
+
+    with Engine(served_bundle, index, behaviours, users=people, items=items, config=config) as engine:
+        jax.clear_caches()
+        events.seen.clear()
+        for n in (1, 63, 64, 65, 255, 256, 257, 300):
+            index.delete(np.arange(300, dtype=np.uint64))
+            report = engine.begin(8).rank(np.arange(n, dtype=np.uint64)).report
+            assert report.computed_items == n, report.uncomputed_items
+            assert not events.seen, f"{n} missing: {events.seen}"

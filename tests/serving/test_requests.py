@@ -234,7 +234,7 @@ def test_rank_takes_plain_and_coroutine_retrieval(make: Any, engine: Engine, wor
     [
         (None, "a NoneType"),
         ("abc", "a str"),
-        ({"ids": [1]}, "a dict"),
+        ({"ids": [1]}, r"what cannot be ranked: candidates: got a table with the columns \['ids'\]"),
         (3, "a int"),
         ([], "what cannot be ranked: .*there are none"),
         (np.ones(3), "what cannot be ranked: .*float64"),

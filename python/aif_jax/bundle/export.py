@@ -215,11 +215,11 @@ def _function(folded: "Folded", stage: Stage, kind: Kind, k_max: int) -> Any:
         told: Tree = {}
         if kind == "native":
             score, logits, status = folded.cached_scores(weights, state, inputs, *given)
-            told, valid = {"status": status}, (status & np.uint8(kernels.RANKABLE)) != 0
+            told, valid = {"status": status}, status >= np.uint8(kernels.RANKABLE)
         else:
             valid = inputs["valid"]
             score, logits = folded.stage_scores(weights, state, inputs["rows"], valid, *given)
-        best, order = jax.lax.top_k(score, k_max)
+        best, order = kernels.top_k(score, k_max)
         heads = jax.nn.sigmoid(jax.numpy.take(logits, order, axis=0, mode="clip"))
         unscored = jax.numpy.sum(valid & jax.numpy.isneginf(score), dtype=jax.numpy.int32)
         return {"order": order, "score": best, "heads": heads, "unscored": unscored, **told}

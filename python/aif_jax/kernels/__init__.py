@@ -27,3 +27,4 @@ from aif_jax.kernels.simtier import tier_features as tier_features
 from aif_jax.kernels.slots import slot_weights as slot_weights
 from aif_jax.kernels.table_sum import group_codes as group_codes
 from aif_jax.kernels.table_sum import table_sum as table_sum
+from aif_jax.kernels.top_k import top_k as top_k

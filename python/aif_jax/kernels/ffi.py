@@ -10,7 +10,7 @@ import numpy as np
 from aif_jax import _native
 from aif_jax.errors import ConfigError
 
-CUSTOM_CALLS = ("aif_simtier", "aif_table_sum", "aif_gather_rows", "aif_interaction")
+CUSTOM_CALLS = ("aif_simtier", "aif_table_sum", "aif_gather_rows", "aif_interaction", "aif_top_k")
 """Names of the custom calls, to be allowed when a function that uses them is exported
 (``jax.export.DisabledSafetyCheck.custom_call(name)``) and registered before it is run."""
 

@@ -12,6 +12,7 @@ from aif_jax.kernels.gather_rows import gather_rows, handle_operand
 from aif_jax.kernels.interaction import Form, Operands, Tiers, cached_interaction, interaction
 from aif_jax.kernels.simtier import Kind, simtier
 from aif_jax.kernels.table_sum import table_sum
+from aif_jax.kernels.top_k import top_k
 
 
 def self_check(seed: int = 0) -> dict[str, str]:
@@ -36,6 +37,7 @@ def self_check(seed: int = 0) -> dict[str, str]:
         "table_sum": _table_sum,
         "gather_rows": _gather_rows,
         "interaction": _interaction,
+        "top_k": _top_k,
     }
     return {name: _complaint(check, seed) for name, check in checks.items()}
 
@@ -125,3 +127,13 @@ def _interaction(rng: np.random.Generator) -> None:
     with use("reference"), jax.default_matmul_precision("highest"):
         expected = np.asarray(interaction(rows, operands, form))  # type: ignore[arg-type]
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def _top_k(rng: np.random.Generator) -> None:
+    scores = rng.integers(-9, 9, 301).astype(np.float32)
+    native, reference = (
+        top_k(scores, 53, implementation=which)  # type: ignore[arg-type]
+        for which in ("native", "reference")
+    )
+    for found, expected in zip(native, reference, strict=True):
+        np.testing.assert_array_equal(found, expected)

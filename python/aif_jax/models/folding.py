@@ -295,7 +295,10 @@ class Folded(FoldedShapes):
         operands, form = self._interaction(weights, as_arrays(state), as_arrays(context), pairs)
         index, missing, ids, count = (jnp.asarray(cached[n]) for n in ("index", "missing", "ids", "count"))
         logits, status = cached_interaction(index, missing, ids, count, operands, form)
-        scores, logits = self._scores(weights, logits, (status & np.uint8(RANKABLE)) != 0, pairs)
+        # The highest bit that there is; one operation fewer, and XLA does not share the few microseconds of
+        # this out to its threads, which takes it longer than doing them.
+        rankable = status >= np.uint8(RANKABLE)
+        scores, logits = self._scores(weights, logits, rankable, pairs)
         return scores, logits, status
 
     def stage(

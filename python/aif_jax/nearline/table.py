@@ -9,7 +9,7 @@ import numpy as np
 
 from aif_jax.bundle import Bundle
 from aif_jax.errors import AifError, ItemIndexError, VersionMismatchError
-from aif_jax.features import EncodeReport, bucket_for, item_keys, pad_to
+from aif_jax.features import EncodeReport, item_keys, pad_to
 from aif_jax.nearline.rows import Snapshot, read_snapshot, write_snapshot
 from aif_jax.nearline.store import ColumnSpecs, RowStore
 from aif_jax.nearline.updates import Delete, FollowReport, Update, Upsert
@@ -21,7 +21,10 @@ Progress = Callable[[int, int], None]
 Listener = Callable[[np.ndarray], None]
 """Called with keys, uint64 ``[n]``, whose rows were just written or deleted."""
 
-_BATCHES = (64, 1024)
+_BATCH = 256
+"""Rows that one call of the program computes, however few are wanted: XLA adds in another order for another
+number of rows, and a row must have the same bits whoever computes it, and in whatever company."""
+
 _CHUNK = 65536
 
 
@@ -121,6 +124,24 @@ class RowTable:
             The number of rows stored.
         """
         return self._store(ids, columns, content, None, extra)
+
+    def add(
+        self, ids: Any, columns: Mapping[str, Any], content: np.ndarray | None = None, **extra: Any
+    ) -> int:
+        """Compute and store the rows of items that have none; see `build` for the arguments.
+
+        An item that has a row by then keeps it, so that what was read elsewhere a while ago does not replace
+        what an `upsert` wrote meanwhile.
+
+        Returns:
+            The number of rows stored.
+        """
+        return self._store(ids, columns, content, None, extra, only_new=True)
+
+    def warm(self) -> None:
+        """Compile the program that computes rows, so that no `upsert` has to."""
+        width = self.bundle.config.content_width
+        self._run(self.bundle.schema.encode("item", {}, 1), checked_content(None, 1, width))
 
     def delete(self, ids: Any) -> int:
         """Remove items; gathers that start afterwards do not find them.
@@ -307,8 +328,10 @@ class RowTable:
         content: np.ndarray | None,
         progress: Progress | None,
         extra: Mapping[str, Any],
+        *,
+        only_new: bool = False,
     ) -> int:
-        n = len(ids)
+        n, stored = len(ids), 0
         content = checked_content(content, n, self.bundle.config.content_width)
         values = self._extra_values(n, extra)
         with self._writing:
@@ -317,10 +340,15 @@ class RowTable:
             for part in batches(n):
                 rows = self._run({name: array[part] for name, array in encoded.items()}, content[part])
                 rows |= {name: value[part] for name, value in values.items()}
-                self._write(keys[part], rows)
+                chosen = keys[part]
+                if only_new and (there := self.store.cache.contains(chosen)).any():
+                    chosen = chosen[~there]
+                    rows = {name: column[~there] for name, column in rows.items()}
+                self._write(chosen, rows)
+                stored += len(chosen)
                 if progress is not None:
                     progress(part.stop, n)
-        return n
+        return stored
 
     def _write(self, keys: np.ndarray, rows: Mapping[str, np.ndarray]) -> None:
         """Store rows and tell who listens; the caller holds `_writing`."""
@@ -341,13 +369,12 @@ class RowTable:
 
     def _run(self, encoded: Mapping[str, np.ndarray], content: np.ndarray) -> dict[str, np.ndarray]:
         n = len(content)
-        size = bucket_for(n, _BATCHES)
-        inputs = {f"item/{name}": pad_to(array, size) for name, array in encoded.items()}
-        inputs["item/content"] = pad_to(content, size)
+        inputs = {f"item/{name}": pad_to(array, _BATCH) for name, array in encoded.items()}
+        inputs["item/content"] = pad_to(content, _BATCH)
         inputs["item/has_content"] = pad_to(
-            np.any(content != 0, axis=1, keepdims=True).astype(np.float32), size
+            np.any(content != 0, axis=1, keepdims=True).astype(np.float32), _BATCH
         )
-        outputs = self.bundle.call(self.stage, m=size)(inputs)
+        outputs = self.bundle.call(self.stage, m=_BATCH)(inputs)
         return {name: np.ascontiguousarray(np.asarray(array)[:n]) for name, array in outputs.items()}
 
     def _register(self, ids: Any) -> np.ndarray:
@@ -381,9 +408,9 @@ class RowTable:
 
 
 def batches(n: int) -> Iterator[slice]:
-    """Cut n rows into the batches for which programs are compiled."""
-    for start in range(0, n, _BATCHES[-1]):
-        yield slice(start, min(start + _BATCHES[-1], n))
+    """Cut n rows into the batches for which the program is compiled."""
+    for start in range(0, n, _BATCH):
+        yield slice(start, min(start + _BATCH, n))
 
 
 def checked_content(content: np.ndarray | None, n: int, width: int) -> np.ndarray:

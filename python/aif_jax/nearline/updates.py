@@ -2,27 +2,14 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-import numpy as np
+from aif_jax.types import ItemRecords
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Upsert:
-    """Items that are new or have changed.
-
-    Attributes:
-        ids: integers or strings, ``[n]``.
-        columns: raw item features by name, each with n rows; an absent one counts as missing.
-        content: content embeddings, float ``[n, d_m]``; ``None`` if these items have none.
-        rankable: bool ``[n]``, whether each may be a candidate; ``None`` for all.
-    """
-
-    ids: Any
-    columns: Mapping[str, Any]
-    content: np.ndarray | None = None
-    rankable: np.ndarray | None = None
+class Upsert(ItemRecords):
+    """Items that are new or have changed."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

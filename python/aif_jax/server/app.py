@@ -4,6 +4,7 @@ Run it with any ASGI server, for example ``uvicorn.run(create_app(engine))``. Th
 the application; whoever made it closes it.
 """
 
+import dataclasses
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -23,9 +24,10 @@ from aif_jax.errors import (
     SchedulerError,
     UnknownUserError,
 )
-from aif_jax.serving import Engine, Ranking
+from aif_jax.serving import Engine, Filters, Ranking
 
-_FIELDS = {"user", "context", "k", "deadline_ms", "candidates", "pair", "report"}
+_FIELDS = {"user", "context", "k", "deadline_ms", "candidates", "pair", "filters", "report"}
+_FILTERS = {field.name for field in dataclasses.fields(Filters) if field.init}
 _STATUS: tuple[tuple[type[AifError], int], ...] = (
     (UnknownUserError, 404),
     (RequestError, 400),
@@ -42,8 +44,10 @@ def create_app(engine: Engine) -> Starlette:
 
     - ``POST /rank`` takes JSON: ``user`` (integer or string); and, all optional, ``context`` (features by
     name),
-      ``k``, ``deadline_ms``, ``candidates`` (item ids; without them the engine's own ``retrieve`` is called),
-      ``pair`` (pair features by name, one value a candidate), ``report`` (true to get the report too). It
+      ``k``, ``deadline_ms``, ``candidates`` (item ids, or a table: an object of columns with the ids under
+      ``id``; without them the engine's own ``retrieve`` is called), ``pair`` (pair features by name, one each
+      candidate), ``filters`` (an object with ``exclude``, item ids that must not be in the answer, and
+      ``categories``, of which the answer's items must be), ``report`` (true to get the report too). It
       answers ``ids``, ``scores``, ``heads``, ``version`` and, if asked for, ``report``.
     - ``GET /health`` answers the version that serves, with status 503 if the engine was closed.
     - ``GET /stats`` answers `Engine.stats`.
@@ -56,11 +60,12 @@ def create_app(engine: Engine) -> Starlette:
         body = _read(await http.body())
         user, context = body.get("user"), body.get("context")
         deadline_ms, k = body.get("deadline_ms"), body.get("k")
+        filters = _filters(body.get("filters"))
         if "candidates" in body:
             pending = engine.begin(user, context, deadline_ms)  # type: ignore[arg-type]
-            ranking = await pending.rank_async(body["candidates"], body.get("pair"), k)
+            ranking = await pending.rank_async(body["candidates"], body.get("pair"), k, filters=filters)
         else:
-            ranking = await engine.rank_async(user, context, k, deadline_ms)  # type: ignore[arg-type]
+            ranking = await engine.rank_async(user, context, k, deadline_ms, filters=filters)  # type: ignore[arg-type]
         return JSONResponse(_answer(ranking, report=bool(body.get("report"))))
 
     async def health(_: HttpRequest) -> JSONResponse:
@@ -99,13 +104,25 @@ def _read(body: bytes) -> Mapping[str, Any]:
             raise RequestError(
                 f"{name}: got a {type(values[name]).__name__}, expected an object of features."
             )
-    if not isinstance(values.get("candidates", []), list):
+    if not isinstance(values.get("candidates", []), (list, dict)):
         given = type(values["candidates"]).__name__
-        raise RequestError(f"candidates: got a {given}, expected a list of item ids.")
+        raise RequestError(f"candidates: got a {given}, expected a list of item ids or an object of columns.")
     deadline_ms = values.get("deadline_ms")
     if isinstance(deadline_ms, bool) or not isinstance(deadline_ms, (int, float, type(None))):
         raise RequestError(f"deadline_ms: got {deadline_ms!r}, expected a number of milliseconds.")
     return values
+
+
+def _filters(values: Any) -> Filters | None:
+    if values is None:
+        return None
+    if not isinstance(values, dict):
+        raise RequestError(
+            f"filters: got a {type(values).__name__}, expected an object of {sorted(_FILTERS)}."
+        )
+    if unknown := sorted(values.keys() - _FILTERS):
+        raise RequestError(f"filters: {unknown} are unknown; known are {sorted(_FILTERS)}.")
+    return Filters(**values)
 
 
 def _answer(ranking: Ranking, *, report: bool) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from aif_jax.serving.config import EngineConfig as EngineConfig
 from aif_jax.serving.engine import Engine as Engine
 from aif_jax.serving.environment import Check as Check
 from aif_jax.serving.environment import check_environment as check_environment
+from aif_jax.serving.filters import Filters as Filters
 from aif_jax.serving.pending import Pending as Pending
 from aif_jax.serving.report import Ranking as Ranking
 from aif_jax.serving.report import Report as Report

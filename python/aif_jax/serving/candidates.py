@@ -1,18 +1,99 @@
-"""Candidates as they come in, checked: ids, keys, duplicates, pair features."""
+"""Candidates from what a caller gives to what the stage takes: ids, keys, filters, pair features."""
 
 import dataclasses
+import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from aif_jax.errors import RequestError, SchemaError
-from aif_jax.features import EncodeReport, Numeric, Schema, item_keys
+from aif_jax.features import EncodeReport, Numeric, Ragged, Schema
+from aif_jax.serving.candidate_tables import UnknownColumns, read_ids, split_table
+from aif_jax.serving.filters import Filters, checked_filters
+
+if TYPE_CHECKING:
+    from aif_jax.serving.missing_items import MissingItems, Supply
+    from aif_jax.serving.pending import Pending
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Asked:
+    """What a caller of `Pending.rank` gave, unchecked; ``called_s`` is when, by ``time.perf_counter``."""
+
+    candidates: Any
+    pair: Mapping[str, Any] | None
+    k: int | None
+    filters: Filters | None
+    called_s: float
+
+    def count(self) -> int:
+        """Return about how many candidates there are; 1 for what cannot be counted, an error to come."""
+        table = self.candidates
+        column = next(iter(table.values()), ()) if isinstance(table, Mapping) else table
+        return len(column) if hasattr(column, "__len__") else 1
+
+
+@dataclasses.dataclass(slots=True)
+class Chosen:
+    """Candidates of one request, each once, less those that were left out; their pair features are still raw.
+
+    Attributes:
+        ids: as they were given, ``[n]``.
+        keys: uint64 ``[n]``.
+        rows: where these stood among all that came in, int64 ``[n]``; ``None`` if they are all of them.
+        pair: raw pair features of all that came in, by name.
+        given: how many came in.
+        duplicates: how many of these had come in before.
+        ignored: columns of a table that the schema does not know.
+        filters: the request's.
+        filtered: how many the filters left out so far, by filter.
+        supply: what to wait for, of rows that are being computed.
+        checked_s: when all this was known, on the clock of ``time.perf_counter``.
+        supplied_s: when the wait for rows was over.
+    """
+
+    ids: np.ndarray
+    keys: np.ndarray
+    rows: np.ndarray | None
+    pair: Mapping[str, Any]
+    given: int
+    duplicates: int
+    ignored: tuple[str, ...]
+    filters: Filters | None
+    filtered: dict[str, int] = dataclasses.field(default_factory=dict)
+    supply: "Supply | None" = None
+    checked_s: float = 0.0
+    supplied_s: float = 0.0
+
+    def wait(self) -> None:
+        """Wait for the rows that are being computed, no longer than their time."""
+        if self.supply is not None:
+            self.supply.wait()
+            self.supplied_s = time.perf_counter()
+
+    async def wait_async(self) -> None:
+        """Like `wait`, for coroutines."""
+        if self.supply is not None:
+            await self.supply.wait_async()
+            self.supplied_s = time.perf_counter()
+
+    def leave_out(self, gone: np.ndarray, name: str) -> None:
+        """Leave candidates out, bool ``[n]``, because of a filter."""
+        number = int(np.count_nonzero(gone))
+        self.filtered[name] = self.filtered.get(name, 0) + number
+        if number:
+            self.keep(np.flatnonzero(~gone))
+
+    def keep(self, chosen: np.ndarray) -> None:
+        """Keep the candidates at these positions, int64 ``[m]`` ascending."""
+        self.ids, self.keys = self.ids[chosen], self.keys[chosen]
+        self.rows = chosen if self.rows is None else self.rows[chosen]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CheckedCandidates:
-    """Candidates of one request, each once.
+    """Candidates of one request as the stage takes them, each once.
 
     Attributes:
         ids: as they were given, ``[N]``.
@@ -20,6 +101,9 @@ class CheckedCandidates:
         pair: encoded pair features by name, ``[N, ...]``, and raw ones under ``raw_<name>`` where asked for.
         given: how many came in.
         duplicates: how many of these had come in before.
+        filtered: how many the request's filters left out, by filter.
+        computed: how many had their row computed for this request.
+        uncomputed: how many should have had, and had not, by reason.
     """
 
     ids: np.ndarray
@@ -27,59 +111,144 @@ class CheckedCandidates:
     pair: Mapping[str, np.ndarray]
     given: int
     duplicates: int
+    filtered: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    computed: int = 0
+    uncomputed: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def check_candidates(
-    ids: Any, pair: Mapping[str, Any] | None, schema: Schema, raw: frozenset[str], report: EncodeReport
+    ids: Any,
+    pair: Mapping[str, Any] | None,
+    schema: Schema,
+    raw: frozenset[str],
+    report: EncodeReport,
+    unknown_columns: UnknownColumns = "error",
 ) -> CheckedCandidates:
-    """Check what retrieval brought.
+    """Check what retrieval brought, where nothing is filtered or computed.
 
     Args:
-        ids: item ids, ``[N]``: integers or strings.
+        ids: item ids ``[N]``, or a table, see `split_table`.
         pair: raw pair features by name, each ``[N]``; an absent one counts as missing.
         schema: the model's features.
         raw: names of the pair features whose raw values the score expression reads; missing ones are 0.
         report: counts of what encoding did not recognise are added to it.
+        unknown_columns: what becomes of a table's columns that the schema does not know.
 
     Raises:
         RequestError: there are no candidates, ids are not ids, or a pair feature has another name or length.
     """
-    array = ids if isinstance(ids, np.ndarray) else None
-    if array is None and not hasattr(ids, "__len__"):
-        raise RequestError(f"candidates: got a {type(ids).__name__}, expected an array or list of item ids.")
-    if array is not None and array.ndim != 1:
-        raise RequestError(f"candidates: got an array of shape {array.shape}, expected [N]; flatten it.")
-    n = len(ids)
+    asked = Asked(ids, pair, None, None, 0.0)
+    return _encoded(_read(asked, schema, unknown_columns), schema, raw, report)
+
+
+def choose(
+    asked: Asked,
+    pending: "Pending",
+    unknown_columns: UnknownColumns = "error",
+    missing: "MissingItems | None" = None,
+) -> Chosen:
+    """Read and check candidates, leave out those that a request excludes, and have missing rows computed.
+
+    Needs nothing of the user side, and waits for nothing.
+
+    Raises:
+        RequestError: see `check_candidates`; or the filters do not fit the candidates.
+    """
+    chosen = _read(asked, pending.generation.bundle.schema, unknown_columns)
+    if chosen.filters is not None:
+        strings = isinstance(chosen.ids[0], str)
+        excluded = chosen.filters.excluded(chosen.keys, strings)
+        if excluded is not None:
+            chosen.leave_out(excluded, "exclude")
+    if missing is not None and len(chosen.keys):
+        chosen.supply = missing.start(chosen.ids, chosen.keys, pending)
+    chosen.checked_s = chosen.supplied_s = time.perf_counter()
+    return chosen
+
+
+def complete(chosen: Chosen, pending: "Pending", report: EncodeReport) -> CheckedCandidates:
+    """Leave out candidates of other categories, and encode the pair features of the rest.
+
+    A candidate without a row is of no known category: it is left to the policy for missing items, unless
+    that would rank it.
+
+    Args:
+        chosen: from `choose`; whoever waits for its rows has done so.
+        pending: the request.
+        report: counts of what encoding did not recognise are added to it.
+
+    Raises:
+        RequestError: a pair feature has another name or length, or the filters do not fit the model.
+    """
+    generation = pending.generation
+    schema = generation.bundle.schema
+    report.ignored.update(chosen.ignored)
+    if chosen.filters is not None:
+        others = chosen.filters.of_other_categories(chosen.keys, generation.index, schema, report)
+        if others is not None:
+            gone, found = others
+            if generation.config.missing_items == "default":
+                gone |= ~found
+            chosen.leave_out(gone, "categories")
+    return _encoded(chosen, schema, generation.raw_pair, report)
+
+
+def _read(asked: Asked, schema: Schema, unknown_columns: UnknownColumns) -> Chosen:
+    filters = checked_filters(asked.filters)
+    ids, pair, ignored = split_table(asked.candidates, asked.pair, schema, unknown_columns)
+    try:
+        array, keys, _ = read_ids(ids)
+    except RequestError as error:
+        raise RequestError(f"candidates: {str(error).removeprefix('ids: ')}") from error
+    n = len(keys)
     if n == 0:
         raise RequestError(
             "candidates: there are none; expected at least one id. Do not rank an empty retrieval."
         )
-    try:
-        keys = np.ascontiguousarray(item_keys(ids))
-    except RequestError as error:
-        raise RequestError(f"candidates: {str(error).removeprefix('ids: ')}") from error
-    if array is None:
-        array = np.array(ids, dtype=object) if isinstance(next(iter(ids)), str) else keys
-    encoded = _encode_pair(pair or {}, n, schema, raw, report)
+    chosen = Chosen(array, keys, None, pair, n, 0, ignored, filters)
     ordered = np.sort(keys)
-    duplicates = int(np.count_nonzero(ordered[1:] == ordered[:-1]))
-    if duplicates:
+    chosen.duplicates = int(np.count_nonzero(ordered[1:] == ordered[:-1]))
+    if chosen.duplicates:
         _, first = np.unique(keys, return_index=True)
         first.sort()
-        array, keys = array[first], keys[first]
-        encoded = {name: column[first] for name, column in encoded.items()}
-    return CheckedCandidates(array, keys, encoded, n, duplicates)
+        chosen.keep(first)
+    return chosen
+
+
+def _encoded(chosen: Chosen, schema: Schema, raw: frozenset[str], report: EncodeReport) -> CheckedCandidates:
+    supply = chosen.supply
+    return CheckedCandidates(
+        chosen.ids,
+        chosen.keys,
+        _encode_pair(chosen.pair, chosen.rows, chosen.given, schema, raw, report),
+        chosen.given,
+        chosen.duplicates,
+        chosen.filtered,
+        0 if supply is None else supply.computed,
+        {} if supply is None else supply.uncomputed,
+    )
 
 
 def _encode_pair(
-    pair: Mapping[str, Any], n: int, schema: Schema, raw: frozenset[str], report: EncodeReport
+    pair: Mapping[str, Any],
+    rows: np.ndarray | None,
+    given: int,
+    schema: Schema,
+    raw: frozenset[str],
+    report: EncodeReport,
 ) -> dict[str, np.ndarray]:
+    """Encode the pair features of some rows of all that were given: what is left out costs nothing more."""
     if not schema.pair and not pair:
         return {}
+    n = given
+    if rows is not None and all(_fits(column, given) for column in pair.values()):
+        pair, n = {name: _taken(column, rows) for name, column in pair.items()}, len(rows)
+    # (A column that does not fit is encoded as it is, for the error that says so.)
     try:
         encoded = schema.encode("pair", pair, n, report=report)
     except SchemaError as error:
-        raise RequestError(f"pair features of {n} candidates: {str(error).removeprefix('pair: ')}") from error
+        message = str(error).removeprefix("pair: ")
+        raise RequestError(f"pair features of {given} candidates: {message}") from error
     for name in raw:
         values = np.zeros(n, np.float32)
         feature = schema.feature("pair", name)
@@ -88,3 +257,18 @@ def _encode_pair(
             values[~np.isfinite(values)] = 0.0
         encoded[f"raw_{name}"] = values
     return encoded
+
+
+def _fits(column: Any, n: int) -> bool:
+    try:
+        return len(column) == n
+    except TypeError:
+        return False
+
+
+def _taken(column: Any, rows: np.ndarray) -> Any:
+    if isinstance(column, Ragged):
+        return column.take(rows)
+    if isinstance(column, (list, tuple)):
+        return [column[row] for row in rows.tolist()]
+    return np.asanyarray(column)[rows]

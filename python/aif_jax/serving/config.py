@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 from aif_jax.errors import ConfigError
+from aif_jax.serving.candidate_tables import UnknownColumns
 
-MissingItems = Literal["drop", "default", "error"]
+MissingItems = Literal["drop", "default", "error", "compute"]
 UnknownUser = Literal["error", "default"]
 Late = Literal["degrade", "error"]
 Rows = Literal["auto", "host", "device"]
@@ -26,7 +27,15 @@ class EngineConfig:
         long_buckets: history lengths for which the user side is compiled, ascending; the largest must be the
             model's ``long_length``. ``None``: a quarter of it, and all of it.
         missing_items: what becomes of candidates without an item row: ``drop`` leaves them out, ``default``
-            scores them as an item of which nothing is known, ``error`` refuses the request. All are counted.
+            scores them as an item of which nothing is known, ``error`` refuses the request, ``compute`` has
+            rows computed of what `Engine`'s ``items`` knows of them, and leaves out the rest. All are
+            counted.
+        compute_missing_max: items that one request may have computed, the first of its candidates.
+        compute_missing_ms: milliseconds that a request waits for them, and no longer than half of what is
+            left of its deadline; what comes later is there for other requests.
+        compute_missing_retry_s: seconds for which an item that could not be computed is not asked for again.
+        unknown_columns: what becomes of columns of a table of candidates that are no pair features:
+            ``error`` refuses the request, ``ignore`` counts them among the report's ``unknown_features``.
         rows: where the real-time stage reads item rows: ``host`` memory, or copies in ``device`` memory that
             follow the index (portable programs only). ``auto``: the device, unless JAX's backend is the CPU.
         device_capacity: rows to have room for on the device from the start; a full table is replaced by one
@@ -50,6 +59,10 @@ class EngineConfig:
     buckets: Sequence[int] | None = None
     long_buckets: Sequence[int] | None = None
     missing_items: MissingItems = "drop"
+    compute_missing_max: int = 64
+    compute_missing_ms: float = 10.0
+    compute_missing_retry_s: float = 5.0
+    unknown_columns: UnknownColumns = "error"
     rows: Rows = "auto"
     device_capacity: int = 0
     unknown_user: UnknownUser = "error"
@@ -63,7 +76,7 @@ class EngineConfig:
     max_pending_age_s: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("k", "blocking_threads", "compute_threads", "queue_bound"):
+        for name in ("k", "blocking_threads", "compute_threads", "queue_bound", "compute_missing_max"):
             value = getattr(self, name)
             if name == "k" and value is None:
                 continue
@@ -82,10 +95,21 @@ class EngineConfig:
                 f"buckets: got {self.buckets}, expected multiples of 16: only then is a candidate's "
                 "score the same in every company."
             )
-        if self.missing_items not in ("drop", "default", "error"):
+        if self.missing_items not in ("drop", "default", "error", "compute"):
             raise ConfigError(
-                f"missing_items: got {self.missing_items!r}, expected 'drop', 'default' or 'error'."
+                f"missing_items: got {self.missing_items!r}, expected 'drop', 'default', 'error' or "
+                "'compute'."
             )
+        if not self.compute_missing_ms > 0:
+            raise ConfigError(
+                f"compute_missing_ms: got {self.compute_missing_ms}, expected more than 0 milliseconds."
+            )
+        if not self.compute_missing_retry_s >= 0:
+            raise ConfigError(
+                f"compute_missing_retry_s: got {self.compute_missing_retry_s}, expected 0 or more seconds."
+            )
+        if self.unknown_columns not in ("error", "ignore"):
+            raise ConfigError(f"unknown_columns: got {self.unknown_columns!r}, expected 'error' or 'ignore'.")
         if self.rows not in ("auto", "host", "device"):
             raise ConfigError(f"rows: got {self.rows!r}, expected 'auto', 'host' or 'device'.")
         if self.device_capacity < 0:
@@ -106,6 +130,24 @@ class EngineConfig:
             raise ConfigError(
                 f"max_pending_age_s: got {self.max_pending_age_s}, expected more than 0 seconds."
             )
+
+    def check_items(self, items: object) -> None:
+        """Check that an item source is given where it is needed, and only there.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        if (self.missing_items == "compute") == (items is not None):
+            return
+        if items is None:
+            raise ConfigError(
+                "missing_items: 'compute' needs an item source to compute from; pass Engine(items=...), or "
+                "configure missing_items='drop'."
+            )
+        raise ConfigError(
+            f"items: an item source was given, but missing_items={self.missing_items!r} never asks it; "
+            "configure missing_items='compute', or leave items out."
+        )
 
     def sizes(self, *, k_max: int, long_length: int) -> "Sizes":
         """Return the sizes to compile for, with the bundle's defaults filled in.

@@ -9,7 +9,7 @@ from aif_jax.serving.report import Report
 
 _LEFT_OUT = (
     "candidates", "duplicates", "missing_items", "not_rankable", "unscored", "unknown_behaviours",
-    "truncated_behaviours", "category_overflow",
+    "truncated_behaviours", "category_overflow", "computed_items",
 )  # fmt: skip
 
 
@@ -52,6 +52,10 @@ class RequestCounts:
                 counts[f"degraded:{report.rung_reason}"] += 1
             if report.retrieval == "fallback":
                 counts[f"fallback:{report.retrieval_reason}"] += 1
+            for name, number in report.filtered.items():
+                counts[f"filtered:{name}"] += number
+            for reason, number in report.uncomputed_items.items():
+                counts[f"uncomputed:{reason}"] += number
             counts["overrun"] += report.overrun_ms > 0
 
     def as_dict(self) -> dict[str, int]:

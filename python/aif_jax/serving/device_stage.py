@@ -6,7 +6,7 @@ and the user state are operands, so the executables of one architecture serve ev
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,16 +16,15 @@ import numpy as np
 from aif_jax.bundle import Bundle
 from aif_jax.bundle.programs import Program, compiled_once
 from aif_jax.errors import ConfigError, VersionMismatchError
-from aif_jax.features import pad_to
 from aif_jax.nearline.item_index import RANKABLE
 from aif_jax.serving.device_packing import RowPacking
 from aif_jax.serving.device_rows import DeviceRows
 from aif_jax.serving.device_tables import TableLayout
-from aif_jax.serving.host_stage import Progress, Refuse, StagePart
+from aif_jax.serving.stage import Progress, Stage, StageCall, StagePart
 
 
-class DeviceStage:
-    """The real-time stage of one bundle over `DeviceRows`. Safe to use from any thread.
+class DeviceStage(Stage):
+    """The real-time stage of one bundle over `DeviceRows`.
 
     Everything is compiled while it is made, for the table's present capacity; a larger table comes into
     use when it is compiled for it.
@@ -94,45 +93,20 @@ class DeviceStage:
             if progress is not None:
                 progress(number, len(self._sizes), f"device stage, history {length}, {size} candidates")
 
-    def score_part(
-        self,
-        shared: Mapping[str, Any],
-        keys: np.ndarray,
-        pair: Mapping[str, np.ndarray],
-        size: int,
-        length: int,
-        *,
-        refuse: Refuse | None = None,
-    ) -> StagePart:
-        """Score candidates in one call and take the best.
-
-        Args:
-            shared: operands by path that all candidates share: ``state/...``, as the user program gives them,
-                on whatever device, and ``context/...``; others are ignored.
-            keys: of the candidates, uint64 ``[n]``.
-            pair: encoded pair features by name, and raw ones under ``raw_<name>``, ``[n, ...]``.
-            size: the bucket, at least n.
-            length: the long bucket of the user state.
-            refuse: called with which candidates have a row, bool ``[n]``, if some have none; may raise.
-
-        Raises:
-            ConfigError: size and length are not compiled for.
-            RequestError: there are more candidates than ``size``.
-            ItemIndexError: the rows are closed or were lost.
-        """
-        began = time.perf_counter()
+    def _check_size(self, size: int, length: int) -> None:
         if (size, length) not in self._sizes:
             raise ConfigError(
                 f"device stage: got {size} candidates and a history of {length}, expected one of "
                 f"{self._sizes}; name it when the stage is made."
             )
-        padded = {f"pair/{name}": pad_to(column, size) for name, column in pair.items()}
-        given = {**shared, **padded}
+
+    def _score(self, call: StageCall) -> StagePart:
+        keys, size, length = call.keys, call.size, call.length
         others = jax.device_put(
-            tuple(given[operand.path] for operand in self._others), self.rows.layout.whole
+            tuple(call.operands[operand.path] for operand in self._others), self.rows.layout.whole
         )
         (results, found) = self.rows.dispatch(
-            keys, size, self._calling(size, length, others), default=self._default, refuse=refuse
+            keys, size, self._calling(size, length, others), default=self._default, refuse=call.refuse
         )
         dispatched = time.perf_counter()
         order, scores, heads, unscored, not_rankable = jax.device_get(results)
@@ -146,7 +120,7 @@ class DeviceStage:
             unscored=int(unscored),
             missing=missing,
             not_rankable=int(not_rankable),
-            prepare_s=dispatched - began,
+            prepare_s=dispatched - call.began_s,
             stage_s=time.perf_counter() - dispatched,
         )
 

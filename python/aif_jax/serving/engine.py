@@ -21,25 +21,27 @@ from aif_jax.errors import (
     SchedulerError,
 )
 from aif_jax.nearline import BehaviourTable, ItemIndex
-from aif_jax.serving.accounting import added, make_report
-from aif_jax.serving.candidates import check_candidates
+from aif_jax.serving.accounting import RankTimes, added, make_report
+from aif_jax.serving.candidates import Asked, Chosen, choose, complete
 from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.counts import RequestCounts
-from aif_jax.serving.host_stage import Progress
+from aif_jax.serving.filters import Filters, for_each_user
+from aif_jax.serving.missing_items import MissingItems
 from aif_jax.serving.own_retrieval import Fallback, OwnRetrieval
 from aif_jax.serving.pending import Pending
 from aif_jax.serving.report import Ranking
 from aif_jax.serving.retrieval import EventLoop
 from aif_jax.serving.rungs import Rungs
+from aif_jax.serving.stage import Progress
 from aif_jax.serving.stages import Generation
 from aif_jax.serving.user_side import Lane, UserSide, UserSides
 from aif_jax.serving.user_states import UserStates
-from aif_jax.types import Request, Retrieve, UserId, UserRecord, UserSource
+from aif_jax.types import ItemRecords, ItemSource, Request, Retrieve, UserId, UserRecord, UserSource
 
 _LONGEST_DEADLINE_MS = 1e9
 _TASKS = {
     "user_fetch": "the user source", "user": "the user program", "retrieve": "retrieve",
-    "stage": "the real-time stage",
+    "stage": "the real-time stage", "items": "the item source", "candidates": "the check of candidates",
 }  # fmt: skip
 """What a request's tasks are in words, by the name that a trace shows."""
 
@@ -60,12 +62,14 @@ class Engine:
         fallback: what to rank when ``retrieve`` raises, is late or returns what is no candidates: ids,
             `Candidates`, or a plain and quick function from a `Request` to either. With it, a plain
             ``retrieve`` of a request with a deadline runs in a thread, so that it can be given up.
+        items: the item source, for ``missing_items="compute"``: from ids that have no row to `ItemRecords` of
+            those that it knows.
         config: settings.
         progress: called after every program that was compiled.
 
     Raises:
         VersionMismatchError: the index or the behaviour table was computed by another bundle version.
-        ConfigError: the config does not fit the bundle.
+        ConfigError: the config does not fit the bundle, or ``items`` not the config.
     """
 
     def __init__(
@@ -77,14 +81,17 @@ class Engine:
         users: UserSource | Callable[[Any], UserRecord | None],
         retrieve: Retrieve | Callable[[Request], Any] | None = None,
         fallback: Fallback = None,
+        items: ItemSource | Callable[[Any], ItemRecords | None] | None = None,
         config: EngineConfig | None = None,
         progress: Progress | None = None,
     ):
         self.config = config or EngineConfig()
+        self.config.check_items(items)
         self._generation = Generation(bundle, index, behaviours, self.config)
         self._generation.warm(progress)
         self._rungs = Rungs(self._generation)
         self._compiled = compilations()
+        self._missing = None if items is None else MissingItems(index, items, self.config, self.submit)
         self._states = UserStates(self._generation)
         self.user_sides = UserSides(users, self._states, self.config, self.submit)
         self._loop = EventLoop()
@@ -161,6 +168,8 @@ class Engine:
         context: Mapping[str, Any] | None = None,
         k: int | None = None,
         deadline_ms: float | None = None,
+        *,
+        filters: Filters | None = None,
     ) -> Ranking:
         """Begin, call the engine's own ``retrieve`` in this thread, and rank.
 
@@ -173,7 +182,7 @@ class Engine:
         """
         self._retrieval.require()
         pending = self._begin_own(user, context, deadline_ms)
-        return self._retrieve_and_rank(pending, k)
+        return self._retrieve_and_rank(pending, k, filters)
 
     async def rank_async(
         self,
@@ -181,26 +190,40 @@ class Engine:
         context: Mapping[str, Any] | None = None,
         k: int | None = None,
         deadline_ms: float | None = None,
+        *,
+        filters: Filters | None = None,
     ) -> Ranking:
         """Like `rank`, without blocking the event loop: a plain ``retrieve`` runs in a thread."""
         self._retrieval.require()
         pending = self._begin_own(user, context, deadline_ms)
         try:
             with self.counts.errors():
-                ids, pair = await self._retrieval.later(pending, self._request(pending, k))
+                ids, pair = await self._retrieval.later(pending, self._request(pending, k, filters))
                 with self._blaming_retrieval():
-                    return await pending.rank_uncounted_async(ids, pair, k)
+                    return await pending.rank_uncounted_async(ids, pair, k, filters)
         except BaseException:
             self._drop(pending)
             raise
 
-    def rank_many(self, users: Sequence[UserId], k: int | None = None) -> list[Ranking]:
+    def rank_many(
+        self,
+        users: Sequence[UserId],
+        k: int | None = None,
+        *,
+        filters: Filters | Sequence[Filters | None] | None = None,
+    ) -> list[Ranking]:
         """Rank for several users, one after the other; as many user sides run ahead as there are threads.
+
+        Args:
+            users: whom to rank for.
+            k: results wanted of each; ``None`` for the engine's default.
+            filters: candidates to leave out: the same for all users, or a list of one for each.
 
         Raises:
             AifError: see `rank`; the first error ends all.
         """
         self._retrieval.require()
+        left = deque(for_each_user(filters, users))
         rankings: list[Ranking] = []
         ahead: deque[Pending] = deque()
         # All at once would overrun the bounded queue.
@@ -208,10 +231,10 @@ class Engine:
         try:
             for user in users:
                 if len(ahead) == at_once:
-                    rankings.append(self._retrieve_and_rank(ahead.popleft(), k))
+                    rankings.append(self._retrieve_and_rank(ahead.popleft(), k, left.popleft()))
                 ahead.append(self._begin_own(user))
             while ahead:
-                rankings.append(self._retrieve_and_rank(ahead.popleft(), k))
+                rankings.append(self._retrieve_and_rank(ahead.popleft(), k, left.popleft()))
             return rankings
         finally:
             for pending in ahead:
@@ -256,6 +279,7 @@ class Engine:
             "programs": {"compiled": compilations(), "loaded": loads()},
             "compilation_cache": self._cache_stats(),
             "user_states": self._states.stats(),
+            "missing_items": {} if self._missing is None else self._missing.stats(),
             "item_index": self._generation.index.stats(),
             "behaviour_table": self._generation.behaviours.stats(),
             "scheduler": self._scheduler.stats(),
@@ -312,21 +336,25 @@ class Engine:
             lane, self._run_here, function, *arguments, deadline_ms=remaining, name=name
         )
 
-    def finish(
-        self,
-        pending: Pending,
-        side: UserSide,
-        ids: Any,
-        pair: Mapping[str, Any] | None,
-        k: int | None,
-        called_s: float,
-    ) -> Ranking:
-        """Score candidates for a user side, or what stands in for it, on the rung that is in time."""
+    @property
+    def computes_missing(self) -> bool:
+        """Whether a request may have to wait for rows of its candidates."""
+        return self._missing is not None
+
+    def choose(self, pending: Pending, asked: Asked) -> Chosen:
+        """Check and filter candidates as far as that needs no user side, and have missing rows computed."""
+        return choose(asked, pending, self.config.unknown_columns, self._missing)
+
+    def finish(self, pending: Pending, side: UserSide, asked: Asked, chosen: Chosen | None = None) -> Ranking:
+        """Score candidates for a user side, or what stands in for it, on the rung that is in time.
+
+        ``chosen`` are the candidates, if they were checked before.
+        """
         ready_s = time.perf_counter()
-        k = self._checked_k(k)
+        k = self._checked_k(asked.k)
         generation = pending.generation
         encoding = added(side.encoding)
-        candidates = check_candidates(ids, pair, generation.bundle.schema, generation.raw_pair, encoding)
+        candidates = complete(chosen or self.choose(pending, asked), pending, encoding)
         remaining, n, rungs = pending.remaining_ms(), len(candidates.keys), pending.rungs
         choice = rungs.ladder.stage(side.choice, remaining, n, side.state.length)
         if choice.rung < 3 and remaining is not None and remaining <= 0:
@@ -338,12 +366,11 @@ class Engine:
             scored = generation.score(side.state.leaves, side.state.length, side.context, candidates, k)
             rungs.ladder.record_rest(n, side.state.length, (time.perf_counter() - ready_s) * 1e3)
         heads = {head: scored.heads[:, number] for number, head in enumerate(generation.bundle.config.heads)}
-        chosen = candidates.ids[scored.order]
+        best = candidates.ids[scored.order]
         finished_s = time.perf_counter()
-        report = make_report(
-            pending, side, candidates, scored, choice, encoding, k, called_s, ready_s, prepared_s, finished_s
-        )
-        return Ranking(chosen, scored.scores, heads, report)
+        times = RankTimes.of(asked.called_s, chosen, ready_s, prepared_s, finished_s)
+        report = make_report(pending, side, candidates, scored, choice, encoding, k, times)
+        return Ranking(best, scored.scores, heads, report)
 
     def too_late(self, pending: Pending, name: str) -> DeadlineExceededError:
         """Return the error of a request whose deadline passed before a task could start."""
@@ -383,20 +410,19 @@ class Engine:
         pending.expires, pending.retrieval = False, "own"
         return pending
 
-    def _retrieve_and_rank(self, pending: Pending, k: int | None) -> Ranking:
+    def _retrieve_and_rank(self, pending: Pending, k: int | None, filters: Filters | None) -> Ranking:
         try:
             with self.counts.errors():
-                ids, pair = self._retrieval.now(pending, self._request(pending, k))
+                ids, pair = self._retrieval.now(pending, self._request(pending, k, filters))
                 with self._blaming_retrieval():
-                    return pending.rank_uncounted(ids, pair, k)
+                    return pending.rank_uncounted(ids, pair, k, filters)
         except BaseException:
             self._drop(pending)
             raise
 
-    def _request(self, pending: Pending, k: int | None) -> Request:
-        return Request(
-            user=pending.user, context=pending.context, k=self._generation.sizes.k if k is None else k
-        )
+    def _request(self, pending: Pending, k: int | None, filters: Filters | None) -> Request:
+        k = self._generation.sizes.k if k is None else k
+        return Request(user=pending.user, context=pending.context, k=k, filters=filters)
 
     def _check_context(self, context: Mapping[str, Any]) -> None:
         if not isinstance(context, Mapping):

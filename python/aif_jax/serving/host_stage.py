@@ -6,54 +6,26 @@ call says what became of each candidate.
 
 import abc
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from aif_jax.bundle import Bundle
 from aif_jax.bundle.programs import Call
+from aif_jax.errors import ConfigError
 from aif_jax.features import pad_to
 from aif_jax.kernels import FOUND, RANKABLE, handle_operand
 from aif_jax.nearline import ItemIndex
 from aif_jax.nearline.item_index import RANKABLE as RANKABLE_COLUMN
 from aif_jax.nearline.store import RowStore
+from aif_jax.serving.stage import Progress, Stage, StageCall, StagePart
 from aif_jax.serving.staging import Staging
 
-Progress = Callable[[int, int, str], None]
-"""Called with the number of programs ready, the number of all, and the name of the last."""
 
-Refuse = Callable[[np.ndarray], None]
-"""Called with which candidates have a row, bool ``[n]``, if some have none; may raise."""
-
-
-class StagePart(NamedTuple):
-    """What the stage made of one call's candidates.
-
-    Attributes:
-        order: positions of the best candidates among the call's, best first, int64 ``[k]``.
-        scores: float32 ``[k]``.
-        heads: float32 ``[k, n_heads]``.
-        unscored: candidates whose score is not finite.
-        missing: candidates without a row, whether or not the default row stood in for it.
-        not_rankable: candidates with a row that may not be ranked.
-        prepare_s: seconds until the program was dispatched: rows gathered or looked up, operands laid out.
-        stage_s: seconds from there until the results were on the host.
-    """
-
-    order: np.ndarray
-    scores: np.ndarray
-    heads: np.ndarray
-    unscored: int
-    missing: int
-    not_rankable: int
-    prepare_s: float
-    stage_s: float
-
-
-class HostStage(abc.ABC):
-    """What stages over rows in host memory share. Safe to use from any thread.
+class HostStage(Stage):
+    """What stages over rows in host memory share.
 
     Everything is compiled, and run once, while it is made.
 
@@ -87,33 +59,21 @@ class HostStage(abc.ABC):
             if progress is not None:
                 progress(number, len(sizes), f"stage, history {length}, {size} candidates")
 
-    def score_part(
-        self,
-        shared: Mapping[str, Any],
-        keys: np.ndarray,
-        pair: Mapping[str, np.ndarray],
-        size: int,
-        length: int,
-        *,
-        refuse: Refuse | None = None,
-    ) -> StagePart:
-        """Score candidates in one call and take the best.
+    def _check_size(self, size: int, length: int) -> None:
+        if (size, length) not in self._calls:
+            raise ConfigError(
+                f"host stage: got {size} candidates and a history of {length}, expected one of "
+                f"{sorted(self._calls)}; name it when the stage is made."
+            )
 
-        Args:
-            shared: operands by path that all candidates share: ``state/...`` and ``context/...``.
-            keys: of the candidates, uint64 ``[n]``.
-            pair: encoded pair features by name, and raw ones under ``raw_<name>``, ``[n, ...]``.
-            size: the bucket, at least n.
-            length: the long bucket of the user state.
-            refuse: called with which candidates have a row, bool ``[n]``, if some have none; may raise.
-        """
-        began = time.perf_counter()
-        padded = {f"pair/{name}": pad_to(column, size) for name, column in pair.items()}
-        results, status, dispatched = self._run(self._calls[size, length], {**shared, **padded}, keys, size)
+    def _score(self, call: StageCall) -> StagePart:
+        results, status, dispatched = self._run(
+            self._calls[call.size, call.length], call.operands, call.keys, call.size
+        )
         found = (status & FOUND) != 0
-        missing = len(keys) - int(np.count_nonzero(found))
-        if missing and refuse is not None:
-            refuse(found)
+        missing = len(call.keys) - int(np.count_nonzero(found))
+        if missing and call.refuse is not None:
+            call.refuse(found)
         rankable = int(np.count_nonzero(status & RANKABLE))
         unscored = int(results["unscored"])
         ranked = rankable - unscored
@@ -124,7 +84,7 @@ class HostStage(abc.ABC):
             unscored=unscored,
             missing=missing,
             not_rankable=int(np.count_nonzero(found & ((status & RANKABLE) == 0))),
-            prepare_s=dispatched - began,
+            prepare_s=dispatched - call.began_s,
             stage_s=time.perf_counter() - dispatched,
         )
 

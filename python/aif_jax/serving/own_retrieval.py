@@ -112,9 +112,9 @@ class OwnRetrieval:
         if self._fallback is None:
             return found
         try:
-            check_candidates(
-                *found, self._generation.bundle.schema, self._generation.raw_pair, EncodeReport()
-            )
+            generation = self._generation
+            schema, unknown = generation.bundle.schema, generation.config.unknown_columns
+            check_candidates(*found, schema, generation.raw_pair, EncodeReport(), unknown)
         except RequestError as error:
             # Not from it: retrieve did not raise.
             raise RetrievalError(f"retrieve returned what cannot be ranked: {error}") from None

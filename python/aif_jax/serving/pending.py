@@ -7,7 +7,10 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from aif_jax.errors import DeadlineExceededError, OverloadedError, RequestError
+from aif_jax.errors import DeadlineExceededError, OverloadedError, RequestError, SchedulerError
+from aif_jax.serving.awaiting import SHUT_DOWN, result_of
+from aif_jax.serving.candidates import Asked, Chosen
+from aif_jax.serving.filters import Filters
 from aif_jax.serving.ladder import Choice, Reason
 from aif_jax.serving.report import Ranking, Retrieval
 from aif_jax.serving.rungs import Rungs
@@ -71,30 +74,48 @@ class Pending:
             return None
         return self.deadline_ms - (time.perf_counter() - self.began_s) * 1e3
 
-    def rank(self, ids: Any, pair: Mapping[str, Any] | None = None, k: int | None = None) -> Ranking:
+    def rank(
+        self,
+        candidates: Any,
+        pair: Mapping[str, Any] | None = None,
+        k: int | None = None,
+        *,
+        filters: Filters | None = None,
+    ) -> Ranking:
         """Wait for the user side if need be, score the candidates and return the best.
 
         Args:
-            ids: item ids, ``[N]``: integers or strings.
+            candidates: item ids, ``[N]``, integers or strings, as array, list, series or Arrow array. Or a
+                table with the ids in the column ``id`` (or ``item_id``) and a pair feature in every other: a
+                mapping of columns, a NumPy structured array, a frame of pandas or polars, a table or record
+                batch of Arrow.
             pair: raw pair features by name, each ``[N]``; an absent one counts as missing.
             k: results wanted; ``None`` for the engine's default.
+            filters: candidates to leave out. If they leave none, the ranking is empty, and its report says
+                why.
 
         Raises:
-            RequestError: candidates, pair features, context or ``k`` are malformed, or the handle is used up.
+            RequestError: candidates, pair features, filters, context or ``k`` are malformed, or the handle is
+                used up.
             UnknownUserError: the source does not know the user, under ``unknown_user="error"``.
             UnknownItemError: a candidate has no row, under ``missing_items="error"``.
             DeadlineExceededError: the deadline had passed already, or it passed and the engine's config, or
                 a bundle whose item rows have no prior, allows no lower rung.
         """
         with self._engine.counts.errors():
-            return self.rank_uncounted(ids, pair, k)
+            return self.rank_uncounted(candidates, pair, k, filters)
 
     async def rank_async(
-        self, ids: Any, pair: Mapping[str, Any] | None = None, k: int | None = None
+        self,
+        candidates: Any,
+        pair: Mapping[str, Any] | None = None,
+        k: int | None = None,
+        *,
+        filters: Filters | None = None,
     ) -> Ranking:
         """Like `rank`, without blocking the event loop: the stage runs in the engine's threads."""
         with self._engine.counts.errors():
-            return await self.rank_uncounted_async(ids, pair, k)
+            return await self.rank_uncounted_async(candidates, pair, k, filters)
 
     def cancel(self) -> None:
         """Give the request up; what has not started will not start. It is counted as abandoned."""
@@ -103,26 +124,41 @@ class Pending:
 
     # -- for the engine ---------------------------------------------------------------------------
 
-    def rank_uncounted(self, ids: Any, pair: Mapping[str, Any] | None, k: int | None) -> Ranking:
+    def rank_uncounted(
+        self, candidates: Any, pair: Mapping[str, Any] | None, k: int | None, filters: Filters | None = None
+    ) -> Ranking:
         """Rank for a caller that counts the errors itself, because it may call them by another name."""
-        called_s = time.perf_counter()
+        asked = Asked(candidates, pair, k, filters, time.perf_counter())
         self.claim()
         try:
-            side = self._waited(ids)
-            ranking = self._engine.finish(self, side, ids, pair, k, called_s)
+            self._check_in_time()
+            # Before the wait for the user side: by then it costs nothing more.
+            chosen = self._engine.choose(self, asked)
+            chosen.wait()
+            side = self._waited(len(chosen.keys))
+            ranking = self._engine.finish(self, side, asked, chosen)
         except BaseException:
             self._drop_tasks()
             raise
         self._engine.counts.ranking(ranking.report)
         return ranking
 
-    async def rank_uncounted_async(self, ids: Any, pair: Mapping[str, Any] | None, k: int | None) -> Ranking:
+    async def rank_uncounted_async(
+        self, candidates: Any, pair: Mapping[str, Any] | None, k: int | None, filters: Filters | None = None
+    ) -> Ranking:
         """Like `rank_uncounted`, for coroutines."""
-        called_s = time.perf_counter()
+        asked = Asked(candidates, pair, k, filters, time.perf_counter())
         self.claim()
+        submit, engine = self._engine.submit, self._engine
         try:
-            side = await self._waited_async(ids)
-            ranking = await self._finish_async(side, ids, pair, k, called_s)
+            self._check_in_time()
+            chosen = None
+            if engine.computes_missing:
+                task = submit("compute", engine.choose, self, asked, name="candidates", pending=self)
+                chosen = await result_of(task)
+                await chosen.wait_async()
+            side = await self._waited_async(asked.count() if chosen is None else len(chosen.keys))
+            ranking = await self._finish_async(side, asked, chosen)
         except BaseException:
             self._drop_tasks()
             raise
@@ -178,38 +214,40 @@ class Pending:
 
     def _task_done(self, task: concurrent.futures.Future[Any]) -> None:
         error: BaseException | None
-        if task.cancelled():
+        if task.cancelled() and not self.dropped:
+            error = SchedulerError(SHUT_DOWN)
+        elif task.cancelled():
             error = RequestError(f"this handle cannot be ranked: {self._ended}; begin a new request.")
         else:
             error = task.exception()
         if error is not None and not self._side.done():
             self._side.set_exception(error)
 
-    def _waited(self, ids: Any) -> UserSide:
-        """Wait for the user side as long as the deadline allows; return it, or what stands in for it."""
-        self._check_in_time()
+    def _waited(self, n: int) -> UserSide:
+        """Wait for the user side as long as n candidates allow; return it, or what stands in for it."""
         try:
-            return self._wait(self._patience_ms(ids))
+            return self._wait(self._patience_ms(n))
         except Exception as error:
             return self._instead(error)
 
-    async def _waited_async(self, ids: Any) -> UserSide:
-        self._check_in_time()
+    async def _waited_async(self, n: int) -> UserSide:
         try:
-            return await self._wait_async(self._patience_ms(ids))
+            return await self._wait_async(self._patience_ms(n))
         except Exception as error:
             return self._instead(error)
 
-    async def _finish_async(self, side: UserSide, *asked: Any) -> Ranking:
+    async def _finish_async(self, side: UserSide, asked: Asked, chosen: Chosen | None) -> Ranking:
         """Rank in one of the engine's threads; here, by the item prior, if none gets to it in time."""
         engine = self._engine
         try:
-            finish = engine.submit("compute", engine.finish, self, side, *asked, name="stage", pending=self)
-            return await asyncio.wrap_future(finish)
+            finish = engine.submit(
+                "compute", engine.finish, self, side, asked, chosen, name="stage", pending=self
+            )
+            return await result_of(finish)
         except DeadlineExceededError:
             if not self.rungs.ladder.item_prior or not self.rungs.ladder.degrades(self.deadline_ms):
                 raise
-            return engine.finish(self, side, *asked)
+            return engine.finish(self, side, asked, chosen)
 
     def _check_in_time(self) -> None:
         """Refuse a request whose caller, or own retrieval, comes after its deadline."""
@@ -222,8 +260,7 @@ class Pending:
         self._side.result()  # its own error comes first
         raise self._engine.too_late(self, "stage")
 
-    def _patience_ms(self, ids: Any) -> float | None:
-        n = len(ids) if hasattr(ids, "__len__") else 1
+    def _patience_ms(self, n: int) -> float | None:
         return self.rungs.ladder.wait_ms(self.remaining_ms(), n)
 
     def _instead(self, error: Exception) -> UserSide:
@@ -254,14 +291,13 @@ class Pending:
             raise self._late() from None
 
     async def _wait_async(self, remaining: float | None) -> UserSide:
-        waiting = asyncio.wrap_future(self._side)
         try:
-            await asyncio.wait({waiting}, timeout=None if remaining is None else max(0.0, remaining / 1e3))
-            if not waiting.done():
-                raise self._late()
-            return waiting.result()
-        finally:
-            waiting.cancel()
+            async with asyncio.timeout(None if remaining is None else max(0.0, remaining / 1e3)):
+                return await result_of(self._side)
+        except TimeoutError:
+            if self._side.done():
+                return self._side.result()
+            raise self._late() from None
 
     def _late(self) -> DeadlineExceededError:
         return DeadlineExceededError(

@@ -50,7 +50,9 @@ class Report:
         user_side_ms: from the begin of the fetch to the user state, fetch included.
         retrieval_ms: from `begin` to `rank`, which the caller or the engine spent on retrieval.
         wait_ms: how long `rank` waited for the user state: what could not be hidden.
-        prepare_ms: checking and encoding candidates and pair features.
+        items_wait_ms: how long `rank` waited for missing item rows that were being computed.
+        prepare_ms: checking, filtering and encoding candidates and pair features. What needs no user side is
+            done before the wait for it.
         gather_ms: until the compiled stage was called: rows gathered on the host or looked up on a device,
             where the stage does not read them itself, and operands laid out.
         stage_ms: the compiled real-time stage, from call to results.
@@ -59,6 +61,11 @@ class Report:
         candidates: ids that came in, before anything was left out.
         duplicates: candidates that came in before in the same request; the first of each is kept, with its
             pair features.
+        filtered: candidates that the request's filters left out, by filter: ``exclude``, ``categories``.
+        computed_items: candidates whose item row was computed because it was missing, and came in time.
+        uncomputed_items: candidates whose row should have been computed and was not, by reason:
+            ``over_bound`` (more than a request may have computed), ``unknown`` to the item source, ``late``,
+            ``busy`` (too many calls under way), ``error:`` and its name. Missing all the same.
         missing_items: candidates without an item row, dropped or scored as unknown by the engine's policy.
         not_rankable: candidates whose item is in the index but not rankable; always dropped.
         unscored: candidates dropped because their score is not finite (a division by a missing bid, the
@@ -72,6 +79,7 @@ class Report:
         user_state: ``computed`` for this request, a cache ``hit``, or the user ``prior``.
         k_asked: results asked for.
         k_given: results given: fewer when there are fewer candidates that can be ranked.
+        empty_because: why no result was given, if none was; else empty.
         deadline_ms: the deadline, if there was one.
         overrun_ms: by how much the deadline was missed in the end; a running stage is never interrupted.
         spans: when what ran, for `timeline`.
@@ -90,6 +98,7 @@ class Report:
     user_side_ms: float
     retrieval_ms: float
     wait_ms: float
+    items_wait_ms: float
     prepare_ms: float
     gather_ms: float
     stage_ms: float
@@ -97,6 +106,9 @@ class Report:
     hidden_ms: float
     candidates: int
     duplicates: int
+    filtered: Mapping[str, int]
+    computed_items: int
+    uncomputed_items: Mapping[str, int]
     missing_items: int
     not_rankable: int
     unscored: int
@@ -108,6 +120,7 @@ class Report:
     user_state: Literal["computed", "hit", "prior"]
     k_asked: int
     k_given: int
+    empty_because: str
     deadline_ms: float | None
     overrun_ms: float
     spans: tuple[Span, ...]

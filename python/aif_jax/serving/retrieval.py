@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from aif_jax.errors import DeadlineExceededError, RetrievalError, SchedulerError
+from aif_jax.serving.awaiting import result_of
 from aif_jax.types import Candidates, Request, Retrieve
 
 
@@ -32,7 +33,9 @@ class EventLoop:
         """
 
         async def bounded() -> Any:
-            return await asyncio.wait_for(awaitable, timeout_s)
+            # Not wait_for, which makes a task of its own and takes a turn of the loop more.
+            async with asyncio.timeout(timeout_s):
+                return await awaitable
 
         closed = "the engine was closed while retrieve was under way; make a new one."
         with self._lock:
@@ -166,28 +169,40 @@ async def retrieve_async(
     async def call() -> Any:
         if task is None:
             return await retrieve(request)  # type: ignore[misc]
-        result = await asyncio.wrap_future(task)
+        result = await result_of(task)
         return await result if inspect.isawaitable(result) else result
 
     try:
-        result = await asyncio.wait_for(call(), _seconds(remaining_ms))
-    except Exception as error:
-        raise _explained(error, request, remaining_ms, began_s) from error
+        async with asyncio.timeout(_seconds(remaining_ms)):
+            result = await call()
+    except BaseException as error:
+        if task is not None:
+            task.add_done_callback(_close_unawaited)
+        if isinstance(error, Exception):
+            raise _explained(error, request, remaining_ms, began_s) from error
+        raise
     return parse(result)
 
 
+def _close_unawaited(task: "concurrent.futures.Future[Any]") -> None:
+    """Close the coroutine that a plain ``retrieve`` returned when nobody waited for it any more."""
+    if not task.cancelled() and task.exception() is None and inspect.iscoroutine(task.result()):
+        task.result().close()
+
+
 def parse(result: Any) -> tuple[Any, Mapping[str, Any]]:
-    """Return ids and pair features of what ``retrieve`` returned.
+    """Return ids (or the table that holds them) and pair features of what ``retrieve`` returned.
 
     Raises:
         RetrievalError: it is not candidates.
     """
     if isinstance(result, Candidates):
         return result.ids, result.pair
-    if result is None or isinstance(result, (str, bytes, Mapping)) or not hasattr(result, "__len__"):
+    arrow = hasattr(result, "__arrow_c_stream__") or hasattr(result, "__arrow_c_array__")
+    if isinstance(result, (str, bytes)) or not (arrow or hasattr(result, "__len__")):
         raise RetrievalError(
-            f"retrieve returned {_shown(result)}, expected an array or list of item ids, or Candidates(ids, "
-            "pair)."
+            f"retrieve returned {_shown(result)}, expected an array or list of item ids, Candidates(ids, "
+            "pair), or a table."
         )
     return result, {}
 

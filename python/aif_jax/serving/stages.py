@@ -16,7 +16,8 @@ from aif_jax.serving.candidates import CheckedCandidates
 from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.device_rows import DeviceRows
 from aif_jax.serving.device_stage import DeviceStage
-from aif_jax.serving.host_stage import CachedStage, GatheredStage, HostStage, Progress, zeros
+from aif_jax.serving.host_stage import CachedStage, GatheredStage, zeros
+from aif_jax.serving.stage import Progress, Stage
 
 
 @dataclasses.dataclass(slots=True)
@@ -76,7 +77,12 @@ class Generation:
             if operand.path.startswith("pair/raw_")
         )
         self._user_calls: dict[int, Call] = {}
-        self._stage: HostStage | DeviceStage | None = None
+        self._stage: Stage | None = None
+
+    @property
+    def computes(self) -> bool:
+        """Whether rows that the index lacks are computed while requests wait."""
+        return self.config.missing_items == "compute"
 
     @property
     def version(self) -> str:
@@ -86,19 +92,24 @@ class Generation:
     def warm(self, progress: Progress | None = None) -> None:
         """Compile and run every program for every bucket; afterwards no request compiles anything."""
         buckets, longs = self.sizes.buckets, self.sizes.long_buckets
-        total = len(longs) * (1 + len(buckets))
+        # Of items that requests lack: by the index's own bundle, which may run another kind of programs.
+        items = int(self.computes)
+        total = len(longs) * (1 + len(buckets)) + items
 
         def ready(number: int, name: str) -> None:
             if progress is not None:
                 progress(number, total, name)
 
-        for number, length in enumerate(longs, 1):
+        if self.computes:
+            self.index.warm()
+            ready(items, "items that the index lacks")
+        for number, length in enumerate(longs, items + 1):
             call = self._user_calls[length] = self.bundle.call("user", b=1, l=length)
             jax.block_until_ready(call(zeros(call, {"b": 1, "l": length})))
             ready(number, f"user, history {length}")
-        self._stage = self._made_stage(lambda number, _, name: ready(len(longs) + number, name))
+        self._stage = self._made_stage(lambda number, _, name: ready(items + len(longs) + number, name))
 
-    def _made_stage(self, progress: Progress) -> HostStage | DeviceStage:
+    def _made_stage(self, progress: Progress) -> Stage:
         config, sizes = self.config, (self.sizes.buckets, self.sizes.long_buckets)
         default = config.missing_items == "default"
         if config.rows == "device" or (config.rows == "auto" and jax.default_backend() != "cpu"):
@@ -113,7 +124,7 @@ class Generation:
 
     def close(self) -> None:
         """Give device memory back; no request may be under way."""
-        if isinstance(self._stage, DeviceStage):
+        if self._stage is not None:
             self._stage.close()
 
     def user_call(self, length: int) -> Call:
@@ -142,6 +153,12 @@ class Generation:
         """
         buckets = self.sizes.buckets
         n = len(candidates.keys)
+        if not n:
+            empty, no_heads = (
+                np.empty(0, np.float32),
+                np.empty((0, len(self.bundle.config.heads)), np.float32),
+            )
+            return Scored(np.empty(0, np.int64), empty, no_heads)
         size = bucket_for(min(n, buckets[-1]), buckets)
         shared = {**state, **{f"context/{name}": value for name, value in context.items()}}
         scored = Scored(

@@ -12,6 +12,7 @@ use columns::{Input, Output};
 use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple};
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -91,11 +92,36 @@ type SnapshotArrays<'py> = (
 /// A concurrent store of fixed-size rows under 64-bit keys.
 #[pyclass(frozen, module = "aif_jax._native")]
 pub(crate) struct EmbeddingCache {
-    cache: Arc<cache::EmbeddingCache>,
+    /// Invariant: taken by `drop` alone.
+    cache: ManuallyDrop<Arc<cache::EmbeddingCache>>,
     handle: u64,
     /// Where new arrays for gathered rows come from.
     pool: Arc<BufferPool>,
     flights: once::Flights,
+}
+
+/// Caches from this size on are taken down by a thread of their own, since the system takes its time to take
+/// the memory back, and an object is dropped with the GIL held. Releasing it there is no way out: whoever dropped
+/// the last reference may hold a lock that another thread waits for with the GIL.
+const LARGE_BYTES: u64 = 16 << 20;
+
+impl Drop for EmbeddingCache {
+    fn drop(&mut self) {
+        // SAFETY: the only place that takes it, and `self` is not used afterwards.
+        let cache = unsafe { ManuallyDrop::take(&mut self.cache) };
+        // Here, so that its handle is dead from now on, whenever the memory is gone.
+        let Some(cache) = Arc::into_inner(cache) else {
+            return;
+        };
+        if cache.memory_usage().total_bytes >= LARGE_BYTES {
+            // Without a thread the closure is dropped here, and the cache with it.
+            drop(
+                std::thread::Builder::new()
+                    .name("aif-cache-drop".into())
+                    .spawn(move || drop(cache)),
+            );
+        }
+    }
 }
 
 /// Bytes of returned arrays that a cache keeps for the next batches.
@@ -136,7 +162,7 @@ impl EmbeddingCache {
         let cache = Arc::new(cache);
         let handle = registry::register(&cache);
         Ok(Self {
-            cache,
+            cache: ManuallyDrop::new(cache),
             handle,
             pool: BufferPool::new(POOL_BYTES),
             flights: once::Flights::default(),
@@ -201,6 +227,38 @@ impl EmbeddingCache {
             Ok(found.into_iter().map(|found| found != 0).collect())
         })?;
         Ok((dict, PyArray1::from_vec(py, found)))
+    }
+
+    fn gather_column<'py>(
+        &self,
+        py: Python<'py>,
+        keys: &Bound<'py, PyAny>,
+        name: &str,
+    ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyArray1<bool>>)> {
+        let keys = borrow_keys(keys)?;
+        let keys = keys.as_slice()?;
+        let layout = self.cache.layout();
+        let Some(column) = layout.columns().iter().find(|c| c.name() == name) else {
+            let message =
+                format!("there is no column {name:?} in {layout:?}; name one of its columns");
+            return Err(raise(py, "LayoutError", message));
+        };
+        let (bytes, found) = detached(py, || {
+            let mut bytes = vec![0; keys.len() * column.bytes()];
+            let mut found = vec![false; keys.len()];
+            let mut places = bytes.chunks_exact_mut(column.bytes());
+            self.cache.read_rows(keys, |i, row| {
+                // Rows are seen in the order of the keys, so each has the next place.
+                let place = places.next();
+                if let (Some(place), Some(row)) = (place, row) {
+                    place.copy_from_slice(&row[column.offset()..][..column.bytes()]);
+                    found[i] = true;
+                }
+            });
+            Ok((bytes, found))
+        })?;
+        let column = columns::from_bytes(py, column, keys.len(), bytes)?;
+        Ok((column, PyArray1::from_vec(py, found)))
     }
 
     fn get<'py>(&self, py: Python<'py>, key: u64) -> PyResult<Option<Bound<'py, PyDict>>> {
@@ -377,6 +435,10 @@ fn numbers<'py, const N: usize>(
     Ok(dict)
 }
 
+/// After so many strings other threads get a turn: a fraction of the time for which the interpreter itself lets
+/// a thread keep the GIL.
+const STRINGS_AT_ONCE: usize = 1 << 15;
+
 /// The 64-bit keys of strings: XXH3-64 of their UTF-8 bytes, the same on every machine.
 #[pyfunction]
 fn hash_strings<'py>(
@@ -388,8 +450,19 @@ fn hash_strings<'py>(
         let given = strings.get_type().to_string();
         refuse(format!("hash_strings takes a list of str; got {given}. Use list(ids), or ids.tolist() of an array"))
     })?;
-    let mut keys = Vec::with_capacity(list.len());
-    for (i, item) in list.iter().enumerate() {
+    let count = list.len();
+    let mut keys = Vec::with_capacity(count);
+    for i in 0..count {
+        if i > 0 && i % STRINGS_AT_ONCE == 0 {
+            // The strings are Python's, so the GIL is needed, but not for all of them in one go.
+            py.detach(std::thread::yield_now);
+        }
+        let item = list.get_item(i).map_err(|_| {
+            let now = list.len();
+            refuse(format!(
+                "the list of ids changed from {count} to {now} while it was hashed; give hash_strings a copy"
+            ))
+        })?;
         let text = item.cast::<PyString>().map_err(|_| {
             let given = item.get_type().to_string();
             refuse(format!(

@@ -5,18 +5,19 @@
 //! so the two cannot deadlock. Workers own one thread state each for life, so `threading.local`
 //! keeps its values from task to task, and attach only to run a task and to leave.
 
+mod asked;
 mod call;
+mod stats;
 
 use crate::errors::{detached, raise, to_py};
 use aif_core::sched::{
-    self, Config, Lane, LaneStats, Signal, Target, Ticket, Times, current_lane, thread_name,
+    self, Config, Lane, LaneStats, Signal, Target, Ticket, current_lane, thread_name,
 };
-use call::Call;
+use asked::{Asked, future_class};
 use pyo3::exceptions::{PyRuntimeWarning, PyTimeoutError, PyTypeError};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyCFunction, PyDict, PyList, PyString, PyTuple, PyType};
+use pyo3::types::{PyCFunction, PyDict, PyList, PyString, PyTuple};
 use std::ffi::CString;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,17 +25,8 @@ use std::time::{Duration, Instant};
 /// How often a thread that waits for the workers looks for Ctrl-C.
 const SIGNALS_EVERY: Duration = Duration::from_millis(50);
 
-/// `concurrent.futures.Future`.
-fn future_class(py: Python<'_>) -> PyResult<&Bound<'_, PyType>> {
-    static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
-    CLASS.import(py, "concurrent.futures", "Future")
-}
-
-/// A copy of the context variables as they are now.
-fn copy_context(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
-    static COPY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    COPY.import(py, "contextvars", "copy_context")?.call0()
-}
+/// After so many spans have become dicts, other threads get a turn with the GIL.
+const SPANS_AT_ONCE: usize = 512;
 
 /// `time.perf_counter()` at `anchor`, in microseconds: measured, since the two clocks need not be one.
 fn perf_counter_us(py: Python<'_>, anchor: Instant) -> PyResult<f64> {
@@ -66,14 +58,13 @@ fn duration(py: Python<'_>, name: &str, ms: Option<f64>) -> PyResult<Option<Dura
     }
 }
 
-/// The scheduler's side of a future: called when the future is done, which for a queued task means
-/// that it was cancelled, and its place is free at once.
+/// The scheduler's side of a future: called when that was cancelled, so that the task's place is free at once.
 #[pyclass(frozen, module = "aif_jax._native")]
 struct Task(Ticket);
 
 #[pymethods]
 impl Task {
-    fn __call__(&self, _future: &Bound<'_, PyAny>) {
+    fn __call__(&self) {
         self.0.cancel();
     }
 }
@@ -166,6 +157,31 @@ impl Scheduler {
         Ok(self.pool.core())
     }
 
+    /// What `submit` and `run` are asked for, checked.
+    fn asked<'a>(
+        &'a self,
+        py: Python<'_>,
+        method: &str,
+        lane: &str,
+        r#fn: &Bound<'_, PyAny>,
+        deadline_ms: Option<f64>,
+    ) -> PyResult<Asked<'a>> {
+        let core = self.core(py)?;
+        let lane = Lane::from_name(lane).map_err(|error| to_py(py, &error))?;
+        if !r#fn.is_callable() {
+            return Err(PyTypeError::new_err(format!(
+                "{method}() takes a lane, a callable and its arguments; {} is not callable",
+                r#fn.repr()?
+            )));
+        }
+        let deadline = deadline(py, deadline_ms)?;
+        Ok(Asked {
+            core,
+            lane,
+            deadline,
+        })
+    }
+
     fn finish(&self, py: Python<'_>, wait: bool, cancel_futures: bool) -> PyResult<()> {
         let core = self.core(py)?;
         if wait && core.is_own_worker() {
@@ -196,6 +212,23 @@ impl Scheduler {
     }
 }
 
+/// The moment that is `deadline_ms` from now.
+fn deadline(py: Python<'_>, deadline_ms: Option<f64>) -> PyResult<Option<Instant>> {
+    let given = duration(py, "deadline_ms", deadline_ms)?;
+    Ok(given.and_then(|given| Instant::now().checked_add(given)))
+}
+
+/// The function and its arguments, as `Context.run` takes them.
+fn bound<'py>(
+    r#fn: &Bound<'py, PyAny>,
+    args: &Bound<'py, PyTuple>,
+) -> PyResult<Bound<'py, PyTuple>> {
+    let mut bound = Vec::with_capacity(1 + args.len());
+    bound.push(r#fn.clone());
+    bound.extend(args.iter());
+    PyTuple::new(r#fn.py(), bound)
+}
+
 /// A name for a task that was given none.
 fn name_of<'py>(function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyString>> {
     match function.getattr_opt(intern!(function.py(), "__qualname__"))? {
@@ -207,17 +240,30 @@ fn name_of<'py>(function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyString>> 
 #[pymethods]
 impl Scheduler {
     #[new]
-    #[pyo3(signature = (*, blocking_threads = 8, compute_threads = 2, queue_bound = 1024))]
+    #[pyo3(signature = (
+        *, blocking_threads = 8, compute_threads = 2, queue_bound = 1024, admission = true, hang_ms = None,
+        hang_share = 0.75
+    ))]
     fn new(
         py: Python<'_>,
         blocking_threads: usize,
         compute_threads: usize,
         queue_bound: usize,
+        admission: bool,
+        hang_ms: Option<f64>,
+        hang_share: f64,
     ) -> PyResult<Self> {
         let config = Config {
             blocking_threads,
             compute_threads,
             queue_bound,
+            admission,
+            // Longer than a clock can count is a limit that nothing reaches.
+            hang: match (hang_ms, duration(py, "hang_ms", hang_ms)?) {
+                (Some(_), None) => Some(Duration::MAX),
+                (_, limit) => limit,
+            },
+            hang_share,
             // One thread state for the life of the worker, released while it sleeps.
             surround: Arc::new(|work: &mut (dyn FnMut() + Send)| {
                 Python::try_attach(|py| py.detach(work));
@@ -250,35 +296,51 @@ impl Scheduler {
         deadline_ms: Option<f64>,
         name: &str,
     ) -> PyResult<Bound<'py, PyAny>> {
+        let asked = self.asked(py, "submit", lane, r#fn, deadline_ms)?;
+        let bound = bound(r#fn, args)?;
+        let (future, task) = if name.is_empty() {
+            asked.submit(py, name_of(r#fn)?.to_str()?, bound)?
+        } else {
+            asked.submit(py, name, bound)?
+        };
+        // Before anyone else has the future, who might cancel it.
+        future.setattr(intern!(py, "_aif_task"), Bound::new(py, task)?)?;
+        Ok(future)
+    }
+
+    #[pyo3(signature = (lane, r#fn, /, *args, deadline_ms = None, name = ""))]
+    fn run<'py>(
+        &self,
+        py: Python<'py>,
+        lane: &str,
+        r#fn: &Bound<'py, PyAny>,
+        args: &Bound<'py, PyTuple>,
+        deadline_ms: Option<f64>,
+        name: &str,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let asked = self.asked(py, "run", lane, r#fn, deadline_ms)?;
+        let bound = bound(r#fn, args)?;
+        let is_forked = || self.pool.is_forked();
+        if name.is_empty() {
+            asked.run(py, name_of(r#fn)?.to_str()?, bound, is_forked)
+        } else {
+            asked.run(py, name, bound, is_forked)
+        }
+    }
+
+    #[pyo3(signature = (lane, name, deadline_ms = None))]
+    fn predict_ms(
+        &self,
+        py: Python<'_>,
+        lane: &str,
+        name: &str,
+        deadline_ms: Option<f64>,
+    ) -> PyResult<f64> {
         let core = self.core(py)?;
         let lane = Lane::from_name(lane).map_err(|error| to_py(py, &error))?;
-        if !r#fn.is_callable() {
-            return Err(PyTypeError::new_err(format!(
-                "submit() takes a lane, a callable and its arguments; {} is not callable",
-                r#fn.repr()?
-            )));
-        }
-        let deadline = duration(py, "deadline_ms", deadline_ms)?
-            .and_then(|given| Instant::now().checked_add(given));
-        let future = future_class(py)?.call0()?;
-        let mut bound = Vec::with_capacity(1 + args.len());
-        bound.push(r#fn.clone());
-        bound.extend(args.iter());
-        let job = Call {
-            future: future.clone().unbind(),
-            context: copy_context(py)?.unbind(),
-            bound: PyTuple::new(py, bound)?.unbind(),
-        }
-        .into_job();
-        let submitted = if name.is_empty() {
-            core.submit(lane, deadline, name_of(r#fn)?.to_str()?, job)
-        } else {
-            core.submit(lane, deadline, name, job)
-        };
-        let task = Bound::new(py, Task(submitted.map_err(|error| to_py(py, &error))?))?;
-        future.setattr(intern!(py, "_aif_task"), &task)?;
-        future.call_method1(intern!(py, "add_done_callback"), (task,))?;
-        Ok(future)
+        let deadline = deadline(py, deadline_ms)?;
+        let outlook = core.predict(lane, name, deadline);
+        Ok((outlook.queue + outlook.run.unwrap_or_default()).as_secs_f64() * 1e3)
     }
 
     #[pyo3(signature = (future, timeout_ms = None))]
@@ -334,7 +396,10 @@ impl Scheduler {
         let core = self.core(py)?;
         let lanes = PyDict::new(py);
         for lane in Lane::ALL {
-            lanes.set_item(lane.name(), lane_stats(py, &core.stats(lane))?)?;
+            // Quantiles are counted up in histograms of some thousand entries.
+            let (stats, names) = detached(py, || Ok((core.stats(lane), core.names(lane))))?;
+            let dict = stats::lane_stats(py, &stats, &names)?;
+            lanes.set_item(lane.name(), dict)?;
         }
         Ok(lanes)
     }
@@ -360,11 +425,18 @@ impl Scheduler {
         }
         let list = PyList::empty(py);
         let at = |nanos: u64| self.clock_us + nanos as f64 / 1e3;
-        for span in trace.spans {
+        for (n, span) in trace.spans.into_iter().enumerate() {
+            if n > 0 && n % SPANS_AT_ONCE == 0 {
+                py.detach(std::thread::yield_now);
+            }
             let dict = PyDict::new(py);
             dict.set_item("name", &*span.name)?;
             dict.set_item("lane", span.lane.name())?;
-            dict.set_item("thread", thread_name(span.lane, span.thread))?;
+            let mut thread = thread_name(span.lane, span.thread);
+            if span.guest {
+                thread.push_str("-guest");
+            }
+            dict.set_item("thread", thread)?;
             dict.set_item("queued_us", at(span.queued_ns))?;
             dict.set_item("start_us", at(span.start_ns))?;
             dict.set_item("end_us", at(span.end_ns))?;
@@ -410,44 +482,6 @@ impl Scheduler {
         let state = if core.is_stopped() { ", shut down" } else { "" };
         format!("<Scheduler: {}{state}>", lanes.join(", "))
     }
-}
-
-fn lane_stats<'py>(py: Python<'py>, stats: &LaneStats) -> PyResult<Bound<'py, PyDict>> {
-    let dict = PyDict::new(py);
-    for (name, value) in [
-        ("threads", stats.threads as u64),
-        ("queued", stats.queued as u64),
-        ("running", stats.running),
-        ("submitted", stats.submitted),
-        ("completed", stats.completed),
-        ("failed", stats.failed),
-        ("cancelled", stats.cancelled),
-        ("expired", stats.expired),
-        ("rejected", stats.rejected),
-        ("panicked", stats.panicked),
-        ("overrun", stats.overrun),
-    ] {
-        dict.set_item(name, value)?;
-    }
-    for (name, times) in [
-        ("queue", &stats.queue),
-        ("run", &stats.run),
-        ("wait", &stats.wait),
-    ] {
-        let Times {
-            count,
-            p50_us,
-            p99_us,
-            max_us,
-        } = *times;
-        let inner = PyDict::new(py);
-        inner.set_item("count", count)?;
-        inner.set_item("p50_us", p50_us)?;
-        inner.set_item("p99_us", p99_us)?;
-        inner.set_item("max_us", max_us)?;
-        dict.set_item(name, inner)?;
-    }
-    Ok(dict)
 }
 
 /// Adds the scheduler's class.

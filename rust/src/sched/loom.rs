@@ -3,10 +3,17 @@
 //! A lost wake-up is a deadlock, which loom reports. Run with
 //! `RUSTFLAGS="--cfg aif_loom" cargo test --release -p aif-core sched::loom`.
 
+use super::order::Cost;
 use super::queue::{Aid, Help, Queue, Wake, Wish};
 use super::task::{Key, Signal, Waiter};
 use loom::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
+
+impl Cost for usize {
+    fn cost_ns(&self) -> u64 {
+        *self as u64
+    }
+}
 
 /// Explores `model` with up to three preemptions, which is seconds; all interleavings of the larger models
 /// would be hours, and three showed every fault that was planted to try them.
@@ -87,7 +94,7 @@ fn wait(queue: &Arc<Queue<usize>>, seat: usize, signal: &Signal, own: Option<Key
 }
 
 fn push(queue: &Queue<usize>, sequence: u64, task: usize) {
-    assert!(queue.push(key(sequence), task, 0).refused.is_none());
+    assert!(queue.push(key(sequence), task, 0, None).refused.is_none());
 }
 
 #[test]
@@ -239,5 +246,140 @@ fn the_awaited_task_runs_once_by_its_waiter_or_by_a_worker() {
         let helped = wait(&queue, 0, &signal, Some(key(0)));
         assert!(queue.stop(false).is_empty());
         assert_eq!(helped + worker.join().unwrap(), 1);
+    });
+}
+
+/// A guest comes, if a seat is free, while a task is pushed; returns what the worker ran, having been sent home.
+fn guest_and_push(stop_first: bool) {
+    explore(move || {
+        let queue = Arc::new(Queue::new(1, 8, false));
+        let worker = loom::thread::spawn({
+            let queue = queue.clone();
+            move || work(&queue, 0)
+        });
+        let guest = loom::thread::spawn({
+            let queue = queue.clone();
+            move || queue.enter().map(|place| queue.leave(place)).is_some()
+        });
+        push(&queue, 0, 1);
+        // The task must run, and the worker go home, whether the guest left before or leaves after.
+        if stop_first {
+            assert!(queue.stop(false).is_empty());
+            guest.join().unwrap();
+        } else {
+            guest.join().unwrap();
+            assert!(queue.stop(false).is_empty());
+        }
+        assert_eq!(worker.join().unwrap(), 1);
+    });
+}
+
+#[test]
+fn a_task_pushed_while_a_guest_has_the_seat_runs_when_it_leaves() {
+    guest_and_push(false);
+}
+
+#[test]
+fn a_stop_while_a_guest_has_the_seat_sends_the_worker_home_when_it_leaves() {
+    guest_and_push(true);
+}
+
+#[test]
+fn a_task_runs_before_anyone_stops_though_a_guest_came_between() {
+    explore(|| {
+        let queue = Arc::new(Queue::new(1, 8, false));
+        let ran = Arc::new(Signal::new());
+        let worker = loom::thread::spawn({
+            let (queue, ran) = (queue.clone(), ran.clone());
+            move || {
+                let task = queue.next(0);
+                ran.fire();
+                (task, queue.next(0))
+            }
+        });
+        let guest = loom::thread::spawn({
+            let queue = queue.clone();
+            move || {
+                if let Some(place) = queue.enter() {
+                    queue.leave(place);
+                }
+            }
+        });
+        push(&queue, 0, 1);
+        // Without a stop that would wake everybody: only the push or the guest calls the worker.
+        assert!(ran.park_outsider(None));
+        guest.join().unwrap();
+        assert!(queue.stop(false).is_empty());
+        assert_eq!(worker.join().unwrap(), (Some(1), None));
+    });
+}
+
+#[test]
+fn two_guests_never_share_a_seat_and_exclude_its_worker() {
+    explore(|| {
+        let queue = Arc::new(Queue::new(1, 8, false));
+        let inside = Arc::new(AtomicUsize::new(0));
+        // Sequentially consistent, so that the check itself cannot miss another.
+        let occupy = |inside: &AtomicUsize| {
+            assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+            inside.fetch_sub(1, Ordering::SeqCst);
+        };
+        let worker = loom::thread::spawn({
+            let (queue, inside) = (queue.clone(), inside.clone());
+            move || {
+                let mut sum = 0;
+                while let Some(task) = queue.next(0) {
+                    occupy(&inside);
+                    sum += task;
+                }
+                sum
+            }
+        });
+        let guest = loom::thread::spawn({
+            let (queue, inside) = (queue.clone(), inside.clone());
+            move || {
+                if let Some(place) = queue.enter() {
+                    occupy(&inside);
+                    queue.leave(place);
+                }
+            }
+        });
+        if let Some(place) = queue.enter() {
+            occupy(&inside);
+            queue.leave(place);
+        }
+        push(&queue, 0, 1);
+        guest.join().unwrap();
+        assert!(queue.stop(false).is_empty());
+        assert_eq!(worker.join().unwrap(), 1);
+    });
+}
+
+#[test]
+fn a_guest_that_waits_is_called_in_its_own_place() {
+    explore(|| {
+        let queue = Arc::new(Queue::new(1, 8, true));
+        let signal = Arc::new(Signal::new());
+        let worker = loom::thread::spawn({
+            let (queue, signal) = (queue.clone(), signal.clone());
+            move || {
+                let tasks = std::iter::from_fn(|| queue.next(0));
+                tasks.inspect(|_| signal.fire()).sum::<usize>()
+            }
+        });
+        let pusher = loom::thread::spawn({
+            let queue = queue.clone();
+            move || push(&queue, 0, 1)
+        });
+        // What it waits for is done by the task alone: if the worker has not run it before, it must do so
+        // itself, since the worker's seat is lent.
+        let helped = queue.enter().map(|place| {
+            let sum = help(&queue, place, Aid::Yes, &signal, &signal);
+            queue.leave(place);
+            sum
+        });
+        pusher.join().unwrap();
+        assert!(queue.stop(false).is_empty());
+        assert_eq!(helped.unwrap_or(0) + worker.join().unwrap(), 1);
     });
 }

@@ -27,8 +27,16 @@
 //! [`Scheduler::join`] waits for the threads. Dropping the scheduler does both, and joins unless the
 //! drop itself happens on a worker.
 
+mod admit;
+mod circuit;
+mod config;
+mod guest;
+mod order;
+mod predict;
+mod profile;
 mod queue;
 mod stats;
+mod submit;
 mod task;
 mod trace;
 mod waits;
@@ -39,7 +47,11 @@ mod loom;
 #[cfg(all(test, not(aif_loom)))]
 mod tests;
 
-pub use stats::{LaneStats, Times};
+pub use admit::Outlook;
+pub use circuit::CircuitState;
+pub use config::{Config, Surround};
+pub use guest::Seated;
+pub use stats::{LaneStats, NameStats, Times};
 pub use task::{End, Job, Lane, Signal, Ticket, Turn};
 pub use trace::{Span, Spans};
 pub use worker::{Running, Target, current_lane, wait};
@@ -47,78 +59,32 @@ pub use worker::{Running, Target, current_lane, wait};
 use crate::error::{Error, Result};
 use crate::sync::plain::{Arc, AtomicU64, Mutex as PlainMutex, Ordering};
 use crate::sync::{Condvar, Mutex};
-use queue::{Pushed, Queue, Refusal, lock, sleep};
+use config::STACK_BYTES;
+use predict::Clock;
+use profile::{Profile, Profiles};
+use queue::{Queue, lock, sleep};
 use stats::Meter;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::PoisonError;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use task::{Key, Record, Task};
+use task::{Key, Task};
 use trace::Trace;
 use waits::Waits;
-
-/// Runs the life of a worker thread inside something that must surround it.
-pub type Surround = Arc<dyn Fn(&mut (dyn FnMut() + Send)) + Send + Sync>;
-
-/// How a scheduler is built.
-#[derive(Clone)]
-pub struct Config {
-    /// Threads of the blocking lane, at least 1.
-    pub blocking_threads: usize,
-    /// Threads of the compute lane, at least 1.
-    pub compute_threads: usize,
-    /// Tasks that may stand in the queue of each lane, at least 1.
-    pub queue_bound: usize,
-    /// Spans that a trace holds before it overwrites the oldest.
-    pub trace_capacity: usize,
-    /// What surrounds the life of each worker; it must call its argument once.
-    pub surround: Surround,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            blocking_threads: 8,
-            compute_threads: 2,
-            queue_bound: 1024,
-            trace_capacity: 65_536,
-            surround: Arc::new(|work: &mut (dyn FnMut() + Send)| work()),
-        }
-    }
-}
-
-/// More threads than this in one lane is a mistake and not a plan.
-const MAX_THREADS: usize = 1024;
-
-/// Jobs compile and trace whole models, so a worker gets more stack than the system's main thread.
-/// It is reserved and not used: pages that nobody touches cost nothing.
-const STACK_BYTES: usize = 16 << 20;
-
-impl Config {
-    fn check(&self) -> Result<()> {
-        for (name, threads) in [
-            ("blocking_threads", self.blocking_threads),
-            ("compute_threads", self.compute_threads),
-        ] {
-            if !(1..=MAX_THREADS).contains(&threads) {
-                return Err(Error::Config(format!(
-                    "{name} is {threads}; give each lane between 1 and {MAX_THREADS} threads"
-                )));
-            }
-        }
-        if self.queue_bound == 0 {
-            return Err(Error::Config(
-                "queue_bound is 0, so no task could ever be queued; give at least 1".into(),
-            ));
-        }
-        Ok(())
-    }
-}
 
 /// What the threads, the tickets and the scheduler share.
 pub(crate) struct Shared {
     queues: [Arc<Queue<Task>>; 2],
     meters: [Meter; 2],
+    profiles: [Profiles; 2],
+    clocks: [Box<[Clock]>; 2],
+    /// Whether tasks that would end too late are refused.
+    admission: bool,
+    /// A limit for all names, if one was given.
+    hang: Option<Duration>,
+    /// How many threads of the blocking lane may be held by hanging tasks of one name before its circuit opens.
+    hang_limit: usize,
+    pid: u32,
     waits: Waits,
     trace: Trace,
     anchor: Instant,
@@ -137,11 +103,20 @@ impl Shared {
         &self.meters[lane as usize]
     }
 
-    /// A worker's number among all.
-    fn number(&self, lane: Lane, seat: usize) -> usize {
+    fn profiles(&self, lane: Lane) -> &Profiles {
+        &self.profiles[lane as usize]
+    }
+
+    /// What each thread of a lane runs.
+    fn clocks(&self, lane: Lane) -> &[Clock] {
+        &self.clocks[lane as usize]
+    }
+
+    /// The number of a worker or guest among all.
+    fn number(&self, lane: Lane, place: usize) -> usize {
         match lane {
-            Lane::Blocking => seat,
-            Lane::Compute => self.queues[0].threads() + seat,
+            Lane::Blocking => place,
+            Lane::Compute => 2 * self.queues[0].threads() + place,
         }
     }
 
@@ -150,21 +125,33 @@ impl Shared {
         at.saturating_duration_since(self.anchor).as_nanos() as u64
     }
 
-    fn has_expired(&self, task: &Task, now: Instant) -> bool {
-        let deadline = task.record.key.deadline_ns;
-        deadline != u64::MAX && deadline <= self.nanos(now)
+    /// The deadline of a key.
+    fn deadline_ns(&self, deadline: Option<Instant>) -> u64 {
+        deadline.map_or(u64::MAX, |at| self.nanos(at).min(u64::MAX - 1))
     }
 
-    fn expired(&self, task: &Task, now: Instant) -> Error {
-        let late = self.nanos(now).saturating_sub(task.record.key.deadline_ns);
+    /// The place in the order of a task that comes now.
+    fn key(&self, deadline: Option<Instant>) -> Key {
+        Key {
+            deadline_ns: self.deadline_ns(deadline),
+            sequence: self.sequence.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    fn expired(&self, name: &str, lane: Lane, key: Key, queued: Instant, now: Instant) -> Error {
+        let late_ns = self.nanos(now).saturating_sub(key.deadline_ns);
         Error::DeadlineExceeded(format!(
-            "task {:?} stood in the {} lane for {:.3} ms and was dropped before it started, {:.3} ms after \
+            "task {name:?} stood in the {} lane for {:.3} ms and was dropped before it started, {:.3} ms after \
              its deadline; give it more time, or the lane more threads or less work",
-            task.name,
-            task.record.lane.name(),
-            (now - task.queued).as_secs_f64() * 1e3,
-            late as f64 / 1e6,
+            lane.name(),
+            (now - queued).as_secs_f64() * 1e3,
+            late_ns as f64 / 1e6,
         ))
+    }
+
+    /// Whether this process is a fork of the one that made the scheduler.
+    fn is_forked(&self) -> bool {
+        std::process::id() != self.pid
     }
 
     /// Ends a task that will not run: counts it, tells its job, wakes who waits.
@@ -172,7 +159,11 @@ impl Shared {
         let meter = self.meter(task.record.lane);
         match turn {
             Turn::Expired(_) => meter.expired.up(),
+            Turn::Refused(_) => meter.shed.up(),
             Turn::Run(_) | Turn::Cancelled | Turn::Stopped => meter.cancelled.up(),
+        }
+        if task.probe {
+            task.profile.circuit.probed(false);
         }
         let Task { record, job, .. } = task;
         // A job that panics at the news has ended all the same; the panic hook has reported it.
@@ -202,7 +193,16 @@ impl Scheduler {
                 lane(config.compute_threads, true),
             ],
             meters: [Meter::new(), Meter::new()],
-            waits: Waits::new(config.blocking_threads + config.compute_threads),
+            profiles: [Profiles::new(), Profiles::new()],
+            clocks: [config.blocking_threads, config.compute_threads]
+                .map(|threads| (0..threads).map(|_| Clock::new()).collect()),
+            admission: config.admission,
+            hang: config.hang,
+            hang_limit: ((config.blocking_threads as f64 * config.hang_share).ceil() as usize)
+                .clamp(1, config.blocking_threads),
+            pid: std::process::id(),
+            // One for each thread and one for its guest.
+            waits: Waits::new(2 * (config.blocking_threads + config.compute_threads)),
             trace: Trace::new(config.trace_capacity.max(1)),
             anchor: Instant::now(),
             sequence: AtomicU64::new(0),
@@ -253,72 +253,6 @@ impl Scheduler {
         self.handles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues `job`. With a `deadline` it goes before all that have a later one or none, and is dropped
-    /// if it has not started by then.
-    ///
-    /// When the queue is full, tasks that have expired are dropped on this thread to make room.
-    ///
-    /// # Errors
-    /// [`Error::Overloaded`] when the queue is full, [`Error::Scheduler`] after [`stop`](Self::stop);
-    /// the job is then dropped without being called.
-    pub fn submit(
-        &self,
-        lane: Lane,
-        deadline: Option<Instant>,
-        name: &str,
-        job: Job,
-    ) -> Result<Ticket> {
-        let shared = &*self.shared;
-        let queued = Instant::now();
-        let key = Key {
-            deadline_ns: deadline.map_or(u64::MAX, |at| shared.nanos(at).min(u64::MAX - 1)),
-            sequence: shared.sequence.fetch_add(1, Ordering::Relaxed),
-        };
-        let record = Arc::new(Record::new(lane, key));
-        let ticket = Ticket {
-            record: record.clone(),
-            shared: Arc::downgrade(&self.shared),
-        };
-        let task = Task {
-            record,
-            job,
-            name: name.into(),
-            queued,
-        };
-        let queue = shared.queue(lane);
-        let meter = shared.meter(lane);
-        if shared.has_expired(&task, queued) && !queue.is_stopped() {
-            meter.submitted.up();
-            let error = shared.expired(&task, queued);
-            shared.drop_task(task, Turn::Expired(error));
-            return Ok(ticket);
-        }
-        // Counted before it can run, so that no reader sees more ends than submissions.
-        meter.submitted.up();
-        let Pushed { refused, expired } = queue.push(key, task, shared.nanos(queued));
-        for task in expired {
-            let error = shared.expired(&task, queued);
-            shared.drop_task(task, Turn::Expired(error));
-        }
-        let Some((_task, refusal)) = refused else {
-            return Ok(ticket);
-        };
-        meter.submitted.down();
-        meter.rejected.up();
-        Err(match refusal {
-            Refusal::Full => Error::Overloaded(format!(
-                "the {} lane already holds {} queued tasks, which is its bound; send less, raise \
-                 queue_bound, or give the lane more threads",
-                lane.name(),
-                queue.bound()
-            )),
-            Refusal::Stopped => Error::Scheduler(format!(
-                "task {name:?} came after the scheduler was shut down; submit before shutdown, or make \
-                 a new scheduler"
-            )),
-        })
-    }
-
     /// Refuses tasks from now on. With `drop_queued` the queued ones are dropped on this thread, otherwise
     /// they still run. Returns at once; calling it again is allowed.
     pub fn stop(&self, drop_queued: bool) {
@@ -363,7 +297,7 @@ impl Scheduler {
     /// Whether the calling thread is one of this scheduler's.
     #[must_use]
     pub fn is_own_worker(&self) -> bool {
-        worker::is_worker_of(&self.shared)
+        worker::me().is_some_and(|me| Arc::ptr_eq(&me.shared, &self.shared))
     }
 
     /// Whether [`stop`](Self::stop) was called.
@@ -379,6 +313,26 @@ impl Scheduler {
     pub fn stats(&self, lane: Lane) -> LaneStats {
         let queue = self.shared.queue(lane);
         self.shared.meter(lane).read(queue.threads(), queue.len())
+    }
+
+    /// What is known of each name that `lane` has seen, by name; of the first 1,024.
+    #[must_use]
+    pub fn names(&self, lane: Lane) -> Vec<NameStats> {
+        let micros = |nanos: u64| (nanos > 0).then_some(nanos as f64 / 1e3);
+        let profiles = self.shared.profiles(lane).all();
+        let of = |profile: &Profile| NameStats {
+            name: profile.name.clone(),
+            runs: profile.runs(),
+            running: profile.running.load(Ordering::Relaxed),
+            mean_us: micros(profile.mean_ns()),
+            likely_us: micros(profile.likely_ns()),
+            p99_us: micros(profile.p99_ns()),
+            hang_us: self.shared.hang_ns(profile) as f64 / 1e3,
+            refused_late: profile.refused_late.get(),
+            refused_open: profile.refused_open.get(),
+            circuit: profile.circuit.state(),
+        };
+        profiles.iter().map(|profile| of(profile)).collect()
     }
 
     /// The moment from which spans count their nanoseconds.

@@ -1,25 +1,35 @@
 //! One lane: a bounded queue in order of urgency, and the seats where its threads sleep.
 //!
-//! Everything is under one short lock; nothing is called, dropped or allocated by the caller's types
-//! while it is held. The order is a tree and not a heap, because a cancelled task leaves at once and
-//! a waiter takes the very task it waits for: both remove by key.
+//! Everything is under one short lock; nothing is dropped or allocated by the caller's types while it is
+//! held, and what is called takes no lock.
+//!
+//! # Guests
+//!
+//! A caller that runs its work itself takes the seat of an idle thread: that thread sleeps on, *lent*, and the
+//! guest counts in its place, so no more tasks of the lane run at once than it has threads. There is an idle
+//! thread only while every queued task has had a thread called for it, so a guest overtakes nobody. A guest has
+//! a place of its own to sleep in, beside that of the thread whose seat it took: both may sleep at once, the
+//! one inside a wait, the other until its seat comes back.
 //!
 //! # No lost wake-up
 //!
 //! A thread sleeps only after it has looked, under the lock, for all that could concern it; whoever
 //! changes any of it takes the lock, marks the sleeper awake, and then notifies that sleeper's own
-//! condition variable. So a change comes either before the look or after the sleep has begun. Two
+//! condition variable. So a change comes either before the look or after the sleep has begun. Three
 //! interleavings need a line each:
 //!
 //! - A helper woken for a task finds that what it waits for is done, and leaves. The task would sit
 //!   there while others sleep, so a leaving helper passes the wake-up on.
+//! - A guest leaves while tasks wait that came after all seats were taken. They called nobody, so the guest
+//!   looks, under the lock, as it gives the seat back: the thread either goes to work, or to sleep as if it
+//!   had looked itself. The same goes for a stop meanwhile, which calls only those who sleep as idle.
 //! - The last running thread of a lane that only helps in need begins to wait while tasks are queued.
 //!   Nobody pushes again, so it must look itself, counting itself among the waiting, and if it is not one
 //!   to help it must call one that is.
 
+use super::order::{Before, Cost, Order};
 use super::task::Key;
 use crate::sync::{Condvar, Mutex, MutexGuard};
-use std::collections::BTreeMap;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
@@ -60,10 +70,22 @@ enum Seat {
     Helper,
     /// Sleeps inside a wait until what it waits for has happened.
     Deaf,
+    /// Sleeps until the guest that took its seat gives it back.
+    Lent,
+}
+
+/// What a task would find if it came now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Ahead {
+    /// A thread that is idle, or that waits and would help at once.
+    Free,
+    /// Queued tasks that go first.
+    Queued(Before),
 }
 
 struct State<T> {
-    tasks: BTreeMap<Key, T>,
+    tasks: Order<T>,
+    /// A place for each thread, then one for each thread's guest.
     seats: Vec<Seat>,
     /// Seats marked `Idle`, the last to fall asleep at the end: its caches are the warmest.
     idle: Vec<usize>,
@@ -81,6 +103,8 @@ struct State<T> {
 pub(super) enum Refusal {
     Full,
     Stopped,
+    /// The judge said no.
+    Late,
 }
 
 /// What became of a push.
@@ -126,14 +150,15 @@ pub(super) struct Wish<'a> {
 
 pub(super) struct Queue<T> {
     state: Mutex<State<T>>,
-    /// One a thread, so that a wake-up goes to one sleeper and to the right one.
+    /// One a place, so that a wake-up goes to one sleeper and to the right one.
     condvars: Box<[Condvar]>,
+    threads: usize,
     bound: usize,
     /// Whether waiters always run what is queued, or only when no other thread of the lane runs.
     always_help: bool,
 }
 
-impl<T> State<T> {
+impl<T: Cost> State<T> {
     /// Marks who shall look at the queue awake, and names them; the caller notifies.
     fn call_one(&mut self, always_help: bool) -> Option<usize> {
         let seat = self.idle.pop().or_else(|| {
@@ -149,14 +174,15 @@ impl<T> State<T> {
         match kind {
             Seat::Idle => self.idle.push(seat),
             Seat::Helper => self.helpers.push(seat),
-            Seat::Deaf | Seat::Awake => {}
+            Seat::Deaf | Seat::Awake | Seat::Lent => {}
         }
     }
 
     /// Marks `seat` awake; false if it was.
     fn unpark(&mut self, seat: usize) -> bool {
         match self.seats[seat] {
-            Seat::Awake => return false,
+            // A seat that is lent comes back by its guest alone.
+            Seat::Awake | Seat::Lent => return false,
             Seat::Deaf => {}
             Seat::Idle => self.idle.retain(|&other| other != seat),
             Seat::Helper => self.helpers.retain(|&other| other != seat),
@@ -164,21 +190,31 @@ impl<T> State<T> {
         self.seats[seat] = Seat::Awake;
         true
     }
+
+    /// What a task with this key would find.
+    fn ahead(&self, key: &Key, always_help: bool) -> Ahead {
+        if !self.idle.is_empty() || (always_help && !self.helpers.is_empty()) {
+            Ahead::Free
+        } else {
+            Ahead::Queued(self.tasks.before(key))
+        }
+    }
 }
 
-impl<T> Queue<T> {
+impl<T: Cost> Queue<T> {
     pub(super) fn new(threads: usize, bound: usize, always_help: bool) -> Self {
         Self {
             state: Mutex::new(State {
-                tasks: BTreeMap::new(),
-                seats: vec![Seat::Awake; threads],
+                tasks: Order::new(),
+                seats: vec![Seat::Awake; 2 * threads],
                 idle: Vec::with_capacity(threads),
                 helpers: Vec::with_capacity(threads),
                 waiting: 0,
                 threads,
                 stopped: false,
             }),
-            condvars: (0..threads).map(|_| Condvar::new()).collect(),
+            condvars: (0..2 * threads).map(|_| Condvar::new()).collect(),
+            threads,
             bound,
             always_help,
         }
@@ -189,7 +225,7 @@ impl<T> Queue<T> {
     }
 
     pub(super) fn threads(&self) -> usize {
-        self.condvars.len()
+        self.threads
     }
 
     pub(super) fn len(&self) -> usize {
@@ -203,7 +239,15 @@ impl<T> Queue<T> {
     }
 
     /// Queues `task`. A full queue first gives up what has expired: in order of deadline it is in front.
-    pub(super) fn push(&self, key: Key, task: T, now_ns: u64) -> Pushed<T> {
+    ///
+    /// `judge`, called under the lock, is told what goes before the task, and may refuse it.
+    pub(super) fn push(
+        &self,
+        key: Key,
+        task: T,
+        now_ns: u64,
+        judge: Option<&mut dyn FnMut(Ahead) -> bool>,
+    ) -> Pushed<T> {
         let mut expired = Vec::new();
         let mut state = lock(&self.state);
         if state.stopped {
@@ -211,15 +255,21 @@ impl<T> Queue<T> {
             return Pushed { refused, expired };
         }
         if state.tasks.len() >= self.bound {
-            while let Some(first) = state.tasks.first_entry()
-                && first.key().deadline_ns <= now_ns
+            while let Some(first) = state.tasks.first()
+                && first.deadline_ns <= now_ns
             {
-                expired.push(first.remove());
+                expired.extend(state.tasks.pop());
             }
             if state.tasks.len() >= self.bound {
                 let refused = Some((task, Refusal::Full));
                 return Pushed { refused, expired };
             }
+        }
+        if let Some(judge) = judge
+            && !judge(state.ahead(&key, self.always_help))
+        {
+            let refused = Some((task, Refusal::Late));
+            return Pushed { refused, expired };
         }
         state.tasks.insert(key, task);
         let seat = state.call_one(self.always_help);
@@ -236,7 +286,7 @@ impl<T> Queue<T> {
     pub(super) fn next(&self, seat: usize) -> Option<T> {
         let mut state = lock(&self.state);
         loop {
-            if let Some((_, task)) = state.tasks.pop_first() {
+            if let Some(task) = state.tasks.pop() {
                 return Some(task);
             }
             if state.stopped {
@@ -267,7 +317,7 @@ impl<T> Queue<T> {
                     Aid::No => {}
                     Aid::Exhausted => break Help::TooDeep,
                     Aid::Yes => {
-                        if let Some((_, task)) = state.tasks.pop_first() {
+                        if let Some(task) = state.tasks.pop() {
                             break Help::Run(task);
                         }
                     }
@@ -310,6 +360,38 @@ impl<T> Queue<T> {
         next
     }
 
+    /// What a task with this key would find in front of it now.
+    pub(super) fn ahead(&self, key: &Key) -> Ahead {
+        lock(&self.state).ahead(key, self.always_help)
+    }
+
+    /// Takes the seat of an idle thread for the caller, if there is one; returns the guest's place, which must
+    /// be given back with [`leave`](Self::leave).
+    pub(super) fn enter(&self) -> Option<usize> {
+        let mut state = lock(&self.state);
+        if state.stopped || state.idle.is_empty() {
+            return None;
+        }
+        // The one that has slept longest: those whose caches are warm are left for what is pushed.
+        let seat = state.idle.remove(0);
+        state.seats[seat] = Seat::Lent;
+        Some(self.threads + seat)
+    }
+
+    /// Gives the seat back from which a guest came to `place`.
+    pub(super) fn leave(&self, place: usize) {
+        let seat = place - self.threads;
+        let mut state = lock(&self.state);
+        debug_assert_eq!(state.seats[seat], Seat::Lent);
+        if state.tasks.is_empty() && !state.stopped {
+            state.park(seat, Seat::Idle);
+            return;
+        }
+        state.seats[seat] = Seat::Awake;
+        drop(state);
+        self.notify(Some(seat));
+    }
+
     /// Takes the task out, if nobody has.
     pub(super) fn remove(&self, key: &Key) -> Option<T> {
         lock(&self.state).tasks.remove(key)
@@ -321,16 +403,16 @@ impl<T> Queue<T> {
         let mut state = lock(&self.state);
         state.stopped = true;
         let tasks = if empty {
-            std::mem::take(&mut state.tasks)
+            state.tasks.take()
         } else {
-            BTreeMap::new()
+            Vec::new()
         };
         while let Some(seat) = state.idle.pop() {
             state.seats[seat] = Seat::Awake;
             self.condvars[seat].notify_one();
         }
         drop(state);
-        tasks.into_values().collect()
+        tasks
     }
 
     pub(super) fn is_stopped(&self) -> bool {
@@ -338,7 +420,7 @@ impl<T> Queue<T> {
     }
 }
 
-impl<T: Send> Wake for Queue<T> {
+impl<T: Cost + Send> Wake for Queue<T> {
     fn wake(&self, seat: usize) {
         let called = lock(&self.state).unpark(seat);
         if called {

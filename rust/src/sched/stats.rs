@@ -1,5 +1,6 @@
 //! What each lane has done: counters, and histograms of times.
 
+use super::circuit::CircuitState;
 use crate::sync::plain::{AtomicU64, Mutex, Ordering};
 use hdrhistogram::Histogram;
 use std::sync::PoisonError;
@@ -21,7 +22,7 @@ pub struct Times {
 /// What one lane has done so far.
 ///
 /// Every accepted task ends in exactly one way, so once nothing is queued or running
-/// `submitted = completed + failed + cancelled + expired + panicked`. While tasks run the numbers are
+/// `submitted = completed + failed + cancelled + expired + shed + panicked`. While tasks run the numbers are
 /// read one after the other and may differ by those in motion.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LaneStats {
@@ -41,8 +42,14 @@ pub struct LaneStats {
     pub cancelled: u64,
     /// Tasks dropped before they began because their deadline had passed.
     pub expired: u64,
-    /// Tasks refused because the queue was full or stopped; they are not among the submitted.
+    /// Tasks dropped before they began because calls of their name hung when their turn came.
+    pub shed: u64,
+    /// Tasks refused because the queue was full or stopped. None of the refused are among the submitted.
     pub rejected: u64,
+    /// Tasks refused because they would have ended after their deadline.
+    pub refused_late: u64,
+    /// Tasks refused because calls of their name hang.
+    pub refused_open: u64,
     /// Tasks that panicked.
     pub panicked: u64,
     /// Tasks that ended after their deadline, since a running one is never interrupted.
@@ -53,6 +60,31 @@ pub struct LaneStats {
     pub run: Times,
     /// Time that workers of this lane spent in `wait`, running others' tasks included.
     pub wait: Times,
+}
+
+/// What is known of the tasks of one name in one lane.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NameStats {
+    /// The name.
+    pub name: Box<str>,
+    /// Tasks that ran to an end of any kind.
+    pub runs: u64,
+    /// Tasks that run now.
+    pub running: usize,
+    /// Mean run time, of the last 16 or so; none before the eighth.
+    pub mean_us: Option<f64>,
+    /// What a task is expected to take when it is let in: mean plus twice the mean deviation.
+    pub likely_us: Option<f64>,
+    /// 99th percentile of run times, roughly.
+    pub p99_us: Option<f64>,
+    /// Beyond this run time a task counts as hanging.
+    pub hang_us: f64,
+    /// Tasks refused because they would have ended after their deadline.
+    pub refused_late: u64,
+    /// Tasks refused, or dropped when their turn came, because others of this name hang.
+    pub refused_open: u64,
+    /// Whether tasks of this name may pass.
+    pub circuit: CircuitState,
 }
 
 /// Two digits keep a histogram of one hour in nanoseconds at about 40 kB.
@@ -104,7 +136,7 @@ impl Count {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 
-    fn get(&self) -> u64 {
+    pub(super) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -118,7 +150,10 @@ pub(super) struct Meter {
     pub(super) failed: Count,
     pub(super) cancelled: Count,
     pub(super) expired: Count,
+    pub(super) shed: Count,
     pub(super) rejected: Count,
+    pub(super) refused_late: Count,
+    pub(super) refused_open: Count,
     pub(super) panicked: Count,
     pub(super) overrun: Count,
     queue: Timer,
@@ -136,7 +171,10 @@ impl Meter {
             failed: Count::default(),
             cancelled: Count::default(),
             expired: Count::default(),
+            shed: Count::default(),
             rejected: Count::default(),
+            refused_late: Count::default(),
+            refused_open: Count::default(),
             panicked: Count::default(),
             overrun: Count::default(),
             queue: Timer::new(),
@@ -166,7 +204,10 @@ impl Meter {
             failed: self.failed.get(),
             cancelled: self.cancelled.get(),
             expired: self.expired.get(),
+            shed: self.shed.get(),
             rejected: self.rejected.get(),
+            refused_late: self.refused_late.get(),
+            refused_open: self.refused_open.get(),
             panicked: self.panicked.get(),
             overrun: self.overrun.get(),
             queue: self.queue.times(),

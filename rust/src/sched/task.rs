@@ -1,9 +1,11 @@
 //! What is scheduled: jobs, their order, and the ticket that stands for one.
 
 use super::Shared;
+use super::order::Cost;
+use super::profile::Profile;
 use super::queue::{Wake, lock, sleep};
-use super::worker::Running;
-use crate::error::Error;
+use super::worker::{Running, Target, wait};
+use crate::error::{Error, Result};
 use crate::sync::plain::{Arc, AtomicUsize, Ordering as Plain, Weak};
 use crate::sync::{AtomicBool, Condvar, Mutex, Ordering};
 use std::fmt;
@@ -35,7 +37,7 @@ impl Lane {
     ///
     /// # Errors
     /// [`Error::Config`] for any other name.
-    pub fn from_name(name: &str) -> Result<Self, Error> {
+    pub fn from_name(name: &str) -> Result<Self> {
         Self::ALL
             .into_iter()
             .find(|lane| lane.name() == name)
@@ -63,6 +65,8 @@ pub enum Turn<'a> {
     Run(Running<'a>),
     /// The deadline passed in the queue. The error says by how much.
     Expired(Error),
+    /// Its turn came while calls of its name hang. The error says how many.
+    Refused(Error),
     /// [`Ticket::cancel`] took it out of the queue.
     Cancelled,
     /// The scheduler was stopped and its queue emptied.
@@ -80,6 +84,8 @@ pub enum End {
     Panicked,
     /// Its caller had lost interest before it began.
     Cancelled,
+    /// It still had to wait for something before it could begin, and [its deadline came](Running::expired).
+    Expired,
 }
 
 /// A piece of work, which carries its own way of handing over its result.
@@ -227,8 +233,18 @@ impl Record {
 pub(super) struct Task {
     pub(super) record: Arc<Record>,
     pub(super) job: Job,
-    pub(super) name: Box<str>,
+    pub(super) profile: Arc<Profile>,
+    /// What the profile said when it was queued.
+    pub(super) cost_ns: u64,
     pub(super) queued: Instant,
+    /// Whether the circuit of its name waits for its end.
+    pub(super) probe: bool,
+}
+
+impl Cost for Task {
+    fn cost_ns(&self) -> u64 {
+        self.cost_ns
+    }
 }
 
 /// Stands for a submitted job: cancels it, or is waited for. It keeps nothing of the job alive.
@@ -267,15 +283,52 @@ impl Ticket {
         reason = "whoever cancels has done all they can"
     )]
     pub fn cancel(&self) -> bool {
+        self.take_back(|_| Turn::Cancelled)
+    }
+
+    /// Takes the job out of the queue if its deadline has passed, and calls it with [`Turn::Expired`] on this
+    /// thread. False if it has not, or if the job has begun or ended.
+    #[must_use]
+    pub fn expire(&self) -> bool {
+        let now = Instant::now();
+        let due = |shared: &Shared| self.record.key.deadline_ns <= shared.nanos(now);
+        self.shared.upgrade().is_some_and(|shared| due(&shared))
+            && self.take_back(|(shared, task)| {
+                let name = &task.profile.name;
+                let (lane, key) = (task.record.lane, task.record.key);
+                Turn::Expired(shared.expired(name, lane, key, task.queued, now))
+            })
+    }
+
+    fn take_back(&self, why: impl FnOnce((&Shared, &Task)) -> Turn<'static>) -> bool {
         let Some(shared) = self.shared.upgrade() else {
             return false;
         };
         match shared.queue(self.record.lane).remove(&self.record.key) {
             Some(task) => {
-                shared.drop_task(task, Turn::Cancelled);
+                let turn = why((&shared, &task));
+                shared.drop_task(task, turn);
                 true
             }
             None => false,
+        }
+    }
+
+    /// Waits until the job has ended; if `deadline` comes while it is queued, it is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Scheduler`] where [`wait()`](super::wait()) gives it.
+    pub fn wait_or_expire(&self, deadline: Option<Instant>) -> Result<()> {
+        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        match wait(Target::Task(self), left) {
+            Err(Error::DeadlineExceeded(_)) if self.expire() => Ok(()),
+            // It runs: then it ends, and late.
+            Err(Error::DeadlineExceeded(_)) => wait(Target::Task(self), None),
+            Err(error) => {
+                self.cancel();
+                Err(error)
+            }
+            Ok(()) => Ok(()),
         }
     }
 }

@@ -15,6 +15,8 @@ pub struct Span {
     pub lane: Lane,
     /// The number of its thread within the lane.
     pub thread: usize,
+    /// Whether it ran on its caller's thread, in that thread's seat.
+    pub guest: bool,
     /// When it was submitted.
     pub queued_ns: u64,
     /// When it began.

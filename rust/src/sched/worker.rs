@@ -1,12 +1,15 @@
 //! The threads: what each does with a task, and how it waits.
 
 use super::Shared;
+use super::admit::profile_id;
+use super::predict::Shown;
+use super::profile::Profile;
 use super::queue::{Aid, Help, Wish};
 use super::stats::Count;
 use super::task::{End, Lane, Record, Signal, Task, Ticket, Turn, Waiter};
 use super::trace::Span;
 use crate::error::{Error, Result};
-use crate::sync::plain::Arc;
+use crate::sync::plain::{Arc, Ordering};
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -75,12 +78,7 @@ fn timed_out() -> Error {
 
 /// The life of one worker thread.
 pub(super) fn work(shared: &Arc<Shared>, lane: Lane, seat: usize) {
-    let me = Rc::new(Worker {
-        shared: shared.clone(),
-        lane,
-        seat,
-        buried: Cell::new(0),
-    });
+    let me = Rc::new(Worker::new(shared.clone(), lane, seat));
     ME.set(Some(me.clone()));
     while let Some(task) = shared.queue(lane).next(seat) {
         me.run(task);
@@ -88,30 +86,41 @@ pub(super) fn work(shared: &Arc<Shared>, lane: Lane, seat: usize) {
     ME.set(None);
 }
 
-/// Whether the calling thread belongs to this scheduler.
-pub(super) fn is_worker_of(shared: &Arc<Shared>) -> bool {
-    ME.with_borrow(|me| {
-        me.as_ref()
-            .is_some_and(|me| Arc::ptr_eq(&me.shared, shared))
-    })
+/// What the calling thread is, if it is a worker.
+pub(super) fn me() -> Option<Rc<Worker>> {
+    ME.with_borrow(Clone::clone)
 }
 
-struct Worker {
-    shared: Arc<Shared>,
-    lane: Lane,
-    seat: usize,
+/// Makes the calling thread this worker, or none; returns what it was.
+pub(super) fn become_worker(worker: Option<Rc<Worker>>) -> Option<Rc<Worker>> {
+    ME.replace(worker)
+}
+
+/// A thread of the pool, or a guest in its seat.
+pub(super) struct Worker {
+    pub(super) shared: Arc<Shared>,
+    pub(super) lane: Lane,
+    /// Its place in the queue: for the guest of a thread, the one beside that thread's.
+    pub(super) seat: usize,
     /// Tasks on this stack that wait under others which they do not wait for.
     buried: Cell<usize>,
+}
+
+/// A task that begins.
+pub(super) struct Begun<'a> {
+    pub(super) record: &'a Record,
+    pub(super) profile: &'a Profile,
+    pub(super) queued: Instant,
+    pub(super) start: Instant,
+    /// Whether the circuit of its name waits for its end.
+    pub(super) probe: bool,
 }
 
 /// Given to a job that runs, so that it can say that the work is over before it hands over the result:
 /// whoever has the result then finds it counted.
 pub struct Running<'a> {
     worker: &'a Worker,
-    record: &'a Record,
-    name: &'a str,
-    queued: Instant,
-    start: Instant,
+    task: &'a Begun<'a>,
     traced: bool,
     ended: &'a Cell<bool>,
 }
@@ -119,12 +128,28 @@ pub struct Running<'a> {
 impl fmt::Debug for Running<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Running")
-            .field("name", &self.name)
+            .field("name", &self.task.profile.name)
             .finish_non_exhaustive()
     }
 }
 
 impl Running<'_> {
+    /// Why the work should not begin any more, for a job that had to wait between its turn and its work: the
+    /// deadline has passed. Such a job ends as [`End::Expired`].
+    #[must_use]
+    pub fn expired(&self) -> Option<Error> {
+        let shared = &self.worker.shared;
+        let now = Instant::now();
+        let Begun {
+            record,
+            profile,
+            queued,
+            ..
+        } = *self.task;
+        (record.key.deadline_ns <= shared.nanos(now))
+            .then(|| shared.expired(&profile.name, self.worker.lane, record.key, queued, now))
+    }
+
     /// Says how the work ended. A job that returns without it has [completed](End::Completed).
     pub fn end(self, end: End) {
         let meter = self.worker.shared.meter(self.worker.lane);
@@ -132,30 +157,45 @@ impl Running<'_> {
             End::Completed => self.count(&meter.completed),
             End::Failed => self.count(&meter.failed),
             End::Panicked => self.count(&meter.panicked),
-            End::Cancelled => {
-                // It never did anything, so it has no times.
-                self.ended.set(true);
-                meter.cancelled.up();
-                meter.ended.up();
-            }
+            End::Cancelled => self.count_unbegun(&meter.cancelled),
+            End::Expired => self.count_unbegun(&meter.expired),
         }
+    }
+
+    /// It never did anything, so it has no times.
+    fn count_unbegun(&self, count: &Count) {
+        self.leave_name(false);
+        self.ended.set(true);
+        count.up();
+        self.worker.shared.meter(self.worker.lane).ended.up();
     }
 
     fn count(&self, count: &Count) {
         let shared = &*self.worker.shared;
+        let Begun {
+            record,
+            profile,
+            queued,
+            start,
+            ..
+        } = *self.task;
         let end = Instant::now();
+        let run_ns = (end - start).as_nanos() as u64;
         let meter = shared.meter(self.worker.lane);
-        meter.ran(self.start - self.queued, end - self.start);
-        if shared.nanos(end) > self.record.key.deadline_ns {
+        meter.ran(start - queued, end - start);
+        profile.learn(run_ns, shared.nanos(end));
+        self.leave_name(run_ns <= shared.hang_ns(profile));
+        if shared.nanos(end) > record.key.deadline_ns {
             meter.overrun.up();
         }
         if self.traced {
             shared.trace.push(Span {
-                name: self.name.into(),
+                name: profile.name.clone(),
                 lane: self.worker.lane,
-                thread: self.worker.seat,
-                queued_ns: shared.nanos(self.queued),
-                start_ns: shared.nanos(self.start),
+                thread: self.worker.thread(),
+                guest: self.worker.is_guest(),
+                queued_ns: shared.nanos(queued),
+                start_ns: shared.nanos(start),
                 end_ns: shared.nanos(end),
             });
         }
@@ -163,37 +203,107 @@ impl Running<'_> {
         count.up();
         meter.ended.up();
     }
+
+    /// Takes the task out of those of its name that run.
+    fn leave_name(&self, in_time: bool) {
+        // Relaxed: a count that orders nothing.
+        self.task.profile.running.fetch_sub(1, Ordering::Relaxed);
+        if self.task.probe {
+            self.task.profile.circuit.probed(in_time);
+        }
+    }
 }
 
 impl Worker {
+    pub(super) fn new(shared: Arc<Shared>, lane: Lane, seat: usize) -> Self {
+        Self {
+            shared,
+            lane,
+            seat,
+            buried: Cell::new(0),
+        }
+    }
+
+    /// Its number among all workers and guests.
+    pub(super) fn number(&self) -> usize {
+        self.shared.number(self.lane, self.seat)
+    }
+
+    /// The number within the lane of the thread that it is, or whose seat it has.
+    fn thread(&self) -> usize {
+        self.seat % self.shared.queue(self.lane).threads()
+    }
+
+    fn is_guest(&self) -> bool {
+        self.seat >= self.shared.queue(self.lane).threads()
+    }
+
     fn run(&self, task: Task) {
         let shared = &*self.shared;
         let start = Instant::now();
-        if shared.has_expired(&task, start) {
-            let error = shared.expired(&task, start);
+        let key = task.record.key;
+        let now_ns = shared.nanos(start);
+        if key.deadline_ns <= now_ns {
+            let error = shared.expired(&task.profile.name, self.lane, key, task.queued, start);
             return shared.drop_task(task, Turn::Expired(error));
         }
-        let meter = shared.meter(self.lane);
-        meter.begun.up();
+        let probe = if task.probe {
+            Ok(true)
+        } else {
+            shared.pass(self.lane, &task.profile, now_ns)
+        };
+        let probe = match probe {
+            Ok(probe) => probe,
+            Err(error) => return shared.drop_task(task, Turn::Refused(error)),
+        };
         let Task {
             record,
             job,
-            name,
+            profile,
             queued,
+            ..
         } = task;
-        record.begin(shared.number(self.lane, self.seat));
-        let traced = shared.trace.is_enabled();
+        let begun = Begun {
+            record: &record,
+            profile: &profile,
+            queued,
+            start,
+            probe,
+        };
+        // Its panic has been counted, and reported by the panic hook.
+        drop(self.perform(&begun, |running| job(Turn::Run(running))));
+        record.ended.fire();
+    }
+
+    /// Does the work of a task, and counts it.
+    pub(super) fn perform<R>(
+        &self,
+        task: &Begun<'_>,
+        work: impl FnOnce(Running<'_>) -> R,
+    ) -> std::thread::Result<R> {
+        let shared = &*self.shared;
+        shared.meter(self.lane).begun.up();
+        // Relaxed: a count that orders nothing.
+        task.profile.running.fetch_add(1, Ordering::Relaxed);
+        task.record.begin(self.number());
+        let clock = &shared.clocks(self.lane)[self.thread()];
+        let before = clock.show(Shown {
+            start_ns: shared.nanos(task.start),
+            mean_ns: task.profile.mean_ns(),
+            profile: profile_id(task.profile),
+        });
         let ended = Cell::new(false);
         let running = || Running {
             worker: self,
-            record: &record,
-            name: &name,
-            queued,
-            start,
-            traced,
+            task,
+            traced: shared.trace.is_enabled(),
             ended: &ended,
         };
-        let outcome = catch_unwind(AssertUnwindSafe(|| job(Turn::Run(running()))));
+        let outcome = catch_unwind(AssertUnwindSafe(|| work(running())));
+        if self.is_guest() && shared.is_forked() {
+            // Locks and counts stayed with the parent.
+            return outcome;
+        }
         if !ended.get() {
             running().end(if outcome.is_ok() {
                 End::Completed
@@ -201,7 +311,8 @@ impl Worker {
                 End::Panicked
             });
         }
-        record.ended.fire();
+        clock.show(before);
+        outcome
     }
 
     /// Whether to run tasks of others while waiting.
@@ -241,7 +352,7 @@ impl Worker {
         let own = record
             .filter(|record| record.lane == self.lane)
             .map(|record| record.key);
-        let number = self.shared.number(self.lane, self.seat);
+        let number = self.number();
         let waiter = Waiter {
             place: queue.clone(),
             seat: self.seat,

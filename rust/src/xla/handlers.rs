@@ -9,15 +9,17 @@ use crate::cache::{DType, registry};
 use crate::error::{Error, Result};
 use crate::lsh::{self, Kind, Level, Sequence, SimTier};
 use crate::sync::plain::{Mutex, PoisonError};
+use crate::top_k::top_k;
 use std::ffi::c_int;
 use std::ops::DerefMut;
 
 /// The handlers by the names under which programs call them.
-pub const TARGETS: [(&str, Handler); 4] = [
+pub const TARGETS: [(&str, Handler); 5] = [
     ("aif_simtier", aif_simtier),
     ("aif_table_sum", aif_table_sum),
     ("aif_gather_rows", aif_gather_rows),
     ("aif_interaction", aif_interaction),
+    ("aif_top_k", aif_top_k),
 ];
 
 /// Bytes that kernels go through in about a hundred microseconds: the size of a piece of shared work,
@@ -45,6 +47,11 @@ unsafe extern "C" fn aif_gather_rows(frame: *mut CallFrame) -> *mut XlaError {
 unsafe extern "C" fn aif_interaction(frame: *mut CallFrame) -> *mut XlaError {
     // SAFETY: as above.
     unsafe { enter(frame, interaction) }
+}
+
+unsafe extern "C" fn aif_top_k(frame: *mut CallFrame) -> *mut XlaError {
+    // SAFETY: as above.
+    unsafe { enter(frame, best) }
 }
 
 /// `candidates u8[..., N, w], sequence u8[..., L, w], channel i32[..., L], edges i32[..., E]`
@@ -180,6 +187,30 @@ fn table_sum(call: &mut Call<'_>) -> Result<()> {
         }
     });
     lock(&failed).take().map_or(Ok(()), Err)
+}
+
+/// `scores f32[..., N]` -> `f32[..., k], i32[..., k]`: the best, and their places.
+fn best(call: &mut Call<'_>) -> Result<()> {
+    call.expect(1, 2)?;
+    let scores = &call.operands[0];
+    let [best, order] = &mut call.results[..] else {
+        unreachable!("counted")
+    };
+    let (lead, &[n]) = split(scores, "scores")?;
+    let (best_lead, &[k]) = split(best, "best")?;
+    if best_lead != lead || order.dims != best.dims || k > n || i32::try_from(n).is_err() {
+        return Err(Error::Request(format!(
+            "top_k: scores {:?} do not make the best {:?} and their places {:?}",
+            scores.dims, best.dims, order.dims
+        )));
+    }
+    let scores = scores.slice::<f32>("scores")?.chunks_exact(n.max(1));
+    let best = best.slice_mut::<f32>("best")?.chunks_exact_mut(k.max(1));
+    let order = order.slice_mut::<i32>("order")?.chunks_exact_mut(k.max(1));
+    for ((scores, best), order) in scores.zip(best).zip(order) {
+        top_k(scores, best, order);
+    }
+    Ok(())
 }
 
 /// `handle u32[..., 2], ids u32[..., N, 2]` -> one array `[..., N, *shape]` a column, and

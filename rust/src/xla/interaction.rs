@@ -2,14 +2,14 @@
 
 use super::call::{Array, Call};
 use super::handlers::{lock, matrix};
-use super::parallel::for_each;
+use super::parallel::for_each_after;
 use crate::cache::{EmbeddingCache, registry};
 use crate::error::{Error, Result};
 use crate::interaction::{
     Interaction, Layer, Model, PairFeatures, Scratch, SlotFactors, Table, TierScale, Tiers,
 };
 use crate::lsh::{Kind, Level, Sequence};
-use crate::sync::plain::{Arc, Mutex};
+use crate::sync::plain::{Arc, Mutex, OnceLock};
 use std::cell::RefCell;
 
 /// Candidates that are claimed together: so many that a claim costs nothing beside them, and so few that
@@ -99,7 +99,13 @@ pub(super) fn interaction(call: &mut Call<'_>) -> Result<()> {
         };
     };
     let missing = missing.map(|other| in_place(&other, &cache)).transpose()?;
-    let interaction = Interaction::new(level, &model, &cache)?;
+    // Laid out while the helpers wake up, which takes them as long.
+    let ready = OnceLock::new();
+    let prepare = || {
+        let interaction = Interaction::new(level, &model, &cache)?;
+        drop(ready.set(interaction));
+        Ok(())
+    };
     let width = model.pair.width;
     let pieces: Vec<_> = keys
         .chunks(PIECE)
@@ -112,7 +118,8 @@ pub(super) fn interaction(call: &mut Call<'_>) -> Result<()> {
         })
         .collect();
     let failed = Mutex::new(None);
-    for_each(call.runtime, pieces.len(), &|piece| {
+    for_each_after(call.runtime, pieces.len(), prepare, &|piece| {
+        let interaction: &Interaction<'_> = ready.get().expect("prepared before any piece");
         let mut piece = lock(&pieces[piece]);
         let (keys, pair, logits, status) = &mut *piece;
         let missing = missing.as_deref();
@@ -122,7 +129,7 @@ pub(super) fn interaction(call: &mut Call<'_>) -> Result<()> {
         if let Err(error) = scored {
             *lock(&failed) = Some(error);
         }
-    });
+    })?;
     lock(&failed).take().map_or(Ok(()), Err)
 }
 

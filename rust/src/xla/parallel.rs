@@ -4,10 +4,12 @@
 //! it returns, and waiting for it would be waiting for itself. Hence: pieces of work are claimed from one
 //! counter; the caller claims too, until none is left, and then waits only for pieces that somebody has
 //! claimed, who by that is running. A helper that comes late finds nothing to claim and touches nothing
-//! but the counter, which it owns a share of.
+//! but the counter, which it owns a share of. One that comes early, while the caller prepares, waits for the
+//! caller, which runs.
 
 use super::api::{Api, ErrorDestroyArgs, ExecutionContext, NumThreadsArgs, ScheduleArgs, Task};
 use super::call::Runtime;
+use crate::error::Result;
 use crate::sync::{Arc, AtomicBool, AtomicUsize, Ordering};
 use std::ffi::c_void;
 use std::mem::offset_of;
@@ -16,6 +18,8 @@ use std::ptr::null_mut;
 
 /// What caller and helpers share.
 struct Job {
+    /// Whether the pieces may be claimed: one of the three below.
+    state: AtomicUsize,
     /// The next piece to claim.
     next: AtomicUsize,
     /// Pieces that are finished.
@@ -28,6 +32,13 @@ struct Job {
     body: *const Borrowed<'static>,
 }
 
+/// The caller is still preparing, and runs: a helper may wait for it.
+const PREPARING: usize = 0;
+/// Pieces may be claimed.
+const READY: usize = 1;
+/// There is nothing to do: the preparation failed.
+const VOID: usize = 2;
+
 /// The work of one piece.
 type Borrowed<'a> = dyn Fn(usize) + Sync + 'a;
 
@@ -37,8 +48,16 @@ unsafe impl Send for Job {}
 unsafe impl Sync for Job {}
 
 impl Job {
-    /// Claims and runs pieces until none is left.
+    /// Waits until the caller is ready, then claims and runs pieces until none is left.
     fn work(&self) {
+        // Acquire: pairs with the caller's release; what it prepared is then visible.
+        match spin_until(|| match self.state.load(Ordering::Acquire) {
+            PREPARING => None,
+            state => Some(state),
+        }) {
+            READY => {}
+            _ => return,
+        }
         loop {
             // Relaxed: the counter only divides the pieces; what they read was there before the job was
             // shared, which scheduling it orders.
@@ -64,18 +83,40 @@ impl Job {
 /// # Panics
 /// If `body` did, after all pieces are done.
 pub(super) fn for_each(runtime: Runtime, pieces: usize, body: &(dyn Fn(usize) + Sync)) {
+    let ready: Result<()> = for_each_after(runtime, pieces, || Ok(()), body);
+    debug_assert!(ready.is_ok(), "nothing was prepared");
+}
+
+/// The same after `prepare`, which runs on this thread while the helpers wake up; what it fails with is
+/// returned, and `body` then is not called.
+///
+/// # Errors
+/// Those of `prepare`.
+///
+/// # Panics
+/// If `prepare` or `body` did.
+pub(super) fn for_each_after(
+    runtime: Runtime,
+    pieces: usize,
+    prepare: impl FnOnce() -> Result<()>,
+    body: &(dyn Fn(usize) + Sync),
+) -> Result<()> {
     let helpers = threads(runtime)
         .saturating_sub(1)
         .min(pieces.saturating_sub(1));
     if helpers == 0 {
-        return (0..pieces).for_each(body);
+        prepare()?;
+        (0..pieces).for_each(body);
+        return Ok(());
     }
     #[allow(clippy::transmute_ptr_to_ptr)] // a cast may not lengthen a lifetime
     // SAFETY: only the lifetime changes. The job outlives this call when a helper comes late, and then
-    // does not call `body`: this function returns only when all pieces are done.
+    // does not call `body`: this function returns only when all pieces are done, or without ever having
+    // said that they may be claimed.
     let body =
         unsafe { std::mem::transmute::<*const Borrowed<'_>, *const Borrowed<'static>>(body) };
     let job = Arc::new(Job {
+        state: AtomicUsize::new(PREPARING),
         next: AtomicUsize::new(0),
         done: AtomicUsize::new(0),
         pieces,
@@ -91,11 +132,45 @@ pub(super) fn for_each(runtime: Runtime, pieces: usize, body: &(dyn Fn(usize) + 
             break;
         }
     }
+    // However this ends, the helpers are told.
+    let mut announce = Announce {
+        job: &job,
+        state: VOID,
+    };
+    prepare()?;
+    announce.state = READY;
+    drop(announce);
     job.work();
+    // The pieces that are missing are running; they are short.
     // Acquire: pairs with the release of each piece.
+    spin_until(|| (job.done.load(Ordering::Acquire) >= pieces).then_some(()));
+    assert!(
+        !job.panicked.load(Ordering::Relaxed),
+        "a piece of the work panicked"
+    );
+    Ok(())
+}
+
+/// Tells the helpers how the preparation went, also when it panics.
+struct Announce<'a> {
+    job: &'a Job,
+    state: usize,
+}
+
+impl Drop for Announce<'_> {
+    fn drop(&mut self) {
+        // Release: pairs with the acquire of the helpers.
+        self.job.state.store(self.state, Ordering::Release);
+    }
+}
+
+/// Waits for what another thread, which is running, will have done in some microseconds.
+fn spin_until<T>(mut look: impl FnMut() -> Option<T>) -> T {
     let mut spins = 0u32;
-    while job.done.load(Ordering::Acquire) < pieces {
-        // The pieces that are missing are running; they are short.
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
         if spins < 1000 {
             std::hint::spin_loop();
             spins += 1;
@@ -103,10 +178,6 @@ pub(super) fn for_each(runtime: Runtime, pieces: usize, body: &(dyn Fn(usize) + 
             std::thread::yield_now();
         }
     }
-    assert!(
-        !job.panicked.load(Ordering::Relaxed),
-        "a piece of the work panicked"
-    );
 }
 
 /// A helper: XLA's thread pool calls it with a share of a job.

@@ -33,7 +33,7 @@ impl Call {
         let future = self.future.bind(py).clone();
         let told = match turn {
             Turn::Run(running) => self.run(py, running),
-            Turn::Expired(error) => claim(&future).and_then(|claimed| {
+            Turn::Expired(error) | Turn::Refused(error) => claim(&future).and_then(|claimed| {
                 if claimed {
                     set_exception(&future, to_py(py, &error))?;
                 }
@@ -58,39 +58,60 @@ impl Call {
             bound,
         } = self;
         let future = future.into_bound(py);
+        // The GIL may have been taken for longer than the task had time.
+        if let Some(error) = running.expired() {
+            let claimed = claim(&future)?;
+            running.end(if claimed {
+                End::Expired
+            } else {
+                End::Cancelled
+            });
+            return if claimed {
+                set_exception(&future, to_py(py, &error))
+            } else {
+                Ok(())
+            };
+        }
         if !claim(&future)? {
             running.end(End::Cancelled);
             return Ok(());
         }
-        // A Rust panic inside the function surfaces here as a panic again, past every `Result`.
-        let result = catch_unwind(AssertUnwindSafe(|| {
+        let (end, result) = told(py, || {
             context
                 .bind(py)
                 .call_method1(intern!(py, "run"), bound.bind(py))
-        }));
+        });
         // Before the result is out, so that whoever has it finds the arguments released.
         bound.drop_ref(py);
         context.drop_ref(py);
+        running.end(end);
         match result {
-            Ok(Ok(value)) => {
-                running.end(End::Completed);
+            Ok(value) => {
                 future.call_method1(intern!(py, "set_result"), (value,))?;
                 Ok(())
             }
-            Ok(Err(error)) => {
-                running.end(End::Failed);
-                set_exception(&future, error)
-            }
-            Err(panic) => {
-                let said = panic_text(&*panic);
-                let error = raise(
-                    py,
-                    "SchedulerError",
-                    format!("native code that the task called panicked: {said}"),
-                );
-                running.end(End::Panicked);
-                set_exception(&future, error)
-            }
+            Err(error) => set_exception(&future, error),
+        }
+    }
+}
+
+/// Calls a function of Python, and says how that ended. A Rust panic inside it surfaces here as a panic again,
+/// past every `Result`, and becomes an exception.
+pub(super) fn told<'py>(
+    py: Python<'py>,
+    function: impl FnOnce() -> PyResult<Bound<'py, PyAny>>,
+) -> (End, PyResult<Bound<'py, PyAny>>) {
+    match catch_unwind(AssertUnwindSafe(function)) {
+        Ok(Ok(value)) => (End::Completed, Ok(value)),
+        Ok(Err(error)) => (End::Failed, Err(error)),
+        Err(panic) => {
+            let said = panic_text(&*panic);
+            let error = raise(
+                py,
+                "SchedulerError",
+                format!("native code that the task called panicked: {said}"),
+            );
+            (End::Panicked, Err(error))
         }
     }
 }

@@ -1,0 +1,1 @@
+"""The engine under load: overlap, saturation, overload, faults."""

@@ -1,0 +1,208 @@
+"""Requests that arrive whether or not those before them were answered, and what became of each.
+
+Arrivals are a Poisson process, drawn beforehand. Latency counts from the moment at which a request was due,
+not from when it was sent: a server that falls behind makes its callers wait, and so does a generator that
+does, which counts against the server here. Requests are sent from the event loop that also serves, as in a
+web server; what sending costs is measured with a server that does nothing.
+"""
+
+import asyncio
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from aif_jax.errors import DeadlineExceededError, OverloadedError
+from load.service import Answer
+from load.ways import Way
+
+Wrong = Callable[[int, Answer], str]
+"""From a request's number and its answer to what is wrong with it, or nothing."""
+
+
+@dataclasses.dataclass(slots=True)
+class Sent:
+    """One request: when it was due and done, in seconds from the start, and what came of it."""
+
+    number: int
+    due_s: float
+    sent_s: float = 0.0
+    done_s: float = 0.0
+    answer: Answer | None = None
+    error: Exception | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """What became of the requests of one run.
+
+    Attributes:
+        offered: requests a second that were due.
+        window_s: the time in which they were due; what was due in the first fifth is not counted.
+        latencies_ms: of the answered ones, ascending.
+        in_time: answers a second within the deadline.
+        answered: requests with an answer, late ones included.
+        counted: requests of the window.
+        rungs: answered requests by rung.
+        errors: others by the type of their error; refused ones are `OverloadedError`.
+        unexpected: errors of other types than refusal and deadline, as texts.
+        core_ms: processor time of the process per request answered, generator included.
+        late_ms: how late the generator sent, 99th percentile.
+    """
+
+    offered: float
+    window_s: float
+    latencies_ms: np.ndarray
+    in_time: float
+    answered: int
+    counted: int
+    rungs: dict[int, int]
+    errors: dict[str, int]
+    unexpected: tuple[str, ...]
+    core_ms: float
+    late_ms: float
+
+    def quantile(self, share: float) -> float:
+        """Return a quantile of latency in milliseconds; not a number if nothing was answered."""
+        return float(np.quantile(self.latencies_ms, share)) if len(self.latencies_ms) else float("nan")
+
+    @property
+    def throughput(self) -> float:
+        """Answers a second, late ones included."""
+        return self.answered / self.window_s
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the summary that results hold."""
+        return {
+            "offered": self.offered, "answered": self.answered, "counted": self.counted,
+            "throughput": self.throughput, "goodput": self.in_time, "core_ms": self.core_ms,
+            "generator_late_p99_ms": self.late_ms, "errors": self.errors,
+            "rungs": {str(rung): count for rung, count in sorted(self.rungs.items())},
+            **{name: self.quantile(share) for name, share in QUANTILES.items()},
+        }  # fmt: skip
+
+
+QUANTILES = {"p50_ms": 0.5, "p99_ms": 0.99, "p99_9_ms": 0.999}
+_SETTLING = 0.2
+
+
+def open_loop(
+    way: Way, rate: float, seconds: float, wrong: Wrong, *, deadline_ms: float | None = None, seed: int = 0
+) -> Load:
+    """Send requests at a mean rate for some seconds and wait for what becomes of them.
+
+    Args:
+        way: who serves.
+        rate: requests a second.
+        seconds: how long requests arrive.
+        wrong: checks answers, when all is over.
+        deadline_ms: counted from when a request was due; what is left of it is told to the way.
+        seed: of the arrivals.
+
+    Raises:
+        AssertionError: an answer is wrong, or a request got neither answer nor error.
+    """
+    rng = np.random.default_rng(seed)
+    gaps = rng.exponential(1.0 / rate, max(8, round(rate * seconds)))
+    requests = [Sent(number, due) for number, due in enumerate(np.cumsum(gaps).tolist())]
+    return asyncio.run(_run(way, requests, wrong, deadline_ms))
+
+
+async def _run(way: Way, requests: list[Sent], wrong: Wrong, deadline_ms: float | None) -> Load:
+    loop = asyncio.get_running_loop()
+    origin, cpu = time.perf_counter() + 0.02, time.process_time()
+
+    async def serve(request: Sent) -> None:
+        left = None
+        if deadline_ms is not None:
+            # One that has passed before its request was sent is refused by the way like any other.
+            left = max(1e-3, deadline_ms - (request.sent_s - request.due_s) * 1e3)
+        try:
+            request.answer = await way.serve(request.number, left)
+        except Exception as error:
+            request.error = error
+        request.done_s = time.perf_counter() - origin
+
+    tasks = []
+    for request in requests:
+        wait = origin + request.due_s - time.perf_counter()
+        # Also when it is late: others must get their turn.
+        await asyncio.sleep(max(0.0, wait))
+        request.sent_s = time.perf_counter() - origin
+        tasks.append(loop.create_task(serve(request)))
+    await asyncio.gather(*tasks)
+    cpu = time.process_time() - cpu
+    return _summary(requests, wrong, deadline_ms, cpu)
+
+
+def _summary(requests: list[Sent], wrong: Wrong, deadline_ms: float | None, cpu_s: float) -> Load:
+    end = requests[-1].due_s
+    begin = end * _SETTLING
+    counted = [request for request in requests if request.due_s >= begin]
+    rungs: Counter[int] = Counter()
+    errors: Counter[str] = Counter()
+    latencies, unexpected, in_time = [], set(), 0
+    for request in requests:
+        if request.answer is not None:
+            told = wrong(request.number, request.answer)
+            assert not told, f"request {request.number}: {told}"
+        else:
+            assert request.error is not None, f"request {request.number} got neither answer nor error"
+            if not isinstance(request.error, (OverloadedError, DeadlineExceededError)):
+                unexpected.add(f"{type(request.error).__name__}: {request.error}")
+    for request in counted:
+        if request.answer is None:
+            errors[type(request.error).__name__] += 1
+            continue
+        rungs[request.answer.rung] += 1
+        latency = (request.done_s - request.due_s) * 1e3
+        latencies.append(latency)
+        in_time += deadline_ms is None or latency <= deadline_ms
+    window = end - begin
+    answered = sum(request.answer is not None for request in requests)
+    return Load(
+        offered=len(counted) / window,
+        window_s=window,
+        latencies_ms=np.sort(latencies),
+        in_time=in_time / window,
+        answered=len(latencies),
+        counted=len(counted),
+        rungs=dict(rungs),
+        errors=dict(errors),
+        unexpected=tuple(sorted(unexpected)),
+        core_ms=cpu_s * 1e3 / max(1, answered),
+        late_ms=float(np.quantile([(r.sent_s - r.due_s) * 1e3 for r in requests], 0.99)),
+    )
+
+
+def closed_loop(way: Way, callers: int, seconds: float, wrong: Wrong) -> tuple[float, float]:
+    """Return answers a second, and core-milliseconds each, of callers that always ask again at once.
+
+    Raises:
+        AssertionError: an answer is wrong.
+        Exception: what a request raised.
+    """
+
+    async def run() -> tuple[float, float]:
+        number, done = iter(range(1 << 40)), []
+        start = time.perf_counter()
+        cpu = time.process_time()
+
+        async def caller() -> None:
+            while True:
+                mine = next(number)
+                done.append((mine, await way.serve(mine, None)))
+                if time.perf_counter() - start >= seconds:
+                    return
+
+        await asyncio.gather(*(caller() for _ in range(callers)))
+        spent, cpu = time.perf_counter() - start, time.process_time() - cpu
+        for mine, answer in done:
+            told = wrong(mine, answer)
+            assert not told, f"request {mine}: {told}"
+        return len(done) / spent, cpu * 1e3 / len(done)
+
+    return asyncio.run(run())

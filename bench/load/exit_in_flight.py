@@ -1,0 +1,128 @@
+"""The interpreter exits while requests are under way: in a process of its own, which must end cleanly.
+
+As a program it is that process: `python -m load.exit_in_flight WAY`, from the folder `bench`.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from aif_jax.errors import AifError
+from aif_jax.serving import Engine
+from aif_jax.types import UserRecord
+from load.injection import NONE, Fault, Injected
+from load.plan import workload
+from load.service import CONTEXT_OF_REQUESTS, Service, make_service
+from load.ways import engine_config
+
+WAYS = ("handles begun", "threads that ask", "coroutines that ask", "an exception in the main thread")
+ENDS_WITHIN_S = 20.0
+_LEAVING = "leaving"
+_BUILDS_WITHIN_S = 240.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Exit:
+    """How a process ended.
+
+    Attributes:
+        way: what was under way.
+        clean: whether it ended in time, with the code it should, and said nothing that it should not.
+        seconds: from leaving the program to the end of the process.
+        told: its exit code and what it wrote to its error stream.
+    """
+
+    way: str
+    clean: bool
+    seconds: float
+    told: str
+
+
+def leave(way: str) -> Exit:
+    """Start a process, let it exit with requests under way, and see how it ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "load.exit_in_flight", way],
+        cwd=Path(__file__).resolve().parents[1], env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    watch = threading.Timer(_BUILDS_WITHIN_S, process.kill)
+    watch.start()
+    assert process.stdout is not None
+    said = process.stdout.readline().strip()
+    left = time.perf_counter()
+    try:
+        errors = process.communicate(timeout=ENDS_WITHIN_S)[1]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        errors = "it did not end. " + process.communicate()[1]
+    watch.cancel()
+    seconds = time.perf_counter() - left
+    raised = way == WAYS[3]
+    expected = (1, "SystemError: on purpose") if raised else (0, "")
+    lines = errors.strip().splitlines()
+    clean = said == _LEAVING and process.returncode == expected[0] and (lines[-1:] or [""]) == [expected[1]]
+    # The traceback of the main thread's own exception, and nothing else.
+    clean = clean and errors.count("Traceback") == raised
+    return Exit(way, clean, seconds, f"exit code {process.returncode}: {errors.strip()[-2000:]}")
+
+
+def _main(way: str) -> None:
+    small = dataclasses.replace(workload(argparse.Namespace(quick=True)), items=600)
+    with tempfile.TemporaryDirectory() as folder:
+        service = make_service(small, Path(folder))
+    injected = Injected(service, 0.002)
+    # Some are slow, so that something is under way in every lane whenever the process ends.
+    injected.faults = lambda number: _slow(service, number)
+    built = service.built
+    engine = Engine(
+        built.bundle, built.index, built.behaviours, users=injected.users, retrieve=injected.retrieve,
+        config=engine_config(service),
+    )  # fmt: skip
+    engine.rank(1, CONTEXT_OF_REQUESTS)
+    handles = [engine.begin(number, CONTEXT_OF_REQUESTS) for number in range(64)]
+    if way == WAYS[1]:
+        for first in range(4):
+            threading.Thread(target=_ask, args=(engine, first), daemon=True).start()
+    elif way == WAYS[2]:
+        threading.Thread(target=lambda: asyncio.run(_ask_async(engine)), daemon=True).start()
+    time.sleep(0.05)
+    print(_LEAVING, flush=True)
+    if way == WAYS[3]:
+        raise SystemError("on purpose")
+    assert len(handles) == 64
+
+
+def _slow(service: Service, number: int) -> Fault:
+    def user(asked: int) -> UserRecord:
+        time.sleep(0.3)
+        return service.user(asked)
+
+    return Fault(user=user) if number % 16 == 15 else NONE
+
+
+def _ask(engine: Engine, first: int) -> None:
+    # Refused once the process is ending; that it is told so is all that a caller can want then.
+    with contextlib.suppress(AifError):
+        for number in range(first, 1 << 20, 4):
+            engine.rank(number, CONTEXT_OF_REQUESTS)
+
+
+async def _ask_async(engine: Engine) -> None:
+    async def caller(first: int) -> None:
+        with contextlib.suppress(AifError):
+            for number in range(first, 1 << 20, 8):
+                await engine.rank_async(number, CONTEXT_OF_REQUESTS)
+
+    await asyncio.gather(*(caller(first) for first in range(8)))
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

@@ -1,0 +1,203 @@
+"""What is served: users and their requests, and what the right answer to each of them is."""
+
+import dataclasses
+import threading
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from aif_jax.nearline import BehaviourTable
+from aif_jax.types import Candidates, UserRecord
+from stage.request import CONTEXT, TURNS, Case, device_catalogue
+from stage.sequential import SequentialModel, ready
+from stage.xla_simtier import reference
+from workload import Built, Workload, build
+
+TOLERANCE = 1e-4
+"""Largest difference of scores from the definition, as for the stage."""
+
+REQUESTS = 32
+"""Different requests; more than the processor's caches have room for, few enough to check every answer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a way of serving answers.
+
+    Attributes:
+        ids: item ids of the best candidates, best first.
+        scores: their scores.
+        rung: how far the answer was degraded; 0 is full quality.
+    """
+
+    ids: np.ndarray
+    scores: np.ndarray
+    rung: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Service:
+    """A workload with many users. Requests are numbered; request ``i`` asks the same as ``i + REQUESTS``.
+
+    Every number is a user of its own to the engine, so that no user state is ever found in its cache.
+
+    Attributes:
+        built: model, catalogue and index; its behaviour table holds the whole catalogue.
+        cases: one for each different request, with its user.
+    """
+
+    built: Built
+    cases: tuple[Case, ...]
+
+    @property
+    def k(self) -> int:
+        """Results of a request."""
+        return self.cases[0].k
+
+    @property
+    def n(self) -> int:
+        """Candidates of a request."""
+        return self.cases[0].n
+
+    @cached_property
+    def shared(self) -> Case:
+        """The case whose candidates and features all requests take in turns."""
+        return self.cases[0]
+
+    def user(self, number: int) -> UserRecord:
+        """Return the record of the user who asks."""
+        return self.cases[number % REQUESTS].built.user
+
+    def candidates(self, number: int) -> Candidates:
+        """Return what retrieval finds for a request."""
+        turn = number % TURNS
+        return Candidates(self.shared.ids[turn], self.shared.raw_pair[turn])
+
+    def operands(self, number: int) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Return positions, encoded context and encoded pair features, as the rivals' programs take them."""
+        turn = number % TURNS
+        return self.shared.positions[turn], self.shared.context, self.shared.pair[turn]
+
+    @cached_property
+    def batches(self) -> tuple[dict[str, Any], ...]:
+        """The user's part of each different request as the unfolded model takes it, encoded beforehand."""
+        return tuple(case.batch() for case in self.cases)
+
+
+CONTEXT_OF_REQUESTS = CONTEXT
+"""Raw context features of every request."""
+
+
+def make_service(workload: Workload, folder: Path) -> Service:
+    """Build a workload whose users have different histories, all of the workload's length."""
+    built = build(workload, folder)
+    source, length = built.source, workload.long_length
+    behaviours = BehaviourTable.build(built.bundle, source.ids, source.columns, source.content)
+    built = dataclasses.replace(built, behaviours=behaviours)
+    rng = np.random.default_rng(workload.seed + 1)
+    cases = []
+    for _ in range(REQUESTS):
+        user = UserRecord(
+            features={"country": int(rng.integers(8)), "age": float(rng.normal(40, 10))},
+            items=source.ids[rng.integers(0, workload.items, length)],
+            types=np.zeros(length, np.int32),
+        )
+        cases.append(Case(dataclasses.replace(built, user=user), workload.candidates, length))
+    return Service(built, tuple(cases))
+
+
+class Truth:
+    """Every request's right answer by the model's own definition, products in full precision.
+
+    Answers of a lower rung are right if they are the definition's with that much less known of the user.
+
+    Args:
+        service: whose requests.
+        attention: over the long sequence: ``linear`` is what folded models serve, the other is what they
+            approximate.
+    """
+
+    def __init__(self, service: Service, attention: Literal["linear", "exact, as defined"]):
+        self._service = service
+        model = SequentialModel(service.shared, attention, reference)
+        program = jax.jit(model.rank_as_defined)
+        catalogue = device_catalogue(service.built)
+        self._program = lambda batch: ready(program(model.state, catalogue, batch))
+        self._answers: dict[tuple[int, int], Answer] = {}
+        self._lock = threading.Lock()
+        self.answers = [self.answer(number) for number in range(REQUESTS)]
+        """Those of full quality."""
+
+    def answer(self, number: int, rung: int = 0) -> Answer:
+        """Return the right answer to a request, computed when it is first asked for."""
+        key = (number % REQUESTS, rung)
+        with self._lock:
+            if key not in self._answers:
+                self._answers[key] = self._computed(*key)
+            return self._answers[key]
+
+    def wrong(self, number: int, answer: Answer) -> str:
+        """Return what is wrong with an answer, or nothing."""
+        if answer.rung not in KNOWN_OF_USER:
+            return f"nothing says what is right at rung {answer.rung}"
+        return difference(answer, self.answer(number, answer.rung))
+
+    def _computed(self, number: int, rung: int) -> Answer:
+        service, n = self._service, self._service.n
+        positions, context, pair = service.operands(number)
+        request = {
+            "item": positions[None],
+            "context": {f: np.broadcast_to(v, (1, n, *v.shape)) for f, v in context.items()},
+            "pair": {feature: column[None] for feature, column in pair.items()},
+        }
+        batch = KNOWN_OF_USER[rung](service, service.batches[number])
+        with jax.default_matmul_precision("highest"):
+            order, scores = self._program({**batch, **request})
+        return Answer(service.built.source.ids[positions[order]], scores, rung)
+
+
+def _all(_: Service, batch: dict[str, Any]) -> dict[str, Any]:
+    return batch
+
+
+def _without_long(_: Service, batch: dict[str, Any]) -> dict[str, Any]:
+    absent = {name: np.full_like(batch[name], -1) for name in ("long_item", "long_type")}
+    return {**batch, **absent}
+
+
+def _nothing(service: Service, batch: dict[str, Any]) -> dict[str, Any]:
+    absent = {name: np.full_like(batch[name], -1) for name in ("short_item", "short_type")}
+    nobody = service.built.bundle.schema.encode("user", {}, 1, strict=False)
+    return {**_without_long(service, batch), **absent, "user": nobody}
+
+
+KNOWN_OF_USER: dict[int, Callable[[Service, dict[str, Any]], dict[str, Any]]] = {
+    0: _all, 1: _without_long, 2: _nothing,
+}  # fmt: skip
+"""By rung: everything, everything but the long sequence, nothing. Lower rungs do not run the model."""
+
+
+def difference(answer: Answer, expected: Answer) -> str:
+    """Return how an answer differs from what is expected, or nothing.
+
+    Scores, best first, must be the same, and so must the score of every candidate that both return; those
+    that only one returns must be ones that the tolerance cannot tell from the last.
+    """
+    if answer.ids.shape != expected.ids.shape:
+        return f"{len(answer.ids)} results instead of {len(expected.ids)}"
+    worst = float(np.abs(answer.scores - expected.scores).max())
+    if not worst <= TOLERANCE:
+        return f"scores differ by {worst:.2g}"
+    if len(np.unique(answer.ids)) != len(answer.ids):
+        return "a candidate is there twice"
+    _, mine, theirs = np.intersect1d(answer.ids, expected.ids, return_indices=True)
+    if (np.abs(answer.scores[mine] - expected.scores[theirs]) > TOLERANCE).any():
+        return "a candidate has another one's score"
+    left_out = np.setdiff1d(np.arange(len(expected.ids)), theirs)
+    if (expected.scores[left_out] > expected.scores[-1] + 2 * TOLERANCE).any():
+        return "better candidates were left out"
+    return ""

@@ -1,0 +1,160 @@
+"""Three ways to serve the same requests with the same model and weights, each as a coroutine function.
+
+Retrieval sleeps. The rivals are given what makes them fast: encoded features beforehand, positions instead of
+ids, a fixed user per request without a source to ask, and threads of whatever number serves best.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from aif_jax.serving import Engine, EngineConfig
+from aif_jax.serving.stages import Generation
+from aif_jax.serving.user_states import UserState, compute_state
+from aif_jax.types import Candidates, Request
+from load.service import CONTEXT_OF_REQUESTS, REQUESTS, Answer, Service
+from stage.hand_rolled import hand_rolled_scores
+from stage.request import device_catalogue
+from stage.sequential import Attention, SequentialModel, ready
+from stage.staged import stage_contender
+from stage.xla_simtier import Way as SimTierWay
+
+
+class Way(Protocol):
+    """One way to serve."""
+
+    name: str
+
+    async def serve(self, number: int, deadline_ms: float | None) -> Answer:
+        """Answer a request; `deadline_ms` counts from now, and only ways that know of deadlines heed it."""
+        ...
+
+    def close(self) -> None:
+        """Stop the threads."""
+        ...
+
+
+class Sequential:
+    """Everything after retrieval, in one compiled call per request: `SequentialModel` with one attention."""
+
+    def __init__(
+        self, service: Service, retrieval_s: float, simtier: SimTierWay, threads: int, attention: Attention
+    ):
+        self.name = "sequential" if attention == "exact" else f"sequential, {attention} attention"
+        self._service = service
+        self._retrieval_s = retrieval_s
+        model = SequentialModel(service.shared, attention, simtier)
+        catalogue = device_catalogue(service.built)
+        program = jax.jit(
+            lambda state, catalogue, batch, *request: model.rank(
+                state, catalogue, model.user_side(state, catalogue, batch), *request
+            )
+        )
+        self._call: Callable[..., Any] = lambda *given: ready(program(model.state, catalogue, *given))
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="sequential")
+
+    def compute(self, number: int) -> Answer:
+        """Compute everything for a request."""
+        positions, context, pair = self._service.operands(number)
+        batch = self._service.batches[number % REQUESTS]
+        order, scores = self._call(batch, positions, context, pair)
+        return Answer(self._service.built.source.ids[positions[order]], scores)
+
+    async def serve(self, number: int, deadline_ms: float | None) -> Answer:
+        """Wait for retrieval, then compute."""
+        await asyncio.sleep(self._retrieval_s)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self.compute, number)
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+class Overlapped:
+    """What a good engineer writes by hand: cached folded rows, pure XLA, the user side in another thread.
+
+    The user side is this project's own, from record to state.
+    """
+
+    name = "overlapped in plain Python"
+
+    def __init__(self, service: Service, retrieval_s: float, simtier: SimTierWay, threads: int):
+        self._service = service
+        self._retrieval_s = retrieval_s
+        built, shared = service.built, service.shared
+        config = EngineConfig(k=service.k, buckets=(service.n,), long_buckets=(shared.length,))
+        self._generation = Generation(built.bundle, built.index, built.behaviours, config)
+        self._generation.warm()
+        stage = stage_contender(shared, built)
+        scores, (self._weights, self._rows, _) = hand_rolled_scores(shared, simtier, stage)
+        self._program = jax.jit(lambda *given: jax.lax.top_k(scores(*given), service.k))
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="overlapped")
+
+    def user_side(self, number: int) -> UserState:
+        """Compute a user's state."""
+        state = compute_state(
+            number, self._service.user(number), self._service.shared.length, self._generation
+        )
+        jax.block_until_ready(state.leaves)
+        return state
+
+    def stage(self, number: int, state: UserState) -> Answer:
+        """Score the candidates for a user state."""
+        positions, context, pair = self._service.operands(number)
+        leaves = {path.removeprefix("state/"): leaf[0] for path, leaf in state.leaves.items()}
+        best, order = self._program(self._weights, self._rows, leaves, positions, context, pair)
+        return Answer(self._service.built.source.ids[positions[np.asarray(order)]], np.asarray(best))
+
+    async def serve(self, number: int, deadline_ms: float | None) -> Answer:
+        """Run the user side while retrieval runs, then the stage."""
+        loop = asyncio.get_running_loop()
+        user = loop.run_in_executor(self._pool, self.user_side, number)
+        await asyncio.sleep(self._retrieval_s)
+        return await loop.run_in_executor(self._pool, self.stage, number, await user)
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+class Engined:
+    """This project's engine as it comes, users from a dictionary; it knows of deadlines and may refuse."""
+
+    name = "engine"
+
+    def __init__(self, service: Service, retrieval_s: float, config: EngineConfig | None = None):
+        built = service.built
+
+        async def retrieve(request: Request) -> Candidates:
+            await asyncio.sleep(retrieval_s)
+            return service.candidates(int(request.user))
+
+        config = config or engine_config(service)
+        self._asked = itertools.count()
+        self.engine = Engine(
+            built.bundle, built.index, built.behaviours,
+            users=service.user, retrieve=retrieve, config=config,
+        )  # fmt: skip
+
+    async def serve(self, number: int, deadline_ms: float | None) -> Answer:
+        """Rank through the engine."""
+        # A user whom the engine has not met, who asks the same.
+        user = number % REQUESTS + REQUESTS * next(self._asked)
+        ranking = await self.engine.rank_async(user, CONTEXT_OF_REQUESTS, deadline_ms=deadline_ms)
+        assert ranking.report.user_state == "computed" or ranking.report.rung
+        return Answer(ranking.ids, ranking.scores, ranking.report.rung)
+
+    def close(self) -> None:
+        """Close the engine."""
+        self.engine.close()
+
+
+def engine_config(service: Service, **changes: Any) -> EngineConfig:
+    """Return the settings of an engine for the service's requests: sizes only, unless changed."""
+    sizes = {"k": service.k, "buckets": (service.n,), "long_buckets": (service.shared.length,)}
+    return EngineConfig(**{**sizes, **changes})

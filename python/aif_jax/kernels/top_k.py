@@ -1,0 +1,48 @@
+"""The best of many scores, in order."""
+
+import jax
+import jax.numpy as jnp
+
+from aif_jax.errors import ConfigError
+from aif_jax.kernels import ffi
+from aif_jax.kernels.checks import expect_array
+from aif_jax.kernels.choice import Implementation, dispatch
+
+
+def top_k(
+    scores: jax.Array, k: int, *, implementation: Implementation = "auto"
+) -> tuple[jax.Array, jax.Array]:
+    """Return the ``k`` highest scores, the highest first, and their positions.
+
+    Equal scores come in the order of their positions. Scores are in the total order of IEEE 754: -0 comes
+    after +0, and no score may be NaN.
+
+    Args:
+        scores: float32 ``[..., N]``.
+        k: how many, from 0 to ``N``.
+        implementation: see `aif_jax.kernels.use`. The reference is `jax.lax.top_k`; all return the same.
+
+    Returns:
+        The best scores, float32 ``[..., k]``, and their positions, int32 ``[..., k]``.
+
+    Raises:
+        ConfigError: ``scores`` are not as above, or ``k`` is out of its range.
+    """
+    expect_array("scores", scores, jnp.float32, 1)
+    *lead, n = scores.shape
+    if k < 0 or (isinstance(n, int) and k > n):
+        raise ConfigError(f"top_k: k is {k}, expected 0 to {n}, the number of scores.")
+
+    def native(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+        best, order = ffi.call(
+            "aif_top_k",
+            [jax.ShapeDtypeStruct((*lead, k), jnp.float32), jax.ShapeDtypeStruct((*lead, k), jnp.int32)],
+            scores,
+        )
+        return best, order
+
+    def reference(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+        best, order = jax.lax.top_k(scores, k)
+        return best, order
+
+    return dispatch(implementation, native, reference, scores)

@@ -1,0 +1,314 @@
+"""Candidates as ids or as a table: whatever holds them, the ranking is that of plain arrays."""
+
+import asyncio
+import sys
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from aif_jax.bundle import Bundle
+from aif_jax.errors import RequestError, RetrievalError
+from aif_jax.nearline import BehaviourTable, ItemIndex
+from aif_jax.serving import Engine, EngineConfig, Filters, InMemoryUsers
+from aif_jax.serving.candidate_tables import plain_column, read_ids
+from aif_jax.types import Candidates
+from served import ENGINE_CONFIG, K_MAX, N_ITEMS, World
+
+
+class Series:
+    """A column as pandas and polars give it, and no more: ``to_numpy``, a length, and maybe ``isna``."""
+
+    def __init__(self, values: Any):
+        self._values = values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def to_numpy(self) -> np.ndarray:
+        return np.asarray(self._values)
+
+
+class NotAvailable:
+    """Like the missing value of pandas: equal to nothing, neither true nor false."""
+
+    def __eq__(self, other: object) -> Any:
+        return self
+
+    def __bool__(self) -> bool:
+        raise TypeError("boolean value of NA is ambiguous")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class NullableSeries(Series):
+    """A column of pandas with missing values."""
+
+    def to_numpy(self) -> np.ndarray:
+        column = np.empty(len(self._values), object)
+        column[:] = [NotAvailable() if value is None else value for value in self._values]
+        return column
+
+    def isna(self) -> np.ndarray:
+        return np.array([value is None for value in self._values])
+
+
+class Frame:
+    """A frame as pandas and polars have it, and no more: ``columns``, and each by its name."""
+
+    def __init__(self, columns: Mapping[str, Any]):
+        self._columns = columns
+        self.columns = list(columns)
+
+    def __getitem__(self, name: str) -> Any:
+        column = self._columns[name]
+        return column if isinstance(column, Series) else Series(column)
+
+    def __len__(self) -> int:
+        return len(next(iter(self._columns.values())))
+
+
+class Stream:
+    """An Arrow table of some other library, which says nothing but how to read it."""
+
+    def __init__(self, table: Any):
+        self._table = table
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        return self._table.__arrow_c_stream__(requested_schema)
+
+
+def structured(columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    table = np.empty(len(columns["id"]), [(name, values.dtype) for name, values in columns.items()])
+    for name, values in columns.items():
+        table[name] = values
+    return table
+
+
+def arrow(columns: Mapping[str, Any], *, chunks: int = 1) -> pa.Table:
+    whole = pa.table(dict(columns))
+    step = -(-len(whole) // chunks)
+    return pa.concat_tables(whole.slice(start, step) for start in range(0, len(whole), step))
+
+
+def dictionary(columns: Mapping[str, Any], kind: Any = None) -> pa.Table:
+    kind = kind or pa.string()
+    encoded = pa.array(columns["channel"].tolist(), kind).dictionary_encode()
+    return pa.table({**columns, "channel": encoded})
+
+
+def item_id(columns: Mapping[str, Any]) -> dict[str, Any]:
+    return {"item_id" if name == "id" else name: values for name, values in columns.items()}
+
+
+TABLES: dict[str, Any] = {
+    "mapping": dict,
+    "read-only mapping": MappingProxyType,
+    "item_id": item_id,
+    "lists": lambda columns: {name: values.tolist() for name, values in columns.items()},
+    "series": lambda columns: {name: Series(values) for name, values in columns.items()},
+    "structured": structured,
+    "record array": lambda columns: structured(columns).view(np.recarray),
+    "frame": Frame,
+    "arrow": arrow,
+    "arrow in chunks": lambda columns: arrow(columns, chunks=4),
+    "record batch": lambda columns: pa.RecordBatch.from_pydict(dict(columns)),
+    "arrow columns": lambda columns: {name: pa.array(values) for name, values in columns.items()},
+    "dictionary": dictionary,
+    "dictionary of large strings": lambda columns: dictionary(columns, pa.large_string()),
+    "stream": lambda columns: Stream(arrow(columns, chunks=3)),
+    "reader": lambda columns: arrow(columns, chunks=2).to_reader(),
+}
+"""Every kind of table, made of NumPy columns."""
+
+
+@pytest.fixture
+def make(bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, users: InMemoryUsers) -> Iterator[Any]:
+    made: list[Engine] = []
+
+    def make_engine(**arguments: Any) -> Engine:
+        given = {"users": users, "config": ENGINE_CONFIG, **arguments}
+        engine = Engine(bundle, given.pop("index", index), behaviours, **given)
+        made.append(engine)
+        return engine
+
+    yield make_engine
+    for engine in made:
+        engine.close()
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_a_table_ranks_as_its_columns_do(engine: Engine, world: World, kind: str) -> None:
+    ids, pair = world.candidates(50)
+    expected = engine.begin(4).rank(ids, pair)
+    columns = {"channel": pair["channel"], "id": ids, "bid": pair["bid"]}
+    ranking = engine.begin(4).rank(TABLES[kind](columns))
+    assert ranking.ids.dtype == np.uint64
+    assert ranking.ids.tolist() == expected.ids.tolist()
+    assert ranking.scores.tolist() == expected.scores.tolist()
+    assert ranking.report.unknown_features == expected.report.unknown_features
+    stay = ranking.report.candidates == 50
+    out = Filters(ids[:9], ["noir", "horror"])
+    filtered = engine.begin(4).rank(TABLES[kind](columns), filters=out)
+    assert filtered.scores.tolist() == engine.begin(4).rank(ids, pair, filters=out).scores.tolist()
+    assert stay
+
+
+@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize("way", ["rank", "rank_async"])
+def test_retrieve_may_return_any_table(make: Any, world: World, kind: str, way: str) -> None:
+    ids, pair = world.candidates(40)
+    engine = make(retrieve=lambda request: TABLES[kind]({"id": ids, **pair}))
+    ranking = engine.rank(4) if way == "rank" else asyncio.run(engine.rank_async(4))
+    assert ranking.scores.tolist() == engine.begin(4).rank(ids, pair).scores.tolist()
+
+
+def test_pair_features_may_come_from_both(engine: Engine, world: World) -> None:
+    ids, pair = world.candidates(30)
+    expected = engine.begin(4).rank(ids, pair)
+    table = {"id": ids, "bid": pair["bid"]}
+    for channel in (pair["channel"], Series(pair["channel"]), pa.array(pair["channel"])):
+        assert engine.begin(4).rank(table, {"channel": channel}).scores.tolist() == expected.scores.tolist()
+    assert table.keys() == {"id", "bid"}  # the caller's own stays as it was
+
+
+IDS: dict[str, Any] = {
+    "series": Series, "arrow": pa.array, "chunked": lambda ids: pa.chunked_array([ids[:3], ids[3:]]),
+    "int64": lambda ids: pa.array(ids.astype(np.int64)), "nullable": lambda ids: NullableSeries(ids.tolist()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", IDS)
+def test_ids_may_be_a_series_or_an_arrow_array(engine: Engine, world: World, kind: str) -> None:
+    ids, pair = world.candidates(30)
+    expected = engine.begin(4).rank(ids, pair)
+    assert engine.begin(4).rank(IDS[kind](ids), pair).ids.tolist() == expected.ids.tolist()
+    out = engine.begin(4).rank(ids, pair, k=K_MAX, filters=Filters(IDS[kind](ids[:20])))
+    assert set(out.ids.tolist()) == set(ids[20:].tolist())
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+)
+def test_string_ids_in_tables(make: Any, bundle: Bundle, world: World, kind: pa.DataType) -> None:
+    names = [f"item {i}" for i in range(N_ITEMS)]
+    engine = make(index=ItemIndex.build(bundle, names, world.columns, world.content))
+    _, pair = world.candidates(40)
+    chosen = [*names[:39], "nobody's"]
+    expected = engine.begin(4).rank(chosen, pair)
+    assert expected.report.missing_items == 1
+    column = pa.array(chosen, pa.string()).cast(kind)
+    for table in (
+        pa.table({"id": column, **pair}),
+        pa.table({"item_id": pa.chunked_array([column.slice(0, 7), column.slice(7)]), **pair}),
+        {"id": column, **pair},
+        Frame({"id": np.array(chosen, object), **pair}),
+        structured({"id": np.array(chosen), **pair}),
+    ):
+        ranking = engine.begin(4).rank(table)
+        assert ranking.ids.tolist() == expected.ids.tolist()
+        assert ranking.scores.tolist() == expected.scores.tolist()
+
+
+def test_missing_values_of_every_library_are_missing(engine: Engine, world: World) -> None:
+    ids, _ = world.candidates(4)
+    bids, channels = [1.0, None, 0.5, 2.0], ["ann", None, "new", None]
+    whole = [1, None, 3, 2]
+    for number, column in ((bids, "float64"), (whole, "int64")):
+        pair = {"bid": [np.nan if v is None else float(v) for v in number], "channel": channels}
+        expected = engine.begin(4).rank(ids, pair)
+        tables = (
+            pa.table({"id": ids, "bid": pa.array(number, column), "channel": channels}),
+            pa.table(
+                {
+                    "id": ids,
+                    "bid": pa.array(number, column),
+                    "channel": pa.array(channels).dictionary_encode(),
+                }
+            ),
+            Frame({"id": ids, "bid": NullableSeries(number), "channel": NullableSeries(channels)}),
+        )
+        for table in tables:
+            ranking = engine.begin(4).rank(table)
+            assert ranking.scores.tolist() == expected.scores.tolist()
+            assert ranking.report.unknown_features["missing"] == expected.report.unknown_features["missing"]
+
+
+def test_columns_of_arrow_keep_their_values() -> None:
+    big = 2**63 + 1  # no float can hold it
+    column = plain_column(pa.array([big, None], pa.uint64()))
+    assert (int(column[0]), column.mask.tolist()) == (big, [False, True])
+    assert plain_column(pa.array([True, None, False])) == [True, None, False]
+    assert plain_column(pa.array([True, False])).tolist() == [True, False]
+    assert plain_column(pa.array([[1, 2], None, []], pa.list_(pa.int32()))) == [[1, 2], None, []]
+    assert plain_column(pa.nulls(2)) == [None, None]
+    ids, keys, strings = read_ids(pa.array(["a", "b"], pa.large_string()))
+    assert (ids.tolist(), len(keys), strings) == (["a", "b"], 2, True)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"bid": [1.0]}, r"table with the columns \['bid'\], expected one named 'id' \(or 'item_id'\)"),
+        ({}, r"table with the columns \[\], expected one named 'id'"),
+        (
+            {"id": [1], "colour": [1]},
+            r"columns \['colour'\] of the table are not in the schema.*'bid', 'chan",
+        ),
+        ({"id": [1], "item_id": [1]}, r"columns \['item_id'\] of the table"),
+        ({"id": [1], 7: [1]}, r"columns \['7'\] of the table"),
+        ({"id": []}, "there are none"),
+        ({"id": 3}, "got a int, expected an array or list"),
+        ({"id": [1, 2], "bid": [1.0]}, "of 2 candidates: feature 'bid'"),
+        ({"id": [1.5]}, "float"),
+        (pa.table({"id": pa.array([5, None, 6])}), "1 of 3 are missing, the first in row 1"),
+        (pa.table({"id": ["a", None]}), "NoneType"),
+        (pa.table([[1], [2]], names=["id", "id"]), r"columns \['id'\] stand in the table twice"),
+        (pa.table({"id": [1], "bid": [[1.0]]}), "feature 'bid'"),
+        (Stream(pa.chunked_array([[1, 2]])), "a Stream that Arrow cannot read as a table"),
+        (np.zeros((2, 2), [("id", np.int64)]), r"an array of shape \(2, 2\)"),
+        (np.zeros(2, [("id", "S3")]), r"dtype \|S3"),
+    ],
+)
+def test_tables_that_do_not_fit(engine: Engine, table: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=f"(candidates|pair features).*{message}"):
+        engine.begin(3).rank(table)
+
+
+def test_pair_features_are_columns_by_name_and_named_once(engine: Engine, world: World, make: Any) -> None:
+    ids, pair = world.candidates(5)
+    with pytest.raises(RequestError, match=r"pair features: \['bid'\] are columns of the table and named by"):
+        engine.begin(3).rank({"id": ids, **pair}, {"bid": pair["bid"]})
+    with pytest.raises(RequestError, match="pair features: got a list, expected columns by name"):
+        engine.begin(3).rank(ids, [1.0] * 5)  # type: ignore[arg-type]
+    broken = make(retrieve=lambda request: Candidates({"id": ids, **pair}, {"bid": pair["bid"]}))
+    with pytest.raises(RetrievalError, match="what cannot be ranked: pair features"):
+        broken.rank(3)
+
+
+def test_unknown_columns_can_be_ignored_and_are_counted(make: Any, world: World) -> None:
+    ids, pair = world.candidates(30)
+    engine = make(config=EngineConfig(k=10, buckets=(32,), long_buckets=(24,), unknown_columns="ignore"))
+    table = {"id": ids, **pair, "colour": ["red"] * 30, "rank": object()}
+    ranking = engine.begin(4).rank(table)
+    assert ranking.scores.tolist() == engine.begin(4).rank(ids, pair).scores.tolist()
+    assert ranking.report.unknown_features["ignored"] == {"colour": 1, "rank": 1}
+    with pytest.raises(RequestError, match=r"columns \['colour'\] are not in the schema"):
+        engine.begin(4).rank(ids, {"colour": ["red"] * 30})  # a mistake in code, not in data
+
+
+def test_a_table_of_another_library_takes_pyarrow(
+    engine: Engine, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, pair = world.candidates(5)
+    stream = Stream(pa.table({"id": ids, **pair}))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # as if it were not installed
+    with pytest.raises(
+        RequestError, match=r"a Stream, an Arrow table of another library.*pip install pyarrow"
+    ):
+        engine.begin(3).rank(stream)
+    assert len(engine.begin(3).rank({"id": ids, **pair})) == 5
+    assert len(engine.begin(3).rank(Frame({"id": ids, **pair}))) == 5

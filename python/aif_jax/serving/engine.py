@@ -26,6 +26,7 @@ from aif_jax.serving.candidates import Asked, Chosen, choose, complete
 from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.counts import RequestCounts
 from aif_jax.serving.filters import Filters, for_each_user
+from aif_jax.serving.ladder import Choice
 from aif_jax.serving.missing_items import MissingItems
 from aif_jax.serving.own_retrieval import Fallback, OwnRetrieval
 from aif_jax.serving.pending import Pending
@@ -345,10 +346,22 @@ class Engine:
         """Check and filter candidates as far as that needs no user side, and have missing rows computed."""
         return choose(asked, pending, self.config.unknown_columns, self._missing)
 
-    def finish(self, pending: Pending, side: UserSide, asked: Asked, chosen: Chosen | None = None) -> Ranking:
+    def finish(
+        self,
+        pending: Pending,
+        side: UserSide,
+        asked: Asked,
+        chosen: Chosen | None = None,
+        choice: Choice | None = None,
+    ) -> Ranking:
         """Score candidates for a user side, or what stands in for it, on the rung that is in time.
 
-        ``chosen`` are the candidates, if they were checked before.
+        Args:
+            pending: the request.
+            side: its user side.
+            asked: what was given to rank.
+            chosen: the candidates, if they were checked before.
+            choice: the rung, if it is decided.
         """
         ready_s = time.perf_counter()
         k = self._checked_k(asked.k)
@@ -356,7 +369,7 @@ class Engine:
         encoding = added(side.encoding)
         candidates = complete(chosen or self.choose(pending, asked), pending, encoding)
         remaining, n, rungs = pending.remaining_ms(), len(candidates.keys), pending.rungs
-        choice = rungs.ladder.stage(side.choice, remaining, n, side.state.length)
+        choice = choice or rungs.ladder.stage(side.choice, remaining, n, side.state.length)
         if choice.rung < 3 and remaining is not None and remaining <= 0:
             raise self.too_late(pending, "stage")
         prepared_s = time.perf_counter()

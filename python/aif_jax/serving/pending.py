@@ -244,10 +244,12 @@ class Pending:
                 "compute", engine.finish, self, side, asked, chosen, name="stage", pending=self
             )
             return await result_of(finish)
-        except DeadlineExceededError:
+        except (DeadlineExceededError, OverloadedError) as error:
             if not self.rungs.ladder.item_prior or not self.rungs.ladder.degrades(self.deadline_ms):
                 raise
-            return engine.finish(self, side, asked, chosen)
+            overloaded = isinstance(error, OverloadedError)
+            choice = Choice(3, "overloaded" if overloaded else "stage would not fit")
+            return engine.finish(self, side, asked, chosen, choice)
 
     def _check_in_time(self) -> None:
         """Refuse a request whose caller, or own retrieval, comes after its deadline."""

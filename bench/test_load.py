@@ -17,7 +17,7 @@ from aif_jax.types import UserRecord
 from load import arrivals
 from load.parts import Parts
 from load.plan import workload
-from load.service import KNOWN_OF_USER, Answer, Truth, make_service
+from load.service import KNOWN, Answer, Truth, make_service
 
 
 @pytest.mark.benchmark(group="overlap, --quick, once")
@@ -56,8 +56,9 @@ def test_faults(benchmark, tmp_path, capsys):
     _written(tmp_path / "out", tmp_path, capsys)
 
 
-def test_what_is_right_with_less_known_of_the_user(tmp_path):
-    """The stage gives these answers for a user state without the long sequence, and for nobody's."""
+def test_what_is_right_with_less_known(tmp_path):
+    """The stage gives these answers for a user state without the long sequence, and for nobody's; the item
+    prior the last."""
     service = make_service(workload(argparse.Namespace(quick=True)), tmp_path)
     truth, parts = Truth(service, "linear"), Parts(service)
     for number in (0, 5):
@@ -66,10 +67,11 @@ def test_what_is_right_with_less_known_of_the_user(tmp_path):
             parts.stage(number, parts.state_of(record)),
             parts.stage(number, parts.state_of(record, long_sequence=False)),
             parts.stage(number, parts.state_of(UserRecord())),
+            parts.by_item_prior(number),
         )
         for rung, answer in enumerate(answers):
-            told = [truth.wrong(number, dataclasses.replace(answer, rung=other)) for other in KNOWN_OF_USER]
-            assert [other for other in KNOWN_OF_USER if not told[other]] == [rung], told
+            told = [truth.wrong(number, dataclasses.replace(answer, rung=other)) for other in KNOWN]
+            assert [other for other in KNOWN if not told[other]] == [rung], told
     assert "nothing says what is right" in truth.wrong(0, dataclasses.replace(answers[0], rung=9))
 
 

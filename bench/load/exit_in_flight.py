@@ -76,7 +76,7 @@ def leave(way: str) -> Exit:
 
 
 def _main(way: str) -> None:
-    # From here on, not by `-W error`: what the lowest supported versions warn of as they are imported is not ours.
+    # From here on, not by `-W error`: what old versions warn of as they are imported is not ours.
     warnings.simplefilter("error")
     small = dataclasses.replace(workload(argparse.Namespace(quick=True)), items=600)
     with tempfile.TemporaryDirectory() as folder:

@@ -10,6 +10,7 @@ import numpy as np
 
 from aif_jax.features import EncodeReport
 from aif_jax.serving.candidates import check_candidates
+from aif_jax.serving.rungs import Rungs
 from aif_jax.serving.stages import Generation
 from aif_jax.serving.user_states import UserState, compute_state
 from aif_jax.types import Candidates, Request, UserRecord
@@ -39,8 +40,8 @@ class Parts:
 
     def state_of(self, record: UserRecord, *, long_sequence: bool = True) -> UserState:
         """Compute a user state, with or without the long sequence of the record; wait for it."""
-        generation = self._generation if long_sequence else _WithoutLong(self._generation)
-        state = compute_state(0, record, self._service.shared.length, generation)  # type: ignore[arg-type]
+        length = self._service.shared.length
+        state = compute_state(0, record, length, self._generation, long=long_sequence)
         jax.block_until_ready(state.leaves)
         return state
 
@@ -52,19 +53,11 @@ class Parts:
         )
         return Answer(candidates.ids[scored.order], scored.scores)
 
-
-class _WithoutLong:
-    """A generation whose user program is given padding for the long sequence."""
-
-    def __init__(self, generation: Generation):
-        self._generation = generation
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._generation, name)
-
-    def user_call(self, length: int) -> Callable[[dict[str, Any]], Any]:
-        call = self._generation.user_call(length)
-        return lambda given: call({**given, "long_type": np.full_like(given["long_type"], -1)})
+    def by_item_prior(self, number: int) -> Answer:
+        """Rank the candidates of a request by their items' priors."""
+        candidates = self._candidates[number % REQUESTS]
+        scored = Rungs(self._generation).by_item_prior(candidates, self._service.k)
+        return Answer(candidates.ids[scored.order], scored.scores)
 
 
 class Retrieval:

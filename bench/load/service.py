@@ -113,7 +113,7 @@ def make_service(workload: Workload, folder: Path) -> Service:
 class Truth:
     """Every request's right answer by the model's own definition, products in full precision.
 
-    Answers of a lower rung are right if they are the definition's with that much less known of the user.
+    Answers of a lower rung are right if they are the definition's with that much less known.
 
     Args:
         service: whose requests.
@@ -142,7 +142,7 @@ class Truth:
 
     def wrong(self, number: int, answer: Answer) -> str:
         """Return what is wrong with an answer, or nothing."""
-        if answer.rung not in KNOWN_OF_USER:
+        if answer.rung not in KNOWN:
             return f"nothing says what is right at rung {answer.rung}"
         return difference(answer, self.answer(number, answer.rung))
 
@@ -154,9 +154,9 @@ class Truth:
             "context": {f: np.broadcast_to(v, (1, n, *v.shape)) for f, v in context.items()},
             "pair": {feature: column[None] for feature, column in pair.items()},
         }
-        batch = KNOWN_OF_USER[rung](service, service.batches[number])
+        batch = KNOWN[rung](service, {**service.batches[number], **request})
         with jax.default_matmul_precision("highest"):
-            order, scores = self._program({**batch, **request})
+            order, scores = self._program(batch)
         return Answer(service.built.source.ids[positions[order]], scores, rung)
 
 
@@ -175,10 +175,19 @@ def _nothing(service: Service, batch: dict[str, Any]) -> dict[str, Any]:
     return {**_without_long(service, batch), **absent, "user": nobody}
 
 
-KNOWN_OF_USER: dict[int, Callable[[Service, dict[str, Any]], dict[str, Any]]] = {
-    0: _all, 1: _without_long, 2: _nothing,
+def _item_alone(service: Service, batch: dict[str, Any]) -> dict[str, Any]:
+    missing = {
+        group: {feature: np.zeros_like(values) for feature, values in batch[group].items()}
+        for group in ("context", "pair")
+    }
+    return {**_nothing(service, batch), **missing}
+
+
+KNOWN: dict[int, Callable[[Service, dict[str, Any]], dict[str, Any]]] = {
+    0: _all, 1: _without_long, 2: _nothing, 3: _item_alone,
 }  # fmt: skip
-"""By rung: everything, everything but the long sequence, nothing. Lower rungs do not run the model."""
+"""By rung, what the definition is told: everything; all but the long sequence; nothing of the user; nor of
+the request."""
 
 
 def difference(answer: Answer, expected: Answer) -> str:

@@ -92,7 +92,9 @@ def test_string_ids(bundle: Bundle, world: World) -> None:
     assert ids.tolist() == world.ids[:30][np.argsort(-score)[: len(ids)]].tolist()
 
 
-def test_absent_features_are_an_input_like_any_other(engine: Engine, world: World) -> None:
+def test_absent_features_are_an_input_like_any_other(
+    engine: Engine, world: World, users: InMemoryUsers
+) -> None:
     ids, _ = world.candidates(20)
     # Without a bid the score is 0 for everybody; heads still differ.
     ranking = engine.begin(5).rank(ids)
@@ -100,12 +102,12 @@ def test_absent_features_are_an_input_like_any_other(engine: Engine, world: Worl
     assert (
         ranking.ids.tolist() == ids[: len(ranking)].tolist()
     )  # equal scores: in the order of the candidates
-    _, heads = world.scores(engine_record(engine, 5), ids, {}, {})
+    _, heads = world.scores(known_record(users, 5), ids, {}, {})
     np.testing.assert_allclose(ranking.heads["ctr"], heads[: len(ranking), 0], rtol=1e-4)
 
 
-def engine_record(engine: Engine, user: int) -> UserRecord:
-    record = engine._users(user)
+def known_record(users: InMemoryUsers, user: int) -> UserRecord:
+    record = users(user)
     assert record is not None
     return record
 
@@ -267,13 +269,15 @@ def test_duplicates_are_kept_once_the_first_with_its_pair_features(engine: Engin
     assert thrice.scores.tolist() == once.scores.tolist()
 
 
-def test_candidates_without_a_score_are_dropped_and_counted(engine: Engine, world: World) -> None:
+def test_candidates_without_a_score_are_dropped_and_counted(
+    engine: Engine, world: World, users: InMemoryUsers
+) -> None:
     ids, pair = world.candidates(10)
     rows, _ = engine._generation.index.gather(item_keys(ids))
     broken = {**rows, "h": np.where(np.arange(10)[:, None] < 4, np.float32(np.nan), rows["h"])}
     index = ItemIndex.from_rows(engine.bundle, ids, broken)
     with Engine(
-        engine.bundle, index, engine._generation.behaviours, users=engine._users, config=ENGINE_CONFIG
+        engine.bundle, index, engine._generation.behaviours, users=users, config=ENGINE_CONFIG
     ) as with_nan:
         ranking = with_nan.begin(3, CONTEXT).rank(ids, pair)
         assert with_nan.stats()["requests"]["unscored"] == 4

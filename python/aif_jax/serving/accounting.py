@@ -104,7 +104,7 @@ def make_report(
     state = side.state
     total_ms = (times.finished_s - began) * 1e3
     gathered_s = times.prepared_s + scored.gather_s
-    prior = side.choice.rung == 2
+    prior = side.choice.rung >= 2
     program = "user state from cache" if state.hit else "user program"
     user_spans = (
         ()

@@ -22,6 +22,7 @@ from aif_jax.errors import (
 )
 from aif_jax.nearline import BehaviourTable, ItemIndex
 from aif_jax.serving.accounting import RankTimes, added, make_report
+from aif_jax.serving.admission import Admission
 from aif_jax.serving.candidates import Asked, Chosen, choose, complete
 from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.counts import RequestCounts
@@ -98,6 +99,7 @@ class Engine:
         self._loop = EventLoop()
         self._retrieval = OwnRetrieval(self._generation, retrieve, fallback, self._loop, self.submit)
         self.counts = RequestCounts()
+        self.admission = Admission(self._rungs.ladder, self.config.compute_threads)
         self._open: dict[int, Pending] = {}
         self._opening = threading.Lock()
         self._closed = False
@@ -152,14 +154,16 @@ class Engine:
             with self._opening:
                 self._open[id(pending)] = pending
             try:
-                self.user_sides.start(pending)
+                self.admission.enter(pending)
+                if not pending.shed:
+                    self.user_sides.start(pending)
             except OverloadedError as error:
-                if not self._rungs.ladder.degrades(deadline_ms):
-                    self.forget(pending)
+                if pending.ticket is None or not self._rungs.ladder.degrades(deadline_ms):
+                    self._forget_all(pending)
                     raise
                 pending.refuse(error)
             except BaseException:
-                self.forget(pending)
+                self._forget_all(pending)
                 raise
             return pending
 
@@ -285,6 +289,7 @@ class Engine:
             "behaviour_table": self._generation.behaviours.stats(),
             "scheduler": self._scheduler.stats(),
             "ladder": self._rungs.ladder.stats(),
+            "admission": self.admission.stats(),
         }
 
     def _cache_stats(self) -> dict[str, Any]:
@@ -337,6 +342,17 @@ class Engine:
             lane, self._run_here, function, *arguments, deadline_ms=remaining, name=name
         )
 
+    def run(
+        self, lane: Lane, function: Callable[..., Any], *arguments: Any, name: str, pending: Pending
+    ) -> Any:
+        """Run a function as a task, in this thread if the lane has room; see `submit`."""
+        remaining = pending.remaining_ms()
+        if remaining is not None and remaining <= 0:
+            raise self.too_late(pending, name)
+        return self._scheduler.run(
+            lane, self._run_here, function, *arguments, deadline_ms=remaining, name=name
+        )
+
     @property
     def computes_missing(self) -> bool:
         """Whether a request may have to wait for rows of its candidates."""
@@ -344,7 +360,8 @@ class Engine:
 
     def choose(self, pending: Pending, asked: Asked) -> Chosen:
         """Check and filter candidates as far as that needs no user side, and have missing rows computed."""
-        return choose(asked, pending, self.config.unknown_columns, self._missing)
+        missing = None if pending.shed else self._missing
+        return choose(asked, pending, self.config.unknown_columns, missing)
 
     def finish(
         self,
@@ -467,6 +484,11 @@ class Engine:
             if type(error) is RequestError and str(error).startswith(("candidates:", "pair features")):
                 raise RetrievalError(f"retrieve returned what cannot be ranked: {error}") from error
             raise
+
+    def _forget_all(self, pending: Pending) -> None:
+        """Leave nothing of a request that could not begin."""
+        self.forget(pending)
+        self.admission.done(pending.ticket)
 
     def _drop(self, pending: Pending) -> None:
         pending.end("its request failed or was abandoned")

@@ -28,6 +28,9 @@ Reason: TypeAlias = Literal[
 ITEM_PRIOR = "item prior"
 """Key of the time that a ranking by item priors takes."""
 
+USER = "user"
+"""Key of the time that a user program takes, whatever the history, from record to state."""
+
 REST = "rest"
 """Key of the time from the end of waiting to the ranking, whatever the candidates."""
 
@@ -53,7 +56,7 @@ class Ladder:
 
     Args:
         times: how long things take; its owner records them under the keys that `user_key` and `stage_key`
-            return, `REST` and `ITEM_PRIOR`.
+            return, `USER`, `REST` and `ITEM_PRIOR`.
         buckets: candidate counts that the stage is compiled for, ascending.
         long_buckets: history lengths, ascending.
         on: whether lateness is answered with a lower rung; otherwise a late request is an error.
@@ -126,7 +129,7 @@ class Ladder:
             n: candidates.
             length: long bucket of the user state.
         """
-        if remaining_ms is None or not self.on or not self.item_prior:
+        if remaining_ms is None or not self.on or not self.item_prior or chosen.rung == 3:
             return chosen
         key = self.stage_key(n, length)
         if self._calls(n) * self.times.expected_ms(key) <= remaining_ms:
@@ -134,6 +137,11 @@ class Ladder:
         if remaining_ms > 0:
             self.times.refused(key)
         return Choice(3, "stage would not fit")
+
+    def record_user(self, length: int, ms: float) -> None:
+        """Count the time of the user program for a long bucket, from record to state."""
+        self.times.record(self.user_key(length), ms)
+        self.times.record(USER, ms)
 
     def record_rest(self, n: int, length: int, ms: float) -> None:
         """Count the time from the end of waiting to a ranking of n candidates by the stage."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from aif_jax.errors import DeadlineExceededError, OverloadedError, RequestError, SchedulerError
+from aif_jax.serving.admission import Ticket
 from aif_jax.serving.awaiting import SHUT_DOWN, result_of
 from aif_jax.serving.candidates import Asked, Chosen
 from aif_jax.serving.filters import Filters
@@ -20,6 +21,8 @@ from aif_jax.types import UserId
 
 if TYPE_CHECKING:
     from aif_jax.serving.engine import Engine
+
+_SHED = Choice(3, "overloaded")
 
 
 class Pending:
@@ -44,6 +47,10 @@ class Pending:
         """What the user side is doing, for the message of a deadline that passes meanwhile."""
         self.late_because: Reason = "user source late"
         """What the user side waits for, for the report of a request that goes on without it."""
+        self.ticket: Ticket | None = None
+        """What is owed to it, if it has a deadline and was let in."""
+        self.shed = False
+        """Whether an overloaded engine computes nothing for it: it is ranked by the item prior."""
         self.source_failed = False
         """Whether the user source raised, or returned what is no record."""
         self.retrieval: Retrieval = "caller"
@@ -135,11 +142,12 @@ class Pending:
             # Before the wait for the user side: by then it costs nothing more.
             chosen = self._engine.choose(self, asked)
             chosen.wait()
-            side = self._waited(len(chosen.keys))
-            ranking = self._engine.finish(self, side, asked, chosen)
+            ranking = self._finish(self._waited(len(chosen.keys)), asked, chosen)
         except BaseException:
             self._drop_tasks()
             raise
+        finally:
+            self._engine.admission.done(self.ticket)
         self._engine.counts.ranking(ranking.report)
         return ranking
 
@@ -153,7 +161,7 @@ class Pending:
         try:
             self._check_in_time()
             chosen = None
-            if engine.computes_missing:
+            if engine.computes_missing and not self.shed:
                 task = submit("compute", engine.choose, self, asked, name="candidates", pending=self)
                 chosen = await result_of(task)
                 await chosen.wait_async()
@@ -162,6 +170,8 @@ class Pending:
         except BaseException:
             self._drop_tasks()
             raise
+        finally:
+            engine.admission.done(self.ticket)
         # Here and not where the stage runs: it may run to its end for a caller that was cancelled meanwhile.
         self._engine.counts.ranking(ranking.report)
         return ranking
@@ -175,12 +185,14 @@ class Pending:
         """Hand in the finished user side; late, it is of use to the user's next request only."""
         with self._lock:
             late = self._gone_on
+        self._engine.admission.user_done(self.ticket)
         if late:
             self._engine.counts.add("late_user_sides")
         self._side.set_result(side)
 
     def refuse(self, error: OverloadedError) -> None:
         """Go without a user side, for which there was no room."""
+        self._engine.admission.user_done(self.ticket)
         self._side.set_exception(error)
 
     def end(self, reason: str) -> bool:
@@ -190,6 +202,7 @@ class Pending:
                 return False
             self._ended = reason
         self._drop_tasks()
+        self._engine.admission.done(self.ticket)
         return True
 
     def claim(self) -> None:
@@ -214,42 +227,64 @@ class Pending:
 
     def _task_done(self, task: concurrent.futures.Future[Any]) -> None:
         error: BaseException | None
+        if task.cancelled() and self._gone_on:
+            return
         if task.cancelled() and not self.dropped:
             error = SchedulerError(SHUT_DOWN)
         elif task.cancelled():
             error = RequestError(f"this handle cannot be ranked: {self._ended}; begin a new request.")
         else:
             error = task.exception()
-        if error is not None and not self._side.done():
-            self._side.set_exception(error)
+        if error is not None:
+            self._engine.admission.user_done(self.ticket)
+            if not self._side.done():
+                self._side.set_exception(error)
 
     def _waited(self, n: int) -> UserSide:
         """Wait for the user side as long as n candidates allow; return it, or what stands in for it."""
+        if self.shed:
+            return self._engine.user_sides.prior(self, _SHED)
         try:
             return self._wait(self._patience_ms(n))
         except Exception as error:
             return self._instead(error)
 
     async def _waited_async(self, n: int) -> UserSide:
+        if self.shed:
+            return self._engine.user_sides.prior(self, _SHED)
         try:
             return await self._wait_async(self._patience_ms(n))
         except Exception as error:
             return self._instead(error)
 
-    async def _finish_async(self, side: UserSide, asked: Asked, chosen: Chosen | None) -> Ranking:
-        """Rank in one of the engine's threads; here, by the item prior, if none gets to it in time."""
+    def _finish(self, side: UserSide, asked: Asked, chosen: Chosen) -> Ranking:
+        """Rank in a seat of the compute lane; by the item prior, if none is free in time."""
         engine = self._engine
+        if side.choice.rung == 3:
+            return engine.finish(self, side, asked, chosen)
+        try:
+            return engine.run("compute", engine.finish, self, side, asked, chosen, name="stage", pending=self)
+        except (DeadlineExceededError, OverloadedError) as error:
+            return engine.finish(self, side, asked, chosen, self._last_rung(error))
+
+    async def _finish_async(self, side: UserSide, asked: Asked, chosen: Chosen | None) -> Ranking:
+        """Like `_finish`, in one of the engine's threads; by the item prior in the caller's: it is quick."""
+        engine = self._engine
+        if side.choice.rung == 3:
+            return engine.finish(self, side, asked, chosen)
         try:
             finish = engine.submit(
                 "compute", engine.finish, self, side, asked, chosen, name="stage", pending=self
             )
             return await result_of(finish)
         except (DeadlineExceededError, OverloadedError) as error:
-            if not self.rungs.ladder.item_prior or not self.rungs.ladder.degrades(self.deadline_ms):
-                raise
-            overloaded = isinstance(error, OverloadedError)
-            choice = Choice(3, "overloaded" if overloaded else "stage would not fit")
-            return engine.finish(self, side, asked, chosen, choice)
+            return engine.finish(self, side, asked, chosen, self._last_rung(error))
+
+    def _last_rung(self, error: DeadlineExceededError | OverloadedError) -> Choice:
+        """Return the choice of the item prior because the stage was not run; raise the error without one."""
+        if not self.rungs.ladder.item_prior or not self.rungs.ladder.degrades(self.deadline_ms):
+            raise error
+        return Choice(3, "overloaded" if isinstance(error, OverloadedError) else "stage would not fit")
 
     def _check_in_time(self) -> None:
         """Refuse a request whose caller, or own retrieval, comes after its deadline."""
@@ -271,6 +306,10 @@ class Pending:
             raise error
         with self._lock:
             self._gone_on = True
+        # What has not started by now would only be in the way of other requests.
+        for task in self._tasks:
+            task.cancel()
+        self._engine.admission.user_done(self.ticket)
         return self._engine.user_sides.prior(self, Choice(2, reason))
 
     def _reason(self, error: Exception) -> Reason | None:

@@ -91,12 +91,12 @@ class Rungs:
 
     def _seeded(self) -> UserState:
         """Time every program once more now that it is warm; return the user prior."""
-        generation, times = self._generation, self.ladder.times
+        generation = self._generation
         sizes = generation.sizes
         states: list[UserState] = []
         for length in sizes.long_buckets:
             state, ms = _second_run(partial(self._nobody, length))
-            times.record(self.ladder.user_key(length), ms)
+            self.ladder.record_user(length, ms)
             states.append(state)
         context = generation.bundle.schema.encode_one("context", {}, report=EncodeReport())
         for size in sizes.buckets if len(generation.index) else ():

@@ -138,7 +138,7 @@ class UserSides:
         for leaf in state.leaves.values():
             leaf.block_until_ready()
         finished_s = time.perf_counter()
-        ladder.times.record(ladder.user_key(length), (finished_s - began_s) * 1e3)
+        ladder.record_user(length, (finished_s - began_s) * 1e3)
         if not unknown and not choice.rung:
             self._states.put(pending.user, record.revision, state)
         pending.resolve(UserSide(state, context, encoding, unknown, *times, finished_s, choice))

@@ -43,7 +43,8 @@ class Load:
         offered: requests a second that were due.
         window_s: the time in which they were due; what was due in the first fifth is not counted.
         latencies_ms: of the answered ones, ascending.
-        in_time: answers a second within the deadline.
+        in_time: answers a second within the deadline, on any rung.
+        in_full: those of them on rung 0.
         answered: requests with an answer, late ones included.
         counted: requests of the window.
         rungs: answered requests by rung.
@@ -57,6 +58,7 @@ class Load:
     window_s: float
     latencies_ms: np.ndarray
     in_time: float
+    in_full: float
     answered: int
     counted: int
     rungs: dict[int, int]
@@ -78,7 +80,8 @@ class Load:
         """Return the summary that results hold."""
         return {
             "offered": self.offered, "answered": self.answered, "counted": self.counted,
-            "throughput": self.throughput, "goodput": self.in_time, "core_ms": self.core_ms,
+            "throughput": self.throughput, "goodput": self.in_time, "in_full": self.in_full,
+            "core_ms": self.core_ms,
             "generator_late_p99_ms": self.late_ms, "errors": self.errors,
             "rungs": {str(rung): count for rung, count in sorted(self.rungs.items())},
             **{name: self.quantile(share) for name, share in QUANTILES.items()},
@@ -144,7 +147,7 @@ def _summary(requests: list[Sent], wrong: Wrong, deadline_ms: float | None, cpu_
     counted = [request for request in requests if request.due_s >= begin]
     rungs: Counter[int] = Counter()
     errors: Counter[str] = Counter()
-    latencies, unexpected, in_time = [], set(), 0
+    latencies, unexpected, in_time, in_full = [], set(), 0, 0
     for request in requests:
         if request.answer is not None:
             told = wrong(request.number, request.answer)
@@ -160,7 +163,9 @@ def _summary(requests: list[Sent], wrong: Wrong, deadline_ms: float | None, cpu_
         rungs[request.answer.rung] += 1
         latency = (request.done_s - request.due_s) * 1e3
         latencies.append(latency)
-        in_time += deadline_ms is None or latency <= deadline_ms
+        kept = deadline_ms is None or latency <= deadline_ms
+        in_time += kept
+        in_full += kept and request.answer.rung == 0
     window = end - begin
     answered = sum(request.answer is not None for request in requests)
     return Load(
@@ -168,6 +173,7 @@ def _summary(requests: list[Sent], wrong: Wrong, deadline_ms: float | None, cpu_
         window_s=window,
         latencies_ms=np.sort(latencies),
         in_time=in_time / window,
+        in_full=in_full / window,
         answered=len(latencies),
         counted=len(counted),
         rungs=dict(rungs),

@@ -184,14 +184,26 @@ def _curve(checked: Checked, saturation: float, plan: Plan, step: Step) -> dict[
         load = open_loop(checked.way, rate, plan.seconds, checked.wrong, deadline_ms=deadline, seed=number)
         loads.append((share, load))
     peak = max(load.in_time for _, load in loads)
-    beyond = [load.in_time for share, load in loads if share > 1]
+    full = [load.in_full for _, load in loads]
     return {
         "way": checked.way.name, "saturation": saturation, "unloaded_ms": unloaded, "deadline_ms": deadline,
         "within": _within(loads, deadline), "peak_goodput": peak,
-        "least_goodput_beyond": min(beyond, default=float("nan")),
+        "kept_beyond": _kept_beyond([(share, load.in_time) for share, load in loads]),
+        "peak_in_full": max(full),
+        "in_full_beyond": _kept_beyond([(share, load.in_full) for share, load in loads]),
         "loads": [{"share": share, **load.to_json()} for share, load in loads],
         "unexpected": sorted({text for _, load in loads for text in load.unexpected}),
     }  # fmt: skip
+
+
+def _kept_beyond(loads: list[tuple[float, float]]) -> float:
+    """Return the least share that is kept past saturation of the best at any load up to there."""
+    kept = [
+        good / best
+        for number, (share, good) in enumerate(loads)
+        if share > 1 and (best := max(other for _, other in loads[: number + 1])) > 0
+    ]
+    return min(kept, default=float("nan"))
 
 
 def _unloaded_ms(checked: Checked, plan: Plan) -> float:

@@ -41,6 +41,10 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
                 ms=4,
                 label=curve["way"],
             )
+            if curve["way"] == Engined.name:
+                in_full = [load["in_full"] for load in loads]
+                label = "of these with everything (rung 0)"
+                goodput.plot(offered, in_full, color=colour, marker="^", ms=4, linestyle="--", label=label)
             for axes in (latency, goodput):
                 axes.axvline(curve["saturation"], color=colour, linewidth=0.8, linestyle=":")
         most = max(load["offered"] for curve in results["open_loop"]["curves"] for load in curve["loads"])

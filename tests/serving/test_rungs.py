@@ -24,6 +24,7 @@ from aif_jax.nearline import BehaviourTable, ItemIndex
 from aif_jax.serving import Engine, EngineConfig, InMemoryUsers
 from aif_jax.serving.ladder import Ladder
 from aif_jax.serving.report import Ranking
+from aif_jax.serving.rungs import best_first
 from aif_jax.types import Candidates, Request, UserRecord
 from served import ENGINE_CONFIG, K_MAX, World
 
@@ -525,6 +526,17 @@ def test_a_fallback_that_is_none(make: Make, world: World) -> None:
     for fallback in (raising, lambda request: None):
         with pytest.raises(RetrievalError, match=r"fallback raised OSError|returned"):
             make(retrieve=raising, fallback=fallback).rank(5)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_best_first_is_the_start_of_a_stable_sort(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 200))
+    scores = rng.integers(0, int(rng.choice([2, 5, 1_000])), n).astype(np.float32)
+    scores[rng.random(n) < 0.3] = -np.inf
+    for k in {0, 1, n // 2, n}:
+        want = np.argsort(-scores, kind="stable")[:k]
+        np.testing.assert_array_equal(best_first(scores, k), want)
 
 
 def test_configured_policies_are_checked() -> None:

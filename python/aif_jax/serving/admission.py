@@ -4,6 +4,9 @@ A user side is of no use to a request whose real-time stage then comes too late,
 would: all get later together. So a request is let in only if all of its computing, after all that is owed to
 requests with earlier deadlines, will be done in time. The others are told when they begin, and cost next to
 nothing.
+
+A request is predicted to take ``max(ahead + user side, retrieval) + stage + slack``. Slack is what
+predictions fell short of lately: threads that were woken late, a busy event loop, work that nobody announced.
 """
 
 import dataclasses
@@ -13,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from aif_jax.errors import OverloadedError
 from aif_jax.serving.ladder import REST, USER, Ladder
+from aif_jax.serving.report import Report
 
 if TYPE_CHECKING:
     from aif_jax.serving.pending import Pending
@@ -23,6 +27,10 @@ owed stays close to what the deadlines allow, so what is short of room for a ful
 given the stage alone instead, which always fits a little longer, full answers would never fit again."""
 
 
+_MEMORY = 0.05
+"""Weight of the newest request in what is remembered of retrieval and slack."""
+
+
 @dataclasses.dataclass(slots=True, eq=False)
 class Ticket:
     """What is still owed to one request that was let in, in milliseconds of a compute thread."""
@@ -30,6 +38,8 @@ class Ticket:
     deadline_s: float
     user_ms: float
     stage_ms: float
+    user_until_ms: float
+    """When its user side was predicted to be done, from its beginning."""
 
 
 class Admission:
@@ -48,6 +58,8 @@ class Admission:
         self._tickets: dict[int, Ticket] = {}
         self._lock = threading.Lock()
         self._counts = {"full": 0, "stage": 0, "shed": 0}
+        self._retrieval_ms = 0.0
+        self._slack_ms = 0.0
 
     def enter(self, pending: "Pending") -> None:
         """Let a request in, or mark it as shed. One without a deadline always is let in.
@@ -65,15 +77,16 @@ class Admission:
         with self._lock:
             ahead_ms = self._ahead_ms(deadline_s, now_s)
             # Alone it is let in, whatever its deadline: the ladder decides, and times are measured anew.
-            if not ahead_ms or ahead_ms + user + stage <= left_ms:
+            if not ahead_ms or self._end_ms(ahead_ms + user, stage) <= left_ms:
                 admitted = "full"
-            elif self._ladder.on and ahead_ms + stage <= _STAGE_ALONE_WITHIN * left_ms:
+            elif self._ladder.on and self._end_ms(ahead_ms, stage) <= _STAGE_ALONE_WITHIN * left_ms:
                 admitted, user = "stage", 0.0
             else:
                 admitted = "shed"
             self._counts[admitted] += 1
             if admitted != "shed":
-                pending.ticket = Ticket(deadline_s, user, stage)
+                until_ms = (now_s - pending.began_s) * 1e3 + ahead_ms + user
+                pending.ticket = Ticket(deadline_s, user, stage, until_ms)
                 self._tickets[id(pending.ticket)] = pending.ticket
         if admitted == "full":
             return
@@ -90,6 +103,16 @@ class Admission:
         if ticket is not None:
             ticket.user_ms = 0.0
 
+    def learn(self, ticket: Ticket | None, report: Report) -> None:
+        """Learn from how a request went; one whose stage came too late would have ended after it."""
+        if ticket is None:
+            return
+        ended_ms = report.total_ms + (ticket.stage_ms if report.rung == 3 else 0.0)
+        predicted_ms = max(ticket.user_until_ms, report.retrieval_ms) + ticket.stage_ms
+        with self._lock:
+            self._retrieval_ms += _MEMORY * (report.retrieval_ms - self._retrieval_ms)
+            self._slack_ms += _MEMORY * (ended_ms - predicted_ms - self._slack_ms)
+
     def done(self, ticket: Ticket | None) -> None:
         """Take a request off the account: it was answered, or never will be."""
         if ticket is not None:
@@ -99,12 +122,19 @@ class Admission:
     def stats(self) -> dict[str, float]:
         """Return how many were let in for ``full`` and for the ``stage`` alone, and ``shed``; what is owed.
 
-        ``open`` are those on the account, ``owed_ms`` is what they need of one compute thread.
+        ``open`` are those on the account, ``owed_ms`` is what they need of one compute thread;
+        ``retrieval_ms`` and ``slack_ms`` are what predictions go by.
         """
         with self._lock:
             self._forget_late(time.perf_counter())
             owed = sum(ticket.user_ms + ticket.stage_ms for ticket in self._tickets.values())
-            return {**self._counts, "open": len(self._tickets), "owed_ms": owed}
+            return {
+                **self._counts, "open": len(self._tickets), "owed_ms": owed,
+                "retrieval_ms": self._retrieval_ms, "slack_ms": self._slack_ms,
+            }  # fmt: skip
+
+    def _end_ms(self, user_until_ms: float, stage_ms: float) -> float:
+        return max(user_until_ms, self._retrieval_ms) + stage_ms + self._slack_ms
 
     def _ahead_ms(self, deadline_s: float, now_s: float) -> float:
         """Return how long the compute threads are busy with what has an earlier deadline."""

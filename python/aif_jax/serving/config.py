@@ -7,6 +7,7 @@ from typing import Literal
 
 from aif_jax.errors import ConfigError
 from aif_jax.serving.candidate_tables import UnknownColumns
+from aif_jax.serving.threads import default_compute_threads
 
 MissingItems = Literal["drop", "default", "error", "compute"]
 UnknownUser = Literal["error", "default"]
@@ -50,7 +51,8 @@ class EngineConfig:
         user_state_bytes: memory for cached user states; 0 switches the cache off.
         user_state_ttl_s: age in seconds at which a cached user state is computed again; ``None`` for never.
         blocking_threads: threads that wait for user sources and retrieval.
-        compute_threads: threads that run programs; few, because each program uses XLA's own pool.
+        compute_threads: threads that run programs; few, because each program uses XLA's own pool. Left
+            out, it follows the cores that the process gets, see `aif_jax.serving.threads`.
         queue_bound: tasks that may wait in each lane before requests are refused.
         max_pending_age_s: age in seconds at which a handle from `Engine.begin` that was never ranked expires.
     """
@@ -71,7 +73,7 @@ class EngineConfig:
     user_state_bytes: int = 64 * 2**20
     user_state_ttl_s: float | None = 300.0
     blocking_threads: int = 8
-    compute_threads: int = 2
+    compute_threads: int = dataclasses.field(default_factory=default_compute_threads)
     queue_bound: int = 1024
     max_pending_age_s: float = 30.0
 

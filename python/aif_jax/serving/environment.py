@@ -21,6 +21,7 @@ from aif_jax.bundle.bundle import KERNEL_ABI
 from aif_jax.bundle.compilation_cache import VARIABLE, cache_size, open_cache
 from aif_jax.errors import AifError
 from aif_jax.serving.config import EngineConfig
+from aif_jax.serving.threads import programs_in_flight, usable_cores
 
 Status = Literal["ok", "note", "problem"]
 
@@ -178,8 +179,8 @@ def threads_check(
         blocking_threads: of the engine; they wait for others most of the time.
         pool_counted: whether the pool was counted, or is what the environment leads to expect.
     """
-    usable = float(cores) if quota is None else min(float(cores), quota)
-    whole = max(1, math.floor(usable))
+    usable = usable_cores(cores, quota)
+    whole, most = max(1, math.floor(usable)), programs_in_flight(usable)
     busy = pool + compute_threads
     limit = "no quota" if quota is None else f"a quota of {quota:g}"
     found = (
@@ -199,8 +200,8 @@ def threads_check(
             + (" and the quota stops them all" if quota is not None and quota < cores else "")
             + f"; start the process with NPROC={whole} in its environment"
         )
-    if compute_threads > whole:
-        advice.append(f"configure EngineConfig(compute_threads={whole})")
+    if compute_threads > most:
+        advice.append(f"configure EngineConfig(compute_threads={most})")
     if not advice:
         return Check("threads", "ok", found, facts=facts)
     status: Status = "problem" if pool >= 2 * math.ceil(usable) else "note"

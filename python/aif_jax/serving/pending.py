@@ -148,6 +148,7 @@ class Pending:
             raise
         finally:
             self._engine.admission.done(self.ticket)
+        self._engine.admission.learn(self.ticket, ranking.report)
         self._engine.counts.ranking(ranking.report)
         return ranking
 
@@ -173,6 +174,7 @@ class Pending:
         finally:
             engine.admission.done(self.ticket)
         # Here and not where the stage runs: it may run to its end for a caller that was cancelled meanwhile.
+        self._engine.admission.learn(self.ticket, ranking.report)
         self._engine.counts.ranking(ranking.report)
         return ranking
 

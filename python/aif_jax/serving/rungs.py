@@ -65,11 +65,14 @@ class Rungs:
         """
         began_s = time.perf_counter()
         index, policy = self._generation.index, self._generation.config.missing_items
-        columns, found = index.gather(candidates.keys)
+        # Two columns of two dozen: whole rows would cost as much as a stage.
+        logits, found = index.store.cache.gather_column(candidates.keys, PRIOR)
+        listed, still_found = index.store.cache.gather_column(candidates.keys, RANKABLE)
+        found &= still_found
         missing = len(found) - int(np.count_nonzero(found))
         if missing and policy == "error":
             raise unknown_items(candidates.ids, found)
-        logits, listed = columns[PRIOR], columns[RANKABLE][:, 0] != 0
+        listed = listed[:, 0] != 0
         usable = found & listed
         if missing and self._stand_in is not None:
             logits = np.where(found[:, None], logits, self._stand_in)
@@ -78,9 +81,7 @@ class Rungs:
         raw = {name: candidates.pair[f"raw_{name}"] for name in self._score.raw}
         scores, heads = self._score.in_numpy(logits, raw)
         ranked = usable & np.isfinite(scores)
-        # Stable, so that equal scores keep the order in which their candidates came, as in the stage.
-        order = np.argsort(np.where(ranked, -scores, np.inf), kind="stable")
-        order = order[: min(k, int(np.count_nonzero(ranked)))]
+        order = best_first(np.where(ranked, scores, -np.inf), min(k, int(np.count_nonzero(ranked))))
         scored = Scored(order, scores[order], heads[order], missing=missing)
         scored.not_rankable = int(np.count_nonzero(found & ~listed))
         scored.unscored = int(np.count_nonzero(usable)) - int(np.count_nonzero(ranked))
@@ -121,6 +122,19 @@ class Rungs:
         numbers = np.arange(size, dtype=np.uint64)
         made = check_candidates(numbers, None, generation.bundle.schema, generation.raw_pair, EncodeReport())
         return dataclasses.replace(made, keys=np.resize(generation.index.store.cache.keys(), size))
+
+
+def best_first(scores: np.ndarray, k: int) -> np.ndarray:
+    """Return positions ``[k]`` of the best scores ``[N]``, best first, equal ones in order."""
+    if k == 0:
+        return np.zeros(0, np.intp)
+    if k < len(scores):
+        last = np.partition(scores, len(scores) - k)[len(scores) - k]
+        better, equal = np.flatnonzero(scores > last), np.flatnonzero(scores == last)
+        near = np.sort(np.concatenate((better, equal[: k - len(better)])))
+    else:
+        near = np.arange(len(scores))
+    return near[np.argsort(-scores[near], kind="stable")]
 
 
 def _second_run(function: Callable[[], Result]) -> tuple[Result, float]:

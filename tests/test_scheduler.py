@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -215,6 +216,24 @@ def test_a_full_queue_refuses(occupy):
         futures[1] = scheduler.submit("blocking", int)
         occupied.release()
         assert [future.result(LONG_S) for future in futures] == [0, 0, 0]
+        assert scheduler.stats()["blocking"]["rejected"] == 1
+
+
+@pytest.mark.parametrize("call", ["submit", "run"])
+def test_the_next_step_of_what_was_taken_on_is_not_refused_by_a_full_queue(occupy, call):
+    with Scheduler(blocking_threads=1, queue_bound=1) as scheduler, ThreadPoolExecutor(1) as caller:
+        occupied = occupy("blocking", scheduler)
+        queued = scheduler.submit("blocking", int)
+        step = caller.submit(getattr(scheduler, call), "blocking", pow, 2, 5, goes_on=True)
+        deadline = time.perf_counter() + LONG_S
+        while scheduler.stats()["blocking"]["queued"] < 2 and time.perf_counter() < deadline:
+            time.sleep(0.001)
+        with pytest.raises(OverloadedError):
+            scheduler.submit("blocking", int)
+        occupied.release()
+        assert queued.result(LONG_S) == 0
+        result = step.result(LONG_S)
+        assert (result if call == "run" else result.result(LONG_S)) == 32
         assert scheduler.stats()["blocking"]["rejected"] == 1
 
 

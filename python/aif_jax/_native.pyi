@@ -284,6 +284,7 @@ class Scheduler:
         *args: Any,
         deadline_ms: float | None = None,
         name: str = "",
+        goes_on: bool = False,
     ) -> Future[_T]:
         """Queue `fn(*args)`, to be run in a copy of the caller's context variables.
 
@@ -299,6 +300,8 @@ class Scheduler:
             deadline_ms: milliseconds from now by which the task should have ended; None for no deadline.
             name: what traces and errors call the task, and under which its run time is learnt; the function's
                 qualified name if empty.
+            goes_on: whether this is the next step of something that was taken on before. Then a full queue does not
+                refuse it, which would waste what was done already.
 
         Raises:
             OverloadedError: the queue of the lane is full, the task would end after its deadline, or the
@@ -315,6 +318,7 @@ class Scheduler:
         *args: Any,
         deadline_ms: float | None = None,
         name: str = "",
+        goes_on: bool = False,
     ) -> _T:
         """Return `fn(*args)`, or raise what it raises, as a task of the lane but without a change of threads.
 

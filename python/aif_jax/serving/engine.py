@@ -339,8 +339,9 @@ class Engine:
         if remaining is not None and remaining <= 0:
             raise self.too_late(pending, name)
         return self._scheduler.submit(
-            lane, self._run_here, function, *arguments, deadline_ms=remaining, name=name
-        )
+            lane, self._run_here, function, *arguments,
+            deadline_ms=remaining, name=name, goes_on=name != "user_fetch",
+        )  # fmt: skip
 
     def run(
         self, lane: Lane, function: Callable[..., Any], *arguments: Any, name: str, pending: Pending
@@ -350,7 +351,7 @@ class Engine:
         if remaining is not None and remaining <= 0:
             raise self.too_late(pending, name)
         return self._scheduler.run(
-            lane, self._run_here, function, *arguments, deadline_ms=remaining, name=name
+            lane, self._run_here, function, *arguments, deadline_ms=remaining, name=name, goes_on=True
         )
 
     @property

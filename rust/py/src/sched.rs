@@ -179,6 +179,7 @@ impl Scheduler {
             core,
             lane,
             deadline,
+            goes_on: false,
         })
     }
 
@@ -286,7 +287,8 @@ impl Scheduler {
         })
     }
 
-    #[pyo3(signature = (lane, r#fn, /, *args, deadline_ms = None, name = ""))]
+    #[pyo3(signature = (lane, r#fn, /, *args, deadline_ms = None, name = "", goes_on = false))]
+    #[allow(clippy::too_many_arguments)] // the shape of a Python method
     fn submit<'py>(
         &self,
         py: Python<'py>,
@@ -295,8 +297,12 @@ impl Scheduler {
         args: &Bound<'py, PyTuple>,
         deadline_ms: Option<f64>,
         name: &str,
+        goes_on: bool,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let asked = self.asked(py, "submit", lane, r#fn, deadline_ms)?;
+        let asked = Asked {
+            goes_on,
+            ..self.asked(py, "submit", lane, r#fn, deadline_ms)?
+        };
         let bound = bound(r#fn, args)?;
         let (future, task) = if name.is_empty() {
             asked.submit(py, name_of(r#fn)?.to_str()?, bound)?
@@ -308,7 +314,8 @@ impl Scheduler {
         Ok(future)
     }
 
-    #[pyo3(signature = (lane, r#fn, /, *args, deadline_ms = None, name = ""))]
+    #[pyo3(signature = (lane, r#fn, /, *args, deadline_ms = None, name = "", goes_on = false))]
+    #[allow(clippy::too_many_arguments)] // the shape of a Python method
     fn run<'py>(
         &self,
         py: Python<'py>,
@@ -317,8 +324,12 @@ impl Scheduler {
         args: &Bound<'py, PyTuple>,
         deadline_ms: Option<f64>,
         name: &str,
+        goes_on: bool,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let asked = self.asked(py, "run", lane, r#fn, deadline_ms)?;
+        let asked = Asked {
+            goes_on,
+            ..self.asked(py, "run", lane, r#fn, deadline_ms)?
+        };
         let bound = bound(r#fn, args)?;
         let is_forked = || self.pool.is_forked();
         if name.is_empty() {

@@ -94,7 +94,12 @@ fn wait(queue: &Arc<Queue<usize>>, seat: usize, signal: &Signal, own: Option<Key
 }
 
 fn push(queue: &Queue<usize>, sequence: u64, task: usize) {
-    assert!(queue.push(key(sequence), task, 0, None).refused.is_none());
+    assert!(
+        queue
+            .push(key(sequence), task, 0, true, None)
+            .refused
+            .is_none()
+    );
 }
 
 #[test]

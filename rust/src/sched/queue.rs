@@ -238,7 +238,8 @@ impl<T: Cost> Queue<T> {
         }
     }
 
-    /// Queues `task`. A full queue first gives up what has expired: in order of deadline it is in front.
+    /// Queues `task`. A full queue first gives up what has expired: in order of deadline it is in front; if it
+    /// still is full, a `bounded` task is refused.
     ///
     /// `judge`, called under the lock, is told what goes before the task, and may refuse it.
     pub(super) fn push(
@@ -246,6 +247,7 @@ impl<T: Cost> Queue<T> {
         key: Key,
         task: T,
         now_ns: u64,
+        bounded: bool,
         judge: Option<&mut dyn FnMut(Ahead) -> bool>,
     ) -> Pushed<T> {
         let mut expired = Vec::new();
@@ -260,7 +262,7 @@ impl<T: Cost> Queue<T> {
             {
                 expired.extend(state.tasks.pop());
             }
-            if state.tasks.len() >= self.bound {
+            if bounded && state.tasks.len() >= self.bound {
                 let refused = Some((task, Refusal::Full));
                 return Pushed { refused, expired };
             }

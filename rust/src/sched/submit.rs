@@ -31,6 +31,32 @@ impl Scheduler {
         name: &str,
         job: Job,
     ) -> Result<Ticket> {
+        self.enqueue(lane, deadline, name, job, true)
+    }
+
+    /// Like [`submit`](Self::submit), for the next step of something that was taken on before: the queue's bound
+    /// does not apply, since to refuse the step would waste those that were done.
+    ///
+    /// # Errors
+    /// Those of `submit`, but never because the queue is full.
+    pub fn submit_next(
+        &self,
+        lane: Lane,
+        deadline: Option<Instant>,
+        name: &str,
+        job: Job,
+    ) -> Result<Ticket> {
+        self.enqueue(lane, deadline, name, job, false)
+    }
+
+    fn enqueue(
+        &self,
+        lane: Lane,
+        deadline: Option<Instant>,
+        name: &str,
+        job: Job,
+        bounded: bool,
+    ) -> Result<Ticket> {
         let shared = &*self.shared;
         let queued = Instant::now();
         let now_ns = shared.nanos(queued);
@@ -72,6 +98,7 @@ impl Scheduler {
             key,
             task,
             now_ns,
+            bounded,
             if judged { Some(&mut judge) } else { None },
         );
         for task in expired {

@@ -34,6 +34,8 @@ pub(super) struct Asked<'a> {
     pub(super) core: &'a Scheduler,
     pub(super) lane: Lane,
     pub(super) deadline: Option<Instant>,
+    /// Whether it is the next step of something that was taken on before.
+    pub(super) goes_on: bool,
 }
 
 impl Asked<'_> {
@@ -51,10 +53,12 @@ impl Asked<'_> {
             bound: bound.unbind(),
         }
         .into_job();
-        let ticket = self
-            .core
-            .submit(self.lane, self.deadline, name, job)
-            .map_err(|error| to_py(py, &error))?;
+        let ticket = if self.goes_on {
+            self.core.submit_next(self.lane, self.deadline, name, job)
+        } else {
+            self.core.submit(self.lane, self.deadline, name, job)
+        }
+        .map_err(|error| to_py(py, &error))?;
         Ok((future, Task(ticket)))
     }
 

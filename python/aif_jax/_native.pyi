@@ -300,8 +300,8 @@ class Scheduler:
             deadline_ms: milliseconds from now by which the task should have ended; None for no deadline.
             name: what traces and errors call the task, and under which its run time is learnt; the function's
                 qualified name if empty.
-            goes_on: whether this is the next step of something that was taken on before. Then a full queue does not
-                refuse it, which would waste what was done already.
+            goes_on: whether it is the next step of something that was taken on before; then a full queue does
+                not refuse it, which would waste what was done already.
 
         Raises:
             OverloadedError: the queue of the lane is full, the task would end after its deadline, or the

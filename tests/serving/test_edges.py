@@ -291,15 +291,21 @@ def test_a_timeout_inside_retrieve_is_not_the_deadline(make: Any, kind: str, way
         )
 
 
-def test_a_full_queue_is_not_blamed_on_retrieve(make: Any, users: InMemoryUsers, world: World) -> None:
+def test_a_full_queue_refuses_requests_and_not_the_retrieval_of_one_that_was_taken_on(
+    make: Any, users: InMemoryUsers, world: World
+) -> None:
     gate = Gate(users)
     engine = make(gate, lambda request: world.ids[:5], blocking_threads=1, queue_bound=1)
-    running = engine.begin(1)
-    assert gate.asked.wait(10)
-    with pytest.raises(OverloadedError):
-        asyncio.run(engine.rank_async(2))
-    gate.open.set()
-    running.rank(world.ids[:5])
+
+    async def flood() -> list[Any]:
+        running = asyncio.ensure_future(engine.rank_async(1))
+        assert await asyncio.to_thread(gate.asked.wait, 10)
+        with pytest.raises(OverloadedError):
+            await engine.rank_async(2)
+        gate.open.set()
+        return [await running, await engine.rank_async(3)]
+
+    assert [len(ranking) for ranking in asyncio.run(flood())] == [5, 5]
 
 
 def test_one_error_raised_again_and_again_is_counted_each_time(make: Any, world: World) -> None:

@@ -322,12 +322,11 @@ def test_a_full_queue_degrades_what_has_a_deadline(make: Make, source: Source, w
     source.gate.clear()
     ids, pair = world.candidates(40)
     held = [engine.begin(1)]
-    for _ in range(500):  # until the first has its thread and the second its place
-        try:
-            held.append(engine.begin(2))
-        except OverloadedError:
+    for _ in range(5000):
+        if engine.stats()["scheduler"]["blocking"]["running"]:
             break
         time.sleep(0.002)
+    held.append(engine.begin(2))  # the first has the thread, the second the place in the queue
     with pytest.raises(OverloadedError):
         engine.begin(5, CONTEXT)
     report = (ranking := engine.begin(5, CONTEXT, PATIENT_MS).rank(ids, pair)).report

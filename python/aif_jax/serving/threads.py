@@ -4,7 +4,8 @@ Three parties compute: XLA's pool, which all programs of the process share and w
 for ``NPROC``); the engine's compute threads, each of which holds one program in flight and works while it
 waits for the pool; and callers, who take a compute thread's seat while they rank. One program more in flight
 than there are cores keeps them busy while another's Python waits for the interpreter: on two cores, three in
-flight served 8 % more requests than two with no worse latency under light load, and four 15 % with a worse one.
+flight served 8 % more requests than two with no worse latency under light load, four 15 % more with a worse
+one.
 """
 
 import math

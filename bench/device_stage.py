@@ -35,7 +35,7 @@ from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.device_rows import DeviceRows
 from aif_jax.serving.device_stage import DeviceStage
 from aif_jax.serving.stages import Generation
-from aif_jax.serving.user_states import compute_state
+from aif_jax.serving.user_program import compute_state
 from workload import W, Workload, build
 
 SMALL = Workload(

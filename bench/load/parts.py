@@ -12,7 +12,8 @@ from aif_jax.features import EncodeReport
 from aif_jax.serving.candidates import check_candidates
 from aif_jax.serving.rungs import Rungs
 from aif_jax.serving.stages import Generation
-from aif_jax.serving.user_states import UserState, compute_state
+from aif_jax.serving.user_program import compute_state
+from aif_jax.serving.user_states import UserState
 from aif_jax.types import Candidates, Request, UserRecord
 from load.service import CONTEXT_OF_REQUESTS, REQUESTS, Answer, Service
 from load.ways import engine_config

@@ -15,7 +15,8 @@ import numpy as np
 
 from aif_jax.serving import Engine, EngineConfig
 from aif_jax.serving.stages import Generation
-from aif_jax.serving.user_states import UserState, compute_state
+from aif_jax.serving.user_program import compute_state
+from aif_jax.serving.user_states import UserState
 from aif_jax.types import Candidates, Request
 from load.service import CONTEXT_OF_REQUESTS, REQUESTS, Answer, Service
 from stage.hand_rolled import hand_rolled_scores

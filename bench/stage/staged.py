@@ -11,7 +11,7 @@ from aif_jax.features import EncodeReport
 from aif_jax.serving import EngineConfig
 from aif_jax.serving.candidates import check_candidates
 from aif_jax.serving.stages import Generation
-from aif_jax.serving.user_states import compute_state
+from aif_jax.serving.user_program import compute_state
 from stage.request import Case
 from stage.timing import Contender
 from workload import Built, in_precision

@@ -24,7 +24,8 @@ from aif_jax.serving.device_rows import DeviceRows
 from aif_jax.serving.device_stage import DeviceStage, stage_over_table
 from aif_jax.serving.stage import StagePart
 from aif_jax.serving.stages import Generation
-from aif_jax.serving.user_states import UserState, compute_state
+from aif_jax.serving.user_program import compute_state
+from aif_jax.serving.user_states import UserState
 from served import K_MAX, World
 
 BUCKETS, LONGS = (32, 64), (8, 24)

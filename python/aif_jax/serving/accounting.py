@@ -157,6 +157,7 @@ def make_report(
         unknown_features=encoding.as_dict(),
         unknown_user=side.unknown_user,
         user_state="prior" if prior else "hit" if state.hit else "computed",
+        user_state_age_ms=state.age_ms if state.hit else 0.0,
         k_asked=k,
         k_given=len(scored.order),
         empty_because="" if len(scored.order) else _why_empty(candidates, scored),

@@ -4,8 +4,7 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Self
 
@@ -28,6 +27,7 @@ from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.counts import RequestCounts
 from aif_jax.serving.filters import Filters, for_each_user
 from aif_jax.serving.ladder import Choice
+from aif_jax.serving.many import rank_in_order
 from aif_jax.serving.missing_items import MissingItems
 from aif_jax.serving.own_retrieval import Fallback, OwnRetrieval
 from aif_jax.serving.pending import Pending
@@ -228,22 +228,26 @@ class Engine:
             AifError: see `rank`; the first error ends all.
         """
         self._retrieval.require()
-        left = deque(for_each_user(filters, users))
-        rankings: list[Ranking] = []
-        ahead: deque[Pending] = deque()
+        each = for_each_user(filters, users)
         # All at once would overrun the bounded queue.
         at_once = min(self.config.blocking_threads, self.config.queue_bound)
-        try:
-            for user in users:
-                if len(ahead) == at_once:
-                    rankings.append(self._retrieve_and_rank(ahead.popleft(), k, left.popleft()))
-                ahead.append(self._begin_own(user))
-            while ahead:
-                rankings.append(self._retrieve_and_rank(ahead.popleft(), k, left.popleft()))
-            return rankings
-        finally:
-            for pending in ahead:
-                pending.cancel()
+        return rank_in_order(
+            users, at_once, self._begin_own, lambda p, n: self._retrieve_and_rank(p, k, each[n])
+        )
+
+    def invalidate(self, users: UserId | Iterable[UserId]) -> int:
+        """Drop the cached states of users of whom more has changed than the revision of their record shows.
+
+        Whatever is begun after this returns is ranked by a record that was fetched after it was called.
+
+        Args:
+            users: a user, or several.
+
+        Returns:
+            The number of states dropped.
+        """
+        alone = isinstance(users, (int, str, np.integer))
+        return self._states.invalidate([users] if alone else users)
 
     # -- life -------------------------------------------------------------------------------------
 

@@ -1,6 +1,5 @@
 """A request under way: its user side runs while the caller retrieves."""
 
-import asyncio
 import concurrent.futures
 import threading
 import time
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from aif_jax.errors import DeadlineExceededError, OverloadedError, RequestError, SchedulerError
 from aif_jax.serving.admission import Ticket
-from aif_jax.serving.awaiting import SHUT_DOWN, result_of
+from aif_jax.serving.awaiting import SHUT_DOWN, TimeLimit, result_of
 from aif_jax.serving.candidates import Asked, Chosen
 from aif_jax.serving.filters import Filters
 from aif_jax.serving.ladder import Choice, Reason
@@ -335,7 +334,7 @@ class Pending:
 
     async def _wait_async(self, remaining: float | None) -> UserSide:
         try:
-            async with asyncio.timeout(None if remaining is None else max(0.0, remaining / 1e3)):
+            async with TimeLimit(None if remaining is None else max(0.0, remaining / 1e3)):
                 return await result_of(self._side)
         except TimeoutError:
             if self._side.done():

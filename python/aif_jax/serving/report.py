@@ -77,6 +77,7 @@ class Report:
             user are known only when the user state was computed for this request.
         unknown_user: whether the source did not know the user.
         user_state: ``computed`` for this request, a cache ``hit``, or the user ``prior``.
+        user_state_age_ms: since a cached state was computed; 0 for others.
         k_asked: results asked for.
         k_given: results given: fewer when there are fewer candidates that can be ranked.
         empty_because: why no result was given, if none was; else empty.
@@ -118,6 +119,7 @@ class Report:
     unknown_features: Mapping[str, Mapping[str, int]]
     unknown_user: bool
     user_state: Literal["computed", "hit", "prior"]
+    user_state_age_ms: float
     k_asked: int
     k_given: int
     empty_because: str

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from aif_jax.errors import DeadlineExceededError, RetrievalError, SchedulerError
-from aif_jax.serving.awaiting import result_of
+from aif_jax.serving.awaiting import TimeLimit, result_of
 from aif_jax.types import Candidates, Request, Retrieve
 
 
@@ -34,7 +34,7 @@ class EventLoop:
 
         async def bounded() -> Any:
             # Not wait_for, which makes a task of its own and takes a turn of the loop more.
-            async with asyncio.timeout(timeout_s):
+            async with TimeLimit(timeout_s):
                 return await awaitable
 
         closed = "the engine was closed while retrieve was under way; make a new one."
@@ -173,7 +173,7 @@ async def retrieve_async(
         return await result if inspect.isawaitable(result) else result
 
     try:
-        async with asyncio.timeout(_seconds(remaining_ms)):
+        async with TimeLimit(_seconds(remaining_ms)):
             result = await call()
     except BaseException as error:
         if task is not None:

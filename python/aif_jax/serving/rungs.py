@@ -17,7 +17,8 @@ from aif_jax.serving.candidates import CheckedCandidates, check_candidates
 from aif_jax.serving.ladder import ITEM_PRIOR, Ladder
 from aif_jax.serving.stage_times import StageTimes
 from aif_jax.serving.stages import Generation, Scored, unknown_items
-from aif_jax.serving.user_states import UserState, compute_state
+from aif_jax.serving.user_program import compute_state
+from aif_jax.serving.user_states import UserState
 from aif_jax.types import UserRecord
 
 Result = TypeVar("Result")

@@ -12,7 +12,8 @@ from aif_jax.errors import RequestError, SchemaError, UnknownUserError
 from aif_jax.features import EncodeReport
 from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.ladder import FULL, Choice
-from aif_jax.serving.user_states import UserState, UserStates, compute_state, long_bucket
+from aif_jax.serving.user_program import compute_state, long_bucket
+from aif_jax.serving.user_states import UserState, UserStates
 from aif_jax.serving.users import checked_record
 from aif_jax.types import UserRecord, UserSource
 
@@ -79,7 +80,7 @@ class UserSides:
 
     def _fetch(self, pending: "Pending") -> None:
         """In the blocking lane: fetch the record, look for a cached state, else go on in the compute lane."""
-        began_s = time.perf_counter()
+        began_s, moment = time.perf_counter(), self._states.moment()
         pending.step = "its user source has not answered"
         try:
             record = self._users(pending.user)
@@ -119,13 +120,20 @@ class UserSides:
                 length,
                 unknown,
                 times,
+                moment,
                 name="user",
                 pending=pending,
             )
         )
 
     def _compute(
-        self, pending: "Pending", record: UserRecord, length: int, unknown: bool, times: tuple[float, float]
+        self,
+        pending: "Pending",
+        record: UserRecord,
+        length: int,
+        unknown: bool,
+        times: tuple[float, float],
+        moment: int,
     ) -> None:
         """In the compute lane: run the user program that will be in time, and keep a full result."""
         ladder, began_s = pending.rungs.ladder, time.perf_counter()
@@ -140,7 +148,7 @@ class UserSides:
         finished_s = time.perf_counter()
         ladder.record_user(length, (finished_s - began_s) * 1e3)
         if not unknown and not choice.rung:
-            self._states.put(pending.user, record.revision, state)
+            self._states.put(pending.user, record.revision, state, moment)
         pending.resolve(UserSide(state, context, encoding, unknown, *times, finished_s, choice))
 
     def prior(self, pending: "Pending", choice: Choice) -> UserSide:

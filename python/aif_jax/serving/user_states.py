@@ -1,29 +1,33 @@
-"""The cache of user states, and how a user becomes one.
+"""The cache of user states.
 
-A cached state is keyed by (user, bundle version, revision of the record, long bucket) and holds nothing of a
-request's context. It is also as old as the behaviour table was when it was computed: an item that enters the
-table later counts for a cached user once the state's time to live is over or the record's revision has
-changed.
+A state is kept by user, one for each long bucket, with the bundle version and the revision of the record that
+it was computed from; a record of another revision does not get it, and its own state takes the place. It
+holds nothing of a request's context. It is also as old as the behaviour table was when it was computed: an
+item that enters the table later counts for a cached user once the state's time to live is over, the
+record's revision has changed, or the user is invalidated.
 """
 
 import dataclasses
 import hashlib
 import threading
-from collections import Counter
-from collections.abc import Mapping
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from aif_jax.bundle import Bundle
 from aif_jax.errors import ConfigError, OverloadedError
-from aif_jax.features import EncodeReport, bucket_for, pad_to
+from aif_jax.features import EncodeReport
 from aif_jax.nearline.store import RowStore
 from aif_jax.serving.stages import Generation
-from aif_jax.serving.users import History, read_features, read_history
-from aif_jax.types import UserId, UserRecord
+from aif_jax.types import UserId
 
-_CHECK, _COUNTS = "#check", "#counts"
+_OWNER, _SOURCE, _COUNTS, _COMPUTED = "#owner", "#source", "#counts", "#computed"
+
+_REMEMBERED = 65_536
+"""Users whose invalidation is remembered, for the user sides that are under way meanwhile."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,6 +41,7 @@ class UserState:
         unknown_behaviours: behaviours whose item is not in the behaviour table.
         truncated: behaviours beyond the model's ``long_length``.
         encoding: what encoding the user's features left out; ``None`` for a cached state.
+        age_ms: milliseconds since it was computed, for a cached state.
     """
 
     leaves: Mapping[str, Any]
@@ -45,10 +50,23 @@ class UserState:
     unknown_behaviours: int
     truncated: int
     encoding: EncodeReport | None
+    age_ms: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Keys:
+    """Hashes of 64 bits each: where a state lies; against collisions whose it is; what it is made of."""
+
+    user: np.ndarray
+    owner: np.ndarray
+    source: np.ndarray
 
 
 class UserStates:
     """Cached user states: one bounded embedding cache for each long bucket, each with room for as many users.
+
+    Safe to use from any thread. Look-ups take no lock; what is kept and what is invalidated does, so that
+    nothing computed from a record fetched before an invalidation is there after it.
 
     Args:
         generation: whose states they are.
@@ -61,14 +79,19 @@ class UserStates:
         bundle, config = generation.bundle, generation.config
         self._version = bundle.version
         self._stores: dict[int, RowStore] = {}
-        self._not_kept: Counter[int] = Counter()
-        self._counting = threading.Lock()
+        self._counts: dict[int, Counter[str]] = {}
+        self._bytes: dict[int, int] = {}
+        self._changing = threading.Lock()
+        self._moment = 0
+        self._invalidated: OrderedDict[int, int] = OrderedDict()
+        self._forgotten = 0
         if not config.user_state_bytes:
             return
         columns = {length: _state_columns(bundle, length) for length in generation.sizes.long_buckets}
-        weight = {length: _row_bytes(specs) for length, specs in columns.items()}
+        self._bytes = {length: _row_bytes(specs) for length, specs in columns.items()}
         for length, specs in columns.items():
-            share = config.user_state_bytes * weight[length] // sum(weight.values())
+            share = config.user_state_bytes * self._bytes[length] // sum(self._bytes.values())
+            self._counts[length] = Counter(stale=0, invalidated=0, void=0, not_kept=0)
             try:
                 self._stores[length] = RowStore(specs, capacity_bytes=share, ttl_s=config.user_state_ttl_s)
             except ConfigError as error:
@@ -77,100 +100,105 @@ class UserStates:
                     f"{length} get {share}: {error}; raise it, or set it to 0 for no cache."
                 ) from error
 
+    def moment(self) -> int:
+        """Return the moment, to be taken before a record is fetched whose state shall be kept."""
+        return self._moment
+
     def get(self, user: UserId, revision: Any, length: int) -> UserState | None:
-        """Return the state of a user in a long bucket, if it is cached and fresh."""
+        """Return the state of a user in a long bucket, if it is cached, fresh and of this revision."""
         store = self._stores.get(length)
         if store is None:
             return None
-        key, check = self._key(user, revision)
-        columns, found = store.gather(key)
-        if not found[0] or not np.array_equal(columns.pop(_CHECK), check):
+        keys = self._keys(user, revision)
+        columns, found = store.gather(keys.user)
+        if not found[0] or not np.array_equal(columns.pop(_OWNER), keys.owner):
+            return None
+        if not np.array_equal(columns.pop(_SOURCE), keys.source):
+            with self._changing:
+                self._counts[length]["stale"] += 1
             return None
         unknown, truncated = columns.pop(_COUNTS)[0].tolist()
-        return UserState(
-            {f"state/{n}": c for n, c in columns.items()}, length, True, unknown, truncated, None
-        )
+        age_ms = (time.time() - float(columns.pop(_COMPUTED).view(np.float64)[0, 0])) * 1e3
+        leaves = {f"state/{name}": column for name, column in columns.items()}
+        return UserState(leaves, length, True, unknown, truncated, None, max(0.0, age_ms))
 
-    def put(self, user: UserId, revision: Any, state: UserState) -> None:
-        """Keep a state, which may drop others. One that finds no room is counted, not kept."""
+    def put(self, user: UserId, revision: Any, state: UserState, since: int) -> None:
+        """Keep a state, which may drop others. One that may not be kept, or finds no room, is counted.
+
+        Args:
+            user: whose state it is.
+            revision: revision of the record.
+            state: what was computed of it.
+            since: the `moment` before the record was fetched; a user invalidated since then may have
+                another record by now.
+        """
         store = self._stores.get(state.length)
         if store is None:
             return
-        key, check = self._key(user, revision)
+        keys = self._keys(user, revision)
         columns = {path.removeprefix("state/"): np.asarray(leaf) for path, leaf in state.leaves.items()}
-        columns[_CHECK] = check
+        columns[_OWNER], columns[_SOURCE] = keys.owner, keys.source
         columns[_COUNTS] = np.array([[state.unknown_behaviours, state.truncated]], np.int32)
-        try:
-            store.upsert(key, columns)
-        except (OverloadedError, MemoryError):
-            # The state is there, so its request goes on; only the user's next one computes it again.
-            with self._counting:
-                self._not_kept[state.length] += 1
+        columns[_COMPUTED] = np.array([[time.time()]], np.float64).view(np.uint32)
+        with self._changing:
+            counts = self._counts[state.length]
+            if since < self._invalidated.get(int(keys.user[0]), self._forgotten):
+                counts["void"] += 1
+                return
+            try:
+                store.upsert(keys.user, columns)
+            except (OverloadedError, MemoryError):
+                # The state is there, so its request goes on; only the user's next one computes it again.
+                counts["not_kept"] += 1
+
+    def invalidate(self, users: Iterable[UserId]) -> int:
+        """Drop what is cached of some users, and keep nothing that is computed of records fetched before.
+
+        Returns:
+            The number of states dropped.
+        """
+        dropped = 0
+        for user in users:
+            key = self._keys(user, None).user
+            with self._changing:
+                self._moment += 1
+                self._invalidated[int(key[0])] = self._moment
+                self._invalidated.move_to_end(int(key[0]))
+                if len(self._invalidated) > _REMEMBERED:
+                    # From whose record a state is computed since then is not known any more: none is kept.
+                    _, self._forgotten = self._invalidated.popitem(last=False)
+                for length, store in self._stores.items():
+                    gone = int(store.cache.delete(key))
+                    self._counts[length]["invalidated"] += gone
+                    dropped += gone
+        return dropped
 
     def stats(self) -> dict[str, dict[str, int]]:
-        """Return the counters of each embedding cache and the states ``not_kept``, by long bucket."""
-        return {
-            str(length): {**store.cache.stats(), "not_kept": self._not_kept[length]}
-            for length, store in self._stores.items()
-        }
+        """Return counters by long bucket: those of the embedding cache, and more.
 
-    def _key(self, user: UserId, revision: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return the key ``uint64[1]`` and, against collisions, 64 more bits of hash ``uint32[1, 2]``."""
-        text = f"{self._version}\0{type(user).__name__}\0{user}\0{revision!r}"
-        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        return np.frombuffer(digest, np.uint64, 1), np.frombuffer(digest, np.uint32, 2, 8).reshape(1, 2)
+        ``bytes_per_state`` are those of a row without what the cache keeps beside it. ``stale`` counts
+        look-ups that found a state of another revision, ``invalidated`` states dropped by `invalidate`,
+        ``void`` those not kept because the user was invalidated while they were computed, ``not_kept``
+        those that found no room.
+        """
+        with self._changing:
+            return {
+                str(length): {
+                    **store.cache.stats(), "bytes_per_state": self._bytes[length], **self._counts[length],
+                }
+                for length, store in self._stores.items()
+            }  # fmt: skip
 
-
-def long_bucket(record: UserRecord, generation: Generation) -> int:
-    """Return the long bucket of a record."""
-    longs = generation.sizes.long_buckets
-    return bucket_for(min(len(record.items), longs[-1]), longs)
-
-
-def compute_state(
-    user: UserId, record: UserRecord, length: int, generation: Generation, *, long: bool = True
-) -> UserState:
-    """Run the user side for one user.
-
-    Args:
-        user: whose record it is.
-        record: what is known of the user.
-        length: the long bucket.
-        generation: whose programs run.
-        long: whether to read the long sequence; without it, the blocks that would are absent.
-
-    Raises:
-        RequestError: the record is malformed.
-    """
-    bundle = generation.bundle
-    report = EncodeReport()
-    operands = {f"user/{n}": a for n, a in read_features(user, record, bundle.schema, report).items()}
-    short = bundle.config.short_length
-    longest = generation.sizes.long_buckets[-1] if long else short
-    history = read_history(user, record, bundle.schema, longest)
-    columns, found = generation.behaviours.gather(history.keys)
-    operands |= _sequence("short", columns, found, history, short)
-    operands |= _sequence("long", columns, found, history, length, read=length if long else 0)
-    leaves = generation.user_call(length)(operands)
-    unknown = len(found) - int(np.count_nonzero(found))
-    state = {f"state/{name}": leaf for name, leaf in leaves.items()}
-    return UserState(state, length, False, unknown, history.truncated, report)
+    def _keys(self, user: UserId, revision: Any) -> _Keys:
+        # 5 and NumPy's 5 are one user, and "5" is another.
+        who = _digest(f"{'text' if isinstance(user, str) else 'number'}\0{user}")
+        source = _digest(f"{self._version}\0{revision!r}")
+        return _Keys(who[:1], who[1:].view(np.uint32).reshape(1, 2), source[:1].view(np.uint32).reshape(1, 2))
 
 
-def _sequence(
-    name: str,
-    columns: Mapping[str, np.ndarray],
-    found: np.ndarray,
-    history: History,
-    length: int,
-    read: int | None = None,
-) -> dict[str, np.ndarray]:
-    """Lay out ``read`` behaviours in ``length`` places; those without a row have type -1, as padding does."""
-    read = length if read is None else read
-    types = np.where(found, history.types, np.int32(-1))[:read]
-    operands = {f"{name}/{column}": pad_to(rows[:read], length)[None] for column, rows in columns.items()}
-    operands[f"{name}_type"] = pad_to(types, length, fill=-1)[None]
-    return operands
+def _digest(text: str) -> np.ndarray:
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return np.frombuffer(digest, np.uint64)
 
 
 def _state_columns(bundle: Bundle, length: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
@@ -179,7 +207,15 @@ def _state_columns(bundle: Bundle, length: int) -> dict[str, tuple[np.dtype, tup
         if operand.path.startswith("state/"):
             spec = operand.at({"n": 16, "l": length})
             columns[operand.path.removeprefix("state/")] = (np.dtype(spec.dtype), tuple(spec.shape[1:]))
-    return {**columns, _CHECK: (np.dtype(np.uint32), (2,)), _COUNTS: (np.dtype(np.int32), (2,))}
+    word = np.dtype(np.uint32)
+    return {
+        **columns,
+        _OWNER: (word, (2,)),
+        _SOURCE: (word, (2,)),
+        _COUNTS: (np.dtype(np.int32), (2,)),
+        # A float64 in two words, which keep rows free of gaps.
+        _COMPUTED: (word, (2,)),
+    }
 
 
 def _row_bytes(specs: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> int:

@@ -27,10 +27,10 @@ test-rust:
 	cargo test --quiet
 
 test-python: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
 test-lowest: $(LOWEST)/.dev ## The tests of all that touches jax and flax, against the lowest supported versions
-	$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile tests/kernels tests/models tests/training tests/bundle tests/serving tests/cli/test_road.py tests/test_cache_loans.py
+	$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 tests/kernels tests/models tests/training tests/bundle tests/serving tests/cli/test_road.py tests/test_cache_loans.py
 
 stress: SANITIZED = RUSTC_BOOTSTRAP=1 AIF_STRESS_SECONDS=$(STRESS_SECONDS) cargo test --quiet -p aif-core \
 	--target $(shell rustc -vV | sed -n 's/^host: //p')

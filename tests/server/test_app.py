@@ -9,6 +9,8 @@ import pytest
 
 from aif_jax.bundle import Bundle
 from aif_jax.nearline import BehaviourTable, ItemIndex
+from aif_jax.observe import SlowRequests
+from aif_jax.observe.prometheus import PrometheusMetrics
 from aif_jax.server import create_app
 from aif_jax.serving import Engine, Filters, InMemoryUsers
 from aif_jax.types import Candidates, Request
@@ -18,8 +20,8 @@ from served import ENGINE_CONFIG, World
 class Client:
     """Speaks HTTP to an application in this process, each request in an event loop of its own."""
 
-    def __init__(self, engine: Engine):
-        self._transport = httpx.ASGITransport(app=create_app(engine))
+    def __init__(self, engine: Engine, **observers: Any):
+        self._transport = httpx.ASGITransport(app=create_app(engine, **observers))
 
     def post(self, path: str, **body: Any) -> httpx.Response:
         return asyncio.run(self._send("POST", path, **body))
@@ -159,3 +161,26 @@ def test_a_closed_engine_is_unavailable(
     assert (health.status_code, health.json()["status"]) == (503, "closed")
     answer = Client(engine).post("/rank", json={"user": 1, "candidates": [1]})
     assert (answer.status_code, answer.json()["error"]) == (503, "SchedulerError")
+
+
+def test_metrics_and_slow_requests_are_served_where_they_are_given(
+    bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, users: InMemoryUsers, world: World
+) -> None:
+    metrics, slow = PrometheusMetrics(), SlowRequests()
+    with Engine(
+        bundle, index, behaviours, users=users, config=ENGINE_CONFIG, observers=[metrics, slow]
+    ) as engine:
+        client = Client(engine, metrics=metrics, slow=slow)
+        ids, _ = world.candidates(20)
+        assert client.post("/rank", json={"user": 4, "candidates": ids.tolist()}).status_code == 200
+        assert client.post("/rank", json={"user": 4, "candidates": ids.tolist(), "k": 0}).status_code == 400
+        scraped = client.get("/metrics")
+        assert scraped.headers["content-type"] == metrics.content_type
+        assert "aif_requests_ranked_total 1.0" in scraped.text
+        kept = client.get("/slow").json()
+        assert [report["user"] for report in kept["worst"]] == [4]
+        assert [failure["error"] for failure in kept["failures"]] == ["RequestError"]
+        events = client.get("/slow/trace").json()["traceEvents"]
+        assert {"real-time stage", "RequestError"} <= {event["name"] for event in events}
+        plain = Client(engine)
+        assert [plain.get(path).status_code for path in ("/metrics", "/slow", "/slow/trace")] == [404] * 3

@@ -11,7 +11,7 @@ import pytest
 from aif_jax.bundle import Bundle, compilations, loads
 from aif_jax.errors import ConfigError
 from aif_jax.nearline import BehaviourTable, ItemIndex
-from aif_jax.serving import Engine, EngineConfig, InMemoryUsers, chrome_trace
+from aif_jax.serving import Engine, EngineConfig, InMemoryUsers
 from aif_jax.serving.config import Sizes
 from aif_jax.serving.staging import Staging
 from served import ENGINE_CONFIG, World
@@ -117,18 +117,6 @@ def test_the_report_adds_up(engine: Engine, world: World) -> None:
     assert report.user_fetch_ms <= report.user_side_ms
     assert 0 <= report.hidden_ms <= report.user_side_ms
     assert json.loads(json.dumps(report.to_json()))["version"] == engine.version
-
-
-def test_a_timeline_opens_as_a_chrome_trace(engine: Engine, world: World) -> None:
-    reports = [engine.begin(user).rank(world.ids[:20]).report for user in (1, 2)]
-    events = json.loads(chrome_trace(reports))["traceEvents"]
-    assert {event["pid"] for event in events} == {"request 0", "request 1"}
-    for event in events:
-        assert event["ph"] == "X"
-        assert event["ts"] >= 0
-        assert event["dur"] >= 0
-    names = {event["name"] for event in events}
-    assert {"retrieval", "user fetch", "gather rows", "real-time stage"} <= names
 
 
 def test_stats_count_what_happened(

@@ -297,12 +297,16 @@ def test_a_source_that_hangs_leaves_threads_for_others(make: Any, world: World, 
     source.hook = lambda ids: release.wait(20) and None
     engine = make(source, blocking_threads=4, compute_missing_ms=5.0)
     reports = [engine.begin(5).rank([world.ids[0], world.ids[100 + n]]).report for n in range(10)]
+    wait_for(lambda: len(source.asked) >= 2)
     assert len(source.asked) == 2  # half of the threads
     assert [report.uncomputed_items for report in reports] == [{"late": 1}] * 2 + [{"busy": 1}] * 8
     assert all(report.k_given == 1 for report in reports)
     release.set()
     wait_for(lambda: engine.stats()["missing_items"]["under_way"] == 0)
-    assert engine.begin(5).rank([world.ids[105]]).report.computed_items == 1
+    # Whether 5 ms are enough for it is up to the machine; the threads are there for it.
+    report = engine.begin(5).rank([world.ids[115]]).report
+    assert report.computed_items == 1 or report.uncomputed_items == {"late": 1}
+    wait_for(lambda: len(source.asked) == 3)
 
 
 def test_nothing_compiles_on_a_request(make: Any, world: World, source: Catalogue) -> None:

@@ -27,7 +27,8 @@ from aif_jax.data.dataset import Dataset
 from aif_jax.integrations.usearch import TwoTowerRetriever
 from aif_jax.models import add_signatures
 from aif_jax.models.store import save_model, weights_of
-from aif_jax.serving import Engine, EngineConfig, chrome_trace
+from aif_jax.observe import chrome_trace
+from aif_jax.serving import Engine, EngineConfig
 from aif_jax.training import REFIT, TrainResult, candidate_lists, evaluate, floors, preset, train
 from aif_jax.training.evaluate import Metrics
 from aif_jax.types import Candidates, Request
@@ -147,7 +148,7 @@ def run_demo(
     write_report(result, out / "report.html")
     (out / "timeline.svg").write_text(timeline_plot(result.timelines), encoding="utf-8")
     (out / "trace.json").write_text(
-        chrome_trace([r.report for r in comparison.rankings[:20]]), encoding="utf-8"
+        chrome_trace([r.report for r in comparison.rankings[:20]], aligned=True), encoding="utf-8"
     )
     console.rule()
     console.print(

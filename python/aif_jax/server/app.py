@@ -7,12 +7,12 @@ the application; whoever made it closes it.
 import dataclasses
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from aif_jax.errors import (
@@ -24,7 +24,11 @@ from aif_jax.errors import (
     SchedulerError,
     UnknownUserError,
 )
+from aif_jax.observe import SlowRequests
 from aif_jax.serving import Engine, Filters, Ranking
+
+if TYPE_CHECKING:
+    from aif_jax.observe.prometheus import PrometheusMetrics
 
 _FIELDS = {"user", "context", "k", "deadline_ms", "candidates", "pair", "filters", "report"}
 _FILTERS = {field.name for field in dataclasses.fields(Filters) if field.init}
@@ -39,7 +43,9 @@ _STATUS: tuple[tuple[type[AifError], int], ...] = (
 """HTTP status of an error; the first that fits."""
 
 
-def create_app(engine: Engine) -> Starlette:
+def create_app(
+    engine: Engine, *, metrics: "PrometheusMetrics | None" = None, slow: SlowRequests | None = None
+) -> Starlette:
     """Return an ASGI application.
 
     - ``POST /rank`` takes JSON: ``user`` (integer or string); and, all optional, ``context`` (features by
@@ -51,6 +57,11 @@ def create_app(engine: Engine) -> Starlette:
       answers ``ids``, ``scores``, ``heads``, ``version`` and, if asked for, ``report``.
     - ``GET /health`` answers the version that serves, with status 503 if the engine was closed.
     - ``GET /stats`` answers `Engine.stats`.
+    - ``GET /metrics``, if ``metrics`` is given, answers in Prometheus's text format.
+    - ``GET /slow``, if ``slow`` is given, answers the slowest and the failed requests of late, and
+      ``GET /slow/trace`` their timelines as a file for https://ui.perfetto.dev.
+
+    ``metrics`` and ``slow`` have to be among the engine's observers.
 
     Errors are JSON, ``{"error": name, "message": what was wrong and how to mend it}``, with status 400 for
     malformed requests, 404 for unknown users, 502 if retrieval failed, 503 if overloaded and 504 if late.
@@ -77,13 +88,35 @@ def create_app(engine: Engine) -> Starlette:
     async def stats(_: HttpRequest) -> JSONResponse:
         return JSONResponse(engine.stats())
 
-    return Starlette(
-        routes=[
-            Route("/rank", _explaining(rank), methods=["POST"]),
-            Route("/health", health, methods=["GET"]),
-            Route("/stats", stats, methods=["GET"]),
+    routes = [
+        Route("/rank", _explaining(rank), methods=["POST"]),
+        Route("/health", health, methods=["GET"]),
+        Route("/stats", stats, methods=["GET"]),
+    ]
+    if metrics is not None:
+        routes.append(Route("/metrics", _metrics(metrics), methods=["GET"]))
+    if slow is not None:
+        routes += [
+            Route("/slow", _json(slow.to_json), methods=["GET"]),
+            Route("/slow/trace", _trace(slow), methods=["GET"]),
         ]
-    )
+    return Starlette(routes=routes)
+
+
+# Plain functions: Starlette runs them in a thread, so that making a long answer holds up no request.
+
+
+def _metrics(metrics: "PrometheusMetrics") -> Callable[[HttpRequest], Response]:
+    return lambda _: Response(metrics.scrape(), headers={"content-type": metrics.content_type})
+
+
+def _json(values: Callable[[], Any]) -> Callable[[HttpRequest], Response]:
+    return lambda _: JSONResponse(values())
+
+
+def _trace(slow: SlowRequests) -> Callable[[HttpRequest], Response]:
+    name = {"content-disposition": 'attachment; filename="slow.json"'}
+    return lambda _: Response(slow.trace(), media_type="application/json", headers=name)
 
 
 def _read(body: bytes) -> Mapping[str, Any]:

@@ -5,9 +5,11 @@ from aif_jax.serving.engine import Engine as Engine
 from aif_jax.serving.environment import Check as Check
 from aif_jax.serving.environment import check_environment as check_environment
 from aif_jax.serving.filters import Filters as Filters
+from aif_jax.serving.observer import Failure as Failure
+from aif_jax.serving.observer import Observer as Observer
 from aif_jax.serving.pending import Pending as Pending
 from aif_jax.serving.report import Ranking as Ranking
 from aif_jax.serving.report import Report as Report
 from aif_jax.serving.report import Span as Span
-from aif_jax.serving.report import chrome_trace as chrome_trace
+from aif_jax.serving.report import Task as Task
 from aif_jax.serving.users import InMemoryUsers as InMemoryUsers

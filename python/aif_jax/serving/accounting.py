@@ -1,6 +1,8 @@
 """From what a request left behind to the report of it."""
 
-from collections.abc import Mapping
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +11,7 @@ from aif_jax.features import EncodeReport
 from aif_jax.serving.candidates import CheckedCandidates, Chosen
 from aif_jax.serving.ladder import Choice
 from aif_jax.serving.pending import Pending
-from aif_jax.serving.report import Report, Span
+from aif_jax.serving.report import Report, Span, Task, shown_user
 from aif_jax.serving.stages import Scored
 from aif_jax.serving.user_side import UserSide
 
@@ -78,6 +80,15 @@ def _why_empty(candidates: CheckedCandidates, scored: Scored) -> str:
     return f"of {candidates.given} candidates none was left: {reasons}"
 
 
+def _ended(task: Task, now_s: float) -> Task:
+    """Return a copy of a task that does not change any more; what runs on, like the caller, ends now."""
+    return dataclasses.replace(task, ended_s=now_s if math.isnan(task.ended_s) else task.ended_s)
+
+
+def _queued_ms(tasks: Iterable[Task]) -> dict[str, float]:
+    return {task.name: (task.began_s - task.submitted_s) * 1e3 for task in tasks}
+
+
 def make_report(
     pending: Pending,
     side: UserSide,
@@ -105,13 +116,15 @@ def make_report(
     total_ms = (times.finished_s - began) * 1e3
     gathered_s = times.prepared_s + scored.gather_s
     prior = side.choice.rung >= 2
+    tasks = tuple(_ended(task, times.finished_s) for task in tuple(pending.tasks))
     program = "user state from cache" if state.hit else "user program"
+    computed_s = next((task.began_s for task in tasks if task.name == "user"), side.fetched_s)
     user_spans = (
         ()
         if prior
         else (
             Span("user fetch", "user", side.fetch_began_s, side.fetched_s),
-            Span(program, "user", side.fetched_s, side.finished_s),
+            Span(program, "user", computed_s, side.finished_s),
         )
     )
     stage = "item prior" if choice.rung == 3 else "real-time stage"
@@ -124,6 +137,7 @@ def make_report(
         Span(stage, "request", gathered_s, times.finished_s),
     )
     return Report(
+        user=shown_user(pending.user),
         version=pending.version,
         rung=choice.rung,
         rung_reason=choice.reason,
@@ -136,6 +150,7 @@ def make_report(
         user_fetch_ms=(side.fetched_s - side.fetch_began_s) * 1e3,
         user_side_ms=(side.finished_s - side.fetch_began_s) * 1e3,
         retrieval_ms=(times.called_s - began) * 1e3,
+        queue_ms=_queued_ms(tasks),
         wait_ms=(times.ready_s - times.supplied_s) * 1e3,
         items_wait_ms=(times.supplied_s - times.checked_s) * 1e3,
         prepare_ms=(times.checked_s - times.called_s + times.prepared_s - times.ready_s) * 1e3,
@@ -164,4 +179,5 @@ def make_report(
         deadline_ms=pending.deadline_ms,
         overrun_ms=0.0 if pending.deadline_ms is None else max(0.0, total_ms - pending.deadline_ms),
         spans=spans,
+        tasks=tasks,
     )

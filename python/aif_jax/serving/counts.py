@@ -1,9 +1,7 @@
 """What became of an engine's requests, counted over its life."""
 
-import contextlib
 import threading
 from collections import Counter
-from collections.abc import Iterator
 
 from aif_jax.serving.report import Report
 
@@ -24,19 +22,6 @@ class RequestCounts:
         """Add to one counter."""
         with self._lock:
             self._counts[name] += number
-
-    @contextlib.contextmanager
-    def errors(self) -> Iterator[None]:
-        """Count the errors that pass, by name. Not to be nested: each layer would count the same error."""
-        try:
-            yield
-        except Exception as error:
-            self.add(f"error:{type(error).__name__}")
-            raise
-        except BaseException:
-            # A cancelled coroutine or an interrupt: nothing failed, but nobody waits for the answer.
-            self.add("abandoned")
-            raise
 
     def ranking(self, report: Report) -> None:
         """Count a ranking that reached its caller, and what was left out of it."""

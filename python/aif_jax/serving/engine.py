@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,15 +30,17 @@ from aif_jax.serving.filters import Filters, for_each_user
 from aif_jax.serving.ladder import Choice
 from aif_jax.serving.many import rank_in_order
 from aif_jax.serving.missing_items import MissingItems
+from aif_jax.serving.observer import Observer
 from aif_jax.serving.own_retrieval import Fallback, OwnRetrieval
 from aif_jax.serving.pending import Pending
-from aif_jax.serving.report import Ranking
+from aif_jax.serving.report import Ranking, Task
 from aif_jax.serving.retrieval import EventLoop
 from aif_jax.serving.rungs import Rungs
 from aif_jax.serving.stage import Progress
 from aif_jax.serving.stages import Generation
 from aif_jax.serving.user_side import Lane, UserSide, UserSides
 from aif_jax.serving.user_states import UserStates
+from aif_jax.serving.watch import Watch
 from aif_jax.types import ItemRecords, ItemSource, Request, Retrieve, UserId, UserRecord, UserSource
 
 _LONGEST_DEADLINE_MS = 1e9
@@ -67,6 +70,7 @@ class Engine:
         items: the item source, for ``missing_items="compute"``: from ids that have no row to `ItemRecords` of
             those that it knows.
         config: settings.
+        observers: who is told how each request ended, see `aif_jax.observe`.
         progress: called after every program that was compiled.
 
     Raises:
@@ -85,6 +89,7 @@ class Engine:
         fallback: Fallback = None,
         items: ItemSource | Callable[[Any], ItemRecords | None] | None = None,
         config: EngineConfig | None = None,
+        observers: Sequence[Observer] = (),
         progress: Progress | None = None,
     ):
         self.config = config or EngineConfig()
@@ -99,6 +104,7 @@ class Engine:
         self._loop = EventLoop()
         self._retrieval = OwnRetrieval(self._generation, retrieve, fallback, self._loop, self.submit)
         self.counts = RequestCounts()
+        self.watch = Watch(self.counts, observers, bundle.version)
         self.admission = Admission(self._rungs.ladder, self.config.compute_threads)
         self._open: dict[int, Pending] = {}
         self._opening = threading.Lock()
@@ -109,6 +115,7 @@ class Engine:
             compute_threads=self.config.compute_threads,
             queue_bound=self.config.queue_bound,
         )
+        self.watch.opened(self)
 
     # -- requests ---------------------------------------------------------------------------------
 
@@ -132,7 +139,7 @@ class Engine:
                 user side; nothing was started.
             SchedulerError: the engine is closed.
         """
-        with self.counts.errors():
+        with self.watch.errors(user, deadline_ms):
             if self._closed:
                 raise SchedulerError("the engine is closed; make a new one.")
             if isinstance(user, bool) or not isinstance(user, (int, str, np.integer)):
@@ -202,7 +209,7 @@ class Engine:
         self._retrieval.require()
         pending = self._begin_own(user, context, deadline_ms)
         try:
-            with self.counts.errors():
+            with pending.errors():
                 ids, pair = await self._retrieval.later(pending, self._request(pending, k, filters))
                 with self._blaming_retrieval():
                     return await pending.rank_uncounted_async(ids, pair, k, filters)
@@ -294,6 +301,7 @@ class Engine:
             "scheduler": self._scheduler.stats(),
             "ladder": self._rungs.ladder.stats(),
             "admission": self.admission.stats(),
+            "observer_errors": self.watch.stats(),
         }
 
     def _cache_stats(self) -> dict[str, Any]:
@@ -326,6 +334,7 @@ class Engine:
         self._scheduler.shutdown(wait=True)
         self._loop.close()
         self._generation.close()
+        self.watch.closed(self)
 
     def __enter__(self) -> Self:
         return self
@@ -343,7 +352,7 @@ class Engine:
         if remaining is not None and remaining <= 0:
             raise self.too_late(pending, name)
         return self._scheduler.submit(
-            lane, self._run_here, function, *arguments,
+            lane, self._run_here, (pending, name, lane, time.perf_counter()), function, *arguments,
             deadline_ms=remaining, name=name, goes_on=name != "user_fetch",
         )  # fmt: skip
 
@@ -355,8 +364,9 @@ class Engine:
         if remaining is not None and remaining <= 0:
             raise self.too_late(pending, name)
         return self._scheduler.run(
-            lane, self._run_here, function, *arguments, deadline_ms=remaining, name=name, goes_on=True
-        )
+            lane, self._run_here, (pending, name, lane, time.perf_counter()), function, *arguments,
+            deadline_ms=remaining, name=name, goes_on=True,
+        )  # fmt: skip
 
     @property
     def computes_missing(self) -> bool:
@@ -426,13 +436,19 @@ class Engine:
         self.forget(pending)
         self.counts.add("abandoned")
 
-    def _run_here(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a task, so that `close` knows when it is called inside one."""
+    def _run_here(
+        self, task: tuple[Pending, str, Lane, float], function: Callable[..., Any], *arguments: Any
+    ) -> Any:
+        """Run a task and note when, so that `close` knows when it is called inside one."""
+        pending, name, lane, submitted_s = task
         outer = getattr(self._here, "task", False)
         self._here.task = True
+        noted = Task(name, lane, submitted_s, time.perf_counter(), math.nan, threading.get_native_id())
+        pending.tasks.append(noted)
         try:
             return function(*arguments)
         finally:
+            noted.ended_s = time.perf_counter()
             self._here.task = outer
 
     # -- inside -----------------------------------------------------------------------------------
@@ -447,7 +463,7 @@ class Engine:
 
     def _retrieve_and_rank(self, pending: Pending, k: int | None, filters: Filters | None) -> Ranking:
         try:
-            with self.counts.errors():
+            with pending.errors():
                 ids, pair = self._retrieval.now(pending, self._request(pending, k, filters))
                 with self._blaming_retrieval():
                     return pending.rank_uncounted(ids, pair, k, filters)

@@ -1,6 +1,7 @@
 """A request under way: its user side runs while the caller retrieves."""
 
 import concurrent.futures
+import contextlib
 import threading
 import time
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from aif_jax.serving.awaiting import SHUT_DOWN, TimeLimit, result_of
 from aif_jax.serving.candidates import Asked, Chosen
 from aif_jax.serving.filters import Filters
 from aif_jax.serving.ladder import Choice, Reason
-from aif_jax.serving.report import Ranking, Retrieval
+from aif_jax.serving.report import Ranking, Retrieval, Task
 from aif_jax.serving.rungs import Rungs
 from aif_jax.serving.stages import Generation
 from aif_jax.serving.user_side import UserSide
@@ -60,11 +61,13 @@ class Pending:
         """Whether the engine may give it up because nobody ranks it."""
         self.dropped = False
         """Whether it was given up: nobody will ask for the user side."""
+        self.tasks: list[Task] = []
+        """What the scheduler ran for it."""
         self._engine = engine
         self._lock = threading.Lock()
         self._ended: str | None = None
         self._gone_on = False
-        self._tasks: list[concurrent.futures.Future[Any]] = []
+        self._steps: list[concurrent.futures.Future[Any]] = []
         self._side: concurrent.futures.Future[UserSide] = concurrent.futures.Future()
         # A future that runs cannot be cancelled, by asyncio for example: only the user side resolves it.
         self._side.set_running_or_notify_cancel()
@@ -108,7 +111,7 @@ class Pending:
             DeadlineExceededError: the deadline had passed already, or it passed and the engine's config, or
                 a bundle whose item rows have no prior, allows no lower rung.
         """
-        with self._engine.counts.errors():
+        with self.errors():
             return self.rank_uncounted(candidates, pair, k, filters)
 
     async def rank_async(
@@ -120,7 +123,7 @@ class Pending:
         filters: Filters | None = None,
     ) -> Ranking:
         """Like `rank`, without blocking the event loop: the stage runs in the engine's threads."""
-        with self._engine.counts.errors():
+        with self.errors():
             return await self.rank_uncounted_async(candidates, pair, k, filters)
 
     def cancel(self) -> None:
@@ -129,6 +132,10 @@ class Pending:
             self._engine.abandon(self)
 
     # -- for the engine ---------------------------------------------------------------------------
+
+    def errors(self) -> contextlib.AbstractContextManager[None]:
+        """Count the errors that pass, and tell the engine's observers; not to be nested."""
+        return self._engine.watch.errors(self.user, self.deadline_ms, self.began_s, self.tasks)
 
     def rank_uncounted(
         self, candidates: Any, pair: Mapping[str, Any] | None, k: int | None, filters: Filters | None = None
@@ -143,12 +150,12 @@ class Pending:
             chosen.wait()
             ranking = self._finish(self._waited(len(chosen.keys)), asked, chosen)
         except BaseException:
-            self._drop_tasks()
+            self._drop_steps()
             raise
         finally:
             self._engine.admission.done(self.ticket)
         self._engine.admission.learn(self.ticket, ranking.report)
-        self._engine.counts.ranking(ranking.report)
+        self._engine.watch.ranked(ranking.report)
         return ranking
 
     async def rank_uncounted_async(
@@ -168,19 +175,19 @@ class Pending:
             side = await self._waited_async(asked.count() if chosen is None else len(chosen.keys))
             ranking = await self._finish_async(side, asked, chosen)
         except BaseException:
-            self._drop_tasks()
+            self._drop_steps()
             raise
         finally:
             engine.admission.done(self.ticket)
         # Here and not where the stage runs: it may run to its end for a caller that was cancelled meanwhile.
         self._engine.admission.learn(self.ticket, ranking.report)
-        self._engine.counts.ranking(ranking.report)
+        self._engine.watch.ranked(ranking.report)
         return ranking
 
     def track(self, task: concurrent.futures.Future[Any]) -> None:
         """Follow a task of the user side: if it is dropped or fails, so does the user side."""
-        self._tasks.append(task)
-        task.add_done_callback(self._task_done)
+        self._steps.append(task)
+        task.add_done_callback(self._step_done)
 
     def resolve(self, side: UserSide) -> None:
         """Hand in the finished user side; late, it is of use to the user's next request only."""
@@ -202,7 +209,7 @@ class Pending:
             if self._ended is not None:
                 return False
             self._ended = reason
-        self._drop_tasks()
+        self._drop_steps()
         self._engine.admission.done(self.ticket)
         return True
 
@@ -220,13 +227,13 @@ class Pending:
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _drop_tasks(self) -> None:
+    def _drop_steps(self) -> None:
         """Keep from starting what has not started: nobody will ask for the user side."""
         self.dropped = True
-        for task in self._tasks:
+        for task in self._steps:
             task.cancel()
 
-    def _task_done(self, task: concurrent.futures.Future[Any]) -> None:
+    def _step_done(self, task: concurrent.futures.Future[Any]) -> None:
         error: BaseException | None
         if task.cancelled() and self._gone_on:
             return
@@ -308,7 +315,7 @@ class Pending:
         with self._lock:
             self._gone_on = True
         # What has not started by now would only be in the way of other requests.
-        for task in self._tasks:
+        for task in self._steps:
             task.cancel()
         self._engine.admission.user_done(self.ticket)
         return self._engine.user_sides.prior(self, Choice(2, reason))

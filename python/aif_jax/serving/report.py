@@ -1,11 +1,12 @@
 """What a request is told about itself: its result, where its time went, and everything that was left out."""
 
 import dataclasses
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
+
+from aif_jax.types import UserId
 
 Retrieval = Literal["caller", "own", "fallback"]
 
@@ -27,11 +28,40 @@ class Span:
     end_s: float
 
 
+@dataclasses.dataclass(slots=True)
+class Task:
+    """Something that the scheduler ran for a request; times on the clock of ``time.perf_counter``.
+
+    Attributes:
+        name: ``user_fetch``, ``user``, ``retrieve``, ``candidates``, ``items`` or ``stage``.
+        lane: ``blocking`` or ``compute``.
+        submitted_s: when it was handed in, in seconds.
+        began_s: when a thread took it up.
+        ended_s: when it was done; NaN while it runs.
+        thread: the operating system's number of that thread.
+    """
+
+    name: str
+    lane: str
+    submitted_s: float
+    began_s: float
+    ended_s: float
+    thread: int
+
+
+def shown_user(user: Any) -> UserId:
+    """Return a user id, or what was given for one, as JSON can show it."""
+    if isinstance(user, str):
+        return user
+    return int(user) if isinstance(user, (int, np.integer)) else repr(user)
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """Facts about one ranking. Times are milliseconds of wall time.
 
     Attributes:
+        user: whom it was for.
         version: version of the bundle that scored the request.
         rung: how far the response was degraded to keep its deadline, see `aif_jax.serving.ladder`: 0 full
             quality; 1 without the long sequence; 2 with the user prior; 3 by the item prior, without the
@@ -49,6 +79,8 @@ class Report:
         user_fetch_ms: the user source.
         user_side_ms: from the begin of the fetch to the user state, fetch included.
         retrieval_ms: from `begin` to `rank`, which the caller or the engine spent on retrieval.
+        queue_ms: how long what was run for the request waited for a thread, by task: ``user_fetch``,
+            ``user``, ``retrieve``, ``candidates``, ``items``, ``stage``.
         wait_ms: how long `rank` waited for the user state: what could not be hidden.
         items_wait_ms: how long `rank` waited for missing item rows that were being computed.
         prepare_ms: checking, filtering and encoding candidates and pair features. What needs no user side is
@@ -83,9 +115,11 @@ class Report:
         empty_because: why no result was given, if none was; else empty.
         deadline_ms: the deadline, if there was one.
         overrun_ms: by how much the deadline was missed in the end; a running stage is never interrupted.
-        spans: when what ran, for `timeline`.
+        spans: the pieces of the request's time.
+        tasks: what the scheduler ran for it, and when.
     """
 
+    user: UserId
     version: str
     rung: int
     rung_reason: str | None
@@ -98,6 +132,7 @@ class Report:
     user_fetch_ms: float
     user_side_ms: float
     retrieval_ms: float
+    queue_ms: Mapping[str, float]
     wait_ms: float
     items_wait_ms: float
     prepare_ms: float
@@ -126,33 +161,15 @@ class Report:
     deadline_ms: float | None
     overrun_ms: float
     spans: tuple[Span, ...]
-
-    def timeline(self, request: str = "request") -> list[dict[str, Any]]:
-        """Return the spans as events of the Chrome trace format, times in microseconds since `begin`."""
-        origin = min(span.start_s for span in self.spans)
-        return [
-            {
-                "name": span.name, "ph": "X", "pid": request, "tid": span.lane, "cat": span.lane,
-                "ts": (span.start_s - origin) * 1e6, "dur": (span.end_s - span.start_s) * 1e6,
-            }
-            for span in self.spans
-        ]  # fmt: skip
+    tasks: tuple[Task, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything but the spans as JSON-serialisable values."""
+        """Return everything but spans and tasks as JSON-serialisable values."""
         return {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name != "spans"
+            if field.name not in ("spans", "tasks")
         }
-
-
-def chrome_trace(reports: Iterable[Report]) -> str:
-    """Return a trace file of several requests for https://ui.perfetto.dev or chrome://tracing."""
-    events = [
-        event for number, report in enumerate(reports) for event in report.timeline(f"request {number}")
-    ]
-    return json.dumps({"traceEvents": events, "displayTimeUnit": "ms"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

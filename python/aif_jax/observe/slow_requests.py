@@ -1,0 +1,105 @@
+"""The slowest requests of late, and those that failed, with their timelines."""
+
+import heapq
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from aif_jax.errors import ConfigError
+from aif_jax.observe.perfetto import chrome_trace
+from aif_jax.serving import Failure, Observer, Report
+
+
+class SlowRequests(Observer):
+    """Keeps the slowest rankings of the last while, and the last failures. Safe to use from any thread.
+
+    Time is cut into windows: what is kept are the slowest of the present window and of the one before, so an
+    hour that was bad is seen for at least one window after it, and then makes room.
+
+    Args:
+        worst: rankings to keep of each window.
+        failures: failures to keep.
+        window_s: length of a window in seconds.
+        clock: seconds that only grow.
+
+    Raises:
+        ConfigError: a size or the window is not positive.
+    """
+
+    def __init__(
+        self,
+        worst: int = 16,
+        failures: int = 16,
+        window_s: float = 600.0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        if worst < 1 or failures < 1 or not window_s > 0:
+            raise ConfigError(
+                f"worst, failures, window_s: got {worst}, {failures} and {window_s}, expected at least 1, at "
+                "least 1 and more than 0 seconds."
+            )
+        self._worst = worst
+        self._window_s = window_s
+        self._clock = clock
+        self._until = clock() + window_s
+        self._number = itertools.count()
+        self._now: list[tuple[float, int, Report]] = []
+        self._before: list[tuple[float, int, Report]] = []
+        self._failures: deque[Failure] = deque(maxlen=failures)
+        self._lock = threading.Lock()
+
+    def ranked(self, report: Report) -> None:
+        """Keep the report if it is among the slowest."""
+        with self._lock:
+            self._turn()
+            entry = (report.total_ms, next(self._number), report)
+            if len(self._now) < self._worst:
+                heapq.heappush(self._now, entry)
+            elif report.total_ms > self._now[0][0]:
+                heapq.heapreplace(self._now, entry)
+
+    def failed(self, failure: Failure) -> None:
+        """Keep the failure."""
+        with self._lock:
+            self._failures.append(failure)
+
+    def worst(self) -> list[Report]:
+        """Return the slowest rankings of this window and the one before, the slowest first."""
+        with self._lock:
+            self._turn()
+            entries = sorted(self._now + self._before, reverse=True)
+        return [report for _, _, report in entries[: self._worst]]
+
+    def failures(self) -> list[Failure]:
+        """Return the last failures, the newest first."""
+        with self._lock:
+            return list(reversed(self._failures))
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._now, self._before = [], []
+            self._failures.clear()
+
+    def trace(self) -> str:
+        """Return what is kept as a trace file, see `aif_jax.observe.chrome_trace`."""
+        return chrome_trace([*self.worst(), *self.failures()])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what is kept as JSON-serialisable values."""
+        return {
+            "worst": [report.to_json() for report in self.worst()],
+            "failures": [failure.to_json() for failure in self.failures()],
+        }
+
+    def _turn(self) -> None:
+        now = self._clock()
+        if now < self._until:
+            return
+        # After a quiet time longer than a window, what came before it is as old.
+        self._before = self._now if now < self._until + self._window_s else []
+        self._now = []
+        self._until = now + self._window_s

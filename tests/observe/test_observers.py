@@ -1,0 +1,138 @@
+"""Every request that ends is told once, to every observer, whatever the observers do."""
+
+import asyncio
+import dataclasses
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from aif_jax.errors import DeadlineExceededError, RequestError, RetrievalError, UnknownUserError
+from aif_jax.serving import Engine, Failure, Observer, Report
+from served import ENGINE_CONFIG, World
+
+
+class Notes(Observer):
+    def __init__(self) -> None:
+        self.engines: list[Engine] = []
+        self.reports: list[Report] = []
+        self.failures: list[Failure] = []
+        self.closings = 0
+
+    def opened(self, engine: Engine) -> None:
+        self.engines.append(engine)
+
+    def ranked(self, report: Report) -> None:
+        self.reports.append(report)
+
+    def failed(self, failure: Failure) -> None:
+        self.failures.append(failure)
+
+    def closed(self, engine: Engine) -> None:
+        assert engine is self.engines[0]
+        self.closings += 1
+
+
+class Broken(Observer):
+    def ranked(self, report: Report) -> None:
+        raise ZeroDivisionError("the observer's own")
+
+    failed = closed = ranked  # type: ignore[assignment]
+
+
+def test_rankings_of_every_way_are_told_once(make: Any, world: World) -> None:
+    notes = Notes()
+    engine = make(notes, retrieve=lambda request: world.ids[:30])
+    rankings = [engine.begin(4).rank(world.ids[:20]), engine.rank(5), *engine.rank_many([1, 2])]
+    rankings.append(asyncio.run(engine.rank_async(6)))
+
+    async def handle() -> Any:
+        return await engine.begin(7).rank_async(world.ids[:20])
+
+    rankings.append(asyncio.run(handle()))
+    assert notes.reports == [ranking.report for ranking in rankings]
+    assert [report.user for report in notes.reports] == [4, 5, 1, 2, 6, 7]
+    assert notes.engines == [engine]
+    assert (notes.failures, notes.closings) == ([], 0)
+    engine.close()
+    engine.close()
+    assert notes.closings == 1
+
+
+@pytest.mark.parametrize("way", ["rank", "rank_async"])
+def test_failures_of_every_kind_are_told_once(make: Any, world: World, way: str) -> None:
+    def retrieve(request: Any) -> Any:
+        if request.user == 3:
+            raise ConnectionError("no route")
+        if request.user == 4:
+            time.sleep(0.05)
+        return world.ids[:30]
+
+    def rank(user: Any, **arguments: Any) -> Any:
+        if way == "rank":
+            return engine.rank(user, **arguments)
+        return asyncio.run(engine.rank_async(user, **arguments))
+
+    notes = Notes()
+    engine = make(notes, retrieve=retrieve)
+    expected: list[tuple[Any, type[Exception], dict[str, Any]]] = [
+        (3, RetrievalError, {}),
+        (4, DeadlineExceededError, {"deadline_ms": 20.0}),
+        (10**9, UnknownUserError, {}),
+        (5, RequestError, {"k": 0}),
+        (5, RequestError, {"context": {"moon": 1}}),
+        ([5], RequestError, {}),
+    ]
+    for user, error, arguments in expected:
+        with pytest.raises(error):
+            rank(user, **arguments)
+    assert [(f.user, f.error) for f in notes.failures] == [
+        ("[5]" if user == [5] else user, error.__name__) for user, error, _ in expected
+    ]
+    assert notes.reports == []
+    assert all(f.version == engine.version and f.message for f in notes.failures)
+    late = notes.failures[1]
+    assert (late.deadline_ms, late.total_ms >= 20.0) == (20.0, True)
+    assert {"user_fetch"} <= {task.name for task in late.tasks}
+    counts = engine.stats()["requests"]
+    assert sum(number for name, number in counts.items() if name.startswith("error:")) == len(expected)
+
+
+def test_an_observer_that_raises_hurts_nobody(make: Any, world: World, caplog: Any) -> None:
+    notes = Notes()
+    engine = make(Broken(), notes)
+    for user in (1, 2):
+        assert len(engine.begin(user).rank(world.ids[:20])) == 10
+    with pytest.raises(RequestError, match="k: got 0"):
+        engine.begin(1).rank(world.ids[:20], k=0)
+    assert (len(notes.reports), len(notes.failures)) == (2, 1)
+    assert engine.stats()["observer_errors"] == {"Broken": 3}
+    assert caplog.text.count("observer Broken raised") == 1
+    engine.close()
+    assert notes.closings == 1
+
+
+def test_tasks_and_their_queue_times(make: Any, world: World) -> None:
+    """With one thread in each lane and one of them held, what waited for it says so."""
+    release = threading.Event()
+    config = dataclasses.replace(ENGINE_CONFIG, blocking_threads=1, compute_threads=1)
+    engine = make(config=config)
+    scheduler = engine._scheduler
+    held = scheduler.submit("blocking", release.wait, 20)
+    pending = engine.begin(6)
+    time.sleep(0.05)
+    release.set()
+    report = pending.rank(world.ids[:20]).report
+    assert held.result(20)
+    assert {"user_fetch", "user", "stage"} == set(report.queue_ms)
+    assert report.queue_ms["user_fetch"] >= 50
+    assert report.wait_ms <= report.total_ms
+    tasks = {task.name: task for task in report.tasks}
+    assert tasks["user_fetch"].lane == "blocking"
+    assert tasks["stage"].lane == "compute"
+    assert tasks["stage"].thread == threading.get_native_id() != tasks["user"].thread
+    for task in report.tasks:
+        assert task.submitted_s <= task.began_s <= task.ended_s
+    program = next(span for span in report.spans if span.name == "user program")
+    assert program.start_s == tasks["user"].began_s >= tasks["user_fetch"].began_s

@@ -1,0 +1,107 @@
+import asyncio
+import contextlib
+import threading
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+
+from aif_jax.errors import AifError
+from aif_jax.observe.prometheus import PrometheusMetrics
+from served import World
+
+
+def values(metrics: PrometheusMetrics) -> dict[tuple[str, ...], float]:
+    """All samples of a scrape, by name and labels."""
+    families = text_string_to_metric_families(metrics.scrape().decode())
+    found: dict[tuple[str, ...], float] = {}
+    for family in families:
+        for sample in family.samples:
+            key = (sample.name, *(f"{k}={v}" for k, v in sorted(sample.labels.items())))
+            assert key not in found
+            found[key] = sample.value
+    return found
+
+
+def test_what_is_scraped_is_what_happened(make: Any, world: World) -> None:
+    metrics = PrometheusMetrics()
+    engine = make(metrics)
+    reports = [engine.begin(user).rank(world.ids[:20]).report for user in (1, 1, 2)]
+    with pytest.raises(AifError):
+        engine.begin(1).rank(world.ids[:20], k=0)
+    scraped = values(metrics)
+    assert scraped["aif_requests_begun_total",] == 4
+    assert scraped["aif_requests_ranked_total",] == 3
+    assert scraped["aif_rankings_total", "rung=0"] == 3
+    assert scraped["aif_user_states_total", "user_state=hit"] == 1
+    assert scraped["aif_request_errors_total", "error=RequestError"] == 1
+    assert scraped["aif_failed_request_seconds_count",] == 1
+    assert scraped["aif_bundle", f"version={engine.version}"] == 1
+    assert scraped["aif_table_rows", "table=items"] == len(world.ids)
+    states = [number for (name, *_), number in scraped.items() if name == "aif_user_cache_states"]
+    assert sum(states) == 2
+    assert scraped["aif_tasks_total", "end=completed", "lane=blocking"] == 4
+    for name, field in [("request", "total_ms"), ("stage", "stage_ms"), ("hidden", "hidden_ms")]:
+        assert scraped[f"aif_{name}_seconds_count",] == 3
+        total = sum(getattr(report, field) for report in reports) / 1e3
+        assert scraped[f"aif_{name}_seconds_sum",] == pytest.approx(total)
+    assert scraped["aif_queue_seconds_count", "task=stage"] == 3
+    assert scraped["aif_user_state_age_seconds_count",] == 1
+
+
+def test_nothing_is_registered_globally(make: Any) -> None:
+    from prometheus_client import REGISTRY
+
+    make(PrometheusMetrics())
+    assert not any(name.startswith("aif_") for name in REGISTRY._names_to_collectors)
+
+
+def test_two_engines_share_a_registry_under_two_prefixes(make: Any, world: World) -> None:
+    registry = CollectorRegistry()
+    one, two = PrometheusMetrics(registry, "one"), PrometheusMetrics(registry, "two")
+    make(one).begin(1).rank(world.ids[:20])
+    make(two)
+    scraped = values(one)
+    assert scraped["one_requests_ranked_total",] == 1
+    assert scraped["two_open_handles",] == 0
+    with pytest.raises(ValueError, match="watch another engine already"):
+        make(one)
+
+
+def test_a_closed_engine_leaves_its_histograms(make: Any, world: World) -> None:
+    metrics = PrometheusMetrics()
+    engine = make(metrics)
+    engine.begin(1).rank(world.ids[:20])
+    engine.close()
+    scraped = values(metrics)
+    assert scraped["aif_request_seconds_count",] == 1
+    assert ("aif_open_handles",) not in scraped
+    make(metrics).begin(1).rank(world.ids[:20])  # a successor may take its place
+    assert values(metrics)["aif_request_seconds_count",] == 2
+
+
+def test_scrapes_during_requests(make: Any, world: World) -> None:
+    metrics = PrometheusMetrics()
+    engine = make(metrics, retrieve=lambda request: world.ids[:30])
+    done = threading.Event()
+    scrapes: list[dict[tuple[str, ...], float]] = []
+
+    def scrape() -> None:
+        while not done.is_set():
+            scrapes.append(values(metrics))
+
+    async def ask() -> None:
+        for _ in range(20):
+            await asyncio.gather(*(engine.rank_async(user) for user in range(8)))
+
+    thread = threading.Thread(target=scrape)
+    thread.start()
+    with contextlib.ExitStack() as stack:
+        stack.callback(thread.join)
+        stack.callback(done.set)
+        asyncio.run(ask())
+    for name in ("aif_request_seconds_count", "aif_requests_begun_total"):
+        seen = [scraped.get((name,), 0.0) for scraped in scrapes]
+        assert seen == sorted(seen)
+    assert values(metrics)["aif_request_seconds_count",] == 160

@@ -26,6 +26,13 @@ class EncodeReport:
     clipped: Counter[str] = dataclasses.field(default_factory=Counter)
     ignored: Counter[str] = dataclasses.field(default_factory=Counter)
 
+    def copy(self) -> "EncodeReport":
+        """Return a copy that can be added to."""
+        copy = EncodeReport()
+        for field in dataclasses.fields(self):
+            getattr(copy, field.name).update(getattr(self, field.name))
+        return copy
+
     def as_dict(self) -> dict[str, dict[str, int]]:
         """Return the counts that are not zero, as plain dictionaries."""
         # Copied in one piece (`dict` of a dictionary runs no Python code), because a table counts while

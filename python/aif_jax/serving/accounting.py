@@ -11,17 +11,9 @@ from aif_jax.features import EncodeReport
 from aif_jax.serving.candidates import CheckedCandidates, Chosen
 from aif_jax.serving.ladder import Choice
 from aif_jax.serving.pending import Pending
-from aif_jax.serving.report import Report, Span, Task, shown_user
+from aif_jax.serving.report import Found, Report, Span, Task, shown_user
 from aif_jax.serving.stages import Scored
 from aif_jax.serving.user_side import UserSide
-
-
-def added(encoding: EncodeReport) -> EncodeReport:
-    """Return a copy that can be added to."""
-    copy = EncodeReport()
-    for name in EncodeReport.__slots__:
-        getattr(copy, name).update(getattr(encoding, name))
-    return copy
 
 
 class RankTimes(NamedTuple):
@@ -80,6 +72,18 @@ def _why_empty(candidates: CheckedCandidates, scored: Scored) -> str:
     return f"of {candidates.given} candidates none was left: {reasons}"
 
 
+_PROGRAMS: dict[Found, str] = {
+    "computed": "user program", "hit": "user state from cache", "joined": "another request's user program",
+    "prior": "user prior",
+}  # fmt: skip
+
+
+def _found(side: UserSide) -> Found:
+    if side.choice.rung >= 2:
+        return "prior"
+    return "hit" if side.state.hit else "joined" if side.joined else "computed"
+
+
 def _ended(task: Task, now_s: float) -> Task:
     """Return a copy of a task that does not change any more; what runs on, like the caller, ends now."""
     return dataclasses.replace(task, ended_s=now_s if math.isnan(task.ended_s) else task.ended_s)
@@ -115,13 +119,13 @@ def make_report(
     state = side.state
     total_ms = (times.finished_s - began) * 1e3
     gathered_s = times.prepared_s + scored.gather_s
-    prior = side.choice.rung >= 2
+    found = _found(side)
     tasks = tuple(_ended(task, times.finished_s) for task in tuple(pending.tasks))
-    program = "user state from cache" if state.hit else "user program"
+    program = _PROGRAMS[found]
     computed_s = next((task.began_s for task in tasks if task.name == "user"), side.fetched_s)
     user_spans = (
         ()
-        if prior
+        if found == "prior"
         else (
             Span("user fetch", "user", side.fetch_began_s, side.fetched_s),
             Span(program, "user", computed_s, side.finished_s),
@@ -171,7 +175,7 @@ def make_report(
         truncated_behaviours=state.truncated,
         unknown_features=encoding.as_dict(),
         unknown_user=side.unknown_user,
-        user_state="prior" if prior else "hit" if state.hit else "computed",
+        user_state=found,
         user_state_age_ms=state.age_ms if state.hit else 0.0,
         k_asked=k,
         k_given=len(scored.order),

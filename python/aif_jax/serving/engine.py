@@ -21,7 +21,7 @@ from aif_jax.errors import (
     SchedulerError,
 )
 from aif_jax.nearline import BehaviourTable, ItemIndex
-from aif_jax.serving.accounting import RankTimes, added, make_report
+from aif_jax.serving.accounting import RankTimes, make_report
 from aif_jax.serving.admission import Admission
 from aif_jax.serving.candidates import Asked, Chosen, choose, complete
 from aif_jax.serving.config import EngineConfig
@@ -168,7 +168,7 @@ class Engine:
                 if pending.ticket is None or not self._rungs.ladder.degrades(deadline_ms):
                     self._forget_all(pending)
                     raise
-                pending.refuse(error)
+                pending.fail(error)
             except BaseException:
                 self._forget_all(pending)
                 raise
@@ -398,7 +398,7 @@ class Engine:
         ready_s = time.perf_counter()
         k = self._checked_k(asked.k)
         generation = pending.generation
-        encoding = added(side.encoding)
+        encoding = side.encoding.copy()
         candidates = complete(chosen or self.choose(pending, asked), pending, encoding)
         remaining, n, rungs = pending.remaining_ms(), len(candidates.keys), pending.rungs
         choice = choice or rungs.ladder.stage(side.choice, remaining, n, side.state.length)

@@ -198,10 +198,11 @@ class Pending:
             self._engine.counts.add("late_user_sides")
         self._side.set_result(side)
 
-    def refuse(self, error: OverloadedError) -> None:
-        """Go without a user side, for which there was no room."""
+    def fail(self, error: BaseException) -> None:
+        """Go without a user side, because of an error."""
         self._engine.admission.user_done(self.ticket)
-        self._side.set_exception(error)
+        if not self._side.done():
+            self._side.set_exception(error)
 
     def end(self, reason: str) -> bool:
         """Mark the handle as used up; return whether it was still open. Drops tasks that have not started."""
@@ -244,9 +245,7 @@ class Pending:
         else:
             error = task.exception()
         if error is not None:
-            self._engine.admission.user_done(self.ticket)
-            if not self._side.done():
-                self._side.set_exception(error)
+            self.fail(error)
 
     def _waited(self, n: int) -> UserSide:
         """Wait for the user side as long as n candidates allow; return it, or what stands in for it."""

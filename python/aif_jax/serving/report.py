@@ -9,6 +9,7 @@ import numpy as np
 from aif_jax.types import UserId
 
 Retrieval = Literal["caller", "own", "fallback"]
+Found = Literal["computed", "hit", "joined", "prior"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -108,7 +109,8 @@ class Report:
         unknown_features: values that encoding did not recognise, by reason and then by feature. Those of the
             user are known only when the user state was computed for this request.
         unknown_user: whether the source did not know the user.
-        user_state: ``computed`` for this request, a cache ``hit``, or the user ``prior``.
+        user_state: ``computed`` for this request, a cache ``hit``, ``joined`` (computed for another request
+            of the same user at the same time), or the user ``prior``.
         user_state_age_ms: since a cached state was computed; 0 for others.
         k_asked: results asked for.
         k_given: results given: fewer when there are fewer candidates that can be ranked.
@@ -153,7 +155,7 @@ class Report:
     truncated_behaviours: int
     unknown_features: Mapping[str, Mapping[str, int]]
     unknown_user: bool
-    user_state: Literal["computed", "hit", "prior"]
+    user_state: Found
     user_state_age_ms: float
     k_asked: int
     k_given: int

@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from aif_jax.errors import RequestError, SchemaError, UnknownUserError
 from aif_jax.features import EncodeReport
 from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.ladder import FULL, Choice
+from aif_jax.serving.single_flight import Flight, SingleFlight
 from aif_jax.serving.user_program import compute_state, long_bucket
 from aif_jax.serving.user_states import UserState, UserStates
 from aif_jax.serving.users import checked_record
@@ -45,6 +46,18 @@ class UserSide:
     fetched_s: float
     finished_s: float
     choice: Choice = FULL
+    joined: bool = False
+    """Whether its state was computed for another request."""
+
+
+class _Work(NamedTuple):
+    """What is known of a user side once its record is there."""
+
+    record: UserRecord
+    length: int
+    unknown: bool
+    times: tuple[float, float]
+    moment: int
 
 
 class UserSides:
@@ -68,6 +81,7 @@ class UserSides:
         self._states = states
         self._config = config
         self._submit = submit
+        self._flights = SingleFlight(states)
 
     def start(self, pending: "Pending") -> None:
         """Start the user side of a request, which goes on without the caller and ends in its handle.
@@ -111,45 +125,69 @@ class UserSides:
             context = self._encode_context(pending, encoding)
             pending.resolve(UserSide(state, context, encoding, unknown, *times, time.perf_counter()))
             return
-        pending.track(
-            self._submit(
-                "compute",
-                self._compute,
-                pending,
-                record,
-                length,
-                unknown,
-                times,
-                moment,
-                name="user",
-                pending=pending,
-            )
-        )
+        self._compute_or_join(pending, _Work(record, length, unknown, times, moment))
 
-    def _compute(
-        self,
-        pending: "Pending",
-        record: UserRecord,
-        length: int,
-        unknown: bool,
-        times: tuple[float, float],
-        moment: int,
-    ) -> None:
+    def _compute_or_join(self, pending: "Pending", work: "_Work") -> None:
+        """Have the user program run, or wait for another request's of the same user."""
+        if work.unknown:
+            self._submit_program(pending, work, None)
+            return
+        flight = self._flights.lead(
+            pending,
+            work.record.revision,
+            work.length,
+            work.moment,
+            lambda state: self._go_on(pending, work, state),
+        )
+        if flight is None:
+            return
+        try:
+            task = self._submit_program(pending, work, flight)
+        except BaseException:
+            self._flights.land(flight)
+            raise
+        # Called however it ends: done, failed, or dropped from the queue.
+        task.add_done_callback(lambda _: self._flights.land(flight))
+
+    def _go_on(self, pending: "Pending", work: "_Work", state: UserState | None) -> None:
+        """Go on with the state that another request computed; without one, have it computed."""
+        if pending.dropped:
+            return
+        try:
+            if state is None:
+                self._compute_or_join(pending, work)
+                return
+            encoding = EncodeReport() if state.encoding is None else state.encoding.copy()
+            context = self._encode_context(pending, encoding)
+        except Exception as error:
+            pending.fail(error)
+            return
+        finished_s = time.perf_counter()
+        pending.resolve(UserSide(state, context, encoding, False, *work.times, finished_s, joined=True))
+
+    def _submit_program(self, pending: "Pending", work: "_Work", flight: Flight | None) -> "Future[Any]":
+        task = self._submit("compute", self._compute, pending, work, flight, name="user", pending=pending)
+        pending.track(task)
+        return task
+
+    def _compute(self, pending: "Pending", work: "_Work", flight: Flight | None) -> None:
         """In the compute lane: run the user program that will be in time, and keep a full result."""
         ladder, began_s = pending.rungs.ladder, time.perf_counter()
+        length = work.length
         choice = ladder.user_program(pending.remaining_ms(), length)
         if choice.rung:
             length = pending.generation.sizes.long_buckets[0]
-        state = compute_state(pending.user, record, length, pending.generation, long=not choice.rung)
-        encoding = state.encoding or EncodeReport()
+        state = compute_state(pending.user, work.record, length, pending.generation, long=not choice.rung)
+        encoding = EncodeReport() if state.encoding is None else state.encoding.copy()
         context = self._encode_context(pending, encoding)
         for leaf in state.leaves.values():
             leaf.block_until_ready()
         finished_s = time.perf_counter()
         ladder.record_user(length, (finished_s - began_s) * 1e3)
-        if not unknown and not choice.rung:
-            self._states.put(pending.user, record.revision, state, moment)
-        pending.resolve(UserSide(state, context, encoding, unknown, *times, finished_s, choice))
+        if flight is not None and not choice.rung:
+            self._states.put(pending.user, work.record.revision, state, work.moment)
+            flight.state = state
+        pending.resolve(UserSide(state, context, encoding, work.unknown, *work.times, finished_s, choice))
 
     def prior(self, pending: "Pending", choice: Choice) -> UserSide:
         """Return what stands in for the user side of a request: a user of whom nothing is known.

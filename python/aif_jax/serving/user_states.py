@@ -104,6 +104,12 @@ class UserStates:
         """Return the moment, to be taken before a record is fetched whose state shall be kept."""
         return self._moment
 
+    def invalidated_since(self, user: UserId, moment: int) -> bool:
+        """Return whether a record of a user that was fetched at a moment may be out of date."""
+        key = int(self._keys(user, None).user[0])
+        with self._changing:
+            return moment < self._invalidated.get(key, self._forgotten)
+
     def get(self, user: UserId, revision: Any, length: int) -> UserState | None:
         """Return the state of a user in a long bucket, if it is cached, fresh and of this revision."""
         store = self._stores.get(length)

@@ -1,0 +1,242 @@
+"""Requests of one user at the same time: one computation, the same scores, nobody hangs on another's end."""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aif_jax.bundle import Bundle
+from aif_jax.errors import AifError
+from aif_jax.nearline import BehaviourTable, ItemIndex
+from aif_jax.serving import Engine, EngineConfig, Pending
+from aif_jax.types import Candidates, UserRecord
+from served import World
+
+Make = Callable[..., Engine]
+
+
+class Held:
+    """Holds all compute threads of an engine, so that what is asked for meanwhile queues."""
+
+    def __init__(self, engine: Engine):
+        self._gate = threading.Event()
+        self._engine = engine
+        begun = threading.Semaphore(0)
+
+        def hold() -> None:
+            begun.release()
+            assert self._gate.wait(30)
+
+        for _ in range(engine.config.compute_threads):
+            engine._scheduler.submit("compute", hold)
+            assert begun.acquire(timeout=30)
+
+    def until_queued(self, fetched: int, programs: int) -> None:
+        """Wait until so many records have been fetched and so many programs are queued."""
+        end = time.perf_counter() + 30
+        while True:
+            stats = self._engine._scheduler.stats()
+            if (stats["blocking"]["completed"], stats["compute"]["queued"]) == (fetched, programs):
+                return
+            assert time.perf_counter() < end, (stats["blocking"], stats["compute"])
+            time.sleep(0.002)
+
+    def release(self) -> None:
+        self._gate.set()
+
+
+@pytest.fixture
+def revisions() -> dict[Any, int]:
+    return {}
+
+
+@pytest.fixture
+def make(
+    bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, world: World, revisions: dict[Any, int]
+) -> Iterator[Make]:
+    with contextlib.ExitStack() as stack:
+
+        def source(user: Any) -> UserRecord:
+            return world.record(int(user), revision=revisions.get(user, 0))
+
+        def factory(**changes: Any) -> Engine:
+            config = EngineConfig(
+                k=10, buckets=(32,), long_buckets=(8, 24), compute_threads=2, blocking_threads=4, **changes
+            )
+            return stack.enter_context(
+                Engine(
+                    bundle,
+                    index,
+                    behaviours,
+                    users=source,
+                    retrieve=lambda _: Candidates(*world.candidates(30)),
+                    config=config,
+                )
+            )
+
+        yield factory
+
+
+def ranked(pendings: list[Pending], world: World) -> list[Any]:
+    return [pending.rank(*world.candidates(20)) for pending in pendings]
+
+
+def found(rankings: list[Any]) -> list[str]:
+    return [ranking.report.user_state for ranking in rankings]
+
+
+def same(rankings: list[Any]) -> bool:
+    first = rankings[0]
+    return all(
+        r.ids.tolist() == first.ids.tolist() and r.scores.tobytes() == first.scores.tobytes()
+        for r in rankings
+    )
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_one_program_serves_all(make: Make, world: World, cached: bool) -> None:
+    engine = make() if cached else make(user_state_bytes=0)
+    held = Held(engine)
+    pendings = [engine.begin(user) for user in (1, np.int64(1), 1, "1", 2)]
+    held.until_queued(fetched=5, programs=3)
+    held.release()
+    rankings = ranked(pendings, world)
+    assert sorted(found(rankings[:3])) == ["computed", "joined", "joined"]
+    assert found(rankings[3:]) == ["computed", "computed"]  # "1" is another user, as is 2
+    assert same([*rankings[:4], make().begin(1).rank(*world.candidates(20))])
+    for ranking in rankings[:3]:
+        assert ranking.report.unknown_features == rankings[3].report.unknown_features
+    assert engine.stats()["requests"]["user_state:joined"] == 2
+    assert not engine.user_sides._flights._flights
+
+
+def test_each_joined_request_has_its_own_context(make: Make, world: World) -> None:
+    engine = make(user_state_bytes=0)
+    hours: list[dict[str, Any]] = [{"hour": 3}, {"hour": 17}, {"hour": 99}, {}]
+    alone = [engine.begin(1, hour).rank(*world.candidates(20)) for hour in hours]
+    held = Held(engine)
+    pendings = [engine.begin(1, hour) for hour in hours]
+    held.until_queued(fetched=8, programs=1)
+    held.release()
+    together = ranked(pendings, world)
+    assert sorted(found(together)) == ["computed", "joined", "joined", "joined"]
+    for one, other in zip(alone, together, strict=True):
+        assert one.scores.tobytes() == other.scores.tobytes()
+        assert one.report.unknown_features == other.report.unknown_features
+    assert len({ranking.scores.tobytes() for ranking in together}) >= 3
+
+
+def test_another_revision_or_an_invalidation_is_another_flight(
+    make: Make, world: World, revisions: dict[Any, int]
+) -> None:
+    engine = make()
+    held = Held(engine)
+    pendings = [engine.begin(1)]
+    held.until_queued(fetched=1, programs=1)
+    revisions[1] = 1
+    pendings.append(engine.begin(1))
+    held.until_queued(fetched=2, programs=2)
+    engine.invalidate(1)
+    pendings.append(engine.begin(1))
+    held.until_queued(fetched=3, programs=3)
+    held.release()
+    assert found(ranked(pendings, world)) == ["computed"] * 3
+    assert engine.begin(1).rank(*world.candidates(20)).report.user_state == "hit"
+
+
+def test_nobody_waits_for_one_that_is_due_later(make: Make, world: World) -> None:
+    engine = make()
+    held = Held(engine)
+    pendings = [engine.begin(1, deadline_ms=60_000)]
+    held.until_queued(fetched=1, programs=1)
+    pendings.append(engine.begin(1, deadline_ms=30_000))
+    held.until_queued(fetched=2, programs=2)
+    pendings.append(engine.begin(1, deadline_ms=90_000))
+    pendings.append(engine.begin(1))
+    held.until_queued(fetched=4, programs=2)
+    held.release()
+    assert found(ranked(pendings, world)) == ["computed", "computed", "joined", "joined"]
+
+
+@pytest.mark.parametrize("end", ["cancelled", "late", "failed"])
+def test_when_the_first_ends_without_a_state_the_next_one_computes_it(
+    make: Make, world: World, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aif_jax.serving import user_side
+
+    engine = make(late="error")
+    held = Held(engine)
+    first = engine.begin(1, deadline_ms=200.0 if end == "late" else None)
+    held.until_queued(fetched=1, programs=1)
+    others = [engine.begin(1) for _ in range(5)]
+    held.until_queued(fetched=6, programs=1)
+    if end == "cancelled":
+        first.cancel()
+        held.until_queued(fetched=6, programs=1)
+    elif end == "late":
+        with pytest.raises(AifError):
+            first.rank(*world.candidates(20))
+    else:
+        real, failed = user_side.compute_state, []
+
+        def compute_state(*arguments: Any, **options: Any) -> Any:
+            if not failed:
+                failed.append(1)
+                raise MemoryError("no room for a state")
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(user_side, "compute_state", compute_state)
+    held.release()
+    if end == "failed":
+        with pytest.raises(MemoryError):
+            first.rank(*world.candidates(20))
+    rankings = ranked(others, world)
+    assert sorted(found(rankings)) == ["computed", "joined", "joined", "joined", "joined"]
+    assert same(rankings)
+    assert not engine.user_sides._flights._flights
+
+
+def test_closing_ends_those_that_wait_for_another(make: Make, world: World) -> None:
+    engine = make()
+    held = Held(engine)
+    pendings = [engine.begin(1) for _ in range(4)]
+    held.until_queued(fetched=4, programs=1)
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    while not engine.closed:
+        time.sleep(0.001)
+    held.release()
+    closing.join(30)
+    assert not closing.is_alive()
+    for pending in pendings:
+        with pytest.raises(AifError):
+            pending.rank(*world.candidates(20))
+
+
+def test_storms_of_one_user_are_answered_alike(make: Make, world: World, revisions: dict[Any, int]) -> None:
+    engine = make(user_state_bytes=0)
+    expected = {user: engine.rank(user).scores.tobytes() for user in (1, 2, 3)}
+
+    async def storm() -> list[tuple[int, Any]]:
+        async def one(number: int) -> tuple[int, Any]:
+            user = 1 + number % 3
+            task = asyncio.create_task(engine.rank_async(user, deadline_ms=5_000.0 if number % 2 else None))
+            if number % 7 == 0:
+                await asyncio.sleep(0.0005 * (number % 5))
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    return user, await task
+                return user, None
+            return user, await task
+
+        return await asyncio.gather(*(one(number) for number in range(300)))
+
+    answers = asyncio.run(storm())
+    assert all(ranking is None or ranking.scores.tobytes() == expected[user] for user, ranking in answers)
+    assert sum(ranking is not None for _, ranking in answers) >= 250
+    assert not engine.user_sides._flights._flights

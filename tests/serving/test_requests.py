@@ -23,7 +23,7 @@ from aif_jax.errors import (
     VersionMismatchError,
 )
 from aif_jax.nearline import BehaviourTable, ItemIndex
-from aif_jax.serving import Engine, EngineConfig, InMemoryUsers
+from aif_jax.serving import Engine, EngineConfig, Filters, InMemoryUsers
 from aif_jax.types import Candidates, Request, UserRecord
 from served import ENGINE_CONFIG, K_MAX, World
 
@@ -281,6 +281,73 @@ def test_rank_many_gives_what_rank_gives(make: Any, world: World) -> None:
     with pytest.raises(UnknownUserError):
         engine.rank_many([1, "nobody", 3])
     assert engine.stats()["open_handles"] == 0
+
+
+def many(engine: Engine, way: str, *arguments: Any, **options: Any) -> list[Any]:
+    if way == "rank_many":
+        return engine.rank_many(*arguments, **options)
+    return asyncio.run(engine.rank_many_async(*arguments, **options))
+
+
+MANY = pytest.mark.parametrize("way", ["rank_many", "rank_many_async"])
+
+
+@MANY
+def test_many_have_contexts_filters_and_results_of_their_own(make: Any, world: World, way: str) -> None:
+    ids, pair = world.candidates(30)
+    engine = make(retrieve=lambda request: Candidates(ids, pair))
+    contexts = [{"hour": 3}, None, {"hour": 21}, {"hour": 99}]
+    filters = [None, Filters(exclude=ids[:10]), None, Filters(exclude=ids[10:])]
+    users = [1, 2, 1, 3]
+    rankings = many(engine, way, users, 5, contexts=contexts, filters=filters, deadline_ms=20_000.0)
+    for user, context, filter_, ranking in zip(users, contexts, filters, rankings, strict=True):
+        alone = engine.rank(user, context, 5, filters=filter_)
+        assert ranking.ids.tolist() == alone.ids.tolist()
+        assert ranking.scores.tobytes() == alone.scores.tobytes()
+        assert ranking.report.deadline_ms == 20_000.0
+    assert many(engine, way, []) == []
+    for wrong in ([{"hour": 3}], {"hour": 3}):
+        with pytest.raises(RequestError, match="contexts: got"):
+            many(engine, way, [1, 2], contexts=wrong)
+
+
+@MANY
+def test_an_error_takes_its_place_or_ends_all(make: Any, world: World, way: str) -> None:
+    ids, pair = world.candidates(30)
+    retrieved: list[Any] = []
+
+    def retrieve(request: Request) -> Candidates:
+        retrieved.append(request.user)
+        if request.user == 3:
+            raise ConnectionError("no route")
+        return Candidates(ids, pair)
+
+    engine = make(retrieve=retrieve)
+    users: list[Any] = [1, "nobody", 2, True, 3, 4]
+    results = many(engine, way, users, return_exceptions=True)
+    kinds = [type(result).__name__ for result in results]
+    assert kinds == ["Ranking", "UnknownUserError", "Ranking", "RequestError", "RetrievalError", "Ranking"]
+    assert results[5].ids.tolist() == engine.rank(4).ids.tolist()
+    with pytest.raises(RetrievalError, match="no route"):
+        many(engine, way, [1, 3, *range(4, 10)])
+    assert engine.stats()["open_handles"] == 0
+
+
+def test_many_side_by_side_retrieve_at_the_same_time(make: Any, world: World) -> None:
+    ids, pair = world.candidates(30)
+    at_once, most = 0, 0
+
+    async def retrieve(request: Request) -> Candidates:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        await asyncio.sleep(0.01)
+        at_once -= 1
+        return Candidates(ids, pair)
+
+    engine = make(retrieve=retrieve)
+    assert len(asyncio.run(engine.rank_many_async(list(range(10)) * 5))) == 50
+    assert 1 < most <= engine.config.blocking_threads
 
 
 # -- time -----------------------------------------------------------------------------------------

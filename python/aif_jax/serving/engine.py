@@ -23,12 +23,13 @@ from aif_jax.errors import (
 from aif_jax.nearline import BehaviourTable, ItemIndex
 from aif_jax.serving.accounting import RankTimes, make_report
 from aif_jax.serving.admission import Admission
+from aif_jax.serving.arguments import check_context, check_deadline, check_user, checked_k
 from aif_jax.serving.candidates import Asked, Chosen, choose, complete
 from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.counts import RequestCounts
 from aif_jax.serving.filters import Filters, for_each_user
 from aif_jax.serving.ladder import Choice
-from aif_jax.serving.many import rank_in_order
+from aif_jax.serving.many import context_for_each, rank_in_order, rank_side_by_side
 from aif_jax.serving.missing_items import MissingItems
 from aif_jax.serving.observer import Observer
 from aif_jax.serving.own_retrieval import Fallback, OwnRetrieval
@@ -43,7 +44,6 @@ from aif_jax.serving.user_states import UserStates
 from aif_jax.serving.watch import Watch
 from aif_jax.types import ItemRecords, ItemSource, Request, Retrieve, UserId, UserRecord, UserSource
 
-_LONGEST_DEADLINE_MS = 1e9
 _TASKS = {
     "user_fetch": "the user source", "user": "the user program", "retrieve": "retrieve",
     "stage": "the real-time stage", "items": "the item source", "candidates": "the check of candidates",
@@ -142,17 +142,10 @@ class Engine:
         with self.watch.errors(user, deadline_ms):
             if self._closed:
                 raise SchedulerError("the engine is closed; make a new one.")
-            if isinstance(user, bool) or not isinstance(user, (int, str, np.integer)):
-                raise RequestError(
-                    f"user: got {type(user).__name__} {user!r}, expected an integer or a string."
-                )
-            if deadline_ms is not None and not 0 < deadline_ms <= _LONGEST_DEADLINE_MS:
-                raise RequestError(
-                    f"deadline_ms: got {deadline_ms}, expected more than 0 and at most "
-                    f"{_LONGEST_DEADLINE_MS:g} (11 days), or None for no deadline."
-                )
+            check_user(user)
+            check_deadline(deadline_ms)
             context = {} if context is None else context
-            self._check_context(context)
+            check_context(context, self._generation.bundle.schema)
             # It is read in another thread, later: the caller may use the mapping again.
             context = dict(context)
             pending = Pending(self, self._generation, self._rungs, user, context, deadline_ms)
@@ -222,24 +215,56 @@ class Engine:
         users: Sequence[UserId],
         k: int | None = None,
         *,
+        contexts: Sequence[Mapping[str, Any] | None] | None = None,
+        deadline_ms: float | None = None,
         filters: Filters | Sequence[Filters | None] | None = None,
-    ) -> list[Ranking]:
+        return_exceptions: bool = False,
+    ) -> list[Any]:
         """Rank for several users, one after the other; as many user sides run ahead as there are threads.
 
         Args:
             users: whom to rank for.
             k: results wanted of each; ``None`` for the engine's default.
+            contexts: raw context features, a mapping for each user.
+            deadline_ms: milliseconds for each request, from the moment in which it is its turn to begin.
             filters: candidates to leave out: the same for all users, or a list of one for each.
+            return_exceptions: whether an error takes the place of its user's ranking. Otherwise the first one
+                ends all, and what was begun by then is abandoned.
+
+        Returns:
+            A `Ranking` for each user, or its error.
 
         Raises:
-            AifError: see `rank`; the first error ends all.
+            AifError: see `rank`.
         """
         self._retrieval.require()
-        each = for_each_user(filters, users)
-        # All at once would overrun the bounded queue.
-        at_once = min(self.config.blocking_threads, self.config.queue_bound)
+        each, context = for_each_user(filters, users), context_for_each(contexts, len(users))
         return rank_in_order(
-            users, at_once, self._begin_own, lambda p, n: self._retrieve_and_rank(p, k, each[n])
+            len(users),
+            self._at_once,
+            lambda n: self._begin_own(users[n], context[n], deadline_ms),
+            lambda pending, n: self._retrieve_and_rank(pending, k, each[n]),
+            return_exceptions=return_exceptions,
+        )
+
+    async def rank_many_async(
+        self,
+        users: Sequence[UserId],
+        k: int | None = None,
+        *,
+        contexts: Sequence[Mapping[str, Any] | None] | None = None,
+        deadline_ms: float | None = None,
+        filters: Filters | Sequence[Filters | None] | None = None,
+        return_exceptions: bool = False,
+    ) -> list[Any]:
+        """Like `rank_many`, side by side and without blocking the event loop: retrievals overlap too."""
+        self._retrieval.require()
+        each, context = for_each_user(filters, users), context_for_each(contexts, len(users))
+        return await rank_side_by_side(
+            users,
+            self._at_once,
+            lambda n: self.rank_async(users[n], context[n], k, deadline_ms, filters=each[n]),
+            return_exceptions=return_exceptions,
         )
 
     def invalidate(self, users: UserId | Iterable[UserId]) -> int:
@@ -396,8 +421,8 @@ class Engine:
             choice: the rung, if it is decided.
         """
         ready_s = time.perf_counter()
-        k = self._checked_k(asked.k)
         generation = pending.generation
+        k = checked_k(asked.k, generation.sizes.k, generation.bundle.k_max)
         encoding = side.encoding.copy()
         candidates = complete(chosen or self.choose(pending, asked), pending, encoding)
         remaining, n, rungs = pending.remaining_ms(), len(candidates.keys), pending.rungs
@@ -453,6 +478,11 @@ class Engine:
 
     # -- inside -----------------------------------------------------------------------------------
 
+    @property
+    def _at_once(self) -> int:
+        """How many requests one call may have under way: all at once would overrun the bounded queue."""
+        return min(self.config.blocking_threads, self.config.queue_bound)
+
     def _begin_own(
         self, user: UserId, context: Mapping[str, Any] | None = None, deadline_ms: float | None = None
     ) -> Pending:
@@ -474,27 +504,6 @@ class Engine:
     def _request(self, pending: Pending, k: int | None, filters: Filters | None) -> Request:
         k = self._generation.sizes.k if k is None else k
         return Request(user=pending.user, context=pending.context, k=k, filters=filters)
-
-    def _check_context(self, context: Mapping[str, Any]) -> None:
-        if not isinstance(context, Mapping):
-            raise RequestError(f"context: got a {type(context).__name__}, expected features by name.")
-        known = {feature.name for feature in self._generation.bundle.schema.context}
-        if unknown := sorted(map(str, context.keys() - known)):
-            raise RequestError(
-                f"context: features {unknown} are not in the schema, whose context features are "
-                f"{sorted(known)}; leave them out, or train with a schema that names them."
-            )
-
-    def _checked_k(self, k: int | None) -> int:
-        if k is None:
-            return self._generation.sizes.k
-        k_max = self._generation.bundle.k_max
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= k_max:
-            raise RequestError(
-                f"k: got {k!r}, expected a whole number from 1 to {k_max}, the bundle's k_max; "
-                "export the model with a larger k_max to get more results."
-            )
-        return int(k)
 
     @contextlib.contextmanager
     def _blaming_retrieval(self) -> Iterator[None]:

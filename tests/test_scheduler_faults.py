@@ -127,6 +127,15 @@ def test_deadlines_of_a_millisecond_end_in_a_result_or_a_stated_error():
     assert conserved(stats)
 
 
+@pytest.fixture
+def interruptible():
+    """Have Ctrl-C raise, also where a shell started the tests in the background, which has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_reaches_who_waits_in_run_and_takes_the_task_back():
     gate, begun = threading.Event(), threading.Event()
 

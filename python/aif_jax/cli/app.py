@@ -85,6 +85,37 @@ def train(
 
 
 @app.command()
+def evaluate(
+    data: Data,
+    out: Out,
+    variants: Annotated[
+        str, typer.Option(help="Which rows, separated by commas, or all; a wrong name lists them.")
+    ] = "two_tower,cold,aif,exact",
+    seeds: Annotated[int, typer.Option(help="Trainings of each.", min=1)] = 5,
+    epochs: Annotated[int | None, typer.Option(help="The preset's by default.", min=1)] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="JSON with ModelConfig fields that differ from the preset in all rows."),
+    ] = None,
+    lists: Annotated[int, typer.Option(help="Candidate lists for retention.", min=1)] = 1000,
+) -> None:
+    """Compare variants of the model: quality with paired errors, and what a ranker finds kept. Resumable."""
+    _needs("optax", "orbax.checkpoint", "grain", "matplotlib")
+    from aif_jax.cli.evaluating import run_evaluation
+
+    run_evaluation(
+        data,
+        out,
+        variants=variants,
+        seeds=seeds,
+        epochs=epochs,
+        config=config,
+        lists=lists,
+        console=Console(),
+    )
+
+
+@app.command()
 def export(
     model: Annotated[Path, typer.Argument(help="OUT of `aif train`.")],
     out: Out,

@@ -33,7 +33,7 @@ def run_training(
     dataset = load(data)
     model_config, train_config = preset(dataset.name, architecture)
     if config is not None:
-        model_config = ModelConfig.from_json({**model_config.to_json(), **_read(config)})
+        model_config = ModelConfig.from_json({**model_config.to_json(), **read_fields(config)})
     checkpoints = out / "checkpoints"
     if checkpoints.exists() and any(checkpoints.iterdir()) and not resume:
         raise ConfigError(
@@ -70,7 +70,12 @@ def metrics_table(rows: dict[str, Metrics]) -> Table:
     return table
 
 
-def _read(path: Path) -> dict[str, object]:
+def read_fields(path: Path) -> dict[str, object]:
+    """Return the fields of a JSON file.
+
+    Raises:
+        ConfigError: it holds no JSON object.
+    """
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:

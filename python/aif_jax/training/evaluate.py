@@ -185,16 +185,24 @@ class Evaluator:
 
     def evaluate(self, model: Any, lists: CandidateLists | None = None) -> Metrics:
         """Predict and measure; with HR@10 and HR@50 if candidate lists are given."""
-        logits = self.predict(model)
+        scores = None if lists is None else self.score_lists(model, lists)
+        return self.measure(self.predict(model), scores)
+
+    def measure(self, logits: np.ndarray, lists: np.ndarray | None = None) -> Metrics:
+        """Measure what was predicted.
+
+        Args:
+            logits: from `predict`.
+            lists: from `score_lists`; ``None`` leaves HR@K out.
+        """
         heads = {
             head: head_metrics(self.dataset, self.split, head, logits[:, i])
-            for i, head in enumerate(model.config.heads)
+            for i, head in enumerate(self._heads)
         }
         if lists is None:
             return Metrics(split=self.split, heads=heads)
-        scores = self.score_lists(model, lists)
-        rates = {k: metrics.hit_rate_at_k(scores, k) for k in (10, 50)}
-        return Metrics(split=self.split, heads=heads, hit_rate=rates, hit_lists=len(scores))
+        rates = {k: metrics.hit_rate_at_k(lists, k) for k in (10, 50)}
+        return Metrics(split=self.split, heads=heads, hit_rate=rates, hit_lists=len(lists))
 
     def score_lists(self, model: Any, lists: CandidateLists, *, batch_size: int = 32) -> np.ndarray:
         """Return the main head's logits of lists, ``[R, C]``, ``-inf`` where there is no candidate."""

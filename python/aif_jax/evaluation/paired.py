@@ -1,0 +1,112 @@
+"""Differences between models trained with several seeds each, by a bootstrap over users and seeds."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from aif_jax.errors import DataError
+from aif_jax.training.metrics import user_aucs
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A figure and how sure it is.
+
+    Attributes:
+        value: over the real users, mean over the seeds.
+        standard_error: standard deviation over the resamples.
+        low: 2.5 % quantile of the resamples.
+        high: 97.5 % quantile of the resamples.
+    """
+
+    value: float
+    standard_error: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Lost:
+    """The share of one model's gain that another one loses.
+
+    Attributes:
+        gain: GAUC of the best model minus that of the baseline.
+        share: (best - other) / gain; ``None`` if the gain is under four of its standard errors: then a share
+            of it says nothing.
+        upper: 95 % quantile of the resampled shares; ``None`` likewise.
+    """
+
+    gain: Estimate
+    share: float | None
+    upper: float | None
+
+
+class PairedBootstrap:
+    """Resamples users and seeds, for several models the same in each draw.
+
+    Args:
+        users: integers, ``[I]``.
+        labels: 0 or 1, ``[I]``.
+        scores: by model, one array ``[I]`` a seed; all models have as many seeds.
+        resamples: how many draws.
+        seed: of the draws.
+
+    Raises:
+        DataError: models have different numbers of seeds, or fewer than two users have both classes.
+    """
+
+    def __init__(
+        self,
+        users: np.ndarray,
+        labels: np.ndarray,
+        scores: Mapping[str, Sequence[np.ndarray]],
+        *,
+        resamples: int = 1000,
+        seed: int = 0,
+    ):
+        numbers = {name: len(runs) for name, runs in scores.items()}
+        if len(set(numbers.values())) != 1 or not next(iter(numbers.values())):
+            raise DataError(
+                f"paired bootstrap: got seeds {numbers}, expected the same number for each model."
+            )
+        seeds = next(iter(numbers.values()))
+        aucs: dict[str, np.ndarray] = {}
+        weights = np.zeros(0)
+        for name, runs in scores.items():
+            found = [user_aucs(users, labels, run) for run in runs]
+            aucs[name] = np.stack([each.aucs for each in found])
+            weights = found[0].impressions.astype(np.float64)
+        if weights.size < 2:
+            raise DataError(f"paired bootstrap: {weights.size} users have both classes, expected at least 2.")
+        rng = np.random.default_rng(seed)
+        n = weights.size
+        draws = {name: np.empty(resamples) for name in scores}
+        for draw in range(resamples):
+            times = np.bincount(rng.integers(0, n, n), minlength=n) * weights
+            runs = rng.integers(0, seeds, seeds)
+            for name, found_aucs in aucs.items():
+                draws[name][draw] = (found_aucs[runs] @ times).mean() / times.sum()
+        self._draws = draws
+        self._values = {name: float((a @ weights).mean() / weights.sum()) for name, a in aucs.items()}
+
+    def difference(self, a: str, b: str) -> Estimate:
+        """Return GAUC of a model minus that of another."""
+        return _estimate(self._values[a] - self._values[b], self._draws[a] - self._draws[b])
+
+    def lost(self, model: str, best: str, baseline: str) -> Lost:
+        """Return the share of what ``best`` gains over ``baseline`` that ``model`` loses against ``best``."""
+        gain = self.difference(best, baseline)
+        if gain.value < 4 * gain.standard_error or gain.value <= 0:
+            return Lost(gain, None, None)
+        gains = self._draws[best] - self._draws[baseline]
+        losses = self._draws[best] - self._draws[model]
+        # A draw without a gain loses all of it, which keeps the quantile on the safe side.
+        shares = np.where(gains > 0, losses / np.where(gains > 0, gains, 1.0), np.inf)
+        share = (self._values[best] - self._values[model]) / gain.value
+        return Lost(gain, share, float(np.quantile(shares, 0.95)))
+
+
+def _estimate(value: float, draws: np.ndarray) -> Estimate:
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Estimate(value, float(draws.std(ddof=1)), float(low), float(high))

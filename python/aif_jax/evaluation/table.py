@@ -1,0 +1,139 @@
+"""The table of a study: JSON-serialisable values, and Markdown for people."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from aif_jax.evaluation.paired import Estimate, PairedBootstrap
+from aif_jax.evaluation.retention import POSITIVES, SURVIVORS
+from aif_jax.evaluation.study import Row, Study
+
+MODEL, BEST, BASELINE = "aif", "exact", "cold"
+
+
+def summarise(study: Study, rows: Sequence[Row]) -> dict[str, Any]:
+    """Return means and spreads over the seeds, paired differences, and the floors.
+
+    Args:
+        study: what was run.
+        rows: all of its rows.
+    """
+    known, users, labels = study.known()
+    scores = {
+        variant.name: [study.logits(variant, seed)[known] for seed in range(study.seeds)]
+        for variant in study.variants
+    }
+    paired = PairedBootstrap(users, labels, scores)
+    against = MODEL if MODEL in scores else next(iter(scores))
+    variants: dict[str, Any] = {}
+    for variant in study.variants:
+        mine = [row for row in rows if row.variant == variant.name]
+        difference = None if variant.name == against else paired.difference(variant.name, against)
+        variants[variant.name] = {
+            "text": variant.text,
+            "auc": _spread([row.metrics.auc for row in mine]),
+            "gauc": _spread([row.metrics.gauc for row in mine]),
+            "log_loss": _spread([row.metrics.log_loss for row in mine]),
+            "hit_rate": {str(k): _spread([row.metrics.hit_rate[k] for row in mine]) for k in (10, 50)},
+            "survivors": {
+                f"{k}@{m}": _spread([row.retention["survivors"][f"{k}@{m}"] for row in mine])
+                for k, m in SURVIVORS
+            },
+            "positives": {
+                str(m): _spread([row.retention["positives"][str(m)] for row in mine]) for m in POSITIVES
+            },
+            "ndcg": _spread([row.retention["ndcg"] for row in mine]),
+            "gauc_against": None if difference is None else dataclasses.asdict(difference),
+            "parameters": mine[0].parameters,
+            "examples_per_s": _spread([row.examples_per_s for row in mine])["mean"],
+        }
+    lost = None
+    if {MODEL, BEST, BASELINE} <= scores.keys():
+        lost = dataclasses.asdict(paired.lost(MODEL, BEST, BASELINE))
+    return {
+        "data": study.dataset.name,
+        "head": study.head,
+        "seeds": study.seeds,
+        "users": len(np.unique(users)),
+        "impressions": len(labels),
+        "lists": rows[0].retention["lists"],
+        "candidates": rows[0].retention["candidates"],
+        "against": against,
+        "floors": {
+            name: {"auc": found.auc, "gauc": found.gauc, "log_loss": found.log_loss}
+            for name, found in study.floors().items()
+        },
+        "variants": variants,
+        "lost": lost,
+    }
+
+
+def markdown(summary: dict[str, Any]) -> str:
+    """Return the table in Markdown, with a sentence on what `aif` loses against `exact`."""
+    against = summary["against"]
+    lines = [
+        f"{summary['data']}, head `{summary['head']}`: {summary['impressions']:,} impressions of "
+        f"{summary['users']:,} users in the test part, {summary['seeds']} seeds; mean ± standard deviation "
+        f"over seeds. The difference of GAUC is to `{against}`, with the standard error of a bootstrap over "
+        "users and seeds in pairs.",
+        "",
+        "| model | AUC | GAUC | difference | log loss | weights |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, floor in summary["floors"].items():
+        lines.append(
+            f"| floor: {name} | {floor['auc']:.4f} | {floor['gauc']:.4f} | | {floor['log_loss']:.4f} | |"
+        )
+    for name, found in summary["variants"].items():
+        gap = found["gauc_against"]
+        lines.append(
+            f"| `{name}`: {found['text']} | {_shown(found['auc'])} | {_shown(found['gauc'])} | "
+            f"{'' if gap is None else _difference(Estimate(**gap))} | {_shown(found['log_loss'])} | "
+            f"{found['parameters']:,} |"
+        )
+    header = [f"{k} of {m}" for k, m in SURVIVORS]
+    lines += [
+        "",
+        f"Retention, over {summary['lists']:,} lists of one positive and {summary['candidates'] - 1:,} items "
+        "that the user never saw, half of them drawn by popularity: how many of the frozen ranker's best K "
+        "survive among the model's best M; how often the positive does; NDCG@10 of what the ranker makes of "
+        f"the best 100. Chance keeps M / {summary['candidates']:,}.",
+        "",
+        f"| model | {' | '.join(header)} | "
+        + " | ".join(f"positive in {m}" for m in POSITIVES)
+        + " | NDCG@10 |",
+        "|---" * (len(SURVIVORS) + len(POSITIVES) + 2) + "|",
+    ]
+    for name, found in summary["variants"].items():
+        cells = [_share(found["survivors"][f"{k}@{m}"]) for k, m in SURVIVORS]
+        cells += [_share(found["positives"][str(m)]) for m in POSITIVES]
+        lines.append(f"| `{name}` | {' | '.join(cells)} | {_share(found['ndcg'])} |")
+    if summary["lost"] is not None:
+        lines += ["", _lost(summary["lost"])]
+    return "\n".join(lines) + "\n"
+
+
+def _lost(lost: dict[str, Any]) -> str:
+    gain = Estimate(**lost["gain"])
+    said = f"`{BEST}` gains {gain.value:+.4f} ± {gain.standard_error:.4f} GAUC over `{BASELINE}`"
+    if lost["share"] is None:
+        return f"{said}: too little to say which share of it `{MODEL}` loses."
+    return f"{said}; `{MODEL}` loses {lost['share']:.0%} of that, at most {lost['upper']:.0%} (95 %)."
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0}
+
+
+def _shown(found: dict[str, float]) -> str:
+    return f"{found['mean']:.4f} ± {found['sd']:.4f}"
+
+
+def _share(found: dict[str, float]) -> str:
+    return f"{found['mean']:.3f}"
+
+
+def _difference(found: Estimate) -> str:
+    return f"{found.value:+.4f} ± {found.standard_error:.4f}"

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from aif_jax._native import EmbeddingCache, RowLayout, hash_strings
+from aif_jax._native import EmbeddingCache, RowLayout, distinct, hash_strings
 from aif_jax.errors import ConfigError, LayoutError, RequestError
 
 COLUMNS = [
@@ -408,3 +408,16 @@ def test_gather_column_gives_the_column_that_gather_gives(cache: EmbeddingCache)
         cache.gather_column(asked, "nothing")
     with pytest.raises(RequestError, match="keys must be a contiguous"):
         cache.gather_column(asked[::2], "h")
+
+
+def test_distinct_says_where_keys_come_first():
+    rng = np.random.default_rng(5)
+    for n in (0, 1, 2, 100, 8192, 8193, 50_000):
+        keys = rng.integers(0, 2**63, n, dtype=np.uint64)
+        assert distinct(keys) is None
+        again = np.concatenate([keys, keys[: n // 2], np.zeros(2, np.uint64)])
+        rng.shuffle(again)
+        _, first = np.unique(again, return_index=True)
+        np.testing.assert_array_equal(distinct(again), np.sort(first))
+    with pytest.raises(RequestError, match="contiguous one-dimensional"):
+        distinct(np.arange(4))

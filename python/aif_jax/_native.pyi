@@ -20,6 +20,7 @@ __all__ = [
     "__version__",
     "chosen_kernels",
     "cpu_features",
+    "distinct",
     "ffi_targets",
     "hash_strings",
     "simtier",
@@ -220,6 +221,13 @@ def hash_strings(strings: list[str]) -> npt.NDArray[np.uint64]:
 
     Raises:
         RequestError: not a list, or an element is not a string that has a UTF-8 form.
+    """
+
+def distinct(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64] | None:
+    """Return the places of all keys that did not come before, ascending, `int64[M]`; `None` if that is all.
+
+    Raises:
+        RequestError: not a contiguous array `uint64[N]`, or one of 2^31 keys or more.
     """
 
 # Scheduler: how it orders, helps and stops is said in the docs of the Rust crate's `sched`.

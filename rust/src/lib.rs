@@ -6,16 +6,18 @@
 //! - [`dense`]: products of blocks of rows with small weights;
 //! - [`interaction`]: from item ids to logits, all of the real-time stage that depends on the pair;
 //! - [`mod@top_k`]: the best of many scores;
+//! - [`mod@distinct`]: which of many keys had come before;
 //! - [`pool`]: buffers for batches of rows, lent and taken back;
 //! - [`xla`]: the C ABI by which XLA calls those kernels from inside a compiled program.
 //!
 //! Nothing here knows Python. Imports run one way:
-//! `sync, error, bf16 -> buffer -> {cache, sched, lsh -> dense, pool, top_k} -> interaction -> xla`.
+//! `sync, error, bf16 -> buffer -> {cache, sched, lsh -> dense, distinct, pool, top_k} -> interaction -> xla`.
 
 pub mod bf16;
 pub mod buffer;
 pub mod cache;
 pub mod dense;
+pub mod distinct;
 pub mod error;
 pub mod interaction;
 pub mod lsh;

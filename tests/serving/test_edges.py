@@ -298,14 +298,39 @@ def test_a_full_queue_refuses_requests_and_not_the_retrieval_of_one_that_was_tak
     engine = make(gate, lambda request: world.ids[:5], blocking_threads=1, queue_bound=1)
 
     async def flood() -> list[Any]:
-        running = asyncio.ensure_future(engine.rank_async(1))
+        running = [asyncio.ensure_future(engine.rank_async(1))]
         assert await asyncio.to_thread(gate.asked.wait, 10)
+        running.append(asyncio.ensure_future(engine.rank_async(2)))
+        await asyncio.sleep(0.05)
         with pytest.raises(OverloadedError):
-            await engine.rank_async(2)
+            await engine.rank_async(3)
         gate.open.set()
-        return [await running, await engine.rank_async(3)]
+        return [*await asyncio.gather(*running), await engine.rank_async(3)]
 
-    assert [len(ranking) for ranking in asyncio.run(flood())] == [5, 5]
+    assert [len(ranking) for ranking in asyncio.run(flood())] == [5, 5, 5]
+
+
+def test_a_full_queue_degrades_a_request_with_a_deadline_and_retrieves_for_it(
+    make: Any, users: InMemoryUsers, world: World
+) -> None:
+    gate = Gate(users)
+    engine = make(gate, lambda request: world.ids[:5], blocking_threads=1, queue_bound=1)
+
+    async def flood() -> Any:
+        running = [asyncio.ensure_future(engine.rank_async(1))]
+        assert await asyncio.to_thread(gate.asked.wait, 10)
+        running.append(asyncio.ensure_future(engine.rank_async(2)))
+        await asyncio.sleep(0.05)
+        late = asyncio.ensure_future(engine.rank_async(3, deadline_ms=20_000.0))
+        await asyncio.sleep(0.05)
+        gate.open.set()
+        await asyncio.gather(*running)
+        return await late
+
+    ranking = asyncio.run(flood())
+    assert len(ranking) == 5
+    assert (ranking.report.rung, ranking.report.rung_reason) == (2, "overloaded")
+    assert ranking.report.retrieval == "own"
 
 
 def test_one_error_raised_again_and_again_is_counted_each_time(make: Any, world: World) -> None:

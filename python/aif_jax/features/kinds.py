@@ -193,7 +193,7 @@ class Numeric:
                 raise TypeError(f"dtype {values.dtype}")
             if values.dtype == object and any(isinstance(v, (str, bytes)) for v in values.flat):
                 raise TypeError("strings")
-            values = values.astype(np.float64)
+            values = values.astype(np.float64, copy=False)
         except (TypeError, ValueError) as error:
             raise SchemaError(
                 f"feature {self.name!r}: got {error}, expected numbers; convert them first, or declare the "
@@ -223,18 +223,22 @@ class Numeric:
                 f"feature {self.name!r} is not fitted yet; call Schema.fit, or give mean and std."
             )
         values = self.raw(column, n)
+        encoded = np.ones((n, 2), np.float32)
         present = np.isfinite(values)
-        absent = n - _count(present)
-        if absent:
+        if not (whole := bool(present.all())):
             infinite = _count(np.isinf(values))
             report.non_finite[self.name] += infinite
-            report.missing[self.name] += absent - infinite
+            report.missing[self.name] += n - _count(present) - infinite
             values = np.where(present, values, 0.0)
+            encoded[:, 1] = present
         standard = (self._transformed(values) - self.mean) / self.std
-        report.clipped[self.name] += _count(np.abs(standard) * present > self.clip)
-        encoded = np.empty((n, 2), np.float32)
-        encoded[:, 0] = np.clip(standard, -self.clip, self.clip) * present
-        encoded[:, 1] = present
+        if not whole:
+            standard *= present
+        # Most columns need no clipping, and a request waits for this one.
+        if n and not -self.clip <= standard.min() <= standard.max() <= self.clip:
+            report.clipped[self.name] += _count(np.abs(standard) > self.clip)
+            np.clip(standard, -self.clip, self.clip, out=standard)
+        encoded[:, 0] = standard
         return encoded
 
     def to_json(self) -> dict[str, Any]:

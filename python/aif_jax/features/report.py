@@ -29,15 +29,16 @@ class EncodeReport:
     def copy(self) -> "EncodeReport":
         """Return a copy that can be added to."""
         copy = EncodeReport()
-        for field in dataclasses.fields(self):
-            getattr(copy, field.name).update(getattr(self, field.name))
+        for name in self.__slots__:
+            if counts := getattr(self, name):
+                getattr(copy, name).update(counts)
         return copy
 
     def as_dict(self) -> dict[str, dict[str, int]]:
         """Return the counts that are not zero, as plain dictionaries."""
         # Copied in one piece (`dict` of a dictionary runs no Python code), because a table counts while
         # another thread asks for its statistics: iterating over the counters themselves would fail then.
-        fields = {field.name: dict(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        fields = {name: dict(counts) for name in self.__slots__ if (counts := getattr(self, name))}
         return {
             name: {k: int(v) for k, v in counts.items() if v}
             for name, counts in fields.items()

@@ -1,6 +1,5 @@
 """From what a request left behind to the report of it."""
 
-import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -86,7 +85,8 @@ def _found(side: UserSide) -> Found:
 
 def _ended(task: Task, now_s: float) -> Task:
     """Return a copy of a task that does not change any more; what runs on, like the caller, ends now."""
-    return dataclasses.replace(task, ended_s=now_s if math.isnan(task.ended_s) else task.ended_s)
+    ended_s = now_s if math.isnan(task.ended_s) else task.ended_s
+    return Task(task.name, task.lane, task.submitted_s, task.began_s, ended_s, task.thread)
 
 
 def _queued_ms(tasks: Iterable[Task]) -> dict[str, float]:

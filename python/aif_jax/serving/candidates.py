@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from aif_jax import _native
 from aif_jax.errors import RequestError, SchemaError
 from aif_jax.features import EncodeReport, Numeric, Ragged, Schema
 from aif_jax.serving.candidate_tables import UnknownColumns, read_ids, split_table
@@ -206,11 +207,9 @@ def _read(asked: Asked, schema: Schema, unknown_columns: UnknownColumns) -> Chos
             "candidates: there are none; expected at least one id. Do not rank an empty retrieval."
         )
     chosen = Chosen(array, keys, None, pair, n, 0, ignored, filters)
-    ordered = np.sort(keys)
-    chosen.duplicates = int(np.count_nonzero(ordered[1:] == ordered[:-1]))
-    if chosen.duplicates:
-        _, first = np.unique(keys, return_index=True)
-        first.sort()
+    first = _native.distinct(keys)
+    if first is not None:
+        chosen.duplicates = n - len(first)
         chosen.keep(first)
     return chosen
 

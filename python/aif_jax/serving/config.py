@@ -53,8 +53,8 @@ class EngineConfig:
         blocking_threads: threads that wait for user sources and retrieval.
         compute_threads: threads that run programs; few, because each program uses XLA's own pool. Left
             out, it follows the cores that the process gets, see `aif_jax.serving.threads`.
-        queue_bound: requests that may wait for the user source before further ones are refused; the next
-            steps of those that were taken on always find room.
+        queue_bound: requests that may wait for a thread with their first step before further ones are
+            refused; the next steps of those that were taken on always find room.
         max_pending_age_s: age in seconds at which a handle from `Engine.begin` that was never ranked expires.
     """
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -139,6 +140,12 @@ class Engine:
                 user side; nothing was started.
             SchedulerError: the engine is closed.
         """
+        return self._begin(user, context, deadline_ms, start=True)
+
+    def _begin(
+        self, user: UserId, context: Mapping[str, Any] | None, deadline_ms: float | None, *, start: bool
+    ) -> Pending:
+        """Check and open a request; without ``start``, the caller starts its user side."""
         with self.watch.errors(user, deadline_ms):
             if self._closed:
                 raise SchedulerError("the engine is closed; make a new one.")
@@ -155,17 +162,25 @@ class Engine:
                 self._open[id(pending)] = pending
             try:
                 self.admission.enter(pending)
-                if not pending.shed:
-                    self.user_sides.start(pending)
-            except OverloadedError as error:
-                if pending.ticket is None or not self._rungs.ladder.degrades(deadline_ms):
-                    self._forget_all(pending)
-                    raise
-                pending.fail(error)
+                if start:
+                    self._start(pending)
             except BaseException:
-                self._forget_all(pending)
+                self.forget(pending)
+                self.admission.done(pending.ticket)
                 raise
             return pending
+
+    def _start(self, pending: Pending) -> None:
+        """Start a user side, unless that was done or the request goes without."""
+        if pending.shed or pending.started:
+            return
+        pending.started = True
+        try:
+            self.user_sides.start(pending)
+        except OverloadedError as error:
+            if not self._rungs.ladder.degrades(pending.deadline_ms):
+                raise
+            pending.fail(error)
 
     def rank(
         self,
@@ -186,7 +201,7 @@ class Engine:
             AifError: see `begin` and `Pending.rank`.
         """
         self._retrieval.require()
-        pending = self._begin_own(user, context, deadline_ms)
+        pending = self._begin_own(user, context, deadline_ms, start=False)
         return self._retrieve_and_rank(pending, k, filters)
 
     async def rank_async(
@@ -200,10 +215,11 @@ class Engine:
     ) -> Ranking:
         """Like `rank`, without blocking the event loop: a plain ``retrieve`` runs in a thread."""
         self._retrieval.require()
-        pending = self._begin_own(user, context, deadline_ms)
+        pending = self._begin_own(user, context, deadline_ms, start=False)
         try:
             with pending.errors():
-                ids, pair = await self._retrieval.later(pending, self._request(pending, k, filters))
+                request, start = self._request(pending, k, filters), partial(self._start, pending)
+                ids, pair = await self._retrieval.later(pending, request, start)
                 with self._blaming_retrieval():
                     return await pending.rank_uncounted_async(ids, pair, k, filters)
         except BaseException:
@@ -242,7 +258,7 @@ class Engine:
         return rank_in_order(
             len(users),
             self._at_once,
-            lambda n: self._begin_own(users[n], context[n], deadline_ms),
+            lambda n: self._begin_own(users[n], context[n], deadline_ms, start=True),
             lambda pending, n: self._retrieve_and_rank(pending, k, each[n]),
             return_exceptions=return_exceptions,
         )
@@ -372,14 +388,29 @@ class Engine:
     def submit(
         self, lane: Lane, function: Callable[..., Any], *arguments: Any, name: str, pending: Pending
     ) -> "Future[Any]":
-        """Run a function in one of the engine's threads, unless the request's deadline passes first."""
+        """Run a function in one of the engine's threads, unless the request's deadline passes first.
+
+        A full queue refuses the first step of a request only: what was taken on goes on. A request that may
+        be degraded is taken on nevertheless if its first step is retrieval, and goes without a user side.
+        """
         remaining = pending.remaining_ms()
         if remaining is not None and remaining <= 0:
             raise self.too_late(pending, name)
-        return self._scheduler.submit(
+        submit = partial(
+            self._scheduler.submit,
             lane, self._run_here, (pending, name, lane, time.perf_counter()), function, *arguments,
-            deadline_ms=remaining, name=name, goes_on=name != "user_fetch",
+            deadline_ms=remaining, name=name,
         )  # fmt: skip
+        try:
+            task = submit(goes_on=pending.taken_on or pending.shed)
+        except OverloadedError as error:
+            if name != "retrieve" or pending.taken_on or not self._rungs.ladder.degrades(remaining):
+                raise
+            task = submit(goes_on=True)
+            pending.started = True
+            pending.fail(error)
+        pending.taken_on = True
+        return task
 
     def run(
         self, lane: Lane, function: Callable[..., Any], *arguments: Any, name: str, pending: Pending
@@ -484,17 +515,18 @@ class Engine:
         return min(self.config.blocking_threads, self.config.queue_bound)
 
     def _begin_own(
-        self, user: UserId, context: Mapping[str, Any] | None = None, deadline_ms: float | None = None
+        self, user: UserId, context: Mapping[str, Any] | None, deadline_ms: float | None, *, start: bool
     ) -> Pending:
         """Begin a request that the engine itself ranks or drops, however long ``retrieve`` takes."""
-        pending = self.begin(user, context, deadline_ms)
+        pending = self._begin(user, context, deadline_ms, start=start)
         pending.expires, pending.retrieval = False, "own"
         return pending
 
     def _retrieve_and_rank(self, pending: Pending, k: int | None, filters: Filters | None) -> Ranking:
         try:
             with pending.errors():
-                ids, pair = self._retrieval.now(pending, self._request(pending, k, filters))
+                request, start = self._request(pending, k, filters), partial(self._start, pending)
+                ids, pair = self._retrieval.now(pending, request, start)
                 with self._blaming_retrieval():
                     return pending.rank_uncounted(ids, pair, k, filters)
         except BaseException:
@@ -514,11 +546,6 @@ class Engine:
             if type(error) is RequestError and str(error).startswith(("candidates:", "pair features")):
                 raise RetrievalError(f"retrieve returned what cannot be ranked: {error}") from error
             raise
-
-    def _forget_all(self, pending: Pending) -> None:
-        """Leave nothing of a request that could not begin."""
-        self.forget(pending)
-        self.admission.done(pending.ticket)
 
     def _drop(self, pending: Pending) -> None:
         pending.end("its request failed or was abandoned")

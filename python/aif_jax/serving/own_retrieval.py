@@ -13,7 +13,15 @@ from aif_jax.errors import (
 )
 from aif_jax.features import EncodeReport
 from aif_jax.serving.candidates import check_candidates
-from aif_jax.serving.retrieval import EventLoop, parse, retrieve_async, retrieve_in_time, retrieve_now
+from aif_jax.serving.retrieval import (
+    EventLoop,
+    NotStartedError,
+    Start,
+    parse,
+    retrieve_async,
+    retrieve_in_time,
+    retrieve_now,
+)
 from aif_jax.serving.stages import Generation
 from aif_jax.serving.user_side import Submit
 from aif_jax.types import Candidates, Request, Retrieve
@@ -72,8 +80,14 @@ class OwnRetrieval:
             )
         return self._retrieve  # type: ignore[return-value]
 
-    def now(self, pending: "Pending", request: Request) -> tuple[Any, Mapping[str, Any]]:
+    def now(self, pending: "Pending", request: Request, start: Start) -> tuple[Any, Mapping[str, Any]]:
         """Return ids and pair features, from plain code.
+
+        Args:
+            pending: the request.
+            request: what ``retrieve`` is told.
+            start: starts the user side, once: before ``retrieve`` is called here, or after it was handed over
+                to another thread, which would else have to wait for its turn.
 
         Raises:
             RetrievalError: ``retrieve`` raised, or returned what is not candidates, and there is no fallback.
@@ -83,21 +97,27 @@ class OwnRetrieval:
         retrieve, left = self.require(), self._left_ms(pending)
         try:
             if self._fallback is None or left is None:
-                found = retrieve_now(retrieve, request, self._loop, left)
+                found = retrieve_now(retrieve, request, self._loop, left, start)
             else:
-                found = retrieve_in_time(retrieve, request, self._loop, self._in_thread(pending), left)
+                found = retrieve_in_time(retrieve, request, self._loop, self._in_thread(pending), left, start)
             return self._checked(found)
+        except NotStartedError as error:
+            raise error.reason from None
         except _NO_CANDIDATES as error:
-            return self._instead(pending, request, error)
+            return self._instead(pending, request, error, start)
 
-    async def later(self, pending: "Pending", request: Request) -> tuple[Any, Mapping[str, Any]]:
+    async def later(
+        self, pending: "Pending", request: Request, start: Start
+    ) -> tuple[Any, Mapping[str, Any]]:
         """Like `now`, from a coroutine: a plain ``retrieve`` runs in a thread, a fallback function here."""
         left = self._left_ms(pending)
         try:
-            found = await retrieve_async(self.require(), request, self._in_thread(pending), left)
+            found = await retrieve_async(self.require(), request, self._in_thread(pending), left, start)
             return self._checked(found)
+        except NotStartedError as error:
+            raise error.reason from None
         except _NO_CANDIDATES as error:
-            return self._instead(pending, request, error)
+            return self._instead(pending, request, error, start)
 
     def _in_thread(self, pending: "Pending") -> Callable[[Callable[[], Any]], Any]:
         return lambda call: self._submit("blocking", call, name="retrieve", pending=pending)
@@ -125,9 +145,11 @@ class OwnRetrieval:
         pending: "Pending",
         request: Request,
         error: _NoCandidates,
+        start: Start,
     ) -> tuple[Any, Mapping[str, Any]]:
         if self._fallback is None:
             raise error
+        start()  # if retrieval did not even get so far
         pending.retrieval, pending.retrieval_reason = "fallback", _why(error)
         return _fallback_candidates(self._fallback, request)
 

@@ -57,6 +57,10 @@ class Pending:
         """Where the candidates came from."""
         self.retrieval_reason: str | None = None
         """Why they are the engine's fallback, if they are."""
+        self.taken_on = False
+        """Whether a first step of it was queued."""
+        self.started = False
+        """Whether its user side was started."""
         self.expires = True
         """Whether the engine may give it up because nobody ranks it."""
         self.dropped = False

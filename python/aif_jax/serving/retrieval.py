@@ -5,12 +5,29 @@ import concurrent.futures
 import inspect
 import threading
 import time
-from collections.abc import Awaitable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeAlias
 
 from aif_jax.errors import DeadlineExceededError, RetrievalError, SchedulerError
 from aif_jax.serving.awaiting import TimeLimit, result_of
 from aif_jax.types import Candidates, Request, Retrieve
+
+Start: TypeAlias = Callable[[], None]
+Task: TypeAlias = concurrent.futures.Future[Any]
+
+_CLOSED = "the engine was closed while retrieve was under way; make a new one."
+
+
+class NotStartedError(Exception):
+    """The user side could not be started; never seen by users.
+
+    Args:
+        reason: what starting it raised.
+    """
+
+    def __init__(self, reason: BaseException):
+        super().__init__(str(reason))
+        self.reason = reason
 
 
 class EventLoop:
@@ -25,31 +42,45 @@ class EventLoop:
         self._lock = threading.Lock()
         self._closed = False
 
-    def run(self, awaitable: Awaitable[Any], timeout_s: float | None) -> Any:
-        """Run an awaitable and return its result; cancel it after a time, with `TimeoutError`.
+    def submit(self, call: Callable[[], Awaitable[Any]], timeout_s: float | None) -> Task:
+        """Run what a call returns; it is cancelled after a time, with `TimeoutError`. See `result`.
 
         Raises:
-            SchedulerError: the loop was closed, before or meanwhile.
+            SchedulerError: the loop is closed.
         """
 
         async def bounded() -> Any:
             # Not wait_for, which makes a task of its own and takes a turn of the loop more.
             async with TimeLimit(timeout_s):
-                return await awaitable
+                return await call()
 
-        closed = "the engine was closed while retrieve was under way; make a new one."
         with self._lock:
             if self._closed:
-                if inspect.iscoroutine(awaitable):
-                    awaitable.close()
-                raise SchedulerError(closed)
-            task = asyncio.run_coroutine_threadsafe(bounded(), self._started())
+                raise SchedulerError(_CLOSED)
+            return asyncio.run_coroutine_threadsafe(bounded(), self._started())
+
+    def result(self, task: Task) -> Any:
+        """Wait for what was submitted.
+
+        Raises:
+            SchedulerError: the loop was closed meanwhile.
+        """
         try:
             return task.result()
         except concurrent.futures.CancelledError as error:
             if self._closed:
-                raise SchedulerError(closed) from error
+                raise SchedulerError(_CLOSED) from error
             raise
+
+    def run(self, awaitable: Awaitable[Any], timeout_s: float | None) -> Any:
+        """Run an awaitable and return its result; see `submit` and `result`."""
+        try:
+            task = self.submit(lambda: awaitable, timeout_s)
+        except SchedulerError:
+            if inspect.iscoroutine(awaitable):
+                awaitable.close()
+            raise
+        return self.result(task)
 
     def runs_here(self) -> bool:
         """Whether the calling code runs in this loop, as a coroutine that it was given."""
@@ -86,18 +117,30 @@ class EventLoop:
 
 
 def retrieve_now(
-    retrieve: Retrieve, request: Request, loop: EventLoop, remaining_ms: float | None
+    retrieve: Retrieve, request: Request, loop: EventLoop, remaining_ms: float | None, start: Start
 ) -> tuple[Any, Mapping[str, Any]]:
     """Call ``retrieve`` from plain code; return ids and pair features.
+
+    Args:
+        retrieve: plain or coroutine function.
+        request: what to retrieve for.
+        loop: where a coroutine runs.
+        remaining_ms: milliseconds until the deadline, or ``None``.
+        start: starts the user side.
 
     Raises:
         RetrievalError: it raised, or returned something that is not candidates.
         DeadlineExceededError: it is a coroutine and was not done in time.
         SchedulerError: it is a coroutine and the engine was closed meanwhile.
+        NotStartedError: the user side could not be started.
     """
     began_s = time.perf_counter()
+    task = None
+    if _in_loop(retrieve):
+        task = loop.submit(lambda: retrieve(request), _seconds(remaining_ms))  # type: ignore[arg-type,return-value]
+    _start(start, task)
     try:
-        result = retrieve(request)
+        result = retrieve(request) if task is None else loop.result(task)
         if inspect.isawaitable(result):
             result = loop.run(result, _seconds(remaining_ms))
     except SchedulerError:
@@ -108,7 +151,12 @@ def retrieve_now(
 
 
 def retrieve_in_time(
-    retrieve: Retrieve, request: Request, loop: EventLoop, in_thread: Any, remaining_ms: float
+    retrieve: Retrieve,
+    request: Request,
+    loop: EventLoop,
+    in_thread: Any,
+    remaining_ms: float,
+    start: Start,
 ) -> tuple[Any, Mapping[str, Any]]:
     """Call ``retrieve`` from plain code and give it up after a time, also if it is no coroutine.
 
@@ -118,17 +166,20 @@ def retrieve_in_time(
         loop: where a coroutine runs.
         in_thread: as of `retrieve_async`.
         remaining_ms: how long to wait, in milliseconds.
+        start: starts the user side.
 
     Raises:
         RetrievalError: it raised, or returned something that is not candidates.
         DeadlineExceededError: it was not done in time; a thread that it hangs in stays with it.
         OverloadedError: no thread will have time for it.
         SchedulerError: the engine was closed meanwhile.
+        NotStartedError: the user side could not be started.
     """
     if _in_loop(retrieve):
-        return retrieve_now(retrieve, request, loop, remaining_ms)
+        return retrieve_now(retrieve, request, loop, remaining_ms, start)
     began_s = time.perf_counter()
     task = in_thread(lambda: retrieve(request))
+    _start(start, task)
     try:
         result = task.result(_seconds(remaining_ms))
         if inspect.isawaitable(result):
@@ -147,7 +198,7 @@ def _in_loop(retrieve: Retrieve) -> bool:
 
 
 async def retrieve_async(
-    retrieve: Retrieve, request: Request, in_thread: Any, remaining_ms: float | None
+    retrieve: Retrieve, request: Request, in_thread: Any, remaining_ms: float | None, start: Start
 ) -> tuple[Any, Mapping[str, Any]]:
     """Call ``retrieve`` from a coroutine; a plain ``retrieve`` runs in a thread.
 
@@ -156,15 +207,18 @@ async def retrieve_async(
         request: what to retrieve for.
         in_thread: runs a function of no arguments in a thread and returns a ``concurrent.futures.Future``.
         remaining_ms: milliseconds until the deadline, or ``None``.
+        start: starts the user side.
 
     Raises:
         RetrievalError: it raised, or returned something that is not candidates.
         DeadlineExceededError: it was not done in time.
         OverloadedError: no thread will have time for it.
+        NotStartedError: the user side could not be started.
     """
     began_s = time.perf_counter()
     # Outside of what is blamed on retrieve: it did not even start if this fails.
     task = None if _in_loop(retrieve) else in_thread(lambda: retrieve(request))
+    _start(start, task)
 
     async def call() -> Any:
         if task is None:
@@ -182,6 +236,17 @@ async def retrieve_async(
             raise _explained(error, request, remaining_ms, began_s) from error
         raise
     return parse(result)
+
+
+def _start(start: Start, task: Task | None) -> None:
+    """Start the user side, after retrieval was handed over: threads that begin to run take turns."""
+    try:
+        start()
+    except BaseException as error:
+        if task is not None:
+            task.cancel()
+            task.add_done_callback(_close_unawaited)
+        raise NotStartedError(error) from error
 
 
 def _close_unawaited(task: "concurrent.futures.Future[Any]") -> None:

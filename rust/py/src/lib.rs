@@ -3,6 +3,7 @@
 mod cache;
 mod errors;
 mod kernels;
+mod keys;
 mod sched;
 
 use pyo3::prelude::*;
@@ -12,6 +13,7 @@ use pyo3::prelude::*;
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     cache::register(module)?;
+    keys::register(module)?;
     sched::register(module)?;
     kernels::register(module)
 }

@@ -68,10 +68,11 @@ bench: $(VENV)/.dev ## Benchmarks, each of which checks its answer first; the ta
 bench-stage: $(VENV)/.dev ## The real-time stage beside what people would use instead, and its floor (ten minutes)
 	$(BIN)/python bench/compare_stage.py $(if $(RECORD),--record $(RECORD))
 
-bench-load: $(VENV)/.dev ## The engine under load: overlap, open-loop load beside other ways, faults (a quarter of an hour)
+bench-load: $(VENV)/.dev ## The engine under load: overlap, open-loop load beside other ways, faults, publishes (a quarter of an hour)
 	$(BIN)/python bench/overlap.py $(if $(RECORD),--record $(RECORD)-overlap.md)
 	$(BIN)/python bench/open_loop.py $(if $(RECORD),--record $(RECORD)-open-loop.md)
 	$(BIN)/python bench/faults.py $(if $(RECORD),--record $(RECORD)-faults.md)
+	$(BIN)/python bench/publish.py $(if $(RECORD),--record $(RECORD)-publish.md)
 
 bench-scheduler: $(VENV)/.dev ## The scheduler beside the thread pools of the standard library (four minutes)
 	$(BIN)/python bench/compare_scheduler.py $(if $(RECORD),--record $(RECORD))

@@ -12,6 +12,7 @@ import pytest
 import faults
 import open_loop
 import overlap
+import publish
 from aif_jax.errors import DeadlineExceededError, OverloadedError
 from aif_jax.types import UserRecord
 from load import arrivals
@@ -54,6 +55,16 @@ def test_faults(benchmark, tmp_path, capsys):
     results = benchmark.pedantic(faults.main, (_arguments(tmp_path),), rounds=1)
     assert results["good"], results["accounts"]
     _written(tmp_path / "out", tmp_path, capsys)
+
+
+@pytest.mark.benchmark(group="publish, --quick, once")
+def test_publish(benchmark, tmp_path, capsys):
+    out = benchmark.pedantic(publish.main, (_arguments(tmp_path),), rounds=1)
+    results = _written(out, tmp_path, capsys)["publish"]
+    assert (results["published"], results["faults"]) == (publish.PUBLISHES, [])
+    assert len({version for _, _, version in results["done"]}) == 2
+    assert sum(phase["requests"] for phase in results["phases"].values()) == len(results["done"])
+    assert all((out / f"publish.{kind}").stat().st_size > 10_000 for kind in ("png", "svg"))
 
 
 def test_what_is_right_with_less_known(tmp_path):

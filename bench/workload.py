@@ -138,6 +138,17 @@ def build(workload: Workload, folder: Path | None = None) -> Built:
     )
 
 
+def with_other_weights(built: Built, seed: int, folder: Path | None = None) -> Built:
+    """Return a workload over the same items and user, with a model of other random weights."""
+    model = build_model(built.workload.config, built.model.schema, seed=seed)
+    assert isinstance(model, Aif)
+    folder = Path(tempfile.mkdtemp()) if folder is None else folder
+    bundle, index, behaviours = _served(
+        model, built.source, built.user, built.workload.k, folder / f"weights-{seed}", {}
+    )
+    return dataclasses.replace(built, model=model, bundle=bundle, index=index, behaviours=behaviours)
+
+
 def precisions() -> tuple[str, ...]:
     """Return the precisions that a bundle can be exported in, ``float32`` first."""
     known = inspect.signature(export_bundle).parameters

@@ -63,5 +63,9 @@ class DeadlineExceededError(AifError, TimeoutError):
     """The deadline passed before the work was started or finished."""
 
 
+class PublishError(AifError):
+    """A new generation was refused; the running one goes on."""
+
+
 class SchedulerError(AifError, RuntimeError):
     """The scheduler was shut down, forked, or would have had to wait for itself."""

@@ -171,7 +171,7 @@ def make(bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, source: G
         made.append(engine)
         for key, ms in ((USER, 1_000.0), (REST, 1_000.0)):
             for _ in range(300):
-                engine._rungs.ladder.times.record(key, ms)
+                engine._release.rungs.ladder.times.record(key, ms)
         return engine
 
     yield make_engine

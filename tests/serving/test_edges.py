@@ -405,7 +405,7 @@ def test_a_state_that_finds_no_room_is_counted_and_its_request_goes_on(
         raise error
 
     engine = make()
-    monkeypatch.setattr(engine._states._stores[24], "upsert", full)
+    monkeypatch.setattr(engine._release.states._stores[24], "upsert", full)
     reports = [engine.begin(5).rank(world.ids[:5]).report for _ in range(2)]
     assert [report.user_state for report in reports] == ["computed", "computed"]
     assert engine.stats()["user_states"]["24"]["not_kept"] == 2

@@ -77,7 +77,7 @@ def part_of(bundle: Bundle, world: World, n: int = 100) -> ItemIndex:
 
 
 def index_of(engine: Engine) -> ItemIndex:
-    return engine._generation.index
+    return engine._release.generation.index
 
 
 def rank(engine: Engine, way: str, ids: Any, pair: Any = None, **arguments: Any) -> Any:

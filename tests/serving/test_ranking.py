@@ -273,11 +273,11 @@ def test_candidates_without_a_score_are_dropped_and_counted(
     engine: Engine, world: World, users: InMemoryUsers
 ) -> None:
     ids, pair = world.candidates(10)
-    rows, _ = engine._generation.index.gather(item_keys(ids))
+    rows, _ = engine._release.generation.index.gather(item_keys(ids))
     broken = {**rows, "h": np.where(np.arange(10)[:, None] < 4, np.float32(np.nan), rows["h"])}
     index = ItemIndex.from_rows(engine.bundle, ids, broken)
     with Engine(
-        engine.bundle, index, engine._generation.behaviours, users=users, config=ENGINE_CONFIG
+        engine.bundle, index, engine._release.generation.behaviours, users=users, config=ENGINE_CONFIG
     ) as with_nan:
         ranking = with_nan.begin(3, CONTEXT).rank(ids, pair)
         assert with_nan.stats()["requests"]["unscored"] == 4

@@ -112,7 +112,7 @@ def make(served: dict[Precision, Served], source: Source) -> Iterator[Make]:
 
 
 def ladder_of(engine: Engine) -> Ladder:
-    return engine._rungs.ladder
+    return engine._release.rungs.ladder
 
 
 def believe(engine: Engine, key: Any, ms: float) -> None:
@@ -122,7 +122,7 @@ def believe(engine: Engine, key: Any, ms: float) -> None:
 
 
 def believe_stage(engine: Engine, ms: float) -> None:
-    sizes = engine._generation.sizes
+    sizes = engine._release.generation.sizes
     for size in sizes.buckets:
         for length in sizes.long_buckets:
             believe(engine, ladder_of(engine).stage_key(size, length), ms)
@@ -230,7 +230,7 @@ def test_item_prior_counts_and_policies(make: Make, world: World, served: dict[P
         one = served["float32"]
         with Engine(one.bundle, index, one.behaviours, users=InMemoryUsers(), config=config) as engine:
             believe_stage(engine, 1e9)
-            engine.user_sides._config = dataclasses.replace(config, unknown_user="default")
+            engine._release.user_sides._config = dataclasses.replace(config, unknown_user="default")
             pending = engine.begin(1, deadline_ms=PATIENT_MS)
             if policy == "error":
                 with pytest.raises(UnknownItemError, match="4 of 34 have no row"):

@@ -112,7 +112,7 @@ def test_one_program_serves_all(make: Make, world: World, cached: bool) -> None:
     for ranking in rankings[:3]:
         assert ranking.report.unknown_features == rankings[3].report.unknown_features
     assert engine.stats()["requests"]["user_state:joined"] == 2
-    assert not engine.user_sides._flights._flights
+    assert not engine._release.user_sides._flights._flights
 
 
 def test_each_joined_request_has_its_own_context(make: Make, world: World) -> None:
@@ -198,7 +198,7 @@ def test_when_the_first_ends_without_a_state_the_next_one_computes_it(
     rankings = ranked(others, world)
     assert sorted(found(rankings)) == ["computed", "joined", "joined", "joined", "joined"]
     assert same(rankings)
-    assert not engine.user_sides._flights._flights
+    assert not engine._release.user_sides._flights._flights
 
 
 def test_closing_ends_those_that_wait_for_another(make: Make, world: World) -> None:
@@ -239,4 +239,4 @@ def test_storms_of_one_user_are_answered_alike(make: Make, world: World, revisio
     answers = asyncio.run(storm())
     assert all(ranking is None or ranking.scores.tobytes() == expected[user] for user, ranking in answers)
     assert sum(ranking is not None for _, ranking in answers) >= 250
-    assert not engine.user_sides._flights._flights
+    assert not engine._release.user_sides._flights._flights

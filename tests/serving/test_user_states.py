@@ -128,7 +128,7 @@ def test_nobody_is_ranked_by_a_record_of_before_an_invalidation(make: Make, worl
         return found
 
     engine = make()
-    engine.user_sides._users = users
+    engine._release.user_sides.users = users
     ids, pair = world.candidates(30)
     expected = []
     for seed in range(seeds):

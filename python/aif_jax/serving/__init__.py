@@ -8,6 +8,8 @@ from aif_jax.serving.filters import Filters as Filters
 from aif_jax.serving.observer import Failure as Failure
 from aif_jax.serving.observer import Observer as Observer
 from aif_jax.serving.pending import Pending as Pending
+from aif_jax.serving.publishing import GoldenRequest as GoldenRequest
+from aif_jax.serving.publishing import Publication as Publication
 from aif_jax.serving.report import Ranking as Ranking
 from aif_jax.serving.report import Report as Report
 from aif_jax.serving.report import Span as Span

@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 from aif_jax.errors import OverloadedError
-from aif_jax.serving.ladder import REST, USER, Ladder
+from aif_jax.serving.ladder import REST, USER
 from aif_jax.serving.report import Report
 
 if TYPE_CHECKING:
@@ -48,12 +48,10 @@ class Admission:
     Requests without a deadline are computed after all others, and are not in the account.
 
     Args:
-        ladder: knows how long user sides and stages take, and what may become of a request that is late.
         threads: compute threads.
     """
 
-    def __init__(self, ladder: Ladder, threads: int):
-        self._ladder = ladder
+    def __init__(self, threads: int):
         self._threads = threads
         self._tickets: dict[int, Ticket] = {}
         self._lock = threading.Lock()
@@ -70,7 +68,8 @@ class Admission:
         """
         if pending.deadline_ms is None:
             return
-        times = self._ladder.times
+        ladder = pending.rungs.ladder
+        times = ladder.times
         user, stage = times.expected_ms(USER), times.expected_ms(REST)
         deadline_s, now_s = pending.began_s + pending.deadline_ms / 1e3, time.perf_counter()
         left_ms = (deadline_s - now_s) * 1e3
@@ -79,7 +78,7 @@ class Admission:
             # Alone it is let in, whatever its deadline: the ladder decides, and times are measured anew.
             if not ahead_ms or self._end_ms(ahead_ms + user, stage) <= left_ms:
                 admitted = "full"
-            elif self._ladder.on and self._end_ms(ahead_ms, stage) <= _STAGE_ALONE_WITHIN * left_ms:
+            elif ladder.on and self._end_ms(ahead_ms, stage) <= _STAGE_ALONE_WITHIN * left_ms:
                 admitted, user = "stage", 0.0
             else:
                 admitted = "shed"
@@ -90,7 +89,7 @@ class Admission:
                 self._tickets[id(pending.ticket)] = pending.ticket
         if admitted == "full":
             return
-        pending.shed = admitted == "shed" and self._ladder.on and self._ladder.item_prior
+        pending.shed = admitted == "shed" and ladder.on and ladder.item_prior
         if not pending.shed:
             raise OverloadedError(
                 f"user {pending.user!r}: what was begun before keeps the compute threads busy "

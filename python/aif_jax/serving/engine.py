@@ -17,6 +17,7 @@ from aif_jax.bundle import Bundle, compilations, loads
 from aif_jax.errors import (
     DeadlineExceededError,
     OverloadedError,
+    PublishError,
     RequestError,
     RetrievalError,
     SchedulerError,
@@ -31,17 +32,15 @@ from aif_jax.serving.counts import RequestCounts
 from aif_jax.serving.filters import Filters, for_each_user
 from aif_jax.serving.ladder import Choice
 from aif_jax.serving.many import context_for_each, rank_in_order, rank_side_by_side
-from aif_jax.serving.missing_items import MissingItems
 from aif_jax.serving.observer import Observer
-from aif_jax.serving.own_retrieval import Fallback, OwnRetrieval
+from aif_jax.serving.own_retrieval import Fallback
 from aif_jax.serving.pending import Pending
+from aif_jax.serving.publishing import GoldenRequest, Publication, compare, warm_users
+from aif_jax.serving.release import Release, Sources
 from aif_jax.serving.report import Ranking, Task
 from aif_jax.serving.retrieval import EventLoop
-from aif_jax.serving.rungs import Rungs
 from aif_jax.serving.stage import Progress
-from aif_jax.serving.stages import Generation
-from aif_jax.serving.user_side import Lane, UserSide, UserSides
-from aif_jax.serving.user_states import UserStates
+from aif_jax.serving.user_side import Lane, UserSide
 from aif_jax.serving.watch import Watch
 from aif_jax.types import ItemRecords, ItemSource, Request, Retrieve, UserId, UserRecord, UserSource
 
@@ -95,18 +94,16 @@ class Engine:
     ):
         self.config = config or EngineConfig()
         self.config.check_items(items)
-        self._generation = Generation(bundle, index, behaviours, self.config)
-        self._generation.warm(progress)
-        self._rungs = Rungs(self._generation)
-        self._compiled = compilations()
-        self._missing = None if items is None else MissingItems(index, items, self.config, self.submit)
-        self._states = UserStates(self._generation)
-        self.user_sides = UserSides(users, self._states, self.config, self.submit)
+        self._sources = Sources(users, retrieve, fallback, items)
         self._loop = EventLoop()
-        self._retrieval = OwnRetrieval(self._generation, retrieve, fallback, self._loop, self.submit)
+        self._release = self._made(bundle, index, behaviours, progress)
+        self._previous: Release | None = None
+        self._swaps = {"published": 0, "rolled_back": 0}
+        self._publishing = threading.Lock()
+        self._compiled = compilations()
         self.counts = RequestCounts()
-        self.watch = Watch(self.counts, observers, bundle.version)
-        self.admission = Admission(self._rungs.ladder, self.config.compute_threads)
+        self.watch = Watch(self.counts, observers, lambda: self.version)
+        self.admission = Admission(self.config.compute_threads)
         self._open: dict[int, Pending] = {}
         self._opening = threading.Lock()
         self._closed = False
@@ -152,10 +149,16 @@ class Engine:
             check_user(user)
             check_deadline(deadline_ms)
             context = {} if context is None else context
-            check_context(context, self._generation.bundle.schema)
+            with self._opening:
+                release = self._release
+                release.enter()
+            try:
+                check_context(context, release.generation.bundle.schema)
+            except BaseException:
+                release.leave()
+                raise
             # It is read in another thread, later: the caller may use the mapping again.
-            context = dict(context)
-            pending = Pending(self, self._generation, self._rungs, user, context, deadline_ms)
+            pending = Pending(self, release, user, dict(context), deadline_ms)
             self._expire()
             self.counts.add("begun")
             with self._opening:
@@ -166,7 +169,7 @@ class Engine:
                     self._start(pending)
             except BaseException:
                 self.forget(pending)
-                self.admission.done(pending.ticket)
+                pending.over()
                 raise
             return pending
 
@@ -176,9 +179,9 @@ class Engine:
             return
         pending.started = True
         try:
-            self.user_sides.start(pending)
+            pending.release.user_sides.start(pending)
         except OverloadedError as error:
-            if not self._rungs.ladder.degrades(pending.deadline_ms):
+            if not pending.rungs.ladder.degrades(pending.deadline_ms):
                 raise
             pending.fail(error)
 
@@ -200,7 +203,7 @@ class Engine:
             DeadlineExceededError: retrieval took too long, and there is no fallback.
             AifError: see `begin` and `Pending.rank`.
         """
-        self._retrieval.require()
+        self._release.retrieval.require()
         pending = self._begin_own(user, context, deadline_ms, start=False)
         return self._retrieve_and_rank(pending, k, filters)
 
@@ -214,12 +217,12 @@ class Engine:
         filters: Filters | None = None,
     ) -> Ranking:
         """Like `rank`, without blocking the event loop: a plain ``retrieve`` runs in a thread."""
-        self._retrieval.require()
+        self._release.retrieval.require()
         pending = self._begin_own(user, context, deadline_ms, start=False)
         try:
             with pending.errors():
                 request, start = self._request(pending, k, filters), partial(self._start, pending)
-                ids, pair = await self._retrieval.later(pending, request, start)
+                ids, pair = await pending.release.retrieval.later(pending, request, start)
                 with self._blaming_retrieval():
                     return await pending.rank_uncounted_async(ids, pair, k, filters)
         except BaseException:
@@ -253,7 +256,7 @@ class Engine:
         Raises:
             AifError: see `rank`.
         """
-        self._retrieval.require()
+        self._release.retrieval.require()
         each, context = for_each_user(filters, users), context_for_each(contexts, len(users))
         return rank_in_order(
             len(users),
@@ -274,13 +277,103 @@ class Engine:
         return_exceptions: bool = False,
     ) -> list[Any]:
         """Like `rank_many`, side by side and without blocking the event loop: retrievals overlap too."""
-        self._retrieval.require()
+        self._release.retrieval.require()
         each, context = for_each_user(filters, users), context_for_each(contexts, len(users))
         return await rank_side_by_side(
             users,
             self._at_once,
             lambda n: self.rank_async(users[n], context[n], k, deadline_ms, filters=each[n]),
             return_exceptions=return_exceptions,
+        )
+
+    # -- generations ------------------------------------------------------------------------------
+
+    def publish(
+        self,
+        bundle: Bundle,
+        index: ItemIndex,
+        behaviours: BehaviourTable,
+        *,
+        golden: Sequence[GoldenRequest] = (),
+        least_overlap: float = 0.5,
+        most_drift: float = math.inf,
+        warm: int = 1000,
+        warm_s: float = 10.0,
+        progress: Progress | None = None,
+    ) -> Publication:
+        """Serve another bundle with its tables, without a request that fails, waits or mixes the two.
+
+        The new generation is compiled, tried on the golden requests and given states of recent users while the
+        running one serves. Then every request that begins gets the new one; those that were begun before end
+        as they began. The generation that served before is kept for `rollback`, and the one before that is
+        closed when its last request is over. Called from several threads, they take turns.
+
+        Args:
+            bundle: the model.
+            index: item rows of the same version.
+            behaviours: rows of the items in histories, of the same version.
+            golden: requests that both generations rank beforehand.
+            least_overlap: share of the best k of each that they must agree on.
+            most_drift: how much the score of an item that both return may differ.
+            warm: users, the latest first, whose states are computed ahead.
+            warm_s: seconds after which that is broken off.
+            progress: called after every program that was compiled.
+
+        Raises:
+            VersionMismatchError: a table was computed by another bundle version.
+            PublishError: a golden request cannot be ranked or is out of bounds.
+            ConfigError: the engine's config does not fit the bundle.
+            SchedulerError: the engine is closed.
+        """
+        with self._publishing:
+            began_s, compiled = time.perf_counter(), compilations()
+            running = self._release
+            if self._closed:
+                raise SchedulerError("the engine is closed; make a new one.")
+            release = self._made(bundle, index, behaviours, progress)
+            try:
+                overlaps, drifts = compare(running, release, golden, least_overlap, most_drift)
+                warmed, not_warmed = warm_users(running, release, warm, warm_s)
+                prepared_s = time.perf_counter() - began_s
+                with self._opening:
+                    if self._closed:
+                        raise SchedulerError("the engine was closed meanwhile; nothing was published.")
+                    before, self._previous, self._release = self._previous, running, release
+            except BaseException:
+                release.retire()
+                raise
+            if before is not None:
+                before.retire()
+            self._compiled += compilations() - compiled
+            self._swaps["published"] += 1
+            return Publication(
+                version=release.version, previous=running.version, overlaps=tuple(overlaps),
+                drifts=tuple(drifts), warmed=warmed, not_warmed=not_warmed, prepared_s=prepared_s,
+            )  # fmt: skip
+
+    def rollback(self) -> str:
+        """Serve the generation again that served before the last `publish`; return its version.
+
+        It is ready, so this takes no time. Another rollback takes it back.
+
+        Raises:
+            PublishError: there is none.
+            SchedulerError: the engine is closed.
+        """
+        with self._publishing, self._opening:
+            if self._closed:
+                raise SchedulerError("the engine is closed; make a new one.")
+            if self._previous is None:
+                raise PublishError("rollback: nothing was published, so there is no generation to go back to.")
+            self._release, self._previous = self._previous, self._release
+            self._swaps["rolled_back"] += 1
+            return self._release.version
+
+    def _made(
+        self, bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, progress: Progress | None
+    ) -> Release:
+        return Release(
+            bundle, index, behaviours, self._sources, self.config, self._loop, self.submit, progress
         )
 
     def invalidate(self, users: UserId | Iterable[UserId]) -> int:
@@ -295,19 +388,24 @@ class Engine:
             The number of states dropped.
         """
         alone = isinstance(users, (int, str, np.integer))
-        return self._states.invalidate([users] if alone else users)
+        users = [users] if alone else list(users)
+        with self._opening:
+            releases = [self._release, self._previous]
+        # Of a generation that is not the serving one any more too: requests of it may be under way, and it may
+        # come back.
+        return sum(release.states.invalidate(users) for release in releases if release is not None)
 
     # -- life -------------------------------------------------------------------------------------
 
     @property
     def bundle(self) -> Bundle:
         """The bundle that serves."""
-        return self._generation.bundle
+        return self._release.generation.bundle
 
     @property
     def version(self) -> str:
         """Version of the bundle that serves."""
-        return self._generation.version
+        return self._release.version
 
     @property
     def closed(self) -> bool:
@@ -320,27 +418,33 @@ class Engine:
         ``requests`` counts begun, ranked, expired, abandoned and failed ones and everything left out of
         rankings. Abandoned are those that their caller gave up: a cancelled handle or coroutine, an interrupt
         from the keyboard, and what `rank_many` had begun when an error ended it.
-        ``compilations`` counts programs compiled in this process since the engine was made: 0, unless
-        something else compiles. ``compilation_cache`` tells what the bundle's cache did (`CacheCounts`) and
-        where it is; empty without one. ``programs`` counts, over the whole life of the process and for all
+        ``compilations`` counts programs compiled in this process since the engine was made, other than by
+        `publish`: 0, unless something else compiles. ``compilation_cache`` tells what the bundle's cache did (`CacheCounts`) and
+        where it is; empty without one. ``generations`` counts publishes and rollbacks, and says what a
+        rollback would go to and how many requests of that are open. ``programs`` counts, over the whole life of the process and for all
         bundles, how many were compiled and how many were loaded from a cache instead.
         """
         self._expire()
         with self._opening:
-            open_handles = len(self._open)
+            open_handles, release, previous = len(self._open), self._release, self._previous
         return {
-            "version": self.version,
+            "version": release.version,
+            "generations": {
+                **self._swaps,
+                "previous": None if previous is None else previous.version,
+                "previous_open": 0 if previous is None else previous.open,
+            },
             "requests": self.counts.as_dict(),
             "open_handles": open_handles,
             "compilations": compilations() - self._compiled,
             "programs": {"compiled": compilations(), "loaded": loads()},
             "compilation_cache": self._cache_stats(),
-            "user_states": self._states.stats(),
-            "missing_items": {} if self._missing is None else self._missing.stats(),
-            "item_index": self._generation.index.stats(),
-            "behaviour_table": self._generation.behaviours.stats(),
+            "user_states": release.states.stats(),
+            "missing_items": {} if release.missing is None else release.missing.stats(),
+            "item_index": release.generation.index.stats(),
+            "behaviour_table": release.generation.behaviours.stats(),
             "scheduler": self._scheduler.stats(),
-            "ladder": self._rungs.ladder.stats(),
+            "ladder": release.rungs.ladder.stats(),
             "admission": self.admission.stats(),
             "observer_errors": self.watch.stats(),
         }
@@ -366,15 +470,17 @@ class Engine:
                 "own, so it would wait for itself; close the engine where it was made, when its requests are "
                 "done."
             )
-        self._closed = True
         with self._opening:
+            self._closed = True
             pendings = list(self._open.values())
             self._open.clear()
         for pending in pendings:
             pending.end("the engine was closed")
         self._scheduler.shutdown(wait=True)
         self._loop.close()
-        self._generation.close()
+        self._release.retire()
+        if self._previous is not None:
+            self._previous.retire()
         self.watch.closed(self)
 
     def __enter__(self) -> Self:
@@ -404,7 +510,7 @@ class Engine:
         try:
             task = submit(goes_on=pending.taken_on or pending.shed)
         except OverloadedError as error:
-            if name != "retrieve" or pending.taken_on or not self._rungs.ladder.degrades(remaining):
+            if name != "retrieve" or pending.taken_on or not pending.rungs.ladder.degrades(remaining):
                 raise
             task = submit(goes_on=True)
             pending.started = True
@@ -424,14 +530,9 @@ class Engine:
             deadline_ms=remaining, name=name, goes_on=True,
         )  # fmt: skip
 
-    @property
-    def computes_missing(self) -> bool:
-        """Whether a request may have to wait for rows of its candidates."""
-        return self._missing is not None
-
     def choose(self, pending: Pending, asked: Asked) -> Chosen:
         """Check and filter candidates as far as that needs no user side, and have missing rows computed."""
-        missing = None if pending.shed else self._missing
+        missing = None if pending.shed else pending.release.missing
         return choose(asked, pending, self.config.unknown_columns, missing)
 
     def finish(
@@ -526,7 +627,7 @@ class Engine:
         try:
             with pending.errors():
                 request, start = self._request(pending, k, filters), partial(self._start, pending)
-                ids, pair = self._retrieval.now(pending, request, start)
+                ids, pair = pending.release.retrieval.now(pending, request, start)
                 with self._blaming_retrieval():
                     return pending.rank_uncounted(ids, pair, k, filters)
         except BaseException:
@@ -534,7 +635,7 @@ class Engine:
             raise
 
     def _request(self, pending: Pending, k: int | None, filters: Filters | None) -> Request:
-        k = self._generation.sizes.k if k is None else k
+        k = pending.generation.sizes.k if k is None else k
         return Request(user=pending.user, context=pending.context, k=k, filters=filters)
 
     @contextlib.contextmanager

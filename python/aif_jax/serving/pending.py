@@ -13,9 +13,8 @@ from aif_jax.serving.awaiting import SHUT_DOWN, TimeLimit, result_of
 from aif_jax.serving.candidates import Asked, Chosen
 from aif_jax.serving.filters import Filters
 from aif_jax.serving.ladder import Choice, Reason
+from aif_jax.serving.release import Release
 from aif_jax.serving.report import Ranking, Retrieval, Task
-from aif_jax.serving.rungs import Rungs
-from aif_jax.serving.stages import Generation
 from aif_jax.serving.user_side import UserSide
 from aif_jax.types import UserId
 
@@ -31,8 +30,7 @@ class Pending:
     def __init__(
         self,
         engine: "Engine",
-        generation: Generation,
-        rungs: Rungs,
+        release: Release,
         user: UserId,
         context: Mapping[str, Any],
         deadline_ms: float | None,
@@ -40,8 +38,9 @@ class Pending:
         self.user = user
         self.context = context
         self.deadline_ms = deadline_ms
-        self.generation = generation
-        self.rungs = rungs
+        self.release = release
+        self.generation = release.generation
+        self.rungs = release.rungs
         self.began_s = time.perf_counter()
         self.step = "its user source has not started"
         """What the user side is doing, for the message of a deadline that passes meanwhile."""
@@ -139,7 +138,9 @@ class Pending:
 
     def errors(self) -> contextlib.AbstractContextManager[None]:
         """Count the errors that pass, and tell the engine's observers; not to be nested."""
-        return self._engine.watch.errors(self.user, self.deadline_ms, self.began_s, self.tasks)
+        return self._engine.watch.errors(
+            self.user, self.deadline_ms, self.began_s, self.tasks, self.version
+        )
 
     def rank_uncounted(
         self, candidates: Any, pair: Mapping[str, Any] | None, k: int | None, filters: Filters | None = None
@@ -157,7 +158,7 @@ class Pending:
             self._drop_steps()
             raise
         finally:
-            self._engine.admission.done(self.ticket)
+            self.over()
         self._engine.admission.learn(self.ticket, ranking.report)
         self._engine.watch.ranked(ranking.report)
         return ranking
@@ -172,7 +173,7 @@ class Pending:
         try:
             self._check_in_time()
             chosen = None
-            if engine.computes_missing and not self.shed:
+            if self.release.missing is not None and not self.shed:
                 task = submit("compute", engine.choose, self, asked, name="candidates", pending=self)
                 chosen = await result_of(task)
                 await chosen.wait_async()
@@ -182,7 +183,7 @@ class Pending:
             self._drop_steps()
             raise
         finally:
-            engine.admission.done(self.ticket)
+            self.over()
         # Here and not where the stage runs: it may run to its end for a caller that was cancelled meanwhile.
         self._engine.admission.learn(self.ticket, ranking.report)
         self._engine.watch.ranked(ranking.report)
@@ -215,8 +216,13 @@ class Pending:
                 return False
             self._ended = reason
         self._drop_steps()
-        self._engine.admission.done(self.ticket)
+        self.over()
         return True
+
+    def over(self) -> None:
+        """Let go of what the engine holds for it: it was answered, or never will be."""
+        self._engine.admission.done(self.ticket)
+        self.release.leave()
 
     def claim(self) -> None:
         """Use the handle up.
@@ -254,7 +260,7 @@ class Pending:
     def _waited(self, n: int) -> UserSide:
         """Wait for the user side as long as n candidates allow; return it, or what stands in for it."""
         if self.shed:
-            return self._engine.user_sides.prior(self, _SHED)
+            return self.release.user_sides.prior(self, _SHED)
         try:
             return self._wait(self._patience_ms(n))
         except Exception as error:
@@ -262,7 +268,7 @@ class Pending:
 
     async def _waited_async(self, n: int) -> UserSide:
         if self.shed:
-            return self._engine.user_sides.prior(self, _SHED)
+            return self.release.user_sides.prior(self, _SHED)
         try:
             return await self._wait_async(self._patience_ms(n))
         except Exception as error:
@@ -321,7 +327,7 @@ class Pending:
         for task in self._steps:
             task.cancel()
         self._engine.admission.user_done(self.ticket)
-        return self._engine.user_sides.prior(self, Choice(2, reason))
+        return self.release.user_sides.prior(self, Choice(2, reason))
 
     def _reason(self, error: Exception) -> Reason | None:
         if self.source_failed:

@@ -77,7 +77,7 @@ class UserSides:
         config: EngineConfig,
         submit: Submit,
     ):
-        self._users = users
+        self.users = users
         self._states = states
         self._config = config
         self._submit = submit
@@ -97,7 +97,7 @@ class UserSides:
         began_s, moment = time.perf_counter(), self._states.moment()
         pending.step = "its user source has not answered"
         try:
-            record = self._users(pending.user)
+            record = self.users(pending.user)
             if record is not None:
                 record = checked_record(pending.user, record)
         except Exception:

@@ -9,6 +9,7 @@ record's revision has changed, or the user is invalidated.
 
 import dataclasses
 import hashlib
+import itertools
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -27,7 +28,8 @@ from aif_jax.types import UserId
 _OWNER, _SOURCE, _COUNTS, _COMPUTED = "#owner", "#source", "#counts", "#computed"
 
 _REMEMBERED = 65_536
-"""Users whose invalidation is remembered, for the user sides that are under way meanwhile."""
+"""Users who are remembered: those invalidated, for the user sides that are under way meanwhile; and those whose
+states were kept last, for the generation that comes next."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ class UserStates:
         self._moment = 0
         self._invalidated: OrderedDict[int, int] = OrderedDict()
         self._forgotten = 0
+        self._recent: OrderedDict[UserId, None] = OrderedDict()
         if not config.user_state_bytes:
             return
         columns = {length: _state_columns(bundle, length) for length in generation.sizes.long_buckets}
@@ -153,9 +156,18 @@ class UserStates:
                 return
             try:
                 store.upsert(keys.user, columns)
+                self._recent[user] = None
+                self._recent.move_to_end(user)
+                if len(self._recent) > _REMEMBERED:
+                    self._recent.popitem(last=False)
             except (OverloadedError, MemoryError):
                 # The state is there, so its request goes on; only the user's next one computes it again.
                 counts["not_kept"] += 1
+
+    def recent(self, most: int) -> list[UserId]:
+        """Return users whose states were kept last, the latest first."""
+        with self._changing:
+            return list(itertools.islice(reversed(self._recent), most))
 
     def invalidate(self, users: Iterable[UserId]) -> int:
         """Drop what is cached of some users, and keep nothing that is computed of records fetched before.

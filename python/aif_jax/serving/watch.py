@@ -25,10 +25,10 @@ class Watch:
     Args:
         counts: where the ends are counted.
         observers: who else is told.
-        version: of the bundle that serves.
+        version: returns that of the bundle that serves.
     """
 
-    def __init__(self, counts: RequestCounts, observers: Sequence[Observer], version: str):
+    def __init__(self, counts: RequestCounts, observers: Sequence[Observer], version: Callable[[], str]):
         self._counts = counts
         self._observers = tuple(observers)
         self._version = version
@@ -58,6 +58,7 @@ class Watch:
         deadline_ms: float | None,
         began_s: float | None = None,
         tasks: Sequence[Task] = (),
+        version: str | None = None,
     ) -> Iterator[None]:
         """Count the errors that pass, and tell of them. Not to be nested: each layer would tell the same.
 
@@ -66,6 +67,7 @@ class Watch:
             deadline_ms: its deadline, if it has one.
             began_s: when it came in; ``None`` for now.
             tasks: what is run for it, also what will be added meanwhile.
+            version: of the bundle that it was begun with; ``None`` for the one that serves.
         """
         began_s = time.perf_counter() if began_s is None else began_s
         try:
@@ -74,7 +76,7 @@ class Watch:
             self._counts.add(f"error:{type(error).__name__}")
             if self._observers:
                 failure = Failure(
-                    version=self._version, user=shown_user(user), error=type(error).__name__,
+                    version=version or self._version(), user=shown_user(user), error=type(error).__name__,
                     message=str(error), deadline_ms=deadline_ms, began_s=began_s,
                     total_ms=(time.perf_counter() - began_s) * 1e3, tasks=tuple(tasks),
                 )  # fmt: skip

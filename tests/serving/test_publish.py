@@ -1,0 +1,322 @@
+"""From one generation to the next and back: nothing fails, nothing waits, and no answer mixes the two."""
+
+import asyncio
+import dataclasses
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aif_jax.bundle import Bundle, compilations
+from aif_jax.errors import AifError, PublishError, SchedulerError, VersionMismatchError
+from aif_jax.nearline import BehaviourTable, ItemIndex
+from aif_jax.serving import Engine, GoldenRequest, InMemoryUsers, Pending
+from aif_jax.serving.stages import Generation
+from aif_jax.types import Candidates, ItemRecords
+from served import ENGINE_CONFIG, World
+
+Served = tuple[Bundle, ItemIndex, BehaviourTable]
+Make = Callable[..., Engine]
+USERS = range(1, 8)
+
+
+@pytest.fixture(scope="module")
+def one(bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable) -> Served:
+    return bundle, index, behaviours
+
+
+@pytest.fixture(scope="module")
+def two(other_bundle: Bundle, world: World) -> Served:
+    source = (world.ids, world.columns, world.content)
+    return (
+        other_bundle,
+        ItemIndex.build(other_bundle, *source),
+        BehaviourTable.build(other_bundle, *source),
+    )
+
+
+@pytest.fixture
+def make(one: Served, users: InMemoryUsers, world: World) -> Iterator[Make]:
+    made: list[Engine] = []
+
+    def make_engine(served: Served = one, **arguments: Any) -> Engine:
+        arguments = {
+            "users": users, "config": ENGINE_CONFIG,
+            "retrieve": lambda request: Candidates(*world.candidates(30)), **arguments,
+        }  # fmt: skip
+        made.append(Engine(*served, **arguments))
+        return made[-1]
+
+    yield make_engine
+    for engine in made:
+        engine.close()
+
+
+@pytest.fixture(scope="module")
+def expected(
+    one: Served, two: Served, users: InMemoryUsers, world: World
+) -> dict[tuple[str, int], tuple[list[int], bytes]]:
+    """The answer to each user's request by version, of engines that serve one version only."""
+    found = {}
+    for served in (one, two):
+        with Engine(*served, users=users, config=ENGINE_CONFIG) as engine:
+            for user in USERS:
+                ranking = engine.begin(user).rank(*world.candidates(30))
+                found[engine.version, user] = (ranking.ids.tolist(), ranking.scores.tobytes())
+    return found
+
+
+def answer(ranking: Any) -> tuple[list[int], bytes]:
+    return ranking.ids.tolist(), ranking.scores.tobytes()
+
+
+def test_the_next_request_gets_the_new_generation_and_rollback_the_old_one(
+    make: Make, one: Served, two: Served, expected: Any
+) -> None:
+    engine = make()
+    assert answer(engine.rank(5)) == expected[one[0].version, 5]
+    published = engine.publish(*two)
+    assert (published.version, published.previous) == (two[0].version, one[0].version)
+    assert (engine.version, engine.bundle) == (two[0].version, two[0])
+    ranking = engine.rank(5)
+    assert ranking.report.version == two[0].version
+    assert answer(ranking) == expected[two[0].version, 5] != expected[one[0].version, 5]
+    assert engine.rollback() == one[0].version
+    assert answer(engine.rank(5)) == expected[one[0].version, 5]
+    assert engine.rollback() == two[0].version
+    assert answer(engine.rank(5)) == expected[two[0].version, 5]
+    generations = engine.stats()["generations"]
+    assert generations == {
+        "published": 1, "rolled_back": 2, "previous": one[0].version, "previous_open": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["rank", "rank_async"])
+def test_what_was_begun_ends_as_it_began(
+    make: Make, one: Served, two: Served, world: World, expected: Any, way: str
+) -> None:
+    engine = make()
+    pendings = {user: engine.begin(user) for user in USERS}
+    engine.publish(*two)
+    assert engine.stats()["generations"]["previous_open"] == len(USERS)
+
+    def rank(pending: Pending) -> Any:
+        if way == "rank":
+            return pending.rank(*world.candidates(30))
+        return asyncio.run(pending.rank_async(*world.candidates(30)))
+
+    for user, pending in pendings.items():
+        assert pending.version == one[0].version
+        assert answer(rank(pending)) == expected[one[0].version, user]
+    assert engine.stats()["generations"]["previous_open"] == 0
+
+
+def test_no_answer_mixes_generations_under_load(
+    make: Make, one: Served, two: Served, world: World, expected: Any
+) -> None:
+    """Threads and coroutines rank, users are invalidated, rows are written, while generations change."""
+    engine = make()
+    over = threading.Event()
+    answers: list[tuple[int, Any]] = []
+    failed: list[BaseException] = []
+
+    def threads(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        try:
+            while not over.is_set():
+                user = int(rng.choice(USERS))
+                if rng.random() < 0.5:
+                    answers.append((user, engine.rank(user)))
+                else:
+                    pending = engine.begin(user)
+                    time.sleep(rng.random() * 0.003)
+                    answers.append((user, pending.rank(*world.candidates(30))))
+        except BaseException as error:
+            failed.append(error)
+
+    async def coroutines() -> None:
+        while not over.is_set():
+            users = list(USERS)
+            rankings = await asyncio.gather(*(engine.rank_async(user) for user in users))
+            answers.extend(zip(users, rankings, strict=True))
+
+    def loop() -> None:
+        try:
+            asyncio.run(coroutines())
+        except BaseException as error:
+            failed.append(error)
+
+    def writes() -> None:
+        while not over.is_set():
+            for _, index, _ in (one, two):  # the same rows again: they change nothing, and take locks
+                index.upsert(world.ids[:8], {n: v[:8] for n, v in world.columns.items()}, world.content[:8])
+            engine.invalidate([3, 4])
+
+    running = [threading.Thread(target=threads, args=(seed,)) for seed in range(3)]
+    running += [threading.Thread(target=loop), threading.Thread(target=writes)]
+    for thread in running:
+        thread.start()
+    try:
+        for number in range(12):
+            if number % 3 == 2:
+                engine.rollback()
+            else:
+                engine.publish(*(two if engine.version == one[0].version else one), warm=3)
+            time.sleep(0.02)
+    finally:
+        over.set()
+        for thread in running:
+            thread.join()
+    assert failed == []
+    for user, ranking in answers:
+        assert answer(ranking) == expected[ranking.report.version, user]
+    versions = [ranking.report.version for _, ranking in answers]
+    assert min(versions.count(served[0].version) for served in (one, two)) > 10
+    assert engine.stats()["compilations"] == 0
+    assert engine.stats()["open_handles"] == 0
+
+
+def test_nothing_compiles_on_a_request_after_a_publish(make: Make, two: Served, world: World) -> None:
+    engine = make()
+    engine.publish(*two)
+    before = compilations()
+    for n in (1, 40, 100):
+        engine.begin(3).rank(*world.candidates(n))
+    assert compilations() == before
+    assert engine.stats()["compilations"] == 0
+
+
+def test_states_of_recent_users_are_there_beforehand(make: Make, two: Served, expected: Any) -> None:
+    engine = make()
+    for user in USERS:
+        engine.rank(user)
+    published = engine.publish(*two, warm=4)
+    assert (published.warmed, published.not_warmed) == (4, {})
+    found = {user: engine.rank(user) for user in USERS}
+    hits = {user for user, ranking in found.items() if ranking.report.user_state == "hit"}
+    assert hits == set(list(USERS)[-4:])
+    for user, ranking in found.items():
+        assert answer(ranking) == expected[two[0].version, user]
+
+
+def test_users_that_cannot_be_warmed_are_counted(make: Make, users: InMemoryUsers, two: Served) -> None:
+    down = threading.Event()
+
+    def source(user: Any) -> Any:
+        if down.is_set() and user == 4:
+            raise ConnectionError("feature store is down")
+        return users(user)
+
+    engine = make(users=source)
+    for user in USERS:
+        engine.rank(user)
+    down.set()
+    published = engine.publish(*two)
+    assert (published.warmed, published.not_warmed) == (6, {"ConnectionError": 1})
+
+
+def golden(world: World, **changes: Any) -> GoldenRequest:
+    ids, pair = world.candidates(30)
+    return dataclasses.replace(GoldenRequest(user=5, candidates=ids, pair=pair, k=10), **changes)
+
+
+def test_golden_requests_measure_and_refuse(make: Make, one: Served, two: Served, world: World) -> None:
+    engine = make()
+    same = engine.publish(*one, golden=[golden(world)], least_overlap=1.0, most_drift=0.0)
+    assert (same.overlaps, same.drifts) == ((1.0,), (0.0,))
+    measured = engine.publish(*two, golden=[golden(world)], least_overlap=0.0)
+    assert 0 <= measured.overlaps[0] <= 1
+    assert measured.drifts[0] > 0
+    engine.rollback()
+    with pytest.raises(PublishError, match="golden request 0 .user 5.*Nothing was changed"):
+        engine.publish(*two, golden=[golden(world)], least_overlap=0.0, most_drift=measured.drifts[0] / 2)
+    with pytest.raises(PublishError, match="agree on"):
+        engine.publish(*two, golden=[golden(world)], least_overlap=math.nextafter(measured.overlaps[0], 2))
+    assert engine.version == one[0].version
+    assert len(engine.rank(5)) == 10
+    assert engine.stats()["generations"]["published"] == 2
+
+
+def test_golden_requests_that_are_wrong_say_so(make: Make, two: Served, world: World) -> None:
+    engine = make()
+    with pytest.raises(AifError, match="k: got 0"):
+        engine.publish(*two, golden=[golden(world, k=0)])
+    with pytest.raises(AifError, match="moon"):
+        engine.publish(*two, golden=[golden(world, context={"moon": 1})])
+
+
+def test_tables_of_another_version_are_refused(make: Make, one: Served, two: Served) -> None:
+    engine = make()
+    with pytest.raises(VersionMismatchError):
+        engine.publish(two[0], one[1], two[2])
+    assert engine.version == one[0].version
+    with pytest.raises(PublishError, match="nothing was published"):
+        engine.rollback()
+
+
+def test_a_generation_is_closed_when_the_last_request_of_it_is_over(
+    make: Make, one: Served, two: Served, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[Generation] = []
+    monkeypatch.setattr(Generation, "close", lambda generation: closed.append(generation))
+    engine = make()
+    first = engine._release.generation
+    held = [engine.begin(5), engine.begin(6)]
+    engine.publish(*two)
+    engine.publish(*one)  # the first is not kept for a rollback any more
+    assert closed == []
+    assert len(held[0].rank(*world.candidates(30))) == 10
+    assert closed == []
+    held[1].cancel()
+    assert closed == [first]
+    engine.close()
+    assert len(closed) == 3
+
+
+def test_missing_items_are_computed_for_the_generation_of_the_request(
+    make: Make, one: Served, two: Served, world: World
+) -> None:
+    def part(bundle: Bundle) -> ItemIndex:
+        columns = {name: values[:100] for name, values in world.columns.items()}
+        return ItemIndex.build(bundle, world.ids[:100], columns, world.content[:100])
+
+    def items(ids: np.ndarray) -> ItemRecords:
+        rows = [world.ids.tolist().index(item) for item in ids.tolist()]
+        columns = {
+            name: [values[row] for row in rows] if isinstance(values, list) else values[rows]
+            for name, values in world.columns.items()
+        }
+        return ItemRecords(ids.tolist(), columns, world.content[rows])
+
+    config = dataclasses.replace(ENGINE_CONFIG, missing_items="compute", compute_missing_ms=20_000.0)
+    old, new = part(one[0]), part(two[0])
+    engine = make((one[0], old, one[2]), items=items, config=config)
+    pending = engine.begin(5)
+    engine.publish(two[0], new, two[2])
+    assert pending.rank(world.ids[95:105]).report.computed_items == 5
+    assert (old.stats()["rows"], new.stats()["rows"]) == (105, 100)
+    assert engine.begin(5).rank(world.ids[95:110]).report.computed_items == 10
+    assert (old.stats()["rows"], new.stats()["rows"]) == (105, 110)
+
+
+def test_a_closed_engine_publishes_nothing(make: Make, two: Served) -> None:
+    engine = make()
+    engine.close()
+    for change in (lambda: engine.publish(*two), engine.rollback):
+        with pytest.raises(SchedulerError, match="closed"):
+            change()
+
+
+def test_publishing_while_others_publish_takes_turns(make: Make, one: Served, two: Served) -> None:
+    engine = make()
+    threads = [threading.Thread(target=engine.publish, args=served) for served in (one, two) * 3]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert engine.stats()["generations"]["published"] == 6
+    assert len(engine.rank(5)) == 10

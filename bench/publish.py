@@ -1,9 +1,9 @@
 """What requests notice of ten publishes under steady load; every answer is checked against its own version.
 
 `python bench/publish.py`: two minutes; `--quick` is over sooner and only checks answers. Two bundles of one
-architecture with weights of their own take turns. Arrivals are a Poisson process, every request by a user who is
-new to the engine; latency counts from when a request was due. Writes results, a page and a picture into a folder
-of its own, and the page to `--record` too.
+architecture with weights of their own take turns. Arrivals are a Poisson process, every request by a user who
+is new to the engine; latency counts from when a request was due. Writes results, a page and a picture into a
+folder of its own, and the page to `--record` too.
 """
 
 import argparse
@@ -94,7 +94,9 @@ async def run(
             await asyncio.sleep(max(0.0, begun + due_s - time.perf_counter()))
             asked.append(asyncio.create_task(ask(number, due_s)))
         await asyncio.gather(swapping, *asked)
-    assert len(done) + sum(not fault.startswith("request") for fault in faults) == len(due), "requests were lost"
+    assert len(done) + sum(not fault.startswith("request") for fault in faults) == len(due), (
+        "requests were lost"
+    )
     return {"done": done, "faults": faults, "swaps": swaps}
 
 
@@ -176,7 +178,9 @@ def main(arguments: list[str] | None = None) -> Path:
     )
     add_arguments(parser, Path("runs/publish"))
     parser.add_argument("--rate", type=float, default=100.0, help="requests a second")
-    parser.add_argument("--seconds", type=float, default=90.0, help="of arrivals; publishes in their middle third")
+    parser.add_argument(
+        "--seconds", type=float, default=90.0, help="of arrivals; publishes in their middle third"
+    )
     parser.add_argument("--warm", type=int, default=100, help="users whose states are computed ahead")
     given = parser.parse_args(arguments)
     results: dict[str, Any] = {"environment": environment(), "plan": described(given)}

@@ -28,7 +28,13 @@ def admission(
     times = StageTimes()
     times.record(USER, user)
     times.record(REST, stage)
-    return Admission(Ladder(times, (32,), (8,), on=on, item_prior=prior), threads)
+    account = Admission(threads)
+    LADDERS[account] = Ladder(times, (32,), (8,), on=on, item_prior=prior)
+    return account
+
+
+LADDERS: dict[Admission, Ladder] = {}
+"""What the requests to an account are ranked with."""
 
 
 def request(deadline_ms: float | None, began_s: float | None = None) -> Any:
@@ -37,9 +43,14 @@ def request(deadline_ms: float | None, began_s: float | None = None) -> Any:
     return types.SimpleNamespace(user=1, deadline_ms=deadline_ms, began_s=began_s, ticket=None, shed=False)
 
 
+def enter(account: Admission, one: Any) -> None:
+    one.rungs = types.SimpleNamespace(ladder=LADDERS[account])
+    account.enter(one)
+
+
 def what(account: Admission, one: Any) -> str:
     try:
-        account.enter(one)
+        enter(account, one)
     except OverloadedError:
         return "stage" if one.ticket is not None else "refused"
     return "shed" if one.shed else "full"
@@ -92,7 +103,7 @@ def test_without_a_rung_for_it_it_is_refused(on: bool, prior: bool) -> None:
     account = admission(user=1_000, stage=1_000, on=on, prior=prior)
     assert what(account, request(3_000)) == "full"
     with pytest.raises(OverloadedError, match=r"busy for 2000\.\d ms.*own computing takes 2000\.0 ms"):
-        account.enter(request(3_000))
+        enter(account, request(3_000))
 
 
 def test_no_deadline_is_not_on_the_account() -> None:

@@ -1,6 +1,7 @@
 """What happens at the edges: an engine that closes, clocks that run out, arguments that change or are odd."""
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -78,7 +79,9 @@ def test_closing_ends_requests_whose_coroutine_retrieves(make: Any) -> None:
     assert started.wait(10)
     engine.close()
     asker.join(10)
-    assert errors == ["the engine was closed while retrieve was under way; make a new one."]
+    assert len(errors) == 1
+    # Retrieval is begun before the user side: which of them met the end, depends.
+    assert re.fullmatch("the engine was closed while (retrieve|a request) was under way; .*", errors[0])
     assert engine.closed
 
 

@@ -364,7 +364,9 @@ class Engine:
             if self._closed:
                 raise SchedulerError("the engine is closed; make a new one.")
             if self._previous is None:
-                raise PublishError("rollback: nothing was published, so there is no generation to go back to.")
+                raise PublishError(
+                    "rollback: nothing was published, so there is no generation to go back to."
+                )
             self._release, self._previous = self._previous, self._release
             self._swaps["rolled_back"] += 1
             return self._release.version
@@ -515,6 +517,12 @@ class Engine:
             task = submit(goes_on=True)
             pending.started = True
             pending.fail(error)
+        except SchedulerError as error:
+            if not self._closed:
+                raise
+            raise SchedulerError(
+                "the engine was closed while a request was under way; make a new one."
+            ) from error
         pending.taken_on = True
         return task
 

@@ -138,9 +138,7 @@ class Pending:
 
     def errors(self) -> contextlib.AbstractContextManager[None]:
         """Count the errors that pass, and tell the engine's observers; not to be nested."""
-        return self._engine.watch.errors(
-            self.user, self.deadline_ms, self.began_s, self.tasks, self.version
-        )
+        return self._engine.watch.errors(self.user, self.deadline_ms, self.began_s, self.tasks, self.version)
 
     def rank_uncounted(
         self, candidates: Any, pair: Mapping[str, Any] | None, k: int | None, filters: Filters | None = None

@@ -17,6 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from aif_jax.nearline import BehaviourTable
+from aif_jax.serving import Engine, GoldenRequest
+from aif_jax.types import Candidates, Request
 from load.plan import add_arguments, described, workload
 from load.progress import Step, steps
 from load.publish_page import draw, page
@@ -25,10 +29,6 @@ from load.ways import engine_config
 from load.written import write
 from stage.environment import environment
 from workload import Built, with_other_weights
-
-from aif_jax.nearline import BehaviourTable
-from aif_jax.serving import Engine, GoldenRequest
-from aif_jax.types import Candidates, Request
 
 PUBLISHES = 10
 RETRIEVAL_S = 0.010

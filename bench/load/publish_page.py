@@ -28,8 +28,8 @@ def page(results: dict[str, Any]) -> str:
         "every one by a new user; retrieval is a coroutine that sleeps 10 ms.",
         f"{found['published']} publishes in the middle third, of two bundles with tables of their own in "
         f"turns, each with 4 golden requests and up to {found['warm']} states computed ahead ({warmed} in "
-        f"all); one took {min(took):.2f} to {max(took):.2f} s. Programs were compiled before: the bundles share an "
-        "architecture.",
+        f"all); one took {min(took):.2f} to {max(took):.2f} s. Programs were compiled before: the bundles "
+        "share an architecture.",
     ]
     outcome = "met" if ratio <= BAR else "missed"
     bar = (

@@ -232,7 +232,7 @@ def test_golden_requests_measure_and_refuse(make: Make, one: Served, two: Served
     assert 0 <= measured.overlaps[0] <= 1
     assert measured.drifts[0] > 0
     engine.rollback()
-    with pytest.raises(PublishError, match="golden request 0 .user 5.*Nothing was changed"):
+    with pytest.raises(PublishError, match=r"golden request 0 .user 5.*Nothing was changed"):
         engine.publish(*two, golden=[golden(world)], least_overlap=0.0, most_drift=measured.drifts[0] / 2)
     with pytest.raises(PublishError, match="agree on"):
         engine.publish(*two, golden=[golden(world)], least_overlap=math.nextafter(measured.overlaps[0], 2))

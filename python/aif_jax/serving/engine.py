@@ -15,9 +15,7 @@ import numpy as np
 from aif_jax import _native
 from aif_jax.bundle import Bundle, compilations, loads
 from aif_jax.errors import (
-    DeadlineExceededError,
     OverloadedError,
-    PublishError,
     RequestError,
     RetrievalError,
     SchedulerError,
@@ -30,25 +28,21 @@ from aif_jax.serving.candidates import Asked, Chosen, choose, complete
 from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.counts import RequestCounts
 from aif_jax.serving.filters import Filters, for_each_user
+from aif_jax.serving.handles import Handles
 from aif_jax.serving.ladder import Choice
 from aif_jax.serving.many import context_for_each, rank_in_order, rank_side_by_side
 from aif_jax.serving.observer import Observer
 from aif_jax.serving.own_retrieval import Fallback
 from aif_jax.serving.pending import Pending
-from aif_jax.serving.publishing import GoldenRequest, Publication, compare, warm_users
+from aif_jax.serving.publishing import GoldenRequest, Publication
 from aif_jax.serving.release import Release, Sources
+from aif_jax.serving.releases import Releases
 from aif_jax.serving.report import Ranking, Task
 from aif_jax.serving.retrieval import EventLoop
 from aif_jax.serving.stage import Progress
 from aif_jax.serving.user_side import Lane, UserSide
 from aif_jax.serving.watch import Watch
 from aif_jax.types import ItemRecords, ItemSource, Request, Retrieve, UserId, UserRecord, UserSource
-
-_TASKS = {
-    "user_fetch": "the user source", "user": "the user program", "retrieve": "retrieve",
-    "stage": "the real-time stage", "items": "the item source", "candidates": "the check of candidates",
-}  # fmt: skip
-"""What a request's tasks are in words, by the name that a trace shows."""
 
 
 class Engine:
@@ -96,16 +90,11 @@ class Engine:
         self.config.check_items(items)
         self._sources = Sources(users, retrieve, fallback, items)
         self._loop = EventLoop()
-        self._release = self._made(bundle, index, behaviours, progress)
-        self._previous: Release | None = None
-        self._swaps = {"published": 0, "rolled_back": 0}
-        self._publishing = threading.Lock()
-        self._compiled = compilations()
+        self._releases = Releases(self._made(bundle, index, behaviours, progress))
         self.counts = RequestCounts()
+        self._handles = Handles(self.config.max_pending_age_s, self.counts)
         self.watch = Watch(self.counts, observers, lambda: self.version)
         self.admission = Admission(self.config.compute_threads)
-        self._open: dict[int, Pending] = {}
-        self._opening = threading.Lock()
         self._closed = False
         self._here = threading.local()
         self._scheduler = _native.Scheduler(
@@ -149,9 +138,7 @@ class Engine:
             check_user(user)
             check_deadline(deadline_ms)
             context = {} if context is None else context
-            with self._opening:
-                release = self._release
-                release.enter()
+            release = self._releases.enter()
             try:
                 check_context(context, release.generation.bundle.schema)
             except BaseException:
@@ -159,10 +146,9 @@ class Engine:
                 raise
             # It is read in another thread, later: the caller may use the mapping again.
             pending = Pending(self, release, user, dict(context), deadline_ms)
-            self._expire()
+            self._handles.expire()
             self.counts.add("begun")
-            with self._opening:
-                self._open[id(pending)] = pending
+            self._handles.add(pending)
             try:
                 self.admission.enter(pending)
                 if start:
@@ -303,10 +289,10 @@ class Engine:
     ) -> Publication:
         """Serve another bundle with its tables, without a request that fails, waits or mixes the two.
 
-        The new generation is compiled, tried on the golden requests and given states of recent users while the
-        running one serves. Then every request that begins gets the new one; those that were begun before end
-        as they began. The generation that served before is kept for `rollback`, and the one before that is
-        closed when its last request is over. Called from several threads, they take turns.
+        The new generation is compiled, tried on the golden requests and given states of recent users while
+        the running one serves. Then every request that begins gets the new one; those that were begun before
+        end as they began. The generation that served before is kept for `rollback`, and the one before that
+        is closed when its last request is over. Called from several threads, they take turns.
 
         Args:
             bundle: the model.
@@ -325,31 +311,12 @@ class Engine:
             ConfigError: the engine's config does not fit the bundle.
             SchedulerError: the engine is closed.
         """
-        with self._publishing:
-            began_s, compiled = time.perf_counter(), compilations()
-            running = self._release
-            if self._closed:
-                raise SchedulerError("the engine is closed; make a new one.")
-            release = self._made(bundle, index, behaviours, progress)
-            try:
-                overlaps, drifts = compare(running, release, golden, least_overlap, most_drift)
-                warmed, not_warmed = warm_users(running, release, warm, warm_s)
-                prepared_s = time.perf_counter() - began_s
-                with self._opening:
-                    if self._closed:
-                        raise SchedulerError("the engine was closed meanwhile; nothing was published.")
-                    before, self._previous, self._release = self._previous, running, release
-            except BaseException:
-                release.retire()
-                raise
-            if before is not None:
-                before.retire()
-            self._compiled += compilations() - compiled
-            self._swaps["published"] += 1
-            return Publication(
-                version=release.version, previous=running.version, overlaps=tuple(overlaps),
-                drifts=tuple(drifts), warmed=warmed, not_warmed=not_warmed, prepared_s=prepared_s,
-            )  # fmt: skip
+        return self._releases.publish(
+            lambda: self._made(bundle, index, behaviours, progress),
+            golden,
+            (least_overlap, most_drift),
+            (warm, warm_s),
+        )
 
     def rollback(self) -> str:
         """Serve the generation again that served before the last `publish`; return its version.
@@ -360,16 +327,7 @@ class Engine:
             PublishError: there is none.
             SchedulerError: the engine is closed.
         """
-        with self._publishing, self._opening:
-            if self._closed:
-                raise SchedulerError("the engine is closed; make a new one.")
-            if self._previous is None:
-                raise PublishError(
-                    "rollback: nothing was published, so there is no generation to go back to."
-                )
-            self._release, self._previous = self._previous, self._release
-            self._swaps["rolled_back"] += 1
-            return self._release.version
+        return self._releases.rollback()
 
     def _made(
         self, bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, progress: Progress | None
@@ -390,12 +348,7 @@ class Engine:
             The number of states dropped.
         """
         alone = isinstance(users, (int, str, np.integer))
-        users = [users] if alone else list(users)
-        with self._opening:
-            releases = [self._release, self._previous]
-        # Of a generation that is not the serving one any more too: requests of it may be under way, and it may
-        # come back.
-        return sum(release.states.invalidate(users) for release in releases if release is not None)
+        return self._releases.invalidate([users] if alone else list(users))
 
     # -- life -------------------------------------------------------------------------------------
 
@@ -421,24 +374,20 @@ class Engine:
         rankings. Abandoned are those that their caller gave up: a cancelled handle or coroutine, an interrupt
         from the keyboard, and what `rank_many` had begun when an error ended it.
         ``compilations`` counts programs compiled in this process since the engine was made, other than by
-        `publish`: 0, unless something else compiles. ``compilation_cache`` tells what the bundle's cache did (`CacheCounts`) and
-        where it is; empty without one. ``generations`` counts publishes and rollbacks, and says what a
-        rollback would go to and how many requests of that are open. ``programs`` counts, over the whole life of the process and for all
-        bundles, how many were compiled and how many were loaded from a cache instead.
+        `publish`: 0, unless something else compiles. ``compilation_cache`` tells what the bundle's cache did
+        (`CacheCounts`) and where it is; empty without one. ``generations`` counts publishes and rollbacks,
+        and says what a rollback would go to and how many requests of that are open. ``programs`` counts, over
+        the whole life of the process and for all bundles, how many were compiled and how many were loaded
+        from a cache instead.
         """
-        self._expire()
-        with self._opening:
-            open_handles, release, previous = len(self._open), self._release, self._previous
+        self._handles.expire()
+        release = self._release
         return {
             "version": release.version,
-            "generations": {
-                **self._swaps,
-                "previous": None if previous is None else previous.version,
-                "previous_open": 0 if previous is None else previous.open,
-            },
+            "generations": self._releases.stats(),
             "requests": self.counts.as_dict(),
-            "open_handles": open_handles,
-            "compilations": compilations() - self._compiled,
+            "open_handles": len(self._handles),
+            "compilations": self._releases.compilations,
             "programs": {"compiled": compilations(), "loaded": loads()},
             "compilation_cache": self._cache_stats(),
             "user_states": release.states.stats(),
@@ -472,17 +421,11 @@ class Engine:
                 "own, so it would wait for itself; close the engine where it was made, when its requests are "
                 "done."
             )
-        with self._opening:
-            self._closed = True
-            pendings = list(self._open.values())
-            self._open.clear()
-        for pending in pendings:
-            pending.end("the engine was closed")
+        self._closed = True
+        self._handles.end_all("the engine was closed")
         self._scheduler.shutdown(wait=True)
         self._loop.close()
-        self._release.retire()
-        if self._previous is not None:
-            self._previous.retire()
+        self._releases.close()
         self.watch.closed(self)
 
     def __enter__(self) -> Self:
@@ -503,7 +446,7 @@ class Engine:
         """
         remaining = pending.remaining_ms()
         if remaining is not None and remaining <= 0:
-            raise self.too_late(pending, name)
+            raise pending.too_late(name)
         submit = partial(
             self._scheduler.submit,
             lane, self._run_here, (pending, name, lane, time.perf_counter()), function, *arguments,
@@ -532,7 +475,7 @@ class Engine:
         """Run a function as a task, in this thread if the lane has room; see `submit`."""
         remaining = pending.remaining_ms()
         if remaining is not None and remaining <= 0:
-            raise self.too_late(pending, name)
+            raise pending.too_late(name)
         return self._scheduler.run(
             lane, self._run_here, (pending, name, lane, time.perf_counter()), function, *arguments,
             deadline_ms=remaining, name=name, goes_on=True,
@@ -568,7 +511,7 @@ class Engine:
         remaining, n, rungs = pending.remaining_ms(), len(candidates.keys), pending.rungs
         choice = choice or rungs.ladder.stage(side.choice, remaining, n, side.state.length)
         if choice.rung < 3 and remaining is not None and remaining <= 0:
-            raise self.too_late(pending, "stage")
+            raise pending.too_late("stage")
         prepared_s = time.perf_counter()
         if choice.rung == 3:
             scored = rungs.by_item_prior(candidates, k)
@@ -582,19 +525,9 @@ class Engine:
         report = make_report(pending, side, candidates, scored, choice, encoding, k, times)
         return Ranking(best, scored.scores, heads, report)
 
-    def too_late(self, pending: Pending, name: str) -> DeadlineExceededError:
-        """Return the error of a request whose deadline passed before a task could start."""
-        spent = (time.perf_counter() - pending.began_s) * 1e3
-        return DeadlineExceededError(
-            f"user {pending.user!r}: {spent:.1f} ms had passed of the deadline of {pending.deadline_ms:g} ms "
-            f"before {_TASKS[name]} could start; make retrieval or the user source faster, or give the "
-            "request more time."
-        )
-
     def forget(self, pending: Pending) -> None:
         """Take a handle off the list of those that may expire."""
-        with self._opening:
-            self._open.pop(id(pending), None)
+        self._handles.forget(pending)
 
     def abandon(self, pending: Pending) -> None:
         """Count a handle that its caller gave up, and forget it."""
@@ -615,6 +548,10 @@ class Engine:
         finally:
             noted.ended_s = time.perf_counter()
             self._here.task = outer
+
+    @property
+    def _release(self) -> Release:
+        return self._releases.current
 
     # -- inside -----------------------------------------------------------------------------------
 
@@ -659,22 +596,3 @@ class Engine:
     def _drop(self, pending: Pending) -> None:
         pending.end("its request failed or was abandoned")
         self.forget(pending)
-
-    def _expire(self) -> None:
-        """End the handles that nobody finished in time; they are in the order in which they began."""
-        oldest = time.perf_counter() - self.config.max_pending_age_s
-        expired: list[Pending] = []
-        with self._opening:
-            for pending in self._open.values():
-                if pending.began_s > oldest:
-                    break
-                if pending.expires:
-                    expired.append(pending)
-            for pending in expired:
-                del self._open[id(pending)]
-        ended = sum(
-            pending.end(f"it expired after {self.config.max_pending_age_s:g} s without being ranked")
-            for pending in expired
-        )
-        if ended:
-            self.counts.add("expired", ended)

@@ -21,6 +21,12 @@ from aif_jax.types import UserId
 if TYPE_CHECKING:
     from aif_jax.serving.engine import Engine
 
+_TASKS = {
+    "user_fetch": "the user source", "user": "the user program", "retrieve": "retrieve",
+    "stage": "the real-time stage", "items": "the item source", "candidates": "the check of candidates",
+}  # fmt: skip
+"""What a request's tasks are in words, by the name that a trace shows."""
+
 _SHED = Choice(3, "overloaded")
 
 
@@ -187,6 +193,15 @@ class Pending:
         self._engine.watch.ranked(ranking.report)
         return ranking
 
+    def too_late(self, name: str) -> DeadlineExceededError:
+        """Return the error of a request whose deadline passed before a task could start."""
+        spent = (time.perf_counter() - self.began_s) * 1e3
+        return DeadlineExceededError(
+            f"user {self.user!r}: {spent:.1f} ms had passed of the deadline of {self.deadline_ms:g} ms "
+            f"before {_TASKS[name]} could start; make retrieval or the user source faster, or give the "
+            "request more time."
+        )
+
     def track(self, task: concurrent.futures.Future[Any]) -> None:
         """Follow a task of the user side: if it is dropped or fails, so does the user side."""
         self._steps.append(task)
@@ -310,7 +325,7 @@ class Pending:
         if not self._side.done():
             raise self._late()
         self._side.result()  # its own error comes first
-        raise self._engine.too_late(self, "stage")
+        raise self.too_late("stage")
 
     def _patience_ms(self, n: int) -> float | None:
         return self.rungs.ladder.wait_ms(self.remaining_ms(), n)

@@ -88,10 +88,11 @@ def compare(
         drifts.append(drift)
         if overlap < least_overlap or drift > most_drift:
             raise PublishError(
-                f"golden request {number} (user {request.user!r}): bundle {release.version[:12]} and the running "
-                f"{running.version[:12]} agree on {overlap:.1%} of the best {len(ids)}, and scores differ by up "
-                f"to {drift:.3g}; the bounds are least_overlap={least_overlap:g} and most_drift={most_drift:g}. "
-                "Nothing was changed: look at the new model, or loosen the bounds if this is what it should do."
+                f"golden request {number} (user {request.user!r}): bundle {release.version[:12]} and the "
+                f"running {running.version[:12]} agree on {overlap:.1%} of the best {len(ids)}, and scores "
+                f"differ by up to {drift:.3g}; the bounds are least_overlap={least_overlap:g} and "
+                f"most_drift={most_drift:g}. Nothing was changed: look at the new model, or loosen the "
+                "bounds if this is what it should do."
             )
     return overlaps, drifts
 

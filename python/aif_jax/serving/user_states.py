@@ -28,8 +28,8 @@ from aif_jax.types import UserId
 _OWNER, _SOURCE, _COUNTS, _COMPUTED = "#owner", "#source", "#counts", "#computed"
 
 _REMEMBERED = 65_536
-"""Users who are remembered: those invalidated, for the user sides that are under way meanwhile; and those whose
-states were kept last, for the generation that comes next."""
+"""Users who are remembered: those invalidated, for the user sides that are under way meanwhile; and those
+whose states were kept last, for the generation that comes next."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """From one generation to the next: the new one is tried and warmed before it serves anybody."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from aif_jax.serving.release import Release
 from aif_jax.serving.user_program import compute_state, long_bucket
 from aif_jax.serving.users import checked_record
 from aif_jax.types import UserId, UserRecord
+
+_REST = 2.0
+"""Times what a piece of work took that the next one waits."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,9 +77,11 @@ def compare(
     """
     overlaps, drifts = [], []
     for number, request in enumerate(golden):
-        ids, scores = _ranked(running, request)
+        with _unhurried():
+            ids, scores = _ranked(running, request)
         try:
-            new_ids, new_scores = _ranked(release, request)
+            with _unhurried():
+                new_ids, new_scores = _ranked(release, request)
         except AifError as error:
             raise PublishError(
                 f"golden request {number} (user {request.user!r}) cannot be ranked by bundle "
@@ -119,14 +125,26 @@ def warm_users(running: Release, release: Release, users: int, seconds: float) -
             record = _record(release, user)
             if record is None:
                 continue
-            length = long_bucket(record, release.generation)
-            state = compute_state(user, record, length, release.generation)
-            release.states.put(user, record.revision, state, moment)
+            with _unhurried():
+                length = long_bucket(record, release.generation)
+                state = compute_state(user, record, length, release.generation)
+                release.states.put(user, record.revision, state, moment)
             warmed += 1
         # Whatever a user source raises: the user's next request meets it too, and is told then.
         except Exception as error:
             failed[type(error).__name__] = failed.get(type(error).__name__, 0) + 1
     return warmed, failed
+
+
+@contextlib.contextmanager
+def _unhurried() -> Iterator[None]:
+    """Rest twice as long as a piece of work took: the cores are there for requests.
+
+    A low priority would be worse: a thread of low priority that holds the GIL holds up all others.
+    """
+    began_s = time.perf_counter()
+    yield
+    time.sleep(_REST * (time.perf_counter() - began_s))
 
 
 def _ranked(release: Release, request: GoldenRequest) -> tuple[np.ndarray, np.ndarray]:

@@ -53,6 +53,7 @@ CASES = (
     "Broken file in a bundle",
     "Missing file in a bundle",
     "Index of another version",
+    "No generation to go back to",
     "Feature that the schema lacks",
     "Missing column",
     "Missed deadline",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from aif_jax.bundle import Bundle, compilations
-from aif_jax.errors import AifError, PublishError, SchedulerError, VersionMismatchError
+from aif_jax.errors import AifError, PublishError, RequestError, SchedulerError, VersionMismatchError
 from aif_jax.nearline import BehaviourTable, ItemIndex
 from aif_jax.serving import Engine, GoldenRequest, InMemoryUsers, Pending
 from aif_jax.serving.stages import Generation
@@ -234,8 +234,12 @@ def test_golden_requests_measure_and_refuse(make: Make, one: Served, two: Served
     engine.rollback()
     with pytest.raises(PublishError, match=r"golden request 0 .user 5.*Nothing was changed"):
         engine.publish(*two, golden=[golden(world)], least_overlap=0.0, most_drift=measured.drifts[0] / 2)
-    with pytest.raises(PublishError, match="agree on"):
-        engine.publish(*two, golden=[golden(world)], least_overlap=math.nextafter(measured.overlaps[0], 2))
+    if measured.overlaps[0] < 1:
+        with pytest.raises(PublishError, match="agree on"):
+            engine.publish(*two, golden=[golden(world)], least_overlap=1.0)
+    for wrong in ({"least_overlap": 1.1}, {"most_drift": math.nan}):
+        with pytest.raises(RequestError, match="expected a share from 0 to 1"):
+            engine.publish(*two, golden=[golden(world)], **wrong)
     assert engine.version == one[0].version
     assert len(engine.rank(5)) == 10
     assert engine.stats()["generations"]["published"] == 2

@@ -34,7 +34,7 @@ from aif_jax.serving.many import context_for_each, rank_in_order, rank_side_by_s
 from aif_jax.serving.observer import Observer
 from aif_jax.serving.own_retrieval import Fallback
 from aif_jax.serving.pending import Pending
-from aif_jax.serving.publishing import GoldenRequest, Publication
+from aif_jax.serving.publishing import GoldenRequest, Publication, check_bounds
 from aif_jax.serving.release import Release, Sources
 from aif_jax.serving.releases import Releases
 from aif_jax.serving.report import Ranking, Task
@@ -308,9 +308,11 @@ class Engine:
         Raises:
             VersionMismatchError: a table was computed by another bundle version.
             PublishError: a golden request cannot be ranked or is out of bounds.
+            RequestError: a golden request or a bound is malformed.
             ConfigError: the engine's config does not fit the bundle.
             SchedulerError: the engine is closed.
         """
+        check_bounds(least_overlap, most_drift)
         return self._releases.publish(
             lambda: self._made(bundle, index, behaviours, progress),
             golden,

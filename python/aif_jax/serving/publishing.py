@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.errors import AifError, PublishError
+from aif_jax.errors import AifError, PublishError, RequestError
 from aif_jax.features import EncodeReport
 from aif_jax.serving.arguments import check_context, checked_k
 from aif_jax.serving.candidates import check_candidates
@@ -63,6 +63,19 @@ class Publication:
     prepared_s: float
 
 
+def check_bounds(least_overlap: float, most_drift: float) -> None:
+    """Check that bounds can be met.
+
+    Raises:
+        RequestError: they cannot.
+    """
+    if not 0 <= least_overlap <= 1 or not most_drift >= 0:
+        raise RequestError(
+            f"least_overlap, most_drift: got {least_overlap} and {most_drift}, expected a share from 0 to 1, "
+            "and 0 or more."
+        )
+
+
 def compare(
     running: Release,
     release: Release,
@@ -85,7 +98,7 @@ def compare(
         except AifError as error:
             raise PublishError(
                 f"golden request {number} (user {request.user!r}) cannot be ranked by bundle "
-                f"{release.version[:12]}: {error}"
+                f"{release.version}: {error}"
             ) from error
         _, mine, theirs = np.intersect1d(ids, new_ids, return_indices=True)
         overlap = len(mine) / max(len(ids), len(new_ids), 1) if len(ids) or len(new_ids) else 1.0
@@ -94,8 +107,8 @@ def compare(
         drifts.append(drift)
         if overlap < least_overlap or drift > most_drift:
             raise PublishError(
-                f"golden request {number} (user {request.user!r}): bundle {release.version[:12]} and the "
-                f"running {running.version[:12]} agree on {overlap:.1%} of the best {len(ids)}, and scores "
+                f"golden request {number} (user {request.user!r}): bundle {release.version} and the "
+                f"running {running.version} agree on {overlap:.1%} of the best {len(ids)}, and scores "
                 f"differ by up to {drift:.3g}; the bounds are least_overlap={least_overlap:g} and "
                 f"most_drift={most_drift:g}. Nothing was changed: look at the new model, or loosen the "
                 "bounds if this is what it should do."

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from aif_jax.data import Content, Dataset, Events, Impressions, load
-from aif_jax.data.splits import ends_before, split_by_position
+from aif_jax.data.splits import SPLITS, ends_before, split_by_position
 from aif_jax.errors import DataError
 from aif_jax.features import Categorical, MultiValued, Ragged, Schema
 
@@ -104,6 +104,21 @@ def test_refit_moves_validation_rows():
     before = np.bincount(dataset.impressions.split, minlength=3)
     after = np.bincount(dataset.with_validation_in_training().impressions.split, minlength=3)
     assert after.tolist() == [before[0] + before[1], 0, before[2]]
+
+
+def test_frozen_histories_know_nothing_of_their_own_part():
+    dataset = load("synthetic:small")
+    split = np.where(dataset.impressions.user % 2, SPLITS["test"], dataset.impressions.split)
+    dataset = with_rows(dataset, split=split.astype(np.int8))
+    frozen = dataset.with_frozen_histories("test")
+    rows, ends = dataset.impressions, frozen.impressions.history_end
+    test = rows.split == SPLITS["test"]
+    np.testing.assert_array_equal(ends[~test], rows.history_end[~test])
+    assert (ends <= rows.history_end).all()
+    assert (ends[test] < rows.history_end[test]).any()
+    for user in np.unique(rows.user[test]):
+        mine = test & (rows.user == user)
+        assert set(ends[mine]) == {rows.history_end[mine].min()}
 
 
 def with_events(dataset, **changes):

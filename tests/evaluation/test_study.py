@@ -1,5 +1,6 @@
 """A study on synthetic data: rows are trained once, an interrupted study goes on, others are refused."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from aif_jax.cli.evaluating import run_evaluation
 from aif_jax.data import Dataset, load
+from aif_jax.data.splits import SPLITS
 from aif_jax.errors import ConfigError
 from aif_jax.evaluation import VARIANTS, Study, markdown, study
 from aif_jax.evaluation.plot import gauc_plot
@@ -28,7 +30,11 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
-    return load("synthetic:small")
+    """With several requests of a user in the test part: all of those of every eighth."""
+    made = load("synthetic:small")
+    rows = made.impressions
+    split = np.where(rows.user % 8 == 1, SPLITS["test"], rows.split).astype(np.int8)
+    return dataclasses.replace(made, impressions=dataclasses.replace(rows, split=split))
 
 
 def make(dataset: Dataset, folder: Path, names: str = "cold,aif", seeds: int = 2, **changes: Any) -> Study:
@@ -67,8 +73,11 @@ def test_a_study_is_resumed_row_by_row(
 
     # A row is what training and evaluating by hand give.
     config, training = VARIANTS["aif"].config(mine._model), mine._training.replace(seed=1)
-    by_hand = evaluate(real(config, dataset, training, progress=False).model, dataset, "test")
+    model = real(config, dataset, training, progress=False).model
+    by_hand = evaluate(model, dataset, "test")
     assert rows[3].metrics.heads == by_hand.heads
+    still = evaluate(model, dataset.with_frozen_histories("test"), "test")
+    assert rows[3].frozen.heads == still.heads != by_hand.heads
     known, users, labels = mine.known()
     assert len(mine.logits(VARIANTS["aif"], 0)) == len(known) >= len(users) == len(labels)
 

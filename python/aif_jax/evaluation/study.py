@@ -43,6 +43,8 @@ class Row:
         variant: its name.
         seed: of weights, order, dropout and negatives.
         metrics: on the test part.
+        frozen: the same with histories that end where the user's test rows begin, see
+            `aif_jax.data.Dataset.with_frozen_histories`.
         retention: see `aif_jax.evaluation.retention`; empty for the ranker.
         parameters: number of trained weights.
         steps: of training.
@@ -52,6 +54,7 @@ class Row:
     variant: str
     seed: int
     metrics: Metrics
+    frozen: Metrics
     retention: dict[str, Any]
     parameters: int
     steps: int
@@ -60,12 +63,13 @@ class Row:
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-serialisable dictionary; `from_json` reads it back."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {**values, "metrics": self.metrics.to_json()}
+        return {**values, "metrics": self.metrics.to_json(), "frozen": self.frozen.to_json()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
         """Build from `to_json` output."""
-        return cls(**{**values, "metrics": Metrics.from_json(values["metrics"])})
+        read = {name: Metrics.from_json(values[name]) for name in ("metrics", "frozen")}
+        return cls(**{**values, **read})
 
 
 class Study:
@@ -141,9 +145,10 @@ class Study:
             self._train(variant, seed, folder)
         return Row.from_json(json.loads((folder / "row.json").read_text(encoding="utf-8")))
 
-    def logits(self, variant: Variant, seed: int) -> np.ndarray:
+    def logits(self, variant: Variant, seed: int, *, frozen: bool = False) -> np.ndarray:
         """Return a row's logits of the main head for the impressions of the test part, float32 ``[I]``."""
-        return np.load(self._row_folder(variant, seed) / "logits.npy")
+        name = "frozen.npy" if frozen else "logits.npy"
+        return np.load(self._row_folder(variant, seed) / name)
 
     def known(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return which impressions of the test part have a known label, and the users and labels of these."""
@@ -174,11 +179,14 @@ class Study:
         result = train(variant.config(self._model), self.dataset, config, progress=self._progress)
         evaluator = Evaluator(self.dataset, result.model, SPLIT)
         logits = evaluator.predict(result.model)
+        still = Evaluator(self.dataset.with_frozen_histories(SPLIT), result.model, SPLIT)
+        frozen = still.predict(result.model)
         scores = evaluator.score_lists(result.model, lists)
         row = Row(
             variant=variant.name,
             seed=seed,
             metrics=evaluator.measure(logits, scores),
+            frozen=still.measure(frozen),
             retention={} if judged is None else retention(judged, scores).to_json(),
             parameters=result.parameters,
             steps=result.steps,
@@ -186,6 +194,7 @@ class Study:
         )
         part = self.dataset.impressions.split == split_number(SPLIT)
         _save(folder / "logits.npy", logits[part, 0])
+        _save(folder / "frozen.npy", frozen[part, 0])
         _save(folder / "lists.npy", scores.astype(np.float32))
         # Last, and in one piece: a row is there if this is.
         _write(folder / "row.json", row.to_json())

@@ -21,16 +21,20 @@ def summarise(study: Study, rows: Sequence[Row]) -> dict[str, Any]:
         rows: all of its rows.
     """
     known, users, labels = study.known()
-    scores = {
-        variant.name: [study.logits(variant, seed)[known] for seed in range(study.seeds)]
-        for variant in study.variants
-    }
-    paired = PairedBootstrap(users, labels, scores)
-    against = MODEL if MODEL in scores else next(iter(scores))
+
+    def bootstrap(*, frozen: bool) -> PairedBootstrap:
+        scores = {
+            variant.name: [study.logits(variant, seed, frozen=frozen)[known] for seed in range(study.seeds)]
+            for variant in study.variants
+        }
+        return PairedBootstrap(users, labels, scores)
+
+    paired, still = bootstrap(frozen=False), bootstrap(frozen=True)
+    names = [variant.name for variant in study.variants]
+    against = MODEL if MODEL in names else names[0]
     variants: dict[str, Any] = {}
     for variant in study.variants:
         mine = [row for row in rows if row.variant == variant.name]
-        difference = None if variant.name == against else paired.difference(variant.name, against)
         variants[variant.name] = {
             "text": variant.text,
             "auc": _spread([row.metrics.auc for row in mine]),
@@ -45,13 +49,18 @@ def summarise(study: Study, rows: Sequence[Row]) -> dict[str, Any]:
                 str(m): _spread([row.retention["positives"][str(m)] for row in mine]) for m in POSITIVES
             },
             "ndcg": _spread([row.retention["ndcg"] for row in mine]),
-            "gauc_against": None if difference is None else dataclasses.asdict(difference),
+            "frozen_gauc": _spread([row.frozen.gauc for row in mine]),
+            "gauc_against": _difference_of(paired, variant.name, against),
+            "frozen_gauc_against": _difference_of(still, variant.name, against),
             "parameters": mine[0].parameters,
             "examples_per_s": _spread([row.examples_per_s for row in mine])["mean"],
         }
     lost = None
-    if {MODEL, BEST, BASELINE} <= scores.keys():
-        lost = dataclasses.asdict(paired.lost(MODEL, BEST, BASELINE))
+    if {MODEL, BEST, BASELINE} <= set(names):
+        lost = {
+            kind: dataclasses.asdict(found.lost(MODEL, BEST, BASELINE))
+            for kind, found in (("growing", paired), ("frozen", still))
+        }
     return {
         "data": study.dataset.name,
         "head": study.head,
@@ -77,22 +86,24 @@ def markdown(summary: dict[str, Any]) -> str:
         f"{summary['data']}, head `{summary['head']}`: {summary['impressions']:,} impressions of "
         f"{summary['users']:,} users in the test part, {summary['seeds']} seeds; mean ± standard deviation "
         f"over seeds. The difference of GAUC is to `{against}`, with the standard error of a bootstrap over "
-        "users and seeds in pairs.",
+        "users and seeds in pairs. Frozen: histories end where a user's test rows begin, so that no label of "
+        "a test row is an input of a later one, which would turn the order of a user's rows round.",
         "",
-        "| model | AUC | GAUC | difference | log loss | weights |",
-        "|---|---|---|---|---|---|",
+        "| model | AUC | GAUC | difference | GAUC, frozen | difference | log loss | weights |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, floor in summary["floors"].items():
         lines.append(
-            f"| floor: {name} | {floor['auc']:.4f} | {floor['gauc']:.4f} | | {floor['log_loss']:.4f} | |"
+            f"| floor: {name} | {floor['auc']:.4f} | {floor['gauc']:.4f} | | | | {floor['log_loss']:.4f} | |"
         )
     for name, found in summary["variants"].items():
-        gap = found["gauc_against"]
-        lines.append(
-            f"| `{name}`: {found['text']} | {_shown(found['auc'])} | {_shown(found['gauc'])} | "
-            f"{'' if gap is None else _difference(Estimate(**gap))} | {_shown(found['log_loss'])} | "
-            f"{found['parameters']:,} |"
-        )
+        cells = [
+            f"`{name}`: {found['text']}", _shown(found["auc"]),
+            _shown(found["gauc"]), _difference(found["gauc_against"]),
+            _shown(found["frozen_gauc"]), _difference(found["frozen_gauc_against"]),
+            _shown(found["log_loss"]), f"{found['parameters']:,}",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
     header = [f"{k} of {m}" for k, m in SURVIVORS]
     lines += [
         "",
@@ -111,7 +122,10 @@ def markdown(summary: dict[str, Any]) -> str:
         cells += [_share(found["positives"][str(m)]) for m in POSITIVES]
         lines.append(f"| `{name}` | {' | '.join(cells)} | {_share(found['ndcg'])} |")
     if summary["lost"] is not None:
-        lines += ["", _lost(summary["lost"])]
+        lines += [
+            "",
+            f"{_lost(summary['lost']['growing'])} With frozen histories, {_lost(summary['lost']['frozen'])}",
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -135,5 +149,9 @@ def _share(found: dict[str, float]) -> str:
     return f"{found['mean']:.3f}"
 
 
-def _difference(found: Estimate) -> str:
-    return f"{found.value:+.4f} ± {found.standard_error:.4f}"
+def _difference_of(paired: PairedBootstrap, name: str, against: str) -> dict[str, float] | None:
+    return None if name == against else dataclasses.asdict(paired.difference(name, against))
+
+
+def _difference(found: dict[str, float] | None) -> str:
+    return "" if found is None else f"{found['value']:+.4f} ± {found['standard_error']:.4f}"

@@ -48,7 +48,8 @@ class EngineConfig:
             ``error`` refuses it. Nothing is degraded without a deadline.
         user_source_failure: what becomes of a request whose user source raised, with a deadline or without:
             ``error`` passes the error on, ``degrade`` ranks with the user prior.
-        user_state_bytes: memory for cached user states; 0 switches the cache off.
+        user_state_bytes: memory for cached user states, of each generation that is kept; 0 switches the cache
+            off.
         user_state_ttl_s: age in seconds at which a cached user state is computed again; ``None`` for never.
         blocking_threads: threads that wait for user sources and retrieval.
         compute_threads: threads that run programs; few, because each program uses XLA's own pool. Left

@@ -84,8 +84,7 @@ def markdown(summary: dict[str, Any]) -> str:
     against = summary["against"]
     lines = [
         f"{summary['data']}, head `{summary['head']}`: {summary['impressions']:,} impressions of "
-        f"{summary['users']:,} users in the test part, {summary['seeds']} seeds; mean ± standard deviation "
-        f"over seeds. The difference of GAUC is to `{against}`, with the standard error of a bootstrap over "
+        f"{summary['users']:,} users in the test part, {_seeds(summary['seeds'])}. The difference of GAUC is to `{against}`, with the standard error of a bootstrap over "
         "users and seeds in pairs. Frozen: histories end where a user's test rows begin, so that no label of "
         "a test row is an input of a later one, which would turn the order of a user's rows round.",
         "",
@@ -129,6 +128,10 @@ def markdown(summary: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _seeds(seeds: int) -> str:
+    return "one seed" if seeds == 1 else f"{seeds} seeds; mean ± standard deviation over seeds"
+
+
 def _lost(lost: dict[str, Any]) -> str:
     gain = Estimate(**lost["gain"])
     said = f"`{BEST}` gains {gain.value:+.4f} ± {gain.standard_error:.4f} GAUC over `{BASELINE}`"
@@ -137,15 +140,17 @@ def _lost(lost: dict[str, Any]) -> str:
     return f"{said}; `{MODEL}` loses {lost['share']:.0%} of that, at most {lost['upper']:.0%} (95 %)."
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0}
+def _spread(values: Sequence[float]) -> dict[str, float | None]:
+    """Return mean and standard deviation; one seed has none."""
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "sd": sd}
 
 
-def _shown(found: dict[str, float]) -> str:
-    return f"{found['mean']:.4f} ± {found['sd']:.4f}"
+def _shown(found: dict[str, float | None]) -> str:
+    return f"{found['mean']:.4f}" + ("" if found["sd"] is None else f" ± {found['sd']:.4f}")
 
 
-def _share(found: dict[str, float]) -> str:
+def _share(found: dict[str, float | None]) -> str:
     return f"{found['mean']:.3f}"
 
 

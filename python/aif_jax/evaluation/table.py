@@ -84,7 +84,8 @@ def markdown(summary: dict[str, Any]) -> str:
     against = summary["against"]
     lines = [
         f"{summary['data']}, head `{summary['head']}`: {summary['impressions']:,} impressions of "
-        f"{summary['users']:,} users in the test part, {_seeds(summary['seeds'])}. The difference of GAUC is to `{against}`, with the standard error of a bootstrap over "
+        f"{summary['users']:,} users in the test part, {_seeds(summary['seeds'])}. The difference of GAUC is "
+        f"to `{against}`, with the standard error of a bootstrap over "
         "users and seeds in pairs. Frozen: histories end where a user's test rows begin, so that no label of "
         "a test row is an input of a later one, which would turn the order of a user's rows round.",
         "",

@@ -517,3 +517,11 @@ def test_tables_of_another_version_are_refused(
         VersionMismatchError, match=f"behaviour table.*{other_bundle.version}.*{bundle.version}"
     ):
         Engine(bundle, index, stale_table, users=users)
+
+
+def test_ids_that_do_not_lie_on_whole_words_are_read_as_others(engine: Engine, world: World) -> None:
+    ids, pair = world.candidates(20)
+    shifted = np.frombuffer(b"\0" + ids.tobytes(), np.uint8)[1:].view(np.uint64)
+    assert not shifted.flags.aligned
+    expected = engine.begin(4).rank(ids, pair)
+    assert engine.begin(4).rank(shifted, pair).scores.tobytes() == expected.scores.tobytes()

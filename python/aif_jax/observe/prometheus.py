@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from aif_jax.errors import ConfigError
 from aif_jax.serving import Engine, Failure, Observer, Report
 
 SECONDS = (
@@ -79,11 +80,11 @@ class PrometheusMetrics(Observer, Collector):
         """Read this engine's counters from now on.
 
         Raises:
-            ValueError: it reads another engine's already.
+            ConfigError: it reads another engine's already.
         """
         with self._opening:
             if self._engine is not None and not self._engine.closed:
-                raise ValueError(
+                raise ConfigError(
                     "these PrometheusMetrics watch another engine already; make one for each engine, with "
                     "prefixes of their own if they share a registry."
                 )

@@ -16,8 +16,8 @@ from aif_jax.serving import Failure, Observer, Report
 class SlowRequests(Observer):
     """Keeps the slowest rankings of the last while, and the last failures. Safe to use from any thread.
 
-    Time is cut into windows: what is kept are the slowest of the present window and of the one before, so an
-    hour that was bad is seen for at least one window after it, and then makes room.
+    Time is cut into windows: what is kept are the slowest of the present window and of the one before, so
+    what was slow is seen for at least a window's length, and then makes room.
 
     Args:
         worst: rankings to keep of each window.

@@ -98,7 +98,7 @@ def read_ids(ids: Any) -> tuple[np.ndarray, np.ndarray, bool]:
             raise RequestError(f"ids: got an array of shape {ids.shape}, expected [N]; flatten it.")
     elif not isinstance(ids, (list, tuple, str, bytes)):
         ids = list(ids)
-    keys = np.ascontiguousarray(item_keys(ids))
+    keys = np.require(item_keys(ids), requirements=("C", "A"))
     strings = len(ids) > 0 and isinstance(ids[0], str)
     if not isinstance(ids, np.ndarray):
         ids = np.array(ids, dtype=object) if strings else keys

@@ -95,6 +95,8 @@ class Engine:
         self._handles = Handles(self.config.max_pending_age_s, self.counts)
         self.watch = Watch(self.counts, observers, lambda: self.version)
         self.admission = Admission(self.config.compute_threads)
+        # Requests that one call may have under way: all at once would overrun the bounded queue.
+        self._at_once = min(self.config.blocking_threads, self.config.queue_bound)
         self._closed = False
         self._here = threading.local()
         self._scheduler = _native.Scheduler(
@@ -102,7 +104,11 @@ class Engine:
             compute_threads=self.config.compute_threads,
             queue_bound=self.config.queue_bound,
         )
-        self.watch.opened(self)
+        try:
+            self.watch.opened(self)
+        except BaseException:
+            self.close()
+            raise
 
     # -- requests ---------------------------------------------------------------------------------
 
@@ -556,11 +562,6 @@ class Engine:
         return self._releases.current
 
     # -- inside -----------------------------------------------------------------------------------
-
-    @property
-    def _at_once(self) -> int:
-        """How many requests one call may have under way: all at once would overrun the bounded queue."""
-        return min(self.config.blocking_threads, self.config.queue_bound)
 
     def _begin_own(
         self, user: UserId, context: Mapping[str, Any] | None, deadline_ms: float | None, *, start: bool

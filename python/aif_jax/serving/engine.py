@@ -340,9 +340,8 @@ class Engine:
     def _made(
         self, bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, progress: Progress | None
     ) -> Release:
-        return Release(
-            bundle, index, behaviours, self._sources, self.config, self._loop, self.submit, progress
-        )
+        tables = (bundle, index, behaviours)
+        return Release(*tables, self._sources, self.config, self._loop, self.submit, progress)
 
     def invalidate(self, users: UserId | Iterable[UserId]) -> int:
         """Drop the cached states of users of whom more has changed than the revision of their record shows.

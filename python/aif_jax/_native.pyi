@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from os import PathLike
 from typing import Any, Literal, TypeVar, final
 
 import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "BLOCK_BYTES",
     "EmbeddingCache",
     "RowLayout",
     "Scheduler",
     "__version__",
+    "block_checksums",
     "chosen_kernels",
     "cpu_features",
     "distinct",
@@ -99,6 +102,31 @@ class EmbeddingCache:
         huge_pages: bool = True,
         prefault: bool = False,
     ) -> EmbeddingCache: ...
+    @staticmethod
+    def over_file(
+        layout: RowLayout,
+        path: str | PathLike[str],
+        offset: int,
+        keys: npt.NDArray[np.uint64],
+        *,
+        prefault: bool = False,
+    ) -> EmbeddingCache:
+        """Make an unbounded cache whose first rows lie in a file, which is mapped and not read.
+
+        They are memory of the system's own cache of the file, shared with other processes that map it. What
+        is written later stays in this process; the file must stay as it is (it may be deleted or replaced).
+
+        Args:
+            layout: the columns of a row.
+            path: the file; the row of ``keys[i]`` stands at ``offset + i * layout.row_bytes``.
+            offset: a multiple of 65,536.
+            keys: ``uint64[N]``, all different.
+            prefault: map all pages at once, reading what is not in memory yet.
+
+        Raises:
+            RequestError: a key comes twice, the offset is none, or the file does not hold these rows.
+            OSError: the file cannot be opened or mapped.
+        """
     def upsert(self, keys: npt.NDArray[np.uint64], columns: Mapping[str, np.ndarray]) -> None:
         """Write one row per key, in order: of a key that comes twice the last row stays.
 
@@ -184,6 +212,24 @@ class EmbeddingCache:
         Raises:
             MemoryError: there is no memory for a copy of all rows.
         """
+    def write_rows(
+        self, path: str | PathLike[str], taken: Callable[[npt.NDArray[np.uint64]], object]
+    ) -> npt.NDArray[np.uint64]:
+        """Append all rows as of one moment to a file, whole and in the order of their keys.
+
+        Writers go on meanwhile; what they replace stays memory until this returns.
+
+        Args:
+            path: a file that exists.
+            taken: called with the keys, ``uint64[N]`` ascending, when the moment is taken and before anything
+                is written; what it raises ends the call.
+
+        Returns:
+            The checksums of the rows' bytes, as `block_checksums` gives them.
+
+        Raises:
+            OSError: the file cannot be opened or written.
+        """
     def ages_s(self, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]:
         """Return the seconds since each key's row was written, `float32[N]`, to 16 ms; NaN without one."""
     def keys(self) -> npt.NDArray[np.uint64]:
@@ -201,9 +247,9 @@ class EmbeddingCache:
 
         payload_bytes, padding_bytes, retired_bytes, free_bytes (rows to be reused), table_bytes, side_bytes
         (time stamps, and keys and marks if rows are evicted), order_bytes (of eviction), total_bytes (all of
-        these), untouched_bytes (reserved address space, not in the total), growth_peak_bytes (most that two
-        tables took during growth), pooled_bytes (of returned arrays, kept for the next batches; not in the
-        total).
+        these), mapped_bytes (of these, rows in a mapped file, shared while nobody writes to them),
+        untouched_bytes (reserved address space, not in the total), growth_peak_bytes (most that two tables
+        took during growth), pooled_bytes (of returned arrays, kept for the next batches; not in the total).
         """
     def clear(self) -> None:
         """Delete all rows; the counts go on."""
@@ -215,6 +261,12 @@ class EmbeddingCache:
     @property
     def layout(self) -> RowLayout:
         """The layout of its rows."""
+
+BLOCK_BYTES: int
+"""Bytes that have a checksum of their own."""
+
+def block_checksums(bytes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
+    """Return XXH3-64 of each `BLOCK_BYTES` bytes, and of the rest, ``uint64[B]``."""
 
 def hash_strings(strings: list[str]) -> npt.NDArray[np.uint64]:
     """Return the 64-bit keys of strings, `uint64[N]`: XXH3-64 of their UTF-8 bytes, on any machine.

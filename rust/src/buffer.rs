@@ -1,7 +1,9 @@
 //! Aligned memory whose allocation can fail without ending the process.
 
 use crate::error::{Error, Result};
+use crate::mapping::Mapping;
 use crate::sync::Zeroable;
+use crate::sync::plain::Arc;
 use std::ops::Deref;
 use std::ptr::NonNull;
 
@@ -33,12 +35,15 @@ impl Default for Pages {
     }
 }
 
-/// A fixed piece of memory, aligned to [`ALIGN`], zero at first.
+/// A fixed piece of memory, aligned to [`ALIGN`]: zero at first, or a part of a mapped file.
 #[derive(Debug)]
 pub struct AlignedBuffer {
     start: NonNull<u8>,
     bytes: usize,
-    // Invariant: `start` came from `memory::get(bytes, ..)`, or dangles if `bytes == 0`.
+    /// Whose memory it is, if it is not the buffer's own.
+    lender: Option<Arc<Mapping>>,
+    // Invariant: `start` lies `bytes` bytes before the end of the lender's memory or further; without a
+    // lender it came from `memory::get(bytes, ..)`, or dangles if `bytes == 0`.
 }
 
 // SAFETY: the buffer owns its memory, and hands out raw pointers only.
@@ -52,6 +57,7 @@ impl Default for AlignedBuffer {
         Self {
             start: NonNull::<u64>::dangling().cast(),
             bytes: 0,
+            lender: None,
         }
     }
 }
@@ -74,7 +80,29 @@ impl AlignedBuffer {
             what: what.into(),
             bytes,
         })?;
-        Ok(Self { start, bytes })
+        Ok(Self {
+            start,
+            bytes,
+            lender: None,
+        })
+    }
+
+    /// `bytes` bytes of a mapped file from `offset` on. Buffers of one mapping must not overlap where any of
+    /// them is written to.
+    ///
+    /// # Panics
+    /// If the mapping does not hold them, or `offset` is not aligned.
+    #[must_use]
+    pub fn part_of(mapping: &Arc<Mapping>, offset: usize, bytes: usize) -> Self {
+        let end = offset.checked_add(bytes);
+        assert!(end.is_some_and(|end| end <= mapping.len()) && offset.is_multiple_of(ALIGN));
+        // SAFETY: inside the mapping.
+        let start = unsafe { mapping.as_ptr().add(offset) };
+        Self {
+            start: NonNull::new(start).expect("an address inside a mapping"),
+            bytes,
+            lender: Some(Arc::clone(mapping)),
+        }
     }
 
     /// Where the memory starts; valid for [`len`](Self::len) bytes while the buffer lives.
@@ -99,7 +127,7 @@ impl AlignedBuffer {
 
 impl Drop for AlignedBuffer {
     fn drop(&mut self) {
-        if self.bytes != 0 {
+        if self.bytes != 0 && self.lender.is_none() {
             // SAFETY: by the invariant; given back only here.
             unsafe { memory::give_back(self.start, self.bytes) };
         }

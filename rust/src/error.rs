@@ -32,6 +32,15 @@ pub enum Error {
         /// Rows the bound allows, the slack included.
         limit: usize,
     },
+    /// The system refused something with a file.
+    File {
+        /// What was asked of it, after "a file refused".
+        what: &'static str,
+        /// What the system said.
+        said: String,
+        /// The system's number for it.
+        code: Option<i32>,
+    },
     /// A cache handle that belongs to no living cache.
     StaleHandle(u64),
     /// A panic interrupted a writer, so that what it guarded cannot be trusted any more.
@@ -64,6 +73,7 @@ impl fmt::Display for Error {
                  a reader has been inside the cache for very long, or capacity_bytes is too small for the write rate: \
                  raise it, or write smaller batches"
             ),
+            Self::File { what, said, .. } => write!(f, "a file refused {what}: {said}"),
             Self::StaleHandle(handle) => write!(
                 f,
                 "cache handle {handle} belongs to no living cache; keep the EmbeddingCache alive for as long as \
@@ -79,6 +89,17 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+impl Error {
+    /// What the system said when `what` was asked of a file.
+    pub(crate) fn file(what: &'static str, error: &std::io::Error) -> Self {
+        Self::File {
+            what,
+            said: error.to_string(),
+            code: error.raw_os_error(),
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -7,11 +7,12 @@
 //! - [`interaction`]: from item ids to logits, all of the real-time stage that depends on the pair;
 //! - [`mod@top_k`]: the best of many scores;
 //! - [`mod@distinct`]: which of many keys had come before;
+//! - [`mapping`]: files as memory;
 //! - [`pool`]: buffers for batches of rows, lent and taken back;
 //! - [`xla`]: the C ABI by which XLA calls those kernels from inside a compiled program.
 //!
 //! Nothing here knows Python. Imports run one way:
-//! `sync, error, bf16 -> buffer -> {cache, sched, lsh -> dense, distinct, pool, top_k} -> interaction -> xla`.
+//! `sync, error, bf16 -> mapping -> buffer -> {cache, sched, lsh -> dense, distinct, pool, top_k} -> interaction -> xla`.
 
 pub mod bf16;
 pub mod buffer;
@@ -21,6 +22,7 @@ pub mod distinct;
 pub mod error;
 pub mod interaction;
 pub mod lsh;
+pub mod mapping;
 pub mod metrics;
 pub mod pool;
 pub mod sched;

@@ -13,7 +13,7 @@ from aif_jax.errors import AifError
 from aif_jax.features import Schema
 from aif_jax.features.schema import GROUPS
 from aif_jax.models.store import CONFIG, load_model, weights_of
-from aif_jax.nearline.rows import read_snapshot
+from aif_jax.nearline.row_file import open_row_file
 
 
 def run_inspect(path: Path, *, console: Console) -> None:
@@ -73,18 +73,17 @@ def _model(config: ModelConfig, schema: Schema, console: Console) -> None:
 
 
 def _rows(path: Path, console: Console) -> None:
-    snapshot = read_snapshot(path)
-    count = len(snapshot.keys)
-    bytes_each = {name: column.nbytes // max(count, 1) for name, column in snapshot.columns.items()}
-    ids = "string ids" if snapshot.names is not None else "integer ids"
+    file = open_row_file(path)
+    bytes_each = {name: dtype.itemsize * int(np.prod(shape)) for name, (dtype, shape) in file.columns.items()}
+    ids = "string ids" if file.names is not None else "integer ids"
     console.print(
-        f"[bold]{snapshot.kind.replace('_', ' ')}[/] {path.name}: {count:,} rows under {ids}, made by bundle "
-        f"{snapshot.version[:12]}, {sum(bytes_each.values())} bytes a row",
+        f"[bold]{file.kind.replace('_', ' ')}[/] {path.name}: {len(file.keys):,} rows under {ids}, made by "
+        f"bundle {file.version[:12]}, {file.row_bytes} bytes a row",
         highlight=False,
     )
     table = Table("column", "dtype", "shape", "bytes a row")
-    for name, column in snapshot.columns.items():
-        table.add_row(name, str(column.dtype), str(list(column.shape[1:])), str(bytes_each[name]))
+    for name, (dtype, shape) in file.columns.items():
+        table.add_row(name, dtype.name, str(list(shape)), str(bytes_each[name]))
     console.print(table)
 
 

@@ -1,7 +1,9 @@
 """The item side, computed before any request: item index, behaviour table, their snapshots and updates."""
 
+from aif_jax.nearline.archive import Archive as Archive
 from aif_jax.nearline.behaviour_table import BehaviourTable as BehaviourTable
 from aif_jax.nearline.item_index import ItemIndex as ItemIndex
+from aif_jax.nearline.replica import Replica as Replica
 from aif_jax.nearline.table import RowTable as RowTable
 from aif_jax.nearline.updates import Delete as Delete
 from aif_jax.nearline.updates import FollowReport as FollowReport

@@ -37,16 +37,19 @@ class ItemIndex(RowTable):
             rows = {name: np.ascontiguousarray(column[found]) for name, column in columns.items()}
             rows[RANKABLE][:] = rankable
             self._write(np.ascontiguousarray(keys[found]), rows)
+            self._sync()
         return int(found.sum())
 
     def default_row(self) -> dict[str, np.ndarray]:
         """Compute the row ``[1, ...]`` of an item of which nothing is known; it is rankable."""
         return {**super().default_row(), RANKABLE: np.ones((1, 1), np.uint8)}
 
-    def _extra_columns(self) -> ColumnSpecs:
+    @classmethod
+    def _extra_columns(cls) -> ColumnSpecs:
         return {RANKABLE: (np.dtype(np.uint8), (1,))}
 
-    def _extra_values(self, n: int, extra: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    @classmethod
+    def _extra_values(cls, n: int, extra: Mapping[str, Any]) -> dict[str, np.ndarray]:
         if unknown := extra.keys() - {RANKABLE}:
             raise TypeError(f"unexpected arguments {sorted(unknown)}")
         flags = extra.get(RANKABLE)

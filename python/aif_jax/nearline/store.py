@@ -1,7 +1,8 @@
 """Columns in an embedding cache, those without any bytes included."""
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 
@@ -9,6 +10,13 @@ from aif_jax import _native
 
 ColumnSpecs: TypeAlias = Mapping[str, tuple[np.dtype, tuple[int, ...]]]
 """Dtype and shape within one row, by column name."""
+
+
+def row_layout(columns: ColumnSpecs) -> _native.RowLayout:
+    """Return the layout of rows of these columns, those without any bytes left out."""
+    return _native.RowLayout(
+        [(name, dtype.name, shape) for name, (dtype, shape) in columns.items() if 0 not in shape]
+    )
 
 
 class RowStore:
@@ -23,14 +31,22 @@ class RowStore:
     """
 
     def __init__(self, columns: ColumnSpecs, **options: Any):
+        self._hold(columns, _native.EmbeddingCache(row_layout(columns), **options))
+
+    @classmethod
+    def over_file(
+        cls, columns: ColumnSpecs, path: Path, offset: int, keys: np.ndarray, *, prefault: bool
+    ) -> Self:
+        """Make a store of rows that lie in a file; see `EmbeddingCache.over_file`."""
+        store = cls.__new__(cls)
+        layout = row_layout(columns)
+        store._hold(columns, _native.EmbeddingCache.over_file(layout, path, offset, keys, prefault=prefault))
+        return store
+
+    def _hold(self, columns: ColumnSpecs, cache: _native.EmbeddingCache) -> None:
         self.columns = dict(columns)
         self._empty = {name: spec for name, spec in self.columns.items() if 0 in spec[1]}
-        layout = [
-            (name, dtype.name, shape)
-            for name, (dtype, shape) in self.columns.items()
-            if name not in self._empty
-        ]
-        self.cache = _native.EmbeddingCache(_native.RowLayout(layout), **options)
+        self.cache = cache
 
     def upsert(self, keys: np.ndarray, columns: Mapping[str, np.ndarray]) -> None:
         """Store rows ``[n, ...]`` under keys uint64 ``[n]``."""

@@ -1,7 +1,8 @@
 """Rows that one of a bundle's programs computed: what the item index and the behaviour table share."""
 
+import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -9,21 +10,18 @@ import numpy as np
 
 from aif_jax.bundle import Bundle
 from aif_jax.errors import AifError, ItemIndexError, VersionMismatchError
-from aif_jax.features import EncodeReport, item_keys, pad_to
-from aif_jax.nearline.rows import Snapshot, read_snapshot, write_snapshot
+from aif_jax.features import EncodeReport, item_keys
+from aif_jax.nearline.change_log import ChangeLog, Deleted, Rows
+from aif_jax.nearline.row_file import ROWS_AT, RowFileWriter, open_row_file
+from aif_jax.nearline.row_program import RowProgram, batches
 from aif_jax.nearline.store import ColumnSpecs, RowStore
 from aif_jax.nearline.updates import Delete, FollowReport, Update, Upsert
-from aif_jax.types import named_dtype
 
 Progress = Callable[[int, int], None]
 """Called with the number of rows done and the number of all rows."""
 
 Listener = Callable[[np.ndarray], None]
 """Called with keys, uint64 ``[n]``, whose rows were just written or deleted."""
-
-_BATCH = 256
-"""Rows that one call of the program computes, however few are wanted: XLA adds in another order for another
-number of rows, and a row must have the same bits whoever computes it, and in whatever company."""
 
 _CHUNK = 65536
 
@@ -43,14 +41,13 @@ class RowTable:
         self.bundle = bundle
         self.encoding = EncodeReport()
         """What encoding raw features had to leave out, over the table's life."""
-        columns = {
-            operand.path: (named_dtype(operand.dtype), tuple(int(size) for size in operand.shape[1:]))
-            for operand in bundle.signature(self.stage).outputs
-        }
-        self.store = RowStore({**columns, **self._extra_columns()}, initial_keys=expected_rows)
+        self._program = RowProgram(bundle, self.stage)
+        self.store = RowStore(self.columns_of(bundle), initial_keys=expected_rows)
         self._names: dict[int, str] | None = None
         self._writing = threading.RLock()
         self._listeners: tuple[Listener, ...] = ()
+        self._log: ChangeLog | None = None
+        self._sync_each = True
 
     # -- building ---------------------------------------------------------------------------------
 
@@ -140,8 +137,7 @@ class RowTable:
 
     def warm(self) -> None:
         """Compile the program that computes rows, so that no `upsert` has to."""
-        width = self.bundle.config.content_width
-        self._run(self.bundle.schema.encode("item", {}, 1), checked_content(None, 1, width))
+        self._program.run(self._program.encode({}, 1), self._program.content(None, 1))
 
     def delete(self, ids: Any) -> int:
         """Remove items; gathers that start afterwards do not find them.
@@ -151,11 +147,10 @@ class RowTable:
         """
         keys = item_keys(ids)
         with self._writing:
-            removed = self.store.cache.delete(np.ascontiguousarray(keys))
-            if self._names is not None:
-                for key in keys.tolist():
-                    self._names.pop(key, None)
-            self._tell(keys)
+            if self._log is not None:
+                self._log.deleted(keys)
+            removed = self._remove(keys)
+            self._sync()
         return removed
 
     def follow(
@@ -246,8 +241,7 @@ class RowTable:
 
     def default_row(self) -> dict[str, np.ndarray]:
         """Compute the row ``[1, ...]`` of an item of which nothing is known."""
-        encoded = self.bundle.schema.encode("item", {}, 1)
-        return self._run(encoded, checked_content(None, 1, self.bundle.config.content_width))
+        return self._program.run(self._program.encode({}, 1), self._program.content(None, 1))
 
     def stats(self) -> dict[str, Any]:
         """Return row counts, memory and what encoding left out."""
@@ -261,7 +255,7 @@ class RowTable:
     def save(self, path: str | Path) -> None:
         """Write a snapshot; the previous one at ``path`` stays usable until the new one is complete.
 
-        Writers wait meanwhile, readers do not. Needs memory for one copy of the rows.
+        Neither readers nor writers wait for the disk. What changes meanwhile is not in it.
 
         Args:
             path: the file; parent directories that do not exist are made.
@@ -269,48 +263,128 @@ class RowTable:
         Raises:
             ItemIndexError: no file can be made there.
         """
-        with self._writing:
-            keys = np.sort(self.store.cache.keys())
-            columns, _ = self.store.gather(keys)
-            names = None if self._names is None else [self._names[key] for key in keys.tolist()]
-        write_snapshot(
-            Path(path),
-            Snapshot(kind=self.kind, version=self.version, keys=keys, columns=columns, names=names),
-        )
+        self.write_snapshot(Path(path), lambda: {})
+
+    def write_snapshot(self, path: Path, at_moment: Callable[[], Mapping[str, Any]]) -> None:
+        """Write a snapshot, see `save`; ``at_moment`` is called at its moment, while nobody can write.
+
+        Args:
+            path: the file.
+            at_moment: returns notes to keep with the rows, JSON.
+        """
+        keys, names, notes = np.empty(0, np.uint64), None, {}
+
+        def taken(found: np.ndarray) -> None:
+            nonlocal keys, names, notes
+            keys, notes = found, at_moment()
+            if self._names is not None:
+                names = [self._names[key] for key in found.tolist()]
+            lock.close()
+
+        about = {"kind": self.kind, "version": self.version, "columns": self.store.columns}
+        with RowFileWriter(path, **about) as file, contextlib.ExitStack() as lock:
+            lock.enter_context(self._writing)
+            checksums = file.write_table(self.store.cache, taken)
+            file.finish(keys, checksums, names, notes)
 
     @classmethod
-    def open(cls, bundle: Bundle, path: str | Path) -> Self:
-        """Read a snapshot that the same version of the bundle's programs computed.
+    def open(
+        cls,
+        bundle: Bundle,
+        path: str | Path,
+        *,
+        verify: bool = True,
+        mapped: bool = True,
+        prefault: bool = False,
+    ) -> Self:
+        """Open a snapshot that the same version of the bundle's programs computed.
+
+        Args:
+            bundle: the model.
+            path: the file.
+            verify: read all rows once, and compare their checksums. Without it a row that the disk has
+                changed is served as it is.
+            mapped: serve the rows where they lie in the file, whose pages processes share; changes stay in
+                this process. The file must not be written to meanwhile (it may be replaced or deleted).
+                Otherwise they are copied into memory of this process, on huge pages.
+            prefault: map all pages of the file at once.
 
         Raises:
             ItemIndexError: the file is missing, cut short, altered or of another kind.
             VersionMismatchError: another bundle version computed the rows.
         """
-        snapshot = read_snapshot(Path(path), kind=cls.kind)
-        if snapshot.version != bundle.version:
+        file = open_row_file(Path(path), kind=cls.kind, verify=verify)
+        if file.version != bundle.version:
             raise VersionMismatchError(
-                f"{path}: holds rows of bundle version {snapshot.version}, but the bundle at {bundle.path} "
+                f"{path}: holds rows of bundle version {file.version}, but the bundle at {bundle.path} "
                 "is "
                 f"version {bundle.version}; build the rows again with this bundle, or load the other one."
             )
-        table = cls(bundle, expected_rows=len(snapshot.keys))
-        for start in range(0, len(snapshot.keys), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            table.store.upsert(
-                np.ascontiguousarray(snapshot.keys[part]),
-                {name: np.ascontiguousarray(column[part]) for name, column in snapshot.columns.items()},
+        table = cls(bundle, expected_rows=0 if mapped else len(file.keys))
+        if file.columns != table.store.columns:
+            raise ItemIndexError(
+                f"{path}: its rows have the columns {_said(file.columns)}, expected "
+                f"{_said(table.store.columns)}; build the rows again with this bundle."
             )
-        if snapshot.names is not None:
-            table._names = dict(zip(snapshot.keys.tolist(), snapshot.names, strict=True))
+        if mapped:
+            table.store = RowStore.over_file(file.columns, file.path, ROWS_AT, file.keys, prefault=prefault)
+        else:
+            columns = {name: file.column(name) for name in file.columns}
+            for start in range(0, len(file.keys), _CHUNK):
+                part = slice(start, start + _CHUNK)
+                chunk = {name: np.ascontiguousarray(column[part]) for name, column in columns.items()}
+                table.store.upsert(file.keys[part], chunk)
+        if file.names is not None:
+            table._names = dict(zip(file.keys.tolist(), file.names, strict=True))
         return table
+
+    # -- changes on disk --------------------------------------------------------------------------
+
+    def log_to(self, log: ChangeLog | None) -> None:
+        """Have every change stand in a log before it is made. The caller holds `pause`, or is alone."""
+        self._log = log
+
+    @contextlib.contextmanager
+    def pause(self, *, sync: bool = True) -> Iterator[None]:
+        """Keep other threads from changing rows; this one may.
+
+        Args:
+            sync: wait after each change until the disk has it, as is usual; otherwise that is up to the
+                caller.
+        """
+        with self._writing:
+            before, self._sync_each = self._sync_each, sync
+            try:
+                yield
+            finally:
+                self._sync_each = before
+
+    def replay(self, change: Rows | Deleted) -> None:
+        """Make a change that stands in a log of this table already."""
+        with self._writing:
+            if isinstance(change, Deleted):
+                self._remove(change.keys)
+                return
+            self._named(change.keys, change.names)
+            try:
+                self.store.upsert(change.keys, change.columns)
+            finally:
+                self._tell(change.keys)
 
     # -- what subclasses change -------------------------------------------------------------------
 
-    def _extra_columns(self) -> ColumnSpecs:
+    @classmethod
+    def columns_of(cls, bundle: Bundle) -> ColumnSpecs:
+        """Return dtype and shape within one row of every column that a table of a bundle has."""
+        return {**RowProgram(bundle, cls.stage).columns, **cls._extra_columns()}
+
+    @classmethod
+    def _extra_columns(cls) -> ColumnSpecs:
         """Columns of the table that no program computes."""
         return {}
 
-    def _extra_values(self, n: int, extra: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    @classmethod
+    def _extra_values(cls, n: int, extra: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Values ``[n, ...]`` of the extra columns, from the keyword arguments of `build`."""
         if extra:
             raise TypeError(f"unexpected arguments {sorted(extra)}")
@@ -332,13 +406,13 @@ class RowTable:
         only_new: bool = False,
     ) -> int:
         n, stored = len(ids), 0
-        content = checked_content(content, n, self.bundle.config.content_width)
+        content = self._program.content(content, n)
         values = self._extra_values(n, extra)
         with self._writing:
-            encoded = self.bundle.schema.encode("item", columns, n, report=self.encoding)
+            encoded = self._program.encode(columns, n, self.encoding)
             keys = self._register(ids)
             for part in batches(n):
-                rows = self._run({name: array[part] for name, array in encoded.items()}, content[part])
+                rows = self._program.run({n: array[part] for n, array in encoded.items()}, content[part])
                 rows |= {name: value[part] for name, value in values.items()}
                 chosen = keys[part]
                 if only_new and (there := self.store.cache.contains(chosen)).any():
@@ -348,14 +422,38 @@ class RowTable:
                 stored += len(chosen)
                 if progress is not None:
                     progress(part.stop, n)
+            self._sync()
         return stored
 
     def _write(self, keys: np.ndarray, rows: Mapping[str, np.ndarray]) -> None:
         """Store rows and tell who listens; the caller holds `_writing`."""
+        if self._log is not None:
+            names = self._names
+            self._log.rows(keys, rows, None if names is None else [names[key] for key in keys.tolist()])
         try:
             self.store.upsert(keys, rows)
         finally:  # a batch that fails half-way has written some of its rows
             self._tell(keys)
+
+    def _sync(self) -> None:
+        if self._log is not None and self._sync_each:
+            self._log.sync()
+
+    def _remove(self, keys: np.ndarray) -> int:
+        removed = self.store.cache.delete(np.ascontiguousarray(keys))
+        if self._names is not None:
+            for key in keys.tolist():
+                self._names.pop(key, None)
+        self._tell(keys)
+        return removed
+
+    def _named(self, keys: np.ndarray, names: Sequence[str] | None) -> None:
+        """Note the string ids of keys; ``None`` where ids are integers."""
+        if names is not None:
+            self._names = {} if self._names is None else self._names
+            self._names.update(zip(keys.tolist(), names, strict=True))
+        elif len(keys):
+            self._names = None
 
     def _tell(self, keys: np.ndarray) -> None:
         errors: list[Exception] = []
@@ -366,16 +464,6 @@ class RowTable:
                 errors.append(error)
         if errors:
             raise errors[0]
-
-    def _run(self, encoded: Mapping[str, np.ndarray], content: np.ndarray) -> dict[str, np.ndarray]:
-        n = len(content)
-        inputs = {f"item/{name}": pad_to(array, _BATCH) for name, array in encoded.items()}
-        inputs["item/content"] = pad_to(content, _BATCH)
-        inputs["item/has_content"] = pad_to(
-            np.any(content != 0, axis=1, keepdims=True).astype(np.float32), _BATCH
-        )
-        outputs = self.bundle.call(self.stage, m=_BATCH)(inputs)
-        return {name: np.ascontiguousarray(np.asarray(array)[:n]) for name, array in outputs.items()}
 
     def _register(self, ids: Any) -> np.ndarray:
         """Return the keys of ids, refusing ids that stand there twice and strings that hash alike."""
@@ -400,44 +488,13 @@ class RowTable:
             for key, name in zip(keys.tolist(), ids, strict=True):
                 if (there := names.get(key)) is not None and there != name:
                     raise _collision(there, name, key)
-            names.update(zip(keys.tolist(), map(str, ids), strict=True))
-            self._names = names
-        elif len(keys):
-            self._names = None  # of an empty table, whose ids were strings once
+        # Of an empty table, ids may have been strings once and be integers now.
+        self._named(keys, [str(name) for name in ids] if strings else None)
         return keys
 
 
-def batches(n: int) -> Iterator[slice]:
-    """Cut n rows into the batches for which the program is compiled."""
-    for start in range(0, n, _BATCH):
-        yield slice(start, min(start + _BATCH, n))
-
-
-def checked_content(content: np.ndarray | None, n: int, width: int) -> np.ndarray:
-    """Return content embeddings as float32 ``[n, width]``, zeros where there is none.
-
-    Raises:
-        ItemIndexError: the shape is wrong, or a row is neither zero, NaN nor of unit length.
-    """
-    if content is None:
-        return np.zeros((n, width), np.float32)
-    rows = np.array(content, np.float32)
-    if rows.shape != (n, width):
-        raise ItemIndexError(
-            f"content: got shape {rows.shape}, expected ({n}, {width}): one embedding of the model's "
-            "content_width "
-            "for each id."
-        )
-    rows[np.isnan(rows).any(axis=1)] = 0.0
-    length = np.linalg.norm(rows, axis=1)
-    wrong = np.flatnonzero((length != 0) & ~(np.abs(length - 1.0) < 1e-2))
-    if len(wrong):
-        raise ItemIndexError(
-            f"content: row {wrong[0]} has length {length[wrong[0]]:.4g}, expected 1 (or 0 for none); "
-            "subtract the mean "
-            "of the training catalogue from the embeddings and divide each by its length."
-        )
-    return rows
+def _said(columns: ColumnSpecs) -> str:
+    return ", ".join(f"{name} {dtype.name}{list(shape)}" for name, (dtype, shape) in columns.items())
 
 
 def _collision(first: object, second: object, key: int) -> ItemIndexError:

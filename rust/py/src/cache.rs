@@ -10,10 +10,12 @@ use aif_core::cache::{self, CacheConfig, DType, registry};
 use aif_core::error::Error;
 use aif_core::pool::BufferPool;
 use columns::{Input, Output};
-use numpy::PyArray1;
+use numpy::{PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
+use std::fs::File;
 use std::mem::ManuallyDrop;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -128,6 +130,19 @@ impl Drop for EmbeddingCache {
 /// Bytes of returned arrays that a cache keeps for the next batches.
 const POOL_BYTES: usize = 64 << 20;
 
+impl EmbeddingCache {
+    fn around(cache: cache::EmbeddingCache) -> Self {
+        let cache = Arc::new(cache);
+        let handle = registry::register(&cache);
+        Self {
+            cache: ManuallyDrop::new(cache),
+            handle,
+            pool: BufferPool::new(POOL_BYTES),
+            flights: once::Flights::default(),
+        }
+    }
+}
+
 #[pymethods]
 impl EmbeddingCache {
     #[new]
@@ -160,14 +175,31 @@ impl EmbeddingCache {
         };
         let layout = layout.get().0.clone();
         let cache = detached(py, || cache::EmbeddingCache::new(layout, config))?;
-        let cache = Arc::new(cache);
-        let handle = registry::register(&cache);
-        Ok(Self {
-            cache: ManuallyDrop::new(cache),
-            handle,
-            pool: BufferPool::new(POOL_BYTES),
-            flights: once::Flights::default(),
-        })
+        Ok(Self::around(cache))
+    }
+
+    #[staticmethod]
+    #[pyo3(signature = (layout, path, offset, keys, *, prefault=false))]
+    fn over_file(
+        py: Python<'_>,
+        layout: &Bound<'_, RowLayout>,
+        path: PathBuf,
+        offset: u64,
+        keys: &Bound<'_, PyAny>,
+        prefault: bool,
+    ) -> PyResult<Self> {
+        let keys = borrow_keys(keys)?;
+        let keys = keys.as_slice()?;
+        let layout = layout.get().0.clone();
+        let config = CacheConfig {
+            prefault,
+            ..CacheConfig::default()
+        };
+        let file = File::open(path)?;
+        let cache = detached(py, || {
+            cache::EmbeddingCache::over_file(layout, config, &file, offset, keys)
+        })?;
+        Ok(Self::around(cache))
     }
 
     fn upsert(
@@ -340,6 +372,29 @@ impl EmbeddingCache {
         ))
     }
 
+    fn write_rows<'py>(
+        &self,
+        py: Python<'py>,
+        path: PathBuf,
+        taken: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyArray1<u64>>> {
+        let mut file = File::options().append(true).open(path)?;
+        let taken = taken.clone().unbind();
+        let written = detached(py, || {
+            let mut snapshot = self.cache.snapshot()?;
+            snapshot.sort_by_key();
+            let keys = snapshot.rows().map(|row| row.key).collect();
+            // What the callee raises goes through as it is, and nothing is written.
+            if let Err(error) =
+                Python::attach(|py| taken.call1(py, (PyArray1::from_vec(py, keys),)).map(drop))
+            {
+                return Ok(Err(error));
+            }
+            Ok(snapshot.write(&mut file).map_err(PyErr::from))
+        })?;
+        Ok(PyArray1::from_vec(py, written?))
+    }
+
     fn ages_s<'py>(
         &self,
         py: Python<'py>,
@@ -396,6 +451,24 @@ impl EmbeddingCache {
     }
 }
 
+/// The checksum of each block of bytes.
+#[pyfunction]
+fn block_checksums<'py>(
+    py: Python<'py>,
+    bytes: &Bound<'py, PyArray1<u8>>,
+) -> PyResult<Bound<'py, PyArray1<u64>>> {
+    let bytes = bytes.try_readonly().map_err(|_| {
+        raise(
+            py,
+            "RequestError",
+            "bytes: another call is writing to this array".into(),
+        )
+    })?;
+    let bytes = bytes.as_slice()?;
+    let found = detached(py, || Ok(cache::block_checksums(bytes)))?;
+    Ok(PyArray1::from_vec(py, found))
+}
+
 fn numbers<'py, const N: usize>(
     py: Python<'py>,
     entries: [(&'static str, u64); N],
@@ -409,5 +482,7 @@ fn numbers<'py, const N: usize>(
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<RowLayout>()?;
+    module.add("BLOCK_BYTES", cache::BLOCK_BYTES)?;
+    module.add_function(wrap_pyfunction!(block_checksums, module)?)?;
     module.add_class::<EmbeddingCache>()
 }

@@ -1,7 +1,7 @@
 //! Core errors as the exceptions of `aif_jax.errors`, and the one way to run native work.
 
 use aif_core::error::Error;
-use pyo3::exceptions::PyMemoryError;
+use pyo3::exceptions::{PyMemoryError, PyOSError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
@@ -31,6 +31,13 @@ pub(crate) fn to_py(py: Python<'_>, error: &Error) -> PyErr {
         Error::Layout(_) => "LayoutError",
         Error::Request(_) | Error::StaleHandle(_) => "RequestError",
         Error::OutOfMemory { .. } => return PyMemoryError::new_err(error.to_string()),
+        // With a number, Python makes it the subclass that the number stands for.
+        Error::File {
+            code: Some(code), ..
+        } => {
+            return PyOSError::new_err((*code, error.to_string()));
+        }
+        Error::File { .. } => return PyOSError::new_err(error.to_string()),
         Error::Overloaded(_) | Error::RowsHeld { .. } => "OverloadedError",
         Error::DeadlineExceeded(_) => "DeadlineExceededError",
         Error::Scheduler(_) => "SchedulerError",

@@ -10,6 +10,8 @@ use super::eviction::MOST_MARKS;
 use super::layout::RowLayout;
 use crate::buffer::{AlignedBuffer, Pages, ZeroedArray};
 use crate::error::{Error, Result};
+use crate::mapping::Mapping;
+use crate::sync::plain::Arc;
 use crate::sync::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering, RaceWatch};
 use std::ptr;
 
@@ -139,6 +141,8 @@ pub(super) struct Slab {
     limit: usize,
     evicting: bool,
     pages: Pages,
+    /// What the first segments are parts of, if they are.
+    mapping: Option<Arc<Mapping>>,
 }
 
 impl Slab {
@@ -165,7 +169,18 @@ impl Slab {
             limit,
             evicting,
             pages,
+            mapping: None,
         }
+    }
+
+    /// Bytes of the segments of the smallest size together, which can be parts of a mapping.
+    pub(super) fn first_bytes(&self) -> Option<usize> {
+        (PER_SIZE << self.log_base).checked_mul(self.row_bytes)
+    }
+
+    /// Before the first segment is made: has the first ones be parts of `mapping`, as far as it goes.
+    pub(super) fn lie_in(&mut self, mapping: Mapping) {
+        self.mapping = Some(Arc::new(mapping));
     }
 
     /// Bytes beside each row.
@@ -232,7 +247,7 @@ impl Slab {
         watches.resize_with(rows, RaceWatch::default);
         let evicted = if self.evicting { rows } else { 0 };
         let segment = Box::new(Segment {
-            rows: AlignedBuffer::on(self.pages, bytes, &what())?,
+            rows: self.memory(made, bytes, &what())?,
             stamps: ZeroedArray::new(rows, self.pages, "the time stamps of rows")?,
             keys: ZeroedArray::new(evicted, self.pages, "the keys of rows")?,
             marks: ZeroedArray::new(evicted, self.pages, "the eviction marks of rows")?,
@@ -241,6 +256,19 @@ impl Slab {
         // Release: the segment's contents come before its address.
         self.directory[number].store(Box::into_raw(segment), Ordering::Release);
         Ok(rows)
+    }
+}
+
+impl Slab {
+    /// Memory for the rows of the segment that starts at row number `made`.
+    fn memory(&self, made: usize, bytes: usize, what: &str) -> Result<AlignedBuffer> {
+        let start = made.saturating_mul(self.row_bytes);
+        match &self.mapping {
+            Some(mapping) if start.saturating_add(bytes) <= mapping.len() => {
+                Ok(AlignedBuffer::part_of(mapping, start, bytes))
+            }
+            _ => AlignedBuffer::on(self.pages, bytes, what),
+        }
     }
 }
 

@@ -74,7 +74,12 @@ impl<'a> Snapshot<'a> {
         self.0.entries.is_empty()
     }
 
-    /// The rows, in no order, but in the same one each time.
+    /// Puts the rows into the order of their keys.
+    pub fn sort_by_key(&mut self) {
+        self.0.entries.sort_unstable_by_key(|&(key, _)| key);
+    }
+
+    /// The rows, in no order unless they were sorted, but in the same one each time.
     #[must_use]
     pub fn rows(&self) -> impl ExactSizeIterator<Item = RowView<'_>> {
         let Rows {

@@ -77,7 +77,10 @@ pub struct MemoryUsage {
     pub side_bytes: u64,
     /// The eviction order.
     pub order_bytes: u64,
-    /// All of the above.
+    /// Rows that lie in a mapped file: among the above, but memory of the system's own cache of the file, shared
+    /// with others who map it, as long as nobody writes to them.
+    pub mapped_bytes: u64,
+    /// All of the above but `mapped_bytes`, which stand among them.
     pub total_bytes: u64,
     /// Rows, with what is beside them, that were reserved and never touched: address space that most
     /// systems have not yet backed with memory. Not in the total.
@@ -89,7 +92,7 @@ pub struct MemoryUsage {
 impl MemoryUsage {
     /// The numbers by name.
     #[must_use]
-    pub fn entries(&self) -> [(&'static str, u64); 10] {
+    pub fn entries(&self) -> [(&'static str, u64); 11] {
         [
             ("payload_bytes", self.payload_bytes),
             ("padding_bytes", self.padding_bytes),
@@ -98,6 +101,7 @@ impl MemoryUsage {
             ("table_bytes", self.table_bytes),
             ("side_bytes", self.side_bytes),
             ("order_bytes", self.order_bytes),
+            ("mapped_bytes", self.mapped_bytes),
             ("total_bytes", self.total_bytes),
             ("untouched_bytes", self.untouched_bytes),
             ("growth_peak_bytes", self.growth_peak_bytes),
@@ -161,6 +165,7 @@ impl<R: Reclaim> Store<R> {
             table_bytes,
             side_bytes: dealt * side,
             order_bytes,
+            mapped_bytes: load(&self.gauges.mapped_bytes),
             total_bytes: dealt * (row + side) + table_bytes + order_bytes,
             untouched_bytes: load(&self.gauges.made).saturating_sub(dealt) * (row + side),
             growth_peak_bytes: load(&self.gauges.growth_peak_bytes),

@@ -68,6 +68,7 @@ pub(super) struct Gauges {
     pub(super) retired: AtomicUsize,
     pub(super) made: AtomicUsize,
     pub(super) dealt: AtomicUsize,
+    pub(super) mapped_bytes: AtomicUsize,
     pub(super) table_bytes: AtomicUsize,
     pub(super) order_bytes: AtomicUsize,
     pub(super) growth_peak_bytes: AtomicUsize,
@@ -101,19 +102,35 @@ impl<R: Reclaim> Store<R> {
         reclaim: R,
     ) -> Result<Self> {
         let Sizes {
-            bound,
-            slots,
-            rows,
-            pages,
+            bound, rows, pages, ..
         } = sizes;
         let limit = bound.map_or(MAX_ROWS, |bound| bound.rows * MAX_OVERRUN);
+        let slab = Slab::new(&layout, limit, rows, bound.is_some(), pages);
+        Self::on(slab, layout, sizes, clock, ttl, reclaim)
+    }
+
+    /// A store whose rows come from `slab`, which has made none yet.
+    pub(super) fn on(
+        slab: Slab,
+        layout: RowLayout,
+        sizes: Sizes,
+        clock: Clock,
+        ttl: Option<u32>,
+        reclaim: R,
+    ) -> Result<Self> {
+        let Sizes {
+            bound,
+            slots,
+            pages,
+            ..
+        } = sizes;
         let table = Box::new(Table::new(slots, pages)?);
         let gauges = Gauges::default();
         gauges
             .table_bytes
             .store(table.bytes(), PlainOrdering::Relaxed);
         Ok(Self {
-            slab: Slab::new(&layout, limit, rows, bound.is_some(), pages),
+            slab,
             layout,
             table: AtomicPtr::new(Box::into_raw(table)),
             reclaim,

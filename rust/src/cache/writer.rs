@@ -6,7 +6,7 @@ use super::eviction::{Eviction, Rows};
 use super::hash::spread;
 use super::reclaim::{Reclaim, Retired};
 use super::s3_fifo::S3Fifo;
-use super::store::Store;
+use super::store::{Store, prefetch};
 use super::table::{MAX_ROWS, Place, Table};
 use super::{Bound, MAX_OVERRUN};
 use crate::error::{Error, Result};
@@ -16,6 +16,9 @@ use std::time::{Duration, Instant};
 
 /// Rows handed to the reclaimer at a time.
 const RETIRE_ROWS: usize = 256;
+
+/// Rows whose slots are fetched ahead together when rows are adopted.
+const ADOPTED_ROWS: usize = 64;
 
 /// How long a writer waits for readers when a bounded cache has no row left. A gather takes less than
 /// a millisecond, but its thread may be off the processor for some.
@@ -170,6 +173,39 @@ impl<R: Reclaim> Store<R> {
                 self.counters.inserts.add(1);
             }
         }
+        Ok(())
+    }
+
+    /// Makes the first rows of the slab, which are filled, those of `keys`, which all differ.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if a key comes twice, [`Error::OutOfMemory`]; then the store is of no use.
+    pub(super) fn adopt(&self, keys: &[u64]) -> Result<()> {
+        let mut writer = self.lock()?;
+        let now = self.clock.ticks();
+        while writer.made < keys.len() {
+            self.grow(&mut writer)?;
+        }
+        writer.dealt = keys.len();
+        for (chunk, some) in keys.chunks(ADOPTED_ROWS).enumerate() {
+            for &key in some {
+                prefetch(self.writers_table(&writer).first_line(spread(key)));
+            }
+            for (i, &key) in some.iter().enumerate() {
+                let row = (chunk * ADOPTED_ROWS + i) as u32;
+                let Place::Absent { slot } = self.place(&writer, key, spread(key)) else {
+                    return Err(Error::Request(format!(
+                        "key {key} stands there twice; a row can be that of one key only"
+                    )));
+                };
+                self.slab.row(row).dedicate(key, now);
+                let emptied = self.writers_table(&writer).publish(slot, key, row);
+                writer.used += usize::from(emptied);
+                writer.live += 1;
+            }
+        }
+        self.counters.inserts.add(keys.len() as u64);
+        self.settle(&mut writer);
         Ok(())
     }
 

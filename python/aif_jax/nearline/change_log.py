@@ -1,0 +1,326 @@
+"""The change log: what became of a table's rows since a snapshot, appended record by record.
+
+A record is the CRC-32 of what follows it (uint32), its kind (uint32), the length of its body (uint64), how
+much of the log was known to be on the disk when it was appended (uint64), and the body, all little-endian.
+The first record says what the log is about.
+
+A crash can break records that were appended since the last `ChangeLog.sync`, none of which was acknowledged:
+reading ends before the first of them. A broken record of which a later one says that it was on the disk means
+that the disk has changed it, and is refused.
+"""
+
+import dataclasses
+import enum
+import errno
+import json
+import os
+import re
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from aif_jax.bundle.files import sync_directory
+from aif_jax.errors import ItemIndexError
+from aif_jax.nearline.row_file import joined_names, split_names
+from aif_jax.nearline.store import ColumnSpecs
+
+Position: TypeAlias = tuple[int | str, ...]
+"""A place in a stream of updates. Of two places of one stream, the greater one comes later."""
+
+_HEAD = struct.Struct("<IIQQ")
+_KINDS = re.compile(rb"[\x01-\x05]\0\0\0")
+_MAGIC = "AIFLOG1"
+_FIX = "take an older snapshot with its logs, or build the rows again"
+
+
+class _Kind(enum.IntEnum):
+    ABOUT = 1
+    ROWS = 2
+    DELETED = 3
+    POSITION = 4
+    SEALED = 5
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows that were written: keys uint64 ``[n]``, columns ``[n, ...]``, and the string ids if ids are
+    strings."""
+
+    keys: np.ndarray
+    columns: dict[str, np.ndarray]
+    names: list[str] | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Deleted:
+    """Keys, uint64 ``[n]``, whose rows were deleted."""
+
+    keys: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reached:
+    """All up to this position of the stream of updates stands in what came before."""
+
+    position: Position | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sealed:
+    """The log ends here, and the next one goes on."""
+
+
+Change: TypeAlias = Rows | Deleted | Reached | Sealed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class About:
+    """What a log is about.
+
+    Attributes:
+        kind: what the rows are, as in a snapshot.
+        version: version of the bundle that computed them.
+        columns: dtype and shape within one row, by name.
+    """
+
+    kind: str
+    version: str
+    columns: ColumnSpecs
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-serialisable dictionary."""
+        columns = [[name, dtype.name, list(shape)] for name, (dtype, shape) in self.columns.items()]
+        return {"magic": _MAGIC, "kind": self.kind, "version": self.version, "columns": columns}
+
+
+class ChangeLog:
+    """Appends to a log. Not for several threads at once.
+
+    Args:
+        path: the log.
+        about: what it is about.
+        end: where the last whole record ends; what comes behind is cut off. 0: the log is new.
+
+    Raises:
+        ItemIndexError: it cannot be written.
+    """
+
+    def __init__(self, path: Path, about: About, end: int = 0):
+        self.path, self._about = path, about
+        self._broken: str | None = None
+        self._file = -1
+        try:
+            self._file = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_CREAT, 0o644)
+            self.bytes = end
+            """The log's length."""
+            self._synced = self.bytes
+            os.ftruncate(self._file, self.bytes)
+            os.lseek(self._file, self.bytes, os.SEEK_SET)
+        except OSError as error:
+            self.close()
+            raise ItemIndexError(
+                f"{path}: cannot be written ({error.strerror}); check the directory."
+            ) from error
+        if not end:
+            self._append(_Kind.ABOUT, [json.dumps(about.to_json()).encode()])
+
+    def rows(self, keys: np.ndarray, columns: Mapping[str, np.ndarray], names: Sequence[str] | None) -> None:
+        """Append rows that are about to be written.
+
+        Args:
+            keys: uint64 ``[n]``.
+            columns: all columns, ``[n, ...]``.
+            names: the string ids, or ``None`` where ids are integers.
+
+        Raises:
+            ItemIndexError: the disk refuses; the log is as it was.
+        """
+        joined = b"" if names is None else joined_names(names)
+        head = struct.pack("<QQ", len(keys), len(joined) + 1 if names is not None else 0)
+        parts = [head, _raw(keys), joined]
+        parts += [_raw(np.ascontiguousarray(columns[name])) for name in self._about.columns]
+        self._append(_Kind.ROWS, parts)
+
+    def deleted(self, keys: np.ndarray) -> None:
+        """Append that the rows of keys, uint64 ``[n]``, are about to be deleted; errors as of `rows`."""
+        self._append(_Kind.DELETED, [_raw(keys)])
+
+    def reached(self, position: Position | None) -> None:
+        """Append how far the stream of updates has been applied; errors as of `rows`."""
+        self._append(_Kind.POSITION, [json.dumps(position).encode()])
+
+    def seal(self) -> None:
+        """Append that another log goes on from here, and close this one; errors as of `rows`."""
+        self._append(_Kind.SEALED, [])
+        self.sync()
+        self.close()
+
+    def sync(self) -> None:
+        """Return when the disk has all that was appended.
+
+        Raises:
+            ItemIndexError: the disk refuses. What the disk has is then unknown, so that nothing more can be
+                appended: open the archive again.
+        """
+        self._check()
+        try:
+            os.fdatasync(self._file)
+            self._synced = self.bytes
+        except OSError as error:
+            self._broken = f"the disk has not confirmed what was written ({error.strerror})"
+            self._check()
+
+    def move(self, path: Path) -> None:
+        """Give the log, which is on the disk, another name."""
+        os.replace(self.path, path)
+        self.path = path
+        sync_directory(path.parent)
+
+    def close(self) -> None:
+        """Close the file; `sync` comes first where it matters."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _append(self, kind: _Kind, parts: Sequence[bytes | memoryview]) -> None:
+        self._check()
+        length = sum(len(part) for part in parts)
+        checksum = _checksum(kind, length, self._synced, parts)
+        head = _HEAD.pack(checksum, kind, length, self._synced)
+        pieces = [memoryview(head), *(memoryview(part) for part in parts)]
+        try:
+            for piece in pieces:
+                while len(piece):
+                    piece = piece[os.write(self._file, piece) :]
+        except OSError as error:
+            self._cut_back()
+            advice = "free space on it" if error.errno == errno.ENOSPC else "check the disk"
+            raise ItemIndexError(
+                f"{self.path}: cannot be written ({error.strerror}); these changes were not made. Then "
+                f"{advice}, and try again."
+            ) from error
+        self.bytes += _HEAD.size + length
+
+    def _cut_back(self) -> None:
+        """Take half a record away."""
+        try:
+            os.ftruncate(self._file, self.bytes)
+            os.lseek(self._file, self.bytes, os.SEEK_SET)
+        except OSError as error:
+            self._broken = f"half a record cannot be taken back ({error.strerror})"
+
+    def _check(self) -> None:
+        if self._broken is not None:
+            raise ItemIndexError(
+                f"{self.path}: {self._broken}; nothing more is written to it. Open the archive again, and "
+                "the stream of updates from the position that it has then."
+            )
+
+
+def read_log(path: Path, start: int = 0, *, about: About | None = None) -> Iterator[tuple[Change, int]]:
+    """Read changes, as far as whole records go.
+
+    Args:
+        path: the log.
+        start: where to begin: 0, or what this has given.
+        about: what the log must be about; needed where it has rows.
+
+    Yields:
+        A change, and where its record ends.
+
+    Raises:
+        ItemIndexError: the log is missing, about something else, or has a broken record that others follow.
+    """
+    try:
+        with open(path, "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            stream.seek(start)
+            while (place := stream.tell()) + _HEAD.size <= size:
+                checksum, kind, length, synced = _HEAD.unpack(stream.read(_HEAD.size))
+                end = place + _HEAD.size + length
+                body = stream.read(length) if end <= size else b""
+                if end > size or _checksum(kind, length, synced, [body]) != checksum:
+                    _refuse_if_acknowledged(path, place)
+                    return
+                if kind == _Kind.ABOUT:
+                    _check_about(path, json.loads(body), about)
+                else:
+                    yield _change(path, place, kind, body, about), end
+    except OSError as error:
+        raise ItemIndexError(f"{path}: cannot be read ({error.strerror}); {_FIX}.") from error
+
+
+def _refuse_if_acknowledged(path: Path, place: int) -> None:
+    """Raise if the broken record at a place was on the disk once: if a whole one behind it says so.
+
+    Raises:
+        ItemIndexError: it was.
+    """
+    rest = path.read_bytes()[place:]
+    for found in _KINDS.finditer(rest, 5):
+        head = found.start() - 4
+        if head + _HEAD.size > len(rest):
+            return
+        checksum, kind, length, synced = _HEAD.unpack_from(rest, head)
+        body = rest[head + _HEAD.size : head + _HEAD.size + length]
+        plausible = len(body) == length and place < synced <= place + head
+        if plausible and _checksum(kind, length, synced, [body]) == checksum:
+            raise ItemIndexError(
+                f"{path}: the record at byte {place:,} is altered, which the disk had confirmed; {_FIX}."
+            )
+
+
+def _checksum(kind: int, length: int, synced: int, parts: Sequence[bytes | memoryview]) -> int:
+    checksum = zlib.crc32(struct.pack("<IQQ", kind, length, synced))
+    for part in parts:
+        checksum = zlib.crc32(part, checksum)
+    return checksum
+
+
+def _change(path: Path, place: int, kind: int, body: bytes, about: About | None) -> Change:
+    if kind == _Kind.ROWS and about is not None:
+        return _rows(body, about.columns)
+    if kind == _Kind.DELETED:
+        return Deleted(np.frombuffer(body, "<u8"))
+    if kind == _Kind.POSITION:
+        position = json.loads(body)
+        return Reached(None if position is None else tuple(position))
+    if kind == _Kind.SEALED:
+        return Sealed()
+    raise ItemIndexError(f"{path}: the record at byte {place:,} is of an unknown kind, {kind}; {_FIX}.")
+
+
+def _rows(body: bytes, columns: ColumnSpecs) -> Rows:
+    n, joined = struct.unpack_from("<QQ", body)
+    place = 16
+    keys = np.frombuffer(body, "<u8", n, place)
+    place += keys.nbytes
+    names = None
+    if joined:
+        names = split_names(body[place : place + joined - 1])
+        place += joined - 1
+    read: dict[str, np.ndarray] = {}
+    for name, (dtype, shape) in columns.items():
+        count = n * int(np.prod(shape))
+        # A copy, because names leave columns at odd addresses.
+        read[name] = np.frombuffer(body[place : place + count * dtype.itemsize], dtype).reshape((n, *shape))
+        place += count * dtype.itemsize
+    return Rows(keys, read, names)
+
+
+def _check_about(path: Path, found: Mapping[str, Any], about: About | None) -> None:
+    expected = None if about is None else about.to_json()
+    if expected is not None and found != expected:
+        differing = sorted(name for name in expected if found.get(name) != expected[name])
+        raise ItemIndexError(
+            f"{path}: is the log of another table, which differs in {', '.join(differing)}: got "
+            f"{[found.get(name) for name in differing]}, expected {[expected[name] for name in differing]}."
+        )
+
+
+def _raw(array: np.ndarray) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data

@@ -1,0 +1,154 @@
+"""A table that another process keeps: opened from its archive, and following its changes."""
+
+import contextlib
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from aif_jax.bundle import Bundle
+from aif_jax.errors import AifError, ItemIndexError
+from aif_jax.nearline.archive import files_of, log_path, recover, replay_log
+from aif_jax.nearline.change_log import Position, Sealed
+from aif_jax.nearline.table import RowTable
+
+_T = TypeVar("_T", bound=RowTable)
+
+_ATTEMPTS = 5
+"""How often an archive is opened that its writer changes meanwhile."""
+
+
+class Replica:
+    """Follows the archive of another process. All rows of the snapshot are pages that the processes share.
+
+    The rows come from the log as the writer computed them: following takes no model and little time. A change
+    is seen as soon as the writer has written it, which can be before the writer's disk has confirmed it.
+
+    Args:
+        directory: that of the `Archive`.
+    """
+
+    def __init__(self, directory: str | Path):
+        self.directory = Path(directory)
+        self.position: Position | None = None
+        """Of the stream of updates, up to which the table holds all."""
+        self._table: RowTable | None = None
+        self._number, self._end, self._changes = 0, 0, 0
+        self._failure: str | None = None
+        self._polling = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def open(
+        self,
+        kind: type[_T],
+        bundle: Bundle,
+        *,
+        verify: bool = False,
+        mapped: bool = True,
+        prefault: bool = False,
+    ) -> _T:
+        """Open the table as it is on disk now. Nothing but this replica may change it.
+
+        Args:
+            kind: `ItemIndex` or `BehaviourTable`.
+            bundle: the model.
+            verify: see `RowTable.open`; the writer has done so when it opened the archive.
+            mapped: see `RowTable.open`.
+            prefault: see `RowTable.open`.
+
+        Raises:
+            ItemIndexError: no snapshot opens with its logs; each reason is named.
+            VersionMismatchError: the newest snapshot is of another bundle version.
+        """
+        for _ in range(_ATTEMPTS - 1):
+            with contextlib.suppress(ItemIndexError):
+                # The writer may have deleted what was just about to be opened.
+                return self._opened(kind, bundle, verify, mapped, prefault)
+        return self._opened(kind, bundle, verify, mapped, prefault)
+
+    def _opened(self, kind: type[_T], bundle: Bundle, verify: bool, mapped: bool, prefault: bool) -> _T:
+        table, opened = recover(kind, bundle, self.directory, verify=verify, mapped=mapped, prefault=prefault)
+        self._table, self.position = table, opened.position
+        self._number, self._end = opened.log, opened.end
+        return table
+
+    def poll(self) -> int:
+        """Make the changes that came since, and return how many there were.
+
+        Raises:
+            ItemIndexError: the log is altered, or its writer has deleted it before this replica came to read
+                it: open the archive again.
+        """
+        with self._polling:
+            if self._table is None:
+                raise ItemIndexError(f"{self.directory}: the replica is not open; call open first.")
+            before = self._changes
+            while self._poll(self._table):
+                pass
+            return self._changes - before
+
+    def start(self, interval_s: float = 0.02) -> None:
+        """Poll in a thread of its own until `close`.
+
+        Args:
+            interval_s: seconds between two looks at the log.
+        """
+        if self._thread is not None:
+            raise ItemIndexError(f"{self.directory}: the replica follows already; call start once.")
+        self._thread = threading.Thread(
+            target=self._follow, args=(interval_s,), name="aif-replica", daemon=True
+        )
+        self._thread.start()
+
+    def stats(self) -> dict[str, Any]:
+        """Return how far the replica is, and why it goes no further if it does not."""
+        path = log_path(self.directory, self._number)
+        behind = path.stat().st_size - self._end if path.exists() else 0
+        return {
+            "number": self._number, "position": self.position, "changes": self._changes,
+            "behind_bytes": max(behind, 0), "failure": self._failure,
+        }  # fmt: skip
+
+    def close(self) -> None:
+        """Follow no longer. The table can still be used."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _follow(self, interval_s: float) -> None:
+        while not self._stop.wait(interval_s):
+            try:
+                self.poll()
+            except AifError as error:
+                self._failure = str(error)
+                return
+
+    def _poll(self, table: RowTable) -> bool:
+        """Read on; return whether another log goes on from here."""
+        path = log_path(self.directory, self._number)
+        if not path.exists():
+            later = any(number > self._number for number, _ in files_of(self.directory))
+            if not self._end and not later:
+                return False  # the log before it is sealed, and this one not yet there
+            raise ItemIndexError(
+                f"{path}: was deleted before it was read to its end. Open the archive again, and look in "
+                "more often, or have the writer keep more."
+            )
+        for said, end, changes in replay_log(table, path, self._end):
+            self._changes += changes
+            self._end = end
+            if isinstance(said, Sealed):
+                self._number, self._end = self._number + 1, 0
+                return True
+            if said is not None:
+                self.position = said
+        return False

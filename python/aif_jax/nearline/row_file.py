@@ -1,0 +1,308 @@
+"""The snapshot file: rows of a table as they lie in memory, checksummed, replaced in one rename.
+
+Layout, all numbers little-endian::
+
+    0       magic, 8 bytes, then zeros
+    65536   rows, one after the other, whole: as `EmbeddingCache` keeps them; zeros up to a multiple of 65536
+    ...     sections, each at a multiple of 64: ``keys`` (uint64, that of each row), ``blocks`` (uint64,
+            XXH3-64 of each 4 MiB of the rows), and ``names`` (string ids, each followed by a zero byte) where
+            ids are strings
+    ...     the footer (JSON, UTF-8): what the rows are, their columns, and offset, size and SHA-256 of each
+            section
+    -48     the footer's length (uint64), its SHA-256 (32 bytes), the magic again
+
+Rows come first, so that they can be written before it is known how many there will be, and stand where they
+can be mapped and served from without being read. The end vouches for the whole: a file cut at any byte is
+refused when it is opened, and so is one that was changed in any byte that means something (of the rows,
+unless it is opened with ``verify=False``, which reads none of them).
+
+A file is written under a name of its own (``NAME.partial-*``) and renamed over the old one when the disk has
+all of it: a crash leaves the previous snapshot as it was, and at worst a partial file to delete.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import numpy as np
+
+from aif_jax import _native
+from aif_jax.bundle.files import make_directory, sync_directory
+from aif_jax.errors import ItemIndexError
+from aif_jax.nearline.store import ColumnSpecs, row_layout
+from aif_jax.types import named_dtype
+
+_MAGIC = b"AIFROWS2"
+ROWS_AT = 65536
+"""Where the rows begin; also what the room for them is rounded up to."""
+_ALIGN = 64
+_END = 8 + 32 + len(_MAGIC)
+_FIX = "take an older snapshot, or build the rows again"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowFile:
+    """What a snapshot file holds. The rows themselves are not read.
+
+    Attributes:
+        path: the file.
+        kind: what the rows are: ``item_index`` or ``behaviour_table``.
+        version: version of the bundle that computed them.
+        columns: dtype and shape within one row, by name.
+        keys: uint64 ``[n]``, in the order of the rows.
+        names: the string id of each key, or ``None`` where ids are integers.
+        notes: what else was kept, JSON.
+    """
+
+    path: Path
+    kind: str
+    version: str
+    columns: ColumnSpecs
+    keys: np.ndarray
+    names: list[str] | None
+    notes: Mapping[str, Any]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes from one row to the next."""
+        return row_layout(self.columns).row_bytes
+
+    def column(self, name: str) -> np.ndarray:
+        """Return one column, ``[n, ...]``: a view of the mapped file."""
+        dtype, shape = self.columns[name]
+        n = len(self.keys)
+        if not n or 0 in shape:
+            return np.zeros((n, *shape), dtype)
+        layout = row_layout(self.columns)
+        rows = np.memmap(self.path, np.uint8, "r", ROWS_AT, (n, layout.row_bytes))
+        start = layout.offsets[name]
+        size = dtype.itemsize * int(np.prod(shape))
+        return np.asarray(rows)[:, start : start + size].view(dtype).reshape((n, *shape))
+
+
+class RowFileWriter:
+    """Writes a snapshot file: rows first, then `finish`. Without that, as a context manager, it leaves no
+    trace.
+
+    Args:
+        path: where the file shall be; parent directories that do not exist are made.
+        kind: what the rows are.
+        version: version of the bundle that computed them.
+        columns: what a row holds.
+
+    Raises:
+        ItemIndexError: ``path`` is a directory, or no file can be made there.
+    """
+
+    def __init__(self, path: Path, *, kind: str, version: str, columns: ColumnSpecs):
+        self.path = Path(path)
+        self._about = {"kind": kind, "version": version}
+        self._columns = columns
+        self._layout = row_layout(columns)
+        if self.path.is_dir():
+            raise ItemIndexError(f"{path}: is a directory; expected the name of the file to write.")
+        try:
+            make_directory(self.path.parent)
+            descriptor, scratch = tempfile.mkstemp(prefix=f"{self.path.name}.partial-", dir=self.path.parent)
+        except OSError as error:
+            raise ItemIndexError(
+                f"{path}: cannot be written ({error.strerror}: {error.filename}); expected a path under a "
+                "directory that can be written to."
+            ) from error
+        self.scratch = Path(scratch)
+        """Where the bytes are until `finish`."""
+        self._stream: IO[bytes] = open(descriptor, "wb")  # noqa: SIM115
+        self._write(_MAGIC.ljust(ROWS_AT, b"\0"))
+        self._stream.flush()
+
+    def write_table(self, cache: _native.EmbeddingCache, taken: Callable[[np.ndarray], object]) -> np.ndarray:
+        """Write the rows of a cache as of one moment; return the checksums for `finish`.
+
+        Args:
+            cache: whose rows have this file's columns.
+            taken: called with the keys, uint64 ``[n]``, once they are known; see `EmbeddingCache.write_rows`.
+        """
+        return cache.write_rows(self.scratch, taken)
+
+    def finish(
+        self, keys: np.ndarray, checksums: np.ndarray, names: Sequence[str] | None, notes: Mapping[str, Any]
+    ) -> None:
+        """Write what comes behind the rows, and move the file to its place.
+
+        Args:
+            keys: uint64 ``[n]``, that of each row.
+            checksums: of the rows, see `aif_jax._native.block_checksums`.
+            names: the string id of each key, or ``None`` where ids are integers.
+            notes: what else to keep, JSON.
+
+        Raises:
+            ItemIndexError: a string id holds a zero character, which the format uses as separator.
+        """
+        self._stream.seek(0, os.SEEK_END)
+        expected = ROWS_AT + len(keys) * self._layout.row_bytes
+        if self._stream.tell() != expected:
+            raise AssertionError(f"{self._stream.tell()} bytes were written, expected {expected}")
+        self._pad(ROWS_AT)
+        sections = {"keys": keys.astype("<u8").tobytes(), "blocks": checksums.astype("<u8").tobytes()}
+        if names is not None:
+            sections["names"] = joined_names(names)
+        entries: dict[str, dict[str, Any]] = {}
+        for name, content in sections.items():
+            self._pad(_ALIGN)
+            entries[name] = {
+                "offset": self._stream.tell(), "bytes": len(content),
+                "sha256": hashlib.sha256(content).hexdigest(),
+            }  # fmt: skip
+            self._write(content)
+        footer = json.dumps({
+            **self._about, "rows": len(keys), "row_bytes": self._layout.row_bytes,
+            "columns": [[name, dtype.name, list(shape)] for name, (dtype, shape) in self._columns.items()],
+            "notes": dict(notes), "sections": entries,
+        }).encode()  # fmt: skip
+        self._write(footer + len(footer).to_bytes(8, "little") + hashlib.sha256(footer).digest() + _MAGIC)
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+        os.chmod(self.scratch, 0o644)
+        os.replace(self.scratch, self.path)
+        sync_directory(self.path.parent)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+        self.scratch.unlink(missing_ok=True)
+
+    def _pad(self, align: int) -> None:
+        self._write(b"\0" * (-self._stream.tell() % align))
+
+    def _write(self, content: bytes) -> None:
+        self._stream.write(content)
+
+
+def open_row_file(path: Path, *, kind: str | None = None, verify: bool = True) -> RowFile:
+    """Read all of a snapshot file but the rows, and check it.
+
+    Args:
+        path: the file.
+        kind: what it must hold; ``None`` for anything.
+        verify: also read all rows and compare their checksums. Without that, opening takes no longer for
+            larger rows, and a row that the disk has changed is served as it is.
+
+    Raises:
+        ItemIndexError: the file is missing, cut short, altered, or holds another kind of rows.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as stream:
+            return _read(path, stream, kind, verify)
+    except OSError as error:
+        raise ItemIndexError(f"{path}: cannot be read ({error.strerror}); check the path.") from error
+
+
+def joined_names(names: Sequence[str]) -> bytes:
+    """Return string ids as bytes, each followed by a zero byte.
+
+    Raises:
+        ItemIndexError: one holds a zero character.
+    """
+    joined = "\0".join(names)
+    if joined.count("\0") != max(len(names) - 1, 0):
+        wrong = next(name for name in names if "\0" in name)
+        raise ItemIndexError(
+            f"id {wrong!r}: holds a zero character, which cannot be kept on disk; rename it."
+        )
+    return (joined + "\0").encode() if names else b""
+
+
+def split_names(joined: bytes) -> list[str]:
+    """Undo `joined_names`."""
+    return joined.decode().split("\0")[:-1]
+
+
+def _read(path: Path, stream: IO[bytes], kind: str | None, verify: bool) -> RowFile:
+    size = os.fstat(stream.fileno()).st_size
+    begins = stream.read(len(_MAGIC))
+    if begins[:-1] == _MAGIC[:-1] and begins != _MAGIC:
+        raise ItemIndexError(
+            f"{path}: is a snapshot of another format ({begins.decode(errors='replace')}, expected "
+            f"{_MAGIC.decode()}); build the rows again."
+        )
+    if begins != _MAGIC:
+        raise ItemIndexError(
+            f"{path}: is not a snapshot ({size} bytes, no {_MAGIC.decode()} at its start); {_FIX}."
+        )
+    if size < ROWS_AT + _END:
+        raise ItemIndexError(f"{path}: has {size} bytes, an empty snapshot has more: cut short; {_FIX}.")
+    stream.seek(size - _END)
+    end = stream.read(_END)
+    length = int.from_bytes(end[:8], "little")
+    if end[40:] != _MAGIC or length > size - _END - ROWS_AT:
+        raise ItemIndexError(
+            f"{path}: does not end as a snapshot ends: cut short, or its writing was broken off; {_FIX}."
+        )
+    stream.seek(size - _END - length)
+    encoded = stream.read(length)
+    if hashlib.sha256(encoded).digest() != end[8:40]:
+        raise ItemIndexError(f"{path}: its footer does not have the hash that it says: altered; {_FIX}.")
+    footer = json.loads(encoded)
+    if kind not in (None, footer["kind"]):
+        raise ItemIndexError(
+            f"{path}: holds a snapshot of kind {footer['kind']!r}, expected {kind!r}; check the path."
+        )
+    if begins_with(stream, len(_MAGIC), ROWS_AT):
+        raise ItemIndexError(f"{path}: something stands between its magic and its rows: altered; {_FIX}.")
+    sections: dict[str, bytes] = {}
+    reached = ROWS_AT + footer["rows"] * footer["row_bytes"]
+    for name, entry in footer["sections"].items():
+        if begins_with(stream, reached, entry["offset"]):
+            raise ItemIndexError(f"{path}: something stands before section {name!r}: altered; {_FIX}.")
+        stream.seek(entry["offset"])
+        content = stream.read(entry["bytes"])
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != entry["sha256"]:
+            raise ItemIndexError(
+                f"{path}: section {name!r} has the SHA-256 {digest}, expected {entry['sha256']}; {_FIX}."
+            )
+        sections[name] = content
+        reached = entry["offset"] + entry["bytes"]
+    if reached != size - _END - length:
+        raise ItemIndexError(f"{path}: has {size} bytes, expected {reached + length + _END}; {_FIX}.")
+    if verify:
+        _verify(path, footer, np.frombuffer(sections["blocks"], "<u8"))
+    return RowFile(
+        path=path, kind=footer["kind"], version=footer["version"],
+        columns={name: (named_dtype(dtype), tuple(shape)) for name, dtype, shape in footer["columns"]},
+        keys=np.frombuffer(sections["keys"], "<u8"),
+        names=split_names(sections["names"]) if "names" in sections else None,
+        notes=footer["notes"],
+    )  # fmt: skip
+
+
+def begins_with(stream: IO[bytes], start: int, end: int) -> bool:
+    """Return whether anything but zeros stands in a stretch of a file that should be padding."""
+    stream.seek(start)
+    return stream.read(end - start).strip(b"\0") != b""
+
+
+def _verify(path: Path, footer: Mapping[str, Any], expected: np.ndarray) -> None:
+    size = footer["rows"] * footer["row_bytes"]
+    found = np.empty(0, np.uint64)
+    if size:
+        found = _native.block_checksums(np.asarray(np.memmap(path, np.uint8, "r", ROWS_AT, (size,))))
+    wrong = np.flatnonzero(found != expected) if len(found) == len(expected) else np.zeros(1, int)
+    if len(wrong):
+        first = int(wrong[0]) * _native.BLOCK_BYTES // max(footer["row_bytes"], 1)
+        raise ItemIndexError(
+            f"{path}: {len(wrong)} of {len(expected)} blocks of rows do not have the checksum that was "
+            f"written (from about row {first:,} on): altered; {_FIX}."
+        )

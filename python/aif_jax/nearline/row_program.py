@@ -1,0 +1,100 @@
+"""From raw item features to rows: one of a bundle's programs, a fixed number of rows at a time."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from aif_jax.bundle import Bundle
+from aif_jax.errors import ItemIndexError
+from aif_jax.features import EncodeReport, pad_to
+from aif_jax.nearline.store import ColumnSpecs
+from aif_jax.types import named_dtype
+
+BATCH = 256
+"""Rows that one call of the program computes, however few are wanted: XLA adds in another order for another
+number of rows, and a row must have the same bits whoever computes it, and in whatever company."""
+
+
+class RowProgram:
+    """Computes rows of items.
+
+    Args:
+        bundle: the model.
+        stage: its program: ``item`` or ``behaviour``.
+    """
+
+    def __init__(self, bundle: Bundle, stage: Literal["item", "behaviour"]):
+        self._bundle = bundle
+        self._stage: Literal["item", "behaviour"] = stage
+        self.columns: ColumnSpecs = {
+            operand.path: (named_dtype(operand.dtype), tuple(int(size) for size in operand.shape[1:]))
+            for operand in bundle.signature(stage).outputs
+        }
+        """Dtype and shape within one row of each column that it computes."""
+
+    def encode(
+        self, columns: Mapping[str, Any], n: int, report: EncodeReport | None = None
+    ) -> dict[str, np.ndarray]:
+        """Encode raw item features by the schema, ``[n, ...]`` each.
+
+        Raises:
+            SchemaError: a column does not fit the schema.
+        """
+        return self._bundle.schema.encode("item", columns, n, report=report)
+
+    def content(self, content: np.ndarray | None, n: int) -> np.ndarray:
+        """Return content embeddings as the program takes them; see `checked_content`."""
+        return checked_content(content, n, self._bundle.config.content_width)
+
+    def run(self, encoded: Mapping[str, np.ndarray], content: np.ndarray) -> dict[str, np.ndarray]:
+        """Compute up to `BATCH` rows.
+
+        Args:
+            encoded: item features, ``[n, ...]``.
+            content: float32 ``[n, d_m]``.
+
+        Returns:
+            The columns of the rows, ``[n, ...]``.
+        """
+        n = len(content)
+        inputs = {f"item/{name}": pad_to(array, BATCH) for name, array in encoded.items()}
+        inputs["item/content"] = pad_to(content, BATCH)
+        inputs["item/has_content"] = pad_to(
+            np.any(content != 0, axis=1, keepdims=True).astype(np.float32), BATCH
+        )
+        outputs = self._bundle.call(self._stage, m=BATCH)(inputs)
+        return {name: np.ascontiguousarray(np.asarray(array)[:n]) for name, array in outputs.items()}
+
+
+def batches(n: int) -> Iterator[slice]:
+    """Cut n rows into the batches for which the program is compiled."""
+    for start in range(0, n, BATCH):
+        yield slice(start, min(start + BATCH, n))
+
+
+def checked_content(content: np.ndarray | None, n: int, width: int) -> np.ndarray:
+    """Return content embeddings as float32 ``[n, width]``, zeros where there is none.
+
+    Raises:
+        ItemIndexError: the shape is wrong, or a row is neither zero, NaN nor of unit length.
+    """
+    if content is None:
+        return np.zeros((n, width), np.float32)
+    rows = np.array(content, np.float32)
+    if rows.shape != (n, width):
+        raise ItemIndexError(
+            f"content: got shape {rows.shape}, expected ({n}, {width}): one embedding of the model's "
+            "content_width "
+            "for each id."
+        )
+    rows[np.isnan(rows).any(axis=1)] = 0.0
+    length = np.linalg.norm(rows, axis=1)
+    wrong = np.flatnonzero((length != 0) & ~(np.abs(length - 1.0) < 1e-2))
+    if len(wrong):
+        raise ItemIndexError(
+            f"content: row {wrong[0]} has length {length[wrong[0]]:.4g}, expected 1 (or 0 for none); "
+            "subtract the mean "
+            "of the training catalogue from the embeddings and divide each by its length."
+        )
+    return rows

@@ -1,0 +1,330 @@
+"""An archive loses nothing that it has confirmed, whatever happens to the process or to the files."""
+
+import errno
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aif_jax.bundle import Bundle
+from aif_jax.errors import ItemIndexError, VersionMismatchError
+from aif_jax.nearline import Archive, BehaviourTable, ItemIndex, Replica, RowTable
+from served import World
+
+TABLES = [ItemIndex, BehaviourTable]
+
+
+def made(bundle: Bundle, world: World, n: int = 40, table: type[RowTable] = ItemIndex) -> Any:
+    columns = {name: column[:n] for name, column in world.columns.items()}
+    return table.build(bundle, world.ids[:n], columns, world.content[:n])
+
+
+def price(world: World, rows: slice, value: float) -> dict[str, Any]:
+    columns = {name: column[rows] for name, column in world.columns.items()}
+    return {**columns, "price": [value] * len(columns["price"])}
+
+
+def same(table: RowTable, other: RowTable) -> None:
+    keys = np.sort(table.store.cache.keys())
+    assert np.array_equal(keys, np.sort(other.store.cache.keys()))
+    mine, theirs = table.gather(keys)[0], other.gather(keys)[0]
+    for name, column in mine.items():
+        assert np.array_equal(column, theirs[name]), name
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+@pytest.mark.parametrize("table", TABLES)
+def test_what_was_confirmed_is_there_again(
+    bundle: Bundle, world: World, tmp_path: Path, table: type[RowTable], mapped: bool
+) -> None:
+    index = made(bundle, world, table=table)
+    with Archive(tmp_path) as archive:
+        archive.start(index, (5,))
+        index.upsert(world.ids[3:9], price(world, slice(3, 9), 99.0), world.content[3:9])
+        index.delete(world.ids[20:25])
+        with archive.batch((6,)):
+            index.upsert(world.ids[50:60], price(world, slice(50, 60), 1.0))
+        archive.checkpoint()
+        index.delete(world.ids[8:10])
+    index.delete(world.ids[:1])  # kept no longer
+    with Archive(tmp_path) as archive:
+        again = archive.open(table, bundle, mapped=mapped)
+        assert archive.opened is not None
+        assert (archive.opened.snapshot, archive.opened.changes, archive.position) == (2, 1, (6,))
+        assert world.ids[0] in again
+        index.upsert(world.ids[:1], price(world, slice(0, 1), world.columns["price"][0]), world.content[:1])
+        same(index, again)
+        again.upsert(world.ids[8:10], price(world, slice(8, 10), 3.0))
+    with Archive(tmp_path) as archive:
+        same(archive.open(table, bundle, mapped=mapped), again)
+
+
+def test_string_ids_and_rankable_flags_come_back(bundle: Bundle, tmp_path: Path) -> None:
+    ids = [f"sku-{number}-é" for number in range(7)]
+    index = ItemIndex.build(bundle, ids, {"price": np.arange(7.0)})
+    with Archive(tmp_path) as archive:
+        archive.start(index)
+        index.delete(ids[:1])
+        index.upsert(["sku-9", ids[2]], {"price": [1.0, 2.0]})
+        index.set_rankable(ids[3:5], False)
+    with Archive(tmp_path) as archive:
+        again = archive.open(ItemIndex, bundle)
+        assert sorted(again.ids()) == sorted([*ids[1:], "sku-9"])
+        same(index, again)
+
+
+def test_a_log_cut_at_any_byte_gives_the_changes_before_it(
+    bundle: Bundle, world: World, tmp_path: Path
+) -> None:
+    index = made(bundle, world, 12)
+    ends, states = [], []
+    with Archive(tmp_path / "whole") as archive:
+        archive.start(index)
+        log = tmp_path / "whole" / "000001.log"
+        for step in range(4):
+            ends.append(log.stat().st_size)
+            states.append(index.gather(world.ids[:12]))
+            if step % 2:
+                index.delete(world.ids[step : step + 1])
+            else:
+                index.upsert(world.ids[step : step + 2], price(world, slice(step, step + 2), 50.0 + step))
+    whole = log.read_bytes()
+    copy = tmp_path / "cut"
+    copy.mkdir()
+    os.link(tmp_path / "whole" / "000001.rows", copy / "000001.rows")
+    for length in [*range(ends[0], len(whole), 37), *ends, *(end - 1 for end in ends[1:])]:
+        (copy / "000001.log").write_bytes(whole[:length])
+        with Archive(copy) as archive:
+            again = archive.open(ItemIndex, bundle, verify=False)
+            whole_changes = sum(end <= length for end in ends) - 1
+            rows, found = states[whole_changes]
+            mine, mine_found = again.gather(world.ids[:12])
+            assert np.array_equal(found, mine_found)
+            assert all(np.array_equal(rows[name], mine[name]) for name in rows)
+            assert archive.opened is not None
+            assert archive.opened.cut_bytes == length - max(end for end in ends if end <= length)
+            again.delete(world.ids[11:12])
+        with Archive(copy) as archive:  # what was appended behind the cut counts
+            assert world.ids[11] not in archive.open(ItemIndex, bundle, verify=False)
+
+
+def test_a_changed_byte_in_a_confirmed_record_is_refused(
+    bundle: Bundle, world: World, tmp_path: Path
+) -> None:
+    index = made(bundle, world, 12)
+    log = tmp_path / "000001.log"
+    with Archive(tmp_path) as archive:
+        archive.start(index)
+        begin = log.stat().st_size
+        index.upsert(world.ids[:2], price(world, slice(0, 2), 50.0))
+        middle = log.stat().st_size
+        index.delete(world.ids[5:6])
+    whole = log.read_bytes()
+    for position in [*range(begin, begin + 24), *range(begin + 24, middle, 41)]:
+        changed = bytearray(whole)
+        changed[position] ^= 0x40
+        log.write_bytes(changed)
+        with (
+            Archive(tmp_path) as archive,
+            pytest.raises(ItemIndexError, match=f"record at byte {begin:,} is altered"),
+        ):
+            archive.open(ItemIndex, bundle, verify=False)
+    log.write_bytes(whole)
+    with Archive(tmp_path) as archive:
+        same(archive.open(ItemIndex, bundle), index)
+
+
+def test_a_broken_snapshot_is_refused_and_the_one_before_gives_the_same_table(
+    bundle: Bundle, world: World, tmp_path: Path
+) -> None:
+    index = made(bundle, world, 12)
+    with Archive(tmp_path, keep=3) as archive:
+        archive.start(index)
+        index.upsert(world.ids[:2], price(world, slice(0, 2), 50.0))
+        archive.checkpoint()
+        index.delete(world.ids[5:6])
+        archive.checkpoint()
+        index.delete(world.ids[7:8])
+    newest = tmp_path / "000003.rows"
+    whole = newest.read_bytes()
+    spoilt = {
+        "cut short": whole[: len(whole) // 2],
+        "is not a snapshot": b"",
+        "altered": whole[:70_000] + bytes([whole[70_000] ^ 1]) + whole[70_001:],
+    }
+    for reason, content in spoilt.items():
+        newest.write_bytes(content)
+        with Archive(tmp_path) as archive:
+            same(archive.open(ItemIndex, bundle), index)
+            assert archive.opened is not None
+            assert (archive.opened.snapshot, archive.opened.log) == (2, 3)
+            assert reason in archive.opened.refused[3]
+    for number in (1, 2):
+        (tmp_path / f"00000{number}.rows").write_bytes(b"")
+    with (
+        Archive(tmp_path) as archive,
+        pytest.raises(ItemIndexError, match=r"no snapshot opens.*000001.*Build the rows"),
+    ):
+        archive.open(ItemIndex, bundle)
+
+
+def test_old_snapshots_go_when_enough_newer_ones_are_there(
+    bundle: Bundle, world: World, tmp_path: Path
+) -> None:
+    with Archive(tmp_path, keep=2) as archive:
+        archive.start(made(bundle, world, 5))
+        for _ in range(4):
+            archive.checkpoint()
+        assert sorted(path.name for path in tmp_path.iterdir() if path.name != "lock") == [
+            "000004.log", "000004.rows", "000005.log", "000005.rows",
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("step", ["seal", "move", "write_table", "finish"])
+def test_a_checkpoint_that_fails_anywhere_loses_nothing(
+    bundle: Bundle, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    index = made(bundle, world, 12)
+    owner = "change_log.ChangeLog" if step in ("seal", "move") else "row_file.RowFileWriter"
+    with Archive(tmp_path) as archive:
+        archive.start(index, (1,))
+        index.delete(world.ids[5:6])
+
+        def fail(*_: object, **__: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(f"aif_jax.nearline.{owner}.{step}", fail)
+            with pytest.raises(ItemIndexError, match=r"no snapshot could be written \(No space left"):
+                archive.checkpoint()
+        # As a crash leaves it ...
+    with Archive(tmp_path) as archive:
+        again = archive.open(ItemIndex, bundle)
+        same(index, again)
+        assert archive.position == (1,)
+        # ... and the next one goes well.
+        archive.checkpoint()
+        again.delete(world.ids[6:7])
+    with Archive(tmp_path) as archive:
+        same(again, archive.open(ItemIndex, bundle))
+
+
+def test_a_full_disk_refuses_the_change_and_nothing_else(
+    bundle: Bundle, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = made(bundle, world, 12)
+    write = os.write
+    with Archive(tmp_path) as archive:
+        archive.start(index)
+        length = (tmp_path / "000001.log").stat().st_size
+        room = [100]
+
+        def little(file: int, content: Any) -> int:
+            if not room[0]:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            written = write(file, content[: room[0]])
+            room[0] -= written
+            return written
+
+        before = index.gather(world.ids[:2])[0]["h"]
+        monkeypatch.setattr(os, "write", little)
+        with pytest.raises(
+            ItemIndexError, match=r"cannot be written \(No space left.*not made. Then free space"
+        ):
+            index.upsert(world.ids[:2], price(world, slice(0, 2), 50.0))
+        monkeypatch.undo()
+        assert (tmp_path / "000001.log").stat().st_size == length
+        assert np.array_equal(before, index.gather(world.ids[:2])[0]["h"])
+        index.upsert(world.ids[:2], price(world, slice(0, 2), 60.0))
+    with Archive(tmp_path) as archive:
+        same(index, archive.open(ItemIndex, bundle))
+
+
+def test_a_disk_that_does_not_confirm_ends_the_writing(
+    bundle: Bundle, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = made(bundle, world, 12)
+    with Archive(tmp_path) as archive:
+        archive.start(index)
+
+        def fail(_: int) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(os, "fdatasync", fail)
+        with pytest.raises(ItemIndexError, match=r"not confirmed.*Input/output error"):
+            index.delete(world.ids[:1])
+        monkeypatch.undo()
+        with pytest.raises(ItemIndexError, match="Open the archive again"):
+            index.delete(world.ids[1:2])
+        assert world.ids[1] in index
+
+
+def test_two_writers_and_other_misuse_are_told(
+    bundle: Bundle, other_bundle: Bundle, world: World, tmp_path: Path
+) -> None:
+    index = made(bundle, world, 12)
+    with Archive(tmp_path) as archive:
+        archive.start(index)
+        with pytest.raises(ItemIndexError, match="another process writes there"):
+            Archive(tmp_path)
+        with pytest.raises(ItemIndexError, match="keeps a table already"):
+            archive.start(index)
+    with pytest.raises(ItemIndexError, match="keeps no table"):
+        archive.checkpoint()
+    with Archive(tmp_path) as archive, pytest.raises(VersionMismatchError):
+        archive.open(ItemIndex, other_bundle)
+    with Archive(tmp_path / "new") as archive, pytest.raises(ItemIndexError, match="it holds none"):
+        archive.open(ItemIndex, bundle)
+    with pytest.raises(ItemIndexError, match="keep: got 0"):
+        Archive(tmp_path, keep=0)
+
+
+def test_replicas_follow_through_checkpoints(bundle: Bundle, world: World, tmp_path: Path) -> None:
+    index = made(bundle, world, 40)
+    with Archive(tmp_path, keep=3) as archive:
+        archive.start(index, (1,))
+        replica = Replica(tmp_path)
+        copy = replica.open(ItemIndex, bundle)
+        told: list[np.ndarray] = []
+        copy.subscribe(told.append)
+        for step in range(6):
+            with archive.batch((step + 2,)):
+                rows = slice(step, step + 3)
+                index.upsert(world.ids[rows], price(world, rows, 40.0 + step), world.content[rows])
+                index.delete(world.ids[30 + step : 31 + step])
+            if step in (2, 3):
+                archive.checkpoint()
+            if step != 2:
+                assert replica.poll() == (2 if step != 3 else 4)
+                same(index, copy)
+                assert replica.position == (step + 2,)
+        assert replica.stats()["behind_bytes"] == 0
+        assert len(told) == 12
+        replica.start(0.005)
+        index.delete(world.ids[20:21])
+        deadline = threading.Event()
+        for _ in range(400):
+            if world.ids[20] not in copy:
+                break
+            deadline.wait(0.005)
+        assert world.ids[20] not in copy
+        replica.close()
+        same(Replica(tmp_path).open(ItemIndex, bundle), copy)
+
+
+def test_a_replica_that_fell_behind_says_so(bundle: Bundle, world: World, tmp_path: Path) -> None:
+    index = made(bundle, world, 10)
+    with Archive(tmp_path, keep=1) as archive:
+        archive.start(index)
+        replica = Replica(tmp_path)
+        replica.open(ItemIndex, bundle)
+        archive.checkpoint()
+        index.delete(world.ids[:1])
+        archive.checkpoint()
+        archive.checkpoint()
+        with pytest.raises(ItemIndexError, match=r"deleted before it was read.*Open the archive again"):
+            replica.poll()
+        assert world.ids[0] not in replica.open(ItemIndex, bundle)

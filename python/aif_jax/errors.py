@@ -33,6 +33,10 @@ class ItemIndexError(AifError):
     """An item index or behaviour table is broken or was used against its rules."""
 
 
+class ArchiveError(ItemIndexError):
+    """The disk refuses what an archive would write to it. What it confirmed before is safe."""
+
+
 class LayoutError(AifError, ValueError):
     """Columns do not match the row layout of an embedding cache."""
 

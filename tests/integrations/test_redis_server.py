@@ -16,7 +16,8 @@ from redis.retry import Retry
 
 from aif_jax.errors import ConfigError, DataError, SchemaError, UnknownUserError
 from aif_jax.integrations.redis import START, RedisUpdates, RedisUsers, stream_end, write_update, write_user
-from aif_jax.nearline import BehaviourTable, Delete, ItemIndex, Upsert
+from aif_jax.integrations.redis_stream import RedisStream, position_of
+from aif_jax.nearline import Archive, BehaviourTable, Delete, Follower, ItemIndex, Upsert
 from aif_jax.serving import Engine
 from aif_jax.types import UserRecord
 from served import ENGINE_CONFIG
@@ -31,12 +32,13 @@ def connect(port, **options):
 
 
 @contextlib.contextmanager
-def serve(folder):
-    """Start a server on a free port, wait for it, and stop it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = {"port": port, "bind": "127.0.0.1", "dir": folder, "save": "", "appendonly": "no"}
+def serve(folder, port=None, save=""):
+    """Start a server on a port, or a free one, wait for it, and stop it."""
+    if port is None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+    options = {"port": port, "bind": "127.0.0.1", "dir": folder, "save": save, "appendonly": "no"}
     command = [
         "redis-server",
         *(str(part) for name, value in options.items() for part in (f"--{name}", value)),
@@ -247,3 +249,104 @@ def test_an_endless_follower_sees_what_comes_until_it_is_closed(client, world, b
         follower.join(30)
     assert not follower.is_alive()
     assert list(updates) == []
+
+
+# -- a consumer group into an archive ------------------------------------------------------------------------
+
+
+def groups(client):
+    return {_plain(info["name"]): info for info in client.xinfo_groups(STREAM)}
+
+
+def _plain(value):
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def follow_until(follower, archive, entry):
+    with follower:
+        follower.start()
+        for _ in range(500):
+            if archive.position == position_of(entry) or follower.stats()["failure"]:
+                break
+            time.sleep(0.01)
+    return follower.stats()
+
+
+def test_a_group_is_acknowledged_after_the_archive_has_it(client, world, bundle, tmp_path):
+    for row in range(10):
+        write_update(client, STREAM, item(world, row))
+    client.xadd(STREAM, {"update": "{oops"})
+    last = write_update(client, STREAM, Delete(world.ids[3:4]))
+    with Archive(tmp_path) as archive:
+        archive.start(ItemIndex(bundle))
+        stats = follow_until(Follower(RedisStream(client, STREAM, "mine", limit=4), [archive]), archive, last)
+        assert (stats["failure"], stats["updates"], stats["bad"]) == (None, 12, {"DataError": 1})
+        assert 0 <= stats["lag_s"] < 60
+        assert len(archive.table) == 9
+        group = groups(client)["mine"]
+        assert (group["pending"], _plain(group["last-delivered-id"])) == (0, last)
+
+
+def test_what_was_read_and_not_confirmed_comes_again(client, world, bundle, tmp_path):
+    first = write_update(client, STREAM, item(world, 0))
+    last = write_update(client, STREAM, item(world, 1))
+    source = RedisStream(client, STREAM, "mine")
+    assert len(source.read(None, 0.01)) == 2  # and its process dies before anything is applied
+    assert groups(client)["mine"]["pending"] == 2
+    with Archive(tmp_path) as archive:
+        archive.start(ItemIndex(bundle), position_of(first))
+        stats = follow_until(Follower(RedisStream(client, STREAM, "mine"), [archive]), archive, last)
+        assert (stats["failure"], stats["updates"], archive.position) == (None, 1, position_of(last))
+        assert world.ids[1] in archive.table
+        assert groups(client)["mine"]["pending"] == 0
+
+
+def test_an_archive_from_a_backup_gets_again_what_came_since(client, world, bundle, tmp_path):
+    first = write_update(client, STREAM, item(world, 0))
+    last = write_update(client, STREAM, item(world, 1))
+    for folder, start in (("today", None), ("backup", position_of(first))):
+        with Archive(tmp_path / folder) as archive:
+            archive.start(ItemIndex(bundle), start)
+            follow_until(Follower(RedisStream(client, STREAM, "mine"), [archive]), archive, last)
+            assert world.ids[1] in archive.table
+
+
+def test_a_stream_that_was_trimmed_too_far_is_an_error(client, world, bundle, tmp_path):
+    first = write_update(client, STREAM, item(world, 0))
+    write_update(client, STREAM, item(world, 1))
+    client.xdel(STREAM, first)
+    with Archive(tmp_path) as archive:
+        archive.start(ItemIndex(bundle), position_of(first))
+        with pytest.raises(
+            DataError, match=rf"does not hold the entry {first} any more.*build the rows again"
+        ):
+            Follower(RedisStream(client, STREAM, "mine"), [archive]).run()
+
+
+def test_a_server_that_goes_away_is_waited_for(tmp_path, bundle, world):
+    with Archive(tmp_path / "items") as archive:
+        archive.start(ItemIndex(bundle))
+        (tmp_path / "redis").mkdir()
+        with serve(tmp_path / "redis", save="3600 1") as (port, process), connect(port) as client:
+            write_update(client, STREAM, item(world, 0))
+            with Follower(RedisStream(client, STREAM, "mine"), [archive]) as follower:
+                follower.start()
+                wait_for(lambda: world.ids[0] in archive.table)
+                client.save()
+                process.kill()
+                process.wait(10)
+                wait_for(lambda: follower.stats()["source_errors"] > 1)
+                assert "ConnectionError" in follower.stats()["trouble"]
+                with serve(tmp_path / "redis", port=port, save="3600 1"):
+                    last = write_update(client, STREAM, item(world, 1))
+                    wait_for(lambda: archive.position == position_of(last))
+                    assert world.ids[1] in archive.table
+                    assert follower.stats()["trouble"] is None
+
+
+def wait_for(holds):
+    for _ in range(1000):
+        if holds():
+            return
+        time.sleep(0.01)
+    raise AssertionError("not in ten seconds")

@@ -61,7 +61,7 @@ class RedisUsers:
     """
 
     def __init__(self, client: "Redis | RedisCluster", prefix: str = PREFIX) -> None:
-        self._client: Any = _synchronous(client)
+        self._client: Any = synchronous(client)
         self._prefix = prefix
 
     def __call__(self, user: UserId, /) -> UserRecord | None:
@@ -101,7 +101,7 @@ def write_user(
         RequestError: the user's id is neither an integer nor a string.
     """
     key = user_key(user, prefix)
-    _synchronous(client).set(key, encode_user(record, key, keep_revision=keep_revision), ex=expire_s)
+    synchronous(client).set(key, encode_user(record, key, keep_revision=keep_revision), ex=expire_s)
 
 
 def user_key(user: UserId, prefix: str = PREFIX) -> str:
@@ -210,7 +210,7 @@ class RedisUpdates:
             raise ConfigError(f"poll_ms and batch: got {poll_ms} and {batch}, expected at least 1.")
         self.position = after
         self.broken = 0
-        self._client: Any = _synchronous(client)
+        self._client: Any = synchronous(client)
         self._stream = stream
         self._endless = endless
         self._poll_s = poll_ms / 1000
@@ -288,7 +288,7 @@ def write_update(
         DataError: the update holds what JSON cannot.
     """
     value = encode_update(update, f"stream {stream!r}")
-    return _text(_synchronous(client).xadd(stream, {_FIELD: value}, maxlen=max_entries))
+    return _text(synchronous(client).xadd(stream, {_FIELD: value}, maxlen=max_entries))
 
 
 def stream_end(client: "Redis | RedisCluster", stream: str) -> str:
@@ -296,7 +296,7 @@ def stream_end(client: "Redis | RedisCluster", stream: str) -> str:
 
     Ask *before* reading the catalogue that an index is built of: what changes meanwhile is then followed.
     """
-    last = _synchronous(client).xrevrange(stream, count=1)
+    last = synchronous(client).xrevrange(stream, count=1)
     return _text(last[0][0]) if last else START
 
 
@@ -421,7 +421,12 @@ def _text(value: bytes | str) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _synchronous(client: Any) -> Any:
+def synchronous(client: Any) -> Any:
+    """Return the client.
+
+    Raises:
+        ConfigError: it is an asynchronous one.
+    """
     if inspect.iscoroutinefunction(getattr(client, "execute_command", None)):
         raise ConfigError(
             f"client: got the asynchronous {type(client).__module__}.{type(client).__name__}, expected "

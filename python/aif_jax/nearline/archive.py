@@ -22,7 +22,7 @@ from typing import Any, Self, TypeVar
 
 from aif_jax.bundle import Bundle
 from aif_jax.bundle.files import make_directory
-from aif_jax.errors import ItemIndexError, VersionMismatchError
+from aif_jax.errors import ArchiveError, ItemIndexError, VersionMismatchError
 from aif_jax.nearline.change_log import About, ChangeLog, Position, Reached, Sealed, read_log
 from aif_jax.nearline.table import RowTable
 
@@ -147,6 +147,15 @@ class Archive:
         return table
 
     @property
+    def table(self) -> RowTable:
+        """The table that it keeps.
+
+        Raises:
+            ItemIndexError: it keeps none.
+        """
+        return self._kept()[0]
+
+    @property
     def position(self) -> Position | None:
         """Of the stream of updates, up to which the table on disk holds all; ``None`` for none of it."""
         return self._position
@@ -158,7 +167,7 @@ class Archive:
         """Make changes inside that the disk confirms together, with how far in the stream they come from.
 
         Raises:
-            ItemIndexError: the disk refuses. The position is then as before, so that the stream's updates
+            ArchiveError: the disk refuses. The position is then as before, so that the stream's updates
                 come again; rows that were changed meanwhile stay changed.
         """
         table, _ = self._kept()
@@ -175,7 +184,8 @@ class Archive:
         Readers do not wait, and writers only for a moment, not for the disk. If it fails, the log goes on.
 
         Raises:
-            ItemIndexError: the disk refuses.
+            ArchiveError: the disk refuses.
+            ItemIndexError: the archive keeps no table.
         """
         with self._checkpointing:
             table, number = self._table, self._number + 1
@@ -204,7 +214,7 @@ class Archive:
             try:
                 table.write_snapshot(_rows_path(self.directory, number), turn_the_page)
             except OSError as error:
-                raise ItemIndexError(
+                raise ArchiveError(
                     f"{self.directory}: no snapshot could be written ({error.strerror}). The one before and "
                     "its logs hold everything; make room, and checkpoint again."
                 ) from error

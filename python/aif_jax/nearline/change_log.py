@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from aif_jax.bundle.files import sync_directory
-from aif_jax.errors import ItemIndexError
+from aif_jax.errors import ArchiveError, ItemIndexError
 from aif_jax.nearline.row_file import joined_names, split_names
 from aif_jax.nearline.store import ColumnSpecs
 
@@ -106,7 +106,7 @@ class ChangeLog:
         end: where the last whole record ends; what comes behind is cut off. 0: the log is new.
 
     Raises:
-        ItemIndexError: it cannot be written.
+        ArchiveError: it cannot be written.
     """
 
     def __init__(self, path: Path, about: About, end: int = 0):
@@ -122,7 +122,7 @@ class ChangeLog:
             os.lseek(self._file, self.bytes, os.SEEK_SET)
         except OSError as error:
             self.close()
-            raise ItemIndexError(
+            raise ArchiveError(
                 f"{path}: cannot be written ({error.strerror}); check the directory."
             ) from error
         if not end:
@@ -137,7 +137,7 @@ class ChangeLog:
             names: the string ids, or ``None`` where ids are integers.
 
         Raises:
-            ItemIndexError: the disk refuses; the log is as it was.
+            ArchiveError: the disk refuses; the log is as it was.
         """
         joined = b"" if names is None else joined_names(names)
         head = struct.pack("<QQ", len(keys), len(joined) + 1 if names is not None else 0)
@@ -163,7 +163,7 @@ class ChangeLog:
         """Return when the disk has all that was appended.
 
         Raises:
-            ItemIndexError: the disk refuses. What the disk has is then unknown, so that nothing more can be
+            ArchiveError: the disk refuses. What the disk has is then unknown, so that nothing more can be
                 appended: open the archive again.
         """
         self._check()
@@ -199,7 +199,7 @@ class ChangeLog:
         except OSError as error:
             self._cut_back()
             advice = "free space on it" if error.errno == errno.ENOSPC else "check the disk"
-            raise ItemIndexError(
+            raise ArchiveError(
                 f"{self.path}: cannot be written ({error.strerror}); these changes were not made. Then "
                 f"{advice}, and try again."
             ) from error
@@ -215,7 +215,7 @@ class ChangeLog:
 
     def _check(self) -> None:
         if self._broken is not None:
-            raise ItemIndexError(
+            raise ArchiveError(
                 f"{self.path}: {self._broken}; nothing more is written to it. Open the archive again, and "
                 "the stream of updates from the position that it has then."
             )

@@ -62,5 +62,6 @@ class ItemIndex(RowTable):
             )
         return {RANKABLE: flags[:, None].astype(np.uint8)}
 
-    def _apply(self, update: Upsert) -> int:
+    def apply(self, update: Upsert) -> int:
+        """Compute and store the rows of an update, rankable or not; return their number. See `upsert`."""
         return self.upsert(update.ids, update.columns, update.content, rankable=update.rankable)

@@ -170,7 +170,7 @@ class RowTable:
         for update in stream:
             try:
                 if isinstance(update, Upsert):
-                    report.upserted += self._apply(update)
+                    report.upserted += self.apply(update)
                 elif isinstance(update, Delete):
                     removed = 0 if self.keeps_deleted else self.delete(update.ids)
                     report.deleted += removed
@@ -390,7 +390,8 @@ class RowTable:
             raise TypeError(f"unexpected arguments {sorted(extra)}")
         return {}
 
-    def _apply(self, update: Upsert) -> int:
+    def apply(self, update: Upsert) -> int:
+        """Compute and store the rows of an update; return their number. See `upsert`."""
         return self.upsert(update.ids, update.columns, update.content)
 
     # -- inside -----------------------------------------------------------------------------------

@@ -1,0 +1,211 @@
+"""Items in Parquet files: catalogues to build from, and directories of changes to follow.
+
+Needs pyarrow (``pip install 'aif_jax[train]'``). A row is an item. The column ``id`` holds its id,
+``content``, if there, its content embedding (a list of floats, or null), ``rankable``, if there, whether it
+may be a candidate; all others are raw item features. A file of changes may have a column ``deleted``: where
+it is true, the item is gone.
+"""
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from aif_jax.errors import DataError
+from aif_jax.features import Ragged
+from aif_jax.nearline import Delete, Delivery, Update, Upsert
+from aif_jax.nearline.change_log import Position
+
+_ID, _CONTENT, _RANKABLE, _DELETED = "id", "content", "rankable", "deleted"
+
+
+def catalogue_batches(paths: str | Path | Sequence[str | Path], *, rows: int = 16_384) -> Iterator[Upsert]:
+    """Read a catalogue batch by batch.
+
+    Args:
+        paths: a file, a directory of ``*.parquet`` files (read in the order of their names), or files.
+        rows: in a batch, at most.
+
+    Raises:
+        DataError: there is no such file, or one is not as the module says.
+    """
+    for path in _files(paths):
+        for batch in _batches(path, rows):
+            yield records(batch, str(path))
+
+
+class ParquetUpdates:
+    """A directory to which files of changes are added, as source of a `Follower`.
+
+    Files are read in the order of their names, so that a new one must have a greater name than all before it
+    (a time, say), and must be complete when it gets it: write it elsewhere and rename it. What was
+    acknowledged may be deleted.
+
+    Args:
+        directory: where they are.
+        endless: wait for more; otherwise the stream ends with the last file.
+        rows: to deliver together, at most.
+
+    Raises:
+        DataError: there is no such directory.
+    """
+
+    def __init__(self, directory: str | Path, *, endless: bool = True, rows: int = 4096):
+        self._directory, self._endless, self._rows = Path(directory), endless, rows
+        self._reading: Iterator[list[Delivery]] = iter(())
+        self._reached: Position | None = None
+        if not self._directory.is_dir():
+            raise DataError(f"{directory}: is no directory; expected one to which Parquet files are added.")
+
+    def read(self, after: Position | None, wait_s: float) -> Sequence[Delivery] | None:
+        """Return the changes of a batch of rows; see `UpdateSource`.
+
+        Raises:
+            DataError: a file is not as the module says.
+        """
+        if self._reached is None:
+            self._reached = ("", 0) if after is None else after
+        deliveries = next(self._reading, None)
+        if deliveries is None:
+            path = self._next(self._reached)
+            if path is None:
+                if self._endless:
+                    time.sleep(wait_s)
+                    return ()
+                return None
+            passed = int(self._reached[1]) if path.name == self._reached[0] else 0
+            self._reading = self._deliveries(path, passed)
+            deliveries = next(self._reading, [])
+        if deliveries:
+            self._reached = deliveries[-1].position
+        return deliveries
+
+    def acknowledge(self, position: Position) -> None:
+        """Files are the reader's to delete, not ours."""
+
+    def _next(self, reached: Position) -> Path | None:
+        """Return the first file of which a row comes after a position."""
+        for path in sorted(self._directory.glob("*.parquet")):
+            if path.name > str(reached[0]):
+                return path
+            if path.name == reached[0] and pq.read_metadata(path).num_rows > int(reached[1]):
+                return path
+        return None
+
+    def _deliveries(self, path: Path, passed: int) -> Iterator[list[Delivery]]:
+        """Yield the changes of each batch of rows, those of the first ``passed`` rows left out."""
+        made_s = path.stat().st_mtime
+        done = 0
+        for batch in _batches(path, self._rows):
+            some: list[Delivery] = []
+            for change in _changes(batch):
+                start, done = done, done + change.num_rows
+                if done > passed:
+                    change = change.slice(max(passed - start, 0))
+                    some.append(Delivery((path.name, done), _update(change, str(path)), made_s))
+            if some:
+                yield some
+
+
+def records(batch: pa.RecordBatch, where: str) -> Upsert:
+    """Return the items of a batch of rows; ``where`` names it in errors.
+
+    Raises:
+        DataError: it is not as the module says.
+    """
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    if _ID not in columns:
+        raise DataError(
+            f"{where}: has no column {_ID!r}, only {sorted(columns)}; name the column of item ids so."
+        )
+    ids = columns.pop(_ID)
+    if ids.null_count or not (pa.types.is_integer(ids.type) or _is_text(ids.type)):
+        raise DataError(
+            f"{where}: the column {_ID!r} is {ids.type} with {ids.null_count} nulls, expected integers or "
+            "strings, and none missing."
+        )
+    columns.pop(_DELETED, None)
+    content, rankable = columns.pop(_CONTENT, None), columns.pop(_RANKABLE, None)
+    return Upsert(
+        ids=ids.to_pylist() if _is_text(ids.type) else ids.to_numpy(zero_copy_only=False),
+        columns={name: _raw(column) for name, column in columns.items()},
+        content=None if content is None else _content(content, where),
+        rankable=None if rankable is None else _flags(rankable, True),
+    )
+
+
+def _files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
+    given = [paths] if isinstance(paths, (str, Path)) else paths
+    found: list[Path] = []
+    for path in map(Path, given):
+        found += sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    wrong = [f"{path}: is no file" for path in found if not path.is_file()]
+    if wrong or not found:
+        what = wrong[0] if wrong else f"{paths}: no *.parquet file is there"
+        raise DataError(f"{what}; expected Parquet files, or a directory of them.")
+    return found
+
+
+def _batches(path: Path, rows: int) -> Iterator[pa.RecordBatch]:
+    try:
+        with pq.ParquetFile(path) as file:
+            yield from file.iter_batches(rows)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet ({error}).") from error
+
+
+def _changes(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Cut a batch where deletions begin and end."""
+    if _DELETED not in batch.schema.names:
+        yield batch
+        return
+    deleted = _flags(batch.column(_DELETED), False)
+    starts = [0, *(np.flatnonzero(deleted[1:] != deleted[:-1]) + 1).tolist(), len(deleted)]
+    for start, end in itertools.pairwise(starts):
+        yield batch.slice(start, end - start)
+
+
+def _update(batch: pa.RecordBatch, where: str) -> Update:
+    upsert = records(batch, where)
+    gone = _DELETED in batch.schema.names and bool(_flags(batch.column(_DELETED), False)[:1].any())
+    return Delete(upsert.ids) if gone else upsert
+
+
+def _raw(column: pa.Array) -> Any:
+    """Return a column as raw features: arrays where numbers are whole, lists where something is missing."""
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        if column.null_count == 0 and column.values.null_count == 0:
+            offsets = column.offsets.to_numpy().astype(np.int64)
+            values = column.values.slice(offsets[0], offsets[-1] - offsets[0])
+            return Ragged(_raw(values), offsets - offsets[0])
+        return column.to_pylist()
+    if pa.types.is_floating(column.type):
+        return column.to_numpy(zero_copy_only=False)  # null becomes NaN, which is a missing value
+    if column.null_count == 0 and pa.types.is_integer(column.type):
+        return column.to_numpy(zero_copy_only=False)
+    return column.to_pylist()
+
+
+def _content(column: pa.Array, where: str) -> np.ndarray:
+    rows = column.to_pylist()
+    widths = {len(row) for row in rows if row is not None}
+    if len(widths) > 1:
+        raise DataError(
+            f"{where}: content of different widths, {sorted(widths)}; expected one width for all items."
+        )
+    width = widths.pop() if widths else 0
+    missing = [float("nan")] * width
+    return np.array([missing if row is None else row for row in rows], np.float32).reshape(len(rows), width)
+
+
+def _flags(column: pa.Array, missing: bool) -> np.ndarray:
+    return np.array([missing if value is None else bool(value) for value in column.to_pylist()], np.bool_)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)

@@ -1,0 +1,285 @@
+"""Follows a stream of updates into archives: applied, on disk, acknowledged, in this order."""
+
+import dataclasses
+import errno
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from aif_jax.errors import AifError, ArchiveError, ItemIndexError
+from aif_jax.nearline.archive import Archive
+from aif_jax.nearline.change_log import Position
+from aif_jax.nearline.merging import merged, one_by_one
+from aif_jax.nearline.table import RowTable
+from aif_jax.nearline.update_source import Delivery, UpdateSource
+from aif_jax.nearline.updates import Delete, Upsert
+
+_WAIT_S = 0.2
+_MOST_PAUSE_S = 5.0
+_REMEMBERED = 4096
+"""Updates whose delay is remembered."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BadItem:
+    """An item of an update that could not be applied; the stream went on without it.
+
+    Attributes:
+        position: of its update.
+        ids: of the items, one unless the update as a whole is bad.
+        reason: what is wrong.
+    """
+
+    position: Position
+    ids: tuple[Any, ...]
+    reason: AifError
+
+
+class Follower:
+    """Applies updates of a source to the tables of one or more archives.
+
+    Each archive remembers how far it is: after a restart, what it holds already is passed over. So updates
+    that come again have no second effect, and none is lost, whenever the process ends.
+
+    No update is read before those before it are on disk, so a source that writes faster than this follows
+    gets its back-pressure at the source: its backlog grows there, not in this process.
+
+    Args:
+        source: the stream.
+        archives: of the tables that follow it, such as an item index and a behaviour table. Deletions pass by
+            tables that keep what was deleted.
+        on_bad: called with each item that cannot be applied.
+        most_bad: the share of items that may be bad, looked at after every thousand; more end the following,
+            since then it is not the items that are wrong. ``None`` for all.
+        checkpoint_bytes: write a new snapshot, beside the following, whenever a log has grown by this much.
+    """
+
+    def __init__(
+        self,
+        source: UpdateSource,
+        archives: Sequence[Archive],
+        *,
+        on_bad: Callable[[BadItem], None] | None = None,
+        most_bad: float | None = 0.5,
+        checkpoint_bytes: int = 1 << 30,
+    ):
+        if not archives:
+            raise ItemIndexError("archives: got none, expected at least one that keeps a table.")
+        self._source, self._archives = source, tuple(archives)
+        self._on_bad, self._most_bad = on_bad, most_bad
+        self._checkpoint_bytes = checkpoint_bytes
+        self._counts: Counter[str] = Counter()
+        self._bad: Counter[str] = Counter()
+        self._delays_s: deque[float] = deque(maxlen=_REMEMBERED)
+        self._lag_s: float | None = None
+        self._looked = (0, 0)
+        self._trouble: str | None = None
+        self._failure: BaseException | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._checkpoint: threading.Thread | None = None
+
+    def run(self) -> None:
+        """Follow in the calling thread until the source ends or `close` is called.
+
+        Raises:
+            ItemIndexError: too many items are bad.
+            ArchiveError: a disk does not confirm what was written to it. A full disk is waited for, and so is
+                a source that raises errors; `stats` tells of both.
+        """
+        after = self._beginning()
+        pause_s = 0.05
+        while not self._stop.is_set():
+            try:
+                deliveries = self._source.read(after, _WAIT_S)
+            except AifError:
+                raise
+            # Whatever a client raises when its server is away: it comes back, or `stats` tells for how long
+            # not.
+            except Exception as error:
+                self._counts["source_errors"] += 1
+                self._trouble = f"source: {type(error).__name__}: {error}"
+                self._stop.wait(pause_s)
+                pause_s = min(2 * pause_s, _MOST_PAUSE_S)
+                continue
+            pause_s, self._trouble = 0.05, None
+            if deliveries is None:
+                break
+            if deliveries and self._applied(deliveries):
+                after = deliveries[-1].position
+                self._source.acknowledge(after)
+        if self._checkpoint is not None:
+            self._checkpoint.join()
+
+    def start(self) -> None:
+        """Follow in a thread of its own until `close`; what ends it before stands in `stats`."""
+        if self._thread is not None:
+            raise ItemIndexError("the follower follows already; call start once.")
+        self._thread = threading.Thread(target=self._guarded, name="aif-follower", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop after the updates in hand. The archives stay open."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def stats(self) -> dict[str, Any]:
+        """Return what was done and how fresh the tables are.
+
+        ``updates`` and ``batches``; items ``upserted``, ``deleted`` and ``ignored`` (deletions that a table
+        keeps on purpose or never had), each counted for every table; ``repeated`` updates that a table held
+        already; ``bad`` items by the error's name; ``source_errors``, ``disk_full`` and
+        ``checkpoints_failed``, how often; ``trouble``, what keeps it from going on just now, and ``failure``,
+        what ended it; ``lag_s``, from when the last update was written at the source until readers could see
+        it; ``delay_ms``, p50 and p99 of the same over the last 4,096, where the source says when;
+        ``position`` of every archive.
+        """
+        delays = np.array(self._delays_s)
+        percentiles = (
+            {f"p{p}": float(np.percentile(delays, p)) * 1e3 for p in (50, 99)} if len(delays) else None
+        )
+        return {
+            **{name: self._counts[name] for name in _COUNTS},
+            "bad": dict(self._bad),
+            "trouble": self._trouble,
+            "failure": None if self._failure is None else f"{type(self._failure).__name__}: {self._failure}",
+            "lag_s": self._lag_s,
+            "delay_ms": percentiles or None,
+            "position": [archive.position for archive in self._archives],
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _guarded(self) -> None:
+        try:
+            self.run()
+        except BaseException as error:
+            self._failure = error
+
+    def _beginning(self) -> Position | None:
+        positions = [archive.position for archive in self._archives]
+        known = [position for position in positions if position is not None]
+        return min(known) if len(known) == len(positions) else None
+
+    def _applied(self, deliveries: Sequence[Delivery]) -> bool:
+        """Apply updates to all archives, waiting for a full disk; return whether that came to an end."""
+        for archive in self._archives:
+            reached = archive.position
+            fresh = [one for one in deliveries if reached is None or one.position > reached]
+            self._counts["repeated"] += len(deliveries) - len(fresh)
+            pause_s = 0.05
+            while fresh:
+                try:
+                    with archive.batch(fresh[-1].position):
+                        done = self._apply(archive.table, fresh)
+                    break
+                except ArchiveError as error:
+                    if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in _FULL:
+                        raise
+                    self._counts["disk_full"] += 1
+                    self._trouble = str(error)
+                    if self._stop.wait(pause_s):
+                        return False
+                    pause_s = min(2 * pause_s, _MOST_PAUSE_S)
+            else:
+                continue
+            self._trouble = None
+            self._counts.update(done)
+        now = time.time()
+        for one in deliveries:
+            if one.time_s is not None:
+                self._lag_s = now - one.time_s
+                self._delays_s.append(self._lag_s)
+        self._counts["updates"] += len(deliveries)
+        self._counts["batches"] += 1
+        self._check_share()
+        self._checkpoint_if_due()
+        return True
+
+    def _apply(self, table: RowTable, deliveries: Sequence[Delivery]) -> Counter[str]:
+        done: Counter[str] = Counter()
+        for position, update in merged(deliveries):
+            if isinstance(update, AifError):
+                self._set_aside(BadItem(position, (), update))
+            elif isinstance(update, Upsert):
+                for part in self._good(table, position, update):
+                    done["upserted"] += part
+            elif isinstance(update, Delete):
+                removed = 0 if table.keeps_deleted else table.delete(update.ids)
+                done["deleted"] += removed
+                done["ignored"] += len(update.ids) - removed
+            else:
+                wrong = ItemIndexError(f"stream: got a {type(update).__name__}, expected Upsert or Delete.")
+                self._set_aside(BadItem(position, (), wrong))
+        return done
+
+    def _good(self, table: RowTable, position: Position, update: Upsert) -> Iterator[int]:
+        """Apply an upsert, item by item if it does not go as a whole; yield how many items went."""
+        try:
+            yield table.apply(update)
+            return
+        except ArchiveError:
+            raise
+        except AifError as error:
+            if len(update.ids) < 2:
+                self._set_aside(BadItem(position, tuple(update.ids), error))
+                return
+        for single in one_by_one(update):
+            yield from self._good(table, position, single)
+
+    def _set_aside(self, bad: BadItem) -> None:
+        self._bad[type(bad.reason).__name__] += 1
+        if self._on_bad is not None:
+            self._on_bad(bad)
+
+    def _check_share(self) -> None:
+        good, bad = self._counts["upserted"], self._bad.total()
+        seen = good + bad - sum(self._looked)
+        if self._most_bad is None or seen < 1000:
+            return
+        share = (bad - self._looked[1]) / seen
+        self._looked = (good, bad)
+        if share > self._most_bad:
+            raise ItemIndexError(
+                f"{share:.0%} of the last {seen:,} items could not be applied, expected at most "
+                f"{self._most_bad:.0%} (most_bad): {dict(self._bad)}. Does the stream fit this bundle?"
+            )
+
+    def _checkpoint_if_due(self) -> None:
+        if self._checkpoint is not None and self._checkpoint.is_alive():
+            return
+        due = [archive for archive in self._archives if archive.stats()["log_bytes"] > self._checkpoint_bytes]
+        if due:
+            self._checkpoint = threading.Thread(
+                target=self._save, args=(due,), name="aif-checkpoint", daemon=True
+            )
+            self._checkpoint.start()
+
+    def _save(self, archives: Sequence[Archive]) -> None:
+        for archive in archives:
+            try:
+                archive.checkpoint()
+            except ArchiveError as error:  # nothing is lost: the log goes on
+                self._counts["checkpoints_failed"] += 1
+                self._trouble = str(error)
+
+
+_COUNTS = (
+    "updates", "batches", "upserted", "deleted", "ignored", "repeated", "source_errors", "disk_full",
+    "checkpoints_failed",
+)  # fmt: skip

@@ -1,0 +1,109 @@
+"""Updates that follow each other made into fewer: the program computes 256 rows as fast as one."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from aif_jax.errors import AifError
+from aif_jax.features import Ragged
+from aif_jax.nearline.change_log import Position
+from aif_jax.nearline.update_source import Delivery
+from aif_jax.nearline.updates import Update, Upsert
+
+
+def merged(deliveries: Sequence[Delivery]) -> Iterator[tuple[Position, Update | AifError]]:
+    """Join upserts that stand side by side and say the same columns; of an item, the last stays.
+
+    Yields:
+        An update, and the position of the last one in it.
+    """
+    run: list[Upsert] = []
+    position: Position = ()
+    for delivery in deliveries:
+        update = delivery.update
+        if run and not (isinstance(update, Upsert) and _alike(run[-1], update)):
+            yield position, _joined(run)
+            run = []
+        position = delivery.position
+        if isinstance(update, Upsert):
+            run.append(update)
+        else:
+            yield position, update
+    if run:
+        yield position, _joined(run)
+
+
+def one_by_one(update: Upsert) -> Iterator[Upsert]:
+    """Cut an upsert into its items."""
+    for place in range(len(update.ids)):
+        yield _picked(update, [place])
+
+
+def _alike(first: Upsert, second: Upsert) -> bool:
+    """Whether both say the same of their items, in columns of the lengths that they should have."""
+    return (
+        first.columns.keys() == second.columns.keys()
+        and (first.content is None) == (second.content is None)
+        and (first.rankable is None) == (second.rankable is None)
+        and all(_even(update) for update in (first, second))
+    )
+
+
+def _even(update: Upsert) -> bool:
+    n = len(update.ids)
+    parts = [*update.columns.values(), *(x for x in (update.content, update.rankable) if x is not None)]
+    return all(hasattr(part, "__len__") and len(part) == n for part in parts)
+
+
+def _joined(run: Sequence[Upsert]) -> Upsert:
+    if len(run) == 1:
+        return run[0]
+    first = run[0]
+    whole = dataclasses.replace(
+        first,
+        ids=_concatenated([update.ids for update in run]),
+        columns={name: _concatenated([update.columns[name] for update in run]) for name in first.columns},
+        content=None if first.content is None else np.concatenate([np.asarray(u.content) for u in run]),
+        rankable=None if first.rankable is None else np.concatenate([np.asarray(u.rankable) for u in run]),
+    )
+    last = {_key(item): place for place, item in enumerate(whole.ids)}
+    return whole if len(last) == len(whole.ids) else _picked(whole, sorted(last.values()))
+
+
+def _concatenated(parts: Sequence[Any]) -> Any:
+    """Put columns one after the other: as an array where all are of one dtype, else as a list."""
+    arrays = [part for part in parts if isinstance(part, np.ndarray)]
+    if len(arrays) == len(parts) and len({(part.dtype, part.shape[1:]) for part in arrays}) == 1:
+        return np.concatenate(arrays)
+    return [value for part in parts for value in _values(part)]
+
+
+def _values(column: Any) -> Any:
+    if isinstance(column, Ragged):
+        return (column.values[start:end] for start, end in itertools.pairwise(column.offsets))
+    return column
+
+
+def _picked(update: Upsert, places: Sequence[int]) -> Upsert:
+    def pick(column: Any) -> Any:
+        if isinstance(column, Ragged):
+            return column.take(np.array(places))
+        if isinstance(column, np.ndarray):
+            return column[list(places)]
+        return [column[place] for place in places]
+
+    return dataclasses.replace(
+        update,
+        ids=pick(update.ids),
+        columns={name: pick(column) for name, column in update.columns.items()},
+        content=None if update.content is None else pick(update.content),
+        rankable=None if update.rankable is None else pick(np.asarray(update.rankable)),
+    )
+
+
+def _key(item: Any) -> Any:
+    """Return an id as a dictionary can tell it from others; what is no id stays as it is."""
+    return item.item() if isinstance(item, np.generic) else item

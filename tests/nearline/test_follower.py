@@ -1,0 +1,241 @@
+"""What follows a stream has applied each update once, whenever it was stopped."""
+
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aif_jax.bundle import Bundle
+from aif_jax.errors import ArchiveError, ItemIndexError, SchemaError
+from aif_jax.features import Ragged
+from aif_jax.nearline import (
+    Archive,
+    BadItem,
+    BehaviourTable,
+    Delete,
+    Delivery,
+    Follower,
+    ItemIndex,
+    IterableUpdates,
+    Update,
+    Upsert,
+)
+from aif_jax.nearline.merging import merged
+from served import World
+
+
+def one(world: World, row: int, **changes: Any) -> Upsert:
+    columns = {name: column[row : row + 1] for name, column in world.columns.items()}
+    return Upsert(world.ids[row : row + 1], {**columns, **changes}, world.content[row : row + 1])
+
+
+def stream(world: World, n: int, seed: int = 0) -> list[Update]:
+    """Return random updates of forty items, some of them deletions and some of several items."""
+    rng = np.random.default_rng(seed)
+    updates: list[Update] = []
+    for _ in range(n):
+        row = int(rng.integers(0, 40))
+        if rng.random() < 0.2:
+            updates.append(Delete(world.ids[row : row + 2]))
+        else:
+            updates.append(one(world, row, price=[float(rng.uniform(0, 10))]))
+    return updates
+
+
+def expected(bundle: Bundle, updates: Sequence[Update]) -> ItemIndex:
+    index = ItemIndex(bundle)
+    index.follow(updates)
+    return index
+
+
+def same(table: Any, other: Any) -> None:
+    keys = np.sort(table.store.cache.keys())
+    assert np.array_equal(keys, np.sort(other.store.cache.keys()))
+    for name, column in table.gather(keys)[0].items():
+        assert np.array_equal(column, other.gather(keys)[0][name]), name
+
+
+def test_both_tables_hold_what_the_stream_says(bundle: Bundle, world: World, tmp_path: Path) -> None:
+    updates = stream(world, 60)
+    with Archive(tmp_path / "items") as items, Archive(tmp_path / "behaviours") as behaviours:
+        items.start(ItemIndex(bundle))
+        behaviours.start(BehaviourTable(bundle))
+        follower = Follower(IterableUpdates(updates, limit=7), [items, behaviours])
+        follower.run()
+        same(items.table, expected(bundle, updates))
+        assert len(behaviours.table) > len(items.table)
+        stats = follower.stats()
+        assert (stats["updates"], stats["position"], stats["bad"]) == (60, [(60,), (60,)], {})
+        deletions = sum(len(update.ids) for update in updates if isinstance(update, Delete))
+        assert stats["deleted"] + stats["ignored"] == 2 * deletions
+    with Archive(tmp_path / "items") as items:
+        same(items.open(ItemIndex, bundle), expected(bundle, updates))
+
+
+def test_each_update_counts_once_although_it_is_delivered_again(
+    bundle: Bundle, world: World, tmp_path: Path
+) -> None:
+    updates = stream(world, 50, seed=1)
+    seen: list[int] = []
+
+    class Forgetful(IterableUpdates):
+        """Delivers everything from its beginning, however far the reader is."""
+
+        def read(self, after: Any, wait_s: float) -> Any:
+            deliveries = super().read(after if seen else None, wait_s)
+            seen.append(1)
+            return deliveries
+
+    with Archive(tmp_path / "items") as items, Archive(tmp_path / "behaviours") as behaviours:
+        items.start(ItemIndex(bundle))
+        behaviours.start(BehaviourTable(bundle))
+        Follower(IterableUpdates(updates[:30]), [items]).run()  # one of them is ahead
+        follower = Follower(Forgetful(updates, limit=9), [items, behaviours])
+        follower.run()
+        assert follower.stats()["repeated"] == 30
+        same(items.table, expected(bundle, updates))
+        assert behaviours.position == items.position == (50,)
+
+
+def test_bad_items_are_set_aside_and_named(bundle: Bundle, world: World, tmp_path: Path) -> None:
+    both = Upsert(
+        world.ids[3:5],
+        {"price": [1.0, 2.0], "item": [3, 4]},
+        np.stack([world.content[3] * 3, world.content[4]]),
+    )
+    updates = [one(world, 0), both, one(world, 1, colour=["red"]), "nonsense", one(world, 2)]
+    bad: list[BadItem] = []
+    with Archive(tmp_path) as archive:
+        archive.start(ItemIndex(bundle))
+        follower = Follower(IterableUpdates(updates), [archive], on_bad=bad.append)  # type: ignore[arg-type]
+        follower.run()
+        assert follower.stats()["bad"] == {"ItemIndexError": 2, "SchemaError": 1}
+        assert [(one.position, one.ids) for one in bad] == [
+            ((2,), (world.ids[3],)), ((3,), (world.ids[1],)), ((4,), ()),
+        ]  # fmt: skip
+        assert isinstance(bad[1].reason, SchemaError)
+        same(archive.table, expected(bundle, [one(world, 0), one(world, 2), Upsert(
+            world.ids[4:5], {"price": [2.0], "item": [4]}, world.content[4:5]
+        )]))  # fmt: skip
+
+
+def test_too_many_bad_items_end_it(bundle: Bundle, world: World, tmp_path: Path) -> None:
+    updates = [one(world, row % 3, **({"colour": ["red"]} if row % 5 else {})) for row in range(1400)]
+    with Archive(tmp_path) as archive:
+        archive.start(ItemIndex(bundle))
+        follower = Follower(IterableUpdates(updates, limit=50), [archive], most_bad=0.5)
+        with pytest.raises(ItemIndexError, match=r"75% of the last 1,\d* items.*Does the stream fit"):
+            follower.run()
+        Follower(IterableUpdates(updates, limit=50), [archive], most_bad=None).run()
+
+
+def test_a_full_disk_and_a_source_that_is_away_are_waited_for(
+    bundle: Bundle, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates = stream(world, 20, seed=2)
+    write, failures = os.write, iter([True] * 3)
+
+    def sometimes(file: int, content: Any) -> int:
+        if next(failures, False):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, content)
+
+    class Away(IterableUpdates):
+        away = 2
+
+        def read(self, after: Any, wait_s: float) -> Any:
+            if self.away:
+                self.away -= 1
+                raise ConnectionError("nobody there")
+            return super().read(after, wait_s)
+
+    with Archive(tmp_path) as archive:
+        archive.start(ItemIndex(bundle))
+        monkeypatch.setattr(os, "write", sometimes)
+        follower = Follower(Away(updates, limit=8), [archive])
+        follower.run()
+        stats = follower.stats()
+        assert (stats["source_errors"], stats["disk_full"], stats["trouble"], stats["updates"]) == (
+            2,
+            3,
+            None,
+            20,
+        )
+        same(archive.table, expected(bundle, updates))
+
+
+def test_a_disk_that_does_not_confirm_ends_it_and_a_restart_repeats_what_was_not_confirmed(
+    bundle: Bundle, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates = stream(world, 30, seed=3)
+    sync, calls = os.fdatasync, iter(range(100))
+
+    def sometimes(file: int) -> None:
+        if next(calls) == 2:
+            raise OSError(errno.EIO, "Input/output error")
+        sync(file)
+
+    with Archive(tmp_path) as archive:
+        archive.start(ItemIndex(bundle))
+        monkeypatch.setattr(os, "fdatasync", sometimes)
+        with pytest.raises(ArchiveError, match="not confirmed"):
+            Follower(IterableUpdates(updates, limit=5), [archive]).run()
+        monkeypatch.undo()
+        assert archive.position == (10,)
+    with Archive(tmp_path) as archive:
+        archive.open(ItemIndex, bundle)
+        Follower(IterableUpdates(updates, limit=5), [archive]).run()
+        same(archive.table, expected(bundle, updates))
+
+
+def test_a_follower_in_a_thread_writes_snapshots_beside_and_tells_what_ended_it(
+    bundle: Bundle, world: World, tmp_path: Path
+) -> None:
+    updates = stream(world, 40, seed=4)
+
+    def endless() -> Any:
+        yield from updates
+        raise ItemIndexError("the stream is broken")
+
+    with Archive(tmp_path) as archive:
+        archive.start(ItemIndex(bundle))
+        with Follower(IterableUpdates(endless(), limit=4), [archive], checkpoint_bytes=1000) as follower:
+            follower.start()
+            with pytest.raises(ItemIndexError, match="call start once"):
+                follower.start()
+            assert follower._thread is not None
+            follower._thread.join(60)
+            assert follower.stats()["failure"] == "ItemIndexError: the stream is broken"
+        if follower._checkpoint is not None:
+            follower._checkpoint.join()
+        assert archive.stats()["checkpoints"] > 1
+        same(archive.table, expected(bundle, updates))
+    with Archive(tmp_path) as archive:
+        same(archive.open(ItemIndex, bundle), expected(bundle, updates))
+
+
+def test_updates_are_joined_where_they_are_alike_and_the_last_of_an_item_stays() -> None:
+    def upsert(item: Any, price: Any, **more: Any) -> Upsert:
+        return Upsert([item], {"price": price, **more})
+
+    deliveries = [
+        Delivery((1,), upsert(1, [1.0])),
+        Delivery((2,), upsert(2, [2.0])),
+        Delivery((3,), upsert(1, np.array([3.0]))),
+        Delivery((4,), upsert(4, [4.0], genres=Ragged(["a", "b"], np.array([0, 2])))),
+        Delivery((5,), upsert(5, [5.0], genres=[["c"]])),
+        Delivery((6,), Delete([1])),
+        Delivery((7,), upsert(7, [7.0, 7.5])),
+        Delivery((8,), upsert(8, [8.0])),
+    ]
+    found = [(position, update) for position, update in merged(deliveries)]
+    assert [position for position, _ in found] == [(3,), (5,), (6,), (7,), (8,)]
+    first, second = found[0][1], found[1][1]
+    assert isinstance(first, Upsert)
+    assert isinstance(second, Upsert)
+    assert (first.ids, first.columns) == ([2, 1], {"price": [2.0, 3.0]})
+    assert (second.ids, second.columns) == ([4, 5], {"price": [4.0, 5.0], "genres": [["a", "b"], ["c"]]})

@@ -1,0 +1,79 @@
+"""A writer that is killed at any moment loses no update and applies none twice: `AIF_KILLS=50
+AIF_UPDATES=10000` kills more often."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from aif_jax.bundle import Bundle
+from aif_jax.nearline import ItemIndex
+from aif_jax.nearline.archive import recover
+from nearline.killed_writer import ITEMS, PRICES, UPDATES, changes, upsert
+
+KILLS = int(os.environ.get("AIF_KILLS", "1"))
+AT_A_TIME = 30
+
+
+def rows_by_price(bundle: Bundle) -> dict[tuple[int, int], bytes]:
+    index = ItemIndex(bundle)
+    found: dict[tuple[int, int], bytes] = {}
+    for price in range(PRICES):
+        for row in range(ITEMS):
+            update = upsert(row, price)
+            index.apply(update)
+            found[row, price] = index.gather(np.asarray(update.ids))[0]["h"].tobytes()
+    return found
+
+
+def test_a_killed_writer_loses_nothing(bundle: Bundle, tmp_path: Path) -> None:
+    said, expected = changes(), rows_by_price(bundle)
+    ids = [np.asarray(upsert(row, 0).ids) for row in range(ITEMS)]
+    rng = random.Random(int(os.environ.get("AIF_SEED", "1")))
+    kills, acknowledged, snapshots = 0, 0, set[int]()
+
+    def check(exact: bool) -> int:
+        table, opened = recover(
+            ItemIndex, bundle, tmp_path / "items", verify=True, mapped=True, prefault=False
+        )
+        assert not opened.refused
+        snapshots.add(opened.snapshot)
+        position = 0 if opened.position is None else int(opened.position[0])
+        assert position >= acknowledged, "an update that was acknowledged is lost"
+        state = dict(said[:position])
+        # Of the updates behind the position, the first may have been made and not yet been confirmed.
+        open_to = set() if exact else {row for row, _ in said[position : position + AT_A_TIME]}
+        for row in set(range(ITEMS)) - open_to:
+            columns, found = table.gather(ids[row])
+            price = state.get(row)
+            assert found[0] == (price is not None)
+            assert price is None or columns["h"].tobytes() == expected[row, price]
+        return position
+
+    while True:
+        command = [sys.executable, "-m", "nearline.killed_writer", str(bundle.path), str(tmp_path / "items")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["tests", *sys.path])}
+        with subprocess.Popen(
+            [*command, str(kills)], stdout=subprocess.PIPE, text=True, env=environment
+        ) as writer:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "ready\n"
+            left = rng.randint(1, max(2, 2 * UPDATES // AT_A_TIME // (KILLS + 1)))
+            for line in writer.stdout:
+                acknowledged = int(line)
+                left -= 1
+                if kills < KILLS and left <= 0:
+                    time.sleep(rng.random() * 0.02)
+                    writer.kill()
+                    break
+            acknowledged = max([acknowledged, *(int(line) for line in writer.stdout if line.endswith("\n"))])
+        if writer.returncode == 0:
+            break
+        kills += 1
+        check(exact=False)
+    assert (kills, check(exact=True), acknowledged) == (KILLS, UPDATES, UPDATES)
+    print(f"{kills} kills, 0 of {UPDATES:,} updates lost, {len(snapshots)} snapshots opened, 0 refused")

@@ -29,10 +29,14 @@ class EncodeReport:
     def copy(self) -> "EncodeReport":
         """Return a copy that can be added to."""
         copy = EncodeReport()
-        for name in self.__slots__:
-            if counts := getattr(self, name):
-                getattr(copy, name).update(counts)
+        copy.add(self)
         return copy
+
+    def add(self, other: "EncodeReport") -> None:
+        """Add the counts of another one."""
+        for name in self.__slots__:
+            if counts := getattr(other, name):
+                getattr(self, name).update(counts)
 
     def as_dict(self) -> dict[str, dict[str, int]]:
         """Return the counts that are not zero, as plain dictionaries."""

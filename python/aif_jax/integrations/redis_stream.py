@@ -113,8 +113,8 @@ class RedisStream:
         begins = f"it begins at {_text(first[0][0])}" if first else "it is empty"
         raise DataError(
             f"stream {self._stream!r}: does not hold the entry {entry} any more, after which reading goes "
-            f"on; {begins}. Updates may be lost: build the rows again from the catalogue, and trim the stream "
-            "less."
+            f"on; {begins}. Updates may be lost: build the rows again from the catalogue, and trim the "
+            "stream less."
         )
 
     def _delivery(self, entry: str, fields: Any) -> Delivery:

@@ -2,6 +2,9 @@
 
 from aif_jax.nearline.archive import Archive as Archive
 from aif_jax.nearline.behaviour_table import BehaviourTable as BehaviourTable
+from aif_jax.nearline.build import BuildProgress as BuildProgress
+from aif_jax.nearline.build import BuildReport as BuildReport
+from aif_jax.nearline.build import build_snapshot as build_snapshot
 from aif_jax.nearline.follower import BadItem as BadItem
 from aif_jax.nearline.follower import Follower as Follower
 from aif_jax.nearline.item_index import ItemIndex as ItemIndex

@@ -10,6 +10,7 @@ from aif_jax.features import item_keys
 from aif_jax.nearline.store import ColumnSpecs
 from aif_jax.nearline.table import RowTable
 from aif_jax.nearline.updates import Upsert
+from aif_jax.types import ItemRecords
 
 RANKABLE = "rankable"
 
@@ -47,6 +48,11 @@ class ItemIndex(RowTable):
     @classmethod
     def _extra_columns(cls) -> ColumnSpecs:
         return {RANKABLE: (np.dtype(np.uint8), (1,))}
+
+    @classmethod
+    def extra_of(cls, records: ItemRecords) -> dict[str, np.ndarray]:
+        """Return whether each item may be a candidate, uint8 ``[n, 1]``."""
+        return cls._extra_values(len(records.ids), {RANKABLE: records.rankable})
 
     @classmethod
     def _extra_values(cls, n: int, extra: Mapping[str, Any]) -> dict[str, np.ndarray]:

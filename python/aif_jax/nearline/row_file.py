@@ -42,6 +42,8 @@ _MAGIC = b"AIFROWS2"
 ROWS_AT = 65536
 """Where the rows begin; also what the room for them is rounded up to."""
 _ALIGN = 64
+_MOVED = 4096
+"""Rows that are moved at a time where some were taken out."""
 _END = 8 + 32 + len(_MAGIC)
 _FIX = "take an older snapshot, or build the rows again"
 
@@ -87,39 +89,97 @@ class RowFile:
 
 
 class RowFileWriter:
-    """Writes a snapshot file: rows first, then `finish`. Without that, as a context manager, it leaves no
-    trace.
+    """Writes a snapshot file: rows first, then `finish`.
+
+    As a context manager it leaves no trace without that, unless a partial file was named: that is kept, and
+    can be gone on with.
 
     Args:
         path: where the file shall be; parent directories that do not exist are made.
         kind: what the rows are.
         version: version of the bundle that computed them.
         columns: what a row holds.
+        partial: where the bytes are until then; a file of its own beside ``path`` if not named.
+        rows: how many rows of the partial file to keep.
 
     Raises:
         ItemIndexError: ``path`` is a directory, or no file can be made there.
     """
 
-    def __init__(self, path: Path, *, kind: str, version: str, columns: ColumnSpecs):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        kind: str,
+        version: str,
+        columns: ColumnSpecs,
+        partial: Path | None = None,
+        rows: int = 0,
+    ):
         self.path = Path(path)
         self._about = {"kind": kind, "version": version}
         self._columns = columns
         self._layout = row_layout(columns)
+        self._kept = partial is not None
         if self.path.is_dir():
             raise ItemIndexError(f"{path}: is a directory; expected the name of the file to write.")
         try:
             make_directory(self.path.parent)
-            descriptor, scratch = tempfile.mkstemp(prefix=f"{self.path.name}.partial-", dir=self.path.parent)
+            if partial is None:
+                descriptor, scratch = tempfile.mkstemp(
+                    prefix=f"{self.path.name}.partial-", dir=self.path.parent
+                )
+            else:
+                scratch = partial
+                descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise ItemIndexError(
                 f"{path}: cannot be written ({error.strerror}: {error.filename}); expected a path under a "
                 "directory that can be written to."
             ) from error
-        self.scratch = Path(scratch)
+        self.partial = Path(scratch)
         """Where the bytes are until `finish`."""
-        self._stream: IO[bytes] = open(descriptor, "wb")  # noqa: SIM115
-        self._write(_MAGIC.ljust(ROWS_AT, b"\0"))
+        self._stream: IO[bytes] = open(descriptor, "r+b")  # noqa: SIM115
+        self._stream.truncate(ROWS_AT + rows * self._layout.row_bytes if rows else 0)
+        self._stream.seek(0, os.SEEK_END)
+        if not rows:
+            self._write(_MAGIC.ljust(ROWS_AT, b"\0"))
         self._stream.flush()
+
+    def write_rows(self, columns: Mapping[str, np.ndarray], n: int) -> None:
+        """Append n rows, given as columns ``[n, ...]``."""
+        rows = np.zeros((n, self._layout.row_bytes), np.uint8)
+        for name, offset in self._layout.offsets.items():
+            raw = np.ascontiguousarray(columns[name]).view(np.uint8).reshape(n, -1)
+            rows[:, offset : offset + raw.shape[1]] = raw
+        self._write(rows.data)
+
+    def sync(self) -> None:
+        """Return when the disk has all rows so far."""
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+
+    def keep(self, places: np.ndarray) -> None:
+        """Take out all rows but those at some places, ascending ``[m]``."""
+        self._stream.flush()
+        size = self._layout.row_bytes
+        first = int(np.argmax(places != np.arange(len(places)))) if len(places) else 0
+        for to in range(first, len(places), _MOVED):
+            some = places[to : to + _MOVED]
+            self._stream.seek(ROWS_AT + int(some[0]) * size)
+            span = int(some[-1]) - int(some[0]) + 1
+            rows = np.frombuffer(self._stream.read(span * size), np.uint8).reshape(span, size)
+            self._stream.seek(ROWS_AT + to * size)
+            self._write(np.ascontiguousarray(rows[some - some[0]]).data)
+        self._stream.truncate(ROWS_AT + len(places) * size)
+
+    def checksums(self, n: int) -> np.ndarray:
+        """Return the checksums of the n rows that were written, for `finish`."""
+        self._stream.flush()
+        size = n * self._layout.row_bytes
+        if not size:
+            return np.empty(0, np.uint64)
+        return _native.block_checksums(np.asarray(np.memmap(self.partial, np.uint8, "r", ROWS_AT, (size,))))
 
     def write_table(self, cache: _native.EmbeddingCache, taken: Callable[[np.ndarray], object]) -> np.ndarray:
         """Write the rows of a cache as of one moment; return the checksums for `finish`.
@@ -128,7 +188,7 @@ class RowFileWriter:
             cache: whose rows have this file's columns.
             taken: called with the keys, uint64 ``[n]``, once they are known; see `EmbeddingCache.write_rows`.
         """
-        return cache.write_rows(self.scratch, taken)
+        return cache.write_rows(self.partial, taken)
 
     def finish(
         self, keys: np.ndarray, checksums: np.ndarray, names: Sequence[str] | None, notes: Mapping[str, Any]
@@ -169,8 +229,8 @@ class RowFileWriter:
         self._stream.flush()
         os.fsync(self._stream.fileno())
         self._stream.close()
-        os.chmod(self.scratch, 0o644)
-        os.replace(self.scratch, self.path)
+        os.chmod(self.partial, 0o644)
+        os.replace(self.partial, self.path)
         sync_directory(self.path.parent)
 
     def __enter__(self) -> Self:
@@ -180,12 +240,13 @@ class RowFileWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stream.close()
-        self.scratch.unlink(missing_ok=True)
+        if not self._kept:
+            self.partial.unlink(missing_ok=True)
 
     def _pad(self, align: int) -> None:
         self._write(b"\0" * (-self._stream.tell() % align))
 
-    def _write(self, content: bytes) -> None:
+    def _write(self, content: bytes | memoryview) -> None:
         self._stream.write(content)
 
 

@@ -16,6 +16,7 @@ from aif_jax.nearline.row_file import ROWS_AT, RowFileWriter, open_row_file
 from aif_jax.nearline.row_program import RowProgram, batches
 from aif_jax.nearline.store import ColumnSpecs, RowStore
 from aif_jax.nearline.updates import Delete, FollowReport, Update, Upsert
+from aif_jax.types import ItemRecords
 
 Progress = Callable[[int, int], None]
 """Called with the number of rows done and the number of all rows."""
@@ -384,6 +385,11 @@ class RowTable:
         return {}
 
     @classmethod
+    def extra_of(cls, records: ItemRecords) -> dict[str, np.ndarray]:
+        """Return the columns ``[n, ...]`` of items that no program computes."""
+        return cls._extra_values(len(records.ids), {})
+
+    @classmethod
     def _extra_values(cls, n: int, extra: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Values ``[n, ...]`` of the extra columns, from the keyword arguments of `build`."""
         if extra:
@@ -478,7 +484,7 @@ class RowTable:
             first, second = ids[order[same[0]]], ids[order[same[0] + 1]]
             if first == second:
                 raise ItemIndexError(f"ids: {first!r} stands there twice; give each item one row.")
-            raise _collision(first, second, int(keys[order[same[0]]]))
+            raise collision(first, second, int(keys[order[same[0]]]))
         if len(self) and len(keys) and strings != (self._names is not None):
             here, given = ("integers", "strings") if strings else ("strings", "integers")
             raise ItemIndexError(
@@ -488,7 +494,7 @@ class RowTable:
             names = {} if self._names is None else self._names
             for key, name in zip(keys.tolist(), ids, strict=True):
                 if (there := names.get(key)) is not None and there != name:
-                    raise _collision(there, name, key)
+                    raise collision(there, name, key)
         # Of an empty table, ids may have been strings once and be integers now.
         self._named(keys, [str(name) for name in ids] if strings else None)
         return keys
@@ -498,7 +504,8 @@ def _said(columns: ColumnSpecs) -> str:
     return ", ".join(f"{name} {dtype.name}{list(shape)}" for name, (dtype, shape) in columns.items())
 
 
-def _collision(first: object, second: object, key: int) -> ItemIndexError:
+def collision(first: object, second: object, key: int) -> ItemIndexError:
+    """Return the error of two string ids with the same key."""
     return ItemIndexError(
         f"ids: {first!r} and {second!r} have the same 64-bit hash {key}; rename one of them, or give integer "
         "ids."

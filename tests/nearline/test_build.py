@@ -1,0 +1,165 @@
+"""A catalogue that comes batch by batch gives the rows that it gives in one piece, however often it is broken
+off."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aif_jax.bundle import Bundle
+from aif_jax.errors import ItemIndexError
+from aif_jax.nearline import BehaviourTable, BuildProgress, ItemIndex, RowTable, Upsert, build, build_snapshot
+from served import World
+
+
+def catalogue(
+    world: World, size: int = 40, *, rankable: bool = False, names: bool = False
+) -> Iterator[Upsert]:
+    n = len(world.ids)
+    for start in range(0, n, size):
+        rows = slice(start, start + size)
+        columns = {name: column[rows] for name, column in world.columns.items()}
+        flags = np.arange(n)[rows] % 3 > 0 if rankable else None
+        ids = [f"sku-{item}" for item in world.ids[rows]] if names else world.ids[rows]
+        yield Upsert(ids, columns, world.content[rows], flags)
+
+
+@pytest.fixture
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every batch counts as done at once."""
+    monkeypatch.setattr(build, "_SYNC_S", 0.0)
+
+
+@pytest.mark.parametrize("names", [False, True])
+@pytest.mark.parametrize("kind", [ItemIndex, BehaviourTable])
+def test_the_file_holds_what_build_makes_in_memory(
+    bundle: Bundle, world: World, tmp_path: Path, kind: type[RowTable], names: bool
+) -> None:
+    seen: list[BuildProgress] = []
+    report = build_snapshot(
+        kind,
+        bundle,
+        catalogue(world, rankable=True, names=names),
+        tmp_path / "rows",
+        total=150,
+        progress=seen.append,
+    )
+    assert (report.rows, report.resumed, report.bad.total()) == (150, 0, 0)
+    assert [(step.rows, step.total) for step in seen] == [(n, 150) for n in (40, 80, 120, 150)]
+    assert seen[-1].eta_s == 0
+    assert seen[0].rate > 0
+    ids: Any = [f"sku-{item}" for item in world.ids] if names else world.ids
+    flags = {"rankable": np.arange(150) % 3 > 0} if kind is ItemIndex else {}
+    expected = kind.build(bundle, ids, world.columns, world.content, **flags)
+    opened = kind.open(bundle, tmp_path / "rows")
+    assert sorted(opened.ids().tolist()) == sorted(expected.ids().tolist())
+    keys = expected.store.cache.keys()
+    for name, column in expected.gather(keys)[0].items():
+        assert np.array_equal(column, opened.gather(keys)[0][name]), name
+    assert [path.name for path in tmp_path.iterdir()] == ["rows"]
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_a_build_that_is_broken_off_goes_on_and_comes_to_the_same_bytes(
+    bundle: Bundle, world: World, tmp_path: Path
+) -> None:
+    build_snapshot(ItemIndex, bundle, catalogue(world, 10, names=True), tmp_path / "whole")
+
+    def until(batch: int) -> Iterator[Upsert]:
+        for number, records in enumerate(catalogue(world, 10, names=True)):
+            if number == batch:
+                raise KeyboardInterrupt
+            yield records
+
+    for batch in (3, 3, 4, 11):
+        with pytest.raises(KeyboardInterrupt):
+            build_snapshot(ItemIndex, bundle, until(batch), tmp_path / "rows")
+        # What a kill leaves behind the last rows that count.
+        for name in ("rows", "keys", "names"):
+            with open(tmp_path / "rows.building" / name, "ab") as stream:
+                stream.write(b"half of somethi")
+        assert not (tmp_path / "rows").exists()
+    report = build_snapshot(ItemIndex, bundle, catalogue(world, 10, names=True), tmp_path / "rows")
+    assert report.rows == 150
+    assert report.resumed >= 100
+    assert (tmp_path / "rows").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_what_was_left_of_something_else_is_refused(
+    bundle: Bundle, other_bundle: Bundle, world: World, tmp_path: Path
+) -> None:
+    def broken_off() -> Iterator[Upsert]:
+        yield from list(catalogue(world))[:2]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_snapshot(ItemIndex, bundle, broken_off(), tmp_path / "rows")
+    for kind, model, size, said in [
+        (ItemIndex, other_bundle, 40, "was left by a build of version"),
+        (BehaviourTable, bundle, 40, "was left by a build of kind item_index"),
+        (ItemIndex, bundle, 30, "are not those that were built before"),
+    ]:
+        with pytest.raises(ItemIndexError, match=f"{said}.*resume=False"):
+            build_snapshot(kind, model, catalogue(world, size), tmp_path / "rows")
+    assert (
+        build_snapshot(ItemIndex, bundle, catalogue(world, 30), tmp_path / "rows", resume=False).rows == 150
+    )
+
+
+def test_bad_items_are_set_aside_and_named_and_too_many_are_an_error(
+    bundle: Bundle, world: World, tmp_path: Path
+) -> None:
+    def spoilt(*bad: int) -> Iterator[Upsert]:
+        for number, records in enumerate(catalogue(world, 50)):
+            content = np.array(records.content)
+            for row in bad:
+                if row // 50 == number:
+                    content[row % 50] = 5.0
+            yield Upsert(records.ids, records.columns, content)
+
+    with pytest.raises(ItemIndexError, match=r"3 of 150 items are bad, expected at most 1\.0%.*length 14\.1"):
+        build_snapshot(ItemIndex, bundle, spoilt(3, 70, 149), tmp_path / "rows", resume=False)
+    report = build_snapshot(
+        ItemIndex, bundle, spoilt(3, 70, 149), tmp_path / "rows", most_bad=0.05, resume=False
+    )
+    assert (report.rows, report.bad) == (147, {"ItemIndexError": 3})
+    assert [item for item, _ in report.named] == [int(world.ids[row]) for row in (3, 70, 149)]
+    index = ItemIndex.open(bundle, tmp_path / "rows")
+    assert not index.gather(world.ids[[3, 70, 149]])[1].any()
+    good = np.setdiff1d(world.ids, world.ids[[3, 70, 149]])
+    expected = ItemIndex.build(bundle, world.ids, world.columns, world.content)
+    assert np.array_equal(index.gather(good)[0]["h"], expected.gather(good)[0]["h"])
+
+    def hopeless() -> Iterator[Upsert]:
+        for records in catalogue(world, 150):
+            yield Upsert(records.ids, {"colour": ["red"] * 150})
+
+    with pytest.raises(ItemIndexError, match=r"more than 100 of 150 items are bad.*colour"):
+        build_snapshot(ItemIndex, bundle, hopeless(), tmp_path / "rows")
+
+
+def test_of_an_item_that_comes_again_the_first_row_stays(
+    bundle: Bundle, world: World, tmp_path: Path
+) -> None:
+    def twice() -> Iterator[Upsert]:
+        for records in catalogue(world, 50):
+            yield records
+            yield Upsert(world.ids[:2], {"price": [9.0, 9.0]})
+
+    report = build_snapshot(ItemIndex, bundle, twice(), tmp_path / "rows", most_bad=0.1)
+    assert (report.rows, report.bad) == (150, {"Twice": 6})
+    index = ItemIndex.open(bundle, tmp_path / "rows")
+    expected = ItemIndex.build(bundle, world.ids, world.columns, world.content)
+    for name, column in expected.gather(world.ids)[0].items():
+        assert np.array_equal(column, index.gather(world.ids)[0][name]), name
+
+
+def test_an_empty_catalogue_and_mixed_ids(bundle: Bundle, tmp_path: Path) -> None:
+    assert build_snapshot(ItemIndex, bundle, [], tmp_path / "rows").rows == 0
+    assert len(ItemIndex.open(bundle, tmp_path / "rows")) == 0
+    mixed = [Upsert([1], {}), Upsert(["a"], {})]
+    with pytest.raises(ItemIndexError, match="got integers and strings"):
+        build_snapshot(ItemIndex, bundle, mixed, tmp_path / "mixed")

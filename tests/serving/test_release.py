@@ -1,0 +1,75 @@
+"""What a release took is given back, however the making of it ends."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from aif_jax.bundle import Bundle
+from aif_jax.errors import ConfigError, RequestError
+from aif_jax.nearline import BehaviourTable, ItemIndex
+from aif_jax.serving import Engine, GoldenRequest, InMemoryUsers, release
+from aif_jax.serving.device_rows import DeviceRows
+from served import ENGINE_CONFIG, World
+
+Closed = list[DeviceRows]
+
+
+@pytest.fixture(scope="module")
+def portable(bundle: Bundle, world: World) -> tuple[Bundle, ItemIndex, BehaviourTable]:
+    loaded = Bundle.load(bundle.path, prefer="portable")
+    source = (world.ids, world.columns, world.content)
+    return loaded, ItemIndex.build(loaded, *source), BehaviourTable.build(loaded, *source)
+
+
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> Closed:
+    """Device rows that were closed, in their order."""
+    found: Closed = []
+    close = DeviceRows.close
+
+    def noted(rows: DeviceRows) -> None:
+        found.append(rows)
+        close(rows)
+
+    monkeypatch.setattr(DeviceRows, "close", noted)
+    return found
+
+
+CONFIG = dataclasses.replace(ENGINE_CONFIG, rows="device", buckets=(32,), long_buckets=(24,))
+
+
+def test_a_generation_that_cannot_be_completed_gives_its_device_rows_back(
+    portable: Any, users: InMemoryUsers, closed: Closed, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the collector: what failed is still held by the error when this looks."""
+    with Engine(*portable, users=users, config=CONFIG) as engine:
+        for part in ("Rungs", "UserStates", "OwnRetrieval"):
+            with monkeypatch.context() as patched:
+
+                def broken(*_: Any, part: str = part) -> Any:
+                    raise ConfigError(f"no {part} today")
+
+                patched.setattr(release, part, broken)
+                before = len(closed)
+                with pytest.raises(ConfigError, match=f"no {part} today") as error:
+                    engine.publish(*portable)
+                assert len(closed) == before + 1, error
+                assert closed[-1].stats()["pending"] == 0
+        before = len(closed)
+        with pytest.raises(RequestError, match="bid"):
+            engine.publish(
+                *portable, golden=[GoldenRequest(user=5, candidates=world.ids[:9], pair={"bid": [1]})]
+            )
+        assert len(closed) == before + 1
+        assert len(engine.begin(5).rank(*world.candidates(20))) == 10
+    assert len(closed) == before + 2
+
+
+def test_an_engine_that_cannot_be_made_gives_its_device_rows_back(
+    portable: Any, users: InMemoryUsers, closed: Closed
+) -> None:
+    config = dataclasses.replace(CONFIG, user_state_bytes=1)
+    with pytest.raises(ConfigError, match="user_state_bytes"):
+        Engine(*portable, users=users, config=config)
+    assert len(closed) == 1

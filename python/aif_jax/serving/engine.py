@@ -3,8 +3,6 @@
 import contextlib
 import dataclasses
 import math
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -21,13 +19,13 @@ from aif_jax.errors import (
     SchedulerError,
 )
 from aif_jax.nearline import BehaviourTable, ItemIndex
-from aif_jax.serving.accounting import RankTimes, make_report
 from aif_jax.serving.admission import Admission
-from aif_jax.serving.arguments import check_context, check_deadline, check_user, checked_k
-from aif_jax.serving.candidates import Asked, Chosen, choose, complete
+from aif_jax.serving.arguments import check_context, check_deadline, check_user
+from aif_jax.serving.candidates import Asked, Chosen, choose
 from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.counts import RequestCounts
 from aif_jax.serving.filters import Filters, for_each_user
+from aif_jax.serving.finishing import finish
 from aif_jax.serving.handles import Handles
 from aif_jax.serving.ladder import Choice
 from aif_jax.serving.many import context_for_each, rank_in_order, rank_side_by_side
@@ -37,9 +35,10 @@ from aif_jax.serving.pending import Pending
 from aif_jax.serving.publishing import GoldenRequest, Publication, check_bounds
 from aif_jax.serving.release import Release, Sources
 from aif_jax.serving.releases import Releases
-from aif_jax.serving.report import Ranking, Task
+from aif_jax.serving.report import Ranking
 from aif_jax.serving.retrieval import EventLoop
 from aif_jax.serving.stage import Progress
+from aif_jax.serving.tasks import Tasks
 from aif_jax.serving.user_side import Lane, UserSide
 from aif_jax.serving.watch import Watch
 from aif_jax.types import ItemRecords, ItemSource, Request, Retrieve, UserId, UserRecord, UserSource
@@ -98,12 +97,12 @@ class Engine:
         # Requests that one call may have under way: all at once would overrun the bounded queue.
         self._at_once = min(self.config.blocking_threads, self.config.queue_bound)
         self._closed = False
-        self._here = threading.local()
         self._scheduler = _native.Scheduler(
             blocking_threads=self.config.blocking_threads,
             compute_threads=self.config.compute_threads,
             queue_bound=self.config.queue_bound,
         )
+        self._tasks = Tasks(self._scheduler)
         try:
             self.watch.opened(self)
         except BaseException:
@@ -422,13 +421,13 @@ class Engine:
         """
         if self._closed:
             return
-        if self._loop.runs_here() or getattr(self._here, "task", False):
+        if self._loop.runs_here() or self._tasks.runs_here():
             raise SchedulerError(
                 "close: called inside a retrieve or a user source that the engine runs in a thread of its "
                 "own, so it would wait for itself; close the engine where it was made, when its requests are "
                 "done."
             )
-        self._closed = True
+        self._closed = self._tasks.closed = True
         self._handles.end_all("the engine was closed")
         self._scheduler.shutdown(wait=True)
         self._loop.close()
@@ -446,47 +445,14 @@ class Engine:
     def submit(
         self, lane: Lane, function: Callable[..., Any], *arguments: Any, name: str, pending: Pending
     ) -> "Future[Any]":
-        """Run a function in one of the engine's threads, unless the request's deadline passes first.
-
-        A full queue refuses the first step of a request only: what was taken on goes on. A request that may
-        be degraded is taken on nevertheless if its first step is retrieval, and goes without a user side.
-        """
-        remaining = pending.remaining_ms()
-        if remaining is not None and remaining <= 0:
-            raise pending.too_late(name)
-        submit = partial(
-            self._scheduler.submit,
-            lane, self._run_here, (pending, name, lane, time.perf_counter()), function, *arguments,
-            deadline_ms=remaining, name=name,
-        )  # fmt: skip
-        try:
-            task = submit(goes_on=pending.taken_on or pending.shed)
-        except OverloadedError as error:
-            if name != "retrieve" or pending.taken_on or not pending.rungs.ladder.degrades(remaining):
-                raise
-            task = submit(goes_on=True)
-            pending.started = True
-            pending.fail(error)
-        except SchedulerError as error:
-            if not self._closed:
-                raise
-            raise SchedulerError(
-                "the engine was closed while a request was under way; make a new one."
-            ) from error
-        pending.taken_on = True
-        return task
+        """Run a function in one of the engine's threads; see `Tasks.submit`."""
+        return self._tasks.submit(lane, function, *arguments, name=name, pending=pending)
 
     def run(
         self, lane: Lane, function: Callable[..., Any], *arguments: Any, name: str, pending: Pending
     ) -> Any:
-        """Run a function as a task, in this thread if the lane has room; see `submit`."""
-        remaining = pending.remaining_ms()
-        if remaining is not None and remaining <= 0:
-            raise pending.too_late(name)
-        return self._scheduler.run(
-            lane, self._run_here, (pending, name, lane, time.perf_counter()), function, *arguments,
-            deadline_ms=remaining, name=name, goes_on=True,
-        )  # fmt: skip
+        """Run a function as a task, in this thread if the lane has room; see `Tasks.run`."""
+        return self._tasks.run(lane, function, *arguments, name=name, pending=pending)
 
     def choose(self, pending: Pending, asked: Asked) -> Chosen:
         """Check and filter candidates as far as that needs no user side, and have missing rows computed."""
@@ -501,36 +467,8 @@ class Engine:
         chosen: Chosen | None = None,
         choice: Choice | None = None,
     ) -> Ranking:
-        """Score candidates for a user side, or what stands in for it, on the rung that is in time.
-
-        Args:
-            pending: the request.
-            side: its user side.
-            asked: what was given to rank.
-            chosen: the candidates, if they were checked before.
-            choice: the rung, if it is decided.
-        """
-        ready_s = time.perf_counter()
-        generation = pending.generation
-        k = checked_k(asked.k, generation.sizes.k, generation.bundle.k_max)
-        encoding = side.encoding.copy()
-        candidates = complete(chosen or self.choose(pending, asked), pending, encoding)
-        remaining, n, rungs = pending.remaining_ms(), len(candidates.keys), pending.rungs
-        choice = choice or rungs.ladder.stage(side.choice, remaining, n, side.state.length)
-        if choice.rung < 3 and remaining is not None and remaining <= 0:
-            raise pending.too_late("stage")
-        prepared_s = time.perf_counter()
-        if choice.rung == 3:
-            scored = rungs.by_item_prior(candidates, k)
-        else:
-            scored = generation.score(side.state.leaves, side.state.length, side.context, candidates, k)
-            rungs.ladder.record_rest(n, side.state.length, (time.perf_counter() - ready_s) * 1e3)
-        heads = {head: scored.heads[:, number] for number, head in enumerate(generation.bundle.config.heads)}
-        best = candidates.ids[scored.order]
-        finished_s = time.perf_counter()
-        times = RankTimes.of(asked.called_s, chosen, ready_s, prepared_s, finished_s)
-        report = make_report(pending, side, candidates, scored, choice, encoding, k, times)
-        return Ranking(best, scored.scores, heads, report)
+        """Score candidates for a user side, or what stands in for it; see `aif_jax.serving.finishing`."""
+        return finish(pending, side, asked, chosen, choice, self.choose)
 
     def forget(self, pending: Pending) -> None:
         """Take a handle off the list of those that may expire."""
@@ -540,21 +478,6 @@ class Engine:
         """Count a handle that its caller gave up, and forget it."""
         self.forget(pending)
         self.counts.add("abandoned")
-
-    def _run_here(
-        self, task: tuple[Pending, str, Lane, float], function: Callable[..., Any], *arguments: Any
-    ) -> Any:
-        """Run a task and note when, so that `close` knows when it is called inside one."""
-        pending, name, lane, submitted_s = task
-        outer = getattr(self._here, "task", False)
-        self._here.task = True
-        noted = Task(name, lane, submitted_s, time.perf_counter(), math.nan, threading.get_native_id())
-        pending.tasks.append(noted)
-        try:
-            return function(*arguments)
-        finally:
-            noted.ended_s = time.perf_counter()
-            self._here.task = outer
 
     @property
     def _release(self) -> Release:

@@ -10,6 +10,7 @@ from aif_jax.errors import ConfigError, RequestError
 from aif_jax.nearline import BehaviourTable, ItemIndex
 from aif_jax.serving import Engine, GoldenRequest, InMemoryUsers, release
 from aif_jax.serving.device_rows import DeviceRows
+from aif_jax.serving.stages import Generation, needs_ahead
 from served import ENGINE_CONFIG, World
 
 Closed = list[DeviceRows]
@@ -73,3 +74,16 @@ def test_an_engine_that_cannot_be_made_gives_its_device_rows_back(
     with pytest.raises(ConfigError, match="user_state_bytes"):
         Engine(*portable, users=users, config=config)
     assert len(closed) == 1
+
+
+def test_the_rows_on_a_device_are_known_ahead(portable: Any) -> None:
+    ahead = needs_ahead(*portable, CONFIG)
+    generation = Generation(*portable, CONFIG)
+    generation.warm()
+    needs = generation.needs()
+    generation.close()
+    assert needs["device_rows"].bytes > 0
+    assert {n: part.bytes for n, part in needs.items()} == {n: part.bytes for n, part in ahead.items()}
+    assert "device_rows" not in needs_ahead(*portable, ENGINE_CONFIG)
+    roomy = needs_ahead(*portable, dataclasses.replace(CONFIG, device_capacity=1000))
+    assert roomy["device_rows"].bytes == 4 * needs["device_rows"].bytes  # 1,024 rows instead of 256

@@ -132,6 +132,7 @@ class PrometheusMetrics(Observer, Collector):
         yield from self._scheduler(stats["scheduler"])
         yield from self._user_states(stats["user_states"])
         yield from self._tables({"items": stats["item_index"], "behaviours": stats["behaviour_table"]})
+        yield from self._memory(stats["memory"])
         errors = self._counter("observer_errors", "Errors that observers raised.", ("observer",))
         for name, number in stats["observer_errors"].items():
             errors.add_metric([name], number)
@@ -183,6 +184,13 @@ class PrometheusMetrics(Observer, Collector):
             rows.add_metric([table], stats["rows"])
             size.add_metric([table], stats["total_bytes"])
         yield from (rows, size)
+
+    def _memory(self, memory: Mapping[str, Any]) -> Iterator[Metric]:
+        size = self._gauge("generation_bytes", "Bytes that a generation needs.", ("generation", "part"))
+        for generation, parts in memory["generations"].items():
+            for part in parts.keys() - {"total"}:
+                size.add_metric([generation, part], parts[part])
+        yield size
 
     def _histogram(
         self, name: str, text: str, labels: tuple[str, ...] = (), buckets: tuple[float, ...] = SECONDS

@@ -1,6 +1,7 @@
 """Serving: one engine round a bundle, its item index and its behaviour table."""
 
 from aif_jax.serving.config import EngineConfig as EngineConfig
+from aif_jax.serving.coverage import Coverage as Coverage
 from aif_jax.serving.engine import Engine as Engine
 from aif_jax.serving.environment import Check as Check
 from aif_jax.serving.environment import check_environment as check_environment

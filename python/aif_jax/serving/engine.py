@@ -1,9 +1,8 @@
 """The engine: pins a generation, runs the user side while retrieval runs, and ranks."""
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, Self
@@ -14,8 +13,6 @@ from aif_jax import _native
 from aif_jax.bundle import Bundle, compilations, loads
 from aif_jax.errors import (
     OverloadedError,
-    RequestError,
-    RetrievalError,
     SchedulerError,
 )
 from aif_jax.nearline import BehaviourTable, ItemIndex
@@ -26,11 +23,13 @@ from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.counts import RequestCounts
 from aif_jax.serving.filters import Filters, for_each_user
 from aif_jax.serving.finishing import finish
+from aif_jax.serving.gates import Gates
 from aif_jax.serving.handles import Handles
 from aif_jax.serving.ladder import Choice
 from aif_jax.serving.many import context_for_each, rank_in_order, rank_side_by_side
+from aif_jax.serving.memory import Needs, as_stats
 from aif_jax.serving.observer import Observer
-from aif_jax.serving.own_retrieval import Fallback
+from aif_jax.serving.own_retrieval import Fallback, blaming_retrieval
 from aif_jax.serving.pending import Pending
 from aif_jax.serving.publishing import GoldenRequest, Publication, check_bounds
 from aif_jax.serving.release import Release, Sources
@@ -214,7 +213,7 @@ class Engine:
             with pending.errors():
                 request, start = self._request(pending, k, filters), partial(self._start, pending)
                 ids, pair = await pending.release.retrieval.later(pending, request, start)
-                with self._blaming_retrieval():
+                with blaming_retrieval():
                     return await pending.rank_uncounted_async(ids, pair, k, filters)
         except BaseException:
             self._drop(pending)
@@ -288,6 +287,8 @@ class Engine:
         golden: Sequence[GoldenRequest] = (),
         least_overlap: float = 0.5,
         most_drift: float = math.inf,
+        least_coverage: float = 0.0,
+        coverage_within_s: float = 0.0,
         warm: int = 1000,
         warm_s: float = 10.0,
         progress: Progress | None = None,
@@ -306,20 +307,26 @@ class Engine:
             golden: requests that both generations rank beforehand.
             least_overlap: share of the best k of each that they must agree on.
             most_drift: how much the score of an item that both return may differ.
+            least_coverage: share that each new table must have: the index of the items that can be ranked
+                now, the behaviour table of the rows that are there now.
+            coverage_within_s: seconds in which it must, for tables that are still being filled.
             warm: users, the latest first, whose states are computed ahead.
             warm_s: seconds after which that is broken off.
             progress: called after every program that was compiled.
 
         Raises:
             VersionMismatchError: a table was computed by another bundle version.
-            PublishError: a golden request cannot be ranked or is out of bounds.
+            PublishError: coverage is too small, the config's ``memory_budget_bytes`` leaves no room, or a
+                golden request cannot be ranked or is out of bounds; nothing was changed.
             RequestError: a golden request or a bound is malformed.
             ConfigError: the engine's config does not fit the bundle.
             SchedulerError: the engine is closed.
         """
         check_bounds(least_overlap, most_drift)
+        tables, covered = (bundle, index, behaviours), (least_coverage, coverage_within_s)
         return self._releases.publish(
-            lambda: self._made(bundle, index, behaviours, progress),
+            lambda: self._made(*tables, progress),
+            Gates(*tables, self.config, self._held, covered),
             golden,
             (least_overlap, most_drift),
             (warm, warm_s),
@@ -335,6 +342,18 @@ class Engine:
             SchedulerError: the engine is closed.
         """
         return self._releases.rollback()
+
+    def drop_previous(self) -> str | None:
+        """Go without a rollback, for the memory: let go of the generation that served before.
+
+        Returns:
+            Its version; ``None`` if there was none.
+        """
+        return self._releases.drop_previous()
+
+    def _held(self) -> dict[str, Needs]:
+        """Return what generations need that are not closed yet, by name."""
+        return self._releases.held()
 
     def _made(
         self, bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, progress: Progress | None
@@ -382,7 +401,9 @@ class Engine:
         ``compilations`` counts programs compiled in this process since the engine was made, other than by
         `publish`: 0, unless something else compiles. ``compilation_cache`` tells what the bundle's cache did
         (`CacheCounts`) and where it is; empty without one. ``generations`` counts publishes and rollbacks,
-        and says what a rollback would go to and how many requests of that are open. ``programs`` counts, over
+        and says what a rollback would go to and how many requests of that are open. ``memory`` tells the
+        bytes of each generation by part (`aif_jax.serving.memory`), and of all together, where what they
+        share counts once. ``programs`` counts, over
         the whole life of the process and for all bundles, how many were compiled and how many were loaded
         from a cache instead.
         """
@@ -391,6 +412,7 @@ class Engine:
         return {
             "version": release.version,
             "generations": self._releases.stats(),
+            "memory": as_stats(self._held(), self.config.memory_budget_bytes),
             "requests": self.counts.as_dict(),
             "open_handles": len(self._handles),
             "compilations": self._releases.compilations,
@@ -498,7 +520,7 @@ class Engine:
             with pending.errors():
                 request, start = self._request(pending, k, filters), partial(self._start, pending)
                 ids, pair = pending.release.retrieval.now(pending, request, start)
-                with self._blaming_retrieval():
+                with blaming_retrieval():
                     return pending.rank_uncounted(ids, pair, k, filters)
         except BaseException:
             self._drop(pending)
@@ -507,16 +529,6 @@ class Engine:
     def _request(self, pending: Pending, k: int | None, filters: Filters | None) -> Request:
         k = pending.generation.sizes.k if k is None else k
         return Request(user=pending.user, context=pending.context, k=k, filters=filters)
-
-    @contextlib.contextmanager
-    def _blaming_retrieval(self) -> Iterator[None]:
-        """Turn complaints about candidates into complaints about the ``retrieve`` that brought them."""
-        try:
-            yield
-        except RequestError as error:
-            if type(error) is RequestError and str(error).startswith(("candidates:", "pair features")):
-                raise RetrievalError(f"retrieve returned what cannot be ranked: {error}") from error
-            raise
 
     def _drop(self, pending: Pending) -> None:
         pending.end("its request failed or was abandoned")

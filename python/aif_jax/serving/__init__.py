@@ -15,4 +15,5 @@ from aif_jax.serving.report import Ranking as Ranking
 from aif_jax.serving.report import Report as Report
 from aif_jax.serving.report import Span as Span
 from aif_jax.serving.report import Task as Task
+from aif_jax.serving.shadow import Shadow as Shadow
 from aif_jax.serving.users import InMemoryUsers as InMemoryUsers

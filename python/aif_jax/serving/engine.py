@@ -36,7 +36,10 @@ from aif_jax.serving.release import Release, Sources
 from aif_jax.serving.releases import Releases
 from aif_jax.serving.report import Ranking
 from aif_jax.serving.retrieval import EventLoop
+from aif_jax.serving.shadow import Shadow, ShadowConfig
+from aif_jax.serving.shadows import Shadows
 from aif_jax.serving.stage import Progress
+from aif_jax.serving.stages import Generation
 from aif_jax.serving.tasks import Tasks
 from aif_jax.serving.user_side import Lane, UserSide
 from aif_jax.serving.watch import Watch
@@ -89,6 +92,7 @@ class Engine:
         self._sources = Sources(users, retrieve, fallback, items)
         self._loop = EventLoop()
         self._releases = Releases(self._made(bundle, index, behaviours, progress))
+        self._shadows = Shadows()
         self.counts = RequestCounts()
         self._handles = Handles(self.config.max_pending_age_s, self.counts)
         self.watch = Watch(self.counts, observers, lambda: self.version)
@@ -351,9 +355,53 @@ class Engine:
         """
         return self._releases.drop_previous()
 
+    def shadow(
+        self,
+        bundle: Bundle,
+        index: ItemIndex,
+        behaviours: BehaviourTable,
+        *,
+        share: float = 0.01,
+        seed: int = 0,
+        most_waiting: int = 64,
+        least_coverage: float = 0.0,
+        coverage_within_s: float = 0.0,
+        progress: Progress | None = None,
+    ) -> Shadow:
+        """Rank a share of requests again with another bundle, in the background, and measure how it differs.
+
+        Answers stay as they are, bit for bit. Requests that were ranked with everything (rung 0) are
+        compared, however they came.
+
+        Args:
+            bundle: the model.
+            index: item rows of the same version.
+            behaviours: rows of the items in histories, of the same version.
+            share: of these requests that is ranked again, from 0 to 1.
+            seed: of the choice: the same for the n-th such request in every run.
+            most_waiting: requests that may wait for it, with copies of their candidates; others are dropped,
+                and counted.
+            least_coverage: see `publish`.
+            coverage_within_s: see `publish`.
+            progress: called after every program that was compiled.
+
+        Returns:
+            A handle to read (`Shadow.stats`) and stop; use it as a context manager. `close` stops it too.
+
+        Raises:
+            AifError: see `publish`.
+        """
+        config = ShadowConfig(share, seed, most_waiting)
+        tables, covered = (bundle, index, behaviours), (least_coverage, coverage_within_s)
+        gates = Gates(*tables, self.config, self._held, covered, user_states=False)
+        with self._releases.prepared(gates) as coverage:
+            generation = Generation(*tables, self.config)
+            generation.warm(progress)
+            return self._shadows.start(generation, config, coverage)
+
     def _held(self) -> dict[str, Needs]:
         """Return what generations need that are not closed yet, by name."""
-        return self._releases.held()
+        return {**self._releases.held(), **self._shadows.held()}
 
     def _made(
         self, bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, progress: Progress | None
@@ -403,7 +451,7 @@ class Engine:
         (`CacheCounts`) and where it is; empty without one. ``generations`` counts publishes and rollbacks,
         and says what a rollback would go to and how many requests of that are open. ``memory`` tells the
         bytes of each generation by part (`aif_jax.serving.memory`), and of all together, where what they
-        share counts once. ``programs`` counts, over
+        share counts once; ``shadows`` what those that run found (`Shadow.stats`). ``programs`` counts, over
         the whole life of the process and for all bundles, how many were compiled and how many were loaded
         from a cache instead.
         """
@@ -413,6 +461,7 @@ class Engine:
             "version": release.version,
             "generations": self._releases.stats(),
             "memory": as_stats(self._held(), self.config.memory_budget_bytes),
+            "shadows": self._shadows.stats(),
             "requests": self.counts.as_dict(),
             "open_handles": len(self._handles),
             "compilations": self._releases.compilations,
@@ -450,6 +499,7 @@ class Engine:
                 "done."
             )
         self._closed = self._tasks.closed = True
+        self._shadows.close()
         self._handles.end_all("the engine was closed")
         self._scheduler.shutdown(wait=True)
         self._loop.close()
@@ -490,7 +540,10 @@ class Engine:
         choice: Choice | None = None,
     ) -> Ranking:
         """Score candidates for a user side, or what stands in for it; see `aif_jax.serving.finishing`."""
-        return finish(pending, side, asked, chosen, choice, self.choose)
+        ranking = finish(pending, side, asked, chosen, choice, self.choose)
+        if not ranking.report.rung:
+            self._shadows.offer(pending, asked, ranking)
+        return ranking
 
     def forget(self, pending: Pending) -> None:
         """Take a handle off the list of those that may expire."""

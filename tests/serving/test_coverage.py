@@ -10,7 +10,7 @@ import pytest
 from aif_jax.bundle import Bundle
 from aif_jax.errors import PublishError, RequestError, SchedulerError
 from aif_jax.nearline import BehaviourTable, ItemIndex
-from aif_jax.serving import Coverage, Engine
+from aif_jax.serving import Coverage, Engine, releases
 from aif_jax.serving.coverage import CoverageGate, Tables
 from served import N_ITEMS, Make, Served, World, part_of, tables_of
 
@@ -70,6 +70,7 @@ def test_tables_that_are_being_filled_are_waited_for(make: Make, two: Served, wo
     new = tables_of(two[0], world, FEW, MOST)
 
     def fill() -> None:
+        time.sleep(0.3)
         for start in range(90, N_ITEMS, 20):
             time.sleep(0.02)
             more = part_of(world, range(start, min(start + 20, N_ITEMS)))
@@ -100,6 +101,22 @@ def test_what_the_running_tables_lose_meanwhile_is_not_waited_for(
     losing.start()
     assert engine.publish(*new, least_coverage=1.0, coverage_within_s=20.0).waited_s < 10
     losing.join()
+
+
+def test_rows_that_go_while_the_generation_is_made_count(
+    make: Make, one: Served, two: Served, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, new = make(), tables_of(two[0], world)
+
+    def warm(*_: Any) -> Any:
+        new[2].delete(world.ids[:30])
+        return 0, {}
+
+    monkeypatch.setattr(releases, "warm_users", warm)
+    with pytest.raises(PublishError, match=r"table 80\.00 % of the 150 behaviour rows; least_coverage=0\.9"):
+        engine.publish(*new, least_coverage=0.9, coverage_within_s=60.0)
+    assert engine.version == one[0].version
+    assert engine.publish(*new, least_coverage=0.8).coverage.missing_behaviours == 30
 
 
 class Waiting:

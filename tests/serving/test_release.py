@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from aif_jax import _native
 from aif_jax.bundle import Bundle
 from aif_jax.errors import ConfigError, RequestError
 from aif_jax.nearline import BehaviourTable, ItemIndex
@@ -68,12 +69,20 @@ def test_a_generation_that_cannot_be_completed_gives_its_device_rows_back(
 
 
 def test_an_engine_that_cannot_be_made_gives_its_device_rows_back(
-    portable: Any, users: InMemoryUsers, closed: Closed
+    portable: Any, users: InMemoryUsers, closed: Closed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(CONFIG, user_state_bytes=1)
     with pytest.raises(ConfigError, match="user_state_bytes"):
         Engine(*portable, users=users, config=config)
     assert len(closed) == 1
+
+    def no_threads(**_: Any) -> Any:
+        raise RuntimeError("no threads left")
+
+    monkeypatch.setattr(_native, "Scheduler", no_threads)
+    with pytest.raises(RuntimeError, match="no threads left"):
+        Engine(*portable, users=users, config=CONFIG)
+    assert len(closed) == 2
 
 
 def test_the_rows_on_a_device_are_known_ahead(portable: Any) -> None:

@@ -126,7 +126,8 @@ def test_requests_do_not_wait_for_it_and_what_does_not_fit_is_counted(
     assert (stats["sampled"], stats["waiting"], stats["dropped"]) == (7, 3, 4)
     stopping = threading.Thread(target=candidate.stop)
     stopping.start()
-    time.sleep(0.05)
+    while not candidate.stats()["stopped"]:
+        time.sleep(0.01)
     held_up.set()
     stopping.join(20)
     stats = candidate.stats()

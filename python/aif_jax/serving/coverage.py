@@ -150,7 +150,8 @@ class CoverageGate:
         return _Lack(lack.of - (len(lack.keys) - again.of), again.keys)
 
     def _refused(self, running: Tables, items: _Lack, behaviours: _Lack) -> PublishError:
-        waited = f" after {self._within_s:g} s of waiting" if self._within_s else ""
+        in_vain = self._within_s > 0 and self.left_s <= 0
+        waited = f" after {self._within_s:g} s of waiting" if in_vain else ""
         return PublishError(
             f"the item index of bundle {self._tables.items.version} has {_shown(items)} rankable items of "
             f"the running bundle {running.items.version}, and its behaviour table {_shown(behaviours)} "

@@ -100,11 +100,15 @@ class Engine:
         # Requests that one call may have under way: all at once would overrun the bounded queue.
         self._at_once = min(self.config.blocking_threads, self.config.queue_bound)
         self._closed = False
-        self._scheduler = _native.Scheduler(
-            blocking_threads=self.config.blocking_threads,
-            compute_threads=self.config.compute_threads,
-            queue_bound=self.config.queue_bound,
-        )
+        try:
+            self._scheduler = _native.Scheduler(
+                blocking_threads=self.config.blocking_threads,
+                compute_threads=self.config.compute_threads,
+                queue_bound=self.config.queue_bound,
+            )
+        except BaseException:
+            self._releases.close()
+            raise
         self._tasks = Tasks(self._scheduler)
         try:
             self.watch.opened(self)

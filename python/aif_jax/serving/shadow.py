@@ -75,7 +75,7 @@ class _Sample:
         asked = dataclasses.replace(asked, candidates=_kept(asked.candidates), pair=_kept(asked.pair))
         known = Answer(ranking.ids.copy(), ranking.scores.copy())
         return cls(
-            pending.user, record, pending.context, asked, ranking.report.k_asked, pending.version, known
+            pending.user, record, dict(pending.context), asked, ranking.report.k_asked, pending.version, known
         )
 
 
@@ -84,8 +84,9 @@ class Shadow:
 
     A thread of its own does it, in the order in which they came, and rests twice as long as each took: it
     takes a third of a core at most, and requests wait for nothing but the copy of a sampled one's arrays. The
-    record is the one that the request was ranked with, so the user source is not asked again. Safe to use
-    from any thread; stop it, or use it as a context manager.
+    record is the one that the request was ranked with, so the user source is not asked again; the user state
+    is computed, where the request's may have come from the cache. Safe to use from any thread; stop it, or
+    use it as a context manager.
 
     Args:
         generation: warmed; the shadow closes it.

@@ -1,7 +1,7 @@
 """One small model with random weights, exported and indexed once for all tests that serve it."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,30 @@ def make_items(seed: int = 0) -> tuple[np.ndarray, dict[str, Any], np.ndarray]:
     content /= np.linalg.norm(content, axis=1, keepdims=True)
     content[rng.random(N_ITEMS) < 0.1] = 0.0
     return ids, columns, content.astype(np.float32)
+
+
+Served = tuple[Bundle, ItemIndex, BehaviourTable]
+Make = Callable[..., Engine]
+
+
+def part_of(world: World, rows: Any) -> tuple[np.ndarray, dict[str, Any], np.ndarray]:
+    """Return ids, raw columns and content of some of the items, by their rows."""
+    rows = np.asarray(rows)
+    columns = {
+        name: [values[row] for row in rows.tolist()] if isinstance(values, list) else values[rows]
+        for name, values in world.columns.items()
+    }
+    return world.ids[rows], columns, world.content[rows]
+
+
+def tables_of(bundle: Bundle, world: World, items: Any = None, behaviours: Any = None) -> Served:
+    """Return a bundle with tables of its own of some rows of the catalogue; ``None`` for all."""
+    everything = np.arange(N_ITEMS)
+    return (
+        bundle,
+        ItemIndex.build(bundle, *part_of(world, everything if items is None else items)),
+        BehaviourTable.build(bundle, *part_of(world, everything if behaviours is None else behaviours)),
+    )
 
 
 @pytest.fixture(scope="session")

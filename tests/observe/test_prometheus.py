@@ -2,13 +2,16 @@ import asyncio
 import contextlib
 import os
 import threading
+import time
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
+from aif_jax.bundle import Bundle
 from aif_jax.errors import AifError, ConfigError
+from aif_jax.nearline import BehaviourTable, ItemIndex
 from aif_jax.observe.prometheus import PrometheusMetrics
 from served import World
 
@@ -49,6 +52,31 @@ def test_what_is_scraped_is_what_happened(make: Any, world: World) -> None:
         assert scraped[f"aif_{name}_seconds_sum",] == pytest.approx(total)
     assert scraped["aif_queue_seconds_count", "task=stage"] == 3
     assert scraped["aif_user_state_age_seconds_count",] == 1
+
+
+def test_shadows_and_memory_are_scraped(
+    make: Any, world: World, bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable
+) -> None:
+    metrics = PrometheusMetrics()
+    engine = make(metrics)
+    with engine.shadow(bundle, index, behaviours, share=1.0) as shadow:
+        before = values(metrics)
+        engine.begin(1).rank(world.ids[:20])
+        while shadow.stats()["waiting"]:
+            time.sleep(0.01)
+        scraped = values(metrics)
+        who = ("shadow=1", f"version={engine.version}")
+        assert ("aif_shadow_overlap", who[0], "statistic=p10", who[1]) not in before
+        assert scraped["aif_shadow_overlap", who[0], "statistic=p10", who[1]] == 1
+        assert scraped["aif_shadow_drift", who[0], "statistic=max", who[1]] == 0
+        assert scraped["aif_shadow_requests_total", "end=compared", *who] == 1
+        assert scraped["aif_shadow_requests_total", "end=failed", *who] == 0
+        assert scraped["aif_shadow_waiting", *who] == 0
+        size = index.stats()["total_bytes"]
+        for generation in ("running", "shadow_1"):
+            assert scraped["aif_generation_bytes", f"generation={generation}", "part=item_index"] == size
+    gone = values(metrics)
+    assert not any(name.startswith("aif_shadow") for name, *_ in gone)
 
 
 def test_nothing_is_registered_globally(make: Any) -> None:

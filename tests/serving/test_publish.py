@@ -5,55 +5,20 @@ import dataclasses
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from aif_jax.bundle import Bundle, compilations
+from aif_jax.bundle import compilations
 from aif_jax.errors import AifError, PublishError, RequestError, SchedulerError, VersionMismatchError
-from aif_jax.nearline import BehaviourTable, ItemIndex
 from aif_jax.serving import Engine, GoldenRequest, InMemoryUsers, Pending
 from aif_jax.serving.stages import Generation
 from aif_jax.types import Candidates, ItemRecords
-from served import ENGINE_CONFIG, World
+from served import ENGINE_CONFIG, K_MAX, Make, Served, World, part_of, tables_of
 
-Served = tuple[Bundle, ItemIndex, BehaviourTable]
-Make = Callable[..., Engine]
 USERS = range(1, 8)
-
-
-@pytest.fixture(scope="module")
-def one(bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable) -> Served:
-    return bundle, index, behaviours
-
-
-@pytest.fixture(scope="module")
-def two(other_bundle: Bundle, world: World) -> Served:
-    source = (world.ids, world.columns, world.content)
-    return (
-        other_bundle,
-        ItemIndex.build(other_bundle, *source),
-        BehaviourTable.build(other_bundle, *source),
-    )
-
-
-@pytest.fixture
-def make(one: Served, users: InMemoryUsers, world: World) -> Iterator[Make]:
-    made: list[Engine] = []
-
-    def make_engine(served: Served = one, **arguments: Any) -> Engine:
-        arguments = {
-            "users": users, "config": ENGINE_CONFIG,
-            "retrieve": lambda request: Candidates(*world.candidates(30)), **arguments,
-        }  # fmt: skip
-        made.append(Engine(*served, **arguments))
-        return made[-1]
-
-    yield make_engine
-    for engine in made:
-        engine.close()
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +37,10 @@ def expected(
 
 def answer(ranking: Any) -> tuple[list[int], bytes]:
     return ranking.ids.tolist(), ranking.scores.tobytes()
+
+
+def shown(ids_and_scores: tuple[list[int], bytes]) -> tuple[tuple[int, ...], bytes]:
+    return tuple(ids_and_scores[0]), ids_and_scores[1]
 
 
 def test_the_next_request_gets_the_new_generation_and_rollback_the_old_one(
@@ -115,57 +84,115 @@ def test_what_was_begun_ends_as_it_began(
     assert engine.stats()["generations"]["previous_open"] == 0
 
 
+CHANGING = 27
+"""Row of an item that is a candidate, is in histories, and changes while requests are ranked."""
+
+
+def change(served: Served, world: World, variant: int, *, item: bool = True, behaviour: bool = True) -> None:
+    """Give an item one of two sets of features, in the index, the behaviour table or both."""
+    columns = {
+        "item": world.columns["item"][[CHANGING]], "price": np.array([1.0 + 8.0 * variant]),
+        "genres": [["drama"] if variant else ["noir", "comedy"]],
+    }  # fmt: skip
+    for table in (served[1],) * item + (served[2],) * behaviour:
+        table.upsert(world.ids[[CHANGING]], columns, world.content[[CHANGING]])
+
+
 def test_no_answer_mixes_generations_under_load(
-    make: Make, one: Served, two: Served, world: World, expected: Any
+    make: Make, one: Served, two: Served, users: InMemoryUsers, world: World
 ) -> None:
-    """Threads and coroutines rank, users are invalidated, rows are written, while generations change."""
-    engine = make()
+    """All at once: threads and coroutines rank, users are invalidated, an item changes in the tables of both
+    generations, shadows come and go, and generations change, one of them while its tables are being filled.
+
+    Every answer has the bits of one version, with the changing item's row as it is before or after a change;
+    and so has its row among the behaviours, which is the older the longer a user state was cached.
+    """
+    ids, pair = world.ids[20 : 20 + K_MAX], world.candidates(K_MAX)[1]
+    both = (tables_of(one[0], world), tables_of(two[0], world))
+    possible: dict[tuple[str, int], set[Any]] = {}
+    for served in both:
+        for item, behaviour in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            change(served, world, item, behaviour=False)
+            change(served, world, behaviour, item=False)
+            with Engine(*served, users=users, config=ENGINE_CONFIG) as alone:
+                for user in USERS:
+                    ids_and_scores = answer(alone.begin(user).rank(ids, pair, k=K_MAX))
+                    possible.setdefault((alone.version, user), set()).add(shown(ids_and_scores))
+    sizes = [len(answers) for answers in possible.values()]
+    assert min(sizes) >= 2, "the item's row changes every answer"
+    assert max(sizes) == 4, "its behaviour row that of some"
+    engine = make(both[0], retrieve=lambda request: Candidates(ids, pair))
     over = threading.Event()
     answers: list[tuple[int, Any]] = []
+    shadowed: list[dict[str, Any]] = []
     failed: list[BaseException] = []
 
     def threads(seed: int) -> None:
         rng = np.random.default_rng(seed)
-        try:
-            while not over.is_set():
-                user = int(rng.choice(USERS))
-                if rng.random() < 0.5:
-                    answers.append((user, engine.rank(user)))
-                else:
-                    pending = engine.begin(user)
-                    time.sleep(rng.random() * 0.003)
-                    answers.append((user, pending.rank(*world.candidates(30))))
-        except BaseException as error:
-            failed.append(error)
+        while not over.is_set():
+            user = int(rng.choice(USERS))
+            if rng.random() < 0.5:
+                answers.append((user, engine.rank(user, k=K_MAX)))
+            else:
+                pending = engine.begin(user)
+                time.sleep(rng.random() * 0.003)
+                answers.append((user, pending.rank(ids, pair, k=K_MAX)))
 
     async def coroutines() -> None:
         while not over.is_set():
             users = list(USERS)
-            rankings = await asyncio.gather(*(engine.rank_async(user) for user in users))
+            rankings = await asyncio.gather(*(engine.rank_async(user, k=K_MAX) for user in users))
             answers.extend(zip(users, rankings, strict=True))
 
-    def loop() -> None:
-        try:
-            asyncio.run(coroutines())
-        except BaseException as error:
-            failed.append(error)
-
-    def writes() -> None:
+    def changes() -> None:
+        number = 0
         while not over.is_set():
-            for _, index, _ in (one, two):  # the same rows again: they change nothing, and take locks
-                index.upsert(world.ids[:8], {n: v[:8] for n, v in world.columns.items()}, world.content[:8])
+            number += 1
+            for served in both:
+                change(served, world, number % 2)
             engine.invalidate([3, 4])
+            time.sleep(0.001)
 
-    running = [threading.Thread(target=threads, args=(seed,)) for seed in range(3)]
-    running += [threading.Thread(target=loop), threading.Thread(target=writes)]
-    for thread in running:
+    def shadows() -> None:
+        number = 0
+        while not over.is_set():
+            number += 1
+            with engine.shadow(*both[number % 2], share=0.5, seed=number, least_coverage=1.0) as shadow:
+                time.sleep(0.03)
+            shadowed.append(shadow.stats())
+
+    def fill(served: Served) -> None:
+        time.sleep(0.2)
+        for row in range(120, len(world.ids)):
+            for table in served[1:]:
+                table.upsert(*part_of(world, [row]))
+
+    def noting(run: Callable[..., None], *arguments: Any) -> threading.Thread:
+        def noted() -> None:
+            try:
+                run(*arguments)
+            except BaseException as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=noted)
         thread.start()
+        return thread
+
+    running = [noting(threads, seed) for seed in range(3)]
+    running += [noting(lambda: asyncio.run(coroutines())), noting(changes), noting(shadows)]
     try:
         for number in range(12):
+            served = both[engine.version == one[0].version]
             if number % 3 == 2:
                 engine.rollback()
+            elif number == 6:
+                served = tables_of(served[0], world, range(120), range(120))
+                change(served, world, 1)
+                running.append(noting(fill, served))
+                covered = engine.publish(*served, least_coverage=1.0, coverage_within_s=30.0, warm=3)
+                assert (covered.coverage.missing_items, covered.coverage.missing_behaviours) == (0, 0)
             else:
-                engine.publish(*(two if engine.version == one[0].version else one), warm=3)
+                engine.publish(*served, least_coverage=1.0, coverage_within_s=30.0, warm=3)
             time.sleep(0.02)
     finally:
         over.set()
@@ -173,11 +200,16 @@ def test_no_answer_mixes_generations_under_load(
             thread.join()
     assert failed == []
     for user, ranking in answers:
-        assert answer(ranking) == expected[ranking.report.version, user]
+        assert shown(answer(ranking)) in possible[ranking.report.version, user]
     versions = [ranking.report.version for _, ranking in answers]
     assert min(versions.count(served[0].version) for served in (one, two)) > 10
+    for stats in shadowed:
+        assert stats["sampled"] == stats["compared"] + stats["dropped"]
+        assert stats["failed"] == {}
+    assert sum(stats["compared"] for stats in shadowed) > 0
     assert engine.stats()["compilations"] == 0
     assert engine.stats()["open_handles"] == 0
+    assert engine.stats()["shadows"] == {}
 
 
 def test_nothing_compiles_on_a_request_after_a_publish(make: Make, two: Served, world: World) -> None:
@@ -284,20 +316,13 @@ def test_a_generation_is_closed_when_the_last_request_of_it_is_over(
 def test_missing_items_are_computed_for_the_generation_of_the_request(
     make: Make, one: Served, two: Served, world: World
 ) -> None:
-    def part(bundle: Bundle) -> ItemIndex:
-        columns = {name: values[:100] for name, values in world.columns.items()}
-        return ItemIndex.build(bundle, world.ids[:100], columns, world.content[:100])
-
     def items(ids: np.ndarray) -> ItemRecords:
         rows = [world.ids.tolist().index(item) for item in ids.tolist()]
-        columns = {
-            name: [values[row] for row in rows] if isinstance(values, list) else values[rows]
-            for name, values in world.columns.items()
-        }
-        return ItemRecords(ids.tolist(), columns, world.content[rows])
+        _, columns, content = part_of(world, rows)
+        return ItemRecords(ids.tolist(), columns, content)
 
     config = dataclasses.replace(ENGINE_CONFIG, missing_items="compute", compute_missing_ms=20_000.0)
-    old, new = part(one[0]), part(two[0])
+    old, new = (tables_of(served[0], world, range(100))[1] for served in (one, two))
     engine = make((one[0], old, one[2]), items=items, config=config)
     pending = engine.begin(5)
     engine.publish(two[0], new, two[2])

@@ -132,6 +132,8 @@ class PrometheusMetrics(Observer, Collector):
         yield from self._scheduler(stats["scheduler"])
         yield from self._user_states(stats["user_states"])
         yield from self._tables({"items": stats["item_index"], "behaviours": stats["behaviour_table"]})
+        yield from self._memory(stats["memory"])
+        yield from self._shadows(stats["shadows"])
         errors = self._counter("observer_errors", "Errors that observers raised.", ("observer",))
         for name, number in stats["observer_errors"].items():
             errors.add_metric([name], number)
@@ -183,6 +185,35 @@ class PrometheusMetrics(Observer, Collector):
             rows.add_metric([table], stats["rows"])
             size.add_metric([table], stats["total_bytes"])
         yield from (rows, size)
+
+    def _memory(self, memory: Mapping[str, Any]) -> Iterator[Metric]:
+        size = self._gauge("generation_bytes", "Bytes that a generation needs.", ("generation", "part"))
+        for generation, parts in memory["generations"].items():
+            for part in parts.keys() - {"total"}:
+                size.add_metric([generation, part], parts[part])
+        yield size
+
+    def _shadows(self, shadows: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
+        who = ("shadow", "version")
+        ended = self._counter("shadow_requests", "Requests that shadows sampled, by end.", (*who, "end"))
+        failed = self._counter("shadow_failures", "Requests that shadows could not rank.", (*who, "error"))
+        waiting = self._gauge("shadow_waiting", "Requests that wait to be ranked by shadows.", who)
+        overlap = self._gauge("shadow_overlap", "Overlap of the best k, lately.", (*who, "statistic"))
+        drift = self._gauge("shadow_drift", "Largest difference of a score, lately.", (*who, "statistic"))
+        for number, stats in shadows.items():
+            labels = [number, stats["version"]]
+            for end in ("compared", "dropped"):
+                ended.add_metric([*labels, end], stats[end])
+            ended.add_metric([*labels, "failed"], sum(stats["failed"].values()))
+            for error, count in stats["failed"].items():
+                failed.add_metric([*labels, error], count)
+            waiting.add_metric(labels, stats["waiting"])
+            if stats["window"]:
+                for name in ("mean", "p10"):
+                    overlap.add_metric([*labels, name], stats[f"overlap_{name}"])
+                for name in ("mean", "p90", "max"):
+                    drift.add_metric([*labels, name], stats[f"drift_{name}"])
+        yield from (ended, failed, waiting, overlap, drift)
 
     def _histogram(
         self, name: str, text: str, labels: tuple[str, ...] = (), buckets: tuple[float, ...] = SECONDS

@@ -16,6 +16,7 @@ from aif_jax.serving.filters import Filters, checked_filters
 if TYPE_CHECKING:
     from aif_jax.serving.missing_items import MissingItems, Supply
     from aif_jax.serving.pending import Pending
+    from aif_jax.serving.stages import Generation
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -155,19 +156,29 @@ def choose(
     Raises:
         RequestError: see `check_candidates`; or the filters do not fit the candidates.
     """
-    chosen = _read(asked, pending.generation.bundle.schema, unknown_columns)
-    if chosen.filters is not None:
-        strings = isinstance(chosen.ids[0], str)
-        excluded = chosen.filters.excluded(chosen.keys, strings)
-        if excluded is not None:
-            chosen.leave_out(excluded, "exclude")
+    chosen = read(asked, pending.generation.bundle.schema, unknown_columns)
     if missing is not None and len(chosen.keys):
         chosen.supply = missing.start(chosen.ids, chosen.keys, pending)
     chosen.checked_s = chosen.supplied_s = time.perf_counter()
     return chosen
 
 
-def complete(chosen: Chosen, pending: "Pending", report: EncodeReport) -> CheckedCandidates:
+def read(asked: Asked, schema: Schema, unknown_columns: UnknownColumns = "error") -> Chosen:
+    """Read and check candidates, and leave out those that a request excludes.
+
+    Raises:
+        RequestError: see `choose`.
+    """
+    chosen = _read(asked, schema, unknown_columns)
+    if chosen.filters is not None:
+        strings = isinstance(chosen.ids[0], str)
+        excluded = chosen.filters.excluded(chosen.keys, strings)
+        if excluded is not None:
+            chosen.leave_out(excluded, "exclude")
+    return chosen
+
+
+def complete(chosen: Chosen, generation: "Generation", report: EncodeReport) -> CheckedCandidates:
     """Leave out candidates of other categories, and encode the pair features of the rest.
 
     A candidate without a row is of no known category: it is left to the policy for missing items, unless
@@ -175,13 +186,12 @@ def complete(chosen: Chosen, pending: "Pending", report: EncodeReport) -> Checke
 
     Args:
         chosen: from `choose`; whoever waits for its rows has done so.
-        pending: the request.
+        generation: what ranks them.
         report: counts of what encoding did not recognise are added to it.
 
     Raises:
         RequestError: a pair feature has another name or length, or the filters do not fit the model.
     """
-    generation = pending.generation
     schema = generation.bundle.schema
     report.ignored.update(chosen.ignored)
     if chosen.filters is not None:

@@ -50,6 +50,9 @@ class EngineConfig:
             ``error`` passes the error on, ``degrade`` ranks with the user prior.
         user_state_bytes: memory for cached user states, of each generation that is kept; 0 switches the cache
             off.
+        memory_budget_bytes: memory that all generations together may need, of host and device, when another
+            is made beside those that are there: `Engine.publish` and `Engine.shadow` refuse one that has no
+            room. ``None`` for no bound. What counts: `aif_jax.serving.memory`.
         user_state_ttl_s: age in seconds at which a cached user state is computed again; ``None`` for never.
         blocking_threads: threads that wait for user sources and retrieval.
         compute_threads: threads that run programs; few, because each program uses XLA's own pool. Left
@@ -73,6 +76,7 @@ class EngineConfig:
     late: Late = "degrade"
     user_source_failure: Late = "error"
     user_state_bytes: int = 64 * 2**20
+    memory_budget_bytes: int | None = None
     user_state_ttl_s: float | None = 300.0
     blocking_threads: int = 8
     compute_threads: int = dataclasses.field(default_factory=default_compute_threads)
@@ -125,6 +129,11 @@ class EngineConfig:
                 raise ConfigError(f"{name}: got {policy!r}, expected 'degrade' or 'error'.")
         if self.user_state_bytes < 0:
             raise ConfigError(f"user_state_bytes: got {self.user_state_bytes}, expected 0 or more bytes.")
+        if self.memory_budget_bytes is not None and self.memory_budget_bytes < 1:
+            raise ConfigError(
+                f"memory_budget_bytes: got {self.memory_budget_bytes}, expected at least 1 byte, or None for "
+                "no bound."
+            )
         if self.user_state_ttl_s is not None and not self.user_state_ttl_s > 0:
             raise ConfigError(
                 f"user_state_ttl_s: got {self.user_state_ttl_s}, expected more than 0 seconds, "

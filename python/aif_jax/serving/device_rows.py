@@ -104,7 +104,7 @@ class DeviceRows:
         self._grown_in_s = 0.0
         self._closed = False
         self._broken = ""
-        self._capacity = self.layout.capacity_for(max(capacity, len(index) + 1, BATCHES[0]))
+        self._capacity = self.layout.capacity_for(_least_capacity(index, capacity))
         self._compile(self._capacity)
         self._table: jax.Array | None = self._compiled_zeros(self._capacity)()
         # First listen, then copy: what is written meanwhile is noted, and copied again.
@@ -455,6 +455,23 @@ class DeviceRows:
             return grow.lower(self.spec(self._capacity)).compile()
 
         return compiled_once(self.program_key("device_growth", capacity, self._capacity), compile_it)
+
+
+def device_bytes(index: ItemIndex, capacity: int = 0) -> int:
+    """Return the bytes that the rows of an index would take on JAX's first device, before they are there.
+
+    Args:
+        index: the rows.
+        capacity: rows to have room for from the start; see `DeviceRows`.
+    """
+    layout = layout_of(None)
+    words = RowPacking(_columns_of(index), layout.devices[0].platform).words
+    return layout.capacity_for(_least_capacity(index, capacity)) * words * 4
+
+
+def _least_capacity(index: ItemIndex, capacity: int) -> int:
+    """Return how many rows a table must have room for: the default row is one of them."""
+    return max(capacity, len(index) + 1, BATCHES[0])
 
 
 def _columns_of(index: ItemIndex) -> ColumnSpecs:

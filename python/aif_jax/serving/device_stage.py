@@ -124,6 +124,11 @@ class DeviceStage(Stage):
             stage_s=time.perf_counter() - dispatched,
         )
 
+    @property
+    def device_bytes(self) -> int | None:
+        """Bytes of the table on the device."""
+        return self.rows.stats()["device_bytes"]
+
     def close(self) -> None:
         """Give the rows' device memory back."""
         self.rows.close()

@@ -1,11 +1,8 @@
 """The engine: pins a generation, runs the user side while retrieval runs, and ranks."""
 
-import contextlib
 import dataclasses
 import math
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, Self
@@ -16,30 +13,34 @@ from aif_jax import _native
 from aif_jax.bundle import Bundle, compilations, loads
 from aif_jax.errors import (
     OverloadedError,
-    RequestError,
-    RetrievalError,
     SchedulerError,
 )
 from aif_jax.nearline import BehaviourTable, ItemIndex
-from aif_jax.serving.accounting import RankTimes, make_report
 from aif_jax.serving.admission import Admission
-from aif_jax.serving.arguments import check_context, check_deadline, check_user, checked_k
-from aif_jax.serving.candidates import Asked, Chosen, choose, complete
+from aif_jax.serving.arguments import check_context, check_deadline, check_user
+from aif_jax.serving.candidates import Asked, Chosen, choose
 from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.counts import RequestCounts
 from aif_jax.serving.filters import Filters, for_each_user
+from aif_jax.serving.finishing import finish
+from aif_jax.serving.gates import Gates
 from aif_jax.serving.handles import Handles
 from aif_jax.serving.ladder import Choice
 from aif_jax.serving.many import context_for_each, rank_in_order, rank_side_by_side
+from aif_jax.serving.memory import Needs, as_stats
 from aif_jax.serving.observer import Observer
-from aif_jax.serving.own_retrieval import Fallback
+from aif_jax.serving.own_retrieval import Fallback, blaming_retrieval
 from aif_jax.serving.pending import Pending
 from aif_jax.serving.publishing import GoldenRequest, Publication, check_bounds
 from aif_jax.serving.release import Release, Sources
 from aif_jax.serving.releases import Releases
-from aif_jax.serving.report import Ranking, Task
+from aif_jax.serving.report import Ranking
 from aif_jax.serving.retrieval import EventLoop
+from aif_jax.serving.shadow import Shadow, ShadowConfig
+from aif_jax.serving.shadows import Shadows
 from aif_jax.serving.stage import Progress
+from aif_jax.serving.stages import Generation
+from aif_jax.serving.tasks import Tasks
 from aif_jax.serving.user_side import Lane, UserSide
 from aif_jax.serving.watch import Watch
 from aif_jax.types import ItemRecords, ItemSource, Request, Retrieve, UserId, UserRecord, UserSource
@@ -91,6 +92,7 @@ class Engine:
         self._sources = Sources(users, retrieve, fallback, items)
         self._loop = EventLoop()
         self._releases = Releases(self._made(bundle, index, behaviours, progress))
+        self._shadows = Shadows()
         self.counts = RequestCounts()
         self._handles = Handles(self.config.max_pending_age_s, self.counts)
         self.watch = Watch(self.counts, observers, lambda: self.version)
@@ -98,12 +100,16 @@ class Engine:
         # Requests that one call may have under way: all at once would overrun the bounded queue.
         self._at_once = min(self.config.blocking_threads, self.config.queue_bound)
         self._closed = False
-        self._here = threading.local()
-        self._scheduler = _native.Scheduler(
-            blocking_threads=self.config.blocking_threads,
-            compute_threads=self.config.compute_threads,
-            queue_bound=self.config.queue_bound,
-        )
+        try:
+            self._scheduler = _native.Scheduler(
+                blocking_threads=self.config.blocking_threads,
+                compute_threads=self.config.compute_threads,
+                queue_bound=self.config.queue_bound,
+            )
+        except BaseException:
+            self._releases.close()
+            raise
+        self._tasks = Tasks(self._scheduler)
         try:
             self.watch.opened(self)
         except BaseException:
@@ -215,7 +221,7 @@ class Engine:
             with pending.errors():
                 request, start = self._request(pending, k, filters), partial(self._start, pending)
                 ids, pair = await pending.release.retrieval.later(pending, request, start)
-                with self._blaming_retrieval():
+                with blaming_retrieval():
                     return await pending.rank_uncounted_async(ids, pair, k, filters)
         except BaseException:
             self._drop(pending)
@@ -289,6 +295,8 @@ class Engine:
         golden: Sequence[GoldenRequest] = (),
         least_overlap: float = 0.5,
         most_drift: float = math.inf,
+        least_coverage: float = 0.0,
+        coverage_within_s: float = 0.0,
         warm: int = 1000,
         warm_s: float = 10.0,
         progress: Progress | None = None,
@@ -307,20 +315,26 @@ class Engine:
             golden: requests that both generations rank beforehand.
             least_overlap: share of the best k of each that they must agree on.
             most_drift: how much the score of an item that both return may differ.
+            least_coverage: share that each new table must have: the index of the items that can be ranked
+                now, the behaviour table of the rows that are there now.
+            coverage_within_s: seconds in which it must, for tables that are still being filled.
             warm: users, the latest first, whose states are computed ahead.
             warm_s: seconds after which that is broken off.
             progress: called after every program that was compiled.
 
         Raises:
             VersionMismatchError: a table was computed by another bundle version.
-            PublishError: a golden request cannot be ranked or is out of bounds.
+            PublishError: coverage is too small, the config's ``memory_budget_bytes`` leaves no room, or a
+                golden request cannot be ranked or is out of bounds; nothing was changed.
             RequestError: a golden request or a bound is malformed.
             ConfigError: the engine's config does not fit the bundle.
             SchedulerError: the engine is closed.
         """
         check_bounds(least_overlap, most_drift)
+        tables, covered = (bundle, index, behaviours), (least_coverage, coverage_within_s)
         return self._releases.publish(
-            lambda: self._made(bundle, index, behaviours, progress),
+            lambda: self._made(*tables, progress),
+            Gates(*tables, self.config, self._held, covered),
             golden,
             (least_overlap, most_drift),
             (warm, warm_s),
@@ -336,6 +350,62 @@ class Engine:
             SchedulerError: the engine is closed.
         """
         return self._releases.rollback()
+
+    def drop_previous(self) -> str | None:
+        """Go without a rollback, for the memory: let go of the generation that served before.
+
+        Returns:
+            Its version; ``None`` if there was none.
+        """
+        return self._releases.drop_previous()
+
+    def shadow(
+        self,
+        bundle: Bundle,
+        index: ItemIndex,
+        behaviours: BehaviourTable,
+        *,
+        share: float = 0.01,
+        seed: int = 0,
+        most_waiting: int = 64,
+        least_coverage: float = 0.0,
+        coverage_within_s: float = 0.0,
+        progress: Progress | None = None,
+    ) -> Shadow:
+        """Rank a share of requests again with another bundle, in the background, and measure how it differs.
+
+        Answers stay as they are, bit for bit. Requests that were ranked with everything (rung 0) are
+        compared, however they came.
+
+        Args:
+            bundle: the model.
+            index: item rows of the same version.
+            behaviours: rows of the items in histories, of the same version.
+            share: of these requests that is ranked again, from 0 to 1.
+            seed: of the choice: the same for the n-th such request in every run.
+            most_waiting: requests that may wait for it, with copies of their candidates; others are dropped,
+                and counted.
+            least_coverage: see `publish`.
+            coverage_within_s: see `publish`.
+            progress: called after every program that was compiled.
+
+        Returns:
+            A handle to read (`Shadow.stats`) and stop; use it as a context manager. `close` stops it too.
+
+        Raises:
+            AifError: see `publish`.
+        """
+        config = ShadowConfig(share, seed, most_waiting)
+        tables, covered = (bundle, index, behaviours), (least_coverage, coverage_within_s)
+        gates = Gates(*tables, self.config, self._held, covered, user_states=False)
+        with self._releases.prepared(gates) as coverage:
+            generation = Generation(*tables, self.config)
+            generation.warm(progress)
+            return self._shadows.start(generation, config, coverage)
+
+    def _held(self) -> dict[str, Needs]:
+        """Return what generations need that are not closed yet, by name."""
+        return {**self._releases.held(), **self._shadows.held()}
 
     def _made(
         self, bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, progress: Progress | None
@@ -383,7 +453,9 @@ class Engine:
         ``compilations`` counts programs compiled in this process since the engine was made, other than by
         `publish`: 0, unless something else compiles. ``compilation_cache`` tells what the bundle's cache did
         (`CacheCounts`) and where it is; empty without one. ``generations`` counts publishes and rollbacks,
-        and says what a rollback would go to and how many requests of that are open. ``programs`` counts, over
+        and says what a rollback would go to and how many requests of that are open. ``memory`` tells the
+        bytes of each generation by part (`aif_jax.serving.memory`), and of all together, where what they
+        share counts once; ``shadows`` what those that run found (`Shadow.stats`). ``programs`` counts, over
         the whole life of the process and for all bundles, how many were compiled and how many were loaded
         from a cache instead.
         """
@@ -392,6 +464,8 @@ class Engine:
         return {
             "version": release.version,
             "generations": self._releases.stats(),
+            "memory": as_stats(self._held(), self.config.memory_budget_bytes),
+            "shadows": self._shadows.stats(),
             "requests": self.counts.as_dict(),
             "open_handles": len(self._handles),
             "compilations": self._releases.compilations,
@@ -422,13 +496,14 @@ class Engine:
         """
         if self._closed:
             return
-        if self._loop.runs_here() or getattr(self._here, "task", False):
+        if self._loop.runs_here() or self._tasks.runs_here():
             raise SchedulerError(
                 "close: called inside a retrieve or a user source that the engine runs in a thread of its "
                 "own, so it would wait for itself; close the engine where it was made, when its requests are "
                 "done."
             )
-        self._closed = True
+        self._closed = self._tasks.closed = True
+        self._shadows.close()
         self._handles.end_all("the engine was closed")
         self._scheduler.shutdown(wait=True)
         self._loop.close()
@@ -446,47 +521,14 @@ class Engine:
     def submit(
         self, lane: Lane, function: Callable[..., Any], *arguments: Any, name: str, pending: Pending
     ) -> "Future[Any]":
-        """Run a function in one of the engine's threads, unless the request's deadline passes first.
-
-        A full queue refuses the first step of a request only: what was taken on goes on. A request that may
-        be degraded is taken on nevertheless if its first step is retrieval, and goes without a user side.
-        """
-        remaining = pending.remaining_ms()
-        if remaining is not None and remaining <= 0:
-            raise pending.too_late(name)
-        submit = partial(
-            self._scheduler.submit,
-            lane, self._run_here, (pending, name, lane, time.perf_counter()), function, *arguments,
-            deadline_ms=remaining, name=name,
-        )  # fmt: skip
-        try:
-            task = submit(goes_on=pending.taken_on or pending.shed)
-        except OverloadedError as error:
-            if name != "retrieve" or pending.taken_on or not pending.rungs.ladder.degrades(remaining):
-                raise
-            task = submit(goes_on=True)
-            pending.started = True
-            pending.fail(error)
-        except SchedulerError as error:
-            if not self._closed:
-                raise
-            raise SchedulerError(
-                "the engine was closed while a request was under way; make a new one."
-            ) from error
-        pending.taken_on = True
-        return task
+        """Run a function in one of the engine's threads; see `Tasks.submit`."""
+        return self._tasks.submit(lane, function, *arguments, name=name, pending=pending)
 
     def run(
         self, lane: Lane, function: Callable[..., Any], *arguments: Any, name: str, pending: Pending
     ) -> Any:
-        """Run a function as a task, in this thread if the lane has room; see `submit`."""
-        remaining = pending.remaining_ms()
-        if remaining is not None and remaining <= 0:
-            raise pending.too_late(name)
-        return self._scheduler.run(
-            lane, self._run_here, (pending, name, lane, time.perf_counter()), function, *arguments,
-            deadline_ms=remaining, name=name, goes_on=True,
-        )  # fmt: skip
+        """Run a function as a task, in this thread if the lane has room; see `Tasks.run`."""
+        return self._tasks.run(lane, function, *arguments, name=name, pending=pending)
 
     def choose(self, pending: Pending, asked: Asked) -> Chosen:
         """Check and filter candidates as far as that needs no user side, and have missing rows computed."""
@@ -501,36 +543,11 @@ class Engine:
         chosen: Chosen | None = None,
         choice: Choice | None = None,
     ) -> Ranking:
-        """Score candidates for a user side, or what stands in for it, on the rung that is in time.
-
-        Args:
-            pending: the request.
-            side: its user side.
-            asked: what was given to rank.
-            chosen: the candidates, if they were checked before.
-            choice: the rung, if it is decided.
-        """
-        ready_s = time.perf_counter()
-        generation = pending.generation
-        k = checked_k(asked.k, generation.sizes.k, generation.bundle.k_max)
-        encoding = side.encoding.copy()
-        candidates = complete(chosen or self.choose(pending, asked), pending, encoding)
-        remaining, n, rungs = pending.remaining_ms(), len(candidates.keys), pending.rungs
-        choice = choice or rungs.ladder.stage(side.choice, remaining, n, side.state.length)
-        if choice.rung < 3 and remaining is not None and remaining <= 0:
-            raise pending.too_late("stage")
-        prepared_s = time.perf_counter()
-        if choice.rung == 3:
-            scored = rungs.by_item_prior(candidates, k)
-        else:
-            scored = generation.score(side.state.leaves, side.state.length, side.context, candidates, k)
-            rungs.ladder.record_rest(n, side.state.length, (time.perf_counter() - ready_s) * 1e3)
-        heads = {head: scored.heads[:, number] for number, head in enumerate(generation.bundle.config.heads)}
-        best = candidates.ids[scored.order]
-        finished_s = time.perf_counter()
-        times = RankTimes.of(asked.called_s, chosen, ready_s, prepared_s, finished_s)
-        report = make_report(pending, side, candidates, scored, choice, encoding, k, times)
-        return Ranking(best, scored.scores, heads, report)
+        """Score candidates for a user side, or what stands in for it; see `aif_jax.serving.finishing`."""
+        ranking = finish(pending, side, asked, chosen, choice, self.choose)
+        if not ranking.report.rung:
+            self._shadows.offer(pending, asked, ranking)
+        return ranking
 
     def forget(self, pending: Pending) -> None:
         """Take a handle off the list of those that may expire."""
@@ -540,21 +557,6 @@ class Engine:
         """Count a handle that its caller gave up, and forget it."""
         self.forget(pending)
         self.counts.add("abandoned")
-
-    def _run_here(
-        self, task: tuple[Pending, str, Lane, float], function: Callable[..., Any], *arguments: Any
-    ) -> Any:
-        """Run a task and note when, so that `close` knows when it is called inside one."""
-        pending, name, lane, submitted_s = task
-        outer = getattr(self._here, "task", False)
-        self._here.task = True
-        noted = Task(name, lane, submitted_s, time.perf_counter(), math.nan, threading.get_native_id())
-        pending.tasks.append(noted)
-        try:
-            return function(*arguments)
-        finally:
-            noted.ended_s = time.perf_counter()
-            self._here.task = outer
 
     @property
     def _release(self) -> Release:
@@ -575,7 +577,7 @@ class Engine:
             with pending.errors():
                 request, start = self._request(pending, k, filters), partial(self._start, pending)
                 ids, pair = pending.release.retrieval.now(pending, request, start)
-                with self._blaming_retrieval():
+                with blaming_retrieval():
                     return pending.rank_uncounted(ids, pair, k, filters)
         except BaseException:
             self._drop(pending)
@@ -584,16 +586,6 @@ class Engine:
     def _request(self, pending: Pending, k: int | None, filters: Filters | None) -> Request:
         k = pending.generation.sizes.k if k is None else k
         return Request(user=pending.user, context=pending.context, k=k, filters=filters)
-
-    @contextlib.contextmanager
-    def _blaming_retrieval(self) -> Iterator[None]:
-        """Turn complaints about candidates into complaints about the ``retrieve`` that brought them."""
-        try:
-            yield
-        except RequestError as error:
-            if type(error) is RequestError and str(error).startswith(("candidates:", "pair features")):
-                raise RetrievalError(f"retrieve returned what cannot be ranked: {error}") from error
-            raise
 
     def _drop(self, pending: Pending) -> None:
         pending.end("its request failed or was abandoned")

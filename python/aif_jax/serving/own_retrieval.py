@@ -1,7 +1,8 @@
 """Candidates of requests that an engine ranks by itself: its own retrieval, and what stands in for it."""
 
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from aif_jax.errors import (
@@ -152,6 +153,17 @@ class OwnRetrieval:
         start()  # if retrieval did not even get so far
         pending.retrieval, pending.retrieval_reason = "fallback", _why(error)
         return _fallback_candidates(self._fallback, request)
+
+
+@contextlib.contextmanager
+def blaming_retrieval() -> Iterator[None]:
+    """Turn complaints about candidates into complaints about the ``retrieve`` that brought them."""
+    try:
+        yield
+    except RequestError as error:
+        if type(error) is RequestError and str(error).startswith(("candidates:", "pair features")):
+            raise RetrievalError(f"retrieve returned what cannot be ranked: {error}") from error
+        raise
 
 
 def _check_fallback(fallback: Fallback) -> None:

@@ -16,7 +16,7 @@ from aif_jax.serving.ladder import Choice, Reason
 from aif_jax.serving.release import Release
 from aif_jax.serving.report import Ranking, Retrieval, Task
 from aif_jax.serving.user_side import UserSide
-from aif_jax.types import UserId
+from aif_jax.types import UserId, UserRecord
 
 if TYPE_CHECKING:
     from aif_jax.serving.engine import Engine
@@ -56,6 +56,8 @@ class Pending:
         """What is owed to it, if it has a deadline and was let in."""
         self.shed = False
         """Whether an overloaded engine computes nothing for it: it is ranked by the item prior."""
+        self.record: UserRecord | None = None
+        """What the user source knows of the user, once it has answered."""
         self.source_failed = False
         """Whether the user source raised, or returned what is no record."""
         self.retrieval: Retrieval = "caller"

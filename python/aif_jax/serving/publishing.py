@@ -1,24 +1,20 @@
 """From one generation to the next: the new one is tried and warmed before it serves anybody."""
 
-import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from aif_jax.errors import AifError, PublishError, RequestError
-from aif_jax.features import EncodeReport
 from aif_jax.serving.arguments import check_context, checked_k
-from aif_jax.serving.candidates import check_candidates
+from aif_jax.serving.candidates import Asked
+from aif_jax.serving.comparing import Answer, answer, compared
+from aif_jax.serving.coverage import Coverage
 from aif_jax.serving.release import Release
+from aif_jax.serving.unhurried import unhurried
 from aif_jax.serving.user_program import compute_state, long_bucket
 from aif_jax.serving.users import checked_record
 from aif_jax.types import UserId, UserRecord
-
-_REST = 2.0
-"""Times what a piece of work took that the next one waits."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +47,9 @@ class Publication:
         drifts: for each, the largest difference of a score of what both rank among their best k.
         warmed: users whose states were computed ahead.
         not_warmed: users for whom that failed, by the error's name.
-        prepared_s: seconds until the new generation could serve.
+        prepared_s: seconds until the new generation could serve, without those that it waited for coverage.
+        coverage: what its tables had of those of the generation before, when it began to serve.
+        waited_s: seconds of waiting for that.
     """
 
     version: str
@@ -61,6 +59,8 @@ class Publication:
     warmed: int
     not_warmed: Mapping[str, int]
     prepared_s: float
+    coverage: Coverage
+    waited_s: float
 
 
 def check_bounds(least_overlap: float, most_drift: float) -> None:
@@ -90,25 +90,21 @@ def compare(
     """
     overlaps, drifts = [], []
     for number, request in enumerate(golden):
-        with _unhurried():
-            ids, scores = _ranked(running, request)
+        known = _ranked(running, request)
         try:
-            with _unhurried():
-                new_ids, new_scores = _ranked(release, request)
+            new = _ranked(release, request)
         except AifError as error:
             raise PublishError(
                 f"golden request {number} (user {request.user!r}) cannot be ranked by bundle "
                 f"{release.version}: {error}"
             ) from error
-        _, mine, theirs = np.intersect1d(ids, new_ids, return_indices=True)
-        overlap = len(mine) / max(len(ids), len(new_ids), 1) if len(ids) or len(new_ids) else 1.0
-        drift = float(np.max(np.abs(scores[mine] - new_scores[theirs]))) if len(mine) else 0.0
+        overlap, drift = compared(known, new)
         overlaps.append(overlap)
         drifts.append(drift)
         if overlap < least_overlap or drift > most_drift:
             raise PublishError(
                 f"golden request {number} (user {request.user!r}): bundle {release.version} and the "
-                f"running {running.version} agree on {overlap:.1%} of the best {len(ids)}, and scores "
+                f"running {running.version} agree on {overlap:.1%} of the best {len(known.ids)}, and scores "
                 f"differ by up to {drift:.3g}; the bounds are least_overlap={least_overlap:g} and "
                 f"most_drift={most_drift:g}. Nothing was changed: look at the new model, or loosen the "
                 "bounds if this is what it should do."
@@ -138,7 +134,7 @@ def warm_users(running: Release, release: Release, users: int, seconds: float) -
             record = _record(release, user)
             if record is None:
                 continue
-            with _unhurried():
+            with unhurried():
                 length = long_bucket(record, release.generation)
                 state = compute_state(user, record, length, release.generation)
                 release.states.put(user, record.revision, state, moment)
@@ -149,31 +145,14 @@ def warm_users(running: Release, release: Release, users: int, seconds: float) -
     return warmed, failed
 
 
-@contextlib.contextmanager
-def _unhurried() -> Iterator[None]:
-    """Rest twice as long as a piece of work took: the cores are there for requests.
-
-    A low priority would be worse: a thread of low priority that holds the GIL holds up all others.
-    """
-    began_s = time.perf_counter()
-    yield
-    time.sleep(_REST * (time.perf_counter() - began_s))
-
-
-def _ranked(release: Release, request: GoldenRequest) -> tuple[np.ndarray, np.ndarray]:
+def _ranked(release: Release, request: GoldenRequest) -> Answer:
     generation = release.generation
-    schema, bundle = generation.bundle.schema, generation.bundle
     context = {} if request.context is None else request.context
-    check_context(context, schema)
-    record = _record(release, request.user)
-    record = UserRecord() if record is None else record
-    state = compute_state(request.user, record, long_bucket(record, generation), generation)
-    report = EncodeReport()
-    candidates = check_candidates(request.candidates, request.pair, schema, generation.raw_pair, report)
-    k = checked_k(request.k, generation.sizes.k, bundle.k_max)
-    encoded = schema.encode_one("context", context, report=report)
-    scored = generation.score(state.leaves, state.length, encoded, candidates, k)
-    return candidates.ids[scored.order], scored.scores
+    check_context(context, generation.bundle.schema)
+    k = checked_k(request.k, generation.sizes.k, generation.bundle.k_max)
+    asked = Asked(request.candidates, request.pair, k, None, 0.0)
+    with unhurried():
+        return answer(generation, request.user, _record(release, request.user), context, asked, k)
 
 
 def _record(release: Release, user: UserId) -> UserRecord | None:

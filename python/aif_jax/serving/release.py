@@ -62,12 +62,18 @@ class Release:
         progress: Progress | None = None,
     ):
         self.generation = Generation(bundle, index, behaviours, config)
-        self.generation.warm(progress)
-        self.rungs = Rungs(self.generation)
-        self.missing = None if sources.items is None else MissingItems(index, sources.items, config, submit)
-        self.states = UserStates(self.generation)
-        self.user_sides = UserSides(sources.users, self.states, config, submit)
-        self.retrieval = OwnRetrieval(self.generation, sources.retrieve, sources.fallback, loop, submit)
+        try:
+            self.generation.warm(progress)
+            self.rungs = Rungs(self.generation)
+            items = sources.items
+            self.missing = None if items is None else MissingItems(index, items, config, submit)
+            self.states = UserStates(self.generation)
+            self.user_sides = UserSides(sources.users, self.states, config, submit)
+            self.retrieval = OwnRetrieval(self.generation, sources.retrieve, sources.fallback, loop, submit)
+        except BaseException:
+            # Nobody else knows of it yet, and rows on a device would follow the index until it is collected.
+            self.generation.close()
+            raise
         self._open = 0
         self._retired = False
         self._lock = threading.Lock()

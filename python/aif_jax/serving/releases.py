@@ -1,12 +1,16 @@
 """The generation that serves, the one before it, and the way from one to the next."""
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from aif_jax.bundle import compilations
 from aif_jax.errors import PublishError, SchedulerError
+from aif_jax.serving.coverage import Coverage
+from aif_jax.serving.gates import Gates
+from aif_jax.serving.memory import Needs
 from aif_jax.serving.publishing import GoldenRequest, Publication, compare, warm_users
 from aif_jax.serving.release import Release
 from aif_jax.types import UserId
@@ -24,6 +28,8 @@ class Releases:
     def __init__(self, first: Release):
         self._current = first
         self._previous: Release | None = None
+        self._leaving: list[Release] = []
+        """Retired, and perhaps still held open by requests."""
         self._counts = {"published": 0, "rolled_back": 0}
         self._compiled = compilations()
         self._closed = False
@@ -50,6 +56,7 @@ class Releases:
     def publish(
         self,
         make: Callable[[], Release],
+        gates: Gates,
         golden: Sequence[GoldenRequest],
         bounds: tuple[float, float],
         warm: tuple[int, float],
@@ -58,39 +65,64 @@ class Releases:
 
         Args:
             make: makes it, compiled.
+            gates: what it must meet before.
             golden: requests that both rank beforehand.
             bounds: the least overlap and the most drift.
             warm: users whose states are computed ahead, and seconds after which that is broken off.
 
         Raises:
-            PublishError: a golden request cannot be ranked or is out of bounds.
+            PublishError: a gate is not passed, or a golden request cannot be ranked or is out of bounds.
             SchedulerError: the engine is closed.
         """
-        with self._changing:
-            began_s, compiled = time.perf_counter(), compilations()
-            running = self._current
-            if self._closed:
-                raise SchedulerError(_CLOSED)
+        with self.prepared(gates):
+            began_s, running = time.perf_counter(), self._current
             release = make()
             try:
                 overlaps, drifts = compare(running, release, golden, *bounds)
                 warmed, not_warmed = warm_users(running, release, *warm)
+                coverage = gates.still(running.generation.tables)
                 prepared_s = time.perf_counter() - began_s
                 with self._lock:
                     if self._closed:
                         raise SchedulerError("the engine was closed meanwhile; nothing was published.")
                     before, self._previous, self._current = self._previous, running, release
+                    self._leaving += [] if before is None else [before]
                     self._counts["published"] += 1
             except BaseException:
                 release.retire()
                 raise
             if before is not None:
                 before.retire()
-            self._compiled += compilations() - compiled
             return Publication(
                 version=release.version, previous=running.version, overlaps=tuple(overlaps),
                 drifts=tuple(drifts), warmed=warmed, not_warmed=not_warmed, prepared_s=prepared_s,
+                coverage=coverage, waited_s=gates.waited_s,
             )  # fmt: skip
+
+    @contextlib.contextmanager
+    def prepared(self, gates: Gates) -> Iterator[Coverage]:
+        """Have a turn at making a generation, once it has passed the gates; the coverage comes with it.
+
+        Others have theirs during the wait for coverage, which may be long: a rollback among them.
+
+        Raises:
+            PublishError: a gate is not passed.
+            SchedulerError: the engine is closed.
+        """
+        with contextlib.ExitStack() as turn:
+            while True:
+                gates.wait(lambda: self._current.generation.tables, lambda: self._closed)
+                turn.enter_context(self._changing)
+                if self._closed:
+                    raise SchedulerError(_CLOSED)
+                if (coverage := gates.passed(self._current.generation.tables)) is not None:
+                    break
+                turn.close()
+            compiled = compilations()
+            try:
+                yield coverage
+            finally:
+                self._compiled += compilations() - compiled
 
     def rollback(self) -> str:
         """Let requests begin with the release before; return its version.
@@ -109,6 +141,24 @@ class Releases:
             self._current, self._previous = self._previous, self._current
             self._counts["rolled_back"] += 1
             return self._current.version
+
+    def drop_previous(self) -> str | None:
+        """Close the release before when its last request is over; return its version, if there is one."""
+        with self._lock:
+            before, self._previous = self._previous, None
+            self._leaving += [] if before is None else [before]
+        if before is None:
+            return None
+        before.retire()
+        return before.version
+
+    def held(self) -> dict[str, Needs]:
+        """Return what the releases need that are not closed yet, by name."""
+        with self._lock:
+            named = {"running": self._current, "previous": self._previous}
+            self._leaving = [release for release in self._leaving if release.open]
+            named |= {f"retired_{number}": release for number, release in enumerate(self._leaving, 1)}
+        return {name: release.generation.needs() for name, release in named.items() if release is not None}
 
     def invalidate(self, users: Sequence[UserId]) -> int:
         """Drop cached states of users; return how many."""

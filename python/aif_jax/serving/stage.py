@@ -94,6 +94,11 @@ class Stage(abc.ABC):
         padded = {f"pair/{name}": pad_to(column, size) for name, column in pair.items()}
         return self._score(StageCall({**shared, **padded}, keys, size, length, refuse, began_s))
 
+    @property
+    def device_bytes(self) -> int | None:
+        """Bytes of rows on a device; ``None`` for rows on the host."""
+        return None
+
     def close(self) -> None:  # noqa: B027, most have nothing to give back
         """Give back what the stage holds besides the host's memory; no request may be under way."""
 

@@ -14,9 +14,11 @@ from aif_jax.features import bucket_for
 from aif_jax.nearline import BehaviourTable, ItemIndex
 from aif_jax.serving.candidates import CheckedCandidates
 from aif_jax.serving.config import EngineConfig
-from aif_jax.serving.device_rows import DeviceRows
+from aif_jax.serving.coverage import Tables
+from aif_jax.serving.device_rows import DeviceRows, device_bytes
 from aif_jax.serving.device_stage import DeviceStage
 from aif_jax.serving.host_stage import CachedStage, GatheredStage, zeros
+from aif_jax.serving.memory import Needs, needs_of
 from aif_jax.serving.stage import Progress, Stage
 
 
@@ -58,13 +60,7 @@ class Generation:
     """
 
     def __init__(self, bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, config: EngineConfig):
-        for name, table in (("item index", index), ("behaviour table", behaviours)):
-            if table.version != bundle.version:
-                raise VersionMismatchError(
-                    f"the {name} was computed by bundle version {table.version}, but the bundle at "
-                    f"{bundle.path} is "
-                    f"version {bundle.version}; build the {name} with this bundle, or serve the other one."
-                )
+        check_versions(bundle, index, behaviours)
         self.bundle = bundle
         self.index = index
         self.behaviours = behaviours
@@ -112,7 +108,7 @@ class Generation:
     def _made_stage(self, progress: Progress) -> Stage:
         config, sizes = self.config, (self.sizes.buckets, self.sizes.long_buckets)
         default = config.missing_items == "default"
-        if config.rows == "device" or (config.rows == "auto" and jax.default_backend() != "cpu"):
+        if rows_on_device(config):
             rows = DeviceRows(self.index, capacity=config.device_capacity)
             try:
                 return DeviceStage(rows, self.bundle, *sizes, default=default, progress=progress)
@@ -121,6 +117,19 @@ class Generation:
                 raise
         kind = CachedStage if self.bundle.kind == "native" else GatheredStage
         return kind(self.index, self.bundle, *sizes, default=default, progress=progress)
+
+    @property
+    def tables(self) -> Tables:
+        """Its tables."""
+        return Tables(self.index, self.behaviours)
+
+    def needs(self, *, user_states: bool = True) -> Needs:
+        """Return the memory that it needs now; ``user_states`` says whether it caches any."""
+        return needs_of(
+            self.bundle, self.index, self.behaviours,
+            user_state_bytes=self.config.user_state_bytes if user_states else 0,
+            device_bytes=None if self._stage is None else self._stage.device_bytes,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Give device memory back; no request may be under way."""
@@ -205,6 +214,42 @@ class Generation:
         scored.gather_s += made.prepare_s
         scored.stage_s += made.stage_s
         return made.order + part.start, made.scores, made.heads
+
+
+def check_versions(bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable) -> None:
+    """Check that tables were computed by a bundle.
+
+    Raises:
+        VersionMismatchError: they were not.
+    """
+    for name, table in (("item index", index), ("behaviour table", behaviours)):
+        if table.version != bundle.version:
+            raise VersionMismatchError(
+                f"the {name} was computed by bundle version {table.version}, but the bundle at "
+                f"{bundle.path} is "
+                f"version {bundle.version}; build the {name} with this bundle, or serve the other one."
+            )
+
+
+def rows_on_device(config: EngineConfig) -> bool:
+    """Return whether the real-time stage reads item rows from a device."""
+    return config.rows == "device" or (config.rows == "auto" and jax.default_backend() != "cpu")
+
+
+def needs_ahead(
+    bundle: Bundle,
+    index: ItemIndex,
+    behaviours: BehaviourTable,
+    config: EngineConfig,
+    *,
+    user_states: bool = True,
+) -> Needs:
+    """Return the memory that a generation would need, before it is made; see `Generation.needs`."""
+    return needs_of(
+        bundle, index, behaviours,
+        user_state_bytes=config.user_state_bytes if user_states else 0,
+        device_bytes=device_bytes(index, config.device_capacity) if rows_on_device(config) else None,
+    )  # fmt: skip
 
 
 def unknown_items(ids: np.ndarray, found: np.ndarray) -> UnknownItemError:

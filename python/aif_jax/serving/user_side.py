@@ -113,6 +113,7 @@ class UserSides:
                     "unknown_user='default' to rank for a user of whom nothing is known."
                 )
             record = UserRecord()
+        pending.record = record
         if pending.dropped:
             return
         pending.step = "its user side has not been computed"

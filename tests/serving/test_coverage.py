@@ -1,0 +1,177 @@
+"""Tables that lack too much of what the running generation has are not published, now or in time."""
+
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aif_jax.bundle import Bundle
+from aif_jax.errors import PublishError, RequestError, SchedulerError
+from aif_jax.nearline import BehaviourTable, ItemIndex
+from aif_jax.serving import Coverage, Engine, releases
+from aif_jax.serving.coverage import CoverageGate, Tables
+from served import N_ITEMS, Make, Served, World, part_of, tables_of
+
+FEW, MOST = range(90), range(135)
+
+
+def test_both_shares_are_wanted_and_named(make: Make, one: Served, world: World) -> None:
+    engine = make()
+    for rows, said in (
+        ((MOST, FEW), "has 90.00 % of the 150 rankable.*table 60.00 % of the 150"),
+        ((FEW, MOST), "has 60.00 % of the 150 rankable.*table 90.00 % of the 150"),
+    ):
+        served = tables_of(one[0], world, *rows)
+        missing = world.ids[90 if rows[0] is FEW else 135]
+        with pytest.raises(PublishError, match=f"{said}.*Missing are items {missing}.* more.*Nothing was"):
+            engine.publish(*served, least_coverage=0.61)
+        published = engine.publish(*served, least_coverage=0.6)
+        assert published.coverage == Coverage(
+            items=pytest.approx(len(rows[0]) / N_ITEMS), behaviours=pytest.approx(len(rows[1]) / N_ITEMS),
+            missing_items=N_ITEMS - len(rows[0]), missing_behaviours=N_ITEMS - len(rows[1]),
+        )  # fmt: skip
+        engine.rollback()
+    assert engine.bundle is one[0]
+    assert engine.stats()["generations"]["published"] == 2
+    assert len(engine.rank(5)) == 10
+
+
+def test_only_what_can_be_ranked_counts(make: Make, one: Served, world: World) -> None:
+    old, new = tables_of(one[0], world), tables_of(one[0], world)
+    engine = make(old)
+    new[1].set_rankable(world.ids[:30], False)
+    with pytest.raises(PublishError, match=r"80\.00 % of the 150"):
+        engine.publish(*new, least_coverage=0.9)
+    old[1].set_rankable(world.ids[:50], False)
+    new[1].delete(world.ids[30:50])
+    found = engine.publish(*new, least_coverage=1.0).coverage
+    assert found == Coverage(items=1.0, behaviours=1.0, missing_items=0, missing_behaviours=0)
+
+
+def test_a_single_missing_item_is_not_all(make: Make, one: Served, world: World) -> None:
+    new = tables_of(one[0], world, range(1, N_ITEMS))
+    with pytest.raises(PublishError, match=f"99.33 %.*Missing are items {world.ids[0]}, and no behaviour"):
+        make().publish(*new, least_coverage=1.0)
+
+
+def test_bounds_that_cannot_be_met_are_refused(make: Make, one: Served) -> None:
+    engine = make()
+    for wrong in (
+        {"least_coverage": 1.1}, {"least_coverage": float("nan")}, {"coverage_within_s": -1.0},
+    ):  # fmt: skip
+        with pytest.raises(RequestError, match="least_coverage, coverage_within_s: got"):
+            engine.publish(*one, **wrong)
+
+
+def test_tables_that_are_being_filled_are_waited_for(make: Make, two: Served, world: World) -> None:
+    engine = make()
+    new = tables_of(two[0], world, FEW, MOST)
+
+    def fill() -> None:
+        time.sleep(0.3)
+        for start in range(90, N_ITEMS, 20):
+            time.sleep(0.02)
+            more = part_of(world, range(start, min(start + 20, N_ITEMS)))
+            new[1].upsert(*more)
+            new[2].upsert(*more)
+
+    filling = threading.Thread(target=fill)
+    filling.start()
+    published = engine.publish(*new, least_coverage=1.0, coverage_within_s=20.0)
+    filling.join()
+    assert (published.coverage.items, published.coverage.behaviours) == (1.0, 1.0)
+    assert 0.02 < published.waited_s < 10
+    assert engine.version == two[0].version
+
+
+def test_what_the_running_tables_lose_meanwhile_is_not_waited_for(
+    make: Make, one: Served, world: World
+) -> None:
+    old, new = tables_of(one[0], world), tables_of(one[0], world, FEW, FEW)
+    engine = make(old)
+
+    def lose() -> None:
+        time.sleep(0.1)
+        for table in old[1:]:
+            table.delete(world.ids[90:])
+
+    losing = threading.Thread(target=lose)
+    losing.start()
+    assert engine.publish(*new, least_coverage=1.0, coverage_within_s=20.0).waited_s < 10
+    losing.join()
+
+
+def test_rows_that_go_while_the_generation_is_made_count(
+    make: Make, one: Served, two: Served, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, new = make(), tables_of(two[0], world)
+
+    def warm(*_: Any) -> Any:
+        new[2].delete(world.ids[:30])
+        return 0, {}
+
+    monkeypatch.setattr(releases, "warm_users", warm)
+    with pytest.raises(PublishError, match=r"table 80\.00 % of the 150 behaviour rows; least_coverage=0\.9"):
+        engine.publish(*new, least_coverage=0.9, coverage_within_s=60.0)
+    assert engine.version == one[0].version
+    assert engine.publish(*new, least_coverage=0.8).coverage.missing_behaviours == 30
+
+
+class Waiting:
+    """A publish that waits for coverage which does not come, in a thread of its own."""
+
+    def __init__(self, engine: Engine, served: Served, within_s: float):
+        self.error: BaseException | None = None
+        self._arguments: Any = (engine, served, within_s)
+        self._thread = threading.Thread(target=self._publish)
+        self._thread.start()
+        time.sleep(0.1)
+
+    def _publish(self) -> None:
+        engine, served, within_s = self._arguments
+        try:
+            engine.publish(*served, least_coverage=1.0, coverage_within_s=within_s)
+        except BaseException as error:
+            self.error = error
+
+    def ended(self) -> BaseException | None:
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+        return self.error
+
+
+def test_the_wait_ends_in_a_refusal(make: Make, two: Served, world: World) -> None:
+    engine = make()
+    error = Waiting(engine, tables_of(two[0], world, FEW), 0.3).ended()
+    assert isinstance(error, PublishError)
+    assert "after 0.3 s of waiting" in str(error)
+    assert len(engine.rank(5)) == 10
+
+
+def test_others_have_their_turn_during_the_wait(make: Make, one: Served, two: Served, world: World) -> None:
+    engine = make()
+    engine.publish(*two)
+    waiting = Waiting(engine, tables_of(two[0], world, FEW), 60.0)
+    began_s = time.monotonic()
+    assert engine.rollback() == one[0].version
+    assert engine.publish(*two).version == two[0].version
+    assert time.monotonic() - began_s < 30
+    engine.close()
+    assert isinstance(waiting.ended(), SchedulerError)
+
+
+def test_missing_items_are_named_by_their_strings(bundle: Bundle, world: World) -> None:
+    names = np.array([f"item-{number}" for number in range(20)], object)
+    _, columns, content = part_of(world, range(20))
+    old = Tables(
+        ItemIndex.build(bundle, names, columns, content),
+        BehaviourTable.build(bundle, names, columns, content),
+    )
+    new = Tables(ItemIndex(bundle), BehaviourTable(bundle))
+    with pytest.raises(PublishError, match=r"0.00 % of the 20.*items item-\d+, .*and 15 more, and behav"):
+        CoverageGate(new, 0.5, 0.0).passed(old)
+    assert CoverageGate(old, 1.0, 0.0).passed(new) == Coverage(
+        items=1.0, behaviours=1.0, missing_items=0, missing_behaviours=0
+    )

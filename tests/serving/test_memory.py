@@ -1,0 +1,125 @@
+"""What generations need of memory is told, and bounded before another one is made."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aif_jax.config import PRECISIONS, ModelConfig
+from aif_jax.errors import ConfigError, PublishError
+from aif_jax.features import Categorical, Hashing, Schema
+from aif_jax.models.folded_shapes import FoldedShapes
+from aif_jax.nearline.item_index import RANKABLE
+from aif_jax.serving import EngineConfig
+from aif_jax.serving.memory import row_bytes
+from aif_jax.serving.stages import Generation
+from served import ENGINE_CONFIG, Make, Served
+
+DESIGN = Path(__file__).resolve().parent.parent.parent / "DESIGN.md"
+
+
+def budget(number: int | None) -> EngineConfig:
+    return dataclasses.replace(ENGINE_CONFIG, memory_budget_bytes=number, user_state_bytes=2**20)
+
+
+def parts_of(served: Served) -> dict[str, int]:
+    bundle, index, behaviours = served
+    parts = {
+        "item_index": index.stats()["total_bytes"], "behaviour_table": behaviours.stats()["total_bytes"],
+        "user_states": 2**20, "weights": sum(np.asarray(array).nbytes for array in bundle.weights.values()),
+    }  # fmt: skip
+    return {**parts, "total": sum(parts.values())}
+
+
+def test_stats_tell_the_bytes_of_each_generation(make: Make, one: Served, two: Served) -> None:
+    engine = make(config=budget(None))
+    memory = engine.stats()["memory"]
+    assert memory == {
+        "generations": {"running": parts_of(one)}, "total_bytes": parts_of(one)["total"],
+        "budget_bytes": None,
+    }  # fmt: skip
+    assert min(parts_of(one).values()) > 0
+    held = engine.begin(5)
+    engine.publish(*two)
+    memory = engine.stats()["memory"]
+    assert memory["generations"] == {"running": parts_of(two), "previous": parts_of(one)}
+    assert memory["total_bytes"] == parts_of(two)["total"] + parts_of(one)["total"]
+    engine.publish(*two)
+    memory = engine.stats()["memory"]
+    assert set(memory["generations"]) == {"running", "previous", "retired_1"}
+    # The second and the third share everything but user states.
+    assert memory["total_bytes"] == parts_of(two)["total"] + 2**20 + parts_of(one)["total"]
+    held.cancel()
+    assert set(engine.stats()["memory"]["generations"]) == {"running", "previous"}
+    assert engine.drop_previous() == two[0].version
+    assert engine.drop_previous() is None
+    assert set(engine.stats()["memory"]["generations"]) == {"running"}
+    with pytest.raises(PublishError, match="no generation to go back to"):
+        engine.rollback()
+    assert len(engine.rank(5)) == 10
+
+
+def test_a_publish_beyond_the_budget_is_refused_before_anything_is_made(
+    make: Make, one: Served, two: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = parts_of(one)["total"] + parts_of(two)["total"]
+    engine = make(config=budget(needed - 1))
+    with monkeypatch.context() as patched:
+        patched.setattr(Generation, "warm", lambda *_: pytest.fail("it was made"))
+        with pytest.raises(PublishError) as error:
+            engine.publish(*two, coverage_within_s=60.0)
+    for name, parts in (("next", parts_of(two)), ("running", parts_of(one))):
+        stated = re.search(rf"{name}: ([^;(]*?)(; |\. \()", str(error.value))
+        assert stated, error.value
+        assert stated[1] == ", ".join(f"{part.replace('_', ' ')} {n:,}" for part, n in parts.items())
+    assert f"need {needed:,} bytes, but memory_budget_bytes is {needed - 1:,}" in str(error.value)
+    assert engine.version == one[0].version
+    assert make(config=budget(needed)).publish(*two).version == two[0].version
+
+
+def test_dropping_the_previous_generation_makes_room(make: Make, one: Served, two: Served) -> None:
+    engine = make(config=budget(parts_of(one)["total"] + parts_of(two)["total"]))
+    engine.publish(*two)
+    with pytest.raises(PublishError, match=r"previous: item index .*call drop_previous"):
+        engine.publish(*two)
+    engine.drop_previous()
+    # What is there already is not needed twice.
+    assert engine.publish(*two).version == two[0].version
+
+
+def test_a_budget_is_some_bytes() -> None:
+    with pytest.raises(ConfigError, match="memory_budget_bytes: got 0, expected at least 1 byte"):
+        EngineConfig(memory_budget_bytes=0)
+
+
+SCHEMA = Schema(
+    user=(), item=(Categorical(name="item", encoder=Hashing(buckets=64)),), behaviour_types=("click",),
+    context=(), pair=(), category="item", item_id="item",
+)  # fmt: skip
+LARGE = ModelConfig(
+    width=64, hidden=128, head_layers=(64,), item_layers=(128,), content_width=64, value_width=64, bridges=16
+)
+"""The sizes of the benchmarks."""
+
+
+def columns(spec: Any, **more: Any) -> Any:
+    return {name: (np.dtype(leaf.dtype), leaf.shape[1:]) for name, leaf in spec.items()} | more
+
+
+def test_the_bytes_of_an_item_stand_in_the_design(index: Any, behaviours: Any) -> None:
+    text = DESIGN.read_text(encoding="utf-8")
+    for config in (ModelConfig(), LARGE):
+        for precision in PRECISIONS:
+            shapes = FoldedShapes(config, SCHEMA, precision)
+            rankable = {RANKABLE: (np.dtype(np.uint8), (1,))}
+            row = row_bytes(columns(shapes.item_spec(1), **rankable))
+            behaviour = row_bytes(columns(shapes.behaviour_spec(1)))
+            assert f"| {config.width}, {config.hidden} | {precision} | {row:,} | {behaviour:,} |" in text
+    # What the page computes is what a table stores.
+    for table in (index, behaviours):
+        assert row_bytes(table.store.columns) == table.store.cache.layout.row_bytes
+    assert set(index.store.columns) == set(columns(FoldedShapes(index.bundle.config, index.bundle.schema)
+        .item_spec(1), rankable=None))  # fmt: skip

@@ -1,0 +1,98 @@
+"""What a release took is given back, however the making of it ends."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from aif_jax import _native
+from aif_jax.bundle import Bundle
+from aif_jax.errors import ConfigError, RequestError
+from aif_jax.nearline import BehaviourTable, ItemIndex
+from aif_jax.serving import Engine, GoldenRequest, InMemoryUsers, release
+from aif_jax.serving.device_rows import DeviceRows
+from aif_jax.serving.stages import Generation, needs_ahead
+from served import ENGINE_CONFIG, World
+
+Closed = list[DeviceRows]
+
+
+@pytest.fixture(scope="module")
+def portable(bundle: Bundle, world: World) -> tuple[Bundle, ItemIndex, BehaviourTable]:
+    loaded = Bundle.load(bundle.path, prefer="portable")
+    source = (world.ids, world.columns, world.content)
+    return loaded, ItemIndex.build(loaded, *source), BehaviourTable.build(loaded, *source)
+
+
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> Closed:
+    """Device rows that were closed, in their order."""
+    found: Closed = []
+    close = DeviceRows.close
+
+    def noted(rows: DeviceRows) -> None:
+        found.append(rows)
+        close(rows)
+
+    monkeypatch.setattr(DeviceRows, "close", noted)
+    return found
+
+
+CONFIG = dataclasses.replace(ENGINE_CONFIG, rows="device", buckets=(32,), long_buckets=(24,))
+
+
+def test_a_generation_that_cannot_be_completed_gives_its_device_rows_back(
+    portable: Any, users: InMemoryUsers, closed: Closed, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the collector: what failed is still held by the error when this looks."""
+    with Engine(*portable, users=users, config=CONFIG) as engine:
+        for part in ("Rungs", "UserStates", "OwnRetrieval"):
+            with monkeypatch.context() as patched:
+
+                def broken(*_: Any, part: str = part) -> Any:
+                    raise ConfigError(f"no {part} today")
+
+                patched.setattr(release, part, broken)
+                before = len(closed)
+                with pytest.raises(ConfigError, match=f"no {part} today") as error:
+                    engine.publish(*portable)
+                assert len(closed) == before + 1, error
+                assert closed[-1].stats()["pending"] == 0
+        before = len(closed)
+        with pytest.raises(RequestError, match="bid"):
+            engine.publish(
+                *portable, golden=[GoldenRequest(user=5, candidates=world.ids[:9], pair={"bid": [1]})]
+            )
+        assert len(closed) == before + 1
+        assert len(engine.begin(5).rank(*world.candidates(20))) == 10
+    assert len(closed) == before + 2
+
+
+def test_an_engine_that_cannot_be_made_gives_its_device_rows_back(
+    portable: Any, users: InMemoryUsers, closed: Closed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(CONFIG, user_state_bytes=1)
+    with pytest.raises(ConfigError, match="user_state_bytes"):
+        Engine(*portable, users=users, config=config)
+    assert len(closed) == 1
+
+    def no_threads(**_: Any) -> Any:
+        raise RuntimeError("no threads left")
+
+    monkeypatch.setattr(_native, "Scheduler", no_threads)
+    with pytest.raises(RuntimeError, match="no threads left"):
+        Engine(*portable, users=users, config=CONFIG)
+    assert len(closed) == 2
+
+
+def test_the_rows_on_a_device_are_known_ahead(portable: Any) -> None:
+    ahead = needs_ahead(*portable, CONFIG)
+    generation = Generation(*portable, CONFIG)
+    generation.warm()
+    needs = generation.needs()
+    generation.close()
+    assert needs["device_rows"].bytes > 0
+    assert {n: part.bytes for n, part in needs.items()} == {n: part.bytes for n, part in ahead.items()}
+    assert "device_rows" not in needs_ahead(*portable, ENGINE_CONFIG)
+    roomy = needs_ahead(*portable, dataclasses.replace(CONFIG, device_capacity=1000))
+    assert roomy["device_rows"].bytes == 4 * needs["device_rows"].bytes  # 1,024 rows instead of 256

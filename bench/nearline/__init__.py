@@ -1,0 +1,1 @@
+"""Parts of bench/nearline.py: what the life of an item index costs."""

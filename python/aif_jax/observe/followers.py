@@ -1,0 +1,71 @@
+"""Metrics of what follows a stream of updates, for Prometheus. Needs the extra ``metrics``."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from aif_jax.nearline import Follower
+
+_COUNTS = {
+    "updates": "Updates that were applied, by follower.",
+    "upserted": "Items whose rows were computed and stored, for every table.",
+    "deleted": "Items that were deleted, for every table.",
+    "ignored": "Items whose deletion a table passed over.",
+    "repeated": "Updates that a table held already.",
+    "source_errors": "Errors of the source.",
+    "disk_full": "Attempts that a full disk refused.",
+    "checkpoints_failed": "Snapshots that could not be written.",
+}
+
+
+class FollowerMetrics(Collector):
+    """Reads followers' counts when somebody scrapes.
+
+    Args:
+        registry: where to register, such as that of a `PrometheusMetrics`.
+        followers: by the name that their metrics carry as a label.
+        prefix: what names of metrics begin with.
+    """
+
+    def __init__(self, registry: CollectorRegistry, followers: Mapping[str, Follower], prefix: str = "aif"):
+        self._followers, self._prefix = dict(followers), prefix
+        registry.register(self)
+
+    def describe(self) -> list[Metric]:
+        """Return nothing: names are this collector's own."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Read the counts of all followers."""
+        stats: dict[str, dict[str, Any]] = {name: one.stats() for name, one in self._followers.items()}
+        for count, text in _COUNTS.items():
+            family = CounterMetricFamily(f"{self._prefix}_follower_{count}", text, labels=("follower",))
+            for name, found in stats.items():
+                family.add_metric([name], found[count])
+            yield family
+        bad = CounterMetricFamily(
+            f"{self._prefix}_follower_bad_items",
+            "Items set aside, by the error.",
+            labels=("follower", "error"),
+        )
+        lag = GaugeMetricFamily(
+            f"{self._prefix}_follower_lag_seconds",
+            "From when the last update was written at the source until readers could see it.",
+            labels=("follower",),
+        )
+        going = GaugeMetricFamily(
+            f"{self._prefix}_follower_going",
+            "1 if it follows, 0 if something keeps it from it or has ended it.",
+            labels=("follower",),
+        )
+        for name, found in stats.items():
+            for error, number in found["bad"].items():
+                bad.add_metric([name, error], number)
+            if found["lag_s"] is not None:
+                lag.add_metric([name], found["lag_s"])
+            going.add_metric([name], float(found["trouble"] is None and found["failure"] is None))
+        yield from (bad, lag, going)

@@ -22,8 +22,8 @@ def page(results: dict[str, Any]) -> str:
         "ratios are medians of turns in one run.",
         "## Saving and opening",
         f"Saved in {opening['save_s']:.1f} s ({opening['bytes'] / 1e9:.2f} GB, confirmed by the disk). "
-        f"Opened with the file in the system's cache; gathers of {plan['candidates']:,} rows, as multiples of the "
-        "time that the index in memory takes.",
+        f"Opened with the file in the system's cache; gathers of {plan['candidates']:,} rows, as multiples "
+        "of the time that the index in memory takes.",
         table(
             ("opened", "seconds", "gather, times memory"),
             [
@@ -38,8 +38,8 @@ def page(results: dict[str, Any]) -> str:
         "rounds in turns).",
         "## Updates",
         "Updates of single items arrive at a rate (Poisson) and are followed into an archive: computed, on "
-        "disk, then visible, then acknowledged. The delay is from arrival until after all of that. Beside them one "
-        f"thread gathers {plan['candidates']:,} rows after another; its speed is a share of that without "
+        "disk, then visible, then acknowledged. The delay is from arrival until after all of that. Beside "
+        f"them one thread gathers {plan['candidates']:,} rows after another; its speed is a share of that without "
         f"updates, in the same run. Readers keep 90 % of their speed up to {most:,.0f} updates a second.",
         table(
             (

@@ -102,21 +102,6 @@ def test_rows_of_another_study_are_not_mixed_in(dataset: Dataset, tmp_path: Path
         make(dataset, tmp_path, width=16)
 
 
-def test_variants_by_name() -> None:
-    assert chosen("all") == list(VARIANTS.values())
-    for wrong in ("", "aif,aif", "aif,nonsense"):
-        with pytest.raises(ConfigError, match="expected different ones of two_tower, cold"):
-            chosen(wrong)
-
-
-def test_every_variant_is_another_model(dataset: Dataset) -> None:
-    from aif_jax.training import preset
-
-    model, _ = preset("movielens-1m")
-    configs = {name: json.dumps(variant.config(model).to_json()) for name, variant in VARIANTS.items()}
-    assert len(set(configs.values())) == len(configs)
-
-
 def test_the_command_writes_table_and_plot(tmp_path: Path) -> None:
     fields = tmp_path / "fields.json"
     fields.write_text(json.dumps(SMALL))

@@ -176,10 +176,11 @@ class Study:
         judged = None if variant is RANKER else self._ranker()
         checkpoints = folder / "checkpoints"
         config = self._training.replace(seed=seed, checkpoint_dir=str(checkpoints))
-        result = train(variant.config(self._model), self.dataset, config, progress=self._progress)
-        evaluator = Evaluator(self.dataset, result.model, SPLIT)
+        dataset = variant.dataset(self.dataset, seed)
+        result = train(variant.config(self._model), dataset, config, progress=self._progress)
+        evaluator = Evaluator(dataset, result.model, SPLIT)
         logits = evaluator.predict(result.model)
-        still = Evaluator(self.dataset.with_frozen_histories(SPLIT), result.model, SPLIT)
+        still = Evaluator(dataset.with_frozen_histories(SPLIT), result.model, SPLIT)
         frozen = still.predict(result.model)
         scores = evaluator.score_lists(result.model, lists)
         row = Row(

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from aif_jax.config import ModelConfig
 from aif_jax.data import Dataset
 from aif_jax.data.splits import split_number
 from aif_jax.errors import ConfigError
@@ -112,6 +113,9 @@ class Study:
                 "and 2."
             )
         self.variants, self.seeds, self.folder = tuple(variants), seeds, Path(folder)
+        names = [variant.name for variant in self.variants]
+        if len(set(names)) != len(names):
+            raise ConfigError(f"variants: got {names}, expected each name once; rows are kept by name.")
         model, training = preset(dataset.name)
         self._model = model.replace(**(changes or {}))
         self._training = training if epochs is None else training.replace(epochs=epochs)
@@ -156,6 +160,11 @@ class Study:
         part = rows.split == split_number(SPLIT)
         known = (np.asarray(rows.label_mask[self.head]) > 0)[part]
         return known, rows.user[part][known], rows.labels[self.head][part][known]
+
+    @property
+    def model(self) -> ModelConfig:
+        """The config of ``aif``, which variants differ from."""
+        return self._model
 
     @property
     def head(self) -> str:

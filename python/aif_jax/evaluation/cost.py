@@ -22,7 +22,7 @@ from aif_jax.data import Dataset
 from aif_jax.data.content import fit_width
 from aif_jax.data.dataset import take_columns
 from aif_jax.data.splits import TEST
-from aif_jax.errors import ConfigError
+from aif_jax.errors import AifError, ConfigError
 from aif_jax.evaluation.variants import Variant
 from aif_jax.features import Schema
 from aif_jax.models import add_signatures, build_model
@@ -113,6 +113,7 @@ def measure_costs(
 
     Raises:
         ConfigError: the number of candidates or of rounds is out of bounds.
+        AifError: an engine did not answer from a cached state in full.
     """
     if candidates % 16 or candidates < K or rounds < 1:
         raise ConfigError(
@@ -208,6 +209,13 @@ def _served(model: Any, world: _World, stack: contextlib.ExitStack) -> Clock:
         return report.stage_ms, (time.perf_counter() - began) * 1e3
 
     clock(0)  # computes the user state, which the cache then holds
+    report = engine.begin(0, context=world.context).rank(world.turns[0]).report
+    if (report.user_state, report.rung, report.missing_items) != ("hit", 0, 0):
+        raise AifError(
+            f"cost: the user state was {report.user_state}, the rung {report.rung} and "
+            f"{report.missing_items} rows were missing; expected a hit, rung 0 and none, or the times would "
+            "be of something else."
+        )
     return clock
 
 

@@ -54,6 +54,7 @@ def pareto_plot(
         costs: of `COSTS`.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     figure = Figure(figsize=(7.2 if len(costs) == 1 else 5.2 * len(costs), 4.6), layout="constrained")
     panels = figure.subplots(1, len(costs), squeeze=False)[0]
@@ -79,6 +80,8 @@ def pareto_plot(
             label += f"\nwithout: {', '.join(absent)}"
         if xs and min(xs) > 0 and max(xs) > 8 * min(xs):
             axis.set_xscale("log")
+            axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.margins(x=0.15)  # names stand to the right of their points
         axis.set_xlabel(label)
         axis.set_ylabel(QUALITIES[quality])
         for side in ("top", "right"):

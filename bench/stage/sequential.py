@@ -92,10 +92,12 @@ def _variant(case: Case, attention: Attention, simtier: Way | None) -> type[Aif]
         def _long_attention(self, item: Any, side: UserSide, value: jax.Array) -> jax.Array:
             operands = (item["content"], side.long["content"], value, side.counted)
             if attention == "linear":
-                return linear_attention(*operands)
-            if attention == "exact, as defined":
-                return softmax_attention(*operands, jnp.float32(SHARPNESS))
-            return blocked_attention(*(array[0] for array in operands))[None]
+                found = linear_attention(*operands)
+            elif attention == "exact, as defined":
+                found = softmax_attention(*operands, jnp.float32(SHARPNESS))
+            else:
+                found = blocked_attention(*(array[0] for array in operands))[None]
+            return found * item["has_content"]
 
         def _tier_counts(self, item: Any, side: UserSide) -> jax.Array:
             if simtier is None:

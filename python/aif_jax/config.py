@@ -9,7 +9,7 @@ from aif_jax.errors import ConfigError
 
 Architecture = Literal["aif", "exact", "cold", "two_tower"]
 Signature = Literal["simhash", "int8"]
-LongAttention = Literal["linear", "sign", "collision"]
+LongAttention = Literal["linear", "sign", "collision", "mean"]
 TierScale = Literal["share", "log1p"]
 Precision = Literal["float32", "bfloat16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -57,7 +57,8 @@ class ModelConfig:
         long_length: ``L``, behaviours that the long-sequence blocks see.
         content_width: ``d_m``, width of the frozen content embedding.
         value_width: ``d_v``, width of a behaviour's value in long-sequence attention.
-        long_attention: ``linear``, ``sign`` or ``collision``.
+        long_attention: ``linear``, ``sign`` or ``collision``; or ``mean``, the mean of the long sequence for
+            every candidate, a control that no similarity enters.
         collision_bits: bits a group for ``collision``: 2, 4 or 8.
         signature: ``simhash`` (packed sign bits) or ``int8`` (quantised content embedding).
         signature_bits: ``b``, for ``simhash``: 64, 128, 256 or 512.
@@ -105,7 +106,7 @@ class ModelConfig:
         for name in ("blocks", "head_layers", "item_layers", "heads", "tier_edges"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         _choice("architecture", self.architecture, ("aif", "exact", "cold", "two_tower"))
-        _choice("long_attention", self.long_attention, ("linear", "sign", "collision"))
+        _choice("long_attention", self.long_attention, get_args(LongAttention))
         _choice("signature", self.signature, ("simhash", "int8"))
         _choice("tier_scale", self.tier_scale, ("share", "log1p"))
         _choice("signature_bits", self.signature_bits, (64, 128, 256, 512))

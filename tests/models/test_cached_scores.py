@@ -29,6 +29,7 @@ KINDS = (
     {"long_attention": "collision", "collision_bits": 2},
     {"long_attention": "collision", "collision_bits": 4, "blocks": BLOCKS},
     {"long_attention": "collision", "collision_bits": 8},
+    {"long_attention": "mean", "blocks": BLOCKS},
     {"architecture": "cold"},
     {"architecture": "two_tower"},
     {"blocks": ()},

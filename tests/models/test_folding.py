@@ -35,6 +35,8 @@ KINDS = (
     {"long_attention": "collision", "collision_bits": 2},
     {"long_attention": "collision", "collision_bits": 4, "blocks": BLOCKS},
     {"long_attention": "collision", "collision_bits": 8},
+    {"long_attention": "mean", "blocks": BLOCKS},
+    {"long_attention": "mean", "blocks": ("long_attention",)},
     {"architecture": "cold"},
     {"architecture": "two_tower"},
     {"blocks": ()},

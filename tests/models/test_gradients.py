@@ -53,6 +53,7 @@ def gradients(config, schema, rng, keys=6):
         {},
         {"long_attention": "sign"},
         {"long_attention": "collision", "heads": ("ctr", "cvr")},
+        {"long_attention": "mean"},
         {"architecture": "exact"},
         {"architecture": "cold"},
         {"architecture": "two_tower", "heads": ("ctr", "cvr")},

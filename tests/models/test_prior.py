@@ -24,6 +24,7 @@ KINDS = (
     {"signature": "int8"},
     {"long_attention": "sign", "blocks": BLOCKS},
     {"long_attention": "collision", "blocks": BLOCKS},
+    {"long_attention": "mean", "blocks": BLOCKS},
     {"architecture": "cold"},
     {"architecture": "two_tower"},
     {"blocks": ()},

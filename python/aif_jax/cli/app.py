@@ -98,6 +98,16 @@ def evaluate(
         typer.Option(help="JSON with ModelConfig fields that differ from the preset in all rows."),
     ] = None,
     lists: Annotated[int, typer.Option(help="Candidate lists for retention.", min=1)] = 1000,
+    curve: Annotated[
+        str | None,
+        typer.Option(
+            help="One approximation from coarse to fine instead of variants: signature, tiers, bridges, "
+            "attention or history."
+        ),
+    ] = None,
+    cost: Annotated[
+        bool, typer.Option("--cost", help="Also measure what serving each costs, and plot it.")
+    ] = False,
 ) -> None:
     """Compare variants of the model: quality with paired errors, and what a ranker finds kept. Resumable."""
     _needs("optax", "orbax.checkpoint", "grain", "matplotlib")
@@ -112,6 +122,8 @@ def evaluate(
         config=config,
         lists=lists,
         console=Console(),
+        curve=curve,
+        cost=cost,
     )
 
 

@@ -3,19 +3,25 @@
 import datetime
 import importlib.metadata
 import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from aif_jax.cli.training import read_fields
 from aif_jax.config import ModelConfig
-from aif_jax.data import load
+from aif_jax.data import Dataset, load
 from aif_jax.errors import ConfigError
+from aif_jax.evaluation.cost import Cost, measure_costs
+from aif_jax.evaluation.curves import curve as curve_of
+from aif_jax.evaluation.pareto import COSTS, pareto_plot
 from aif_jax.evaluation.plot import gauc_plot
 from aif_jax.evaluation.study import Row, Study
 from aif_jax.evaluation.table import markdown, summarise
-from aif_jax.evaluation.variants import chosen
+from aif_jax.evaluation.variants import Variant, chosen
 from aif_jax.machine import cores, cpu_model
+from aif_jax.training import preset
 
 
 def run_evaluation(
@@ -28,16 +34,33 @@ def run_evaluation(
     config: Path | None,
     lists: int,
     console: Console,
+    curve: str | None = None,
+    cost: bool = False,
 ) -> None:
     """Train what is missing and write ``table.json``, ``table.md`` and ``gauc.svg`` to OUT.
 
+    Args:
+        data: data set, as `aif_jax.data.load` takes it.
+        out: OUT.
+        variants: names separated by commas, or ``all``; not read if there is a ``curve``.
+        seeds: trainings of each.
+        epochs: instead of the preset's.
+        config: JSON file of `ModelConfig` fields that differ from the preset in all rows.
+        lists: candidate lists for retention.
+        console: where to print.
+        curve: one of `aif_jax.evaluation.curves.CURVES`; names of files begin with ``curve-NAME-`` then.
+        cost: measure what serving costs, of all anew, since times of two runs do not compare. It is kept in
+            ``cost.json``; with costs there is a picture of quality against cost, ``pareto.svg``.
+
     Raises:
-        ConfigError: a variant or a field is unknown, or OUT holds another study.
+        ConfigError: a variant, a curve or a field is unknown, or OUT holds another study.
     """
     changes = {} if config is None else read_fields(config)
     if unknown := sorted(changes.keys() - ModelConfig().to_json().keys()):
         raise ConfigError(f"{config}: {unknown} are no ModelConfig fields.")
-    study = Study(load(data), out, chosen(variants), seeds=seeds, epochs=epochs, lists=lists, changes=changes)
+    dataset = load(data)
+    compared = chosen(variants) if curve is None else _steps(curve, dataset, changes)
+    study = Study(dataset, out, compared, seeds=seeds, epochs=epochs, lists=lists, changes=changes)
 
     def told(row: Row, number: int, total: int) -> None:
         survivors = row.retention["survivors"]["10@100"]
@@ -48,7 +71,9 @@ def run_evaluation(
         )
 
     rows = study.run(told)
-    summary = summarise(study, rows)
+    prefix = "" if curve is None else f"curve-{curve}-"
+    costs = _costs(study, out / f"{prefix}cost.json", measure=cost, console=console)
+    summary = summarise(study, rows, costs)
     where = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "cpu": cpu_model(),
@@ -56,9 +81,33 @@ def run_evaluation(
         "jax": importlib.metadata.version("jax"),
         "aif_jax": importlib.metadata.version("aif_jax"),
     }
-    (out / "table.json").write_text(json.dumps({**summary, "where": where}, indent=1), encoding="utf-8")
     text = markdown(summary)
-    (out / "table.md").write_text(text, encoding="utf-8")
-    (out / "gauc.svg").write_text(gauc_plot(summary), encoding="utf-8")
+    files = {
+        f"{prefix}table.md": text,
+        f"{prefix}table.json": json.dumps({**summary, "where": where}, indent=1),
+        f"{prefix}gauc.svg": gauc_plot(summary),
+    }
+    if costs:
+        panels = ("request_ms",) if curve is None else tuple(COSTS)
+        files[f"{prefix}pareto.svg"] = pareto_plot(summary, costs=panels)
+    for name, content in files.items():
+        (out / name).write_text(content, encoding="utf-8")
     console.print(text, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"table  {out / 'table.md'}, {out / 'table.json'}\nplot   {out / 'gauc.svg'}")
+    console.print("\n".join(f"wrote  {out / name}" for name in files), highlight=False)
+
+
+def _steps(name: str, dataset: Dataset, changes: dict[str, Any]) -> list[Variant]:
+    model, _ = preset(dataset.name)
+    return curve_of(name, model.replace(**changes), dataset)
+
+
+def _costs(study: Study, path: Path, *, measure: bool, console: Console) -> dict[str, Cost]:
+    """Return what serving costs: measured now, or before, or not at all."""
+    if measure:
+        told = partial(console.print, highlight=False)
+        costs = measure_costs(study.dataset, study.model, study.variants, step=told)
+        written = json.dumps({name: each.to_json() for name, each in costs.items()}, indent=1)
+        path.write_text(written, encoding="utf-8")
+        return costs
+    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {name: Cost.from_json(values) for name, values in kept.items()}

@@ -1,10 +1,19 @@
 """Content embeddings for sets that carry none: which items the same people took up, not how they fared.
 
-The embedding sees pairs (user, item) of the training part and nothing else: no label, no rating, no later
-event can change it, by construction. Method: the 0/1 matrix of users and items, divided by the square roots
-of both degrees, less the component that tells popularity and nothing else (the square roots of the degrees
-themselves); truncated SVD; an item's row is scaled by the square roots of the singular values, centred
-over the items that have one, and brought to unit length.
+The embedding sees pairs (user, item) of the training part and nothing else: no label, no rating, no event of
+a later part can change it, by construction.
+
+It is of the whole training part, so a training row's own pair and later training pairs are in it, with any
+label. That tells nothing of labels: among training rows, the cosine of the item with the mean of the history
+has AUC 0.513 on MovieLens-1M and 0.540 on KuaiRand, and 0.516 and 0.547 with embeddings from other users. It
+does tell pairs of the training part from sampled ones (`TrainConfig.negatives`), a little better than it
+would of another part: AUC 0.848 for 0.836 with embeddings from other users, and 0.852 for 0.840; on the test
+part 0.781 for 0.778, and 0.833 for 0.830.
+
+Method: the 0/1 matrix of users and items, divided by the square roots of both degrees, less the component
+that tells popularity and nothing else (the square roots of the degrees themselves); truncated SVD; an item's
+row is scaled by the square roots of the singular values, centred over the items that have one, and brought to
+unit length.
 """
 
 import dataclasses

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from aif_jax.config import ModelConfig
 from aif_jax.data import Dataset
 from aif_jax.data.splits import split_number
 from aif_jax.errors import ConfigError
@@ -112,6 +113,9 @@ class Study:
                 "and 2."
             )
         self.variants, self.seeds, self.folder = tuple(variants), seeds, Path(folder)
+        names = [variant.name for variant in self.variants]
+        if len(set(names)) != len(names):
+            raise ConfigError(f"variants: got {names}, expected each name once; rows are kept by name.")
         model, training = preset(dataset.name)
         self._model = model.replace(**(changes or {}))
         self._training = training if epochs is None else training.replace(epochs=epochs)
@@ -158,6 +162,11 @@ class Study:
         return known, rows.user[part][known], rows.labels[self.head][part][known]
 
     @property
+    def model(self) -> ModelConfig:
+        """The config of ``aif``, which variants differ from."""
+        return self._model
+
+    @property
     def head(self) -> str:
         """The main head, of which the table tells."""
         return self._model.heads[0]
@@ -176,10 +185,11 @@ class Study:
         judged = None if variant is RANKER else self._ranker()
         checkpoints = folder / "checkpoints"
         config = self._training.replace(seed=seed, checkpoint_dir=str(checkpoints))
-        result = train(variant.config(self._model), self.dataset, config, progress=self._progress)
-        evaluator = Evaluator(self.dataset, result.model, SPLIT)
+        dataset = variant.dataset(self.dataset, seed)
+        result = train(variant.config(self._model), dataset, config, progress=self._progress)
+        evaluator = Evaluator(dataset, result.model, SPLIT)
         logits = evaluator.predict(result.model)
-        still = Evaluator(self.dataset.with_frozen_histories(SPLIT), result.model, SPLIT)
+        still = Evaluator(dataset.with_frozen_histories(SPLIT), result.model, SPLIT)
         frozen = still.predict(result.model)
         scores = evaluator.score_lists(result.model, lists)
         row = Row(

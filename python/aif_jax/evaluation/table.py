@@ -1,37 +1,46 @@
 """The table of a study: JSON-serialisable values, and Markdown for people."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from aif_jax.evaluation.cold_items import AT_MOST, cold_item_metrics, of_cold_items
+from aif_jax.evaluation.cost import Cost
 from aif_jax.evaluation.paired import Estimate, PairedBootstrap
 from aif_jax.evaluation.retention import POSITIVES, SURVIVORS
-from aif_jax.evaluation.study import Row, Study
+from aif_jax.evaluation.study import SPLIT, Row, Study
 
 MODEL, BEST, BASELINE = "aif", "exact", "cold"
 
 
-def summarise(study: Study, rows: Sequence[Row]) -> dict[str, Any]:
+def summarise(study: Study, rows: Sequence[Row], costs: Mapping[str, Cost] | None = None) -> dict[str, Any]:
     """Return means and spreads over the seeds, paired differences, and the floors.
 
     Args:
         study: what was run.
         rows: all of its rows.
+        costs: by variant, as far as they were measured.
     """
     known, users, labels = study.known()
 
-    def bootstrap(*, frozen: bool) -> PairedBootstrap:
-        scores = {
+    def logits(*, frozen: bool) -> dict[str, list[np.ndarray]]:
+        return {
             variant.name: [study.logits(variant, seed, frozen=frozen)[known] for seed in range(study.seeds)]
             for variant in study.variants
         }
-        return PairedBootstrap(users, labels, scores)
 
-    paired, still = bootstrap(frozen=False), bootstrap(frozen=True)
+    frozen = logits(frozen=True)
+    paired, still = (
+        PairedBootstrap(users, labels, logits(frozen=False)),
+        PairedBootstrap(users, labels, frozen),
+    )
     names = [variant.name for variant in study.variants]
     against = MODEL if MODEL in names else names[0]
+    cold = of_cold_items(study.dataset, SPLIT)[known]
+    few = {name: [run[cold] for run in runs] for name, runs in frozen.items()}
+    cold_items = cold_item_metrics(users[cold], labels[cold], few, against)
     variants: dict[str, Any] = {}
     for variant in study.variants:
         mine = [row for row in rows if row.variant == variant.name]
@@ -54,6 +63,8 @@ def summarise(study: Study, rows: Sequence[Row]) -> dict[str, Any]:
             "frozen_gauc_against": _difference_of(still, variant.name, against),
             "parameters": mine[0].parameters,
             "examples_per_s": _spread([row.examples_per_s for row in mine])["mean"],
+            "cold_items": _cold_of(cold_items, variant.name),
+            "cost": costs[variant.name].to_json() if costs and variant.name in costs else None,
         }
     lost = None
     if {MODEL, BEST, BASELINE} <= set(names):
@@ -70,6 +81,11 @@ def summarise(study: Study, rows: Sequence[Row]) -> dict[str, Any]:
         "lists": rows[0].retention["lists"],
         "candidates": rows[0].retention["candidates"],
         "against": against,
+        "cold_items": {
+            "at_most": AT_MOST,
+            "impressions": int(cold.sum()),
+            "users": 0 if cold_items is None else cold_items["users"],
+        },
         "floors": {
             name: {"auc": found.auc, "gauc": found.gauc, "log_loss": found.log_loss}
             for name, found in study.floors().items()
@@ -121,12 +137,82 @@ def markdown(summary: dict[str, Any]) -> str:
         cells = [_share(found["survivors"][f"{k}@{m}"]) for k, m in SURVIVORS]
         cells += [_share(found["positives"][str(m)]) for m in POSITIVES]
         lines.append(f"| `{name}` | {' | '.join(cells)} | {_share(found['ndcg'])} |")
+    lines += _cold_lines(summary) + _cost_lines(summary)
     if summary["lost"] is not None:
         lines += [
             "",
             f"{_lost(summary['lost']['growing'])} With frozen histories, {_lost(summary['lost']['frozen'])}",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _cold_lines(summary: dict[str, Any]) -> list[str]:
+    cold = summary["cold_items"]
+    of = f"items with at most {cold['at_most']} impressions in the training part"
+    if not cold["users"]:
+        return [
+            "",
+            f"Cold items: {cold['impressions']:,} impressions of {of}; fewer than two users have both "
+            "classes among them, so there is nothing to compare.",
+        ]
+    lines = [
+        "",
+        f"Cold items, frozen histories: {cold['impressions']:,} impressions of {of}; {cold['users']:,} users "
+        "have both classes among them.",
+        "",
+        "| model | AUC | GAUC | difference |",
+        "|---|---|---|---|",
+    ]
+    for name, found in summary["variants"].items():
+        mine = found["cold_items"]
+        lines.append(
+            f"| `{name}` | {_shown(mine['auc'])} | {_shown(mine['gauc'])} "
+            f"| {_difference(mine['gauc_against'])} |"
+        )
+    return lines
+
+
+def _cost_lines(summary: dict[str, Any]) -> list[str]:
+    measured = [found["cost"] for found in summary["variants"].values() if found["cost"] is not None]
+    if not measured:
+        return []
+    lines = [
+        "",
+        f"Cost of a request, float32: {measured[0]['candidates']:,} candidates, a history as long as the "
+        f"model reads, the user state cached; median and quartiles of {measured[0]['rounds']} rounds in "
+        "which all models took turns. Weights are random: cost does not depend on them. What does not fold "
+        "runs as a whole after retrieval, user side included, in one compiled call.",
+        "",
+        "| model | stage, ms | request, ms | bytes an item | bytes a user | weights |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, found in summary["variants"].items():
+        cost = found["cost"]
+        if cost is None:
+            lines.append(f"| `{name}` | not measured | not measured | | | {found['parameters']:,} |")
+            continue
+        served = cost["way"] == "engine"
+        cells = [
+            _times(cost["stage_ms"]) if served else "not served by the engine",
+            _times(cost["request_ms"]),
+            f"{cost['item_bytes']:,}" if served else "no rows",
+            f"{cost['user_bytes']:,}" if served else "no state",
+            f"{cost['parameters']:,}",
+        ]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return lines
+
+
+def _cold_of(cold_items: dict[str, Any] | None, name: str) -> dict[str, Any] | None:
+    if cold_items is None:
+        return None
+    mine = cold_items["models"][name]
+    return {"auc": _spread(mine["auc"]), "gauc": _spread(mine["gauc"]), "gauc_against": mine["difference"]}
+
+
+def _times(quartiles: Sequence[float]) -> str:
+    low, middle, high = quartiles
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _seeds(seeds: int) -> str:

@@ -1,11 +1,17 @@
 """What is compared: baselines, the model, the model without each of its blocks, and controls."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from aif_jax.config import BLOCKS, LONG_BLOCKS, ModelConfig
+from aif_jax.data import Dataset
 from aif_jax.errors import ConfigError
+
+DataChange = Callable[[Dataset, int], Dataset]
+"""From a data set and the seed of a row to the data set that the row is trained and tested on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,15 +22,46 @@ class Variant:
         name: short, also that of its folder.
         text: what it is, in words.
         changes: fields of `ModelConfig` that differ from the data set's preset.
+        data: changes what items carry; ``None`` for nothing. Events and impressions, their order and their
+            labels must stay, since all rows are compared on them.
     """
 
     name: str
     text: str
     changes: Mapping[str, Any]
+    data: DataChange | None = None
 
     def config(self, preset: ModelConfig) -> ModelConfig:
         """Return the model's config, given that of ``aif``."""
         return preset.replace(**self.changes)
+
+    def dataset(self, dataset: Dataset, seed: int) -> Dataset:
+        """Return what a row of this variant is trained and tested on.
+
+        Args:
+            dataset: the study's.
+            seed: of the row.
+        """
+        return dataset if self.data is None else self.data(dataset, seed)
+
+
+def with_shuffled_content(dataset: Dataset, seed: int) -> Dataset:
+    """Return the set with content embeddings dealt out anew among the items that have one.
+
+    An item still has an embedding of its own, so a model can learn it by heart as before; but how alike two
+    items are, which is what long-sequence attention and SimTier read of it, says nothing but whether they are
+    one.
+
+    Args:
+        dataset: with content embeddings; one without stays as it is.
+        seed: of the shuffle.
+    """
+    if dataset.content is None:
+        return dataset
+    vectors = dataset.content.vectors.copy()
+    have = np.flatnonzero(dataset.content.has)
+    vectors[have] = vectors[np.random.default_rng(seed).permutation(have)]
+    return dataclasses.replace(dataset, content=dataclasses.replace(dataset.content, vectors=vectors))
 
 
 def _without(*blocks: str) -> dict[str, Any]:
@@ -50,6 +87,14 @@ _ALL = (
     Variant("aif_sign", "aif with sign attention", {"long_attention": "sign"}),
     Variant("aif_collision", "aif with collision attention", {"long_attention": "collision"}),
     Variant("aif_int8", "aif with int8 signatures", {"signature": "int8"}),
+    Variant(
+        "aif_mean", "control: the long sequence as its mean only, the same for every candidate",
+        {**_without("simtier", "sim_hard"), "long_attention": "mean"},
+    ),
+    Variant(
+        "aif_shuffled", "control: content embeddings and signatures shuffled among the items", {},
+        with_shuffled_content,
+    ),
 )  # fmt: skip
 
 VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _ALL}

@@ -298,8 +298,7 @@ class Aif(Tower):
             blocks["bridge"] = (self._keys_attention(e, side), None)
         similar = jnp.any(side.counted, axis=1)
         if "long_attention" in self.blocks and side.value is not None:
-            attention = self._long_attention(item, side, side.value)
-            blocks["long_attention"] = (attention * item["has_content"], similar)
+            blocks["long_attention"] = (self._long_attention(item, side, side.value), similar)
         if "simtier" in self.blocks:
             counts = self._tier_counts(item, side)
             tiers = tier_features(counts, side.lengths[:, None], self.config.tier_scale)
@@ -323,18 +322,21 @@ class Aif(Tower):
         """Return the attention of the candidates over the long sequence, ``[B, G, d_v]``."""
         match self.config.long_attention:
             case "linear":
-                return long_sequence.linear_attention(
+                found = long_sequence.linear_attention(
                     item["content"], side.long["content"], value, side.counted
                 )
             case "sign":
-                return long_sequence.sign_attention(
+                found = long_sequence.sign_attention(
                     item["signature"], side.long["signature"], value, side.counted
                 )
             case "collision":
                 bits = self.config.collision_bits
-                return long_sequence.collision_attention(
+                found = long_sequence.collision_attention(
                     item["signature"], side.long["signature"], value, side.counted, bits
                 )
+            case "mean":
+                return long_sequence.mean_attention(value, side.counted)[:, None]
+        return found * item["has_content"]
 
     def _tier_counts(self, item: Mapping[str, jax.Array], side: UserSide) -> jax.Array:
         """Return SimTier counts int32 ``[B, G, channels, T]``."""

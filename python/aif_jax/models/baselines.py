@@ -53,7 +53,8 @@ class Exact(Aif):
     def _long_attention(self, item: Mapping[str, jax.Array], side: UserSide, value: jax.Array) -> jax.Array:
         assert self.sharpness is not None
         theirs = side.long["content"]
-        return softmax_attention(item["content"], theirs, value, side.counted, self.sharpness[...])
+        found = softmax_attention(item["content"], theirs, value, side.counted, self.sharpness[...])
+        return found * item["has_content"]
 
     def _tier_counts(self, item: Mapping[str, jax.Array], side: UserSide) -> jax.Array:
         similarity = jnp.einsum("bgm,blm->bgl", item["content"], side.long["content"])

@@ -43,13 +43,14 @@ class FoldedShapes:
         self.precision: Precision = precision
         self.score = score_of(config, schema)
         self.blocks = blocks = active_blocks(config, schema)
-        linear = "long_attention" in blocks and config.long_attention == "linear"
+        attends = "long_attention" in blocks
+        linear = attends and config.long_attention == "linear"
         signed = "simtier" in blocks or config.needs_bits
         category = schema.category_feature
         frozen: ColumnShapes = {}
         if linear:
             frozen["content"] = ((config.content_width,), _F4)
-        if signed or linear:
+        if signed or attends:
             frozen["has_content"] = ((1,), _F4)
         if signed:
             frozen["signature"] = ((config.signature_bytes,), _U1)

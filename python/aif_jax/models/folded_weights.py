@@ -96,9 +96,10 @@ class FoldedWeights:
         names = {name for name in every if any(fnmatchcase(name, pattern) for pattern in patterns)}
         if program == "item":
             names -= {"first.simtier.kernel", "simtier.edges"}
-        # Linear attention is multiplied out on the user side, the other kinds when their table is expanded.
-        linear = self._config.long_attention == "linear"
-        if (program in ("user", "item") and not linear) or (program == "stage" and linear):
+        # Linear attention and the mean are multiplied out on the user side, the others when their table is
+        # expanded.
+        early = self._config.long_attention in ("linear", "mean")
+        if (program in ("user", "item") and not early) or (program == "stage" and early):
             names.discard("first.long_attention.kernel")
         columns = {"behaviour": self._shapes.behaviour_columns, "item": self._shapes.item_columns}
         if "signature" not in columns.get(program, ()):

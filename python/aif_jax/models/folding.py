@@ -196,6 +196,9 @@ class Folded(FoldedShapes):
                 case "linear":
                     pooled = long_sequence.linear_factor(history["content"], side.value, side.counted)
                     factors.append(pooled @ first.weight("long_attention"))
+                case "mean":
+                    mean = long_sequence.mean_attention(side.value, side.counted)
+                    shared += mean @ first.weight("long_attention")
                 case "sign":
                     state["factor"] = long_sequence.sign_factor(
                         history["signature"], side.value, side.counted

@@ -1,13 +1,14 @@
-"""Attention over the long sequence in three kinds, as it is defined and as factors of the user alone.
+"""Attention over the long sequence in four kinds, as it is defined and as factors of the user alone.
 
 ``A(i, u)`` is a weighted sum of the values ``Y_l`` of the behaviours that count (those with content; ``n`` of
-them). A candidate without content gets zeros.
+them). A candidate without content gets zeros, but for ``mean``, which is the same for all candidates.
 
 - ``linear``: ``A = 1/n Σ_l (m_i·m_l) Y_l = m_i M_u`` with ``M_u = 1/n Σ_l m_l ⊗ Y_l``
 - ``sign``: ``A = 1/n Σ_l (s_i·s_l / b) Y_l`` over sign bits ±1 (the LSH attention of AIF, arXiv 2511.12934)
 - ``collision``: signatures are cut into groups of bits; ``A`` is the mean over the groups of the mean ``Y_l``
   of the behaviours whose bits in that group equal the candidate's, zero in a group without one (after SDIM,
   arXiv 2205.10249, which normalises by length instead)
+- ``mean``: ``A = 1/n Σ_l Y_l``, what attention is worth less without: the control
 """
 
 import jax
@@ -16,7 +17,7 @@ from flax import nnx
 
 from aif_jax.kernels import group_codes
 from aif_jax.models.initial import constant
-from aif_jax.models.layers import masked_softmax
+from aif_jax.models.layers import masked_mean, masked_softmax
 
 SIGN_BITS = 4
 """Sign bits a table row stands for: tables of 16 rows stay in the L2 cache, tables of 256 do not."""
@@ -65,6 +66,11 @@ def linear_factor(behaviour_content: jax.Array, value: jax.Array, counted: jax.A
     """Return ``M_u`` ``[B, d_m, d_v]``: `linear_attention` is ``content @ M_u``."""
     value, n = _counted(value, counted)
     return jnp.einsum("blm,blv->bmv", behaviour_content, value) / n
+
+
+def mean_attention(value: jax.Array, counted: jax.Array) -> jax.Array:
+    """Return ``mean`` attention ``[B, d_v]``, zeros where nothing counts; arguments of `linear_attention`."""
+    return masked_mean(value, counted)
 
 
 def softmax_attention(

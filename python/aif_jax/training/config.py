@@ -37,6 +37,10 @@ class TrainConfig:
         negative_heads: heads that learn from sampled negatives; empty means all.
         softmax_weight: weight of the in-batch softmax beside the sigmoid loss; `two_tower` only.
         softmax_temperature: divides its dot products.
+        distillation_weight: weight of the cross-entropy to a teacher's probabilities, see
+            `aif_jax.training.losses.distillation_loss`; needs the ``teacher`` of `aif_jax.training.train`.
+        distillation_list_weight: the same of the cross-entropy between the softmax of the teacher's logits
+            over a request's candidates and that of the model's.
         evaluation_batch_size: requests a step of prediction; 0 means `batch_size`.
         checkpoint_dir: where checkpoints are kept; empty means none.
         checkpoint_interval: steps between checkpoints; 0 means at the end of each epoch.
@@ -65,6 +69,8 @@ class TrainConfig:
     negative_heads: tuple[str, ...] = ()
     softmax_weight: float = 0.0
     softmax_temperature: float = 0.1
+    distillation_weight: float = 0.0
+    distillation_list_weight: float = 0.0
     evaluation_batch_size: int = 0
     checkpoint_dir: str = ""
     checkpoint_interval: int = 0
@@ -89,7 +95,10 @@ class TrainConfig:
         for name in ("learning_rate", "softmax_temperature"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, expected a number over 0.")
-        for name in ("weight_decay", "embedding_decay", "clip_norm", "negative_weight", "softmax_weight"):
+        for name in (
+            "weight_decay", "embedding_decay", "clip_norm", "negative_weight", "softmax_weight",
+            "distillation_weight", "distillation_list_weight",
+        ):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, expected at least 0.")
         for name in ("final_rate", "negative_popularity"):
@@ -104,13 +113,23 @@ class TrainConfig:
                 f"checkpoint_interval: got {self.checkpoint_interval} without checkpoint_dir; say where."
             )
 
+    @property
+    def distils(self) -> bool:
+        """Whether a teacher is learnt from."""
+        return bool(self.distillation_weight or self.distillation_list_weight)
+
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed, validated again."""
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON-serialisable dictionary; `from_json` reads it back."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        """Return a JSON-serialisable dictionary; `from_json` reads it back.
+
+        What says that there is no distillation is left out: runs and studies are known by these values, and
+        those that were begun before there was any go on.
+        """
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        return {k: v for k, v in values.items() if v or not k.startswith("distillation_")}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:

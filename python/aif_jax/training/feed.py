@@ -55,9 +55,19 @@ class TrainingBatches:
         schema: fitted.
         model: lengths, heads and blocks.
         config: batch size, group, negatives, seed.
+        teacher: logits ``[impressions, heads]`` of a trained model, NaN where it said nothing; batches then
+            hold ``teacher`` and ``teacher_mask`` float32 ``[B, G, heads]``. It says nothing of sampled items.
     """
 
-    def __init__(self, dataset: Dataset, schema: Schema, model: ModelConfig, config: TrainConfig) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        schema: Schema,
+        model: ModelConfig,
+        config: TrainConfig,
+        teacher: np.ndarray | None = None,
+    ) -> None:
+        self._teacher = teacher
         self.batcher = RequestBatcher(
             dataset,
             schema,
@@ -86,6 +96,14 @@ class TrainingBatches:
         batch = self.batcher.source.batch(requests, length)
         if self._negatives is not None:
             batch = self._negatives.append(batch, np.random.default_rng([self._seed, epoch, position]))
+        if self._teacher is not None:
+            rows = batch["impression"]
+            said = np.where((rows >= 0)[..., None], self._teacher[np.maximum(rows, 0)], np.nan)
+            known = np.isfinite(said)
+            batch |= {
+                "teacher": np.where(known, said, 0.0).astype(np.float32),
+                "teacher_mask": known.astype(np.float32),
+            }
         return batch
 
     def _plan(self, epoch: int) -> list[tuple[np.ndarray, int]]:

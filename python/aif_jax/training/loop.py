@@ -1,6 +1,7 @@
 """The training loop, the same for every architecture."""
 
 import dataclasses
+import hashlib
 import math
 import time
 from collections import deque
@@ -95,6 +96,7 @@ def train(
     dataset: Dataset,
     train_config: TrainConfig | None = None,
     *,
+    teacher: np.ndarray | None = None,
     progress: bool = True,
     on_step: Callable[[int], None] | None = None,
 ) -> TrainResult:
@@ -109,6 +111,9 @@ def train(
         model_config: architecture and sizes; its heads must be labels of the data set.
         dataset: see `aif_jax.data`.
         train_config: how; the defaults if ``None``.
+        teacher: logits ``[impressions, heads]`` of a trained model for distillation, in the order of
+            ``model_config.heads``, as `aif_jax.training.evaluate.predict` gives them for ``train``; NaN where
+            it said nothing. They are of rows that the teacher was trained on, so surer than it is of others.
         progress: show a progress bar.
         on_step: called with the number of steps made after each of them, and after its checkpoint.
 
@@ -119,7 +124,7 @@ def train(
     """
     config = TrainConfig() if train_config is None else train_config
     with Reporter(progress, f"{model_config.architecture} on {dataset.name}") as reporter:
-        return _Run(model_config, dataset, config, reporter, on_step).go()
+        return _Run(model_config, dataset, config, reporter, on_step, teacher).go()
 
 
 class _Run:
@@ -130,8 +135,11 @@ class _Run:
         config: TrainConfig,
         reporter: Reporter,
         on_step: Callable[[int], None] | None,
+        teacher: np.ndarray | None,
     ) -> None:
         _check(model_config, dataset, config)
+        _check_teacher(teacher, config, (len(dataset.impressions), len(model_config.heads)))
+        self.teacher = teacher
         self.model_config, self.config, self.reporter, self.on_step = model_config, config, reporter, on_step
         self.dataset = dataset
         self.schema = dataset.fit_schema()
@@ -152,7 +160,7 @@ class _Run:
             )
         if config.softmax_weight:
             self.catalogue[LOG_Q] = _log_shares(dataset, model_config.heads[0])
-        self.batches = TrainingBatches(counted, self.schema, model_config, config)
+        self.batches = TrainingBatches(counted, self.schema, model_config, config, teacher)
         self.encoding = counted.counts()
         self.per_epoch = self.batches.per_epoch
         self.total = min(len(self.batches), config.max_steps or len(self.batches))
@@ -272,6 +280,8 @@ class _Run:
         training = self.config.to_json()
         for name in ("checkpoint_dir", "checkpoint_interval", "checkpoints_kept", "workers"):
             del training[name]
+        if self.teacher is not None:
+            training["teacher"] = hashlib.blake2b(self.teacher.tobytes(), digest_size=16).hexdigest()
         return {
             "model": {
                 k: list(v) if isinstance(v, tuple) else v for k, v in self.model_config.to_json().items()
@@ -326,6 +336,23 @@ def _check(model: ModelConfig, dataset: Dataset, config: TrainConfig) -> None:
         raise ConfigError(
             f"softmax_weight: {model.architecture!r} has no vector of a user; it trains 'two_tower' only."
         )
+
+
+def _check_teacher(teacher: np.ndarray | None, config: TrainConfig, shape: tuple[int, int]) -> None:
+    if config.distils != (teacher is not None):
+        raise ConfigError(
+            f"teacher: got {'none' if teacher is None else 'one'} with distillation_weight "
+            f"{config.distillation_weight:g} and distillation_list_weight "
+            f"{config.distillation_list_weight:g}; give train(..., teacher=logits) and a weight over 0, or "
+            "neither."
+        )
+    if teacher is not None and teacher.shape != shape:
+        raise ConfigError(
+            f"teacher: got logits of shape {teacher.shape}, expected {shape}: one for every impression and "
+            "head."
+        )
+    if teacher is not None and not np.isfinite(teacher).any():
+        raise ConfigError("teacher: no logit is finite; predict the split 'train' with a trained model.")
 
 
 def _quality(found: Metrics) -> float:

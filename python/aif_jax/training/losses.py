@@ -8,6 +8,9 @@ import optax
 
 from aif_jax.errors import ConfigError
 
+_FAR = -1e30
+"""A logit that leaves nothing to its candidate, and stays finite."""
+
 
 def sigmoid_loss(
     logits: jax.Array, labels: jax.Array, mask: jax.Array, *, shift: jax.Array | float = 0.0
@@ -36,6 +39,38 @@ def sigmoid_loss(
     )
     total = jnp.sum(mask, axis=0)
     return jnp.sum(mask * entropy, axis=0) / jnp.where(total > 0, total, jnp.ones_like(total))
+
+
+def distillation_loss(
+    logits: jax.Array, teacher: jax.Array, mask: jax.Array, *, pointwise: float, listwise: float
+) -> jax.Array:
+    """How far each head is from a teacher's: candidate by candidate, and as an order within each request.
+
+    ``pointwise * mean(CE(logits, sigmoid(teacher))) + listwise * mean over requests of
+    CE(softmax(logits), softmax(teacher))``, the softmax over the candidates of a request that the mask lets
+    in. The first keeps the level of the probabilities; the second says nothing of it, and of a request with
+    one candidate nothing at all, so that such requests are left out.
+
+    Args:
+        logits: of the model, float32 ``[B, G, heads]``.
+        teacher: of a trained model, float32 ``[B, G, heads]``; no gradient goes there.
+        mask: float32 ``[B, G, heads]``; 0 where the teacher said nothing.
+        pointwise: weight of the first.
+        listwise: weight of the second.
+
+    Returns:
+        float32 ``[heads]``, in nats; 0 for a head without any unmasked entry.
+    """
+    teacher = jax.lax.stop_gradient(teacher)
+    seen = mask > 0
+    total = pointwise * sigmoid_loss(logits, jax.nn.sigmoid(teacher), mask)
+    wanted = jax.nn.softmax(jnp.where(seen, teacher, _FAR), axis=1)
+    found = jax.nn.log_softmax(jnp.where(seen, logits, _FAR), axis=1)
+    each = -jnp.sum(jnp.where(seen, wanted * found, 0.0), axis=1)
+    several = jnp.sum(seen, axis=1) > 1
+    lists = jnp.sum(several, axis=0).astype(logits.dtype)
+    mean = jnp.sum(jnp.where(several, each, 0.0), axis=0) / jnp.maximum(lists, jnp.ones_like(lists))
+    return total + listwise * mean
 
 
 def log_odds_shift(keep_rate: float) -> float:

@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 
 from aif_jax.training.config import TrainConfig
-from aif_jax.training.losses import in_batch_softmax_loss, log_odds_shift, sigmoid_loss
+from aif_jax.training.losses import distillation_loss, in_batch_softmax_loss, log_odds_shift, sigmoid_loss
 from aif_jax.training.parameters import Parameters, Params, non_finite
 
 Batch = Mapping[str, Any]
@@ -80,6 +80,15 @@ class Step:
         shift = log_odds_shift(config.negative_keep_rate)
         weights = jnp.asarray(config.head_weights or (1.0,) * self.heads, jnp.float32)
         loss = jnp.sum(weights * sigmoid_loss(logits, batch["labels"], batch["label_mask"], shift=shift))
+        if config.distils:
+            apart = distillation_loss(
+                logits,
+                batch["teacher"],
+                batch["teacher_mask"],
+                pointwise=config.distillation_weight,
+                listwise=config.distillation_list_weight,
+            )
+            loss += jnp.sum(weights * apart)
         if config.softmax_weight:
             loss += config.softmax_weight * self._softmax(model, batch, catalogue)
         return loss

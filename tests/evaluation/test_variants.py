@@ -1,0 +1,86 @@
+"""Which models are compared, and that the controls take away what they say and nothing else."""
+
+import json
+
+import numpy as np
+import pytest
+
+from aif_jax.config import ModelConfig
+from aif_jax.data import load
+from aif_jax.errors import ConfigError
+from aif_jax.evaluation import VARIANTS
+from aif_jax.evaluation.variants import chosen, with_shuffled_content
+from aif_jax.models import add_signatures, build_model
+from aif_jax.training import preset
+
+
+def test_variants_by_name() -> None:
+    assert chosen("all") == list(VARIANTS.values())
+    for wrong in ("", "aif,aif", "aif,nonsense"):
+        with pytest.raises(ConfigError, match="expected different ones of two_tower, cold"):
+            chosen(wrong)
+
+
+def test_every_variant_is_another_model_or_has_other_data() -> None:
+    model, _ = preset("movielens-1m")
+    configs = [(json.dumps(v.config(model).to_json()), v.data) for v in VARIANTS.values()]
+    assert len(set(configs)) == len(configs)
+
+
+def test_shuffled_content_goes_to_other_items_and_stays_the_same_set() -> None:
+    dataset = load("synthetic:small", content_width=8)
+    shuffled = VARIANTS["aif_shuffled"].dataset(dataset, 3)
+    assert dataset.content is not None
+    assert shuffled.content is not None
+    np.testing.assert_array_equal(shuffled.content.has, dataset.content.has)
+    before, after = dataset.content.vectors, shuffled.content.vectors
+    np.testing.assert_array_equal(np.sort(before, axis=0), np.sort(after, axis=0))
+    same = (before == after).all(axis=1)[dataset.content.has]
+    assert same.mean() < 0.05
+    # What was alike is so no more.
+    rng = np.random.default_rng(0)
+    left, right = rng.integers(0, dataset.n_items, (2, 5000))
+    cosine, other = ((v[left] * v[right]).sum(axis=1) for v in (before, after))
+    apart = left != right
+    assert abs(np.corrcoef(cosine[apart], other[apart])[0, 1]) < 0.1
+    assert shuffled.events is dataset.events
+    assert shuffled.impressions is dataset.impressions
+    again, another = with_shuffled_content(dataset, 3), with_shuffled_content(dataset, 4)
+    assert again.content is not None
+    assert another.content is not None
+    np.testing.assert_array_equal(again.content.vectors, after)
+    assert (another.content.vectors != after).any()
+    assert VARIANTS["aif"].dataset(dataset, 3) is dataset
+
+
+def test_the_mean_of_the_long_sequence_is_the_same_for_every_candidate() -> None:
+    """Content moves attention and SimTier of `aif`; of the control only what an item is by itself."""
+    dataset = load("synthetic:small", content_width=32)
+    schema = dataset.fit_schema()
+    base = ModelConfig(width=8, hidden=8, embedding_width=4, heads=dataset.heads, score=dataset.heads[0])
+    config = VARIANTS["aif_mean"].config(base)
+    blocks = set(config.blocks)
+    assert blocks == set(base.blocks) - {"simtier", "sim_hard"}
+    config = config.replace(blocks=("long_attention",))
+    model = build_model(config, schema)
+    catalogue = add_signatures(config, dataset.catalogue(schema, content_width=32))
+    source = np.arange(5, dtype=np.int32)
+    n = 6
+
+    def long_part(history: np.ndarray) -> np.ndarray:
+        """Return the first layer's logits less those of an empty history, by candidate."""
+        batch = {
+            "user": schema.missing("user", (1,)), "item": np.arange(20, 20 + n, dtype=np.int32)[None],
+            "short_item": np.full((1, 1), -1, np.int32), "short_type": np.full((1, 1), -1, np.int32),
+            "long_item": history[None], "long_type": np.where(history >= 0, 0, -1)[None],
+            "context": schema.missing("context", (1, n)), "pair": schema.missing("pair", (1, n)),
+            "train_only": schema.missing("train_only", (1, n)),
+        }  # fmt: skip
+        inputs = model._inputs(batch, catalogue, False, None)
+        side = model.user_side(*inputs[:5], {})
+        return np.asarray(model._blocks(model.item(inputs.item), inputs.item, side)["long_attention"][0])
+
+    found = long_part(source)
+    assert found.shape == (1, 1, config.value_width)  # one for all candidates
+    assert np.abs(found).max() > 0
+    np.testing.assert_allclose(long_part(source[::-1]), found, atol=1e-6)

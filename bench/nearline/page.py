@@ -39,8 +39,9 @@ def page(results: dict[str, Any]) -> str:
         "## Updates",
         "Updates of single items arrive at a rate (Poisson) and are followed into an archive: computed, on "
         "disk, then visible, then acknowledged. The delay is from arrival until after all of that. Beside "
-        f"them one thread gathers {plan['candidates']:,} rows after another; its speed is a share of that without "
-        f"updates, in the same run. Readers keep 90 % of their speed up to {most:,.0f} updates a second.",
+        f"them one thread gathers {plan['candidates']:,} rows after another; its speed is a share of that "
+        "without updates, in the same run. Readers keep 90 % of their speed up to "
+        f"{most:,.0f} updates a second.",
         table(
             (
                 "offered a second",

@@ -3,13 +3,18 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from aif_jax.bundle import Bundle
 from aif_jax.cli import app as cli
-from aif_jax.data import load
+from aif_jax.data import fit_width, load
 from aif_jax.errors import AifError, BundleError, ConfigError, DataError, RequestError, VersionMismatchError
+from aif_jax.nearline import Archive, ItemIndex
+from aif_jax.nearline.records import concatenated
 
 DATA = "synthetic:small"
 USER = "u0000003"
@@ -73,6 +78,36 @@ def test_inspect_says_what_each_thing_is(road: Path) -> None:
     index = run("inspect", road / "index")
     assert "500 rows" in index
     assert "behaviour table" in index
+
+
+def test_a_catalogue_in_parquet_gives_the_index_of_the_data_set(road: Path, tmp_path: Path) -> None:
+    dataset = load(DATA)
+    assert dataset.content is not None
+    bundle = Bundle.load(road / "bundle")
+    rows = {name: concatenated([column, []]) for name, column in dataset.items.items() if name != "ids"}
+    content = [list(row) for row in fit_width(dataset.content, bundle.config.content_width).vectors]
+    pq.write_table(
+        pa.table({"id": list(dataset.items["ids"]), **rows, "content": content}), tmp_path / "c.parquet"
+    )
+    said = run(
+        "index", "build", road / "bundle", "--catalogue", tmp_path / "c.parquet", "--out", tmp_path / "i"
+    )
+    assert "item index: 500 rows" in said
+    built, other = (
+        ItemIndex.open(bundle, folder / "items.aifrows") for folder in (tmp_path / "i", road / "index")
+    )
+    keys = other.store.cache.keys()
+    assert np.array_equal(built.gather(keys)[0]["h"], other.gather(keys)[0]["h"])
+    with Archive(tmp_path / "archive") as archive:
+        archive.start(built)
+    assert "an archive" in run("inspect", tmp_path / "archive")
+    (tmp_path / "archive" / "000001.rows").write_bytes(b"spoilt")
+    assert "is not a snapshot" in run("inspect", tmp_path / "archive")
+    result = CliRunner().invoke(
+        cli.app, ["index", "build", str(road / "bundle"), "--out", str(tmp_path / "i")]
+    )
+    assert result.exit_code == 2
+    assert "either --data or --catalogue" in result.output
 
 
 def test_exports_in_the_precision_that_is_asked_for(road: Path, tmp_path: Path) -> None:

@@ -328,3 +328,24 @@ def test_a_replica_that_fell_behind_says_so(bundle: Bundle, world: World, tmp_pa
         with pytest.raises(ItemIndexError, match=r"deleted before it was read.*Open the archive again"):
             replica.poll()
         assert world.ids[0] not in replica.open(ItemIndex, bundle)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells whose a page is")
+def test_rows_of_a_snapshot_are_pages_that_processes_share_until_they_are_written(
+    bundle: Bundle, world: World, tmp_path: Path
+) -> None:
+    def kilobytes(what: str) -> int:
+        text = Path("/proc/self/smaps").read_text().split(str(tmp_path / "rows"))[1]
+        return int(next(line for line in text.splitlines() if line.startswith(what)).split()[1])
+
+    made(bundle, world, 150).save(tmp_path / "rows")
+    index = ItemIndex.open(bundle, tmp_path / "rows")
+    assert index.gather(world.ids)[1].all()
+    assert kilobytes("Rss:") > 0
+    assert kilobytes("Private_Dirty:") == 0
+    before = (tmp_path / "rows").read_bytes()
+    for _ in range(2):  # the second time rows of the file are free and used again
+        index.delete(world.ids[:100])
+        index.upsert(world.ids[:100], price(world, slice(0, 100), 7.0), world.content[:100])
+    assert kilobytes("Private_Dirty:") > 0
+    assert (tmp_path / "rows").read_bytes() == before

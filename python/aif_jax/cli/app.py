@@ -144,13 +144,30 @@ def export(
 @index_app.command("build")
 def index_build(
     bundle: Annotated[Path, typer.Argument(help="OUT of `aif export`.")],
-    data: Data,
     out: Out,
+    data: Annotated[str | None, typer.Option("--data", help=f"The catalogue of {DATA_HELP}.")] = None,
+    catalogue: Annotated[
+        Path | None,
+        typer.Option(
+            help="Or a Parquet file, or a directory of them: columns id, content, rankable, and raw features."
+        ),
+    ] = None,
+    most_bad: Annotated[
+        float, typer.Option(help="Share of a catalogue's items that may be set aside.", min=0, max=1)
+    ] = 0.01,
 ) -> None:
-    """Run the item module over a catalogue: item index and behaviour table, under OUT."""
+    """Run the item module over a catalogue: item index and behaviour table, under OUT. Killed, it goes on."""
+    if (data is None) == (catalogue is None):
+        raise typer.BadParameter("give either --data or --catalogue")
+    if catalogue is not None:
+        _needs("pyarrow")
+        from aif_jax.cli.cataloguing import run_catalogue_build
+
+        run_catalogue_build(bundle, catalogue, out, most_bad=most_bad, console=Console())
+        return
     from aif_jax.cli.building import run_index_build
 
-    run_index_build(bundle, data, out, console=Console())
+    run_index_build(bundle, str(data), out, console=Console())
 
 
 @app.command()

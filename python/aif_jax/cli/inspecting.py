@@ -9,15 +9,16 @@ from rich.table import Table
 
 from aif_jax.bundle import Bundle
 from aif_jax.config import BLOCKS, ModelConfig
-from aif_jax.errors import AifError
+from aif_jax.errors import AifError, ItemIndexError
 from aif_jax.features import Schema
 from aif_jax.features.schema import GROUPS
 from aif_jax.models.store import CONFIG, load_model, weights_of
+from aif_jax.nearline.archive import files_of
 from aif_jax.nearline.row_file import open_row_file
 
 
 def run_inspect(path: Path, *, console: Console) -> None:
-    """Say what a path holds: a trained model, a bundle, an index folder or one table of it.
+    """Say what a path holds: a trained model, a bundle, an index folder, one table of it, or an archive.
 
     Raises:
         AifError: it is none of these.
@@ -36,6 +37,8 @@ def run_inspect(path: Path, *, console: Console) -> None:
     elif path.is_dir() and list(path.glob("*.aifrows")):
         for table in sorted(path.glob("*.aifrows")):
             _rows(table, console)
+    elif path.is_dir() and files_of(path):
+        _archive(path, console)
     elif path.is_file():
         _rows(path, console)
     else:
@@ -85,6 +88,20 @@ def _rows(path: Path, console: Console) -> None:
     for name, (dtype, shape) in file.columns.items():
         table.add_row(name, dtype.name, str(list(shape)), str(bytes_each[name]))
     console.print(table)
+
+
+def _archive(path: Path, console: Console) -> None:
+    """Say what an archive's files are; a snapshot that is broken is told so."""
+    console.print(f"[bold]an archive[/], {path}: snapshots, each with the log of what has changed since")
+    for number, what in files_of(path):
+        file = path / f"{number:06}.{what}"
+        if what == "log":
+            console.print(f"log {number}: {file.stat().st_size:,} bytes", highlight=False)
+            continue
+        try:
+            _rows(file, console)
+        except ItemIndexError as error:
+            console.print(f"[red]broken[/]: {error}", highlight=False)
 
 
 def _count(weights: dict[str, np.ndarray]) -> str:

@@ -39,6 +39,11 @@ def catalogue_batches(paths: str | Path | Sequence[str | Path], *, rows: int = 1
             yield records(batch, str(path))
 
 
+def catalogue_rows(paths: str | Path | Sequence[str | Path]) -> int:
+    """Return how many items a catalogue has; see `catalogue_batches`."""
+    return sum(_metadata(path).num_rows for path in _files(paths))
+
+
 class ParquetUpdates:
     """A directory to which files of changes are added, as source of a `Follower`.
 
@@ -93,7 +98,7 @@ class ParquetUpdates:
         for path in sorted(self._directory.glob("*.parquet")):
             if path.name > str(reached[0]):
                 return path
-            if path.name == reached[0] and pq.read_metadata(path).num_rows > int(reached[1]):
+            if path.name == reached[0] and _metadata(path).num_rows > int(reached[1]):
                 return path
         return None
 
@@ -149,6 +154,13 @@ def _files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
         what = wrong[0] if wrong else f"{paths}: no *.parquet file is there"
         raise DataError(f"{what}; expected Parquet files, or a directory of them.")
     return found
+
+
+def _metadata(path: Path) -> pq.FileMetaData:
+    try:
+        return pq.read_metadata(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet ({error}).") from error
 
 
 def _batches(path: Path, rows: int) -> Iterator[pa.RecordBatch]:

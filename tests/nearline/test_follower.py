@@ -28,7 +28,7 @@ from aif_jax.nearline.merging import merged
 from served import World
 
 
-def one(world: World, row: int, **changes: Any) -> Upsert:
+def single(world: World, row: int, **changes: Any) -> Upsert:
     columns = {name: column[row : row + 1] for name, column in world.columns.items()}
     return Upsert(world.ids[row : row + 1], {**columns, **changes}, world.content[row : row + 1])
 
@@ -42,7 +42,7 @@ def stream(world: World, n: int, seed: int = 0) -> list[Update]:
         if rng.random() < 0.2:
             updates.append(Delete(world.ids[row : row + 2]))
         else:
-            updates.append(one(world, row, price=[float(rng.uniform(0, 10))]))
+            updates.append(single(world, row, price=[float(rng.uniform(0, 10))]))
     return updates
 
 
@@ -107,7 +107,7 @@ def test_bad_items_are_set_aside_and_named(bundle: Bundle, world: World, tmp_pat
         {"price": [1.0, 2.0], "item": [3, 4]},
         np.stack([world.content[3] * 3, world.content[4]]),
     )
-    updates = [one(world, 0), both, one(world, 1, colour=["red"]), "nonsense", one(world, 2)]
+    updates = [single(world, 0), both, single(world, 1, colour=["red"]), "nonsense", single(world, 2)]
     bad: list[BadItem] = []
     with Archive(tmp_path) as archive:
         archive.start(ItemIndex(bundle))
@@ -118,13 +118,13 @@ def test_bad_items_are_set_aside_and_named(bundle: Bundle, world: World, tmp_pat
             ((2,), (world.ids[3],)), ((3,), (world.ids[1],)), ((4,), ()),
         ]  # fmt: skip
         assert isinstance(bad[1].reason, SchemaError)
-        same(archive.table, expected(bundle, [one(world, 0), one(world, 2), Upsert(
+        same(archive.table, expected(bundle, [single(world, 0), single(world, 2), Upsert(
             world.ids[4:5], {"price": [2.0], "item": [4]}, world.content[4:5]
         )]))  # fmt: skip
 
 
 def test_too_many_bad_items_end_it(bundle: Bundle, world: World, tmp_path: Path) -> None:
-    updates = [one(world, row % 3, **({"colour": ["red"]} if row % 5 else {})) for row in range(1400)]
+    updates = [single(world, row % 3, **({"colour": ["red"]} if row % 5 else {})) for row in range(1400)]
     with Archive(tmp_path) as archive:
         archive.start(ItemIndex(bundle))
         follower = Follower(IterableUpdates(updates, limit=50), [archive], most_bad=0.5)
@@ -239,3 +239,25 @@ def test_updates_are_joined_where_they_are_alike_and_the_last_of_an_item_stays()
     assert isinstance(second, Upsert)
     assert (first.ids, first.columns) == ([2, 1], {"price": [2.0, 3.0]})
     assert (second.ids, second.columns) == ([4, 5], {"price": [4.0, 5.0], "genres": [["a", "b"], ["c"]]})
+
+
+def test_updates_that_arrive_while_a_generation_is_built_reach_both(
+    bundle: Bundle, other_bundle: Bundle, world: World, tmp_path: Path
+) -> None:
+    updates = stream(world, 60, seed=5)
+    columns = {name: column[:40] for name, column in world.columns.items()}
+    before = [Upsert(world.ids[:40], columns, world.content[:40]), *updates]
+    with Archive(tmp_path / "one") as one, Archive(tmp_path / "two") as two:
+        one.start(ItemIndex(bundle))
+        Follower(IterableUpdates(before[:21], limit=5), [one]).run()
+        # The next generation is built of the catalogue as it was at a position that was taken before.
+        two.start(expected(other_bundle, before[:21]), one.position)
+        followers = [Follower(IterableUpdates(before, limit=n), [kept]) for n, kept in ((4, one), (9, two))]
+        for follower in followers:
+            follower.start()
+        for follower in followers:
+            assert follower._thread is not None
+            follower._thread.join(60)
+            assert follower.stats()["failure"] is None
+        same(one.table, expected(bundle, before))
+        same(two.table, expected(other_bundle, before))

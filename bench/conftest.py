@@ -1,10 +1,58 @@
-"""Fixtures of the benchmarks. Each benchmark checks its answer before it is timed."""
+"""Fixtures of the benchmarks. Each benchmark checks its answer before it is timed.
+
+`pytest bench` times everything; with `--quick` every benchmark runs once, over small sizes, and only checks.
+"""
 
 import pytest
 
-from workload import Built, W, build
+from sizes import FULL, QUICK, Sizes
+from stage.request import Case
+from stage.sequential import as_defined
+from stage.timing import Contender
+from workload import Built, build
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="benchmarks: small sizes, once, answers only")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--quick"):
+        config.option.benchmark_disable = True
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left_out = [item for item in items if item.get_closest_marker("thorough")]
+    if config.getoption("--quick") and left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+    for item in items:
+        # Of several processes one builds the workload, once.
+        if "built" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("workload"))
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    return build(W, tmp_path_factory.mktemp("workload"))
+def sizes(pytestconfig: pytest.Config) -> Sizes:
+    """How large everything is."""
+    return QUICK if pytestconfig.getoption("--quick") else FULL
+
+
+@pytest.fixture(scope="session")
+def built(sizes: Sizes, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The workload in memory."""
+    return build(sizes.workload, tmp_path_factory.mktemp("workload"))
+
+
+@pytest.fixture(scope="session")
+def case(built: Built) -> Case:
+    """Requests over the workload."""
+    return Case(built, built.workload.candidates, built.workload.long_length)
+
+
+@pytest.fixture(scope="session")
+def definition(case: Case) -> Contender:
+    """The right answers of what is served."""
+    return as_defined(case, "linear", True)

@@ -1,7 +1,7 @@
 """All contenders of one case, their answers checked."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from stage.answers import check_same, overlap
@@ -64,8 +64,9 @@ def contenders_of(
     way: str,
     choosing_rounds: int,
     step: Callable[[str], None] = lambda _: None,
+    only: Collection[str] = tuple(WHAT),
 ) -> Checked:
-    """Build and check every contender of a case.
+    """Build and check the contenders of a case.
 
     Args:
         case: the requests.
@@ -73,30 +74,43 @@ def contenders_of(
         way: the rivals' way of SimTier, one of `stage.xla_simtier.WAYS`.
         choosing_rounds: rounds in which ONNX Runtime's block is chosen.
         step: told what is being built.
+        only: names of those that are wanted; the stage itself is always there, in every precision.
     """
     simtier = WAYS[way]
-    step("ONNX Runtime: choosing a block")
-    blocks = timed_blocks(case, choosing_rounds)
-    block = min(blocks, key=lambda size: blocks[size].median)
+    block = case.n
+    if {ONNX, ONNX_AFTER, ONNX_WITHOUT} & set(only):
+        step("ONNX Runtime: choosing a block")
+        blocks = timed_blocks(case, choosing_rounds)
+        block = min(blocks, key=lambda size: blocks[size].median)
     step("definitions")
     exact, linear = as_defined(case, "exact, as defined", True), as_defined(case, "linear", True)
-    without = as_defined(case, "exact, as defined", False)
-    cold_one, cold_definition = cold(case)
     stages = {precision: stage_contender(case, built, precision) for precision, built in served.items()}
     stage = stages["float32"]
+
+    def onnx(name: str, **options: bool) -> Contender:
+        return onnx_sequential(case, name, block=block, **options)
+
     step("contenders, and their answers")
-    pairs: list[tuple[Contender, Contender]] = [
-        (sequential(case, "exact", simtier, SEQUENTIAL), exact),
-        (sequential_after_user(case, "exact", simtier, SEQUENTIAL_AFTER), exact),
-        (sequential(case, "exact, as defined", reference, SEQUENTIAL_PLAIN), exact),
-        (onnx_sequential(case, ONNX, user_side=True, simtier=True, block=block), exact),
-        (onnx_sequential(case, ONNX_AFTER, user_side=False, simtier=True, block=block), exact),
-        (onnx_sequential(case, ONNX_WITHOUT, user_side=False, simtier=False, block=block), without),
-        (hand_rolled(case, simtier, stage, HAND_ROLLED), linear),
-        (hand_rolled_in_threads(case, WAYS[ONE_CORE], stage, HAND_ROLLED_TWICE), linear),
-        (cold_one, cold_definition),
-        (stage, linear),
-    ]
+    # By name a contender and its definition, made only if wanted.
+    makers: dict[str, Callable[[], tuple[Contender, Contender]]] = {
+        SEQUENTIAL: lambda: (sequential(case, "exact", simtier, SEQUENTIAL), exact),
+        SEQUENTIAL_AFTER: lambda: (sequential_after_user(case, "exact", simtier, SEQUENTIAL_AFTER), exact),
+        SEQUENTIAL_PLAIN: lambda: (
+            sequential(case, "exact, as defined", reference, SEQUENTIAL_PLAIN), exact
+        ),
+        ONNX: lambda: (onnx(ONNX, user_side=True, simtier=True), exact),
+        ONNX_AFTER: lambda: (onnx(ONNX_AFTER, user_side=False, simtier=True), exact),
+        ONNX_WITHOUT: lambda: (
+            onnx(ONNX_WITHOUT, user_side=False, simtier=False), as_defined(case, "exact, as defined", False)
+        ),
+        HAND_ROLLED: lambda: (hand_rolled(case, simtier, stage, HAND_ROLLED), linear),
+        HAND_ROLLED_TWICE: lambda: (
+            hand_rolled_in_threads(case, WAYS[ONE_CORE], stage, HAND_ROLLED_TWICE), linear
+        ),
+        COLD: lambda: cold(case),
+        STAGE: lambda: (stage, linear),
+    }  # fmt: skip
+    pairs = [make() for name, make in makers.items() if name in only or name == STAGE]
     answers: dict[str, dict[str, Any]] = {
         contender.name: {"against": definition.name, "largest_difference": check_same(contender, definition)}
         for contender, definition in pairs

@@ -15,7 +15,7 @@ from stage.environment import environment
 from stage.hand_rolled import hand_rolled
 from stage.request import Case
 from stage.sizes import Plan
-from stage.staged import in_every_precision, stage_contender
+from stage.staged import Stage, in_every_precision, stage_contender
 from stage.timing import Timing, interleaved
 from stage.xla_simtier import WAYS, fastest, timed_ways
 from workload import build, precisions
@@ -23,7 +23,8 @@ from workload import build, precisions
 Results = dict[str, Any]
 Step = Callable[[str], None]
 
-_WARMUP = 3
+WARMUP = 3
+"""Rounds before those that are timed."""
 
 
 def run(plan: Plan, *, build_peaks: bool) -> Results:
@@ -41,7 +42,7 @@ def run(plan: Plan, *, build_peaks: bool) -> Results:
         AssertionError: a contender gives another answer than its definition.
     """
     results: Results = {"environment": environment(), "plan": _plan_of(plan)}
-    steps = 5 + len(precisions()) + len(plan.cases) * (4 + plan.rounds + _WARMUP) + 2 * len(plan.growth)
+    steps = 5 + len(precisions()) + len(plan.cases) * (4 + plan.rounds + WARMUP) + 2 * len(plan.growth)
     columns = (TextColumn("{task.description:<52}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress, tempfile.TemporaryDirectory() as folder:
         task = progress.add_task("", total=steps)
@@ -82,7 +83,7 @@ def _run(plan: Plan, results: Results, folder: Path, step: Step, build_peaks: bo
         if not results["cases"]:
             floor, alone = None, None
             if limits is not None:
-                results["parts"], alone = _parts(case, served, limits, checked, plan)
+                results["parts"], alone = parts_in_turns(case, served, limits, checked.stage, plan.rounds)
                 floor = sum(part["floor_ms"] for part in results["parts"]["float32"])
             results["bars"] = bars.verdicts(times, alone, floor)
         results["cases"].append(entry)
@@ -100,12 +101,12 @@ def _measured(
     if (case.n, case.length) != plan.cases[0]:
         config = case.built.model.config
         times = timed_ways(
-            _SHORT_LIST, case.n, case.length, config.signature_bits, edges_of(config), plan.choosing_rounds
+            SHORT_LIST, case.n, case.length, config.signature_bits, edges_of(config), plan.choosing_rounds
         )
         way = fastest(times)[0]
     checked = contenders_of(case, served, way, plan.choosing_rounds, lambda what: step(f"{where}: {what}"))
     times = interleaved(
-        checked.contenders, plan.rounds, warmup=_WARMUP, each_round=lambda: step(f"{where}: timing")
+        checked.contenders, plan.rounds, warmup=WARMUP, each_round=lambda: step(f"{where}: timing")
     )
     entry = {
         "n": case.n, "length": case.length, "xla_simtier": way, "onnx_block": checked.block,
@@ -116,16 +117,16 @@ def _measured(
     return entry, times, checked
 
 
-_SHORT_LIST = [name for name in WAYS if "behaviour" in name or "64 candidates" in name]
+SHORT_LIST = [name for name in WAYS if "behaviour" in name or "64 candidates" in name]
 """Ways that are tried again at every size; those at once store all scores and are far behind."""
 
 
-def _parts(
-    case: Case, served: Mapping[str, Any], limits: list[peaks.Peaks], checked: Checked, plan: Plan
+def parts_in_turns(
+    case: Case, served: Mapping[str, Any], limits: list[peaks.Peaks], stage: Stage, rounds: int
 ) -> tuple[Results, Timing]:
     """Return floor and measured time of each part by precision, and of the whole stage in turns with them."""
-    programs = roofline.programs(case, checked.stage)
-    times = interleaved([*programs, checked.stage], plan.rounds, warmup=_WARMUP)
+    programs = roofline.programs(case, stage)
+    times = interleaved([*programs, stage], rounds, warmup=WARMUP)
     parts: Results = {
         precision: [
             part.to_json() | ({"measured": times[part.program].to_json()} if precision == "float32" else {})
@@ -149,7 +150,7 @@ def _grown(change: dict[str, int], plan: Plan, folder: Path, way: str, step: Ste
     case = Case(built, n, length)
     stage = stage_contender(case, built)
     step(f"{named}: timing")
-    times = interleaved([stage, hand_rolled(case, WAYS[way], stage)], plan.rounds, warmup=_WARMUP)
+    times = interleaved([stage, hand_rolled(case, WAYS[way], stage)], plan.rounds, warmup=WARMUP)
     return {**change, "times": {name: timing.to_json() for name, timing in times.items()}}
 
 

@@ -117,7 +117,7 @@ def test_a_run_writes_every_bar_with_where_and_when(tmp_path, capsys):
     assert page(found) in capsys.readouterr().out
 
 
-@pytest.mark.thorough
+@pytest.mark.program
 def test_bars_at_small_sizes_are_all_measured(tmp_path):
     out = tmp_path / "bars.json"
     measure_bars.main(["--quick", "--out", str(out)])

@@ -21,7 +21,7 @@ from load.plan import workload
 from load.service import KNOWN, Answer, Truth, make_service
 
 
-@pytest.mark.thorough
+@pytest.mark.program
 @pytest.mark.benchmark(group="overlap, --quick, once")
 def test_overlap(benchmark, tmp_path, capsys):
     out = benchmark.pedantic(overlap.main, (_arguments(tmp_path),), rounds=1)
@@ -35,7 +35,7 @@ def test_overlap(benchmark, tmp_path, capsys):
     assert all(cost["core_ms"]["request"] > cost["core_ms"]["retrieval"] for cost in results["core_cost"])
 
 
-@pytest.mark.thorough
+@pytest.mark.program
 @pytest.mark.benchmark(group="open loop, --quick, once")
 def test_open_loop(benchmark, tmp_path, capsys):
     out = benchmark.pedantic(open_loop.main, (_arguments(tmp_path),), rounds=1)
@@ -52,7 +52,7 @@ def test_open_loop(benchmark, tmp_path, capsys):
     assert all((out / f"open_loop.{kind}").stat().st_size > 10_000 for kind in ("png", "svg"))
 
 
-@pytest.mark.thorough
+@pytest.mark.program
 @pytest.mark.benchmark(group="faults, --quick, once")
 def test_faults(benchmark, tmp_path, capsys):
     results = benchmark.pedantic(faults.main, (_arguments(tmp_path),), rounds=1)
@@ -60,7 +60,7 @@ def test_faults(benchmark, tmp_path, capsys):
     _written(tmp_path / "out", tmp_path, capsys)
 
 
-@pytest.mark.thorough
+@pytest.mark.program
 @pytest.mark.benchmark(group="publish, --quick, once")
 def test_publish(benchmark, tmp_path, capsys):
     out = benchmark.pedantic(publish.main, (_arguments(tmp_path),), rounds=1)

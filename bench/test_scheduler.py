@@ -43,7 +43,7 @@ def test_small_tasks_are_run_by_the_scheduler_in_the_callers_thread(benchmark, s
         benchmark(run)
 
 
-@pytest.mark.thorough
+@pytest.mark.program
 @pytest.mark.benchmark(group="the comparison of the scheduler, --quick, once")
 def test_contenders_answer_alike(benchmark, tmp_path, capsys):
     record = tmp_path / "record.md"

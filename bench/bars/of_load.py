@@ -78,7 +78,8 @@ def _saturation(shared: Shared) -> Mapping[str, Value]:
 def _publish(shared: Shared) -> Mapping[str, Value]:
     plan = shared.plan.publish
     found = publishing.measure(shared.service, plan, shared.step, shared.folder)
-    assert not found["faults"], f"wrong or failed answers: {found['faults'][:3]}"
+    faults = found["faults"]
+    assert not faults, f"{len(faults)} requests failed or got a wrong answer, the first: {faults[0]}"
     times = publishing.times_by_phase(found)
     before, during = np.array(times["before"]), np.array(times["during"])
     ratio = float(np.quantile(during, 0.99) / np.quantile(before, 0.99))

@@ -2,8 +2,10 @@
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
+from functools import cache
 from typing import Any
 
+from stage import two_tower
 from stage.answers import check_same, overlap
 from stage.cold import cold
 from stage.hand_rolled import hand_rolled, hand_rolled_in_threads
@@ -24,6 +26,8 @@ ONNX_WITHOUT = "ONNX Runtime, user side done, no SimTier"
 HAND_ROLLED = "hand-rolled"
 HAND_ROLLED_TWICE = "hand-rolled, in two threads"
 COLD = "cold"
+TWO_TOWERS_NUMPY = two_tower.NUMPY
+TWO_TOWERS_JAX = two_tower.JAX
 STAGE = "stage"
 
 WHAT = {
@@ -37,6 +41,8 @@ WHAT = {
     HAND_ROLLED: "JAX: cached folded rows by position, user side done, best pure-XLA SimTier, one call",
     HAND_ROLLED_TWICE: "the same, half of the candidates by each of two threads, one more call for the best",
     COLD: "JAX: COLD, a smaller model without the long sequence; everything per request, one call",
+    TWO_TOWERS_NUMPY: "another, weaker model: one dot product a candidate, vectors by position; NumPy",
+    TWO_TOWERS_JAX: "the same in JAX, one call",
     STAGE: "this project: ids in, rows from the cache, user side done",
 }
 
@@ -90,6 +96,10 @@ def contenders_of(
     def onnx(name: str, **options: bool) -> Contender:
         return onnx_sequential(case, name, block=block, **options)
 
+    @cache
+    def towers() -> two_tower.TwoTower:
+        return two_tower.two_tower(case)
+
     step("contenders, and their answers")
     # By name a contender and its definition, made only if wanted.
     makers: dict[str, Callable[[], tuple[Contender, Contender]]] = {
@@ -108,6 +118,8 @@ def contenders_of(
             hand_rolled_in_threads(case, WAYS[ONE_CORE], stage, HAND_ROLLED_TWICE), linear
         ),
         COLD: lambda: cold(case),
+        TWO_TOWERS_NUMPY: lambda: (towers().numpy(), towers().definition()),
+        TWO_TOWERS_JAX: lambda: (towers().jax(), towers().definition()),
         STAGE: lambda: (stage, linear),
     }  # fmt: skip
     pairs = [make() for name, make in makers.items() if name in only or name == STAGE]

@@ -71,10 +71,18 @@ def _growth(results: dict[str, Any]) -> Any:
         "history, L": [(c["length"], c["times"]) for c in cases if c["n"] == n],
         "signature bits, b": _points(results, "signature_bits"),
         "hidden width, h": _points(results, "hidden"),
+        "items of the catalogue": _points(results, "items"),
     }
     panels = {name: sorted(points, key=lambda p: p[0]) for name, points in panels.items() if len(points) > 1}
-    figure, every = plt.subplots(1, len(panels), figsize=(3.3 * len(panels), 3.4), sharey=True, squeeze=False)
-    for axes, (name, points) in zip(every[0], panels.items(), strict=True):
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(3.6 * columns, 3.2 * rows), sharey=True, squeeze=False
+    )
+    every = grid.ravel()
+    for axes in every[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (name, points) in zip(every, panels.items(), strict=False):
         for contender, (colour, marker) in _LINES.items():
             line = [(size, t[contender]) for size, t in points if contender in t]
             if len(line) < 2:
@@ -92,11 +100,14 @@ def _growth(results: dict[str, Any]) -> Any:
         axes.set_xlabel(name)
         axes.grid(axis="y", color=_FAINT, linewidth=0.6)
         _milliseconds(axes, "y")
-    every[0][0].set_ylabel("milliseconds a request")
-    every[0][0].legend(frameon=False, fontsize=9)
+    for first in grid[:, 0]:
+        first.set_ylabel("milliseconds a request")
+    every[0].legend(frameon=False, fontsize=9)
     figure.suptitle(
         f"Growth; unless varied N = {n:,}, L = {length:,}, b = {config['signature_bits']}, "
-        f"h = {config['hidden']}", x=0.01, ha="left", fontsize=11, fontweight="bold",
+        f"h = {config['hidden']}; {results['plan']['workload']['items']:,} items in the panels of N and L, "
+        f"{results['plan']['growth_items']:,} in the others",
+        x=0.01, ha="left", fontsize=11, fontweight="bold",
     )  # fmt: skip
     figure.tight_layout()
     return figure

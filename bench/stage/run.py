@@ -18,7 +18,7 @@ from stage.sizes import Plan
 from stage.staged import Stage, in_every_precision, stage_contender
 from stage.timing import Timing, interleaved
 from stage.xla_simtier import WAYS, fastest, timed_ways
-from workload import build, precisions
+from workload import Built, build, precisions
 
 Results = dict[str, Any]
 Step = Callable[[str], None]
@@ -61,6 +61,7 @@ def _run(plan: Plan, results: Results, folder: Path, step: Step, build_peaks: bo
     built = build(plan.workload, folder)
     step("tables in every precision")
     served = in_every_precision(built, precisions(), folder)
+    results["memory"] = [_memory(precision, made) for precision, made in served.items()]
     step("the machine's limits")
     row = roofline.row_bytes(built)
     try:
@@ -137,14 +138,22 @@ def parts_in_turns(
     return {**parts, "stage": times[STAGE].to_json()}, times[STAGE]
 
 
+def _memory(precision: str, built: Built) -> Results:
+    """Return the bytes of an item in the index: its values, what aligns them, and the table of keys."""
+    held = built.index.stats()
+    parts = {name: held[f"{name}_bytes"] / held["rows"] for name in ("payload", "padding", "table", "total")}
+    return {"precision": precision, "items": held["rows"], **parts}
+
+
 def _grown(change: dict[str, int], plan: Plan, folder: Path, way: str, step: Step) -> Results:
-    """Time stage and hand-rolled alternative at the first case's sizes under a changed model."""
+    """Time stage and hand-rolled alternative at the first case's sizes under a changed model or catalogue."""
     named = ", ".join(f"{name} = {size}" for name, size in change.items())
     step(f"{named}: building")
     n, length = plan.cases[0]
+    changed = {name: value for name, value in change.items() if name != "items"}
     workload = dataclasses.replace(
-        plan.workload, items=plan.growth_items, long_length=length,
-        config=plan.workload.config.replace(long_length=length, **change),
+        plan.workload, items=change.get("items", plan.growth_items), long_length=length,
+        config=plan.workload.config.replace(long_length=length, **changed),
     )  # fmt: skip
     built = build(workload, folder)
     case = Case(built, n, length)

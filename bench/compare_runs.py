@@ -1,6 +1,6 @@
 """What became slower or worse since a saved run.
 
-`python bench/compare_runs.py BASELINE CURRENT`: both are JSON of pytest-benchmark (medians are compared), or
+`python bench/compare_runs.py BASELINE [CURRENT]`: both are JSON of pytest-benchmark (medians are compared) or
 both a `bars.json` (values are). Names everything that is worse by more than a tenth, or has no figure any
 more, and exits with 1 if there is any. Times of two machines say nothing about each other; ratios a little.
 """
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 WORSE = 0.10
+ROOT = Path(__file__).resolve().parent.parent
+LAST = {"benchmarks": ROOT / "runs/bench/suites.json", "bars": ROOT / "bench/results/bars.json"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +96,14 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("baseline", type=Path, help="the saved run")
-    parser.add_argument("current", type=Path, help="the run that is judged")
+    parser.add_argument(
+        "current", type=Path, nargs="?",
+        help="the run that is judged; else the last of its kind that `make bench` or `make bars` wrote",
+    )  # fmt: skip
     given = parser.parse_args(arguments)
     try:
-        baseline, current = read(given.baseline), read(given.current)
+        baseline = read(given.baseline)
+        current = read(given.current or LAST[baseline.kind])
         worse, others = compared(baseline, current)
     except (OSError, ValueError) as error:
         print(f"compare_runs: {error}", file=sys.stderr)

@@ -54,7 +54,7 @@ def full(items: int) -> Plan:
         retrieval_ms=10.0,
         load=offering.Plan(retrieval_ms=10.0, seconds=4.0, shares=(), rounds=7, threads=(1, 2, 3)),
         publish=publishing.Plan(rate=100.0, seconds=75.0, warm=100, publishes=10),
-        cache_rounds=400,
+        cache_rounds=150,
         writer_windows=20,
     )
 
@@ -71,7 +71,7 @@ def quick() -> Plan:
         retrieval_ms=2.0,
         load=offering.Plan(retrieval_ms=2.0, seconds=0.4, shares=(), rounds=2, threads=(2,)),
         publish=publishing.Plan(rate=60.0, seconds=3.0, warm=10, publishes=2),
-        cache_rounds=20,
+        cache_rounds=5,
         writer_windows=2,
     )
 

@@ -40,7 +40,7 @@ def test_a_report_of_little_says_what_is_not_in_it(tmp_path, capsys):
         "2 ms",
         "recall 0.987",
         "times &lt;faster&gt;",
-        "9 times (8.5 to 9.5)",
+        "9 (8.5 to 9.5)",
     ):
         assert said in page
     assert '<span class="no">no</span>' in page

@@ -5,6 +5,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+_FIGURE = 40
+"""Longer texts are no figures, also if they begin with one."""
+
 _IDS = re.compile(r'(\bid="|url\(#|href="#)')
 
 
@@ -20,7 +23,7 @@ def inline_svg(file: Path) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, raw: frozenset[int] = frozenset()) -> str:
-    """Return a table of texts; columns in ``raw`` hold HTML already, and figures are set to the right."""
+    """Return a table of texts; columns in ``raw`` hold HTML already, and figures are never broken."""
     lines = [
         "<table><thead><tr>",
         *(f"<th>{html.escape(cell)}</th>" for cell in head),
@@ -29,7 +32,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, raw: frozenset[
     for row in rows:
         lines.append("<tr>")
         for place, cell in enumerate(row):
-            kind = ' class="n"' if re.match(r"^[-+≥≤<>=]*\s?[\d.,]+", cell) else ""
+            figure = len(cell) < _FIGURE and re.match(r"^[-+≥≤<>=]*\s?[\d.,]+", cell)
+            kind = ' class="n"' if figure else ""
             lines.append(f"<td{kind}>{cell if place in raw else html.escape(cell)}</td>")
         lines.append("</tr>")
     return "".join([*lines, "</tbody></table>"])

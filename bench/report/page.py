@@ -15,7 +15,7 @@ h1{margin-bottom:.2rem}h2{margin-top:3rem;border-top:1px solid #dde3e9;padding-t
 h4{margin:1.4rem 0 .3rem}
 table{border-collapse:collapse;font-size:.86rem;margin:.6rem 0;width:100%}
 th,td{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #e6ebf0;vertical-align:top}
-td.n{font-variant-numeric:tabular-nums;white-space:nowrap}svg{width:100%;height:auto;max-width:100%}
+td:first-child{min-width:11rem}td.n{font-variant-numeric:tabular-nums;white-space:nowrap}svg{width:100%;height:auto;max-width:100%}
 svg.bar{width:9rem;height:.6rem}
 .about{color:#55636f;font-size:.86rem}.out{background:#fdf3e1;padding:.6rem 1rem}
 .yes{color:#0b6e4f;font-weight:600}.no{color:#a3361b;font-weight:600}details{margin:.6rem 0}
@@ -131,9 +131,9 @@ def _about(held: Held) -> str:
     where = held["environment"]
     changed = " with changes" if where["changed_since_commit"] else ""
     busy = f"load of the machine {where['load_1_min']} before and {where['load_1_min_at_end']} after"
-    quick = "" if held["plan"]["meaningful"] else QUICK
+    quick = "" if held["plan"]["meaningful"] else " <b>Quick: its times mean nothing.</b>"
     measured = f"Measured {where['date'][:10]}, commit {where['commit']}{changed}; {busy}."
-    return f'<p class="about">{measured}</p>{quick}'
+    return f'<p class="about">{measured}{quick}</p>'
 
 
 def _shown(results: Results, program: str, picture: str, words: str) -> str:
@@ -146,30 +146,31 @@ def _shown(results: Results, program: str, picture: str, words: str) -> str:
 def _bars(results: Results) -> str:
     if results.bars is None:
         return _left_out("make bars")
-    rows, where = [], ""
+    rows, how, where = [], [], ""
     for bar in results.bars.values():
         where = f"{bar['date'][:10]}, {bar['where']}"
-        unit, sign = ("ms" if bar["unit"] == "ms" else "times"), "≤" if bar["better"] == "lower" else "≥"
-        wanted = (f"{sign} {bar['needed']:g} {unit}", f"{sign} {bar['reach']:g} {unit}")
+        unit, sign = (" ms" if bar["unit"] == "ms" else ""), "≤" if bar["better"] == "lower" else "≥"
+        wanted = (f"{sign} {bar['needed']:g}{unit}", f"{sign} {bar['reach']:g}{unit}")
         if bar["value"] is None:
             why = next(why for why in ("failed", "inconclusive", "not_measured") if why in bar)
-            rows.append((bar["what"], "", *wanted, f"<span>{why.replace('_', ' ')}</span>", bar[why]))
+            rows.append((bar["what"], "", *wanted, f"<span>{why.replace('_', ' ')}</span>"))
+            how.append((bar["what"], bar[why]))
             continue
         low, high = bar["spread"]
         verdict = "yes" if bar["holds"] else "no"
         rows.append(
             (
-                bar["what"], f"{bar['value']:.3g} {unit} ({low:.3g} to {high:.3g})", *wanted,
-                f'<span class="{verdict}">{verdict}</span>', bar["how"],
+                bar["what"], f"{bar['value']:.3g}{unit} ({low:.3g} to {high:.3g})", *wanted,
+                f'<span class="{verdict}">{verdict}</span>',
             )
         )  # fmt: skip
+        how.append((bar["what"], bar["how"]))
     quick = "" if all(bar["meaningful"] for bar in results.bars.values()) else QUICK
     return (
         "<p>What the design promises, each measured as a ratio within one run of <code>make bars</code>.</p>"
         f'{quick}<p class="about">{html.escape(where)}</p>'
-        + table(
-            ("what", "measured (quartiles)", "needed", "hoped for", "holds", "how"), rows, raw=frozenset({4})
-        )
+        + table(("what", "measured (quartiles)", "needed", "hoped for", "holds"), rows, raw=frozenset({4}))
+        + f"<details><summary>How each was measured</summary>{table(('', ''), how)}</details>"
     )
 
 

@@ -30,6 +30,9 @@ TWO_TOWERS_NUMPY = two_tower.NUMPY
 TWO_TOWERS_JAX = two_tower.JAX
 STAGE = "stage"
 
+WEAKER = (COLD, TWO_TOWERS_NUMPY, TWO_TOWERS_JAX)
+"""Those that compute another model, which is cheaper and ranks worse."""
+
 WHAT = {
     SEQUENTIAL: "JAX: user side, item tower, exact attention and SimTier per request, in one call, "
     "each part in the fastest form found",

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from stage.contenders import HAND_ROLLED, SEQUENTIAL, STAGE
+from stage.contenders import HAND_ROLLED, SEQUENTIAL, STAGE, WEAKER
 
 _STAGE, _RIVAL, _FAINT = "#0b6e4f", "#5b7c99", "#c9d3dc"
 _PARTS = ("#0b6e4f", "#3d8bb1", "#e0a458", "#a6617c", "#7a7fb0", "#8c8c8c")
@@ -43,17 +43,20 @@ def _contenders(results: dict[str, Any]) -> Any:
     figure, axes = plt.subplots(figsize=(9, 0.45 * len(times) + 1.4))
     for place, (name, time) in enumerate(times):
         ours, middle = name.startswith(STAGE), time["median_ms"]
-        axes.barh(place, middle, color=_STAGE if ours else _RIVAL, height=0.66)
+        weaker = name in WEAKER
+        axes.barh(place, middle, color=_STAGE if ours else _FAINT if weaker else _RIVAL, height=0.66)
         axes.plot((time["p25_ms"], time["p75_ms"]), (place, place), color="black", linewidth=1.2)
         label = f"{middle:.1f} ms"
         if name != STAGE:
             label += f", {case['ratios'][name]['median']:.1f} times the stage"
+        if weaker:
+            label += "; another, weaker model"
         axes.text(max(middle, time["p75_ms"]) * 1.05, place, label, va="center", fontsize=9)
     axes.set_yticks(range(len(times)), [name for name, _ in times])
     axes.tick_params(axis="y", length=0)
     _milliseconds(axes, "x")
     low, high = min(t["median_ms"] for _, t in times), max(t["p75_ms"] for _, t in times)
-    axes.set_xlim(low / 1.8, high * 3.2)
+    axes.set_xlim(low / 1.8, high * 4)
     axes.set_xlabel("milliseconds a request, logarithmic; the black line spans the middle half of the rounds")
     k, where = results["plan"]["workload"]["k"], results["environment"]
     axes.set_title(

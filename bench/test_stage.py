@@ -1,12 +1,14 @@
 """The real-time stage at the standard workload, and what people would use instead, weaker models among it."""
 
+from importlib.metadata import version
+
 import pytest
 
 from stage.answers import check_same, overlap
 from stage.contenders import COLD, HAND_ROLLED, ONNX, SEQUENTIAL, STAGE, contenders_of
 from stage.request import TURNS
 from stage.staged import stage_contender
-from stage.two_tower import recall, two_tower
+from stage.two_tower import CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH, recall, two_tower
 from stage.xla_simtier import ONE_CORE
 from workload import in_precision
 
@@ -59,4 +61,7 @@ def test_a_request_is_ranked_by_two_towers_in(benchmark, towers, library):
 @pytest.mark.benchmark(group=GROUP)
 def test_the_best_of_all_items_are_found_by_usearch(benchmark, towers):
     contender = towers.ann()
-    timed(benchmark, contender, model="another, weaker one", recall=recall(towers, contender))
+    settings = f"usearch {version('usearch')}, M {CONNECTIVITY}, built with {EXPANSION_ADD}, searched with "
+    settings += f"{EXPANSION_SEARCH}"
+    share = recall(towers, contender)
+    timed(benchmark, contender, model="another, weaker one", settings=settings, recall=share)

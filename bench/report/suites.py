@@ -36,7 +36,7 @@ def section(held: dict[str, Any]) -> str:
             stats, extra = one["stats"], one.get("extra_info", {})
             ours = any(word in one["name"] for word in _OURS)
             notes = "; ".join(
-                f"{name.replace('_', ' ')} {value:.3g}" if isinstance(value, float) else f"{value}"
+                f"{name.replace('_', ' ')} {value:.3g}" if isinstance(value, float) else f"{name}: {value}"
                 for name, value in extra.items()
                 if isinstance(value, float | str)
             )

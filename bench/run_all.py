@@ -31,7 +31,7 @@ def parts(out: Path, *, quick: bool) -> dict[str, tuple[list[str], str]]:
         "faults": ("faults.py", [], "3 minutes"),
         "scheduler": ("compare_scheduler.py", [], "4 minutes"),
     }
-    found = {"suites": ([*suites, "--benchmark-max-time=0.1"] if quick else suites, "6 minutes")}
+    found = {"suites": ([*suites, "--quick", "--benchmark-max-time=0.1"] if quick else suites, "6 minutes")}
     for name, (program, options, takes) in programs.items():
         folder = out / name
         where = ["--record", str(folder / "page.md")] if name == "scheduler" else ["--out", str(folder)]

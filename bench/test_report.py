@@ -36,7 +36,7 @@ def test_a_report_of_little_says_what_is_not_in_it(tmp_path, capsys):
     page = (tmp_path / "report.html").read_text()
     assert str(tmp_path / "report.html") in capsys.readouterr().out
     for said in (
-        "rows are read fast",
+        "rows are read: fast",
         "2 ms",
         "recall 0.987",
         "times &lt;faster&gt;",
@@ -87,5 +87,5 @@ def test_pages_of_programs_become_html():
 
 
 def test_names_and_times_read_well():
-    assert sentence("test_rows_are_read[256 bytes]") == "rows are read 256 bytes"
+    assert sentence("test_rows_are_read[256 bytes]") == "rows are read: 256 bytes"
     assert [time(s) for s in (2.5, 0.0025, 2.5e-6, 2.5e-8)] == ["2.5 s", "2.5 ms", "2.5 µs", "25 ns"]

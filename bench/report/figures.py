@@ -63,7 +63,7 @@ def memory(held: list[dict[str, Any]], file: Path) -> Path:
         axes.tick_params(axis="y", length=0)
         axes.set_xlim(0, 1.5 * max(one["total"] for one in held))
         axes.set_xlabel("bytes")
-        axes.set_title(f"Memory of an item in the index, of {held[0]['items']:,}")
+        axes.set_title(f"Memory of an item, in an index of {held[0]['items']:,} items")
         axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.4, -0.35), ncols=3)
         figure.savefig(file, bbox_inches="tight", metadata={"Date": None})
         plt.close(figure)

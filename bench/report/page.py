@@ -15,7 +15,9 @@ h1{margin-bottom:.2rem}h2{margin-top:3rem;border-top:1px solid #dde3e9;padding-t
 h4{margin:1.4rem 0 .3rem}
 table{border-collapse:collapse;font-size:.86rem;margin:.6rem 0;width:100%}
 th,td{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #e6ebf0;vertical-align:top}
-td:first-child{min-width:11rem}td.n{font-variant-numeric:tabular-nums;white-space:nowrap}svg{width:100%;height:auto;max-width:100%}
+td:first-child{min-width:11rem}
+.suite td:first-child,.suite th:first-child{width:24rem}.suite td:nth-child(-n+4){width:7rem}
+td.n{font-variant-numeric:tabular-nums;white-space:nowrap}svg{width:100%;height:auto;max-width:100%}
 svg.bar{width:9rem;height:.6rem}
 .about{color:#55636f;font-size:.86rem}.out{background:#fdf3e1;padding:.6rem 1rem}
 .yes{color:#0b6e4f;font-weight:600}.no{color:#a3361b;font-weight:600}details{margin:.6rem 0}

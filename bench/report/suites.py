@@ -11,7 +11,7 @@ _OURS = ("stage", "native", "cache", "scheduler", "known", "new_user", "rows_are
 def sentence(name: str) -> str:
     """Return the name of a benchmark as a sentence: its parameter comes last."""
     words, _, parameter = name.removeprefix("test_").partition("[")
-    return " ".join(filter(None, (words.replace("_", " "), parameter.rstrip("]"))))
+    return ": ".join(filter(None, (words.replace("_", " "), parameter.rstrip("]"))))
 
 
 def time(seconds: float) -> str:
@@ -49,4 +49,4 @@ def section(held: dict[str, Any]) -> str:
             )  # fmt: skip
         head = ("", "median", "quartiles", "times the fastest", "", "")
         parts.append(f"<h4>{group}</h4>" + table(head, rows, raw=frozenset({4})))
-    return "".join(parts)
+    return f'<div class="suite">{"".join(parts)}</div>'

@@ -46,8 +46,11 @@ def read(file: Path) -> Run:
         held: Any = json.loads(file.read_text(encoding="utf-8"))
         if "benchmarks" in held:
             cpu, node = held["machine_info"]["cpu"], held["machine_info"]["machine"]
+            # Groups name sizes, and other sizes are another benchmark.
             figures = {
-                one["fullname"].removeprefix("bench/"): Figure(one["stats"]["median"], "s", "lower")
+                f"{one['fullname'].removeprefix('bench/')} ({one['group']})": Figure(
+                    one["stats"]["median"], "s", "lower"
+                )
                 for one in held["benchmarks"]
             }
             machine = f"{cpu.get('brand_raw', node)}, {cpu.get('count', '?')} cores"
@@ -84,8 +87,9 @@ def compared(baseline: Run, current: Run) -> tuple[list[str], list[str]]:
             # How often as bad, whichever way is better.
             pair = (now.value, before.value) if before.better == "lower" else (before.value, now.value)
             times = pair[0] / pair[1] if pair[1] else float("inf")
-            line = f"{name}: {before.value:.4g} -> {now.value:.4g} {now.unit}, {times - 1:+.0%} worse"
-            (worse if times > 1 + WORSE else others).append(line.replace("+-", "-"))
+            change = f"{times - 1:.0%} worse" if times > 1 else f"{1 - times:.0%} better"
+            line = f"{name}: {before.value:.4g} -> {now.value:.4g} {now.unit}, {change}"
+            (worse if times > 1 + WORSE else others).append(line)
     others += [f"{name}: new" for name in current.figures if name not in baseline.figures]
     return worse, others
 

@@ -12,7 +12,9 @@ CPU = {"brand_raw": "A processor", "count": 2}
 def suites(path, cpu=CPU, **medians):
     held = {
         "machine_info": {"cpu": cpu, "machine": "x86_64"},
-        "benchmarks": [{"fullname": f"bench/{n}", "stats": {"median": m}} for n, m in medians.items()],
+        "benchmarks": [
+            {"fullname": f"bench/{n}", "group": "of 9", "stats": {"median": m}} for n, m in medians.items()
+        ],
     }
     path.write_text(json.dumps(held))
     return str(path)
@@ -42,15 +44,15 @@ def test_times_that_grew_by_more_than_a_tenth_are_named(files, capsys):
     now = suites(files[1], slow=1.11, noisy=1.09, fast=0.5)
     assert compare_runs.main([before, now]) == 1
     kept, _, worse = capsys.readouterr().out.partition("Worse by more than 10%:")
-    assert worse.split() == ["slow:", "1", "->", "1.11", "s,", "+11%", "worse"]
-    assert "noisy: 1 -> 1.09 s, +9% worse" in kept
-    assert "fast: 1 -> 0.5 s, -50% worse" in kept
+    assert worse.split() == ["slow", "(of", "9):", "1", "->", "1.11", "s,", "11%", "worse"]
+    assert "noisy (of 9): 1 -> 1.09 s, 9% worse" in kept
+    assert "fast (of 9): 1 -> 0.5 s, 50% better" in kept
 
 
 def test_a_run_is_no_worse_than_itself(files, capsys):
     before, now = suites(files[0], a=1.0), suites(files[1], a=1.0, b=3.0)
     assert compare_runs.main([before, now]) == 0
-    assert "b: new" in capsys.readouterr().out
+    assert "b (of 9): new" in capsys.readouterr().out
 
 
 def test_bars_know_which_way_is_better(files, capsys):

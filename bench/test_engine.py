@@ -14,6 +14,12 @@ GROUP = "a request through the engine, retrieval at once"
 KNOWN = 0
 
 
+@pytest.fixture(autouse=True)
+def group(benchmark, case):
+    """Sizes are part of a benchmark's group, so that no two sizes are compared."""
+    benchmark.group = f"{GROUP}, {case.n:,} candidates, history {case.length:,}"
+
+
 @pytest.fixture(scope="module")
 def engine(built, case):
     """An engine to which every user has the workload's record; `KNOWN`'s state is cached."""
@@ -45,7 +51,6 @@ def right(ranking, expected, state):
     assert ranking.report.user_state == state
 
 
-@pytest.mark.benchmark(group=GROUP)
 def test_a_known_user_begins_and_ranks(benchmark, case, engine, expected):
     def request():
         return engine.begin(KNOWN, CONTEXT).rank(case.ids[0], case.raw_pair[0])
@@ -55,7 +60,6 @@ def test_a_known_user_begins_and_ranks(benchmark, case, engine, expected):
     benchmark.extra_info.update(stage_ms=ranking.report.stage_ms, gather_ms=ranking.report.gather_ms)
 
 
-@pytest.mark.benchmark(group=GROUP)
 def test_a_new_user_begins_and_ranks(benchmark, case, engine, expected, users):
     def request():
         return engine.begin(next(users), CONTEXT).rank(case.ids[0], case.raw_pair[0])
@@ -64,13 +68,11 @@ def test_a_new_user_begins_and_ranks(benchmark, case, engine, expected, users):
     benchmark(request)
 
 
-@pytest.mark.benchmark(group=GROUP)
 def test_a_known_user_is_ranked_from_plain_code(benchmark, engine, expected):
     right(engine.rank(KNOWN, CONTEXT), expected, "hit")
     benchmark(lambda: engine.rank(KNOWN, CONTEXT))
 
 
-@pytest.mark.benchmark(group=GROUP)
 def test_a_known_user_is_ranked_in_a_coroutine(benchmark, engine, expected):
     with asyncio.Runner() as loop:
 
@@ -81,8 +83,8 @@ def test_a_known_user_is_ranked_in_a_coroutine(benchmark, engine, expected):
         benchmark(request)
 
 
-@pytest.mark.benchmark(group="sixteen users in one call")
-def test_sixteen_known_users_are_ranked_together(benchmark, engine, expected):
+def test_sixteen_known_users_are_ranked_together(benchmark, case, engine, expected):
+    benchmark.group = f"sixteen users in one call, {case.n:,} candidates, history {case.length:,}"
     users = [KNOWN] * 16
     for ranking in engine.rank_many(users, contexts=[CONTEXT] * len(users)):
         right(ranking, expected, "hit")

@@ -9,8 +9,8 @@ from aif_jax import _native
 from compare_scheduler import main, quantile
 
 
-@pytest.mark.benchmark(group="small tasks, submit to result")
 def test_small_tasks_are_submitted_to_the_scheduler(benchmark, sizes):
+    benchmark.group = f"{sizes.tasks} small tasks, submit to result"
     with _native.Scheduler(blocking_threads=2, compute_threads=1) as scheduler:
 
         def run():
@@ -21,8 +21,8 @@ def test_small_tasks_are_submitted_to_the_scheduler(benchmark, sizes):
         benchmark(run)
 
 
-@pytest.mark.benchmark(group="small tasks, submit to result")
 def test_small_tasks_are_submitted_to_a_thread_pool(benchmark, sizes):
+    benchmark.group = f"{sizes.tasks} small tasks, submit to result"
     with ThreadPoolExecutor(2) as pool:
 
         def run():
@@ -32,8 +32,8 @@ def test_small_tasks_are_submitted_to_a_thread_pool(benchmark, sizes):
         benchmark(run)
 
 
-@pytest.mark.benchmark(group="small tasks, submit to result")
 def test_small_tasks_are_run_by_the_scheduler_in_the_callers_thread(benchmark, sizes):
+    benchmark.group = f"{sizes.tasks} small tasks, submit to result"
     with _native.Scheduler(blocking_threads=2, compute_threads=1) as scheduler:
 
         def run():

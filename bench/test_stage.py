@@ -15,6 +15,12 @@ from workload import in_precision
 GROUP = "one request after retrieval"
 
 
+@pytest.fixture(autouse=True)
+def group(benchmark, case):
+    """Sizes are part of a benchmark's group, so that no two sizes are compared."""
+    benchmark.group = f"{GROUP}, {case.n:,} candidates, history {case.length:,}"
+
+
 @pytest.fixture(scope="module")
 def checked(case, sizes):
     """Contenders by name, every answer checked against its definition."""
@@ -34,7 +40,6 @@ def timed(benchmark, contender, **extra):
 
 
 @pytest.mark.parametrize("name", [STAGE, HAND_ROLLED, SEQUENTIAL, ONNX, COLD])
-@pytest.mark.benchmark(group=GROUP)
 def test_a_request_is_ranked_by(benchmark, checked, name):
     if name not in checked:
         pytest.skip("left out at small sizes; the comparison of the stage checks it")
@@ -43,7 +48,6 @@ def test_a_request_is_ranked_by(benchmark, checked, name):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
-@pytest.mark.benchmark(group=GROUP)
 def test_a_request_is_ranked_by_the_stage_in(benchmark, case, definition, precision, tmp_path):
     stage = stage_contender(case, in_precision(case.built, precision, tmp_path), precision)
     share = overlap(stage, definition)
@@ -51,14 +55,12 @@ def test_a_request_is_ranked_by_the_stage_in(benchmark, case, definition, precis
 
 
 @pytest.mark.parametrize("library", ["numpy", "jax"])
-@pytest.mark.benchmark(group=GROUP)
 def test_a_request_is_ranked_by_two_towers_in(benchmark, towers, library):
     contender = getattr(towers, library)()
     check_same(contender, towers.definition())
     timed(benchmark, contender, model="another, weaker one")
 
 
-@pytest.mark.benchmark(group=GROUP)
 def test_the_best_of_all_items_are_found_by_usearch(benchmark, towers):
     contender = towers.ann()
     settings = f"usearch {version('usearch')}, M {CONNECTIVITY}, built with {EXPANSION_ADD}, searched with "

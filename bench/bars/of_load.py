@@ -17,7 +17,7 @@ OVERLAP = {"overlap_sleeps": ("sleeps", "rank"), "overlap_coroutine": ("is a cor
 MIXED = {"overlap_sleeps": "rank_async", "overlap_coroutine": "rank"}
 """The other call, which is reported beside it."""
 
-RESAMPLES = 1000
+RESAMPLES = 500
 
 
 def measurements(shared: Shared) -> list[Measurement]:

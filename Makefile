@@ -28,7 +28,7 @@ test-rust:
 
 test-python: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
-	$(BIN)/python -m pytest bench --quick -n 2 --dist loadgroup --max-worker-restart 0
+	$(BIN)/python -m pytest bench --quick
 
 test-lowest: $(LOWEST)/.dev ## The tests of all that touches jax and flax, against the lowest supported versions
 	$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 tests/kernels tests/models tests/training tests/bundle tests/serving tests/cli/test_road.py tests/test_cache_loans.py

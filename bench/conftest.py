@@ -23,17 +23,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.benchmark_disable = True
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     long = ("program", "thorough")
     left_out = [item for item in items if any(map(item.get_closest_marker, long))]
     if config.getoption("--quick") and left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
-    for item in items:
-        # Of several processes one builds the workload, once.
-        if "built" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("workload"))
 
 
 @pytest.fixture(scope="session")

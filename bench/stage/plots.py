@@ -48,7 +48,8 @@ def _contenders(results: dict[str, Any]) -> Any:
         axes.plot((time["p25_ms"], time["p75_ms"]), (place, place), color="black", linewidth=1.2)
         label = f"{middle:.1f} ms"
         if name != STAGE:
-            label += f", {case['ratios'][name]['median']:.1f} times the stage"
+            ratio = case["ratios"][name]["median"]
+            label += f", {ratio:.1f} times the stage" if ratio >= 1 else f", {ratio:.2g} of the stage"
         if weaker:
             label += "; another, weaker model"
         axes.text(max(middle, time["p75_ms"]) * 1.05, place, label, va="center", fontsize=9)

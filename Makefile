@@ -11,7 +11,7 @@ STRESS_SECONDS ?= 60
 NATIVE := $(shell find rust -name '*.rs' -o -name 'Cargo.toml') Cargo.toml Cargo.lock pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-lowest stress lint format bench bench-stage bench-load bench-scheduler bench-native wheel wheel-check docs clean
+.PHONY: help demo test test-rust test-python test-lowest stress lint format bars bench bench-compare bench-stage bench-load bench-scheduler bench-native wheel wheel-check docs clean
 
 help: ## Show this list
 	@echo "aif_jax: pre-ranking by asynchronous inference. Needs Python 3.11+, cargo and make; the rest sets itself up."
@@ -28,6 +28,7 @@ test-rust:
 
 test-python: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
+	$(BIN)/python -m pytest bench --quick
 
 test-lowest: $(LOWEST)/.dev ## The tests of all that touches jax and flax, against the lowest supported versions
 	$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 tests/kernels tests/models tests/training tests/bundle tests/serving tests/cli/test_road.py tests/test_cache_loans.py
@@ -62,8 +63,14 @@ format: $(VENV)/.dev ## Rewrite the sources in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.dev ## Benchmarks, each of which checks its answer first; the table goes to bench/records/
-	$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=min,median,max,rounds --benchmark-sort=name
+bars: $(VENV)/.dev ## Every bar of the design, measured side by side in one run of ten minutes (TABLE=table.json, STRICT=1)
+	$(BIN)/python bench/measure_bars.py $(if $(TABLE),--table $(TABLE)) $(if $(STRICT),--strict)
+
+bench: $(VENV)/.dev ## Everything that is measured from Python, and one report of it: runs/bench/report.html (40 minutes)
+	$(BIN)/python bench/run_all.py $(if $(QUICK),--quick)
+
+bench-compare: $(VENV)/.dev ## What is over 10 % worse than in a saved run (BASELINE=bars.json or suites.json, CURRENT=...)
+	$(BIN)/python bench/compare_runs.py $(BASELINE) $(CURRENT)
 
 bench-stage: $(VENV)/.dev ## The real-time stage beside what people would use instead, and its floor (ten minutes)
 	$(BIN)/python bench/compare_stage.py $(if $(RECORD),--record $(RECORD))

@@ -1,10 +1,55 @@
-"""Fixtures of the benchmarks. Each benchmark checks its answer before it is timed."""
+"""Fixtures of the benchmarks. Each benchmark checks its answer before it is timed.
+
+`pytest bench` times everything; with `--quick` every benchmark runs once, over small sizes, and only checks.
+"""
 
 import pytest
 
-from workload import Built, W, build
+from sizes import FULL, QUICK, Sizes
+from stage.request import Case
+from stage.sequential import as_defined
+from stage.timing import Contender
+from workload import Built, build
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="benchmarks: small sizes, once, answers only")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    # Who asks for a file of times gets one, of the small sizes.
+    if config.getoption("--quick") and not config.option.benchmark_json:
+        config.option.benchmark_disable = True
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    long = ("program", "thorough")
+    left_out = [item for item in items if any(map(item.get_closest_marker, long))]
+    if config.getoption("--quick") and left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    return build(W, tmp_path_factory.mktemp("workload"))
+def sizes(pytestconfig: pytest.Config) -> Sizes:
+    """How large everything is."""
+    return QUICK if pytestconfig.getoption("--quick") else FULL
+
+
+@pytest.fixture(scope="session")
+def built(sizes: Sizes, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The workload in memory."""
+    return build(sizes.workload, tmp_path_factory.mktemp("workload"))
+
+
+@pytest.fixture(scope="session")
+def case(built: Built) -> Case:
+    """Requests over the workload."""
+    return Case(built, built.workload.candidates, built.workload.long_length)
+
+
+@pytest.fixture(scope="session")
+def definition(case: Case) -> Contender:
+    """The right answers of what is served."""
+    return as_defined(case, "linear", True)

@@ -7,168 +7,17 @@ folder of its own, and the page to `--record` too.
 """
 
 import argparse
-import asyncio
-import gc
-import statistics
 import tempfile
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from aif_jax.nearline import BehaviourTable
-from aif_jax.serving import Engine, GoldenRequest
-from aif_jax.types import Candidates, Request
 from load.plan import add_arguments, described, workload
-from load.progress import Step, steps
+from load.progress import steps
 from load.publish_page import draw, page
-from load.service import CONTEXT_OF_REQUESTS, REQUESTS, Service, make_service
-from load.ways import engine_config
+from load.publishing import Plan, measure
+from load.service import make_service
 from load.written import write
 from stage.environment import environment
-from workload import Built, with_other_weights
-
-PUBLISHES = 10
-RETRIEVAL_S = 0.010
-PHASES = ("before", "during", "after")
-
-Expected = dict[tuple[str, int], tuple[bytes, bytes]]
-"""Ids and scores of each different request by each version."""
-
-
-def engine_of(service: Service, built: Built) -> Engine:
-    async def retrieve(request: Request) -> Candidates:
-        await asyncio.sleep(RETRIEVAL_S)
-        return service.candidates(int(request.user))
-
-    tables = (built.bundle, built.index, built.behaviours)
-    return Engine(*tables, users=service.user, retrieve=retrieve, config=engine_config(service))
-
-
-def answers_of(service: Service, built: Built) -> Expected:
-    """Return what an engine answers that serves one version only."""
-    with engine_of(service, built) as engine:
-        rankings = [engine.rank(number, CONTEXT_OF_REQUESTS) for number in range(REQUESTS)]
-        version = engine.version
-    return {
-        (version, number): (ranking.ids.tobytes(), ranking.scores.tobytes())
-        for number, ranking in enumerate(rankings)
-    }
-
-
-async def run(
-    engine: Engine, expected: Expected, due: np.ndarray, publish: Any, swap_at: list[float]
-) -> dict[str, Any]:
-    """Send requests when they are due, and publish at given times; return times, faults and publishes."""
-    done: list[tuple[float, float, str]] = []
-    faults: list[str] = []
-    swaps: list[dict[str, float]] = []
-    begun = time.perf_counter()
-
-    async def ask(number: int, due_s: float) -> None:
-        try:
-            # Different users ask the same in turns, and none of them is met twice.
-            ranking = await engine.rank_async(number, CONTEXT_OF_REQUESTS)
-        except Exception as error:
-            faults.append(f"{type(error).__name__}: {error}")
-            return
-        version = ranking.report.version
-        done.append((due_s, (time.perf_counter() - begun - due_s) * 1e3, version))
-        if (ranking.ids.tobytes(), ranking.scores.tobytes()) != expected[version, number % REQUESTS]:
-            faults.append(f"request {number}: not the answer of version {version[:12]}")
-
-    async def swap(pool: ThreadPoolExecutor) -> None:
-        for number, at in enumerate(swap_at):
-            await asyncio.sleep(max(0.0, begun + at - time.perf_counter()))
-            start_s = time.perf_counter() - begun
-            made = await asyncio.get_running_loop().run_in_executor(pool, publish, number)
-            end_s = time.perf_counter() - begun
-            swaps.append({"start_s": start_s, "end_s": end_s, "warmed": made.warmed})
-
-    with ThreadPoolExecutor(1) as pool:
-        swapping = asyncio.create_task(swap(pool))
-        asked = []
-        for number, due_s in enumerate(due.tolist(), REQUESTS):
-            await asyncio.sleep(max(0.0, begun + due_s - time.perf_counter()))
-            asked.append(asyncio.create_task(ask(number, due_s)))
-        await asyncio.gather(swapping, *asked)
-    assert len(done) + sum(not fault.startswith("request") for fault in faults) == len(due), (
-        "requests were lost"
-    )
-    return {"done": done, "faults": faults, "swaps": swaps}
-
-
-def phases(found: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Return quantiles of requests before the first publish, during one of them, and after the last."""
-    done, swaps = found["done"], found["swaps"]
-    first, last = swaps[0]["start_s"], swaps[-1]["end_s"]
-
-    def phase(due_s: float, ms: float) -> str:
-        if due_s + ms / 1e3 < first:
-            return "before"
-        if due_s > last:
-            return "after"
-        meets = any(due_s < swap["end_s"] and due_s + ms / 1e3 > swap["start_s"] for swap in swaps)
-        return "during" if meets else "between"
-
-    times: dict[str, list[float]] = {name: [] for name in (*PHASES, "between")}
-    for due_s, ms, _ in done:
-        times[phase(due_s, ms)].append(ms)
-    return {
-        name: {
-            "requests": len(values), "p50": statistics.median(values),
-            **{f"p{q}": float(np.quantile(values, q / 100)) for q in (99, 99.9)}, "max": max(values),
-        }
-        for name, values in times.items()
-        if values
-    }  # fmt: skip
-
-
-def measure(given: argparse.Namespace, step: Step, folder: Path) -> dict[str, Any]:
-    sizes = workload(given)
-    step("building")
-    service = make_service(sizes, folder)
-    one = service.built
-    other = with_other_weights(one, seed=1, folder=folder)
-    source = one.source
-    tables = BehaviourTable.build(other.bundle, source.ids, source.columns, source.content)
-    generations = [
-        (other.bundle, other.index, tables),
-        (one.bundle, one.index, one.behaviours),
-    ]
-    step("the right answers")
-    expected = {
-        **answers_of(service, one),
-        **answers_of(service, Built(**{**vars(other), "behaviours": tables})),
-    }
-    seconds = 6.0 if given.quick else given.seconds
-    rng = np.random.default_rng(7)
-    due = np.cumsum(rng.exponential(1 / given.rate, int(given.rate * seconds)))
-    swap_at = [float(due[-1]) * (1 / 3 + number / PUBLISHES / 3) for number in range(PUBLISHES)]
-    golden = [
-        GoldenRequest(user=number, candidates=found.ids, pair=found.pair, context=CONTEXT_OF_REQUESTS)
-        for number, found in ((number, service.candidates(number)) for number in range(4))
-    ]
-    with engine_of(service, one) as engine:
-        step("serving")
-        for number in range(REQUESTS):
-            engine.rank(number, CONTEXT_OF_REQUESTS)
-        gc.collect()
-        gc.freeze()
-
-        def publish(number: int) -> Any:
-            return engine.publish(*generations[number % 2], golden=golden, least_overlap=0.0, warm=given.warm)
-
-        found = asyncio.run(run(engine, expected, due, publish, swap_at))
-        stats = engine.stats()
-        gc.unfreeze()
-    assert stats["compilations"] == 0
-    return {
-        **found, "phases": phases(found), "rate": given.rate, "seconds": seconds, "warm": given.warm,
-        "published": stats["generations"]["published"],
-    }  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> Path:
@@ -184,8 +33,11 @@ def main(arguments: list[str] | None = None) -> Path:
     parser.add_argument("--warm", type=int, default=100, help="users whose states are computed ahead")
     given = parser.parse_args(arguments)
     results: dict[str, Any] = {"environment": environment(), "plan": described(given)}
-    with steps(3) as step, tempfile.TemporaryDirectory() as folder:
-        results["publish"] = measure(given, step, Path(folder))
+    plan = Plan(rate=given.rate, seconds=6.0 if given.quick else given.seconds, warm=given.warm)
+    with steps(4) as step, tempfile.TemporaryDirectory() as folder:
+        step("building")
+        service = make_service(workload(given), Path(folder))
+        results["publish"] = measure(service, plan, step, Path(folder))
     out = write(given, results, page, draw)
     assert not results["publish"]["faults"], results["publish"]["faults"][:3]
     return out

@@ -9,6 +9,7 @@ from stage.answers import TOLERANCE
 from stage.contenders import WHAT
 
 
+@pytest.mark.program
 @pytest.mark.benchmark(group="the comparison of the stage, --quick, once")
 def test_contenders_agree_with_their_definitions(benchmark, tmp_path, capsys):
     record = tmp_path / "record.md"

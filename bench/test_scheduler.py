@@ -8,43 +8,42 @@ import pytest
 from aif_jax import _native
 from compare_scheduler import main, quantile
 
-TASKS = 200
 
-
-@pytest.mark.benchmark(group="200 small tasks, submit to result")
-def test_scheduler(benchmark):
+def test_small_tasks_are_submitted_to_the_scheduler(benchmark, sizes):
+    benchmark.group = f"{sizes.tasks} small tasks, submit to result"
     with _native.Scheduler(blocking_threads=2, compute_threads=1) as scheduler:
 
         def run():
-            futures = [scheduler.submit("blocking", abs, -n) for n in range(TASKS)]
+            futures = [scheduler.submit("blocking", abs, -n) for n in range(sizes.tasks)]
             return [future.result() for future in futures]
 
-        assert run() == list(range(TASKS))
+        assert run() == list(range(sizes.tasks))
         benchmark(run)
 
 
-@pytest.mark.benchmark(group="200 small tasks, submit to result")
-def test_thread_pool_executor(benchmark):
+def test_small_tasks_are_submitted_to_a_thread_pool(benchmark, sizes):
+    benchmark.group = f"{sizes.tasks} small tasks, submit to result"
     with ThreadPoolExecutor(2) as pool:
 
         def run():
-            return [future.result() for future in [pool.submit(abs, -n) for n in range(TASKS)]]
+            return [future.result() for future in [pool.submit(abs, -n) for n in range(sizes.tasks)]]
 
-        assert run() == list(range(TASKS))
+        assert run() == list(range(sizes.tasks))
         benchmark(run)
 
 
-@pytest.mark.benchmark(group="200 small tasks, submit to result")
-def test_scheduler_run(benchmark):
+def test_small_tasks_are_run_by_the_scheduler_in_the_callers_thread(benchmark, sizes):
+    benchmark.group = f"{sizes.tasks} small tasks, submit to result"
     with _native.Scheduler(blocking_threads=2, compute_threads=1) as scheduler:
 
         def run():
-            return [scheduler.run("blocking", abs, -n) for n in range(TASKS)]
+            return [scheduler.run("blocking", abs, -n) for n in range(sizes.tasks)]
 
-        assert run() == list(range(TASKS))
+        assert run() == list(range(sizes.tasks))
         benchmark(run)
 
 
+@pytest.mark.program
 @pytest.mark.benchmark(group="the comparison of the scheduler, --quick, once")
 def test_contenders_answer_alike(benchmark, tmp_path, capsys):
     record = tmp_path / "record.md"

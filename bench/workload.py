@@ -52,6 +52,13 @@ W = Workload()
 """The project's standard sizes, with a catalogue of 100,000 items (the design's has 1,000,000)."""
 
 
+SMALL = dataclasses.replace(
+    W, items=3000, candidates=256, short_length=20, long_length=128, k=50,
+    config=W.config.replace(short_length=20, long_length=128),
+)  # fmt: skip
+"""Every part of the standard workload, and little of each."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """What the tables of a workload are computed from: ids, raw item features and content embeddings."""

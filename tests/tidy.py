@@ -1,14 +1,16 @@
 """Repository check: what no linter knows. `make lint` runs it; it prints each finding and exits 1 if any.
 
 Looks for broken relative links in the documents, Python modules that nothing imports, files that hold more
-than one idea by their length, leftovers, large or binary files, and Makefile targets that the documents name
-but the Makefile lacks.
+than one idea by their length, leftovers, large or binary files, Makefile targets that the documents name
+but the Makefile lacks, and figures that the README quotes but no record beside them holds.
 """
 
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+from quoted_figures import unrecorded
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_LINES = 600
@@ -69,6 +71,7 @@ def findings() -> list[str]:
                     found.append(f"{name}: link to {target}, which does not exist")
             targets = set(re.findall(r"^([a-z-]+):", texts[ROOT / "Makefile"], re.MULTILINE))
             found += [f"{name}: `make {t}` is not a target" for t in set(MAKE.findall(text)) - targets]
+    found += unrecorded(ROOT / "README.md")
     found += _orphans({p: t for p, t in texts.items() if p.suffix == ".py"})
     return found
 

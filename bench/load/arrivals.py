@@ -85,10 +85,14 @@ class Load:
             "generator_late_p99_ms": self.late_ms, "errors": self.errors,
             "rungs": {str(rung): count for rung, count in sorted(self.rungs.items())},
             **{name: self.quantile(share) for name, share in QUANTILES.items()},
+            "latency_ms": [[share, self.quantile(share)] for share in DISTRIBUTION],
         }  # fmt: skip
 
 
 QUANTILES = {"p50_ms": 0.5, "p99_ms": 0.99, "p99_9_ms": 0.999}
+DISTRIBUTION = (*(n / 50 for n in range(1, 50)), 0.99, 0.995, 0.999)
+"""Shares whose quantiles draw the distribution of latency."""
+
 _SETTLING = 0.2
 
 

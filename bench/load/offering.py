@@ -66,10 +66,7 @@ def measure(service: Service, plan: Plan, step: Step) -> dict[str, Any]:
     ways: list[Checked] = []
     try:
         step("sequential: choosing threads and SimTier")
-        best = _best(
-            lambda simtier, threads: Sequential(service, retrieval_s, WAYS[simtier], threads, "exact"),
-            exact.wrong, plan,
-        )  # fmt: skip
+        best = best_sequential(service, exact, plan)
         ways.append(best)
         name, _, threads = best.setting.partition("; ")
         ways.append(
@@ -87,15 +84,12 @@ def measure(service: Service, plan: Plan, step: Step) -> dict[str, Any]:
                 plan,
             )
         )
-        changes = {} if plan.compute_threads is None else {"compute_threads": plan.compute_threads}
-        config = engine_config(service, **changes)
-        threads = f"{config.blocking_threads} blocking and {config.compute_threads} compute threads"
-        engine = Checked(Engined(service, retrieval_s, config), linear.wrong, threads)
+        engine = engine_as_it_comes(service, linear, plan)
         ways.append(engine)
         # As a server should when it is warm: else each collection walks all of JAX, for 0.1 s.
         gc.collect()
         gc.freeze()
-        saturation = _saturation(ways, plan, step)
+        saturation = saturate(ways, plan, step)
         curves = [
             _curve(checked, saturation[checked.way.name]["throughput"], plan, step)
             for checked in ways
@@ -115,6 +109,24 @@ def measure(service: Service, plan: Plan, step: Step) -> dict[str, Any]:
             "rate": generator.offered, "core_ms": generator.core_ms, "late_p99_ms": generator.late_ms,
         },
     }  # fmt: skip
+
+
+def best_sequential(service: Service, exact: Truth, plan: Plan) -> Checked:
+    """Return the sequential way with exact attention, with the threads and the SimTier that serve most."""
+    return _best(
+        lambda simtier, threads: Sequential(
+            service, plan.retrieval_ms / 1e3, WAYS[simtier], threads, "exact"
+        ),
+        exact.wrong, plan,
+    )  # fmt: skip
+
+
+def engine_as_it_comes(service: Service, linear: Truth, plan: Plan) -> Checked:
+    """Return the engine, with another number of compute threads only if the plan says so."""
+    changes = {} if plan.compute_threads is None else {"compute_threads": plan.compute_threads}
+    config = engine_config(service, **changes)
+    threads = f"{config.blocking_threads} blocking and {config.compute_threads} compute threads"
+    return Checked(Engined(service, plan.retrieval_ms / 1e3, config), linear.wrong, threads)
 
 
 class Nothing:
@@ -148,7 +160,7 @@ def _best(make: Callable[[str, int], Way], wrong: Wrong, plan: Plan) -> Checked:
     return Checked(make(simtier, threads), wrong, f"{simtier}; {threads} threads")
 
 
-def _saturation(ways: list[Checked], plan: Plan, step: Step) -> dict[str, dict[str, float]]:
+def saturate(ways: list[Checked], plan: Plan, step: Step) -> dict[str, dict[str, float]]:
     """Return answers a second and core-milliseconds of each way, in turns, and how often the engine's."""
     rates: dict[str, list[tuple[float, float]]] = {checked.way.name: [] for checked in ways}
     for turn in range(-1, plan.rounds):

@@ -5,7 +5,7 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from load.ways import Engined, Overlapped
 
@@ -50,6 +50,8 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
         most = max(load["offered"] for curve in results["open_loop"]["curves"] for load in curve["loads"])
         goodput.plot((0, most), (0, most), color=_FAINT, linewidth=1, zorder=0)
         latency.set_yscale("log")
+        latency.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
+        latency.yaxis.set_minor_locator(NullLocator())
         latency.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         latency.set_title("Latency of answers, ms")
         goodput.set_title("Answers in time, a second")

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from bars.lines import BARS
 from load.tables import table, where
 
-BAR_MS, REACH_MS = 0.3, 0.1
 _COSTS = ("request", "retrieval", "user side", "stage")
 
 
@@ -14,7 +14,7 @@ def page(results: dict[str, Any]) -> str:
     measured = results["overlap"]
     worst = max(measured["cells"], key=lambda cell: cell["overhead"]["p50"])
     reached = worst["overhead"]["p50"]
-    outcome = "reached" if reached <= REACH_MS else "met" if reached <= BAR_MS else "missed"
+    bar = BARS["overlap_sleeps"]
     sections = [
         f"# Overlap, {environment['date'][:10]}",
         where(environment),
@@ -25,8 +25,8 @@ def page(results: dict[str, Any]) -> str:
         "sleep as long as retrieval, in the same rounds. Every answer is checked against the definition "
         "(1e-4).",
         *(() if plan["meaningful"] else ("**A quick run: it checks answers, its times mean nothing.**",)),
-        f"Bar at p50: {BAR_MS} ms, reach for {REACH_MS}: **{outcome}** ({reached:.3f} ms, the worst: "
-        f"{worst['name']}).",
+        f"Bar at p50: {bar.needed} ms, reach for {bar.reach}: **{bar.outcome(reached)}** ({reached:.3f} ms, "
+        f"the worst: {worst['name']}).",
         "## Milliseconds beyond the parts",
         table(
             ("request", "p50", "p99", "p99.9", "p50, its own stage", "p50, all parts alone", "samples"),

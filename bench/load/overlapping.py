@@ -240,5 +240,5 @@ def _summary(cell: Cell, taken: list[Sample], alone: Alone) -> dict[str, Any]:
 
 
 def _quantiles(ms: np.ndarray) -> dict[str, float]:
-    shares = {"p50": 0.5, "p99": 0.99, "p99_9": 0.999}
+    shares = {"p25": 0.25, "p50": 0.5, "p75": 0.75, "p99": 0.99, "p99_9": 0.999}
     return {name: float(np.quantile(ms, share)) for name, share in shares.items()}

@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from workload import W, Workload
+from workload import SMALL, W, Workload
 
 
 def add_arguments(parser: argparse.ArgumentParser, out: Path) -> None:
@@ -20,10 +20,7 @@ def workload(given: argparse.Namespace) -> Workload:
     """Return the workload that the arguments ask for."""
     if not given.quick:
         return dataclasses.replace(W, items=given.items)
-    config = W.config.replace(short_length=20, long_length=128)
-    return dataclasses.replace(
-        W, items=3000, candidates=256, short_length=20, long_length=128, k=50, config=config
-    )
+    return SMALL
 
 
 def described(given: argparse.Namespace) -> dict[str, Any]:

@@ -7,9 +7,8 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 
+from bars.lines import BARS
 from load.tables import table, where
-
-BAR, REACH = 1.2, 1.0
 
 
 def page(results: dict[str, Any]) -> str:
@@ -31,11 +30,12 @@ def page(results: dict[str, Any]) -> str:
         f"all); one took {min(took):.2f} to {max(took):.2f} s. Programs were compiled before: the bundles "
         "share an architecture.",
     ]
-    outcome = "met" if ratio <= BAR else "missed"
+    promise = BARS["publish_p99"]
     bar = (
-        f"Bar: p99 during a publish at most {BAR} times that before, reach for {REACH}: **{ratio:.2f}, "
-        f"{outcome}**. Failed or mixed answers: {len(found['faults'])} of {len(found['done'])}; each was "
-        "compared, bit by bit, with that of an engine that serves its version only."
+        f"Bar: p99 during a publish at most {promise.needed} times that before, reach for {promise.reach}: "
+        f"**{ratio:.2f}, {promise.outcome(ratio)}**. Failed or mixed answers: {len(found['faults'])} of "
+        f"{len(found['done'])}; each was compared, bit by bit, with that of an engine that serves its "
+        "version only."
     )
     lines = [
         f"# Publishes under load, {results['environment']['date'][:10]}",

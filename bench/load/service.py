@@ -94,7 +94,12 @@ CONTEXT_OF_REQUESTS = CONTEXT
 
 def make_service(workload: Workload, folder: Path) -> Service:
     """Build a workload whose users have different histories, all of the workload's length."""
-    built = build(workload, folder)
+    return serving(build(workload, folder))
+
+
+def serving(built: Built) -> Service:
+    """Return a built workload with many users, and with all of its items in the behaviour table."""
+    workload = built.workload
     source, length = built.source, workload.long_length
     behaviours = BehaviourTable.build(built.bundle, source.ids, source.columns, source.content)
     built = dataclasses.replace(built, behaviours=behaviours)

@@ -6,36 +6,33 @@ from typing import Any
 
 import numpy as np
 
+from bars.lines import BARS
 from stage import contenders
 from stage.timing import Timing
 
 
 @dataclasses.dataclass(frozen=True)
-class Bar:
-    """A ratio that is promised.
+class Comparison:
+    """A bar that is a ratio of two contenders' times.
 
     Attributes:
-        what: the comparison in words.
+        bar: its name in `bars.lines.BARS`.
         rival: the contender that should take longer.
         ours: the contender that should be faster.
-        bar: the least ratio that is good enough.
-        reach: the ratio hoped for.
     """
 
-    what: str
+    bar: str
     rival: str
     ours: str
-    bar: float
-    reach: float
 
 
-BARS = (
-    Bar("float32 against the sequential model in JAX", contenders.SEQUENTIAL, contenders.STAGE, 8, 12),
-    Bar("16 bit against the same", contenders.SEQUENTIAL, f"{contenders.STAGE}, bfloat16", 12, 18),
-    Bar("float32 against ONNX Runtime", contenders.ONNX, contenders.STAGE, 5, 8),
-    Bar("float32 against the hand-rolled alternative", contenders.HAND_ROLLED, contenders.STAGE, 3, 6),
+COMPARISONS = (
+    Comparison("stage_float32", contenders.SEQUENTIAL, contenders.STAGE),
+    Comparison("stage_bfloat16", contenders.SEQUENTIAL, f"{contenders.STAGE}, bfloat16"),
+    Comparison("stage_onnx", contenders.ONNX, contenders.STAGE),
+    Comparison("stage_hand_rolled", contenders.HAND_ROLLED, contenders.STAGE),
 )
-ROOFLINE_BAR, ROOFLINE_REACH = 2.0, 1.4
+ROOFLINE = Comparison("stage_roofline", "floor", contenders.STAGE)
 
 
 def ratio(times: Mapping[str, Timing], rival: str, ours: str) -> dict[str, float]:
@@ -56,24 +53,24 @@ def verdicts(
         floor_ms: milliseconds of the floor; likewise.
     """
     found = []
-    for bar in BARS:
-        line: dict[str, Any] = {**dataclasses.asdict(bar), "outcome": "not measured"}
-        if {bar.rival, bar.ours} <= times.keys():
-            measured = ratio(times, bar.rival, bar.ours)
-            line |= {"ratio": measured, "outcome": _outcome(measured["median"], bar.bar, bar.reach)}
-        found.append(line)
-    line = {
-        "what": "float32 over the roofline (lower is better)", "rival": "floor", "ours": contenders.STAGE,
-        "bar": ROOFLINE_BAR, "reach": ROOFLINE_REACH, "outcome": "not measured",
-    }  # fmt: skip
+    for comparison in COMPARISONS:
+        measured = None
+        if {comparison.rival, comparison.ours} <= times.keys():
+            measured = ratio(times, comparison.rival, comparison.ours)
+        found.append(_verdict(comparison, measured))
+    over = None
     if floor_ms is not None and stage is not None:
         quantiles = {"median": 0.5, "p25": 0.25, "p75": 0.75}
         over = {name: stage.quantile(share) / floor_ms for name, share in quantiles.items()}
-        line |= {"ratio": over, "outcome": _outcome(-over["median"], -ROOFLINE_BAR, -ROOFLINE_REACH)}
-    return [*found, line]
+    return [*found, _verdict(ROOFLINE, over)]
 
 
-def _outcome(value: float, bar: float, reach: float) -> str:
-    if value >= reach:
-        return "reached"
-    return "met" if value >= bar else "missed"
+def _verdict(comparison: Comparison, measured: dict[str, float] | None) -> dict[str, Any]:
+    bar = BARS[comparison.bar]
+    line: dict[str, Any] = {
+        **dataclasses.asdict(comparison), "what": bar.what, "needed": bar.needed, "reach": bar.reach,
+        "outcome": "not measured",
+    }  # fmt: skip
+    if measured is not None:
+        line |= {"ratio": measured, "outcome": bar.outcome(measured["median"])}
+    return line

@@ -4,11 +4,14 @@ import datetime
 import os
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+RIVALS = ("onnx", "onnxruntime", "usearch")
 
 
 def environment() -> dict[str, Any]:
@@ -20,12 +23,19 @@ def environment() -> dict[str, Any]:
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "system": platform.platform(),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("jax", "jaxlib", "numpy", "onnx", "onnxruntime")},
+        **{name: _version(name) for name in ("aif_jax", "jax", "jaxlib", "numpy", *RIVALS)},
         "rustc": _output("rustc", "--version"),
         "commit": _output("git", "rev-parse", "--short=12", "HEAD"),
         "changed_since_commit": bool(_output("git", "status", "--porcelain")),
         "load_1_min": round(os.getloadavg()[0], 2),
     }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _cpu() -> str:

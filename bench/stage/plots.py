@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from stage.contenders import HAND_ROLLED, SEQUENTIAL, STAGE
+from stage.contenders import HAND_ROLLED, SEQUENTIAL, STAGE, WEAKER
 
 _STAGE, _RIVAL, _FAINT = "#0b6e4f", "#5b7c99", "#c9d3dc"
 _PARTS = ("#0b6e4f", "#3d8bb1", "#e0a458", "#a6617c", "#7a7fb0", "#8c8c8c")
@@ -43,17 +43,21 @@ def _contenders(results: dict[str, Any]) -> Any:
     figure, axes = plt.subplots(figsize=(9, 0.45 * len(times) + 1.4))
     for place, (name, time) in enumerate(times):
         ours, middle = name.startswith(STAGE), time["median_ms"]
-        axes.barh(place, middle, color=_STAGE if ours else _RIVAL, height=0.66)
+        weaker = name in WEAKER
+        axes.barh(place, middle, color=_STAGE if ours else _FAINT if weaker else _RIVAL, height=0.66)
         axes.plot((time["p25_ms"], time["p75_ms"]), (place, place), color="black", linewidth=1.2)
         label = f"{middle:.1f} ms"
         if name != STAGE:
-            label += f", {case['ratios'][name]['median']:.1f} times the stage"
+            ratio = case["ratios"][name]["median"]
+            label += f", {ratio:.1f} times the stage" if ratio >= 1 else f", {ratio:.2g} of the stage"
+        if weaker:
+            label += "; another, weaker model"
         axes.text(max(middle, time["p75_ms"]) * 1.05, place, label, va="center", fontsize=9)
     axes.set_yticks(range(len(times)), [name for name, _ in times])
     axes.tick_params(axis="y", length=0)
     _milliseconds(axes, "x")
     low, high = min(t["median_ms"] for _, t in times), max(t["p75_ms"] for _, t in times)
-    axes.set_xlim(low / 1.8, high * 3.2)
+    axes.set_xlim(low / 1.8, high * 4)
     axes.set_xlabel("milliseconds a request, logarithmic; the black line spans the middle half of the rounds")
     k, where = results["plan"]["workload"]["k"], results["environment"]
     axes.set_title(
@@ -71,10 +75,18 @@ def _growth(results: dict[str, Any]) -> Any:
         "history, L": [(c["length"], c["times"]) for c in cases if c["n"] == n],
         "signature bits, b": _points(results, "signature_bits"),
         "hidden width, h": _points(results, "hidden"),
+        "items of the catalogue": _points(results, "items"),
     }
     panels = {name: sorted(points, key=lambda p: p[0]) for name, points in panels.items() if len(points) > 1}
-    figure, every = plt.subplots(1, len(panels), figsize=(3.3 * len(panels), 3.4), sharey=True, squeeze=False)
-    for axes, (name, points) in zip(every[0], panels.items(), strict=True):
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(3.6 * columns, 3.2 * rows), sharey=True, squeeze=False
+    )
+    every = grid.ravel()
+    for axes in every[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (name, points) in zip(every, panels.items(), strict=False):
         for contender, (colour, marker) in _LINES.items():
             line = [(size, t[contender]) for size, t in points if contender in t]
             if len(line) < 2:
@@ -92,11 +104,14 @@ def _growth(results: dict[str, Any]) -> Any:
         axes.set_xlabel(name)
         axes.grid(axis="y", color=_FAINT, linewidth=0.6)
         _milliseconds(axes, "y")
-    every[0][0].set_ylabel("milliseconds a request")
-    every[0][0].legend(frameon=False, fontsize=9)
+    for first in grid[:, 0]:
+        first.set_ylabel("milliseconds a request")
+    every[0].legend(frameon=False, fontsize=9)
     figure.suptitle(
         f"Growth; unless varied N = {n:,}, L = {length:,}, b = {config['signature_bits']}, "
-        f"h = {config['hidden']}", x=0.01, ha="left", fontsize=11, fontweight="bold",
+        f"h = {config['hidden']}; {results['plan']['workload']['items']:,} items in the panels of N and L, "
+        f"{results['plan']['growth_items']:,} in the others",
+        x=0.01, ha="left", fontsize=11, fontweight="bold",
     )  # fmt: skip
     figure.tight_layout()
     return figure

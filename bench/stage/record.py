@@ -40,7 +40,7 @@ def _bars(bars: list[dict[str, Any]]) -> str:
     for bar in bars:
         ratio = bar.get("ratio")
         times = f"{ratio['median']:.2f} ({ratio['p25']:.2f} to {ratio['p75']:.2f})" if ratio else ""
-        rows.append((bar["what"], times, f"{bar['bar']:g}", f"{bar['reach']:g}", bar["outcome"]))
+        rows.append((bar["what"], times, f"{bar['needed']:g}", f"{bar['reach']:g}", bar["outcome"]))
     return _table(("what", "times", "bar", "reach for", "outcome"), rows)
 
 

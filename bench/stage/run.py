@@ -15,15 +15,16 @@ from stage.environment import environment
 from stage.hand_rolled import hand_rolled
 from stage.request import Case
 from stage.sizes import Plan
-from stage.staged import in_every_precision, stage_contender
+from stage.staged import Stage, in_every_precision, stage_contender
 from stage.timing import Timing, interleaved
 from stage.xla_simtier import WAYS, fastest, timed_ways
-from workload import build, precisions
+from workload import Built, build, precisions
 
 Results = dict[str, Any]
 Step = Callable[[str], None]
 
-_WARMUP = 3
+WARMUP = 3
+"""Rounds before those that are timed."""
 
 
 def run(plan: Plan, *, build_peaks: bool) -> Results:
@@ -41,7 +42,7 @@ def run(plan: Plan, *, build_peaks: bool) -> Results:
         AssertionError: a contender gives another answer than its definition.
     """
     results: Results = {"environment": environment(), "plan": _plan_of(plan)}
-    steps = 5 + len(precisions()) + len(plan.cases) * (4 + plan.rounds + _WARMUP) + 2 * len(plan.growth)
+    steps = 5 + len(precisions()) + len(plan.cases) * (4 + plan.rounds + WARMUP) + 2 * len(plan.growth)
     columns = (TextColumn("{task.description:<52}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress, tempfile.TemporaryDirectory() as folder:
         task = progress.add_task("", total=steps)
@@ -60,6 +61,7 @@ def _run(plan: Plan, results: Results, folder: Path, step: Step, build_peaks: bo
     built = build(plan.workload, folder)
     step("tables in every precision")
     served = in_every_precision(built, precisions(), folder)
+    results["memory"] = [_memory(precision, made) for precision, made in served.items()]
     step("the machine's limits")
     row = roofline.row_bytes(built)
     try:
@@ -82,7 +84,7 @@ def _run(plan: Plan, results: Results, folder: Path, step: Step, build_peaks: bo
         if not results["cases"]:
             floor, alone = None, None
             if limits is not None:
-                results["parts"], alone = _parts(case, served, limits, checked, plan)
+                results["parts"], alone = parts_in_turns(case, served, limits, checked.stage, plan.rounds)
                 floor = sum(part["floor_ms"] for part in results["parts"]["float32"])
             results["bars"] = bars.verdicts(times, alone, floor)
         results["cases"].append(entry)
@@ -100,12 +102,12 @@ def _measured(
     if (case.n, case.length) != plan.cases[0]:
         config = case.built.model.config
         times = timed_ways(
-            _SHORT_LIST, case.n, case.length, config.signature_bits, edges_of(config), plan.choosing_rounds
+            SHORT_LIST, case.n, case.length, config.signature_bits, edges_of(config), plan.choosing_rounds
         )
         way = fastest(times)[0]
     checked = contenders_of(case, served, way, plan.choosing_rounds, lambda what: step(f"{where}: {what}"))
     times = interleaved(
-        checked.contenders, plan.rounds, warmup=_WARMUP, each_round=lambda: step(f"{where}: timing")
+        checked.contenders, plan.rounds, warmup=WARMUP, each_round=lambda: step(f"{where}: timing")
     )
     entry = {
         "n": case.n, "length": case.length, "xla_simtier": way, "onnx_block": checked.block,
@@ -116,16 +118,16 @@ def _measured(
     return entry, times, checked
 
 
-_SHORT_LIST = [name for name in WAYS if "behaviour" in name or "64 candidates" in name]
+SHORT_LIST = [name for name in WAYS if "behaviour" in name or "64 candidates" in name]
 """Ways that are tried again at every size; those at once store all scores and are far behind."""
 
 
-def _parts(
-    case: Case, served: Mapping[str, Any], limits: list[peaks.Peaks], checked: Checked, plan: Plan
+def parts_in_turns(
+    case: Case, served: Mapping[str, Any], limits: list[peaks.Peaks], stage: Stage, rounds: int
 ) -> tuple[Results, Timing]:
     """Return floor and measured time of each part by precision, and of the whole stage in turns with them."""
-    programs = roofline.programs(case, checked.stage)
-    times = interleaved([*programs, checked.stage], plan.rounds, warmup=_WARMUP)
+    programs = roofline.programs(case, stage)
+    times = interleaved([*programs, stage], rounds, warmup=WARMUP)
     parts: Results = {
         precision: [
             part.to_json() | ({"measured": times[part.program].to_json()} if precision == "float32" else {})
@@ -136,20 +138,28 @@ def _parts(
     return {**parts, "stage": times[STAGE].to_json()}, times[STAGE]
 
 
+def _memory(precision: str, built: Built) -> Results:
+    """Return the bytes of an item in the index: its values, what aligns them, and the table of keys."""
+    held = built.index.stats()
+    parts = {name: held[f"{name}_bytes"] / held["rows"] for name in ("payload", "padding", "table", "total")}
+    return {"precision": precision, "items": held["rows"], **parts}
+
+
 def _grown(change: dict[str, int], plan: Plan, folder: Path, way: str, step: Step) -> Results:
-    """Time stage and hand-rolled alternative at the first case's sizes under a changed model."""
+    """Time stage and hand-rolled alternative at the first case's sizes under a changed model or catalogue."""
     named = ", ".join(f"{name} = {size}" for name, size in change.items())
     step(f"{named}: building")
     n, length = plan.cases[0]
+    changed = {name: value for name, value in change.items() if name != "items"}
     workload = dataclasses.replace(
-        plan.workload, items=plan.growth_items, long_length=length,
-        config=plan.workload.config.replace(long_length=length, **change),
+        plan.workload, items=change.get("items", plan.growth_items), long_length=length,
+        config=plan.workload.config.replace(long_length=length, **changed),
     )  # fmt: skip
     built = build(workload, folder)
     case = Case(built, n, length)
     stage = stage_contender(case, built)
     step(f"{named}: timing")
-    times = interleaved([stage, hand_rolled(case, WAYS[way], stage)], plan.rounds, warmup=_WARMUP)
+    times = interleaved([stage, hand_rolled(case, WAYS[way], stage)], plan.rounds, warmup=WARMUP)
     return {**change, "times": {name: timing.to_json() for name, timing in times.items()}}
 
 

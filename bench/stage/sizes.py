@@ -13,9 +13,9 @@ class Plan:
         meaningful: whether its times say anything.
         workload: model, catalogue and user; its ``long_length`` is the longest history of any case.
         cases: candidates ``N`` and history ``L`` of the requests; the first is the one that bars are about.
-        growth: changes of the model's config under which stage and hand-rolled alternative are timed again;
-            the first names what the others vary.
-        growth_items: items of the catalogue there.
+        growth: changes of the model's config, or of ``items``, under which stage and hand-rolled alternative
+            are timed again; the first names what the others vary.
+        growth_items: items of the catalogue there, unless changed.
         rounds: rounds of each case.
         choosing_rounds: rounds in which the fastest way of the rivals is chosen.
     """
@@ -36,9 +36,10 @@ def full(items: int, rounds: int) -> Plan:
         workload=_workload(items, candidates=4096, long_length=4096, k=500),
         cases=((4096, 1024), (512, 1024), (2048, 1024), (8192, 1024), (4096, 256), (4096, 4096)),
         growth=(
-            {"signature_bits": 256, "hidden": 128},
+            {"signature_bits": 256, "hidden": 128, "items": 50_000},
             *({"signature_bits": bits} for bits in (64, 128, 512)),
             *({"hidden": width} for width in (32, 64, 256)),
+            *({"items": count} for count in (10_000, 250_000)),
         ),
         growth_items=50_000,
         rounds=rounds,

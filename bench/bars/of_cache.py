@@ -1,0 +1,145 @@
+"""Bars of the embedding cache: gathers beside NumPy, and beside a writer."""
+
+import threading
+import time
+from collections.abc import Mapping
+
+import numpy as np
+
+from bars.found import Measurement, Value
+from bars.plan import Shared
+from cache_rows import Rows
+
+SETTLING, TIMED = 2, 6
+"""Batches of a turn, before and while it is timed."""
+
+WINDOW_S = 0.5
+BATCH = 1024
+WRITE_ROWS = 1000
+"""Rows that the writer replaces at a time."""
+
+SHARE_A_SECOND = 0.1
+"""Share of the rows that it replaces a second."""
+
+
+def measurements(shared: Shared) -> list[Measurement]:
+    """Return the measurements of the cache; they share one set of rows, which is gone after them."""
+    both = ("cache_gather", "cache_beside_writer")
+    return [(both, lambda: _both(shared))]
+
+
+def _both(shared: Shared) -> Mapping[str, Value]:
+    plan = shared.plan
+    shared.step(f"{plan.rows.rows:,} rows of {plan.rows.row_bytes:,} bytes into the cache")
+    rows = Rows(plan.rows)
+    shared.step("gathers of the cache and of NumPy in turns")
+    gather = _gather(rows, plan.cache_rounds)
+    shared.step("gathers with and without a writer in turns")
+    return {"cache_gather": gather, "cache_beside_writer": _beside_writer(rows, plan.writer_windows)}
+
+
+def _gather(rows: Rows, rounds: int) -> Value:
+    size = rows.size
+    out = rows.split(np.empty((size.batch, size.row_bytes), np.uint8))
+    taken = np.empty((size.batch, size.row_bytes), np.uint8)
+
+    def ours(turn: int) -> None:
+        rows.cache.gather(rows.asked[turn], out)
+
+    def numpys(turn: int) -> None:
+        np.take(rows.array, rows.batches[turn], axis=0, out=taken, mode="clip")
+
+    for turn in range(len(rows.batches)):
+        ours(turn)
+        numpys(turn)
+        for name, column in rows.split(taken).items():
+            np.testing.assert_array_equal(out[name].view(np.uint8), column.view(np.uint8))
+    times: dict[str, list[float]] = {"cache": [], "take": []}
+    turn = 0
+    for number in range(rounds):
+        # Which of the two goes first changes. The first batches of each are not timed: what the other left
+        # in the processor's caches is not what a service would find there.
+        runs = [("cache", ours), ("take", numpys)]
+        for name, run in runs if number % 2 else runs[::-1]:
+            for batch in range(SETTLING + TIMED):
+                if batch == SETTLING:
+                    began = time.perf_counter()
+                turn = (turn + 1) % len(rows.batches)
+                run(turn)
+            times[name].append((time.perf_counter() - began) / TIMED)
+    ratios = np.array(times["cache"]) / np.array(times["take"])
+    low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
+    how = (
+        f"{size.batch:,} of {size.rows:,} rows of {size.row_bytes:,} bytes in {len(size.columns)} columns; "
+        f"median of {rounds} rounds of {TIMED} batches each"
+    )
+    also = {"us": {name: float(np.median(taken)) * 1e6 for name, taken in times.items()}}
+    return Value(float(middle), (float(low), float(high)), how, also)
+
+
+def _beside_writer(rows: Rows, windows: int) -> Value:
+    """Measure windows without and with a writer in turns; the writer puts back what is there already."""
+    writing, over = threading.Event(), threading.Event()
+    written, failed = [0], []
+    # Split beforehand: the writer would hold Python's lock while it copies.
+    columns = rows.split(rows.array)
+
+    def write() -> None:
+        every_s = WRITE_ROWS / (SHARE_A_SECOND * rows.size.rows)
+        due = time.perf_counter()
+        while not over.is_set():
+            if not writing.wait(0.01):
+                due = time.perf_counter()
+                continue
+            first = written[0] % rows.size.rows
+            part = slice(first, first + WRITE_ROWS)
+            try:
+                rows.cache.upsert(rows.keys[part], {name: column[part] for name, column in columns.items()})
+            except Exception as error:
+                failed.append(error)
+                return
+            written[0] += WRITE_ROWS
+            due += every_s
+            time.sleep(max(0.0, due - time.perf_counter()))
+
+    keys = [asked[:BATCH] for asked in rows.asked]
+    size = len(keys[0])
+    expected = [rows.split(rows.array[batch[:BATCH]]) for batch in rows.batches]
+    out = rows.split(np.empty((size, rows.size.row_bytes), np.uint8))
+    spent_s: dict[bool, list[float]] = {False: [], True: []}
+    beside_s = 0.0
+    writer = threading.Thread(target=write, name="writer")
+    writer.start()
+    try:
+        for window in range(2 * windows):
+            beside = bool(window % 2)
+            (writing.set if beside else writing.clear)()
+            took, turn, began = [], 0, time.perf_counter()
+            while time.perf_counter() - began < WINDOW_S:
+                turn = (turn + 1) % len(keys)
+                start = time.perf_counter()
+                _, found = rows.cache.gather(keys[turn], out)
+                took.append(time.perf_counter() - start)
+                assert found.all(), "every key has a row throughout"
+                place = len(took) % size
+                for name, column in expected[turn].items():
+                    assert (out[name][place].view(np.uint8) == column[place].view(np.uint8)).all(), name
+            spent_s[beside].append(size * len(took) / sum(took))
+            beside_s += (time.perf_counter() - began) if beside else 0.0
+    finally:
+        over.set()
+        writer.join()
+    assert not failed, f"the writer failed: {failed[0]}"
+    shares = np.array(spent_s[True]) / np.array(spent_s[False])
+    low, middle, high = np.quantile(shares, (0.25, 0.5, 0.75))
+    rate = written[0] / beside_s / rows.size.rows
+    how = (
+        f"batches of {size:,} of {rows.size.rows:,} rows of {rows.size.row_bytes:,} bytes, two threads, one "
+        f"reads and one replaced {rate:.1%} of the rows a second; median of {windows} pairs of windows of "
+        f"{WINDOW_S:g} s; the Rust program beside_writer measures it without Python"
+    )
+    # A writer that could not keep up makes the bar easy.
+    assert rate >= 0.8 * SHARE_A_SECOND, f"the writer replaced only {rate:.1%} of the rows a second"
+    rates = {"rows_a_second": {"alone": spent_s[False], "beside": spent_s[True]}}
+    also = {name: {who: float(np.median(of)) for who, of in each.items()} for name, each in rates.items()}
+    return Value(float(middle), (float(low), float(high)), how, also)

@@ -1,0 +1,105 @@
+"""Bars of the engine: what a request takes beyond its parts, saturation, and publishes under load."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from bars.found import Measurement, Value
+from bars.plan import Shared
+from load import offering, overlapping, publishing
+from load.offering import Engined
+from load.overlapping import Cell
+from load.service import Truth
+
+OVERLAP = {"overlap_sleeps": ("sleeps", "rank"), "overlap_coroutine": ("is a coroutine", "rank_async")}
+"""By bar the kind of retrieval, and the call that is made for it."""
+
+MIXED = {"overlap_sleeps": "rank_async", "overlap_coroutine": "rank"}
+"""The other call, which is reported beside it."""
+
+RESAMPLES = 500
+
+
+def measurements(shared: Shared) -> list[Measurement]:
+    """Return the measurements of the engine."""
+    return [
+        (tuple(OVERLAP), lambda: _overlap(shared)),
+        (("saturation",), lambda: _saturation(shared)),
+        (("publish_p99",), lambda: _publish(shared)),
+    ]
+
+
+def _overlap(shared: Shared) -> Mapping[str, Value]:
+    ms, rounds = shared.plan.retrieval_ms, shared.plan.overlap_rounds
+    calls = [(bar, kind, call) for bar, (kind, own) in OVERLAP.items() for call in (own, MIXED[bar])]
+    cells = {(bar, call): Cell(ms, kind, call, warm=False) for bar, kind, call in calls}
+    service, truth = shared.service, shared.linear
+    shared.step("requests in turns with their parts")
+    measured = overlapping.measure(service, truth, list(cells.values()), rounds, lambda: None)
+    beyond = {cell["name"]: cell["overhead"] for cell in measured["cells"]}
+    found = {}
+    for bar, (kind, call) in OVERLAP.items():
+        own, other = (beyond[cells[bar, which].name] for which in (call, MIXED[bar]))
+        how = (
+            f"{shared.sizes}; retrieval of {ms:g} ms {kind}, asked by {call}, user states cold, one request "
+            f"at a time; p50 of {rounds} requests and their quartiles; shorter than make bench-load: one "
+            "time of retrieval, no warm states"
+        )
+        found[bar] = Value(
+            own["p50"], (own["p25"], own["p75"]), how, {f"asked_by_{MIXED[bar]}": other["p50"]}
+        )
+    return found
+
+
+def _saturation(shared: Shared) -> Mapping[str, Value]:
+    plan, service = shared.plan.load, shared.service
+    exact, linear = Truth(service, "exact, as defined"), shared.linear
+    ways: list[offering.Checked] = []
+    try:
+        shared.step("sequential: choosing threads and SimTier")
+        ways.append(offering.best_sequential(service, exact, plan))
+        ways.append(offering.engine_as_it_comes(service, linear, plan))
+        found = offering.saturate(ways, plan, shared.step)
+    finally:
+        for checked in ways:
+            checked.way.close()
+    rival = found[ways[0].way.name]
+    how = (
+        f"{shared.sizes}; {plan.callers} callers that ask again at once, every user new to the engine, "
+        f"retrieval sleeps {plan.retrieval_ms:g} ms; median of {plan.rounds} rounds of {plan.seconds / 2:g} "
+        f"s; sequential: {ways[0].setting}; engine: {ways[1].setting}; make bench-load adds the load curves"
+    )
+    rates = {"requests_a_second": {name: way["throughput"] for name, way in found.items()}}
+    spread = (rival["engine_times_p25"], rival["engine_times_p75"])
+    assert Engined.name in found
+    return {"saturation": Value(rival["engine_times_p50"], spread, how, rates)}
+
+
+def _publish(shared: Shared) -> Mapping[str, Value]:
+    plan = shared.plan.publish
+    found = publishing.measure(shared.service, plan, shared.step, shared.folder)
+    faults = found["faults"]
+    assert not faults, f"{len(faults)} requests failed or got a wrong answer, the first: {faults[0]}"
+    times = publishing.times_by_phase(found)
+    before, during = np.array(times["before"]), np.array(times["during"])
+    ratio = float(np.quantile(during, 0.99) / np.quantile(before, 0.99))
+    how = (
+        f"{shared.sizes}; {plan.rate:g} requests a second for {plan.seconds:g} s, Poisson, every one by a "
+        f"new user, {plan.publishes} publishes with {plan.warm} states computed ahead in the middle third; "
+        f"{len(during)} requests during a publish, {len(before)} before the first; quartiles of "
+        f"{RESAMPLES} resamples of both"
+    )
+    p99 = {f"p99_ms_{name}": float(np.quantile(ms, 0.99)) for name, ms in times.items() if ms}
+    return {"publish_p99": Value(ratio, resampled(during, before), how, p99)}
+
+
+def resampled(during: np.ndarray, before: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """Return quartiles of the ratio of p99 over draws with replacement from both."""
+    rng = np.random.default_rng(seed)
+    ratios = [
+        np.quantile(rng.choice(during, len(during)), 0.99)
+        / np.quantile(rng.choice(before, len(before)), 0.99)
+        for _ in range(RESAMPLES)
+    ]
+    low, high = np.quantile(ratios, (0.25, 0.75))
+    return float(low), float(high)

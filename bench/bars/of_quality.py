@@ -1,0 +1,42 @@
+"""Bars of quality, read from the table that `aif evaluate` writes; training it takes hours."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bars.found import InconclusiveError, Measurement, NotMeasuredError, Value
+
+KINDS = {"quality": "growing", "quality_frozen": "frozen"}
+"""By bar, which histories of the table it is about."""
+
+
+def measurements(table: Path | None) -> list[Measurement]:
+    """Return what reads the bars from a ``table.json``."""
+
+    def reading(bar: str) -> Measurement:
+        return (bar,), lambda: {bar: _read(table, KINDS[bar])}
+
+    return [reading(bar) for bar in KINDS]
+
+
+def _read(path: Path | None, kind: str) -> Value:
+    if path is None:
+        raise NotMeasuredError(
+            "give the table.json of `aif evaluate` with --table, or TABLE=... to make bars"
+        )
+    table: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if not table.get("lost"):
+        raise NotMeasuredError(f"{path} has no `lost`: evaluate the variants aif, exact and cold together")
+    lost = table["lost"][kind]
+    gain = lost["gain"]
+    said = f"exact gains {gain['value']:+.4f} ± {gain['standard_error']:.4f} GAUC over cold"
+    if lost["upper"] is None:
+        raise InconclusiveError(
+            f"{said}, less than 4 standard errors, so a share of it says nothing ({path})"
+        )
+    how = (
+        f"{table['data']}, {table['seeds']} seeds, {kind} histories; {said}; the upper 95 % bound of the "
+        f"share lost; in place of quartiles, the share itself and the bound; from {path}"
+    )
+    return Value(lost["upper"], (lost["share"], lost["upper"]), how, {"share": lost["share"]})

@@ -1,0 +1,115 @@
+"""How much is measured for the bars, and what all measurements share: one workload, built once."""
+
+import dataclasses
+from functools import cached_property
+from pathlib import Path
+
+from cache_rows import SIZES, Size
+from load import offering, publishing
+from load.progress import Step
+from load.service import Service, Truth, serving
+from workload import SMALL, Built, W, Workload, build, in_precision
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Sizes and rounds.
+
+    Attributes:
+        meaningful: whether values say anything.
+        workload: of stage and engine.
+        rows: of the cache.
+        stage_rounds: rounds in which the stage and its rivals take turns.
+        choosing_rounds: rounds in which the rivals' fastest forms are chosen.
+        overlap_rounds: requests made in every way.
+        retrieval_ms: how long retrieval takes.
+        load: closed loops.
+        publish: publishes under load.
+        cache_rounds: rounds in which cache and NumPy take turns.
+        writer_windows: pairs of windows, without and with a writer.
+    """
+
+    meaningful: bool
+    workload: Workload
+    rows: Size
+    stage_rounds: int
+    choosing_rounds: int
+    overlap_rounds: int
+    retrieval_ms: float
+    load: offering.Plan
+    publish: publishing.Plan
+    cache_rounds: int
+    writer_windows: int
+
+
+def full(items: int) -> Plan:
+    """Return the bars' own workload with as many rounds as ten minutes have room for."""
+    return Plan(
+        meaningful=True,
+        workload=dataclasses.replace(W, items=items),
+        rows=dataclasses.replace(SIZES["item row in 6 columns"], rows=items),
+        stage_rounds=25,
+        choosing_rounds=3,
+        overlap_rounds=250,
+        retrieval_ms=10.0,
+        load=offering.Plan(retrieval_ms=10.0, seconds=4.0, shares=(), rounds=7, threads=(1, 2, 3)),
+        publish=publishing.Plan(rate=100.0, seconds=75.0, warm=100, publishes=10),
+        cache_rounds=150,
+        writer_windows=20,
+    )
+
+
+def quick() -> Plan:
+    """Return small sizes: answers are checked, values mean nothing."""
+    return Plan(
+        meaningful=False,
+        workload=SMALL,
+        rows=dataclasses.replace(SIZES["item row in 6 columns"], rows=20_000, batch=256),
+        stage_rounds=3,
+        choosing_rounds=1,
+        overlap_rounds=4,
+        retrieval_ms=2.0,
+        load=offering.Plan(retrieval_ms=2.0, seconds=0.4, shares=(), rounds=2, threads=(2,)),
+        publish=publishing.Plan(rate=60.0, seconds=3.0, warm=10, publishes=2),
+        cache_rounds=5,
+        writer_windows=2,
+    )
+
+
+class Shared:
+    """What several measurements need, made when it is first asked for.
+
+    Attributes:
+        plan: of the run.
+        folder: for files of the run.
+        step: told what is going on.
+    """
+
+    def __init__(self, plan: Plan, folder: Path, step: Step):
+        self.plan, self.folder, self.step = plan, folder, step
+
+    @cached_property
+    def service(self) -> Service:
+        """The workload with many users."""
+        self.step(f"building {self.plan.workload.items:,} items")
+        built = build(self.plan.workload, self.folder)
+        self.step("behaviours of all items")
+        return serving(built)
+
+    @cached_property
+    def bfloat16(self) -> Built:
+        """The workload with tables in 16 bit."""
+        self.step("tables in 16 bit")
+        return in_precision(self.service.built, "bfloat16", self.folder)
+
+    @cached_property
+    def linear(self) -> Truth:
+        """Right answers of what is served."""
+        self.step("the right answers")
+        return Truth(self.service, "linear")
+
+    @property
+    def sizes(self) -> str:
+        """The workload in words."""
+        w = self.plan.workload
+        return f"{w.items:,} items, N {w.candidates:,}, L {w.long_length:,}, top {w.k}"

@@ -1,0 +1,186 @@
+"""Requests under steady load while bundles take turns: what becomes of each, before, during and after."""
+
+import asyncio
+import dataclasses
+import gc
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aif_jax.nearline import BehaviourTable
+from aif_jax.serving import Engine, GoldenRequest
+from aif_jax.types import Candidates, Request
+from load.progress import Step
+from load.service import CONTEXT_OF_REQUESTS, REQUESTS, Service
+from load.ways import engine_config
+from workload import Built, with_other_weights
+
+RETRIEVAL_S = 0.010
+PHASES = ("before", "during", "after")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run.
+
+    Attributes:
+        rate: requests a second.
+        seconds: of arrivals; publishes are in their middle third.
+        warm: users whose states are computed ahead.
+        publishes: how many.
+    """
+
+    rate: float
+    seconds: float
+    warm: int
+    publishes: int = 10
+
+
+Expected = dict[tuple[str, int], tuple[bytes, bytes]]
+"""Ids and scores of each different request by each version."""
+
+
+def engine_of(service: Service, built: Built) -> Engine:
+    async def retrieve(request: Request) -> Candidates:
+        await asyncio.sleep(RETRIEVAL_S)
+        return service.candidates(int(request.user))
+
+    tables = (built.bundle, built.index, built.behaviours)
+    return Engine(*tables, users=service.user, retrieve=retrieve, config=engine_config(service))
+
+
+def answers_of(service: Service, built: Built) -> Expected:
+    """Return what an engine answers that serves one version only."""
+    with engine_of(service, built) as engine:
+        rankings = [engine.rank(number, CONTEXT_OF_REQUESTS) for number in range(REQUESTS)]
+        version = engine.version
+    return {
+        (version, number): (ranking.ids.tobytes(), ranking.scores.tobytes())
+        for number, ranking in enumerate(rankings)
+    }
+
+
+async def run(
+    engine: Engine, expected: Expected, due: np.ndarray, publish: Any, swap_at: list[float]
+) -> dict[str, Any]:
+    """Send requests when they are due, and publish at given times; return times, faults and publishes."""
+    done: list[tuple[float, float, str]] = []
+    faults: list[str] = []
+    swaps: list[dict[str, float]] = []
+    begun = time.perf_counter()
+
+    async def ask(number: int, due_s: float) -> None:
+        try:
+            # Different users ask the same in turns, and none of them is met twice.
+            ranking = await engine.rank_async(number, CONTEXT_OF_REQUESTS)
+        except Exception as error:
+            faults.append(f"{type(error).__name__}: {error}")
+            return
+        version = ranking.report.version
+        done.append((due_s, (time.perf_counter() - begun - due_s) * 1e3, version))
+        if (ranking.ids.tobytes(), ranking.scores.tobytes()) != expected[version, number % REQUESTS]:
+            faults.append(f"request {number}: not the answer of version {version[:12]}")
+
+    async def swap(pool: ThreadPoolExecutor) -> None:
+        for number, at in enumerate(swap_at):
+            await asyncio.sleep(max(0.0, begun + at - time.perf_counter()))
+            start_s = time.perf_counter() - begun
+            made = await asyncio.get_running_loop().run_in_executor(pool, publish, number)
+            end_s = time.perf_counter() - begun
+            swaps.append({"start_s": start_s, "end_s": end_s, "warmed": made.warmed})
+
+    with ThreadPoolExecutor(1) as pool:
+        swapping = asyncio.create_task(swap(pool))
+        asked = []
+        for number, due_s in enumerate(due.tolist(), REQUESTS):
+            await asyncio.sleep(max(0.0, begun + due_s - time.perf_counter()))
+            asked.append(asyncio.create_task(ask(number, due_s)))
+        await asyncio.gather(swapping, *asked)
+    assert len(done) + sum(not fault.startswith("request") for fault in faults) == len(due), (
+        "requests were lost"
+    )
+    return {"done": done, "faults": faults, "swaps": swaps}
+
+
+def times_by_phase(found: dict[str, Any]) -> dict[str, list[float]]:
+    """Return milliseconds of requests before the first publish, during one, after the last, and between."""
+    done, swaps = found["done"], found["swaps"]
+    first, last = swaps[0]["start_s"], swaps[-1]["end_s"]
+
+    def phase(due_s: float, ms: float) -> str:
+        if due_s + ms / 1e3 < first:
+            return "before"
+        if due_s > last:
+            return "after"
+        meets = any(due_s < swap["end_s"] and due_s + ms / 1e3 > swap["start_s"] for swap in swaps)
+        return "during" if meets else "between"
+
+    times: dict[str, list[float]] = {name: [] for name in (*PHASES, "between")}
+    for due_s, ms, _ in done:
+        times[phase(due_s, ms)].append(ms)
+    return times
+
+
+def phases(found: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Return quantiles of the requests of each phase that has any."""
+    times = times_by_phase(found)
+    return {
+        name: {
+            "requests": len(values), "p50": statistics.median(values),
+            **{f"p{q}": float(np.quantile(values, q / 100)) for q in (99, 99.9)}, "max": max(values),
+        }
+        for name, values in times.items()
+        if values
+    }  # fmt: skip
+
+
+def measure(service: Service, plan: Plan, step: Step, folder: Path) -> dict[str, Any]:
+    """Send requests to an engine that publishes another model and the first one in turns.
+
+    Returns:
+        Every request that was answered, publishes, faults (wrong answers and errors), quantiles by phase.
+    """
+    step("the other model")
+    one = service.built
+    other = with_other_weights(one, seed=1, folder=folder)
+    source = one.source
+    tables = BehaviourTable.build(other.bundle, source.ids, source.columns, source.content)
+    generations = [
+        (other.bundle, other.index, tables),
+        (one.bundle, one.index, one.behaviours),
+    ]
+    step("the right answers")
+    expected = {
+        **answers_of(service, one),
+        **answers_of(service, Built(**{**vars(other), "behaviours": tables})),
+    }
+    rng = np.random.default_rng(7)
+    due = np.cumsum(rng.exponential(1 / plan.rate, int(plan.rate * plan.seconds)))
+    swap_at = [float(due[-1]) * (1 / 3 + number / plan.publishes / 3) for number in range(plan.publishes)]
+    golden = [
+        GoldenRequest(user=number, candidates=found.ids, pair=found.pair, context=CONTEXT_OF_REQUESTS)
+        for number, found in ((number, service.candidates(number)) for number in range(4))
+    ]
+    with engine_of(service, one) as engine:
+        step("serving")
+        for number in range(REQUESTS):
+            engine.rank(number, CONTEXT_OF_REQUESTS)
+        # As a server should when it is warm: else each collection walks all of JAX, for 0.1 s.
+        gc.collect()
+        gc.freeze()
+
+        def publish(number: int) -> Any:
+            return engine.publish(*generations[number % 2], golden=golden, least_overlap=0.0, warm=plan.warm)
+
+        found = asyncio.run(run(engine, expected, due, publish, swap_at))
+        stats = engine.stats()
+        gc.unfreeze()
+    assert stats["compilations"] == 0
+    return {
+        **found, "phases": phases(found), "rate": plan.rate, "seconds": plan.seconds, "warm": plan.warm,
+        "published": stats["generations"]["published"],
+    }  # fmt: skip

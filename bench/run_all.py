@@ -28,6 +28,7 @@ def parts(out: Path, *, quick: bool) -> dict[str, tuple[list[str], str]]:
         "overlap": ("overlap.py", ["--rounds", "150"], "2 minutes"),
         "open_loop": ("open_loop.py", [], "5 minutes"),
         "publish": ("publish.py", [], "3 minutes"),
+        "item_index": ("item_index.py", [], "5 minutes"),
         "faults": ("faults.py", [], "3 minutes"),
         "scheduler": ("compare_scheduler.py", [], "4 minutes"),
     }

@@ -12,6 +12,7 @@ import pytest
 import faults
 import open_loop
 import overlap
+import item_index
 import publish
 from aif_jax.errors import DeadlineExceededError, OverloadedError
 from aif_jax.types import UserRecord
@@ -58,6 +59,16 @@ def test_faults(benchmark, tmp_path, capsys):
     results = benchmark.pedantic(faults.main, (_arguments(tmp_path),), rounds=1)
     assert results["good"], results["accounts"]
     _written(tmp_path / "out", tmp_path, capsys)
+
+
+@pytest.mark.program
+@pytest.mark.benchmark(group="item index, --quick, once")
+def test_item_index(benchmark, tmp_path, capsys):
+    out = benchmark.pedantic(item_index.main, (_arguments(tmp_path),), rounds=1)
+    results = _written(out, tmp_path, capsys)
+    assert all(way["open_s"] > 0 for way in results["opening"]["ways"].values())
+    assert results["building"]["items"] == 1000
+    assert [one["offered_per_s"] for one in results["updating"]] == [200.0]
 
 
 @pytest.mark.program

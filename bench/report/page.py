@@ -48,7 +48,7 @@ class Results:
 
     def __init__(self, folder: Path, bars: Path):
         self.folder = folder
-        names = ("stage", "overlap", "open_loop", "publish", "faults")
+        names = ("stage", "overlap", "open_loop", "publish", "item_index", "faults")
         self.programs: dict[str, Held] = {
             name: self._read(folder / name / "results.json")
             for name in names
@@ -100,6 +100,7 @@ def page(results: Results, environment: Held, failed: Mapping[str, str]) -> str:
             "Each point is a request; every answer was compared, bit by bit, with that of an engine that "
             "serves its version only.",
         ),
+        "The life of an item index": _item_index(results),
         "Memory": _memory(results),
         "Suites": _suites(results),
         "All tables": _tables(results),
@@ -235,6 +236,15 @@ def _memory(results: Results) -> str:
         f"cache lines, and the table that finds them by id.</p>{_about(held)}"
         f"<figure>{inline_svg(file)}</figure>"
     )
+
+
+def _item_index(results: Results) -> str:
+    held = results.programs.get("item_index")
+    if held is None:
+        return _left_out("make bench")
+    text = (results.folder / "item_index" / "page.md").read_text(encoding="utf-8")
+    # The page's own title and machine stand in the report already.
+    return _about(held) + from_markdown(text[text.index("\n## ") :])
 
 
 def _suites(results: Results) -> str:

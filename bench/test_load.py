@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import faults
+import item_index
 import open_loop
 import overlap
-import item_index
 import publish
 from aif_jax.errors import DeadlineExceededError, OverloadedError
 from aif_jax.types import UserRecord

@@ -9,11 +9,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from indexing import building, opening, updating
+from indexing.page import page
 from load.plan import add_arguments, described, workload
 from load.progress import steps
 from load.written import write
-from nearline import building, opening, updating
-from nearline.page import page
 from stage.environment import environment
 from workload import build
 

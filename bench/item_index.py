@@ -17,7 +17,7 @@ from load.written import write
 from stage.environment import environment
 from workload import build
 
-RATES = (100.0, 1000.0, 3000.0, 10_000.0)
+RATES = (100.0, 1000.0, 10_000.0)
 
 
 def main(arguments: list[str] | None = None) -> Path:

@@ -32,9 +32,15 @@ def measure(built: Built, folder: Path, items: int, rounds: int) -> dict[str, An
     alone, whole = [], []
     for number in range(rounds):
         began_s = time.perf_counter()
+        rows = None
         for start in range(0, items, BATCH):
             part = slice(start, min(start + BATCH, items))
-            program.run({name: array[part] for name, array in encoded.items()}, content[part])
+            ahead = program.start({name: array[part] for name, array in encoded.items()}, content[part])
+            if rows is not None:
+                rows()
+            rows = ahead
+        assert rows is not None
+        rows()
         alone.append(items / (time.perf_counter() - began_s))
         path = folder / f"build-{number}"
         report = build_snapshot(ItemIndex, built.bundle, catalogue(built, items), path)

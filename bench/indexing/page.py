@@ -38,13 +38,14 @@ def page(results: dict[str, Any]) -> str:
         "rounds in turns).",
         "## Updates",
         "Updates of single items arrive at a rate (Poisson) and are followed into an archive: computed, on "
-        "disk, then visible, then acknowledged. The delay is from arrival until after all of that. Beside "
-        f"them one thread gathers {plan['candidates']:,} rows after another; its speed is a share of that "
-        "without updates, in the same run. Readers keep 90 % of their speed up to "
+        "disk, then visible, then acknowledged; then comes a pause. The delay is from arrival until the update "
+        f"is visible. Beside them one thread gathers {plan['candidates']:,} rows after another; its speed is a "
+        "share of that without updates, in the same run. Readers keep 90 % of their speed up to "
         f"{most:,.0f} updates a second.",
         table(
             (
                 "offered a second",
+                "pause, ms",
                 "done a second",
                 "updates a batch",
                 "delay p50, ms",
@@ -54,6 +55,7 @@ def page(results: dict[str, Any]) -> str:
             [
                 (
                     f"{one['offered_per_s']:,.0f}",
+                    f"{one['pause_ms']:.0f}",
                     f"{one['done_per_s']:,.0f}",
                     f"{one['batch']:.1f}",
                     f"{one['delay_ms']['p50']:.1f}",

@@ -13,6 +13,8 @@ from aif_jax.nearline import Archive, Delivery, Follower, ItemIndex, Upsert
 from aif_jax.nearline.change_log import Position
 from workload import Built
 
+PAUSES_S = (0.0, 0.02, 0.1)
+
 
 class Arrivals:
     """A source to which updates are given while it is read."""
@@ -58,7 +60,9 @@ def single(built: Built, row: int, price: float) -> Upsert:
     return Upsert(source.ids[row : row + 1], {**columns, "price": [price]}, source.content[row : row + 1])
 
 
-def follow(built: Built, folder: Path, rate: float, seconds: float, seed: int) -> dict[str, Any]:
+def follow(
+    built: Built, folder: Path, rate: float, pause_s: float, seconds: float, seed: int
+) -> dict[str, Any]:
     """Give single updates at a rate, Poisson in time, with and without a reader beside; see `measure`."""
     rng = np.random.default_rng(seed)
     index = ItemIndex.open(built.bundle, folder / "items.aifrows", verify=False)
@@ -81,7 +85,7 @@ def follow(built: Built, folder: Path, rate: float, seconds: float, seed: int) -
         index.warm()
         archive.start(index)
         arrivals = Arrivals()
-        follower = Follower(arrivals, [archive])
+        follower = Follower(arrivals, [archive], pause_s=pause_s)
         reader = threading.Thread(target=read)
         reader.start()
         time.sleep(seconds / 2)
@@ -115,8 +119,8 @@ def follow(built: Built, folder: Path, rate: float, seconds: float, seed: int) -
         rows, wanted = index.gather(keys)[0], expected.gather(keys)[0]
         assert all(np.array_equal(rows[name], wanted[name]) for name in wanted)
     return {
-        "offered_per_s": rate, "done_per_s": n / took_s, "delay_ms": stats["delay_ms"],
-        "batch": n / max(stats["batches"], 1),
+        "offered_per_s": rate, "pause_ms": 1e3 * pause_s, "done_per_s": n / took_s,
+        "delay_ms": stats["delay_ms"], "batch": n / max(stats["batches"], 1),
         "readers": float(np.median(during) / np.median(alone)),
     }  # fmt: skip
 
@@ -124,4 +128,5 @@ def follow(built: Built, folder: Path, rate: float, seconds: float, seed: int) -
 def measure(built: Built, folder: Path, rates: Sequence[float], seconds: float) -> list[dict[str, Any]]:
     """Follow at each rate: updates a second, delay from arrival until readers see it, and readers' speed
     beside."""
-    return [follow(built, folder, rate, seconds, number) for number, rate in enumerate(rates)]
+    plans = [(rate, pause_s) for rate in rates for pause_s in PAUSES_S]
+    return [follow(built, folder, *plan, seconds, number) for number, plan in enumerate(plans)]

@@ -3,6 +3,7 @@ with."""
 
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -128,8 +129,10 @@ class _Batch:
 
     digest: str
     """Of all ids up to here."""
-    ids: list[Any]
-    """Of the items that can be encoded, in their order."""
+    keys: list[np.ndarray]
+    """Of runs of the items that can be encoded, in their order."""
+    names: list[str]
+    """Of the same, if ids are strings."""
     encoded: list[tuple[dict[str, np.ndarray], np.ndarray, dict[str, np.ndarray]]]
     """Of runs of these: features, content, and the columns that no program computes."""
     bad: list[tuple[Any, AifError]]
@@ -247,13 +250,13 @@ class _Building:
         Raises:
             ItemIndexError: there are more bad ones than ``most``.
         """
-        batch = _Batch(digest, [], [], [], EncodeReport())
+        batch = _Batch(digest, [], [], [], [], EncodeReport())
 
         def encode(places: np.ndarray) -> None:
-            some = take(records, places)
+            some = records if len(places) == len(records.ids) else take(records, places)
             report = EncodeReport()
             try:
-                item_keys(some.ids)
+                keys = item_keys(some.ids)
                 features = self._program.encode(some.columns, len(places), report)
                 content = self._program.content(some.content, len(places))
                 extra = self._kind.extra_of(some)
@@ -271,7 +274,9 @@ class _Building:
                         "catalogue, or raise most_bad."
                     ) from error
                 return
-            batch.ids.extend(some.ids)
+            batch.keys.append(keys)
+            if len(keys) and isinstance(some.ids[0], str):
+                batch.names.extend(map(str, some.ids))
             batch.encoded.append((features, content, extra))
             batch.report.add(report)
 
@@ -281,25 +286,38 @@ class _Building:
     # -- writing ----------------------------------------------------------------------------------
 
     def _write(self, batch: _Batch) -> None:
+        waiting: Callable[[], None] | None = None
         for features, content, extra in batch.encoded:
             for part in batches(len(content)):
-                rows = self._program.run({name: a[part] for name, a in features.items()}, content[part])
-                rows |= {name: value[part] for name, value in extra.items()}
-                self._rows.write_rows(rows, part.stop - part.start)
-        if batch.ids:
-            strings = isinstance(batch.ids[0], str)
+                rows = self._program.start({name: a[part] for name, a in features.items()}, content[part])
+                # Rows are written while the next ones are computed.
+                if waiting is not None:
+                    waiting()
+                added = {name: value[part] for name, value in extra.items()}
+                waiting = functools.partial(self._write_rows, rows, added, part.stop - part.start)
+        if waiting is not None:
+            waiting()
+        count = sum(len(keys) for keys in batch.keys)
+        if count:
+            strings = bool(batch.names)
             if self._state["strings"] not in (None, strings):
                 raise ItemIndexError("ids: got integers and strings; use one kind throughout.")
             self._state["strings"] = strings
-            self._keys.append(item_keys(batch.ids).astype("<u8").tobytes())
+            for keys in batch.keys:
+                self._keys.append(keys.astype("<u8").tobytes())
             if strings:
-                self._names.append(joined_names([str(name) for name in batch.ids]))
+                self._names.append(joined_names(batch.names))
         for item, error in batch.bad:
             self._report.set_aside(item, str(error), type(error).__name__)
-        self._report.rows += len(batch.ids)
+        self._report.rows += count
         self._report.encoding.add(batch.report)
         self._state["batches"] += 1
         self._state["digest"] = batch.digest
+
+    def _write_rows(
+        self, rows: Callable[[], dict[str, np.ndarray]], added: dict[str, np.ndarray], n: int
+    ) -> None:
+        self._rows.write_rows(rows() | added, n)
 
     def _check_share(self, most_bad: float, least: int) -> None:
         """Look at the share of bad items, once there are enough to tell.

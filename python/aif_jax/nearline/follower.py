@@ -57,6 +57,9 @@ class Follower:
         on_bad: called with each item that cannot be applied.
         most_bad: the share of items that may be bad, looked at after every thousand; more end the following,
             since then it is not the items that are wrong. ``None`` for all.
+        pause_s: least seconds from the end of one batch to the beginning of the next. A program computes 256
+            rows in the time of one, so a pause makes fewer and larger batches: it leaves the cores to
+            requests, and updates are seen that much later.
         checkpoint_bytes: write a new snapshot, beside the following, whenever a log has grown by this much.
     """
 
@@ -67,13 +70,14 @@ class Follower:
         *,
         on_bad: Callable[[BadItem], None] | None = None,
         most_bad: float | None = 0.5,
+        pause_s: float = 0.02,
         checkpoint_bytes: int = 1 << 30,
     ):
         if not archives:
             raise ItemIndexError("archives: got none, expected at least one that keeps a table.")
         self._source, self._archives = source, tuple(archives)
         self._on_bad, self._most_bad = on_bad, most_bad
-        self._checkpoint_bytes = checkpoint_bytes
+        self._pause_s, self._checkpoint_bytes = pause_s, checkpoint_bytes
         self._counts: Counter[str] = Counter()
         self._bad: Counter[str] = Counter()
         self._delays_s: deque[float] = deque(maxlen=_REMEMBERED)
@@ -114,6 +118,7 @@ class Follower:
             if deliveries and self._applied(deliveries):
                 after = deliveries[-1].position
                 self._source.acknowledge(after)
+                self._stop.wait(self._pause_s)
         if self._checkpoint is not None:
             self._checkpoint.join()
 

@@ -145,14 +145,17 @@ class RowFileWriter:
         if not rows:
             self._write(_MAGIC.ljust(ROWS_AT, b"\0"))
         self._stream.flush()
+        self._packed = np.zeros((0, self._layout.row_bytes), np.uint8)
 
     def write_rows(self, columns: Mapping[str, np.ndarray], n: int) -> None:
         """Append n rows, given as columns ``[n, ...]``."""
-        rows = np.zeros((n, self._layout.row_bytes), np.uint8)
+        if len(self._packed) < n:
+            self._packed = np.zeros((n, self._layout.row_bytes), np.uint8)
+        rows = self._packed[:n]  # what pads rows stays zero
         for name, offset in self._layout.offsets.items():
             raw = np.ascontiguousarray(columns[name]).view(np.uint8).reshape(n, -1)
             rows[:, offset : offset + raw.shape[1]] = raw
-        self._write(rows.data)
+        self._write(rows.reshape(-1).data)
 
     def sync(self) -> None:
         """Return when the disk has all rows so far."""

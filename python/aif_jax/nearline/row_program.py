@@ -1,6 +1,6 @@
 """From raw item features to rows: one of a bundle's programs, a fixed number of rows at a time."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -57,6 +57,12 @@ class RowProgram:
         Returns:
             The columns of the rows, ``[n, ...]``.
         """
+        return self.start(encoded, content)()
+
+    def start(
+        self, encoded: Mapping[str, np.ndarray], content: np.ndarray
+    ) -> Callable[[], dict[str, np.ndarray]]:
+        """Begin to compute up to `BATCH` rows; what is returned waits for them. See `run`."""
         n = len(content)
         inputs = {f"item/{name}": pad_to(array, BATCH) for name, array in encoded.items()}
         inputs["item/content"] = pad_to(content, BATCH)
@@ -64,7 +70,7 @@ class RowProgram:
             np.any(content != 0, axis=1, keepdims=True).astype(np.float32), BATCH
         )
         outputs = self._bundle.call(self._stage, m=BATCH)(inputs)
-        return {name: np.ascontiguousarray(np.asarray(array)[:n]) for name, array in outputs.items()}
+        return lambda: {name: np.ascontiguousarray(np.asarray(a)[:n]) for name, a in outputs.items()}
 
 
 def batches(n: int) -> Iterator[slice]:

@@ -15,6 +15,7 @@ from aif_jax.errors import AifError, ArchiveError, ItemIndexError
 from aif_jax.nearline.archive import Archive
 from aif_jax.nearline.change_log import Position
 from aif_jax.nearline.merging import merged, one_by_one
+from aif_jax.nearline.row_program import BATCH
 from aif_jax.nearline.table import RowTable
 from aif_jax.nearline.update_source import Delivery, UpdateSource
 from aif_jax.nearline.updates import Delete, Upsert
@@ -57,9 +58,9 @@ class Follower:
         on_bad: called with each item that cannot be applied.
         most_bad: the share of items that may be bad, looked at after every thousand; more end the following,
             since then it is not the items that are wrong. ``None`` for all.
-        pause_s: least seconds from the end of one batch to the beginning of the next. A program computes 256
-            rows in the time of one, so a pause makes fewer and larger batches: it leaves the cores to
-            requests, and updates are seen that much later.
+        pause_s: least seconds from the end of one batch to the beginning of the next, unless there is a
+            backlog. A program computes 256 rows in the time of one, so a pause makes fewer and larger
+            batches: it leaves the cores to requests, and updates are seen that much later.
         checkpoint_bytes: write a new snapshot, beside the following, whenever a log has grown by this much.
     """
 
@@ -118,7 +119,8 @@ class Follower:
             if deliveries and self._applied(deliveries):
                 after = deliveries[-1].position
                 self._source.acknowledge(after)
-                self._stop.wait(self._pause_s)
+                if len(deliveries) < BATCH:  # with more there is a backlog, and no reason to wait for company
+                    self._stop.wait(self._pause_s)
         if self._checkpoint is not None:
             self._checkpoint.join()
 

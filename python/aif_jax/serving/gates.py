@@ -53,6 +53,7 @@ class Gates:
         self._config = config
         self._held = held
         self._user_states = user_states
+        self._found: Coverage | None = None
         self.waited_s = 0.0
 
     def wait(self, running: Callable[[], Tables], closed: Callable[[], bool]) -> None:
@@ -77,16 +78,21 @@ class Gates:
         """
         coverage = self._coverage.passed(running)
         if coverage is not None:
+            self._found = coverage
             # Again: the tables may have grown during the wait.
             self._check_memory()
         return coverage
 
     def still(self, running: Tables) -> Coverage:
-        """Return the coverage once more, because tables have changed while the candidate was made of them.
+        """Return the coverage once more, because tables may have changed while the candidate was made of them.
+
+        If any coverage will do, it is that of before.
 
         Raises:
             PublishError: there is not enough any more.
         """
+        if self._coverage.open and self._found is not None:
+            return self._found
         coverage = self._coverage.passed(running, last=True)
         assert coverage is not None, "it is the last look"
         return coverage

@@ -4,13 +4,13 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-REST = 2.0
+REST = 5.0
 """Times what a piece of work took that the next one waits."""
 
 
 @contextlib.contextmanager
 def unhurried() -> Iterator[None]:
-    """Rest twice as long as a piece of work took: the cores are there for requests.
+    """Rest five times as long as a piece of work took: the cores are there for requests.
 
     A low priority would be worse: a thread of low priority that holds the GIL holds up all others.
     """

@@ -84,7 +84,8 @@ class Gates:
         return coverage
 
     def still(self, running: Tables) -> Coverage:
-        """Return the coverage once more, because tables may have changed while the candidate was made of them.
+        """Return the coverage once more, because tables may have changed while the candidate was made of
+        them.
 
         If any coverage will do, it is that of before.
 

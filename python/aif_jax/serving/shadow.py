@@ -82,11 +82,11 @@ class _Sample:
 class Shadow:
     """Ranks a share of finished requests again with a candidate generation; from `Engine.shadow`.
 
-    A thread of its own does it, in the order in which they came, and rests five times as long as each took: it
-    takes a third of a core at most, and requests wait for nothing but the copy of a sampled one's arrays. The
-    record is the one that the request was ranked with, so the user source is not asked again; the user state
-    is computed, where the request's may have come from the cache. Safe to use from any thread; stop it, or
-    use it as a context manager.
+    A thread of its own does it, in the order in which they came, and rests five times as long as each took:
+    it takes a third of a core at most, and requests wait for nothing but the copy of a sampled one's arrays.
+    The record is the one that the request was ranked with, so the user source is not asked again; the user
+    state is computed, where the request's may have come from the cache. Safe to use from any thread; stop it,
+    or use it as a context manager.
 
     Args:
         generation: warmed; the shadow closes it.

@@ -1,9 +1,9 @@
 """What requests notice of ten publishes under steady load; every answer is checked against its own version.
 
 `python bench/publish.py`: two minutes; `--quick` is over sooner and only checks answers. Two bundles of one
-architecture with weights of their own take turns. Arrivals are a Poisson process, every request by a user who
-is new to the engine; latency counts from when a request was due. Writes results, a page and a picture into a
-folder of its own, and the page to `--record` too.
+architecture with weights of their own take turns. Arrivals are a Poisson process, by users whose states are
+cached, or with `--users 0` every one by a user who is new to the engine; latency counts from when a request
+was due. Writes results, a page and a picture into a folder of its own, and the page to `--record` too.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from load.plan import add_arguments, described, workload
 from load.progress import steps
 from load.publish_page import draw, page
 from load.publishing import Plan, measure
-from load.service import make_service
+from load.service import REQUESTS, make_service
 from load.written import write
 from stage.environment import environment
 
@@ -31,9 +31,18 @@ def main(arguments: list[str] | None = None) -> Path:
         "--seconds", type=float, default=90.0, help="of arrivals; publishes in their middle third"
     )
     parser.add_argument("--warm", type=int, default=100, help="users whose states are computed ahead")
+    parser.add_argument(
+        "--users",
+        type=int,
+        default=Plan.users,
+        help=f"who ask in turns, a multiple of {REQUESTS}; 0: all new",
+    )
     given = parser.parse_args(arguments)
+    if given.users % REQUESTS:
+        parser.error(f"--users: got {given.users}, expected a multiple of {REQUESTS}")
     results: dict[str, Any] = {"environment": environment(), "plan": described(given)}
-    plan = Plan(rate=given.rate, seconds=6.0 if given.quick else given.seconds, warm=given.warm)
+    seconds = 6.0 if given.quick else given.seconds
+    plan = Plan(rate=given.rate, seconds=seconds, warm=given.warm, users=given.users)
     with steps(4) as step, tempfile.TemporaryDirectory() as folder:
         step("building")
         service = make_service(workload(given), Path(folder))

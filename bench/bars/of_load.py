@@ -84,8 +84,9 @@ def _publish(shared: Shared) -> Mapping[str, Value]:
     before, during = np.array(times["before"]), np.array(times["during"])
     ratio = float(np.quantile(during, 0.99) / np.quantile(before, 0.99))
     how = (
-        f"{shared.sizes}; {plan.rate:g} requests a second for {plan.seconds:g} s, Poisson, every one by a "
-        f"new user, {plan.publishes} publishes with {plan.warm} states computed ahead in the middle third; "
+        f"{shared.sizes}; {plan.rate:g} requests a second for {plan.seconds:g} s, Poisson, by {plan.users} "
+        f"users whose states are cached; {plan.publishes} publishes in the middle third, each with up to "
+        f"{plan.warm} states computed ahead; "
         f"{len(during)} requests during a publish, {len(before)} before the first; quartiles of "
         f"{RESAMPLES} resamples of both"
     )

@@ -18,13 +18,15 @@ def page(results: dict[str, Any]) -> str:
         [name, str(times["requests"]), *(f"{times[q]:.1f}" for q in ("p50", "p99", "p99.9", "max"))]
         for name, times in found["phases"].items()
     ]
+    users = found["users"]
+    by = f"by {users} users in turns, whose states are cached" if users else "every one by a new user"
     ratio = found["phases"]["during"]["p99"] / found["phases"]["before"]["p99"]
     took = [swap["end_s"] - swap["start_s"] for swap in found["swaps"]]
     warmed = sum(swap["warmed"] for swap in found["swaps"])
     sentences = [
         f"{plan['items']:,} items, {plan['candidates']:,} candidates, history of {plan['long_length']:,}, "
         f"the best {plan['k']}. {found['rate']:g} requests a second for {found['seconds']:g} s, Poisson, "
-        "every one by a new user; retrieval is a coroutine that sleeps 10 ms.",
+        f"{by}; retrieval is a coroutine that sleeps 10 ms.",
         f"{found['published']} publishes in the middle third, of two bundles with tables of their own in "
         f"turns, each with 4 golden requests and up to {found['warm']} states computed ahead ({warmed} in "
         f"all); one took {min(took):.2f} to {max(took):.2f} s. Programs were compiled before: the bundles "

@@ -31,6 +31,7 @@ class Plan:
         rate: requests a second.
         seconds: of arrivals; publishes are in their middle third.
         warm: users whose states are computed ahead.
+        users: how many ask in turns, a multiple of `REQUESTS`; 0: every request is by a new one.
         publishes: how many.
     """
 
@@ -38,6 +39,7 @@ class Plan:
     seconds: float
     warm: int
     publishes: int = 10
+    users: int = 3 * REQUESTS
 
 
 Expected = dict[tuple[str, int], tuple[bytes, bytes]]
@@ -65,7 +67,7 @@ def answers_of(service: Service, built: Built) -> Expected:
 
 
 async def run(
-    engine: Engine, expected: Expected, due: np.ndarray, publish: Any, swap_at: list[float]
+    engine: Engine, expected: Expected, due: np.ndarray, users: int, publish: Any, swap_at: list[float]
 ) -> dict[str, Any]:
     """Send requests when they are due, and publish at given times; return times, faults and publishes."""
     done: list[tuple[float, float, str]] = []
@@ -75,8 +77,9 @@ async def run(
 
     async def ask(number: int, due_s: float) -> None:
         try:
-            # Different users ask the same in turns, and none of them is met twice.
-            ranking = await engine.rank_async(number, CONTEXT_OF_REQUESTS)
+            # Different users ask the same in turns.
+            user = number % users if users else number
+            ranking = await engine.rank_async(user, CONTEXT_OF_REQUESTS)
         except Exception as error:
             faults.append(f"{type(error).__name__}: {error}")
             return
@@ -167,7 +170,7 @@ def measure(service: Service, plan: Plan, step: Step, folder: Path) -> dict[str,
     ]
     with engine_of(service, one) as engine:
         step("serving")
-        for number in range(REQUESTS):
+        for number in range(max(plan.users, REQUESTS)):
             engine.rank(number, CONTEXT_OF_REQUESTS)
         # As a server should when it is warm: else each collection walks all of JAX, for 0.1 s.
         gc.collect()
@@ -176,11 +179,12 @@ def measure(service: Service, plan: Plan, step: Step, folder: Path) -> dict[str,
         def publish(number: int) -> Any:
             return engine.publish(*generations[number % 2], golden=golden, least_overlap=0.0, warm=plan.warm)
 
-        found = asyncio.run(run(engine, expected, due, publish, swap_at))
+        found = asyncio.run(run(engine, expected, due, plan.users, publish, swap_at))
         stats = engine.stats()
         gc.unfreeze()
     assert stats["compilations"] == 0
     return {
         **found, "phases": phases(found), "rate": plan.rate, "seconds": plan.seconds, "warm": plan.warm,
+        "users": plan.users,
         "published": stats["generations"]["published"],
     }  # fmt: skip

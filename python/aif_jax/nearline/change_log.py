@@ -168,7 +168,8 @@ class ChangeLog:
         """
         self._check()
         try:
-            os.fdatasync(self._file)
+            # macOS has no fdatasync.
+            getattr(os, "fdatasync", os.fsync)(self._file)
             self._synced = self.bytes
         except OSError as error:
             self._broken = f"the disk has not confirmed what was written ({error.strerror})"

@@ -257,7 +257,7 @@ class Archive:
         self._table = self._log = None
 
     def _prune(self) -> None:
-        """Delete what the snapshots to be kept do not need; one that is broken does not count as one."""
+        """Delete what the snapshots to be kept do not need."""
         snapshots = sorted(
             (number for number, what in files_of(self.directory) if what == "rows"), reverse=True
         )

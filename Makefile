@@ -31,7 +31,9 @@ test-python: $(VENV)/.dev
 	$(BIN)/python -m pytest bench --quick
 
 test-lowest: $(LOWEST)/.dev ## The tests of all that touches jax and flax, against the lowest supported versions
-	$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 tests/kernels tests/models tests/training tests/bundle tests/serving tests/cli/test_road.py tests/test_cache_loans.py
+	$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 tests/kernels tests/models tests/training tests/bundle \
+		$(addprefix tests/serving/test_,$(addsuffix .py,device_rows device_stage edges engine no_compilation ranking rungs)) \
+		tests/cli/test_road.py tests/test_cache_loans.py
 
 stress: SANITIZED = RUSTC_BOOTSTRAP=1 AIF_STRESS_SECONDS=$(STRESS_SECONDS) cargo test --quiet -p aif-core \
 	--target $(shell rustc -vV | sed -n 's/^host: //p')

@@ -86,7 +86,7 @@ def test_changes_are_followed_file_by_file_and_go_on_where_they_were_left(
                     break
                 pause.wait(0.02)
             assert world.ids[51] in archive.table
-            assert waiting.stats()["delay_ms"]["p99"] > 0
+        assert waiting.stats()["delay_ms"]["p99"] > 0
 
 
 def test_missing_values_and_string_ids(bundle: Bundle, tmp_path: Path) -> None:

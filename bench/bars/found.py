@@ -8,6 +8,9 @@ from typing import Any
 from bars.lines import Bar
 from load.tables import table
 
+RATIOS = ("share",)
+"""Further figures that are ratios themselves."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Value:
@@ -17,7 +20,7 @@ class Value:
         value: the median over the rounds, unless ``how`` says otherwise.
         spread: its 25 % and 75 % quantiles over the rounds.
         how: sizes, rounds, and what was left out to be quick.
-        also: further figures of the same run, by name; written where the bar itself is a time.
+        also: further figures of the same run, by name; of a bar that is a ratio only `RATIOS` are written.
     """
 
     value: float
@@ -78,8 +81,8 @@ def _promised(bar: Bar) -> dict[str, Any]:
 def _value(bar: Bar, found: Value) -> dict[str, Any]:
     if not math.isfinite(found.value):
         return _without(bar, "failed", f"the measurement gave {found.value}, which is no figure")
-    # Times of one machine say nothing beside another's, so they stay out of a file of ratios.
-    also = found.also if bar.unit == "ms" else {}
+    # Times of one machine say nothing beside another's, so they stay out where the bar is a ratio.
+    also = found.also if bar.unit == "ms" else {name: x for name, x in found.also.items() if name in RATIOS}
     return {
         "value": found.value, **_promised(bar), "holds": bar.holds(found.value),
         "reached": bar.reached(found.value), "spread": list(found.spread), "how": found.how, **also,

@@ -37,8 +37,8 @@ def page(results: dict[str, Any]) -> str:
         f"**{building['share']:.0%}** of its speed (bar {BAR_SHARE:.0%}: {outcome}; {building['rounds']} "
         "rounds in turns).",
         "## Updates",
-        "Updates of single items arrive at a rate (Poisson) and are followed into an archive: computed, on "
-        "disk, then visible, then acknowledged; then comes a pause. The delay is from arrival until the "
+        "Updates of single items arrive at a rate (Poisson) and are followed into an archive: computed, in "
+        "the log, visible, on disk, acknowledged; then comes a pause. The delay is from arrival until the "
         f"update is visible. Beside them one thread gathers {plan['candidates']:,} rows after another; its "
         "speed is a share of that without updates, in the same run. Readers keep 90 % of their speed up to "
         f"{most:,.0f} updates a second.",

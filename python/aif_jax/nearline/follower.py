@@ -1,4 +1,4 @@
-"""Follows a stream of updates into archives: applied, on disk, acknowledged, in this order."""
+"""Follows a stream of updates into archives: in the log, applied, on disk, acknowledged, in this order."""
 
 import dataclasses
 import errno

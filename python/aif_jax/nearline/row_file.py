@@ -323,12 +323,12 @@ def _read(path: Path, stream: IO[bytes], kind: str | None, verify: bool) -> RowF
         raise ItemIndexError(
             f"{path}: holds a snapshot of kind {footer['kind']!r}, expected {kind!r}; check the path."
         )
-    if begins_with(stream, len(_MAGIC), ROWS_AT):
+    if _holds_more_than_zeros(stream, len(_MAGIC), ROWS_AT):
         raise ItemIndexError(f"{path}: something stands between its magic and its rows: altered; {_FIX}.")
     sections: dict[str, bytes] = {}
     reached = ROWS_AT + footer["rows"] * footer["row_bytes"]
     for name, entry in footer["sections"].items():
-        if begins_with(stream, reached, entry["offset"]):
+        if _holds_more_than_zeros(stream, reached, entry["offset"]):
             raise ItemIndexError(f"{path}: something stands before section {name!r}: altered; {_FIX}.")
         stream.seek(entry["offset"])
         content = stream.read(entry["bytes"])
@@ -352,7 +352,7 @@ def _read(path: Path, stream: IO[bytes], kind: str | None, verify: bool) -> RowF
     )  # fmt: skip
 
 
-def begins_with(stream: IO[bytes], start: int, end: int) -> bool:
+def _holds_more_than_zeros(stream: IO[bytes], start: int, end: int) -> bool:
     """Return whether anything but zeros stands in a stretch of a file that should be padding."""
     stream.seek(start)
     return stream.read(end - start).strip(b"\0") != b""

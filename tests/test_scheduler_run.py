@@ -8,7 +8,7 @@ import traceback
 import pytest
 
 from aif_jax._native import Scheduler
-from aif_jax.errors import DeadlineExceededError, OverloadedError, RequestError, SchedulerError
+from aif_jax.errors import ConfigError, DeadlineExceededError, OverloadedError, RequestError, SchedulerError
 
 LANES = ("blocking", "compute")
 LONG_S = 60.0
@@ -186,6 +186,20 @@ def test_a_deadline_ends_the_wait_for_a_seat(scheduler):
     assert ran == []
     stats = scheduler.stats()["compute"]
     assert (stats["expired"], stats["queued"]) == (2, 0)
+
+
+@pytest.mark.parametrize("lane", LANES)
+def test_idle_threads_are_counted(scheduler, lane):
+    threads = 2 if lane == "blocking" else 1
+    assert scheduler.idle_threads(lane) == threads
+    held = Held(scheduler, lane)
+    assert scheduler.idle_threads(lane) == threads - 1
+    held.release()
+    settle(scheduler)
+    assert scheduler.idle_threads(lane) == threads
+    assert scheduler.run(lane, scheduler.idle_threads, lane) == threads - 1, "its seat is lent"
+    with pytest.raises(ConfigError, match="lane"):
+        scheduler.idle_threads("drying")
 
 
 def test_what_would_end_too_late_is_refused(scheduler):

@@ -27,6 +27,7 @@ __all__ = [
     "ffi_targets",
     "hash_strings",
     "simtier",
+    "standardise",
     "table_sum",
 ]
 
@@ -282,6 +283,30 @@ def distinct(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64] | None:
         RequestError: not a contiguous array `uint64[N]`, or one of 2^31 keys or more.
     """
 
+def standardise(
+    values: npt.NDArray[np.float32] | npt.NDArray[np.float64],
+    mean: float,
+    std: float,
+    clip: float,
+    log1p: bool,
+) -> tuple[npt.NDArray[np.float32], int, int, int]:
+    """Standardise a column ``[N]``, in double precision, rounded once at the end.
+
+    Args:
+        values: contiguous.
+        mean: subtracted.
+        std: divides what is left.
+        clip: bound of the result on both sides.
+        log1p: whether ``sign(x) log(1 + |x|)`` takes the place of ``x``.
+
+    Returns:
+        (standardised value, 1) for each value, (0, 0) for one that is not finite, ``float32[N, 2]``; how many
+        are NaN; how many are infinite; how many were cut to the bound.
+
+    Raises:
+        SchemaError: not such an array, or the bound is negative.
+    """
+
 # Scheduler: how it orders, helps and stops is said in the docs of the Rust crate's `sched`.
 
 @final
@@ -411,6 +436,13 @@ class Scheduler:
             SchedulerError: after a fork.
             ConfigError: there is no such lane.
             RequestError: `deadline_ms` is not a number.
+        """
+    def idle_threads(self, lane: Literal["blocking", "compute"]) -> int:
+        """Return how many threads of the lane are idle now; it reserves none.
+
+        Raises:
+            SchedulerError: after a fork.
+            ConfigError: there is no such lane.
         """
     def wait(self, future: Future[_T], timeout_ms: float | None = None) -> _T:
         """Return the result of `future`, or raise its exception.

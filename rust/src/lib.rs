@@ -7,12 +7,13 @@
 //! - [`interaction`]: from item ids to logits, all of the real-time stage that depends on the pair;
 //! - [`mod@top_k`]: the best of many scores;
 //! - [`mod@distinct`]: which of many keys had come before;
+//! - [`standard`]: columns of numbers, standardised;
 //! - [`mapping`]: files as memory;
 //! - [`pool`]: buffers for batches of rows, lent and taken back;
 //! - [`xla`]: the C ABI by which XLA calls those kernels from inside a compiled program.
 //!
 //! Nothing here knows Python. Imports run one way:
-//! `sync, error, bf16 -> mapping -> buffer -> {cache, sched, lsh -> dense, distinct, pool, top_k} -> interaction -> xla`.
+//! `sync, error, bf16 -> mapping -> buffer -> {cache, sched, lsh -> dense, distinct, pool, standard, top_k} -> interaction -> xla`.
 
 pub mod bf16;
 pub mod buffer;
@@ -26,6 +27,7 @@ pub mod mapping;
 pub mod metrics;
 pub mod pool;
 pub mod sched;
+pub mod standard;
 pub mod sync;
 pub mod top_k;
 pub mod xla;

@@ -1,4 +1,3 @@
-import dataclasses
 import itertools
 import json
 import random
@@ -25,7 +24,7 @@ def report(make: Any, world: World) -> Report:
 
 
 def taking(report: Report, total_ms: float) -> Report:
-    return dataclasses.replace(report, total_ms=total_ms)
+    return report._replace(total_ms=total_ms)
 
 
 def totals(slow: SlowRequests) -> list[float]:

@@ -3,13 +3,15 @@
 import asyncio
 import concurrent.futures
 import gc
+import threading
 import time
 import weakref
 from typing import Any
 
 import pytest
 
-from aif_jax.serving.awaiting import TimeLimit, result_of
+from aif_jax.errors import SchedulerError
+from aif_jax.serving.awaiting import TimeLimit, Waiter, result_of
 
 
 async def sleep_within(limit: float | None, seconds: float) -> str:
@@ -89,3 +91,130 @@ def test_a_task_that_is_about_to_go_on_ends_with_its_loop() -> None:
         assert there() is None
     finally:
         gc.enable()
+
+
+Pool = concurrent.futures.ThreadPoolExecutor
+
+
+def waited(function: Any, *, late: bool) -> Any:
+    """Return what a coroutine gets of a thread's function, done before it waits, or while it does."""
+
+    async def wait(pool: Pool) -> Any:
+        waiter, gate = Waiter(), threading.Event()
+
+        def call() -> Any:
+            assert gate.wait(20)
+            return function()
+
+        task = pool.submit(waiter.run, call)
+        if late:
+            asyncio.get_running_loop().call_later(0.01, gate.set)
+        else:
+            gate.set()
+            concurrent.futures.wait([task])
+        return await waiter.of(task)
+
+    with Pool(1) as pool:
+        return asyncio.run(wait(pool))
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_waiter_gets_the_result_or_the_error(late: bool) -> None:
+    assert waited(lambda: 7, late=late) == 7
+
+    def broken() -> None:
+        raise KeyError("shard 7")
+
+    with pytest.raises(KeyError, match="shard 7"):
+        waited(broken, late=late)
+
+
+def test_a_waiter_is_woken_in_one_turn_of_the_loop_and_before_the_future_is_done() -> None:
+    async def wait(pool: Pool) -> tuple[Any, bool]:
+        waiter, woken = Waiter(), threading.Event()
+        begun = threading.Event()
+
+        def run() -> int:
+            begun.set()
+            result: int = waiter.run(lambda: 7)
+            assert woken.wait(20), "the coroutine goes on before this function returns"
+            return result
+
+        task = pool.submit(run)
+        result = await waiter.of(task)
+        done = task.done()
+        woken.set()
+        return result, done
+
+    with Pool(1) as pool:
+        assert asyncio.run(wait(pool)) == (7, False)
+
+
+def test_a_waiter_that_is_cancelled_gives_the_future_up() -> None:
+    async def wait() -> tuple[bool, bool]:
+        future: concurrent.futures.Future[int] = concurrent.futures.Future()
+        task = asyncio.ensure_future(result_of(future))
+        await asyncio.sleep(0)
+        task.cancel("no longer wanted")
+        await asyncio.wait([task])
+        return task.cancelled(), future.cancelled()
+
+    assert asyncio.run(wait()) == (True, True)
+
+
+def test_a_future_that_somebody_else_cancelled_is_no_cancellation() -> None:
+    async def wait(before: bool) -> None:
+        future: concurrent.futures.Future[int] = concurrent.futures.Future()
+        if before:
+            future.cancel()
+        else:
+            asyncio.get_running_loop().call_later(0.01, future.cancel)
+        await result_of(future)
+
+    for before in (True, False):
+        with pytest.raises(SchedulerError, match="shut down"):
+            asyncio.run(wait(before))
+
+
+def test_a_closed_loop_does_not_trouble_the_thread() -> None:
+    future: concurrent.futures.Future[int] = concurrent.futures.Future()
+    future.set_running_or_notify_cancel()
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda _loop, _context: None)
+    task = loop.create_task(result_of(future))
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    future.set_result(1)
+    assert not task.done()
+    task = None  # type: ignore[assignment]
+    gc.collect()
+
+
+def test_many_waiters_and_threads_and_cancellations_lose_nothing() -> None:
+    gate = threading.Event()
+
+    def call(number: int) -> int:
+        assert gate.wait(20)
+        return number
+
+    async def one(pool: Pool, number: int) -> int:
+        waiter = Waiter()
+        got: int = await waiter.of(pool.submit(waiter.run, call, number))
+        return got
+
+    async def all_of_them(pool: Pool) -> tuple[int, int]:
+        tasks = [asyncio.ensure_future(one(pool, number)) for number in range(2_000)]
+        for number in range(0, 2_000, 7):
+            await asyncio.sleep(0)
+            if number == 1_001:
+                gate.set()
+            tasks[number].cancel()
+        await asyncio.wait(tasks)
+        cancelled = sum(task.cancelled() for task in tasks)
+        for number, task in enumerate(tasks):
+            assert task.cancelled() or task.result() == number
+        return cancelled, len(tasks)
+
+    with Pool(4) as pool:
+        cancelled, made = asyncio.run(all_of_them(pool))
+    assert 100 < cancelled <= -(-made // 7)

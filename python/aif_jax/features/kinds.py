@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from aif_jax import _native
 from aif_jax.errors import SchemaError
 from aif_jax.features.encoders import UNKNOWN, Encoder, Vocabulary, encoder_from_json
 from aif_jax.features.report import EncodeReport
@@ -205,6 +206,15 @@ class Numeric:
             )
         return values
 
+    def _numbers(self, column: Any, n: int) -> np.ndarray:
+        """Read a column as float32 or float64 ``[n]``, contiguous."""
+        if type(column) is np.ndarray and column.dtype == np.float32 and column.shape == (n,):
+            values = column  # every one of its values is a float64 too
+        else:
+            values = self.raw(column, n)
+        flags = values.flags
+        return values if flags.c_contiguous and flags.aligned else np.require(values, requirements=("C", "A"))
+
     def fit(self, column: Any) -> "Numeric":
         """Return the feature with mean and std of a column of training data; a fitted one returns itself."""
         if self.mean is not None:
@@ -222,23 +232,14 @@ class Numeric:
             raise SchemaError(
                 f"feature {self.name!r} is not fitted yet; call Schema.fit, or give mean and std."
             )
-        values = self.raw(column, n)
-        encoded = np.ones((n, 2), np.float32)
-        present = np.isfinite(values)
-        if not (whole := bool(present.all())):
-            infinite = _count(np.isinf(values))
+        encoded, missing, infinite, clipped = _native.standardise(
+            self._numbers(column, n), self.mean, self.std, self.clip, self.transform == "log1p"
+        )
+        # Most columns are whole, and a request waits for this one.
+        if missing or infinite or clipped:
+            report.missing[self.name] += missing
             report.non_finite[self.name] += infinite
-            report.missing[self.name] += n - _count(present) - infinite
-            values = np.where(present, values, 0.0)
-            encoded[:, 1] = present
-        standard = (self._transformed(values) - self.mean) / self.std
-        if not whole:
-            standard *= present
-        # Most columns need no clipping, and a request waits for this one.
-        if n and not -self.clip <= standard.min() <= standard.max() <= self.clip:
-            report.clipped[self.name] += _count(np.abs(standard) > self.clip)
-            np.clip(standard, -self.clip, self.clip, out=standard)
-        encoded[:, 0] = standard
+            report.clipped[self.name] += clipped
         return encoded
 
     def to_json(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The schema of a model: its features by group, its behaviour types, its category and its item id."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -78,6 +79,14 @@ class Schema:
             raise SchemaError(f"group: got {group!r}, expected one of {', '.join(GROUPS)}.")
         return getattr(self, group)
 
+    def names(self, group: Group) -> frozenset[str]:
+        """Return the names of a group's features."""
+        return self._names[group]
+
+    @functools.cached_property
+    def _names(self) -> dict[str, frozenset[str]]:
+        return {group: frozenset(feature.name for feature in self.features(group)) for group in GROUPS}
+
     def feature(self, group: Group, name: str) -> Feature:
         """Return one feature.
 
@@ -154,13 +163,14 @@ class Schema:
         """
         report = EncodeReport() if report is None else report
         features = self.features(group)
-        if extra := columns.keys() - {feature.name for feature in features}:
+        if not columns.keys() <= self.names(group):
+            extra = columns.keys() - self.names(group)
             if strict:
                 raise SchemaError(
                     f"{group}: columns {sorted(extra)} are not in the schema, whose {group} features are "
                     f"{[feature.name for feature in features]}; leave them out or add features for them."
                 )
-            report.ignored.update(extra)
+            report.ignore(extra)
         encoded = {}
         for feature in features:
             if feature.name in columns:

@@ -42,8 +42,9 @@ def check_context(context: Any, schema: Schema) -> None:
     """
     if not isinstance(context, Mapping):
         raise RequestError(f"context: got a {type(context).__name__}, expected features by name.")
-    known = {feature.name for feature in schema.context}
-    if unknown := sorted(map(str, context.keys() - known)):
+    known = schema.names("context")
+    if not context.keys() <= known:
+        unknown = sorted(map(str, context.keys() - known))
         raise RequestError(
             f"context: features {unknown} are not in the schema, whose context features are "
             f"{sorted(known)}; leave them out, or train with a schema that names them."

@@ -3,7 +3,10 @@
 import asyncio
 import concurrent.futures
 import contextlib
+import contextvars
+import threading
 import weakref
+from collections.abc import Callable, Generator
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,36 +18,117 @@ SHUT_DOWN = (
 )
 
 
-async def result_of(future: "concurrent.futures.Future[Any]") -> Any:
-    """Return the result of a future, or raise its exception; give it up when the caller is given up.
+class Waiter:
+    """Wakes one coroutine with what a function did in another thread, as soon as it has done it.
 
-    Like ``asyncio.wrap_future``, but for one that is done it takes no turn of the loop, and where the loop
-    was closed meanwhile the thread that resolves the future is not troubled with that.
+    ``asyncio.wrap_future`` wakes it later: after the bookkeeping of whoever ran the function, and then in the
+    second turn of the loop instead of the first.
 
-    Raises:
-        asyncio.CancelledError: the caller was cancelled.
-        SchedulerError: the future was, by somebody else.
+    To be made and awaited in the loop, once. Give `run` to a thread, and then `of` its future.
     """
-    if not future.done():
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[None] = loop.create_future()
 
-        def wake(_: object) -> None:
-            # A closed loop: nobody waits any more.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(_settle, waiter)
+    # What asyncio asks of an object that is like a future.
+    _asyncio_future_blocking = False
 
-        future.add_done_callback(wake)
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._done = False
+        self._result: Any = None
+        self._error: BaseException | None = None
+        self._wakeup: tuple[Callable[[Any], object], contextvars.Context | None] | None = None
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function and wake the coroutine; return what it returned, or raise what it raised."""
         try:
-            await waiter
+            result = function(*arguments)
+        except BaseException as error:
+            self._settle(None, error)
+            raise
+        self._settle(result, None)
+        return result
+
+    async def of(self, future: "concurrent.futures.Future[Any]") -> Any:
+        """Return the result of the future of `run`; give it up when the caller is given up.
+
+        Where the loop was closed meanwhile, the thread that runs it is not troubled with that.
+
+        Raises:
+            asyncio.CancelledError: the caller was cancelled.
+            SchedulerError: the future was, by somebody else.
+        """
+        future.add_done_callback(self._ended)  # it may never have been run
+        try:
+            return await self
         except BaseException:
             future.cancel()
             raise
-    try:
-        return future.result()
-    except concurrent.futures.CancelledError:
-        # Not as a cancellation: the caller's coroutine would pass for one that was given up.
-        raise SchedulerError(SHUT_DOWN) from None
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the loop that the coroutine runs in."""
+        return self._loop
+
+    def add_done_callback(
+        self, wakeup: Callable[[Any], object], *, context: contextvars.Context | None = None
+    ) -> None:
+        """Have the loop call this when it is done."""
+        with self._lock:
+            self._wakeup = wakeup, context
+            done = self._done
+        if done:
+            self._wake()
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Wake the coroutine with its cancellation; return whether it was not woken yet."""
+        return self._settle(None, asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg))
+
+    def result(self) -> Any:
+        """Return what the function returned, or raise what it raised."""
+        error = self._error
+        if error is None:
+            return self._result
+        try:
+            raise error
+        finally:
+            del error, self  # or the traceback would hold what holds it
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        if not self._done:
+            self._asyncio_future_blocking = True
+            yield self
+        return self.result()
+
+    def _settle(self, result: Any, error: BaseException | None) -> bool:
+        with self._lock:
+            if self._done:
+                return False
+            self._result, self._error, self._done = result, error, True
+        self._wake()
+        return True
+
+    def _wake(self) -> None:
+        with self._lock:
+            wakeup, self._wakeup = self._wakeup, None
+        if wakeup is not None:
+            # A closed loop: nobody waits any more.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(wakeup[0], self, context=wakeup[1])
+
+    def _ended(self, future: "concurrent.futures.Future[Any]") -> None:
+        if self._done:
+            return
+        if future.cancelled():
+            # Not as a cancellation: the caller's coroutine would pass for one that was given up.
+            self._settle(None, SchedulerError(SHUT_DOWN))
+        elif (error := future.exception()) is not None:
+            self._settle(None, error)
+        else:
+            self._settle(future.result(), None)
+
+
+async def result_of(future: "concurrent.futures.Future[Any]") -> Any:
+    """Return the result of a future, or raise its exception; see `Waiter.of`."""
+    return await Waiter().of(future)
 
 
 class TimeLimit:
@@ -93,8 +177,3 @@ def _current_task() -> "asyncio.Task[Any]":
     task = asyncio.current_task()
     assert task is not None, "a coroutine runs in a task"
     return task
-
-
-def _settle(waiter: "asyncio.Future[None]") -> None:
-    if not waiter.done():
-        waiter.set_result(None)

@@ -193,7 +193,7 @@ def complete(chosen: Chosen, generation: "Generation", report: EncodeReport) -> 
         RequestError: a pair feature has another name or length, or the filters do not fit the model.
     """
     schema = generation.bundle.schema
-    report.ignored.update(chosen.ignored)
+    report.ignore(chosen.ignored)
     if chosen.filters is not None:
         others = chosen.filters.of_other_categories(chosen.keys, generation.index, schema, report)
         if others is not None:
@@ -206,11 +206,16 @@ def complete(chosen: Chosen, generation: "Generation", report: EncodeReport) -> 
 
 def _read(asked: Asked, schema: Schema, unknown_columns: UnknownColumns) -> Chosen:
     filters = checked_filters(asked.filters)
-    ids, pair, ignored = split_table(asked.candidates, asked.pair, schema, unknown_columns)
-    try:
-        array, keys, _ = read_ids(ids)
-    except RequestError as error:
-        raise RequestError(f"candidates: {str(error).removeprefix('ids: ')}") from error
+    ignored: tuple[str, ...] = ()
+    if _plain(asked.candidates, asked.pair):
+        array = keys = asked.candidates
+        pair = dict(asked.pair or {})
+    else:
+        ids, pair, ignored = split_table(asked.candidates, asked.pair, schema, unknown_columns)
+        try:
+            array, keys, _ = read_ids(ids)
+        except RequestError as error:
+            raise RequestError(f"candidates: {str(error).removeprefix('ids: ')}") from error
     n = len(keys)
     if n == 0:
         raise RequestError(
@@ -222,6 +227,18 @@ def _read(asked: Asked, schema: Schema, unknown_columns: UnknownColumns) -> Chos
         chosen.duplicates = n - len(first)
         chosen.keep(first)
     return chosen
+
+
+def _plain(ids: Any, pair: Any) -> bool:
+    """Whether ids are keys and pair features columns as they are: what retrieval should return, and fast."""
+    return (
+        type(ids) is np.ndarray
+        and ids.dtype == np.uint64
+        and ids.ndim == 1
+        and ids.flags.c_contiguous
+        and ids.flags.aligned
+        and (pair is None or (type(pair) is dict and all(type(c) is np.ndarray for c in pair.values())))
+    )
 
 
 def _encoded(chosen: Chosen, schema: Schema, raw: frozenset[str], report: EncodeReport) -> CheckedCandidates:

@@ -109,6 +109,8 @@ class DeviceStage(Stage):
             keys, size, self._calling(size, length, others), default=self._default, refuse=call.refuse
         )
         dispatched = time.perf_counter()
+        if call.meanwhile is not None:
+            call.meanwhile()
         order, scores, heads, unscored, not_rankable = jax.device_get(results)
         missing = len(keys) - int(np.count_nonzero(found))
         usable = len(keys) if self._default else len(keys) - missing

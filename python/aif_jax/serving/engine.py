@@ -29,7 +29,7 @@ from aif_jax.serving.ladder import Choice
 from aif_jax.serving.many import context_for_each, rank_in_order, rank_side_by_side
 from aif_jax.serving.memory import Needs, as_stats
 from aif_jax.serving.observer import Observer
-from aif_jax.serving.own_retrieval import Fallback, blaming_retrieval
+from aif_jax.serving.own_retrieval import BLAMING_RETRIEVAL, Fallback
 from aif_jax.serving.pending import Pending
 from aif_jax.serving.publishing import GoldenRequest, Publication, check_bounds
 from aif_jax.serving.release import Release, Sources
@@ -158,7 +158,6 @@ class Engine:
                 raise
             # It is read in another thread, later: the caller may use the mapping again.
             pending = Pending(self, release, user, dict(context), deadline_ms)
-            self._handles.expire()
             self.counts.add("begun")
             self._handles.add(pending)
             try:
@@ -220,9 +219,12 @@ class Engine:
         try:
             with pending.errors():
                 request, start = self._request(pending, k, filters), partial(self._start, pending)
-                ids, pair = await pending.release.retrieval.later(pending, request, start)
-                with blaming_retrieval():
-                    return await pending.rank_uncounted_async(ids, pair, k, filters)
+                rank_here = partial(pending.rank_here, k=k, filters=filters)
+                found, ranked = await pending.release.retrieval.later(pending, request, start, rank_here)
+                with BLAMING_RETRIEVAL:
+                    if ranked is not None:
+                        return pending.told(*ranked)
+                    return await pending.rank_uncounted_async(*found, k, filters)
         except BaseException:
             self._drop(pending)
             raise
@@ -530,6 +532,10 @@ class Engine:
         """Run a function as a task, in this thread if the lane has room; see `Tasks.run`."""
         return self._tasks.run(lane, function, *arguments, name=name, pending=pending)
 
+    def has_idle(self, lane: Lane) -> bool:
+        """Return whether a thread of the lane is idle now; none is reserved."""
+        return self._scheduler.idle_threads(lane) > 0
+
     def choose(self, pending: Pending, asked: Asked) -> Chosen:
         """Check and filter candidates as far as that needs no user side, and have missing rows computed."""
         missing = None if pending.shed else pending.release.missing
@@ -577,7 +583,7 @@ class Engine:
             with pending.errors():
                 request, start = self._request(pending, k, filters), partial(self._start, pending)
                 ids, pair = pending.release.retrieval.now(pending, request, start)
-                with blaming_retrieval():
+                with BLAMING_RETRIEVAL:
                     return pending.rank_uncounted(ids, pair, k, filters)
         except BaseException:
             self._drop(pending)

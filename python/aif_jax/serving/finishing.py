@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from aif_jax.serving.accounting import RankTimes, make_report
+from aif_jax.serving.accounting import Account, RankTimes
 from aif_jax.serving.arguments import checked_k
 from aif_jax.serving.candidates import Asked, Chosen, complete
 from aif_jax.serving.ladder import Choice
@@ -45,14 +45,15 @@ def finish(
     if choice.rung < 3 and remaining is not None and remaining <= 0:
         raise pending.too_late("stage")
     prepared_s = time.perf_counter()
+    times = RankTimes.of(asked.called_s, chosen, ready_s, prepared_s)
+    account = Account(pending, side, candidates, choice, encoding, k, times)
     if choice.rung == 3:
         scored = rungs.by_item_prior(candidates, k)
     else:
-        scored = generation.score(side.state.leaves, side.state.length, side.context, candidates, k)
+        state = side.state
+        scored = generation.score(state.leaves, state.length, side.context, candidates, k, account.prepare)
         rungs.ladder.record_rest(n, side.state.length, (time.perf_counter() - ready_s) * 1e3)
     heads = {head: scored.heads[:, number] for number, head in enumerate(generation.bundle.config.heads)}
     best = candidates.ids[scored.order]
     finished_s = time.perf_counter()
-    times = RankTimes.of(asked.called_s, chosen, ready_s, prepared_s, finished_s)
-    report = make_report(pending, side, candidates, scored, choice, encoding, k, times)
-    return Ranking(best, scored.scores, heads, report)
+    return Ranking(best, scored.scores, heads, account.report(scored, finished_s))

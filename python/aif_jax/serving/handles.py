@@ -29,9 +29,12 @@ class Handles:
             return len(self._open)
 
     def add(self, pending: "Pending") -> None:
-        """Hold on to a handle."""
+        """Hold on to a handle; end those that nobody finished in time."""
         with self._lock:
+            old = next(iter(self._open.values()), None)  # the one that began first
             self._open[id(pending)] = pending
+        if old is not None and old.began_s < pending.began_s - self._max_age_s:
+            self.expire()
 
     def forget(self, pending: "Pending") -> None:
         """Let go of a handle."""

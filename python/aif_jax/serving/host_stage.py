@@ -20,7 +20,7 @@ from aif_jax.kernels import FOUND, RANKABLE, handle_operand
 from aif_jax.nearline import ItemIndex
 from aif_jax.nearline.item_index import RANKABLE as RANKABLE_COLUMN
 from aif_jax.nearline.store import RowStore
-from aif_jax.serving.stage import Progress, Stage, StageCall, StagePart
+from aif_jax.serving.stage import Meanwhile, Progress, Stage, StageCall, StagePart
 from aif_jax.serving.staging import Staging
 
 
@@ -68,13 +68,18 @@ class HostStage(Stage):
 
     def _score(self, call: StageCall) -> StagePart:
         results, status, dispatched = self._run(
-            self._calls[call.size, call.length], call.operands, call.keys, call.size
+            self._calls[call.size, call.length], call.operands, call.keys, call.size, call.meanwhile
         )
-        found = (status & FOUND) != 0
-        missing = len(call.keys) - int(np.count_nonzero(found))
-        if missing and call.refuse is not None:
-            call.refuse(found)
-        rankable = int(np.count_nonzero(status & RANKABLE))
+        rankable = n = len(call.keys)
+        missing = not_rankable = 0
+        # Counted as bytes, which is quick, and told apart only if some candidate is not as it should be.
+        if status.tobytes().count(FOUND | RANKABLE) < n:
+            found = (status & FOUND) != 0
+            missing = n - int(np.count_nonzero(found))
+            if missing and call.refuse is not None:
+                call.refuse(found)
+            rankable = int(np.count_nonzero(status & RANKABLE))
+            not_rankable = int(np.count_nonzero(found & ((status & RANKABLE) == 0)))
         unscored = int(results["unscored"])
         ranked = rankable - unscored
         return StagePart(
@@ -83,7 +88,7 @@ class HostStage(Stage):
             heads=results["heads"][:ranked],
             unscored=unscored,
             missing=missing,
-            not_rankable=int(np.count_nonzero(found & ((status & RANKABLE) == 0))),
+            not_rankable=not_rankable,
             prepare_s=dispatched - call.began_s,
             stage_s=time.perf_counter() - dispatched,
         )
@@ -94,7 +99,12 @@ class HostStage(Stage):
 
     @abc.abstractmethod
     def _run(
-        self, call: Call, operands: Mapping[str, Any], keys: np.ndarray, size: int
+        self,
+        call: Call,
+        operands: Mapping[str, Any],
+        keys: np.ndarray,
+        size: int,
+        meanwhile: Meanwhile | None = None,
     ) -> tuple[dict[str, np.ndarray], np.ndarray, float]:
         """Return the results by path, each candidate's status uint8 ``[n]``, and when the call was made."""
 
@@ -110,7 +120,12 @@ class CachedStage(HostStage):
             self._handles["missing"] = handle_operand(self._stand_in.cache)
 
     def _run(
-        self, call: Call, operands: Mapping[str, Any], keys: np.ndarray, size: int
+        self,
+        call: Call,
+        operands: Mapping[str, Any],
+        keys: np.ndarray,
+        size: int,
+        meanwhile: Meanwhile | None = None,
     ) -> tuple[dict[str, np.ndarray], np.ndarray, float]:
         n = len(keys)
         given = {
@@ -120,7 +135,10 @@ class CachedStage(HostStage):
             "count": np.asarray(n, np.int32),
         }
         dispatched = time.perf_counter()
-        results = {path: np.asarray(array) for path, array in call(given).items()}
+        arrays = call(given)
+        if meanwhile is not None:
+            meanwhile()
+        results = {path: np.asarray(array) for path, array in arrays.items()}
         return results, results["status"][:n], dispatched
 
 
@@ -131,7 +149,12 @@ class GatheredStage(HostStage):
         self._staging = Staging(self.index.store.columns)
 
     def _run(
-        self, call: Call, operands: Mapping[str, Any], keys: np.ndarray, size: int
+        self,
+        call: Call,
+        operands: Mapping[str, Any],
+        keys: np.ndarray,
+        size: int,
+        meanwhile: Meanwhile | None = None,
     ) -> tuple[dict[str, np.ndarray], np.ndarray, float]:
         n = len(keys)
         lease = self._staging.lend(size)
@@ -149,7 +172,10 @@ class GatheredStage(HostStage):
         valid[:n] = (status & RANKABLE) != 0
         rows = {f"rows/{name}": column for name, column in columns.items()}
         dispatched = time.perf_counter()
-        results = jax.block_until_ready(call({**operands, **rows, "valid": valid}))
+        arrays = call({**operands, **rows, "valid": valid})
+        if meanwhile is not None:
+            meanwhile()
+        results = jax.block_until_ready(arrays)
         # Not before the results are ready: until then the program reads the buffers.
         self._staging.give_back(lease)
         return {path: np.asarray(array) for path, array in results.items()}, status, dispatched

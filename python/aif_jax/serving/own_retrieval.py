@@ -1,8 +1,7 @@
 """Candidates of requests that an engine ranks by itself: its own retrieval, and what stands in for it."""
 
-import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from aif_jax.errors import (
@@ -14,9 +13,11 @@ from aif_jax.errors import (
 )
 from aif_jax.features import EncodeReport
 from aif_jax.serving.candidates import check_candidates
+from aif_jax.serving.report import Ranking
 from aif_jax.serving.retrieval import (
     EventLoop,
     NotStartedError,
+    Retriever,
     Start,
     parse,
     retrieve_async,
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
 
 Fallback: TypeAlias = Candidates | Callable[[Request], Any] | Any
 """Item ids, `Candidates`, or a plain function from a request to either; ``None`` for no fallback."""
+
+Ranked: TypeAlias = tuple[Ranking | None, BaseException | None]
+"""A ranking, or the error in its place."""
+
+RankHere: TypeAlias = Callable[[Any, Mapping[str, Any]], Ranked | None]
 
 _NoCandidates: TypeAlias = RetrievalError | DeadlineExceededError | OverloadedError
 _NO_CANDIDATES = (RetrievalError, DeadlineExceededError, OverloadedError)
@@ -62,24 +68,24 @@ class OwnRetrieval:
     ):
         _check_fallback(fallback)
         self._generation = generation
-        self._retrieve = retrieve
+        self._retriever = None if retrieve is None else Retriever.of(retrieve)
         self._fallback = fallback
         self._loop = loop
         self._submit = submit
 
-    def require(self) -> Retrieve:
-        """Return ``retrieve``.
+    def require(self) -> Retriever:
+        """Return the engine's ``retrieve``.
 
         Raises:
             ConfigError: there is none.
         """
-        if self._retrieve is None:
+        if self._retriever is None:
             raise ConfigError(
                 "the engine was made without retrieve; pass Engine(retrieve=...), or call begin and rank the "
                 "handle "
                 "with your own candidates."
             )
-        return self._retrieve  # type: ignore[return-value]
+        return self._retriever
 
     def now(self, pending: "Pending", request: Request, start: Start) -> tuple[Any, Mapping[str, Any]]:
         """Return ids and pair features, from plain code.
@@ -95,12 +101,14 @@ class OwnRetrieval:
             DeadlineExceededError: it was not done in time, and there is no fallback.
             OverloadedError: no thread will have time for it, and there is no fallback.
         """
-        retrieve, left = self.require(), self._left_ms(pending)
+        retriever, left = self.require(), self._left_ms(pending)
         try:
             if self._fallback is None or left is None:
-                found = retrieve_now(retrieve, request, self._loop, left, start)
+                found = retrieve_now(retriever, request, self._loop, left, start)
             else:
-                found = retrieve_in_time(retrieve, request, self._loop, self._in_thread(pending), left, start)
+                found = retrieve_in_time(
+                    retriever, request, self._loop, self._in_thread(pending), left, start
+                )
             return self._checked(found)
         except NotStartedError as error:
             raise error.reason from None
@@ -108,17 +116,38 @@ class OwnRetrieval:
             return self._instead(pending, request, error, start)
 
     async def later(
-        self, pending: "Pending", request: Request, start: Start
-    ) -> tuple[Any, Mapping[str, Any]]:
-        """Like `now`, from a coroutine: a plain ``retrieve`` runs in a thread, a fallback function here."""
+        self, pending: "Pending", request: Request, start: Start, rank_here: RankHere
+    ) -> tuple[tuple[Any, Mapping[str, Any]], Ranked | None]:
+        """Like `now`, from a coroutine: a plain ``retrieve`` runs in a thread, a fallback function here.
+
+        Args:
+            pending: the request.
+            request: what ``retrieve`` is told.
+            start: starts the user side, once.
+            rank_here: ranks what a plain ``retrieve`` brought in its own thread, unless that would have to
+                wait; raises nothing.
+
+        Returns:
+            Ids and pair features, and what ``rank_here`` returned, ``None`` if they are still to be ranked.
+        """
+
+        def go_on(result: Any) -> tuple[tuple[Any, Mapping[str, Any]], Ranked | None] | None:
+            try:
+                found = self._checked(parse(result))
+            except RetrievalError:
+                return None  # raised where it is looked at again
+            return found, rank_here(*found)
+
         left = self._left_ms(pending)
         try:
-            found = await retrieve_async(self.require(), request, self._in_thread(pending), left, start)
-            return self._checked(found)
+            result, gone_on = await retrieve_async(
+                self.require(), request, self._in_thread(pending), left, start, go_on
+            )
+            return gone_on or (self._checked(parse(result)), None)
         except NotStartedError as error:
             raise error.reason from None
         except _NO_CANDIDATES as error:
-            return self._instead(pending, request, error, start)
+            return self._instead(pending, request, error, start), None
 
     def _in_thread(self, pending: "Pending") -> Callable[[Callable[[], Any]], Any]:
         return lambda call: self._submit("blocking", call, name="retrieve", pending=pending)
@@ -155,15 +184,20 @@ class OwnRetrieval:
         return _fallback_candidates(self._fallback, request)
 
 
-@contextlib.contextmanager
-def blaming_retrieval() -> Iterator[None]:
-    """Turn complaints about candidates into complaints about the ``retrieve`` that brought them."""
-    try:
-        yield
-    except RequestError as error:
-        if type(error) is RequestError and str(error).startswith(("candidates:", "pair features")):
+class BlamingRetrieval:
+    """Turns complaints about candidates into complaints about the ``retrieve`` that brought them."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if kind is RequestError and str(error).startswith(("candidates:", "pair features")):
             raise RetrievalError(f"retrieve returned what cannot be ranked: {error}") from error
-        raise
+
+
+BLAMING_RETRIEVAL = BlamingRetrieval()
 
 
 def _check_fallback(fallback: Fallback) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from aif_jax.errors import DeadlineExceededError, OverloadedError, RequestError, SchedulerError
 from aif_jax.serving.admission import Ticket
-from aif_jax.serving.awaiting import SHUT_DOWN, TimeLimit, result_of
+from aif_jax.serving.awaiting import SHUT_DOWN, TimeLimit, Waiter, result_of
 from aif_jax.serving.candidates import Asked, Chosen
 from aif_jax.serving.filters import Filters
 from aif_jax.serving.ladder import Choice, Reason
@@ -152,22 +152,50 @@ class Pending:
         self, candidates: Any, pair: Mapping[str, Any] | None, k: int | None, filters: Filters | None = None
     ) -> Ranking:
         """Rank for a caller that counts the errors itself, because it may call them by another name."""
-        asked = Asked(candidates, pair, k, filters, time.perf_counter())
+        return self.told(self._ranked(Asked(candidates, pair, k, filters, time.perf_counter())))
+
+    def rank_here(
+        self, candidates: Any, pair: Mapping[str, Any], k: int | None, filters: Filters | None
+    ) -> tuple[Ranking | None, BaseException | None] | None:
+        """Rank in the thread of retrieval if nothing is to be waited for, for `told` where the caller waits.
+
+        Returns:
+            The ranking, or the error in its place; ``None`` if the user side, missing rows or a seat in the
+            compute lane would have to be waited for: that thread has other requests' retrievals to do.
+        """
+        engine = self._engine
+        if not self._side.done() or self.release.missing is not None or not engine.has_idle("compute"):
+            return None
+        try:
+            return self._ranked(Asked(candidates, pair, k, filters, time.perf_counter())), None
+        except BaseException as error:
+            return None, error
+
+    def told(self, ranking: Ranking | None, error: BaseException | None = None) -> Ranking:
+        """Return a ranking to whoever waits for it, or raise the error in its place; learn and tell of it.
+
+        Not where the stage runs: it may run to its end for a caller that was cancelled meanwhile.
+        """
+        if ranking is None:
+            assert error is not None, "one of them"
+            raise error
+        self._engine.admission.learn(self.ticket, ranking.report)
+        self._engine.watch.ranked(ranking.report)
+        return ranking
+
+    def _ranked(self, asked: Asked) -> Ranking:
         self.claim()
         try:
             self._check_in_time()
             # Before the wait for the user side: by then it costs nothing more.
             chosen = self._engine.choose(self, asked)
             chosen.wait()
-            ranking = self._finish(self._waited(len(chosen.keys)), asked, chosen)
+            return self._finish(self._waited(len(chosen.keys)), asked, chosen)
         except BaseException:
             self._drop_steps()
             raise
         finally:
             self.over()
-        self._engine.admission.learn(self.ticket, ranking.report)
-        self._engine.watch.ranked(ranking.report)
-        return ranking
 
     async def rank_uncounted_async(
         self, candidates: Any, pair: Mapping[str, Any] | None, k: int | None, filters: Filters | None = None
@@ -190,10 +218,7 @@ class Pending:
             raise
         finally:
             self.over()
-        # Here and not where the stage runs: it may run to its end for a caller that was cancelled meanwhile.
-        self._engine.admission.learn(self.ticket, ranking.report)
-        self._engine.watch.ranked(ranking.report)
-        return ranking
+        return self.told(ranking)
 
     def too_late(self, name: str) -> DeadlineExceededError:
         """Return the error of a request whose deadline passed before a task could start."""
@@ -277,6 +302,8 @@ class Pending:
         if self.shed:
             return self.release.user_sides.prior(self, _SHED)
         try:
+            if self._side.done():
+                return self._side.result()
             return self._wait(self._patience_ms(n))
         except Exception as error:
             return self._instead(error)
@@ -285,6 +312,8 @@ class Pending:
         if self.shed:
             return self.release.user_sides.prior(self, _SHED)
         try:
+            if self._side.done():
+                return self._side.result()
             return await self._wait_async(self._patience_ms(n))
         except Exception as error:
             return self._instead(error)
@@ -305,10 +334,11 @@ class Pending:
         if side.choice.rung == 3:
             return engine.finish(self, side, asked, chosen)
         try:
+            waiter = Waiter()
             finish = engine.submit(
-                "compute", engine.finish, self, side, asked, chosen, name="stage", pending=self
+                "compute", waiter.run, engine.finish, self, side, asked, chosen, name="stage", pending=self
             )
-            return await result_of(finish)
+            return await waiter.of(finish)
         except (DeadlineExceededError, OverloadedError) as error:
             return engine.finish(self, side, asked, chosen, self._last_rung(error))
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -12,8 +12,7 @@ Retrieval = Literal["caller", "own", "fallback"]
 Found = Literal["computed", "hit", "joined", "prior"]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """One piece of a request's time, on the clock of ``time.perf_counter``.
 
     Attributes:
@@ -57,8 +56,7 @@ def shown_user(user: Any) -> UserId:
     return int(user) if isinstance(user, (int, np.integer)) else repr(user)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class Report(NamedTuple):
     """Facts about one ranking. Times are milliseconds of wall time.
 
     Attributes:
@@ -167,11 +165,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but spans and tasks as JSON-serialisable values."""
-        return {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name not in ("spans", "tasks")
-        }
+        return {name: value for name, value in self._asdict().items() if name not in ("spans", "tasks")}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -6,10 +6,12 @@ import inspect
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
 
 from aif_jax.errors import DeadlineExceededError, RetrievalError, SchedulerError
-from aif_jax.serving.awaiting import TimeLimit, result_of
+from aif_jax.serving.awaiting import TimeLimit, Waiter, result_of
 from aif_jax.types import Candidates, Request, Retrieve
 
 Start: TypeAlias = Callable[[], None]
@@ -116,13 +118,28 @@ class EventLoop:
         return self._loop
 
 
+class Retriever(NamedTuple):
+    """A ``retrieve``, and if it is a coroutine function: for plain callers it runs in the engine's loop."""
+
+    call: Retrieve
+    in_loop: bool
+
+    @classmethod
+    def of(cls, retrieve: Retrieve | Callable[[Request], Any]) -> "Retriever":
+        """Look at what an engine was given."""
+        in_loop = inspect.iscoroutinefunction(retrieve) or inspect.iscoroutinefunction(
+            type(retrieve).__call__
+        )
+        return cls(retrieve, in_loop)  # type: ignore[arg-type]
+
+
 def retrieve_now(
-    retrieve: Retrieve, request: Request, loop: EventLoop, remaining_ms: float | None, start: Start
+    retriever: Retriever, request: Request, loop: EventLoop, remaining_ms: float | None, start: Start
 ) -> tuple[Any, Mapping[str, Any]]:
     """Call ``retrieve`` from plain code; return ids and pair features.
 
     Args:
-        retrieve: plain or coroutine function.
+        retriever: what to call.
         request: what to retrieve for.
         loop: where a coroutine runs.
         remaining_ms: milliseconds until the deadline, or ``None``.
@@ -136,13 +153,13 @@ def retrieve_now(
     """
     began_s = time.perf_counter()
     task = None
-    if _in_loop(retrieve):
-        task = loop.submit(lambda: retrieve(request), _seconds(remaining_ms))  # type: ignore[arg-type,return-value]
+    if retriever.in_loop:
+        task = loop.submit(lambda: retriever.call(request), _seconds(remaining_ms))  # type: ignore[arg-type,return-value]
     _start(start, task)
     try:
-        result = retrieve(request) if task is None else loop.result(task)
-        if inspect.isawaitable(result):
-            result = loop.run(result, _seconds(remaining_ms))
+        result = retriever.call(request) if task is None else loop.result(task)
+        if _is_awaitable(result):
+            result = loop.run(result, _seconds(remaining_ms))  # type: ignore[arg-type]
     except SchedulerError:
         raise
     except Exception as error:
@@ -151,7 +168,7 @@ def retrieve_now(
 
 
 def retrieve_in_time(
-    retrieve: Retrieve,
+    retriever: Retriever,
     request: Request,
     loop: EventLoop,
     in_thread: Any,
@@ -161,7 +178,7 @@ def retrieve_in_time(
     """Call ``retrieve`` from plain code and give it up after a time, also if it is no coroutine.
 
     Args:
-        retrieve: plain or coroutine function; a plain one runs in a thread.
+        retriever: what to call; a plain function runs in a thread.
         request: what to retrieve for.
         loop: where a coroutine runs.
         in_thread: as of `retrieve_async`.
@@ -175,14 +192,14 @@ def retrieve_in_time(
         SchedulerError: the engine was closed meanwhile.
         NotStartedError: the user side could not be started.
     """
-    if _in_loop(retrieve):
-        return retrieve_now(retrieve, request, loop, remaining_ms, start)
+    if retriever.in_loop:
+        return retrieve_now(retriever, request, loop, remaining_ms, start)
     began_s = time.perf_counter()
-    task = in_thread(lambda: retrieve(request))
+    task = in_thread(lambda: retriever.call(request))
     _start(start, task)
     try:
         result = task.result(_seconds(remaining_ms))
-        if inspect.isawaitable(result):
+        if _is_awaitable(result):
             spent_ms = (time.perf_counter() - began_s) * 1e3
             result = loop.run(result, _seconds(remaining_ms - spent_ms))
     except SchedulerError:
@@ -193,49 +210,99 @@ def retrieve_in_time(
     return parse(result)
 
 
-def _in_loop(retrieve: Retrieve) -> bool:
-    return inspect.iscoroutinefunction(retrieve) or inspect.iscoroutinefunction(type(retrieve).__call__)
+class GoesOn:
+    """A plain ``retrieve`` that goes on with what it brought in its own thread: two changes of threads less.
+
+    Args:
+        call: calls ``retrieve``.
+        go_on: called with what it returned, unless that is late or an awaitable.
+    """
+
+    def __init__(self, call: Callable[[], Any], go_on: Callable[[Any], Any]):
+        self._call = call
+        self._go_on = go_on
+        self._lock = threading.Lock()
+        self._given_up = False
+        self._going_on = False
+
+    def run(self) -> tuple[Any, Any]:
+        """Return what ``retrieve`` returned, and what going on did; ``None`` if it did not."""
+        result = self._call()
+        if _is_awaitable(result):
+            return result, None
+        with self._lock:
+            if self._given_up:
+                return result, None
+            self._going_on = True
+        return result, self._go_on(result)
+
+    def give_up(self) -> bool:
+        """Keep it from going on; return whether it is too late for that."""
+        with self._lock:
+            self._given_up = True
+            return self._going_on
 
 
 async def retrieve_async(
-    retrieve: Retrieve, request: Request, in_thread: Any, remaining_ms: float | None, start: Start
-) -> tuple[Any, Mapping[str, Any]]:
-    """Call ``retrieve`` from a coroutine; a plain ``retrieve`` runs in a thread.
+    retriever: Retriever,
+    request: Request,
+    in_thread: Any,
+    remaining_ms: float | None,
+    start: Start,
+    go_on: Callable[[Any], Any],
+) -> tuple[Any, Any]:
+    """Call ``retrieve`` from a coroutine; a plain ``retrieve`` runs in a thread, and goes on there.
 
     Args:
-        retrieve: plain or coroutine function.
+        retriever: what to call.
         request: what to retrieve for.
         in_thread: runs a function of no arguments in a thread and returns a ``concurrent.futures.Future``.
         remaining_ms: milliseconds until the deadline, or ``None``.
         start: starts the user side.
+        go_on: see `GoesOn`; must not raise.
+
+    Returns:
+        What ``retrieve`` returned, unchecked, and what ``go_on`` did; ``None`` if it was not called.
 
     Raises:
-        RetrievalError: it raised, or returned something that is not candidates.
+        RetrievalError: it raised.
         DeadlineExceededError: it was not done in time.
         OverloadedError: no thread will have time for it.
         NotStartedError: the user side could not be started.
     """
     began_s = time.perf_counter()
+    goes_on = GoesOn(lambda: retriever.call(request), go_on)
     # Outside of what is blamed on retrieve: it did not even start if this fails.
-    task = None if _in_loop(retrieve) else in_thread(lambda: retrieve(request))
-    _start(start, task)
+    waiter = Waiter()
+    task = None if retriever.in_loop else in_thread(lambda: waiter.run(goes_on.run))
+    try:
+        _start(start, task)
+    except NotStartedError:
+        goes_on.give_up()
+        raise
 
-    async def call() -> Any:
+    async def call() -> tuple[Any, Any]:
         if task is None:
-            return await retrieve(request)  # type: ignore[misc]
-        result = await result_of(task)
-        return await result if inspect.isawaitable(result) else result
+            return await retriever.call(request), None  # type: ignore[misc]
+        result, came_of_it = await waiter.of(task)
+        return (await result, None) if _is_awaitable(result) else (result, came_of_it)
 
     try:
-        async with TimeLimit(_seconds(remaining_ms)):
-            result = await call()
+        try:
+            async with TimeLimit(_seconds(remaining_ms)):
+                return await call()
+        except TimeoutError:
+            # The limit is that of retrieval: what goes on minds the deadline itself.
+            if task is None or not goes_on.give_up():
+                raise
+            return await result_of(task)
     except BaseException as error:
         if task is not None:
+            goes_on.give_up()
             task.add_done_callback(_close_unawaited)
         if isinstance(error, Exception):
             raise _explained(error, request, remaining_ms, began_s) from error
         raise
-    return parse(result)
 
 
 def _start(start: Start, task: Task | None) -> None:
@@ -251,8 +318,16 @@ def _start(start: Start, task: Task | None) -> None:
 
 def _close_unawaited(task: "concurrent.futures.Future[Any]") -> None:
     """Close the coroutine that a plain ``retrieve`` returned when nobody waited for it any more."""
-    if not task.cancelled() and task.exception() is None and inspect.iscoroutine(task.result()):
-        task.result().close()
+    if not task.cancelled() and task.exception() is None:
+        result = task.result()
+        result = result[0] if isinstance(result, tuple) else result
+        if inspect.iscoroutine(result):
+            result.close()
+
+
+def _is_awaitable(result: Any) -> bool:
+    # What retrieval mostly returns is told apart without asking what it is.
+    return not isinstance(result, (Candidates, np.ndarray)) and inspect.isawaitable(result)
 
 
 def parse(result: Any) -> tuple[Any, Mapping[str, Any]]:

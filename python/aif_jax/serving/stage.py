@@ -15,6 +15,9 @@ Progress = Callable[[int, int, str], None]
 Refuse = Callable[[np.ndarray], None]
 """Called with which candidates have a row, bool ``[n]``, if some have none; may raise."""
 
+Meanwhile = Callable[[], None]
+"""Called once when a program was dispatched, to do what need not wait for its results."""
+
 
 class StagePart(NamedTuple):
     """What the stage made of one call's candidates.
@@ -49,6 +52,7 @@ class StageCall(NamedTuple):
         size: the bucket.
         length: the long bucket.
         refuse: may raise for candidates without a row.
+        meanwhile: is called when the program was dispatched.
         began_s: when the call came, on the clock of ``time.perf_counter``.
     """
 
@@ -57,6 +61,7 @@ class StageCall(NamedTuple):
     size: int
     length: int
     refuse: Refuse | None
+    meanwhile: Meanwhile | None
     began_s: float
 
 
@@ -72,6 +77,7 @@ class Stage(abc.ABC):
         length: int,
         *,
         refuse: Refuse | None = None,
+        meanwhile: Meanwhile | None = None,
     ) -> StagePart:
         """Score candidates in one call and take the best.
 
@@ -83,6 +89,7 @@ class Stage(abc.ABC):
             size: the bucket, at least n.
             length: the long bucket of the user state.
             refuse: called with which candidates have a row, bool ``[n]``, if some have none; may raise.
+            meanwhile: called when the program was dispatched.
 
         Raises:
             ConfigError: size and length are not compiled for.
@@ -92,7 +99,7 @@ class Stage(abc.ABC):
         began_s = time.perf_counter()
         self._check_size(size, length)
         padded = {f"pair/{name}": pad_to(column, size) for name, column in pair.items()}
-        return self._score(StageCall({**shared, **padded}, keys, size, length, refuse, began_s))
+        return self._score(StageCall({**shared, **padded}, keys, size, length, refuse, meanwhile, began_s))
 
     @property
     def device_bytes(self) -> int | None:

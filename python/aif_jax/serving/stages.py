@@ -19,7 +19,7 @@ from aif_jax.serving.device_rows import DeviceRows, device_bytes
 from aif_jax.serving.device_stage import DeviceStage
 from aif_jax.serving.host_stage import CachedStage, GatheredStage, zeros
 from aif_jax.serving.memory import Needs, needs_of
-from aif_jax.serving.stage import Progress, Stage
+from aif_jax.serving.stage import Meanwhile, Progress, Stage
 
 
 @dataclasses.dataclass(slots=True)
@@ -147,6 +147,7 @@ class Generation:
         context: Mapping[str, np.ndarray],
         candidates: CheckedCandidates,
         k: int,
+        meanwhile: Meanwhile | None = None,
     ) -> Scored:
         """Score candidates and take the best: in one compiled call, or in several of the largest bucket.
 
@@ -156,6 +157,7 @@ class Generation:
             context: encoded context by feature.
             candidates: from `check_candidates`.
             k: results wanted, at most the bundle's ``k_max``.
+            meanwhile: called when the first call was dispatched.
 
         Raises:
             UnknownItemError: a candidate has no row, under ``missing_items="error"``.
@@ -174,9 +176,12 @@ class Generation:
             np.empty(0, np.int64), np.empty(0, np.float32), np.empty((0, 0), np.float32), bucket=size
         )
         parts = [
-            self._score_part(shared, length, candidates, slice(start, min(start + size, n)), scored)
+            self._score_part(
+                shared, length, candidates, slice(start, min(start + size, n)), scored,
+                None if start else meanwhile,
+            )
             for start in range(0, n, size)
-        ]
+        ]  # fmt: skip
         if len(parts) == 1:
             order, scores, heads = parts[0]
         else:
@@ -193,6 +198,7 @@ class Generation:
         candidates: CheckedCandidates,
         part: slice,
         scored: Scored,
+        meanwhile: Meanwhile | None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         assert self._stage is not None, "warm makes it"
 
@@ -206,6 +212,7 @@ class Generation:
             scored.bucket,
             length,
             refuse=refuse if self.config.missing_items == "error" else None,
+            meanwhile=meanwhile,
         )
         scored.calls += 1
         scored.missing += made.missing

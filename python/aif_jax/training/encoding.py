@@ -54,7 +54,7 @@ class CountedDataset(Dataset):
             for field in dataclasses.fields(report):
                 getattr(report, field.name).clear()
             names = {feature.name for feature in schema.features(group)}
-            report.ignored.update(self._group(group).keys() - names)
+            report.ignore(self._group(group).keys() - names)
         return super().encode(schema, group, rows, report=report)
 
     def counts(self) -> dict[str, dict[str, dict[str, int]]]:

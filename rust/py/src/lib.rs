@@ -2,6 +2,7 @@
 
 mod cache;
 mod errors;
+mod features;
 mod kernels;
 mod keys;
 mod sched;
@@ -14,6 +15,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     cache::register(module)?;
     keys::register(module)?;
+    features::register(module)?;
     sched::register(module)?;
     kernels::register(module)
 }

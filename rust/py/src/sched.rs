@@ -354,6 +354,11 @@ impl Scheduler {
         Ok((outlook.queue + outlook.run.unwrap_or_default()).as_secs_f64() * 1e3)
     }
 
+    fn idle_threads(&self, py: Python<'_>, lane: &str) -> PyResult<usize> {
+        let lane = Lane::from_name(lane).map_err(|error| to_py(py, &error))?;
+        Ok(self.core(py)?.idle(lane))
+    }
+
     #[pyo3(signature = (future, timeout_ms = None))]
     fn wait<'py>(
         &self,

@@ -45,6 +45,12 @@ impl Drop for Guest {
 }
 
 impl Scheduler {
+    /// How many threads of `lane` are idle. It promises nothing: others come meanwhile.
+    #[must_use]
+    pub fn idle(&self, lane: Lane) -> usize {
+        self.shared.queue(lane).idle()
+    }
+
     /// Runs `work` on this thread, if a thread of `lane` is idle whose seat it can take meanwhile; it then
     /// counts as one of the lane's tasks in every way, and may itself wait as a worker may. On a worker of the
     /// same lane it always runs, as part of the task that calls.

@@ -232,6 +232,11 @@ impl<T: Cost> Queue<T> {
         lock(&self.state).tasks.len()
     }
 
+    /// Threads that would take up a task at once, or whose seats a guest could take.
+    pub(super) fn idle(&self) -> usize {
+        lock(&self.state).idle.len()
+    }
+
     fn notify(&self, seat: Option<usize>) {
         if let Some(seat) = seat {
             self.condvars[seat].notify_one();

@@ -98,6 +98,12 @@ def evaluate(
         typer.Option(help="JSON with ModelConfig fields that differ from the preset in all rows."),
     ] = None,
     lists: Annotated[int, typer.Option(help="Candidate lists for retention.", min=1)] = 1000,
+    rows: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of finished rows, OUT/rows by default: go on from it, made here or elsewhere."
+        ),
+    ] = None,
     curve: Annotated[
         str | None,
         typer.Option(
@@ -121,6 +127,7 @@ def evaluate(
         epochs=epochs,
         config=config,
         lists=lists,
+        rows=rows,
         console=Console(),
         curve=curve,
         cost=cost,

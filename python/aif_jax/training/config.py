@@ -123,13 +123,8 @@ class TrainConfig:
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON-serialisable dictionary; `from_json` reads it back.
-
-        What says that there is no distillation is left out: runs and studies are known by these values, and
-        those that were begun before there was any go on.
-        """
-        values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
-        return {k: v for k, v in values.items() if v or not k.startswith("distillation_")}
+        """Return a JSON-serialisable dictionary; `from_json` reads it back."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:

@@ -22,6 +22,7 @@ from aif_jax.training.config import TrainConfig
 from aif_jax.training.encoding import CountedDataset, Encoding, in_words
 from aif_jax.training.evaluate import Evaluator, Metrics, device_catalogue
 from aif_jax.training.feed import TrainingBatches, for_device, iterate
+from aif_jax.training.identity import differing
 from aif_jax.training.optimiser import optimiser
 from aif_jax.training.parameters import Parameters
 from aif_jax.training.progress import Reporter
@@ -283,9 +284,7 @@ class _Run:
         if self.teacher is not None:
             training["teacher"] = hashlib.blake2b(self.teacher.tobytes(), digest_size=16).hexdigest()
         return {
-            "model": {
-                k: list(v) if isinstance(v, tuple) else v for k, v in self.model_config.to_json().items()
-            },
+            "model": self.model_config.to_json(),
             "training": training,
             "schema": self.schema.to_json(),
             "data": {"name": self.dataset.name, "rows": int((self.dataset.impressions.split == TRAIN).sum())},
@@ -309,8 +308,7 @@ class _Run:
         notes = store.notes()
         if notes is None:
             return 0
-        mine, theirs = self._identity(), notes["identity"]
-        if changed := [f"{part}.{name}" for part in mine for name in _differences(mine[part], theirs[part])]:
+        if changed := differing(self._identity(), notes["identity"]):
             raise TrainingError(
                 f"{store.directory} holds another run: {', '.join(changed)} differ. "
                 "Give the configs and data that it was started with, or another checkpoint_dir."
@@ -368,7 +366,3 @@ def _log_shares(dataset: Dataset, head: str) -> jax.Array:
     positive = (rows.split == TRAIN) & (np.asarray(rows.label_mask[head]) > 0) & (rows.labels[head] > 0.5)
     counts = np.bincount(rows.item[positive], minlength=dataset.n_items) + 1.0
     return jnp.asarray(np.log(counts / counts.sum()), jnp.float32)
-
-
-def _differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    return sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))

@@ -16,7 +16,7 @@ from aif_jax.training import TrainResult
 
 SMALL: dict[str, Any] = {
     "blocks": ("context",), "width": 8, "embedding_width": 4, "hidden": 8, "head_layers": (8,),
-    "item_layers": (8,), "short_length": 4, "long_length": 16, "content_width": 16, "signature_bits": 64,
+    "item_layers": (8,), "short_length": 4, "long_length": 16, "content_width": 32, "signature_bits": 64,
 }  # fmt: skip
 
 VARIANTS = {
@@ -29,7 +29,7 @@ VARIANTS = {
 
 def small_dataset() -> Dataset:
     """With several requests of a user in the test part: all of those of every eighth."""
-    made = load("synthetic:small", content_width=16)
+    made = load("synthetic:small", content_width=32)
     rows = made.impressions
     split = np.where(rows.user % 8 == 1, SPLITS["test"], rows.split).astype(np.int8)
     return dataclasses.replace(made, impressions=dataclasses.replace(rows, split=split))

@@ -11,6 +11,7 @@ import pytest
 
 from aif_jax.errors import DataError
 from aif_jax.evaluation import row_store
+from aif_jax.evaluation.facts_file import write_facts
 from aif_jax.evaluation.row import Row
 from aif_jax.evaluation.row_store import RowStore
 from aif_jax.evaluation.user_pairs import UserPairs
@@ -33,7 +34,7 @@ def made_up(users: int = 50, seed: int = 0, **changes: Any) -> Row:
         growing_pairs=UserPairs.of(user, labels, scores[0]),
         frozen_pairs=UserPairs.of(user, labels, scores[1]),
         cold_pairs=UserPairs.of(user[cold], labels[cold], scores[1][cold]), cold_auc=float("nan"),
-        retention={"ndcg": 1.0}, judge="x", parameters=3, steps=4, examples_per_s=5.5,
+        retention={"ndcg": 1.0}, judge="x", teacher="", parameters=3, steps=4, examples_per_s=5.5,
     )  # fmt: skip
     return dataclasses.replace(row, **changes)
 
@@ -106,11 +107,14 @@ def test_what_is_no_row_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.M
     whole = path.read_bytes()
     for broken in (b"", b"nonsense", whole[: len(whole) // 2]):
         path.write_bytes(broken)
-        with pytest.raises(DataError, match=re.escape(f"{path}: cannot be read as a row")):
+        with pytest.raises(DataError, match=re.escape(f"{path}: cannot be read as facts and arrays")):
             store.get("aif", 0)
     np.savez(path, other=np.zeros(3))
-    with pytest.raises(DataError, match="cannot be read as a row"):
+    with pytest.raises(DataError, match="cannot be read as facts and arrays"):
         list(store)
+    write_facts(path, {"format": 1, "moon": 1}, made_up().arrays())
+    with pytest.raises(DataError, match=r"no whole row \('"):
+        store.get("aif", 0)
     with monkeypatch.context() as patch:
         patch.setattr(row_store, "FORMAT", 2)
         store.put(made_up())

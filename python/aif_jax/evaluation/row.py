@@ -31,6 +31,8 @@ class Row:
         cold_auc: with frozen histories, over all impressions of cold items.
         retention: see `aif_jax.evaluation.retention`; empty for the ranker.
         judge: digest of the scores of the ranker that ``retention`` was judged by; empty for the ranker.
+        teacher: digest of what the teacher of a distilled model said; empty for others. Rows of one study
+            may have teachers that were trained on two machines: what that moves is in the seeds' spread.
         parameters: number of trained weights.
         steps: of training.
         examples_per_s: impressions a second of training.
@@ -50,6 +52,7 @@ class Row:
     cold_auc: float
     retention: Mapping[str, Any]
     judge: str
+    teacher: str
     parameters: int
     steps: int
     examples_per_s: float

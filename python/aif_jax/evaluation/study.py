@@ -16,6 +16,7 @@ from aif_jax.evaluation.labelled import Labelled
 from aif_jax.evaluation.retention import retention
 from aif_jax.evaluation.row import Row, digest_of
 from aif_jax.evaluation.row_store import RowStore
+from aif_jax.evaluation.teaching import Teacher, teacher_of
 from aif_jax.evaluation.variants import Variant
 from aif_jax.evaluation.where import where
 from aif_jax.training import (
@@ -47,7 +48,7 @@ class Study:
 
     Args:
         dataset: one that has a preset.
-        folder: where checkpoints are kept, and rows.
+        folder: where rows are kept, checkpoints, and the teacher of distilled variants.
         variants: what is compared.
         seeds: how often each is trained.
         rows: where rows are kept instead of ``folder/rows``, see `aif_jax.evaluation.row_store`: those that
@@ -96,6 +97,7 @@ class Study:
         self._sizes = (lists, candidates)
         self._drawn: CandidateLists | None = None
         self._judge: Row | None = None
+        self._taught: Teacher | None = None
         self._impressions = _digest(self.dataset)
         self.labelled = Labelled.of(self.dataset, SPLIT, self.head)
         nothing = np.zeros(len(self.labelled.known))
@@ -151,9 +153,11 @@ class Study:
         judge = None if variant is RANKER else self._ranker()
         lists = self._lists()
         checkpoints = self.folder / "checkpoints" / f"{variant.name}-{seed}"
-        config = self._training.replace(seed=seed, checkpoint_dir=str(checkpoints))
+        config = variant.trained(self._training).replace(seed=seed, checkpoint_dir=str(checkpoints))
         dataset = variant.dataset(self.dataset, seed)
-        result = train(variant.config(self._model), dataset, config, progress=self._progress)
+        teacher = self._teacher() if config.distils else None
+        said = None if teacher is None else teacher.logits
+        result = train(variant.config(self._model), dataset, config, teacher=said, progress=self._progress)
         evaluator = Evaluator(dataset, result.model, SPLIT)
         still = Evaluator(dataset.with_frozen_histories(SPLIT), result.model, SPLIT)
         logits, frozen = evaluator.predict(result.model), still.predict(result.model)
@@ -173,6 +177,7 @@ class Study:
             cold_auc=self.labelled.cold_auc(frozen_main),
             retention={} if judge is None else retention(_scores(judge), scores).to_json(),
             judge="" if judge is None else digest_of(_scores(judge)),
+            teacher="" if teacher is None else teacher.digest,
             parameters=result.parameters,
             steps=result.steps,
             examples_per_s=result.examples_per_s,
@@ -202,6 +207,15 @@ class Study:
                 )
             self._judge = kept or self._train(RANKER, RANKER_SEED)
         return self._judge
+
+    def _teacher(self) -> Teacher:
+        """Return what distilled variants learn from; train it if it is not there."""
+        if self._taught is None:
+            self._taught = teacher_of(
+                self.dataset, self._model, self._training, self.folder / "teacher.npz",
+                identity=self._data_identity(), progress=self._progress,
+            )  # fmt: skip
+        return self._taught
 
     def _kept(self, variant: Variant, seed: int) -> Row | None:
         """Return a row that is there already, and belongs here."""
@@ -238,12 +252,14 @@ class Study:
     def _identity(self, variant: Variant) -> dict[str, Any]:
         """Return what a row of a variant must share with this study to stand in its table."""
         return {
-            "data": self.dataset.name,
-            "impressions": self._impressions,
+            **self._data_identity(),
             "lists": list(self._sizes),
             "model": variant.config(self._model).to_json(),
-            "training": _shared(self._training),
+            "training": _shared(variant.trained(self._training)),
         }
+
+    def _data_identity(self) -> dict[str, Any]:
+        return {"data": self.dataset.name, "impressions": self._impressions}
 
 
 def _scores(ranker: Row) -> np.ndarray:

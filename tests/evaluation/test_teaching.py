@@ -27,14 +27,18 @@ def test_a_distilled_variant_learns_from_one_teacher_and_is_judged_by_another_mo
 ) -> None:
     trained: list[tuple[str, int, Any]] = []
 
-    def train(config: Any, data: Any, training: Any, *, teacher: Any = None, **_: Any) -> Any:
-        assert (teacher is not None) == training.distils
+    def train(
+        config: Any, data: Any, training: Any, *, teacher: Any = None, bottom: Any = None, **_: Any
+    ) -> Any:
+        assert ((teacher is not None), (bottom is not None)) == (training.distils, training.negatives > 0)
+        assert bottom is None or bottom.shape == (data.n_users, 32)
         trained.append((f"{config.architecture} {config.hidden}", training.seed, teacher))
         return untrained(config, data, training)
 
     monkeypatch.setattr(study, "train", train)
     monkeypatch.setattr(teaching, "train", train)
-    taught = Variant("taught", "", {}, training={"distillation_weight": 1.0})
+    lessons = {"distillation_weight": 1.0, "negatives": 2, "negative_bottom": 0.5}
+    taught = Variant("taught", "", {}, training=lessons)
     monkeypatch.setitem(VARIANTS, "taught", taught)
     mine = make(dataset, tmp_path, "aif,taught")
     rows = mine.run()

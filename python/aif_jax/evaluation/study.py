@@ -16,7 +16,7 @@ from aif_jax.evaluation.labelled import Labelled
 from aif_jax.evaluation.retention import retention
 from aif_jax.evaluation.row import Row, digest_of
 from aif_jax.evaluation.row_store import RowStore
-from aif_jax.evaluation.teaching import Teacher, teacher_of
+from aif_jax.evaluation.teaching import Lessons, Teacher, teacher_of
 from aif_jax.evaluation.variants import Variant
 from aif_jax.evaluation.where import where
 from aif_jax.training import (
@@ -155,9 +155,9 @@ class Study:
         checkpoints = self.folder / "checkpoints" / f"{variant.name}-{seed}"
         config = variant.trained(self._training).replace(seed=seed, checkpoint_dir=str(checkpoints))
         dataset = variant.dataset(self.dataset, seed)
-        teacher = self._teacher() if config.distils else None
-        said = None if teacher is None else teacher.logits
-        result = train(variant.config(self._model), dataset, config, teacher=said, progress=self._progress)
+        teacher = self._teacher() if config.taught else None
+        lessons = Lessons() if teacher is None else teacher.lessons(config)
+        result = train(variant.config(self._model), dataset, config, **lessons, progress=self._progress)
         evaluator = Evaluator(dataset, result.model, SPLIT)
         still = Evaluator(dataset.with_frozen_histories(SPLIT), result.model, SPLIT)
         logits, frozen = evaluator.predict(result.model), still.predict(result.model)

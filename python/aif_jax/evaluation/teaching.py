@@ -1,10 +1,10 @@
-"""The teacher of distilled models: trained once, kept, and never the model that judges."""
+"""The teacher of models that are distilled or shown what a ranker puts last: never the model that judges."""
 
 import dataclasses
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from aif_jax.data import Dataset
 from aif_jax.errors import ConfigError
 from aif_jax.evaluation.facts_file import read_facts, write_facts
 from aif_jax.evaluation.variants import Variant
-from aif_jax.training import TrainConfig, predict, train
+from aif_jax.training import TrainConfig, bottom_items, predict, train
 from aif_jax.training.identity import differing
 
 TEACHER = Variant(
@@ -28,20 +28,39 @@ reads long histories as `aif` does, by finer similarities and with more weights.
 TEACHER_SEED = 20_011
 
 
+class Lessons(TypedDict, total=False):
+    """Keywords of `aif_jax.training.train`."""
+
+    teacher: np.ndarray
+    bottom: np.ndarray
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Teacher:
     """What a trained model says to those that learn from it.
 
     Attributes:
         logits: float16 ``[impressions, heads]``: of the training part, NaN elsewhere.
+        bottom: int32 ``[n_users, P]``: what it puts last for each, see `aif_jax.training.bottom_items`.
     """
 
     logits: np.ndarray
+    bottom: np.ndarray
+
+    def lessons(self, config: TrainConfig) -> Lessons:
+        """Return what of it a training wants."""
+        wanted = Lessons()
+        if config.distils:
+            wanted["teacher"] = self.logits
+        if config.negative_bottom:
+            wanted["bottom"] = self.bottom
+        return wanted
 
     @property
     def digest(self) -> str:
         """By what a row knows its teacher."""
-        return hashlib.blake2b(np.ascontiguousarray(self.logits).tobytes(), digest_size=16).hexdigest()
+        both = self.logits.tobytes() + self.bottom.tobytes()
+        return hashlib.blake2b(both, digest_size=16).hexdigest()
 
 
 def teacher_of(
@@ -81,6 +100,9 @@ def teacher_of(
         return Teacher(**arrays)
     checkpoints = path.with_suffix(".checkpoints")
     result = train(model, dataset, config.replace(checkpoint_dir=str(checkpoints)), progress=progress)
-    teacher = Teacher(logits=predict(result.model, dataset, "train").astype(np.float16))
+    teacher = Teacher(
+        logits=predict(result.model, dataset, "train").astype(np.float16),
+        bottom=bottom_items(result.model, dataset, seed=TEACHER_SEED),
+    )
     write_facts(path, mine, dataclasses.asdict(teacher))
     return teacher

@@ -98,6 +98,7 @@ def train(
     train_config: TrainConfig | None = None,
     *,
     teacher: np.ndarray | None = None,
+    bottom: np.ndarray | None = None,
     progress: bool = True,
     on_step: Callable[[int], None] | None = None,
 ) -> TrainResult:
@@ -115,6 +116,8 @@ def train(
         teacher: logits ``[impressions, heads]`` of a trained model for distillation, in the order of
             ``model_config.heads``, as `aif_jax.training.evaluate.predict` gives them for ``train``; NaN where
             it said nothing. They are of rows that the teacher was trained on, so surer than it is of others.
+        bottom: items that a trained ranker puts last for each user, int ``[n_users, P]``, -1 for none, as
+            `aif_jax.training.bottom.bottom_items` gives them; for `TrainConfig.negative_bottom`.
         progress: show a progress bar.
         on_step: called with the number of steps made after each of them, and after its checkpoint.
 
@@ -125,7 +128,7 @@ def train(
     """
     config = TrainConfig() if train_config is None else train_config
     with Reporter(progress, f"{model_config.architecture} on {dataset.name}") as reporter:
-        return _Run(model_config, dataset, config, reporter, on_step, teacher).go()
+        return _Run(model_config, dataset, config, reporter, on_step, teacher, bottom).go()
 
 
 class _Run:
@@ -137,10 +140,12 @@ class _Run:
         reporter: Reporter,
         on_step: Callable[[int], None] | None,
         teacher: np.ndarray | None,
+        bottom: np.ndarray | None,
     ) -> None:
         _check(model_config, dataset, config)
         _check_teacher(teacher, config, (len(dataset.impressions), len(model_config.heads)))
-        self.teacher = teacher
+        _check_bottom(bottom, config, dataset)
+        self.given = {"teacher": teacher, "bottom": bottom}
         self.model_config, self.config, self.reporter, self.on_step = model_config, config, reporter, on_step
         self.dataset = dataset
         self.schema = dataset.fit_schema()
@@ -161,7 +166,7 @@ class _Run:
             )
         if config.softmax_weight:
             self.catalogue[LOG_Q] = _log_shares(dataset, model_config.heads[0])
-        self.batches = TrainingBatches(counted, self.schema, model_config, config, teacher)
+        self.batches = TrainingBatches(counted, self.schema, model_config, config, **self.given)
         self.encoding = counted.counts()
         self.per_epoch = self.batches.per_epoch
         self.total = min(len(self.batches), config.max_steps or len(self.batches))
@@ -281,8 +286,9 @@ class _Run:
         training = self.config.to_json()
         for name in ("checkpoint_dir", "checkpoint_interval", "checkpoints_kept", "workers"):
             del training[name]
-        if self.teacher is not None:
-            training["teacher"] = hashlib.blake2b(self.teacher.tobytes(), digest_size=16).hexdigest()
+        for name, array in self.given.items():
+            if array is not None:
+                training[name] = hashlib.blake2b(array.tobytes(), digest_size=16).hexdigest()
         return {
             "model": self.model_config.to_json(),
             "training": training,
@@ -351,6 +357,27 @@ def _check_teacher(teacher: np.ndarray | None, config: TrainConfig, shape: tuple
         )
     if teacher is not None and not np.isfinite(teacher).any():
         raise ConfigError("teacher: no logit is finite; predict the split 'train' with a trained model.")
+
+
+def _check_bottom(bottom: np.ndarray | None, config: TrainConfig, dataset: Dataset) -> None:
+    if bool(config.negative_bottom) != (bottom is not None):
+        raise ConfigError(
+            f"bottom: got {'none' if bottom is None else 'one'} with negative_bottom "
+            f"{config.negative_bottom:g}; give train(..., bottom=items) and a share over 0, or neither."
+        )
+    if bottom is None:
+        return
+    if bottom.ndim != 2 or len(bottom) != dataset.n_users or not np.issubdtype(bottom.dtype, np.integer):
+        raise ConfigError(
+            f"bottom: got {bottom.dtype} of shape {bottom.shape}, expected integers [{dataset.n_users}, P]: "
+            "a row for each user."
+        )
+    low, high = int(bottom.min(initial=-1)), int(bottom.max(initial=-1))
+    if low < -1 or not 0 <= high < dataset.n_items:
+        raise ConfigError(
+            f"bottom: got items from {low} to {high}, expected some of 0 to {dataset.n_items - 1}, and -1 "
+            "for none."
+        )
 
 
 def _quality(found: Metrics) -> float:

@@ -1,6 +1,7 @@
 """Studies that run in seconds: models of one block, with the weights that they start from."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from aif_jax.data.splits import SPLITS
 from aif_jax.evaluation import Study
 from aif_jax.evaluation.cost import Cost
 from aif_jax.evaluation.variants import Variant
+from aif_jax.features import Schema
 from aif_jax.models import build_model
 from aif_jax.training import TrainResult
 
@@ -27,6 +29,9 @@ VARIANTS = {
 """Named as the table wants them; of one architecture, so that little is compiled."""
 
 
+_SCHEMAS: dict[str, Schema] = {}
+
+
 def small_dataset() -> Dataset:
     """With several requests of a user in the test part: all of those of every eighth."""
     made = load("synthetic:small", content_width=32)
@@ -37,7 +42,9 @@ def small_dataset() -> Dataset:
 
 def untrained(config: Any, dataset: Dataset, training: Any, **_: Any) -> TrainResult:
     """Stand in for `train`: the model before its first step."""
-    schema = dataset.fit_schema()
+    fitted = dataset.fit_schema()
+    # Models of one config and schema share compiled programs.
+    schema = _SCHEMAS.setdefault(json.dumps(fitted.to_json()), fitted)
     return TrainResult(
         model=build_model(config, schema, seed=training.seed), schema=schema, history=(), metrics=None,
         steps=7, examples_per_s=10.0, compile_s=0.0, parameters=5, encoding={},

@@ -319,6 +319,10 @@ def test_the_command_writes_table_and_plots(tmp_path: Path, monkeypatch: pytest.
     table = json.loads((out / "curve-bridges-table.json").read_text())
     assert list(table["variants"]) == ["aif", "cold"]
     assert (out / "curve-bridges-gauc.svg").exists()
+    with pytest.raises(ConfigError, match="one of them at most"):
+        run_evaluation(
+            "synthetic:small", out, **arguments, curve="tiers", search="preset", console=Console(quiet=True)
+        )
     fields.write_text('{"moon": 1}')
     with pytest.raises(ConfigError, match="moon"):
         run_evaluation("synthetic:small", tmp_path / "x", **arguments, console=Console(quiet=True))

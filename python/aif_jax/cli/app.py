@@ -111,6 +111,13 @@ def evaluate(
             "attention or history."
         ),
     ] = None,
+    search: Annotated[
+        str | None,
+        typer.Option(
+            help="Settings of training instead of variants, on the validation part only: preset for the "
+            "usual ones, or a JSON file of TrainConfig fields by name."
+        ),
+    ] = None,
     cost: Annotated[
         bool, typer.Option("--cost", help="Also measure what serving each costs, and plot it.")
     ] = False,
@@ -130,6 +137,7 @@ def evaluate(
         rows=rows,
         console=Console(),
         curve=curve,
+        search=search,
         cost=cost,
     )
 

@@ -22,8 +22,8 @@ class Row:
         identity: what a row must share with a study to stand in its table: ``data``, a digest of the
             ``impressions``, ``lists``, and the fields of ``model`` and ``training``.
         made: where, see `aif_jax.evaluation.where`.
-        metrics: on the test part.
-        frozen: the same with histories that end where the user's test rows begin, see
+        metrics: on the part that the study compares on.
+        frozen: the same with histories that end where the user's rows of that part begin, see
             `aif_jax.data.Dataset.with_frozen_histories`.
         growing_pairs: of each user, by the logits of ``metrics``.
         frozen_pairs: the same by those of ``frozen``.

@@ -4,7 +4,7 @@ import hashlib
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -37,7 +37,6 @@ RANKER = Variant(
 )
 RANKER_SEED = 10_007
 _RANKER_FILE = f"{RANKER.name}-{RANKER_SEED}.npz"
-SPLIT = "test"
 
 
 class Study:
@@ -51,6 +50,9 @@ class Study:
         folder: where rows are kept, checkpoints, and the teacher of distilled variants.
         variants: what is compared.
         seeds: how often each is trained.
+        split: the part on which they are compared: ``test``, or ``validation``, for choices that must not
+            know the test part; it is taken out of the data set before anything else is done then. Of the
+            epochs the best on the validation part counts, so that those are chosen along.
         rows: where rows are kept instead of ``folder/rows``, see `aif_jax.evaluation.row_store`: those that
             are there count as trained here, and new ones come to them. The ranker's is one of them: copied
             rows need it, or new ones would be judged by another ranker.
@@ -73,6 +75,7 @@ class Study:
         variants: Sequence[Variant],
         *,
         seeds: int = 5,
+        split: Literal["test", "validation"] = "test",
         rows: Path | None = None,
         epochs: int | None = None,
         lists: int = 1000,
@@ -92,14 +95,18 @@ class Study:
         model, training = preset(dataset.name)
         self._model = model.replace(**(changes or {}))
         self._training = training if epochs is None else training.replace(epochs=epochs)
-        self.dataset = dataset.with_validation_in_training() if dataset.name in REFIT else dataset
+        self.split = split
+        if split == "validation":
+            self.dataset = dataset.without_test()
+        else:
+            self.dataset = dataset.with_validation_in_training() if dataset.name in REFIT else dataset
         self._progress = progress
         self._sizes = (lists, candidates)
         self._drawn: CandidateLists | None = None
         self._judge: Row | None = None
         self._taught: Teacher | None = None
         self._impressions = _digest(self.dataset)
-        self.labelled = Labelled.of(self.dataset, SPLIT, self.head)
+        self.labelled = Labelled.of(self.dataset, self.split, self.head)
         nothing = np.zeros(len(self.labelled.known))
         self._users = (self.labelled.pairs(nothing), self.labelled.cold_pairs(nothing))
         self.store = RowStore(self.folder / "rows" if rows is None else rows)
@@ -142,7 +149,7 @@ class Study:
 
     def floors(self) -> dict[str, Metrics]:
         """Return what is had without learning."""
-        return floors(self.dataset, SPLIT, heads=(self.head,))
+        return floors(self.dataset, self.split, heads=(self.head,))
 
     # -- inside -----------------------------------------------------------------------------------
 
@@ -158,11 +165,11 @@ class Study:
         teacher = self._teacher() if config.taught else None
         lessons = Lessons() if teacher is None else teacher.lessons(config)
         result = train(variant.config(self._model), dataset, config, **lessons, progress=self._progress)
-        evaluator = Evaluator(dataset, result.model, SPLIT)
-        still = Evaluator(dataset.with_frozen_histories(SPLIT), result.model, SPLIT)
+        evaluator = Evaluator(dataset, result.model, self.split)
+        still = Evaluator(dataset.with_frozen_histories(self.split), result.model, self.split)
         logits, frozen = evaluator.predict(result.model), still.predict(result.model)
         scores = evaluator.score_lists(result.model, lists).astype(np.float32)
-        part = self.dataset.impressions.split == split_number(SPLIT)
+        part = self.dataset.impressions.split == split_number(self.split)
         growing_main, frozen_main = logits[part, 0], frozen[part, 0]
         row = Row(
             variant=variant.name,
@@ -191,7 +198,7 @@ class Study:
         if self._drawn is None:
             lists, candidates = self._sizes
             self._drawn = candidate_lists(
-                self.dataset, SPLIT, self.head, lists=lists, unseen=candidates - 1, seed=RANKER_SEED
+                self.dataset, self.split, self.head, lists=lists, unseen=candidates - 1, seed=RANKER_SEED
             )
         return self._drawn
 

@@ -70,6 +70,7 @@ def summarise(study: Study, rows: Sequence[Row], costs: Mapping[str, Cost] | Non
         }
     return {
         "data": study.dataset.name,
+        "split": study.split,
         "head": study.head,
         "seeds": study.seeds,
         "users": len(np.unique(labelled.users)),
@@ -94,13 +95,13 @@ def summarise(study: Study, rows: Sequence[Row], costs: Mapping[str, Cost] | Non
 
 def markdown(summary: dict[str, Any]) -> str:
     """Return the table in Markdown, with a sentence on what `aif` loses against `exact`."""
-    against = summary["against"]
+    against, part = summary["against"], summary["split"]
     lines = [
         f"{summary['data']}, head `{summary['head']}`: {summary['impressions']:,} impressions of "
-        f"{summary['users']:,} users in the test part, {_seeds(summary['seeds'])}. The difference of GAUC is "
-        f"to `{against}`, with the standard error of a bootstrap over "
-        "users and seeds in pairs. Frozen: histories end where a user's test rows begin, so that no label of "
-        "a test row is an input of a later one, which would turn the order of a user's rows round.",
+        f"{summary['users']:,} users in the {part} part, {_seeds(summary['seeds'])}. The difference of GAUC "
+        f"is to `{against}`, with the standard error of a bootstrap over "
+        f"users and seeds in pairs. Frozen: histories end where a user's {part} rows begin, so that no label "
+        f"of a {part} row is an input of a later one, which would turn the order of a user's rows round.",
         "",
         "| model | AUC | GAUC | difference | GAUC, frozen | difference | log loss | weights |",
         "|---|---|---|---|---|---|---|---|",

@@ -26,7 +26,7 @@ from aif_jax.evaluation.row import Row
 from aif_jax.evaluation.table import summarise
 from aif_jax.evaluation.variants import Variant
 from aif_jax.models import build_model
-from aif_jax.training import evaluate, metrics, predict
+from aif_jax.training import TrainConfig, TrainResult, evaluate, metrics, predict, preset, train
 
 RANKER_FILE = f"{study.RANKER.name}-{study.RANKER_SEED}.npz"
 
@@ -88,17 +88,28 @@ def test_a_study_is_resumed_row_by_row(
     assert json.dumps(summarise(again, rows)) == json.dumps(summarise(finished, finished.run()))
 
 
-def test_a_row_is_what_training_and_evaluating_by_hand_give(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_row_is_what_evaluating_by_hand_gives(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     changes = {"architecture": "cold", "heads": ("ctr",), "score": "ctr"}
     mine = make(dataset, tmp_path, "aif", changes=changes)
     mine._judge = dataclasses.replace(bare_row(), scores=np.zeros((12, 210), np.float32))
+    trained: list[TrainResult] = []
+
+    def train_once(config: Any, data: Any, training: TrainConfig, **options: Any) -> TrainResult:
+        usual = preset("synthetic")[1].replace(epochs=1, seed=1, checkpoint_dir=training.checkpoint_dir)
+        assert (config, training) == (VARIANTS["aif"].config(mine.model), usual)
+        assert data is dataset
+        trained.append(train(config, data, training, **options))
+        return trained[0]
+
+    monkeypatch.setattr(study, "train", train_once)
     row = mine.row(VARIANTS["aif"], 1)
-    config, training = VARIANTS["aif"].config(mine.model), mine._training.replace(seed=1)
-    model = study.train(config, dataset, training, progress=False).model
-    by_hand = evaluate(model, dataset, "test")
+    by_hand = evaluate(trained[0].model, dataset, "test")
     assert row.metrics.heads == by_hand.heads
-    still = evaluate(model, dataset.with_frozen_histories("test"), "test")
+    still = evaluate(trained[0].model, dataset.with_frozen_histories("test"), "test")
     assert row.frozen.heads == still.heads
+    assert (row.steps, row.parameters) == (trained[0].steps, trained[0].parameters)
 
 
 def bare_row() -> Row:

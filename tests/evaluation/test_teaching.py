@@ -33,6 +33,7 @@ def test_a_distilled_variant_learns_from_one_teacher_and_is_judged_by_another_mo
         assert ((teacher is not None), (bottom is not None)) == (training.distils, training.negatives > 0)
         assert bottom is None or bottom.shape == (data.n_users, 32)
         trained.append((f"{config.architecture} {config.hidden}", training.seed, teacher))
+        Path(training.checkpoint_dir).mkdir(parents=True)
         return untrained(config, data, training)
 
     monkeypatch.setattr(study, "train", train)
@@ -56,6 +57,7 @@ def test_a_distilled_variant_learns_from_one_teacher_and_is_judged_by_another_mo
     assert np.isnan(said[dataset.impressions.split != 0]).all()
     assert [bool(row.teacher) for row in rows] == [False, False, True, True]
     assert list(summarise(mine, rows)["variants"]) == ["aif", "taught"]
+    assert not list((tmp_path / "checkpoints").iterdir())
     # It is kept, and kept apart from the rows.
     (tmp_path / "rows" / "taught-1.npz").unlink()
     make(dataset, tmp_path, "aif,taught").run()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
@@ -80,7 +81,7 @@ def teacher_of(
         dataset: whose training part is taught.
         preset: the config of ``aif``.
         training: how it is trained, whatever its seed.
-        path: of the file where it is kept; checkpoints stand beside it until it is done.
+        path: of the file where it is kept; checkpoints stand in a folder beside it until it is done.
         identity: what makes the data another one, see `aif_jax.evaluation.row`.
         progress: show a progress bar.
 
@@ -98,11 +99,12 @@ def teacher_of(
                 "remove it and one is trained."
             )
         return Teacher(**arrays)
-    checkpoints = path.with_suffix(".checkpoints")
+    checkpoints = path.parent / "checkpoints" / f"{TEACHER.name}-{TEACHER_SEED}"
     result = train(model, dataset, config.replace(checkpoint_dir=str(checkpoints)), progress=progress)
     teacher = Teacher(
         logits=predict(result.model, dataset, "train").astype(np.float16),
         bottom=bottom_items(result.model, dataset, seed=TEACHER_SEED),
     )
     write_facts(path, mine, dataclasses.asdict(teacher))
+    shutil.rmtree(checkpoints, ignore_errors=True)
     return teacher

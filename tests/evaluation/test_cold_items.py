@@ -5,7 +5,8 @@ import pytest
 
 from aif_jax.data import TEST, TRAIN, load
 from aif_jax.evaluation.cold_items import AT_MOST, cold_item_metrics, of_cold_items
-from aif_jax.training.metrics import auc, gauc, gauc_difference
+from aif_jax.evaluation.user_pairs import UserPairs
+from aif_jax.training.metrics import gauc, gauc_difference
 
 
 def test_items_are_cold_by_their_training_impressions() -> None:
@@ -23,19 +24,21 @@ def test_items_are_cold_by_their_training_impressions() -> None:
     assert of_cold_items(refit.with_validation_in_training(), "test").sum() < found.sum()
 
 
-def test_metrics_are_those_of_the_slice_and_differences_are_paired() -> None:
+def test_differences_are_paired_and_few_users_say_nothing() -> None:
     rng = np.random.default_rng(0)
     users, labels = np.repeat(np.arange(60), 8), rng.integers(0, 2, 480)
     runs = {name: [labels + rng.normal(0, s, 480) for _ in range(2)] for name, s in (("a", 1), ("b", 3))}
-    found = cold_item_metrics(users, labels, runs, "a")
+    pairs = {name: [UserPairs.of(users, labels, run) for run in each] for name, each in runs.items()}
+    found = cold_item_metrics(pairs, {"a": [0.9, 0.8], "b": [0.7, 0.6]}, "a")
     assert found is not None
-    assert found["models"]["b"]["auc"] == [auc(labels, run) for run in runs["b"]]
+    assert found["users"] == 60
+    assert found["models"]["b"]["auc"] == [0.7, 0.6]
     assert found["models"]["b"]["gauc"] == [gauc(users, labels, run) for run in runs["b"]]
     apart = found["models"]["b"]["difference"]
     one = [gauc_difference(users, labels, b, a) for a, b in zip(runs["a"], runs["b"], strict=True)]
     assert apart["value"] == pytest.approx(np.mean([each.difference for each in one]))
     assert apart["high"] < 0
     assert found["models"]["a"]["difference"] is None
-    assert cold_item_metrics(users[:8], labels[:8], {"a": [np.zeros(8)]}, "a") is None
-    none = np.zeros(0, int)
-    assert cold_item_metrics(none, none, {"a": [none]}, "a") is None
+    for few in (0, 8):
+        alone = UserPairs.of(users[:few], labels[:few], np.zeros(few))
+        assert cold_item_metrics({"a": [alone]}, {"a": [0.5]}, "a") is None

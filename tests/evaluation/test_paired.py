@@ -3,9 +3,15 @@ import pytest
 
 from aif_jax.errors import DataError
 from aif_jax.evaluation.paired import PairedBootstrap
-from aif_jax.training.metrics import gauc, gauc_difference
+from aif_jax.training.metrics import gauc, gauc_difference, user_aucs
 
 Runs = dict[str, list[np.ndarray]]
+
+
+def bootstrap(user: np.ndarray, labels: np.ndarray, scores: Runs, **options: int) -> PairedBootstrap:
+    found = {name: [user_aucs(user, labels, run) for run in runs] for name, runs in scores.items()}
+    weights = next(iter(found.values()))[0].impressions
+    return PairedBootstrap(weights, {n: [each.aucs for each in runs] for n, runs in found.items()}, **options)
 
 
 def world(seed: int = 0, users: int = 150, seeds: int = 3) -> tuple[np.ndarray, np.ndarray, Runs]:
@@ -22,7 +28,7 @@ def world(seed: int = 0, users: int = 150, seeds: int = 3) -> tuple[np.ndarray, 
 
 def test_values_are_means_over_seeds_of_the_plain_metric() -> None:
     user, labels, scores = world()
-    paired = PairedBootstrap(user, labels, scores, resamples=200)
+    paired = bootstrap(user, labels, scores, resamples=200)
     mean = {name: np.mean([gauc(user, labels, run) for run in runs]) for name, runs in scores.items()}
     gap = paired.difference("aif", "cold")
     assert gap.value == pytest.approx(mean["aif"] - mean["cold"])
@@ -38,7 +44,7 @@ def test_values_are_means_over_seeds_of_the_plain_metric() -> None:
 
 def test_with_one_seed_it_is_the_bootstrap_over_users() -> None:
     user, labels, scores = world(seeds=1)
-    mine = PairedBootstrap(user, labels, scores, resamples=3000).difference("exact", "cold")
+    mine = bootstrap(user, labels, scores, resamples=3000).difference("exact", "cold")
     known = gauc_difference(user, labels, scores["exact"][0], scores["cold"][0], resamples=3000)
     assert mine.value == pytest.approx(known.difference)
     assert mine.standard_error == pytest.approx(known.standard_error, rel=0.1)
@@ -51,7 +57,7 @@ def test_seeds_that_disagree_widen_the_error() -> None:
     alike = {"a": [good] * 4, "b": [bad] * 4}
     unlike = {"a": [good, good, bad, bad], "b": [bad] * 4}
     errors = [
-        PairedBootstrap(user, labels, runs, resamples=500).difference("a", "b").standard_error
+        bootstrap(user, labels, runs, resamples=500).difference("a", "b").standard_error
         for runs in (alike, unlike)
     ]
     assert errors[1] > 1.5 * errors[0]
@@ -60,7 +66,7 @@ def test_seeds_that_disagree_widen_the_error() -> None:
 def test_a_gain_that_is_none_has_no_share() -> None:
     user, labels, scores = world()
     scores["exact"] = scores["cold"]
-    lost = PairedBootstrap(user, labels, scores, resamples=50).lost("aif", "exact", "cold")
+    lost = bootstrap(user, labels, scores, resamples=50).lost("aif", "exact", "cold")
     assert (lost.share, lost.upper) == (None, None)
     assert lost.gain.value == 0
 
@@ -69,4 +75,12 @@ def test_models_need_the_same_number_of_seeds() -> None:
     user, labels, scores = world()
     scores["aif"] = scores["aif"][:2]
     with pytest.raises(DataError, match="the same number"):
-        PairedBootstrap(user, labels, scores)
+        bootstrap(user, labels, scores)
+
+
+def test_users_are_those_of_the_weights_and_at_least_two() -> None:
+    aucs = np.full(3, 0.5)
+    with pytest.raises(DataError, match=r"AUCs of \[3\] users, expected those of the 2"):
+        PairedBootstrap(np.ones(2), {"a": [aucs]})
+    with pytest.raises(DataError, match="1 users have both classes"):
+        PairedBootstrap(np.ones(1), {"a": [aucs[:1]]})

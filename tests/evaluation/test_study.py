@@ -1,133 +1,267 @@
-"""A study on synthetic data: rows are trained once, an interrupted study goes on, others are refused."""
+"""A study on synthetic data: rows are trained once, go on anywhere, and are of this study or refused."""
 
 import dataclasses
+import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
+from studies import SMALL, VARIANTS, cost_of, make, small_dataset, untrained
 
 from aif_jax.cli import evaluating
 from aif_jax.cli.evaluating import run_evaluation
-from aif_jax.data import Dataset, load
-from aif_jax.data.splits import SPLITS
+from aif_jax.data import Dataset
 from aif_jax.errors import ConfigError
-from aif_jax.evaluation import VARIANTS, Study, markdown, study
+from aif_jax.evaluation import VARIANTS as ALL
+from aif_jax.evaluation import Study, markdown, study
 from aif_jax.evaluation.cold_items import of_cold_items
 from aif_jax.evaluation.cost import Cost
+from aif_jax.evaluation.paired import PairedBootstrap
 from aif_jax.evaluation.plot import gauc_plot
+from aif_jax.evaluation.row import Row
 from aif_jax.evaluation.table import summarise
-from aif_jax.evaluation.variants import Variant, chosen
-from aif_jax.training import evaluate, metrics
+from aif_jax.evaluation.variants import Variant
+from aif_jax.models import build_model
+from aif_jax.training import TrainConfig, TrainResult, evaluate, metrics, predict, preset, train
 
-SMALL: dict[str, Any] = {
-    "width": 8,
-    "embedding_width": 4,
-    "hidden": 16,
-    "long_length": 64,
-    "content_width": 16,
-}
+RANKER_FILE = f"{study.RANKER.name}-{study.RANKER_SEED}.npz"
 
 
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
-    """With several requests of a user in the test part: all of those of every eighth."""
-    made = load("synthetic:small")
-    rows = made.impressions
-    split = np.where(rows.user % 8 == 1, SPLITS["test"], rows.split).astype(np.int8)
-    return dataclasses.replace(made, impressions=dataclasses.replace(rows, split=split))
+    return small_dataset()
 
 
-def make(dataset: Dataset, folder: Path, names: str = "cold,aif", seeds: int = 2, **changes: Any) -> Study:
-    return Study(
-        dataset, folder, chosen(names), seeds=seeds, epochs=1, lists=40, candidates=210,
-        changes={**SMALL, **changes}, progress=False,
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def finished(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """A study whose rows are all there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "train", untrained)
+        made = make(dataset, tmp_path_factory.mktemp("finished"))
+        made.run()
+    return made
+
+
+def copied(finished: Study, folder: Path, *names: str) -> Path:
+    folder.mkdir()
+    for name in names:
+        shutil.copy(finished.store.folder / name, folder)
+    return folder
 
 
 def test_a_study_is_resumed_row_by_row(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Dataset, finished: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[tuple[str, int]] = []
-    real = study.train
 
     def train(config: Any, data: Any, training: Any, **options: Any) -> Any:
         if len(trained) == 3 and not any(name == "stop" for name, _ in trained):
             trained.append(("stop", 0))
             raise KeyboardInterrupt
-        trained.append((config.architecture, training.seed))
-        return real(config, data, training, **options)
+        assert Path(training.checkpoint_dir).parent == tmp_path / "checkpoints"
+        Path(training.checkpoint_dir).mkdir(parents=True)
+        trained.append((f"{config.architecture} {config.hidden}", training.seed))
+        return untrained(config, data, training)
 
     monkeypatch.setattr(study, "train", train)
     with pytest.raises(KeyboardInterrupt):
         make(dataset, tmp_path).run()
-    told: list[tuple[str, int, int]] = []
-    mine = make(dataset, tmp_path)
-    rows = mine.run(lambda row, number, total: told.append((row.variant, number, total)))
-    ranker = ("exact", study.RANKER_SEED)
-    assert trained == [ranker, ("cold", 0), ("aif", 0), ("stop", 0), ("cold", 1), ("aif", 1)]
-    assert told == [("cold", 1, 4), ("aif", 2, 4), ("cold", 3, 4), ("aif", 4, 4)]
-    assert [(row.variant, row.seed) for row in rows] == [("cold", 0), ("cold", 1), ("aif", 0), ("aif", 1)]
-    assert make(dataset, tmp_path).run() == rows  # nothing is trained again
+    told: list[tuple[str, int, int, bool]] = []
+    rows = make(dataset, tmp_path).run(lambda row, *rest: told.append((row.name, *rest)))
+    ranker, cold, aif = ("exact 8", study.RANKER_SEED), "aif 16", "aif 8"
+    assert trained == [ranker, (cold, 0), (aif, 0), ("stop", 0), (cold, 1), (aif, 1)]
+    assert told == [
+        ("cold-0", 1, 4, True),
+        ("aif-0", 2, 4, True),
+        ("cold-1", 3, 4, False),
+        ("aif-1", 4, 4, False),
+    ]
+    assert [row.name for row in rows] == ["cold-0", "cold-1", "aif-0", "aif-1"]
+    again = make(dataset, tmp_path)
+    assert summarise(again, again.run()) == summarise(again, rows)  # nothing is trained again
     assert len(trained) == 6
-    assert not list(tmp_path.rglob("checkpoints"))
+    assert not list((tmp_path / "checkpoints").iterdir())
+    assert json.dumps(summarise(again, rows)) == json.dumps(summarise(finished, finished.run()))
 
-    # A row is what training and evaluating by hand give.
-    config, training = VARIANTS["aif"].config(mine._model), mine._training.replace(seed=1)
-    model = real(config, dataset, training, progress=False).model
-    by_hand = evaluate(model, dataset, "test")
-    assert rows[3].metrics.heads == by_hand.heads
-    still = evaluate(model, dataset.with_frozen_histories("test"), "test")
-    assert rows[3].frozen.heads == still.heads != by_hand.heads
-    known, users, labels = mine.known()
-    assert len(mine.logits(VARIANTS["aif"], 0)) == len(known) >= len(users) == len(labels)
 
-    summary = summarise(mine, rows)
-    gaucs = [row.metrics.gauc for row in rows if row.variant == "aif"]
-    assert summary["variants"]["aif"]["gauc"]["mean"] == pytest.approx(np.mean(gaucs))
-    difference = summary["variants"]["cold"]["gauc_against"]["value"]
-    means = {name: found["gauc"]["mean"] for name, found in summary["variants"].items()}
-    assert difference == pytest.approx(means["cold"] - means["aif"])
-    assert summary["lost"] is None
-    known, users, labels = mine.known()
-    cold = of_cold_items(dataset, "test")[known]
+def test_a_row_is_what_evaluating_by_hand_gives(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"architecture": "cold", "heads": ("ctr",), "score": "ctr"}
+    mine = make(dataset, tmp_path, "aif", changes=changes)
+    mine._judge = dataclasses.replace(bare_row(), scores=np.zeros((12, 210), np.float32))
+    trained: list[TrainResult] = []
+
+    def train_once(config: Any, data: Any, training: TrainConfig, **options: Any) -> TrainResult:
+        usual = preset("synthetic")[1].replace(epochs=1, seed=1, checkpoint_dir=training.checkpoint_dir)
+        assert (config, training) == (VARIANTS["aif"].config(mine.model), usual)
+        assert data is dataset
+        trained.append(train(config, data, training, **options))
+        return trained[0]
+
+    monkeypatch.setattr(study, "train", train_once)
+    row = mine.row(VARIANTS["aif"], 1)
+    by_hand = evaluate(trained[0].model, dataset, "test")
+    assert row.metrics.heads == by_hand.heads
+    still = evaluate(trained[0].model, dataset.with_frozen_histories("test"), "test")
+    assert row.frozen.heads == still.heads
+    assert (row.steps, row.parameters) == (trained[0].steps, trained[0].parameters)
+
+
+def bare_row() -> Row:
+    nothing = dict.fromkeys((field.name for field in dataclasses.fields(Row)), None)
+    return Row(**nothing)  # type: ignore[arg-type]
+
+
+def test_a_table_of_rows_is_the_table_of_the_logits(dataset: Dataset, finished: Study) -> None:
+    """Every figure that users and cold items have a part in, from the logits themselves, to the bit."""
+    rows = dataset.impressions
+    part = rows.split == 2
+    known = part & (rows.label_mask["ctr"] > 0)
+    cold = of_cold_items(dataset, "test")[known[part]]
+    users, labels = rows.user[known], rows.labels["ctr"][known]
+    schema, frozen_set = dataset.fit_schema(), dataset.with_frozen_histories("test")
+    growing, frozen = (
+        {
+            name: [
+                predict(build_model(VARIANTS[name].config(finished.model), schema, seed=seed), data)[known, 0]
+                for seed in range(2)
+            ]
+            for name in ("cold", "aif")
+        }
+        for data in (dataset, frozen_set)
+    )
+
+    def paired(users: np.ndarray, labels: np.ndarray, runs: dict[str, list[np.ndarray]]) -> dict[str, Any]:
+        found = {name: [metrics.user_aucs(users, labels, run) for run in each] for name, each in runs.items()}
+        aucs = {name: [each.aucs for each in of] for name, of in found.items()}
+        bootstrap = PairedBootstrap(found["aif"][0].impressions, aucs)
+        return dataclasses.asdict(bootstrap.difference("cold", "aif"))
+
+    def spread(values: list[float]) -> dict[str, float]:
+        return {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1))}
+
+    summary = summarise(finished, finished.run())
+    told = summary["variants"]["cold"]
+    assert told["gauc_against"] == paired(users, labels, growing)
+    assert told["frozen_gauc_against"] == paired(users, labels, frozen)
+    assert told["gauc"] == spread([metrics.gauc(users, labels, run) for run in growing["cold"]])
+    assert told["frozen_gauc"] == spread([metrics.gauc(users, labels, run) for run in frozen["cold"]])
+    few = {name: [run[cold] for run in runs] for name, runs in frozen.items()}
+    of_cold = users[cold], labels[cold]
+    assert told["cold_items"] == {
+        "auc": spread([metrics.auc(labels[cold], run) for run in few["cold"]]),
+        "gauc": spread([metrics.gauc(*of_cold, run) for run in few["cold"]]),
+        "gauc_against": paired(*of_cold, few),
+    }
     assert summary["cold_items"]["impressions"] == cold.sum() > 0
-    logits = [mine.logits(VARIANTS["cold"], seed, frozen=True)[known][cold] for seed in range(2)]
-    told = summary["variants"]["cold"]["cold_items"]
-    assert told["auc"]["mean"] == np.mean([metrics.auc(labels[cold], run) for run in logits])
-    assert told["gauc"]["mean"] == np.mean([metrics.gauc(users[cold], labels[cold], run) for run in logits])
+    assert summary["impressions"] == known.sum()
+    assert summary["users"] == np.unique(users).size
+
+
+def test_the_table_says_what_there_is(finished: Study) -> None:
+    rows = finished.run()
+    summary = summarise(finished, rows)
+    means = {name: found["gauc"]["mean"] for name, found in summary["variants"].items()}
+    assert summary["variants"]["cold"]["gauc_against"]["value"] == pytest.approx(means["cold"] - means["aif"])
+    assert summary["lost"] is None
     text = markdown(json.loads(json.dumps(summary)))
-    assert f"Cold items, frozen histories: {cold.sum():,} impressions" in text
-    assert f"| `cold` | {told['auc']['mean']:.4f} ±" in text
+    assert f"Cold items, frozen histories: {summary['cold_items']['impressions']:,} impressions" in text
+    assert f"| `cold` | {summary['variants']['cold']['cold_items']['auc']['mean']:.4f} ±" in text
     assert "Cost of a request" not in text
-    costs = {"aif": cost_of("engine", 2.5)}
-    text = markdown(json.loads(json.dumps(summarise(mine, rows, costs))))
-    assert "| `aif` | 1.50 (1.00 to 2.00) | 2.50 (2.00 to 3.00) | 100 | 2,000 | 77 |" in text
-    assert "| `cold` | not measured | not measured |" in text
     assert f"| {means['aif']:.4f} ±" in text
     assert "floor: item mean" in text
     assert "10 of 100" in text
+    assert f"- {rows[0].made['date']}, {rows[0].made['cpu']}" in text
+    assert ": all\n" in text
+    far = dataclasses.replace(rows[0], made={**rows[0].made, "cpu": "another", "date": "2001-01-01"})
+    text = markdown(summarise(finished, [far, *rows[1:]]))
+    assert "- 2001-01-01, another" in text
+    assert ": cold-1, aif-0, aif-1\n" in text
+    text = markdown(json.loads(json.dumps(summarise(finished, rows, {"aif": cost_of("engine", 2.5)}))))
+    assert "| `aif` | 1.50 (1.00 to 2.00) | 2.50 (2.00 to 3.00) | 100 | 2,000 | 77 |" in text
+    assert "| `cold` | not measured | not measured |" in text
     assert "cold" in gauc_plot(summary)
 
 
-def cost_of(way: str, request: float) -> Cost:
-    served = way == "engine"
-    return Cost(
-        way=way, parameters=77, item_bytes=100 if served else None, user_bytes=2000 if served else None,
-        candidates=4096, history=64, rounds=3, stage_ms=(1.0, 1.5, 2.0) if served else None,
-        request_ms=(request - 0.5, request, request + 0.5),
-    )  # fmt: skip
+def test_a_study_goes_on_from_rows_made_elsewhere(
+    dataset: Dataset, finished: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = copied(finished, tmp_path / "shared", RANKER_FILE, "cold-0.npz", "aif-1.npz")
+    trained: list[int] = []
+
+    def train(config: Any, data: Any, training: Any, **options: Any) -> Any:
+        trained.append(training.seed)
+        return untrained(config, data, training)
+
+    monkeypatch.setattr(study, "train", train)
+    mine = make(dataset, tmp_path / "mine", rows=shared)
+    kept: dict[str, bool] = {}
+    rows = mine.run(lambda row, number, total, there: kept.update({row.name: there}))
+    assert kept == {"cold-0": True, "aif-0": False, "cold-1": False, "aif-1": True}
+    assert sorted(trained) == [0, 1]
+    assert summarise(mine, rows) == summarise(finished, finished.run())
+    assert (shared / "aif-0.npz").exists()
 
 
-def test_rows_of_another_study_are_not_mixed_in(dataset: Dataset, tmp_path: Path) -> None:
-    make(dataset, tmp_path)
-    make(dataset, tmp_path, names="aif", seeds=3)  # more rows of the same study are no other one
-    with pytest.raises(ConfigError, match="differs in model"):
-        make(dataset, tmp_path, width=16)
+def test_rows_without_the_ranker_that_judged_them_make_a_table_and_no_new_rows(
+    dataset: Dataset, finished: Study, tmp_path: Path
+) -> None:
+    shared = copied(finished, tmp_path / "shared", "cold-0.npz", "aif-0.npz")
+    few = make(dataset, tmp_path, seeds=1, rows=shared)
+    assert summarise(few, few.run())["seeds"] == 1
+    with pytest.raises(ConfigError, match=f"not {RANKER_FILE}, the ranker that judged them"):
+        make(dataset, tmp_path, seeds=2, rows=shared).run()
+    row = few.store.get("cold", 0)
+    assert row is not None
+    few.store.put(dataclasses.replace(row, judge="another"))
+    with pytest.raises(ConfigError, match=r"different rankers.*: cold-0; aif-0\."):
+        make(dataset, tmp_path, seeds=1, rows=shared)
+
+
+def test_rows_of_another_study_are_not_mixed_in(dataset: Dataset, finished: Study, tmp_path: Path) -> None:
+    there = finished.store.folder
+    make(dataset, tmp_path, names="aif", seeds=3, rows=there)  # more rows of the same study are no other one
+    with pytest.raises(ConfigError, match=r"row ranker-10007 is of a study that differs in model\.width"):
+        make(dataset, tmp_path, changes={"width": 16}, rows=there)
+    rows = dataset.impressions
+    flipped = {**rows.labels, "ctr": np.where(rows.split == 2, 1 - rows.labels["ctr"], rows.labels["ctr"])}
+    other = dataclasses.replace(dataset, impressions=dataclasses.replace(rows, labels=flipped))
+    with pytest.raises(ConfigError, match="differs in impressions"):
+        make(other, tmp_path, rows=there)
+    hidden = {**rows.label_mask, "ctr": np.where(rows.user % 3, rows.label_mask["ctr"], 0).astype(np.float32)}
+    other = dataclasses.replace(dataset, impressions=dataclasses.replace(rows, label_mask=hidden))
+    with pytest.raises(ConfigError, match="differs in users, cold items"):
+        make(other, tmp_path, rows=there)
     with pytest.raises(ConfigError, match="each name once"):
         Study(dataset, tmp_path, [VARIANTS["aif"], VARIANTS["aif"]])
+    # The name of a variant that has become another model.
+    with pytest.raises(ConfigError, match=r"row aif-0 .* differs in model\.hidden"):
+        Study(
+            dataset, tmp_path, [Variant("aif", "", {"hidden": 32})], seeds=1, epochs=1, lists=12,
+            candidates=210, changes=SMALL, rows=there,
+        )  # fmt: skip
+
+
+def test_a_row_made_before_a_field_of_the_configs_was_known_still_counts(
+    dataset: Dataset, finished: Study, tmp_path: Path
+) -> None:
+    shared = copied(finished, tmp_path / "shared", RANKER_FILE, "aif-0.npz")
+    mine = make(dataset, tmp_path, names="aif", seeds=1, rows=shared)
+    row = mine.store.get("aif", 0)
+    assert row is not None
+    old = {part: dict(row.identity[part]) for part in ("model", "training")}
+    del old["model"]["tier_scale"], old["training"]["distillation_weight"]
+    mine.store.put(dataclasses.replace(row, identity={**row.identity, **old}))
+    make(dataset, tmp_path, names="aif", seeds=1, rows=shared)
+    del old["model"]["width"]  # which this study has at another value than the default
+    mine.store.put(dataclasses.replace(row, identity={**row.identity, **old}))
+    with pytest.raises(ConfigError, match=r"model\.width"):
+        make(dataset, tmp_path, names="aif", seeds=1, rows=shared)
 
 
 def test_a_variant_is_trained_on_its_own_data(
@@ -139,22 +273,25 @@ def test_a_variant_is_trained_on_its_own_data(
         given.append(data)
         raise KeyboardInterrupt
 
-    mine = make(dataset, tmp_path, names="aif_shuffled")
+    mine = make(dataset, tmp_path)
     monkeypatch.setattr(study, "train", stop)
-    monkeypatch.setattr(Study, "_ranker", lambda self: np.zeros((1, 1)))
+    monkeypatch.setattr(Study, "_ranker", lambda self: bare_row())
     with pytest.raises(KeyboardInterrupt):
-        mine.row(VARIANTS["aif_shuffled"], 5)
-    expected = VARIANTS["aif_shuffled"].dataset(dataset, 5).content
+        mine.row(ALL["aif_shuffled"], 5)
+    expected = ALL["aif_shuffled"].dataset(dataset, 5).content
     assert expected is not None
     np.testing.assert_array_equal(given[0].content.vectors, expected.vectors)
     assert (given[0].content.vectors != dataset.content.vectors).any()  # type: ignore[union-attr]
 
 
 def test_the_command_writes_table_and_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "train", untrained)
+    monkeypatch.setattr(evaluating, "chosen", lambda names: [VARIANTS[name] for name in names.split(",")])
     fields = tmp_path / "fields.json"
     fields.write_text(json.dumps(SMALL))
     arguments: dict[str, Any] = {
-        "variants": "aif,cold,exact", "seeds": 1, "epochs": 1, "config": fields, "lists": 20,
+        "variants": "aif,cold,exact", "seeds": 1, "epochs": 1, "config": fields, "lists": 4,
+        "rows": tmp_path / "rows",
     }  # fmt: skip
     out = tmp_path / "study"
     run_evaluation("synthetic:small", out, **arguments, console=Console(quiet=True))
@@ -164,30 +301,39 @@ def test_the_command_writes_table_and_plots(tmp_path: Path, monkeypatch: pytest.
     assert "`exact` gains" in (out / "table.md").read_text()
     assert "<svg" in (out / "gauc.svg").read_text()
     assert not (out / "pareto.svg").exists()
+    assert len(list((tmp_path / "rows").glob("*.npz"))) == 4
 
     def measured(data: Dataset, model: Any, variants: Any, **_: Any) -> dict[str, Cost]:
         assert model.long_length == SMALL["long_length"]
         return {v.name: cost_of("sequential" if v.name == "exact" else "engine", 2.0) for v in variants}
 
-    monkeypatch.setattr(evaluating, "measure_costs", measured)
-    run_evaluation("synthetic:small", out, **arguments, cost=True, console=Console(quiet=True))
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluating, "measure_costs", measured)
+        run_evaluation("synthetic:small", out, **arguments, cost=True, console=Console(quiet=True))
     assert "| `exact` | not served by the engine | 2.00 (1.50 to 2.50) |" in (out / "table.md").read_text()
     assert "<svg" in (out / "pareto.svg").read_text()
-    monkeypatch.undo()
     (out / "pareto.svg").unlink()
-    run_evaluation("synthetic:small", out, **arguments, console=Console(quiet=True))  # it was kept
+    said = io.StringIO()
+    run_evaluation(
+        "synthetic:small", out, **arguments, console=Console(file=said, width=300)
+    )  # costs were kept
+    assert said.getvalue().count("kept, of 20") == 3
     assert json.loads((out / "table.json").read_text())["variants"]["aif"]["cost"]["way"] == "engine"
     assert (out / "pareto.svg").exists()
 
     def bridges(name: str, model: Any, data: Dataset) -> list[Variant]:
         assert (name, model.width) == ("bridges", SMALL["width"])
-        return chosen("aif,cold")
+        return [VARIANTS["aif"], VARIANTS["cold"]]
 
     monkeypatch.setattr(evaluating, "curve_of", bridges)
     run_evaluation("synthetic:small", out, **arguments, curve="bridges", console=Console(quiet=True))
     table = json.loads((out / "curve-bridges-table.json").read_text())
     assert list(table["variants"]) == ["aif", "cold"]
     assert (out / "curve-bridges-gauc.svg").exists()
+    with pytest.raises(ConfigError, match="one of them at most"):
+        run_evaluation(
+            "synthetic:small", out, **arguments, curve="tiers", search="preset", console=Console(quiet=True)
+        )
     fields.write_text('{"moon": 1}')
     with pytest.raises(ConfigError, match="moon"):
         run_evaluation("synthetic:small", tmp_path / "x", **arguments, console=Console(quiet=True))

@@ -1,7 +1,5 @@
 """Which models are compared, and that the controls take away what they say and nothing else."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -9,6 +7,8 @@ from aif_jax.config import ModelConfig
 from aif_jax.data import load
 from aif_jax.errors import ConfigError
 from aif_jax.evaluation import VARIANTS
+from aif_jax.evaluation.study import RANKER, RANKER_SEED
+from aif_jax.evaluation.teaching import TEACHER, TEACHER_SEED
 from aif_jax.evaluation.variants import chosen, with_shuffled_content
 from aif_jax.models import add_signatures, build_model
 from aif_jax.training import preset
@@ -21,10 +21,19 @@ def test_variants_by_name() -> None:
             chosen(wrong)
 
 
-def test_every_variant_is_another_model_or_has_other_data() -> None:
-    model, _ = preset("movielens-1m")
-    configs = [(json.dumps(v.config(model).to_json()), v.data) for v in VARIANTS.values()]
+def test_every_variant_is_another_model_or_has_other_data_or_another_training() -> None:
+    model, training = preset("movielens-1m")
+    configs = [(v.config(model), v.data, v.trained(training)) for v in VARIANTS.values()]
     assert len(set(configs)) == len(configs)
+    assert {v.name for v in VARIANTS.values() if v.trained(training).distils} == {"aif_distilled"}
+
+
+def test_who_teaches_is_not_who_judges() -> None:
+    model, _ = preset("movielens-1m")
+    teacher, judge = TEACHER.config(model), RANKER.config(model)
+    assert teacher.architecture != judge.architecture
+    assert TEACHER_SEED != RANKER_SEED
+    assert teacher.heads == VARIANTS["aif_distilled"].config(model).heads
 
 
 def test_shuffled_content_goes_to_other_items_and_stays_the_same_set() -> None:

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from model_cases import make_group, make_schema
+from model_cases import make_group, make_schema, small_config
 
 from aif_jax.features import MultiValued, Numeric
 from aif_jax.kernels import ordered_product, pack_signs, slot_weights, table_sum, tier_features
-from aif_jax.models import long_sequence
+from aif_jax.models import build_model, long_sequence
 from aif_jax.models.blocks import draw_keep, hidden, shown
 from aif_jax.models.bridge import Bridges
 from aif_jax.models.embedder import FeatureEmbedder
@@ -52,6 +52,18 @@ def weighted(weight, value, counted):
             for b in np.flatnonzero(counted[u]):
                 out[u, i] += weight(u, i, b) * value[u, b] / counted[u].sum()
     return out
+
+
+def test_models_of_one_config_and_schema_object_are_alike_to_a_compiler():
+    config, schema = small_config(), make_schema()
+
+    def graph(config, schema, seed):
+        return nnx.split(build_model(config, schema, seed=seed))[0]
+
+    first = graph(config, schema, 0)
+    assert (first, hash(first)) == (graph(config, schema, 1), hash(graph(config, schema, 1)))
+    assert first != graph(config.replace(width=config.width * 2), schema, 0)
+    assert first != graph(config, make_schema(), 0)  # an equal one: vocabularies are never walked
 
 
 def test_linear_attention(history):

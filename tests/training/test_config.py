@@ -28,6 +28,7 @@ def test_replace_validates_again():
         ("weight_decay", -1e-3),
         ("final_rate", 1.5),
         ("negative_popularity", -0.1),
+        ("negative_bottom", 0.5),  # of no negatives
         ("negative_keep_rate", 0.0),
         ("long_buckets", (64, 32)),
         ("long_buckets", (0,)),

@@ -98,11 +98,24 @@ def evaluate(
         typer.Option(help="JSON with ModelConfig fields that differ from the preset in all rows."),
     ] = None,
     lists: Annotated[int, typer.Option(help="Candidate lists for retention.", min=1)] = 1000,
+    rows: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of finished rows, OUT/rows by default: go on from it, made here or elsewhere."
+        ),
+    ] = None,
     curve: Annotated[
         str | None,
         typer.Option(
             help="One approximation from coarse to fine instead of variants: signature, tiers, bridges, "
             "attention or history."
+        ),
+    ] = None,
+    search: Annotated[
+        str | None,
+        typer.Option(
+            help="Settings of training instead of variants, on the validation part only: preset for the "
+            "usual ones, or a JSON file of TrainConfig fields by name."
         ),
     ] = None,
     cost: Annotated[
@@ -121,8 +134,10 @@ def evaluate(
         epochs=epochs,
         config=config,
         lists=lists,
+        rows=rows,
         console=Console(),
         curve=curve,
+        search=search,
         cost=cost,
     )
 

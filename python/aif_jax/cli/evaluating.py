@@ -1,7 +1,5 @@
 """`aif evaluate`: variants of the model beside each other, as JSON, as a table and as a picture."""
 
-import datetime
-import importlib.metadata
 import json
 from functools import partial
 from pathlib import Path
@@ -11,16 +9,18 @@ from rich.console import Console
 
 from aif_jax.cli.training import read_fields
 from aif_jax.config import ModelConfig
-from aif_jax.data import Dataset, load
+from aif_jax.data import load
 from aif_jax.errors import ConfigError
 from aif_jax.evaluation.cost import Cost, measure_costs
 from aif_jax.evaluation.curves import curve as curve_of
 from aif_jax.evaluation.pareto import COSTS, pareto_plot
 from aif_jax.evaluation.plot import gauc_plot
-from aif_jax.evaluation.study import Row, Study
+from aif_jax.evaluation.row import Row
+from aif_jax.evaluation.search import settings_variants
+from aif_jax.evaluation.study import Study
 from aif_jax.evaluation.table import markdown, summarise
-from aif_jax.evaluation.variants import Variant, chosen
-from aif_jax.machine import cores, cpu_model
+from aif_jax.evaluation.variants import chosen
+from aif_jax.evaluation.where import in_words, where
 from aif_jax.training import preset
 
 
@@ -34,7 +34,9 @@ def run_evaluation(
     config: Path | None,
     lists: int,
     console: Console,
+    rows: Path | None = None,
     curve: str | None = None,
+    search: str | None = None,
     cost: bool = False,
 ) -> None:
     """Train what is missing and write ``table.json``, ``table.md`` and ``gauc.svg`` to OUT.
@@ -42,49 +44,70 @@ def run_evaluation(
     Args:
         data: data set, as `aif_jax.data.load` takes it.
         out: OUT.
-        variants: names separated by commas, or ``all``; not read if there is a ``curve``.
+        variants: names separated by commas, or ``all``; not read if there is a ``curve`` or a ``search``.
         seeds: trainings of each.
         epochs: instead of the preset's.
         config: JSON file of `ModelConfig` fields that differ from the preset in all rows.
         lists: candidate lists for retention.
         console: where to print.
+        rows: folder of finished rows, instead of OUT/rows: those of this study are taken as they are, new
+            ones come to them.
         curve: one of `aif_jax.evaluation.curves.CURVES`; names of files begin with ``curve-NAME-`` then.
+        search: settings of training to compare on the validation part, the test part taken out: see
+            `aif_jax.evaluation.search.settings_variants`. Names of files begin with ``search-`` then, and
+            what is kept stands under OUT/search.
         cost: measure what serving costs, of all anew, since times of two runs do not compare. It is kept in
             ``cost.json``; with costs there is a picture of quality against cost, ``pareto.svg``.
 
     Raises:
-        ConfigError: a variant, a curve or a field is unknown, or OUT holds another study.
+        ConfigError: a variant, a curve, a setting or a field is unknown, both a curve and a search are
+            wanted, or a row that is there is of another study.
+        DataError: the file of a row is broken.
     """
     changes = {} if config is None else read_fields(config)
     if unknown := sorted(changes.keys() - ModelConfig().to_json().keys()):
         raise ConfigError(f"{config}: {unknown} are no ModelConfig fields.")
+    if curve is not None and search is not None:
+        raise ConfigError(f"got curve {curve!r} and search {search!r}, expected one of them at most.")
     dataset = load(data)
-    compared = chosen(variants) if curve is None else _steps(curve, dataset, changes)
-    study = Study(dataset, out, compared, seeds=seeds, epochs=epochs, lists=lists, changes=changes)
+    model, training = preset(dataset.name)
+    model = model.replace(**changes)
+    if curve is not None:
+        compared, prefix = curve_of(curve, model, dataset), f"curve-{curve}-"
+    elif search is not None:
+        training = training if epochs is None else training.replace(epochs=epochs)
+        compared, prefix = settings_variants(search, model, training, dataset), "search-"
+    else:
+        compared, prefix = chosen(variants), ""
+    study = Study(
+        dataset,
+        out if search is None else out / "search",
+        compared,
+        seeds=seeds,
+        split="test" if search is None else "validation",
+        rows=rows,
+        epochs=epochs,
+        lists=lists,
+        changes=changes,
+    )
 
-    def told(row: Row, number: int, total: int) -> None:
+    def told(row: Row, number: int, total: int, kept: bool) -> None:
         survivors = row.retention["survivors"]["10@100"]
+        how = f"kept, of {in_words(row.made)}" if kept else f"{row.examples_per_s:,.0f} examples/s"
         console.print(
             f"{number:3} of {total}  {row.variant:20} seed {row.seed}  GAUC {row.metrics.gauc:.4f}  "
-            f"AUC {row.metrics.auc:.4f}  10 of 100 {survivors:.3f}  {row.examples_per_s:,.0f} examples/s",
+            f"AUC {row.metrics.auc:.4f}  10 of 100 {survivors:.3f}  {how}",
             highlight=False,
         )
 
-    rows = study.run(told)
-    prefix = "" if curve is None else f"curve-{curve}-"
+    out.mkdir(parents=True, exist_ok=True)
+    found = study.run(told)
     costs = _costs(study, out / f"{prefix}cost.json", measure=cost, console=console)
-    summary = summarise(study, rows, costs)
-    where = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "cpu": cpu_model(),
-        "cores": cores(),
-        "jax": importlib.metadata.version("jax"),
-        "aif_jax": importlib.metadata.version("aif_jax"),
-    }
+    summary = summarise(study, found, costs)
     text = markdown(summary)
     files = {
         f"{prefix}table.md": text,
-        f"{prefix}table.json": json.dumps({**summary, "where": where}, indent=1),
+        f"{prefix}table.json": json.dumps({**summary, "where": where()}, indent=1),
         f"{prefix}gauc.svg": gauc_plot(summary),
     }
     if costs:
@@ -94,11 +117,6 @@ def run_evaluation(
         (out / name).write_text(content, encoding="utf-8")
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     console.print("\n".join(f"wrote  {out / name}" for name in files), highlight=False)
-
-
-def _steps(name: str, dataset: Dataset, changes: dict[str, Any]) -> list[Variant]:
-    model, _ = preset(dataset.name)
-    return curve_of(name, model.replace(**changes), dataset)
 
 
 def _costs(study: Study, path: Path, *, measure: bool, console: Console) -> dict[str, Cost]:

@@ -9,7 +9,7 @@ import numpy as np
 from aif_jax.data import TRAIN, Dataset
 from aif_jax.data.splits import split_number
 from aif_jax.evaluation.paired import PairedBootstrap
-from aif_jax.training.metrics import auc, gauc, user_aucs
+from aif_jax.evaluation.user_pairs import UserPairs
 
 AT_MOST = 10
 """Impressions in the training part up to which an item counts as cold."""
@@ -31,17 +31,13 @@ def of_cold_items(dataset: Dataset, split: str) -> np.ndarray:
 
 
 def cold_item_metrics(
-    users: np.ndarray,
-    labels: np.ndarray,
-    logits: Mapping[str, Sequence[np.ndarray]],
-    against: str,
+    pairs: Mapping[str, Sequence[UserPairs]], aucs: Mapping[str, Sequence[float]], against: str
 ) -> dict[str, Any] | None:
-    """Measure models on impressions of cold items.
+    """Compare models on impressions of cold items.
 
     Args:
-        users: integers ``[I]``.
-        labels: 0 or 1, ``[I]``.
-        logits: by model, ``[I]`` a seed.
+        pairs: by model, of each user within these impressions, one a seed.
+        aucs: by model, AUC over all of these impressions, one a seed.
         against: the model that the others are held against.
 
     Returns:
@@ -49,16 +45,16 @@ def cold_item_metrics(
         and the ``difference`` of GAUC, an `Estimate` as a dictionary (``None`` for ``against``). ``None`` if
         fewer than two users have both classes, where GAUC and its error say nothing.
     """
-    both = user_aucs(users, labels, np.zeros(len(labels))).users.size
-    if both < 2:
+    users = pairs[against][0]
+    if len(users) < 2:
         return None
-    paired = PairedBootstrap(users, labels, logits)
+    paired = PairedBootstrap(
+        users.impressions, {name: [run.aucs for run in runs] for name, runs in pairs.items()}
+    )
     models: dict[str, Any] = {}
-    for name, runs in logits.items():
+    for name, runs in pairs.items():
         apart = None if name == against else dataclasses.asdict(paired.difference(name, against))
         models[name] = {
-            "auc": [auc(labels, run) for run in runs],
-            "gauc": [gauc(users, labels, run) for run in runs],
-            "difference": apart,
-        }
-    return {"users": int(both), "models": models}
+            "auc": list(aucs[name]), "gauc": [run.gauc for run in runs], "difference": apart,
+        }  # fmt: skip
+    return {"users": len(users), "models": models}

@@ -101,7 +101,8 @@ def curve(name: str, preset: ModelConfig, dataset: Dataset) -> list[Variant]:
     """
     if name not in _CURVES:
         raise ConfigError(f"curve: got {name!r}, expected one of {', '.join(CURVES)}.")
-    known = {variant.config(preset): variant for variant in VARIANTS.values() if variant.data is None}
+    plain = [variant for variant in VARIANTS.values() if variant.data is None and not variant.training]
+    known = {variant.config(preset): variant for variant in plain}
     found: list[Variant] = []
     for short, text, changes in _CURVES[name](preset, dataset):
         made = Variant(f"aif_{short}", f"aif with {text}", changes)

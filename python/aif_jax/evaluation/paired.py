@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from aif_jax.errors import DataError
-from aif_jax.training.metrics import user_aucs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,49 +45,48 @@ class PairedBootstrap:
     """Resamples users and seeds, for several models the same in each draw.
 
     Args:
-        users: integers, ``[I]``.
-        labels: 0 or 1, ``[I]``.
-        scores: by model, one array ``[I]`` a seed; all models have as many seeds.
+        weights: impressions of each user who has both classes, ``[U]``.
+        aucs: by model, the AUC of each of these users, ``[U]`` a seed; all models have as many seeds.
         resamples: how many draws.
         seed: of the draws.
 
     Raises:
-        DataError: models have different numbers of seeds, or fewer than two users have both classes.
+        DataError: models have different numbers of seeds, the users differ, or there are fewer than two.
     """
 
     def __init__(
         self,
-        users: np.ndarray,
-        labels: np.ndarray,
-        scores: Mapping[str, Sequence[np.ndarray]],
+        weights: np.ndarray,
+        aucs: Mapping[str, Sequence[np.ndarray]],
         *,
         resamples: int = 1000,
         seed: int = 0,
     ):
-        numbers = {name: len(runs) for name, runs in scores.items()}
+        numbers = {name: len(runs) for name, runs in aucs.items()}
         if len(set(numbers.values())) != 1 or not next(iter(numbers.values())):
             raise DataError(
                 f"paired bootstrap: got seeds {numbers}, expected the same number for each model."
             )
         seeds = next(iter(numbers.values()))
-        aucs: dict[str, np.ndarray] = {}
-        weights = np.zeros(0)
-        for name, runs in scores.items():
-            found = [user_aucs(users, labels, run) for run in runs]
-            aucs[name] = np.stack([each.aucs for each in found])
-            weights = found[0].impressions.astype(np.float64)
+        if sizes := sorted({run.size for runs in aucs.values() for run in runs} - {weights.size}):
+            raise DataError(
+                f"paired bootstrap: got AUCs of {sizes} users, expected those of the {weights.size} with "
+                "a weight."
+            )
         if weights.size < 2:
             raise DataError(f"paired bootstrap: {weights.size} users have both classes, expected at least 2.")
+        weights = weights.astype(np.float64)
+        stacked = {name: np.stack(list(runs)) for name, runs in aucs.items()}
         rng = np.random.default_rng(seed)
         n = weights.size
-        draws = {name: np.empty(resamples) for name in scores}
+        draws = {name: np.empty(resamples) for name in aucs}
         for draw in range(resamples):
             times = np.bincount(rng.integers(0, n, n), minlength=n) * weights
             runs = rng.integers(0, seeds, seeds)
-            for name, found_aucs in aucs.items():
-                draws[name][draw] = (found_aucs[runs] @ times).mean() / times.sum()
+            for name, found in stacked.items():
+                draws[name][draw] = (found[runs] @ times).mean() / times.sum()
         self._draws = draws
-        self._values = {name: float((a @ weights).mean() / weights.sum()) for name, a in aucs.items()}
+        self._values = {name: float((a @ weights).mean() / weights.sum()) for name, a in stacked.items()}
 
     def difference(self, a: str, b: str) -> Estimate:
         """Return GAUC of a model minus that of another."""

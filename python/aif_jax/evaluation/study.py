@@ -1,13 +1,10 @@
-"""Trains variants with several seeds on one data set, keeps what each predicts, and can be resumed."""
+"""Trains variants with several seeds on one data set, keeps what the table needs, and can be resumed."""
 
-import dataclasses
 import hashlib
-import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,8 +12,13 @@ from aif_jax.config import ModelConfig
 from aif_jax.data import Dataset
 from aif_jax.data.splits import split_number
 from aif_jax.errors import ConfigError
+from aif_jax.evaluation.labelled import Labelled
 from aif_jax.evaluation.retention import retention
+from aif_jax.evaluation.row import Row, digest_of
+from aif_jax.evaluation.row_store import RowStore
+from aif_jax.evaluation.teaching import Lessons, Teacher, teacher_of
 from aif_jax.evaluation.variants import Variant
+from aif_jax.evaluation.where import where
 from aif_jax.training import (
     REFIT,
     CandidateLists,
@@ -28,62 +30,32 @@ from aif_jax.training import (
     preset,
     train,
 )
+from aif_jax.training.identity import differing
 
 RANKER = Variant(
     "ranker", "exact with a seed of its own: it judges what a pre-ranker keeps", {"architecture": "exact"}
 )
 RANKER_SEED = 10_007
-SPLIT = "test"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
-    """One variant trained with one seed.
-
-    Attributes:
-        variant: its name.
-        seed: of weights, order, dropout and negatives.
-        metrics: on the test part.
-        frozen: the same with histories that end where the user's test rows begin, see
-            `aif_jax.data.Dataset.with_frozen_histories`.
-        retention: see `aif_jax.evaluation.retention`; empty for the ranker.
-        parameters: number of trained weights.
-        steps: of training.
-        examples_per_s: impressions a second of training.
-    """
-
-    variant: str
-    seed: int
-    metrics: Metrics
-    frozen: Metrics
-    retention: dict[str, Any]
-    parameters: int
-    steps: int
-    examples_per_s: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON-serialisable dictionary; `from_json` reads it back."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {**values, "metrics": self.metrics.to_json(), "frozen": self.frozen.to_json()}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        """Build from `to_json` output."""
-        read = {name: Metrics.from_json(values[name]) for name in ("metrics", "frozen")}
-        return cls(**{**values, **read})
+_RANKER_FILE = f"{RANKER.name}-{RANKER_SEED}.npz"
 
 
 class Study:
     """One data set, some variants, some seeds: a row for each pair of them.
 
-    A row that was finished is kept in a folder of its own and never trained again; one that was interrupted
+    A row that was finished is kept and never trained again, wherever it was made; one that was interrupted
     goes on from its last checkpoint.
 
     Args:
         dataset: one that has a preset.
-        folder: where everything is kept.
+        folder: where rows are kept, checkpoints, and the teacher of distilled variants.
         variants: what is compared.
         seeds: how often each is trained.
+        split: the part on which they are compared: ``test``, or ``validation``, for choices that must not
+            know the test part; it is taken out of the data set before anything else is done then. Of the
+            epochs the best on the validation part counts, so that those are chosen along.
+        rows: where rows are kept instead of ``folder/rows``, see `aif_jax.evaluation.row_store`: those that
+            are there count as trained here, and new ones come to them. The ranker's is one of them: copied
+            rows need it, or new ones would be judged by another ranker.
         epochs: instead of the preset's.
         lists: candidate lists for hit rate and retention.
         candidates: in each of them.
@@ -91,7 +63,9 @@ class Study:
         progress: show a progress bar for each row.
 
     Raises:
-        ConfigError: there is no preset for this data set, or the folder holds another study.
+        ConfigError: there is no preset for this data set, or a row that is wanted is there from another
+            study.
+        DataError: the file of a row is broken.
     """
 
     def __init__(
@@ -101,6 +75,8 @@ class Study:
         variants: Sequence[Variant],
         *,
         seeds: int = 5,
+        split: Literal["test", "validation"] = "test",
+        rows: Path | None = None,
         epochs: int | None = None,
         lists: int = 1000,
         candidates: int = 1000,
@@ -119,47 +95,47 @@ class Study:
         model, training = preset(dataset.name)
         self._model = model.replace(**(changes or {}))
         self._training = training if epochs is None else training.replace(epochs=epochs)
-        self.dataset = dataset.with_validation_in_training() if dataset.name in REFIT else dataset
+        self.split = split
+        if split == "validation":
+            self.dataset = dataset.without_test()
+        else:
+            self.dataset = dataset.with_validation_in_training() if dataset.name in REFIT else dataset
         self._progress = progress
         self._sizes = (lists, candidates)
         self._drawn: CandidateLists | None = None
-        self._judged: np.ndarray | None = None
-        self._open()
+        self._judge: Row | None = None
+        self._taught: Teacher | None = None
+        self._impressions = _digest(self.dataset)
+        self.labelled = Labelled.of(self.dataset, self.split, self.head)
+        nothing = np.zeros(len(self.labelled.known))
+        self._users = (self.labelled.pairs(nothing), self.labelled.cold_pairs(nothing))
+        self.store = RowStore(self.folder / "rows" if rows is None else rows)
+        self._check()
 
     # -- rows -------------------------------------------------------------------------------------
 
-    def run(self, on_row: Callable[[Row, int, int], None] | None = None) -> list[Row]:
+    def run(self, on_row: Callable[[Row, int, int, bool], None] | None = None) -> list[Row]:
         """Train what is missing, and return all rows, variant by variant.
 
         Args:
-            on_row: called with each row as it is there, its number from 1 on, and how many there will be.
+            on_row: called with each row as it is there, its number from 1 on, how many there will be, and
+                whether it was there before.
         """
-        pairs = [(variant, seed) for seed in range(self.seeds) for variant in self.variants]
         rows: dict[tuple[str, int], Row] = {}
-        for number, (variant, seed) in enumerate(pairs, 1):
-            rows[variant.name, seed] = row = self.row(variant, seed)
+        for number, (variant, seed) in enumerate(self._pairs(), 1):
+            kept = self._kept(variant, seed)
+            rows[variant.name, seed] = row = kept or self._train(variant, seed)
             if on_row is not None:
-                on_row(row, number, len(pairs))
+                on_row(row, number, len(self._pairs()), kept is not None)
         return [rows[variant.name, seed] for variant in self.variants for seed in range(self.seeds)]
 
     def row(self, variant: Variant, seed: int) -> Row:
-        """Return one row, from disk if it is there."""
-        folder = self._row_folder(variant, seed)
-        if not (folder / "row.json").exists():
-            self._train(variant, seed, folder)
-        return Row.from_json(json.loads((folder / "row.json").read_text(encoding="utf-8")))
+        """Return one row, trained if it is not there.
 
-    def logits(self, variant: Variant, seed: int, *, frozen: bool = False) -> np.ndarray:
-        """Return a row's logits of the main head for the impressions of the test part, float32 ``[I]``."""
-        name = "frozen.npy" if frozen else "logits.npy"
-        return np.load(self._row_folder(variant, seed) / name)
-
-    def known(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return which impressions of the test part have a known label, and the users and labels of these."""
-        rows = self.dataset.impressions
-        part = rows.split == split_number(SPLIT)
-        known = (np.asarray(rows.label_mask[self.head]) > 0)[part]
-        return known, rows.user[part][known], rows.labels[self.head][part][known]
+        Raises:
+            ConfigError: it is there from another study.
+        """
+        return self._kept(variant, seed) or self._train(variant, seed)
 
     @property
     def model(self) -> ModelConfig:
@@ -173,83 +149,133 @@ class Study:
 
     def floors(self) -> dict[str, Metrics]:
         """Return what is had without learning."""
-        return floors(self.dataset, SPLIT, heads=(self.head,))
+        return floors(self.dataset, self.split, heads=(self.head,))
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _row_folder(self, variant: Variant, seed: int) -> Path:
-        return self.folder / "rows" / f"{variant.name}-{seed}"
+    def _pairs(self) -> list[tuple[Variant, int]]:
+        return [(variant, seed) for seed in range(self.seeds) for variant in self.variants]
 
-    def _train(self, variant: Variant, seed: int, folder: Path) -> None:
+    def _train(self, variant: Variant, seed: int) -> Row:
+        judge = None if variant is RANKER else self._ranker()
         lists = self._lists()
-        judged = None if variant is RANKER else self._ranker()
-        checkpoints = folder / "checkpoints"
-        config = self._training.replace(seed=seed, checkpoint_dir=str(checkpoints))
+        checkpoints = self.folder / "checkpoints" / f"{variant.name}-{seed}"
+        config = variant.trained(self._training).replace(seed=seed, checkpoint_dir=str(checkpoints))
         dataset = variant.dataset(self.dataset, seed)
-        result = train(variant.config(self._model), dataset, config, progress=self._progress)
-        evaluator = Evaluator(dataset, result.model, SPLIT)
-        logits = evaluator.predict(result.model)
-        still = Evaluator(dataset.with_frozen_histories(SPLIT), result.model, SPLIT)
-        frozen = still.predict(result.model)
-        scores = evaluator.score_lists(result.model, lists)
+        teacher = self._teacher() if config.taught else None
+        lessons = Lessons() if teacher is None else teacher.lessons(config)
+        result = train(variant.config(self._model), dataset, config, **lessons, progress=self._progress)
+        evaluator = Evaluator(dataset, result.model, self.split)
+        still = Evaluator(dataset.with_frozen_histories(self.split), result.model, self.split)
+        logits, frozen = evaluator.predict(result.model), still.predict(result.model)
+        scores = evaluator.score_lists(result.model, lists).astype(np.float32)
+        part = self.dataset.impressions.split == split_number(self.split)
+        growing_main, frozen_main = logits[part, 0], frozen[part, 0]
         row = Row(
             variant=variant.name,
             seed=seed,
+            identity=self._identity(variant),
+            made=where(),
             metrics=evaluator.measure(logits, scores),
             frozen=still.measure(frozen),
-            retention={} if judged is None else retention(judged, scores).to_json(),
+            growing_pairs=self.labelled.pairs(growing_main),
+            frozen_pairs=self.labelled.pairs(frozen_main),
+            cold_pairs=self.labelled.cold_pairs(frozen_main),
+            cold_auc=self.labelled.cold_auc(frozen_main),
+            retention={} if judge is None else retention(_scores(judge), scores).to_json(),
+            judge="" if judge is None else digest_of(_scores(judge)),
+            teacher="" if teacher is None else teacher.digest,
             parameters=result.parameters,
             steps=result.steps,
             examples_per_s=result.examples_per_s,
+            scores=scores if judge is None else None,
         )
-        part = self.dataset.impressions.split == split_number(SPLIT)
-        _save(folder / "logits.npy", logits[part, 0])
-        _save(folder / "frozen.npy", frozen[part, 0])
-        _save(folder / "lists.npy", scores.astype(np.float32))
-        # Last, and in one piece: a row is there if this is.
-        _write(folder / "row.json", row.to_json())
+        self.store.put(row)
         shutil.rmtree(checkpoints, ignore_errors=True)
+        return row
 
     def _lists(self) -> CandidateLists:
         if self._drawn is None:
             lists, candidates = self._sizes
             self._drawn = candidate_lists(
-                self.dataset, SPLIT, self.head, lists=lists, unseen=candidates - 1, seed=RANKER_SEED
+                self.dataset, self.split, self.head, lists=lists, unseen=candidates - 1, seed=RANKER_SEED
             )
         return self._drawn
 
-    def _ranker(self) -> np.ndarray:
-        """Return the frozen ranker's scores of the candidate lists; train it if it is not there."""
-        if self._judged is None:
-            self.row(RANKER, RANKER_SEED)
-            judged: np.ndarray = np.load(self._row_folder(RANKER, RANKER_SEED) / "lists.npy")
-            self._judged = judged
-        return self._judged
+    def _ranker(self) -> Row:
+        """Return the frozen ranker's row; train it if it is not there."""
+        if self._judge is None:
+            kept = self._kept(RANKER, RANKER_SEED)
+            if kept is None and (judged := [row.name for row in self.store if row.judge]):
+                raise ConfigError(
+                    f"{self.store.folder} holds rows ({', '.join(judged[:3])}, ...) but not {_RANKER_FILE}, "
+                    "the ranker that judged them, and another one would judge otherwise. Copy it from where "
+                    "they were made, or choose another folder for rows."
+                )
+            self._judge = kept or self._train(RANKER, RANKER_SEED)
+        return self._judge
 
-    def _open(self) -> None:
-        """Make the folder, or check that what it holds goes with these settings."""
-        mine = {
-            "data": self.dataset.name,
-            "impressions": _digest(self.dataset),
-            "model": self._model.to_json(),
-            "training": _identity(self._training),
-            "lists": list(self._sizes),
-        }
-        mine = json.loads(json.dumps(mine))
-        path = self.folder / "study.json"
-        if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _write(path, mine)
-            return
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        if differing := sorted(name for name in mine if mine[name] != theirs.get(name)):
+    def _teacher(self) -> Teacher:
+        """Return what distilled variants learn from; train it if it is not there."""
+        if self._taught is None:
+            self._taught = teacher_of(
+                self.dataset, self._model, self._training, self.folder / "teacher.npz",
+                identity=self._data_identity(), progress=self._progress,
+            )  # fmt: skip
+        return self._taught
+
+    def _kept(self, variant: Variant, seed: int) -> Row | None:
+        """Return a row that is there already, and belongs here."""
+        row = self.store.get(variant.name, seed)
+        if row is None:
+            return None
+        differ = differing(self._identity(variant), row.identity)
+        for part, mine, theirs in zip(
+            ("users", "cold items"), self._users, (row.growing_pairs, row.cold_pairs), strict=True
+        ):
+            if not mine.same_users(theirs):
+                differ.append(part)
+        if differ:
             raise ConfigError(
-                f"{self.folder} holds a study that differs in {', '.join(differing)}; rows of both could not "
-                "be compared. Choose another folder, or remove this one."
+                f"{self.store.folder}: row {row.name} is of a study that differs in {', '.join(differ)}; "
+                "rows of both could not be compared. Choose another folder, or remove that row."
+            )
+        return row
+
+    def _check(self) -> None:
+        """Refuse rows of other studies before anything is trained."""
+        wanted = [self._kept(variant, seed) for variant, seed in [(RANKER, RANKER_SEED), *self._pairs()]]
+        judges: dict[str, list[str]] = {}
+        for row in filter(None, wanted):
+            judge = row.judge if row.scores is None else digest_of(row.scores)
+            judges.setdefault(judge, []).append(row.name)
+        if len(judges) > 1:
+            groups = "; ".join(", ".join(names) for names in judges.values())
+            raise ConfigError(
+                f"{self.store.folder}: these rows were judged by different rankers, so that their retention "
+                f"could not be compared: {groups}. Keep those of one ranker, and remove the others."
             )
 
+    def _identity(self, variant: Variant) -> dict[str, Any]:
+        """Return what a row of a variant must share with this study to stand in its table."""
+        return {
+            **self._data_identity(),
+            "lists": list(self._sizes),
+            "model": variant.config(self._model).to_json(),
+            "training": _shared(variant.trained(self._training)),
+        }
 
-def _identity(config: TrainConfig) -> dict[str, Any]:
+    def _data_identity(self) -> dict[str, Any]:
+        return {"data": self.dataset.name, "impressions": self._impressions}
+
+
+def _scores(ranker: Row) -> np.ndarray:
+    assert ranker.scores is not None
+    return ranker.scores
+
+
+def _shared(config: TrainConfig) -> dict[str, Any]:
+    """Return what all rows of a variant share of how they are trained."""
     return config.replace(seed=0, checkpoint_dir="", checkpoint_interval=0).to_json()
 
 
@@ -259,15 +285,3 @@ def _digest(dataset: Dataset) -> str:
     for column in (rows.user, rows.item, rows.split, *(rows.labels[head] for head in sorted(rows.labels))):
         digest.update(np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, array)
-
-
-def _write(path: Path, values: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(values, indent=1), encoding="utf-8")
-    os.replace(beside, path)

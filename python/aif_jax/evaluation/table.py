@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.evaluation.cold_items import AT_MOST, cold_item_metrics, of_cold_items
+from aif_jax.evaluation.cold_items import AT_MOST, cold_item_metrics
 from aif_jax.evaluation.cost import Cost
 from aif_jax.evaluation.paired import Estimate, PairedBootstrap
 from aif_jax.evaluation.retention import POSITIVES, SURVIVORS
-from aif_jax.evaluation.study import SPLIT, Row, Study
+from aif_jax.evaluation.row import Row
+from aif_jax.evaluation.study import Study
+from aif_jax.evaluation.where import by_machine
 
 MODEL, BEST, BASELINE = "aif", "exact", "cold"
 
@@ -23,27 +25,21 @@ def summarise(study: Study, rows: Sequence[Row], costs: Mapping[str, Cost] | Non
         rows: all of its rows.
         costs: by variant, as far as they were measured.
     """
-    known, users, labels = study.known()
-
-    def logits(*, frozen: bool) -> dict[str, list[np.ndarray]]:
-        return {
-            variant.name: [study.logits(variant, seed, frozen=frozen)[known] for seed in range(study.seeds)]
-            for variant in study.variants
-        }
-
-    frozen = logits(frozen=True)
-    paired, still = (
-        PairedBootstrap(users, labels, logits(frozen=False)),
-        PairedBootstrap(users, labels, frozen),
-    )
+    labelled = study.labelled
     names = [variant.name for variant in study.variants]
+    runs = {name: [row for row in rows if row.variant == name] for name in names}
     against = MODEL if MODEL in names else names[0]
-    cold = of_cold_items(study.dataset, SPLIT)[known]
-    few = {name: [run[cold] for run in runs] for name, runs in frozen.items()}
-    cold_items = cold_item_metrics(users[cold], labels[cold], few, against)
+    weights = rows[0].growing_pairs.impressions
+    paired = PairedBootstrap(weights, {n: [row.growing_pairs.aucs for row in runs[n]] for n in names})
+    still = PairedBootstrap(weights, {n: [row.frozen_pairs.aucs for row in runs[n]] for n in names})
+    cold_items = cold_item_metrics(
+        {name: [row.cold_pairs for row in runs[name]] for name in names},
+        {name: [row.cold_auc for row in runs[name]] for name in names},
+        against,
+    )
     variants: dict[str, Any] = {}
     for variant in study.variants:
-        mine = [row for row in rows if row.variant == variant.name]
+        mine = runs[variant.name]
         variants[variant.name] = {
             "text": variant.text,
             "auc": _spread([row.metrics.auc for row in mine]),
@@ -74,16 +70,17 @@ def summarise(study: Study, rows: Sequence[Row], costs: Mapping[str, Cost] | Non
         }
     return {
         "data": study.dataset.name,
+        "split": study.split,
         "head": study.head,
         "seeds": study.seeds,
-        "users": len(np.unique(users)),
-        "impressions": len(labels),
+        "users": len(np.unique(labelled.users)),
+        "impressions": len(labelled),
         "lists": rows[0].retention["lists"],
         "candidates": rows[0].retention["candidates"],
         "against": against,
         "cold_items": {
             "at_most": AT_MOST,
-            "impressions": int(cold.sum()),
+            "impressions": int(labelled.cold.sum()),
             "users": 0 if cold_items is None else cold_items["users"],
         },
         "floors": {
@@ -92,18 +89,19 @@ def summarise(study: Study, rows: Sequence[Row], costs: Mapping[str, Cost] | Non
         },
         "variants": variants,
         "lost": lost,
+        "rows": [{"name": row.name, **row.made} for row in rows],
     }
 
 
 def markdown(summary: dict[str, Any]) -> str:
     """Return the table in Markdown, with a sentence on what `aif` loses against `exact`."""
-    against = summary["against"]
+    against, part = summary["against"], summary["split"]
     lines = [
         f"{summary['data']}, head `{summary['head']}`: {summary['impressions']:,} impressions of "
-        f"{summary['users']:,} users in the test part, {_seeds(summary['seeds'])}. The difference of GAUC is "
-        f"to `{against}`, with the standard error of a bootstrap over "
-        "users and seeds in pairs. Frozen: histories end where a user's test rows begin, so that no label of "
-        "a test row is an input of a later one, which would turn the order of a user's rows round.",
+        f"{summary['users']:,} users in the {part} part, {_seeds(summary['seeds'])}. The difference of GAUC "
+        f"is to `{against}`, with the standard error of a bootstrap over "
+        f"users and seeds in pairs. Frozen: histories end where a user's {part} rows begin, so that no label "
+        f"of a {part} row is an input of a later one, which would turn the order of a user's rows round.",
         "",
         "| model | AUC | GAUC | difference | GAUC, frozen | difference | log loss | weights |",
         "|---|---|---|---|---|---|---|---|",
@@ -143,6 +141,8 @@ def markdown(summary: dict[str, Any]) -> str:
             "",
             f"{_lost(summary['lost']['growing'])} With frozen histories, {_lost(summary['lost']['frozen'])}",
         ]
+    lines += ["", "Rows by where they were made:", ""]
+    lines += [f"- {line}" for line in by_machine((row["name"], row) for row in summary["rows"])]
     return "\n".join(lines) + "\n"
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from aif_jax.config import BLOCKS, LONG_BLOCKS, ModelConfig
 from aif_jax.data import Dataset
 from aif_jax.errors import ConfigError
+from aif_jax.training import TrainConfig
 
 DataChange = Callable[[Dataset, int], Dataset]
 """From a data set and the seed of a row to the data set that the row is trained and tested on."""
@@ -24,16 +25,23 @@ class Variant:
         changes: fields of `ModelConfig` that differ from the data set's preset.
         data: changes what items carry; ``None`` for nothing. Events and impressions, their order and their
             labels must stay, since all rows are compared on them.
+        training: fields of `TrainConfig` that differ from the preset. Where they say that it learns from a
+            teacher, it is that of `aif_jax.evaluation.teaching`.
     """
 
     name: str
     text: str
     changes: Mapping[str, Any]
     data: DataChange | None = None
+    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def config(self, preset: ModelConfig) -> ModelConfig:
         """Return the model's config, given that of ``aif``."""
         return preset.replace(**self.changes)
+
+    def trained(self, preset: TrainConfig) -> TrainConfig:
+        """Return how the model is trained, given how ``aif`` is."""
+        return preset.replace(**self.training)
 
     def dataset(self, dataset: Dataset, seed: int) -> Dataset:
         """Return what a row of this variant is trained and tested on.
@@ -76,6 +84,10 @@ _ALL = (
         {"architecture": "cold", "hidden": 128, "head_layers": (64,)},
     ),
     Variant("aif", "everything", {}),
+    Variant(
+        "aif_distilled", "aif taught by a wider aif with int8 signatures, which does not judge it", {},
+        training={"distillation_weight": 1.0},
+    ),
     Variant("exact", "softmax attention and float similarities throughout", {"architecture": "exact"}),
     Variant("aif-bridge", "aif without bridge embeddings", _without("bridge")),
     Variant("aif-long_attention", "aif without long-sequence attention", _without("long_attention")),

@@ -77,10 +77,19 @@ def random_key(rngs: nnx.Rngs | jax.Array | None) -> jax.Array:
 
 
 class Reference:
-    """Holds a static object, compared by identity, so that comparing models never walks a vocabulary."""
+    """Holds a static object, compared by its identity, so that comparing models never walks a vocabulary.
+
+    Models of one config and of the same schema object are alike to a compiler, and share what it made.
+    """
 
     def __init__(self, value: Schema) -> None:
         self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Reference) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
 def as_arrays(columns: Mapping[str, jax.Array | np.ndarray]) -> dict[str, jax.Array]:

@@ -31,8 +31,10 @@ class TrainConfig:
         negative_keep_rate: share of the negatives that whoever sampled the training data kept; shifts the
             log odds in training so that the model serves calibrated.
         negatives: sampled items added to every request with label 0 (never one that the request holds).
-        negative_popularity: share of them drawn by how often an item occurs in the training part; the rest
-            uniform.
+        negative_bottom: share of them drawn from what a trained ranker puts last for the user, needs the
+            ``bottom`` of `aif_jax.training.train`; users of whom it says nothing get others.
+        negative_popularity: share of the others drawn by how often an item occurs in the training part; the
+            rest uniform.
         negative_weight: weight of a sampled negative in the loss, against 1 of an impression.
         negative_heads: heads that learn from sampled negatives; empty means all.
         softmax_weight: weight of the in-batch softmax beside the sigmoid loss; `two_tower` only.
@@ -64,6 +66,7 @@ class TrainConfig:
     head_weights: tuple[float, ...] = ()
     negative_keep_rate: float = 1.0
     negatives: int = 0
+    negative_bottom: float = 0.0
     negative_popularity: float = 0.5
     negative_weight: float = 1.0
     negative_heads: tuple[str, ...] = ()
@@ -101,9 +104,13 @@ class TrainConfig:
         ):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, expected at least 0.")
-        for name in ("final_rate", "negative_popularity"):
+        for name in ("final_rate", "negative_bottom", "negative_popularity"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, expected a share in [0, 1].")
+        if self.negative_bottom and not self.negatives:
+            raise ConfigError(
+                f"negative_bottom: got {self.negative_bottom} of no negatives; say how many with negatives."
+            )
         if not 0 < self.negative_keep_rate <= 1:
             raise ConfigError(f"negative_keep_rate: got {self.negative_keep_rate}, expected one in (0, 1].")
         if any(not weight >= 0 for weight in self.head_weights):
@@ -118,18 +125,18 @@ class TrainConfig:
         """Whether a teacher is learnt from."""
         return bool(self.distillation_weight or self.distillation_list_weight)
 
+    @property
+    def taught(self) -> bool:
+        """Whether a training wants something of another model: what it predicts, or what it puts last."""
+        return self.distils or bool(self.negative_bottom)
+
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed, validated again."""
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON-serialisable dictionary; `from_json` reads it back.
-
-        What says that there is no distillation is left out: runs and studies are known by these values, and
-        those that were begun before there was any go on.
-        """
-        values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
-        return {k: v for k, v in values.items() if v or not k.startswith("distillation_")}
+        """Return a JSON-serialisable dictionary; `from_json` reads it back."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:

@@ -57,6 +57,8 @@ class TrainingBatches:
         config: batch size, group, negatives, seed.
         teacher: logits ``[impressions, heads]`` of a trained model, NaN where it said nothing; batches then
             hold ``teacher`` and ``teacher_mask`` float32 ``[B, G, heads]``. It says nothing of sampled items.
+        bottom: items that a ranker puts last for each user, int ``[n_users, P]``, -1 for none; see
+            `aif_jax.training.bottom`.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class TrainingBatches:
         model: ModelConfig,
         config: TrainConfig,
         teacher: np.ndarray | None = None,
+        bottom: np.ndarray | None = None,
     ) -> None:
         self._teacher = teacher
         self.batcher = RequestBatcher(
@@ -82,7 +85,7 @@ class TrainingBatches:
         self.per_epoch = len(self.batcher)
         self._epochs = config.epochs
         self._seed = config.seed
-        self._negatives = Negatives(dataset, schema, model, config) if config.negatives else None
+        self._negatives = Negatives(dataset, schema, model, config, bottom) if config.negatives else None
         self._plans: dict[int, list[tuple[np.ndarray, int]]] = {}
         self._lock = threading.Lock()
 
@@ -145,17 +148,24 @@ def iterate(batches: TrainingBatches, workers: int = 0) -> grain.DatasetIterator
 class Negatives:
     """Sampled items that are added to each request with label 0.
 
-    They are drawn from the items that the training part has seen: a part by how often each was shown, the
-    rest uniformly, never one that the request holds. Context and train-only features of each are those of a
-    row of its request, drawn at random, so that neither tells it from what was shown; pair features are
-    missing.
+    They are drawn from the items that the training part has seen: a part from what a ranker puts last for
+    the user, a part by how often each was shown, the rest uniformly, never one that the request holds.
+    Context and train-only features of each are those of a row of its request, drawn at random, so that
+    neither tells it from what was shown; pair features are missing.
 
     Raises:
         ConfigError: the model reads pair features, whose absence would give the sampled items away; or the
             config names a head that the model lacks.
     """
 
-    def __init__(self, dataset: Dataset, schema: Schema, model: ModelConfig, config: TrainConfig) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        schema: Schema,
+        model: ModelConfig,
+        config: TrainConfig,
+        bottom: np.ndarray | None = None,
+    ) -> None:
         if schema.pair and model.has("pair"):
             raise ConfigError(
                 f"negatives={config.negatives}: sampled items have none of the pair features "
@@ -166,6 +176,7 @@ class Negatives:
             raise ConfigError(f"negative_heads: {wrong} are not among the model's heads {model.heads}.")
         self._count = config.negatives
         self._popular = config.negative_popularity
+        self._from_bottom, self._bottom = config.negative_bottom, bottom
         taught = config.negative_heads or model.heads
         self._weights = np.array(
             [config.negative_weight * (head in taught) for head in model.heads], np.float32
@@ -183,19 +194,28 @@ class Negatives:
         mixed = np.where(rng.random(shape) < self._popular, popular, uniform)
         return np.minimum(mixed, self._shares.size - 1).astype(np.int32)
 
+    def draw_for(self, users: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return int32 ``[B, negatives]`` items for users ``[B]``: a share of what is last for each."""
+        size = (users.size, self._count)
+        drawn = self.draw(size, rng)
+        if self._bottom is None:
+            return drawn
+        last = self._bottom[np.maximum(users, 0)[:, None], rng.integers(0, self._bottom.shape[1], size)]
+        return np.where((rng.random(size) < self._from_bottom) & (last >= 0), last, drawn).astype(np.int32)
+
     def append(self, batch: Batch, rng: np.random.Generator) -> Batch:
         """Return the batch with `negatives` more candidates a request, at the end.
 
         A drawn item that the request holds is drawn again; one that still does after a few draws is masked.
         """
         items = batch["item"]
-        size = (items.shape[0], self._count)
-        drawn = self.draw(size, rng)
+        size, users = (items.shape[0], self._count), batch["user_index"]
+        drawn = self.draw_for(users, rng)
         for _ in range(4):
             held = (drawn[:, :, None] == items[:, None, :]).any(axis=-1)
-            drawn = np.where(held, self.draw(size, rng), drawn)
+            drawn = np.where(held, self.draw_for(users, rng), drawn)
         held = (drawn[:, :, None] == items[:, None, :]).any(axis=-1)
-        usable = ~held & (batch["user_index"] >= 0)[:, None]
+        usable = ~held & (users >= 0)[:, None]
         shown = np.count_nonzero(batch["impression"] >= 0, axis=1)
         like = rng.integers(0, np.maximum(shown, 1)[:, None], size)
         request = np.arange(size[0])[:, None]

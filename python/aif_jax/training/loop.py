@@ -22,6 +22,7 @@ from aif_jax.training.config import TrainConfig
 from aif_jax.training.encoding import CountedDataset, Encoding, in_words
 from aif_jax.training.evaluate import Evaluator, Metrics, device_catalogue
 from aif_jax.training.feed import TrainingBatches, for_device, iterate
+from aif_jax.training.identity import differing
 from aif_jax.training.optimiser import optimiser
 from aif_jax.training.parameters import Parameters
 from aif_jax.training.progress import Reporter
@@ -97,6 +98,7 @@ def train(
     train_config: TrainConfig | None = None,
     *,
     teacher: np.ndarray | None = None,
+    bottom: np.ndarray | None = None,
     progress: bool = True,
     on_step: Callable[[int], None] | None = None,
 ) -> TrainResult:
@@ -114,6 +116,8 @@ def train(
         teacher: logits ``[impressions, heads]`` of a trained model for distillation, in the order of
             ``model_config.heads``, as `aif_jax.training.evaluate.predict` gives them for ``train``; NaN where
             it said nothing. They are of rows that the teacher was trained on, so surer than it is of others.
+        bottom: items that a trained ranker puts last for each user, int ``[n_users, P]``, -1 for none, as
+            `aif_jax.training.bottom.bottom_items` gives them; for `TrainConfig.negative_bottom`.
         progress: show a progress bar.
         on_step: called with the number of steps made after each of them, and after its checkpoint.
 
@@ -124,7 +128,7 @@ def train(
     """
     config = TrainConfig() if train_config is None else train_config
     with Reporter(progress, f"{model_config.architecture} on {dataset.name}") as reporter:
-        return _Run(model_config, dataset, config, reporter, on_step, teacher).go()
+        return _Run(model_config, dataset, config, reporter, on_step, teacher, bottom).go()
 
 
 class _Run:
@@ -136,10 +140,12 @@ class _Run:
         reporter: Reporter,
         on_step: Callable[[int], None] | None,
         teacher: np.ndarray | None,
+        bottom: np.ndarray | None,
     ) -> None:
         _check(model_config, dataset, config)
         _check_teacher(teacher, config, (len(dataset.impressions), len(model_config.heads)))
-        self.teacher = teacher
+        _check_bottom(bottom, config, dataset)
+        self.given = {"teacher": teacher, "bottom": bottom}
         self.model_config, self.config, self.reporter, self.on_step = model_config, config, reporter, on_step
         self.dataset = dataset
         self.schema = dataset.fit_schema()
@@ -160,7 +166,7 @@ class _Run:
             )
         if config.softmax_weight:
             self.catalogue[LOG_Q] = _log_shares(dataset, model_config.heads[0])
-        self.batches = TrainingBatches(counted, self.schema, model_config, config, teacher)
+        self.batches = TrainingBatches(counted, self.schema, model_config, config, **self.given)
         self.encoding = counted.counts()
         self.per_epoch = self.batches.per_epoch
         self.total = min(len(self.batches), config.max_steps or len(self.batches))
@@ -280,12 +286,11 @@ class _Run:
         training = self.config.to_json()
         for name in ("checkpoint_dir", "checkpoint_interval", "checkpoints_kept", "workers"):
             del training[name]
-        if self.teacher is not None:
-            training["teacher"] = hashlib.blake2b(self.teacher.tobytes(), digest_size=16).hexdigest()
+        for name, array in self.given.items():
+            if array is not None:
+                training[name] = hashlib.blake2b(array.tobytes(), digest_size=16).hexdigest()
         return {
-            "model": {
-                k: list(v) if isinstance(v, tuple) else v for k, v in self.model_config.to_json().items()
-            },
+            "model": self.model_config.to_json(),
             "training": training,
             "schema": self.schema.to_json(),
             "data": {"name": self.dataset.name, "rows": int((self.dataset.impressions.split == TRAIN).sum())},
@@ -309,8 +314,7 @@ class _Run:
         notes = store.notes()
         if notes is None:
             return 0
-        mine, theirs = self._identity(), notes["identity"]
-        if changed := [f"{part}.{name}" for part in mine for name in _differences(mine[part], theirs[part])]:
+        if changed := differing(self._identity(), notes["identity"]):
             raise TrainingError(
                 f"{store.directory} holds another run: {', '.join(changed)} differ. "
                 "Give the configs and data that it was started with, or another checkpoint_dir."
@@ -355,6 +359,27 @@ def _check_teacher(teacher: np.ndarray | None, config: TrainConfig, shape: tuple
         raise ConfigError("teacher: no logit is finite; predict the split 'train' with a trained model.")
 
 
+def _check_bottom(bottom: np.ndarray | None, config: TrainConfig, dataset: Dataset) -> None:
+    if bool(config.negative_bottom) != (bottom is not None):
+        raise ConfigError(
+            f"bottom: got {'none' if bottom is None else 'one'} with negative_bottom "
+            f"{config.negative_bottom:g}; give train(..., bottom=items) and a share over 0, or neither."
+        )
+    if bottom is None:
+        return
+    if bottom.ndim != 2 or len(bottom) != dataset.n_users or not np.issubdtype(bottom.dtype, np.integer):
+        raise ConfigError(
+            f"bottom: got {bottom.dtype} of shape {bottom.shape}, expected integers [{dataset.n_users}, P]: "
+            "a row for each user."
+        )
+    low, high = int(bottom.min(initial=-1)), int(bottom.max(initial=-1))
+    if low < -1 or not 0 <= high < dataset.n_items:
+        raise ConfigError(
+            f"bottom: got items from {low} to {high}, expected some of 0 to {dataset.n_items - 1}, and -1 "
+            "for none."
+        )
+
+
 def _quality(found: Metrics) -> float:
     for value in (found.gauc, found.auc):
         if not math.isnan(value):
@@ -368,7 +393,3 @@ def _log_shares(dataset: Dataset, head: str) -> jax.Array:
     positive = (rows.split == TRAIN) & (np.asarray(rows.label_mask[head]) > 0) & (rows.labels[head] > 0.5)
     counts = np.bincount(rows.item[positive], minlength=dataset.n_items) + 1.0
     return jnp.asarray(np.log(counts / counts.sum()), jnp.float32)
-
-
-def _differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    return sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))

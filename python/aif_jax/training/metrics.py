@@ -44,11 +44,13 @@ class UserAucs:
         users: the users' numbers, ascending, ``[U]``.
         aucs: float64 ``[U]``.
         impressions: how many impressions each has, int64 ``[U]``.
+        pairs: how many pairs of a positive and a negative each has, int64 ``[U]``: AUC is a share of them.
     """
 
     users: Integers
     aucs: Floats
     impressions: Integers
+    pairs: Integers
 
 
 def user_aucs(users: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> UserAucs:
@@ -88,7 +90,7 @@ def user_aucs(users: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> User
     both = (positives > 0) & (negatives > 0)
     positives, negatives = positives[both], negatives[both]
     aucs = (rank_sums[both] - positives * (positives + 1) / 2) / (positives * negatives)
-    return UserAucs(names[both], aucs, impressions[both])
+    return UserAucs(names[both], aucs, impressions[both], (positives * negatives).astype(np.int64))
 
 
 def gauc(users: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> float:

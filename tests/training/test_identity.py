@@ -1,0 +1,30 @@
+from aif_jax.config import ModelConfig
+from aif_jax.training.config import TrainConfig
+from aif_jax.training.identity import differing
+
+
+def described(**changes):
+    training = TrainConfig(epochs=3).to_json()
+    return {"data": "made up", "model": ModelConfig(width=48).to_json(), "training": training, **changes}
+
+
+def test_a_field_that_one_of_them_did_not_know_has_its_default_there():
+    old = described()
+    old["training"] = {k: v for k, v in old["training"].items() if not k.startswith("distillation_")}
+    old["model"] = {k: v for k, v in old["model"].items() if k != "tier_scale"}
+    assert differing(described(), old) == differing(old, described()) == []
+    now = described(training=TrainConfig(epochs=3, distillation_weight=0.5).to_json())
+    assert differing(now, old) == ["training.distillation_weight"]
+    del old["training"]["epochs"]
+    assert differing(described(), old) == ["training.epochs"]
+
+
+def test_what_differs_is_named():
+    other = described(data="else", moon=1, schema={"a": 1})
+    other["model"] = {**other["model"], "width": 64, "blocks": ["context"], "of_tomorrow": 3}
+    mine = described(schema={"a": 2})
+    names = ["data", "model.blocks", "model.of_tomorrow", "model.width", "moon", "schema.a"]
+    assert differing(mine, other) == names
+    assert (
+        differing(mine, described(schema={"a": 2})) == []
+    )  # tuples are as the lists that JSON makes of them

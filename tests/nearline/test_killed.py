@@ -1,5 +1,5 @@
-"""A writer that is killed at any moment loses no update and applies none twice: `AIF_KILLS=50
-AIF_UPDATES=10000` kills more often."""
+"""A writer that is killed at any moment loses no update and applies none twice, and a replica in another process
+follows it through all of that: `AIF_KILLS=50 AIF_UPDATES=10000` kills more often."""
 
 import os
 import random
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from aif_jax.bundle import Bundle
-from aif_jax.nearline import ItemIndex
+from aif_jax.nearline import ItemIndex, Replica
 from aif_jax.nearline.archive import recover
 from nearline.killed_writer import ITEMS, PRICES, UPDATES, changes, upsert
 
@@ -44,6 +44,10 @@ def test_a_killed_writer_loses_nothing(bundle: Bundle, tmp_path: Path) -> None:
         snapshots.add(opened.snapshot)
         position = 0 if opened.position is None else int(opened.position[0])
         assert position >= acknowledged, "an update that was acknowledged is lost"
+        look(table, position, exact)
+        return position
+
+    def look(table: ItemIndex, position: int, exact: bool) -> None:
         state = dict(said[:position])
         # Of the updates behind the position, the first may have been made and not yet been confirmed.
         open_to = set() if exact else {row for row, _ in said[position : position + AT_A_TIME]}
@@ -52,8 +56,9 @@ def test_a_killed_writer_loses_nothing(bundle: Bundle, tmp_path: Path) -> None:
             price = state.get(row)
             assert found[0] == (price is not None)
             assert price is None or columns["h"].tobytes() == expected[row, price]
-        return position
 
+    replica = Replica(tmp_path / "items")
+    replicated: ItemIndex | None = None
     while True:
         command = [sys.executable, "-m", "nearline.killed_writer", str(bundle.path), str(tmp_path / "items")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["tests", *sys.path])}
@@ -62,6 +67,9 @@ def test_a_killed_writer_loses_nothing(bundle: Bundle, tmp_path: Path) -> None:
         ) as writer:
             assert writer.stdout is not None
             assert writer.stdout.readline() == "ready\n"
+            if replicated is None:
+                replicated = replica.open(ItemIndex, bundle)
+                replica.start(interval_s=0.001)
             left = rng.randint(1, max(2, 2 * UPDATES // AT_A_TIME // (KILLS + 1)))
             for line in writer.stdout:
                 acknowledged = int(line)
@@ -76,4 +84,11 @@ def test_a_killed_writer_loses_nothing(bundle: Bundle, tmp_path: Path) -> None:
         kills += 1
         check(exact=False)
     assert (kills, check(exact=True), acknowledged) == (KILLS, UPDATES, UPDATES)
+    time.sleep(0.1)
+    replica.close()
+    replica.poll()
+    stats = replica.stats()
+    assert (stats["position"], stats["behind_bytes"], stats["failure"]) == ((UPDATES,), 0, None)
+    assert replicated is not None
+    look(replicated, UPDATES, exact=True)
     print(f"{kills} kills, 0 of {UPDATES:,} updates lost, {len(snapshots)} snapshots opened, 0 refused")

@@ -1,28 +1,8 @@
-import jax
 import pytest
 
 from aif_jax.config import ModelConfig
 from aif_jax.data import load
 from aif_jax.training.config import TrainConfig
-
-
-@pytest.fixture(scope="package", autouse=True)
-def compile_once(tmp_path_factory):
-    """Runs of one config compile the same programs: the second finds them on disk."""
-    before = {
-        name: getattr(jax.config, name)
-        for name in (
-            "jax_compilation_cache_dir",
-            "jax_persistent_cache_min_compile_time_secs",
-            "jax_persistent_cache_min_entry_size_bytes",
-        )
-    }
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="session")

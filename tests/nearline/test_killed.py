@@ -1,5 +1,5 @@
-"""A writer that is killed at any moment loses no update and applies none twice, and a replica in another process
-follows it through all of that: `AIF_KILLS=50 AIF_UPDATES=10000` kills more often."""
+"""A writer that is killed at any moment loses no update and applies none twice, and a replica in another
+process follows it all along: `AIF_KILLS=50 AIF_UPDATES=10000` kills more often."""
 
 import os
 import random

@@ -13,7 +13,7 @@ import redis
 from aif_jax.bundle import Bundle
 from aif_jax.integrations.redis import write_update
 from aif_jax.integrations.redis_stream import position_of
-from aif_jax.nearline import Archive, BehaviourTable, ItemIndex, Upsert
+from aif_jax.nearline import Archive, BehaviourTable, Upsert
 from integrations.test_redis_server import serve
 from served import World
 

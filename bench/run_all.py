@@ -24,7 +24,7 @@ def parts(out: Path, *, quick: bool) -> dict[str, tuple[list[str], str]]:
     suites += ["--benchmark-only", f"--benchmark-json={out / 'suites.json'}", "--benchmark-columns=median"]
     suites += ["-p", "no:cacheprovider", "--timeout=1200"]
     programs = {
-        "stage": ("compare_stage.py", ["--rounds", "20"], "9 minutes"),
+        "stage": ("compare_stage.py", ["--rounds", "12"], "9 minutes"),
         "overlap": ("overlap.py", ["--rounds", "150"], "2 minutes"),
         "open_loop": ("open_loop.py", [], "5 minutes"),
         "publish": ("publish.py", [], "3 minutes"),

@@ -48,7 +48,8 @@ def test_every_example_runs(
     names["archive"].close()
     names["archive"] = Archive("items/")
     exec(every_other_time, names)
-    changed = names["index"].gather(ids)[0]["h"]
+    kept = names["index"]
+    changed = kept.gather(ids)[0]["h"]
     assert not np.array_equal(changed, before)
 
     exec(replicate, names)
@@ -63,4 +64,4 @@ def test_every_example_runs(
         waiting = "    while follower.stats()['upserted'] < 2: time.sleep(0.01)\n"
         exec("import time\n" + follow.replace("    ...\n", waiting), names)
         assert items.position == behaviours.position == position_of(last)
-        assert not np.array_equal(names["index"].gather(ids)[0]["h"], changed)
+        assert not np.array_equal(kept.gather(ids)[0]["h"], changed)

@@ -37,7 +37,8 @@ def latencies(open_loop: dict[str, Any], file: Path) -> Path:
         axes.set_xlabel("milliseconds from when a request was due, logarithmic")
         axes.set_title("Requests answered within a time, %")
         axes.grid(color="#c9d3dc", linewidth=0.6)
-        axes.legend(frameon=False, fontsize=9, loc="lower right")
+        # Below: curves may be anywhere.
+        axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
         figure.savefig(file, bbox_inches="tight", metadata={"Date": None})
         plt.close(figure)
     return file

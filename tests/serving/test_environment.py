@@ -1,7 +1,9 @@
 """How the environment is judged, from made-up facts."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
 
 from aif_jax import machine
@@ -125,6 +127,16 @@ def test_huge_pages() -> None:
     assert "unknown" in huge_pages_check(machine.HugePages()).found
 
 
+@pytest.fixture
+def no_cache_of_jax() -> Iterator[None]:
+    """As for people: the tests share a cache of JAX's own, which the check would name."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.usefixtures("no_cache_of_jax")
 def test_compilation_cache(tmp_path: Path) -> None:
     assert compilation_cache_check("").status == "note"
     absent = compilation_cache_check(str(tmp_path / "absent"))

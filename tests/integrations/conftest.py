@@ -3,8 +3,8 @@
 import importlib.util
 import shutil
 
-collect_ignore = []
+collect_ignore: list[str] = []
 if shutil.which("redis-server") is None or importlib.util.find_spec("redis") is None:
-    collect_ignore.append("test_redis_server.py")
+    collect_ignore += ["test_redis_server.py", "test_nearline_page.py"]
 if importlib.util.find_spec("ray") is None:
     collect_ignore.append("test_ray.py")

@@ -320,7 +320,7 @@ def _close_unawaited(task: "concurrent.futures.Future[Any]") -> None:
     """Close the coroutine that a plain ``retrieve`` returned when nobody waited for it any more."""
     if not task.cancelled() and task.exception() is None:
         result = task.result()
-        result = result[0] if isinstance(result, tuple) else result
+        result = result[0] if isinstance(result, tuple) and result else result
         if inspect.iscoroutine(result):
             result.close()
 

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import redis
+from test_redis_server import serve
 
 from aif_jax.bundle import Bundle
 from aif_jax.integrations.redis import write_update
 from aif_jax.integrations.redis_stream import position_of
 from aif_jax.nearline import Archive, BehaviourTable, Upsert
-from integrations.test_redis_server import serve
 from served import World
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "nearline.md"

@@ -213,7 +213,7 @@ class Engine:
         *,
         filters: Filters | None = None,
     ) -> Ranking:
-        """Like `rank`, without blocking the event loop: a plain ``retrieve`` runs, and goes on, in a thread."""
+        """Like `rank`, without blocking the event loop: a plain ``retrieve`` runs in a thread."""
         self._release.retrieval.require()
         pending = self._begin_own(user, context, deadline_ms, start=False)
         try:

@@ -2,26 +2,38 @@
 
 python bench/user_batching.py [--record FILE]
 
-The rival is what the engine does: one call a user, side by side in as many threads as it has compute threads.
+First the user program alone. The rival is what the engine does without batches: one call a user, side by side
+in as many threads as it has compute threads. Then whole requests through engines that differ in batches only.
 """
 
 import argparse
+import asyncio
 import concurrent.futures
+import contextlib
+import dataclasses
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
+from aif_jax.serving import Engine, EngineConfig, Ranking
 from aif_jax.serving.threads import default_compute_threads
+from aif_jax.types import Candidates
 from stage.environment import environment
-from workload import W, build
+from workload import Built, W, build
 
 BATCHES = (2, 4, 8, 16)
+
+USERS = 32
+"""Requests of one round, each of another user whose state is not cached."""
+
+ENGINES: dict[str, tuple[int, ...]] = {"none": (), "4": (4,), "8": (8,), "16": (16,)}
+"""``user_batches`` of the engines that are compared; the first is the rival."""
 
 
 def operands(bundle: Any, batch: int, length: int, seed: int) -> dict[str, np.ndarray]:
@@ -78,6 +90,67 @@ def compare(bundle: Any, length: int, batch: int, threads: int, rounds: int) -> 
     }  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """A way to rank for `USERS` users."""
+
+    name: str
+    batching: Literal["rank_many", "all"]
+    rank: Callable[[Engine], list[Ranking]]
+
+
+async def _at_once(engine: Engine) -> list[Ranking]:
+    return list(await asyncio.gather(*(engine.rank_async(user) for user in range(USERS))))
+
+
+WAYS = (
+    Way("`rank_many`", "rank_many", lambda engine: engine.rank_many(range(USERS))),
+    Way("`rank_many_async`", "rank_many", lambda engine: asyncio.run(engine.rank_many_async(range(USERS)))),
+    Way("`rank_async`, all at once", "all", lambda engine: asyncio.run(_at_once(engine))),
+)
+
+
+def whole_requests(built: Built, way: Way, candidates: int, rounds: int) -> list[str]:
+    """Time rounds of requests through engines in turns; return lines of the table."""
+    case = Candidates(built.candidates[:candidates], {n: c[:candidates] for n, c in built.pair.items()})
+    found: dict[str, list[float]] = {name: [] for name in ENGINES}
+    shared: dict[str, float] = {}
+    with contextlib.ExitStack() as stack:
+        engines = {
+            name: stack.enter_context(
+                Engine(
+                    built.bundle, built.index, built.behaviours,
+                    users=lambda _: built.user, retrieve=lambda _: case,
+                    config=EngineConfig(
+                        k=100, buckets=(max(candidates, 512),), long_buckets=(W.long_length,),
+                        user_state_bytes=0, user_batches=sizes, user_batching=way.batching,
+                    ),
+                )
+            )
+            for name, sizes in ENGINES.items()
+        }  # fmt: skip
+        expected = engines["none"].rank(0)
+        for number in range(rounds + 2):
+            for name, engine in engines.items():
+                began = time.perf_counter()
+                rankings = way.rank(engine)
+                took = (time.perf_counter() - began) * 1e3 / USERS
+                for ranking in rankings:
+                    np.testing.assert_allclose(ranking.scores, expected.scores, rtol=1e-4, atol=1e-5)
+                shared[name] = statistics.mean(ranking.report.user_batch for ranking in rankings)
+                if number >= 2:
+                    found[name].append(took)
+    lines = []
+    for name, times in found.items():
+        ratios = [rival / own for rival, own in zip(found["none"], times, strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        lines.append(
+            f"| {way.name} | {candidates:,} | {name} | {statistics.median(times):.2f} | "
+            f"{middle:.2f} ({low:.2f} to {high:.2f}) | {shared[name]:.1f} |"
+        )
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=60)
@@ -107,6 +180,18 @@ def main() -> None:
                 f"{found['ratio']:.2f} ({low:.2f} to {high:.2f}) | {'yes' if found['bits'] else 'no'} | "
                 f"{found['largest']:.0e} |"
             )
+    lines += [
+        "",
+        f"Whole requests of {USERS} users whose states are not cached, history {W.long_length:,}, through "
+        "engines that differ in `user_batches`, in turns: milliseconds a request, and the ratio of the "
+        "engine without batches to this one. Users in a call are means over the last round.",
+        "",
+        "| requests | candidates | batches | ms | ratio (quartiles) | users in a call |",
+        "|---|---|---|---|---|---|",
+    ]
+    for way in WAYS:
+        for candidates in (512, W.candidates):
+            lines += whole_requests(built, way, candidates, options.rounds // 3)
     lines += [
         "",
         f"{where['cpu']}, {where['cores']} cores, jax {where['jax']}, Python {where['python']}, "

@@ -29,7 +29,8 @@ def test_making_an_engine_tells_its_progress(
         config=ENGINE_CONFIG,
         progress=lambda *step: steps.append(step),
     ).close()
-    assert [step[:2] for step in steps] == [(done, 6) for done in range(1, 7)]
+    # For one user and for eight, and for two sizes of candidates, each with two lengths of history.
+    assert [step[:2] for step in steps] == [(done, 8) for done in range(1, 9)]
     assert "history 24, 64 candidates" in steps[-1][2]
 
 
@@ -182,7 +183,9 @@ def test_configs_that_cannot_work(
 
 
 def test_default_buckets_follow_the_bundle() -> None:
-    assert EngineConfig().sizes(k_max=500, long_length=256) == Sizes(100, (512, 1024, 2048, 4096), (64, 256))
+    assert EngineConfig().sizes(k_max=500, long_length=256) == Sizes(
+        100, (512, 1024, 2048, 4096), (64, 256), (1, 8)
+    )
     assert EngineConfig(k=1).sizes(k_max=1, long_length=1).long_buckets == (1,)
     assert EngineConfig().sizes(k_max=5000, long_length=8).buckets == (5008,)
     assert EngineConfig().sizes(k_max=20, long_length=8).k == 20

@@ -67,7 +67,7 @@ def test_nothing_is_waited_for_in_the_thread_of_retrieval(
         busy.set()
         assert gate.wait(20)
 
-    held = [engine.submit("compute", hold, name="user", pending=pending) for _ in range(threads)]
+    held = [engine.tasks.submit("compute", hold, name="user", pending=pending) for _ in range(threads)]
     assert busy.wait(20)
     threading.Timer(0.3, gate.set).start()
     full = ranked(engine)

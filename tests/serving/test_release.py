@@ -11,6 +11,7 @@ from aif_jax.errors import ConfigError, RequestError
 from aif_jax.nearline import BehaviourTable, ItemIndex
 from aif_jax.serving import Engine, GoldenRequest, InMemoryUsers, release
 from aif_jax.serving.device_rows import DeviceRows
+from aif_jax.serving.observer import Observer
 from aif_jax.serving.stages import Generation, needs_ahead
 from served import ENGINE_CONFIG, World
 
@@ -79,9 +80,18 @@ def test_an_engine_that_cannot_be_made_gives_its_device_rows_back(
     def no_threads(**_: Any) -> Any:
         raise RuntimeError("no threads left")
 
-    monkeypatch.setattr(_native, "Scheduler", no_threads)
-    with pytest.raises(RuntimeError, match="no threads left"):
-        Engine(*portable, users=users, config=CONFIG)
+    with monkeypatch.context() as patched:
+        patched.setattr(_native, "Scheduler", no_threads)
+        with pytest.raises(RuntimeError, match="no threads left"):
+            Engine(*portable, users=users, config=CONFIG)
+    assert len(closed) == 1  # nothing was made yet
+
+    class Failing(Observer):
+        def opened(self, engine: Engine) -> None:
+            raise RuntimeError("not this one")
+
+    with pytest.raises(RuntimeError, match="not this one"):
+        Engine(*portable, users=users, config=CONFIG, observers=(Failing(),))
     assert len(closed) == 2
 
 

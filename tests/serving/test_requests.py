@@ -345,9 +345,12 @@ def test_many_side_by_side_retrieve_at_the_same_time(make: Any, world: World) ->
         at_once -= 1
         return Candidates(ids, pair)
 
-    engine = make(retrieve=retrieve)
-    assert len(asyncio.run(engine.rank_many_async(list(range(10)) * 5))) == 50
-    assert 1 < most <= engine.config.blocking_threads
+    for batches, bound in ((), 8), ((8,), 16):
+        at_once, most = 0, 0
+        engine = make(dataclasses.replace(ENGINE_CONFIG, user_batches=batches), retrieve=retrieve)
+        assert len(asyncio.run(engine.rank_many_async(list(range(10)) * 5))) == 50
+        # As many as there are blocking threads, or two groups.
+        assert 1 < most <= bound
 
 
 # -- time -----------------------------------------------------------------------------------------

@@ -15,39 +15,10 @@ from aif_jax.errors import AifError
 from aif_jax.nearline import BehaviourTable, ItemIndex
 from aif_jax.serving import Engine, EngineConfig, Pending
 from aif_jax.types import Candidates, UserRecord
+from held import Held
 from served import World
 
 Make = Callable[..., Engine]
-
-
-class Held:
-    """Holds all compute threads of an engine, so that what is asked for meanwhile queues."""
-
-    def __init__(self, engine: Engine):
-        self._gate = threading.Event()
-        self._engine = engine
-        begun = threading.Semaphore(0)
-
-        def hold() -> None:
-            begun.release()
-            assert self._gate.wait(30)
-
-        for _ in range(engine.config.compute_threads):
-            engine._scheduler.submit("compute", hold)
-            assert begun.acquire(timeout=30)
-
-    def until_queued(self, fetched: int, programs: int) -> None:
-        """Wait until so many records have been fetched and so many programs are queued."""
-        end = time.perf_counter() + 30
-        while True:
-            stats = self._engine._scheduler.stats()
-            if (stats["blocking"]["completed"], stats["compute"]["queued"]) == (fetched, programs):
-                return
-            assert time.perf_counter() < end, (stats["blocking"], stats["compute"])
-            time.sleep(0.002)
-
-    def release(self) -> None:
-        self._gate.set()
 
 
 @pytest.fixture
@@ -182,15 +153,15 @@ def test_when_the_first_ends_without_a_state_the_next_one_computes_it(
         with pytest.raises(AifError):
             first.rank(*world.candidates(20))
     else:
-        real, failed = user_side.compute_state, []
+        real, failed = user_side.compute_states, []
 
-        def compute_state(*arguments: Any, **options: Any) -> Any:
+        def compute_states(*arguments: Any, **options: Any) -> Any:
             if not failed:
                 failed.append(1)
                 raise MemoryError("no room for a state")
             return real(*arguments, **options)
 
-        monkeypatch.setattr(user_side, "compute_state", compute_state)
+        monkeypatch.setattr(user_side, "compute_states", compute_states)
     held.release()
     if end == "failed":
         with pytest.raises(MemoryError):

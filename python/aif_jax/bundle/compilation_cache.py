@@ -144,6 +144,10 @@ class CompilationCache:
         with self._counting:
             return dataclasses.replace(self._counts)
 
+    def stats(self) -> dict[str, Any]:
+        """Return what the cache did so far, by name, and its ``directory``."""
+        return {"directory": str(self.directory), **dataclasses.asdict(self.counts())}
+
     def size(self) -> tuple[int, int]:
         """Return the programs kept for this kind of machine and their bytes."""
         return _size(self.directory)

@@ -170,6 +170,7 @@ class Account:
             "unknown_features": self._encoding.as_dict(),
             "unknown_user": side.unknown_user,
             "user_state": found,
+            "user_batch": side.batch if found == "computed" else 0,
             "user_state_age_ms": state.age_ms if state.hit else 0.0,
             "k_asked": self._k,
             "deadline_ms": pending.deadline_ms,

@@ -13,6 +13,7 @@ MissingItems = Literal["drop", "default", "error", "compute"]
 UnknownUser = Literal["error", "default"]
 Late = Literal["degrade", "error"]
 Rows = Literal["auto", "host", "device"]
+UserBatching = Literal["rank_many", "all"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,11 @@ class EngineConfig:
             calls of the largest and merged. ``None``: the bundle's smallest, then doubling up to 4,096.
         long_buckets: history lengths for which the user side is compiled, ascending; the largest must be the
             model's ``long_length``. ``None``: a quarter of it, and all of it.
+        user_batches: numbers of users for whom the user program is compiled too, to compute the states of
+            several in one call; at least 2, ascending. Empty: one call for each user.
+        user_batching: whose user sides may share a call when several wait for a compute thread: those of
+            `Engine.rank_many`, or ``all``. A state's last bits, and those of scores, may then differ from
+            what they are alone.
         missing_items: what becomes of candidates without an item row: ``drop`` leaves them out, ``default``
             scores them as an item of which nothing is known, ``error`` refuses the request, ``compute`` has
             rows computed of what `Engine`'s ``items`` knows of them, and leaves out the rest. All are
@@ -65,6 +71,8 @@ class EngineConfig:
     k: int | None = None
     buckets: Sequence[int] | None = None
     long_buckets: Sequence[int] | None = None
+    user_batches: Sequence[int] = (8,)
+    user_batching: UserBatching = "rank_many"
     missing_items: MissingItems = "drop"
     compute_missing_max: int = 64
     compute_missing_ms: float = 10.0
@@ -103,6 +111,16 @@ class EngineConfig:
                 f"buckets: got {self.buckets}, expected multiples of 16: only then is a candidate's "
                 "score the same in every company."
             )
+        batches = tuple(self.user_batches)
+        object.__setattr__(self, "user_batches", batches)
+        if any(isinstance(size, bool) or not isinstance(size, int) or size < 2 for size in batches) or any(
+            a >= b for a, b in itertools.pairwise(batches)
+        ):
+            raise ConfigError(
+                f"user_batches: got {batches}, expected whole numbers of at least 2, ascending, or none."
+            )
+        if self.user_batching not in ("rank_many", "all"):
+            raise ConfigError(f"user_batching: got {self.user_batching!r}, expected 'rank_many' or 'all'.")
         if self.missing_items not in ("drop", "default", "error", "compute"):
             raise ConfigError(
                 f"missing_items: got {self.missing_items!r}, expected 'drop', 'default', 'error' or "
@@ -191,7 +209,7 @@ class EngineConfig:
                 f"long_buckets: the largest is {longs[-1]}, expected the model's long_length of "
                 f"{long_length}."
             )
-        return Sizes(k, tuple(buckets), tuple(longs))
+        return Sizes(k, tuple(buckets), tuple(longs), (1, *self.user_batches))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -202,8 +220,10 @@ class Sizes:
         k: results of a request that does not say how many it wants.
         buckets: candidate counts, ascending.
         long_buckets: history lengths, ascending.
+        users: users in one call of the user program, from 1 on, ascending.
     """
 
     k: int
     buckets: tuple[int, ...]
     long_buckets: tuple[int, ...]
+    users: tuple[int, ...]

@@ -30,6 +30,7 @@ class RequestCounts:
             counts["ranked"] += 1
             counts[f"user_state:{report.user_state}"] += 1
             counts["unknown_users"] += report.unknown_user
+            counts["user_batched"] += report.user_batch > 1
             for name in _LEFT_OUT:
                 counts[name] += getattr(report, name)
             counts[f"rung:{report.rung}"] += 1

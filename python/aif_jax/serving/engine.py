@@ -1,9 +1,7 @@
 """The engine: pins a generation, runs the user side while retrieval runs, and ranks."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from functools import partial
 from typing import Any, Self
 
@@ -11,10 +9,7 @@ import numpy as np
 
 from aif_jax import _native
 from aif_jax.bundle import Bundle, compilations, loads
-from aif_jax.errors import (
-    OverloadedError,
-    SchedulerError,
-)
+from aif_jax.errors import OverloadedError, SchedulerError
 from aif_jax.nearline import BehaviourTable, ItemIndex
 from aif_jax.serving.admission import Admission
 from aif_jax.serving.arguments import check_context, check_deadline, check_user
@@ -26,7 +21,7 @@ from aif_jax.serving.finishing import finish
 from aif_jax.serving.gates import Gates
 from aif_jax.serving.handles import Handles
 from aif_jax.serving.ladder import Choice
-from aif_jax.serving.many import context_for_each, rank_in_order, rank_side_by_side
+from aif_jax.serving.many import context_for_each, rank_in_order, rank_side_by_side, window
 from aif_jax.serving.memory import Needs, as_stats
 from aif_jax.serving.observer import Observer
 from aif_jax.serving.own_retrieval import BLAMING_RETRIEVAL, Fallback
@@ -41,7 +36,8 @@ from aif_jax.serving.shadows import Shadows
 from aif_jax.serving.stage import Progress
 from aif_jax.serving.stages import Generation
 from aif_jax.serving.tasks import Tasks
-from aif_jax.serving.user_side import Lane, UserSide
+from aif_jax.serving.user_batches import UserGroup
+from aif_jax.serving.user_side import UserSide
 from aif_jax.serving.watch import Watch
 from aif_jax.types import ItemRecords, ItemSource, Request, Retrieve, UserId, UserRecord, UserSource
 
@@ -91,25 +87,23 @@ class Engine:
         self.config.check_items(items)
         self._sources = Sources(users, retrieve, fallback, items)
         self._loop = EventLoop()
-        self._releases = Releases(self._made(bundle, index, behaviours, progress))
+        self._scheduler = _native.Scheduler(
+            blocking_threads=self.config.blocking_threads,
+            compute_threads=self.config.compute_threads,
+            queue_bound=self.config.queue_bound,
+        )
+        self.tasks = Tasks(self._scheduler)
+        try:
+            self._releases = Releases(self._made(bundle, index, behaviours, progress))
+        except BaseException:
+            self._scheduler.shutdown(wait=True)
+            raise
         self._shadows = Shadows()
         self.counts = RequestCounts()
         self._handles = Handles(self.config.max_pending_age_s, self.counts)
         self.watch = Watch(self.counts, observers, lambda: self.version)
         self.admission = Admission(self.config.compute_threads)
-        # Requests that one call may have under way: all at once would overrun the bounded queue.
-        self._at_once = min(self.config.blocking_threads, self.config.queue_bound)
         self._closed = False
-        try:
-            self._scheduler = _native.Scheduler(
-                blocking_threads=self.config.blocking_threads,
-                compute_threads=self.config.compute_threads,
-                queue_bound=self.config.queue_bound,
-            )
-        except BaseException:
-            self._releases.close()
-            raise
-        self._tasks = Tasks(self._scheduler)
         try:
             self.watch.opened(self)
         except BaseException:
@@ -141,9 +135,16 @@ class Engine:
         return self._begin(user, context, deadline_ms, start=True)
 
     def _begin(
-        self, user: UserId, context: Mapping[str, Any] | None, deadline_ms: float | None, *, start: bool
+        self,
+        user: UserId,
+        context: Mapping[str, Any] | None,
+        deadline_ms: float | None,
+        *,
+        start: bool,
+        many: bool = False,
+        group: UserGroup | None = None,
     ) -> Pending:
-        """Check and open a request; without ``start``, the caller starts its user side."""
+        """Check and open a request, maybe one of many; without ``start``, the caller starts its user side."""
         with self.watch.errors(user, deadline_ms):
             if self._closed:
                 raise SchedulerError("the engine is closed; make a new one.")
@@ -158,6 +159,8 @@ class Engine:
                 raise
             # It is read in another thread, later: the caller may use the mapping again.
             pending = Pending(self, release, user, dict(context), deadline_ms)
+            pending.batched |= many
+            pending.group = group
             self.counts.add("begun")
             self._handles.add(pending)
             try:
@@ -216,6 +219,11 @@ class Engine:
         """Like `rank`, without blocking the event loop: a plain ``retrieve`` runs in a thread."""
         self._release.retrieval.require()
         pending = self._begin_own(user, context, deadline_ms, start=False)
+        return await self._retrieve_and_rank_async(pending, k, filters)
+
+    async def _retrieve_and_rank_async(
+        self, pending: Pending, k: int | None, filters: Filters | None
+    ) -> Ranking:
         try:
             with pending.errors():
                 request, start = self._request(pending, k, filters), partial(self._start, pending)
@@ -239,7 +247,10 @@ class Engine:
         filters: Filters | Sequence[Filters | None] | None = None,
         return_exceptions: bool = False,
     ) -> list[Any]:
-        """Rank for several users, one after the other; as many user sides run ahead as there are threads.
+        """Rank for several users, one after the other, while the user sides of the next ones run.
+
+        Without a deadline, user sides are computed together, as many as `EngineConfig.user_batches` allows;
+        with one, those of them that wait for a compute thread at the same time.
 
         Args:
             users: whom to rank for.
@@ -260,8 +271,10 @@ class Engine:
         each, context = for_each_user(filters, users), context_for_each(contexts, len(users))
         return rank_in_order(
             len(users),
-            self._at_once,
-            lambda n: self._begin_own(users[n], context[n], deadline_ms, start=True),
+            window(self.config, deadline_ms),
+            lambda n, group: self._begin_own(
+                users[n], context[n], deadline_ms, start=True, many=True, group=group
+            ),
             lambda pending, n: self._retrieve_and_rank(pending, k, each[n]),
             return_exceptions=return_exceptions,
         )
@@ -279,10 +292,14 @@ class Engine:
         """Like `rank_many`, side by side and without blocking the event loop: retrievals overlap too."""
         self._release.retrieval.require()
         each, context = for_each_user(filters, users), context_for_each(contexts, len(users))
+
         return await rank_side_by_side(
-            users,
-            self._at_once,
-            lambda n: self.rank_async(users[n], context[n], k, deadline_ms, filters=each[n]),
+            len(users),
+            window(self.config, deadline_ms),
+            lambda n, group: self._begin_own(
+                users[n], context[n], deadline_ms, start=False, many=True, group=group
+            ),
+            lambda pending, n: self._retrieve_and_rank_async(pending, k, each[n]),
             return_exceptions=return_exceptions,
         )
 
@@ -413,7 +430,7 @@ class Engine:
         self, bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, progress: Progress | None
     ) -> Release:
         tables = (bundle, index, behaviours)
-        return Release(*tables, self._sources, self.config, self._loop, self.submit, progress)
+        return Release(*tables, self._sources, self.config, self._loop, self.tasks.submit, progress)
 
     def invalidate(self, users: UserId | Iterable[UserId]) -> int:
         """Drop the cached states of users of whom more has changed than the revision of their record shows.
@@ -450,8 +467,9 @@ class Engine:
         """Return counters and sizes.
 
         ``requests`` counts begun, ranked, expired, abandoned and failed ones and everything left out of
-        rankings. Abandoned are those that their caller gave up: a cancelled handle or coroutine, an interrupt
-        from the keyboard, and what `rank_many` had begun when an error ended it.
+        rankings; ``user_batched`` those whose user state was computed in one call with others. Abandoned are
+        those that their caller gave up: a cancelled handle or coroutine, an interrupt from the keyboard, and
+        what `rank_many` had begun when an error ended it.
         ``compilations`` counts programs compiled in this process since the engine was made, other than by
         `publish`: 0, unless something else compiles. ``compilation_cache`` tells what the bundle's cache did
         (`CacheCounts`) and where it is; empty without one. ``generations`` counts publishes and rollbacks,
@@ -462,7 +480,7 @@ class Engine:
         from a cache instead.
         """
         self._handles.expire()
-        release = self._release
+        release, cache = self._release, self.bundle.compilation_cache
         return {
             "version": release.version,
             "generations": self._releases.stats(),
@@ -472,7 +490,7 @@ class Engine:
             "open_handles": len(self._handles),
             "compilations": self._releases.compilations,
             "programs": {"compiled": compilations(), "loaded": loads()},
-            "compilation_cache": self._cache_stats(),
+            "compilation_cache": {} if cache is None else cache.stats(),
             "user_states": release.states.stats(),
             "missing_items": {} if release.missing is None else release.missing.stats(),
             "item_index": release.generation.index.stats(),
@@ -483,12 +501,6 @@ class Engine:
             "observer_errors": self.watch.stats(),
         }
 
-    def _cache_stats(self) -> dict[str, Any]:
-        cache = self.bundle.compilation_cache
-        if cache is None:
-            return {}
-        return {"directory": str(cache.directory), **dataclasses.asdict(cache.counts())}
-
     def close(self) -> None:
         """Drop what waits, finish what runs, and stop the threads.
 
@@ -498,13 +510,13 @@ class Engine:
         """
         if self._closed:
             return
-        if self._loop.runs_here() or self._tasks.runs_here():
+        if self._loop.runs_here() or self.tasks.runs_here():
             raise SchedulerError(
                 "close: called inside a retrieve or a user source that the engine runs in a thread of its "
                 "own, so it would wait for itself; close the engine where it was made, when its requests are "
                 "done."
             )
-        self._closed = self._tasks.closed = True
+        self._closed = self.tasks.closed = True
         self._shadows.close()
         self._handles.end_all("the engine was closed")
         self._scheduler.shutdown(wait=True)
@@ -519,22 +531,6 @@ class Engine:
         self.close()
 
     # -- for handles ------------------------------------------------------------------------------
-
-    def submit(
-        self, lane: Lane, function: Callable[..., Any], *arguments: Any, name: str, pending: Pending
-    ) -> "Future[Any]":
-        """Run a function in one of the engine's threads; see `Tasks.submit`."""
-        return self._tasks.submit(lane, function, *arguments, name=name, pending=pending)
-
-    def run(
-        self, lane: Lane, function: Callable[..., Any], *arguments: Any, name: str, pending: Pending
-    ) -> Any:
-        """Run a function as a task, in this thread if the lane has room; see `Tasks.run`."""
-        return self._tasks.run(lane, function, *arguments, name=name, pending=pending)
-
-    def has_idle(self, lane: Lane) -> bool:
-        """Return whether a thread of the lane is idle now; none is reserved."""
-        return self._scheduler.idle_threads(lane) > 0
 
     def choose(self, pending: Pending, asked: Asked) -> Chosen:
         """Check and filter candidates as far as that needs no user side, and have missing rows computed."""
@@ -571,10 +567,10 @@ class Engine:
     # -- inside -----------------------------------------------------------------------------------
 
     def _begin_own(
-        self, user: UserId, context: Mapping[str, Any] | None, deadline_ms: float | None, *, start: bool
+        self, user: UserId, context: Mapping[str, Any] | None, deadline_ms: float | None, **how: Any
     ) -> Pending:
         """Begin a request that the engine itself ranks or drops, however long ``retrieve`` takes."""
-        pending = self._begin(user, context, deadline_ms, start=start)
+        pending = self._begin(user, context, deadline_ms, **how)
         pending.expires, pending.retrieval = False, "own"
         return pending
 

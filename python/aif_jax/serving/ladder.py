@@ -82,9 +82,9 @@ class Ladder:
         """Whether a request with so much time left may be degraded for being late or too much."""
         return self.on and remaining_ms is not None
 
-    def user_key(self, length: int) -> tuple[str, int]:
-        """Return the key of the user program for a long bucket, from record to state."""
-        return "user", length
+    def user_key(self, length: int, users: int = 1) -> tuple[str, int, int]:
+        """Return the key of one call of the user program for a long bucket, from records to states."""
+        return "user", length, users
 
     def stage_key(self, n: int, length: int) -> tuple[str, int, int]:
         """Return the key of one call of the stage for n candidates and a long bucket."""
@@ -113,12 +113,18 @@ class Ladder:
         shortest = self._longs[0]
         if remaining_ms is None or not self.on or length == shortest:
             return FULL
-        left = remaining_ms - self.times.reserve_ms(REST) - _WAKE_MS
+        left = self._for_user_side_ms(remaining_ms)
         full = self.user_key(length)
         if self.times.expected_ms(full) <= left or self.times.expected_ms(self.user_key(shortest)) > left:
             return FULL
         self.times.refused(full)
         return Choice(1, "user program late")
+
+    def batch_fits(self, remaining_ms: float | None, length: int, users: int) -> bool:
+        """Return whether a request's user side is predicted to be in time in a batch that starts now."""
+        if remaining_ms is None:
+            return True
+        return self.times.expected_ms(self.user_key(length, users)) <= self._for_user_side_ms(remaining_ms)
 
     def stage(self, chosen: Choice, remaining_ms: float | None, n: int, length: int) -> Choice:
         """Choose between the stage, on the rung chosen so far, and the item prior, when it is about to start.
@@ -138,10 +144,11 @@ class Ladder:
             self.times.refused(key)
         return Choice(3, "stage would not fit")
 
-    def record_user(self, length: int, ms: float) -> None:
-        """Count the time of the user program for a long bucket, from record to state."""
-        self.times.record(self.user_key(length), ms)
-        self.times.record(USER, ms)
+    def record_user(self, length: int, ms: float, users: int = 1) -> None:
+        """Count the time of one call of the user program, from records to states of so many users."""
+        if users:
+            self.times.record(self.user_key(length, users), ms)
+            self.times.record(USER, ms / users)
 
     def record_rest(self, n: int, length: int, ms: float) -> None:
         """Count the time from the end of waiting to a ranking of n candidates by the stage."""
@@ -151,6 +158,10 @@ class Ladder:
     def stats(self) -> dict[str, Any]:
         """Return what it decides by: if it is ``on``, if there is an ``item_prior``, and the ``times``."""
         return {"on": self.on, "item_prior": self.item_prior, "times": self.times.as_dict()}
+
+    def _for_user_side_ms(self, remaining_ms: float) -> float:
+        """Return what is left for a user side that starts now, if the rest is to be done in time."""
+        return remaining_ms - self.times.reserve_ms(REST) - _WAKE_MS
 
     def _calls(self, n: int) -> int:
         return max(1, -(-n // self._buckets[-1]))

@@ -3,12 +3,13 @@
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from aif_jax.errors import RequestError
+from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.pending import Pending
 from aif_jax.serving.report import Ranking
-from aif_jax.types import UserId
+from aif_jax.serving.user_batches import UserGroup, UserWork
 
 Context = Mapping[str, Any]
 
@@ -27,10 +28,28 @@ def context_for_each(contexts: Sequence[Context | None] | None, n: int) -> Seque
     return contexts
 
 
+class Window(NamedTuple):
+    """Requests of one call that may be under way: all at once would overrun the bounded queue."""
+
+    at_once: int
+    together: int
+
+
+def window(config: EngineConfig, deadline_ms: float | None) -> Window:
+    """Return how many requests to have under way, and how many of them to begin as a group.
+
+    With a deadline there are no groups: one slow record would make all of them late.
+    """
+    largest = max(config.user_batches, default=1)
+    # While one group is ranked, the next one is computed.
+    at_once = min(max(config.blocking_threads, 2 * largest), config.queue_bound)
+    return Window(at_once, largest if deadline_ms is None and 2 * largest <= at_once else 1)
+
+
 def rank_in_order(
     n: int,
-    at_once: int,
-    begin: Callable[[int], Pending],
+    window: Window,
+    begin: Callable[[int, UserGroup | None], Pending],
     rank: Callable[[Pending, int], Ranking],
     *,
     return_exceptions: bool,
@@ -41,20 +60,22 @@ def rank_in_order(
 
     Args:
         n: requests.
-        at_once: how many may be open at a time.
-        begin: begins one, given its number.
+        window: how many may be open at a time, and of those as a group.
+        begin: begins one, given its number and its group, if there is one.
         rank: ranks what was begun, given its number.
         return_exceptions: whether an error takes the place of its request's ranking.
     """
     results: list[Any] = []
     ahead: deque[Pending | Exception] = deque()
 
-    def begun(number: int) -> Pending | Exception:
+    def begun(number: int, group: UserGroup | None) -> Pending | Exception:
         try:
-            return begin(number)
+            return begin(number, group)
         except Exception as error:
             if not return_exceptions:
                 raise
+            if group is not None:
+                group.left()
             return error
 
     def ranked(pending: Pending | Exception) -> Ranking | Exception:
@@ -68,10 +89,13 @@ def rank_in_order(
             return error
 
     try:
-        for number in range(n):
-            if len(ahead) == at_once:
+        for first in range(0, n, window.together):
+            numbers = range(first, min(first + window.together, n))
+            while len(ahead) + len(numbers) > window.at_once:
                 results.append(ranked(ahead.popleft()))
-            ahead.append(begun(number))
+            group = UserGroup(len(numbers), _start) if len(numbers) > 1 else None
+            for number in numbers:
+                ahead.append(begun(number, group))
         while ahead:
             results.append(ranked(ahead.popleft()))
         return results
@@ -82,27 +106,40 @@ def rank_in_order(
 
 
 async def rank_side_by_side(
-    users: Sequence[UserId],
-    at_once: int,
-    rank: Callable[[int], Awaitable[Ranking]],
+    n: int,
+    window: Window,
+    begin: Callable[[int, UserGroup | None], Pending],
+    rank: Callable[[Pending, int], Awaitable[Ranking]],
     *,
     return_exceptions: bool,
 ) -> list[Any]:
-    """Rank for users at the same time; see `rank_in_order`.
+    """Rank n requests at the same time; see `rank_in_order`.
 
     Args:
-        users: whom to rank for.
-        at_once: requests that may be under way at a time.
-        rank: ranks for a user, given the place in the list.
-        return_exceptions: whether an error takes the place of its user's ranking.
+        n: requests.
+        window: how many may be under way at a time, and of those as a group.
+        begin: begins one, given its number and its group, if there is one; its user side may start later.
+        rank: ranks what was begun, given its number.
+        return_exceptions: whether an error takes the place of its request's ranking.
     """
-    room = asyncio.Semaphore(at_once)
+    # It lets them in in their order, so that a group never waits for room that later ones take.
+    room = asyncio.Semaphore(window.at_once)
 
-    async def one(number: int) -> Ranking:
-        async with room:
-            return await rank(number)
+    async def one(number: int, group: UserGroup | None) -> Ranking:
+        pending = None
+        try:
+            async with room:
+                pending = begin(number, group)
+                return await rank(pending, number)
+        finally:
+            if group is not None:
+                group.left(pending)
 
-    tasks = [asyncio.ensure_future(one(number)) for number in range(len(users))]
+    tasks: list[asyncio.Task[Ranking]] = []
+    for first in range(0, n, window.together):
+        numbers = range(first, min(first + window.together, n))
+        group = UserGroup(len(numbers), _start) if len(numbers) > 1 else None
+        tasks += [asyncio.ensure_future(one(number, group)) for number in numbers]
     try:
         return await asyncio.gather(*tasks, return_exceptions=return_exceptions)
     finally:
@@ -110,3 +147,9 @@ async def rank_side_by_side(
             task.cancel()
         # Until they have gone, so that nothing is left of them for whoever closes the loop.
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _start(works: Sequence[UserWork]) -> None:
+    """Start the user programs of a group; a publish meanwhile parts it."""
+    for release in {work.pending.release for work in works}:
+        release.user_sides.start_together([work for work in works if work.pending.release is release])

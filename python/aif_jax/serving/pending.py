@@ -15,6 +15,7 @@ from aif_jax.serving.filters import Filters
 from aif_jax.serving.ladder import Choice, Reason
 from aif_jax.serving.release import Release
 from aif_jax.serving.report import Ranking, Retrieval, Task
+from aif_jax.serving.user_batches import UserGroup
 from aif_jax.serving.user_side import UserSide
 from aif_jax.types import UserId, UserRecord
 
@@ -68,6 +69,12 @@ class Pending:
         """Whether a first step of it was queued."""
         self.started = False
         """Whether its user side was started."""
+        self.batched = release.generation.config.user_batching == "all"
+        """Whether its user side may share a call with others."""
+        self.taken_along = False
+        """Whether another one's task computes its user side, so that its own does not run."""
+        self.group: UserGroup | None = None
+        """Requests with which it was begun, whose user sides are computed together."""
         self.expires = True
         """Whether the engine may give it up because nobody ranks it."""
         self.dropped = False
@@ -164,7 +171,7 @@ class Pending:
             compute lane would have to be waited for: that thread has other requests' retrievals to do.
         """
         engine = self._engine
-        if not self._side.done() or self.release.missing is not None or not engine.has_idle("compute"):
+        if not self._side.done() or self.release.missing is not None or not engine.tasks.has_idle("compute"):
             return None
         try:
             return self._ranked(Asked(candidates, pair, k, filters, time.perf_counter())), None
@@ -203,7 +210,7 @@ class Pending:
         """Like `rank_uncounted`, for coroutines."""
         asked = Asked(candidates, pair, k, filters, time.perf_counter())
         self.claim()
-        submit, engine = self._engine.submit, self._engine
+        submit, engine = self._engine.tasks.submit, self._engine
         try:
             self._check_in_time()
             chosen = None
@@ -286,7 +293,7 @@ class Pending:
 
     def _step_done(self, task: concurrent.futures.Future[Any]) -> None:
         error: BaseException | None
-        if task.cancelled() and self._gone_on:
+        if task.cancelled() and (self._gone_on or self.taken_along):
             return
         if task.cancelled() and not self.dropped:
             error = SchedulerError(SHUT_DOWN)
@@ -324,7 +331,9 @@ class Pending:
         if side.choice.rung == 3:
             return engine.finish(self, side, asked, chosen)
         try:
-            return engine.run("compute", engine.finish, self, side, asked, chosen, name="stage", pending=self)
+            return engine.tasks.run(
+                "compute", engine.finish, self, side, asked, chosen, name="stage", pending=self
+            )
         except (DeadlineExceededError, OverloadedError) as error:
             return engine.finish(self, side, asked, chosen, self._last_rung(error))
 
@@ -335,7 +344,7 @@ class Pending:
             return engine.finish(self, side, asked, chosen)
         try:
             waiter = Waiter()
-            finish = engine.submit(
+            finish = engine.tasks.submit(
                 "compute", waiter.run, engine.finish, self, side, asked, chosen, name="stage", pending=self
             )
             return await waiter.of(finish)

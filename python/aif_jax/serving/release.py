@@ -68,7 +68,9 @@ class Release:
             items = sources.items
             self.missing = None if items is None else MissingItems(index, items, config, submit)
             self.states = UserStates(self.generation)
-            self.user_sides = UserSides(sources.users, self.states, config, submit)
+            self.user_sides = UserSides(
+                sources.users, self.states, self.generation.sizes.users, config, submit
+            )
             self.retrieval = OwnRetrieval(self.generation, sources.retrieve, sources.fallback, loop, submit)
         except BaseException:
             # Nobody else knows of it yet, and rows on a device would follow the index until it is collected.

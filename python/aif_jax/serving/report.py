@@ -110,6 +110,8 @@ class Report(NamedTuple):
         unknown_user: whether the source did not know the user.
         user_state: ``computed`` for this request, a cache ``hit``, ``joined`` (computed for another request
             of the same user at the same time), or the user ``prior``.
+        user_batch: users whose states were computed in one call of the user program, this one included; 0 if
+            it was not computed for this request.
         user_state_age_ms: since a cached state was computed; 0 for others.
         k_asked: results asked for.
         k_given: results given: fewer when there are fewer candidates that can be ranked.
@@ -155,6 +157,7 @@ class Report(NamedTuple):
     unknown_features: Mapping[str, Mapping[str, int]]
     unknown_user: bool
     user_state: Found
+    user_batch: int
     user_state_age_ms: float
     k_asked: int
     k_given: int

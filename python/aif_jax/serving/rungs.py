@@ -17,7 +17,7 @@ from aif_jax.serving.candidates import CheckedCandidates, check_candidates
 from aif_jax.serving.ladder import ITEM_PRIOR, Ladder
 from aif_jax.serving.stage_times import StageTimes
 from aif_jax.serving.stages import Generation, Scored, unknown_items
-from aif_jax.serving.user_program import compute_state
+from aif_jax.serving.user_program import compute_state, compute_states
 from aif_jax.serving.user_states import UserState
 from aif_jax.types import UserRecord
 
@@ -100,6 +100,11 @@ class Rungs:
             state, ms = _second_run(partial(self._nobody, length))
             self.ladder.record_user(length, ms)
             states.append(state)
+            for users in sizes.users[1:]:
+                _, ms = _second_run(
+                    partial(compute_states, [(_NOBODY, UserRecord())] * users, length, generation)
+                )
+                self.ladder.record_user(length, ms, users)
         context = generation.bundle.schema.encode_one("context", {}, report=EncodeReport())
         for size in sizes.buckets if len(generation.index) else ():
             candidates = self._catalogue_part(size)

@@ -72,7 +72,7 @@ class Generation:
             for operand in signature.inputs
             if operand.path.startswith("pair/raw_")
         )
-        self._user_calls: dict[int, Call] = {}
+        self._user_calls: dict[tuple[int, int], Call] = {}
         self._stage: Stage | None = None
 
     @property
@@ -90,7 +90,8 @@ class Generation:
         buckets, longs = self.sizes.buckets, self.sizes.long_buckets
         # Of items that requests lack: by the index's own bundle, which may run another kind of programs.
         items = int(self.computes)
-        total = len(longs) * (1 + len(buckets)) + items
+        shapes = [(length, users) for length in longs for users in self.sizes.users]
+        total = len(shapes) + len(longs) * len(buckets) + items
 
         def ready(number: int, name: str) -> None:
             if progress is not None:
@@ -99,11 +100,11 @@ class Generation:
         if self.computes:
             self.index.warm()
             ready(items, "items that the index lacks")
-        for number, length in enumerate(longs, items + 1):
-            call = self._user_calls[length] = self.bundle.call("user", b=1, l=length)
-            jax.block_until_ready(call(zeros(call, {"b": 1, "l": length})))
-            ready(number, f"user, history {length}")
-        self._stage = self._made_stage(lambda number, _, name: ready(items + len(longs) + number, name))
+        for number, (length, users) in enumerate(shapes, items + 1):
+            call = self._user_calls[length, users] = self.bundle.call("user", b=users, l=length)
+            jax.block_until_ready(call(zeros(call, {"b": users, "l": length})))
+            ready(number, f"{'user' if users == 1 else f'{users} users'}, history {length}")
+        self._stage = self._made_stage(lambda number, _, name: ready(items + len(shapes) + number, name))
 
     def _made_stage(self, progress: Progress) -> Stage:
         config, sizes = self.config, (self.sizes.buckets, self.sizes.long_buckets)
@@ -136,9 +137,9 @@ class Generation:
         if self._stage is not None:
             self._stage.close()
 
-    def user_call(self, length: int) -> Call:
-        """Return the user program compiled for a long bucket."""
-        return self._user_calls[length]
+    def user_call(self, length: int, users: int) -> Call:
+        """Return the user program compiled for a long bucket, and for so many users in one call."""
+        return self._user_calls[length, users]
 
     def score(
         self,

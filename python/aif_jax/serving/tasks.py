@@ -80,6 +80,10 @@ class Tasks:
             deadline_ms=remaining, name=name, goes_on=True,
         )  # fmt: skip
 
+    def has_idle(self, lane: Lane) -> bool:
+        """Return whether a thread of the lane is idle now; none is reserved."""
+        return self._scheduler.idle_threads(lane) > 0
+
     def runs_here(self) -> bool:
         """Return whether the calling thread is inside a task."""
         return getattr(self._here, "task", False)

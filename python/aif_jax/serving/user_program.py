@@ -1,10 +1,11 @@
-"""How a user becomes a state: the record is laid out, rows of its history are joined, the program runs."""
+"""How users become states: records are laid out, rows of their histories are joined, the program runs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from aif_jax.features import EncodeReport, bucket_for, pad_to
+from aif_jax.features import EncodeReport, bucket_for
 from aif_jax.serving.stages import Generation
 from aif_jax.serving.user_states import UserState
 from aif_jax.serving.users import History, read_features, read_history
@@ -29,35 +30,124 @@ def compute_state(
         generation: whose programs run.
         long: whether to read the long sequence; without it, the blocks that would are absent.
 
+    Returns:
+        The state, which may still be under way: its leaves are arrays of JAX.
+
     Raises:
         RequestError: the record is malformed.
     """
-    bundle = generation.bundle
-    report = EncodeReport()
-    operands = {f"user/{n}": a for n, a in read_features(user, record, bundle.schema, report).items()}
-    short = bundle.config.short_length
+    state = compute_states([(user, record)], length, generation, long=long)[0]
+    if isinstance(state, Exception):
+        raise state
+    return state
+
+
+def compute_states(
+    users: Sequence[tuple[UserId, UserRecord]], length: int, generation: Generation, *, long: bool = True
+) -> list[UserState | Exception]:
+    """Run the user side for several users, in one call of the smallest program that takes so many.
+
+    Args:
+        users: with what is known of each; not more than the engine has a program for.
+        length: the long bucket of all of them.
+        generation: whose programs run.
+        long: whether to read the long sequences.
+
+    Returns:
+        A state for each user, or the error if the record is malformed, which is no one else's. The state of a
+        single user may still be under way; those of several are there, in host memory.
+    """
+    short = generation.bundle.config.short_length
     longest = generation.sizes.long_buckets[-1] if long else short
-    history = read_history(user, record, bundle.schema, longest)
-    columns, found = generation.behaviours.gather(history.keys)
-    operands |= _sequence("short", columns, found, history, short)
-    operands |= _sequence("long", columns, found, history, length, read=length if long else 0)
-    leaves = generation.user_call(length)(operands)
-    unknown = len(found) - int(np.count_nonzero(found))
-    state = {f"state/{name}": leaf for name, leaf in leaves.items()}
-    return UserState(state, length, False, unknown, history.truncated, report)
+    read = [_read(user, record, generation, longest) for user, record in users]
+    good = [one for one in read if isinstance(one, _Read)]
+    if not good:
+        return [one for one in read if isinstance(one, Exception)]
+    size = bucket_for(len(good), generation.sizes.users)
+    operands = _features([one.features for one in good], size)
+    histories = [one.history for one in good]
+    columns, found = generation.behaviours.gather(_joined([history.keys for history in histories]))
+    types = np.where(found, _joined([history.types for history in histories]), np.int32(-1))
+    spans, start = [], 0
+    for history in histories:
+        spans.append((start, start + len(history.keys)))
+        start += len(history.keys)
+    operands |= _sequence("short", columns, types, spans, size, short)
+    operands |= _sequence("long", columns, types, spans if long else [], size, length)
+    leaves = generation.user_call(length, size)(operands)
+    states = iter(
+        UserState(
+            part, length, False, end - start - int(np.count_nonzero(found[start:end])),
+            one.history.truncated, one.report,
+        )
+        for one, part, (start, end) in zip(good, _parts(leaves, size), spans, strict=False)
+    )  # fmt: skip
+    return [one if isinstance(one, Exception) else next(states) for one in read]
+
+
+class _Read(NamedTuple):
+    """A record that was checked."""
+
+    features: Mapping[str, np.ndarray]
+    history: History
+    report: EncodeReport
+
+
+def _read(user: UserId, record: UserRecord, generation: Generation, longest: int) -> _Read | Exception:
+    schema, report = generation.bundle.schema, EncodeReport()
+    try:
+        features = {f"user/{n}": a for n, a in read_features(user, record, schema, report).items()}
+        return _Read(features, read_history(user, record, schema, longest), report)
+    except Exception as error:
+        return error
+
+
+def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _features(users: Sequence[Mapping[str, np.ndarray]], size: int) -> dict[str, np.ndarray]:
+    """Lay out features, ``[1, ...]`` of each user, as ``[size, ...]``."""
+    if size == 1:
+        return dict(users[0])
+    # Whatever stands in a place that no user takes: nobody reads the state.
+    filled = [*users, *[users[0]] * (size - len(users))]
+    return {name: np.concatenate([features[name] for features in filled]) for name in users[0]}
 
 
 def _sequence(
     name: str,
     columns: Mapping[str, np.ndarray],
-    found: np.ndarray,
-    history: History,
+    types: np.ndarray,
+    spans: Sequence[tuple[int, int]],
+    size: int,
     length: int,
-    read: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """Lay out ``read`` behaviours in ``length`` places; those without a row have type -1, as padding does."""
-    read = length if read is None else read
-    types = np.where(found, history.types, np.int32(-1))[:read]
-    operands = {f"{name}/{column}": pad_to(rows[:read], length)[None] for column, rows in columns.items()}
-    operands[f"{name}_type"] = pad_to(types, length, fill=-1)[None]
+    """Lay out behaviours ``[n, ...]``, of which each user has a span, as ``[size, length, ...]``.
+
+    Those without a row have type -1, as padding does.
+    """
+    operands = {f"{name}/{column}": _placed(rows, spans, size, length) for column, rows in columns.items()}
+    operands[f"{name}_type"] = _placed(types, spans, size, length, fill=-1)
     return operands
+
+
+def _placed(
+    rows: np.ndarray, spans: Sequence[tuple[int, int]], size: int, length: int, fill: int = 0
+) -> np.ndarray:
+    if size == 1 and spans and spans[0][1] - spans[0][0] >= length:
+        return rows[None, :length]
+    placed = np.full((size, length, *rows.shape[1:]), fill, rows.dtype)
+    for place, (start, end) in zip(placed, spans, strict=False):
+        count = min(end - start, length)
+        place[:count] = rows[start : start + count]
+    return placed
+
+
+def _parts(leaves: Mapping[str, Any], size: int) -> list[dict[str, Any]]:
+    """Return the state's leaves of each user, ``[1, ...]`` each."""
+    if size == 1:
+        return [{f"state/{name}": leaf for name, leaf in leaves.items()}]
+    # To slice on a device would be another program for each leaf, and a state is kept in host memory anyway.
+    on_host = {f"state/{name}": np.asarray(leaf) for name, leaf in leaves.items()}
+    return [{name: leaf[n : n + 1] for name, leaf in on_host.items()} for n in range(size)]

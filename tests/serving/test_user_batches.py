@@ -1,0 +1,624 @@
+"""User sides computed in one call: each answer is the user's own, and nothing hangs on its company."""
+
+import asyncio
+import contextlib
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aif_jax.bundle import Bundle
+from aif_jax.errors import AifError, ConfigError, RequestError, UnknownUserError
+from aif_jax.nearline import BehaviourTable, ItemIndex
+from aif_jax.serving import Engine, EngineConfig, Pending
+from aif_jax.serving.stages import Generation
+from aif_jax.serving.user_batches import UserBatches, UserWork
+from aif_jax.serving.user_program import compute_state, compute_states
+from aif_jax.types import Candidates, UserRecord
+from held import Held
+from served import Served, World
+
+Make = Callable[..., Engine]
+
+BROKEN = 99
+"""A user whose record is malformed."""
+
+
+@pytest.fixture
+def make(one: Served, world: World) -> Iterator[Make]:
+    def source(user: Any) -> UserRecord | None:
+        if user == "nobody":
+            return None
+        record = world.record(int(user))
+        return UserRecord(record.features, record.items, record.types[:-1]) if user == BROKEN else record
+
+    with contextlib.ExitStack() as stack:
+
+        def factory(**changes: Any) -> Engine:
+            config = {
+                "k": 10, "buckets": (32,), "long_buckets": (8, 24), "compute_threads": 2,
+                "blocking_threads": 8, "user_batches": (2, 4), "unknown_user": "default", **changes,
+            }  # fmt: skip
+            return stack.enter_context(
+                Engine(
+                    *one,
+                    users=source,
+                    retrieve=lambda _: Candidates(*world.candidates(30)),
+                    config=EngineConfig(**config),
+                )
+            )
+
+        yield factory
+
+
+@pytest.fixture(scope="module")
+def generation(bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable) -> Iterator[Generation]:
+    made = Generation(
+        bundle,
+        index,
+        behaviours,
+        EngineConfig(k=10, buckets=(32,), long_buckets=(8, 24), user_batches=(2, 4)),
+    )
+    made.warm()
+    yield made
+    made.close()
+
+
+def ranked(pendings: Any, world: World) -> list[Any]:
+    return [pending.rank(*world.candidates(20)) for pending in pendings]
+
+
+def batches(rankings: Any) -> list[int]:
+    return [ranking.report.user_batch for ranking in rankings]
+
+
+def assert_alike(rankings: Any, others: Any) -> None:
+    """Check that rankings are the same but for the last bits of their scores."""
+    for one, other in zip(rankings, others, strict=True):
+        assert one.report.user == other.report.user
+        assert dict(zip(one.ids.tolist(), one.scores.tolist(), strict=True)) == pytest.approx(
+            dict(zip(other.ids.tolist(), other.scores.tolist(), strict=True)), rel=1e-5, abs=1e-6
+        )
+
+
+def settled(engine: Engine) -> bool:
+    """Return whether nothing is left, once what was given up midway has ended."""
+    sides, end = engine._release.user_sides, time.perf_counter() + 30
+    while sides._flights._flights or any(sides._batches._waiting.values()):
+        if time.perf_counter() > end:
+            return False
+        time.sleep(0.001)
+    return True
+
+
+# -- the program ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("users", [1, 2, 3, 4])
+@pytest.mark.parametrize("length", [8, 24])
+@pytest.mark.parametrize("long", [True, False])
+def test_a_batch_gives_each_user_the_state_of_their_own(
+    generation: Generation, world: World, users: int, length: int, long: bool
+) -> None:
+    rng = np.random.default_rng(users * length)
+    for _ in range(4):
+        lengths = [0, 3, length, length + 40, *rng.integers(0, length + 1, 8)]
+        rng.shuffle(lengths)
+        records = [world.record(int(rng.integers(1000)), n) for n in lengths[:users]]
+        records[0].items[:2] = 7  # of which the behaviour table has no rows
+        together = compute_states(list(enumerate(records)), length, generation, long=long)
+        for user, (record, state) in enumerate(zip(records, together, strict=True)):
+            alone = compute_state(user, record, length, generation, long=long)
+            assert not isinstance(state, Exception)
+            assert (state.length, state.hit, state.unknown_behaviours, state.truncated) == (
+                alone.length, alone.hit, alone.unknown_behaviours, alone.truncated,
+            )  # fmt: skip
+            assert state.encoding is not None
+            assert alone.encoding is not None
+            assert state.encoding.as_dict() == alone.encoding.as_dict()
+            assert state.leaves.keys() == alone.leaves.keys()
+            for name, leaf in alone.leaves.items():
+                expected, given = np.asarray(leaf), np.asarray(state.leaves[name])
+                assert (given.shape, given.dtype) == (expected.shape, expected.dtype)
+                if np.issubdtype(expected.dtype, np.floating) or expected.dtype.kind == "V":
+                    np.testing.assert_allclose(
+                        given.astype(np.float64), expected.astype(np.float64), rtol=1e-4, atol=1e-5
+                    )
+                else:
+                    np.testing.assert_array_equal(given, expected)
+
+
+def test_a_malformed_record_is_nobody_elses(generation: Generation, world: World) -> None:
+    good = [world.record(user) for user in range(3)]
+    bad = UserRecord({}, good[0].items, good[0].types[:-1])
+    users = [(0, good[0]), (1, bad), (2, good[1]), (3, good[2])]
+    states = compute_states(users, 24, generation)
+    assert isinstance(states[1], RequestError)
+    assert "18 items and 17 types" in str(states[1])
+    for place, record in ((0, good[0]), (2, good[1]), (3, good[2])):
+        alone, state = compute_state(place, record, 24, generation), states[place]
+        assert not isinstance(state, Exception)
+        for name, leaf in alone.leaves.items():
+            np.testing.assert_allclose(
+                np.asarray(state.leaves[name]).astype(np.float64),
+                np.asarray(leaf).astype(np.float64),
+                rtol=1e-4, atol=1e-5,
+            )  # fmt: skip
+    assert all(isinstance(state, RequestError) for state in compute_states([(1, bad)] * 2, 24, generation))
+    with pytest.raises(RequestError, match="18 items and 17 types"):
+        compute_state(1, bad, 24, generation)
+
+
+# -- requests -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["rank_many", "rank_many_async"])
+@pytest.mark.parametrize("deadline_ms", [None, 60_000.0])
+def test_many_users_are_computed_together(
+    make: Make, world: World, way: str, deadline_ms: float | None
+) -> None:
+    engine, alone = make(), make(user_batches=())
+    users = list(range(30, 38))
+    held = Held(engine)
+    result: list[Any] = []
+
+    def many() -> None:
+        if way == "rank_many":
+            result.extend(engine.rank_many(users, deadline_ms=deadline_ms))
+        else:
+            result.extend(asyncio.run(engine.rank_many_async(users, deadline_ms=deadline_ms)))
+
+    thread = threading.Thread(target=many)
+    thread.start()
+    # Without a deadline they wait for each other, with one they meet in the queue.
+    grouped = deadline_ms is None
+    held.until_queued(fetched=8 if way == "rank_many" else 16, programs=2 if grouped else 8)
+    held.release()
+    thread.join(60)
+    assert batches(result) == [4] * 8
+    assert_alike(result, [alone.rank(user) for user in users])
+    stats = engine.stats()
+    assert stats["requests"]["user_batched"] == 8
+    assert stats["scheduler"]["compute"]["cancelled"] == (0 if grouped else 6)
+    for ranking in result:
+        tasks = {task.name: task for task in ranking.report.tasks}
+        assert tasks["user"].submitted_s <= tasks["user"].began_s < tasks["user"].ended_s
+        assert ranking.report.queue_ms["user"] > 0
+    # Kept, each for its own user.
+    again = engine.rank_many(users)
+    assert [ranking.report.user_state for ranking in again] == ["hit"] * 8
+    assert batches(again) == [0] * 8
+    assert_alike(again, result)
+    assert settled(engine)
+
+
+def test_requests_of_their_own_share_a_call_only_if_they_are_to(make: Make, world: World) -> None:
+    for batching, expected in (("rank_many", 1), ("all", 4)):
+        engine = make(user_batching=batching)
+        held = Held(engine)
+        pendings = [engine.begin(user) for user in range(4)]
+        held.until_queued(fetched=4, programs=4)
+        held.release()
+        assert batches(ranked(pendings, world)) == [expected] * 4
+
+
+@pytest.mark.parametrize(("users", "expected"), [(2, [2, 2]), (3, [1, 2, 2]), (6, [2, 2, 4, 4, 4, 4])])
+def test_a_batch_is_full(make: Make, world: World, users: int, expected: list[int]) -> None:
+    engine = make(user_batching="all", compute_threads=1)
+    held = Held(engine)
+    pendings = [engine.begin(user) for user in range(users)]
+    held.until_queued(fetched=users, programs=users)
+    held.release()
+    assert sorted(batches(ranked(pendings, world))) == expected
+
+
+def test_lengths_that_differ_are_calls_that_differ(one: Served, world: World) -> None:
+    records = {user: world.record(user, 5 if user % 2 else 20) for user in range(8)}
+    config = EngineConfig(
+        k=10, buckets=(32,), long_buckets=(8, 24), compute_threads=1, user_batches=(4,), user_batching="all"
+    )
+    with Engine(*one, users=records.get, config=config) as engine:
+        held = Held(engine)
+        pendings = [engine.begin(user) for user in range(8)]
+        held.until_queued(fetched=8, programs=8)
+        held.release()
+        rankings = ranked(pendings, world)
+    assert batches(rankings) == [4] * 8
+    assert [ranking.report.long_bucket for ranking in rankings] == [24, 8] * 4
+
+
+def test_who_is_wrong_in_a_batch_is_wrong_alone(make: Make, world: World) -> None:
+    engine = make(user_batching="all", compute_threads=1)
+    alone = [engine.begin(user).rank(*world.candidates(20)) for user in (1, "nobody", 2)]
+    engine.invalidate([1, 2])
+    hour: Any = {"hour": [1, 2]}
+    held = Held(engine)
+    pendings = [engine.begin(1), engine.begin(BROKEN), engine.begin("nobody"), engine.begin(2)]
+    pendings += [engine.begin(5, hour), *(engine.begin(user) for user in (3, 4, 6, 7))]
+    held.until_queued(fetched=3 + 9, programs=9)
+    held.release()
+    with pytest.raises(RequestError, match="18 items and 17 types"):
+        ranked([pendings.pop(1)], world)
+    with pytest.raises(RequestError, match="context"):
+        ranked([pendings.pop(3)], world)
+    rankings = ranked(pendings, world)
+    assert_alike(rankings[:3], alone)
+    # Nobody has no history, so a call of their own; of the others two batches, one with the broken record.
+    assert batches(rankings)[1] == 1
+    assert sorted(batches(rankings[:1] + rankings[2:]))[:2] == [3, 3]
+    assert max(batches(rankings)) == 4
+    assert settled(engine)
+    # Of a record that was read nothing is lost with the context.
+    assert engine.begin(5).rank(*world.candidates(20)).report.user_state == "computed"
+
+
+def test_who_waits_for_a_user_gets_the_state_from_a_batch(make: Make, world: World) -> None:
+    engine = make(user_batching="all", user_state_bytes=0)
+    held = Held(engine)
+    pendings = [engine.begin(user) for user in (1, 1, 2, 2, 3, 4, 4)]
+    held.until_queued(fetched=7, programs=4)
+    held.release()
+    rankings = ranked(pendings, world)
+    found = sorted((r.report.user, r.report.user_state, r.report.user_batch) for r in rankings)
+    assert found == [
+        (1, "computed", 4), (1, "joined", 0), (2, "computed", 4), (2, "joined", 0),
+        (3, "computed", 4), (4, "computed", 4), (4, "joined", 0),
+    ]  # fmt: skip
+    by_user = {r.report.user: r.scores.tobytes() for r in rankings}
+    assert all(ranking.scores.tobytes() == by_user[ranking.report.user] for ranking in rankings)
+    assert settled(engine)
+
+
+def test_given_up_in_the_queue_is_not_computed(make: Make, world: World) -> None:
+    engine = make(user_batching="all", compute_threads=1)
+    held = Held(engine)
+    pendings = [engine.begin(user) for user in range(6)]
+    held.until_queued(fetched=6, programs=6)
+    for pending in pendings[1:3]:
+        pending.cancel()
+    held.release()
+    assert batches(ranked([pendings[0], *pendings[3:]], world)) == [4] * 4
+    assert settled(engine)
+    assert engine.stats()["open_handles"] == 0
+    assert engine.begin(1).rank(*world.candidates(20)).report.user_state == "computed"
+
+
+def test_an_invalidation_meanwhile_counts_in_a_batch(make: Make, world: World) -> None:
+    engine = make(user_batching="all")
+    held = Held(engine)
+    pendings = [engine.begin(user) for user in range(4)]
+    held.until_queued(fetched=4, programs=4)
+    engine.invalidate(2)
+    held.release()
+    assert batches(ranked(pendings, world)) == [4] * 4
+    states = [engine.begin(user).rank(*world.candidates(20)).report.user_state for user in range(4)]
+    assert states == ["hit", "hit", "computed", "hit"]
+
+
+@pytest.mark.parametrize("late", ["degrade", "error"])
+def test_no_batch_where_it_would_be_late(make: Make, world: World, late: str) -> None:
+    engine = make(user_batching="all", compute_threads=1, late=late)
+    ladder = engine._release.rungs.ladder
+    held = Held(engine)
+    pendings = [engine.begin(0), engine.begin(1, deadline_ms=60_000), *(engine.begin(n) for n in (2, 3))]
+    held.until_queued(fetched=4, programs=4)
+    # A batch of four would take two minutes, one of two no time.
+    for _ in range(400):
+        ladder.times.record(ladder.user_key(24, 4), 120_000.0)
+    held.release()
+    rankings = ranked(pendings, world)
+    assert [ranking.report.rung for ranking in rankings] == [0] * 4
+    # Due first is user 1, who may take one along.
+    assert batches(rankings)[1] == 2
+    assert sorted(batches(rankings)) == [2, 2, 2, 2]
+
+
+def test_a_program_that_fails_fails_for_all_of_them(
+    make: Make, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aif_jax.serving import user_side
+
+    engine = make(user_batching="all", compute_threads=1)
+    held = Held(engine)
+    pendings = [engine.begin(user) for user in range(4)]
+    held.until_queued(fetched=4, programs=4)
+    with monkeypatch.context() as patched:
+
+        def compute(*_: Any, **__: Any) -> Any:
+            raise MemoryError("no room for states")
+
+        patched.setattr(user_side, "compute_states", compute)
+        held.release()
+        for pending in pendings:
+            with pytest.raises(MemoryError, match="no room"):
+                pending.rank(*world.candidates(20))
+    assert settled(engine)
+    assert len(engine.rank_many(range(4))) == 4
+
+
+def test_closing_ends_those_that_wait_for_a_batch(make: Make, world: World) -> None:
+    engine = make(user_batching="all")
+    held = Held(engine)
+    pendings = [engine.begin(user) for user in range(6)]
+    held.until_queued(fetched=6, programs=6)
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    while not engine.closed:
+        pass
+    held.release()
+    closing.join(30)
+    assert not closing.is_alive()
+    for pending in pendings:
+        with pytest.raises(AifError):
+            pending.rank(*world.candidates(20))
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_storms_in_batches_are_answered_right(make: Make, world: World, cached: bool) -> None:
+    """Requests of few users, some given up at random moments, some with deadlines."""
+    engine = make(user_batching="all", **({} if cached else {"user_state_bytes": 0}))
+    expected = {user: engine.rank(user) for user in range(12)}
+    engine.invalidate(range(12))
+    rng = random.Random(5)
+
+    async def one(number: int) -> Any:
+        user = number % 12
+        task = asyncio.create_task(engine.rank_async(user, deadline_ms=20_000.0 if number % 3 else None))
+        if number % 5 == 0:
+            await asyncio.sleep(rng.random() * 0.01)
+            task.cancel()
+        if number % 11 == 0:
+            engine.invalidate(user)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            return None
+
+    async def storm() -> list[Any]:
+        found = []
+        for wave in range(8):
+            found += await asyncio.gather(*(one(wave * 60 + n) for n in range(60)))
+        return found
+
+    answers = asyncio.run(storm())
+    there = [ranking for ranking in answers if ranking is not None]
+    assert len(there) >= 350
+    assert max(batches(there)) == 4
+    assert_alike(there, [expected[ranking.report.user] for ranking in there])
+    assert settled(engine)
+    stats = engine.stats()
+    counts = stats["requests"]
+    assert counts["begun"] == counts["ranked"] + counts.get("abandoned", 0) + counts.get("failed", 0)
+    assert (stats["scheduler"]["compute"]["queued"], stats["open_handles"]) == (0, 0)
+
+
+@pytest.mark.parametrize("sizes", [(1,), (4, 2), (2, 2), (2.5,), (True,), ("4",)])
+def test_sizes_that_make_no_sense(sizes: Any) -> None:
+    with pytest.raises(ConfigError, match=r"user_batches: got .*at least 2, ascending"):
+        EngineConfig(user_batches=sizes)
+
+
+def test_batching_that_makes_no_sense() -> None:
+    with pytest.raises(ConfigError, match="user_batching: got 'some', expected 'rank_many' or 'all'"):
+        EngineConfig(user_batching="some")  # pyright: ignore[reportArgumentType]
+
+
+def test_each_user_side_is_taken_along_once(make: Make) -> None:
+    """Threads whose turn comes at the same time; what is left runs by itself, unless it is given up."""
+    engine, rng = make(user_batching="all"), random.Random(7)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(300):
+            race(engine, rng)
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def race(engine: Engine, rng: random.Random) -> None:
+    release, batches = engine._release, UserBatches((1, 2, 4))
+    pendings = [Pending(engine, release, user, {}, None) for user in range(24)]
+    works = [UserWork(pending, UserRecord(), 24, False, (0.0, 0.0), 0) for pending in pendings]
+    tasks = {work: Future[None]() for work in works}
+    for work, task in tasks.items():
+        batches.wait(work, task)
+    barrier, taken = threading.Barrier(4), []
+
+    def turns(start: int) -> None:
+        barrier.wait()
+        for work in works[start::3]:
+            if tasks[work].set_running_or_notify_cancel():
+                taken.append(work)
+                taken.extend(batches.taken_along(work, release.rungs.ladder))
+                tasks[work].set_result(None)
+
+    given_up = rng.sample(works, 3)
+    threads = [threading.Thread(target=turns, args=(start,)) for start in range(3)]
+    for thread in threads:
+        thread.start()
+    barrier.wait()
+    for work in given_up:
+        tasks[work].cancel()
+    for thread in threads:
+        thread.join()
+    assert len(set(taken)) == len(taken)
+    assert set(works) - set(given_up) <= set(taken)
+    assert not any(batches._waiting.values())
+
+
+# -- groups of rank_many --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("users", [1, 2, 3, 4, 5, 11, 16])
+@pytest.mark.parametrize("way", ["rank_many", "rank_many_async"])
+def test_groups_are_as_large_as_they_can_be(make: Make, users: int, way: str) -> None:
+    engine = make(user_batches=(4,))
+    many = (
+        engine.rank_many(range(users))
+        if way == "rank_many"
+        else asyncio.run(engine.rank_many_async(range(users)))
+    )
+    left = users % 4
+    # Two of four places would cost more than two calls of one.
+    assert batches(many) == [4] * (users - left) + ([left] * left if left > 2 else [1] * left)
+    alone = make(user_batches=())
+    assert_alike(many, [alone.rank(user) for user in range(users)])
+    assert settled(engine)
+
+
+@pytest.mark.parametrize("way", ["rank_many", "rank_many_async"])
+def test_who_fails_in_a_group_fails_alone(make: Make, way: str) -> None:
+    def rank_many(users: Any, **options: Any) -> list[Any]:
+        if way == "rank_many":
+            return engine.rank_many(users, **options)
+        return asyncio.run(engine.rank_many_async(users, **options))
+
+    engine = make(user_batches=(4,), unknown_user="error")
+    known = [engine.rank(user) for user in (1, 2, 3, 4)]
+    engine.invalidate([2, 3])
+    users: list[Any] = [1, 2, BROKEN, "nobody", 3, 4]
+    rankings = rank_many(users, return_exceptions=True)
+    assert [ranking.report.user_state for ranking in rankings[:2]] == ["hit", "computed"]
+    assert isinstance(rankings[2], RequestError)
+    assert isinstance(rankings[3], UnknownUserError)
+    assert_alike([*rankings[:2], *rankings[4:]], known)
+    with pytest.raises(RequestError, match="18 items and 17 types"):
+        rank_many([5, BROKEN, 6, 7, 8])
+    assert settled(engine)
+    assert engine.stats()["open_handles"] == 0
+    assert len(rank_many([5, 6, 7, 8])) == 4
+
+
+def test_a_user_twice_in_a_group_is_computed_once(make: Make) -> None:
+    engine = make(user_batches=(2, 4))
+    rankings = engine.rank_many([1, 1, 2, 1])
+    found = sorted((r.report.user, r.report.user_state, r.report.user_batch) for r in rankings)
+    assert found == [(1, "computed", 2), (1, "joined", 0), (1, "joined", 0), (2, "computed", 2)]
+    assert settled(engine)
+
+
+def test_a_slow_record_holds_up_its_group_only(one: Served, world: World) -> None:
+    slow, asked = threading.Event(), threading.Event()
+
+    def source(user: Any) -> UserRecord:
+        if user == 3:
+            asked.set()
+            assert slow.wait(30)
+        return world.record(user)
+
+    def retrieve(_: Any) -> Candidates:
+        return Candidates(*world.candidates(30))
+
+    config = EngineConfig(k=10, buckets=(32,), long_buckets=(24,), user_batches=(4,))
+    with Engine(*one, users=source, retrieve=retrieve, config=config) as engine:
+        result: list[Any] = []
+        many = threading.Thread(target=lambda: result.extend(engine.rank_many(range(4))))
+        many.start()
+        assert asked.wait(30)
+        # Also of a user in that group, whose record is there: it does not join them.
+        assert [engine.rank(user).report.user_state for user in (0, 7)] == ["computed"] * 2
+        # With a deadline there is no group to wait for.
+        assert batches(engine.rank_many([8, 9], deadline_ms=20_000)) == [1, 1]
+        assert not result
+        slow.set()
+        many.join(30)
+        assert batches(result) == [4] * 4
+        assert settled(engine)
+
+
+def test_a_group_is_given_up_as_a_whole(make: Make, world: World) -> None:
+    engine = make(user_batches=(4,))
+    held = Held(engine)
+    context: Any = [{}, {}, {}, {}, {"hour": 3, "unheard_of": 1}]
+    # The fifth does not even begin; by then four have.
+    with pytest.raises(RequestError, match="unheard_of"):
+        engine.rank_many(range(5), contexts=context)
+    held.release()
+    counts = engine.stats()["requests"]
+    assert (counts["begun"], counts["abandoned"]) == (4, 4)
+    assert len(engine.rank_many(range(5))) == 5
+    assert settled(engine)
+
+
+def test_a_publish_parts_a_group(make: Make, two: Served, world: World) -> None:
+    engine = make(user_batches=(2, 4))
+
+    class Publishing(list[Any]):
+        """Contexts, of which reading the third publishes."""
+
+        def __getitem__(self, place: Any) -> Any:
+            if place == 2:
+                engine.publish(*two)
+            return super().__getitem__(place)
+
+    before = engine.version
+    rankings = engine.rank_many(range(4), contexts=Publishing([{}] * 4))
+    assert [ranking.report.version for ranking in rankings] == [before] * 2 + [two[0].version] * 2
+    assert batches(rankings) == [2] * 4
+    with make(user_batches=()) as alone:
+        assert_alike(rankings[:2], [alone.rank(user) for user in range(2)])
+        alone.publish(*two)
+        assert_alike(rankings[2:], [alone.rank(user) for user in (2, 3)])
+
+
+def test_the_engine_closed_under_a_group(make: Make) -> None:
+    engine = make(user_batches=(4,))
+    held = Held(engine)
+    result: list[Any] = []
+    many = threading.Thread(target=lambda: result.extend(engine.rank_many(range(8), return_exceptions=True)))
+    many.start()
+    held.until_queued(fetched=8, programs=2)
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    while not engine.closed:
+        pass
+    held.release()
+    for thread in (closing, many):
+        thread.join(30)
+        assert not thread.is_alive()
+    assert len(result) == 8
+    assert all(isinstance(error, AifError) for error in result)
+
+
+def test_a_small_queue_has_no_groups(make: Make) -> None:
+    engine = make(user_batches=(4,), queue_bound=2)
+    assert batches(engine.rank_many(range(6))) == [1] * 6
+
+
+@pytest.mark.parametrize("context", [{"unheard_of": 1}, {"hour": [1, 2]}])
+def test_who_does_not_begin_in_a_group_is_not_waited_for(make: Make, context: Any) -> None:
+    engine = make(user_batches=(4,))
+    contexts: Any = [None, context, None, None]
+    for many in (
+        engine.rank_many(range(4), contexts=contexts, return_exceptions=True),
+        asyncio.run(engine.rank_many_async(range(4, 8), contexts=contexts, return_exceptions=True)),
+    ):
+        assert isinstance(many[1], RequestError)
+        # Of a context that turns out wrong only when it is encoded, the user side is computed all the same.
+        assert batches([many[0], *many[2:]]) == ([3] * 3 if "unheard_of" in context else [4] * 3)
+    assert settled(engine)
+
+
+def test_coroutines_of_a_group_that_are_cancelled(make: Make) -> None:
+    engine = make(user_batches=(4,))
+
+    async def cancelled() -> None:
+        held = Held(engine)
+        task = asyncio.create_task(engine.rank_many_async(range(12)))
+        while engine.stats()["scheduler"]["compute"]["queued"] < 2:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        held.release()
+
+    asyncio.run(cancelled())
+    assert settled(engine)
+    assert engine.stats()["open_handles"] == 0
+    assert batches(engine.rank_many(range(20, 24))) == [4] * 4

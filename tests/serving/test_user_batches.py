@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -622,3 +622,26 @@ def test_coroutines_of_a_group_that_are_cancelled(make: Make) -> None:
     assert settled(engine)
     assert engine.stats()["open_handles"] == 0
     assert batches(engine.rank_many(range(20, 24))) == [4] * 4
+
+
+class Unspeakable:
+    """A revision that cannot be told from others."""
+
+    def __repr__(self) -> str:
+        raise ValueError("unspeakable")
+
+
+def test_a_revision_that_raises_is_an_error_of_its_user(one: Served, world: World) -> None:
+    def source(user: Any) -> UserRecord:
+        record, revision = world.record(user), cast(Any, Unspeakable())
+        return UserRecord(record.features, record.items, record.types, revision) if user == 2 else record
+
+    def retrieve(_: Any) -> Candidates:
+        return Candidates(*world.candidates(30))
+
+    config = EngineConfig(k=10, buckets=(32,), long_buckets=(24,), user_batches=(2, 4), user_state_bytes=0)
+    with Engine(*one, users=source, retrieve=retrieve, config=config) as engine:
+        rankings = engine.rank_many(range(4), return_exceptions=True)
+        assert isinstance(rankings.pop(2), ValueError)
+        assert batches(rankings) == [3] * 3
+        assert settled(engine)

@@ -146,9 +146,8 @@ class Ladder:
 
     def record_user(self, length: int, ms: float, users: int = 1) -> None:
         """Count the time of one call of the user program, from records to states of so many users."""
-        if users:
-            self.times.record(self.user_key(length, users), ms)
-            self.times.record(USER, ms / users)
+        self.times.record(self.user_key(length, users), ms)
+        self.times.record(USER, ms / users)
 
     def record_rest(self, n: int, length: int, ms: float) -> None:
         """Count the time from the end of waiting to a ranking of n candidates by the stage."""

@@ -97,8 +97,14 @@ class UserSides:
 
     def start_together(self, works: Sequence[UserWork]) -> None:
         """Have the programs of a group's user sides run, in as few calls as pay."""
-        # Not before: whoever joined would have waited for all records of the group.
-        led = [work for work in works if not work.pending.dropped and self._leads(work)]
+        led: list[UserWork] = []
+        for work in works:
+            try:
+                # Not before: whoever joined would have waited for all records of the group.
+                if not work.pending.dropped and self._leads(work):
+                    led.append(work)
+            except Exception as error:
+                work.pending.fail(error)
         for length in sorted({work.length for work in led}):
             for part in self._batches.parts([work for work in led if work.length == length]):
                 self._submit_group(part)
@@ -276,7 +282,8 @@ class UserSides:
             jax.block_until_ready(list(side.state.leaves.values()))
         finished_s = time.perf_counter()
         computed = sum(isinstance(state, UserState) for state in found)
-        ladder.record_user(length, (finished_s - began_s) * 1e3, computed)
+        if made:
+            ladder.record_user(length, (finished_s - began_s) * 1e3, computed)
         for work, side in made:
             side.finished_s, side.batch = finished_s, computed
             if work is not own:

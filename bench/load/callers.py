@@ -5,7 +5,8 @@ import gc
 import itertools
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from aif_jax.errors import RequestError
 from aif_jax.serving import Engine, Ranking
@@ -16,6 +17,9 @@ from load.service import CONTEXT_OF_REQUESTS, Answer, Service
 WAITS_S = 60.0
 """After so long without an end, requests are given up as lost."""
 
+MANY = 8
+"""Requests of one `rank_many`, at most."""
+
 Deadline = float | None
 
 
@@ -25,8 +29,9 @@ class Callers:
     Args:
         engine: whom they ask.
         service: whose candidates the callers of `begin` bring themselves.
-        threads: callers in threads, which use `rank`, and `begin` and `Pending.rank`.
-        coroutines: callers in one event loop, which use `rank_async`, and `begin` and `Pending.rank_async`.
+        threads: callers in threads: one uses `rank_many`, the others `rank`, and `begin` and `Pending.rank`.
+        coroutines: callers in an event loop: one uses `rank_many_async`, the others `rank_async`, and `begin`
+            and `Pending.rank_async`.
     """
 
     def __init__(self, engine: Engine, service: Service, threads: int = 4, coroutines: int = 8):
@@ -34,6 +39,8 @@ class Callers:
         self._service = service
         self._threads = threads
         self._coroutines = coroutines
+        # Where little may wait, they would be refused for each other.
+        self._many = max(1, min(MANY, engine.config.queue_bound // 4))
 
     def more(self, times: int) -> "Callers":
         """Return several times as many callers in the event loop."""
@@ -55,10 +62,26 @@ class Callers:
                 with noting(entry):
                     note(entry, await self._async(number, deadline_ms))
 
-        async def callers() -> None:
-            await asyncio.gather(*(caller() for _ in range(self._coroutines)))
+        def plain_many() -> None:
+            while users := list(itertools.islice(numbers, self._many)):
+                entries = [ledger.begin(number) for number in users]
+                with noting(*entries):
+                    note_many(entries, self._engine.rank_many(users, **_options(users, deadline_ms)))
 
-        run([plain] * self._threads + [lambda: asyncio.run(callers())] * bool(self._coroutines))
+        async def many() -> None:
+            while users := list(itertools.islice(numbers, self._many)):
+                entries = [ledger.begin(number) for number in users]
+                with noting(*entries):
+                    found = await self._engine.rank_many_async(users, **_options(users, deadline_ms))
+                    note_many(entries, found)
+
+        async def callers() -> None:
+            await asyncio.gather(many(), *(caller() for _ in range(self._coroutines - 1)))
+
+        run(
+            [plain_many, *[plain] * (self._threads - 1)]
+            + [lambda: asyncio.run(callers())] * bool(self._coroutines)
+        )
         return ledger
 
     def storm(self, requests: int, longest_s: float, first: int, seed: int = 0) -> Ledger:
@@ -164,6 +187,20 @@ class _Numbers(Iterator[int]):
 def note(entry: Entry, ranking: Ranking) -> None:
     """Note an answer."""
     entry.answer = Answer(ranking.ids, ranking.scores, ranking.report.rung)
+
+
+def note_many(entries: Sequence[Entry], answers: Sequence[Ranking | BaseException]) -> None:
+    """Note answers, or errors in their places."""
+    for entry, answer in zip(entries, answers, strict=True):
+        with noting(entry):
+            if isinstance(answer, BaseException):
+                raise answer
+            note(entry, answer)
+
+
+def _options(users: Sequence[int], deadline_ms: Deadline) -> dict[str, Any]:
+    contexts: Any = [CONTEXT_OF_REQUESTS] * len(users)
+    return {"contexts": contexts, "deadline_ms": deadline_ms, "return_exceptions": True}
 
 
 def run(functions: list[Callable[[], None]]) -> None:

@@ -58,13 +58,15 @@ class Ledger:
 
 
 @contextmanager
-def noting(entry: Entry) -> Iterator[None]:
-    """Note the exception that ends a request, whatever it is."""
+def noting(*entries: Entry) -> Iterator[None]:
+    """Note the exception that ends requests, whatever it is."""
     try:
         yield
     except GeneratorExit:
         # The coroutine was thrown away with its loop, and must end.
-        entry.error = CANCELLED
+        for entry in entries:
+            entry.error = CANCELLED
         raise
     except BaseException as error:
-        entry.error, entry.text = type(error).__name__, str(error)
+        for entry in entries:
+            entry.error, entry.text = type(error).__name__, str(error)

@@ -645,3 +645,42 @@ def test_a_revision_that_raises_is_an_error_of_its_user(one: Served, world: Worl
         assert isinstance(rankings.pop(2), ValueError)
         assert batches(rankings) == [3] * 3
         assert settled(engine)
+
+
+class Panic(BaseException):
+    """As PyO3 raises what panicked in Rust: no Exception."""
+
+
+@pytest.mark.parametrize("way", ["rank_many", "rank_many_async"])
+def test_a_panic_is_an_error_of_its_user(one: Served, world: World, way: str) -> None:
+    def source(user: Any) -> UserRecord:
+        if user == 2:
+            raise Panic("on purpose")
+        return world.record(user)
+
+    def retrieve(_: Any) -> Candidates:
+        return Candidates(*world.candidates(30))
+
+    config = EngineConfig(k=10, buckets=(32,), long_buckets=(24,), user_batches=(2, 4))
+    with Engine(*one, users=source, retrieve=retrieve, config=config) as engine:
+        if way == "rank_many":
+            rankings = engine.rank_many(range(4), return_exceptions=True)
+        else:
+            rankings = asyncio.run(engine.rank_many_async(range(4), return_exceptions=True))
+        assert isinstance(rankings.pop(2), Panic)
+        assert batches(rankings) == [3] * 3
+        assert settled(engine)
+
+
+def test_an_interrupt_ends_all(one: Served, world: World) -> None:
+    def retrieve(request: Any) -> Candidates:
+        if request.user == 1:
+            raise KeyboardInterrupt
+        return Candidates(*world.candidates(30))
+
+    config = EngineConfig(k=10, buckets=(32,), long_buckets=(24,), user_batches=(2, 4))
+    with Engine(*one, users=world.record, retrieve=retrieve, config=config) as engine:
+        with pytest.raises(KeyboardInterrupt):
+            engine.rank_many(range(4), return_exceptions=True)
+        assert settled(engine)
+        assert engine.stats()["open_handles"] == 0

@@ -13,6 +13,9 @@ from aif_jax.serving.user_batches import UserGroup, UserWork
 
 Context = Mapping[str, Any]
 
+_INTERRUPTS = (KeyboardInterrupt, SystemExit, GeneratorExit)
+"""What ends a call whatever becomes of its requests. A panic in native code is an error of one of them."""
+
 
 def context_for_each(contexts: Sequence[Context | None] | None, n: int) -> Sequence[Context | None]:
     """Return one context for each of n users.
@@ -66,24 +69,28 @@ def rank_in_order(
         return_exceptions: whether an error takes the place of its request's ranking.
     """
     results: list[Any] = []
-    ahead: deque[Pending | Exception] = deque()
+    ahead: deque[Pending | BaseException] = deque()
 
-    def begun(number: int, group: UserGroup | None) -> Pending | Exception:
+    def begun(number: int, group: UserGroup | None) -> Pending | BaseException:
         try:
             return begin(number, group)
-        except Exception as error:
+        except _INTERRUPTS:
+            raise
+        except BaseException as error:
             if not return_exceptions:
                 raise
             if group is not None:
                 group.left()
             return error
 
-    def ranked(pending: Pending | Exception) -> Ranking | Exception:
-        if isinstance(pending, Exception):
+    def ranked(pending: Pending | BaseException) -> Ranking | BaseException:
+        if isinstance(pending, BaseException):
             return pending
         try:
             return rank(pending, len(results))
-        except Exception as error:
+        except _INTERRUPTS:
+            raise
+        except BaseException as error:
             if not return_exceptions:
                 raise
             return error

@@ -136,7 +136,9 @@ class Account:
         tasks = tuple(pending.tasks)
         user_spans: tuple[Span, ...] = ()
         if found != "prior":
-            computed_s = next((task.began_s for task in tasks if task.name == "user"), side.fetched_s)
+            computed_s = next(
+                (task.began_s for task in tasks if task.name in ("user", "users")), side.fetched_s
+            )
             user_spans = (
                 Span("user fetch", "user", side.fetch_began_s, side.fetched_s),
                 Span(_PROGRAMS[found], "user", computed_s, side.finished_s),

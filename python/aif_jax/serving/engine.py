@@ -249,8 +249,8 @@ class Engine:
     ) -> list[Any]:
         """Rank for several users, one after the other, while the user sides of the next ones run.
 
-        Without a deadline, user sides are computed together, as many as `EngineConfig.user_batches` allows;
-        with one, those of them that wait for a compute thread at the same time.
+        Without a deadline, user sides are computed together, as many as `EngineConfig.user_batches` allows,
+        once the records of all of these are there; with one, those that wait for a thread at the same time.
 
         Args:
             users: whom to rank for.

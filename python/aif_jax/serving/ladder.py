@@ -61,6 +61,7 @@ class Ladder:
         long_buckets: history lengths, ascending.
         on: whether lateness is answered with a lower rung; otherwise a late request is an error.
         item_prior: whether item rows hold a prior; without it there is no rung 3.
+        shared: whether user sides of any requests may share a call of the user program.
     """
 
     def __init__(
@@ -71,10 +72,12 @@ class Ladder:
         *,
         on: bool,
         item_prior: bool,
+        shared: bool = False,
     ):
         self.times = times
         self.on = on
         self.item_prior = item_prior
+        self._shared = shared
         self._buckets = tuple(buckets)
         self._longs = tuple(long_buckets)
 
@@ -144,10 +147,19 @@ class Ladder:
             self.times.refused(key)
         return Choice(3, "stage would not fit")
 
-    def record_user(self, length: int, ms: float, users: int = 1) -> None:
-        """Count the time of one call of the user program, from records to states of so many users."""
+    def record_user(self, length: int, ms: float, users: int = 1, computed: int = 1) -> None:
+        """Count the time of one call of the user program, from records to states.
+
+        Args:
+            length: the long bucket.
+            ms: the time.
+            users: for how many the program is compiled.
+            computed: of how many the states were computed.
+        """
         self.times.record(self.user_key(length, users), ms)
-        self.times.record(USER, ms / users)
+        # A request on its own pays for all of its call, unless any may share one.
+        if users == 1 or self._shared:
+            self.times.record(USER, ms / computed)
 
     def record_rest(self, n: int, length: int, ms: float) -> None:
         """Count the time from the end of waiting to a ranking of n candidates by the stage."""

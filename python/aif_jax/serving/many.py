@@ -13,8 +13,8 @@ from aif_jax.serving.user_batches import UserGroup, UserWork
 
 Context = Mapping[str, Any]
 
-_INTERRUPTS = (KeyboardInterrupt, SystemExit, GeneratorExit)
-"""What ends a call whatever becomes of its requests. A panic in native code is an error of one of them."""
+_PANIC = ("pyo3_runtime", "PanicException")
+"""Module and name of what a panic in native code becomes: no Exception, and each extension has its own."""
 
 
 def context_for_each(contexts: Sequence[Context | None] | None, n: int) -> Sequence[Context | None]:
@@ -41,12 +41,15 @@ class Window(NamedTuple):
 def window(config: EngineConfig, deadline_ms: float | None) -> Window:
     """Return how many requests to have under way, and how many of them to begin as a group.
 
-    With a deadline there are no groups: one slow record would make all of them late.
+    With a deadline there are no groups: one slow record would make all of them late. Nor are more under way
+    then, which would wait for each other.
     """
-    largest = max(config.user_batches, default=1)
-    # While one group is ranked, the next one is computed.
-    at_once = min(max(config.blocking_threads, 2 * largest), config.queue_bound)
-    return Window(at_once, largest if deadline_ms is None and 2 * largest <= at_once else 1)
+    threads, bound = config.blocking_threads, config.queue_bound
+    # Two groups: while one is ranked, the next one is computed.
+    sizes = [size for size in config.user_batches if 2 * size <= bound]
+    if deadline_ms is not None or not sizes:
+        return Window(min(threads, bound), 1)
+    return Window(min(max(threads, 2 * sizes[-1]), bound), sizes[-1])
 
 
 def rank_in_order(
@@ -74,10 +77,8 @@ def rank_in_order(
     def begun(number: int, group: UserGroup | None) -> Pending | BaseException:
         try:
             return begin(number, group)
-        except _INTERRUPTS:
-            raise
         except BaseException as error:
-            if not return_exceptions:
+            if not (return_exceptions and _is_an_answer(error)):
                 raise
             if group is not None:
                 group.left()
@@ -88,10 +89,8 @@ def rank_in_order(
             return pending
         try:
             return rank(pending, len(results))
-        except _INTERRUPTS:
-            raise
         except BaseException as error:
-            if not return_exceptions:
+            if not (return_exceptions and _is_an_answer(error)):
                 raise
             return error
 
@@ -154,6 +153,12 @@ async def rank_side_by_side(
             task.cancel()
         # Until they have gone, so that nothing is left of them for whoever closes the loop.
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _is_an_answer(error: BaseException) -> bool:
+    """Return whether an error is of one request; others, such as interrupts, end the call."""
+    kind = type(error)
+    return isinstance(error, Exception) or (kind.__module__, kind.__name__) == _PANIC
 
 
 def _start(works: Sequence[UserWork]) -> None:

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from aif_jax.serving.engine import Engine
 
 _TASKS = {
-    "user_fetch": "the user source", "user": "the user program", "retrieve": "retrieve",
-    "stage": "the real-time stage", "items": "the item source", "candidates": "the check of candidates",
+    "user_fetch": "the user source", "user": "the user program", "users": "the user program",
+    "retrieve": "retrieve", "stage": "the real-time stage", "items": "the item source",
+    "candidates": "the check of candidates",
 }  # fmt: skip
 """What a request's tasks are in words, by the name that a trace shows."""
 
@@ -85,6 +86,7 @@ class Pending:
         self._lock = threading.Lock()
         self._ended: str | None = None
         self._gone_on = False
+        self._settled = False
         self._steps: list[concurrent.futures.Future[Any]] = []
         self._side: concurrent.futures.Future[UserSide] = concurrent.futures.Future()
         # A future that runs cannot be cancelled, by asyncio for example: only the user side resolves it.
@@ -243,18 +245,24 @@ class Pending:
 
     def resolve(self, side: UserSide) -> None:
         """Hand in the finished user side; late, it is of use to the user's next request only."""
-        with self._lock:
-            late = self._gone_on
         self._engine.admission.user_done(self.ticket)
-        if late:
+        if not self._settles():
+            return
+        if self._gone_on:
             self._engine.counts.add("late_user_sides")
         self._side.set_result(side)
 
     def fail(self, error: BaseException) -> None:
         """Go without a user side, because of an error."""
         self._engine.admission.user_done(self.ticket)
-        if not self._side.done():
+        if self._settles():
             self._side.set_exception(error)
+
+    def _settles(self) -> bool:
+        """Return whether this is the first end of the user side; there is one, whoever comes with another."""
+        with self._lock:
+            first, self._settled = not self._settled, True
+        return first
 
     def end(self, reason: str) -> bool:
         """Mark the handle as used up; return whether it was still open. Drops tasks that have not started."""

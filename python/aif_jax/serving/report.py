@@ -33,7 +33,8 @@ class Task:
     """Something that the scheduler ran for a request; times on the clock of ``time.perf_counter``.
 
     Attributes:
-        name: ``user_fetch``, ``user``, ``retrieve``, ``candidates``, ``items`` or ``stage``.
+        name: ``user_fetch``, ``user``, ``users`` (the user program where it may be of several), ``retrieve``,
+            ``candidates``, ``items`` or ``stage``.
         lane: ``blocking`` or ``compute``.
         submitted_s: when it was handed in, in seconds.
         began_s: when a thread took it up.
@@ -80,7 +81,7 @@ class Report(NamedTuple):
         user_side_ms: from the begin of the fetch to the user state, fetch included.
         retrieval_ms: from `begin` to `rank`, which the caller or the engine spent on retrieval.
         queue_ms: how long what was run for the request waited for a thread, by task: ``user_fetch``,
-            ``user``, ``retrieve``, ``candidates``, ``items``, ``stage``.
+            ``user`` or ``users``, ``retrieve``, ``candidates``, ``items``, ``stage``.
         wait_ms: how long `rank` waited for the user state: what could not be hidden.
         items_wait_ms: how long `rank` waited for missing item rows that were being computed.
         prepare_ms: checking, filtering and encoding candidates and pair features. What needs no user side is

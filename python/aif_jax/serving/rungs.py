@@ -49,6 +49,7 @@ class Rungs:
             sizes.long_buckets,
             on=config.late == "degrade",
             item_prior=PRIOR in columns,
+            shared=config.user_batching == "all",
         )
         self._score = score_of(bundle.config, bundle.schema)
         self._stand_in: np.ndarray | None = None
@@ -104,7 +105,7 @@ class Rungs:
                 _, ms = _second_run(
                     partial(compute_states, [(_NOBODY, UserRecord())] * users, length, generation)
                 )
-                self.ladder.record_user(length, ms, users)
+                self.ladder.record_user(length, ms, users, users)
         context = generation.bundle.schema.encode_one("context", {}, report=EncodeReport())
         for size in sizes.buckets if len(generation.index) else ():
             candidates = self._catalogue_part(size)

@@ -108,27 +108,31 @@ class UserBatches:
         # Called at once if the task is over by now.
         task.add_done_callback(lambda _: self._leave(work))
 
-    def taken_along(self, work: UserWork, ladder: Ladder) -> list[UserWork]:
-        """Return user sides that are the caller's to compute together with one that starts now.
+    def starts(self, work: UserWork) -> None:
+        """Say that a user side's own task runs: nobody else takes it along any more."""
+        self._leave(work)
 
-        As many as make the largest batch that is full and predicted to be in time for all of them. Their own
-        tasks will not run.
+    def taken_along(self, work: UserWork, ladder: Ladder) -> list[UserWork]:
+        """Return user sides that are the caller's to compute together with one that has started.
+
+        As many as make the largest batch that is full and predicted to be in time for all of them; fewer only
+        if some of these start by themselves at this moment. The tasks of those returned will not run.
         """
         if not self._sizes or not work.pending.batched:
             return []
-        self._leave(work)
-        with self._lock:
-            waiting = list(self._waiting[work.length])
         for size in self._sizes:
-            if len(waiting) + 1 < size or not _fits(work, size, ladder):
+            if not _fits(work, size, ladder):
+                # Or its time would never be measured again.
+                ladder.times.refused(ladder.user_key(work.length, size))
                 continue
-            taken: list[UserWork] = []
-            for other in waiting:
-                if _fits(other, size, ladder) and self._took(other):
-                    taken.append(other)
-                if len(taken) + 1 == size:
-                    break
-            return taken
+            with self._lock:
+                waiting = self._waiting[work.length]
+                fitting = [other for other in waiting if _fits(other, size, ladder)][: size - 1]
+                if len(fitting) + 1 < size:
+                    continue
+                # Off the list first: a future that was cancelled once can be cancelled again.
+                claimed = [(other, waiting.pop(other)) for other in fitting]
+            return [other for other, task in claimed if _took(other, task)]
         return []
 
     def parts(self, works: Sequence[UserWork]) -> list[Sequence[UserWork]]:
@@ -142,22 +146,20 @@ class UserBatches:
             left = left[size:]
         return parts
 
-    def _took(self, work: UserWork) -> bool:
-        """Keep a user side's own task from running; not if it runs already, or another one took it along."""
-        # First this: a future that was cancelled once can be cancelled again.
-        task = self._leave(work)
-        if task is None:
-            return False
-        work.pending.taken_along = True
-        if task.cancel():
-            return True
-        work.pending.taken_along = False
-        return False
-
-    def _leave(self, work: UserWork) -> "Future[Any] | None":
+    def _leave(self, work: UserWork) -> None:
         with self._lock:
-            return self._waiting[work.length].pop(work, None)
+            self._waiting[work.length].pop(work, None)
 
 
 def _fits(work: UserWork, size: int, ladder: Ladder) -> bool:
     return ladder.batch_fits(work.pending.remaining_ms(), work.length, size)
+
+
+def _took(work: UserWork, task: "Future[Any]") -> bool:
+    """Keep a user side's own task from running; return whether it will not."""
+    # Before the callbacks of the cancelled task ask for it.
+    work.pending.taken_along = True
+    if task.cancel():
+        return True
+    work.pending.taken_along = False
+    return False

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from aif_jax.errors import RequestError, SchedulerError, SchemaError, UnknownUserError
-from aif_jax.features import EncodeReport
+from aif_jax.features import EncodeReport, bucket_for
 from aif_jax.serving.awaiting import SHUT_DOWN
 from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.ladder import FULL, Choice
@@ -121,7 +121,7 @@ class UserSides:
             work.submitted_s = submitted_s
         try:
             # None of them follows the task: one that is given up takes nothing from the others.
-            task = self._submit("compute", self._compute_group, works, name="user", pending=first)
+            task = self._submit("compute", self._compute_group, works, name="users", pending=first)
         except Exception as error:
             over(error)
             return
@@ -209,10 +209,14 @@ class UserSides:
     def _submit_program(self, work: UserWork) -> None:
         pending = work.pending
         work.submitted_s = time.perf_counter()
-        task = self._submit("compute", self._compute, work, name="user", pending=pending)
+        # The scheduler learns by name how long tasks take, and those of a batch take longer.
+        name = "users" if pending.batched else "user"
+        task = self._submit("compute", self._compute, work, name=name, pending=pending)
         self._batches.wait(work, task)
         # Called however it ends: done, failed, or dropped from the queue.
-        task.add_done_callback(lambda _: None if pending.taken_along else self._land(work))
+        task.add_done_callback(
+            lambda task: None if task.cancelled() and pending.taken_along else self._land(work)
+        )
         pending.track(task)
 
     def _land(self, work: UserWork) -> None:
@@ -222,6 +226,7 @@ class UserSides:
     def _compute(self, work: UserWork) -> None:
         """In the compute lane: run the user program that will be in time, for others too that wait for it."""
         ladder, began_s = work.pending.rungs.ladder, time.perf_counter()
+        self._batches.starts(work)
         choice = ladder.user_program(work.pending.remaining_ms(), work.length)
         others = [] if choice.rung else self._batches.taken_along(work, ladder)
         try:
@@ -283,13 +288,14 @@ class UserSides:
         finished_s = time.perf_counter()
         computed = sum(isinstance(state, UserState) for state in found)
         if made:
-            ladder.record_user(length, (finished_s - began_s) * 1e3, computed)
+            users = bucket_for(computed, generation.sizes.users)
+            ladder.record_user(length, (finished_s - began_s) * 1e3, users, computed)
         for work, side in made:
             side.finished_s, side.batch = finished_s, computed
             if work is not own:
                 thread = threading.get_native_id()
                 work.pending.tasks.append(
-                    Task("user", "compute", work.submitted_s, began_s, finished_s, thread)
+                    Task("users", "compute", work.submitted_s, began_s, finished_s, thread)
                 )
             if work.flight is not None and not choice.rung:
                 self._states.put(work.pending.user, work.record.revision, side.state, work.moment)

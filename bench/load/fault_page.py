@@ -20,7 +20,8 @@ def page(results: dict[str, Any]) -> str:
         f"the best {plan['k']}; {plan['threads']} threads and {2 * plan['threads']} coroutines ask in every "
         "way there is, of an engine of its own for each fault. Answers are checked against the definition "
         "(1e-4). Left over: handles, tasks and threads that are still there when nobody asks any more, and "
-        "requests that no counter accounts for. Afterwards the engine must answer every request rightly.",
+        "requests that no counter accounts for. Afterwards the engine must answer every request rightly, "
+        "once a first one got through: where calls hung, a circuit is open until one does.",
         f"**{_GOOD if good else 'FAULTS FOUND.'}**",
         table(
             (

@@ -1,8 +1,8 @@
 """Faults under load: what becomes of every request when its parts raise, hang, lie, panic or are given up.
 
-`python bench/faults.py`: six minutes; `--quick` is over in one. It fails if an answer is wrong, a request
-is lost, or anything is left over. Writes results and a page of tables into a folder of its own, and the page
-to `--record` too.
+`python bench/faults.py`: more than six minutes on two cores; `--quick` is over in two. It fails if an answer
+is wrong, a request is lost, or anything is left over. Writes results and a page of tables into a folder of
+its own, and the page to `--record` too.
 """
 
 import argparse

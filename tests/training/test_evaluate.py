@@ -50,6 +50,25 @@ def test_metrics_are_those_of_the_predictions(dataset, model):
     assert Metrics.from_json(found.to_json()) == found
 
 
+def test_scores_of_lists_do_not_depend_on_the_buckets_of_histories(dataset, tiny):
+    config = tiny.replace(
+        architecture="aif",
+        blocks=("long_attention", "simtier", "context"),
+        long_length=500,
+        signature_bits=64,
+    )
+    seeing = build_model(config, dataset.fit_schema(), seed=3)
+    lists = candidate_lists(dataset, "test", "ctr", lists=40, unseen=9)
+    lengths = lists.history_lengths(dataset)
+    assert all(((lengths > low) & (lengths <= high)).any() for low, high in ((0, 80), (80, 110), (110, 500)))
+    one, three = (
+        Evaluator(dataset, seeing, "test", buckets=buckets).score_lists(seeing, lists, batch_size=8)
+        for buckets in ((), (80, 110, 500))
+    )
+    np.testing.assert_allclose(one, three, atol=1e-5)
+    assert (one.std(axis=1) > 0).all()
+
+
 def test_a_model_that_gives_nan_is_an_error(dataset, model):
     broken = build_model(model.config, model.schema, seed=3)
     kernel = broken.item.mlp.layer_0.kernel

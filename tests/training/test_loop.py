@@ -7,11 +7,15 @@ from aif_jax.config import ModelConfig
 from aif_jax.data import TRAIN
 from aif_jax.errors import ConfigError, TrainingError
 from aif_jax.features import Categorical, MultiValued, Numeric, Vocabulary
+from aif_jax.models import build_model
 from aif_jax.training.encoding import in_words
-from aif_jax.training.evaluate import evaluate
+from aif_jax.training.evaluate import device_catalogue, evaluate
+from aif_jax.training.feed import TrainingBatches, for_device
 from aif_jax.training.floors import floors
 from aif_jax.training.loop import Epoch, train
+from aif_jax.training.optimiser import optimiser
 from aif_jax.training.parameters import Parameters, named_leaves
+from aif_jax.training.step import Step
 
 
 class Crash(Exception):
@@ -213,6 +217,22 @@ def test_the_softmax_leaves_an_item_feature_named_log_q_alone(dataset, tiny, bri
         result = train(config, renamed, brief.replace(max_steps=4, softmax_weight=1.0), progress=False)
         losses.append(result.history[0].loss)
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_program(dataset, tiny, brief):
+    hiding = tiny.replace(block_dropout=0.1)
+    programs, losses = set(), set()
+    for seed in (0, 1):
+        config = brief.replace(seed=seed, max_steps=1)
+        parameters = Parameters(build_model(hiding, dataset.fit_schema(), seed=0))
+        chain = optimiser(config, 1, dense=parameters.dense, embedding=parameters.embedding)
+        step = Step(parameters, config, 1, chain)
+        batch = for_device(TrainingBatches(dataset, dataset.fit_schema(), hiding, brief)[0])
+        catalogue = device_catalogue(dataset, parameters.merge(parameters.initial))
+        programs.add(step._run.lower(step.start(), batch, catalogue, step._key).as_text())
+        losses.add(float(step(step.start(), batch, catalogue)[1][0]))
+    assert len(programs) == 1
+    assert len(losses) == 2, "what is hidden depends on the seed"
 
 
 def test_what_encoding_left_out_is_counted_and_shown(dataset, tiny, brief, capsys):

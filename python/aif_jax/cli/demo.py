@@ -85,7 +85,9 @@ def run_demo(
         result = train(model_config, dataset, train_config, progress=True)
         lists = candidate_lists(dataset, "test", model_config.heads[0])
         trained[architecture] = result
-        measured[architecture] = evaluate(result.model, dataset, "test", lists=lists)
+        measured[architecture] = evaluate(
+            result.model, dataset, "test", lists=lists, buckets=train_config.long_buckets
+        )
         save_model(
             result.model,
             out / architecture / "model",

@@ -45,7 +45,7 @@ def run_training(
     if dataset.name in REFIT:
         dataset = dataset.with_validation_in_training()
     result = train(model_config, dataset, train_config, progress=True)
-    metrics = evaluate(result.model, dataset, "test")
+    metrics = evaluate(result.model, dataset, "test", buckets=train_config.long_buckets)
     save_model(
         result.model,
         out / "model",

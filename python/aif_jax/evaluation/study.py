@@ -165,8 +165,9 @@ class Study:
         teacher = self._teacher() if config.taught else None
         lessons = Lessons() if teacher is None else teacher.lessons(config)
         result = train(variant.config(self._model), dataset, config, **lessons, progress=self._progress)
-        evaluator = Evaluator(dataset, result.model, self.split)
-        still = Evaluator(dataset.with_frozen_histories(self.split), result.model, self.split)
+        evaluator = Evaluator(dataset, result.model, self.split, buckets=config.long_buckets)
+        frozen_histories = dataset.with_frozen_histories(self.split)
+        still = Evaluator(frozen_histories, result.model, self.split, buckets=config.long_buckets)
         logits, frozen = evaluator.predict(result.model), still.predict(result.model)
         scores = evaluator.score_lists(result.model, lists).astype(np.float32)
         part = self.dataset.impressions.split == split_number(self.split)

@@ -102,8 +102,8 @@ def teacher_of(
     checkpoints = path.parent / "checkpoints" / f"{TEACHER.name}-{TEACHER_SEED}"
     result = train(model, dataset, config.replace(checkpoint_dir=str(checkpoints)), progress=progress)
     teacher = Teacher(
-        logits=predict(result.model, dataset, "train").astype(np.float16),
-        bottom=bottom_items(result.model, dataset, seed=TEACHER_SEED),
+        logits=predict(result.model, dataset, "train", buckets=config.long_buckets).astype(np.float16),
+        bottom=bottom_items(result.model, dataset, seed=TEACHER_SEED, buckets=config.long_buckets),
     )
     write_facts(path, mine, dataclasses.asdict(teacher))
     shutil.rmtree(checkpoints, ignore_errors=True)

@@ -32,8 +32,15 @@ class BehaviourValues(nnx.Module):
 
     def __call__(self, value: jax.Array, kind: jax.Array) -> jax.Array:
         """Return ``Y`` ``[..., d_v]``, zeros where ``kind`` (int32 ``[...]``) is -1."""
-        chosen = jax.nn.one_hot(kind, self.gate[...].shape[0])
-        return value * (chosen @ self.gate[...]) + chosen @ self.bias[...]
+        gate, bias = self.gate[...], self.bias[...]
+        chosen = jax.nn.one_hot(kind, gate.shape[0])
+        # A copy of both for each history, so that their gradient is a product in each history and a sum over
+        # them: one product over all behaviours would transpose what flows back, [B * L, d_v], twice.
+        both = jnp.broadcast_to(
+            jnp.concatenate([gate, bias], axis=-1), (*kind.shape[:-1], gate.shape[0], 2 * gate.shape[1])
+        )
+        gates, biases = jnp.split(chosen @ both, 2, axis=-1)
+        return value * gates + biases
 
 
 def signs(signature: jax.Array) -> jax.Array:

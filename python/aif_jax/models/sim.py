@@ -27,14 +27,21 @@ def recent_categories(category: jax.Array, valid: jax.Array, slots: int) -> tupl
     flat = jnp.where(valid[..., None], category, 0).reshape(category.shape[0], -1)
     left = flat >= FIRST_CATEGORY
 
-    def take_one(left: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+    def more(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        # Few histories have so many categories: without this half of the passes would find nothing.
+        slot, left, _ = state
+        return (slot < slots) & jnp.any(left)
+
+    def take_one(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        slot, left, found = state
         first = jax.lax.argmax(left, 1, jnp.int32)[:, None]
-        found = jnp.where(
+        category = jnp.where(
             jnp.any(left, axis=1), jnp.take_along_axis(flat, first, axis=1)[:, 0], jnp.int32(NO_CATEGORY)
         )
-        return left & (flat != found[:, None]), found
+        return slot + 1, left & (flat != category[:, None]), found.at[slot].set(category)
 
-    left, found = jax.lax.scan(take_one, left, None, length=slots)
+    nothing = jnp.full((slots, flat.shape[0]), NO_CATEGORY, jnp.int32)
+    _, left, found = jax.lax.while_loop(more, take_one, (jnp.int32(0), left, nothing))
     return found.T, jnp.sum(left, axis=1, dtype=jnp.int32)
 
 

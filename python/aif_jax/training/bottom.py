@@ -1,5 +1,6 @@
 """What a trained ranker puts last for each user: negatives that it would never have let through."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,13 @@ from aif_jax.training.evaluate import Evaluator
 
 
 def bottom_items(
-    ranker: Any, dataset: Dataset, *, pool: int = 256, keep: int = 32, seed: int = 0
+    ranker: Any,
+    dataset: Dataset,
+    *,
+    pool: int = 256,
+    keep: int = 32,
+    seed: int = 0,
+    buckets: Sequence[int] = (),
 ) -> np.ndarray:
     """Return the items that a ranker puts last for each user, for `TrainConfig.negative_bottom`.
 
@@ -25,6 +32,7 @@ def bottom_items(
         pool: items drawn for each user; all, if the training part has seen fewer.
         keep: how many of the pool are kept, those with the lowest logit of the main head.
         seed: of the pools.
+        buckets: as of `Evaluator`.
 
     Returns:
         int32 ``[n_users, keep]``, the last first; -1 for users without training rows, and where the pool is
@@ -42,7 +50,8 @@ def bottom_items(
     last = order[::-1][first]
     rng = np.random.default_rng(seed)
     drawn = np.stack([rng.permutation(known)[:pool] for _ in users]).astype(np.int32)
-    scores = Evaluator(dataset, ranker, "train").score_lists(ranker, CandidateLists(last, drawn))
+    evaluator = Evaluator(dataset, ranker, "train", buckets=buckets)
+    scores = evaluator.score_lists(ranker, CandidateLists(last, drawn))
     lowest = np.argsort(scores, axis=1, kind="stable")[:, :keep]
     found = np.full((dataset.n_users, keep), -1, np.int32)
     found[users, : lowest.shape[1]] = np.take_along_axis(drawn, lowest, axis=1)

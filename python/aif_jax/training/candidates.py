@@ -25,6 +25,11 @@ class CandidateLists:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def history_lengths(self, dataset: Dataset) -> np.ndarray:
+        """Return int64 ``[R]``: how many behaviours the user of each list has before its positive."""
+        starts = dataset.events.offsets[dataset.impressions.user[self.rows]]
+        return dataset.impressions.history_end[self.rows] - starts
+
     def batch(
         self, dataset: Dataset, schema: Schema, lists: np.ndarray, short_length: int, long_length: int
     ) -> dict[str, Any]:

@@ -207,15 +207,19 @@ class Evaluator:
     def score_lists(self, model: Any, lists: CandidateLists, *, batch_size: int = 32) -> np.ndarray:
         """Return the main head's logits of lists, ``[R, C]``, ``-inf`` where there is no candidate."""
         graph, state = nnx.split(model)
-        length = self._batcher.long_buckets[-1]
-        parts = []
-        for start in range(0, len(lists), batch_size):
-            rows = np.arange(start, min(start + batch_size, len(lists)))
-            padded = np.pad(rows, (0, batch_size - rows.size), mode="edge")
-            batch = lists.batch(self.dataset, model.schema, padded, model.config.short_length, length)
-            found = np.asarray(_forward(graph, state, batch, self._catalogue))[: rows.size, :, 0]
-            parts.append(np.where(lists.items[rows] >= 0, found, -np.inf))
-        return np.concatenate(parts) if parts else np.zeros(lists.items.shape)
+        buckets = self._batcher.long_buckets
+        lengths = np.minimum(lists.history_lengths(self.dataset), buckets[-1])
+        bucket = np.searchsorted(buckets, lengths)
+        scores = np.full(lists.items.shape, -np.inf, np.float32)
+        for place, length in enumerate(buckets):
+            members = np.flatnonzero(bucket == place)
+            for start in range(0, members.size, batch_size):
+                rows = members[start : start + batch_size]
+                padded = np.pad(rows, (0, batch_size - rows.size), mode="edge")
+                batch = lists.batch(self.dataset, model.schema, padded, model.config.short_length, length)
+                found = np.asarray(_forward(graph, state, batch, self._catalogue))[: rows.size, :, 0]
+                scores[rows] = np.where(lists.items[rows] >= 0, found, -np.inf)
+        return scores
 
 
 def predict(model: Any, dataset: Dataset, split: str = "test", **options: Any) -> np.ndarray:

@@ -43,6 +43,9 @@ class Step:
         self.config = config
         self.heads = heads
         self.optimiser = optimiser
+        # An operand, so that runs that differ in their seed alone are one program, and compiled once where
+        # compiled programs are kept.
+        self._key = jax.random.key(config.seed)
         self._run = jax.jit(self._step, donate_argnums=0)
         self._gradients = jax.jit(self._loss_and_gradients)
 
@@ -69,13 +72,15 @@ class Step:
             The next state, and float32 ``[2]``: the loss, and whether it and its gradients are finite. The
             call does not wait for either.
         """
-        return self._run(state, batch, catalogue)
+        return self._run(state, batch, catalogue, self._key)
 
-    def _loss(self, params: Params, step: jax.Array, batch: Batch, catalogue: Batch) -> jax.Array:
+    def _loss(
+        self, params: Params, step: jax.Array, batch: Batch, catalogue: Batch, key: jax.Array
+    ) -> jax.Array:
         config = self.config
         model: Any = self.parameters.merge(params)
-        # The key depends on seed and step alone, so that a resumed run draws what an unbroken one would.
-        rngs = nnx.Rngs(jax.random.fold_in(jax.random.key(config.seed), step))
+        # What is drawn depends on seed and step alone: a resumed run draws what an unbroken one would.
+        rngs = nnx.Rngs(jax.random.fold_in(key, step))
         logits = model(batch, catalogue, train=True, rngs=rngs)
         shift = log_odds_shift(config.negative_keep_rate)
         weights = jnp.asarray(config.head_weights or (1.0,) * self.heads, jnp.float32)
@@ -109,14 +114,16 @@ class Step:
         )
 
     def _loss_and_gradients(
-        self, params: Params, step: jax.Array, batch: Batch, catalogue: Batch
+        self, params: Params, step: jax.Array, batch: Batch, catalogue: Batch, key: jax.Array
     ) -> tuple[jax.Array, Params]:
-        return jax.value_and_grad(self._loss)(params, step, batch, catalogue)
+        return jax.value_and_grad(self._loss)(params, step, batch, catalogue, key)
 
-    def _step(self, state: TrainState, batch: Batch, catalogue: Batch) -> tuple[TrainState, jax.Array]:
+    def _step(
+        self, state: TrainState, batch: Batch, catalogue: Batch, key: jax.Array
+    ) -> tuple[TrainState, jax.Array]:
         old = state["params"]
         loss, gradients = self._loss_and_gradients(
-            self.parameters.split(old), state["step"], batch, catalogue
+            self.parameters.split(old), state["step"], batch, catalogue, key
         )
         gradient = self.parameters.join(gradients)
         ok = state["ok"] & jnp.isfinite(loss) & jnp.isfinite(jnp.vdot(gradient, gradient))
@@ -144,7 +151,7 @@ class Step:
         params = self.parameters.split(state["params"])
         if guilty := non_finite(params):
             return f"not finite before the step: parameter {_some(guilty)}. Lower learning_rate."
-        loss, gradients = self._gradients(params, state["step"], batch, catalogue)
+        loss, gradients = self._gradients(params, state["step"], batch, catalogue, self._key)
         sizes = {name: float(jnp.max(jnp.abs(value))) for name, value in params.items()}
         largest = max(sizes, key=sizes.__getitem__)
         guilty = non_finite(gradients)

@@ -5,6 +5,7 @@ import pytest
 
 from aif_jax.data import TEST, TRAIN, VALIDATION
 from aif_jax.errors import DataError, TrainingError
+from aif_jax.features import MultiValued, Ragged
 from aif_jax.models import build_model
 from aif_jax.training import metrics
 from aif_jax.training.candidates import candidate_lists
@@ -135,6 +136,48 @@ def test_floors_equal_their_formulas(dataset):
         np.testing.assert_allclose(
             scores["item mean + user bias"][row], np.clip(expected + bias, 1e-4, 1 - 1e-4), rtol=1e-6
         )
+        category = dataset.items["category"]
+        alike = theirs[category[rows.item[theirs]] == category[rows.item[row]]]
+        taste = sum(rows.labels["like"][i] - item_mean(rows.item[i]) for i in alike) / (len(alike) + 4.0)
+        np.testing.assert_allclose(
+            scores["item mean + taste"][row], np.clip(expected + taste, 1e-4, 1 - 1e-4), rtol=1e-6
+        )
+
+
+def test_taste_is_the_mean_over_the_categories_of_an_item(dataset):
+    """Of items with several categories each counts alike, and one that the user never met counts as zero."""
+    rows, n = dataset.impressions, dataset.n_items
+    several = Ragged(np.tile(np.array(["a", "b", "c"]), n)[: 2 * n], np.arange(n + 1) * 2)
+    schema = dataset.schema
+    item = tuple(
+        f if f.name != "category" else MultiValued(name="category", max_values=2) for f in schema.item
+    )
+    changed = dataclasses.replace(
+        dataset,
+        items={**dataset.items, "category": several},
+        schema=dataclasses.replace(schema, item=item),
+    )
+    scores = floor_scores(changed, "ctr", smoothing=2.0)
+    train = rows.split == TRAIN
+    words = [set(several.values[2 * i : 2 * i + 2]) for i in range(n)]
+    means = np.array([
+        (rows.labels["ctr"][mine := train & (rows.item == i)].sum() + 2.0 * rows.labels["ctr"][train].mean())
+        / (mine.sum() + 2.0)
+        for i in range(n)
+    ])  # fmt: skip
+    for row in np.flatnonzero(rows.split == TEST)[:5]:
+        theirs = np.flatnonzero(train & (rows.user == rows.user[row]))
+        found = []
+        for word in words[rows.item[row]]:
+            alike = [i for i in theirs if word in words[rows.item[i]]]
+            found.append(sum(rows.labels["ctr"][i] - means[rows.item[i]] for i in alike) / (len(alike) + 2.0))
+        expected = np.clip(means[rows.item[row]] + np.mean(found), 1e-4, 1 - 1e-4)
+        np.testing.assert_allclose(scores["item mean + taste"][row], expected, rtol=1e-6)
+
+
+def test_without_categories_there_is_no_floor_of_taste(dataset):
+    changed = dataclasses.replace(dataset, schema=dataclasses.replace(dataset.schema, category=None))
+    assert list(floor_scores(changed, "ctr")) == ["item mean", "item mean + user bias"]
 
 
 @pytest.mark.parametrize(

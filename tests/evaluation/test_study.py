@@ -14,7 +14,8 @@ from studies import SMALL, VARIANTS, cost_of, make, small_dataset, untrained
 
 from aif_jax.cli import evaluating
 from aif_jax.cli.evaluating import run_evaluation
-from aif_jax.data import Dataset
+from aif_jax.config import ModelConfig
+from aif_jax.data import VALIDATION, Dataset
 from aif_jax.errors import ConfigError
 from aif_jax.evaluation import VARIANTS as ALL
 from aif_jax.evaluation import Study, markdown, study
@@ -262,6 +263,25 @@ def test_a_row_made_before_a_field_of_the_configs_was_known_still_counts(
     mine.store.put(dataclasses.replace(row, identity={**row.identity, **old}))
     with pytest.raises(ConfigError, match=r"model\.width"):
         make(dataset, tmp_path, names="aif", seeds=1, rows=shared)
+
+
+def test_logs_of_ones_own_are_studied_with_settings_of_ones_own(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = dataclasses.replace(dataset, name="mine")
+    with pytest.raises(ConfigError, match=r"no settings for data set 'mine'.*settings="):
+        make(mine, tmp_path)
+    model = ModelConfig.from_json({**preset("synthetic")[0].to_json(), "heads": ("like",), "score": "like"})
+    settings = (model, TrainConfig(learning_rate=0.25))
+    monkeypatch.setattr(study, "train", untrained)
+    own = make(mine, tmp_path, names="aif", seeds=1, settings=settings, refit=True)
+    (row,) = own.run()
+    assert own.head == "like"
+    assert row.identity["training"]["learning_rate"] == 0.25
+    assert not (own.dataset.impressions.split == VALIDATION).any()
+    assert "mine, head `like`" in markdown(summarise(own, [row]))
+    kept = make(mine, tmp_path / "kept", names="aif", seeds=1, settings=settings)
+    assert (kept.dataset.impressions.split == VALIDATION).any()
 
 
 def test_a_variant_is_trained_on_its_own_data(

@@ -46,7 +46,7 @@ class Study:
     goes on from its last checkpoint.
 
     Args:
-        dataset: one that has a preset.
+        dataset: one that has a preset, or any, with ``settings``.
         folder: where rows are kept, checkpoints, and the teacher of distilled variants.
         variants: what is compared.
         seeds: how often each is trained.
@@ -56,15 +56,19 @@ class Study:
         rows: where rows are kept instead of ``folder/rows``, see `aif_jax.evaluation.row_store`: those that
             are there count as trained here, and new ones come to them. The ranker's is one of them: copied
             rows need it, or new ones would be judged by another ranker.
+        settings: the model of ``aif`` and how it is trained, instead of the data set's preset; of your own
+            logs, for which there is none.
+        refit: train on the validation part too before the test, with epochs that were chosen without it;
+            for logs split by date. By default as `aif_jax.training.REFIT` has it.
         epochs: instead of the preset's.
         lists: candidate lists for hit rate and retention.
         candidates: in each of them.
-        changes: fields of `ModelConfig` that differ from the preset in all variants.
+        changes: fields of `ModelConfig` that differ from the preset, or ``settings``, in all variants.
         progress: show a progress bar for each row.
 
     Raises:
-        ConfigError: there is no preset for this data set, or a row that is wanted is there from another
-            study.
+        ConfigError: there is no preset for this data set and no settings, or a row that is wanted is there
+            from another study.
         DataError: the file of a row is broken.
     """
 
@@ -77,6 +81,8 @@ class Study:
         seeds: int = 5,
         split: Literal["test", "validation"] = "test",
         rows: Path | None = None,
+        settings: tuple[ModelConfig, TrainConfig] | None = None,
+        refit: bool | None = None,
         epochs: int | None = None,
         lists: int = 1000,
         candidates: int = 1000,
@@ -92,14 +98,15 @@ class Study:
         names = [variant.name for variant in self.variants]
         if len(set(names)) != len(names):
             raise ConfigError(f"variants: got {names}, expected each name once; rows are kept by name.")
-        model, training = preset(dataset.name)
+        model, training = preset(dataset.name) if settings is None else settings
         self._model = model.replace(**(changes or {}))
         self._training = training if epochs is None else training.replace(epochs=epochs)
         self.split = split
         if split == "validation":
             self.dataset = dataset.without_test()
         else:
-            self.dataset = dataset.with_validation_in_training() if dataset.name in REFIT else dataset
+            refits = dataset.name in REFIT if refit is None else refit
+            self.dataset = dataset.with_validation_in_training() if refits else dataset
         self._progress = progress
         self._sizes = (lists, candidates)
         self._drawn: CandidateLists | None = None

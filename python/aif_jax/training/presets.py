@@ -68,7 +68,8 @@ def preset(name: str, architecture: str = "aif") -> tuple[ModelConfig, TrainConf
     """
     if name not in _MODEL:
         raise ConfigError(
-            f"no settings for data set {name!r}, only for {', '.join(PRESETS)}; write your own."
+            f"no settings for data set {name!r}, only for {', '.join(PRESETS)}; give your own ModelConfig "
+            "and TrainConfig (to a Study: settings=)."
         )
     model = ModelConfig.from_json({**_MODEL[name], "architecture": architecture})
     return model, TrainConfig(**_TRAINING[name])

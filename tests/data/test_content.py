@@ -78,6 +78,14 @@ def test_an_item_without_a_direction_has_no_content():
     assert not content.vectors.any()
 
 
+@pytest.mark.parametrize("width", [2, 8])
+def test_where_everybody_took_up_everything_no_item_has_content(width):
+    user, item = np.divmod(np.arange(64), 8)
+    content = collaborative_content(user, item, n_users=9, n_items=10, width=width)
+    assert not content.has.any()
+    np.testing.assert_array_equal(content.vectors, np.zeros((10, width)))
+
+
 def test_width_can_be_cut_not_widened():
     content = Content(np.eye(4, dtype=np.float32), np.array([True, True, True, False]))
     cut = fit_width(content, 2)

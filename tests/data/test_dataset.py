@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from aif_jax.data import Content, Dataset, Events, Impressions, load
-from aif_jax.data.splits import SPLITS, ends_before, split_by_position
+from aif_jax.data.splits import SPLITS, ends_before, split_by_last_time, split_by_position
 from aif_jax.errors import DataError
 from aif_jax.features import Categorical, MultiValued, Ragged, Schema
 
@@ -161,6 +161,16 @@ def with_content(dataset, vectors, has):
 def test_parts_that_do_not_fit_are_refused(breakage, message):
     with pytest.raises(DataError, match=message):
         breakage(tiny())
+
+
+def test_users_are_cut_by_the_time_of_their_last_row():
+    last = np.array([50, 10, 90, 20, 90, 40, 80, 30, 70, 60])
+    # 10 to 70 and 80 are the first eight; of the two at 90 the first validates.
+    assert split_by_last_time(last).tolist() == [0, 0, 1, 0, 2, 0, 0, 0, 0, 0]
+    assert split_by_last_time(last, train_tenths=3, validation_tenths=2).tolist() == [
+        1, 0, 2, 0, 2, 1, 2, 0, 2, 2,
+    ]  # fmt: skip
+    assert split_by_last_time(np.zeros(0, np.int64)).size == 0
 
 
 def test_split_is_80_10_10_of_each_user_by_position():

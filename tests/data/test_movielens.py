@@ -121,6 +121,29 @@ def test_ratings_of_one_second_do_not_see_each_other(tmp_path):
     assert placed.impressions.history_end[:10].tolist() == list(range(10))
 
 
+def test_new_users_are_those_whose_last_rating_is_the_latest(tmp_path):
+    timed = load(f"movielens-1m-new-users:{write_1m(tmp_path / 'timed')}", content_width=2)
+    write_1m(tmp_path / "placed", ordered=True)
+    with pytest.raises(DataError, match=r"lacks user_last_ts\.csv"):
+        load(f"movielens-1m-new-users:{tmp_path / 'placed'}")
+    times = tmp_path / "placed" / "user_last_ts.csv"
+    times.write_text("user_id,last_ts\n1,900\n2,2090\n3,3090\n4,4090\n5,5090\n")
+    with pytest.raises(DataError, match=r"user_last_ts\.csv: has no row of user 6"):
+        load(f"movielens-1m-new-users:{tmp_path / 'placed'}")
+    times.write_text(times.read_text() + "6,1\n")
+    placed = load(f"movielens-1m-new-users:{tmp_path / 'placed'}", content_width=2)
+    for dataset in (timed, placed):
+        assert dataset.name == "movielens-1m-new-users"
+        rows = dataset.impressions
+        assert set(rows.user[rows.split == 2]) == {4}, "the index of user 5, who rated last"
+        assert set(rows.user[rows.split == 0]) == {0, 1, 2, 3}
+        assert (rows.history_end[rows.split == 2] - dataset.events.offsets[4]).tolist() == list(range(10))
+    # User 1 rates last of all: another user tests.
+    times.write_text(times.read_text().replace("1,900", "1,9000"))
+    again = load(f"movielens-1m-new-users:{tmp_path / 'placed'}", content_width=2).impressions
+    assert set(again.user[again.split == 2]) == {0}
+
+
 def test_rarely_rated_films_are_dropped_from_1m_and_counted(tmp_path):
     for ordered in (False, True):
         dataset = movielens_1m(write_1m(tmp_path / str(ordered), ordered=ordered), content_width=2)

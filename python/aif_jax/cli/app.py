@@ -29,7 +29,10 @@ EXTRAS = {
     "usearch": "usearch",
     "matplotlib": "demo",
 }
-DATA_HELP = "synthetic, synthetic:small, movielens-1m:PATH, movielens-100k:PATH or kuairand:PATH"
+DATA_HELP = (
+    "synthetic, synthetic:small, movielens-1m:PATH, movielens-1m-new-users:PATH, movielens-100k:PATH or "
+    "kuairand:PATH"
+)
 
 Data = Annotated[str, typer.Option("--data", help=DATA_HELP)]
 Out = Annotated[Path, typer.Option("--out", help="Where to write; made if absent.")]

@@ -3,6 +3,8 @@
 `load` takes a short description such as ``"synthetic"`` or ``"movielens-1m:/data/ml-1m"``.
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from aif_jax.data.batching import RequestBatcher as RequestBatcher
@@ -28,7 +30,12 @@ from aif_jax.data.synthetic import synthetic as synthetic
 from aif_jax.data.synthetic import synthetic_small as synthetic_small
 from aif_jax.errors import DataError
 
-_FROM_PATH = {"movielens-1m": movielens_1m, "movielens-100k": movielens_100k, "kuairand": kuairand}
+_FROM_PATH: dict[str, Callable[..., Dataset]] = {
+    "movielens-1m": movielens_1m,
+    "movielens-1m-new-users": partial(movielens_1m, new_users=True),
+    "movielens-100k": movielens_100k,
+    "kuairand": kuairand,
+}
 _MADE_UP = {"synthetic": synthetic, "synthetic:small": synthetic_small}
 
 
@@ -36,8 +43,8 @@ def load(spec: str, *, content_width: int = 64, seed: int = 0) -> Dataset:
     """Load a data set by a short description.
 
     Args:
-        spec: ``synthetic``, ``synthetic:small``, ``movielens-1m:PATH``, ``movielens-100k:PATH`` or
-            ``kuairand:PATH``, where PATH is the folder of the unpacked archive.
+        spec: ``synthetic``, ``synthetic:small``, ``movielens-1m:PATH``, ``movielens-1m-new-users:PATH``,
+            ``movielens-100k:PATH`` or ``kuairand:PATH``, where PATH is the folder of the unpacked archive.
         content_width: width of the content embedding to derive; `Dataset.catalogue` can cut it, not widen it.
         seed: seed of made-up data; real data does not depend on it.
 

@@ -77,7 +77,10 @@ def collaborative_content(
     # is taken away rather than cut off after sorting: groups of items without a common user have value 1 too.
     left_root, right_root = np.sqrt(by_user / by_user.sum()), np.sqrt(by_item / by_item.sum())
 
-    if width >= min(matrix.shape):
+    if float(matrix.multiply(matrix).sum()) - 1.0 < _FLAT:
+        # Everybody took up everything: nothing but popularity is left, of which ARPACK makes an error.
+        values, right = np.zeros(0), np.zeros((0, matrix.shape[1]))
+    elif width >= min(matrix.shape):
         _, values, right = np.linalg.svd(
             matrix.toarray() - np.outer(left_root, right_root), full_matrices=False
         )

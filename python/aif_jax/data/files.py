@@ -59,20 +59,26 @@ class PublicSet:
         )
 
 
-_MOVIELENS_TERMS = "research use, acknowledge, no redistribution without permission, no commercial use"
-_MOVIELENS_CITE = "Harper and Konstan 2015, doi 10.1145/2827872"
-
-PUBLIC_SETS: dict[str, PublicSet] = {
-    "movielens-1m": PublicSet(
+def _movielens_1m(*times: str) -> PublicSet:
+    """Return MovieLens 1M; `times` are further files where ratings come without the time."""
+    return PublicSet(
         title="MovieLens 1M",
         address="https://files.grouplens.org/datasets/movielens/ml-1m.zip",
         terms=_MOVIELENS_TERMS,
         cite=_MOVIELENS_CITE,
         layouts={
             "archive": ("ratings.dat", "movies.dat", "users.dat"),
-            "ordered": ("ratings_ordered.parquet", "movies.dat", "users.dat"),
+            "ordered": ("ratings_ordered.parquet", "movies.dat", "users.dat", *times),
         },
-    ),
+    )
+
+
+_MOVIELENS_TERMS = "research use, acknowledge, no redistribution without permission, no commercial use"
+_MOVIELENS_CITE = "Harper and Konstan 2015, doi 10.1145/2827872"
+
+PUBLIC_SETS: dict[str, PublicSet] = {
+    "movielens-1m": _movielens_1m(),
+    "movielens-1m-new-users": _movielens_1m("user_last_ts.csv"),
     "movielens-100k": PublicSet(
         title="MovieLens 100K",
         address="https://files.grouplens.org/datasets/movielens/ml-100k.zip",

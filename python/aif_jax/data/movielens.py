@@ -4,6 +4,10 @@ Per user the first 80 % of the ratings train, the next 10 % validate, the last 1
 behaviour: ``disliked`` (1, 2), ``neutral`` (3) or ``liked`` (4, 5). There are no real requests: consecutive
 ratings of a user in one split stand for one.
 
+``movielens-1m-new-users`` cuts the same ratings by user instead, in order of each one's last: the first eight
+tenths of the users train, the next validates, the last tests. Of those the training part knows nothing; all
+their ratings are scored, the first without a history.
+
 Where the time of ratings is known, those of one second cannot see each other. The layout ``ordered`` has only
 positions, so there the one before is visible whatever its second was.
 """
@@ -17,7 +21,7 @@ import numpy as np
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.files import PUBLIC_SETS, dense, read_integers, read_separated, read_table
 from aif_jax.data.log import dataset_from_log
-from aif_jax.data.splits import ends_before, split_by_position
+from aif_jax.data.splits import ends_before, split_by_last_time, split_by_position
 from aif_jax.errors import DataError
 from aif_jax.features import Categorical, MultiValued, Numeric, Ragged, Schema
 
@@ -30,7 +34,7 @@ _GENRES_100K = (
 _YEAR = re.compile(r"(\d{4})(?:-\w+)?\)?\s*$")
 
 
-def movielens_1m(path: str | Path, *, content_width: int = 64) -> Dataset:
+def movielens_1m(path: str | Path, *, content_width: int = 64, new_users: bool = False) -> Dataset:
     """Load MovieLens 1M from a folder.
 
     Args:
@@ -38,6 +42,8 @@ def movielens_1m(path: str | Path, *, content_width: int = 64) -> Dataset:
             ``ratings_ordered.parquet`` (user_id, movie_id, rating, order; order -1 = unknown, dropped) in
             place of the ratings.
         content_width: width of the content embedding.
+        new_users: cut by user instead of within each, see the module; ratings without times need
+            ``user_last_ts.csv`` (user_id, last_ts) for that.
 
     Films with fewer than five ratings are dropped with their ratings: published sequences of this set leave
     them out, and so both layouts keep the same rows.
@@ -45,7 +51,8 @@ def movielens_1m(path: str | Path, *, content_width: int = 64) -> Dataset:
     Raises:
         DataError: files are missing or broken; says where to get them.
     """
-    layout, path = PUBLIC_SETS["movielens-1m"].detect(Path(path))
+    name = "movielens-1m-new-users" if new_users else "movielens-1m"
+    layout, path = PUBLIC_SETS[name].detect(Path(path))
     if layout == "archive":
         user_id, item_id, rating, time = read_integers(path / "ratings.dat", "::", 4).T
     else:
@@ -72,9 +79,27 @@ def movielens_1m(path: str | Path, *, content_width: int = 64) -> Dataset:
         user=(Categorical(name="gender"), Categorical(name="age"), Categorical(name="occupation")), genres=6
     )
     return _build(
-        "movielens-1m", schema, users, items, user_id, item_id, rating, time, keep, content_width,
+        name, schema, users, items, user_id, item_id, rating, time, keep, content_width,
         by_position=layout == "ordered",
+        last_time=_last_times(path, layout, users["ids"], user_id, time) if new_users else None,
     )  # fmt: skip
+
+
+def _last_times(
+    path: Path, layout: str, ids: np.ndarray, user_id: np.ndarray, time: np.ndarray
+) -> np.ndarray:
+    """Return the time of each user's last rating, int64 ``[n_users]``; 0 without one."""
+    if layout == "ordered":
+        file = path / "user_last_ts.csv"
+        table = read_table(file, ("user_id", "last_ts"))
+        user_id, time = (table[name].astype(np.int64) for name in ("user_id", "last_ts"))
+        if lacking := np.setdiff1d(ids, user_id)[:3].tolist():
+            raise DataError(
+                f"{file}: has no row of user {lacking[0]}; expected one for everyone in users.dat."
+            )
+    last = np.zeros(len(ids), np.int64)
+    np.maximum.at(last, dense(ids, user_id, "user"), time)
+    return last
 
 
 _FEWEST = 5
@@ -153,6 +178,7 @@ def _build(
     content_width: int,
     *,
     by_position: bool,
+    last_time: np.ndarray | None = None,
 ) -> Dataset:
     if len(rating) == 0 or rating.min() < 1 or rating.max() > 5:
         raise DataError(f"{name}: expected ratings of 1 to 5, got {len(rating)} of them, some outside.")
@@ -165,7 +191,7 @@ def _build(
     order = np.lexsort((np.arange(len(user)), time, user))
     user, item, rating, time = user[order], item[order], rating[order], time[order]
     offsets = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=len(users["ids"])))])
-    split = split_by_position(offsets)
+    split = split_by_position(offsets) if last_time is None else split_by_last_time(last_time)[user]
     source = PUBLIC_SETS[name]
     return dataset_from_log(
         name,

@@ -46,6 +46,24 @@ def split_by_position(
     return ((position >= train_end).astype(np.int8) + (position >= validation_end)).astype(np.int8)
 
 
+def split_by_last_time(last: np.ndarray, *, train_tenths: int = 8, validation_tenths: int = 1) -> np.ndarray:
+    """Cut the users by the time of their last row: the first tenths train, the next validate, the rest test.
+
+    Args:
+        last: int ``[n_users]``; users of one time stand in their own order.
+        train_tenths: tenths of the users that train.
+        validation_tenths: tenths that validate.
+
+    Returns:
+        int8 ``[n_users]`` of `TRAIN`, `VALIDATION`, `TEST`.
+    """
+    split = np.empty(len(last), np.int8)
+    split[np.argsort(last, kind="stable")] = split_by_position(
+        np.array([0, len(last)]), train_tenths=train_tenths, validation_tenths=validation_tenths
+    )
+    return split
+
+
 def ends_before(user: np.ndarray, time: np.ndarray) -> np.ndarray:
     """Return, for every event, where the history strictly before its time ends.
 

@@ -41,12 +41,16 @@ _MODEL: dict[str, dict[str, Any]] = {
     },
 }
 
+_MODEL["movielens-1m-new-users"] = _MODEL["movielens-1m"]
+
 _TRAINING: dict[str, dict[str, Any]] = {
     "synthetic": {"epochs": 2, "learning_rate": 6e-3},
     "movielens-1m": {"epochs": 3, "learning_rate": 8e-3, "long_buckets": (64, 128, 256, 512, 1000)},
     "movielens-100k": {"epochs": 4, "learning_rate": 6e-3},
     "kuairand": {"epochs": 2, "learning_rate": 6e-3, "batch_size": 128},
 }
+
+_TRAINING["movielens-1m-new-users"] = _TRAINING["movielens-1m"]
 
 REFIT = frozenset({"kuairand"})
 """Data sets split by date, whose models train on the validation part too before they are tested: it is the

@@ -177,6 +177,7 @@ def test_the_table_says_what_there_is(finished: Study) -> None:
     assert f"| {means['aif']:.4f} ±" in text
     assert "floor: item mean" in text
     assert "10 of 100" in text
+    assert "| 5 | 10/s |" in text, "weights and speed of `untrained`"
     assert f"- {rows[0].made['date']}, {rows[0].made['cpu']}" in text
     assert ": all\n" in text
     far = dataclasses.replace(rows[0], made={**rows[0].made, "cpu": "another", "date": "2001-01-01"})

@@ -101,21 +101,23 @@ def markdown(summary: dict[str, Any]) -> str:
         f"{summary['users']:,} users in the {part} part, {_seeds(summary['seeds'])}. The difference of GAUC "
         f"is to `{against}`, with the standard error of a bootstrap over "
         f"users and seeds in pairs. Frozen: histories end where a user's {part} rows begin, so that no label "
-        f"of a {part} row is an input of a later one, which would turn the order of a user's rows round.",
+        f"of a {part} row is an input of a later one, which would turn the order of a user's rows round. "
+        "The last column is impressions a second of training, compilation left out.",
         "",
-        "| model | AUC | GAUC | difference | GAUC, frozen | difference | log loss | weights |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | AUC | GAUC | difference | GAUC, frozen | difference | log loss | weights | trained |",
+        "|---" * 9 + "|",
     ]
     for name, floor in summary["floors"].items():
         lines.append(
-            f"| floor: {name} | {floor['auc']:.4f} | {floor['gauc']:.4f} | | | | {floor['log_loss']:.4f} | |"
+            f"| floor: {name} | {floor['auc']:.4f} | {floor['gauc']:.4f} "
+            f"| | | | {floor['log_loss']:.4f} | | |"
         )
     for name, found in summary["variants"].items():
         cells = [
             f"`{name}`: {found['text']}", _shown(found["auc"]),
             _shown(found["gauc"]), _difference(found["gauc_against"]),
             _shown(found["frozen_gauc"]), _difference(found["frozen_gauc_against"]),
-            _shown(found["log_loss"]), f"{found['parameters']:,}",
+            _shown(found["log_loss"]), f"{found['parameters']:,}", f"{found['examples_per_s']:,.0f}/s",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     header = [f"{k} of {m}" for k, m in SURVIVORS]

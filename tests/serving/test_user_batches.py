@@ -1,4 +1,4 @@
-"""Requests whose user sides are computed in one call: each answer is of its own user, whatever the company."""
+"""Requests whose user sides are computed in one call: each answer is the own one, whatever the company."""
 
 import asyncio
 import random

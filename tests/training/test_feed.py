@@ -130,7 +130,8 @@ def test_heads_without_negatives_are_masked(dataset, tiny):
 def test_buckets_are_what_the_model_reads():
     config = ModelConfig(long_length=64)
     assert long_buckets(config) == (64,)
-    assert long_buckets(config, (16, 32)) == (16, 32)
+    assert long_buckets(config, (16, 32)) == (16, 32, 64)
+    assert long_buckets(config, (16, 64)) == (16, 64)
+    assert long_buckets(config, (16, 128, 256)) == (16, 64)
+    assert long_buckets(config, (128,)) == (64,)
     assert long_buckets(dataclasses.replace(config, architecture="cold")) == (1,)
-    with pytest.raises(ConfigError, match="beyond the model's long_length 64"):
-        long_buckets(config, (16, 128))

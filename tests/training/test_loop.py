@@ -287,11 +287,6 @@ def test_counts_of_encoding_in_words():
         ({}, {"head_weights": (1.0, 2.0)}, "head_weights: got 2 weights for the 1 heads"),
         ({}, {"softmax_weight": 1.0}, "trains 'two_tower' only"),
         ({}, {"negatives": 2}, "none of the pair features"),
-        (
-            {"architecture": "aif", "blocks": ("simtier",)},
-            {"long_buckets": (4, 99)},
-            "beyond the model's long_length",
-        ),
     ],
 )
 def test_configs_that_do_not_fit_are_refused(dataset, tiny, brief, model, training, words):

@@ -25,8 +25,9 @@ class TrainConfig:
         patience: epochs without a better validation GAUC after which training stops; 0 never stops early. The
             weights of the best epoch are kept either way.
         max_steps: end after this many steps, and shape the schedule for it; 0 means by epochs.
-        long_buckets: lengths to which long sequences are padded, ascending; each costs one compilation. Empty
-            means the model's `long_length` alone. Longer histories are cut to the last of them.
+        long_buckets: lengths to which shorter long sequences are padded, ascending, beside the model's
+            `long_length`, which always is one; each costs one compilation. Requests are put into batches with
+            others of their bucket. Lengths beyond the model's have no effect.
         head_weights: weight of each head's loss in the sum; empty means 1 each.
         negative_keep_rate: share of the negatives that whoever sampled the training data kept; shifts the
             log odds in training so that the model serves calibrated.

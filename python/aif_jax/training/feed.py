@@ -19,25 +19,15 @@ _HOST_ONLY = ("user_index", "impression")
 
 
 def long_buckets(config: ModelConfig, chosen: Sequence[int] = ()) -> tuple[int, ...]:
-    """Lengths to which long sequences are padded.
+    """Lengths to which long sequences are padded; the last is always the model's own.
 
     Args:
         config: of the model; one without long-sequence blocks reads none, so gets the length 1.
-        chosen: ascending; empty means ``long_length`` alone.
-
-    Raises:
-        ConfigError: a bucket is longer than ``config.long_length``.
+        chosen: ascending; those that are shorter than ``long_length`` count.
     """
     if not any(config.has(block) for block in LONG_BLOCKS):
         return (1,)
-    if chosen:
-        if chosen[-1] > config.long_length:
-            raise ConfigError(
-                f"long_buckets: {tuple(chosen)} go beyond the model's long_length {config.long_length}; "
-                "lower them or raise long_length."
-            )
-        return tuple(chosen)
-    return (config.long_length,)
+    return (*(length for length in chosen if length < config.long_length), config.long_length)
 
 
 def for_device(batch: Batch) -> Batch:

@@ -14,7 +14,7 @@ _MODEL: dict[str, dict[str, Any]] = {
         "block_dropout": 0.05,
         "item_id_dropout": 0.05,
     },
-    # The longest twentieth of the histories holds more than 500 behaviours; behind it little is left.
+    # One user in 15 has 500 behaviours or more, one in 147 has 1,000 or more.
     "movielens-1m": {
         "heads": ("liked",),
         "score": "liked",

@@ -29,7 +29,9 @@ PRODUCTS: dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = {
     "similarity to the long sequence": ("bgm,blm->bgl", (64, 16, 64), (64, 1000, 64)),
     "long attention": ("bgl,blv->bgv", (64, 16, 1000), (64, 1000, 32)),
 }
-"""Of a step of 64 requests with 16 candidates: an einsum, and the shapes of its operands."""
+"""Of a step of 64 requests with 16 candidates: an einsum, and the shapes of its operands.
+
+The catalogue has 4,096 items, whose layers are computed for all of them."""
 
 
 def product(einsum: str, kind: jnp.dtype) -> Callable[[jax.Array, jax.Array], jax.Array]:
@@ -66,7 +68,7 @@ def page(rounds: int) -> str:
     lines = [
         "# Products of a training step in float32 and bfloat16",
         "",
-        f"By `python bench/training_precision.py` on {machine['cpu']}, {machine['cores']} cores, "
+        f"By `python bench/training_precision.py` on {machine['cpu']}, cores: {machine['cores']}, "
         f"jax {machine['jax']}, commit {machine['commit']}, {machine['date'][:10]}.",
         "",
         f"Medians of {rounds} turns. Over 1 means that bfloat16 takes longer. The error is the largest, over "

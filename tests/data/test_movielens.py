@@ -130,7 +130,11 @@ def test_new_users_are_those_whose_last_rating_is_the_latest(tmp_path):
     times.write_text("user_id,last_ts\n1,900\n2,2090\n3,3090\n4,4090\n5,5090\n")
     with pytest.raises(DataError, match=r"user_last_ts\.csv: has no row of user 6"):
         load(f"movielens-1m-new-users:{tmp_path / 'placed'}")
-    times.write_text(times.read_text() + "6,1\n")
+    for time in ("", "2000-04-26"):
+        times.write_text("user_id,last_ts\n1,900\n" + "".join(f"{u},{time}\n" for u in range(2, 7)))
+        with pytest.raises(DataError, match=r"user_last_ts\.csv: expected whole numbers"):
+            load(f"movielens-1m-new-users:{tmp_path / 'placed'}")
+    times.write_text("user_id,last_ts\n1,900\n2,2090\n3,3090\n4,4090\n5,5090\n6,1\n")
     placed = load(f"movielens-1m-new-users:{tmp_path / 'placed'}", content_width=2)
     for dataset in (timed, placed):
         assert dataset.name == "movielens-1m-new-users"

@@ -28,6 +28,7 @@ def test_the_plot_names_what_has_no_such_cost() -> None:
     summary = {
         "data": "made up",
         "seeds": 1,
+        "frozen_history": 1.0,
         "variants": {"aif": variant(cost, 0.6), "exact": variant(rows, 0.7), "cold": variant(None, 0.5)},
     }
     one = pareto_plot(summary)

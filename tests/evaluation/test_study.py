@@ -178,6 +178,11 @@ def test_the_table_says_what_there_is(finished: Study) -> None:
     assert "floor: item mean" in text
     assert "10 of 100" in text
     assert "| 5 | 10/s |" in text, "weights and speed of `untrained`"
+    assert summary["frozen_history"] > 0.5
+    assert "without histories" not in text
+    stopped = [dataclasses.replace(row, examples_per_s=0.0) for row in rows]
+    assert "| 5 | 10/s |" in markdown(summarise(finished, [stopped[0], *rows[1:]]))
+    assert "| 5 |  |" in markdown(summarise(finished, stopped))
     assert f"- {rows[0].made['date']}, {rows[0].made['cpu']}" in text
     assert ": all\n" in text
     far = dataclasses.replace(rows[0], made={**rows[0].made, "cpu": "another", "date": "2001-01-01"})
@@ -283,6 +288,47 @@ def test_logs_of_ones_own_are_studied_with_settings_of_ones_own(
     assert "mine, head `like`" in markdown(summarise(own, [row]))
     kept = make(mine, tmp_path / "kept", names="aif", seeds=1, settings=settings)
     assert (kept.dataset.impressions.split == VALIDATION).any()
+    with pytest.raises(ConfigError, match="differs in impressions"):
+        make(mine, tmp_path, names="aif", seeds=1, settings=settings)
+    with pytest.raises(ConfigError, match=r"differs in training\.learning_rate"):
+        make(mine, tmp_path, names="aif", seeds=1, settings=(model, TrainConfig()), refit=True)
+    # Another feature, or another history, and the rows are of another log.
+    schema = dataclasses.replace(mine.schema, item=mine.schema.item[:-1])
+    ends = mine.impressions.history_end
+    late = dataclasses.replace(mine.impressions, history_end=np.maximum(ends - 1, 0))
+    for other in (dataclasses.replace(mine, schema=schema), dataclasses.replace(mine, impressions=late)):
+        with pytest.raises(ConfigError, match="differs in inputs"):
+            make(other, tmp_path, names="aif", seeds=1, settings=settings, refit=True)
+
+
+def test_a_row_made_before_inputs_were_written_down_still_counts(
+    dataset: Dataset, finished: Study, tmp_path: Path
+) -> None:
+    shared = copied(finished, tmp_path / "shared", RANKER_FILE, "aif-0.npz")
+    mine = make(dataset, tmp_path, names="aif", seeds=1, rows=shared)
+    for name, seed in ((study.RANKER.name, study.RANKER_SEED), ("aif", 0)):
+        row = mine.store.get(name, seed)
+        assert row is not None
+        old = {part: value for part, value in row.identity.items() if part != "inputs"}
+        assert len(old) == len(row.identity) - 1
+        mine.store.put(dataclasses.replace(row, identity=old))
+    make(dataset, tmp_path, names="aif", seeds=1, rows=shared)
+
+
+def test_where_nobody_has_a_frozen_history_the_table_says_so(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "train", untrained)
+    rows = dataset.impressions
+    by_user = np.where(rows.user % 3 == 0, 2, 0).astype(np.int8)
+    first = dataset.events.offsets[rows.user]
+    new = dataclasses.replace(
+        rows, split=by_user, history_end=np.where(by_user == 2, first, rows.history_end)
+    )
+    mine = make(dataclasses.replace(dataset, impressions=new), tmp_path, names="aif", seeds=1)
+    summary = summarise(mine, mine.run())
+    assert summary["frozen_history"] == 0.0
+    assert "this is without histories" in markdown(summary)
 
 
 def test_a_variant_is_trained_on_its_own_data(

@@ -131,6 +131,18 @@ def test_behaviour_values_depend_on_their_type(rng):
     np.testing.assert_allclose(values(jnp.asarray(item), jnp.asarray(kind)), want, rtol=1e-6)
 
 
+def test_gates_and_biases_of_behaviours_learn_from_all_histories(rng):
+    values = long_sequence.BehaviourValues(3, D_V)
+    graph, state = nnx.split(values)
+    item, back = f4(rng.normal(size=(4, L, D_V))), f4(rng.normal(size=(4, L, D_V)))
+    kind = rng.integers(-1, 3, (4, L)).astype(np.int32)
+    found = jax.grad(lambda state: jnp.vdot(nnx.merge(graph, state)(item, kind), back))(state)
+    for one in range(3):
+        mine = (kind == one)[..., None]
+        np.testing.assert_allclose(found["gate"][...][one], (mine * item * back).sum(axis=(0, 1)), atol=1e-5)
+        np.testing.assert_allclose(found["bias"][...][one], (mine * back).sum(axis=(0, 1)), atol=1e-5)
+
+
 def test_attend_and_masked_mean(rng):
     queries, keys = f4(rng.normal(size=(2, 3, D_M))), f4(rng.normal(size=(2, L, D_M)))
     mask = np.array([[True, False, True, True, False, True, False], [False] * L])

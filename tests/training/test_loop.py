@@ -224,7 +224,7 @@ def test_runs_that_differ_in_their_seed_alone_are_one_program(dataset, tiny, bri
     programs, losses = set(), set()
     for seed in (0, 1):
         config = brief.replace(seed=seed, max_steps=1)
-        parameters = Parameters(build_model(hiding, dataset.fit_schema(), seed=0))
+        parameters = Parameters(build_model(hiding, dataset.fit_schema(), seed=seed))
         chain = optimiser(config, 1, dense=parameters.dense, embedding=parameters.embedding)
         step = Step(parameters, config, 1, chain)
         batch = for_device(TrainingBatches(dataset, dataset.fit_schema(), hiding, brief)[0])

@@ -6,7 +6,7 @@ ratings of a user in one split stand for one.
 
 ``movielens-1m-new-users`` cuts the same ratings by user instead, in order of each one's last: the first eight
 tenths of the users train, the next validates, the last tests. Of those the training part knows nothing; all
-their ratings are scored, the first without a history.
+their ratings are scored, those of their first request without a history.
 
 Where the time of ratings is known, those of one second cannot see each other. The layout ``ordered`` has only
 positions, so there the one before is visible whatever its second was.
@@ -92,7 +92,9 @@ def _last_times(
     if layout == "ordered":
         file = path / "user_last_ts.csv"
         table = read_table(file, ("user_id", "last_ts"))
-        user_id, time = (table[name].astype(np.int64) for name in ("user_id", "last_ts"))
+        if not all(np.issubdtype(column.dtype, np.integer) for column in table.values()):
+            raise DataError(f"{file}: expected whole numbers in every row of user_id and last_ts (seconds).")
+        user_id, time = (column.astype(np.int64) for column in table.values())
         if lacking := np.setdiff1d(ids, user_id)[:3].tolist():
             raise DataError(
                 f"{file}: has no row of user {lacking[0]}; expected one for everyone in users.dat."

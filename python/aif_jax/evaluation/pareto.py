@@ -41,7 +41,7 @@ def frontier(costs: Sequence[float], qualities: Sequence[float]) -> list[int]:
 
 
 def pareto_plot(
-    summary: dict[str, Any], *, quality: str = "frozen_gauc", costs: Sequence[str] = ("request_ms",)
+    summary: dict[str, Any], *, quality: str | None = None, costs: Sequence[str] = ("request_ms",)
 ) -> str:
     """Return an SVG, a panel for each cost: the variants, and the line of those that none beats.
 
@@ -50,12 +50,14 @@ def pareto_plot(
 
     Args:
         summary: of `aif_jax.evaluation.table.summarise`, with costs.
-        quality: one of `QUALITIES`.
+        quality: one of `QUALITIES`; by default GAUC with frozen histories, where there are any then.
         costs: of `COSTS`.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter
 
+    if quality is None:
+        quality = "frozen_gauc" if summary["frozen_history"] else "gauc"
     figure = Figure(figsize=(7.2 if len(costs) == 1 else 5.2 * len(costs), 4.6), layout="constrained")
     panels = figure.subplots(1, len(costs), squeeze=False)[0]
     for axis, cost in zip(panels, costs, strict=True):

@@ -1,6 +1,7 @@
 """Trains variants with several seeds on one data set, keeps what the table needs, and can be resumed."""
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -112,7 +113,7 @@ class Study:
         self._drawn: CandidateLists | None = None
         self._judge: Row | None = None
         self._taught: Teacher | None = None
-        self._impressions = _digest(self.dataset)
+        self._impressions, self._inputs = _digest(self.dataset), _digest_of_inputs(self.dataset)
         self.labelled = Labelled.of(self.dataset, self.split, self.head)
         nothing = np.zeros(len(self.labelled.known))
         self._users = (self.labelled.pairs(nothing), self.labelled.cold_pairs(nothing))
@@ -237,7 +238,10 @@ class Study:
         row = self.store.get(variant.name, seed)
         if row is None:
             return None
-        differ = differing(self._identity(variant), row.identity)
+        mine = self._identity(variant)
+        if "inputs" not in row.identity:  # made before they were written down
+            del mine["inputs"]
+        differ = differing(mine, row.identity)
         for part, mine, theirs in zip(
             ("users", "cold items"), self._users, (row.growing_pairs, row.cold_pairs), strict=True
         ):
@@ -274,7 +278,7 @@ class Study:
         }
 
     def _data_identity(self) -> dict[str, Any]:
-        return {"data": self.dataset.name, "impressions": self._impressions}
+        return {"data": self.dataset.name, "impressions": self._impressions, "inputs": self._inputs}
 
 
 def _scores(ranker: Row) -> np.ndarray:
@@ -291,5 +295,22 @@ def _digest(dataset: Dataset) -> str:
     digest = hashlib.blake2b(digest_size=16)
     rows = dataset.impressions
     for column in (rows.user, rows.item, rows.split, *(rows.labels[head] for head in sorted(rows.labels))):
+        digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()
+
+
+def _digest_of_inputs(dataset: Dataset) -> str:
+    """Digest what models are given, so that rows of a log whose features have changed are no longer kept.
+
+    The numbers of content embeddings are left out: a decomposition has other last bits on another machine.
+    """
+    rows, events = dataset.impressions, dataset.events
+    digest = hashlib.blake2b(
+        json.dumps(dataset.fit_schema().to_json(), sort_keys=True).encode(), digest_size=16
+    )
+    columns = [rows.history_end, events.user, events.item, events.type]
+    if dataset.content is not None:
+        columns += [np.array(dataset.content.vectors.shape), dataset.content.has]
+    for column in columns:
         digest.update(np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from aif_jax.data.splits import split_number
 from aif_jax.evaluation.cold_items import AT_MOST, cold_item_metrics
 from aif_jax.evaluation.cost import Cost
 from aif_jax.evaluation.paired import Estimate, PairedBootstrap
@@ -58,7 +59,8 @@ def summarise(study: Study, rows: Sequence[Row], costs: Mapping[str, Cost] | Non
             "gauc_against": _difference_of(paired, variant.name, against),
             "frozen_gauc_against": _difference_of(still, variant.name, against),
             "parameters": mine[0].parameters,
-            "examples_per_s": _spread([row.examples_per_s for row in mine])["mean"],
+            # A row whose run broke off behind its last step, and was only scored here, has no speed.
+            "examples_per_s": _mean([row.examples_per_s for row in mine if row.examples_per_s > 0]),
             "cold_items": _cold_of(cold_items, variant.name),
             "cost": costs[variant.name].to_json() if costs and variant.name in costs else None,
         }
@@ -75,6 +77,7 @@ def summarise(study: Study, rows: Sequence[Row], costs: Mapping[str, Cost] | Non
         "seeds": study.seeds,
         "users": len(np.unique(labelled.users)),
         "impressions": len(labelled),
+        "frozen_history": _with_history(study),
         "lists": rows[0].retention["lists"],
         "candidates": rows[0].retention["candidates"],
         "against": against,
@@ -101,8 +104,9 @@ def markdown(summary: dict[str, Any]) -> str:
         f"{summary['users']:,} users in the {part} part, {_seeds(summary['seeds'])}. The difference of GAUC "
         f"is to `{against}`, with the standard error of a bootstrap over "
         f"users and seeds in pairs. Frozen: histories end where a user's {part} rows begin, so that no label "
-        f"of a {part} row is an input of a later one, which would turn the order of a user's rows round. "
-        "The last column is impressions a second of training, compilation left out.",
+        f"of a {part} row is an input of a later one, which would turn the order of a user's rows round"
+        + ("" if summary["frozen_history"] else "; nobody has any then, so that this is without histories")
+        + ". Trained: impressions a second, compilation left out, the mean over the rows.",
         "",
         "| model | AUC | GAUC | difference | GAUC, frozen | difference | log loss | weights | trained |",
         "|---" * 9 + "|",
@@ -117,7 +121,7 @@ def markdown(summary: dict[str, Any]) -> str:
             f"`{name}`: {found['text']}", _shown(found["auc"]),
             _shown(found["gauc"]), _difference(found["gauc_against"]),
             _shown(found["frozen_gauc"]), _difference(found["frozen_gauc_against"]),
-            _shown(found["log_loss"]), f"{found['parameters']:,}", f"{found['examples_per_s']:,.0f}/s",
+            _shown(found["log_loss"]), f"{found['parameters']:,}", _speed(found["examples_per_s"]),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     header = [f"{k} of {m}" for k, m in SURVIVORS]
@@ -227,6 +231,22 @@ def _lost(lost: dict[str, Any]) -> str:
     if lost["share"] is None:
         return f"{said}: too little to say which share of it `{MODEL}` loses."
     return f"{said}; `{MODEL}` loses {lost['share']:.0%} of that, at most {lost['upper']:.0%} (95 %)."
+
+
+def _with_history(study: Study) -> float:
+    """Return which share of the rows that are scored has a history when histories are frozen."""
+    frozen = study.dataset.with_frozen_histories(study.split)
+    rows = frozen.impressions
+    part = rows.split == split_number(study.split)
+    return float(np.mean(rows.history_end[part] > frozen.events.offsets[rows.user[part]]))
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _speed(examples_per_s: float | None) -> str:
+    return "" if examples_per_s is None else f"{examples_per_s:,.0f}/s"
 
 
 def _spread(values: Sequence[float]) -> dict[str, float | None]:

@@ -19,9 +19,9 @@ def floor_scores(dataset: Dataset, head: str, *, smoothing: float = SMOOTHING) -
       a user it orders as the item mean does, but for what is cut, so its GAUC is nearly the same; its AUC is
       not.
     - ``item mean + taste``: plus the mean of ``sum_uc (y - item mean) / (n_uc + k)`` over the item's
-      categories ``c``, counted over the user's rows with items of that category, cut likewise; not there
-      where items have no category. What it adds in GAUC is what a history tells without a model: where it
-      adds nothing, expect little of long histories.
+      categories ``c``, counted over the user's training rows with items of that category, cut likewise; not
+      there where items have no category. What it adds in GAUC is what these rows tell without a model; of
+      users without training rows they tell nothing.
 
     Only scores of impressions outside the training part say anything: a training row's label is in its own
     score.

@@ -1,4 +1,8 @@
-"""Settings that are known to work, by data set; chosen on the validation part, never on the test part."""
+"""Settings that are known to work, by data set; chosen on the validation part, never on the test part.
+
+Those of ``movielens-1m-new-users`` are those of ``movielens-1m``, whose validation part has rows of all
+users.
+"""
 
 from typing import Any
 

@@ -345,8 +345,7 @@ def test_a_server_that_goes_away_is_waited_for(tmp_path, bundle, world):
 
 
 def wait_for(holds):
-    for _ in range(1000):
-        if holds():
-            return
+    end = time.perf_counter() + 60
+    while not holds():
+        assert time.perf_counter() < end, "not in a minute"
         time.sleep(0.01)
-    raise AssertionError("not in ten seconds")

@@ -339,6 +339,25 @@ def test_a_full_queue_degrades_what_has_a_deadline(make: Make, source: Source, w
         pending.cancel()
 
 
+@pytest.mark.parametrize("way", ["rank", "rank_async"])
+def test_a_full_queue_is_not_to_blame_for_a_caller_who_is_late(
+    make: Make, source: Source, world: World, way: str
+) -> None:
+    engine = make(blocking_threads=1, queue_bound=1)
+    source.gate.clear()
+    held = [engine.begin(1)]
+    while not engine.stats()["scheduler"]["blocking"]["running"]:
+        time.sleep(0.002)
+    held.append(engine.begin(2))
+    pending = engine.begin(5, CONTEXT, 20)
+    time.sleep(0.05)
+    with pytest.raises(DeadlineExceededError, match="of the deadline of 20 ms before the real-time stage"):
+        _ = pending.rank(world.ids[:5]) if way == "rank" else asyncio.run(pending.rank_async(world.ids[:5]))
+    source.gate.set()
+    for other in held:
+        other.cancel()
+
+
 @pytest.mark.parametrize("deadline_ms", [None, PATIENT_MS])
 def test_a_source_that_fails(make: Make, source: Source, world: World, deadline_ms: float | None) -> None:
     source.error = ConnectionError("down")

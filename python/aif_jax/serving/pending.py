@@ -373,8 +373,11 @@ class Pending:
             return
         if not self._side.done():
             raise self._late()
-        self._side.result()  # its own error comes first
-        raise self.too_late("stage")
+        error = self._side.exception()
+        # Its own error comes first, but a queue that was full is none that keeps a request from an answer.
+        if error is None or isinstance(error, OverloadedError):
+            raise self.too_late("stage")
+        raise error
 
     def _patience_ms(self, n: int) -> float | None:
         return self.rungs.ladder.wait_ms(self.remaining_ms(), n)

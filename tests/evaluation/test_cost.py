@@ -23,7 +23,7 @@ def test_costs_of_what_folds_and_of_what_does_not() -> None:
     dataset = load("synthetic:small", content_width=16)
     variants = [
         Variant("aif", "", {}), Variant("exact", "", {"architecture": "exact"}),
-        Variant("same", "", {}, lambda data, seed: data),
+        Variant("same", "", {}, data=lambda data, seed: data),
     ]  # fmt: skip
     said: list[str] = []
     found = measure_costs(dataset, PRESET, variants, candidates=208, rounds=3, step=said.append)

@@ -353,7 +353,9 @@ def test_a_variant_is_trained_on_its_own_data(
 
 def test_the_command_writes_table_and_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "train", untrained)
-    monkeypatch.setattr(evaluating, "chosen", lambda names: [VARIANTS[name] for name in names.split(",")])
+    monkeypatch.setattr(
+        evaluating, "chosen", lambda names, sampled: [VARIANTS[name] for name in names.split(",")]
+    )
     fields = tmp_path / "fields.json"
     fields.write_text(json.dumps(SMALL))
     arguments: dict[str, Any] = {

@@ -5,17 +5,21 @@ import pytest
 
 from aif_jax.config import ModelConfig
 from aif_jax.data import load
-from aif_jax.errors import ConfigError
+from aif_jax.errors import ConfigError, DataError
 from aif_jax.evaluation import VARIANTS
 from aif_jax.evaluation.study import RANKER, RANKER_SEED
 from aif_jax.evaluation.teaching import TEACHER, TEACHER_SEED
 from aif_jax.evaluation.variants import chosen, with_shuffled_content
+from aif_jax.features.score import score_of
 from aif_jax.models import add_signatures, build_model
-from aif_jax.training import preset
+from aif_jax.training import TrainConfig, preset
+from aif_jax.training.feed import TrainingBatches
 
 
 def test_variants_by_name() -> None:
     assert chosen("all") == list(VARIANTS.values())
+    unsampled = [name for name in VARIANTS if name not in ("aif_negatives", "aif_shown")]
+    assert [variant.name for variant in chosen("all", sampled=False)] == unsampled
     for wrong in ("", "aif,aif", "aif,nonsense"):
         with pytest.raises(ConfigError, match="expected different ones of two_tower, cold"):
             chosen(wrong)
@@ -60,6 +64,31 @@ def test_shuffled_content_goes_to_other_items_and_stays_the_same_set() -> None:
     np.testing.assert_array_equal(again.content.vectors, after)
     assert (another.content.vectors != after).any()
     assert VARIANTS["aif"].dataset(dataset, 3) is dataset
+
+
+def test_the_head_for_what_is_shown_multiplies_the_score_and_alone_learns_from_sampled_items() -> None:
+    dataset, shown = load("synthetic:small", content_width=32), VARIANTS["aif_shown"]
+    base = ModelConfig(blocks=("context",), heads=("ctr", "like"), score="ctr + like")
+    config = shown.config(base)
+    assert config.heads == ("ctr", "like", "shown")
+    labelled, schema = shown.dataset(dataset, 0), dataset.fit_schema()
+    logits = np.array([[0.3, -1.0, 2.0]], np.float32)
+    ctr, like = 1 / (1 + np.exp(-logits[0, :2]))
+    found = score_of(config, schema).in_numpy(logits, {})[0]
+    np.testing.assert_allclose(found, [(ctr + like) * np.exp(2.0)], rtol=1e-6)
+
+    training = shown.trained(TrainConfig(batch_size=8, group=8))
+    batch = TrainingBatches(labelled, schema, config, training)[0]
+    real, sampled = batch["impression"] >= 0, (batch["item"] >= 0) & (batch["impression"] < 0)
+    assert sampled.any()
+    assert (batch["labels"][real][:, 2] == 1).all()
+    assert (batch["labels"][sampled] == 0).all()
+    assert (batch["label_mask"][sampled] == [0, 0, 1]).all()
+    assert batch["label_mask"][real][:, 0].all()
+    # What was there stays as it is, and rows of both sets can be compared.
+    assert labelled.impressions.labels["ctr"] is dataset.impressions.labels["ctr"]
+    with pytest.raises(DataError, match="'shown' already"):
+        labelled.with_shown_label()
 
 
 def test_the_mean_of_the_long_sequence_is_the_same_for_every_candidate() -> None:

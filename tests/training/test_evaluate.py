@@ -2,6 +2,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy import special
 
 from aif_jax.data import TEST, TRAIN, VALIDATION
 from aif_jax.errors import DataError, TrainingError
@@ -68,6 +69,32 @@ def test_scores_of_lists_do_not_depend_on_the_buckets_of_histories(dataset, tiny
     )
     np.testing.assert_allclose(one, three, atol=1e-5)
     assert (one.std(axis=1) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("score", "expected"),
+    [
+        ("ctr", lambda logits: logits[..., 0]),
+        ("ctr * exp(logit_like)", lambda logits: np.exp(logits[..., 1]) / (1 + np.exp(-logits[..., 0]))),
+        ("like * retrieval_score", lambda logits: logits[..., 0]),
+    ],
+)
+def test_lists_are_ordered_as_an_engine_would(dataset, tiny, score, expected):
+    config = tiny.replace(heads=("ctr", "like"), score=score)
+    model = build_model(config, dataset.fit_schema(), seed=3)
+    lists = candidate_lists(dataset, "test", "ctr", lists=20, unseen=9)
+    evaluator = Evaluator(dataset, model, "test")
+    heads = {head: build_model(config.replace(score=head), model.schema, seed=3) for head in config.heads}
+    logits = np.stack(
+        [
+            evaluator.score_lists(heads["ctr"], lists),
+            special.logit(evaluator.score_lists(heads["like"], lists).astype(np.float64)),
+        ],
+        axis=-1,
+    )
+    np.testing.assert_allclose(evaluator.score_lists(model, lists), expected(logits), rtol=1e-4)
+    main = evaluator.score_lists(model, lists, main_head=True)
+    np.testing.assert_array_equal(main, logits[..., 0])
 
 
 def test_a_model_that_gives_nan_is_an_error(dataset, model):

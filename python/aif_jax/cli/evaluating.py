@@ -21,7 +21,7 @@ from aif_jax.evaluation.study import Study
 from aif_jax.evaluation.table import markdown, summarise
 from aif_jax.evaluation.variants import chosen
 from aif_jax.evaluation.where import in_words, where
-from aif_jax.training import preset
+from aif_jax.training import can_sample, preset
 
 
 def run_evaluation(
@@ -78,7 +78,7 @@ def run_evaluation(
         training = training if epochs is None else training.replace(epochs=epochs)
         compared, prefix = settings_variants(search, model, training, dataset), "search-"
     else:
-        compared, prefix = chosen(variants), ""
+        compared, prefix = chosen(variants, sampled=can_sample(dataset.schema, model)), ""
     study = Study(
         dataset,
         out if search is None else out / "search",

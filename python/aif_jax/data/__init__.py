@@ -13,6 +13,7 @@ from aif_jax.data.batching import collate as collate
 from aif_jax.data.content import Content as Content
 from aif_jax.data.content import collaborative_content as collaborative_content
 from aif_jax.data.content import fit_width as fit_width
+from aif_jax.data.dataset import SHOWN as SHOWN
 from aif_jax.data.dataset import Dataset as Dataset
 from aif_jax.data.dataset import Events as Events
 from aif_jax.data.dataset import Impressions as Impressions

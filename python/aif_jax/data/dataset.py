@@ -16,6 +16,9 @@ from aif_jax.errors import DataError
 from aif_jax.features import EncodeReport, Group, Ragged, Schema, item_keys
 from aif_jax.types import UserRecord
 
+SHOWN = "shown"
+"""The label of `Dataset.with_shown_label`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Events:
@@ -293,6 +296,26 @@ class Dataset:
         split = np.where(self.impressions.split == SPLITS["validation"], TRAIN, self.impressions.split)
         return dataclasses.replace(
             self, impressions=dataclasses.replace(self.impressions, split=split.astype(np.int8))
+        )
+
+    def with_shown_label(self) -> "Dataset":
+        """Return the set with one more label, `SHOWN`, that is 1 for every impression.
+
+        A head of that name that alone learns from sampled items (``TrainConfig.negatives`` and
+        ``negative_heads``) tells what users are shown from what they are not, and leaves the other heads to
+        the impressions. The exponential of its logit is then how much likelier an item is to be shown to a
+        user than to be sampled, but for a factor that all share.
+
+        Raises:
+            DataError: it has a label of that name.
+        """
+        rows = self.impressions
+        if SHOWN in rows.labels:
+            raise DataError(f"{self.name} has a label {SHOWN!r} already; rename it, or use it as it is.")
+        ones = np.ones(len(rows), np.float32)
+        labels, mask = {**rows.labels, SHOWN: ones}, {**rows.label_mask, SHOWN: ones}
+        return dataclasses.replace(
+            self, impressions=dataclasses.replace(rows, labels=labels, label_mask=mask)
         )
 
     def with_frozen_histories(self, split: str) -> "Dataset":

@@ -9,7 +9,7 @@ from aif_jax.config import ModelConfig
 from aif_jax.data import Dataset
 from aif_jax.errors import ConfigError
 from aif_jax.evaluation.variants import VARIANTS, Variant
-from aif_jax.training import TrainConfig
+from aif_jax.training import TrainConfig, can_sample
 
 PRESET = "preset"
 """The name that asks for `usual_settings`."""
@@ -35,7 +35,7 @@ def usual_settings(model: ModelConfig, training: TrainConfig, dataset: Dataset) 
         "distilled_1": {"distillation_weight": 1.0},
         "distilled_lists": {"distillation_list_weight": 1.0},
     }
-    if dataset.schema.pair and model.has("pair"):
+    if not can_sample(dataset.schema, model):
         return found
     return {
         "negatives_4": {"negatives": 4},

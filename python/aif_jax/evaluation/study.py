@@ -177,7 +177,7 @@ class Study:
         frozen_histories = dataset.with_frozen_histories(self.split)
         still = Evaluator(frozen_histories, result.model, self.split, buckets=config.long_buckets)
         logits, frozen = evaluator.predict(result.model), still.predict(result.model)
-        scores = evaluator.score_lists(result.model, lists).astype(np.float32)
+        scores = evaluator.score_lists(result.model, lists, main_head=variant is RANKER)
         part = self.dataset.impressions.split == split_number(self.split)
         growing_main, frozen_main = logits[part, 0], frozen[part, 0]
         row = Row(

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from aif_jax.config import BLOCKS, LONG_BLOCKS, ModelConfig
-from aif_jax.data import Dataset
+from aif_jax.data import SHOWN, Dataset
 from aif_jax.errors import ConfigError
 from aif_jax.training import TrainConfig
+
+ModelChange = Callable[[ModelConfig], ModelConfig]
 
 DataChange = Callable[[Dataset, int], Dataset]
 """From a data set and the seed of a row to the data set that the row is trained and tested on."""
@@ -23,8 +25,9 @@ class Variant:
         name: short, also that of its folder.
         text: what it is, in words.
         changes: fields of `ModelConfig` that differ from the data set's preset.
+        model: changes the preset before, where the new fields depend on its; ``None`` for nothing.
         data: changes what items carry; ``None`` for nothing. Events and impressions, their order and their
-            labels must stay, since all rows are compared on them.
+            labels must stay, since all rows are compared on them; labels may be added.
         training: fields of `TrainConfig` that differ from the preset. Where they say that it learns from a
             teacher, it is that of `aif_jax.evaluation.teaching`.
     """
@@ -32,12 +35,13 @@ class Variant:
     name: str
     text: str
     changes: Mapping[str, Any]
+    model: ModelChange | None = None
     data: DataChange | None = None
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def config(self, preset: ModelConfig) -> ModelConfig:
         """Return the model's config, given that of ``aif``."""
-        return preset.replace(**self.changes)
+        return (preset if self.model is None else self.model(preset)).replace(**self.changes)
 
     def trained(self, preset: TrainConfig) -> TrainConfig:
         """Return how the model is trained, given how ``aif`` is."""
@@ -72,9 +76,26 @@ def with_shuffled_content(dataset: Dataset, seed: int) -> Dataset:
     return dataclasses.replace(dataset, content=dataclasses.replace(dataset.content, vectors=vectors))
 
 
+def with_shown_head(preset: ModelConfig) -> ModelConfig:
+    """Return a config with one more head, for what is shown, by which the score is multiplied.
+
+    That head's odds are how much likelier an item is to be shown to the user than to be sampled, so the
+    product orders by how likely it is to be shown and then liked.
+    """
+    score = f"({preset.score}) * exp(logit_{SHOWN})"
+    return preset.replace(heads=(*preset.heads, SHOWN), score=score)
+
+
+def _with_shown_label(dataset: Dataset, seed: int) -> Dataset:
+    return dataset.with_shown_label()
+
+
 def _without(*blocks: str) -> dict[str, Any]:
     return {"blocks": tuple(block for block in BLOCKS if block not in blocks)}
 
+
+NEGATIVES = 8
+"""Sampled items that are added to each request of up to 16 impressions, in variants that learn from such."""
 
 _ALL = (
     Variant("two_tower", "a dot product of two towers", {"architecture": "two_tower"}),
@@ -87,6 +108,15 @@ _ALL = (
     Variant(
         "aif_distilled", "aif taught by a wider aif with int8 signatures, which does not judge it", {},
         training={"distillation_weight": 1.0},
+    ),
+    Variant(
+        "aif_negatives", f"aif that learns from {NEGATIVES} sampled items a request too, as negatives", {},
+        training={"negatives": NEGATIVES},
+    ),
+    Variant(
+        "aif_shown", f"aif with one more head, which tells shown items from {NEGATIVES} sampled ones", {},
+        model=with_shown_head, data=_with_shown_label,
+        training={"negatives": NEGATIVES, "negative_heads": (SHOWN,)},
     ),
     Variant("exact", "softmax attention and float similarities throughout", {"architecture": "exact"}),
     Variant("aif-bridge", "aif without bridge embeddings", _without("bridge")),
@@ -105,7 +135,7 @@ _ALL = (
     ),
     Variant(
         "aif_shuffled", "control: content embeddings and signatures shuffled among the items", {},
-        with_shuffled_content,
+        data=with_shuffled_content,
     ),
 )  # fmt: skip
 
@@ -113,17 +143,19 @@ VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _ALL}
 """By name, in the order of the table."""
 
 
-def chosen(names: str) -> list[Variant]:
+def chosen(names: str, *, sampled: bool = True) -> list[Variant]:
     """Return variants by their names.
 
     Args:
         names: separated by commas; ``all`` for all.
+        sampled: whether ``all`` has those that learn from sampled items, see
+            `aif_jax.training.can_sample`.
 
     Raises:
         ConfigError: a name is unknown or comes twice.
     """
     if names == "all":
-        return list(VARIANTS.values())
+        return [each for each in VARIANTS.values() if sampled or "negatives" not in each.training]
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     if not wanted or len(set(wanted)) != len(wanted) or any(name not in VARIANTS for name in wanted):
         raise ConfigError(

@@ -12,6 +12,7 @@ from aif_jax.training.evaluate import HeadMetrics as HeadMetrics
 from aif_jax.training.evaluate import Metrics as Metrics
 from aif_jax.training.evaluate import evaluate as evaluate
 from aif_jax.training.evaluate import predict as predict
+from aif_jax.training.feed import can_sample as can_sample
 from aif_jax.training.floors import floor_scores as floor_scores
 from aif_jax.training.floors import floors as floors
 from aif_jax.training.loop import Epoch as Epoch

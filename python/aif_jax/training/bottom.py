@@ -51,7 +51,7 @@ def bottom_items(
     rng = np.random.default_rng(seed)
     drawn = np.stack([rng.permutation(known)[:pool] for _ in users]).astype(np.int32)
     evaluator = Evaluator(dataset, ranker, "train", buckets=buckets)
-    scores = evaluator.score_lists(ranker, CandidateLists(last, drawn))
+    scores = evaluator.score_lists(ranker, CandidateLists(last, drawn), main_head=True)
     lowest = np.argsort(scores, axis=1, kind="stable")[:, :keep]
     found = np.full((dataset.n_users, keep), -1, np.int32)
     found[users, : lowest.shape[1]] = np.take_along_axis(drawn, lowest, axis=1)

@@ -13,6 +13,7 @@ from flax import nnx
 from aif_jax.data import Dataset, RequestBatcher
 from aif_jax.data.splits import split_number
 from aif_jax.errors import TrainingError
+from aif_jax.features.score import score_of
 from aif_jax.models import add_signatures
 from aif_jax.training import metrics
 from aif_jax.training.candidates import CandidateLists
@@ -204,9 +205,23 @@ class Evaluator:
         rates = {k: metrics.hit_rate_at_k(lists, k) for k in (10, 50)}
         return Metrics(split=self.split, heads=heads, hit_rate=rates, hit_lists=len(lists))
 
-    def score_lists(self, model: Any, lists: CandidateLists, *, batch_size: int = 32) -> np.ndarray:
-        """Return the main head's logits of lists, ``[R, C]``, ``-inf`` where there is no candidate."""
+    def score_lists(
+        self, model: Any, lists: CandidateLists, *, main_head: bool = False, batch_size: int = 32
+    ) -> np.ndarray:
+        """Return what an engine would order candidate lists by, float32 ``[R, C]``.
+
+        That is the model's score expression; its main head's logit, which orders alike, where that head is
+        the whole expression, and also where it reads pair features: nobody knows those of unseen items.
+
+        Args:
+            model: trained.
+            lists: of candidates; what there is not gets ``-inf``.
+            main_head: the main head's logit whatever the expression.
+            batch_size: lists a step.
+        """
         graph, state = nnx.split(model)
+        score = score_of(model.config, model.schema)
+        plain = main_head or bool(score.raw) or score.expression.strip() == self._heads[0]
         buckets = self._batcher.long_buckets
         lengths = np.minimum(lists.history_lengths(self.dataset), buckets[-1])
         bucket = np.searchsorted(buckets, lengths)
@@ -217,7 +232,8 @@ class Evaluator:
                 rows = members[start : start + batch_size]
                 padded = np.pad(rows, (0, batch_size - rows.size), mode="edge")
                 batch = lists.batch(self.dataset, model.schema, padded, model.config.short_length, length)
-                found = np.asarray(_forward(graph, state, batch, self._catalogue))[: rows.size, :, 0]
+                logits = np.asarray(_forward(graph, state, batch, self._catalogue))[: rows.size]
+                found = logits[..., 0] if plain else score.in_numpy(logits, {})[0]
                 scores[rows] = np.where(lists.items[rows] >= 0, found, -np.inf)
         return scores
 

@@ -135,6 +135,11 @@ def iterate(batches: TrainingBatches, workers: int = 0) -> grain.DatasetIterator
     return iter(pipeline)
 
 
+def can_sample(schema: Schema, model: ModelConfig) -> bool:
+    """Whether items can be sampled as negatives: not if the model reads pair features, which they lack."""
+    return not (schema.pair and model.has("pair"))
+
+
 class Negatives:
     """Sampled items that are added to each request with label 0.
 
@@ -156,7 +161,7 @@ class Negatives:
         config: TrainConfig,
         bottom: np.ndarray | None = None,
     ) -> None:
-        if schema.pair and model.has("pair"):
+        if not can_sample(schema, model):
             raise ConfigError(
                 f"negatives={config.negatives}: sampled items have none of the pair features "
                 f"{[feature.name for feature in schema.pair]}, and the model would learn that. Switch "

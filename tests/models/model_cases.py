@@ -1,5 +1,7 @@
 """Random schemas, catalogues, batches and models of the shapes that the tests need."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -147,9 +149,15 @@ def random_schema(rng) -> Schema:
     return make_schema(types=int(rng.integers(1, 4)), **{name: bool(rng.random() < 0.75) for name in names})
 
 
+_SHAPES: dict[tuple[ModelConfig, int], tuple[Schema, Any]] = {}
+
+
 def shape_of(config: ModelConfig, schema: Schema):
-    """A model of shapes without values, which costs nothing to build."""
-    return nnx.eval_shape(lambda: build_model(config, schema))
+    """A model of shapes without values: cheaper than one with, but not cheap, so traced once."""
+    key = config, id(schema)
+    if key not in _SHAPES:
+        _SHAPES[key] = schema, nnx.eval_shape(lambda: build_model(config, schema))  # kept, so is its id
+    return _SHAPES[key][1]
 
 
 def zero_model(config: ModelConfig, schema: Schema):

@@ -38,18 +38,23 @@ class FoldedWeights:
 
     Args:
         shapes: of a config that folds, and its schema.
+        model: of that config and schema, for the shapes of its weights; by default one is traced for them,
+            which takes a quarter of a second.
 
     Attributes:
         expected: shape and dtype of every weight that a program reads, by name, sorted.
     """
 
-    def __init__(self, shapes: FoldedShapes) -> None:
+    def __init__(self, shapes: FoldedShapes, model: Model | None = None) -> None:
         config, schema = shapes.config, shapes.schema
         self._config = config
         self._shapes = shapes
-        self._graph, state = nnx.split(nnx.eval_shape(lambda: build_model(config, schema)))
+        if model is None:
+            model = nnx.eval_shape(lambda: build_model(config, schema))
+        self._graph, state = nnx.split(model)
         named, self._tree = jax.tree_util.tree_flatten_with_path(state)
-        self._leaves = {path_name(path): leaf for path, leaf in named}
+        # Of a model with values too: what a program does not read must not be computed with.
+        self._leaves = {path_name(path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in named}
         every = {name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in self._leaves.items()}
         for name, array in {**constants(config), **calibration_weights(config, {})}.items():
             every[name] = (array.shape, array.dtype)

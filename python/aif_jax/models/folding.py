@@ -59,6 +59,7 @@ class Folded(FoldedShapes):
         schema: its fitted schema.
         weights: what `fold` made of a trained model, or arrays of the same names and shapes from elsewhere.
         precision: of item rows and user states, see `aif_jax.models.precision`; weights stay float32.
+        model: see `FoldedWeights`.
 
     Raises:
         ConfigError: the architecture does not fold, weights are missing, unknown or of another shape, or
@@ -76,10 +77,11 @@ class Folded(FoldedShapes):
         schema: Schema,
         weights: Mapping[str, np.ndarray],
         precision: Precision = "float32",
+        model: Model | None = None,
     ) -> None:
         _check_foldable(config)
         super().__init__(config, schema, precision)
-        self._weights = FoldedWeights(self)
+        self._weights = FoldedWeights(self, model)
         self.weights = {name: np.asarray(weights[name]) for name in sorted(weights)}
         self._weights.check(self.weights)
 
@@ -419,8 +421,8 @@ def fold(
     _, state = nnx.split(model)
     named, _ = jax.tree_util.tree_flatten_with_path(state)
     weights = {path_name(path): np.asarray(leaf) for path, leaf in named} | extra
-    wanted = FoldedWeights(FoldedShapes(config, schema)).expected
-    return Folded(config, schema, {name: weights[name] for name in wanted}, precision)
+    wanted = FoldedWeights(FoldedShapes(config, schema), model).expected
+    return Folded(config, schema, {name: weights[name] for name in wanted}, precision, model)
 
 
 def _check_foldable(config: ModelConfig) -> None:

@@ -11,6 +11,9 @@ from aif_jax.data import SHOWN, Dataset
 from aif_jax.errors import ConfigError
 from aif_jax.training import TrainConfig
 
+NEGATIVES = 8
+"""Sampled items that are added to each request of up to 16 impressions, in variants that learn from such."""
+
 ModelChange = Callable[[ModelConfig], ModelConfig]
 
 DataChange = Callable[[Dataset, int], Dataset]
@@ -90,12 +93,20 @@ def _with_shown_label(dataset: Dataset, seed: int) -> Dataset:
     return dataset.with_shown_label()
 
 
+def _and_what_is_shown(name: str, changes: Mapping[str, Any]) -> Variant:
+    return Variant(
+        f"{name}_shown",
+        f"{name} with one more head, which tells shown items from {NEGATIVES} sampled ones a request",
+        changes,
+        model=with_shown_head,
+        data=_with_shown_label,
+        training={"negatives": NEGATIVES, "negative_heads": (SHOWN,)},
+    )
+
+
 def _without(*blocks: str) -> dict[str, Any]:
     return {"blocks": tuple(block for block in BLOCKS if block not in blocks)}
 
-
-NEGATIVES = 8
-"""Sampled items that are added to each request of up to 16 impressions, in variants that learn from such."""
 
 _ALL = (
     Variant("two_tower", "a dot product of two towers", {"architecture": "two_tower"}),
@@ -113,11 +124,9 @@ _ALL = (
         "aif_negatives", f"aif that learns from {NEGATIVES} sampled items a request too, as negatives", {},
         training={"negatives": NEGATIVES},
     ),
-    Variant(
-        "aif_shown", f"aif with one more head, which tells shown items from {NEGATIVES} sampled ones", {},
-        model=with_shown_head, data=_with_shown_label,
-        training={"negatives": NEGATIVES, "negative_heads": (SHOWN,)},
-    ),
+    _and_what_is_shown("aif", {}),
+    _and_what_is_shown("cold", {"architecture": "cold"}),
+    _and_what_is_shown("exact", {"architecture": "exact"}),
     Variant("exact", "softmax attention and float similarities throughout", {"architecture": "exact"}),
     Variant("aif-bridge", "aif without bridge embeddings", _without("bridge")),
     Variant("aif-long_attention", "aif without long-sequence attention", _without("long_attention")),

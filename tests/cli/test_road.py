@@ -110,10 +110,14 @@ def test_a_catalogue_in_parquet_gives_the_index_of_the_data_set(road: Path, tmp_
     assert "either --data or --catalogue" in result.output
 
 
-def test_exports_in_the_precision_that_is_asked_for(road: Path, tmp_path: Path) -> None:
+def test_exports_in_the_precision_and_with_the_score_that_are_asked_for(road: Path, tmp_path: Path) -> None:
     run("export", road / "run", "--out", tmp_path / "bundle", "--precision", "int8")
     assert Bundle.load(tmp_path / "bundle").precision == "int8"
     assert "item rows and user states in int8" in run("inspect", tmp_path / "bundle")
+    run("export", road / "run", "--out", tmp_path / "other", "--score", "ctr * like")
+    assert Bundle.load(tmp_path / "other").config.score == "ctr * like"
+    with pytest.raises(ConfigError, match="'moon' in 'moon' is no head"):
+        run("export", road / "run", "--out", tmp_path / "third", "--score", "moon")
     with pytest.raises(ConfigError, match="precision: got 'half'"):
         run("export", road / "run", "--out", tmp_path / "other", "--precision", "half")
 

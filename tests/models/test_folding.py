@@ -207,6 +207,24 @@ def test_every_program_reads_only_its_weights_and_together_they_read_all():
     assert {name for name in folded.weights if name.startswith("train_only")} == {"train_only.absent"}
 
 
+def test_another_score_orders_the_same_logits():
+    rng = np.random.default_rng(6)
+    config, schema = small_config(heads=("ctr", "cvr"), score="ctr"), make_schema()
+    model = random_model(rng, config, schema)
+    items, batch = make_catalogue(rng, config, schema), make_batch(rng, config, schema, batch=1, group=16)
+    bid = np.ones(16, np.float32)
+    other = fold(model, score="logit_cvr - ctr")
+    assert other.config == config.replace(score="logit_cvr - ctr")
+    for name, array in fold(model).weights.items():
+        np.testing.assert_array_equal(other.weights[name], array)
+    logits = logits_of_first(fold(model), items, batch, bid)
+    np.testing.assert_array_equal(logits_of_first(other, items, batch, bid), logits)
+    score = other.score.in_numpy(logits, {})[0]
+    np.testing.assert_allclose(score, logits[:, 1] - 1 / (1 + np.exp(-logits[:, 0])), rtol=1e-5)
+    with pytest.raises(ConfigError, match="is no head"):
+        fold(model, score="cvr * moon")
+
+
 def test_errors_teach():
     schema = make_schema()
     with pytest.raises(ConfigError, match="'exact' does not fold"):

@@ -51,6 +51,7 @@ def export_bundle(
     *,
     k_max: int = 500,
     precision: Precision = "float32",
+    score: str | None = None,
     calibration: Mapping[str, tuple[float, float]] | None = None,
     metrics: Mapping[str, Any] | None = None,
     notes: Mapping[str, Any] | None = None,
@@ -65,6 +66,8 @@ def export_bundle(
             and its smallest bucket is ``k_max`` rounded up to a multiple of 16.
         precision: of item rows and user states: ``float32``; ``bfloat16`` for about half the bytes; ``int8``
             for under a third of a row's and half of a state's. See `aif_jax.models.precision`.
+        score: another score expression than the model's, such as ``"ctr * exp(0.5 * logit_shown)"``: no
+            training depends on it.
         calibration: ``(scale, offset)`` of each head's logit.
         metrics: the model's quality, JSON-serialisable, kept for whoever loads it.
         notes: anything else worth keeping, JSON-serialisable.
@@ -74,14 +77,15 @@ def export_bundle(
         The bundle, loaded from ``path``, its programs proven on the golden vectors.
 
     Raises:
-        ConfigError: the architecture does not fold, ``k_max`` is not positive, or there is no such precision.
+        ConfigError: the architecture does not fold, ``k_max`` is not positive, there is no such precision, or
+            ``score`` is no expression over heads and pair features.
         BundleError: something is at ``path`` already, or nothing can be written there.
     """
     from aif_jax.models.folding import fold
 
     if isinstance(k_max, bool) or not isinstance(k_max, int) or k_max < 1:
         raise ConfigError(f"k_max: got {k_max!r}, expected a whole number of at least 1.")
-    folded = fold(model, calibration=calibration, precision=precision)
+    folded = fold(model, score=score, calibration=calibration, precision=precision)
     _write(Path(path), folded, k_max, dict(metrics or {}), dict(notes or {}), overwrite=overwrite)
     return Bundle.load(path)
 

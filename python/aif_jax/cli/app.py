@@ -152,11 +152,14 @@ def export(
     precision: Annotated[
         str, typer.Option(help="Of item rows and user states: float32, bfloat16 or int8.")
     ] = "float32",
+    score: Annotated[
+        str | None, typer.Option(help="Another score expression than the model was trained with.")
+    ] = None,
 ) -> None:
     """Export a trained model as a bundle: what the engine serves, without any model code."""
     from aif_jax.cli.building import run_export
 
-    run_export(model, out, precision=precision, console=Console())
+    run_export(model, out, precision=precision, score=score, console=Console())
 
 
 @index_app.command("build")

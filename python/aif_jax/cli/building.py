@@ -18,11 +18,11 @@ ITEMS, BEHAVIOURS = "items.aifrows", "behaviours.aifrows"
 """Names of the two files that `aif index build` writes."""
 
 
-def run_export(model: Path, out: Path, *, precision: str, console: Console) -> None:
+def run_export(model: Path, out: Path, *, precision: str, score: str | None = None, console: Console) -> None:
     """Export a saved model and say how the bundle loads.
 
     Raises:
-        ConfigError: there is no such precision.
+        ConfigError: there is no such precision, or ``score`` is no expression over heads and pair features.
     """
     trained, description = load_model(model / "model" if (model / "model").is_dir() else model)
     with console.status("exporting: two programs for each of four stages"):
@@ -30,6 +30,7 @@ def run_export(model: Path, out: Path, *, precision: str, console: Console) -> N
             trained,
             out,
             precision=cast(Precision, precision),  # checked there
+            score=score,
             metrics=description["metrics"],
             notes=description["notes"],
         )

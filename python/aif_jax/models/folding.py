@@ -401,6 +401,7 @@ class Folded(FoldedShapes):
 def fold(
     model: Model,
     *,
+    score: str | None = None,
     calibration: Mapping[str, tuple[float, float]] | None = None,
     precision: Precision = "float32",
 ) -> Folded:
@@ -408,14 +409,15 @@ def fold(
 
     Args:
         model: a trained model, of any architecture but ``exact``.
+        score: another score expression than the model's; training does not depend on it.
         calibration: ``(scale, offset)`` by head, applied to its logit at serving; (1, 0) where not given.
         precision: of item rows and user states, see `aif_jax.models.precision`.
 
     Raises:
-        ConfigError: the architecture does not fold, ``calibration`` names a head that there is not, or there
-            is no such precision.
+        ConfigError: the architecture does not fold, ``score`` is no expression over heads and pair features,
+            ``calibration`` names a head that there is not, or there is no such precision.
     """
-    config, schema = model.config, model.schema
+    config, schema = model.config if score is None else model.config.replace(score=score), model.schema
     _check_foldable(config)
     extra = constants(config) | calibration_weights(config, calibration or {})
     _, state = nnx.split(model)

@@ -95,7 +95,7 @@ def test_settings_are_the_usual_ones_or_those_of_a_file(tmp_path: Path) -> None:
     usual = usual_settings(unpaired, training, dataset)
     assert {changes.get("negatives", 0) for changes in usual.values()} == {0, 4, 8}
     found = settings_variants(PRESET, unpaired, training, dataset)
-    assert [each.name for each in found] == ["aif", *(f"aif_{name}" for name in usual)]
+    assert [each.name for each in found] == ["aif", *(f"aif_{name}" for name in usual), "aif_shown"]
     configs = [each.trained(training) for each in found]
     assert configs[0] == training
     assert len(set(configs)) == len(configs)

@@ -50,7 +50,7 @@ def usual_settings(model: ModelConfig, training: TrainConfig, dataset: Dataset) 
 def settings_variants(
     wanted: str, model: ModelConfig, training: TrainConfig, dataset: Dataset
 ) -> list[Variant]:
-    """Return ``aif`` as it is and with each of some settings.
+    """Return ``aif`` as it is and with each of some settings; of the usual ones also ``aif_shown``.
 
     Args:
         wanted: `PRESET` for `usual_settings`, or a JSON file of such a dictionary.
@@ -72,6 +72,8 @@ def settings_variants(
             raise ConfigError(f"settings {name!r}: {changes} change nothing; leave them out.")
         text = "aif trained with " + ", ".join(f"{field} {value}" for field, value in changes.items())
         found.append(Variant(f"aif_{name}", text, plain.changes, training=changes))
+    if wanted == PRESET and can_sample(dataset.schema, model):
+        found.append(VARIANTS["aif_shown"])
     return found
 
 

@@ -127,12 +127,12 @@ def test_taking_a_full_trace():
 
 
 def test_dropping_a_large_cache():
-    cache = EmbeddingCache(RowLayout([("x", "float32", (1024,))]), huge_pages=False)
-    cache.upsert(np.arange(150_000, dtype=np.uint64), {"x": np.ones((150_000, 1024), np.float32)})
-    handles = [cache]
-    start = time.perf_counter()
-    handles.clear()
-    del cache
-    took = time.perf_counter() - start
+    took = list[float]()
+    for _ in range(3):
+        cache = EmbeddingCache(RowLayout([("x", "float32", (1024,))]), huge_pages=False)
+        cache.upsert(np.arange(150_000, dtype=np.uint64), {"x": np.ones((150_000, 1024), np.float32)})
+        start = time.perf_counter()
+        del cache
+        took.append(time.perf_counter() - start)
     # 614 MB: some 40 ms if the memory were given back here.
-    assert took < 0.02
+    assert min(took) < 0.02

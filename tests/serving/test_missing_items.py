@@ -159,15 +159,15 @@ def test_a_late_source_costs_its_items_and_no_more(
 ) -> None:
     release = threading.Event()
     source.hook = lambda ids: release.wait(20) and None
-    engine = make(source, compute_missing_ms=30.0)
+    engine = make(source, compute_missing_ms=200.0)
     began = time.perf_counter()
     report = rank(engine, way, world.ids[95:105]).report
     assert time.perf_counter() - began < 5
     assert (report.uncomputed_items, report.missing_items, report.k_given) == ({"late": 5}, 5, 5)
-    assert 25 < report.items_wait_ms < 5_000
+    assert 150 < report.items_wait_ms < 5_000
     again = rank(engine, way, world.ids[95:105]).report  # late already: nobody waits a second time
     assert (again.uncomputed_items, len(source.asked)) == ({"late": 5}, 1)
-    assert again.items_wait_ms < 25
+    assert again.items_wait_ms < 150
     release.set()
     wait_for(lambda: len(index_of(engine)) == 105)  # it came too late for those two, not for others
     assert rank(engine, way, world.ids[95:105]).report.missing_items == 0
@@ -178,10 +178,10 @@ def test_a_deadline_leaves_time_for_the_stage(make: Any, world: World, source: C
     release = threading.Event()
     source.hook = lambda ids: release.wait(20) and None
     engine = make(source)
-    report = rank(engine, way, world.ids[95:105], deadline_ms=1_000).report
+    report = rank(engine, way, world.ids[95:105], deadline_ms=2_000).report
     release.set()
     assert report.uncomputed_items == {"late": 5}
-    assert 300 < report.items_wait_ms < 600  # half of what was left
+    assert 600 < report.items_wait_ms < 1_500  # half of what was left
     assert (report.k_given, report.overrun_ms) == (5, 0.0)
 
 

@@ -372,14 +372,14 @@ def test_the_user_side_is_hidden_behind_retrieval(
     ids, pair = world.candidates(30)
 
     def plain(request: Request) -> Candidates:
-        time.sleep(0.06)
+        time.sleep(0.15)
         return Candidates(ids, pair)
 
     async def coroutine(request: Request) -> Candidates:
-        await asyncio.sleep(0.06)
+        await asyncio.sleep(0.15)
         return Candidates(ids, pair)
 
-    engine = make(users=slow_source(users, 0.06), retrieve=plain if kind == "plain" else coroutine)
+    engine = make(users=slow_source(users, 0.15), retrieve=plain if kind == "plain" else coroutine)
 
     def once() -> Any:
         if way == "rank":
@@ -391,33 +391,33 @@ def test_the_user_side_is_hidden_behind_retrieval(
 
     once()
     report = min((once().report for _ in range(3)), key=lambda report: report.total_ms)
-    assert report.retrieval_ms >= 60
-    assert 60 <= report.user_fetch_ms <= report.user_side_ms
-    assert report.hidden_ms > 40
-    assert report.total_ms < 110  # one after the other they take 120
+    assert report.retrieval_ms >= 150
+    assert 150 <= report.user_fetch_ms <= report.user_side_ms
+    assert report.hidden_ms > 100
+    assert report.total_ms < 250  # one after the other they take 300
 
 
 def test_begin_returns_at_once(make: Any, users: InMemoryUsers, world: World) -> None:
-    engine = make(users=slow_source(users, 0.2))
+    engine = make(users=slow_source(users, 0.8))
     began = time.perf_counter()
     pending = engine.begin(5)
-    assert time.perf_counter() - began < 0.1
+    assert time.perf_counter() - began < 0.4
     report = pending.rank(world.ids[:10]).report
-    assert report.wait_ms > 100
+    assert report.wait_ms > 300
     assert report.wait_ms <= report.total_ms
 
 
 @pytest.mark.parametrize("way", ["rank", "rank_async"])
 def test_a_late_user_side_is_named(make: Any, users: InMemoryUsers, world: World, way: str) -> None:
     config = dataclasses.replace(ENGINE_CONFIG, late="error")
-    engine = make(config, users=slow_source(users, 0.3))
+    engine = make(config, users=slow_source(users, 1.0))
     pending = engine.begin(5, deadline_ms=30)
     began = time.perf_counter()
     with pytest.raises(
         DeadlineExceededError, match="deadline of 30 ms passed and its user source has not answered"
     ):
         pending.rank(world.ids[:5]) if way == "rank" else asyncio.run(pending.rank_async(world.ids[:5]))
-    assert time.perf_counter() - began < 0.25
+    assert time.perf_counter() - began < 0.8
     assert engine.stats()["requests"]["error:DeadlineExceededError"] == 1
 
 

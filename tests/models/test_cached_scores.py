@@ -8,6 +8,8 @@ from model_cases import (
     make_batch,
     make_catalogue,
     make_group,
+    only,
+    quick_jit,
     random_config,
     random_model,
     random_schema,
@@ -47,9 +49,10 @@ class Case:
         self.folded = fold(random_model(rng, config, schema), precision=precision)
         items = make_catalogue(rng, config, schema)
         batch = make_batch(rng, config, schema, batch=3)
-        index, states = folded_states(self.folded, self.folded.weights, items, batch)
-        self.index = {name: np.asarray(values) for name, values in index.items()}
-        self.states = [{name: np.asarray(a)[user] for name, a in states.items()} for user in range(3)]
+        made = quick_jit(lambda weights, items, batch: folded_states(self.folded, weights, items, batch))
+        inputs = only(items, self.folded.item_inputs_spec(1))
+        self.index, states = jax.device_get(made(self.folded.weights, inputs, batch))
+        self.states = [{name: a[user] for name, a in states.items()} for user in range(3)]
         self.context = {name: values[1, 0] for name, values in batch["context"].items()}
         self.schema, self.items = schema, len(items["content"])
         self.weights = self.folded.weights_of("stage")
@@ -69,7 +72,7 @@ class Case:
         def native(state, cached, pair):
             return self.folded.cached_scores(self.weights, state, cached, self.context, pair)
 
-        @jax.jit
+        @quick_jit
         def reference(state, rows, valid, pair):
             with jax.default_matmul_precision("highest"):
                 return self.folded.stage_scores(self.weights, state, rows, valid, self.context, pair)

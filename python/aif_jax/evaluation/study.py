@@ -36,6 +36,7 @@ from aif_jax.training.identity import differing
 RANKER = Variant(
     "ranker", "exact with a seed of its own: it judges what a pre-ranker keeps", {"architecture": "exact"}
 )
+"""It judges by its main head, whatever the score; what it judges is ordered by its score."""
 RANKER_SEED = 10_007
 _RANKER_FILE = f"{RANKER.name}-{RANKER_SEED}.npz"
 

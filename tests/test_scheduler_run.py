@@ -191,16 +191,21 @@ def test_a_deadline_ends_the_wait_for_a_seat(scheduler):
 @pytest.mark.parametrize("lane", LANES)
 def test_idle_threads_are_counted(scheduler, lane):
     threads = 2 if lane == "blocking" else 1
-    assert scheduler.idle_threads(lane) == threads
+
+    def all_idle():
+        # A thread that has just started, or has just done something, is on its way.
+        end = time.perf_counter() + LONG_S
+        while scheduler.idle_threads(lane) < threads:
+            assert time.perf_counter() < end, "a thread that has nothing to do is not counted as idle"
+            time.sleep(0.001)
+        return scheduler.idle_threads(lane) == threads
+
+    assert all_idle()
     held = Held(scheduler, lane)
     assert scheduler.idle_threads(lane) == threads - 1
     held.release()
-    settle(scheduler)  # one of them; the other may still be on its way
-    end = time.perf_counter() + LONG_S
-    while scheduler.idle_threads(lane) < threads:
-        assert time.perf_counter() < end, "a thread that has nothing to do is not counted as idle"
-        time.sleep(0.001)
-    assert scheduler.idle_threads(lane) == threads
+    settle(scheduler)
+    assert all_idle()
     assert scheduler.run(lane, scheduler.idle_threads, lane) == threads - 1, "its seat is lent"
     with pytest.raises(ConfigError, match="lane"):
         scheduler.idle_threads("drying")

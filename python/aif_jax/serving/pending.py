@@ -375,7 +375,7 @@ class Pending:
             raise self._late()
         error = self._side.exception()
         # Its own error comes first, but a queue that was full is none that keeps a request from an answer.
-        if error is None or isinstance(error, OverloadedError):
+        if error is None or (isinstance(error, OverloadedError) and not self.source_failed):
             raise self.too_late("stage")
         raise error
 

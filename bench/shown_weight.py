@@ -4,7 +4,8 @@ python bench/shown_weight.py --data kuairand:PATH --rows DIR [--record FILE]
 
 Trains ``aif_shown`` once, and orders candidate lists by ``main * exp(weight * logit_shown)``: the weight is
 part of the score expression, so no training depends on it (``aif export --score``). DIR holds the rows of a
-study of the data set (``aif evaluate --rows DIR``): its frozen ranker judges.
+study of the data set (``aif evaluate --rows DIR``): its frozen ranker judges, and is trained
+if it is not there.
 """
 
 import argparse
@@ -14,36 +15,24 @@ import numpy as np
 
 from aif_jax.data import SHOWN, load
 from aif_jax.evaluation.retention import retention
-from aif_jax.evaluation.row_store import RowStore
-from aif_jax.evaluation.study import RANKER, RANKER_SEED
+from aif_jax.evaluation.study import Study
 from aif_jax.evaluation.variants import VARIANTS
-from aif_jax.training import REFIT, Evaluator, candidate_lists, preset, train
+from aif_jax.training import Evaluator, preset, train
 from stage.environment import environment
 
 WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5)
 
 
 def page(spec: str, rows: Path) -> str:
-    """Train, order and judge; return the record.
-
-    Raises:
-        SystemExit: the folder lacks the ranker's row.
-    """
-    judge = RowStore(rows).get(RANKER.name, RANKER_SEED)
-    if judge is None or judge.scores is None:
-        raise SystemExit(
-            f"{rows} lacks the ranker's row; make it with: aif evaluate --data ... --rows {rows}"
-        )
-    dataset, variant = load(spec), VARIANTS["aif_shown"]
-    if dataset.name in REFIT:
-        dataset = dataset.with_validation_in_training()
-    model, training = preset(dataset.name)
-    labelled = variant.dataset(dataset, 0)
+    """Train, order and judge; return the record."""
+    variant = VARIANTS["aif_shown"]
+    study = Study(load(spec), rows, [variant], seeds=1, rows=rows)
+    judge, drawn = study.ranker(), study.candidates()
+    assert judge.scores is not None
+    assert drawn.positives is not None
+    model, training = preset(study.dataset.name)
+    labelled = variant.dataset(study.dataset, 0)
     result = train(variant.config(model), labelled, variant.trained(training))
-    lists, candidates = judge.scores.shape
-    drawn = candidate_lists(
-        dataset, "test", model.heads[0], lists=lists, unseen=candidates - 1, seed=RANKER_SEED
-    )
     evaluator = Evaluator(labelled, result.model, "test", buckets=training.long_buckets)
     main = evaluator.score_lists(result.model, drawn, main_head=True).astype(np.float64)
     likely = -np.logaddexp(0.0, -main)  # logarithms, as is all that follows: products become sums
@@ -52,21 +41,22 @@ def page(spec: str, rows: Path) -> str:
         shown = np.where(np.isfinite(main), both - likely, 0.0)
     machine = environment()
     lines = [
-        f"# The weight of what is shown, {dataset.name}",
+        f"# The weight of what is shown, {study.dataset.name}",
         "",
-        f"By `python bench/shown_weight.py --data {dataset.name}:PATH --rows DIR` on {machine['cpu']}, "
+        f"By `python bench/shown_weight.py --data {study.dataset.name}:PATH --rows DIR` on {machine['cpu']}, "
         f"cores: {machine['cores']}, jax {machine['jax']}, commit {machine['commit']}, "
         f"{machine['date'][:10]}. One training.",
         "",
-        f"Order of {lists:,} lists of one positive and {candidates - 1} items that the user never saw by "
-        f"`{model.heads[0]} * exp(weight * logit_{SHOWN})`; columns as in the table of `aif evaluate`.",
+        f"Order of {len(drawn):,} lists of what was shown and {study.unseen:,} items that the user never saw "
+        f"by `{model.heads[0]} * exp(weight * logit_{SHOWN})`; columns as in the table of `aif evaluate`.",
         "",
         "| weight | 10 of 100 | 20 of 200 | 50 of 200 | positive in 50 | positive in 100 | positive in 200 "
         "| NDCG@10 |",
         "|---" * 8 + "|",
     ]
     for weight in WEIGHTS:
-        kept = retention(judge.scores, np.where(np.isfinite(main), likely + weight * shown, -np.inf))
+        scores = np.where(np.isfinite(main), likely + weight * shown, -np.inf)
+        kept = retention(judge.scores, scores, drawn.positives)
         cells = [*kept.survivors.values(), *kept.positives.values(), kept.ndcg]
         lines.append(f"| {weight:g} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")
     return "\n".join(lines) + "\n"

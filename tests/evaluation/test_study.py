@@ -27,7 +27,7 @@ from aif_jax.evaluation.row import Row
 from aif_jax.evaluation.table import summarise
 from aif_jax.evaluation.variants import Variant
 from aif_jax.models import build_model
-from aif_jax.training import TrainConfig, TrainResult, evaluate, metrics, predict, preset, train
+from aif_jax.training import Evaluator, TrainConfig, TrainResult, evaluate, metrics, predict, preset, train
 
 RANKER_FILE = f"{study.RANKER.name}-{study.RANKER_SEED}.npz"
 
@@ -315,6 +315,29 @@ def test_a_row_made_before_inputs_were_written_down_still_counts(
     make(dataset, tmp_path, names="aif", seeds=1, rows=shared)
 
 
+def test_lists_of_whole_requests_make_other_rows_and_the_table_says_what_is_in_them(
+    dataset: Dataset, finished: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "train", untrained)
+    mine = make(dataset, tmp_path, names="aif", seeds=1, whole_requests=True)
+    lists = mine.candidates()
+    assert lists.positives is not None
+    row = mine.run()[0]
+    shown = (lists.items[:, :-210] >= 0).sum(axis=1).mean()
+    candidates = (lists.items >= 0).sum(axis=1).mean()
+    assert row.retention["candidates"] == pytest.approx(candidates)
+    assert row.retention["positive"] == pytest.approx(lists.positives.sum(axis=1).mean())
+    model = untrained(VARIANTS["aif"].config(mine.model), dataset, TrainConfig(seed=0)).model
+    scores = Evaluator(dataset, model, "test").score_lists(model, lists)
+    assert row.metrics.hit_rate[10] == metrics.hit_rate_at_k(scores, 10, lists.positives)
+    text = markdown(json.loads(json.dumps(summarise(mine, [row]))))
+    assert f"what a user was shown in one request ({shown:.1f} items in the mean" in text
+    assert f" of one positive and {candidates - shown:,.0f} items that" not in text
+    assert " of one positive and " in markdown(summarise(finished, finished.run()))
+    with pytest.raises(ConfigError, match="differs in lists"):
+        make(dataset, tmp_path / "other", whole_requests=True, rows=finished.store.folder)
+
+
 def test_where_nobody_has_a_frozen_history_the_table_says_so(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,7 +365,7 @@ def test_a_variant_is_trained_on_its_own_data(
 
     mine = make(dataset, tmp_path)
     monkeypatch.setattr(study, "train", stop)
-    monkeypatch.setattr(Study, "_ranker", lambda self: bare_row())
+    monkeypatch.setattr(Study, "ranker", lambda self: bare_row())
     with pytest.raises(KeyboardInterrupt):
         mine.row(ALL["aif_shuffled"], 5)
     expected = ALL["aif_shuffled"].dataset(dataset, 5).content

@@ -130,6 +130,43 @@ def test_lists_hold_one_positive_and_items_that_the_user_never_saw(dataset):
     assert (lists.items != other.items).any()
 
 
+def test_lists_of_whole_requests_hold_all_that_was_shown_and_none_of_it_in_the_history(dataset):
+    rows = dataset.impressions
+    lists = candidate_lists(dataset, "test", "ctr", lists=50, unseen=40, seed=1, whole_requests=True)
+    width = lists.items.shape[1] - 40
+    assert len(np.unique(rows.request[lists.rows])) == len(lists) == 50
+    for row, items, positives in zip(lists.rows, lists.items, lists.positives, strict=True):
+        mine = np.flatnonzero(rows.request == rows.request[row])
+        assert (rows.split[mine] == TEST).all()
+        assert rows.history_end[row] == rows.history_end[mine].min()
+        liked = set(rows.item[mine][rows.labels["ctr"][mine] > 0].tolist())
+        assert sorted(items[:width][items[:width] >= 0]) == sorted(set(rows.item[mine].tolist()))
+        assert sorted(items[positives]) == sorted(liked)
+        assert liked
+        user = rows.user[row]
+        start, end = dataset.events.offsets[user : user + 2]
+        seen = set(dataset.events.item[start:end]) | set(rows.item[rows.user == user])
+        others = items[width:][items[width:] >= 0]
+        assert not seen & set(others.tolist())
+        assert len(set(others.tolist())) == others.size >= 38
+    again = candidate_lists(dataset, "test", "ctr", lists=50, unseen=40, seed=1, whole_requests=True)
+    np.testing.assert_array_equal(lists.items, again.items)
+
+
+def test_an_item_shown_twice_in_a_request_is_one_candidate_liked_if_it_was_once(dataset):
+    rows = dataset.impressions
+    mine = np.flatnonzero(rows.request == rows.request[np.flatnonzero(rows.split == TEST)[0]])
+    item, label = rows.item.copy(), rows.labels["ctr"].copy()
+    item[mine[:3]], label[mine] = item[mine[0]], 0.0
+    label[mine[1]] = 1.0
+    repeated = dataclasses.replace(rows, item=item, labels={**rows.labels, "ctr": label})
+    changed = dataclasses.replace(dataset, impressions=repeated)
+    lists = candidate_lists(changed, "test", "ctr", lists=10_000, unseen=5, whole_requests=True)
+    place = np.flatnonzero(rows.request[lists.rows] == rows.request[mine[0]]).item()
+    assert (lists.items[place] == item[mine[0]]).sum() == 1
+    assert lists.items[place][lists.positives[place]].tolist() == [item[mine[0]]]
+
+
 def test_half_of_the_unseen_items_follow_popularity(dataset):
     rows = dataset.impressions
     shown = np.bincount(rows.item[rows.split == TRAIN], minlength=dataset.n_items)

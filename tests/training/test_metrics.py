@@ -71,6 +71,34 @@ def test_hit_rate_places_the_positive_among_its_ties():
     assert metrics.hit_rate_at_k(scores, 4) == 1.0
 
 
+def test_hit_rate_of_lists_with_several_positives_is_the_mean_of_their_shares():
+    scores = np.array([[3.0, 1.0, 2.0, 0.0, -np.inf], [0.0, 1.0, 2.0, 2.0, 4.0]])
+    positives = np.array([[True, True, False, False, False], [False, False, True, False, False]])
+    # the first list keeps one of its two; in the second one is above, and two tie for places 2 and 3
+    assert metrics.hit_rate_at_k(scores, 2, positives) == (0.5 + 0.5) / 2
+    assert metrics.hit_rate_at_k(scores, 3, positives) == 1.0
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 9, (40, 12)).astype(float)
+    positives = rng.random(scores.shape) < 0.3
+    positives[:, 3] = True
+    alone = [
+        np.mean(
+            [
+                metrics.hit_rate_at_k(np.r_[mine[c], np.delete(mine, c)][None], 4)
+                for c in np.flatnonzero(liked)
+            ]
+        )
+        for mine, liked in zip(scores, positives, strict=True)
+    ]
+    np.testing.assert_allclose(metrics.hit_rate_at_k(scores, 4, positives), np.mean(alone))
+
+
+@pytest.mark.parametrize("positives", [np.ones((2, 3), bool), np.array([[True, False], [False, False]])])
+def test_hit_rate_wants_a_positive_in_every_list(positives):
+    with pytest.raises(DataError, match="at least one in every list"):
+        metrics.hit_rate_at_k(np.zeros((2, 2)), 1, positives)
+
+
 def test_hit_rate_ignores_padding():
     assert metrics.hit_rate_at_k(np.array([[0.5, 1.0, -np.inf, -np.inf]]), 2) == 1.0
 

@@ -22,6 +22,7 @@ from aif_jax.evaluation.variants import Variant
 from aif_jax.evaluation.where import where
 from aif_jax.training import (
     REFIT,
+    WHOLE_REQUESTS,
     CandidateLists,
     Evaluator,
     Metrics,
@@ -64,7 +65,10 @@ class Study:
             for logs split by date. By default as `aif_jax.training.REFIT` has it.
         epochs: instead of the preset's.
         lists: candidate lists for hit rate and retention.
-        candidates: in each of them.
+        candidates: in each of them: one positive and items that the user never saw, or, with
+            ``whole_requests``, as many unseen items beside what was shown.
+        whole_requests: lists of what was shown in a request, as `aif_jax.training.candidate_lists` has it.
+            By default as `aif_jax.training.WHOLE_REQUESTS` has it.
         changes: fields of `ModelConfig` that differ from the preset, or ``settings``, in all variants.
         progress: show a progress bar for each row.
 
@@ -88,6 +92,7 @@ class Study:
         epochs: int | None = None,
         lists: int = 1000,
         candidates: int = 1000,
+        whole_requests: bool | None = None,
         changes: dict[str, Any] | None = None,
         progress: bool = True,
     ):
@@ -110,7 +115,8 @@ class Study:
             refits = dataset.name in REFIT if refit is None else refit
             self.dataset = dataset.with_validation_in_training() if refits else dataset
         self._progress = progress
-        self._sizes = (lists, candidates)
+        self._whole_requests = dataset.name in WHOLE_REQUESTS if whole_requests is None else whole_requests
+        self._list_count, self._list_size = lists, candidates
         self._drawn: CandidateLists | None = None
         self._judge: Row | None = None
         self._taught: Teacher | None = None
@@ -160,14 +166,49 @@ class Study:
         """Return what is had without learning."""
         return floors(self.dataset, self.split, heads=(self.head,))
 
+    @property
+    def unseen(self) -> int:
+        """How many items that the user never saw are in each candidate list."""
+        return self._list_size if self._whole_requests else self._list_size - 1
+
+    @property
+    def shown(self) -> float:
+        """How many items that the user was shown are in the mean candidate list."""
+        if not self._whole_requests:
+            return 1.0
+        return float((self.candidates().items[:, : -self.unseen] >= 0).sum(axis=1).mean())
+
+    def candidates(self) -> CandidateLists:
+        """Return the candidate lists; drawn by seed, so the same whoever asks."""
+        if self._drawn is None:
+            self._drawn = candidate_lists(
+                self.dataset, self.split, self.head, lists=self._list_count, unseen=self.unseen,
+                seed=RANKER_SEED, whole_requests=self._whole_requests,
+            )  # fmt: skip
+        return self._drawn
+
+    def ranker(self) -> Row:
+        """Return the frozen ranker's row; train it if it is not there."""
+        if self._judge is None:
+            kept = self._kept(RANKER, RANKER_SEED)
+            if kept is None and (judged := [row.name for row in self.store if row.judge]):
+                raise ConfigError(
+                    f"{self.store.folder} holds rows ({', '.join(judged[:3])}, ...) but not {_RANKER_FILE}, "
+                    "the ranker that judged them, and another one would judge otherwise. Copy it from where "
+                    "they were made, or choose another folder for rows."
+                )
+            self._judge = kept or self._train(RANKER, RANKER_SEED)
+        return self._judge
+
     # -- inside -----------------------------------------------------------------------------------
 
     def _pairs(self) -> list[tuple[Variant, int]]:
         return [(variant, seed) for seed in range(self.seeds) for variant in self.variants]
 
     def _train(self, variant: Variant, seed: int) -> Row:
-        judge = None if variant is RANKER else self._ranker()
-        lists = self._lists()
+        judge = None if variant is RANKER else self.ranker()
+        lists, positives = self.candidates(), self.candidates().positives
+        assert positives is not None
         checkpoints = self.folder / "checkpoints" / f"{variant.name}-{seed}"
         config = variant.trained(self._training).replace(seed=seed, checkpoint_dir=str(checkpoints))
         dataset = variant.dataset(self.dataset, seed)
@@ -186,13 +227,13 @@ class Study:
             seed=seed,
             identity=self._identity(variant),
             made=where(),
-            metrics=evaluator.measure(logits, scores),
+            metrics=evaluator.measure(logits, scores, positives),
             frozen=still.measure(frozen),
             growing_pairs=self.labelled.pairs(growing_main),
             frozen_pairs=self.labelled.pairs(frozen_main),
             cold_pairs=self.labelled.cold_pairs(frozen_main),
             cold_auc=self.labelled.cold_auc(frozen_main),
-            retention={} if judge is None else retention(_scores(judge), scores).to_json(),
+            retention={} if judge is None else retention(_scores(judge), scores, positives).to_json(),
             judge="" if judge is None else digest_of(_scores(judge)),
             teacher="" if teacher is None else teacher.digest,
             parameters=result.parameters,
@@ -203,27 +244,6 @@ class Study:
         self.store.put(row)
         shutil.rmtree(checkpoints, ignore_errors=True)
         return row
-
-    def _lists(self) -> CandidateLists:
-        if self._drawn is None:
-            lists, candidates = self._sizes
-            self._drawn = candidate_lists(
-                self.dataset, self.split, self.head, lists=lists, unseen=candidates - 1, seed=RANKER_SEED
-            )
-        return self._drawn
-
-    def _ranker(self) -> Row:
-        """Return the frozen ranker's row; train it if it is not there."""
-        if self._judge is None:
-            kept = self._kept(RANKER, RANKER_SEED)
-            if kept is None and (judged := [row.name for row in self.store if row.judge]):
-                raise ConfigError(
-                    f"{self.store.folder} holds rows ({', '.join(judged[:3])}, ...) but not {_RANKER_FILE}, "
-                    "the ranker that judged them, and another one would judge otherwise. Copy it from where "
-                    "they were made, or choose another folder for rows."
-                )
-            self._judge = kept or self._train(RANKER, RANKER_SEED)
-        return self._judge
 
     def _teacher(self) -> Teacher:
         """Return what distilled variants learn from; train it if it is not there."""
@@ -273,7 +293,7 @@ class Study:
         """Return what a row of a variant must share with this study to stand in its table."""
         return {
             **self._data_identity(),
-            "lists": list(self._sizes),
+            "lists": [self._list_count, self._list_size, *["request"] * self._whole_requests],
             "model": variant.config(self._model).to_json(),
             "training": _shared(variant.trained(self._training)),
         }

@@ -80,6 +80,8 @@ def summarise(study: Study, rows: Sequence[Row], costs: Mapping[str, Cost] | Non
         "frozen_history": _with_history(study),
         "lists": rows[0].retention["lists"],
         "candidates": rows[0].retention["candidates"],
+        "shown": study.shown,
+        "positive": rows[0].retention.get("positive", 1),  # rows made before lists had more than one
         "against": against,
         "cold_items": {
             "at_most": AT_MOST,
@@ -127,10 +129,10 @@ def markdown(summary: dict[str, Any]) -> str:
     header = [f"{k} of {m}" for k, m in SURVIVORS]
     lines += [
         "",
-        f"Retention, over {summary['lists']:,} lists of one positive and {summary['candidates'] - 1:,} items "
-        "that the user never saw, half of them drawn by popularity: how many of the frozen ranker's best K "
-        "survive among the model's best M; how often the positive does; NDCG@10 of what the ranker makes of "
-        f"the best 100. Chance keeps M / {summary['candidates']:,}.",
+        f"Retention, over {summary['lists']:,} lists of {_in_lists(summary)}, half of these drawn by "
+        "popularity: how many of the frozen ranker's best K survive among the model's best M; how often the "
+        "positive does; NDCG@10 of what the ranker makes of the best 100. Chance keeps M / "
+        f"{round(summary['candidates']):,}.",
         "",
         f"| model | {' | '.join(header)} | "
         + " | ".join(f"positive in {m}" for m in POSITIVES)
@@ -219,6 +221,16 @@ def _cold_of(cold_items: dict[str, Any] | None, name: str) -> dict[str, Any] | N
 def _times(quartiles: Sequence[float]) -> str:
     low, middle, high = quartiles
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _in_lists(summary: dict[str, Any]) -> str:
+    unseen = f"{round(summary['candidates'] - summary['shown']):,} items that the user never saw"
+    if summary["positive"] == summary["shown"]:
+        return f"one positive and {unseen}"
+    return (
+        f"what a user was shown in one request ({summary['shown']:.1f} items in the mean, "
+        f"{summary['positive']:.1f} of them positives) and {unseen}"
+    )
 
 
 def _seeds(seeds: int) -> str:

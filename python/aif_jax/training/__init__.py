@@ -22,6 +22,7 @@ from aif_jax.training.metrics import gauc_difference as gauc_difference
 from aif_jax.training.precisions import PrecisionQuality as PrecisionQuality
 from aif_jax.training.precisions import compare_precisions as compare_precisions
 from aif_jax.training.presets import REFIT as REFIT
+from aif_jax.training.presets import WHOLE_REQUESTS as WHOLE_REQUESTS
 from aif_jax.training.presets import preset as preset
 from aif_jax.training.rungs import RungQuality as RungQuality
 from aif_jax.training.rungs import compare_rungs as compare_rungs

@@ -1,4 +1,4 @@
-"""Candidate lists for HR@K: one item that a user liked among many that the user never saw, drawn by seed."""
+"""Candidate lists: what a user liked, or was shown at one time, among items never seen by them, by seed."""
 
 import dataclasses
 from typing import Any
@@ -15,25 +15,27 @@ class CandidateLists:
     """Lists to rank.
 
     Attributes:
-        rows: int64 ``[R]``, the impression of each list's positive.
-        items: int32 ``[R, C]``: the positive first; -1 where too few unseen items were found.
+        rows: int64 ``[R]``, the impression whose user, history and context each list has.
+        items: int32 ``[R, C]``: what was shown first, then unseen items; -1 where there are fewer.
+        positives: bool ``[R, C]``, which of them the user liked; ``None`` where nobody asks.
     """
 
     rows: np.ndarray
     items: np.ndarray
+    positives: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def history_lengths(self, dataset: Dataset) -> np.ndarray:
-        """Return int64 ``[R]``: how many behaviours the user of each list has before its positive."""
+        """Return int64 ``[R]``: how many behaviours the user of each list has before it."""
         starts = dataset.events.offsets[dataset.impressions.user[self.rows]]
         return dataset.impressions.history_end[self.rows] - starts
 
     def batch(
         self, dataset: Dataset, schema: Schema, lists: np.ndarray, short_length: int, long_length: int
     ) -> dict[str, Any]:
-        """Return a batch of some lists: user, history and context of the positive; no pair features."""
+        """Return a batch of some lists: user, history and context of their rows; no pair features."""
         rows = self.rows[lists]
         users, shape = dataset.impressions.user[rows], (len(lists), self.items.shape[1])
         ends = dataset.impressions.history_end[rows]
@@ -53,7 +55,14 @@ class CandidateLists:
 
 
 def candidate_lists(
-    dataset: Dataset, split: str, head: str, *, lists: int = 1000, unseen: int = 199, seed: int = 0
+    dataset: Dataset,
+    split: str,
+    head: str,
+    *,
+    lists: int = 1000,
+    unseen: int = 199,
+    seed: int = 0,
+    whole_requests: bool = False,
 ) -> CandidateLists:
     """Draw candidate lists.
 
@@ -66,15 +75,23 @@ def candidate_lists(
         split: whose positives.
         head: whose label.
         lists: how many at most.
-        unseen: items in each list beside the positive.
+        unseen: items in each list beside what was shown.
         seed: of the draw.
+        whole_requests: each list holds all that a user was shown in one request with at least one positive,
+            and has the history and context of the request's first row, in which none of them is; instead of
+            one positive, with its own.
     """
     rng = np.random.default_rng(seed)
     rows = dataset.impressions
     known = np.asarray(rows.label_mask[head]) > 0
-    positive = np.flatnonzero((rows.split == split_number(split)) & known & (rows.labels[head] > 0.5))
-    chosen = np.sort(rng.choice(positive, min(lists, positive.size), replace=False))
-    users = rows.user[chosen].astype(np.int64)
+    positive = (rows.split == split_number(split)) & known & (rows.labels[head] > 0.5)
+    if whole_requests:
+        chosen, shown_items, liked = _requests(dataset, positive, lists, rng)
+    else:
+        candidates = np.flatnonzero(positive)
+        chosen = np.sort(rng.choice(candidates, min(lists, candidates.size), replace=False))
+        shown_items, liked = rows.item[chosen, None], np.ones((chosen.size, 1), bool)
+    users, width = rows.user[chosen].astype(np.int64), shown_items.shape[1]
 
     pairs = np.unique(
         np.concatenate(
@@ -84,11 +101,11 @@ def candidate_lists(
     shown = np.bincount(rows.item[rows.split == TRAIN], minlength=dataset.n_items)
     shares = np.cumsum(shown) / max(int(shown.sum()), 1)
 
-    items = np.full((chosen.size, 1 + unseen), -1, np.int64)
-    items[:, 0] = rows.item[chosen]
-    popular = np.arange(1 + unseen) % 2 == 0
+    items = np.full((chosen.size, width + unseen), -1, np.int64)
+    items[:, :width] = shown_items
+    popular = np.arange(width + unseen) % 2 == 0
     wanted = np.ones(items.shape, bool)
-    wanted[:, 0] = False
+    wanted[:, :width] = False
     for _ in range(50):
         if not wanted.any():
             break
@@ -98,9 +115,32 @@ def candidate_lists(
         )
         items = np.where(wanted, np.where(popular, by_share, uniform), items)
         wanted = _repeats(items) | _contains(pairs, _pair(dataset, users[:, None], items))
-        wanted[:, 0] = False
+        wanted[:, :width] = False
     items[wanted] = -1
-    return CandidateLists(rows=chosen, items=items.astype(np.int32))
+    positives = np.pad(liked, ((0, 0), (0, unseen)))
+    return CandidateLists(rows=chosen, items=items.astype(np.int32), positives=positives)
+
+
+def _requests(
+    dataset: Dataset, positive: np.ndarray, lists: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw requests that hold a positive; return the first row of each, its items, and which were liked."""
+    rows, n_items = dataset.impressions, dataset.n_items
+    with_one = np.unique(rows.request[positive])
+    chosen = np.sort(rng.choice(with_one, min(lists, with_one.size), replace=False))
+    mine = np.flatnonzero(np.isin(rows.request, chosen))
+    place = np.searchsorted(chosen, rows.request[mine])
+    order = np.lexsort((mine, rows.history_end[mine], place))
+    first = mine[order[np.searchsorted(place[order], np.arange(chosen.size))]]
+    # What was shown twice in a request is one candidate, liked if it was liked once.
+    found, number = np.unique(place * n_items + rows.item[mine], return_inverse=True)
+    liked = np.bincount(number, weights=positive[mine]) > 0
+    owner = found // n_items
+    column = np.arange(found.size) - np.searchsorted(owner, owner)
+    shape = (chosen.size, int(column.max(initial=0)) + 1)
+    items, positives = np.full(shape, -1, np.int64), np.zeros(shape, bool)
+    items[owner, column], positives[owner, column] = found % n_items, liked
+    return first, items, positives
 
 
 def _pair(dataset: Dataset, users: np.ndarray, items: np.ndarray) -> np.ndarray:

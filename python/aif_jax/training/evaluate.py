@@ -187,14 +187,17 @@ class Evaluator:
     def evaluate(self, model: Any, lists: CandidateLists | None = None) -> Metrics:
         """Predict and measure; with HR@10 and HR@50 if candidate lists are given."""
         scores = None if lists is None else self.score_lists(model, lists)
-        return self.measure(self.predict(model), scores)
+        return self.measure(self.predict(model), scores, None if lists is None else lists.positives)
 
-    def measure(self, logits: np.ndarray, lists: np.ndarray | None = None) -> Metrics:
+    def measure(
+        self, logits: np.ndarray, lists: np.ndarray | None = None, positives: np.ndarray | None = None
+    ) -> Metrics:
         """Measure what was predicted.
 
         Args:
             logits: from `predict`.
             lists: from `score_lists`; ``None`` leaves HR@K out.
+            positives: which of the lists' candidates are; by default the first.
         """
         heads = {
             head: head_metrics(self.dataset, self.split, head, logits[:, i])
@@ -202,7 +205,7 @@ class Evaluator:
         }
         if lists is None:
             return Metrics(split=self.split, heads=heads)
-        rates = {k: metrics.hit_rate_at_k(lists, k) for k in (10, 50)}
+        rates = {k: metrics.hit_rate_at_k(lists, k, positives) for k in (10, 50)}
         return Metrics(split=self.split, heads=heads, hit_rate=rates, hit_lists=len(lists))
 
     def score_lists(

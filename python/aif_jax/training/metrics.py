@@ -130,36 +130,49 @@ def log_loss(labels: np.ndarray, logits: np.ndarray) -> float:
     return float(np.mean(np.logaddexp(0.0, logits) - labels * logits))
 
 
-def hit_rate_at_k(scores: np.ndarray, k: int) -> float:
+def hit_rate_at_k(scores: np.ndarray, k: int, positives: np.ndarray | None = None) -> float:
     """HR@K: the share of candidate lists in which the positive is among the first ``k``.
 
-    Column 0 is the positive. A positive that ties with others is equally likely at each of the places they
-    share, so a model that scores everything equally gets ``k / C`` and not 1.
+    A positive that ties with others is equally likely at each of the places they share, so a model that
+    scores everything equally gets ``k / C`` and not 1. Of a list with several positives the share of them
+    counts.
 
     Args:
         scores: ``[R, C]``: ``R`` lists of ``C`` candidates; ``-inf`` marks padding, which no positive may be.
         k: at least 1.
+        positives: bool ``[R, C]``, at least one in every list; by default column 0.
 
     Returns:
         A number in [0, 1]; NaN when there are no lists.
 
     Raises:
-        DataError: `scores` is not a matrix, is NaN somewhere, a positive is not finite, or ``k`` is under 1.
+        DataError: `scores` is not a matrix, is NaN somewhere, ``positives`` have another shape or a list has
+            none, one of them is not finite, or ``k`` is under 1.
     """
     scores = np.asarray(scores, np.float64)
     if scores.ndim != 2 or scores.shape[1] < 1:
         raise DataError(f"hit_rate_at_k: got scores of shape {scores.shape}, expected [lists, candidates].")
     if k < 1:
         raise DataError(f"hit_rate_at_k: got k={k}, expected at least 1.")
-    if np.isnan(scores).any() or not np.isfinite(scores[:, 0]).all():
-        raise DataError("hit_rate_at_k: a score is NaN or a positive (column 0) is not finite.")
+    if positives is None:
+        positives = np.zeros(scores.shape, bool)
+        positives[:, 0] = True
+    if positives.shape != scores.shape or not positives.any(axis=1).all():
+        raise DataError(
+            f"hit_rate_at_k: got positives of shape {positives.shape}, expected {scores.shape} like scores, "
+            "with at least one in every list."
+        )
+    if np.isnan(scores).any() or not np.isfinite(scores[positives]).all():
+        raise DataError("hit_rate_at_k: a score is NaN or a positive is not finite.")
     if not scores.shape[0]:
         return float("nan")
-    positive = scores[:, :1]
-    above = np.sum(scores > positive, axis=1)
-    tied = np.sum(scores == positive, axis=1)
-    # the positive is equally likely at each of the places above .. above + tied - 1
-    return float(np.mean(np.clip((k - above) / tied, 0.0, 1.0)))
+    lists, _ = np.nonzero(positives)
+    mine = scores[positives][:, None]
+    above = np.sum(scores[lists] > mine, axis=1)
+    tied = np.sum(scores[lists] == mine, axis=1)
+    # a positive is equally likely at each of the places above .. above + tied - 1
+    hits = np.clip((k - above) / tied, 0.0, 1.0)
+    return float(np.mean(np.bincount(lists, weights=hits) / positives.sum(axis=1)))
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:

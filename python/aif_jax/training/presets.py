@@ -60,6 +60,10 @@ REFIT = frozenset({"kuairand"})
 """Data sets split by date, whose models train on the validation part too before they are tested: it is the
 nearest to the test in time. Their epochs were chosen with the validation part held out."""
 
+WHOLE_REQUESTS = frozenset({"kuairand"})
+"""Data sets whose candidate lists hold whole requests: what a user was shown on one day, positive or not. The
+others say nothing of what was shown together, and each of their lists holds one positive."""
+
 PRESETS = tuple(_MODEL)
 """Names of the data sets that have settings of their own."""
 

@@ -74,7 +74,9 @@ def train(
     """Train a model and save it to OUT/model, with its metrics beside it."""
     _needs("optax", "orbax.checkpoint", "grain")
     from aif_jax.cli.training import run_training
+    from aif_jax.training import keep_freed_memory
 
+    keep_freed_memory()
     run_training(
         data,
         out,
@@ -128,7 +130,10 @@ def evaluate(
     """Compare variants of the model: quality with paired errors, and what a ranker finds kept. Resumable."""
     _needs("optax", "orbax.checkpoint", "grain", "matplotlib")
     from aif_jax.cli.evaluating import run_evaluation
+    from aif_jax.training import keep_freed_memory
 
+    if not cost:  # what serving costs is measured in a process like those that serve
+        keep_freed_memory()
     run_evaluation(
         data,
         out,

@@ -3,6 +3,7 @@
 Needs the extra ``aif_jax[train]``.
 """
 
+from aif_jax.training.allocator import keep_freed_memory as keep_freed_memory
 from aif_jax.training.bottom import bottom_items as bottom_items
 from aif_jax.training.candidates import CandidateLists as CandidateLists
 from aif_jax.training.candidates import candidate_lists as candidate_lists

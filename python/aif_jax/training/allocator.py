@@ -12,8 +12,8 @@ def keep_freed_memory() -> bool:
     """Have glibc keep memory that is freed, for the whole process and from now on.
 
     By default it gives large arrays back to the system at once, which hands the next ones out page by page,
-    each filled with zeros. Training on a CPU takes some 50 MB so at every step; without that it sees 1.6 times
-    as many examples a second (``aif`` on KuaiRand, two cores; ``bench/training_allocator.py``).
+    each filled with zeros. Training on a CPU takes some 50 MB so at every step; without that it sees 1.6
+    times as many examples a second (``aif`` on KuaiRand, two cores; ``bench/training_allocator.py``).
 
     The process grows to the most that it ever held at once and stays there, so `aif_jax.training.train`
     leaves it to its caller; ``aif train`` and ``aif evaluate`` do it. Serving gains nothing: a warm engine's

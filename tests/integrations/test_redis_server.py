@@ -344,6 +344,29 @@ def test_a_server_that_goes_away_is_waited_for(tmp_path, bundle, world):
                     assert follower.stats()["trouble"] is None
 
 
+def test_what_could_not_be_acknowledged_is_when_reading_begins_again(
+    client, world, bundle, tmp_path, monkeypatch
+):
+    look, away = client.xpending_range, [True, True]
+
+    def sometimes(*arguments):
+        if away and away.pop():
+            raise redis.ConnectionError("gone between reading and acknowledging")
+        return look(*arguments)
+
+    monkeypatch.setattr(client, "xpending_range", sometimes)
+    with Archive(tmp_path) as archive:
+        archive.start(ItemIndex(bundle))
+        with Follower(RedisStream(client, STREAM, "mine"), [archive]) as follower:
+            follower.start()
+            write_update(client, STREAM, item(world, 0))
+            wait_for(lambda: world.ids[0] in archive.table)
+            wait_for(lambda: not away and not client.xpending(STREAM, "mine")["pending"])
+            assert follower.stats()["source_errors"] == 2
+            wait_for(lambda: follower.stats()["trouble"] is None)
+            assert follower.stats()["updates"] == 1
+
+
 def wait_for(holds):
     end = time.perf_counter() + 60
     while not holds():

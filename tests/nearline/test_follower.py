@@ -153,6 +153,12 @@ def test_a_full_disk_and_a_source_that_is_away_are_waited_for(
                 raise ConnectionError("nobody there")
             return super().read(after, wait_s)
 
+        def acknowledge(self, position: Any) -> None:
+            acknowledged.append(position)
+            if len(acknowledged) < 3:  # it went away between reading and this
+                raise ConnectionError("nobody there")
+
+    acknowledged: list[Any] = []
     with Archive(tmp_path) as archive:
         archive.start(ItemIndex(bundle))
         monkeypatch.setattr(os, "write", sometimes)
@@ -160,11 +166,12 @@ def test_a_full_disk_and_a_source_that_is_away_are_waited_for(
         follower.run()
         stats = follower.stats()
         assert (stats["source_errors"], stats["disk_full"], stats["trouble"], stats["updates"]) == (
-            2,
+            4,
             3,
             None,
             20,
         )
+        assert acknowledged == [(8,), (16,), (20,)]
         same(archive.table, expected(bundle, updates))
 
 

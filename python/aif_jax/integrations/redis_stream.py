@@ -81,12 +81,16 @@ class RedisStream:
         Should the connection fail, they are acknowledged when reading begins again.
         """
         pending = True
-        while pending:
-            pending = self._client.xpending_range(
-                self._stream, self._group, "-", _entry(position), self._limit
-            )
-            if pending:
-                self._client.xack(self._stream, self._group, *(one["message_id"] for one in pending))
+        try:
+            while pending:
+                pending = self._client.xpending_range(
+                    self._stream, self._group, "-", _entry(position), self._limit
+                )
+                if pending:
+                    self._client.xack(self._stream, self._group, *(one["message_id"] for one in pending))
+        except Exception:
+            self._begun = False
+            raise
 
     def _begin(self, after: Position | None) -> None:
         entry = START if after is None else _entry(after)

@@ -108,8 +108,7 @@ class Follower:
             # Whatever a client raises when its server is away: it comes back, or `stats` tells for how long
             # not.
             except Exception as error:
-                self._counts["source_errors"] += 1
-                self._trouble = f"source: {type(error).__name__}: {error}"
+                self._source_failed(error)
                 self._stop.wait(pause_s)
                 pause_s = min(2 * pause_s, _MOST_PAUSE_S)
                 continue
@@ -118,7 +117,12 @@ class Follower:
                 break
             if deliveries and self._applied(deliveries):
                 after = deliveries[-1].position
-                self._source.acknowledge(after)
+                try:
+                    self._source.acknowledge(after)
+                except AifError:
+                    raise
+                except Exception as error:  # the next acknowledgement covers these too
+                    self._source_failed(error)
                 if len(deliveries) < BATCH:  # with more there is a backlog, and no reason to wait for company
                     self._stop.wait(self._pause_s)
         if self._checkpoint is not None:
@@ -171,6 +175,10 @@ class Follower:
         self.close()
 
     # -- inside -----------------------------------------------------------------------------------
+
+    def _source_failed(self, error: Exception) -> None:
+        self._counts["source_errors"] += 1
+        self._trouble = f"source: {type(error).__name__}: {error}"
 
     def _guarded(self) -> None:
         try:

@@ -44,7 +44,10 @@ class UpdateSource(Protocol):
         ...
 
     def acknowledge(self, position: Position) -> None:
-        """Note that everything up to a position is applied and on disk, and never wanted again."""
+        """Note that everything up to a position is applied and on disk, and never wanted again.
+
+        If it raises, following goes on, and a later call covers these updates too.
+        """
         ...
 
 

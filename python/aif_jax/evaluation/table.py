@@ -225,7 +225,7 @@ def _times(quartiles: Sequence[float]) -> str:
 
 def _in_lists(summary: dict[str, Any]) -> str:
     unseen = f"{round(summary['candidates'] - summary['shown']):,} items that the user never saw"
-    if summary["positive"] == summary["shown"]:
+    if summary["positive"] == summary["shown"] == 1:
         return f"one positive and {unseen}"
     return (
         f"what a user was shown in one request ({summary['shown']:.1f} items in the mean, "

@@ -31,10 +31,11 @@ def run(*arguments: object) -> str:
 
 @pytest.fixture(scope="module")
 def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train, export and index once."""
+    """Train, export and index once, with wider content embeddings than data sets are loaded with."""
     home = tmp_path_factory.mktemp("road")
     config = home / "config.json"
-    config.write_text(json.dumps({"width": 16, "hidden": 32, "long_length": 64, "short_length": 16}))
+    narrow = {"width": 16, "hidden": 32, "long_length": 64, "short_length": 16}
+    config.write_text(json.dumps({**narrow, "content_width": 96}))
     run("train", "--data", DATA, "--out", home / "run", "--config", config, "--epochs", 1)
     run("export", home / "run", "--out", home / "bundle")
     run("index", "build", home / "bundle", "--data", DATA, "--out", home / "index")
@@ -81,7 +82,7 @@ def test_inspect_says_what_each_thing_is(road: Path) -> None:
 
 
 def test_a_catalogue_in_parquet_gives_the_index_of_the_data_set(road: Path, tmp_path: Path) -> None:
-    dataset = load(DATA)
+    dataset = load(DATA, content_width=96)
     assert dataset.content is not None
     bundle = Bundle.load(road / "bundle")
     rows = {name: concatenated([column, []]) for name, column in dataset.items.items() if name != "ids"}

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from aif_jax.bundle import Bundle, export_bundle
+from aif_jax.cli.fields import load_for
 from aif_jax.config import Precision
-from aif_jax.data import load
 from aif_jax.data.content import fit_width
 from aif_jax.data.dataset import Dataset
 from aif_jax.models.store import load_model
@@ -40,7 +40,7 @@ def run_export(model: Path, out: Path, *, precision: str, score: str | None = No
 def run_index_build(bundle_path: Path, data: str, out: Path, *, console: Console) -> None:
     """Build and save the item index and the behaviour table of a data set's catalogue."""
     bundle = Bundle.load(bundle_path)
-    items, behaviours = build_tables(bundle, load(data), console=console)
+    items, behaviours = build_tables(bundle, load_for(data, bundle.config.to_json()), console=console)
     out.mkdir(parents=True, exist_ok=True)
     items.save(out / ITEMS)
     behaviours.save(out / BEHAVIOURS)

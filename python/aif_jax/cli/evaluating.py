@@ -7,9 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from aif_jax.cli.training import read_fields
-from aif_jax.config import ModelConfig
-from aif_jax.data import load
+from aif_jax.cli.fields import load_for, read_fields
 from aif_jax.errors import ConfigError
 from aif_jax.evaluation.cost import Cost, measure_costs
 from aif_jax.evaluation.curves import curve as curve_of
@@ -64,12 +62,10 @@ def run_evaluation(
             wanted, or a row that is there is of another study.
         DataError: the file of a row is broken.
     """
-    changes = {} if config is None else read_fields(config)
-    if unknown := sorted(changes.keys() - ModelConfig().to_json().keys()):
-        raise ConfigError(f"{config}: {unknown} are no ModelConfig fields.")
+    changes = read_fields(config)
     if curve is not None and search is not None:
         raise ConfigError(f"got curve {curve!r} and search {search!r}, expected one of them at most.")
-    dataset = load(data)
+    dataset = load_for(data, changes)
     model, training = preset(dataset.name)
     model = model.replace(**changes)
     if curve is not None:

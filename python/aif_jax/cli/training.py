@@ -6,8 +6,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from aif_jax.cli.fields import load_for, read_fields
 from aif_jax.config import ModelConfig
-from aif_jax.data import load
 from aif_jax.errors import ConfigError
 from aif_jax.models.store import save_model
 from aif_jax.training import REFIT, evaluate, floors, preset, train
@@ -30,10 +30,10 @@ def run_training(
     Raises:
         ConfigError: a field of the config is unknown or invalid, or OUT holds checkpoints and resume is off.
     """
-    dataset = load(data)
+    fields = read_fields(config)
+    dataset = load_for(data, fields)
     model_config, train_config = preset(dataset.name, architecture)
-    if config is not None:
-        model_config = ModelConfig.from_json({**model_config.to_json(), **read_fields(config)})
+    model_config = ModelConfig.from_json({**model_config.to_json(), **fields})
     checkpoints = out / "checkpoints"
     if checkpoints.exists() and any(checkpoints.iterdir()) and not resume:
         raise ConfigError(
@@ -68,15 +68,3 @@ def metrics_table(rows: dict[str, Metrics]) -> Table:
     for name, metrics in rows.items():
         table.add_row(name, f"{metrics.auc:.4f}", f"{metrics.gauc:.4f}", f"{metrics.log_loss:.4f}")
     return table
-
-
-def read_fields(path: Path) -> dict[str, object]:
-    """Return the fields of a JSON file.
-
-    Raises:
-        ConfigError: it holds no JSON object.
-    """
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: expected a JSON object of ModelConfig fields: {error}.") from error

@@ -15,6 +15,7 @@ from aif_jax.cli.evaluating import run_evaluation
 from aif_jax.data import TEST, VALIDATION, Dataset, load
 from aif_jax.errors import ConfigError
 from aif_jax.evaluation import study, teaching
+from aif_jax.evaluation.judges import JUDGES, RANKER
 from aif_jax.evaluation.search import PRESET, settings_variants, usual_settings
 from aif_jax.training import TrainConfig, preset
 
@@ -50,14 +51,15 @@ def test_the_search_never_reads_the_test_part(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(study, "train", train)
     monkeypatch.setattr(teaching, "train", train)
-    for module, name in ((teaching, "TEACHER"), (study, "RANKER")):  # one model, so that little is compiled
-        monkeypatch.setattr(module, name, dataclasses.replace(getattr(module, name), changes={}))
+    # One model, so that little is compiled.
+    monkeypatch.setattr(teaching, "TEACHER", dataclasses.replace(teaching.TEACHER, changes={}))
+    monkeypatch.setitem(JUDGES, "impressions", dataclasses.replace(RANKER, changes={}))
     (tmp_path / "fields.json").write_text(json.dumps(SMALL))
     settings = {"half": {"learning_rate": 1e-3}, "taught": {"negatives": 2, "distillation_weight": 0.5}}
     (tmp_path / "settings.json").write_text(json.dumps(settings))
     tables = []
     for number, data in enumerate((dataset, spoilt(dataset))):
-        monkeypatch.setattr(evaluating, "load", lambda name, data=data: data)
+        monkeypatch.setattr(evaluating, "load_for", lambda name, fields, data=data: data)
         out = tmp_path / f"out{number}"
         run_evaluation(
             "any", out, variants="", seeds=1, epochs=1, config=tmp_path / "fields.json", lists=6,

@@ -21,6 +21,7 @@ from aif_jax.evaluation import VARIANTS as ALL
 from aif_jax.evaluation import Study, markdown, study
 from aif_jax.evaluation.cold_items import of_cold_items
 from aif_jax.evaluation.cost import Cost
+from aif_jax.evaluation.judges import JUDGE_SEED, RANKER
 from aif_jax.evaluation.paired import PairedBootstrap
 from aif_jax.evaluation.plot import gauc_plot
 from aif_jax.evaluation.row import Row
@@ -29,7 +30,7 @@ from aif_jax.evaluation.variants import Variant
 from aif_jax.models import build_model
 from aif_jax.training import Evaluator, TrainConfig, TrainResult, evaluate, metrics, predict, preset, train
 
-RANKER_FILE = f"{study.RANKER.name}-{study.RANKER_SEED}.npz"
+RANKER_FILE = f"{RANKER.name}-{JUDGE_SEED}.npz"
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def test_a_study_is_resumed_row_by_row(
         make(dataset, tmp_path).run()
     told: list[tuple[str, int, int, bool]] = []
     rows = make(dataset, tmp_path).run(lambda row, *rest: told.append((row.name, *rest)))
-    ranker, cold, aif = ("exact 8", study.RANKER_SEED), "aif 16", "aif 8"
+    ranker, cold, aif = ("exact 8", JUDGE_SEED), "aif 16", "aif 8"
     assert trained == [ranker, (cold, 0), (aif, 0), ("stop", 0), (cold, 1), (aif, 1)]
     assert told == [
         ("cold-0", 1, 4, True),
@@ -306,7 +307,7 @@ def test_a_row_made_before_inputs_were_written_down_still_counts(
 ) -> None:
     shared = copied(finished, tmp_path / "shared", RANKER_FILE, "aif-0.npz")
     mine = make(dataset, tmp_path, names="aif", seeds=1, rows=shared)
-    for name, seed in ((study.RANKER.name, study.RANKER_SEED), ("aif", 0)):
+    for name, seed in ((RANKER.name, JUDGE_SEED), ("aif", 0)):
         row = mine.store.get(name, seed)
         assert row is not None
         old = {part: value for part, value in row.identity.items() if part != "inputs"}

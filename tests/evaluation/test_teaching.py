@@ -10,6 +10,7 @@ from studies import VARIANTS, make, small_dataset, untrained
 from aif_jax.data import Dataset
 from aif_jax.errors import ConfigError
 from aif_jax.evaluation import study, teaching
+from aif_jax.evaluation.judges import JUDGE_SEED
 from aif_jax.evaluation.table import summarise
 from aif_jax.evaluation.teaching import TEACHER, TEACHER_SEED
 from aif_jax.evaluation.variants import Variant
@@ -44,7 +45,7 @@ def test_a_distilled_variant_learns_from_one_teacher_and_is_judged_by_another_mo
     mine = make(dataset, tmp_path, "aif,taught")
     rows = mine.run()
     assert [each[:2] for each in trained] == [
-        ("exact 8", study.RANKER_SEED), ("aif 8", 0), (f"aif {TEACHER.changes['hidden']}", TEACHER_SEED),
+        ("exact 8", JUDGE_SEED), ("aif 8", 0), (f"aif {TEACHER.changes['hidden']}", TEACHER_SEED),
         ("aif 8", 0), ("aif 8", 1), ("aif 8", 1),
     ]  # fmt: skip
     # What it says is what the teacher predicts of the training part, and of no other.

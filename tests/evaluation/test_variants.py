@@ -7,7 +7,7 @@ from aif_jax.config import ModelConfig
 from aif_jax.data import load
 from aif_jax.errors import ConfigError, DataError
 from aif_jax.evaluation import VARIANTS
-from aif_jax.evaluation.study import RANKER, RANKER_SEED
+from aif_jax.evaluation.judges import JUDGE_SEED, JUDGES
 from aif_jax.evaluation.teaching import TEACHER, TEACHER_SEED
 from aif_jax.evaluation.variants import chosen, with_shuffled_content
 from aif_jax.features.score import score_of
@@ -34,9 +34,9 @@ def test_every_variant_is_another_model_or_has_other_data_or_another_training() 
 
 def test_who_teaches_is_not_who_judges() -> None:
     model, _ = preset("movielens-1m")
-    teacher, judge = TEACHER.config(model), RANKER.config(model)
-    assert teacher.architecture != judge.architecture
-    assert TEACHER_SEED != RANKER_SEED
+    teacher = TEACHER.config(model)
+    assert all(teacher.architecture != judge.config(model).architecture for judge in JUDGES.values())
+    assert TEACHER_SEED != JUDGE_SEED
     assert teacher.heads == VARIANTS["aif_distilled"].config(model).heads
 
 

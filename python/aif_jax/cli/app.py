@@ -126,6 +126,13 @@ def evaluate(
     cost: Annotated[
         bool, typer.Option("--cost", help="Also measure what serving each costs, and plot it.")
     ] = False,
+    judge: Annotated[
+        str,
+        typer.Option(
+            help="The ranker that judges what is kept: one that learnt from impressions, or, with shown, "
+            "from sampled items too. Rows of both need folders of their own."
+        ),
+    ] = "impressions",
 ) -> None:
     """Compare variants of the model: quality with paired errors, and what a ranker finds kept. Resumable."""
     _needs("optax", "orbax.checkpoint", "grain", "matplotlib")
@@ -147,6 +154,7 @@ def evaluate(
         curve=curve,
         search=search,
         cost=cost,
+        judge=judge,
     )
 
 

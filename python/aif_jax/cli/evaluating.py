@@ -36,6 +36,7 @@ def run_evaluation(
     curve: str | None = None,
     search: str | None = None,
     cost: bool = False,
+    judge: str = "impressions",
 ) -> None:
     """Train what is missing and write ``table.json``, ``table.md`` and ``gauc.svg`` to OUT.
 
@@ -56,10 +57,11 @@ def run_evaluation(
             what is kept stands under OUT/search.
         cost: measure what serving costs, of all anew, since times of two runs do not compare. It is kept in
             ``cost.json``; with costs there is a picture of quality against cost, ``pareto.svg``.
+        judge: which ranker judges what is kept, one of `aif_jax.evaluation.judges.JUDGES`.
 
     Raises:
-        ConfigError: a variant, a curve, a setting or a field is unknown, both a curve and a search are
-            wanted, or a row that is there is of another study.
+        ConfigError: a variant, a curve, a setting, a judge or a field is unknown, both a curve and a search
+            are wanted, or a row that is there is of another study.
         DataError: the file of a row is broken.
     """
     changes = read_fields(config)
@@ -85,6 +87,7 @@ def run_evaluation(
         epochs=epochs,
         lists=lists,
         changes=changes,
+        judge=judge,
     )
 
     def told(row: Row, number: int, total: int, kept: bool) -> None:

@@ -13,6 +13,7 @@ from aif_jax.config import ModelConfig
 from aif_jax.data import Dataset
 from aif_jax.data.splits import split_number
 from aif_jax.errors import ConfigError
+from aif_jax.evaluation.judges import JUDGE_SEED, judge_of, judged
 from aif_jax.evaluation.labelled import Labelled
 from aif_jax.evaluation.retention import retention
 from aif_jax.evaluation.row import Row, digest_of
@@ -33,13 +34,6 @@ from aif_jax.training import (
     train,
 )
 from aif_jax.training.identity import differing
-
-RANKER = Variant(
-    "ranker", "exact with a seed of its own: it judges what a pre-ranker keeps", {"architecture": "exact"}
-)
-"""It judges by its main head, whatever the score; what it judges is ordered by its score."""
-RANKER_SEED = 10_007
-_RANKER_FILE = f"{RANKER.name}-{RANKER_SEED}.npz"
 
 
 class Study:
@@ -70,11 +64,12 @@ class Study:
         whole_requests: lists of what was shown in a request, as `aif_jax.training.candidate_lists` has it.
             By default as `aif_jax.training.WHOLE_REQUESTS` has it.
         changes: fields of `ModelConfig` that differ from the preset, or ``settings``, in all variants.
+        judge: which ranker judges what is kept, one of `aif_jax.evaluation.judges.JUDGES`.
         progress: show a progress bar for each row.
 
     Raises:
-        ConfigError: there is no preset for this data set and no settings, or a row that is wanted is there
-            from another study.
+        ConfigError: there is no preset for this data set and no settings, no such judge, or a row that is
+            wanted is there from another study.
         DataError: the file of a row is broken.
     """
 
@@ -94,6 +89,7 @@ class Study:
         candidates: int = 1000,
         whole_requests: bool | None = None,
         changes: dict[str, Any] | None = None,
+        judge: str = "impressions",
         progress: bool = True,
     ):
         if seeds < 1 or lists < 1 or candidates < 2:
@@ -118,6 +114,7 @@ class Study:
         self._whole_requests = dataset.name in WHOLE_REQUESTS if whole_requests is None else whole_requests
         self._list_count, self._list_size = lists, candidates
         self._drawn: CandidateLists | None = None
+        self.judge, self._ranker = judge, judge_of(judge)
         self._judge: Row | None = None
         self._taught: Teacher | None = None
         self._impressions, self._inputs = _digest(self.dataset), _digest_of_inputs(self.dataset)
@@ -183,21 +180,22 @@ class Study:
         if self._drawn is None:
             self._drawn = candidate_lists(
                 self.dataset, self.split, self.head, lists=self._list_count, unseen=self.unseen,
-                seed=RANKER_SEED, whole_requests=self._whole_requests,
+                seed=JUDGE_SEED, whole_requests=self._whole_requests,
             )  # fmt: skip
         return self._drawn
 
     def ranker(self) -> Row:
         """Return the frozen ranker's row; train it if it is not there."""
         if self._judge is None:
-            kept = self._kept(RANKER, RANKER_SEED)
-            if kept is None and (judged := [row.name for row in self.store if row.judge]):
+            file = f"{self._ranker.name}-{JUDGE_SEED}.npz"
+            kept = self._kept(self._ranker, JUDGE_SEED)
+            if kept is None and (others := [row.name for row in self.store if row.judge]):
                 raise ConfigError(
-                    f"{self.store.folder} holds rows ({', '.join(judged[:3])}, ...) but not {_RANKER_FILE}, "
+                    f"{self.store.folder} holds rows ({', '.join(others[:3])}, ...) but not {file}, "
                     "the ranker that judged them, and another one would judge otherwise. Copy it from where "
                     "they were made, or choose another folder for rows."
                 )
-            self._judge = kept or self._train(RANKER, RANKER_SEED)
+            self._judge = kept or self._train(self._ranker, JUDGE_SEED)
         return self._judge
 
     # -- inside -----------------------------------------------------------------------------------
@@ -206,7 +204,7 @@ class Study:
         return [(variant, seed) for seed in range(self.seeds) for variant in self.variants]
 
     def _train(self, variant: Variant, seed: int) -> Row:
-        judge = None if variant is RANKER else self.ranker()
+        judge = None if variant is self._ranker else self.ranker()
         lists, positives = self.candidates(), self.candidates().positives
         assert positives is not None
         checkpoints = self.folder / "checkpoints" / f"{variant.name}-{seed}"
@@ -219,7 +217,11 @@ class Study:
         frozen_histories = dataset.with_frozen_histories(self.split)
         still = Evaluator(frozen_histories, result.model, self.split, buckets=config.long_buckets)
         logits, frozen = evaluator.predict(result.model), still.predict(result.model)
-        scores = evaluator.score_lists(result.model, lists, main_head=variant is RANKER)
+        scores = (
+            judged(variant, evaluator, result.model, lists)
+            if judge is None
+            else evaluator.score_lists(result.model, lists)
+        )
         part = self.dataset.impressions.split == split_number(self.split)
         growing_main, frozen_main = logits[part, 0], frozen[part, 0]
         row = Row(
@@ -277,7 +279,7 @@ class Study:
 
     def _check(self) -> None:
         """Refuse rows of other studies before anything is trained."""
-        wanted = [self._kept(variant, seed) for variant, seed in [(RANKER, RANKER_SEED), *self._pairs()]]
+        wanted = [self._kept(variant, seed) for variant, seed in [(self._ranker, JUDGE_SEED), *self._pairs()]]
         judges: dict[str, list[str]] = {}
         for row in filter(None, wanted):
             judge = row.judge if row.scores is None else digest_of(row.scores)

@@ -81,6 +81,7 @@ def summarise(study: Study, rows: Sequence[Row], costs: Mapping[str, Cost] | Non
         "lists": rows[0].retention["lists"],
         "candidates": rows[0].retention["candidates"],
         "shown": study.shown,
+        "judge": study.judge,
         "positive": rows[0].retention.get("positive", 1),  # rows made before lists had more than one
         "against": against,
         "cold_items": {
@@ -130,8 +131,9 @@ def markdown(summary: dict[str, Any]) -> str:
     lines += [
         "",
         f"Retention, over {summary['lists']:,} lists of {_in_lists(summary)}, half of these drawn by "
-        "popularity: how many of the frozen ranker's best K survive among the model's best M; how often the "
-        "positive does; NDCG@10 of what the ranker makes of the best 100. Chance keeps M / "
+        "popularity: how many of the frozen ranker's best K survive among the model's best M"
+        f"{_judge(summary)}; how often the positive does; NDCG@10 of what the ranker makes of the best 100. "
+        "Chance keeps M / "
         f"{round(summary['candidates']):,}.",
         "",
         f"| model | {' | '.join(header)} | "
@@ -152,6 +154,10 @@ def markdown(summary: dict[str, Any]) -> str:
     lines += ["", "Rows by where they were made:", ""]
     lines += [f"- {line}" for line in by_machine((row["name"], row) for row in summary["rows"])]
     return "\n".join(lines) + "\n"
+
+
+def _judge(summary: dict[str, Any]) -> str:
+    return " (it has a head for what is shown)" if summary["judge"] == "shown" else ""
 
 
 def _cold_lines(summary: dict[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aif_jax.evaluation.pareto import COSTS, frontier, pareto_plot
+from aif_jax.evaluation.pareto import COSTS, frontier, labels_apart, pareto_plot
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -36,3 +36,25 @@ def test_the_plot_names_what_has_no_such_cost() -> None:
     assert "without: cold -->" in one
     panels = pareto_plot(summary, costs=tuple(COSTS))
     assert panels.count("without: exact, cold -->") == 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_label_covers_another_and_none_moves_without_need(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, y = rng.uniform(0, 300, 20), rng.uniform(0, 200, 20)
+    widths, height = rng.uniform(20, 90, 20), 8.0
+    found = labels_apart(x.tolist(), y.tolist(), widths.tolist(), height)
+
+    def touch(heights: Any, i: int, j: int) -> bool:
+        beside = x[j] < x[i] + widths[i] and x[i] < x[j] + widths[j]
+        return bool(beside and abs(heights[i] - heights[j]) < height - 1e-9)
+
+    pairs = [(i, j) for i in range(20) for j in range(i)]
+    assert not any(touch(found, i, j) for i, j in pairs)
+    assert any(touch(y, i, j) for i, j in pairs)
+    assert all(after <= before for after, before in zip(found, y, strict=True))
+    highest = int(np.argmax(y))
+    assert found[highest] == y[highest]
+    assert labels_apart([0.0, 100.0], [5.0, 5.0], [50.0, 50.0], height) == [5.0, 5.0]
+    # A dot within the label's width takes its place, one beyond it does not.
+    assert labels_apart([0.0], [5.0], [50.0], height, [(30.0, 4.0), (60.0, -4.0)]) == [-4.0]

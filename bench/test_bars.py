@@ -1,6 +1,7 @@
 """Whatever becomes of a measurement, its bar is in the table and the exit code says so."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +29,13 @@ def raising(error, *names):
 
 
 NONE = float("nan")
+
+
+def test_the_design_tells_every_bar():
+    told = (Path(__file__).parents[1] / "DESIGN.md").read_text(encoding="utf-8")
+    for bar in BARS.values():
+        unit, sign = " ms" if bar.unit == "ms" else "", "least" if bar.better == "higher" else "most"
+        assert f"| {bar.what} | at {sign} {bar.needed:g}{unit} | {bar.reach:g}{unit} |" in told
 
 
 @pytest.mark.parametrize(

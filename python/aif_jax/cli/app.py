@@ -67,7 +67,9 @@ def train(
     config: Annotated[
         Path | None, typer.Option(help="JSON with ModelConfig fields that differ from the preset.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="The preset's by default.", min=1)] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Training epochs; the preset's by default.", min=1)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and dropout.")] = 0,
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint in OUT.")] = False,
 ) -> None:
@@ -97,7 +99,9 @@ def evaluate(
         str, typer.Option(help="Which rows, separated by commas, or all; a wrong name lists them.")
     ] = "two_tower,cold,aif,exact",
     seeds: Annotated[int, typer.Option(help="Trainings of each.", min=1)] = 5,
-    epochs: Annotated[int | None, typer.Option(help="The preset's by default.", min=1)] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Training epochs; the preset's by default.", min=1)
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(help="JSON with ModelConfig fields that differ from the preset in all rows."),
@@ -223,7 +227,9 @@ def rank(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A model, a bundle, an item index or a behaviour table.")],
+    path: Annotated[
+        Path, typer.Argument(help="A model, a bundle, an index or a table of one, or an archive.")
+    ],
 ) -> None:
     """Say in human words what a path holds."""
     from aif_jax.cli.inspecting import run_inspect

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.config import BLOCKS, LONG_BLOCKS, ModelConfig
+from aif_jax.config import BLOCKS, ModelConfig
 from aif_jax.data import SHOWN, Dataset
 from aif_jax.errors import ConfigError
 from aif_jax.training import TrainConfig
@@ -134,7 +134,10 @@ _ALL = (
     Variant("aif-sim_hard", "aif without category sub-sequences", _without("sim_hard")),
     Variant("aif-self_attention", "aif without self-attention", _without("self_attention")),
     Variant("aif-profile_item", "aif without profile x item", _without("profile_item")),
-    Variant("aif-long", "aif that sees the short sequence only", _without(*LONG_BLOCKS)),
+    Variant(
+        "aif_short", "control: aif with all blocks, whose long sequence is as short as the short one", {},
+        model=lambda preset: preset.replace(long_length=preset.short_length),
+    ),
     Variant("aif_sign", "aif with sign attention", {"long_attention": "sign"}),
     Variant("aif_collision", "aif with collision attention", {"long_attention": "collision"}),
     Variant("aif_int8", "aif with int8 signatures", {"signature": "int8"}),

@@ -54,6 +54,8 @@ def test_rows_of_different_judges_do_not_mix(tmp_path: Path) -> None:
     other = make(dataset, tmp_path, "cold", seeds=1, judge="shown")
     with pytest.raises(ConfigError, match=f"not {JUDGES['shown'].name}-{JUDGE_SEED}.npz, the ranker"):
         other.run()
+    with pytest.raises(ConfigError, match="row aif-0 is of a study that differs in judge"):
+        make(dataset, tmp_path, "aif", seeds=1, judge="shown")  # although nothing is left to be trained
 
 
 def test_there_is_no_other_judge(tmp_path: Path) -> None:

@@ -63,6 +63,17 @@ def test_seeds_that_disagree_widen_the_error() -> None:
     assert errors[1] > 1.5 * errors[0]
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_the_error_of_a_mean_of_few_seeds_is_as_large_as_such_means_spread(seeds: int) -> None:
+    rng = np.random.default_rng(seeds)
+    squares = []
+    for _ in range(150):  # users who are all alike, so that only seeds move anything
+        runs = [np.full(4, 0.7 + 0.01 * rng.normal()) for _ in range(seeds)]
+        paired = PairedBootstrap(np.ones(4), {"a": runs, "b": [np.full(4, 0.6)] * seeds}, resamples=150)
+        squares.append(paired.difference("a", "b").standard_error ** 2)
+    assert np.mean(squares) == pytest.approx(0.01**2 / seeds, rel=0.25)
+
+
 def test_a_gain_that_is_none_has_no_share() -> None:
     user, labels, scores = world()
     scores["exact"] = scores["cold"]

@@ -16,6 +16,7 @@ from aif_jax.cli import evaluating
 from aif_jax.cli.evaluating import run_evaluation
 from aif_jax.config import ModelConfig
 from aif_jax.data import VALIDATION, Dataset
+from aif_jax.data.dataset import take_columns
 from aif_jax.errors import ConfigError
 from aif_jax.evaluation import VARIANTS as ALL
 from aif_jax.evaluation import Study, markdown, study
@@ -24,7 +25,7 @@ from aif_jax.evaluation.cost import Cost
 from aif_jax.evaluation.judges import JUDGE_SEED, RANKER
 from aif_jax.evaluation.paired import PairedBootstrap
 from aif_jax.evaluation.plot import gauc_plot
-from aif_jax.evaluation.row import Row
+from aif_jax.evaluation.row import LATER, Row
 from aif_jax.evaluation.table import summarise
 from aif_jax.evaluation.variants import Variant
 from aif_jax.models import build_model
@@ -239,11 +240,11 @@ def test_rows_of_another_study_are_not_mixed_in(dataset: Dataset, finished: Stud
     rows = dataset.impressions
     flipped = {**rows.labels, "ctr": np.where(rows.split == 2, 1 - rows.labels["ctr"], rows.labels["ctr"])}
     other = dataclasses.replace(dataset, impressions=dataclasses.replace(rows, labels=flipped))
-    with pytest.raises(ConfigError, match="differs in impressions"):
+    with pytest.raises(ConfigError, match=r"differs in .*impressions"):
         make(other, tmp_path, rows=there)
     hidden = {**rows.label_mask, "ctr": np.where(rows.user % 3, rows.label_mask["ctr"], 0).astype(np.float32)}
     other = dataclasses.replace(dataset, impressions=dataclasses.replace(rows, label_mask=hidden))
-    with pytest.raises(ConfigError, match="differs in users, cold items"):
+    with pytest.raises(ConfigError, match=r"differs in .*users, cold items"):
         make(other, tmp_path, rows=there)
     with pytest.raises(ConfigError, match="each name once"):
         Study(dataset, tmp_path, [VARIANTS["aif"], VARIANTS["aif"]])
@@ -289,7 +290,7 @@ def test_logs_of_ones_own_are_studied_with_settings_of_ones_own(
     assert "mine, head `like`" in markdown(summarise(own, [row]))
     kept = make(mine, tmp_path / "kept", names="aif", seeds=1, settings=settings)
     assert (kept.dataset.impressions.split == VALIDATION).any()
-    with pytest.raises(ConfigError, match="differs in impressions"):
+    with pytest.raises(ConfigError, match=r"differs in .*impressions"):
         make(mine, tmp_path, names="aif", seeds=1, settings=settings)
     with pytest.raises(ConfigError, match=r"differs in training\.learning_rate"):
         make(mine, tmp_path, names="aif", seeds=1, settings=(model, TrainConfig()), refit=True)
@@ -298,8 +299,31 @@ def test_logs_of_ones_own_are_studied_with_settings_of_ones_own(
     ends = mine.impressions.history_end
     late = dataclasses.replace(mine.impressions, history_end=np.maximum(ends - 1, 0))
     for other in (dataclasses.replace(mine, schema=schema), dataclasses.replace(mine, impressions=late)):
-        with pytest.raises(ConfigError, match="differs in inputs"):
+        with pytest.raises(ConfigError, match=r"differs in .*inputs"):
             make(other, tmp_path, names="aif", seeds=1, settings=settings, refit=True)
+
+
+def test_rows_are_of_the_columns_masks_and_requests_that_they_were_made_with(
+    dataset: Dataset, finished: Study, tmp_path: Path
+) -> None:
+    rng, rows = np.random.default_rng(0), dataset.impressions
+
+    def refused(other: Dataset, part: str) -> None:
+        with pytest.raises(ConfigError, match=f"differs in .*{part}"):
+            make(other, tmp_path, rows=finished.store.folder)
+
+    for group in ("users", "items"):
+        columns = dict(getattr(dataset, group))
+        name = next(name for name in columns if name not in ("ids", dataset.schema.item_id))
+        columns[name] = take_columns({name: columns[name]}, rng.permutation(len(columns["ids"])))[name]
+        refused(dataclasses.replace(dataset, **{group: columns}), "columns")
+    mask = {**rows.label_mask, "like": np.zeros_like(rows.label_mask["like"])}
+    context = take_columns(rows.context, rng.permutation(len(rows)))
+    for changes in ({"label_mask": mask}, {"context": context}, {"request": np.arange(len(rows))}):
+        refused(dataclasses.replace(dataset, impressions=dataclasses.replace(rows, **changes)), "columns")
+    # Other labels of the test part make other lists.
+    labels = {**rows.labels, "ctr": np.where(rows.split == 2, 1.0 - rows.labels["ctr"], rows.labels["ctr"])}
+    refused(dataclasses.replace(dataset, impressions=dataclasses.replace(rows, labels=labels)), "drawn")
 
 
 def test_a_row_made_before_inputs_were_written_down_still_counts(
@@ -310,8 +334,8 @@ def test_a_row_made_before_inputs_were_written_down_still_counts(
     for name, seed in ((RANKER.name, JUDGE_SEED), ("aif", 0)):
         row = mine.store.get(name, seed)
         assert row is not None
-        old = {part: value for part, value in row.identity.items() if part != "inputs"}
-        assert len(old) == len(row.identity) - 1
+        old = {part: value for part, value in row.identity.items() if part not in LATER}
+        assert len(old) == len(row.identity) - 3
         mine.store.put(dataclasses.replace(row, identity=old))
     make(dataset, tmp_path, names="aif", seeds=1, rows=shared)
 
@@ -335,7 +359,7 @@ def test_lists_of_whole_requests_make_other_rows_and_the_table_says_what_is_in_t
     assert f"what a user was shown in one request ({shown:.1f} items in the mean" in text
     assert f" of one positive and {candidates - shown:,.0f} items that" not in text
     assert " of one positive and " in markdown(summarise(finished, finished.run()))
-    with pytest.raises(ConfigError, match="differs in lists"):
+    with pytest.raises(ConfigError, match="differs in drawn, lists"):
         make(dataset, tmp_path / "other", whole_requests=True, rows=finished.store.folder)
 
 

@@ -75,6 +75,9 @@ def test_processes_give_what_a_thread_gives(make):
 def test_negatives_are_other_items_with_label_0_like_the_rows_of_their_request(dataset, make):
     plain, batches = make(), make(negatives=5, negative_weight=0.25)
     known = dataset.trained_items()
+    rows, events = dataset.impressions, dataset.events
+    met = set(zip(rows.user[rows.split == TRAIN], rows.item[rows.split == TRAIN], strict=True))
+    met |= set(zip(events.user[events.training], events.item[events.training], strict=True))
     for i in range(3):
         before, after = plain[i], batches[i]
         assert after["item"].shape == (16, 13)
@@ -87,6 +90,8 @@ def test_negatives_are_other_items_with_label_0_like_the_rows_of_their_request(d
         assert (after["label_mask"][:, 8:][added == -1] == 0).all()
         assert (added[real] >= 0).mean() > 0.95
         assert known[added[added >= 0]].all()
+        users = np.broadcast_to(before["user_index"][:, None], added.shape)
+        assert not any(pair in met for pair in zip(users[added >= 0], added[added >= 0], strict=True))
         assert not (added[:, :, None] == before["item"][:, None, :])[real].any()
         assert (after["labels"][:, 8:] == 0).all()
         assert (after["label_mask"][:, 8:][added >= 0] == 0.25).all()

@@ -66,6 +66,21 @@ def test_a_run_that_crashed_twice_reaches_the_weights_of_one_that_did_not(datase
 
     with pytest.raises(TrainingError, match=r"holds another run: training\.learning_rate differ"):
         train(tiny, dataset, config.replace(learning_rate=1e-4), progress=False)
+    rows, events = dataset.impressions, dataset.events
+    flipped = {**rows.labels, "ctr": 1.0 - rows.labels["ctr"]}
+    relabelled = dataclasses.replace(rows, labels=flipped)
+    other = dataclasses.replace(events, type=np.roll(events.type, 1))
+    users = {**dataset.users, "region": dataset.users["region"][::-1]}
+    for part, changed in (
+        ("labels", dataclasses.replace(dataset, impressions=relabelled)),
+        ("histories", dataclasses.replace(dataset, events=other)),
+        (
+            "columns",
+            dataclasses.replace(dataset, users=users),
+        ),
+    ):
+        with pytest.raises(TrainingError, match=rf"holds another run: data\.{part} differ"):
+            train(tiny, changed, config, progress=False)
 
 
 def test_a_checkpoint_does_not_depend_on_the_order_of_the_weights(

@@ -44,6 +44,10 @@ class Lost:
 class PairedBootstrap:
     """Resamples users and seeds, for several models the same in each draw.
 
+    Drawing from n seeds gives their mean (n - 1) / n of the variance that it has, so what a draw of seeds
+    moves is stretched by the root of n / (n - 1). One seed says nothing of that: then the errors are those
+    of users only.
+
     Args:
         weights: impressions of each user who has both classes, ``[U]``.
         aucs: by model, the AUC of each of these users, ``[U]`` a seed; all models have as many seeds.
@@ -80,11 +84,13 @@ class PairedBootstrap:
         rng = np.random.default_rng(seed)
         n = weights.size
         draws = {name: np.empty(resamples) for name in aucs}
+        stretch = np.sqrt(seeds / (seeds - 1)) if seeds > 1 else 1.0
         for draw in range(resamples):
             times = np.bincount(rng.integers(0, n, n), minlength=n) * weights
             runs = rng.integers(0, seeds, seeds)
             for name, found in stacked.items():
-                draws[name][draw] = (found[runs] @ times).mean() / times.sum()
+                each = found @ times / times.sum()
+                draws[name][draw] = each.mean() + stretch * (each[runs].mean() - each.mean())
         self._draws = draws
         self._values = {name: float((a @ weights).mean() / weights.sum()) for name, a in stacked.items()}
 

@@ -11,6 +11,9 @@ from aif_jax.evaluation.user_pairs import UserPairs
 from aif_jax.evaluation.where import Where
 from aif_jax.training import Metrics
 
+LATER = ("inputs", "columns", "drawn")
+"""Parts of the identity of a row that were not written down from the beginning."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Row:
@@ -19,8 +22,10 @@ class Row:
     Attributes:
         variant: its name.
         seed: of weights, order, dropout and negatives.
-        identity: what a row must share with a study to stand in its table: ``data``, a digest of the
-            ``impressions``, ``lists``, and the fields of ``model`` and ``training``.
+        identity: what a row must share with a study to stand in its table: ``data``; digests of its
+            ``impressions``, of ``inputs`` and ``columns`` (see `aif_jax.data.digests`) and of the candidate
+            lists that were ``drawn``; ``lists``; ``judge``, unless it is the usual one; and the fields of
+            ``model`` and ``training``.
         made: where, see `aif_jax.evaluation.where`.
         metrics: on the part that the study compares on.
         frozen: the same with histories that end where the user's rows of that part begin, see

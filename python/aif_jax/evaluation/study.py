@@ -1,7 +1,5 @@
 """Trains variants with several seeds on one data set, keeps what the table needs, and can be resumed."""
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,12 +9,18 @@ import numpy as np
 
 from aif_jax.config import ModelConfig
 from aif_jax.data import Dataset
+from aif_jax.data.digests import (
+    digest_of_arrays,
+    digest_of_columns,
+    digest_of_histories,
+    digest_of_labels,
+)
 from aif_jax.data.splits import split_number
 from aif_jax.errors import ConfigError
 from aif_jax.evaluation.judges import JUDGE_SEED, judge_of, judged
 from aif_jax.evaluation.labelled import Labelled
 from aif_jax.evaluation.retention import retention
-from aif_jax.evaluation.row import Row, digest_of
+from aif_jax.evaluation.row import LATER, Row, digest_of
 from aif_jax.evaluation.row_store import RowStore
 from aif_jax.evaluation.teaching import Lessons, Teacher, teacher_of
 from aif_jax.evaluation.variants import Variant
@@ -117,7 +121,14 @@ class Study:
         self.judge, self._ranker = judge, judge_of(judge)
         self._judge: Row | None = None
         self._taught: Teacher | None = None
-        self._impressions, self._inputs = _digest(self.dataset), _digest_of_inputs(self.dataset)
+        self._lists = ""
+        schema = self.dataset.fit_schema()
+        self._data = {
+            "data": self.dataset.name,
+            "impressions": digest_of_labels(self.dataset),
+            "inputs": digest_of_histories(self.dataset, schema),
+            "columns": digest_of_columns(self.dataset, schema),
+        }
         self.labelled = Labelled.of(self.dataset, self.split, self.head)
         nothing = np.zeros(len(self.labelled.known))
         self._users = (self.labelled.pairs(nothing), self.labelled.cold_pairs(nothing))
@@ -252,7 +263,7 @@ class Study:
         if self._taught is None:
             self._taught = teacher_of(
                 self.dataset, self._model, self._training, self.folder / "teacher.npz",
-                identity=self._data_identity(), progress=self._progress,
+                identity=self._data, progress=self._progress,
             )  # fmt: skip
         return self._taught
 
@@ -261,10 +272,7 @@ class Study:
         row = self.store.get(variant.name, seed)
         if row is None:
             return None
-        mine = self._identity(variant)
-        if "inputs" not in row.identity:  # made before they were written down
-            del mine["inputs"]
-        differ = differing(mine, row.identity)
+        differ = differing(self._identity(variant), row.identity, later=LATER)
         for part, mine, theirs in zip(
             ("users", "cold items"), self._users, (row.growing_pairs, row.cold_pairs), strict=True
         ):
@@ -294,14 +302,20 @@ class Study:
     def _identity(self, variant: Variant) -> dict[str, Any]:
         """Return what a row of a variant must share with this study to stand in its table."""
         return {
-            **self._data_identity(),
+            **self._data,
             "lists": [self._list_count, self._list_size, *["request"] * self._whole_requests],
+            "drawn": self._digest_of_lists(),
+            **({} if self.judge == "impressions" else {"judge": self.judge}),
             "model": variant.config(self._model).to_json(),
             "training": _shared(variant.trained(self._training)),
         }
 
-    def _data_identity(self) -> dict[str, Any]:
-        return {"data": self.dataset.name, "impressions": self._impressions, "inputs": self._inputs}
+    def _digest_of_lists(self) -> str:
+        if not self._lists:
+            drawn = self.candidates()
+            assert drawn.positives is not None
+            self._lists = digest_of_arrays(drawn.rows, drawn.items, drawn.positives)
+        return self._lists
 
 
 def _scores(ranker: Row) -> np.ndarray:
@@ -312,28 +326,3 @@ def _scores(ranker: Row) -> np.ndarray:
 def _shared(config: TrainConfig) -> dict[str, Any]:
     """Return what all rows of a variant share of how they are trained."""
     return config.replace(seed=0, checkpoint_dir="", checkpoint_interval=0).to_json()
-
-
-def _digest(dataset: Dataset) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    rows = dataset.impressions
-    for column in (rows.user, rows.item, rows.split, *(rows.labels[head] for head in sorted(rows.labels))):
-        digest.update(np.ascontiguousarray(column).tobytes())
-    return digest.hexdigest()
-
-
-def _digest_of_inputs(dataset: Dataset) -> str:
-    """Digest what models are given, so that rows of a log whose features have changed are no longer kept.
-
-    The numbers of content embeddings are left out: a decomposition has other last bits on another machine.
-    """
-    rows, events = dataset.impressions, dataset.events
-    digest = hashlib.blake2b(
-        json.dumps(dataset.fit_schema().to_json(), sort_keys=True).encode(), digest_size=16
-    )
-    columns = [rows.history_end, events.user, events.item, events.type]
-    if dataset.content is not None:
-        columns += [np.array(dataset.content.vectors.shape), dataset.content.has]
-    for column in columns:
-        digest.update(np.ascontiguousarray(column).tobytes())
-    return digest.hexdigest()

@@ -105,8 +105,8 @@ def markdown(summary: dict[str, Any]) -> str:
     lines = [
         f"{summary['data']}, head `{summary['head']}`: {summary['impressions']:,} impressions of "
         f"{summary['users']:,} users in the {part} part, {_seeds(summary['seeds'])}. The difference of GAUC "
-        f"is to `{against}`, with the standard error of a bootstrap over "
-        f"users and seeds in pairs. Frozen: histories end where a user's {part} rows begin, so that no label "
+        f"is to `{against}`, with the standard error of a bootstrap over {_drawn(summary['seeds'])} in "
+        f"pairs. Frozen: histories end where a user's {part} rows begin, so that no label "
         f"of a {part} row is an input of a later one, which would turn the order of a user's rows round"
         + ("" if summary["frozen_history"] else "; nobody has any then, so that this is without histories")
         + ". Trained: impressions a second, compilation left out, the mean over the rows.",
@@ -149,7 +149,8 @@ def markdown(summary: dict[str, Any]) -> str:
     if summary["lost"] is not None:
         lines += [
             "",
-            f"{_lost(summary['lost']['growing'])} With frozen histories, {_lost(summary['lost']['frozen'])}",
+            f"{_lost(summary['lost']['growing'], summary['seeds'])} With frozen histories, "
+            f"{_lost(summary['lost']['frozen'], summary['seeds'])}",
         ]
     lines += ["", "Rows by where they were made:", ""]
     lines += [f"- {line}" for line in by_machine((row["name"], row) for row in summary["rows"])]
@@ -243,12 +244,17 @@ def _seeds(seeds: int) -> str:
     return "one seed" if seeds == 1 else f"{seeds} seeds; mean ± standard deviation over seeds"
 
 
-def _lost(lost: dict[str, Any]) -> str:
+def _drawn(seeds: int) -> str:
+    return "users and seeds" if seeds > 1 else "users, without what another seed would move,"
+
+
+def _lost(lost: dict[str, Any], seeds: int) -> str:
     gain = Estimate(**lost["gain"])
     said = f"`{BEST}` gains {gain.value:+.4f} ± {gain.standard_error:.4f} GAUC over `{BASELINE}`"
     if lost["share"] is None:
         return f"{said}: too little to say which share of it `{MODEL}` loses."
-    return f"{said}; `{MODEL}` loses {lost['share']:.0%} of that, at most {lost['upper']:.0%} (95 %)."
+    sure = "" if seeds > 1 else ", of users only"
+    return f"{said}; `{MODEL}` loses {lost['share']:.0%} of that, at most {lost['upper']:.0%} (95 %{sure})."
 
 
 def _with_history(study: Study) -> float:

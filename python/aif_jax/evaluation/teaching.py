@@ -13,6 +13,7 @@ from aif_jax.config import ModelConfig
 from aif_jax.data import Dataset
 from aif_jax.errors import ConfigError
 from aif_jax.evaluation.facts_file import read_facts, write_facts
+from aif_jax.evaluation.row import LATER
 from aif_jax.evaluation.variants import Variant
 from aif_jax.training import TrainConfig, bottom_items, predict, train
 from aif_jax.training.identity import differing
@@ -93,7 +94,7 @@ def teacher_of(
     mine = {**identity, "model": model.to_json(), "training": config.to_json()}
     if path.exists():
         theirs, arrays = read_facts(path)
-        if differ := differing(mine, theirs):
+        if differ := differing(mine, theirs, later=LATER):
             raise ConfigError(
                 f"{path} holds a teacher that differs in {', '.join(differ)}; choose another folder, or "
                 "remove it and one is trained."

@@ -8,6 +8,7 @@ import numpy as np
 from aif_jax.data import TRAIN, Dataset
 from aif_jax.data.splits import split_number
 from aif_jax.features import Schema
+from aif_jax.training.user_items import UserItems
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +68,8 @@ def candidate_lists(
     """Draw candidate lists.
 
     The positives are impressions of the part with label 1. The unseen items are without repeats, half of
-    them drawn by how often an item was shown in the training part, half uniformly, none of them in the
-    user's events or impressions of any time.
+    them drawn by how often an item was shown in the training part, half uniformly from the whole catalogue,
+    also what nobody was ever shown; none of them in the user's events or impressions of any time.
 
     Args:
         dataset: what is drawn from.
@@ -78,8 +79,8 @@ def candidate_lists(
         unseen: items in each list beside what was shown.
         seed: of the draw.
         whole_requests: each list holds all that a user was shown in one request with at least one positive,
-            and has the history and context of the request's first row, in which none of them is; instead of
-            one positive, with its own.
+            and has the history and context of the request's first row, which is before all of them; instead
+            of one positive, with its own. What is shown again may be in that history, what is unseen never.
     """
     rng = np.random.default_rng(seed)
     rows = dataset.impressions
@@ -93,11 +94,7 @@ def candidate_lists(
         shown_items, liked = rows.item[chosen, None], np.ones((chosen.size, 1), bool)
     users, width = rows.user[chosen].astype(np.int64), shown_items.shape[1]
 
-    pairs = np.unique(
-        np.concatenate(
-            [_pair(dataset, dataset.events.user, dataset.events.item), _pair(dataset, rows.user, rows.item)]
-        )
-    )
+    met = UserItems.ever(dataset)
     shown = np.bincount(rows.item[rows.split == TRAIN], minlength=dataset.n_items)
     shares = np.cumsum(shown) / max(int(shown.sum()), 1)
 
@@ -114,7 +111,7 @@ def candidate_lists(
             np.searchsorted(shares, rng.random(items.shape), side="right"), dataset.n_items - 1
         )
         items = np.where(wanted, np.where(popular, by_share, uniform), items)
-        wanted = _repeats(items) | _contains(pairs, _pair(dataset, users[:, None], items))
+        wanted = _repeats(items) | met.hold(users[:, None], items)
         wanted[:, :width] = False
     items[wanted] = -1
     positives = np.pad(liked, ((0, 0), (0, unseen)))
@@ -141,15 +138,6 @@ def _requests(
     items, positives = np.full(shape, -1, np.int64), np.zeros(shape, bool)
     items[owner, column], positives[owner, column] = found % n_items, liked
     return first, items, positives
-
-
-def _pair(dataset: Dataset, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-    return users.astype(np.int64) * dataset.n_items + items
-
-
-def _contains(sorted_values: np.ndarray, values: np.ndarray) -> np.ndarray:
-    place = np.minimum(np.searchsorted(sorted_values, values), sorted_values.size - 1)
-    return sorted_values[place] == values
 
 
 def _repeats(items: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from aif_jax.data import TRAIN, Dataset, RequestBatcher
 from aif_jax.errors import ConfigError
 from aif_jax.features import Schema
 from aif_jax.training.config import TrainConfig
+from aif_jax.training.user_items import UserItems
 
 Batch = dict[str, Any]
 _HOST_ONLY = ("user_index", "impression")
@@ -144,7 +145,8 @@ class Negatives:
     """Sampled items that are added to each request with label 0.
 
     They are drawn from the items that the training part has seen: a part from what a ranker puts last for
-    the user, a part by how often each was shown, the rest uniformly, never one that the request holds.
+    the user, a part by how often each was shown, the rest uniformly; never one that the request holds or that
+    the user has met in the training part, which may well be one that was liked.
     Context and train-only features of each are those of a row of its request, drawn at random, so that
     neither tells it from what was shown; pair features are missing.
 
@@ -181,6 +183,7 @@ class Negatives:
         )
         self._shares = np.cumsum(shown) / max(int(shown.sum()), 1)
         self._known = np.flatnonzero(dataset.trained_items())
+        self._seen = UserItems.in_training(dataset)
 
     def draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         """Return int32 items of a shape, by popularity or uniformly."""
@@ -201,16 +204,14 @@ class Negatives:
     def append(self, batch: Batch, rng: np.random.Generator) -> Batch:
         """Return the batch with `negatives` more candidates a request, at the end.
 
-        A drawn item that the request holds is drawn again; one that still does after a few draws is masked.
+        What the request holds or the user has met is drawn again; after a few draws it is masked.
         """
         items = batch["item"]
         size, users = (items.shape[0], self._count), batch["user_index"]
         drawn = self.draw_for(users, rng)
-        for _ in range(4):
-            held = (drawn[:, :, None] == items[:, None, :]).any(axis=-1)
-            drawn = np.where(held, self.draw_for(users, rng), drawn)
-        held = (drawn[:, :, None] == items[:, None, :]).any(axis=-1)
-        usable = ~held & (users >= 0)[:, None]
+        for _ in range(6):
+            drawn = np.where(self._met(users, items, drawn), self.draw_for(users, rng), drawn)
+        usable = ~self._met(users, items, drawn) & (users >= 0)[:, None]
         shown = np.count_nonzero(batch["impression"] >= 0, axis=1)
         like = rng.integers(0, np.maximum(shown, 1)[:, None], size)
         request = np.arange(size[0])[:, None]
@@ -229,6 +230,10 @@ class Negatives:
         return {
             name: _joined(value, added[name]) if name in added else value for name, value in batch.items()
         }
+
+    def _met(self, users: np.ndarray, items: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        held = (drawn[:, :, None] == items[:, None, :]).any(axis=-1)
+        return held | self._seen.hold(np.maximum(users, 0)[:, None], drawn)
 
 
 def _joined(value: Any, added: Any) -> Any:

@@ -1,6 +1,7 @@
 """The training loop, the same for every architecture."""
 
 import dataclasses
+import functools
 import hashlib
 import math
 import time
@@ -14,6 +15,7 @@ import numpy as np
 
 from aif_jax.config import ModelConfig
 from aif_jax.data import TRAIN, VALIDATION, Dataset
+from aif_jax.data.digests import digest_of_columns, digest_of_histories, digest_of_labels
 from aif_jax.errors import ConfigError, TrainingError
 from aif_jax.features import Schema
 from aif_jax.models import build_model
@@ -293,7 +295,16 @@ class _Run:
             "model": self.model_config.to_json(),
             "training": training,
             "schema": self.schema.to_json(),
-            "data": {"name": self.dataset.name, "rows": int((self.dataset.impressions.split == TRAIN).sum())},
+            "data": self._data,
+        }
+
+    @functools.cached_property
+    def _data(self) -> dict[str, str]:
+        return {
+            "name": self.dataset.name,
+            "labels": digest_of_labels(self.dataset),
+            "histories": digest_of_histories(self.dataset, self.schema),
+            "columns": digest_of_columns(self.dataset, self.schema),
         }
 
     def _arrays(self) -> dict[str, Any]:

@@ -1,0 +1,47 @@
+"""Which users have met which items, to draw others."""
+
+from typing import Self
+
+import numpy as np
+
+from aif_jax.data import TRAIN, Dataset
+
+
+class UserItems:
+    """A set of pairs of a user and an item.
+
+    Args:
+        n_items: number of items.
+        users: rows of users, ``[P]``.
+        items: rows of items, ``[P]``.
+    """
+
+    def __init__(self, n_items: int, users: np.ndarray, items: np.ndarray) -> None:
+        self._n_items = n_items
+        self._keys = np.unique(self._key(users, items))
+
+    @classmethod
+    def ever(cls, dataset: Dataset) -> Self:
+        """Return the pairs of all events and impressions, of any part."""
+        rows, events = dataset.impressions, dataset.events
+        users, items = (rows.user, events.user), (rows.item, events.item)
+        return cls(dataset.n_items, np.concatenate(users), np.concatenate(items))
+
+    @classmethod
+    def in_training(cls, dataset: Dataset) -> Self:
+        """Return the pairs of events and impressions of the training part."""
+        rows, events = dataset.impressions, dataset.events
+        shown, past = rows.split == TRAIN, events.training
+        users, items = (rows.user[shown], events.user[past]), (rows.item[shown], events.item[past])
+        return cls(dataset.n_items, np.concatenate(users), np.concatenate(items))
+
+    def hold(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Return which pairs are among these, bool of the shape that both broadcast to."""
+        keys = self._key(users, items)
+        if not self._keys.size:
+            return np.zeros(keys.shape, bool)
+        place = np.minimum(np.searchsorted(self._keys, keys), self._keys.size - 1)
+        return self._keys[place] == keys
+
+    def _key(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        return users.astype(np.int64) * self._n_items + items

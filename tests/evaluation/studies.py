@@ -12,6 +12,7 @@ from aif_jax.data.splits import SPLITS
 from aif_jax.evaluation import Study
 from aif_jax.evaluation.cost import Cost
 from aif_jax.evaluation.variants import Variant
+from aif_jax.evaluation.where import where
 from aif_jax.features import Schema
 from aif_jax.models import build_model
 from aif_jax.training import TrainResult
@@ -66,5 +67,5 @@ def cost_of(way: str, request: float) -> Cost:
     return Cost(
         way=way, parameters=77, item_bytes=100 if served else None, user_bytes=2000 if served else None,
         candidates=4096, history=64, rounds=3, stage_ms=(1.0, 1.5, 2.0) if served else None,
-        request_ms=(request - 0.5, request, request + 0.5),
+        request_ms=(request - 0.5, request, request + 0.5), made=where(),
     )  # fmt: skip

@@ -3,13 +3,13 @@
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from aif_jax.cli.fields import load_for, read_fields
 from aif_jax.errors import ConfigError
 from aif_jax.evaluation.cost import Cost, measure_costs
+from aif_jax.evaluation.cost_file import read_costs, write_costs
 from aif_jax.evaluation.curves import curve as curve_of
 from aif_jax.evaluation.pareto import COSTS, pareto_plot
 from aif_jax.evaluation.plot import gauc_plot
@@ -61,8 +61,8 @@ def run_evaluation(
 
     Raises:
         ConfigError: a variant, a curve, a setting, a judge or a field is unknown, both a curve and a search
-            are wanted, or a row that is there is of another study.
-        DataError: the file of a row is broken.
+            are wanted, or a row, or costs, that are there are of another study.
+        DataError: the file of a row, or that of costs, is broken.
     """
     changes = read_fields(config)
     if curve is not None and search is not None:
@@ -123,8 +123,6 @@ def _costs(study: Study, path: Path, *, measure: bool, console: Console) -> dict
     if measure:
         told = partial(console.print, highlight=False)
         costs = measure_costs(study.dataset, study.model, study.variants, step=told)
-        written = json.dumps({name: each.to_json() for name, each in costs.items()}, indent=1)
-        path.write_text(written, encoding="utf-8")
+        write_costs(path, study, costs)
         return costs
-    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return {name: Cost.from_json(values) for name, values in kept.items()}
+    return read_costs(path, study)

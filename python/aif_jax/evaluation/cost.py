@@ -24,6 +24,7 @@ from aif_jax.data.dataset import take_columns
 from aif_jax.data.splits import TEST
 from aif_jax.errors import AifError, ConfigError
 from aif_jax.evaluation.variants import Variant
+from aif_jax.evaluation.where import Where, where
 from aif_jax.features import Schema
 from aif_jax.models import add_signatures, build_model
 from aif_jax.models.aif import Aif
@@ -60,6 +61,7 @@ class Cost:
         rounds: how often each was timed.
         stage_ms: quartiles and median of the compiled real-time stage, ascending; ``None`` without one.
         request_ms: the same of the whole request, candidates given and the user state cached.
+        made: where, see `aif_jax.evaluation.where`.
     """
 
     way: str
@@ -71,6 +73,7 @@ class Cost:
     rounds: int
     stage_ms: tuple[float, float, float] | None
     request_ms: tuple[float, float, float]
+    made: Where
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-serialisable dictionary; `from_json` reads it back."""
@@ -274,6 +277,7 @@ def _cost(model: Any, world: _World, rounds: int, times: list[tuple[float | None
         rounds=rounds,
         stage_ms=_quartiles(stages) if stages else None,
         request_ms=_quartiles([whole for _, whole in times]),
+        made=where(),
     )
 
 

@@ -13,7 +13,7 @@ from aif_jax.evaluation.paired import Estimate, PairedBootstrap
 from aif_jax.evaluation.retention import POSITIVES, SURVIVORS
 from aif_jax.evaluation.row import Row
 from aif_jax.evaluation.study import Study
-from aif_jax.evaluation.where import by_machine
+from aif_jax.evaluation.where import by_machine, in_words
 
 MODEL, BEST, BASELINE = "aif", "exact", "cold"
 
@@ -196,7 +196,8 @@ def _cost_lines(summary: dict[str, Any]) -> list[str]:
         f"Cost of a request, float32: {measured[0]['candidates']:,} candidates, a history as long as the "
         f"model reads, the user state cached; median and quartiles of {measured[0]['rounds']} rounds in "
         "which all models took turns. Weights are random: cost does not depend on them. What does not fold "
-        "runs as a whole after retrieval, user side included, in one compiled call.",
+        "runs as a whole after retrieval, user side included, in one compiled call. Measured "
+        f"{in_words(measured[0]['made'])}.",
         "",
         "| model | stage, ms | request, ms | bytes an item | bytes a user | weights |",
         "|---|---|---|---|---|---|",

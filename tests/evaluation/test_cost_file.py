@@ -25,10 +25,8 @@ def test_costs_of_something_else_are_refused(tmp_path: Path) -> None:
     write_costs(file, make(dataset, tmp_path), {"aif": cost_of("engine", 2.0)})
     with pytest.raises(ConfigError, match=r"costs that differ in aif, cold from this study"):
         read_costs(file, make(dataset, tmp_path, "aif,cold", changes={"width": 16}))
-    item = dataset.impressions.item
-    fewer = dataclasses.replace(dataset.impressions, split=np.where(item % 3, dataset.impressions.split, 1))
-    events = dataclasses.replace(dataset.events, training=dataset.events.item % 3 > 0)
-    less = dataclasses.replace(dataset, impressions=fewer, events=events)
+    dearer = {**dataset.items, "price": np.asarray(dataset.items["price"]) + 1.0}
+    less = dataclasses.replace(dataset, items=dearer)
     with pytest.raises(ConfigError, match="differ in features"):
         read_costs(file, make(less, tmp_path))
 

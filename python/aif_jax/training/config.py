@@ -31,7 +31,7 @@ class TrainConfig:
         head_weights: weight of each head's loss in the sum; empty means 1 each.
         negative_keep_rate: share of the negatives that whoever sampled the training data kept; shifts the
             log odds in training so that the model serves calibrated.
-        negatives: sampled items added to every request with label 0 (never one that the user met in training).
+        negatives: sampled items added to every request with label 0, never one that the user met in training.
         negative_bottom: share of them drawn from what a trained ranker puts last for the user, needs the
             ``bottom`` of `aif_jax.training.train`; users of whom it says nothing get others.
         negative_popularity: share of the others drawn by how often an item occurs in the training part; the

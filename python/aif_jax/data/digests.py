@@ -17,6 +17,11 @@ def digest_of_arrays(*arrays: np.ndarray) -> str:
     return digest.hexdigest()
 
 
+def digest_of_schema(schema: Schema) -> str:
+    """Digest how features are encoded."""
+    return digest_of_arrays(_written(schema))
+
+
 def digest_of_labels(dataset: Dataset) -> str:
     """Digest who was shown what, in which part, and what came of it."""
     rows = dataset.impressions
@@ -33,11 +38,10 @@ def digest_of_histories(dataset: Dataset, schema: Schema) -> str:
         schema: fitted on it.
     """
     rows, events = dataset.impressions, dataset.events
-    written = json.dumps(schema.to_json(), sort_keys=True).encode()
     arrays = [rows.history_end, events.user, events.item, events.type]
     if dataset.content is not None:
         arrays += [np.array(dataset.content.vectors.shape), dataset.content.has]
-    return digest_of_arrays(np.frombuffer(written, np.uint8), *arrays)
+    return digest_of_arrays(_written(schema), *arrays)
 
 
 def digest_of_columns(dataset: Dataset, schema: Schema) -> str:
@@ -52,3 +56,7 @@ def digest_of_columns(dataset: Dataset, schema: Schema) -> str:
     arrays = [columns[name] for columns in encoded for name in sorted(columns)]
     masks = [rows.label_mask[head] for head in sorted(rows.label_mask)]
     return digest_of_arrays(rows.request, *masks, *arrays)
+
+
+def _written(schema: Schema) -> np.ndarray:
+    return np.frombuffer(json.dumps(schema.to_json(), sort_keys=True).encode(), np.uint8)

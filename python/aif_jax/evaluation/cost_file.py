@@ -5,9 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from aif_jax.data.digests import digest_of_arrays
+from aif_jax.data.digests import digest_of_schema
 from aif_jax.errors import ConfigError, DataError
 from aif_jax.evaluation.cost import Cost
 from aif_jax.evaluation.study import Study
@@ -45,9 +43,8 @@ def read_costs(path: Path, study: Study) -> dict[str, Cost]:
 
 def _of(study: Study) -> dict[str, Any]:
     """Return what costs depend on: widths of encoded features, vocabularies, and the models."""
-    features = json.dumps(study.dataset.fit_schema().to_json(), sort_keys=True).encode()
     return {
         "data": study.dataset.name,
-        "features": digest_of_arrays(np.frombuffer(features, np.uint8)),
+        "features": digest_of_schema(study.dataset.fit_schema()),
         "models": {variant.name: variant.config(study.model).to_json() for variant in study.variants},
     }

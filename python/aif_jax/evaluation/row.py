@@ -1,7 +1,6 @@
 """One row of a study: a variant trained with one seed, and all that the table needs of it."""
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -105,8 +104,3 @@ class Row:
 
 
 _ARRAYS = ("growing_pairs", "frozen_pairs", "cold_pairs", "scores")
-
-
-def digest_of(scores: np.ndarray) -> str:
-    """Return by what a ranker is known: the digest of its scores, float32 ``[R, C]``."""
-    return hashlib.blake2b(np.ascontiguousarray(scores).tobytes(), digest_size=16).hexdigest()

@@ -20,7 +20,7 @@ from aif_jax.errors import ConfigError
 from aif_jax.evaluation.judges import JUDGE_SEED, judge_of, judged
 from aif_jax.evaluation.labelled import Labelled
 from aif_jax.evaluation.retention import retention
-from aif_jax.evaluation.row import LATER, Row, digest_of
+from aif_jax.evaluation.row import LATER, Row
 from aif_jax.evaluation.row_store import RowStore
 from aif_jax.evaluation.teaching import Lessons, Teacher, teacher_of
 from aif_jax.evaluation.variants import Variant
@@ -247,7 +247,7 @@ class Study:
             cold_pairs=self.labelled.cold_pairs(frozen_main),
             cold_auc=self.labelled.cold_auc(frozen_main),
             retention={} if judge is None else retention(_scores(judge), scores, positives).to_json(),
-            judge="" if judge is None else digest_of(_scores(judge)),
+            judge="" if judge is None else digest_of_arrays(_scores(judge)),
             teacher="" if teacher is None else teacher.digest,
             parameters=result.parameters,
             steps=result.steps,
@@ -290,7 +290,7 @@ class Study:
         wanted = [self._kept(variant, seed) for variant, seed in [(self._ranker, JUDGE_SEED), *self._pairs()]]
         judges: dict[str, list[str]] = {}
         for row in filter(None, wanted):
-            judge = row.judge if row.scores is None else digest_of(row.scores)
+            judge = row.judge if row.scores is None else digest_of_arrays(row.scores)
             judges.setdefault(judge, []).append(row.name)
         if len(judges) > 1:
             groups = "; ".join(", ".join(names) for names in judges.values())

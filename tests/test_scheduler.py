@@ -385,6 +385,32 @@ def test_a_task_that_waits_for_itself_is_told(scheduler):
         mine[0].result(LONG_S)
 
 
+def test_a_task_that_is_cancelled_while_its_worker_finds_it_expired_is_counted_once(scheduler):
+    # The worker finds it expired, and waits for the GIL to say so; by then its caller has given up.
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(LONG_S)
+    try:
+        futures = []
+        for n in range(60):
+            # From the time of a submission to that in which a worker wakes, so that some lie between.
+            deadline_ms = 0.02 * (1 + n % 20)
+            future = scheduler.submit("compute", time.sleep, 0.0, deadline_ms=deadline_ms, goes_on=True)
+            waited = time.perf_counter() + 0.001
+            while time.perf_counter() < waited:
+                pass
+            future.cancel()
+            futures.append(future)
+            time.sleep(0.0005)
+    finally:
+        sys.setswitchinterval(before)
+    concurrent.futures.wait(futures, LONG_S)
+    scheduler.shutdown()
+    lane = scheduler.stats()["compute"]
+    cancelled = sum(future.cancelled() for future in futures)
+    assert cancelled > 0, "no worker was ever in between"
+    assert (lane["cancelled"], lane["expired"]) == (cancelled, len(futures) - cancelled)
+
+
 def test_many_threads_submit_and_every_task_ends_once():
     threads, each = 8, 1250
     started = threading.Barrier(threads)

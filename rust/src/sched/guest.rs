@@ -190,7 +190,7 @@ impl Scheduler {
                 let job: Job = Box::new(move |turn| {
                     let told = match turn {
                         Turn::Run(running) => Ok(work(running)),
-                        Turn::Expired(error) | Turn::Refused(error) => Err(error),
+                        Turn::Expired(dropped) | Turn::Refused(dropped) => Err(dropped.error()),
                         Turn::Cancelled | Turn::Stopped => Err(Error::Scheduler(
                             "the scheduler was shut down, and its queue emptied, before the task began"
                                 .into(),

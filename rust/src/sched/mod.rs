@@ -30,6 +30,7 @@
 mod admit;
 mod circuit;
 mod config;
+mod dropped;
 mod guest;
 mod order;
 mod predict;
@@ -50,6 +51,7 @@ mod tests;
 pub use admit::Outlook;
 pub use circuit::CircuitState;
 pub use config::{Config, Surround};
+pub use dropped::Dropped;
 pub use guest::Seated;
 pub use stats::{LaneStats, NameStats, Times};
 pub use task::{End, Job, Lane, Signal, Ticket, Turn};
@@ -60,11 +62,11 @@ use crate::error::{Error, Result};
 use crate::sync::plain::{Arc, AtomicU64, Mutex as PlainMutex, Ordering};
 use crate::sync::{Condvar, Mutex};
 use config::STACK_BYTES;
+use dropped::Reason;
 use predict::Clock;
 use profile::{Profile, Profiles};
 use queue::{Queue, lock, sleep};
 use stats::Meter;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::PoisonError;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -152,23 +154,6 @@ impl Shared {
     /// Whether this process is a fork of the one that made the scheduler.
     fn is_forked(&self) -> bool {
         std::process::id() != self.pid
-    }
-
-    /// Ends a task that will not run: counts it, tells its job, wakes who waits.
-    fn drop_task(&self, task: Task, turn: Turn<'_>) {
-        let meter = self.meter(task.record.lane);
-        match turn {
-            Turn::Expired(_) => meter.expired.up(),
-            Turn::Refused(_) => meter.shed.up(),
-            Turn::Run(_) | Turn::Cancelled | Turn::Stopped => meter.cancelled.up(),
-        }
-        if task.probe {
-            task.profile.circuit.probed(false);
-        }
-        let Task { record, job, .. } = task;
-        // A job that panics at the news has ended all the same; the panic hook has reported it.
-        drop(catch_unwind(AssertUnwindSafe(|| job(turn))));
-        record.ended.fire();
     }
 }
 
@@ -258,7 +243,7 @@ impl Scheduler {
     pub fn stop(&self, drop_queued: bool) {
         for queue in &self.shared.queues {
             for task in queue.stop(drop_queued) {
-                self.shared.drop_task(task, Turn::Stopped);
+                self.shared.drop_task(task, Reason::Stopped);
             }
         }
     }

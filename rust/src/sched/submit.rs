@@ -1,8 +1,9 @@
 //! The way into the queue.
 
 use super::Scheduler;
+use super::dropped::Reason;
 use super::queue::{Ahead, Pushed, Refusal};
-use super::task::{Job, Lane, Record, Task, Ticket, Turn};
+use super::task::{Job, Lane, Record, Task, Ticket};
 use crate::error::{Error, Result};
 use crate::sync::plain::Arc;
 use std::time::Instant;
@@ -80,7 +81,7 @@ impl Scheduler {
         if key.deadline_ns <= now_ns && !queue.is_stopped() {
             meter.submitted.up();
             let error = shared.expired(name, lane, key, queued, queued);
-            shared.drop_task(task, Turn::Expired(error));
+            shared.drop_task(task, Reason::Expired(error));
             return Ok(ticket);
         }
         task.probe = shared
@@ -104,7 +105,7 @@ impl Scheduler {
         for task in expired {
             let (name, key) = (&task.profile.name, task.record.key);
             let error = shared.expired(name, lane, key, task.queued, queued);
-            shared.drop_task(task, Turn::Expired(error));
+            shared.drop_task(task, Reason::Expired(error));
         }
         let Some((task, refusal)) = refused else {
             return Ok(ticket);

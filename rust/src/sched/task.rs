@@ -1,6 +1,7 @@
 //! What is scheduled: jobs, their order, and the ticket that stands for one.
 
 use super::Shared;
+use super::dropped::{Dropped, Reason};
 use super::order::Cost;
 use super::profile::Profile;
 use super::queue::{Wake, lock, sleep};
@@ -63,10 +64,10 @@ pub(super) struct Key {
 pub enum Turn<'a> {
     /// Do the work, and say how it ended.
     Run(Running<'a>),
-    /// The deadline passed in the queue. The error says by how much.
-    Expired(Error),
-    /// Its turn came while calls of its name hang. The error says how many.
-    Refused(Error),
+    /// The deadline passed in the queue. Its error says by how much.
+    Expired(Dropped<'a>),
+    /// Its turn came while calls of its name hang. Its error says how many.
+    Refused(Dropped<'a>),
     /// [`Ticket::cancel`] took it out of the queue.
     Cancelled,
     /// The scheduler was stopped and its queue emptied.
@@ -283,7 +284,7 @@ impl Ticket {
         reason = "whoever cancels has done all they can"
     )]
     pub fn cancel(&self) -> bool {
-        self.take_back(|_| Turn::Cancelled)
+        self.take_back(|_| Reason::Cancelled)
     }
 
     /// Takes the job out of the queue if its deadline has passed, and calls it with [`Turn::Expired`] on this
@@ -296,18 +297,18 @@ impl Ticket {
             && self.take_back(|(shared, task)| {
                 let name = &task.profile.name;
                 let (lane, key) = (task.record.lane, task.record.key);
-                Turn::Expired(shared.expired(name, lane, key, task.queued, now))
+                Reason::Expired(shared.expired(name, lane, key, task.queued, now))
             })
     }
 
-    fn take_back(&self, why: impl FnOnce((&Shared, &Task)) -> Turn<'static>) -> bool {
+    fn take_back(&self, why: impl FnOnce((&Shared, &Task)) -> Reason) -> bool {
         let Some(shared) = self.shared.upgrade() else {
             return false;
         };
         match shared.queue(self.record.lane).remove(&self.record.key) {
             Some(task) => {
-                let turn = why((&shared, &task));
-                shared.drop_task(task, turn);
+                let reason = why((&shared, &task));
+                shared.drop_task(task, reason);
                 true
             }
             None => false,

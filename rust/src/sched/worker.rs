@@ -2,6 +2,7 @@
 
 use super::Shared;
 use super::admit::profile_id;
+use super::dropped::Reason;
 use super::predict::Shown;
 use super::profile::Profile;
 use super::queue::{Aid, Help, Wish};
@@ -245,7 +246,7 @@ impl Worker {
         let now_ns = shared.nanos(start);
         if key.deadline_ns <= now_ns {
             let error = shared.expired(&task.profile.name, self.lane, key, task.queued, start);
-            return shared.drop_task(task, Turn::Expired(error));
+            return shared.drop_task(task, Reason::Expired(error));
         }
         let probe = if task.probe {
             Ok(true)
@@ -254,7 +255,7 @@ impl Worker {
         };
         let probe = match probe {
             Ok(probe) => probe,
-            Err(error) => return shared.drop_task(task, Turn::Refused(error)),
+            Err(error) => return shared.drop_task(task, Reason::Refused(error)),
         };
         let Task {
             record,

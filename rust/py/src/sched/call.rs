@@ -33,11 +33,14 @@ impl Call {
         let future = self.future.bind(py).clone();
         let told = match turn {
             Turn::Run(running) => self.run(py, running),
-            Turn::Expired(error) | Turn::Refused(error) => claim(&future).and_then(|claimed| {
+            Turn::Expired(dropped) | Turn::Refused(dropped) => claim(&future).and_then(|claimed| {
+                // The GIL may have been waited for, and the future cancelled meanwhile.
                 if claimed {
-                    set_exception(&future, to_py(py, &error))?;
+                    set_exception(&future, to_py(py, &dropped.error()))
+                } else {
+                    dropped.cancelled();
+                    Ok(())
                 }
-                Ok(())
             }),
             Turn::Cancelled => claim(&future).map(drop),
             Turn::Stopped => future

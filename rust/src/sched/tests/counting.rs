@@ -163,3 +163,54 @@ fn whoever_has_a_result_finds_it_counted() {
         (2, 2)
     );
 }
+
+#[test]
+fn a_dropped_task_is_counted_as_its_caller_sees_it_and_before_it_knows() {
+    type Tell = fn(Dropped<'_>) -> String;
+    let told: [(Tell, [u64; 2]); 3] = [
+        (|dropped| dropped.error().to_string(), [1, 0]),
+        (
+            |dropped| {
+                dropped.cancelled();
+                "gave up".into()
+            },
+            [1, 1],
+        ),
+        (
+            |dropped| {
+                drop(dropped);
+                "never said".into()
+            },
+            [2, 1],
+        ),
+    ];
+    let scheduler = scheduler(1, 1, 16);
+    for (tell, [expired, cancelled]) in told {
+        let (to, from) = mpsc::channel();
+        let (release, released) = mpsc::channel::<()>();
+        let (hold, ticket) = occupy(&scheduler, Lane::Compute);
+        let work: Job = Box::new(move |turn| {
+            let Turn::Expired(dropped) = turn else {
+                unreachable!("it expires: {turn:?}");
+            };
+            to.send(tell(dropped)).unwrap();
+            let _ = released.recv();
+        });
+        let late = scheduler
+            .submit_next(Lane::Compute, Some(in_ms(1)), "late", work)
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+        drop(hold);
+        wait(Target::Task(&ticket), LONG).unwrap();
+        let said = from.recv_timeout(LONG.unwrap()).unwrap();
+        let stats = scheduler.stats(Lane::Compute);
+        assert_eq!(
+            (stats.expired, stats.cancelled),
+            (expired, cancelled),
+            "{said}"
+        );
+        assert!(conserved(&stats), "{stats:?}");
+        drop(release);
+        wait(Target::Task(&late), LONG).unwrap();
+    }
+}

@@ -43,7 +43,7 @@ fn telling(name: &'static str, to: &Sender<(&'static str, String)>) -> Job {
     Box::new(move |turn| {
         let told = match turn {
             Turn::Run(_) => "run".into(),
-            Turn::Expired(error) | Turn::Refused(error) => error.to_string(),
+            Turn::Expired(dropped) | Turn::Refused(dropped) => dropped.error().to_string(),
             Turn::Cancelled => "cancelled".into(),
             Turn::Stopped => "stopped".into(),
         };

@@ -1,6 +1,8 @@
 """Tests run with a strict JAX: what would be a silent conversion in production is an error here."""
 
 import os
+import subprocess
+import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -10,6 +12,23 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 pytest_plugins = ("served",)
+
+QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false"
+"""XLA's older emitters compile in less than half of the time; what they compile runs up to a tenth slower."""
+
+
+def pytest_configure() -> None:
+    """Compile quickly, unless `XLA_FLAGS` says how. Before any test module is imported."""
+    if "XLA_FLAGS" in os.environ:
+        return
+    # An XLA that does not know a flag ends its process.
+    tried = subprocess.run(
+        [sys.executable, "-c", "import jax; jax.devices()"],
+        env=os.environ | {"XLA_FLAGS": QUICK_TO_COMPILE},
+        capture_output=True,
+        check=False,
+    )
+    os.environ["XLA_FLAGS"] = QUICK_TO_COMPILE if tried.returncode == 0 else ""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,3 +40,36 @@ def compile_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     jax.config.update("jax_compilation_cache_dir", str(shared / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+LONGEST = ("cli/test_demo", "test_readme", "cli/test_road", "serving/test_faults", "training/test_loop")
+"""Files that take minutes: begun first, so that no worker is left alone with one."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--cases",
+        type=int,
+        metavar="N",
+        help="of every test with parameters, run N cases at most: the first, the last and some between",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    at_most = config.getoption("--cases")
+    if at_most is not None:
+        _sample(config, items, at_most)
+    items.sort(key=lambda item: not any(f"{name}.py::" in item.nodeid for name in LONGEST))
+
+
+def _sample(config: pytest.Config, items: list[pytest.Item], at_most: int) -> None:
+    """Leave `at_most` cases of each test, spread over all."""
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        tests.setdefault(item.nodeid.split("[")[0], []).append(item)
+    kept = set()
+    for cases in tests.values():
+        n = min(at_most, len(cases))
+        kept.update(cases[i * (len(cases) - 1) // max(n - 1, 1)] for i in range(n))
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]

@@ -19,6 +19,7 @@ from aif_jax.evaluation.study import Study
 from aif_jax.evaluation.table import markdown, summarise
 from aif_jax.evaluation.variants import chosen
 from aif_jax.evaluation.where import in_words, where
+from aif_jax.evaluation.whole_file import write_whole
 from aif_jax.training import can_sample, preset
 
 
@@ -113,7 +114,7 @@ def run_evaluation(
         panels = ("request_ms",) if curve is None else tuple(COSTS)
         files[f"{prefix}pareto.svg"] = pareto_plot(summary, costs=panels)
     for name, content in files.items():
-        (out / name).write_text(content, encoding="utf-8")
+        write_whole(out / name, content.encode())
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     console.print("\n".join(f"wrote  {out / name}" for name in files), highlight=False)
 

@@ -9,12 +9,13 @@ from aif_jax.data.digests import digest_of_schema
 from aif_jax.errors import ConfigError, DataError
 from aif_jax.evaluation.cost import Cost
 from aif_jax.evaluation.study import Study
+from aif_jax.evaluation.whole_file import write_whole
 
 
 def write_costs(path: Path, study: Study, costs: Mapping[str, Cost]) -> None:
     """Keep costs of the variants of a study."""
     written = {**_of(study), "costs": {name: cost.to_json() for name, cost in costs.items()}}
-    path.write_text(json.dumps(written, indent=1), encoding="utf-8")
+    write_whole(path, json.dumps(written, indent=1).encode())
 
 
 def read_costs(path: Path, study: Study) -> dict[str, Cost]:

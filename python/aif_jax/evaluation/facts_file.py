@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -12,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from aif_jax.errors import DataError
+from aif_jax.evaluation.whole_file import write_whole
 
 _FACTS = "facts"
 _UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 def write_facts(path: Path, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write a file in place of what has its name, whole or not at all, and wait until the disk has it.
+    """Write a file, whole or not at all.
 
     Args:
         path: its folder is made if it does not exist.
@@ -28,13 +28,7 @@ def write_facts(path: Path, facts: Mapping[str, Any], arrays: Mapping[str, np.nd
     buffer = io.BytesIO()
     members: dict[str, Any] = {_FACTS: np.frombuffer(json.dumps(dict(facts)).encode(), np.uint8), **arrays}
     np.savez_compressed(buffer, **members)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    with open(beside, "wb") as stream:
-        stream.write(buffer.getvalue())
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(beside, path)
+    write_whole(path, buffer.getvalue())
 
 
 def read_facts(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

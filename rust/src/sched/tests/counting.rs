@@ -197,9 +197,10 @@ fn a_dropped_task_is_counted_as_its_caller_sees_it_and_before_it_knows() {
             let _ = released.recv();
         });
         let late = scheduler
-            .submit_next(Lane::Compute, Some(in_ms(1)), "late", work)
+            .submit_next(Lane::Compute, Some(in_ms(200)), "late", work)
             .unwrap();
-        std::thread::sleep(Duration::from_millis(5));
+        // Long enough that it is queued by then: dropped by `submit_next` it would wait for this thread.
+        std::thread::sleep(Duration::from_millis(250));
         drop(hold);
         wait(Target::Task(&ticket), LONG).unwrap();
         let said = from.recv_timeout(LONG.unwrap()).unwrap();

@@ -33,8 +33,8 @@ test-python: $(VENV)/.dev
 	$(BIN)/python -m pytest $(IN_PARALLEL)
 	$(BIN)/python -m pytest bench --quick
 
-# Two cases of each test, since what other versions lack shows in any: the whole would take as long as `make test`.
-# XLA_FLAGS is given, so that these are compiled as users compile.
+# Two cases of each test: what older versions lack shows in any. With XLA_FLAGS set, though to nothing, tests/conftest.py
+# adds no flag of its own, so that these programs are compiled as users compile theirs.
 test-lowest: $(LOWEST)/.dev ## The tests of all that touches jax and flax, two cases each, against the lowest supported versions
 	XLA_FLAGS= $(LOWEST)/bin/python -m pytest $(IN_PARALLEL) --cases 2 tests/kernels tests/models tests/training tests/bundle \
 		$(addprefix tests/serving/test_,$(addsuffix .py,device_rows device_stage edges engine no_compilation ranking rungs)) \

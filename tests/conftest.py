@@ -14,7 +14,10 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 pytest_plugins = ("served",)
 
 QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false"
-"""XLA's older emitters compile in less than half of the time; what they compile runs up to a tenth slower."""
+"""XLA's older emitters compile in less than half of the time; a model trains a tenth slower by them."""
+
+LONGEST = ("cli/test_demo", "test_readme", "cli/test_road", "serving/test_faults", "training/test_loop")
+"""Files that take minutes: begun first, so that no worker is left alone with one."""
 
 
 def pytest_configure() -> None:
@@ -40,10 +43,6 @@ def compile_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     jax.config.update("jax_compilation_cache_dir", str(shared / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-LONGEST = ("cli/test_demo", "test_readme", "cli/test_road", "serving/test_faults", "training/test_loop")
-"""Files that take minutes: begun first, so that no worker is left alone with one."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

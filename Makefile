@@ -37,8 +37,8 @@ test-python: $(VENV)/.dev
 # adds no flag of its own, so that these programs are compiled as users compile theirs.
 test-lowest: $(LOWEST)/.dev ## The tests of all that touches jax and flax, two cases each, against the lowest supported versions
 	XLA_FLAGS= $(LOWEST)/bin/python -m pytest $(IN_PARALLEL) --cases 2 tests/kernels tests/models tests/training tests/bundle \
-		$(addprefix tests/serving/test_,$(addsuffix .py,device_rows device_stage edges engine no_compilation ranking rungs)) \
-		tests/cli/test_road.py tests/test_cache_loans.py
+		$(addprefix tests/serving/test_,$(addsuffix .py,device_stage edges engine no_compilation ranking rungs)) \
+		tests/nearline/test_device_rows.py tests/cli/test_road.py tests/test_cache_loans.py
 
 stress: SANITIZED = RUSTC_BOOTSTRAP=1 AIF_STRESS_SECONDS=$(STRESS_SECONDS) cargo test --quiet -p aif-core \
 	--target $(shell rustc -vV | sed -n 's/^host: //p')
@@ -62,6 +62,7 @@ lint: $(VENV)/.dev ## Formatting, clippy, ruff, types, import contracts, stub, r
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/python tests/structure/circles.py
 	$(BIN)/python -m mypy.stubtest aif_jax._native
 	$(BIN)/python tests/tidy.py
 

@@ -1,7 +1,6 @@
 """The real-time stage over rows in device memory: checked against the CPU's stage, then timed.
 
     PYTHONPATH=bench python bench/device_stage.py                      # the standard workload, first device
-    PYTHONPATH=bench python bench/device_stage.py --devices 4          # rows shared by four devices
     JAX_PLATFORMS=cpu PYTHONPATH=bench python bench/device_stage.py --small   # does it run at all
 
 A process of its own, which sees the CPU alone, builds the workload and ranks as an engine on a CPU does;
@@ -30,11 +29,11 @@ from aif_jax.bundle import Bundle
 from aif_jax.config import ModelConfig
 from aif_jax.features import EncodeReport
 from aif_jax.nearline import ItemIndex
+from aif_jax.nearline.device_rows import DeviceRows
 from aif_jax.serving.candidates import check_candidates
-from aif_jax.serving.config import EngineConfig
-from aif_jax.serving.device_rows import DeviceRows
+from aif_jax.serving.config import EngineConfig, Shapes
 from aif_jax.serving.device_stage import DeviceStage
-from aif_jax.serving.stages import Generation
+from aif_jax.serving.generation import Generation
 from aif_jax.serving.user_program import compute_state
 from workload import W, Workload, build
 
@@ -67,18 +66,19 @@ def timed(call: Callable[[], Any], rounds: int) -> dict[str, float]:
 def rank_on_cpu(workload: Workload, folder: Path, rounds: int) -> None:
     """Build the workload, rank, and write down what was ranked and what came of it."""
     built = build(workload, folder)
-    config = EngineConfig(k=workload.k, buckets=(workload.candidates,), long_buckets=(workload.long_length,))
+    shapes = Shapes(candidates=(workload.candidates,), histories=(workload.long_length,))
     bundle = built.bundle
-    generation = Generation(bundle, built.index, built.behaviours, config)
+    generation = Generation(bundle, built.tables, EngineConfig(k=workload.k, shapes=shapes))
     generation.warm()
     state = compute_state(1, built.user, workload.long_length, generation).leaves
     context = bundle.schema.encode_one("context", {"page": 1})
     candidates = check_candidates(
         built.candidates, built.pair, bundle.schema, generation.raw_pair, EncodeReport()
     )
+    shared = generation.prepare(state, workload.long_length, context)
 
     def rank() -> Any:
-        return generation.score(state, workload.long_length, context, candidates, workload.k)
+        return generation.score(shared, candidates, workload.k)
 
     expected = rank()
     arrays = {
@@ -88,12 +88,12 @@ def rank_on_cpu(workload: Workload, folder: Path, rounds: int) -> None:
         "keys": candidates.keys, "order": expected.order, "scores": expected.scores,
     }  # fmt: skip
     np.savez(folder / "ranked.npz", **{name: np.asarray(array) for name, array in arrays.items()})
-    built.index.save(folder / "index")
+    built.tables.items.save(folder / "index")
     times = {"programs": bundle.kind, **timed(rank, rounds)}
     (folder / "times.json").write_text(json.dumps(times))
 
 
-def measure(workload: Workload, folder: Path, devices: int, rounds: int) -> dict[str, Any]:
+def measure(workload: Workload, folder: Path, rounds: int) -> dict[str, Any]:
     """Rank on the device what was ranked on the CPU, compare, time; return the record.
 
     Raises:
@@ -108,16 +108,18 @@ def measure(workload: Workload, folder: Path, devices: int, rounds: int) -> dict
     bundle = Bundle.load(folder / "bundle", prefer="portable")
     index = ItemIndex.open(bundle, folder / "index")
     began = time.perf_counter()
-    rows = DeviceRows(index, jax.devices()[:devices] if devices > 1 else device)
+    rows = DeviceRows(index, device)
     copied_s = time.perf_counter() - began
     began = time.perf_counter()
     stage = DeviceStage(rows, bundle, (size,), (length,))
     compiled_s = time.perf_counter() - began
     # As an engine on this device would have it: the user state is there already.
-    shared = jax.device_put(given, rows.layout.whole)
+    context = {name.removeprefix("context/"): a for name, a in given.items() if name.startswith("context/")}
+    leaves = {name: array for name, array in given.items() if name.startswith("state/")}
+    shared = stage.prepare(leaves, length, context)
 
     def on_device() -> Any:
-        return stage.score_part(shared, keys, pair, size, length)
+        return stage.score(shared, keys, pair, size)
 
     part = on_device()
     order, scores = part.order[: workload.k], part.scores[: workload.k]
@@ -144,7 +146,7 @@ def measure(workload: Workload, folder: Path, devices: int, rounds: int) -> dict
 
     record = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "device": f"{len(rows.layout.devices)} x {device.device_kind} ({device.platform})",
+        "device": f"{device.device_kind} ({device.platform})",
         "host": f"{platform.machine()}, {platform.system()}", "jax": jax.__version__,
         "items": workload.items, "N": n, "L": length, "S": workload.short_length, "k": workload.k,
         "largest_relative_difference": float(
@@ -154,7 +156,7 @@ def measure(workload: Workload, folder: Path, devices: int, rounds: int) -> dict
         "device_rows_bytes": rows.stats()["device_bytes"],
         "rows_copied_in_s": round(copied_s, 2), "stage_compiled_in_s": round(compiled_s, 2),
         "request": timed(on_device, rounds),
-        "of_which_prepare_p50_ms": round(float(np.median([p.prepare_s for p in parts])) * 1e3, 3),
+        "of_which_gather_p50_ms": round(float(np.median([p.gather_s for p in parts])) * 1e3, 3),
         "of_which_stage_p50_ms": round(float(np.median([p.stage_s for p in parts])) * 1e3, 3),
         f"update_of_{len(some)}_rows": timed(update, rounds),
         "same_on_the_cpu": json.loads((folder / "times.json").read_text()),
@@ -168,7 +170,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--small", action="store_true", help="a workload that runs anywhere, in seconds")
     parser.add_argument("--items", type=int, help="items of the catalogue")
-    parser.add_argument("--devices", type=int, default=1, help="devices that share the rows")
     parser.add_argument("--rounds", type=int, default=200, help="requests to time")
     parser.add_argument("--cpu-part", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--record", type=Path, help="append the record to this file, one JSON object a line")
@@ -181,7 +182,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         command = [sys.executable, __file__, *sys.argv[1:], "--cpu-part", name]
         subprocess.run(command, env={**os.environ, "JAX_PLATFORMS": "cpu"}, check=True)
-        record = measure(workload, Path(name), arguments.devices, arguments.rounds)
+        record = measure(workload, Path(name), arguments.rounds)
     print(json.dumps(record, indent=1))
     if arguments.record:
         with arguments.record.open("a", encoding="utf-8") as file:

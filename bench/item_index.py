@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> Path:
         folder = Path(name)
         step("the catalogue")
         built = build(workload(given), folder)
-        results["row_bytes"] = built.index.store.cache.layout.row_bytes
+        results["row_bytes"] = built.tables.items.store.cache.layout.row_bytes
         step("saving and opening")
         results["opening"] = opening.measure(built, folder, 1 if given.quick else 10)
         step("building out of core")

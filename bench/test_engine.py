@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from aif_jax.serving import Engine, EngineConfig
+from aif_jax.serving import Engine, EngineConfig, Shapes
 from aif_jax.types import Candidates
 from stage.request import CONTEXT
 
@@ -23,14 +23,15 @@ def group(benchmark, case):
 @pytest.fixture(scope="module")
 def engine(built, case):
     """An engine to which every user has the workload's record; `KNOWN`'s state is cached."""
-    config = EngineConfig(k=case.k, buckets=(case.n,), long_buckets=(case.length,))
+    config = EngineConfig(k=case.k, shapes=Shapes(candidates=(case.n,), histories=(case.length,)))
     found = Candidates(case.ids[0], case.raw_pair[0])
 
     async def retrieve(_):
         return found
 
-    tables = (built.bundle, built.index, built.behaviours)
-    with Engine(*tables, users=lambda _: case.user, retrieve=retrieve, config=config) as engine:
+    with Engine(
+        built.bundle, built.tables, users=lambda _: case.user, retrieve=retrieve, config=config
+    ) as engine:
         engine.begin(KNOWN).rank(found.ids, found.pair)
         yield engine
 

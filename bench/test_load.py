@@ -91,9 +91,9 @@ def test_what_is_right_with_less_known(tmp_path):
     for number in (0, 5):
         record = service.user(number)
         answers = (
-            parts.stage(number, parts.state_of(record)),
-            parts.stage(number, parts.state_of(record, long_sequence=False)),
-            parts.stage(number, parts.state_of(UserRecord())),
+            parts.stage(number, parts.user_side_of(record)),
+            parts.stage(number, parts.user_side_of(record, long_sequence=False)),
+            parts.stage(number, parts.user_side_of(UserRecord())),
             parts.by_item_prior(number),
         )
         for rung, answer in enumerate(answers):

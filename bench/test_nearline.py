@@ -11,7 +11,7 @@ def some(built, sizes):
     """Ids, raw columns and content embeddings of some items, and the rows that they should get."""
     source, n = built.source, sizes.rows
     columns = {name: column[:n] for name, column in source.columns.items()}
-    rows, found = built.index.gather(source.ids[:n])
+    rows, found = built.tables.items.gather(source.ids[:n])
     assert found.all()
     return source.ids[:n], columns, source.content[:n], rows
 
@@ -33,16 +33,16 @@ def test_rows_are_computed_into_a_new_index(benchmark, built, some):
 def test_rows_are_replaced_in_an_index_that_serves(benchmark, built, some):
     ids, columns, content, rows = some
     benchmark.group = f"item rows, {len(ids):,} at once"
-    benchmark(lambda: built.index.upsert(ids, columns, content))
-    same_rows(built.index, ids, rows)
+    benchmark(lambda: built.tables.items.upsert(ids, columns, content))
+    same_rows(built.tables.items, ids, rows)
 
 
 def test_rows_are_read_by_id(benchmark, built, some):
     ids, _, _, rows = some
     benchmark.group = f"item rows, {len(ids):,} at once"
-    same_rows(built.index, ids, rows)
-    benchmark(lambda: built.index.gather(ids))
-    memory = built.index.stats()
+    same_rows(built.tables.items, ids, rows)
+    benchmark(lambda: built.tables.items.gather(ids))
+    memory = built.tables.items.stats()
     benchmark.extra_info.update({name: value for name, value in memory.items() if isinstance(value, int)})
 
 

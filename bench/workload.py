@@ -13,7 +13,7 @@ from aif_jax.config import ModelConfig
 from aif_jax.features import Categorical, Hashing, MultiValued, Numeric, Schema
 from aif_jax.models import add_signatures, build_model
 from aif_jax.models.aif import Aif
-from aif_jax.nearline import BehaviourTable, ItemIndex
+from aif_jax.nearline import BehaviourTable, ItemIndex, Tables
 from aif_jax.types import UserRecord
 
 
@@ -79,8 +79,7 @@ class Built:
     model: Aif
     bundle: Bundle
     catalogue: dict[str, np.ndarray]
-    index: ItemIndex
-    behaviours: BehaviourTable
+    tables: Tables
     user: UserRecord
     candidates: np.ndarray
     pair: dict[str, np.ndarray]
@@ -130,14 +129,13 @@ def build(workload: Workload, folder: Path | None = None) -> Built:
         features={"country": 3, "age": 30.0}, items=ids[history], types=np.zeros(len(history), np.int32)
     )
     source = Source(ids, columns, content)
-    bundle, index, behaviours = _served(model, source, user, workload.k, folder, {})
+    bundle, tables = _served(model, source, user, workload.k, folder, {})
     return Built(
         workload=workload,
         model=model,
         bundle=bundle,
         catalogue={name: np.asarray(column) for name, column in add_signatures(config, catalogue).items()},
-        index=index,
-        behaviours=behaviours,
+        tables=tables,
         user=user,
         candidates=ids[rng.choice(n, workload.candidates, replace=False)],
         pair={"retrieval_score": rng.normal(size=workload.candidates).astype(np.float32)},
@@ -150,10 +148,10 @@ def with_other_weights(built: Built, seed: int, folder: Path | None = None) -> B
     model = build_model(built.workload.config, built.model.schema, seed=seed)
     assert isinstance(model, Aif)
     folder = Path(tempfile.mkdtemp()) if folder is None else folder
-    bundle, index, behaviours = _served(
+    bundle, tables = _served(
         model, built.source, built.user, built.workload.k, folder / f"weights-{seed}", {}
     )
-    return dataclasses.replace(built, model=model, bundle=bundle, index=index, behaviours=behaviours)
+    return dataclasses.replace(built, model=model, bundle=bundle, tables=tables)
 
 
 def precisions() -> tuple[str, ...]:
@@ -166,21 +164,20 @@ def in_precision(built: Built, precision: str, folder: Path | None = None) -> Bu
     """Return a workload whose bundle and tables are of another of the `precisions`."""
     if precision == "float32":
         return built
-    bundle, index, behaviours = _served(
+    bundle, tables = _served(
         built.model, built.source, built.user, built.workload.k, folder, {"precision": precision}
     )
-    return dataclasses.replace(built, bundle=bundle, index=index, behaviours=behaviours)
+    return dataclasses.replace(built, bundle=bundle, tables=tables)
 
 
 def _served(
     model: Aif, source: Source, user: UserRecord, k: int, folder: Path | None, options: dict[str, Any]
-) -> tuple[Bundle, ItemIndex, BehaviourTable]:
+) -> tuple[Bundle, Tables]:
     folder = Path(tempfile.mkdtemp()) if folder is None else folder
     bundle = export_bundle(model, folder / "-".join(["bundle", *options.values()]), k_max=k, **options)
     seen = np.unique(user.items) - source.ids[0]
     histories = {name: [column[int(row)] for row in seen] for name, column in source.columns.items()}
-    return (
-        bundle,
+    return bundle, Tables(
         ItemIndex.build(bundle, source.ids, source.columns, source.content),
         BehaviourTable.build(bundle, source.ids[seen], histories, source.content[seen]),
     )

@@ -15,8 +15,8 @@ from aif_jax.bundle import Bundle, export_bundle
 from aif_jax.config import ModelConfig
 from aif_jax.features import Categorical, Hashing, MultiValued, Numeric, Schema, Vocabulary
 from aif_jax.models import Score, add_signatures, build_model
-from aif_jax.nearline import BehaviourTable, ItemIndex
-from aif_jax.serving import Engine, EngineConfig, InMemoryUsers
+from aif_jax.nearline import BehaviourTable, ItemIndex, Tables
+from aif_jax.serving import Engine, EngineConfig, InMemoryUsers, Shapes, Threads, UserStateCache
 from aif_jax.types import UserRecord
 
 N_ITEMS = 150
@@ -155,7 +155,7 @@ def make_items(seed: int = 0) -> tuple[np.ndarray, dict[str, Any], np.ndarray]:
     return ids, columns, content.astype(np.float32)
 
 
-Served = tuple[Bundle, ItemIndex, BehaviourTable]
+Served = tuple[Bundle, Tables]
 Make = Callable[..., Engine]
 
 
@@ -172,8 +172,7 @@ def part_of(world: World, rows: Any) -> tuple[np.ndarray, dict[str, Any], np.nda
 def tables_of(bundle: Bundle, world: World, items: Any = None, behaviours: Any = None) -> Served:
     """Return a bundle with tables of its own of some rows of the catalogue; ``None`` for all."""
     everything = np.arange(N_ITEMS)
-    return (
-        bundle,
+    return bundle, Tables(
         ItemIndex.build(bundle, *part_of(world, everything if items is None else items)),
         BehaviourTable.build(bundle, *part_of(world, everything if behaviours is None else behaviours)),
     )
@@ -214,17 +213,25 @@ def behaviours(bundle: Bundle, world: World) -> BehaviourTable:
 
 
 @pytest.fixture(scope="session")
+def tables(index: ItemIndex, behaviours: BehaviourTable) -> Tables:
+    """Both, of every item; not to be written to."""
+    return Tables(index, behaviours)
+
+
+@pytest.fixture(scope="session")
 def users(world: World) -> InMemoryUsers:
     """Users 0 to 9 with histories of different lengths; 0 has none."""
     return InMemoryUsers({seed: world.record(seed, length=3 * seed) for seed in range(10)})
 
 
-ENGINE_CONFIG = EngineConfig(k=10, buckets=(32, 64), long_buckets=(8, 24), queue_bound=64)
+ENGINE_CONFIG = EngineConfig(
+    k=10, shapes=Shapes(candidates=(32, 64), histories=(8, 24)), threads=Threads(max_queued=64)
+)
+
+UNCACHED = UserStateCache(max_bytes=0)
 
 
 @pytest.fixture(scope="session")
-def engine(
-    bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, users: InMemoryUsers
-) -> Iterator[Engine]:
-    with Engine(bundle, index, behaviours, users=users, config=ENGINE_CONFIG) as made:
+def engine(bundle: Bundle, tables: Tables, users: InMemoryUsers) -> Iterator[Engine]:
+    with Engine(bundle, tables, users=users, config=ENGINE_CONFIG) as made:
         yield made

@@ -23,8 +23,8 @@ import pytest
 
 from aif_jax.bundle import Bundle
 from aif_jax.features import item_keys
-from aif_jax.nearline import BehaviourTable, ItemIndex
-from aif_jax.serving import Engine, Filters, InMemoryUsers
+from aif_jax.nearline import ItemIndex, Tables
+from aif_jax.serving import Engine, Filters, InMemoryUsers, MissingItems, Threads
 from aif_jax.types import UserRecord
 from served import ENGINE_CONFIG, World
 
@@ -72,8 +72,7 @@ def sections() -> dict[str, str]:
 def names(
     bundle: Bundle,
     other_bundle: Bundle,
-    index: ItemIndex,
-    behaviours: BehaviourTable,
+    tables: Tables,
     users: InMemoryUsers,
     world: World,
     tmp_path_factory: pytest.TempPathFactory,
@@ -100,12 +99,12 @@ def names(
     os.chdir(home)
     try:
         today = Bundle.load("bundles/today")
-        with Engine(today, index, behaviours, users=users, config=ENGINE_CONFIG) as engine:
+        with Engine(today, tables, users=users, config=ENGINE_CONFIG) as engine:
             yield {
                 "Bundle": Bundle, "Engine": Engine, "Filters": Filters, "ItemIndex": ItemIndex,
-                "UserRecord": UserRecord,
+                "MissingItems": MissingItems, "Threads": Threads, "UserRecord": UserRecord,
                 "item_keys": item_keys, "replace": dataclasses.replace, "time": time,
-                "bundle": today, "index": index, "behaviours": behaviours, "users": users, "engine": engine,
+                "bundle": today, "tables": tables, "users": users, "engine": engine,
                 "config": ENGINE_CONFIG, "ids": world.ids[:30], "other_index": other_index,
                 "slow_users": slow_users,
             }  # fmt: skip

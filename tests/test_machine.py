@@ -130,3 +130,9 @@ def test_the_pool_is_as_large_as_the_environment_says() -> None:
     assert machine.xla_pool_size({"NPROC": "3", "PJRT_NPROC": "5"}) == 5
     assert machine.xla_pool_size({"NPROC": "many", "PJRT_NPROC": ""}) == machine.cores()
     assert machine.cores() <= (os.cpu_count() or 1)
+
+
+def test_programs_in_flight_are_one_more_than_the_usable_cores() -> None:
+    machines = ((1, None), (2, None), (64, 2.5), (64, None), (4, 0.5))
+    assert [machine.programs_in_flight(machine.usable_cores(*given)) for given in machines] == [2, 3, 3, 9, 2]
+    assert machine.default_compute_threads() >= 2

@@ -46,7 +46,7 @@ def measure(built: Built, folder: Path, items: int, rounds: int) -> dict[str, An
         report = build_snapshot(ItemIndex, built.bundle, catalogue(built, items), path)
         whole.append(items / report.seconds)
         index = ItemIndex.open(built.bundle, path)
-        expected = built.index.gather(source.ids[:items:97])[0]
+        expected = built.tables.items.gather(source.ids[:items:97])[0]
         rows = index.gather(source.ids[:items:97])[0]
         assert all(np.array_equal(rows[name], expected[name]) for name in expected)
         path.unlink()

@@ -27,10 +27,10 @@ def measure(built: Built, folder: Path, rounds: int) -> dict[str, Any]:
     """
     path = folder / "items.aifrows"
     began_s = time.perf_counter()
-    built.index.save(path)
+    built.tables.items.save(path)
     saved_s = time.perf_counter() - began_s
     found: dict[str, Any] = {"save_s": saved_s, "bytes": path.stat().st_size, "ways": {}}
-    expected = built.index.gather(built.candidates)[0]
+    expected = built.tables.items.gather(built.candidates)[0]
     opened = {name: ItemIndex.open(built.bundle, path, **options) for name, options in WAYS.items()}
     for name, index in opened.items():
         rows, there = index.gather(built.candidates)
@@ -47,7 +47,7 @@ def measure(built: Built, folder: Path, rounds: int) -> dict[str, Any]:
     gathers: dict[str, list[float]] = {name: [] for name in opened}
     for _ in range(rounds * 20):
         keys = rng.choice(built.source.ids, size, replace=False)
-        base_s = _timed(lambda k=keys: built.index.gather(k))
+        base_s = _timed(lambda k=keys: built.tables.items.gather(k))
         for name, index in opened.items():
             gathers[name].append(_timed(lambda k=keys, i=index: i.gather(k)) / base_s)
     for name in WAYS:

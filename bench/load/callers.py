@@ -40,7 +40,7 @@ class Callers:
         self._threads = threads
         self._coroutines = coroutines
         # Where little may wait, they would be refused for each other.
-        self._many = max(1, min(MANY, engine.config.queue_bound // 4))
+        self._many = max(1, min(MANY, engine.config.threads.max_queued // 4))
 
     def more(self, times: int) -> "Callers":
         """Return several times as many callers in the event loop."""
@@ -156,14 +156,14 @@ class Callers:
     def _plainly(self, number: int, deadline_ms: Deadline) -> Ranking:
         if number % 4 < 2:
             return self._engine.rank(number, CONTEXT_OF_REQUESTS, deadline_ms=deadline_ms)
-        pending = self._engine.begin(number, CONTEXT_OF_REQUESTS, deadline_ms)
+        pending = self._engine.begin(number, CONTEXT_OF_REQUESTS, deadline_ms=deadline_ms)
         found = self._found(number)
         return pending.rank(found.ids, found.pair)
 
     async def _async(self, number: int, deadline_ms: Deadline) -> Ranking:
         if number % 4 < 3:
             return await self._engine.rank_async(number, CONTEXT_OF_REQUESTS, deadline_ms=deadline_ms)
-        pending = self._engine.begin(number, CONTEXT_OF_REQUESTS, deadline_ms)
+        pending = self._engine.begin(number, CONTEXT_OF_REQUESTS, deadline_ms=deadline_ms)
         await asyncio.sleep(0.002)
         found = self._found(number)
         return await pending.rank_async(found.ids, found.pair)

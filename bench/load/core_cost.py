@@ -33,7 +33,7 @@ def measure(
     walls: dict[str, list[float]] = {name: [] for name in costs}
     order = random.Random(0)
     with Engine(
-        built.bundle, built.index, built.behaviours,
+        built.bundle, built.tables,
         users=service.user, retrieve=retrieval.function, config=engine_config(service),
     ) as engine:  # fmt: skip
 

@@ -86,7 +86,7 @@ def _main(way: str) -> None:
     injected.faults = lambda number: _slow(service, number)
     built = service.built
     engine = Engine(
-        built.bundle, built.index, built.behaviours, users=injected.users, retrieve=injected.retrieve,
+        built.bundle, built.tables, users=injected.users, retrieve=injected.retrieve,
         config=engine_config(service),
     )  # fmt: skip
     engine.rank(1, CONTEXT_OF_REQUESTS)

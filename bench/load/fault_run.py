@@ -77,7 +77,7 @@ def run(
     injected, built = Injected(service, RETRIEVAL_S), service.built
     before = _threads()
     with Engine(
-        built.bundle, built.index, built.behaviours, users=injected.users, retrieve=injected.retrieve,
+        built.bundle, built.tables, users=injected.users, retrieve=injected.retrieve,
         config=engine_config(service, **scenario.config),
     ) as engine:  # fmt: skip
         callers = Callers(engine, service, threads, 2 * threads)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from aif_jax.serving import Threads
 from load.arrivals import Load, Wrong, closed_loop, open_loop
 from load.progress import Step
 from load.service import Answer, Service, Truth
@@ -123,9 +124,9 @@ def best_sequential(service: Service, exact: Truth, plan: Plan) -> Checked:
 
 def engine_as_it_comes(service: Service, linear: Truth, plan: Plan) -> Checked:
     """Return the engine, with another number of compute threads only if the plan says so."""
-    changes = {} if plan.compute_threads is None else {"compute_threads": plan.compute_threads}
-    config = engine_config(service, **changes)
-    threads = f"{config.blocking_threads} blocking and {config.compute_threads} compute threads"
+    compute = plan.compute_threads
+    config = engine_config(service, **({} if compute is None else {"threads": Threads(compute=compute)}))
+    threads = f"{config.threads.blocking} blocking and {config.threads.compute} compute threads"
     return Checked(Engined(service, plan.retrieval_ms / 1e3, config), linear.wrong, threads)
 
 

@@ -87,7 +87,7 @@ class Asker:
         self._asked = 0
         built = service.built
         self.engine = Engine(
-            built.bundle, built.index, built.behaviours,
+            built.bundle, built.tables,
             users=service.user, retrieve=self.retrieval.function, config=engine_config(service),
         )  # fmt: skip
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from aif_jax.features import EncodeReport
 from aif_jax.serving.candidates import check_candidates
-from aif_jax.serving.rungs import Rungs
-from aif_jax.serving.stages import Generation
+from aif_jax.serving.generation import Generation
+from aif_jax.serving.priors import Priors
+from aif_jax.serving.stage import Shared
 from aif_jax.serving.user_program import compute_state
-from aif_jax.serving.user_states import UserState
 from aif_jax.types import Candidates, Request, UserRecord
 from load.service import CONTEXT_OF_REQUESTS, REQUESTS, Answer, Service
 from load.ways import engine_config
@@ -25,39 +25,38 @@ class Parts:
     def __init__(self, service: Service):
         self._service = service
         built = service.built
-        self._generation = Generation(built.bundle, built.index, built.behaviours, engine_config(service))
+        self._generation = Generation(built.bundle, built.tables, engine_config(service))
         self._generation.warm()
-        self._states = [self.user_side(number) for number in range(REQUESTS)]
         schema, raw = built.bundle.schema, self._generation.raw_pair
         self._candidates = []
         for number in range(REQUESTS):
             found = service.candidates(number)
             self._candidates.append(check_candidates(found.ids, found.pair, schema, raw, EncodeReport()))
         self._context = schema.encode_one("context", CONTEXT_OF_REQUESTS)
+        self._shared = [self.user_side(number) for number in range(REQUESTS)]
 
-    def user_side(self, number: int) -> UserState:
-        """Compute a user's state from the record; wait for it."""
-        return self.state_of(self._service.user(number))
+    def user_side(self, number: int) -> Shared:
+        """Compute a user's state from the record and lay it out for the stage; wait for it."""
+        return self.user_side_of(self._service.user(number))
 
-    def state_of(self, record: UserRecord, *, long_sequence: bool = True) -> UserState:
-        """Compute a user state, with or without the long sequence of the record; wait for it."""
+    def user_side_of(self, record: UserRecord, *, long_sequence: bool = True) -> Shared:
+        """Compute a user side, with or without the long sequence of the record; wait for it."""
         length = self._service.shared.length
         state = compute_state(0, record, length, self._generation, long=long_sequence)
+        shared = self._generation.prepare(state.leaves, state.length, self._context)
         jax.block_until_ready(state.leaves)
-        return state
+        return shared
 
-    def stage(self, number: int, state: UserState | None = None) -> Answer:
-        """Score the candidates of a request for its user state, both checked and computed beforehand."""
-        state, candidates = state or self._states[number % REQUESTS], self._candidates[number % REQUESTS]
-        scored = self._generation.score(
-            state.leaves, state.length, self._context, candidates, self._service.k
-        )
+    def stage(self, number: int, shared: Shared | None = None) -> Answer:
+        """Score the candidates of a request for its user side, both checked and computed beforehand."""
+        shared, candidates = shared or self._shared[number % REQUESTS], self._candidates[number % REQUESTS]
+        scored = self._generation.score(shared, candidates, self._service.k)
         return Answer(candidates.ids[scored.order], scored.scores)
 
     def by_item_prior(self, number: int) -> Answer:
         """Rank the candidates of a request by their items' priors."""
         candidates = self._candidates[number % REQUESTS]
-        scored = Rungs(self._generation).by_item_prior(candidates, self._service.k)
+        scored = Priors(self._generation).by_item_prior(candidates, self._service.k)
         return Answer(candidates.ids[scored.order], scored.scores)
 
 

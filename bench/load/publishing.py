@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from aif_jax.nearline import BehaviourTable
-from aif_jax.serving import Engine, GoldenRequest
+from aif_jax.serving import Engine, GoldenRequest, PublishChecks
 from aif_jax.types import Candidates, Request
 from load.progress import Step
 from load.service import CONTEXT_OF_REQUESTS, REQUESTS, Service
@@ -51,8 +51,9 @@ def engine_of(service: Service, built: Built) -> Engine:
         await asyncio.sleep(RETRIEVAL_S)
         return service.candidates(int(request.user))
 
-    tables = (built.bundle, built.index, built.behaviours)
-    return Engine(*tables, users=service.user, retrieve=retrieve, config=engine_config(service))
+    return Engine(
+        built.bundle, built.tables, users=service.user, retrieve=retrieve, config=engine_config(service)
+    )
 
 
 def answers_of(service: Service, built: Built) -> Expected:
@@ -151,15 +152,14 @@ def measure(service: Service, plan: Plan, step: Step, folder: Path) -> dict[str,
     one = service.built
     other = with_other_weights(one, seed=1, folder=folder)
     source = one.source
-    tables = BehaviourTable.build(other.bundle, source.ids, source.columns, source.content)
-    generations = [
-        (other.bundle, other.index, tables),
-        (one.bundle, one.index, one.behaviours),
-    ]
+    behaviours = BehaviourTable.build(other.bundle, source.ids, source.columns, source.content)
+    other = dataclasses.replace(other, tables=other.tables._replace(behaviours=behaviours))
+    generations = [(other.bundle, other.tables), (one.bundle, one.tables)]
+    checks = PublishChecks(min_overlap=0.0)
     step("the right answers")
     expected = {
         **answers_of(service, one),
-        **answers_of(service, Built(**{**vars(other), "behaviours": tables})),
+        **answers_of(service, other),
     }
     rng = np.random.default_rng(7)
     due = np.cumsum(rng.exponential(1 / plan.rate, int(plan.rate * plan.seconds)))
@@ -177,7 +177,7 @@ def measure(service: Service, plan: Plan, step: Step, folder: Path) -> dict[str,
         gc.freeze()
 
         def publish(number: int) -> Any:
-            return engine.publish(*generations[number % 2], golden=golden, least_overlap=0.0, warm=plan.warm)
+            return engine.publish(*generations[number % 2], golden=golden, checks=checks, warm=plan.warm)
 
         found = asyncio.run(run(engine, expected, due, plan.users, publish, swap_at))
         stats = engine.stats()

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from aif_jax.serving import Threads
 from load import injection
 from load.callers import Callers
 from load.injection import Fault, Faults, Hang, as_retrieval, as_source, some
@@ -96,7 +97,7 @@ def scenarios(service: Service) -> list[Scenario]:
         ),
         Scenario(
             name="more requests at once than may wait",
-            drive=_crowd, config={"queue_bound": 4}, others=frozenset({"OverloadedError"}),
+            drive=_crowd, config={"threads": Threads(max_queued=4)}, others=frozenset({"OverloadedError"}),
         ),
         Scenario(
             # Handles whose coroutine is cancelled between `begin` and `rank_async` must expire.

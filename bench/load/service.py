@@ -102,7 +102,7 @@ def serving(built: Built) -> Service:
     workload = built.workload
     source, length = built.source, workload.long_length
     behaviours = BehaviourTable.build(built.bundle, source.ids, source.columns, source.content)
-    built = dataclasses.replace(built, behaviours=behaviours)
+    built = dataclasses.replace(built, tables=built.tables._replace(behaviours=behaviours))
     rng = np.random.default_rng(workload.seed + 1)
     cases = []
     for _ in range(REQUESTS):

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from aif_jax.serving import Engine, EngineConfig
-from aif_jax.serving.stages import Generation
+from aif_jax.serving import Engine, EngineConfig, Shapes
+from aif_jax.serving.generation import Generation
 from aif_jax.serving.user_program import compute_state
 from aif_jax.serving.user_states import UserState
 from aif_jax.types import Candidates, Request
@@ -88,8 +88,7 @@ class Overlapped:
         self._service = service
         self._retrieval_s = retrieval_s
         built, shared = service.built, service.shared
-        config = EngineConfig(k=service.k, buckets=(service.n,), long_buckets=(shared.length,))
-        self._generation = Generation(built.bundle, built.index, built.behaviours, config)
+        self._generation = Generation(built.bundle, built.tables, engine_config(service))
         self._generation.warm()
         stage = stage_contender(shared, built)
         scores, (self._weights, self._rows, _) = hand_rolled_scores(shared, simtier, stage)
@@ -137,10 +136,7 @@ class Engined:
 
         config = config or engine_config(service)
         self._asked = itertools.count()
-        self.engine = Engine(
-            built.bundle, built.index, built.behaviours,
-            users=service.user, retrieve=retrieve, config=config,
-        )  # fmt: skip
+        self.engine = Engine(built.bundle, built.tables, users=service.user, retrieve=retrieve, config=config)
 
     async def serve(self, number: int, deadline_ms: float | None) -> Answer:
         """Rank through the engine."""
@@ -157,5 +153,5 @@ class Engined:
 
 def engine_config(service: Service, **changes: Any) -> EngineConfig:
     """Return the settings of an engine for the service's requests: sizes only, unless changed."""
-    sizes = {"k": service.k, "buckets": (service.n,), "long_buckets": (service.shared.length,)}
-    return EngineConfig(**{**sizes, **changes})
+    shapes = Shapes(candidates=(service.n,), histories=(service.shared.length,))
+    return EngineConfig(**{"k": service.k, "shapes": shapes, **changes})

@@ -38,9 +38,9 @@ _ROWS: dict[int, Rows] = {}
 
 def catalogue_rows(built: Built) -> Rows:
     """Return the item rows of the whole catalogue by position, computed once for each workload."""
-    key = id(built.index)
+    key = id(built.tables.items)
     if key not in _ROWS:
-        columns, found = built.index.gather(built.source.ids)
+        columns, found = built.tables.items.gather(built.source.ids)
         assert found.all()
         floats = np.concatenate([columns[name] for name in ("h", *FACTORED)], axis=1)
         _ROWS[key] = Rows(*map(jax.device_put, (floats, columns["signature"], columns["category"])))

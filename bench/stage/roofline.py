@@ -53,7 +53,8 @@ class Part:
 def row_bytes(built: Built) -> int:
     """Return bytes of one item row of the workload's index."""
     return sum(
-        int(np.prod(shape)) * np.dtype(dtype).itemsize for dtype, shape in built.index.store.columns.values()
+        int(np.prod(shape)) * np.dtype(dtype).itemsize
+        for dtype, shape in built.tables.items.store.columns.values()
     )
 
 
@@ -119,7 +120,7 @@ def programs(case: Case, stage: Stage) -> list[Contender]:
     built, config = case.built, case.built.bundle.config
     rng = np.random.default_rng(3)
     state = {path.removeprefix("state/"): jnp.asarray(leaf)[0] for path, leaf in stage.state.items()}
-    columns, _ = built.index.gather(case.ids[0])
+    columns, _ = built.tables.items.gather(case.ids[0])
     edges, weights = jnp.asarray(edges_of(config)), built.bundle.weights
     first = weights["first.simtier.kernel"]
 
@@ -153,7 +154,7 @@ def programs(case: Case, stage: Stage) -> list[Contender]:
     out = {name: np.empty_like(column) for name, column in columns.items()}
 
     def rows(turn: int) -> tuple[np.ndarray, np.ndarray]:
-        built.index.gather(case.ids[turn % TURNS], out)
+        built.tables.items.gather(case.ids[turn % TURNS], out)
         return _EMPTY, _EMPTY
 
     def compiled(name: str, function: Any, *operands: jax.Array) -> Contender:

@@ -140,7 +140,7 @@ def parts_in_turns(
 
 def _memory(precision: str, built: Built) -> Results:
     """Return the bytes of an item in the index: its values, what aligns them, and the table of keys."""
-    held = built.index.stats()
+    held = built.tables.items.stats()
     parts = {name: held[f"{name}_bytes"] / held["rows"] for name in ("payload", "padding", "table", "total")}
     return {"precision": precision, "items": held["rows"], **parts}
 

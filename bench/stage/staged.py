@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from aif_jax.features import EncodeReport
-from aif_jax.serving import EngineConfig
+from aif_jax.serving import EngineConfig, Shapes
 from aif_jax.serving.candidates import check_candidates
-from aif_jax.serving.stages import Generation
+from aif_jax.serving.generation import Generation
 from aif_jax.serving.user_program import compute_state
 from stage.request import Case
 from stage.timing import Contender
@@ -42,11 +42,13 @@ def stage_contender(case: Case, built: Built, precision: str = "float32") -> Sta
     """
     bundle = built.bundle
     longs = sorted({case.length, bundle.config.long_length})
-    config = EngineConfig(k=case.k, buckets=(case.n,), long_buckets=longs)
-    generation = Generation(bundle, built.index, built.behaviours, config)
+    config = EngineConfig(k=case.k, shapes=Shapes(candidates=(case.n,), histories=longs))
+    generation = Generation(bundle, built.tables, config)
     generation.warm()
     state = compute_state(USER, case.user, case.length, generation)
     assert (state.unknown_behaviours, state.truncated) == (0, 0)
+    # The user side of a request does this, before retrieval returns.
+    shared = generation.prepare(state.leaves, case.length, case.context)
     report = EncodeReport()
     requests = [
         check_candidates(ids, pair, bundle.schema, generation.raw_pair, report)
@@ -54,7 +56,7 @@ def stage_contender(case: Case, built: Built, precision: str = "float32") -> Sta
     ]
 
     def run(turn: int) -> tuple[np.ndarray, np.ndarray]:
-        scored = generation.score(state.leaves, case.length, case.context, requests[turn], case.k)
+        scored = generation.score(shared, requests[turn], case.k)
         return scored.order, scored.scores
 
     name = "stage" if precision == "float32" else f"stage, {precision}"

@@ -8,8 +8,8 @@ from aif_jax.bundle import Bundle, export_bundle
 from aif_jax.config import ModelConfig
 from aif_jax.errors import AifError
 from aif_jax.features import Categorical, Hashing, MultiValued, Numeric, Schema, Vocabulary
-from aif_jax.nearline import BehaviourTable, ItemIndex
-from aif_jax.serving import Engine, EngineConfig, Filters, Ranking, Report
+from aif_jax.nearline import BehaviourTable, ItemIndex, Tables, build_tables
+from aif_jax.serving import Engine, EngineConfig, Filters, PublishChecks, Ranking, Report
 from aif_jax.types import Candidates, ItemRecords, Request, UserRecord
 
 __all__ = [
@@ -28,13 +28,16 @@ __all__ = [
     "ModelConfig",
     "MultiValued",
     "Numeric",
+    "PublishChecks",
     "Ranking",
     "Report",
     "Request",
     "RowLayout",
     "Scheduler",
     "Schema",
+    "Tables",
     "UserRecord",
     "Vocabulary",
+    "build_tables",
     "export_bundle",
 ]

@@ -71,6 +71,12 @@ class ModelConfig:
         block_dropout: probability that a block is dropped for one training request.
         item_id_dropout: probability that an item's id is hidden in training, for cold items.
         seed: seed of the random hyperplanes, which are part of the model.
+
+    >>> config = ModelConfig(heads=("ctr", "cvr"), score="ctr * cvr * bid", long_length=1024)
+    >>> config.tiers, config.signature_bytes
+    (16, 32)
+    >>> config.replace(architecture="cold").has("simtier")
+    False
     """
 
     architecture: Architecture = "aif"

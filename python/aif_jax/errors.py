@@ -2,7 +2,15 @@
 
 
 class AifError(Exception):
-    """Base of every error that aif_jax raises on purpose."""
+    """Base of every error that aif_jax raises on purpose.
+
+    >>> from aif_jax import ModelConfig
+    >>> try:
+    ...     ModelConfig(width=0)
+    ... except AifError as error:
+    ...     print(f"{type(error).__name__}: {error}")
+    ConfigError: width: got 0, expected a whole number of at least 1.
+    """
 
 
 class ConfigError(AifError, ValueError):

@@ -35,6 +35,12 @@ class UserRecord:
         items: item ids of the user's behaviours, most recent first, ``[L]``; integers or strings.
         types: behaviour type of each, by name or by its index in the schema, ``[L]``.
         revision: changes whenever features or history change; part of the key of a cached user state.
+
+    >>> users = {17: UserRecord({"town": "York", "age": 31}, items=[9, 7], types=["buy", "click"])}
+    >>> users[17].features["town"]
+    'York'
+    >>> users.get(18) is None  # as a user source says of a user that it does not know
+    True
     """
 
     features: Mapping[str, Any] = field(default_factory=dict)
@@ -50,6 +56,10 @@ class Candidates:
     Attributes:
         ids: item ids, ``[N]``; integers or strings.
         pair: raw pair features by name, each ``[N]``.
+
+    >>> found = Candidates([7, 8, 9], pair={"bid": [0.5, 0.1, 0.3]})
+    >>> found.ids
+    [7, 8, 9]
     """
 
     ids: Any
@@ -65,6 +75,10 @@ class ItemRecords:
         columns: raw item features by name, each with n rows; an absent one counts as missing.
         content: content embeddings, float ``[n, d_m]``; ``None`` if these items have none.
         rankable: bool ``[n]``, whether each may be a candidate; ``None`` for all.
+
+    >>> catalogue = ItemRecords(ids=[7, 8], columns={"genres": [["drama"], []], "price": [4.5, None]})
+    >>> sorted(catalogue.columns)
+    ['genres', 'price']
     """
 
     ids: Any
@@ -83,6 +97,11 @@ class Request:
         k: results wanted.
         filters: the request's `aif_jax.Filters`, or ``None``. The engine applies them to whatever is
             retrieved; retrieval that knows them can leave the items out itself, or retrieve more.
+
+    >>> def retrieve(request: Request) -> list[int]:
+    ...     return [7, 8, 9] if request.context.get("page") == "home" else [7]
+    >>> retrieve(Request(user=17, context={"page": "home"}))
+    [7, 8, 9]
     """
 
     user: UserId

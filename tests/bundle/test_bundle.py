@@ -9,9 +9,16 @@ import pytest
 from safetensors.numpy import load, save
 
 from aif_jax.bundle import Bundle, compilations, export_bundle
-from aif_jax.bundle.bundle import CONFIG as CONFIG_FILE
-from aif_jax.bundle.bundle import GOLDEN, STAGES, WEIGHTS
-from aif_jax.bundle.files import MANIFEST, read_manifest, read_verified, write_bundle_files
+from aif_jax.bundle.files import CONFIG as CONFIG_FILE
+from aif_jax.bundle.files import (
+    GOLDEN,
+    MANIFEST,
+    STAGES,
+    WEIGHTS,
+    read_manifest,
+    read_verified,
+    write_bundle_files,
+)
 from aif_jax.bundle.golden import CachedRows
 from aif_jax.errors import BundleError, ConfigError
 from served import CONFIG, K_MAX, SCHEMA, make_model

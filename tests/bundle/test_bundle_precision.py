@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from aif_jax.bundle import Bundle, export_bundle
-from aif_jax.bundle.bundle import CONFIG as CONFIG_FILE
+from aif_jax.bundle.files import CONFIG as CONFIG_FILE
 from aif_jax.bundle.files import read_manifest, read_verified, write_bundle_files
 from aif_jax.config import PRECISIONS, Precision
 from aif_jax.errors import ConfigError
 from aif_jax.integrations.ray import _join, _Worker
 from aif_jax.models import fold
-from aif_jax.nearline import BehaviourTable, ItemIndex
+from aif_jax.nearline import BehaviourTable, ItemIndex, Tables
 from aif_jax.serving import Engine, InMemoryUsers
 from served import CONFIG, ENGINE_CONFIG, K_MAX, SCHEMA, World, make_model
 
@@ -122,12 +122,12 @@ def test_from_export_to_ranked_ids(
     )
     assert sum(column[0].nbytes for column in rows.values()) == floats * expected.itemsize + kept
 
-    behaviours = BehaviourTable.build(bundle, world.ids, world.columns, world.content)
+    tables = Tables(index, BehaviourTable.build(bundle, world.ids, world.columns, world.content))
     portable = Bundle.load(bundle.path, prefer="portable")
     config = dataclasses.replace(ENGINE_CONFIG, k=K_MAX, missing_items="default")
     with (
-        Engine(bundle, index, behaviours, users=users, config=config) as engine,
-        Engine(portable, index, behaviours, users=users, config=config) as other,
+        Engine(bundle, tables, users=users, config=config) as engine,
+        Engine(portable, tables, users=users, config=config) as other,
     ):
         for user in range(10):
             record = users(user)

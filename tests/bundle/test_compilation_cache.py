@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from aif_jax.bundle import Bundle
-from aif_jax.bundle.bundle import KERNEL_ABI
 from aif_jax.bundle.compilation_cache import CompilationCache, cache_size, machine_facts
+from aif_jax.bundle.files import KERNEL_ABI
 from aif_jax.errors import ConfigError
 
 SERVE = """

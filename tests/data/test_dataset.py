@@ -46,6 +46,36 @@ def tiny() -> Dataset:
     )
 
 
+def test_a_dataset_says_what_it_holds() -> None:
+    lines = repr(tiny()).splitlines()
+    assert [line.strip() for line in lines] == [
+        "Dataset(tiny: 2 users, 4 items, 7 behaviours, 5 impressions",
+        "impressions: 4 train, 0 validation, 1 test; positive: ctr 60.0%",
+        "behaviours of a user: 4 in the median, 5 at most)",
+    ]
+    assert tiny().summary.splitlines()[0] == "tiny: 2 users, 4 items, 7 behaviours, 5 impressions"
+
+
+def test_a_dataset_without_rows_or_labels_has_a_repr() -> None:
+    data = tiny()
+    masked = {"ctr": np.zeros(5, np.float32)}
+    unknown = dataclasses.replace(data, impressions=dataclasses.replace(data.impressions, label_mask=masked))
+    assert "positive: ctr unknown" in repr(unknown)
+    empty = dataclasses.replace(
+        data,
+        users={"ids": np.array([], int), "town": np.array([], object)},
+        events=Events(np.zeros(1, np.int64), *(np.array([], int) for _ in range(4))),
+        impressions=Impressions(
+            *(np.array([], int) for _ in range(3)),
+            labels={"ctr": np.array([], np.float32)},
+            label_mask={"ctr": np.array([], np.float32)},
+            split=np.array([], np.int8),
+            request=np.array([], int),
+        ),
+    )
+    assert repr(empty).splitlines()[0] == "Dataset(tiny: 0 users, 4 items, 0 behaviours, 0 impressions"
+
+
 def test_requests_keep_rows_of_one_request_together_in_order_of_time():
     requests = tiny().requests("train", group=2)
     assert requests.rows.tolist() == [[0, 2], [3, -1], [1, -1]]

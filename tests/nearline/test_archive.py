@@ -349,3 +349,13 @@ def test_rows_of_a_snapshot_are_pages_that_processes_share_until_they_are_writte
         index.upsert(world.ids[:100], price(world, slice(0, 100), 7.0), world.content[:100])
     assert kilobytes("Private_Dirty:") > 0
     assert (tmp_path / "rows").read_bytes() == before
+
+
+def test_an_archive_says_what_it_keeps_open_and_closed(bundle: Bundle, world: World, tmp_path: Path) -> None:
+    archive = Archive(tmp_path)
+    assert repr(archive) == f"Archive({str(tmp_path)!r}, keeps no table)"
+    index = made(bundle, world, 3)
+    archive.start(index, (5,))
+    assert repr(archive) == f"Archive({str(tmp_path)!r}, {index!r}, position (5,))"
+    archive.close()
+    assert repr(archive) == f"Archive({str(tmp_path)!r}, keeps no table)"

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from aif_jax.bundle import Bundle
 from aif_jax.errors import ArchiveError, ItemIndexError, SchemaError
-from aif_jax.features import Ragged
+from aif_jax.features import Ragged, item_keys
 from aif_jax.nearline import (
     Archive,
     BadItem,
@@ -47,8 +48,13 @@ def stream(world: World, n: int, seed: int = 0) -> list[Update]:
 
 
 def expected(bundle: Bundle, updates: Sequence[Update]) -> ItemIndex:
+    """Return an index to which updates were applied one by one."""
     index = ItemIndex(bundle)
-    index.follow(updates)
+    for update in updates:
+        if isinstance(update, Upsert):
+            index.apply(update)
+        else:
+            index.delete(update.ids)
     return index
 
 
@@ -74,6 +80,28 @@ def test_both_tables_hold_what_the_stream_says(bundle: Bundle, world: World, tmp
         assert stats["deleted"] + stats["ignored"] == 2 * deletions
     with Archive(tmp_path / "items") as items:
         same(items.open(ItemIndex, bundle), expected(bundle, updates))
+
+
+def test_what_was_done_is_counted_by_table_and_rankable_is_followed(bundle: Bundle, tmp_path: Path) -> None:
+    updates: list[Update] = [
+        Upsert([1, 2], {"price": [1.0, 2.0]}, rankable=np.array([True, False])),
+        Delete([1, 77]),
+        Upsert([3], {"price": [3.0]}),
+    ]
+    for table, counts, ids in (
+        (ItemIndex, (3, 1, 1), [2, 3, 9]),
+        (BehaviourTable, (3, 0, 2), [1, 2, 3, 9]),  # it keeps what was deleted
+    ):
+        with Archive(tmp_path / table.kind) as archive:
+            archive.start(table.build(bundle, [9], {}))
+            follower = Follower(IterableUpdates(updates), [archive])
+            follower.run()
+            stats = follower.stats()
+            assert (stats["upserted"], stats["deleted"], stats["ignored"]) == counts
+            assert sorted(archive.table.ids().tolist()) == ids
+            if table is ItemIndex:
+                rows, _ = archive.table.gather(item_keys([2, 3]))
+                assert rows["rankable"][:, 0].tolist() == [0, 1]
 
 
 def test_each_update_counts_once_although_it_is_delivered_again(
@@ -268,3 +296,34 @@ def test_updates_that_arrive_while_a_generation_is_built_reach_both(
             assert follower.stats()["failure"] is None
         same(one.table, expected(bundle, before))
         same(two.table, expected(other_bundle, before))
+
+
+def test_a_follower_says_what_it_did(bundle: Bundle, world: World, tmp_path: Path) -> None:
+    updates = [single(world, 0), single(world, 1, price=["dear"])]
+    with Archive(tmp_path) as archive:
+        archive.start(ItemIndex(bundle))
+        follower = Follower(IterableUpdates(updates), [archive])
+        assert repr(follower) == "Follower(1 archive, 0 updates, 0 bad items)"
+        follower.run()
+        assert repr(follower) == "Follower(1 archive, 2 updates, 1 bad item)"
+        follower.close()
+        assert repr(follower) == "Follower(1 archive, 2 updates, 1 bad item, closed)"
+
+
+def test_a_follower_says_whether_it_follows(bundle: Bundle, tmp_path: Path) -> None:
+    more = threading.Event()
+
+    def blocking() -> Any:
+        more.wait(60)
+        yield from ()
+        raise ItemIndexError("the stream is broken")
+
+    with Archive(tmp_path) as archive:
+        archive.start(ItemIndex(bundle))
+        with Follower(IterableUpdates(blocking()), [archive]) as follower:
+            follower.start()
+            assert repr(follower) == "Follower(1 archive, 0 updates, 0 bad items, following)"
+            more.set()
+            assert follower._thread is not None
+            follower._thread.join(60)
+            assert repr(follower) == "Follower(1 archive, 0 updates, 0 bad items, ended by ItemIndexError)"

@@ -1,6 +1,5 @@
 """Item index and behaviour table: what is built is what the bundle's programs compute."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 from aif_jax.bundle import Bundle
 from aif_jax.errors import ItemIndexError, RequestError, SchemaError, VersionMismatchError
 from aif_jax.features import item_keys
-from aif_jax.nearline import BehaviourTable, Delete, ItemIndex, RowTable, Update, Upsert
+from aif_jax.nearline import BehaviourTable, ItemIndex, RowTable
 from served import SCHEMA, World
 
 TABLES = [ItemIndex, BehaviourTable]
@@ -41,6 +40,16 @@ def test_rows_are_what_the_program_computes(bundle: Bundle, world: World, table:
     assert rows.keys() - {"rankable"} == expected.keys()
     for name, column in expected.items():
         np.testing.assert_allclose(rows[name], np.asarray(column), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_table_says_what_it_holds(bundle: Bundle, world: World, table: type[RowTable]) -> None:
+    built = small(bundle, world, 5, table)
+    size = built.store.cache.layout.row_bytes
+    assert repr(built) == f"{table.__name__}(5 rows of {size} bytes, bundle {bundle.version[:8]})"
+    built.delete(world.ids[1:5])
+    assert repr(built).startswith(f"{table.__name__}(1 row of ")
+    assert repr(table.__new__(table)) == f"{table.__name__}(without rows)"
 
 
 def test_ids_above_32_bits_stay_apart(bundle: Bundle, world: World) -> None:
@@ -166,35 +175,6 @@ def test_rankable_is_a_flag_of_the_row(bundle: Bundle, world: World) -> None:
     rows, _ = index.gather(item_keys([3]))
     index.set_rankable([3], True)
     assert np.array_equal(index.gather(item_keys([3]))[0]["h"], rows["h"])
-
-
-def test_following_a_stream_applies_it_in_order(bundle: Bundle, world: World) -> None:
-    def stream() -> Iterator[Update]:
-        yield Upsert([1, 2], {"price": [1.0, 2.0]}, rankable=np.array([True, False]))
-        yield Delete([1, 77])
-        yield Upsert([3], {"price": [3.0]})
-
-    index = ItemIndex.build(bundle, [9], {})
-    report = index.follow(stream())
-    assert (report.upserted, report.deleted, report.ignored) == (3, 1, 1)
-    assert sorted(index.ids().tolist()) == [2, 3, 9]
-    assert index.gather(item_keys([2]))[0]["rankable"][0, 0] == 0
-    table = BehaviourTable.build(bundle, [9], {})
-    report = table.follow(stream())
-    assert (report.upserted, report.deleted, report.ignored) == (3, 0, 2)
-    assert sorted(table.ids().tolist()) == [1, 2, 3, 9]
-
-
-def test_an_update_that_cannot_be_applied_is_raised_or_counted(bundle: Bundle) -> None:
-    stream: list[Any] = [Upsert([1], {"colour": ["red"]}), "nonsense", Upsert([2], {})]
-    index = ItemIndex.build(bundle, [9], {})
-    with pytest.raises(SchemaError, match="colour"):
-        index.follow(stream)
-    seen: list[Any] = []
-    report = index.follow(stream, on_error=lambda update, error: seen.append(update))
-    assert seen == stream[:2]
-    assert dict(report.failed) == {"SchemaError": 1, "ItemIndexError": 1}
-    assert sorted(index.ids().tolist()) == [2, 9]
 
 
 def test_stats_tell_rows_and_what_encoding_left_out(bundle: Bundle) -> None:

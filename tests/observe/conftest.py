@@ -6,20 +6,18 @@ from typing import Any
 import pytest
 
 from aif_jax.bundle import Bundle
-from aif_jax.nearline import BehaviourTable, ItemIndex
+from aif_jax.nearline import Tables
 from aif_jax.serving import Engine, InMemoryUsers
 from served import ENGINE_CONFIG
 
 
 @pytest.fixture
-def make(
-    bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, users: InMemoryUsers
-) -> Iterator[Callable[..., Engine]]:
+def make(bundle: Bundle, tables: Tables, users: InMemoryUsers) -> Iterator[Callable[..., Engine]]:
     made: list[Engine] = []
 
     def make_engine(*observers: Any, **arguments: Any) -> Engine:
         arguments = {"users": users, "config": ENGINE_CONFIG, **arguments}
-        engine = Engine(bundle, index, behaviours, observers=observers, **arguments)
+        engine = Engine(bundle, tables, observers=observers, **arguments)
         made.append(engine)
         return engine
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from aif_jax.errors import DeadlineExceededError, RequestError, RetrievalError, UnknownUserError
-from aif_jax.serving import Engine, Failure, Observer, Report
+from aif_jax.serving import Engine, Failure, Observer, Report, Threads
 from served import ENGINE_CONFIG, World
 
 
@@ -116,10 +116,9 @@ def test_an_observer_that_raises_hurts_nobody(make: Any, world: World, caplog: A
 def test_tasks_and_their_queue_times(make: Any, world: World) -> None:
     """With one thread in each lane and one of them held, what waited for it says so."""
     release = threading.Event()
-    config = dataclasses.replace(ENGINE_CONFIG, blocking_threads=1, compute_threads=1)
+    config = dataclasses.replace(ENGINE_CONFIG, threads=Threads(blocking=1, compute=1))
     engine = make(config=config)
-    scheduler = engine._scheduler
-    held = scheduler.submit("blocking", release.wait, 20)
+    held = engine.hooks.submit("blocking", lambda: release.wait(20))
     pending = engine.begin(6)
     time.sleep(0.05)
     release.set()

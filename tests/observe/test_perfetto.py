@@ -6,6 +6,7 @@ import pytest
 
 from aif_jax.errors import RequestError
 from aif_jax.observe import SlowRequests, chrome_trace
+from held import until
 from served import World
 
 
@@ -52,7 +53,8 @@ def test_failures_show_what_was_run(make: Any, world: World) -> None:
     slow = SlowRequests()
     engine = make(slow)
     pending = engine.begin(3)
-    pending._side.result(20)
+    # The record was fetched, and the state was computed.
+    assert until(engine, lambda stats: stats["scheduler"]["compute"]["completed"] == 1)
     with pytest.raises(RequestError):
         pending.rank(world.ids[:20], k=0)
     events = events_of(slow.trace())

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from aif_jax.bundle import Bundle
 from aif_jax.errors import AifError, ConfigError
-from aif_jax.nearline import BehaviourTable, ItemIndex
+from aif_jax.nearline import Tables
 from aif_jax.observe.prometheus import PrometheusMetrics
 from served import World
 
@@ -54,12 +54,10 @@ def test_what_is_scraped_is_what_happened(make: Any, world: World) -> None:
     assert scraped["aif_user_state_age_seconds_count",] == 1
 
 
-def test_shadows_and_memory_are_scraped(
-    make: Any, world: World, bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable
-) -> None:
+def test_shadows_and_memory_are_scraped(make: Any, world: World, bundle: Bundle, tables: Tables) -> None:
     metrics = PrometheusMetrics()
     engine = make(metrics)
-    with engine.shadow(bundle, index, behaviours, share=1.0) as shadow:
+    with engine.shadow(bundle, tables, share=1.0) as shadow:
         before = values(metrics)
         engine.begin(1).rank(world.ids[:20])
         while shadow.stats()["waiting"]:
@@ -72,7 +70,7 @@ def test_shadows_and_memory_are_scraped(
         assert scraped["aif_shadow_requests_total", "end=compared", *who] == 1
         assert scraped["aif_shadow_requests_total", "end=failed", *who] == 0
         assert scraped["aif_shadow_waiting", *who] == 0
-        size = index.stats()["total_bytes"]
+        size = tables.items.stats()["total_bytes"]
         for generation in ("running", "shadow_1"):
             assert scraped["aif_generation_bytes", f"generation={generation}", "part=item_index"] == size
     gone = values(metrics)

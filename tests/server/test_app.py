@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from aif_jax.bundle import Bundle
-from aif_jax.nearline import BehaviourTable, ItemIndex
+from aif_jax.nearline import Tables
 from aif_jax.observe import SlowRequests
 from aif_jax.observe.prometheus import PrometheusMetrics
 from aif_jax.server import create_app
@@ -35,9 +35,7 @@ class Client:
 
 
 @pytest.fixture(scope="module")
-def own(
-    bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, users: InMemoryUsers, world: World
-) -> Iterator[Engine]:
+def own(bundle: Bundle, tables: Tables, users: InMemoryUsers, world: World) -> Iterator[Engine]:
     """An engine with a retrieve of its own, which fails for user 8 and is slow for user 9."""
 
     def retrieve(request: Request) -> Candidates:
@@ -47,7 +45,7 @@ def own(
             time.sleep(0.2)
         return Candidates(*world.candidates(30))
 
-    with Engine(bundle, index, behaviours, users=users, retrieve=retrieve, config=ENGINE_CONFIG) as made:
+    with Engine(bundle, tables, users=users, retrieve=retrieve, config=ENGINE_CONFIG) as made:
         yield made
 
 
@@ -152,10 +150,8 @@ def test_health_and_stats(client: Client, own: Engine) -> None:
     assert client.get("/rank").status_code == 405
 
 
-def test_a_closed_engine_is_unavailable(
-    bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, users: InMemoryUsers
-) -> None:
-    engine = Engine(bundle, index, behaviours, users=users, config=ENGINE_CONFIG)
+def test_a_closed_engine_is_unavailable(bundle: Bundle, tables: Tables, users: InMemoryUsers) -> None:
+    engine = Engine(bundle, tables, users=users, config=ENGINE_CONFIG)
     engine.close()
     health = Client(engine).get("/health")
     assert (health.status_code, health.json()["status"]) == (503, "closed")
@@ -164,12 +160,10 @@ def test_a_closed_engine_is_unavailable(
 
 
 def test_metrics_and_slow_requests_are_served_where_they_are_given(
-    bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, users: InMemoryUsers, world: World
+    bundle: Bundle, tables: Tables, users: InMemoryUsers, world: World
 ) -> None:
     metrics, slow = PrometheusMetrics(), SlowRequests()
-    with Engine(
-        bundle, index, behaviours, users=users, config=ENGINE_CONFIG, observers=[metrics, slow]
-    ) as engine:
+    with Engine(bundle, tables, users=users, config=ENGINE_CONFIG, observers=[metrics, slow]) as engine:
         client = Client(engine, metrics=metrics, slow=slow)
         ids, _ = world.candidates(20)
         assert client.post("/rank", json={"user": 4, "candidates": ids.tolist()}).status_code == 200

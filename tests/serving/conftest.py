@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 
 from aif_jax.bundle import Bundle
-from aif_jax.nearline import BehaviourTable, ItemIndex
+from aif_jax.nearline import Tables
 from aif_jax.serving import Engine, InMemoryUsers
 from aif_jax.types import Candidates
 from served import ENGINE_CONFIG, Make, Served, World, tables_of
 
 
 @pytest.fixture(scope="session")
-def one(bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable) -> Served:
+def one(bundle: Bundle, tables: Tables) -> Served:
     """Not to be written to, but with the rows that are there."""
-    return bundle, index, behaviours
+    return bundle, tables
 
 
 @pytest.fixture(scope="session")

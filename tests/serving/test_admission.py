@@ -4,7 +4,6 @@ import asyncio
 import dataclasses
 import threading
 import time
-import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,110 +12,94 @@ import pytest
 
 from aif_jax.bundle import Bundle
 from aif_jax.errors import OverloadedError
-from aif_jax.nearline import BehaviourTable, ItemIndex
-from aif_jax.serving import Engine, InMemoryUsers
-from aif_jax.serving.admission import Admission
-from aif_jax.serving.ladder import REST, USER, Ladder
-from aif_jax.serving.stage_times import StageTimes
+from aif_jax.nearline import Tables
+from aif_jax.serving import Engine, InMemoryUsers, Threads
+from aif_jax.serving.admission import Admission, Admitted
+from aif_jax.serving.ladder import FINISH, USER, Ladder, LatencyEstimates
+from aif_jax.serving.tasks import Deadline
 from aif_jax.types import UserRecord
+from held import until
 from served import ENGINE_CONFIG, K_MAX, World
 
 
-def admission(
-    *, user: float, stage: float, threads: int = 1, on: bool = True, prior: bool = True
-) -> Admission:
-    times = StageTimes()
-    times.record(USER, user)
-    times.record(REST, stage)
-    account = Admission(threads)
-    LADDERS[account] = Ladder(times, (32,), (8,), on=on, item_prior=prior)
-    return account
+class Account:
+    """An admission with a ladder that knows how long user sides and stages take."""
 
+    def __init__(
+        self, *, user: float, stage: float, threads: int = 1, enabled: bool = True, prior: bool = True
+    ):
+        times = LatencyEstimates()
+        times.record(USER, user)
+        times.record(FINISH, stage)
+        self.admission = Admission(threads)
+        self.ladder = Ladder(times, (32,), (8,), enabled=enabled, item_prior=prior)
 
-LADDERS: dict[Admission, Ladder] = {}
-"""What the requests to an account are ranked with."""
-
-
-def request(deadline_ms: float | None, began_s: float | None = None) -> Any:
-    """What admission reads and writes of a request."""
-    began_s = time.perf_counter() if began_s is None else began_s
-    return types.SimpleNamespace(user=1, deadline_ms=deadline_ms, began_s=began_s, ticket=None, shed=False)
-
-
-def enter(account: Admission, one: Any) -> None:
-    one.rungs = types.SimpleNamespace(ladder=LADDERS[account])
-    account.enter(one)
-
-
-def what(account: Admission, one: Any) -> str:
-    try:
-        enter(account, one)
-    except OverloadedError:
-        return "stage" if one.ticket is not None else "refused"
-    return "shed" if one.shed else "full"
+    def enter(self, deadline_ms: float | None, began_s: float | None = None) -> Admitted:
+        began_s = time.perf_counter() if began_s is None else began_s
+        return self.admission.enter(Deadline(deadline_ms, began_s), self.ladder, 1)
 
 
 def test_as_many_are_let_in_as_will_be_done_in_time() -> None:
-    account = admission(user=1_000, stage=1_000, threads=2)
+    account = Account(user=1_000, stage=1_000, threads=2)
     # Each takes a second of the two threads: the ninth would end after more than nine of them.
-    told = [what(account, request(9_500)) for _ in range(12)]
-    assert told == ["full"] * 8 + ["shed"] * 4
-    stats = account.stats()
+    levels = [account.enter(9_500).level for _ in range(12)]
+    assert levels == ["full"] * 8 + ["shed"] * 4
+    stats = account.admission.stats()
     assert (stats["full"], stats["shed"], stats["open"]) == (8, 4, 8)
     assert stats["owed_ms"] == pytest.approx(16_000)
 
 
 def test_what_has_a_later_deadline_does_not_count() -> None:
-    account = admission(user=1_000, stage=1_000)
-    assert [what(account, request(100_000)) for _ in range(40)] == ["full"] * 40
-    assert what(account, request(2_100)) == "full"
-    assert what(account, request(2_500)) == "shed"
+    account = Account(user=1_000, stage=1_000)
+    assert [account.enter(100_000).level for _ in range(40)] == ["full"] * 40
+    assert account.enter(2_100).level == "full"
+    assert account.enter(2_500).level == "shed"
 
 
 def test_what_is_done_makes_room() -> None:
-    account = admission(user=1_000, stage=1_000)
-    first = request(3_500)
-    assert what(account, first) == "full"
-    assert what(account, request(3_500)) == "shed"
-    account.user_done(first.ticket)
-    assert what(account, request(3_500)) == "full"
-    account.done(first.ticket)
-    assert what(account, request(4_500)) == "full"
+    account = Account(user=1_000, stage=1_000)
+    first = account.enter(3_500)
+    assert first.level == "full"
+    assert account.enter(3_500).level == "shed"
+    account.admission.user_done(first.ticket)
+    assert account.enter(3_500).level == "full"
+    account.admission.done(first.ticket)
+    assert account.enter(4_500).level == "full"
 
 
 def test_the_stage_alone_where_there_is_time_for_it_at_leisure() -> None:
-    account = admission(user=10_000, stage=100)
-    busy = request(200)
-    assert what(account, busy) == "full"  # alone: the ladder decides
-    account.user_done(busy.ticket)
-    assert what(account, request(1_000)) == "stage"
-    assert what(account, request(350)) == "shed"
+    account = Account(user=10_000, stage=100)
+    busy = account.enter(200)
+    assert busy.level == "full"  # alone: the ladder decides
+    account.admission.user_done(busy.ticket)
+    assert account.enter(1_000).level == "stage"
+    assert account.enter(350).level == "shed"
 
 
 def test_one_alone_is_always_let_in() -> None:
-    account = admission(user=1_000, stage=1_000)
-    assert what(account, request(1)) == "full"
+    account = Account(user=1_000, stage=1_000)
+    assert account.enter(1).level == "full"
 
 
-@pytest.mark.parametrize(("on", "prior"), [(False, True), (True, False)])
-def test_without_a_rung_for_it_it_is_refused(on: bool, prior: bool) -> None:
-    account = admission(user=1_000, stage=1_000, on=on, prior=prior)
-    assert what(account, request(3_000)) == "full"
+@pytest.mark.parametrize(("enabled", "prior"), [(False, True), (True, False)])
+def test_without_a_rung_for_it_it_is_refused(enabled: bool, prior: bool) -> None:
+    account = Account(user=1_000, stage=1_000, enabled=enabled, prior=prior)
+    assert account.enter(3_000).level == "full"
     with pytest.raises(OverloadedError, match=r"busy for 2000\.\d ms.*own computing takes 2000\.0 ms"):
-        enter(account, request(3_000))
+        account.enter(3_000)
 
 
 def test_no_deadline_is_not_on_the_account() -> None:
-    account = admission(user=1_000, stage=1_000)
-    assert [what(account, request(None)) for _ in range(50)] == ["full"] * 50
-    assert account.stats()["open"] == 0
+    account = Account(user=1_000, stage=1_000)
+    assert [account.enter(None) for _ in range(50)] == [Admitted("full", None)] * 50
+    assert account.admission.stats()["open"] == 0
 
 
 def test_nothing_is_owed_after_a_deadline() -> None:
-    account = admission(user=1_000, stage=1_000)
-    assert what(account, request(3_000, time.perf_counter() - 10)) == "full"
-    assert account.stats()["open"] == 0
-    assert what(account, request(2_500)) == "full"
+    account = Account(user=1_000, stage=1_000)
+    assert account.enter(3_000, time.perf_counter() - 10).level == "full"
+    assert account.admission.stats()["open"] == 0
+    assert account.enter(2_500).level == "full"
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -124,31 +107,30 @@ def test_random_traffic_against_the_plain_sum(seed: int) -> None:
     rng = np.random.default_rng(seed)
     user, stage = rng.uniform(100, 5_000, 2)
     threads = int(rng.integers(1, 5))
-    account, open_ = admission(user=user, stage=stage, threads=threads), []
+    account, open_ = Account(user=user, stage=stage, threads=threads), []
     for _ in range(200):
-        deadline_ms = float(rng.uniform(10_000, 100_000))
-        one = request(deadline_ms)
-        end = one.began_s + deadline_ms / 1e3
-        ahead = [r for r in open_ if r.ticket.deadline_s <= end]
-        ahead_ms = sum(r.ticket.user_ms + r.ticket.stage_ms for r in ahead) / threads
+        deadline_ms, began_s = float(rng.uniform(10_000, 100_000)), time.perf_counter()
+        end_s = began_s + deadline_ms / 1e3
+        ahead = [ticket for ticket in open_ if ticket.due_s <= end_s]
+        ahead_ms = sum(ticket.user_ms + ticket.stage_ms for ticket in ahead) / threads
         needed = ahead_ms + user + stage
-        told = what(account, one)
+        one = account.enter(deadline_ms, began_s)
         if abs(needed - deadline_ms) > 50 and abs(ahead_ms + stage - deadline_ms / 2) > 50:
             full = not ahead or needed <= deadline_ms
             alone = ahead_ms + stage <= deadline_ms / 2
-            assert told == ("full" if full else "stage" if alone else "shed")
+            assert one.level == ("full" if full else "stage" if alone else "shed")
         if one.ticket is not None:
-            open_.append(one)
+            open_.append(one.ticket)
         if open_ and rng.random() < 0.4:
             chosen = open_[int(rng.integers(len(open_)))]
             if rng.random() < 0.5:
-                account.user_done(chosen.ticket)
+                account.admission.user_done(chosen)
             else:
-                account.done(chosen.ticket)
-                open_.remove(chosen)
-    for one in open_:
-        account.done(one.ticket)
-    assert account.stats()["owed_ms"] == 0
+                account.admission.done(chosen)
+                open_ = [ticket for ticket in open_ if ticket is not chosen]
+    for ticket in open_:
+        account.admission.done(ticket)
+    assert account.admission.stats()["owed_ms"] == 0
 
 
 Make = Callable[..., Engine]
@@ -173,16 +155,17 @@ def source(users: InMemoryUsers) -> Iterator[Gate]:
 
 
 @pytest.fixture
-def make(bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, source: Gate) -> Iterator[Make]:
+def make(bundle: Bundle, tables: Tables, source: Gate) -> Iterator[Make]:
     made: list[Engine] = []
 
-    def make_engine(**settings: Any) -> Engine:
-        config = dataclasses.replace(ENGINE_CONFIG, **settings)
-        engine = Engine(bundle, index, behaviours, users=source, config=config)
+    def make_engine(compute: int, max_queued: int = 64, **settings: Any) -> Engine:
+        threads = Threads(compute=compute, max_queued=max_queued)
+        config = dataclasses.replace(ENGINE_CONFIG, threads=threads, **settings)
+        engine = Engine(bundle, tables, users=source, config=config)
         made.append(engine)
-        for key, ms in ((USER, 1_000.0), (REST, 1_000.0)):
+        for key in (USER, FINISH):
             for _ in range(300):
-                engine._release.rungs.ladder.times.record(key, ms)
+                engine.hooks.ladder.times.record(key, 1_000.0)
         return engine
 
     yield make_engine
@@ -193,9 +176,7 @@ def make(bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, source: G
 
 def settled(engine: Engine) -> None:
     """Wait until nothing is owed."""
-    end = time.perf_counter() + 20
-    while engine.stats()["admission"]["open"] and time.perf_counter() < end:
-        time.sleep(0.01)
+    assert until(engine, lambda stats: not stats["admission"]["open"])
     stats = engine.stats()["admission"]
     assert (stats["open"], stats["owed_ms"]) == (0, 0)
 
@@ -203,10 +184,13 @@ def settled(engine: Engine) -> None:
 def test_an_overloaded_engine_ranks_by_the_item_prior_and_asks_nobody(
     make: Make, source: Gate, world: World
 ) -> None:
-    engine = make(compute_threads=1)
+    engine = make(compute=1)
     ids, pair = world.candidates(40)
-    handles = [engine.begin(user, deadline_ms=10_500) for user in range(8)]
-    assert [handle.shed for handle in handles] == [False] * 5 + [True] * 3
+    handles, shed_by_then = [], []
+    for user in range(8):
+        handles.append(engine.begin(user, deadline_ms=10_500))
+        shed_by_then.append(engine.stats()["admission"]["shed"])
+    assert shed_by_then == [0] * 5 + [1, 2, 3]
     began = time.perf_counter()
     report = handles[-1].rank(ids, pair, k=K_MAX).report
     assert time.perf_counter() - began < 5  # its user source still waits
@@ -221,7 +205,7 @@ def test_an_overloaded_engine_ranks_by_the_item_prior_and_asks_nobody(
 
 
 def test_refused_requests_are_counted_and_leave_nothing(make: Make, source: Gate) -> None:
-    engine = make(compute_threads=1, late="error")
+    engine = make(compute=1, on_deadline="error")
     handles = [engine.begin(user, deadline_ms=4_500) for user in range(2)]
     for user in range(3):
         with pytest.raises(OverloadedError, match="compute threads busy"):
@@ -239,7 +223,7 @@ def test_whatever_becomes_of_requests_nothing_stays_owed(
 ) -> None:
     rng = np.random.default_rng(seed)
     source.gate.set()
-    engine = make(compute_threads=2, queue_bound=16)
+    engine = make(compute=2, max_queued=16)
     ids, pair = world.candidates(20)
 
     async def one() -> None:

@@ -1,6 +1,7 @@
 """Candidates as ids or as a table: whatever holds them, the ranking is that of plain arrays."""
 
 import asyncio
+import dataclasses
 import sys
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -12,9 +13,9 @@ import pytest
 
 from aif_jax.bundle import Bundle
 from aif_jax.errors import RequestError, RetrievalError
-from aif_jax.nearline import BehaviourTable, ItemIndex
-from aif_jax.serving import Engine, EngineConfig, Filters, InMemoryUsers
-from aif_jax.serving.candidate_tables import plain_column, read_ids
+from aif_jax.features.columns import plain_column, read_ids
+from aif_jax.nearline import ItemIndex, Tables
+from aif_jax.serving import Engine, Filters, InMemoryUsers
 from aif_jax.types import Candidates
 from served import ENGINE_CONFIG, K_MAX, N_ITEMS, World
 
@@ -126,12 +127,12 @@ TABLES: dict[str, Any] = {
 
 
 @pytest.fixture
-def make(bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, users: InMemoryUsers) -> Iterator[Any]:
+def make(bundle: Bundle, tables: Tables, users: InMemoryUsers) -> Iterator[Any]:
     made: list[Engine] = []
 
     def make_engine(**arguments: Any) -> Engine:
         given = {"users": users, "config": ENGINE_CONFIG, **arguments}
-        engine = Engine(bundle, given.pop("index", index), behaviours, **given)
+        engine = Engine(bundle, given.pop("tables", tables), **given)
         made.append(engine)
         return engine
 
@@ -193,9 +194,12 @@ def test_ids_may_be_a_series_or_an_arrow_array(engine: Engine, world: World, kin
 @pytest.mark.parametrize(
     "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
 )
-def test_string_ids_in_tables(make: Any, bundle: Bundle, world: World, kind: pa.DataType) -> None:
+def test_string_ids_in_tables(
+    make: Any, bundle: Bundle, tables: Tables, world: World, kind: pa.DataType
+) -> None:
     names = [f"item {i}" for i in range(N_ITEMS)]
-    engine = make(index=ItemIndex.build(bundle, names, world.columns, world.content))
+    index = ItemIndex.build(bundle, names, world.columns, world.content)
+    engine = make(tables=Tables(index, tables.behaviours))
     _, pair = world.candidates(40)
     chosen = [*names[:39], "nobody's"]
     expected = engine.begin(4).rank(chosen, pair)
@@ -291,7 +295,7 @@ def test_pair_features_are_columns_by_name_and_named_once(engine: Engine, world:
 
 def test_unknown_columns_can_be_ignored_and_are_counted(make: Any, world: World) -> None:
     ids, pair = world.candidates(30)
-    engine = make(config=EngineConfig(k=10, buckets=(32,), long_buckets=(24,), unknown_columns="ignore"))
+    engine = make(config=dataclasses.replace(ENGINE_CONFIG, unknown_columns="ignore"))
     table = {"id": ids, **pair, "colour": ["red"] * 30, "rank": object()}
     ranking = engine.begin(4).rank(table)
     assert ranking.scores.tolist() == engine.begin(4).rank(ids, pair).scores.tolist()

@@ -9,12 +9,17 @@ import pytest
 
 from aif_jax.bundle import Bundle
 from aif_jax.errors import PublishError, RequestError, SchedulerError
-from aif_jax.nearline import BehaviourTable, ItemIndex
-from aif_jax.serving import Coverage, Engine, releases
-from aif_jax.serving.coverage import CoverageGate, Tables
-from served import N_ITEMS, Make, Served, World, part_of, tables_of
+from aif_jax.nearline import BehaviourTable, ItemIndex, Tables, build_tables
+from aif_jax.serving import Coverage, Engine, PublishChecks, publish
+from aif_jax.serving.publish import PreChecks
+from aif_jax.types import ItemRecords
+from served import ENGINE_CONFIG, N_ITEMS, Make, Served, World, part_of, tables_of
 
 FEW, MOST = range(90), range(135)
+
+
+def at_least(share: float, within_s: float = 0.0) -> PublishChecks:
+    return PublishChecks(min_coverage=share, coverage_within_s=within_s)
 
 
 def test_both_shares_are_wanted_and_named(make: Make, one: Served, world: World) -> None:
@@ -26,8 +31,8 @@ def test_both_shares_are_wanted_and_named(make: Make, one: Served, world: World)
         served = tables_of(one[0], world, *rows)
         missing = world.ids[90 if rows[0] is FEW else 135]
         with pytest.raises(PublishError, match=f"{said}.*Missing are items {missing}.* more.*Nothing was"):
-            engine.publish(*served, least_coverage=0.61)
-        published = engine.publish(*served, least_coverage=0.6)
+            engine.publish(*served, checks=at_least(0.61))
+        published = engine.publish(*served, checks=at_least(0.6))
         assert published.coverage == Coverage(
             items=pytest.approx(len(rows[0]) / N_ITEMS), behaviours=pytest.approx(len(rows[1]) / N_ITEMS),
             missing_items=N_ITEMS - len(rows[0]), missing_behaviours=N_ITEMS - len(rows[1]),
@@ -41,28 +46,25 @@ def test_both_shares_are_wanted_and_named(make: Make, one: Served, world: World)
 def test_only_what_can_be_ranked_counts(make: Make, one: Served, world: World) -> None:
     old, new = tables_of(one[0], world), tables_of(one[0], world)
     engine = make(old)
-    new[1].set_rankable(world.ids[:30], False)
+    new[1].items.set_rankable(world.ids[:30], False)
     with pytest.raises(PublishError, match=r"80\.00 % of the 150"):
-        engine.publish(*new, least_coverage=0.9)
-    old[1].set_rankable(world.ids[:50], False)
-    new[1].delete(world.ids[30:50])
-    found = engine.publish(*new, least_coverage=1.0).coverage
+        engine.publish(*new, checks=at_least(0.9))
+    old[1].items.set_rankable(world.ids[:50], False)
+    new[1].items.delete(world.ids[30:50])
+    found = engine.publish(*new, checks=at_least(1.0)).coverage
     assert found == Coverage(items=1.0, behaviours=1.0, missing_items=0, missing_behaviours=0)
 
 
 def test_a_single_missing_item_is_not_all(make: Make, one: Served, world: World) -> None:
     new = tables_of(one[0], world, range(1, N_ITEMS))
     with pytest.raises(PublishError, match=f"99.33 %.*Missing are items {world.ids[0]}, and no behaviour"):
-        make().publish(*new, least_coverage=1.0)
+        make().publish(*new, checks=at_least(1.0))
 
 
-def test_bounds_that_cannot_be_met_are_refused(make: Make, one: Served) -> None:
-    engine = make()
-    for wrong in (
-        {"least_coverage": 1.1}, {"least_coverage": float("nan")}, {"coverage_within_s": -1.0},
-    ):  # fmt: skip
-        with pytest.raises(RequestError, match="least_coverage, coverage_within_s: got"):
-            engine.publish(*one, **wrong)
+@pytest.mark.parametrize("wrong", [(1.1,), (float("nan"),), (0.5, -1.0)])
+def test_bounds_that_cannot_be_met_are_refused(wrong: tuple[float, ...]) -> None:
+    with pytest.raises(RequestError, match="min_coverage, coverage_within_s: got"):
+        at_least(*wrong)
 
 
 def test_tables_that_are_being_filled_are_waited_for(make: Make, two: Served, world: World) -> None:
@@ -74,12 +76,12 @@ def test_tables_that_are_being_filled_are_waited_for(make: Make, two: Served, wo
         for start in range(90, N_ITEMS, 20):
             time.sleep(0.02)
             more = part_of(world, range(start, min(start + 20, N_ITEMS)))
-            new[1].upsert(*more)
-            new[2].upsert(*more)
+            for table in new[1]:
+                table.upsert(*more)
 
     filling = threading.Thread(target=fill)
     filling.start()
-    published = engine.publish(*new, least_coverage=1.0, coverage_within_s=20.0)
+    published = engine.publish(*new, checks=at_least(1.0, 20.0))
     filling.join()
     assert (published.coverage.items, published.coverage.behaviours) == (1.0, 1.0)
     assert 0.02 < published.waited_s < 10
@@ -94,12 +96,12 @@ def test_what_the_running_tables_lose_meanwhile_is_not_waited_for(
 
     def lose() -> None:
         time.sleep(0.1)
-        for table in old[1:]:
+        for table in old[1]:
             table.delete(world.ids[90:])
 
     losing = threading.Thread(target=lose)
     losing.start()
-    assert engine.publish(*new, least_coverage=1.0, coverage_within_s=20.0).waited_s < 10
+    assert engine.publish(*new, checks=at_least(1.0, 20.0)).waited_s < 10
     losing.join()
 
 
@@ -109,14 +111,14 @@ def test_rows_that_go_while_the_generation_is_made_count(
     engine, new = make(), tables_of(two[0], world)
 
     def warm(*_: Any) -> Any:
-        new[2].delete(world.ids[:30])
+        new[1].behaviours.delete(world.ids[:30])
         return 0, {}
 
-    monkeypatch.setattr(releases, "warm_users", warm)
-    with pytest.raises(PublishError, match=r"table 80\.00 % of the 150 behaviour rows; least_coverage=0\.9"):
-        engine.publish(*new, least_coverage=0.9, coverage_within_s=60.0)
+    monkeypatch.setattr(publish, "warm_users", warm)
+    with pytest.raises(PublishError, match=r"table 80\.00 % of the 150 behaviour rows; min_coverage=0\.9"):
+        engine.publish(*new, checks=at_least(0.9, 60.0))
     assert engine.version == one[0].version
-    assert engine.publish(*new, least_coverage=0.8).coverage.missing_behaviours == 30
+    assert engine.publish(*new, checks=at_least(0.8)).coverage.missing_behaviours == 30
 
 
 class Waiting:
@@ -132,7 +134,7 @@ class Waiting:
     def _publish(self) -> None:
         engine, served, within_s = self._arguments
         try:
-            engine.publish(*served, least_coverage=1.0, coverage_within_s=within_s)
+            engine.publish(*served, checks=at_least(1.0, within_s))
         except BaseException as error:
             self.error = error
 
@@ -165,13 +167,14 @@ def test_others_have_their_turn_during_the_wait(make: Make, one: Served, two: Se
 def test_missing_items_are_named_by_their_strings(bundle: Bundle, world: World) -> None:
     names = np.array([f"item-{number}" for number in range(20)], object)
     _, columns, content = part_of(world, range(20))
-    old = Tables(
-        ItemIndex.build(bundle, names, columns, content),
-        BehaviourTable.build(bundle, names, columns, content),
-    )
+    old = build_tables(bundle, ItemRecords(names, columns, content))
     new = Tables(ItemIndex(bundle), BehaviourTable(bundle))
+
+    def checks(tables: Tables, share: float) -> PreChecks:
+        return PreChecks(bundle, tables, ENGINE_CONFIG, dict, at_least(share))
+
     with pytest.raises(PublishError, match=r"0.00 % of the 20.*items item-\d+, .*and 15 more, and behav"):
-        CoverageGate(new, 0.5, 0.0).passed(old)
-    assert CoverageGate(old, 1.0, 0.0).passed(new) == Coverage(
+        checks(new, 0.5).passed(old)
+    assert checks(old, 1.0).passed(new) == Coverage(
         items=1.0, behaviours=1.0, missing_items=0, missing_behaviours=0
     )

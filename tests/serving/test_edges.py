@@ -19,22 +19,23 @@ from aif_jax.errors import (
     SchedulerError,
     UnknownUserError,
 )
-from aif_jax.nearline import BehaviourTable, ItemIndex
-from aif_jax.serving import Engine, EngineConfig, InMemoryUsers
+from aif_jax.nearline import Tables
+from aif_jax.nearline.store import RowStore
+from aif_jax.serving import Engine, EngineConfig, InMemoryUsers, Shapes, Threads, UserStateCache
 from aif_jax.types import Request, UserRecord
 from served import World
 
-SMALL: dict[str, Any] = {"k": 5, "buckets": (32,), "long_buckets": (24,)}
+SMALL: dict[str, Any] = {"k": 5, "shapes": Shapes(candidates=(32,), histories=(24,))}
 
 
 @pytest.fixture
-def make(bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, users: InMemoryUsers) -> Iterator[Any]:
+def make(bundle: Bundle, tables: Tables, users: InMemoryUsers) -> Iterator[Any]:
     """Make engines that are closed after the test."""
     made: list[Engine] = []
 
     def make_engine(source: Any = users, retrieve: Any = None, **settings: Any) -> Engine:
         config = EngineConfig(**{**SMALL, **settings})
-        engine = Engine(bundle, index, behaviours, users=source, retrieve=retrieve, config=config)
+        engine = Engine(bundle, tables, users=source, retrieve=retrieve, config=config)
         made.append(engine)
         return engine
 
@@ -211,14 +212,13 @@ def test_a_cancelled_coroutine_is_counted_as_abandoned(
 def test_a_request_cancelled_during_the_stage_is_not_counted_as_ranked(make: Any, world: World) -> None:
     engine = make()
     reached, go_on = threading.Event(), threading.Event()
-    finish = engine.finish
 
-    def slow_finish(*arguments: Any) -> Any:
+    def slow(score: Any) -> Any:
         reached.set()
         assert go_on.wait(10)
-        return finish(*arguments)
+        return score()
 
-    engine.finish = slow_finish
+    engine.hooks.around_scoring(slow)
 
     async def ask() -> None:
         task = asyncio.create_task(engine.begin(5).rank_async(world.ids[:5]))
@@ -244,7 +244,7 @@ def test_cancelled_handles_are_counted_once(make: Any) -> None:
 
 
 def test_what_rank_many_had_begun_is_abandoned_when_an_error_ends_it(make: Any, world: World) -> None:
-    engine = make(retrieve=lambda request: world.ids[:5], blocking_threads=3)
+    engine = make(retrieve=lambda request: world.ids[:5], threads=Threads(blocking=3))
     with pytest.raises(UnknownUserError):
         engine.rank_many([1, "nobody", 2, 3, 4])
     requests = engine.stats()["requests"]
@@ -272,7 +272,7 @@ def test_slow_retrieval_of_the_engine_does_not_expire(make: Any, world: World, w
 
 
 def test_rank_many_takes_more_users_than_the_queue_holds(make: Any, world: World) -> None:
-    engine = make(retrieve=lambda request: world.ids[:5], queue_bound=2)
+    engine = make(retrieve=lambda request: world.ids[:5], threads=Threads(max_queued=2))
     assert len(engine.rank_many([user % 10 for user in range(50)])) == 50
 
 
@@ -290,8 +290,8 @@ def test_a_timeout_inside_retrieve_is_not_the_deadline(make: Any, kind: str, way
 
     engine = make(retrieve=plain if kind == "plain" else coroutine)
     with pytest.raises(RetrievalError, match="retrieve raised TimeoutError for user 3: shard 7 is slow"):
-        engine.rank(3, None, None, 6e4) if way == "rank" else asyncio.run(
-            engine.rank_async(3, None, None, 6e4)
+        engine.rank(3, deadline_ms=6e4) if way == "rank" else asyncio.run(
+            engine.rank_async(3, deadline_ms=6e4)
         )
 
 
@@ -299,7 +299,7 @@ def test_a_full_queue_refuses_requests_and_not_the_retrieval_of_one_that_was_tak
     make: Any, users: InMemoryUsers, world: World
 ) -> None:
     gate = Gate(users)
-    engine = make(gate, lambda request: world.ids[:5], blocking_threads=1, queue_bound=1)
+    engine = make(gate, lambda request: world.ids[:5], threads=Threads(blocking=1, max_queued=1))
 
     async def flood() -> list[Any]:
         running = [asyncio.ensure_future(engine.rank_async(1))]
@@ -318,7 +318,7 @@ def test_a_full_queue_degrades_a_request_with_a_deadline_and_retrieves_for_it(
     make: Any, users: InMemoryUsers, world: World
 ) -> None:
     gate = Gate(users)
-    engine = make(gate, lambda request: world.ids[:5], blocking_threads=1, queue_bound=1)
+    engine = make(gate, lambda request: world.ids[:5], threads=Threads(blocking=1, max_queued=1))
 
     async def flood() -> Any:
         running = [asyncio.ensure_future(engine.rank_async(1))]
@@ -409,7 +409,7 @@ def test_a_state_that_finds_no_room_is_counted_and_its_request_goes_on(
         raise error
 
     engine = make()
-    monkeypatch.setattr(engine._release.states._stores[24], "upsert", full)
+    monkeypatch.setattr(RowStore, "upsert", full)
     reports = [engine.begin(5).rank(world.ids[:5]).report for _ in range(2)]
     assert [report.user_state for report in reports] == ["computed", "computed"]
     assert engine.stats()["user_states"]["24"]["not_kept"] == 2
@@ -419,5 +419,5 @@ def test_a_state_that_finds_no_room_is_counted_and_its_request_goes_on(
 
 
 def test_a_state_cache_too_small_for_a_state(make: Any) -> None:
-    with pytest.raises(ConfigError, match="user_state_bytes: got 1000, of which states with a history of 24"):
-        make(user_state_bytes=1000)
+    with pytest.raises(ConfigError, match=r"user_states\.max_bytes: got 1000, of which .* history of 24"):
+        make(user_states=UserStateCache(max_bytes=1000))

@@ -1,7 +1,9 @@
 """The engine as a whole: nothing compiles on requests, buffers are not shared, figures add up."""
 
+import dataclasses
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +12,26 @@ import pytest
 
 from aif_jax.bundle import Bundle, compilations, loads
 from aif_jax.errors import ConfigError
-from aif_jax.nearline import BehaviourTable, ItemIndex
-from aif_jax.serving import Engine, EngineConfig, InMemoryUsers
+from aif_jax.nearline import ItemIndex, Tables
+from aif_jax.serving import (
+    Engine,
+    EngineConfig,
+    InMemoryUsers,
+    ItemRows,
+    MissingItems,
+    Shapes,
+    Threads,
+    UserStateCache,
+)
 from aif_jax.serving.config import Sizes
-from aif_jax.serving.staging import Staging
+from aif_jax.serving.stage import Staging
 from served import ENGINE_CONFIG, World
 
 
-def test_making_an_engine_tells_its_progress(
-    bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, users: InMemoryUsers
-) -> None:
+def test_making_an_engine_tells_its_progress(bundle: Bundle, tables: Tables, users: InMemoryUsers) -> None:
     steps: list[tuple[int, int, str]] = []
     Engine(
-        bundle,
-        index,
-        behaviours,
-        users=users,
-        config=ENGINE_CONFIG,
-        progress=lambda *step: steps.append(step),
+        bundle, tables, users=users, config=ENGINE_CONFIG, progress=lambda *step: steps.append(step)
     ).close()
     # For one user and for eight, and for two sizes of candidates, each with two lengths of history.
     assert [step[:2] for step in steps] == [(done, 8) for done in range(1, 9)]
@@ -62,9 +66,10 @@ def test_concurrent_requests_do_not_share_buffers(engine: Engine, world: World) 
 
 
 def test_requests_read_whole_rows_while_items_change(
-    bundle: Bundle, behaviours: BehaviourTable, users: InMemoryUsers, world: World
+    bundle: Bundle, tables: Tables, users: InMemoryUsers, world: World
 ) -> None:
     index = ItemIndex.build(bundle, world.ids, world.columns, world.content)
+    changing = Tables(index, tables.behaviours)
     dearer = {**world.columns, "price": world.columns["price"] + 4.0}
     ids, pair = world.candidates(40)
     stop = threading.Event()
@@ -74,7 +79,7 @@ def test_requests_read_whole_rows_while_items_change(
             index.upsert(world.ids, dearer, world.content)
             index.upsert(world.ids, world.columns, world.content)
 
-    with Engine(bundle, index, behaviours, users=users, config=ENGINE_CONFIG) as engine:
+    with Engine(bundle, changing, users=users, config=ENGINE_CONFIG) as engine:
         seen: dict[int, set[float]] = {int(i): set() for i in ids}
         allowed: dict[int, set[float]] = {int(i): set() for i in ids}
         for columns in (world.columns, dearer):
@@ -121,9 +126,9 @@ def test_the_report_adds_up(engine: Engine, world: World) -> None:
 
 
 def test_stats_count_what_happened(
-    bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, users: InMemoryUsers, world: World
+    bundle: Bundle, tables: Tables, users: InMemoryUsers, world: World
 ) -> None:
-    with Engine(bundle, index, behaviours, users=users, config=ENGINE_CONFIG) as engine:
+    with Engine(bundle, tables, users=users, config=ENGINE_CONFIG) as engine:
         ids, _ = world.candidates(10)
         for _ in range(3):
             engine.begin(4).rank(np.concatenate([ids, ids[:2], [np.uint64(1)]]))
@@ -138,12 +143,13 @@ def test_stats_count_what_happened(
 
 
 def test_stats_tell_what_the_compilation_cache_did(
-    bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, users: InMemoryUsers, tmp_path: Path
+    bundle: Bundle, tables: Tables, users: InMemoryUsers, tmp_path: Path
 ) -> None:
     cached = Bundle.load(bundle.path, compilation_cache=tmp_path)
     before = compilations(), loads()
-    config = EngineConfig(k=10, buckets=(208, 240), long_buckets=(24,))  # sizes that no other test compiles
-    with Engine(cached, index, behaviours, users=users, config=config) as engine:
+    # Sizes that no other test compiles.
+    config = EngineConfig(k=10, shapes=Shapes(candidates=(208, 240), histories=(24,)))
+    with Engine(cached, tables, users=users, config=config) as engine:
         stats = engine.stats()
     did = stats["compilation_cache"]
     assert did["missing"] == did["saved"] == compilations() - before[0] >= 2
@@ -153,39 +159,91 @@ def test_stats_tell_what_the_compilation_cache_did(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("make", "message"),
     [
-        ({"k": 0}, "k: got 0"),
-        ({"k": 21}, "k: got 21, but the bundle was exported for at most k_max=20"),
-        ({"k": 5, "buckets": (16,)}, "the smallest is 16, expected at least the bundle's k_max of 20"),
-        ({"k": 5, "buckets": (40,)}, "multiples of 16"),
-        ({"k": 5, "buckets": (64, 32)}, "ascending"),
-        ({"k": 5, "buckets": ()}, "one or more"),
-        ({"k": 5, "long_buckets": (8,)}, "expected the model's long_length of 24"),
-        ({"k": 5, "missing_items": "guess"}, "missing_items: got 'guess'"),
-        ({"k": 5, "unknown_user": "guess"}, "unknown_user: got 'guess'"),
-        ({"k": 5, "user_state_bytes": -1}, "user_state_bytes: got -1"),
-        ({"k": 5, "user_state_ttl_s": 0.0}, "user_state_ttl_s: got 0.0"),
-        ({"k": 5, "blocking_threads": 0}, "blocking_threads: got 0"),
-        ({"k": 5, "max_pending_age_s": 0.0}, "max_pending_age_s: got 0.0"),
+        (lambda: EngineConfig(k=0), "k: got 0, expected a whole number of at least 1, or None"),
+        (
+            lambda: EngineConfig(k=21),
+            "k: got 21, expected at most the bundle's k_max=20; lower it, or export",
+        ),
+        (
+            lambda: EngineConfig(k=5, shapes=Shapes(candidates=(16,))),
+            r"shapes\.candidates: got \[16\], expected at least the bundle's k_max=20",
+        ),
+        (lambda: Shapes(candidates=(40,)), r"shapes\.candidates: got 40, expected a multiple of 16"),
+        (lambda: Shapes(candidates=(64, 32)), r"shapes\.candidates: got \(64, 32\), .* ascending"),
+        (lambda: Shapes(candidates=()), r"shapes\.candidates: got \(\), expected a tuple of 1 or more"),
+        (lambda: Shapes(candidates=64), r"shapes\.candidates: got 64, expected a tuple"),
+        (
+            lambda: EngineConfig(k=5, shapes=Shapes(histories=(8,))),
+            r"shapes\.histories: got \(8,\), expected the model's long_length=24 last",
+        ),
+        (lambda: EngineConfig(shapes=(32,)), r"shapes: got \(32,\), expected Shapes\(\.\.\.\)"),
+        (
+            lambda: EngineConfig(missing_items="guess"),
+            r"missing_items\.policy: got 'guess', expected 'drop' or",
+        ),
+        (lambda: MissingItems("compute", max_items=0), r"missing_items\.max_items: got 0"),
+        (
+            lambda: MissingItems("compute", max_wait_ms=0.0),
+            r"missing_items\.max_wait_ms: got 0\.0, .* more than 0",
+        ),
+        (
+            lambda: MissingItems("compute", retry_s=-1.0),
+            r"missing_items\.retry_s: got -1\.0, expected 0 or more",
+        ),
+        (lambda: EngineConfig(item_rows="guess"), r"item_rows\.where: got 'guess'"),
+        (lambda: ItemRows("device", device_capacity=-1), r"item_rows\.device_capacity: got -1"),
+        (
+            lambda: EngineConfig(unknown_user="guess"),
+            "unknown_user: got 'guess', expected 'error' or 'default'",
+        ),
+        (
+            lambda: EngineConfig(unknown_columns="guess"),
+            "unknown_columns: got 'guess', expected 'error' or 'ignore'",
+        ),
+        (
+            lambda: EngineConfig(on_deadline="never"),
+            "on_deadline: got 'never', expected 'degrade' or 'error'",
+        ),
+        (lambda: EngineConfig(max_memory_bytes=0), "max_memory_bytes: got 0, expected a whole number"),
+        (lambda: UserStateCache(max_bytes=-1), r"user_states\.max_bytes: got -1"),
+        (
+            lambda: UserStateCache(ttl_s=0.0),
+            r"user_states\.ttl_s: got 0\.0, expected more than 0 seconds, or None",
+        ),
+        (lambda: Threads(blocking=0), r"threads\.blocking: got 0"),
+        (lambda: Threads(max_queued=2.5), r"threads\.max_queued: got 2\.5"),
+        (lambda: EngineConfig(max_pending_age_s=0.0), r"max_pending_age_s: got 0\.0"),
     ],
 )
 def test_configs_that_cannot_work(
-    bundle: Bundle,
-    index: ItemIndex,
-    behaviours: BehaviourTable,
-    users: InMemoryUsers,
-    arguments: dict[str, Any],
-    message: str,
+    bundle: Bundle, tables: Tables, users: InMemoryUsers, make: Callable[[], Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        Engine(bundle, index, behaviours, users=users, config=EngineConfig(**arguments))
+        Engine(bundle, tables, users=users, config=make())
 
 
-def test_default_buckets_follow_the_bundle() -> None:
+@pytest.mark.parametrize("sizes", [(1,), (4, 2), (2, 2), (2.5,), (True,), ("4",), None])
+def test_numbers_of_users_that_make_no_sense(sizes: Any) -> None:
+    with pytest.raises(
+        ConfigError, match=r"shapes\.users: got .*, expected (.*at least 2|.*ascending|a tuple)"
+    ):
+        Shapes(users=sizes)
+
+
+def test_a_plain_word_stands_for_a_group_of_settings() -> None:
+    config = EngineConfig(missing_items="error", item_rows="host")
+    assert config == EngineConfig(missing_items=MissingItems("error"), item_rows=ItemRows("host"))
+    assert EngineConfig() == EngineConfig(missing_items="drop", item_rows="auto", threads=Threads())
+    kept = dataclasses.replace(config, missing_items=MissingItems("compute", max_items=2), k=3)
+    assert (kept.missing_items.max_items, kept.item_rows.where, kept.k) == (2, "host", 3)
+
+
+def test_default_sizes_follow_the_bundle() -> None:
     assert EngineConfig().sizes(k_max=500, long_length=256) == Sizes(
         100, (512, 1024, 2048, 4096), (64, 256), (1, 8)
     )
-    assert EngineConfig(k=1).sizes(k_max=1, long_length=1).long_buckets == (1,)
-    assert EngineConfig().sizes(k_max=5000, long_length=8).buckets == (5008,)
+    assert EngineConfig(k=1).sizes(k_max=1, long_length=1).histories == (1,)
+    assert EngineConfig().sizes(k_max=5000, long_length=8).candidates == (5008,)
     assert EngineConfig().sizes(k_max=20, long_length=8).k == 20

@@ -10,23 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-import aif_jax
 from aif_jax.bundle import Bundle, compilations, export_bundle
 from aif_jax.errors import RequestError
-from aif_jax.nearline import BehaviourTable, ItemIndex
-from aif_jax.serving import Engine, Filters, InMemoryUsers
-from aif_jax.serving.filters import KeySet
+from aif_jax.nearline import BehaviourTable, ItemIndex, Tables
+from aif_jax.serving import Engine, EngineConfig, Filters, InMemoryUsers, Shapes
+from aif_jax.serving.candidates import KeySet
 from aif_jax.types import Candidates, Request
 from served import CONFIG, ENGINE_CONFIG, GENRES, K_MAX, N_ITEMS, World, make_model
 
 
 @pytest.fixture
-def make(bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, users: InMemoryUsers) -> Iterator[Any]:
+def make(bundle: Bundle, tables: Tables, users: InMemoryUsers) -> Iterator[Any]:
     made: list[Engine] = []
 
     def make_engine(**arguments: Any) -> Engine:
         given = {"users": users, "config": ENGINE_CONFIG, **arguments}
-        engine = Engine(given.pop("bundle", bundle), given.pop("index", index), behaviours, **given)
+        served = Tables(given.pop("index", tables.items), tables.behaviours)
+        engine = Engine(given.pop("bundle", bundle), served, **given)
         made.append(engine)
         return engine
 
@@ -140,7 +140,8 @@ def test_missing_items_are_of_no_category(
 ) -> None:
     served = Bundle.load(bundle.path, prefer="native" if kind == "native" else "portable")
     rows = "device" if kind == "device" else "host"
-    config = aif_jax.EngineConfig(k=10, buckets=(32,), long_buckets=(24,), missing_items=missing, rows=rows)
+    shapes = Shapes(candidates=(32,), histories=(24,))
+    config = EngineConfig(k=10, shapes=shapes, missing_items=missing, item_rows=rows)
     engine = make(bundle=served, config=config)
     ids = np.concatenate([world.ids[:20], np.arange(1, 5, dtype=np.uint64)])
     report = engine.begin(3).rank(ids, {"bid": np.ones(24)}, filters=Filters(categories=["noir"])).report
@@ -213,8 +214,8 @@ def test_rows_without_a_category_cannot_be_filtered_by_it(users: InMemoryUsers, 
         CONFIG, blocks=tuple(block for block in CONFIG.blocks if block != "sim_hard")
     )
     bare = export_bundle(make_model(1, config), tmp_path / "bare", k_max=K_MAX)
-    index, behaviours = ItemIndex.build(bare, [1, 2], {}), BehaviourTable.build(bare, [1], {})
-    with Engine(bare, index, behaviours, users=users, config=ENGINE_CONFIG) as engine:
+    tables = Tables(ItemIndex.build(bare, [1, 2], {}), BehaviourTable.build(bare, [1], {}))
+    with Engine(bare, tables, users=users, config=ENGINE_CONFIG) as engine:
         with pytest.raises(RequestError, match="hold no category to filter by; train with a schema"):
             engine.begin(3).rank([1, 2], filters=Filters(categories=["noir"]))
         assert engine.begin(3).rank([1, 2], filters=Filters([1])).ids.tolist() == [2]

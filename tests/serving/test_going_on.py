@@ -13,6 +13,7 @@ from aif_jax.errors import DeadlineExceededError, RequestError, RetrievalError
 from aif_jax.serving import Engine, InMemoryUsers
 from aif_jax.serving.report import Ranking
 from aif_jax.types import Candidates, Request
+from held import Held, until
 from served import Make, World
 
 
@@ -35,8 +36,7 @@ def ranked(engine: Engine, user: int = 5, **given: Any) -> Ranking:
 
 
 def idle(engine: Engine) -> None:
-    while engine.stats()["scheduler"]["compute"]["running"]:
-        time.sleep(0.001)
+    assert until(engine, lambda stats: not stats["scheduler"]["compute"]["running"])
 
 
 def test_the_stage_runs_where_retrieval_ran(make: Make, world: World) -> None:
@@ -58,22 +58,12 @@ def test_nothing_is_waited_for_in_the_thread_of_retrieval(
 
     late = ranked(make(users=slow))
     assert threads_of(late)["stage"] != threads_of(late)["retrieve"], "the user side was late"
-    engine, gate, busy = make(retrieve=after(0.1, world)), threading.Event(), threading.Event()
+    engine = make(retrieve=after(0.1, world))
     engine.rank(5)  # the state is kept: only the stage needs the compute lane
-    pending = engine.begin(6)
-    threads = engine.config.compute_threads
-
-    def hold() -> None:
-        busy.set()
-        assert gate.wait(20)
-
-    held = [engine.tasks.submit("compute", hold, name="user", pending=pending) for _ in range(threads)]
-    assert busy.wait(20)
-    threading.Timer(0.3, gate.set).start()
+    held = Held(engine)
+    threading.Timer(0.3, held.release).start()
     full = ranked(engine)
     assert threads_of(full)["stage"] != threads_of(full)["retrieve"], "the compute lane was full"
-    for task in held:
-        task.result(20)
 
 
 @pytest.mark.parametrize("fallback", [False, True])
@@ -98,34 +88,28 @@ def test_late_retrieval_does_not_go_on(make: Make, world: World, fallback: bool)
     assert engine.stats()["requests"].get("ranked", 0) == int(fallback)
 
 
-def test_the_limit_of_retrieval_is_not_that_of_the_stage(
-    make: Make, world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_limit_of_retrieval_is_not_that_of_the_stage(make: Make, world: World) -> None:
     engine = make(retrieve=after(0.1, world))
-    finish = engine.finish
 
-    def slow(*arguments: Any) -> Ranking:
-        ranking = finish(*arguments)
+    def slow(score: Callable[[], Ranking]) -> Ranking:
+        ranking = score()
         time.sleep(0.5)
         return ranking
 
-    monkeypatch.setattr(engine, "finish", slow)
+    engine.hooks.around_scoring(slow)
     ranking = ranked(engine, deadline_ms=400.0)
     assert (ranking.report.rung, ranking.report.retrieval, len(ranking)) == (0, "own", 10)
 
 
-def test_a_caller_that_is_cancelled_while_it_goes_on_was_not_ranked_for(
-    make: Make, world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_caller_that_is_cancelled_while_it_goes_on_was_not_ranked_for(make: Make, world: World) -> None:
     engine, begun, gate = make(retrieve=after(0.1, world)), threading.Event(), threading.Event()
-    finish = engine.finish
 
-    def held(*arguments: Any) -> Ranking:
+    def held(score: Callable[[], Ranking]) -> Ranking:
         begun.set()
         assert gate.wait(20)
-        return finish(*arguments)
+        return score()
 
-    monkeypatch.setattr(engine, "finish", held)
+    engine.hooks.around_scoring(held)
 
     async def cancelled() -> bool:
         task = asyncio.ensure_future(engine.rank_async(5))

@@ -3,24 +3,23 @@
 import numpy as np
 import pytest
 
-from aif_jax.serving.ladder import FULL, REST, Choice, Ladder
-from aif_jax.serving.stage_times import StageTimes
+from aif_jax.serving.ladder import FINISH, FULL, Choice, Ladder, LatencyEstimates
 
-BUCKETS, LONGS = (32, 64), (8, 24)
+CANDIDATES, HISTORIES = (32, 64), (8, 24)
 
 
-def made(*, on: bool = True, item_prior: bool = True, **times: float) -> Ladder:
-    """A ladder whose times are ``stage`` (each call), ``user_8``, ``user_24`` and ``rest``, hardly spread."""
-    ladder = Ladder(StageTimes(), BUCKETS, LONGS, on=on, item_prior=item_prior)
-    for length in LONGS:
-        for size in BUCKETS:
+def made(*, enabled: bool = True, item_prior: bool = True, **times: float) -> Ladder:
+    """A ladder that knows ``stage`` (a call), ``user_8``, ``user_24`` and ``finish``, all hardly spread."""
+    ladder = Ladder(LatencyEstimates(), CANDIDATES, HISTORIES, enabled=enabled, item_prior=item_prior)
+    for length in HISTORIES:
+        for size in CANDIDATES:
             settle(ladder.times, ladder.stage_key(size, length), times.get("stage", 2.0))
         settle(ladder.times, ladder.user_key(length), times.get(f"user_{length}", 1.0))
-    settle(ladder.times, REST, times.get("rest", times.get("stage", 2.0)))
+    settle(ladder.times, FINISH, times.get("finish", times.get("stage", 2.0)))
     return ladder
 
 
-def settle(times: StageTimes, key: object, ms: float) -> None:
+def settle(times: LatencyEstimates, key: object, ms: float) -> None:
     for _ in range(60):
         times.record(key, ms)
 
@@ -29,7 +28,7 @@ def settle(times: StageTimes, key: object, ms: float) -> None:
 
 
 def test_a_steady_time_is_known_with_a_small_reserve() -> None:
-    times = StageTimes()
+    times = LatencyEstimates()
     assert times.expected_ms("a") == times.reserve_ms("a") == 0.0
     settle(times, "a", 4.0)
     assert times.expected_ms("a") == pytest.approx(4.0)
@@ -39,7 +38,7 @@ def test_a_steady_time_is_known_with_a_small_reserve() -> None:
 
 
 def test_the_reserve_covers_nearly_all_of_what_varies() -> None:
-    rng, times = np.random.default_rng(0), StageTimes()
+    rng, times = np.random.default_rng(0), LatencyEstimates()
     late = 0
     drawn = rng.gamma(20.0, 0.1, 3000)  # mean 2 ms, standard deviation 0.45
     for number, ms in enumerate(drawn):
@@ -50,7 +49,7 @@ def test_the_reserve_covers_nearly_all_of_what_varies() -> None:
 
 
 def test_one_pause_moves_little_and_a_lasting_change_is_followed() -> None:
-    times = StageTimes()
+    times = LatencyEstimates()
     settle(times, "a", 2.0)
     times.record("a", 500.0)
     assert times.expected_ms("a") < 2.5
@@ -60,7 +59,7 @@ def test_one_pause_moves_little_and_a_lasting_change_is_followed() -> None:
 
 
 def test_an_estimate_that_keeps_work_from_running_fades() -> None:
-    times = StageTimes()
+    times = LatencyEstimates()
     settle(times, "a", 100.0)
     refused = 0
     while times.expected_ms("a") > 5.0:
@@ -85,7 +84,7 @@ def test_nothing_is_degraded_without_a_deadline() -> None:
 
 
 def test_nothing_is_degraded_when_it_is_off() -> None:
-    ladder = made(on=False, stage=1e6, user_24=1e6)
+    ladder = made(enabled=False, stage=1e6, user_24=1e6)
     assert not ladder.degrades(10.0)
     assert ladder.wait_ms(10.0, 64) == 10.0
     assert ladder.user_program(10.0, 24) == FULL
@@ -97,7 +96,7 @@ def test_a_request_waits_until_the_stage_has_to_start() -> None:
     ladder = made(stage=2.0)
     reserve = ladder.times.reserve_ms(ladder.stage_key(40, 24))
     assert 18.0 - reserve < (ladder.wait_ms(20.0, 40) or 0.0) < 20.0 - reserve
-    # Three calls of the largest bucket.
+    # Three calls of the largest size.
     assert ladder.wait_ms(20.0, 160) == pytest.approx((ladder.wait_ms(20.0, 64) or 0.0) - 2 * reserve)
     assert (ladder.wait_ms(1.0, 64) or 0.0) < 0
     assert (ladder.retrieval_ms(20.0) or 0.0) == pytest.approx(ladder.wait_ms(20.0, 64), abs=1e-3)
@@ -141,10 +140,10 @@ def test_what_is_passed_over_is_tried_again_some_day() -> None:
 
 
 def test_what_is_measured_is_used() -> None:
-    ladder = Ladder(StageTimes(), BUCKETS, LONGS, on=True, item_prior=True)
+    ladder = Ladder(LatencyEstimates(), CANDIDATES, HISTORIES, enabled=True, item_prior=True)
     assert ladder.stage(FULL, 0.1, 130, 24) == FULL  # nothing is known yet
-    ladder.record_rest(130, 24, 9.0)
+    ladder.record_finish(130, 24, 9.0)
     assert ladder.times.expected_ms(ladder.stage_key(64, 24)) == pytest.approx(3.0)
-    assert ladder.times.expected_ms(REST) == pytest.approx(9.0)
+    assert ladder.times.expected_ms(FINISH) == pytest.approx(9.0)
     assert ladder.stage(FULL, 5.0, 130, 24).rung == 3
     assert ladder.stage(FULL, 5.0, 64, 24) == FULL

@@ -13,20 +13,21 @@ from aif_jax.errors import ConfigError, PublishError
 from aif_jax.features import Categorical, Hashing, Schema
 from aif_jax.models.folded_shapes import FoldedShapes
 from aif_jax.nearline.item_index import RANKABLE
-from aif_jax.serving import EngineConfig
-from aif_jax.serving.memory import row_bytes
-from aif_jax.serving.stages import Generation
+from aif_jax.nearline.store import row_layout
+from aif_jax.serving import EngineConfig, PublishChecks, UserStateCache
+from aif_jax.serving.generation import Generation
 from served import ENGINE_CONFIG, Make, Served
 
 DESIGN = Path(__file__).resolve().parent.parent.parent / "DESIGN.md"
 
 
 def budget(number: int | None) -> EngineConfig:
-    return dataclasses.replace(ENGINE_CONFIG, memory_budget_bytes=number, user_state_bytes=2**20)
+    states = UserStateCache(max_bytes=2**20)
+    return dataclasses.replace(ENGINE_CONFIG, max_memory_bytes=number, user_states=states)
 
 
 def parts_of(served: Served) -> dict[str, int]:
-    bundle, index, behaviours = served
+    bundle, (index, behaviours) = served
     parts = {
         "item_index": index.stats()["total_bytes"], "behaviour_table": behaviours.stats()["total_bytes"],
         "user_states": 2**20, "weights": sum(np.asarray(array).nbytes for array in bundle.weights.values()),
@@ -39,7 +40,7 @@ def test_stats_tell_the_bytes_of_each_generation(make: Make, one: Served, two: S
     memory = engine.stats()["memory"]
     assert memory == {
         "generations": {"running": parts_of(one)}, "total_bytes": parts_of(one)["total"],
-        "budget_bytes": None,
+        "max_bytes": None,
     }  # fmt: skip
     assert min(parts_of(one).values()) > 0
     held = engine.begin(5)
@@ -70,12 +71,12 @@ def test_a_publish_beyond_the_budget_is_refused_before_anything_is_made(
     with monkeypatch.context() as patched:
         patched.setattr(Generation, "warm", lambda *_: pytest.fail("it was made"))
         with pytest.raises(PublishError) as error:
-            engine.publish(*two, coverage_within_s=60.0)
+            engine.publish(*two, checks=PublishChecks(coverage_within_s=60.0))
     for name, parts in (("next", parts_of(two)), ("running", parts_of(one))):
         stated = re.search(rf"{name}: ([^;(]*?)(; |\. \()", str(error.value))
         assert stated, error.value
         assert stated[1] == ", ".join(f"{part.replace('_', ' ')} {n:,}" for part, n in parts.items())
-    assert f"need {needed:,} bytes, but memory_budget_bytes is {needed - 1:,}" in str(error.value)
+    assert f"need {needed:,} bytes, but max_memory_bytes is {needed - 1:,}" in str(error.value)
     assert engine.version == one[0].version
     assert make(config=budget(needed)).publish(*two).version == two[0].version
 
@@ -91,8 +92,8 @@ def test_dropping_the_previous_generation_makes_room(make: Make, one: Served, tw
 
 
 def test_a_budget_is_some_bytes() -> None:
-    with pytest.raises(ConfigError, match="memory_budget_bytes: got 0, expected at least 1 byte"):
-        EngineConfig(memory_budget_bytes=0)
+    with pytest.raises(ConfigError, match="max_memory_bytes: got 0, expected a whole number of at least 1"):
+        EngineConfig(max_memory_bytes=0)
 
 
 SCHEMA = Schema(
@@ -115,11 +116,11 @@ def test_the_bytes_of_an_item_stand_in_the_design(index: Any, behaviours: Any) -
         for precision in PRECISIONS:
             shapes = FoldedShapes(config, SCHEMA, precision)
             rankable = {RANKABLE: (np.dtype(np.uint8), (1,))}
-            row = row_bytes(columns(shapes.item_spec(1), **rankable))
-            behaviour = row_bytes(columns(shapes.behaviour_spec(1)))
+            row = row_layout(columns(shapes.item_spec(1), **rankable)).row_bytes
+            behaviour = row_layout(columns(shapes.behaviour_spec(1))).row_bytes
             assert f"| {config.width}, {config.hidden} | {precision} | {row:,} | {behaviour:,} |" in text
     # What the page computes is what a table stores.
     for table in (index, behaviours):
-        assert row_bytes(table.store.columns) == table.store.cache.layout.row_bytes
+        assert row_layout(table.store.columns).row_bytes == table.store.cache.layout.row_bytes
     assert set(index.store.columns) == set(columns(FoldedShapes(index.bundle.config, index.bundle.schema)
         .item_spec(1), rankable=None))  # fmt: skip

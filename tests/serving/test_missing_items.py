@@ -13,13 +13,15 @@ import pytest
 from aif_jax.bundle import Bundle, compilations
 from aif_jax.errors import ConfigError, RequestError, SchedulerError
 from aif_jax.features import item_keys
-from aif_jax.nearline import BehaviourTable, ItemIndex, Upsert
-from aif_jax.serving import Engine, EngineConfig, Filters, InMemoryUsers
+from aif_jax.nearline import ItemIndex, Tables, Upsert
+from aif_jax.serving import Engine, EngineConfig, Filters, InMemoryUsers, MissingItems, Shapes, Threads
 from aif_jax.types import ItemRecords
 from served import K_MAX, N_ITEMS, World
 
 COMPUTE = EngineConfig(
-    k=10, buckets=(32, 64), long_buckets=(24,), missing_items="compute", compute_missing_ms=20_000.0
+    k=10,
+    shapes=Shapes(candidates=(32, 64), histories=(24,)),
+    missing_items=MissingItems("compute", max_wait_ms=20_000.0),
 )
 
 
@@ -55,14 +57,22 @@ def source(world: World) -> Catalogue:
 
 
 @pytest.fixture
-def make(bundle: Bundle, behaviours: BehaviourTable, users: InMemoryUsers, world: World) -> Iterator[Any]:
+def make(bundle: Bundle, tables: Tables, users: InMemoryUsers, world: World) -> Iterator[Any]:
     """Make engines over an index of the first 100 items, or of the one given."""
     made: list[Engine] = []
 
-    def make_engine(items: Any, index: ItemIndex | None = None, **settings: Any) -> Engine:
-        config = dataclasses.replace(COMPUTE, **settings)
+    def make_engine(
+        items: Any, index: ItemIndex | None = None, rows: Any = "auto", blocking: int = 8, **settings: Any
+    ) -> Engine:
+        config = dataclasses.replace(
+            COMPUTE,
+            missing_items=dataclasses.replace(COMPUTE.missing_items, **settings),
+            item_rows=rows,
+            threads=Threads(blocking=blocking),
+        )
         index = part_of(bundle, world) if index is None else index
-        engine = Engine(index.bundle, index, behaviours, users=users, items=items, config=config)
+        served = Tables(index, tables.behaviours)
+        engine = Engine(index.bundle, served, users=users, items=items, config=config)
         made.append(engine)
         return engine
 
@@ -77,7 +87,7 @@ def part_of(bundle: Bundle, world: World, n: int = 100) -> ItemIndex:
 
 
 def index_of(engine: Engine) -> ItemIndex:
-    return engine._release.generation.index
+    return engine.tables.items
 
 
 def rank(engine: Engine, way: str, ids: Any, pair: Any = None, **arguments: Any) -> Any:
@@ -144,7 +154,7 @@ def test_categories_are_those_of_the_computed_row(make: Any, world: World, sourc
 
 @WAYS
 def test_no_more_than_the_bound_is_computed(make: Any, world: World, source: Catalogue, way: str) -> None:
-    engine = make(source, compute_missing_max=7)
+    engine = make(source, max_items=7)
     report = rank(engine, way, world.ids[90:130]).report
     assert source.asked == [world.ids[100:107].tolist()]
     assert (report.computed_items, report.missing_items) == (7, 23)
@@ -159,7 +169,7 @@ def test_a_late_source_costs_its_items_and_no_more(
 ) -> None:
     release = threading.Event()
     source.hook = lambda ids: release.wait(20) and None
-    engine = make(source, compute_missing_ms=200.0)
+    engine = make(source, max_wait_ms=200.0)
     began = time.perf_counter()
     report = rank(engine, way, world.ids[95:105]).report
     assert time.perf_counter() - began < 5
@@ -208,7 +218,7 @@ def test_a_failing_source_costs_its_items_and_no_more(
         return answer(ids) if callable(answer) else answer
 
     source.hook = hook
-    engine = make(source, compute_missing_retry_s=60.0)
+    engine = make(source, retry_s=60.0)
     for calls in (1, 1):  # not again for a while
         report = rank(engine, way, world.ids[95:105]).report
         assert (report.uncomputed_items, report.missing_items) == ({reason: 5}, 5)
@@ -222,7 +232,7 @@ def test_a_failing_source_costs_its_items_and_no_more(
 
 
 def test_what_failed_is_tried_again_after_a_while(make: Any, world: World, source: Catalogue) -> None:
-    engine = make(source, compute_missing_retry_s=0.05)
+    engine = make(source, retry_s=0.05)
     source.hook = lambda ids: (_ for _ in ()).throw(ConnectionError("down"))
     assert rank(engine, "rank", world.ids[98:102]).report.computed_items == 0
     source.hook = lambda ids: None
@@ -231,7 +241,7 @@ def test_what_failed_is_tried_again_after_a_while(make: Any, world: World, sourc
 
 
 def test_what_the_source_does_not_know_is_left_out(make: Any, world: World, source: Catalogue) -> None:
-    engine = make(source, compute_missing_retry_s=60.0)
+    engine = make(source, retry_s=60.0)
     ids = [int(world.ids[0]), int(world.ids[100]), 1, 2]
     report = engine.begin(5).rank(ids).report
     assert (report.computed_items, report.uncomputed_items, report.k_given) == (1, {"unknown": 2}, 2)
@@ -270,7 +280,7 @@ def test_an_item_is_computed_once_for_all_who_want_it(
     make: Any, world: World, source: Catalogue, way: str
 ) -> None:
     source.hook = lambda ids: time.sleep(0.1)
-    engine = make(source, blocking_threads=8)
+    engine = make(source, blocking=8)
     rankings: list[Any] = []
     barrier = threading.Barrier(6)
 
@@ -295,7 +305,7 @@ def test_an_item_is_computed_once_for_all_who_want_it(
 def test_a_source_that_hangs_leaves_threads_for_others(make: Any, world: World, source: Catalogue) -> None:
     release = threading.Event()
     source.hook = lambda ids: release.wait(20) and None
-    engine = make(source, blocking_threads=4, compute_missing_ms=5.0)
+    engine = make(source, blocking=4, max_wait_ms=5.0)
     reports = [engine.begin(5).rank([world.ids[0], world.ids[100 + n]]).report for n in range(10)]
     wait_for(lambda: len(source.asked) >= 2)
     assert len(source.asked) == 2  # half of the threads
@@ -310,7 +320,7 @@ def test_a_source_that_hangs_leaves_threads_for_others(make: Any, world: World, 
 
 
 def test_nothing_compiles_on_a_request(make: Any, world: World, source: Catalogue) -> None:
-    engine = make(source, compute_missing_max=70)
+    engine = make(source, max_items=70)
     before = compilations()
     for start in (0, 1, 40, 69, 80):
         engine.begin(5).rank(world.ids[start : start + 70])
@@ -323,7 +333,7 @@ def test_nothing_compiles_on_a_request(make: Any, world: World, source: Catalogu
 def test_closing_ends_what_is_under_way(make: Any, world: World, source: Catalogue) -> None:
     release = threading.Event()
     source.hook = lambda ids: release.wait(20) and None
-    engine = make(source, blocking_threads=2)
+    engine = make(source, blocking=2)
     failed: list[Any] = []
 
     def request() -> None:
@@ -344,26 +354,12 @@ def test_closing_ends_what_is_under_way(make: Any, world: World, source: Catalog
     assert not closer.is_alive()
 
 
-def test_source_and_policy_go_together(bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable) -> None:
-    users = InMemoryUsers()
-    with pytest.raises(ConfigError, match=r"'compute' needs an item source.*Engine\(items=...\)"):
-        Engine(bundle, index, behaviours, users=users, config=COMPUTE)
-    with pytest.raises(ConfigError, match="items: an item source was given, but missing_items='drop'"):
-        Engine(bundle, index, behaviours, users=users, items=lambda ids: None)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"compute_missing_max": 0}, "compute_missing_max: got 0"),
-        ({"compute_missing_ms": 0.0}, "compute_missing_ms: got 0.0"),
-        ({"compute_missing_retry_s": -1.0}, "compute_missing_retry_s: got -1.0"),
-        ({"unknown_columns": "guess"}, "unknown_columns: got 'guess'"),
-    ],
-)
-def test_settings_that_cannot_work(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        EngineConfig(**arguments)
+def test_source_and_policy_go_together(bundle: Bundle, tables: Tables) -> None:
+    users, expected = InMemoryUsers(), "expected an item source with missing_items='compute', else None"
+    with pytest.raises(ConfigError, match=f"items: got None, {expected}; it is 'compute': change one"):
+        Engine(bundle, tables, users=users, config=COMPUTE)
+    with pytest.raises(ConfigError, match=f"items: got <class 'function'>, {expected}; it is 'drop': change one"):
+        Engine(bundle, tables, users=users, items=lambda ids: None)
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

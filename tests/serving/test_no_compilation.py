@@ -11,13 +11,22 @@ import numpy as np
 import pytest
 
 from aif_jax.bundle import Bundle
-from aif_jax.nearline import BehaviourTable, ItemIndex
-from aif_jax.serving import Engine, EngineConfig, Filters, InMemoryUsers
+from aif_jax.nearline import ItemIndex, Tables
+from aif_jax.serving import (
+    Engine,
+    EngineConfig,
+    Filters,
+    InMemoryUsers,
+    MissingItems,
+    Shapes,
+    UserStateCache,
+)
 from aif_jax.types import Candidates, ItemRecords, Request, UserRecord
 from served import K_MAX, N_ITEMS, World
 
 BUCKETS = (16 * 2, 16 * 4)
 LONGS = (8, 24)
+SHAPES = Shapes(candidates=BUCKETS, histories=LONGS)
 COUNTS = (
     1, 15, 16, 17, BUCKETS[0] - 1, BUCKETS[0], BUCKETS[0] + 1, BUCKETS[1] - 1, BUCKETS[1], BUCKETS[1] + 1,
     int(2.5 * BUCKETS[1]),
@@ -85,14 +94,12 @@ def candidates(world: World, n: int, *, unknown: int = 0) -> tuple[np.ndarray, d
 
 
 @pytest.fixture
-def make(
-    served_bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, people: InMemoryUsers
-) -> Iterator[Any]:
+def make(served_bundle: Bundle, tables: Tables, people: InMemoryUsers) -> Iterator[Any]:
     made: list[Engine] = []
 
     def make_engine(retrieve: Any = None, **settings: Any) -> Engine:
-        config = EngineConfig(k=10, buckets=BUCKETS, long_buckets=LONGS, **settings)
-        engine = Engine(served_bundle, index, behaviours, users=people, retrieve=retrieve, config=config)
+        config = EngineConfig(k=10, shapes=SHAPES, **settings)
+        engine = Engine(served_bundle, tables, users=people, retrieve=retrieve, config=config)
         made.append(engine)
         # What an earlier test happened to compile shall not hide what a request would compile.
         jax.clear_caches()
@@ -104,11 +111,12 @@ def make(
 
 
 @pytest.mark.parametrize("missing_items", ["drop", "default"])
-@pytest.mark.parametrize("user_state_bytes", [2**20, 0])
+@pytest.mark.parametrize("max_bytes", [2**20, 0])
 def test_no_size_of_request_compiles(
-    make: Any, events: CompileEvents, world: World, missing_items: str, user_state_bytes: int
+    make: Any, events: CompileEvents, world: World, missing_items: str, max_bytes: int
 ) -> None:
-    engine = make(missing_items=missing_items, user_state_bytes=user_state_bytes, unknown_user="default")
+    cache = UserStateCache(max_bytes=max_bytes)
+    engine = make(missing_items=missing_items, user_states=cache, unknown_user="default")
     events.seen.clear()
     states: set[str] = set()
     users = (*HISTORIES, -1, 987_654)
@@ -121,7 +129,7 @@ def test_no_size_of_request_compiles(
         assert ranking.report.missing_items >= n // 2
         assert ranking.report.calls == -(-n // BUCKETS[1])
         assert not events.seen, f"{n} candidates, user {user}, pair features {paired}: {events.seen}"
-    assert states == ({"computed", "hit"} if user_state_bytes else {"computed"})
+    assert states == ({"computed", "hit"} if max_bytes else {"computed"})
     assert engine.stats()["compilations"] == 0
 
 
@@ -149,15 +157,11 @@ def test_no_way_to_ask_compiles(make: Any, events: CompileEvents, world: World) 
 
 
 def test_no_change_of_the_catalogue_compiles_on_a_request(
-    served_bundle: Bundle,
-    behaviours: BehaviourTable,
-    people: InMemoryUsers,
-    events: CompileEvents,
-    world: World,
+    served_bundle: Bundle, tables: Tables, people: InMemoryUsers, events: CompileEvents, world: World
 ) -> None:
     index = ItemIndex.build(served_bundle, world.ids, world.columns, world.content)
-    config = EngineConfig(k=10, buckets=BUCKETS, long_buckets=LONGS)
-    with Engine(served_bundle, index, behaviours, users=people, config=config) as engine:
+    config = EngineConfig(k=10, shapes=SHAPES)
+    with Engine(served_bundle, Tables(index, tables.behaviours), users=people, config=config) as engine:
         jax.clear_caches()
         events.seen.clear()
         index.set_rankable(world.ids[:40], False)
@@ -169,26 +173,20 @@ def test_no_change_of_the_catalogue_compiles_on_a_request(
 
 
 def test_no_row_that_is_missing_compiles(
-    served_bundle: Bundle,
-    behaviours: BehaviourTable,
-    people: InMemoryUsers,
-    events: CompileEvents,
-    world: World,
+    served_bundle: Bundle, tables: Tables, people: InMemoryUsers, events: CompileEvents, world: World
 ) -> None:
-    index = ItemIndex(served_bundle)
-    config = EngineConfig(
-        k=10, buckets=BUCKETS, long_buckets=LONGS, missing_items="compute", compute_missing_max=300,
-        compute_missing_ms=60_000.0,
-    )  # fmt: skip
+    served = Tables(ItemIndex(served_bundle), tables.behaviours)
+    computing = MissingItems("compute", max_items=300, max_wait_ms=60_000.0)
+    config = EngineConfig(k=10, shapes=SHAPES, missing_items=computing)
 
     def items(ids: np.ndarray) -> ItemRecords:
         return ItemRecords(ids, {"price": np.ones(len(ids))})
 
-    with Engine(served_bundle, index, behaviours, users=people, items=items, config=config) as engine:
+    with Engine(served_bundle, served, users=people, items=items, config=config) as engine:
         jax.clear_caches()
         events.seen.clear()
         for n in (1, 63, 64, 65, 255, 256, 257, 300):
-            index.delete(np.arange(300, dtype=np.uint64))
+            served.items.delete(np.arange(300, dtype=np.uint64))
             report = engine.begin(8).rank(np.arange(n, dtype=np.uint64)).report
             assert report.computed_items == n, report.uncomputed_items
             assert not events.seen, f"{n} missing: {events.seen}"

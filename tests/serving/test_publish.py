@@ -13,8 +13,8 @@ import pytest
 
 from aif_jax.bundle import compilations
 from aif_jax.errors import AifError, PublishError, RequestError, SchedulerError, VersionMismatchError
-from aif_jax.serving import Engine, GoldenRequest, InMemoryUsers, Pending
-from aif_jax.serving.stages import Generation
+from aif_jax.serving import Engine, GoldenRequest, InMemoryUsers, MissingItems, Pending, PublishChecks
+from aif_jax.serving.generation import Generation
 from aif_jax.types import Candidates, ItemRecords
 from served import ENGINE_CONFIG, K_MAX, Make, Served, World, part_of, tables_of
 
@@ -60,7 +60,7 @@ def test_the_next_request_gets_the_new_generation_and_rollback_the_old_one(
     assert answer(engine.rank(5)) == expected[two[0].version, 5]
     generations = engine.stats()["generations"]
     assert generations == {
-        "published": 1, "rolled_back": 2, "previous": one[0].version, "previous_open": 0,
+        "published": 1, "rolled_back": 2, "open": 0, "previous": one[0].version, "previous_open": 0,
     }  # fmt: skip
 
 
@@ -70,8 +70,10 @@ def test_what_was_begun_ends_as_it_began(
 ) -> None:
     engine = make()
     pendings = {user: engine.begin(user) for user in USERS}
+    assert engine.stats()["generations"]["open"] == len(USERS)
     engine.publish(*two)
-    assert engine.stats()["generations"]["previous_open"] == len(USERS)
+    generations = engine.stats()["generations"]
+    assert (generations["open"], generations["previous_open"]) == (0, len(USERS))
 
     def rank(pending: Pending) -> Any:
         if way == "rank":
@@ -94,7 +96,8 @@ def change(served: Served, world: World, variant: int, *, item: bool = True, beh
         "item": world.columns["item"][[CHANGING]], "price": np.array([1.0 + 8.0 * variant]),
         "genres": [["drama"] if variant else ["noir", "comedy"]],
     }  # fmt: skip
-    for table in (served[1],) * item + (served[2],) * behaviour:
+    tables = served[1]
+    for table in (tables.items,) * item + (tables.behaviours,) * behaviour:
         table.upsert(world.ids[[CHANGING]], columns, world.content[[CHANGING]])
 
 
@@ -157,14 +160,15 @@ def test_no_answer_mixes_generations_under_load(
         number = 0
         while not over.is_set():
             number += 1
-            with engine.shadow(*both[number % 2], share=0.5, seed=number, least_coverage=1.0) as shadow:
+            served, checks = both[number % 2], PublishChecks(min_coverage=1.0)
+            with engine.shadow(*served, share=0.5, seed=number, checks=checks) as shadow:
                 time.sleep(0.03)
             shadowed.append(shadow.stats())
 
     def fill(served: Served) -> None:
         time.sleep(0.2)
         for row in range(120, len(world.ids)):
-            for table in served[1:]:
+            for table in served[1]:
                 table.upsert(*part_of(world, [row]))
 
     def noting(run: Callable[..., None], *arguments: Any) -> threading.Thread:
@@ -180,6 +184,7 @@ def test_no_answer_mixes_generations_under_load(
 
     running = [noting(threads, seed) for seed in range(3)]
     running += [noting(lambda: asyncio.run(coroutines())), noting(changes), noting(shadows)]
+    covered = PublishChecks(min_coverage=1.0, coverage_within_s=30.0)
     try:
         for number in range(12):
             served = both[engine.version == one[0].version]
@@ -189,10 +194,10 @@ def test_no_answer_mixes_generations_under_load(
                 served = tables_of(served[0], world, range(120), range(120))
                 change(served, world, 1)
                 running.append(noting(fill, served))
-                covered = engine.publish(*served, least_coverage=1.0, coverage_within_s=30.0, warm=3)
-                assert (covered.coverage.missing_items, covered.coverage.missing_behaviours) == (0, 0)
+                coverage = engine.publish(*served, checks=covered, warm=3).coverage
+                assert (coverage.missing_items, coverage.missing_behaviours) == (0, 0)
             else:
-                engine.publish(*served, least_coverage=1.0, coverage_within_s=30.0, warm=3)
+                engine.publish(*served, checks=covered, warm=3)
             time.sleep(0.02)
     finally:
         over.set()
@@ -251,6 +256,31 @@ def test_users_that_cannot_be_warmed_are_counted(make: Make, users: InMemoryUser
     assert (published.warmed, published.not_warmed) == (6, {"ConnectionError": 1})
 
 
+def test_an_invalidation_reaches_the_generation_that_is_warmed(
+    make: Make, one: Served, two: Served, world: World, users: InMemoryUsers
+) -> None:
+    """A record that was fetched for the new generation, and then invalidated, ranks nobody."""
+    records = {user: users(user) for user in USERS}
+    warming = threading.Event()
+
+    def source(user: Any) -> Any:
+        record = records[user]
+        if warming.is_set():
+            records[user] = world.record(user + 1, length=12)  # of the same revision
+            engine.invalidate(user)
+        return record
+
+    engine = make(users=source)
+    engine.rank(5)
+    warming.set()
+    assert engine.publish(*two).warmed == 1
+    warming.clear()
+    ranking = engine.rank(5)
+    assert ranking.report.user_state == "computed"
+    with Engine(*two, users=records.get, config=ENGINE_CONFIG) as alone:
+        assert answer(ranking) == answer(alone.begin(5).rank(*world.candidates(30)))
+
+
 def golden(world: World, **changes: Any) -> GoldenRequest:
     ids, pair = world.candidates(30)
     return dataclasses.replace(GoldenRequest(user=5, candidates=ids, pair=pair, k=10), **changes)
@@ -258,23 +288,28 @@ def golden(world: World, **changes: Any) -> GoldenRequest:
 
 def test_golden_requests_measure_and_refuse(make: Make, one: Served, two: Served, world: World) -> None:
     engine = make()
-    same = engine.publish(*one, golden=[golden(world)], least_overlap=1.0, most_drift=0.0)
+    requests = [golden(world)]
+    same = engine.publish(*one, golden=requests, checks=PublishChecks(min_overlap=1.0, max_drift=0.0))
     assert (same.overlaps, same.drifts) == ((1.0,), (0.0,))
-    measured = engine.publish(*two, golden=[golden(world)], least_overlap=0.0)
+    measured = engine.publish(*two, golden=requests, checks=PublishChecks(min_overlap=0.0))
     assert 0 <= measured.overlaps[0] <= 1
     assert measured.drifts[0] > 0
     engine.rollback()
+    checks = PublishChecks(min_overlap=0.0, max_drift=measured.drifts[0] / 2)
     with pytest.raises(PublishError, match=r"golden request 0 .user 5.*Nothing was changed"):
-        engine.publish(*two, golden=[golden(world)], least_overlap=0.0, most_drift=measured.drifts[0] / 2)
+        engine.publish(*two, golden=requests, checks=checks)
     if measured.overlaps[0] < 1:
         with pytest.raises(PublishError, match="agree on"):
-            engine.publish(*two, golden=[golden(world)], least_overlap=1.0)
-    for wrong in ({"least_overlap": 1.1}, {"most_drift": math.nan}):
-        with pytest.raises(RequestError, match="expected a share from 0 to 1"):
-            engine.publish(*two, golden=[golden(world)], **wrong)
+            engine.publish(*two, golden=requests, checks=PublishChecks(min_overlap=1.0))
     assert engine.version == one[0].version
     assert len(engine.rank(5)) == 10
     assert engine.stats()["generations"]["published"] == 2
+
+
+@pytest.mark.parametrize("wrong", [{"min_overlap": 1.1}, {"max_drift": math.nan}, {"max_drift": -1.0}])
+def test_bounds_that_cannot_be_met_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(RequestError, match=r"min_overlap, max_drift: got .*, expected a share from 0 to 1"):
+        PublishChecks(**wrong)
 
 
 def test_golden_requests_that_are_wrong_say_so(make: Make, two: Served, world: World) -> None:
@@ -288,7 +323,7 @@ def test_golden_requests_that_are_wrong_say_so(make: Make, two: Served, world: W
 def test_tables_of_another_version_are_refused(make: Make, one: Served, two: Served) -> None:
     engine = make()
     with pytest.raises(VersionMismatchError):
-        engine.publish(two[0], one[1], two[2])
+        engine.publish(two[0], two[1]._replace(items=one[1].items))
     assert engine.version == one[0].version
     with pytest.raises(PublishError, match="nothing was published"):
         engine.rollback()
@@ -297,10 +332,15 @@ def test_tables_of_another_version_are_refused(make: Make, one: Served, two: Ser
 def test_a_generation_is_closed_when_the_last_request_of_it_is_over(
     make: Make, one: Served, two: Served, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    closed: list[Generation] = []
+    made, closed, warm = list[Generation](), list[Generation](), Generation.warm
+
+    def noted(generation: Generation, *arguments: Any) -> None:
+        made.append(generation)
+        warm(generation, *arguments)
+
+    monkeypatch.setattr(Generation, "warm", noted)
     monkeypatch.setattr(Generation, "close", lambda generation: closed.append(generation))
     engine = make()
-    first = engine._release.generation
     held = [engine.begin(5), engine.begin(6)]
     engine.publish(*two)
     engine.publish(*one)  # the first is not kept for a rollback any more
@@ -308,7 +348,7 @@ def test_a_generation_is_closed_when_the_last_request_of_it_is_over(
     assert len(held[0].rank(*world.candidates(30))) == 10
     assert closed == []
     held[1].cancel()
-    assert closed == [first]
+    assert closed == made[:1]
     engine.close()
     assert len(closed) == 3
 
@@ -321,11 +361,11 @@ def test_missing_items_are_computed_for_the_generation_of_the_request(
         _, columns, content = part_of(world, rows)
         return ItemRecords(ids.tolist(), columns, content)
 
-    config = dataclasses.replace(ENGINE_CONFIG, missing_items="compute", compute_missing_ms=20_000.0)
-    old, new = (tables_of(served[0], world, range(100))[1] for served in (one, two))
-    engine = make((one[0], old, one[2]), items=items, config=config)
+    config = dataclasses.replace(ENGINE_CONFIG, missing_items=MissingItems("compute", max_wait_ms=20_000.0))
+    old, new = (tables_of(served[0], world, range(100))[1].items for served in (one, two))
+    engine = make((one[0], one[1]._replace(items=old)), items=items, config=config)
     pending = engine.begin(5)
-    engine.publish(two[0], new, two[2])
+    engine.publish(two[0], two[1]._replace(items=new))
     assert pending.rank(world.ids[95:105]).report.computed_items == 5
     assert (old.stats()["rows"], new.stats()["rows"]) == (105, 100)
     assert engine.begin(5).rank(world.ids[95:110]).report.computed_items == 10

@@ -1,5 +1,6 @@
 """What the engine returns is what the unfolded model computes."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,12 +9,13 @@ import pytest
 
 from aif_jax.bundle import Bundle
 from aif_jax.features import item_keys
-from aif_jax.nearline import BehaviourTable, ItemIndex
-from aif_jax.serving import Engine, EngineConfig, InMemoryUsers, Ranking
-from aif_jax.types import UserRecord
-from served import CONFIG, ENGINE_CONFIG, K_MAX, World
+from aif_jax.nearline import BehaviourTable, ItemIndex, Tables, build_tables
+from aif_jax.serving import Engine, EngineConfig, InMemoryUsers, Ranking, Shapes, UserStateCache
+from aif_jax.types import ItemRecords, UserRecord
+from served import CONFIG, ENGINE_CONFIG, K_MAX, UNCACHED, World
 
 CONTEXT = {"hour": 17}
+SMALL = EngineConfig(k=5, shapes=Shapes(candidates=(32,), histories=(24,)))
 
 
 def check(
@@ -74,15 +76,14 @@ def test_string_ids(bundle: Bundle, world: World) -> None:
     n = 40
     names = [f"item {key}" for key in world.ids[:n].tolist()]
     columns = {name: column[:n] for name, column in world.columns.items()}
-    index = ItemIndex.build(bundle, names, columns, world.content[:n])
-    table = BehaviourTable.build(bundle, names, columns, world.content[:n])
+    named_tables = build_tables(bundle, ItemRecords(names, columns, world.content[:n]))
     history = np.arange(10)
     record = UserRecord(features={"country": "fr"}, items=world.ids[history], types=[0] * 10)
     named = UserRecord(
         features={"country": "fr"}, items=[names[i] for i in history], types=["click"] * 10, revision=1
     )
     pair = {"bid": np.linspace(0.1, 2.0, 30)}
-    with Engine(bundle, index, table, users={"ann": named}.get, config=ENGINE_CONFIG) as engine:
+    with Engine(bundle, named_tables, users={"ann": named}.get, config=ENGINE_CONFIG) as engine:
         ranking = engine.begin("ann", CONTEXT).rank(names[:30], pair)
         as_array = engine.begin("ann", CONTEXT).rank(np.array(names[:30]), pair)
     assert all(isinstance(name, str) for name in ranking.ids)
@@ -124,14 +125,12 @@ def test_a_candidate_scores_the_same_in_any_company(engine: Engine, world: World
     assert all(len(scores) == 1 for scores in score_of.values())
 
 
-def test_a_cached_state_holds_nothing_of_the_context(
-    bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, world: World
-) -> None:
+def test_a_cached_state_holds_nothing_of_the_context(bundle: Bundle, tables: Tables, world: World) -> None:
     users = InMemoryUsers({1: world.record(1)})
     record = users(1)
     assert record is not None
     ids, pair = world.candidates(30)
-    with Engine(bundle, index, behaviours, users=users, config=ENGINE_CONFIG) as engine:
+    with Engine(bundle, tables, users=users, config=ENGINE_CONFIG) as engine:
         cold = engine.begin(1, {"hour": 3}).rank(ids, pair)
         hot = engine.begin(1, {"hour": 20}).rank(ids, pair)
         again = engine.begin(1, {"hour": 3}).rank(ids, pair)
@@ -150,21 +149,19 @@ def test_a_cached_state_holds_nothing_of_the_context(
 
 
 def test_without_a_cache_every_state_is_computed(
-    bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, users: InMemoryUsers, world: World
+    bundle: Bundle, tables: Tables, users: InMemoryUsers, world: World
 ) -> None:
-    config = EngineConfig(k=5, buckets=(32,), long_buckets=(24,), user_state_bytes=0)
+    config = dataclasses.replace(SMALL, user_states=UNCACHED)
     ids, pair = world.candidates(10)
-    with Engine(bundle, index, behaviours, users=users, config=config) as engine:
+    with Engine(bundle, tables, users=users, config=config) as engine:
         states = [engine.begin(4).rank(ids, pair).report.user_state for _ in range(2)]
     assert states == ["computed", "computed"]
 
 
-def test_the_user_state_cache_stays_within_its_bytes(
-    bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, world: World
-) -> None:
-    config = EngineConfig(k=5, buckets=(32,), long_buckets=(24,), user_state_bytes=128 * 1024)
+def test_the_user_state_cache_stays_within_its_bytes(bundle: Bundle, tables: Tables, world: World) -> None:
+    config = dataclasses.replace(SMALL, user_states=UserStateCache(max_bytes=128 * 1024))
     ids, pair = world.candidates(10)
-    with Engine(bundle, index, behaviours, users=world.record, config=config) as engine:
+    with Engine(bundle, tables, users=world.record, config=config) as engine:
         for user in range(100):
             engine.begin(user).rank(ids, pair)
         rankings = [engine.begin(user).rank(ids, pair).report.user_state for user in reversed(range(100))]
@@ -172,16 +169,16 @@ def test_the_user_state_cache_stays_within_its_bytes(
 
 
 def test_a_deleted_item_is_no_candidate_but_still_counts_in_histories(
-    bundle: Bundle, behaviours: BehaviourTable, world: World
+    bundle: Bundle, tables: Tables, world: World
 ) -> None:
     index = ItemIndex.build(bundle, world.ids, world.columns, world.content)
     record = world.record(5)
     gone = np.unique(np.asarray(record.items)[:6])
-    config = EngineConfig(k=20, buckets=(32,), long_buckets=(24,), user_state_bytes=0)
+    config = dataclasses.replace(SMALL, k=20, user_states=UNCACHED)
     others, pair = world.candidates(25, seed=3)
     keep = ~np.isin(others, gone)
     others, pair = others[keep], {name: values[keep] for name, values in pair.items()}
-    with Engine(bundle, index, behaviours, users={5: record}.get, config=config) as engine:
+    with Engine(bundle, Tables(index, tables.behaviours), users={5: record}.get, config=config) as engine:
         before = engine.begin(5, CONTEXT).rank(others, pair)
         assert index.delete(gone) == len(gone)
         after = engine.begin(5, CONTEXT).rank(
@@ -197,7 +194,7 @@ def test_a_deleted_item_is_no_candidate_but_still_counts_in_histories(
 
 
 def test_behaviours_without_a_row_are_left_out_and_counted(
-    bundle: Bundle, index: ItemIndex, world: World
+    bundle: Bundle, tables: Tables, world: World
 ) -> None:
     known = world.ids[: len(world.ids) // 2]
     n = len(known)
@@ -206,7 +203,7 @@ def test_behaviours_without_a_row_are_left_out_and_counted(
     record = world.record(7)
     kept = np.isin(record.items, known)
     ids, pair = world.candidates(20)
-    with Engine(bundle, index, table, users={7: record}.get, config=ENGINE_CONFIG) as engine:
+    with Engine(bundle, Tables(tables.items, table), users={7: record}.get, config=ENGINE_CONFIG) as engine:
         ranking = engine.begin(7, CONTEXT).rank(ids, pair)
         hit = engine.begin(7, CONTEXT).rank(ids, pair)
     assert ranking.report.unknown_behaviours == hit.report.unknown_behaviours == (~kept).sum() > 0
@@ -219,7 +216,7 @@ def test_behaviours_without_a_row_are_left_out_and_counted(
 
 
 def test_items_without_a_row_by_policy(
-    bundle: Bundle, behaviours: BehaviourTable, world: World, users: InMemoryUsers
+    bundle: Bundle, tables: Tables, world: World, users: InMemoryUsers
 ) -> None:
     half = len(world.ids) // 2
     columns = {name: column[:half] for name, column in world.columns.items()}
@@ -228,8 +225,8 @@ def test_items_without_a_row_by_policy(
     pair = {"bid": np.full(12, 1.5)}
 
     def rank(policy: Any) -> Ranking:
-        config = EngineConfig(k=12, buckets=(32,), long_buckets=(24,), missing_items=policy)
-        with Engine(bundle, index, behaviours, users=users, config=config) as engine:
+        config = dataclasses.replace(SMALL, k=12, missing_items=policy)
+        with Engine(bundle, Tables(index, tables.behaviours), users=users, config=config) as engine:
             return engine.begin(4, CONTEXT).rank(ids, pair)
 
     dropped, default = rank("drop"), rank("default")
@@ -240,17 +237,17 @@ def test_items_without_a_row_by_policy(
     of_missing = default.scores[np.isin(default.ids, ids[8:])]
     assert len(set(of_missing.tolist())) == 1  # items of which nothing is known are all alike
     unknown = ItemIndex.build(bundle, [1], {})
-    with Engine(bundle, unknown, behaviours, users=users, config=ENGINE_CONFIG) as engine:
+    with Engine(bundle, Tables(unknown, tables.behaviours), users=users, config=ENGINE_CONFIG) as engine:
         expected = engine.begin(4, CONTEXT).rank([1], {"bid": [1.5]}).scores[0]
     assert of_missing[0] == expected
 
 
 def test_items_that_are_not_rankable_are_dropped_and_counted(
-    bundle: Bundle, behaviours: BehaviourTable, world: World, users: InMemoryUsers
+    bundle: Bundle, tables: Tables, world: World, users: InMemoryUsers
 ) -> None:
     rankable = np.arange(len(world.ids)) % 3 != 0
     index = ItemIndex.build(bundle, world.ids, world.columns, world.content, rankable=rankable)
-    with Engine(bundle, index, behaviours, users=users, config=ENGINE_CONFIG) as engine:
+    with Engine(bundle, Tables(index, tables.behaviours), users=users, config=ENGINE_CONFIG) as engine:
         ranking = engine.begin(2).rank(world.ids[:30], {"bid": np.ones(30)}, k=K_MAX)
     assert ranking.report.not_rankable == 10
     assert np.isin(ranking.ids, world.ids[rankable]).all()
@@ -273,12 +270,11 @@ def test_candidates_without_a_score_are_dropped_and_counted(
     engine: Engine, world: World, users: InMemoryUsers
 ) -> None:
     ids, pair = world.candidates(10)
-    rows, _ = engine._release.generation.index.gather(item_keys(ids))
+    rows, _ = engine.tables.items.gather(item_keys(ids))
     broken = {**rows, "h": np.where(np.arange(10)[:, None] < 4, np.float32(np.nan), rows["h"])}
     index = ItemIndex.from_rows(engine.bundle, ids, broken)
-    with Engine(
-        engine.bundle, index, engine._release.generation.behaviours, users=users, config=ENGINE_CONFIG
-    ) as with_nan:
+    tables = Tables(index, engine.tables.behaviours)
+    with Engine(engine.bundle, tables, users=users, config=ENGINE_CONFIG) as with_nan:
         ranking = with_nan.begin(3, CONTEXT).rank(ids, pair)
         assert with_nan.stats()["requests"]["unscored"] == 4
     assert ranking.report.unscored == 4

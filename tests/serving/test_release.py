@@ -8,21 +8,29 @@ import pytest
 from aif_jax import _native
 from aif_jax.bundle import Bundle
 from aif_jax.errors import ConfigError, RequestError
-from aif_jax.nearline import BehaviourTable, ItemIndex
-from aif_jax.serving import Engine, GoldenRequest, InMemoryUsers, release
-from aif_jax.serving.device_rows import DeviceRows
-from aif_jax.serving.observer import Observer
-from aif_jax.serving.stages import Generation, needs_ahead
-from served import ENGINE_CONFIG, World
+from aif_jax.nearline import build_tables
+from aif_jax.nearline.device_rows import DeviceRows
+from aif_jax.serving import (
+    Engine,
+    GoldenRequest,
+    InMemoryUsers,
+    ItemRows,
+    Observer,
+    Shapes,
+    UserStateCache,
+    release,
+)
+from aif_jax.serving.generation import Generation, needs_ahead
+from aif_jax.types import ItemRecords
+from served import ENGINE_CONFIG, Served, World
 
 Closed = list[DeviceRows]
 
 
 @pytest.fixture(scope="module")
-def portable(bundle: Bundle, world: World) -> tuple[Bundle, ItemIndex, BehaviourTable]:
+def portable(bundle: Bundle, world: World) -> Served:
     loaded = Bundle.load(bundle.path, prefer="portable")
-    source = (world.ids, world.columns, world.content)
-    return loaded, ItemIndex.build(loaded, *source), BehaviourTable.build(loaded, *source)
+    return loaded, build_tables(loaded, ItemRecords(world.ids, world.columns, world.content))
 
 
 @pytest.fixture
@@ -39,7 +47,9 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> Closed:
     return found
 
 
-CONFIG = dataclasses.replace(ENGINE_CONFIG, rows="device", buckets=(32,), long_buckets=(24,))
+CONFIG = dataclasses.replace(
+    ENGINE_CONFIG, item_rows="device", shapes=Shapes(candidates=(32,), histories=(24,))
+)
 
 
 def test_a_generation_that_cannot_be_completed_gives_its_device_rows_back(
@@ -47,7 +57,7 @@ def test_a_generation_that_cannot_be_completed_gives_its_device_rows_back(
 ) -> None:
     """Without the collector: what failed is still held by the error when this looks."""
     with Engine(*portable, users=users, config=CONFIG) as engine:
-        for part in ("Rungs", "UserStates", "OwnRetrieval"):
+        for part in ("Priors", "UserStates", "UserSides", "Retrieval"):
             with monkeypatch.context() as patched:
 
                 def broken(*_: Any, part: str = part) -> Any:
@@ -72,8 +82,8 @@ def test_a_generation_that_cannot_be_completed_gives_its_device_rows_back(
 def test_an_engine_that_cannot_be_made_gives_its_device_rows_back(
     portable: Any, users: InMemoryUsers, closed: Closed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = dataclasses.replace(CONFIG, user_state_bytes=1)
-    with pytest.raises(ConfigError, match="user_state_bytes"):
+    config = dataclasses.replace(CONFIG, user_states=UserStateCache(max_bytes=1))
+    with pytest.raises(ConfigError, match=r"user_states\.max_bytes"):
         Engine(*portable, users=users, config=config)
     assert len(closed) == 1
 
@@ -104,5 +114,6 @@ def test_the_rows_on_a_device_are_known_ahead(portable: Any) -> None:
     assert needs["device_rows"].bytes > 0
     assert {n: part.bytes for n, part in needs.items()} == {n: part.bytes for n, part in ahead.items()}
     assert "device_rows" not in needs_ahead(*portable, ENGINE_CONFIG)
-    roomy = needs_ahead(*portable, dataclasses.replace(CONFIG, device_capacity=1000))
+    rows = ItemRows("device", device_capacity=1000)
+    roomy = needs_ahead(*portable, dataclasses.replace(CONFIG, item_rows=rows))
     assert roomy["device_rows"].bytes == 4 * needs["device_rows"].bytes  # 1,024 rows instead of 256

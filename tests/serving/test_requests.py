@@ -22,19 +22,21 @@ from aif_jax.errors import (
     UnknownUserError,
     VersionMismatchError,
 )
-from aif_jax.nearline import BehaviourTable, ItemIndex
-from aif_jax.serving import Engine, EngineConfig, Filters, InMemoryUsers
+from aif_jax.nearline import BehaviourTable, ItemIndex, Tables
+from aif_jax.serving import Engine, EngineConfig, Filters, InMemoryUsers, Shapes, Threads
 from aif_jax.types import Candidates, Request, UserRecord
 from served import ENGINE_CONFIG, K_MAX, World
 
+SMALL: dict[str, Any] = {"k": 5, "shapes": Shapes(candidates=(32,), histories=(24,))}
+
 
 @pytest.fixture
-def make(bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, users: InMemoryUsers) -> Iterator[Any]:
+def make(bundle: Bundle, tables: Tables, users: InMemoryUsers) -> Iterator[Any]:
     """Make engines that are closed after the test."""
     made: list[Engine] = []
 
     def make_engine(config: EngineConfig = ENGINE_CONFIG, **arguments: Any) -> Engine:
-        engine = Engine(bundle, index, behaviours, **{"users": users, "config": config, **arguments})
+        engine = Engine(bundle, tables, **{"users": users, "config": config, **arguments})
         made.append(engine)
         return engine
 
@@ -114,7 +116,7 @@ def test_k_larger_than_the_candidates_gives_what_there_is(engine: Engine, world:
 def test_unknown_users_by_policy(make: Any, engine: Engine, world: World) -> None:
     with pytest.raises(UnknownUserError, match="user 'nobody': the user source knows nothing"):
         engine.begin("nobody").rank(world.ids[:5])
-    lenient = make(EngineConfig(k=5, buckets=(32,), long_buckets=(24,), unknown_user="default"))
+    lenient = make(EngineConfig(**SMALL, unknown_user="default"))
     pair = {"bid": np.ones(5)}
     first, second = (lenient.begin("nobody").rank(world.ids[:5], pair) for _ in range(2))
     assert first.report.unknown_user
@@ -169,7 +171,7 @@ def test_an_error_of_the_user_source_reaches_the_caller_as_it_is(make: Any, worl
 
 
 def test_unknown_items_can_be_refused(make: Any, world: World) -> None:
-    engine = make(EngineConfig(k=5, buckets=(32,), long_buckets=(24,), missing_items="error"))
+    engine = make(EngineConfig(**SMALL, missing_items="error"))
     with pytest.raises(
         UnknownItemError, match="candidates: 2 of 3 have no row in the item index, the first is 7"
     ):
@@ -299,9 +301,9 @@ def test_many_have_contexts_filters_and_results_of_their_own(make: Any, world: W
     contexts = [{"hour": 3}, None, {"hour": 21}, {"hour": 99}]
     filters = [None, Filters(exclude=ids[:10]), None, Filters(exclude=ids[10:])]
     users = [1, 2, 1, 3]
-    rankings = many(engine, way, users, 5, contexts=contexts, filters=filters, deadline_ms=20_000.0)
+    rankings = many(engine, way, users, k=5, contexts=contexts, filters=filters, deadline_ms=20_000.0)
     for user, context, filter_, ranking in zip(users, contexts, filters, rankings, strict=True):
-        alone = engine.rank(user, context, 5, filters=filter_)
+        alone = engine.rank(user, context, k=5, filters=filter_)
         assert ranking.ids.tolist() == alone.ids.tolist()
         assert ranking.scores.tobytes() == alone.scores.tobytes()
         assert ranking.report.deadline_ms == 20_000.0
@@ -345,9 +347,10 @@ def test_many_side_by_side_retrieve_at_the_same_time(make: Any, world: World) ->
         at_once -= 1
         return Candidates(ids, pair)
 
-    for batches, bound in ((), 8), ((8,), 16):
+    for groups, bound in ((), 8), ((8,), 16):
         at_once, most = 0, 0
-        engine = make(dataclasses.replace(ENGINE_CONFIG, user_batches=batches), retrieve=retrieve)
+        shapes = dataclasses.replace(ENGINE_CONFIG.shapes, users=groups)
+        engine = make(dataclasses.replace(ENGINE_CONFIG, shapes=shapes), retrieve=retrieve)
         assert len(asyncio.run(engine.rank_many_async(list(range(10)) * 5))) == 50
         # As many as there are blocking threads, or two groups.
         assert 1 < most <= bound
@@ -409,7 +412,7 @@ def test_begin_returns_at_once(make: Any, users: InMemoryUsers, world: World) ->
 
 @pytest.mark.parametrize("way", ["rank", "rank_async"])
 def test_a_late_user_side_is_named(make: Any, users: InMemoryUsers, world: World, way: str) -> None:
-    config = dataclasses.replace(ENGINE_CONFIG, late="error")
+    config = dataclasses.replace(ENGINE_CONFIG, on_deadline="error")
     engine = make(config, users=slow_source(users, 1.0))
     pending = engine.begin(5, deadline_ms=30)
     began = time.perf_counter()
@@ -456,7 +459,7 @@ def test_a_handle_ranks_once(engine: Engine, world: World) -> None:
 
 
 def test_handles_that_nobody_finishes_expire_and_are_counted(make: Any, world: World) -> None:
-    engine = make(EngineConfig(k=5, buckets=(32,), long_buckets=(24,), max_pending_age_s=0.05))
+    engine = make(EngineConfig(**SMALL, max_pending_age_s=0.05))
     forgotten = [engine.begin(user) for user in range(3)]
     assert engine.stats()["open_handles"] == 3
     time.sleep(0.06)
@@ -475,7 +478,7 @@ def test_an_overloaded_engine_says_so_at_once(make: Any, users: InMemoryUsers, w
         release.wait(10)
         return users(user)
 
-    config = EngineConfig(k=5, buckets=(32,), long_buckets=(24,), blocking_threads=1, queue_bound=2)
+    config = EngineConfig(**SMALL, threads=Threads(blocking=1, max_queued=2))
     engine = make(config, users=stuck)
     accepted: list[Any] = []
 
@@ -506,20 +509,16 @@ def test_a_closed_engine_refuses_and_its_handles_end(make: Any, world: World) ->
 
 
 def test_tables_of_another_version_are_refused(
-    bundle: Bundle,
-    other_bundle: Bundle,
-    index: ItemIndex,
-    behaviours: BehaviourTable,
-    users: InMemoryUsers,
+    bundle: Bundle, other_bundle: Bundle, tables: Tables, users: InMemoryUsers
 ) -> None:
     stale_index = ItemIndex.build(other_bundle, [1], {})
     with pytest.raises(VersionMismatchError, match=f"item index.*{other_bundle.version}.*{bundle.version}"):
-        Engine(bundle, stale_index, behaviours, users=users)
+        Engine(bundle, tables._replace(items=stale_index), users=users)
     stale_table = BehaviourTable.build(other_bundle, [1], {})
     with pytest.raises(
         VersionMismatchError, match=f"behaviour table.*{other_bundle.version}.*{bundle.version}"
     ):
-        Engine(bundle, index, stale_table, users=users)
+        Engine(bundle, tables._replace(behaviours=stale_table), users=users)
 
 
 def test_ids_that_do_not_lie_on_whole_words_are_read_as_others(engine: Engine, world: World) -> None:

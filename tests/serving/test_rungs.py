@@ -20,52 +20,45 @@ from aif_jax.errors import (
     UnknownItemError,
 )
 from aif_jax.models import Folded
-from aif_jax.nearline import BehaviourTable, ItemIndex
-from aif_jax.serving import Engine, EngineConfig, InMemoryUsers
+from aif_jax.nearline import ItemIndex, Tables, build_tables
+from aif_jax.serving import Engine, EngineConfig, InMemoryUsers, Threads
 from aif_jax.serving.ladder import Ladder
+from aif_jax.serving.priors import best_first
 from aif_jax.serving.report import Ranking
-from aif_jax.serving.rungs import best_first
-from aif_jax.types import Candidates, Request, UserRecord
-from served import ENGINE_CONFIG, K_MAX, World
+from aif_jax.types import Candidates, ItemRecords, Request, UserRecord
+from held import until
+from served import ENGINE_CONFIG, K_MAX, UNCACHED, Served, World
 
 CONTEXT = {"hour": 7}
 WITHIN = {"float32": 1e-4, "bfloat16": 0.05, "int8": 0.05}
 PATIENT_MS = 60_000.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Served:
-    """A bundle in one precision, with its tables."""
-
-    bundle: Bundle
-    index: ItemIndex
-    behaviours: BehaviourTable
+def records_of(world: World) -> ItemRecords:
+    return ItemRecords(world.ids, world.columns, world.content)
 
 
 @pytest.fixture(scope="module")
-def served(
-    bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, world: World, tmp_path_factory: Any
-) -> dict[Precision, Served]:
-    tables = {"float32": Served(bundle, index, behaviours)}
+def served(bundle: Bundle, tables: Tables, world: World, tmp_path_factory: Any) -> dict[Precision, Served]:
+    """The bundle in each precision, with its tables."""
+    found: dict[Precision, Served] = {"float32": (bundle, tables)}
     for precision in PRECISIONS[1:]:
         path = tmp_path_factory.mktemp("rungs") / precision
         exported = export_bundle(world.model, path, k_max=K_MAX, precision=precision)
-        items = (world.ids, world.columns, world.content)
-        tables[precision] = Served(
-            exported, ItemIndex.build(exported, *items), BehaviourTable.build(exported, *items)
-        )
-    return tables  # type: ignore[return-value]
+        found[precision] = exported, build_tables(exported, records_of(world))
+    return found
 
 
 class Source:
     """A user source that waits until it is let go, and may fail."""
 
     def __init__(self, users: InMemoryUsers):
-        self.users, self.gate = users, threading.Event()
+        self.users, self.gate, self.asked = users, threading.Event(), threading.Event()
         self.error: Exception | None = None
         self.gate.set()
 
     def __call__(self, user: Any) -> UserRecord | None:
+        self.asked.set()
         assert self.gate.wait(30)
         if self.error is not None:
             raise self.error
@@ -90,18 +83,11 @@ def make(served: dict[Precision, Served], source: Source) -> Iterator[Make]:
         precision: Precision = "float32", kind: str = "native", retrieve: Any = None, fallback: Any = None,
         **settings: Any,
     ) -> Engine:  # fmt: skip
-        one = served[precision]
-        bundle = one.bundle if kind == "native" else Bundle.load(one.bundle.path, prefer="portable")
+        bundle, tables = served[precision]
+        if kind == "portable":
+            bundle = Bundle.load(bundle.path, prefer="portable")
         config = dataclasses.replace(ENGINE_CONFIG, k=K_MAX, **settings)
-        engine = Engine(
-            bundle,
-            one.index,
-            one.behaviours,
-            users=source,
-            retrieve=retrieve,
-            fallback=fallback,
-            config=config,
-        )
+        engine = Engine(bundle, tables, users=source, retrieve=retrieve, fallback=fallback, config=config)
         made.append(engine)
         return engine
 
@@ -112,7 +98,7 @@ def make(served: dict[Precision, Served], source: Source) -> Iterator[Make]:
 
 
 def ladder_of(engine: Engine) -> Ladder:
-    return engine._release.rungs.ladder
+    return engine.hooks.ladder
 
 
 def believe(engine: Engine, key: Any, ms: float) -> None:
@@ -122,9 +108,9 @@ def believe(engine: Engine, key: Any, ms: float) -> None:
 
 
 def believe_stage(engine: Engine, ms: float) -> None:
-    sizes = engine._release.generation.sizes
-    for size in sizes.buckets:
-        for length in sizes.long_buckets:
+    shapes = engine.config.shapes
+    for size in shapes.candidates or ():
+        for length in shapes.histories or ():
             believe(engine, ladder_of(engine).stage_key(size, length), ms)
 
 
@@ -159,7 +145,7 @@ every_program = pytest.mark.parametrize(
 def test_every_rung_is_the_model_with_that_much_less(
     make: Make, source: Source, world: World, precision: Precision, kind: str
 ) -> None:
-    engine, within = make(precision, kind, user_state_bytes=0), WITHIN[precision]
+    engine, within = make(precision, kind, user_states=UNCACHED), WITHIN[precision]
     ladder, requests = ladder_of(engine), []
     for seed in (5, 8):
         record = source.users(seed)
@@ -168,7 +154,7 @@ def test_every_rung_is_the_model_with_that_much_less(
         requests.append((seed, record, ids, pair))
 
     def ranked(seed: int, ids: Any, pair: Any, deadline_ms: float = PATIENT_MS) -> Ranking:
-        return engine.begin(seed, CONTEXT, deadline_ms).rank(ids, pair)
+        return engine.begin(seed, CONTEXT, deadline_ms=deadline_ms).rank(ids, pair)
 
     for seed, record, ids, pair in requests:
         full = world.scores(record, ids, pair, CONTEXT)
@@ -219,18 +205,17 @@ def test_every_rung_is_the_model_with_that_much_less(
 
 
 def test_item_prior_counts_and_policies(make: Make, world: World, served: dict[Precision, Served]) -> None:
-    index = ItemIndex.build(served["float32"].bundle, world.ids, world.columns, world.content)
+    bundle, tables = served["float32"]
+    index = ItemIndex.build(bundle, world.ids, world.columns, world.content)
     ids, pair = world.candidates(30, seed=1)
     index.set_rankable(ids[:3], False)
     strange = np.arange(1, 5, dtype=np.uint64)
     ids, bid = np.concatenate([ids, strange]), np.append(pair["bid"], np.ones(4))
     bid[5] = np.inf
     for policy in ("drop", "default", "error"):
-        config = dataclasses.replace(ENGINE_CONFIG, k=K_MAX, missing_items=policy)
-        one = served["float32"]
-        with Engine(one.bundle, index, one.behaviours, users=InMemoryUsers(), config=config) as engine:
+        config = dataclasses.replace(ENGINE_CONFIG, k=K_MAX, missing_items=policy, unknown_user="default")
+        with Engine(bundle, tables._replace(items=index), users=InMemoryUsers(), config=config) as engine:
             believe_stage(engine, 1e9)
-            engine._release.user_sides._config = dataclasses.replace(config, unknown_user="default")
             pending = engine.begin(1, deadline_ms=PATIENT_MS)
             if policy == "error":
                 with pytest.raises(UnknownItemError, match="4 of 34 have no row"):
@@ -252,12 +237,11 @@ def test_a_bundle_without_item_priors_has_no_rung_3(
         Folded, "item", lambda self, *given: {n: a for n, a in item(self, *given).items() if n != "prior"}
     )
     bundle = export_bundle(world.model, tmp_path / "old", k_max=K_MAX)
-    items = (world.ids, world.columns, world.content)
-    index, behaviours = ItemIndex.build(bundle, *items), BehaviourTable.build(bundle, *items)
-    assert "prior" not in index.store.columns
+    tables = build_tables(bundle, records_of(world))
+    assert "prior" not in tables.items.store.columns
     ids, pair = world.candidates(40)
     source = Source(users)
-    with Engine(bundle, index, behaviours, users=source, config=ENGINE_CONFIG) as engine:
+    with Engine(bundle, tables, users=source, config=ENGINE_CONFIG) as engine:
         believe_stage(engine, 1e9)
         source.gate.clear()
         ranking = engine.begin(5, CONTEXT, deadline_ms=500).rank(ids, pair, k=K_MAX)
@@ -294,16 +278,11 @@ def test_a_late_state_is_there_for_the_next_request(make: Make, source: Source, 
     ids, pair = world.candidates(40)
     source.gate.clear()
     pending = engine.begin(5, CONTEXT, deadline_ms=PATIENT_MS)
-    while pending.step != "its user source has not answered":  # what has not started is dropped
-        time.sleep(0.001)
+    assert source.asked.wait(30)  # what has not started is dropped
     believe_stage(engine, 1e9)  # so that it does not wait
     assert pending.rank(ids, pair).report.rung == 3
     source.gate.set()
-    for _ in range(500):
-        if engine.stats()["requests"].get("late_user_sides"):
-            break
-        time.sleep(0.01)
-    assert engine.stats()["requests"]["late_user_sides"] == 1
+    assert until(engine, lambda stats: stats["requests"].get("late_user_sides", 0) == 1)
     report = engine.begin(5, CONTEXT).rank(ids, pair).report
     assert (report.rung, report.user_state) == (0, "hit")
 
@@ -312,24 +291,21 @@ def test_a_state_without_the_long_sequence_is_not_kept(make: Make, source: Sourc
     engine = make()
     ids, pair = world.candidates(40)
     believe(engine, ladder_of(engine).user_key(24), 1e9)
-    assert engine.begin(8, CONTEXT, PATIENT_MS).rank(ids, pair).report.rung == 1
+    assert engine.begin(8, CONTEXT, deadline_ms=PATIENT_MS).rank(ids, pair).report.rung == 1
     report = engine.begin(8, CONTEXT).rank(ids, pair).report
     assert (report.rung, report.user_state, report.long_bucket) == (0, "computed", 24)
 
 
 def test_a_full_queue_degrades_what_has_a_deadline(make: Make, source: Source, world: World) -> None:
-    engine = make(blocking_threads=1, queue_bound=1)
+    engine = make(threads=Threads(blocking=1, max_queued=1))
     source.gate.clear()
     ids, pair = world.candidates(40)
     held = [engine.begin(1)]
-    for _ in range(5000):
-        if engine.stats()["scheduler"]["blocking"]["running"]:
-            break
-        time.sleep(0.002)
+    assert until(engine, lambda stats: stats["scheduler"]["blocking"]["running"])
     held.append(engine.begin(2))  # the first has the thread, the second the place in the queue
     with pytest.raises(OverloadedError):
         engine.begin(5, CONTEXT)
-    report = (ranking := engine.begin(5, CONTEXT, PATIENT_MS).rank(ids, pair)).report
+    report = (ranking := engine.begin(5, CONTEXT, deadline_ms=PATIENT_MS).rank(ids, pair)).report
     assert (report.rung, report.rung_reason) == (2, "overloaded")
     assert report.wait_ms < 50
     check(ranking, ids, *world.scores(UserRecord(), ids, pair, CONTEXT), 1e-4)
@@ -343,13 +319,12 @@ def test_a_full_queue_degrades_what_has_a_deadline(make: Make, source: Source, w
 def test_a_full_queue_is_not_to_blame_for_a_caller_who_is_late(
     make: Make, source: Source, world: World, way: str
 ) -> None:
-    engine = make(blocking_threads=1, queue_bound=1)
+    engine = make(threads=Threads(blocking=1, max_queued=1))
     source.gate.clear()
     held = [engine.begin(1)]
-    while not engine.stats()["scheduler"]["blocking"]["running"]:
-        time.sleep(0.002)
+    assert until(engine, lambda stats: stats["scheduler"]["blocking"]["running"])
     held.append(engine.begin(2))
-    pending = engine.begin(5, CONTEXT, 20)
+    pending = engine.begin(5, CONTEXT, deadline_ms=20)
     time.sleep(0.05)
     with pytest.raises(DeadlineExceededError, match="of the deadline of 20 ms before the real-time stage"):
         _ = pending.rank(world.ids[:5]) if way == "rank" else asyncio.run(pending.rank_async(world.ids[:5]))
@@ -363,21 +338,21 @@ def test_a_source_that_fails(make: Make, source: Source, world: World, deadline_
     source.error = ConnectionError("down")
     ids, pair = world.candidates(40)
     with pytest.raises(ConnectionError, match="down"):
-        make().begin(5, CONTEXT, deadline_ms).rank(ids, pair)
-    engine = make(user_source_failure="degrade")
-    ranking = engine.begin(5, CONTEXT, deadline_ms).rank(ids, pair)
+        make().begin(5, CONTEXT, deadline_ms=deadline_ms).rank(ids, pair)
+    engine = make(on_user_source_error="degrade")
+    ranking = engine.begin(5, CONTEXT, deadline_ms=deadline_ms).rank(ids, pair)
     assert (ranking.report.rung, ranking.report.rung_reason) == (2, "user source failed")
     check(ranking, ids, *world.scores(UserRecord(), ids, pair, CONTEXT), 1e-4)
 
 
 def test_lateness_is_an_error_where_it_is_told_to_be(make: Make, source: Source, world: World) -> None:
-    engine = make(late="error")
+    engine = make(on_deadline="error")
     believe_stage(engine, 1e9)
     believe(engine, ladder_of(engine).user_key(24), 1e9)
-    assert engine.begin(8, CONTEXT, PATIENT_MS).rank(world.ids[:40]).report.rung == 0
+    assert engine.begin(8, CONTEXT, deadline_ms=PATIENT_MS).rank(world.ids[:40]).report.rung == 0
     source.gate.clear()
     with pytest.raises(DeadlineExceededError, match="its user source has not answered"):
-        engine.begin(8, CONTEXT, 30).rank(world.ids[:40])
+        engine.begin(8, CONTEXT, deadline_ms=30).rank(world.ids[:40])
 
 
 @pytest.mark.parametrize("done", [True, False])
@@ -394,7 +369,7 @@ def test_a_caller_who_comes_after_the_deadline_gets_an_error(
 
 
 def test_nothing_is_degraded_without_a_deadline(make: Make, source: Source, world: World) -> None:
-    engine = make(user_state_bytes=0)
+    engine = make(user_states=UNCACHED)
     believe_stage(engine, 1e9)
     believe(engine, ladder_of(engine).user_key(24), 1e9)
     ids, pair = world.candidates(40)
@@ -411,7 +386,7 @@ def test_nothing_is_degraded_without_a_deadline(make: Make, source: Source, worl
 def test_a_deadline_of_a_millisecond_is_answered_or_refused_quickly_and_never_wrongly(
     make: Make, source: Source, world: World, way: str
 ) -> None:
-    engine = make(user_state_bytes=0)
+    engine = make(user_states=UNCACHED)
     ids, pair = world.candidates(40)
     record = source.users(8)
     assert record is not None
@@ -422,7 +397,7 @@ def test_a_deadline_of_a_millisecond_is_answered_or_refused_quickly_and_never_wr
     answered, seconds = 0, list[float]()
 
     async def one() -> Ranking:
-        return await engine.begin(8, CONTEXT, 1.0).rank_async(ids, pair)
+        return await engine.begin(8, CONTEXT, deadline_ms=1.0).rank_async(ids, pair)
 
     async def many(number: int) -> list[Any]:
         return [await asyncio.gather(one(), return_exceptions=True) for _ in range(number)]
@@ -434,7 +409,7 @@ def test_a_deadline_of_a_millisecond_is_answered_or_refused_quickly_and_never_wr
         for _ in range(150):
             began = time.perf_counter()
             try:
-                yield engine.begin(8, CONTEXT, 1.0).rank(ids, pair)
+                yield engine.begin(8, CONTEXT, deadline_ms=1.0).rank(ids, pair)
             except DeadlineExceededError as error:
                 yield error
             seconds.append(time.perf_counter() - began)
@@ -557,7 +532,7 @@ def test_best_first_is_the_start_of_a_stable_sort(seed: int) -> None:
 
 
 def test_configured_policies_are_checked() -> None:
-    with pytest.raises(ConfigError, match="late: got 'never', expected 'degrade' or 'error'"):
-        EngineConfig(late="never")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="user_source_failure: got None"):
-        EngineConfig(user_source_failure=None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="on_deadline: got 'never', expected 'degrade' or 'error'"):
+        EngineConfig(on_deadline="never")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="on_user_source_error: got None"):
+        EngineConfig(on_user_source_error=None)  # type: ignore[arg-type]

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from aif_jax.errors import PublishError, RequestError, SchedulerError, VersionMismatchError
-from aif_jax.serving import Engine, Filters, InMemoryUsers, Shadow, shadow
-from aif_jax.serving.stages import Generation
+from aif_jax.serving import Engine, Filters, InMemoryUsers, PublishChecks, Shadow, shadow
+from aif_jax.serving.generation import Generation
 from aif_jax.types import Candidates
 from served import ENGINE_CONFIG, K_MAX, Make, Served, World, tables_of
 
@@ -86,7 +86,7 @@ def test_the_choice_follows_from_the_seed(make: Make, one: Served) -> None:
     engine = make()
 
     def chosen(seed: int) -> list[int]:
-        with engine.shadow(*one, share=0.4, seed=seed, most_waiting=1000) as candidate:
+        with engine.shadow(*one, share=0.4, seed=seed, max_waiting=1000) as candidate:
             counts = []
             for number in range(40):
                 engine.rank(1 + number % 7)
@@ -119,7 +119,7 @@ def test_requests_do_not_wait_for_it_and_what_does_not_fit_is_counted(
     make: Make, one: Served, held_up: threading.Event
 ) -> None:
     engine = make()
-    candidate = engine.shadow(*one, share=1.0, most_waiting=3)
+    candidate = engine.shadow(*one, share=1.0, max_waiting=3)
     for user in USERS:
         assert len(engine.rank(user)) == 10
     stats = candidate.stats()
@@ -206,7 +206,7 @@ def test_only_full_answers_are_compared_and_the_source_is_asked_once(
             raise ConnectionError("feature store is down")
         return users(user)
 
-    config = dataclasses.replace(ENGINE_CONFIG, user_source_failure="degrade")
+    config = dataclasses.replace(ENGINE_CONFIG, on_user_source_error="degrade")
     engine = make(users=source, config=config)
     with engine.shadow(*one, share=1.0) as candidate:
         rungs = [engine.rank(user).report.rung for user in (4, 5, 5)]
@@ -229,14 +229,15 @@ def test_filters_are_the_same(make: Make, one: Served, world: World) -> None:
 def test_the_gates_of_a_publish_hold(make: Make, one: Served, two: Served, world: World) -> None:
     engine = make()
     with pytest.raises(VersionMismatchError):
-        engine.shadow(two[0], one[1], two[2])
-    with pytest.raises(PublishError, match=r"least_coverage=0\.5"):
-        engine.shadow(*tables_of(two[0], world, range(20)), least_coverage=0.5)
-    for wrong in ({"share": 1.5}, {"share": float("nan")}, {"most_waiting": 0}):
-        with pytest.raises(RequestError, match="share, most_waiting: got"):
+        engine.shadow(two[0], two[1]._replace(items=one[1].items))
+    checks = PublishChecks(min_coverage=0.5)
+    with pytest.raises(PublishError, match=r"min_coverage=0\.5"):
+        engine.shadow(*tables_of(two[0], world, range(20)), checks=checks)
+    for wrong in ({"share": 1.5}, {"share": float("nan")}, {"max_waiting": 0}):
+        with pytest.raises(RequestError, match="share, max_waiting: got"):
             engine.shadow(*two, **wrong)
     memory = engine.stats()["memory"]
-    small = make(config=dataclasses.replace(ENGINE_CONFIG, memory_budget_bytes=memory["total_bytes"] + 1))
+    small = make(config=dataclasses.replace(ENGINE_CONFIG, max_memory_bytes=memory["total_bytes"] + 1))
     with pytest.raises(PublishError, match="next: item index"):
         small.shadow(*two)
     with small.shadow(*one) as candidate:  # whose tables are there already

@@ -12,11 +12,11 @@ import pytest
 
 from aif_jax.bundle import Bundle
 from aif_jax.errors import AifError
-from aif_jax.nearline import BehaviourTable, ItemIndex
-from aif_jax.serving import Engine, EngineConfig, Pending
+from aif_jax.nearline import Tables
+from aif_jax.serving import Engine, EngineConfig, Pending, Shapes, Threads
 from aif_jax.types import Candidates, UserRecord
-from held import Held
-from served import World
+from held import Held, settled
+from served import UNCACHED, World
 
 Make = Callable[..., Engine]
 
@@ -27,23 +27,19 @@ def revisions() -> dict[Any, int]:
 
 
 @pytest.fixture
-def make(
-    bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, world: World, revisions: dict[Any, int]
-) -> Iterator[Make]:
+def make(bundle: Bundle, tables: Tables, world: World, revisions: dict[Any, int]) -> Iterator[Make]:
     with contextlib.ExitStack() as stack:
 
         def source(user: Any) -> UserRecord:
             return world.record(int(user), revision=revisions.get(user, 0))
 
         def factory(**changes: Any) -> Engine:
-            config = EngineConfig(
-                k=10, buckets=(32,), long_buckets=(8, 24), compute_threads=2, blocking_threads=4, **changes
-            )
+            shapes = Shapes(candidates=(32,), histories=(8, 24))
+            config = EngineConfig(k=10, shapes=shapes, threads=Threads(compute=2, blocking=4), **changes)
             return stack.enter_context(
                 Engine(
                     bundle,
-                    index,
-                    behaviours,
+                    tables,
                     users=source,
                     retrieve=lambda _: Candidates(*world.candidates(30)),
                     config=config,
@@ -71,7 +67,7 @@ def same(rankings: list[Any]) -> bool:
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_one_program_serves_all(make: Make, world: World, cached: bool) -> None:
-    engine = make() if cached else make(user_state_bytes=0)
+    engine = make() if cached else make(user_states=UNCACHED)
     held = Held(engine)
     pendings = [engine.begin(user) for user in (1, np.int64(1), 1, "1", 2)]
     held.until_queued(fetched=5, programs=3)
@@ -82,12 +78,12 @@ def test_one_program_serves_all(make: Make, world: World, cached: bool) -> None:
     assert same([*rankings[:4], make().begin(1).rank(*world.candidates(20))])
     for ranking in rankings[:3]:
         assert ranking.report.unknown_features == rankings[3].report.unknown_features
-    assert engine.stats()["requests"]["user_state:joined"] == 2
-    assert not engine._release.user_sides._flights._flights
+    assert engine.stats()["requests"]["user_state:joined"] == engine.stats()["user_sides"]["shared"] == 2
+    assert settled(engine)
 
 
 def test_each_joined_request_has_its_own_context(make: Make, world: World) -> None:
-    engine = make(user_state_bytes=0)
+    engine = make(user_states=UNCACHED)
     hours: list[dict[str, Any]] = [{"hour": 3}, {"hour": 17}, {"hour": 99}, {}]
     alone = [engine.begin(1, hour).rank(*world.candidates(20)) for hour in hours]
     held = Held(engine)
@@ -140,7 +136,7 @@ def test_when_the_first_ends_without_a_state_the_next_one_computes_it(
 ) -> None:
     from aif_jax.serving import user_side
 
-    engine = make(late="error")
+    engine = make(on_deadline="error")
     held = Held(engine)
     first = engine.begin(1, deadline_ms=200.0 if end == "late" else None)
     held.until_queued(fetched=1, programs=1)
@@ -169,7 +165,7 @@ def test_when_the_first_ends_without_a_state_the_next_one_computes_it(
     rankings = ranked(others, world)
     assert sorted(found(rankings)) == ["computed", "joined", "joined", "joined", "joined"]
     assert same(rankings)
-    assert not engine._release.user_sides._flights._flights
+    assert settled(engine)
 
 
 def test_closing_ends_those_that_wait_for_another(make: Make, world: World) -> None:
@@ -190,7 +186,7 @@ def test_closing_ends_those_that_wait_for_another(make: Make, world: World) -> N
 
 
 def test_storms_of_one_user_are_answered_alike(make: Make, world: World, revisions: dict[Any, int]) -> None:
-    engine = make(user_state_bytes=0)
+    engine = make(user_states=UNCACHED)
     expected = {user: engine.rank(user).scores.tobytes() for user in (1, 2, 3)}
 
     async def storm() -> list[tuple[int, Any]]:
@@ -210,4 +206,4 @@ def test_storms_of_one_user_are_answered_alike(make: Make, world: World, revisio
     answers = asyncio.run(storm())
     assert all(ranking is None or ranking.scores.tobytes() == expected[user] for user, ranking in answers)
     assert sum(ranking is not None for _, ranking in answers) >= 250
-    assert not engine._release.user_sides._flights._flights
+    assert settled(engine)

@@ -7,22 +7,18 @@ import pytest
 
 from aif_jax.bundle import Bundle
 from aif_jax.errors import RequestError
-from aif_jax.nearline import BehaviourTable, ItemIndex
-from aif_jax.serving import EngineConfig
-from aif_jax.serving.stages import Generation
+from aif_jax.nearline import Tables
+from aif_jax.serving import EngineConfig, Shapes
+from aif_jax.serving.generation import Generation
 from aif_jax.serving.user_program import compute_state, compute_states
 from aif_jax.types import UserRecord
 from served import World
 
 
 @pytest.fixture(scope="module")
-def generation(bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable) -> Iterator[Generation]:
-    made = Generation(
-        bundle,
-        index,
-        behaviours,
-        EngineConfig(k=10, buckets=(32,), long_buckets=(8, 24), user_batches=(2, 4)),
-    )
+def generation(bundle: Bundle, tables: Tables) -> Iterator[Generation]:
+    shapes = Shapes(candidates=(32,), histories=(8, 24), users=(2, 4))
+    made = Generation(bundle, tables, EngineConfig(k=10, shapes=shapes))
     made.warm()
     yield made
     made.close()

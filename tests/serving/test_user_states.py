@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from aif_jax.bundle import Bundle
-from aif_jax.nearline import BehaviourTable, ItemIndex
-from aif_jax.serving import Engine, EngineConfig
+from aif_jax.nearline import Tables
+from aif_jax.serving import Engine, EngineConfig, Shapes, UserStateCache
 from aif_jax.types import UserRecord
 from served import World
 
@@ -40,12 +40,13 @@ def records(world: World) -> Iterator[Records]:
 
 
 @pytest.fixture
-def make(bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, records: Records) -> Iterator[Make]:
+def make(bundle: Bundle, tables: Tables, records: Records) -> Iterator[Make]:
     made: list[Engine] = []
+    shapes = Shapes(candidates=(32,), histories=(8, 24))
 
-    def factory(**changes: Any) -> Engine:
-        config = EngineConfig(k=10, buckets=(32,), long_buckets=(8, 24), **changes)
-        made.append(Engine(bundle, index, behaviours, users=records, config=config))
+    def factory(users: Any = records, **changes: Any) -> Engine:
+        config = EngineConfig(k=10, shapes=shapes, **changes)
+        made.append(Engine(bundle, tables, users=users, config=config))
         return made[-1]
 
     yield factory
@@ -79,7 +80,7 @@ def test_a_new_revision_takes_the_place_of_the_old_state(make: Make, world: Worl
 
 
 def test_a_state_ends_with_its_time_to_live(make: Make, world: World) -> None:
-    engine = make(user_state_ttl_s=1.0)
+    engine = make(user_states=UserStateCache(ttl_s=1.0))
     states = [engine.begin(1).rank(world.ids[:20]).report.user_state for _ in range(2)]
     time.sleep(2.1)  # the cache's clock ticks in seconds
     states.append(engine.begin(1).rank(world.ids[:20]).report.user_state)
@@ -127,8 +128,7 @@ def test_nobody_is_ranked_by_a_record_of_before_an_invalidation(make: Make, worl
         time.sleep(0.001)
         return found
 
-    engine = make()
-    engine._release.user_sides.users = users
+    engine = make(users)
     ids, pair = world.candidates(30)
     expected = []
     for seed in range(seeds):
@@ -167,7 +167,7 @@ def test_nobody_is_ranked_by_a_record_of_before_an_invalidation(make: Make, worl
 def test_more_invalidations_than_are_remembered_keep_nothing_of_before(
     make: Make, world: World, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aif_jax.serving.user_states._REMEMBERED", 3)
+    monkeypatch.setattr("aif_jax.serving.user_states._MAX_REMEMBERED", 3)
     engine = make()
     records.gate.clear()
     pending = engine.begin(1)

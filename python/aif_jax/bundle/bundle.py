@@ -1,10 +1,10 @@
-"""A loaded bundle: checked files, weights on the device, and one proven program for each stage."""
+"""A bundle, exported or loaded: checked files, weights on the device, one proven program for each stage."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
@@ -13,20 +13,25 @@ from safetensors import SafetensorError
 from aif_jax import kernels
 from aif_jax.bundle import files, golden
 from aif_jax.bundle.compilation_cache import CompilationCache, open_cache
+from aif_jax.bundle.files import (
+    CONFIG,
+    GOLDEN,
+    KERNEL_ABI,
+    KINDS,
+    STAGES,
+    WEIGHTS,
+    Kind,
+    Stage,
+    precision_of,
+)
 from aif_jax.bundle.programs import Call, Program, Signature
 from aif_jax.bundle.tensors import load_tensors
-from aif_jax.config import ModelConfig, Precision, check_precision
+from aif_jax.config import ModelConfig, Precision
 from aif_jax.errors import AifError, BundleError, ConfigError
 from aif_jax.features import Schema
 
-Stage = Literal["behaviour", "item", "user", "stage"]
-Kind = Literal["native", "portable"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
-KINDS: tuple[Kind, ...] = get_args(Kind)
-CONFIG, WEIGHTS, GOLDEN = "config.json", "weights.safetensors", "golden.safetensors"
-
-KERNEL_ABI = 2
-"""Version of the custom calls' operands and meaning; a ``native`` program of another one is not run."""
+if TYPE_CHECKING:
+    from aif_jax.models.baselines import Model
 
 
 class Bundle:
@@ -227,15 +232,50 @@ class Bundle:
         return None
 
 
-def precision_of(description: Mapping[str, Any]) -> Precision:
-    """Return the precision that a bundle's description names; older bundles, float32 all of them, name none.
+def export_bundle(
+    model: "Model",
+    path: str | Path,
+    *,
+    k_max: int = 500,
+    precision: Precision = "float32",
+    score: str | None = None,
+    calibration: Mapping[str, tuple[float, float]] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    notes: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Bundle:
+    """Export a trained model as a bundle, and load it back.
+
+    Args:
+        model: of any architecture but ``exact``.
+        path: the directory to write; it appears whole or not at all. Parents that do not exist are made.
+        k_max: the most results that a request will be able to ask for. The stage sorts that many every time,
+            and its smallest bucket is ``k_max`` rounded up to a multiple of 16.
+        precision: of item rows and user states: ``float32``; ``bfloat16`` for about half the bytes; ``int8``
+            for under a third of a row's and half of a state's. See `aif_jax.models.precision`.
+        score: another score expression than the model's, such as ``"ctr * exp(0.5 * logit_shown)"``: no
+            training depends on it.
+        calibration: ``(scale, offset)`` of each head's logit.
+        metrics: the model's quality, JSON-serialisable, kept for whoever loads it.
+        notes: anything else worth keeping, JSON-serialisable.
+        overwrite: replace a bundle that is at ``path`` already.
+
+    Returns:
+        The bundle, loaded from ``path``, its programs proven on the golden vectors.
 
     Raises:
-        ConfigError: this release knows no such precision.
+        ConfigError: the architecture does not fold, ``k_max`` is not positive, there is no such precision, or
+            ``score`` is no expression over heads and pair features.
+        BundleError: something is at ``path`` already, or nothing can be written there.
     """
-    precision = description.get("precision", "float32")
-    check_precision(precision)
-    return precision
+    from aif_jax.bundle.export import write_bundle
+    from aif_jax.models.folding import fold
+
+    if isinstance(k_max, bool) or not isinstance(k_max, int) or k_max < 1:
+        raise ConfigError(f"k_max: got {k_max!r}, expected a whole number of at least 1.")
+    folded = fold(model, score=score, calibration=calibration, precision=precision)
+    write_bundle(Path(path), folded, k_max, metrics or {}, notes or {}, overwrite=overwrite)
+    return Bundle.load(path)
 
 
 def _under(vectors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -1,6 +1,6 @@
-"""Exporting a model: its folded form as programs, with weights, golden vectors and what it was made with.
+"""Export of a folded model: its stages as programs, its weights and golden vectors, in the files of a bundle.
 
-This is the only part of bundles that needs the model's code; it is imported when something is exported.
+Only this part of bundles needs the model's code, so it is imported when something is exported.
 """
 
 import json
@@ -15,14 +15,13 @@ from safetensors.numpy import save as save_safetensors
 
 from aif_jax import kernels
 from aif_jax.bundle import files
-from aif_jax.bundle.bundle import (
+from aif_jax.bundle.files import (
     CONFIG,
     GOLDEN,
     KERNEL_ABI,
     KINDS,
     STAGES,
     WEIGHTS,
-    Bundle,
     Kind,
     Stage,
     precision_of,
@@ -30,12 +29,11 @@ from aif_jax.bundle.bundle import (
 from aif_jax.bundle.golden import sample_group, sample_items, sample_types
 from aif_jax.bundle.programs import Signature, Tree, export_program, flatten
 from aif_jax.bundle.tensors import load_tensors
-from aif_jax.config import ModelConfig, Precision
-from aif_jax.errors import BundleError, ConfigError
+from aif_jax.config import ModelConfig
+from aif_jax.errors import BundleError
 from aif_jax.features import Schema
 
 if TYPE_CHECKING:
-    from aif_jax.models.baselines import Model
     from aif_jax.models.folding import Folded
 
 _PLATFORMS: dict[Kind, tuple[str, ...]] = {"native": ("cpu",), "portable": ("cpu", "cuda", "tpu")}
@@ -43,51 +41,6 @@ _DIMS: dict[Stage, tuple[str, ...]] = {
     "behaviour": ("m",), "item": ("m",), "user": ("b", "l"), "stage": ("n", "l"),
 }  # fmt: skip
 _GOLDEN_ITEMS = 64
-
-
-def export_bundle(
-    model: "Model",
-    path: str | Path,
-    *,
-    k_max: int = 500,
-    precision: Precision = "float32",
-    score: str | None = None,
-    calibration: Mapping[str, tuple[float, float]] | None = None,
-    metrics: Mapping[str, Any] | None = None,
-    notes: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-) -> Bundle:
-    """Export a trained model as a bundle, and load it back.
-
-    Args:
-        model: of any architecture but ``exact``.
-        path: the directory to write; it appears whole or not at all. Parents that do not exist are made.
-        k_max: the most results that a request will be able to ask for. The stage sorts that many every time,
-            and its smallest bucket is ``k_max`` rounded up to a multiple of 16.
-        precision: of item rows and user states: ``float32``; ``bfloat16`` for about half the bytes; ``int8``
-            for under a third of a row's and half of a state's. See `aif_jax.models.precision`.
-        score: another score expression than the model's, such as ``"ctr * exp(0.5 * logit_shown)"``: no
-            training depends on it.
-        calibration: ``(scale, offset)`` of each head's logit.
-        metrics: the model's quality, JSON-serialisable, kept for whoever loads it.
-        notes: anything else worth keeping, JSON-serialisable.
-        overwrite: replace a bundle that is at ``path`` already.
-
-    Returns:
-        The bundle, loaded from ``path``, its programs proven on the golden vectors.
-
-    Raises:
-        ConfigError: the architecture does not fold, ``k_max`` is not positive, there is no such precision, or
-            ``score`` is no expression over heads and pair features.
-        BundleError: something is at ``path`` already, or nothing can be written there.
-    """
-    from aif_jax.models.folding import fold
-
-    if isinstance(k_max, bool) or not isinstance(k_max, int) or k_max < 1:
-        raise ConfigError(f"k_max: got {k_max!r}, expected a whole number of at least 1.")
-    folded = fold(model, score=score, calibration=calibration, precision=precision)
-    _write(Path(path), folded, k_max, dict(metrics or {}), dict(notes or {}), overwrite=overwrite)
-    return Bundle.load(path)
 
 
 def refresh_bundle(path: Path) -> None:
@@ -99,7 +52,7 @@ def refresh_bundle(path: Path) -> None:
     weights = load_tensors(files.read_verified(path, manifest, WEIGHTS))
     config, schema = ModelConfig.from_json(description["model"]), Schema.from_json(description["schema"])
     folded = Folded(config, schema, weights, precision_of(description))
-    _write(
+    write_bundle(
         path,
         folded,
         description["sizes"]["k_max"],
@@ -109,15 +62,20 @@ def refresh_bundle(path: Path) -> None:
     )
 
 
-def _write(
+def write_bundle(
     path: Path,
     folded: "Folded",
     k_max: int,
-    metrics: dict[str, Any],
-    notes: dict[str, Any],
+    metrics: Mapping[str, Any],
+    notes: Mapping[str, Any],
     *,
     overwrite: bool,
 ) -> None:
+    """Write the bundle of a folded model; `export_bundle` describes the arguments.
+
+    Raises:
+        BundleError: something is at ``path`` already, or nothing can be written there.
+    """
     config = folded.config
     contents: dict[str, bytes] = {}
     signatures: dict[str, dict[str, Any]] = {}
@@ -137,8 +95,8 @@ def _write(
         },
         "precision": folded.precision,
         "programs": signatures,
-        "metrics": metrics,
-        "notes": notes,
+        "metrics": dict(metrics),
+        "notes": dict(notes),
     }  # fmt: skip
     try:
         contents[CONFIG] = json.dumps(description, indent=1, allow_nan=False).encode()

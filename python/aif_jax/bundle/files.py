@@ -11,12 +11,22 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+from aif_jax.config import Precision, check_precision
 from aif_jax.errors import BundleError
 
+Stage = Literal["behaviour", "item", "user", "stage"]
+Kind = Literal["native", "portable"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
 FORMAT = 1
+KERNEL_ABI = 2
+"""Version of the custom calls' operands and meaning; a ``native`` program of another one is not run."""
+
 MANIFEST = "manifest.json"
+CONFIG, WEIGHTS, GOLDEN = "config.json", "weights.safetensors", "golden.safetensors"
 _RESTORE = "copy the bundle again from where it was exported, or export it again"
 
 
@@ -163,6 +173,17 @@ def read_verified(path: Path, manifest: Mapping[str, Any], name: str) -> bytes:
     if digest != entry["sha256"]:
         raise BundleError(f"{file}: has the SHA-256 {digest}, expected {entry['sha256']}; {_RESTORE}.")
     return content
+
+
+def precision_of(description: Mapping[str, Any]) -> Precision:
+    """Return the precision that a bundle's description names; older bundles, float32 all of them, name none.
+
+    Raises:
+        ConfigError: this release knows no such precision.
+    """
+    precision = description.get("precision", "float32")
+    check_precision(precision)
+    return precision
 
 
 def write_durably(file: Path, content: bytes) -> None:

@@ -199,8 +199,11 @@ class Call:
         Raises:
             TypeError: a shape or dtype is not the compiled one (JAX's own check).
         """
-        operands = tuple([leaves[path] for path in self._paths])
-        return dict(zip(self._results, self._compiled(self._weights, operands), strict=True))
+        return dict(zip(self._results, self.run([leaves[path] for path in self._paths]), strict=True))
+
+    def run(self, operands: Sequence[Any]) -> tuple[Any, ...]:
+        """Run the program on arrays in the order of the signature's inputs; return those of its outputs."""
+        return self._compiled(self._weights, tuple(operands))
 
 
 class Program:

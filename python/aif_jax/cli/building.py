@@ -12,7 +12,7 @@ from aif_jax.config import Precision
 from aif_jax.data.content import fit_width
 from aif_jax.data.dataset import Dataset
 from aif_jax.models.store import load_model
-from aif_jax.nearline import BehaviourTable, ItemIndex
+from aif_jax.nearline import BehaviourTable, ItemIndex, Tables
 
 ITEMS, BEHAVIOURS = "items.aifrows", "behaviours.aifrows"
 """Names of the two files that `aif index build` writes."""
@@ -40,17 +40,17 @@ def run_export(model: Path, out: Path, *, precision: str, score: str | None = No
 def run_index_build(bundle_path: Path, data: str, out: Path, *, console: Console) -> None:
     """Build and save the item index and the behaviour table of a data set's catalogue."""
     bundle = Bundle.load(bundle_path)
-    items, behaviours = build_tables(bundle, load_for(data, bundle.config.to_json()), console=console)
+    tables = tables_of(bundle, load_for(data, bundle.config.to_json()), console=console)
     out.mkdir(parents=True, exist_ok=True)
-    items.save(out / ITEMS)
-    behaviours.save(out / BEHAVIOURS)
+    tables.items.save(out / ITEMS)
+    tables.behaviours.save(out / BEHAVIOURS)
     console.print(
-        f"{len(items):,} items in {out / ITEMS} and {out / BEHAVIOURS}, version {bundle.version[:12]}"
+        f"{len(tables.items):,} items in {out / ITEMS} and {out / BEHAVIOURS}, version {bundle.version[:12]}"
     )
 
 
-def build_tables(bundle: Bundle, dataset: Dataset, *, console: Console) -> tuple[ItemIndex, BehaviourTable]:
-    """Run the item and the behaviour program over every item of a data set."""
+def tables_of(bundle: Bundle, dataset: Dataset, *, console: Console) -> Tables:
+    """Run the item and the behaviour program over every item of a data set, with a progress bar."""
     names = {feature.name for feature in bundle.schema.item}
     columns = {name: column for name, column in dataset.items.items() if name in names}
     content = None
@@ -76,4 +76,4 @@ def build_tables(bundle: Bundle, dataset: Dataset, *, console: Console) -> tuple
 
         index = ItemIndex.build(bundle, dataset.items["ids"], columns, content, progress=first)
         table = BehaviourTable.build(bundle, dataset.items["ids"], columns, content, progress=second)
-    return index, table
+    return Tables(index, table)

@@ -16,19 +16,20 @@ from rich.table import Table
 
 from aif_jax import kernels
 from aif_jax.bundle import Bundle, export_bundle
-from aif_jax.cli.building import build_tables
+from aif_jax.cli.building import tables_of
 from aif_jax.cli.demo_result import DemoResult, percentiles
-from aif_jax.cli.html_report import timeline_plot, write_report
+from aif_jax.cli.html_report import write_report
 from aif_jax.cli.latency import Comparison, SequentialServer, compare
 from aif_jax.cli.requests import DrawnRequests, draw_requests
-from aif_jax.cli.timeline import print_timeline, spans_of
 from aif_jax.data import load
 from aif_jax.data.dataset import Dataset
 from aif_jax.integrations.usearch import TwoTowerRetriever
 from aif_jax.models import add_signatures
 from aif_jax.models.store import save_model, weights_of
+from aif_jax.nearline import Tables
 from aif_jax.observe import chrome_trace
-from aif_jax.serving import Engine, EngineConfig
+from aif_jax.serving import Engine, EngineConfig, Shapes
+from aif_jax.timeline import as_rich, as_svg, bars_of
 from aif_jax.training import REFIT, TrainResult, candidate_lists, evaluate, floors, preset, train
 from aif_jax.training.evaluate import Metrics
 from aif_jax.types import Candidates, Request
@@ -63,10 +64,7 @@ def run_demo(
     dataset = load(data)
     out = Path("runs") / f"demo-{dataset.name}" if out is None else out
     out.mkdir(parents=True, exist_ok=True)
-    about = (
-        f"{dataset.name}: {dataset.n_users:,} users, {dataset.n_items:,} items, {len(dataset.events):,} "
-        f"behaviours, {len(dataset.impressions):,} impressions to learn from and be judged by"
-    )
+    about = dataset.summary
     console.print(about, highlight=False)
     if dataset.name in REFIT:
         dataset = dataset.with_validation_in_training()
@@ -111,16 +109,18 @@ def run_demo(
         overwrite=True,
     )
     console.print(bundle.explain(), markup=False, highlight=False)
-    index, behaviours = build_tables(bundle, dataset, console=console)
-    index.save(out / "items.aifrows")
-    behaviours.save(out / "behaviours.aifrows")
-    console.print(f"{len(index):,} item rows; export and index took {time.perf_counter() - step:.1f} s")
+    tables = tables_of(bundle, dataset, console=console)
+    tables.items.save(out / "items.aifrows")
+    tables.behaviours.save(out / "behaviours.aifrows")
+    console.print(
+        f"{len(tables.items):,} item rows; export and index took {time.perf_counter() - step:.1f} s"
+    )
 
     console.rule("[bold]4  serving the same requests both ways")
     count = min(CANDIDATES, dataset.n_items // 2)
     drawn = draw_requests(dataset, requests + WARMUP, long_length=bundle.config.long_length, k=min(K, count))
     retrieve = retriever(trained["two_tower"], dataset, drawn, count, network_ms)
-    comparison, engine_facts = serve(aif, bundle, index, behaviours, dataset, drawn, retrieve, count, console)
+    comparison, engine_facts = serve(aif, bundle, tables, dataset, drawn, retrieve, count, console)
     result = DemoResult(
         dataset=about,
         head=aif.model.config.heads[0],
@@ -137,18 +137,18 @@ def run_demo(
         timelines=median_timelines(comparison),
         hidden_ms=median_ranking(comparison).report.hidden_ms,
         candidates=count,
-        facts={**engine_facts, **sizes(bundle, index, dataset), **machine()},
+        facts={**engine_facts, **sizes(bundle, tables.items, dataset), **machine()},
     )
     print_latency(result, console)
     console.rule("[bold]5  one request in time")
-    end_ms = max(span.end_ms for spans in result.timelines.values() for span in spans)
-    for way, spans in result.timelines.items():
-        print_timeline(way, spans, console=console, until_ms=end_ms)
+    end_ms = max(bar.end_ms for bars in result.timelines.values() for bar in bars)
+    for way, bars in result.timelines.items():
+        console.print(as_rich(bars, title=way, until_ms=end_ms))
     console.print(f"hidden behind retrieval: {result.hidden_ms:.2f} ms of user-side work", highlight=False)
 
     result.write_json(out / "demo.json")
     write_report(result, out / "report.html")
-    (out / "timeline.svg").write_text(timeline_plot(result.timelines), encoding="utf-8")
+    (out / "timeline.svg").write_text(as_svg(result.timelines, of_its_own=True), encoding="utf-8")
     (out / "trace.json").write_text(
         chrome_trace([r.report for r in comparison.rankings[:20]], aligned=True), encoding="utf-8"
     )
@@ -187,8 +187,7 @@ def retriever(
 def serve(
     aif: TrainResult,
     bundle: Bundle,
-    index: Any,
-    behaviours: Any,
+    tables: Tables,
     dataset: Dataset,
     drawn: DrawnRequests,
     retrieve: Any,
@@ -205,9 +204,9 @@ def serve(
         aif.model, dataset, aif.schema, catalogue, users=drawn.users, retrieve=retrieve, k=k, bucket=bucket
     )
     step = time.perf_counter()
-    config = EngineConfig(k=k, buckets=(bucket,))
+    config = EngineConfig(k=k, shapes=Shapes(candidates=(bucket,)))
     with console.status("compiling the stages for their sizes"):
-        engine = Engine(bundle, index, behaviours, users=drawn.users, retrieve=retrieve, config=config)
+        engine = Engine(bundle, tables, users=drawn.users, retrieve=retrieve, config=config)
     started_s = time.perf_counter() - step
     bar = Progress(console=console, transient=True)
     with engine, bar:
@@ -273,10 +272,8 @@ def after_retrieval(comparison: Comparison) -> dict[str, list[float]]:
     """Return what each request still took when its candidates were there, in milliseconds."""
     return {
         "sequential": [
-            total - next(span.end_ms for span in spans if span.kind == "retrieval")
-            for total, spans in zip(
-                comparison.latency["sequential"], comparison.sequential_spans, strict=True
-            )
+            total - next(bar.end_ms for bar in bars if bar.lane == "retrieval")
+            for total, bars in zip(comparison.latency["sequential"], comparison.sequential_bars, strict=True)
         ],
         "aif": [
             total - ranking.report.retrieval_ms
@@ -291,11 +288,11 @@ def median_ranking(comparison: Comparison) -> Any:
 
 
 def median_timelines(comparison: Comparison) -> dict[str, Any]:
-    """Return that request's spans, both ways."""
+    """Return that request's bars, both ways."""
     place = _median(comparison)
     return {
-        "sequential": comparison.sequential_spans[place],
-        "aif": spans_of(comparison.rankings[place].report),
+        "sequential": comparison.sequential_bars[place],
+        "aif": bars_of(comparison.rankings[place].report.spans),
     }
 
 

@@ -8,22 +8,7 @@ from typing import Any
 
 import numpy as np
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Span:
-    """One bar of a timeline.
-
-    Attributes:
-        name: what ran.
-        kind: ``retrieval``, ``user``, ``stage`` or ``other``; chooses the colour.
-        start_ms: start, in milliseconds since the request came in.
-        end_ms: end, likewise.
-    """
-
-    name: str
-    kind: str
-    start_ms: float
-    end_ms: float
+from aif_jax.timeline import Bar
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +24,7 @@ class DemoResult:
         latency: milliseconds of every request, by way; all ways saw the same requests, interleaved.
         after_retrieval: the part of each that came after retrieval had returned, in milliseconds.
         latency_note: what the reader must know about the latency figures.
-        timelines: one request in spans, by way.
+        timelines: one request in bars, by way.
         hidden_ms: user-side time hidden behind retrieval in that request.
         candidates: number of candidates a request.
         facts: sizes, versions and the machine.
@@ -52,14 +37,16 @@ class DemoResult:
     latency: Mapping[str, Sequence[float]]
     after_retrieval: Mapping[str, Sequence[float]]
     latency_note: str
-    timelines: Mapping[str, Sequence[Span]]
+    timelines: Mapping[str, Sequence[Bar]]
     hidden_ms: float
     candidates: int
     facts: Mapping[str, str]
 
     def write_json(self, path: Path) -> None:
         """Write everything as JSON."""
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=1), encoding="utf-8")
+        values = dataclasses.asdict(self)
+        values["timelines"] = {way: [bar._asdict() for bar in bars] for way, bars in self.timelines.items()}
+        path.write_text(json.dumps(values, indent=1), encoding="utf-8")
 
 
 def percentiles(values_ms: Sequence[float]) -> dict[str, float]:

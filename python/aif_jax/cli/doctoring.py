@@ -1,4 +1,4 @@
-"""`aif doctor`: what an engine would run on, what is wrong with it, and what to do."""
+"""`aif doctor`: a report of what an engine would run on, what is wrong with it, and what to do."""
 
 import json
 
@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aif_jax.serving.environment import check_environment, worst
+from aif_jax.doctor import check_environment, worst
 
 _COLOURS = {"ok": "green", "note": "yellow", "problem": "bold red"}
 _CLOSING = {

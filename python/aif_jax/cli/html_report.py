@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.cli.demo_result import DemoResult, Span, percentiles
+from aif_jax.cli.demo_result import DemoResult, percentiles
+from aif_jax.timeline import as_svg
 
 STYLE = """
 :root { --ink: #1c2430; --soft: #5b6675; --line: #dfe4ea; --aif: #0b7a75; --paper: #fbfbf9; }
 body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper);
        margin: 0 auto; max-width: 60rem; padding: 2.5rem 1.5rem 4rem; }
 h1 { font-size: 1.9rem; margin: 0 0 .3rem; } h2 { font-size: 1.25rem; margin: 2.6rem 0 .6rem; }
-p.lead { color: var(--soft); margin-top: 0; }
+p.lead { color: var(--soft); margin-top: 0; white-space: pre-line; }
 .cards { display: grid; gap: .8rem; margin: 1.6rem 0;
          grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); }
 .card { background: #fff; border: 1px solid var(--line); border-radius: .5rem; padding: .8rem 1rem; }
@@ -29,8 +30,7 @@ tr.best td { font-weight: 600; color: var(--aif); }
 tr.floor td { color: var(--soft); font-style: italic; }
 svg { width: 100%; height: auto; } .note { color: var(--soft); font-size: .9rem; }
 """
-AIF, SEQUENTIAL, FLOOR, RETRIEVAL = "#0b7a75", "#b8860b", "#9aa3ad", "#7a6fb0"
-LANE_COLOURS = {"retrieval": RETRIEVAL, "user": AIF, "stage": "#c8553d", "other": FLOOR}
+AIF, SEQUENTIAL, FLOOR = "#0b7a75", "#b8860b", "#9aa3ad"
 
 
 def write_report(result: DemoResult, path: Path) -> None:
@@ -75,7 +75,7 @@ def write_report(result: DemoResult, path: Path) -> None:
         '<p class="note">Above, one thing after the other. Below, the user side runs while retrieval runs, '
         "and only the last stage is left when the candidates arrive. The trace beside this page opens in "
         "ui.perfetto.dev.</p>",
-        timeline_plot(result.timelines),
+        as_svg(result.timelines),
         "<h2>Sizes and machine</h2>",
         _table(["what", "value"], [[k, v] for k, v in result.facts.items()]),
     ]
@@ -143,33 +143,6 @@ def latency_plot(latency: Mapping[str, Sequence[float]]) -> str:
     axis.set_xlabel("latency of a request, ms")
     axis.set_ylabel("share of requests")
     axis.legend(frameon=False, loc="lower right")
-    return _svg(figure)
-
-
-def timeline_plot(timelines: Mapping[str, Sequence[Span]]) -> str:
-    """Return one request of each way as bars over time, as SVG."""
-    count = sum(len(spans) for spans in timelines.values()) + len(timelines)
-    figure, axis = _figure_axis(7.2, 0.36 * count + 0.8)
-    y, ticks, labels = 0, [], []
-    for way, spans in timelines.items():
-        axis.text(0, y - 0.1, way, fontsize=11, fontweight="bold", va="center")
-        y += 1
-        for span in spans:
-            axis.barh(
-                y,
-                max(span.end_ms - span.start_ms, 0.02),
-                left=span.start_ms,
-                height=0.6,
-                color=LANE_COLOURS[span.kind],
-            )
-            axis.text(span.end_ms, y, f" {span.end_ms - span.start_ms:.2f} ms", va="center", fontsize=8.5)
-            ticks.append(y)
-            labels.append(span.name)
-            y += 1
-    axis.set_yticks(ticks, labels)
-    axis.invert_yaxis()
-    axis.set_xlabel("ms since the request came in")
-    axis.set_xlim(0, 1.12 * max(s.end_ms for spans in timelines.values() for s in spans))
     return _svg(figure)
 
 

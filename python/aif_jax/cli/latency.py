@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.cli.demo_result import Span
 from aif_jax.data.dataset import Dataset
 from aif_jax.errors import AifError
 from aif_jax.features import Schema, item_keys, pad_to
 from aif_jax.models.aif import Aif
 from aif_jax.models.sequential import Sequential
 from aif_jax.serving import Engine, Ranking
+from aif_jax.timeline import Bar
 from aif_jax.types import Columns, Request, Retrieve, UserSource
 
 RELATIVE = 1e-4
@@ -53,14 +53,14 @@ class SequentialServer:
         self._sorted = keys[self._order]
         self._bucket = bucket
 
-    def rank(self, request: Request) -> tuple[np.ndarray, np.ndarray, list[Span]]:
+    def rank(self, request: Request) -> tuple[np.ndarray, np.ndarray, list[Bar]]:
         """Return ids and scores, best first, and where the time went."""
         start = time.perf_counter()
-        spans: list[Span] = []
+        bars: list[Bar] = []
 
-        def done(name: str, kind: str, since: float) -> float:
+        def done(name: str, lane: str, since: float) -> float:
             now = time.perf_counter()
-            spans.append(Span(name, kind, (since - start) * 1e3, (now - start) * 1e3))
+            bars.append(Bar(name, lane, (since - start) * 1e3, (now - start) * 1e3))
             return now
 
         ids: Any = self._retrieve(request)
@@ -71,8 +71,8 @@ class SequentialServer:
         order, scores = self._scorer(batch, raw)
         kept = order[np.isfinite(scores)]
         result = ids[kept]
-        done("whole model", "stage", now)
-        return result, scores[: len(kept)], spans
+        done("whole model", "request", now)
+        return result, scores[: len(kept)], bars
 
     def _encode(self, request: Request, ids: np.ndarray) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         record = self._users(request.user)
@@ -109,13 +109,13 @@ class Comparison:
     Attributes:
         latency: milliseconds of each request by way.
         rankings: the engine's rankings, with their reports.
-        sequential_spans: where the time went the usual way, by request.
+        sequential_bars: where the time went the usual way, by request.
         worst_difference: largest relative difference of scores between the ways over all requests.
     """
 
     latency: Mapping[str, list[float]]
     rankings: list[Ranking]
-    sequential_spans: list[list[Span]]
+    sequential_bars: list[list[Bar]]
     worst_difference: float
 
 
@@ -141,12 +141,12 @@ def compare(
     """
     latency: dict[str, list[float]] = {"sequential": [], "aif": []}
     rankings: list[Ranking] = []
-    spans: list[list[Span]] = []
+    bars: list[list[Bar]] = []
     worst = 0.0
 
     def usual_way(request: Request) -> np.ndarray:
         _, scores, parts = sequential.rank(request)
-        spans.append(parts)
+        bars.append(parts)
         return scores
 
     def aif_way(request: Request) -> np.ndarray:
@@ -163,13 +163,13 @@ def compare(
         worst = max(worst, _difference(scores["aif"], scores["sequential"]))
         if number >= warmup:
             tick()
-    for measured in (*latency.values(), rankings, spans):
+    for measured in (*latency.values(), rankings, bars):
         del measured[:warmup]
     if worst > RELATIVE:
         raise AifError(
             f"the two ways disagree: scores differ by {worst:.1e} (relative), expected at most {RELATIVE:g}."
         )
-    return Comparison(latency, rankings, spans, worst)
+    return Comparison(latency, rankings, bars, worst)
 
 
 def _difference(left: np.ndarray, right: np.ndarray) -> float:

@@ -10,12 +10,12 @@ from rich.table import Table
 from aif_jax.bundle import Bundle
 from aif_jax.cli.building import BEHAVIOURS, ITEMS
 from aif_jax.cli.requests import item_values, plain, user_row
-from aif_jax.cli.timeline import print_timeline
 from aif_jax.data import load
 from aif_jax.data.dataset import Dataset
 from aif_jax.errors import RequestError
-from aif_jax.nearline import BehaviourTable, ItemIndex
+from aif_jax.nearline import BehaviourTable, ItemIndex, Tables
 from aif_jax.serving import Engine, EngineConfig
+from aif_jax.timeline import as_rich, bars_of
 
 
 def run_rank(
@@ -29,15 +29,14 @@ def run_rank(
     """
     dataset = load(data)
     bundle = Bundle.load(bundle_path)
-    items = ItemIndex.open(bundle, index / ITEMS)
-    behaviours = BehaviourTable.open(bundle, index / BEHAVIOURS)
+    tables = Tables(ItemIndex.open(bundle, index / ITEMS), BehaviourTable.open(bundle, index / BEHAVIOURS))
     row = user_row(dataset, user)
     identity = plain(dataset.users["ids"][row])
     record = dataset.user_record(row)
     ids = _candidates(candidates, dataset)
     config = EngineConfig(k=min(k, bundle.k_max))
     with console.status("compiling the stages for their sizes"):
-        engine = Engine(bundle, items, behaviours, users={identity: record}.get, config=config)
+        engine = Engine(bundle, tables, users={identity: record}.get, config=config)
     with engine:
         ranking = engine.begin(identity).rank(ids, k=config.k)
     names = [name for name in dataset.items if name not in ("ids", bundle.schema.item_id)][:4]
@@ -49,7 +48,7 @@ def run_rank(
         table.add_row(str(place + 1), str(plain(item)), f"{score:.4f}", *heads, *shown)
     console.print(f"user {user}: {len(record.items):,} behaviours, {len(ids):,} candidates")
     console.print(table)
-    print_timeline("this request", ranking.report, console=console)
+    console.print(as_rich(bars_of(ranking.report.spans), title="this request"))
     for name, value in ranking.report.to_json().items():
         if isinstance(value, float):
             value = f"{value:.3f}"

@@ -5,6 +5,7 @@ that the source gave them stand in the column ``ids``.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -140,6 +141,30 @@ class Dataset:
     def heads(self) -> tuple[str, ...]:
         """Names of the labels, the main one first."""
         return tuple(self.impressions.labels)
+
+    @functools.cached_property
+    def summary(self) -> str:
+        """Sizes, the rows of each split, how often each label is positive, and how long histories are."""
+        rows, lengths = self.impressions, np.diff(self.events.offsets)
+        by_split = ", ".join(
+            f"{np.count_nonzero(rows.split == number):,} {name}" for name, number in SPLITS.items()
+        )
+        positive = ", ".join(
+            f"{head} {_share(label, rows.label_mask[head])}" for head, label in rows.labels.items()
+        )
+        summary = (
+            f"{self.name}: {self.n_users:,} users, {self.n_items:,} items, {len(self.events):,} behaviours, "
+            f"{len(rows):,} impressions\nimpressions: {by_split}; positive: {positive}"
+        )
+        if len(lengths):
+            summary += (
+                f"\nbehaviours of a user: {np.median(lengths):,.0f} in the median, {lengths.max():,} at most"
+            )
+        return summary
+
+    def __repr__(self) -> str:
+        indented = self.summary.replace("\n", "\n        ")
+        return f"Dataset({indented})"
 
     def trained_items(self) -> np.ndarray:
         """bool ``[n_items]``: items that the training part has seen, shown or in a history."""
@@ -387,6 +412,11 @@ def take_columns(columns: Mapping[str, Any], rows: np.ndarray) -> dict[str, Any]
         else np.asanyarray(column)[rows]
         for name, column in columns.items()
     }
+
+
+def _share(label: np.ndarray, mask: np.ndarray) -> str:
+    known = float(np.sum(mask, dtype=np.float64))
+    return f"{float(np.sum(label * mask, dtype=np.float64)) / known:.1%}" if known else "unknown"
 
 
 def _scalar(column: Any) -> Any:

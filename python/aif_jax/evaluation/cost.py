@@ -32,9 +32,9 @@ from aif_jax.models.baselines import Exact
 from aif_jax.models.folded_shapes import FoldedShapes
 from aif_jax.models.sequential import Sequential
 from aif_jax.models.store import weights_of
-from aif_jax.nearline import BehaviourTable, ItemIndex
-from aif_jax.serving import Engine, EngineConfig
-from aif_jax.types import UserRecord
+from aif_jax.nearline import build_tables
+from aif_jax.serving import Engine, EngineConfig, Shapes, UserStateCache
+from aif_jax.types import ItemRecords, UserRecord
 
 K = 200
 """Results of a request: the most that the table of retention asks for."""
@@ -192,16 +192,17 @@ def _served(model: Any, world: _World, stack: contextlib.ExitStack) -> Clock:
     config: ModelConfig = model.config
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     bundle = export_bundle(model, folder / "bundle", k_max=K)
-    tables = (world.ids, world.columns, world.content(config.content_width))
+    items = ItemRecords(world.ids, world.columns, world.content(config.content_width))
     record = world.record(config.long_length)
     engine = stack.enter_context(
         Engine(
             bundle,
-            ItemIndex.build(bundle, *tables),
-            BehaviourTable.build(bundle, *tables),
+            build_tables(bundle, items),
             users=lambda _: record,
             config=EngineConfig(
-                k=K, buckets=(world.candidates,), long_buckets=(config.long_length,), user_state_ttl_s=None
+                k=K,
+                shapes=Shapes(candidates=(world.candidates,), histories=(config.long_length,)),
+                user_states=UserStateCache(ttl_s=None),
             ),
         )
     )

@@ -23,6 +23,13 @@ class Vocabulary:
         values: the known values, sorted; ``None`` until `fit`. Rank ``r`` is encoded as ``r + 2``.
         max_size: keep only the most frequent values when fitting (ties: the smaller value first).
         min_count: keep only values seen at least this often when fitting.
+
+    >>> genres = Vocabulary(values=("horror", "comedy", "drama"))
+    >>> genres.values, genres.size
+    (('comedy', 'drama', 'horror'), 5)
+    >>> from aif_jax.features import Categorical
+    >>> Categorical(name="genre", encoder=Vocabulary(min_count=2)).fit(["drama", "noir", "drama"]).encoder
+    Vocabulary(values=('drama',), max_size=None, min_count=2)
     """
 
     values: tuple[int, ...] | tuple[str, ...] | None = None
@@ -176,6 +183,11 @@ class Hashing:
 
     Attributes:
         buckets: number of rows for values; the table has two more.
+
+    >>> from aif_jax.features import Categorical, EncodeReport
+    >>> user = Categorical(name="user", encoder=Hashing(buckets=1000))
+    >>> user.encode(["ann", "bob", "ann", None], 4, EncodeReport())
+    array([890, 399, 890,   0], dtype=int32)
     """
 
     buckets: int

@@ -19,6 +19,11 @@ def item_keys(ids: Any) -> np.ndarray:
 
     Raises:
         RequestError: not one axis, a negative or fractional number, a missing id, or mixed kinds.
+
+    >>> item_keys([7, 8])
+    array([7, 8], dtype=uint64)
+    >>> item_keys(["tt0111161"])
+    array([17475005830659588084], dtype=uint64)
     """
     if not isinstance(ids, np.ndarray):
         if isinstance(ids, (str, bytes)):
@@ -70,6 +75,9 @@ def split_ids(keys: np.ndarray) -> np.ndarray:
 
     Raises:
         RequestError: the keys are not uint64: run them through `item_keys`.
+
+    >>> split_ids(item_keys([7, 2**32 + 7])).tolist()
+    [[7, 0], [7, 1]]
     """
     if not isinstance(keys, np.ndarray) or keys.dtype != np.uint64:
         given = keys.dtype if isinstance(keys, np.ndarray) else type(keys).__name__

@@ -20,7 +20,12 @@ def _check_name(name: str) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Categorical:
-    """One value a row: encoded int32 ``[n]``; 0 missing, 1 unknown, 2 and up known."""
+    """One value a row: encoded int32 ``[n]``; 0 missing, 1 unknown, 2 and up known.
+
+    >>> town = Categorical(name="town").fit(["York", "Bath", "York", None])
+    >>> town.encode(["York", "Hull", None], 3, EncodeReport())
+    array([3, 1, 0], dtype=int32)
+    """
 
     name: str
     encoder: Encoder = dataclasses.field(default_factory=Vocabulary)
@@ -73,6 +78,10 @@ class MultiValued:
     """Several values a row: encoded int32 ``[n, max_values]``, filled from the left; 0 pads, 1 unknown.
 
     Values beyond ``max_values`` are dropped and counted as overflow.
+
+    >>> genres = MultiValued(name="genres", max_values=2, encoder=Vocabulary(values=("comedy", "drama")))
+    >>> genres.encode([["drama"], [], ["noir", "comedy", "drama"]], 3, EncodeReport()).tolist()
+    [[3, 0], [0, 0], [1, 2]]
     """
 
     name: str
@@ -144,6 +153,12 @@ class Numeric:
         clip: bound of the standardised value on both sides; what was cut is counted.
         mean: mean of the transformed training values; ``None`` until `fit`.
         std: their standard deviation (1 where all are equal); ``None`` until `fit`.
+
+    >>> age = Numeric(name="age").fit([20, 30, 40])
+    >>> age.mean
+    30.0
+    >>> age.encode([30, None], 2, EncodeReport()).tolist()
+    [[0.0, 1.0], [0.0, 0.0]]
     """
 
     name: str

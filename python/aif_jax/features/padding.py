@@ -16,6 +16,9 @@ def bucket_for(n: int, buckets: Sequence[int]) -> int:
 
     Raises:
         RequestError: n is negative, or larger than every bucket.
+
+    >>> bucket_for(300, (256, 512, 1024))
+    512
     """
     fitting = [bucket for bucket in buckets if bucket >= n]
     if n < 0 or not fitting:
@@ -39,6 +42,9 @@ def pad_to(array: np.ndarray, n: int, axis: int = 0, fill: float | int | bool = 
 
     Raises:
         RequestError: the axis is longer than n.
+
+    >>> pad_to(np.array([7, 8]), 4, fill=-1).tolist()
+    [7, 8, -1, -1]
     """
     size = array.shape[axis]
     if size == n:

@@ -33,6 +33,16 @@ class Schema:
             sub-sequences are looked up; or ``None``.
         item_id: the categorical item feature that is the item's own id (hidden at random in training, so that
             cold items are not a surprise); or ``None``.
+
+    >>> schema = Schema(
+    ...     user=(Categorical(name="town"),),
+    ...     item=(Categorical(name="item"), Numeric(name="price")),
+    ...     behaviour_types=("click", "buy"),
+    ...     item_id="item",
+    ... )
+    >>> schema = schema.fit(user={"town": ["Bath", "York"]}, item={"item": [7, 8], "price": [1.0, 3.0]})
+    >>> schema.encode("item", {"item": [8, 9], "price": [2.0, 3.0]}, 2)["item"]
+    array([3, 1], dtype=int32)
     """
 
     user: tuple[Feature, ...] = ()

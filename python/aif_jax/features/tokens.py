@@ -23,6 +23,12 @@ class Ragged:
     Attributes:
         values: all values in row order, ``[V]``.
         offsets: ``int64[n + 1]``, ascending, from 0 to V.
+
+    >>> genres = Ragged(["drama", "noir", "comedy"], np.array([0, 2, 2, 3]))  # the second row is empty
+    >>> len(genres)
+    3
+    >>> genres.take(np.array([2, 0])).values.tolist()
+    ['comedy', 'drama', 'noir']
     """
 
     values: Any

@@ -151,14 +151,17 @@ def decode_user(value: bytes | str, key: str) -> UserRecord:
 
 
 class RedisUpdates:
-    """Item updates from a Redis stream, in its order, for `ItemIndex.follow` and `BehaviourTable.follow`.
+    """Item updates from a Redis stream, in its order, for tables that no archive keeps.
+
+    (`Follower` follows a `RedisStream` into archives.)
 
     Every index has to see every update, so this reads the stream by position and is no member of a consumer
     group, which would share the entries out among its members. Redis keeps no record of who has read what:
     the position belongs to the rows, so keep it beside their snapshot::
 
         updates = RedisUpdates(client, "items", after=position)
-        index.follow(updates)  # until updates.close() is called
+        for update in updates:  # until updates.close() is called
+            index.apply(update) if isinstance(update, Upsert) else index.delete(update.ids)
         position = updates.position  # first the position,
         index.save(path)  # then the snapshot; keep both
 

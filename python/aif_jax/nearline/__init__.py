@@ -10,10 +10,12 @@ from aif_jax.nearline.follower import Follower as Follower
 from aif_jax.nearline.item_index import ItemIndex as ItemIndex
 from aif_jax.nearline.replica import Replica as Replica
 from aif_jax.nearline.table import RowTable as RowTable
+from aif_jax.nearline.tables import Coverage as Coverage
+from aif_jax.nearline.tables import Tables as Tables
+from aif_jax.nearline.tables import build_tables as build_tables
 from aif_jax.nearline.update_source import Delivery as Delivery
 from aif_jax.nearline.update_source import IterableUpdates as IterableUpdates
 from aif_jax.nearline.update_source import UpdateSource as UpdateSource
 from aif_jax.nearline.updates import Delete as Delete
-from aif_jax.nearline.updates import FollowReport as FollowReport
 from aif_jax.nearline.updates import Update as Update
 from aif_jax.nearline.updates import Upsert as Upsert

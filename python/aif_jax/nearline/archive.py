@@ -238,6 +238,11 @@ class Archive:
                 os.close(self._lock)
                 self._lock = -1
 
+    def __repr__(self) -> str:
+        if (table := self._table) is None:
+            return f"Archive({str(self.directory)!r}, keeps no table)"
+        return f"Archive({str(self.directory)!r}, {table!r}, position {self._position})"
+
     def __enter__(self) -> Self:
         return self
 

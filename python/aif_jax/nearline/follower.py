@@ -16,7 +16,7 @@ from aif_jax.nearline.archive import Archive
 from aif_jax.nearline.change_log import Position
 from aif_jax.nearline.merging import merged, one_by_one
 from aif_jax.nearline.row_program import BATCH
-from aif_jax.nearline.table import RowTable
+from aif_jax.nearline.table import RowTable, counted
 from aif_jax.nearline.update_source import Delivery, UpdateSource
 from aif_jax.nearline.updates import Delete, Upsert
 
@@ -165,6 +165,19 @@ class Follower:
             "delay_ms": percentiles or None,
             "position": [archive.position for archive in self._archives],
         }
+
+    def __repr__(self) -> str:
+        archives, updates = (
+            counted(len(self._archives), "archive"),
+            counted(self._counts["updates"], "update"),
+        )
+        if self._failure is not None:
+            state = f", ended by {type(self._failure).__name__}"
+        elif self._stop.is_set():
+            state = ", closed"
+        else:
+            state = ", following" if self._thread is not None and self._thread.is_alive() else ""
+        return f"Follower({archives}, {updates}, {counted(self._bad.total(), 'bad item')}{state})"
 
     def __enter__(self) -> Self:
         return self

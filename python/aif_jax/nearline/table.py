@@ -2,20 +2,20 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
 from aif_jax.bundle import Bundle
-from aif_jax.errors import AifError, ItemIndexError, VersionMismatchError
+from aif_jax.errors import ItemIndexError, VersionMismatchError
 from aif_jax.features import EncodeReport, item_keys
 from aif_jax.nearline.change_log import ChangeLog, Deleted, Rows
 from aif_jax.nearline.row_file import ROWS_AT, RowFileWriter, open_row_file
 from aif_jax.nearline.row_program import RowProgram, batches
 from aif_jax.nearline.store import ColumnSpecs, RowStore
-from aif_jax.nearline.updates import Delete, FollowReport, Update, Upsert
+from aif_jax.nearline.updates import Upsert
 from aif_jax.types import ItemRecords
 
 Progress = Callable[[int, int], None]
@@ -154,37 +154,6 @@ class RowTable:
             self._sync()
         return removed
 
-    def follow(
-        self, stream: Iterable[Update], *, on_error: Callable[[Update, AifError], None] | None = None
-    ) -> FollowReport:
-        """Apply a stream of updates in its order, in the calling thread, until the stream ends.
-
-        Args:
-            stream: any iterable; it may block between updates.
-            on_error: called with an update that cannot be applied and the reason, which is then counted and
-                passed over; without it the error is raised.
-
-        Returns:
-            What was done.
-        """
-        report = FollowReport()
-        for update in stream:
-            try:
-                if isinstance(update, Upsert):
-                    report.upserted += self.apply(update)
-                elif isinstance(update, Delete):
-                    removed = 0 if self.keeps_deleted else self.delete(update.ids)
-                    report.deleted += removed
-                    report.ignored += len(update.ids) - removed
-                else:
-                    raise ItemIndexError(f"stream: got a {type(update).__name__}, expected Upsert or Delete.")
-            except AifError as error:
-                if on_error is None:
-                    raise
-                report.failed[type(error).__name__] += 1
-                on_error(update, error)
-        return report
-
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Have a copy of the table follow it: call ``listener`` after every write and deletion of rows.
 
@@ -209,6 +178,13 @@ class RowTable:
 
     def __len__(self) -> int:
         return len(self.store.cache)
+
+    def __repr__(self) -> str:
+        # One that failed while it was made stands in tracebacks too.
+        if (store := getattr(self, "store", None)) is None:
+            return f"{type(self).__name__}(without rows)"
+        rows, size = counted(len(self), "row"), store.cache.layout.row_bytes
+        return f"{type(self).__name__}({rows} of {size:,} bytes, bundle {self.version[:8]})"
 
     def __contains__(self, item: object) -> bool:
         return bool(self.store.cache.contains(item_keys([item]))[0])
@@ -498,6 +474,11 @@ class RowTable:
         # Of an empty table, ids may have been strings once and be integers now.
         self._named(keys, [str(name) for name in ids] if strings else None)
         return keys
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, such as ``1 row`` and ``1,500 rows``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _said(columns: ColumnSpecs) -> str:

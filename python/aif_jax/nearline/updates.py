@@ -1,7 +1,6 @@
-"""What a stream of changes says, and what applying it came to."""
+"""Updates of items: the changes that a stream delivers."""
 
 import dataclasses
-from collections import Counter
 from typing import Any, TypeAlias
 
 from aif_jax.types import ItemRecords
@@ -20,20 +19,3 @@ class Delete:
 
 
 Update: TypeAlias = Upsert | Delete
-
-
-@dataclasses.dataclass(slots=True)
-class FollowReport:
-    """What came of a stream of updates.
-
-    Attributes:
-        upserted: rows computed and stored.
-        deleted: rows deleted.
-        ignored: ids of deletions that the table keeps on purpose, or never had.
-        failed: updates that could not be applied, by the name of the error.
-    """
-
-    upserted: int = 0
-    deleted: int = 0
-    ignored: int = 0
-    failed: Counter[str] = dataclasses.field(default_factory=Counter)

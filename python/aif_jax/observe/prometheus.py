@@ -14,7 +14,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from aif_jax.errors import ConfigError
-from aif_jax.serving import Engine, Failure, Observer, Report
+from aif_jax.serving import Failure, Observer, Report
+from aif_jax.serving.observer import ObservedEngine
 
 SECONDS = (
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0,
@@ -65,7 +66,7 @@ class PrometheusMetrics(Observer, Collector):
     def __init__(self, registry: CollectorRegistry | None = None, prefix: str = "aif"):
         self.registry = CollectorRegistry() if registry is None else registry
         self._prefix = prefix
-        self._engine: Engine | None = None
+        self._engine: ObservedEngine | None = None
         self._opening = threading.Lock()
         self._times = {name: (field, self._histogram(name, text)) for name, (field, text) in _TIMES.items()}
         self._queue = self._histogram("queue_seconds", "Waiting for a thread, by task.", ("task",))
@@ -76,7 +77,7 @@ class PrometheusMetrics(Observer, Collector):
         self._failed = self._histogram("failed_request_seconds", "From begin to the error.")
         self.registry.register(self)
 
-    def opened(self, engine: Engine) -> None:
+    def opened(self, engine: ObservedEngine) -> None:
         """Read this engine's counters from now on.
 
         Raises:

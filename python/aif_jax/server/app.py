@@ -73,10 +73,10 @@ def create_app(
         deadline_ms, k = body.get("deadline_ms"), body.get("k")
         filters = _filters(body.get("filters"))
         if "candidates" in body:
-            pending = engine.begin(user, context, deadline_ms)  # type: ignore[arg-type]
-            ranking = await pending.rank_async(body["candidates"], body.get("pair"), k, filters=filters)
+            pending = engine.begin(user, context, deadline_ms=deadline_ms)  # type: ignore[arg-type]
+            ranking = await pending.rank_async(body["candidates"], body.get("pair"), k=k, filters=filters)
         else:
-            ranking = await engine.rank_async(user, context, k, deadline_ms, filters=filters)  # type: ignore[arg-type]
+            ranking = await engine.rank_async(user, context, k=k, deadline_ms=deadline_ms, filters=filters)  # type: ignore[arg-type]
         return JSONResponse(_answer(ranking, report=bool(body.get("report"))))
 
     async def health(_: HttpRequest) -> JSONResponse:

@@ -1,27 +1,234 @@
-"""Candidates from what a caller gives to what the stage takes: ids, keys, filters, pair features."""
+"""Candidates of a request: parsed from what a caller gives, filtered, and encoded for the real-time stage."""
 
 import dataclasses
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from aif_jax import _native
 from aif_jax.errors import RequestError, SchemaError
 from aif_jax.features import EncodeReport, Numeric, Ragged, Schema
-from aif_jax.serving.candidate_tables import UnknownColumns, read_ids, split_table
-from aif_jax.serving.filters import Filters, checked_filters
+from aif_jax.features.columns import plain_column, read_ids, table_columns
+from aif_jax.features.encoders import FIRST
+from aif_jax.features.tokens import tokens
+from aif_jax.nearline import ItemIndex
+from aif_jax.serving.config import UnknownColumns
 
-if TYPE_CHECKING:
-    from aif_jax.serving.missing_items import MissingItems, Supply
-    from aif_jax.serving.pending import Pending
-    from aif_jax.serving.stages import Generation
+ID_COLUMNS = ("id", "item_id")
+"""The column of a table that holds the item ids: the first of these names that the table has."""
+
+CATEGORY = "category"
+"""The column of item rows that holds an item's encoded categories, int32 ``[C]``."""
+
+_UINT64, _INT64 = np.dtype(np.uint64), np.dtype(np.int64)
+_MAX_TABLE = 1 << 20
+_MAX_BITS = 20
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Asked:
-    """What a caller of `Pending.rank` gave, unchecked; ``called_s`` is when, by ``time.perf_counter``."""
+# -- filters --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False, slots=True)
+class Filters:
+    """Candidates that a request does not want. Made once, it serves any number of requests.
+
+    >>> Filters(exclude=[17, 42])
+    Filters(exclude=[17, 42], categories=None)
+
+    Attributes:
+        exclude: ids that must not be in the answer (seen, bought, blocked): integers or strings like those of
+            the candidates, ``[m]``, as array, list, set or series.
+        categories: raw values of the schema's category; only items that have one of them stay, an item with
+            several if any is among them. ``None`` for all; an empty list leaves nothing. Values that the
+            schema does not know are counted in the report. Under a `Hashing` encoder, categories that share a
+            bucket pass together; an item has the categories that fit its row, ``max_values`` of a
+            `MultiValued` feature.
+
+    Raises:
+        RequestError: ``exclude`` are not ids, or ``categories`` is neither a collection nor ``None``.
+    """
+
+    exclude: Any = ()
+    categories: Iterable[Any] | None = None
+    _excluded: "KeySet" = dataclasses.field(init=False, repr=False)
+    _strings: bool = dataclasses.field(init=False, repr=False)
+    _categories: list[Any] | None = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        try:
+            _, keys, strings = read_ids(self.exclude)
+        except RequestError as error:
+            raise RequestError(f"exclude: {str(error).removeprefix('ids: ')}") from error
+        categories = self.categories
+        if categories is not None:
+            if isinstance(categories, (str, bytes, Mapping)) or not isinstance(categories, Iterable):
+                raise RequestError(
+                    f"categories: got {categories!r}, expected a list of category values, or None for all."
+                )
+            categories = list(categories)
+        object.__setattr__(self, "_excluded", KeySet(keys))
+        object.__setattr__(self, "_strings", strings)
+        object.__setattr__(self, "_categories", categories)
+
+    def excluded(self, keys: np.ndarray, strings: bool) -> np.ndarray | None:
+        """Return which candidates are excluded, bool ``[n]``; ``None`` if no id is.
+
+        Args:
+            keys: of the candidates, uint64 ``[n]``.
+            strings: whether their ids are strings.
+
+        Raises:
+            RequestError: the excluded ids are strings and the candidates' are not, or the other way round.
+        """
+        if not len(self._excluded):
+            return None
+        if strings != self._strings:
+            here, there = ("strings", "integers") if self._strings else ("integers", "strings")
+            raise RequestError(
+                f"exclude: got {here}, but the candidates' ids are {there}, so that nothing would ever be "
+                "excluded; give ids of the same kind."
+            )
+        return self._excluded.has(keys)
+
+    def of_other_categories(
+        self, keys: np.ndarray, index: ItemIndex, schema: Schema, report: EncodeReport
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return which candidates have a row without an allowed category, and which have a row, bool ``[n]``.
+
+        Args:
+            keys: of the candidates, uint64 ``[n]``.
+            index: their rows.
+            schema: the model's features.
+            report: values of ``categories`` that the schema does not know are added to it, as unknown values
+                of ``filters.categories``.
+
+        Returns:
+            ``None`` if all categories are allowed.
+
+        Raises:
+            RequestError: item rows hold no category, no value of ``categories`` is known, or they are of the
+                wrong kind.
+        """
+        if self._categories is None:
+            return None
+        specs = index.store.columns
+        if CATEGORY not in specs or 0 in specs[CATEGORY][1]:
+            raise RequestError(
+                "categories: this model's item rows hold no category to filter by; train with a schema that "
+                "names a category and with the block 'sim_hard', or filter in retrieval."
+            )
+        allowed = _category_codes(self._categories, schema, report)
+        codes, found = index.store.cache.gather_column(keys, CATEGORY)
+        passes = _among(codes, allowed).any(axis=1)
+        return found & ~passes, found
+
+
+class KeySet:
+    """A set of 64-bit keys with a vectorised membership test.
+
+    A table of marks, addressed by some bits of a hash, rules most keys out; only the others are searched for
+    among the sorted keys.
+
+    Args:
+        keys: uint64 ``[m]``.
+    """
+
+    __slots__ = ("_keys", "_marks", "_shift")
+
+    def __init__(self, keys: np.ndarray):
+        self._keys = np.unique(keys)
+        bits = min(_MAX_BITS, max(8, (16 * len(self._keys)).bit_length()))
+        self._shift = np.uint64(64 - bits)
+        self._marks = np.zeros(1 << bits, bool)
+        self._marks[self._places(self._keys)] = True
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def has(self, keys: np.ndarray) -> np.ndarray:
+        """Return which of the keys uint64 ``[n]`` are in the set, bool ``[n]``."""
+        found = self._marks[self._places(keys)]
+        likely = np.flatnonzero(found)
+        if len(likely):
+            wanted = keys[likely]
+            place = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
+            found[likely] = self._keys[place] == wanted
+        return found
+
+    def _places(self, keys: np.ndarray) -> np.ndarray:
+        # The product wraps; its high bits depend on every bit of the key.
+        return ((keys * _SPREAD) >> self._shift).astype(np.intp)
+
+
+def _among(codes: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """Return which codes int32 ``[n, C]`` are among the allowed ones ``[m]``, bool ``[n, C]``."""
+    largest = int(allowed.max(initial=0))
+    if largest >= _MAX_TABLE:
+        return np.isin(codes, allowed)
+    table = np.zeros(largest + 2, bool)  # the last for all that are larger
+    table[allowed] = True
+    return table[np.minimum(codes, largest + 1)]
+
+
+def checked_filters(filters: Any) -> Filters | None:
+    """Return a request's ``filters``.
+
+    Raises:
+        RequestError: it is neither `Filters` nor ``None``.
+    """
+    if filters is None or isinstance(filters, Filters):
+        return filters
+    raise RequestError(
+        f"filters: got a {type(filters).__name__}, expected aif_jax.Filters(exclude=..., categories=...), or "
+        "None."
+    )
+
+
+def filters_for_each(
+    filters: Filters | Sequence[Filters | None] | None, users: Sequence[Any]
+) -> list[Filters | None]:
+    """Return the filters of each of several users: one for all, or one each.
+
+    Raises:
+        RequestError: there are more or fewer of them than users, or one is something else.
+    """
+    if not isinstance(filters, (list, tuple)):
+        return [checked_filters(filters)] * len(users)
+    if len(filters) != len(users):
+        raise RequestError(
+            f"filters: got {len(filters)} for {len(users)} users; expected one for all, or one for each."
+        )
+    return [checked_filters(each) for each in filters]
+
+
+def _category_codes(categories: list[Any], schema: Schema, report: EncodeReport) -> np.ndarray:
+    """Return the codes of those categories that the schema knows, int32 ``[m]``."""
+    feature = schema.category_feature
+    assert feature is not None, "rows have a category only if the schema names one"
+    if not categories:
+        return np.zeros(0, np.int32)
+    try:
+        codes = feature.encoder.encode(tokens(feature.name, categories))
+    except SchemaError as error:
+        raise RequestError(f"categories: {error}") from error
+    known = codes[codes >= FIRST]
+    if not len(known):
+        raise RequestError(
+            f"categories: {categories[:10]!r}: the item feature {feature.name!r} knows none of these, so "
+            "that nothing could be ranked; check the spelling, or train with a vocabulary that has them."
+        )
+    report.unknown["filters.categories"] += len(codes) - len(known)
+    return known
+
+
+# -- parsing --------------------------------------------------------------------------------------
+
+
+class RankArgs(NamedTuple):
+    """Arguments of `Pending.rank`, unchecked; ``called_s`` is the time of the call, ``time.perf_counter``."""
 
     candidates: Any
     pair: Mapping[str, Any] | None
@@ -30,55 +237,50 @@ class Asked:
     called_s: float
 
     def count(self) -> int:
-        """Return about how many candidates there are; 1 for what cannot be counted, an error to come."""
+        """Return about how many candidates there are; 1 for what cannot be counted (an error follows)."""
         table = self.candidates
         column = next(iter(table.values()), ()) if isinstance(table, Mapping) else table
         return len(column) if hasattr(column, "__len__") else 1
 
 
-@dataclasses.dataclass(slots=True)
-class Chosen:
-    """Candidates of one request, each once, less those that were left out; their pair features are still raw.
+class ParsedCandidates:
+    """Candidates of one request, each once, less those filtered out; their pair features are still raw.
 
     Attributes:
         ids: as they were given, ``[n]``.
         keys: uint64 ``[n]``.
-        rows: where these stood among all that came in, int64 ``[n]``; ``None`` if they are all of them.
+        rows: positions of these among all that came in, int64 ``[n]``; ``None`` if they are all of them.
         pair: raw pair features of all that came in, by name.
-        given: how many came in.
-        duplicates: how many of these had come in before.
+        given: number that came in.
+        duplicates: number of these that had come in before.
         ignored: columns of a table that the schema does not know.
         filters: the request's.
-        filtered: how many the filters left out so far, by filter.
-        supply: what to wait for, of rows that are being computed.
-        checked_s: when all this was known, on the clock of ``time.perf_counter``.
-        supplied_s: when the wait for rows was over.
+        filtered: number that the filters left out so far, by filter.
+        parsed_s: end of parsing, on the clock of ``time.perf_counter``.
     """
 
-    ids: np.ndarray
-    keys: np.ndarray
-    rows: np.ndarray | None
-    pair: Mapping[str, Any]
-    given: int
-    duplicates: int
-    ignored: tuple[str, ...]
-    filters: Filters | None
-    filtered: dict[str, int] = dataclasses.field(default_factory=dict)
-    supply: "Supply | None" = None
-    checked_s: float = 0.0
-    supplied_s: float = 0.0
+    __slots__ = (
+        "duplicates", "filtered", "filters", "given", "ids", "ignored", "keys", "pair", "parsed_s", "rows",
+    )  # fmt: skip
 
-    def wait(self) -> None:
-        """Wait for the rows that are being computed, no longer than their time."""
-        if self.supply is not None:
-            self.supply.wait()
-            self.supplied_s = time.perf_counter()
-
-    async def wait_async(self) -> None:
-        """Like `wait`, for coroutines."""
-        if self.supply is not None:
-            await self.supply.wait_async()
-            self.supplied_s = time.perf_counter()
+    def __init__(
+        self,
+        ids: np.ndarray,
+        keys: np.ndarray,
+        pair: Mapping[str, Any],
+        ignored: tuple[str, ...],
+        filters: Filters | None,
+    ):
+        self.ids = ids
+        self.keys = keys
+        self.rows: np.ndarray | None = None
+        self.pair = pair
+        self.given = len(keys)
+        self.duplicates = 0
+        self.ignored = ignored
+        self.filters = filters
+        self.filtered: dict[str, int] = {}
+        self.parsed_s = 0.0
 
     def leave_out(self, gone: np.ndarray, name: str) -> None:
         """Leave candidates out, bool ``[n]``, because of a filter."""
@@ -93,188 +295,207 @@ class Chosen:
         self.rows = chosen if self.rows is None else self.rows[chosen]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class CheckedCandidates:
+def parse(args: RankArgs, schema: Schema, unknown_columns: UnknownColumns = "error") -> ParsedCandidates:
+    """Read and check candidates, drop repeated ones, and leave out those that the request excludes.
+
+    Args:
+        args: candidates are item ids ``[N]``, or a table, see `split_table`; pair features are raw columns by
+            name, each ``[N]``.
+        schema: the model's features.
+        unknown_columns: what becomes of a table's columns that the schema does not know.
+
+    Raises:
+        RequestError: there are no candidates, ids are not ids, a table is malformed, or the filters do not
+            fit the candidates.
+    """
+    filters, ids, pair = checked_filters(args.filters), args.candidates, args.pair
+    keys = _keys_of_array(ids)
+    if keys is not None and (pair is None or _arrays_only(pair)):
+        parsed = ParsedCandidates(ids, keys, pair or {}, (), filters)
+    else:
+        ids, pair, ignored = split_table(ids, pair, schema, unknown_columns)
+        try:
+            ids, keys, _ = read_ids(ids)
+        except RequestError as error:
+            raise RequestError(f"candidates: {str(error).removeprefix('ids: ')}") from error
+        parsed = ParsedCandidates(ids, keys, pair, ignored, filters)
+    if not parsed.given:
+        raise RequestError(
+            "candidates: there are none; expected at least one id. Do not rank an empty retrieval."
+        )
+    first = _native.distinct(keys)
+    if first is not None:
+        parsed.duplicates = parsed.given - len(first)
+        parsed.keep(first)
+    if filters is not None:
+        excluded = filters.excluded(parsed.keys, isinstance(parsed.ids[0], str))
+        if excluded is not None:
+            parsed.leave_out(excluded, "exclude")
+    parsed.parsed_s = time.perf_counter()
+    return parsed
+
+
+def split_table(
+    candidates: Any, pair: Mapping[str, Any] | None, schema: Schema, unknown: UnknownColumns
+) -> tuple[Any, dict[str, Any], tuple[str, ...]]:
+    """Separate ids from pair features.
+
+    Args:
+        candidates: item ids ``[N]``, or a table of N rows: a mapping of columns, a structured array, a frame
+            (pandas, polars), or anything of Arrow. Its ids are in the column ``id`` (or ``item_id``), every
+            other column is the pair feature of that name.
+        pair: further raw pair features by name, each ``[N]``.
+        schema: the model's features.
+        unknown: what becomes of a table's columns that are not pair features of the schema.
+
+    Returns:
+        The ids, pair features by name, and the names of the columns that were ignored; columns of Arrow,
+        pandas and polars as NumPy arrays or lists.
+
+    Raises:
+        RequestError: the table has no ids, or two columns of one name; it has unknown columns, under
+            ``error``; ``pair`` is not a mapping, or names a feature that the table has too; or reading the
+            table needs pyarrow.
+    """
+    if pair is not None and not isinstance(pair, Mapping):
+        raise RequestError(f"pair features: got a {type(pair).__name__}, expected columns by name.")
+    given = {name: plain_column(column) for name, column in (pair or {}).items()}
+    table = table_columns(candidates, "candidates")
+    if table is None:
+        return plain_column(candidates), given, ()
+    name = next((name for name in ID_COLUMNS if name in table), None)
+    if name is None:
+        raise RequestError(
+            f"candidates: got a table with the columns {_sorted(table)}, expected one named 'id' (or "
+            "'item_id') that holds the item ids; rename it."
+        )
+    ids = table.pop(name)
+    if twice := table.keys() & given.keys():
+        raise RequestError(
+            f"pair features: {_sorted(twice)} are columns of the table and named by pair= too; give each "
+            "once."
+        )
+    known = {feature.name for feature in schema.pair}
+    ignored = [column for column in table if column not in known]
+    if ignored and unknown == "error":
+        raise RequestError(
+            f"candidates: columns {_sorted(ignored)} of the table are not in the schema, whose pair features "
+            f"are {_sorted(known)}; leave them out, or configure unknown_columns='ignore'."
+        )
+    for column in ignored:
+        del table[column]
+    features = {column: plain_column(values) for column, values in table.items()}
+    return plain_column(ids), {**features, **given}, tuple(map(str, ignored))
+
+
+def _keys_of_array(ids: Any) -> np.ndarray | None:
+    """Return the keys of an array of integers without a copy; ``None`` for what takes more than that."""
+    if type(ids) is not np.ndarray or ids.ndim != 1:
+        return None
+    flags, dtype = ids.flags, ids.dtype
+    if not (flags.c_contiguous and flags.aligned and dtype.isnative):
+        return None
+    if dtype == _UINT64:
+        return ids
+    if dtype == _INT64 and len(ids) and ids.min() >= 0:
+        return ids.view(_UINT64)
+    return None
+
+
+def _arrays_only(pair: Any) -> bool:
+    if type(pair) is not dict:
+        return False
+    for column in pair.values():  # a generator would cost twice as much
+        if type(column) is not np.ndarray:
+            return False
+    return True
+
+
+# -- encoding -------------------------------------------------------------------------------------
+
+
+class EncodedCandidates(NamedTuple):
     """Candidates of one request as the stage takes them, each once.
 
     Attributes:
         ids: as they were given, ``[N]``.
         keys: uint64 ``[N]``.
-        pair: encoded pair features by name, ``[N, ...]``, and raw ones under ``raw_<name>`` where asked for.
-        given: how many came in.
-        duplicates: how many of these had come in before.
-        filtered: how many the request's filters left out, by filter.
-        computed: how many had their row computed for this request.
-        uncomputed: how many should have had, and had not, by reason.
+        pair: encoded pair features by name, ``[N, ...]``, and raw ones under ``raw_<name>`` where the score
+            expression reads them.
     """
 
     ids: np.ndarray
     keys: np.ndarray
     pair: Mapping[str, np.ndarray]
-    given: int
-    duplicates: int
-    filtered: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    computed: int = 0
-    uncomputed: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+def encode(
+    parsed: ParsedCandidates,
+    index: ItemIndex,
+    schema: Schema,
+    raw: Iterable[str],
+    report: EncodeReport,
+    *,
+    drop_unknown: bool = False,
+) -> EncodedCandidates:
+    """Leave out candidates of other categories, and encode the pair features of the rest.
+
+    A candidate without a row is of no known category: the policy for missing items decides on it.
+
+    Args:
+        parsed: from `parse`.
+        index: the item rows, for filters by category.
+        schema: the model's features.
+        raw: names of the pair features whose raw values the score expression reads; missing ones are 0.
+        report: counts of what encoding did not recognise are added to it.
+        drop_unknown: whether a filter by category leaves out candidates without a row, which the policy for
+            missing items would rank.
+
+    Raises:
+        RequestError: a pair feature has another name or length, or the filters do not fit the model.
+    """
+    if parsed.ignored:
+        report.ignore(parsed.ignored)
+    if parsed.filters is not None:
+        others = parsed.filters.of_other_categories(parsed.keys, index, schema, report)
+        if others is not None:
+            gone, found = others
+            parsed.leave_out(gone | ~found if drop_unknown else gone, "categories")
+    return EncodedCandidates(parsed.ids, parsed.keys, _encoded_pair(parsed, schema, raw, report))
 
 
 def check_candidates(
     ids: Any,
     pair: Mapping[str, Any] | None,
     schema: Schema,
-    raw: frozenset[str],
+    raw: Iterable[str],
     report: EncodeReport,
     unknown_columns: UnknownColumns = "error",
-) -> CheckedCandidates:
-    """Check what retrieval brought, where nothing is filtered or computed.
-
-    Args:
-        ids: item ids ``[N]``, or a table, see `split_table`.
-        pair: raw pair features by name, each ``[N]``; an absent one counts as missing.
-        schema: the model's features.
-        raw: names of the pair features whose raw values the score expression reads; missing ones are 0.
-        report: counts of what encoding did not recognise are added to it.
-        unknown_columns: what becomes of a table's columns that the schema does not know.
+) -> EncodedCandidates:
+    """Parse and encode candidates where nothing is filtered.
 
     Raises:
-        RequestError: there are no candidates, ids are not ids, or a pair feature has another name or length.
+        RequestError: see `parse` and `encode`.
     """
-    asked = Asked(ids, pair, None, None, 0.0)
-    return _encoded(_read(asked, schema, unknown_columns), schema, raw, report)
+    parsed = parse(RankArgs(ids, pair, None, None, 0.0), schema, unknown_columns)
+    return EncodedCandidates(parsed.ids, parsed.keys, _encoded_pair(parsed, schema, raw, report))
 
 
-def choose(
-    asked: Asked,
-    pending: "Pending",
-    unknown_columns: UnknownColumns = "error",
-    missing: "MissingItems | None" = None,
-) -> Chosen:
-    """Read and check candidates, leave out those that a request excludes, and have missing rows computed.
-
-    Needs nothing of the user side, and waits for nothing.
-
-    Raises:
-        RequestError: see `check_candidates`; or the filters do not fit the candidates.
-    """
-    chosen = read(asked, pending.generation.bundle.schema, unknown_columns)
-    if missing is not None and len(chosen.keys):
-        chosen.supply = missing.start(chosen.ids, chosen.keys, pending)
-    chosen.checked_s = chosen.supplied_s = time.perf_counter()
-    return chosen
-
-
-def read(asked: Asked, schema: Schema, unknown_columns: UnknownColumns = "error") -> Chosen:
-    """Read and check candidates, and leave out those that a request excludes.
-
-    Raises:
-        RequestError: see `choose`.
-    """
-    chosen = _read(asked, schema, unknown_columns)
-    if chosen.filters is not None:
-        strings = isinstance(chosen.ids[0], str)
-        excluded = chosen.filters.excluded(chosen.keys, strings)
-        if excluded is not None:
-            chosen.leave_out(excluded, "exclude")
-    return chosen
-
-
-def complete(chosen: Chosen, generation: "Generation", report: EncodeReport) -> CheckedCandidates:
-    """Leave out candidates of other categories, and encode the pair features of the rest.
-
-    A candidate without a row is of no known category: it is left to the policy for missing items, unless
-    that would rank it.
-
-    Args:
-        chosen: from `choose`; whoever waits for its rows has done so.
-        generation: what ranks them.
-        report: counts of what encoding did not recognise are added to it.
-
-    Raises:
-        RequestError: a pair feature has another name or length, or the filters do not fit the model.
-    """
-    schema = generation.bundle.schema
-    report.ignore(chosen.ignored)
-    if chosen.filters is not None:
-        others = chosen.filters.of_other_categories(chosen.keys, generation.index, schema, report)
-        if others is not None:
-            gone, found = others
-            if generation.config.missing_items == "default":
-                gone |= ~found
-            chosen.leave_out(gone, "categories")
-    return _encoded(chosen, schema, generation.raw_pair, report)
-
-
-def _read(asked: Asked, schema: Schema, unknown_columns: UnknownColumns) -> Chosen:
-    filters = checked_filters(asked.filters)
-    ignored: tuple[str, ...] = ()
-    if _plain(asked.candidates, asked.pair):
-        array = keys = asked.candidates
-        pair = dict(asked.pair or {})
-    else:
-        ids, pair, ignored = split_table(asked.candidates, asked.pair, schema, unknown_columns)
-        try:
-            array, keys, _ = read_ids(ids)
-        except RequestError as error:
-            raise RequestError(f"candidates: {str(error).removeprefix('ids: ')}") from error
-    n = len(keys)
-    if n == 0:
-        raise RequestError(
-            "candidates: there are none; expected at least one id. Do not rank an empty retrieval."
-        )
-    chosen = Chosen(array, keys, None, pair, n, 0, ignored, filters)
-    first = _native.distinct(keys)
-    if first is not None:
-        chosen.duplicates = n - len(first)
-        chosen.keep(first)
-    return chosen
-
-
-def _plain(ids: Any, pair: Any) -> bool:
-    """Whether ids are keys and pair features columns as they are: what retrieval should return, and fast."""
-    return (
-        type(ids) is np.ndarray
-        and ids.dtype == np.uint64
-        and ids.ndim == 1
-        and ids.flags.c_contiguous
-        and ids.flags.aligned
-        and (pair is None or (type(pair) is dict and all(type(c) is np.ndarray for c in pair.values())))
-    )
-
-
-def _encoded(chosen: Chosen, schema: Schema, raw: frozenset[str], report: EncodeReport) -> CheckedCandidates:
-    supply = chosen.supply
-    return CheckedCandidates(
-        chosen.ids,
-        chosen.keys,
-        _encode_pair(chosen.pair, chosen.rows, chosen.given, schema, raw, report),
-        chosen.given,
-        chosen.duplicates,
-        chosen.filtered,
-        0 if supply is None else supply.computed,
-        {} if supply is None else supply.uncomputed,
-    )
-
-
-def _encode_pair(
-    pair: Mapping[str, Any],
-    rows: np.ndarray | None,
-    given: int,
-    schema: Schema,
-    raw: frozenset[str],
-    report: EncodeReport,
+def _encoded_pair(
+    parsed: ParsedCandidates, schema: Schema, raw: Iterable[str], report: EncodeReport
 ) -> dict[str, np.ndarray]:
-    """Encode the pair features of some rows of all that were given: what is left out costs nothing more."""
+    """Encode the pair features of the candidates that are left: others cost nothing more."""
+    pair, rows, n = parsed.pair, parsed.rows, parsed.given
     if not schema.pair and not pair:
         return {}
-    n = given
-    if rows is not None and all(_fits(column, given) for column in pair.values()):
-        pair, n = {name: _taken(column, rows) for name, column in pair.items()}, len(rows)
     # (A column that does not fit is encoded as it is, for the error that says so.)
+    if rows is not None and all(_fits(column, n) for column in pair.values()):
+        pair, n = {name: _taken(column, rows) for name, column in pair.items()}, len(rows)
     try:
         encoded = schema.encode("pair", pair, n, report=report)
     except SchemaError as error:
         message = str(error).removeprefix("pair: ")
-        raise RequestError(f"pair features of {given} candidates: {message}") from error
+        raise RequestError(f"pair features of {parsed.given} candidates: {message}") from error
     for name in raw:
         values = np.zeros(n, np.float32)
         feature = schema.feature("pair", name)
@@ -298,3 +519,65 @@ def _taken(column: Any, rows: np.ndarray) -> Any:
     if isinstance(column, (list, tuple)):
         return [column[row] for row in rows.tolist()]
     return np.asanyarray(column)[rows]
+
+
+def _sorted(names: Iterable[Any]) -> list[str]:
+    return sorted(map(str, names))
+
+
+# -- other arguments ------------------------------------------------------------------------------
+
+_MAX_DEADLINE_MS = 1e9
+
+
+def check_request(user: Any, context: Any, deadline_ms: Any, schema: Schema) -> None:
+    """Check the arguments that a request begins with.
+
+    Raises:
+        RequestError: ``user`` is not an integer or a string, the deadline is not a number of milliseconds
+            that a clock can count, or the context does not fit the schema.
+    """
+    if isinstance(user, bool) or not isinstance(user, (int, str, np.integer)):
+        raise RequestError(f"user: got {type(user).__name__} {user!r}, expected an integer or a string.")
+    if deadline_ms is not None and not 0 < deadline_ms <= _MAX_DEADLINE_MS:
+        raise RequestError(
+            f"deadline_ms: got {deadline_ms}, expected more than 0 and at most "
+            f"{_MAX_DEADLINE_MS:g} (11 days), or None for no deadline."
+        )
+    if context:
+        check_context(context, schema)
+    elif context is not None and not isinstance(context, Mapping):
+        raise RequestError(f"context: got a {type(context).__name__}, expected features by name.")
+
+
+def check_context(context: Any, schema: Schema) -> None:
+    """Check that a context has features of the schema only.
+
+    Raises:
+        RequestError: it has others, or is not a mapping.
+    """
+    if not isinstance(context, Mapping):
+        raise RequestError(f"context: got a {type(context).__name__}, expected features by name.")
+    known = schema.names("context")
+    if not context.keys() <= known:
+        unknown = _sorted(context.keys() - known)
+        raise RequestError(
+            f"context: features {unknown} are not in the schema, whose context features are "
+            f"{sorted(known)}; leave them out, or train with a schema that names them."
+        )
+
+
+def checked_k(k: Any, default: int, k_max: int) -> int:
+    """Return the number of results wanted.
+
+    Raises:
+        RequestError: it is not a number from 1 to ``k_max``.
+    """
+    if k is None:
+        return default
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= k_max:
+        raise RequestError(
+            f"k: got {k!r}, expected a whole number from 1 to {k_max}, the bundle's k_max; "
+            "export the model with a larger k_max to get more results."
+        )
+    return int(k)

@@ -1,19 +1,182 @@
-"""What an engine may be told: sizes, policies, threads; checked when it is made, not when a request comes."""
+"""Settings of an engine: shapes, policies, memory and threads, checked when they are made."""
 
 import dataclasses
-import itertools
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
 from aif_jax.errors import ConfigError
-from aif_jax.serving.candidate_tables import UnknownColumns
-from aif_jax.serving.threads import default_compute_threads
+from aif_jax.machine import default_compute_threads
 
-MissingItems = Literal["drop", "default", "error", "compute"]
+MissingPolicy = Literal["drop", "default", "error", "compute"]
+Where = Literal["auto", "host", "device"]
 UnknownUser = Literal["error", "default"]
-Late = Literal["degrade", "error"]
-Rows = Literal["auto", "host", "device"]
-UserBatching = Literal["rank_many", "all"]
+UnknownColumns = Literal["error", "ignore"]
+OnFailure = Literal["degrade", "error"]
+Group = TypeVar("Group")
+Word = TypeVar("Word")
+
+
+def _check(name: str, value: object, holds: bool, expected: str) -> None:
+    if not holds:
+        raise ConfigError(f"{name}: got {value!r}, expected {expected}.")
+
+
+def _whole(name: str, value: Any, least: int, *, step: int = 1, none: bool = False) -> None:
+    whole = type(value) is int and value >= least and value % step == 0
+    kind = f"a {'whole number' if step == 1 else f'multiple of {step}'} of at least {least}"
+    _check(name, value, whole or (none and value is None), kind + ", or None" * none)
+
+
+def _ascending(name: str, sizes: Any, fewest: int, least: int, step: int) -> tuple[int, ...]:
+    good = isinstance(sizes, Sequence) and len(sizes) >= fewest
+    _check(name, sizes, good, f"a tuple of {fewest} or more sizes")
+    for size in sizes:
+        _whole(name, size, least, step=step)
+    _check(name, sizes, sorted({*sizes}) == [*sizes], "sizes in ascending order")
+    return tuple(sizes)
+
+
+def _number(name: str, value: Any, unit: str, *, zero: bool = False, none: bool = False) -> None:
+    good = isinstance(value, (int, float)) and (value >= 0 if zero else value > 0)
+    kind = f"{'0 or more' if zero else 'more than 0'} {unit}"
+    _check(name, value, good or (none and value is None), kind + ", or None" * none)
+
+
+def _one_of(name: str, value: object, words: Any) -> None:
+    _check(name, value, value in get_args(words), " or ".join(map(repr, get_args(words))))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """Shapes that programs are compiled for.
+
+    Attributes:
+        candidates: candidate counts of the real-time stage, ascending, at least the bundle's ``k_max``;
+            multiples of 16, so that no score depends on the others. More are scored in several calls.
+            ``None``: the bundle's smallest, then doubling up to 4,096.
+        histories: history lengths of the user program, ascending, the last the model's ``long_length``.
+            ``None``: a quarter of it, and all of it.
+        users: users of `Engine.rank_many` in one call of the user program, at least 2, ascending, or none.
+
+    >>> Shapes(candidates=[512, 2048])
+    Shapes(candidates=(512, 2048), histories=None, users=(8,))
+    """
+
+    candidates: Sequence[int] | None = None
+    histories: Sequence[int] | None = None
+    users: Sequence[int] = (8,)
+
+    def __post_init__(self) -> None:
+        for name, bounds in {"candidates": (1, 16, 16), "histories": (1, 1, 1), "users": (0, 2, 1)}.items():
+            if (sizes := getattr(self, name)) is not None or name == "users":
+                object.__setattr__(self, name, _ascending(f"shapes.{name}", sizes, *bounds))
+
+
+@dataclasses.dataclass(frozen=True)
+class MissingItems:
+    """Policy for candidates without an item row; each is counted in the report.
+
+    Attributes:
+        policy: ``drop`` leaves them out, ``default`` scores them as an item of which nothing is known,
+            ``error`` refuses the request, ``compute`` computes rows of what `Engine`'s ``items`` knows.
+        max_items: items that one request may have computed, the first of its candidates.
+        max_wait_ms: milliseconds that a request waits for them, but only half of what its deadline leaves.
+        retry_s: seconds for which an item that could not be computed is not asked for again.
+
+    >>> MissingItems("compute", max_items=16)
+    MissingItems(policy='compute', max_items=16, max_wait_ms=10.0, retry_s=5.0)
+    """
+
+    policy: MissingPolicy
+    _: dataclasses.KW_ONLY
+    max_items: int = 64
+    max_wait_ms: float = 10.0
+    retry_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        _one_of("missing_items.policy", self.policy, MissingPolicy)
+        _whole("missing_items.max_items", self.max_items, 1)
+        _number("missing_items.max_wait_ms", self.max_wait_ms, "milliseconds")
+        _number("missing_items.retry_s", self.retry_s, "seconds", zero=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemRows:
+    """Place from which the real-time stage reads item rows.
+
+    Attributes:
+        where: ``host`` memory, or copies in ``device`` memory (portable programs only); ``auto``: by backend.
+        device_capacity: rows on the device at the start; it must hold a full table and one of twice the size.
+
+    >>> ItemRows("device", device_capacity=1_000_000)
+    ItemRows(where='device', device_capacity=1000000)
+    """
+
+    where: Where = "auto"
+    _: dataclasses.KW_ONLY
+    device_capacity: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("item_rows.where", self.where, Where)
+        _whole("item_rows.device_capacity", self.device_capacity, 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UserStateCache:
+    """Bounds of the cache of user states.
+
+    Attributes:
+        max_bytes: memory, of each generation that is kept; 0 switches the cache off.
+        ttl_s: age in seconds at which a cached state is computed again; ``None`` for never.
+
+    >>> UserStateCache(ttl_s=None)
+    UserStateCache(max_bytes=67108864, ttl_s=None)
+    """
+
+    max_bytes: int = 64 * 2**20
+    ttl_s: float | None = 300.0
+
+    def __post_init__(self) -> None:
+        _whole("user_states.max_bytes", self.max_bytes, 0)
+        _number("user_states.ttl_s", self.ttl_s, "seconds", none=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Threads:
+    """Threads of the scheduler, and the queue before them.
+
+    Attributes:
+        blocking: threads that wait for user sources and retrieval.
+        compute: threads that run programs; see `aif_jax.machine.default_compute_threads` for the default.
+        max_queued: requests that may wait with their first step before further ones are refused.
+
+    >>> Threads(compute=2)
+    Threads(blocking=8, compute=2, max_queued=1024)
+    """
+
+    blocking: int = 8
+    compute: int = dataclasses.field(default_factory=default_compute_threads)
+    max_queued: int = 1024
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            _whole(f"threads.{name}", value, 1)
+
+
+class _GroupOrWord(Generic[Group, Word]):
+    """Field that holds a group of settings and takes the first setting of it too, so that both are typed."""
+
+    def __init__(self, make: Callable[[Word], Group], word: Word):
+        self._make, self._default = make, make(word)
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, config: Any, owner: type | None = None) -> Group:
+        return self._default if config is None else vars(config)[self._name]
+
+    def __set__(self, config: Any, value: Group | Word) -> None:
+        vars(config)[self._name] = value if isinstance(value, type(self._default)) else self._make(value)  # type: ignore[arg-type]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,209 +184,76 @@ class EngineConfig:
     """Settings of one `Engine`.
 
     Attributes:
-        k: results of a request that does not say how many it wants; ``None`` for 100, or the bundle's
-            ``k_max`` if that is smaller.
-        buckets: candidate counts for which the real-time stage is compiled; multiples of 16, ascending, the
-            smallest at least the bundle's ``k_max``. More candidates than the largest are scored in several
-            calls of the largest and merged. ``None``: the bundle's smallest, then doubling up to 4,096.
-        long_buckets: history lengths for which the user side is compiled, ascending; the largest must be the
-            model's ``long_length``. ``None``: a quarter of it, and all of it.
-        user_batches: numbers of users for whom the user program is compiled too, to compute the states of
-            several in one call; at least 2, ascending. Empty: one call for each user.
-        user_batching: whose user sides may share a call when several wait for a compute thread: those of
-            `Engine.rank_many`, or ``all``. A state's last bits, and those of scores, may then differ from
-            what they are alone.
-        missing_items: what becomes of candidates without an item row: ``drop`` leaves them out, ``default``
-            scores them as an item of which nothing is known, ``error`` refuses the request, ``compute`` has
-            rows computed of what `Engine`'s ``items`` knows of them, and leaves out the rest. All are
-            counted.
-        compute_missing_max: items that one request may have computed, the first of its candidates.
-        compute_missing_ms: milliseconds that a request waits for them, and no longer than half of what is
-            left of its deadline; what comes later is there for other requests.
-        compute_missing_retry_s: seconds for which an item that could not be computed is not asked for again.
-        unknown_columns: what becomes of columns of a table of candidates that are no pair features:
-            ``error`` refuses the request, ``ignore`` counts them among the report's ``unknown_features``.
-        rows: where the real-time stage reads item rows: ``host`` memory, or copies in ``device`` memory that
-            follow the index (portable programs only). ``auto``: the device, unless JAX's backend is the CPU.
-        device_capacity: rows to have room for on the device from the start; a full table is replaced by one
-            of twice the size, for which the device must hold both.
-        unknown_user: what becomes of users that the source does not know: ``error`` refuses the request,
-            ``default`` ranks for a user of whom nothing is known.
-        late: what becomes of a request with a deadline whose user side or real-time stage is late, or refused
-            for want of room: ``degrade`` answers with as much as is there in time (`aif_jax.serving.ladder`),
-            ``error`` refuses it. Nothing is degraded without a deadline.
-        user_source_failure: what becomes of a request whose user source raised, with a deadline or without:
-            ``error`` passes the error on, ``degrade`` ranks with the user prior.
-        user_state_bytes: memory for cached user states, of each generation that is kept; 0 switches the cache
-            off.
-        memory_budget_bytes: memory that all generations together may need, of host and device, when another
-            is made beside those that are there: `Engine.publish` and `Engine.shadow` refuse one that has no
-            room. ``None`` for no bound. What counts: `aif_jax.serving.memory`.
-        user_state_ttl_s: age in seconds at which a cached user state is computed again; ``None`` for never.
-        blocking_threads: threads that wait for user sources and retrieval.
-        compute_threads: threads that run programs; few, because each program uses XLA's own pool. Left
-            out, it follows the cores that the process gets, see `aif_jax.serving.threads`.
-        queue_bound: requests that may wait for a thread with their first step before further ones are
-            refused; the next steps of those that were taken on always find room.
+        k: results of a request that does not say how many; ``None``: 100, or ``k_max`` if that is smaller.
+        shapes: shapes that programs are compiled for.
+        missing_items: policy for candidates without an item row, or `MissingItems` with more settings.
+        item_rows: place from which the real-time stage reads item rows, or `ItemRows`.
+        user_states: bounds of the cache of user states.
+        threads: threads of the scheduler, and the queue before them.
+        unknown_user: ``error`` refuses users unknown to the source, ``default`` ranks without a record.
+        unknown_columns: ``error`` refuses tables with columns that are no pair features, ``ignore`` skips.
+        on_deadline: ``degrade`` answers in time with what is there (`aif_jax.serving.ladder`); or ``error``.
+        on_user_source_error: ``error`` passes on what it raised, ``degrade`` ranks with the user prior.
+        max_memory_bytes: memory of all generations, host and device, over which none is added; ``None``: any.
         max_pending_age_s: age in seconds at which a handle from `Engine.begin` that was never ranked expires.
+
+    >>> EngineConfig(missing_items="default").missing_items.policy
+    'default'
     """
 
     k: int | None = None
-    buckets: Sequence[int] | None = None
-    long_buckets: Sequence[int] | None = None
-    user_batches: Sequence[int] = (8,)
-    user_batching: UserBatching = "rank_many"
-    missing_items: MissingItems = "drop"
-    compute_missing_max: int = 64
-    compute_missing_ms: float = 10.0
-    compute_missing_retry_s: float = 5.0
-    unknown_columns: UnknownColumns = "error"
-    rows: Rows = "auto"
-    device_capacity: int = 0
+    shapes: Shapes = Shapes()
+    missing_items: _GroupOrWord[MissingItems, MissingPolicy] = _GroupOrWord(MissingItems, "drop")
+    item_rows: _GroupOrWord[ItemRows, Where] = _GroupOrWord(ItemRows, "auto")
+    user_states: UserStateCache = UserStateCache()
+    threads: Threads = dataclasses.field(default_factory=Threads)
     unknown_user: UnknownUser = "error"
-    late: Late = "degrade"
-    user_source_failure: Late = "error"
-    user_state_bytes: int = 64 * 2**20
-    memory_budget_bytes: int | None = None
-    user_state_ttl_s: float | None = 300.0
-    blocking_threads: int = 8
-    compute_threads: int = dataclasses.field(default_factory=default_compute_threads)
-    queue_bound: int = 1024
+    unknown_columns: UnknownColumns = "error"
+    on_deadline: OnFailure = "degrade"
+    on_user_source_error: OnFailure = "error"
+    max_memory_bytes: int | None = None
     max_pending_age_s: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("k", "blocking_threads", "compute_threads", "queue_bound", "compute_missing_max"):
-            value = getattr(self, name)
-            if name == "k" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name}: got {value!r}, expected a whole number of at least 1.")
-        for name in ("buckets", "long_buckets"):
-            sizes = getattr(self, name)
-            if sizes is None:
-                continue
-            sizes = tuple(sizes)
-            object.__setattr__(self, name, sizes)
-            if not sizes or sizes[0] < 1 or any(a >= b for a, b in itertools.pairwise(sizes)):
-                raise ConfigError(f"{name}: got {sizes}, expected one or more positive sizes, ascending.")
-        if self.buckets is not None and any(size % 16 for size in self.buckets):
-            raise ConfigError(
-                f"buckets: got {self.buckets}, expected multiples of 16: only then is a candidate's "
-                "score the same in every company."
-            )
-        batches = tuple(self.user_batches)
-        object.__setattr__(self, "user_batches", batches)
-        if any(isinstance(size, bool) or not isinstance(size, int) or size < 2 for size in batches) or any(
-            a >= b for a, b in itertools.pairwise(batches)
-        ):
-            raise ConfigError(
-                f"user_batches: got {batches}, expected whole numbers of at least 2, ascending, or none."
-            )
-        if self.user_batching not in ("rank_many", "all"):
-            raise ConfigError(f"user_batching: got {self.user_batching!r}, expected 'rank_many' or 'all'.")
-        if self.missing_items not in ("drop", "default", "error", "compute"):
-            raise ConfigError(
-                f"missing_items: got {self.missing_items!r}, expected 'drop', 'default', 'error' or "
-                "'compute'."
-            )
-        if not self.compute_missing_ms > 0:
-            raise ConfigError(
-                f"compute_missing_ms: got {self.compute_missing_ms}, expected more than 0 milliseconds."
-            )
-        if not self.compute_missing_retry_s >= 0:
-            raise ConfigError(
-                f"compute_missing_retry_s: got {self.compute_missing_retry_s}, expected 0 or more seconds."
-            )
-        if self.unknown_columns not in ("error", "ignore"):
-            raise ConfigError(f"unknown_columns: got {self.unknown_columns!r}, expected 'error' or 'ignore'.")
-        if self.rows not in ("auto", "host", "device"):
-            raise ConfigError(f"rows: got {self.rows!r}, expected 'auto', 'host' or 'device'.")
-        if self.device_capacity < 0:
-            raise ConfigError(f"device_capacity: got {self.device_capacity}, expected 0 or more rows.")
-        if self.unknown_user not in ("error", "default"):
-            raise ConfigError(f"unknown_user: got {self.unknown_user!r}, expected 'error' or 'default'.")
-        for name in ("late", "user_source_failure"):
-            if (policy := getattr(self, name)) not in ("degrade", "error"):
-                raise ConfigError(f"{name}: got {policy!r}, expected 'degrade' or 'error'.")
-        if self.user_state_bytes < 0:
-            raise ConfigError(f"user_state_bytes: got {self.user_state_bytes}, expected 0 or more bytes.")
-        if self.memory_budget_bytes is not None and self.memory_budget_bytes < 1:
-            raise ConfigError(
-                f"memory_budget_bytes: got {self.memory_budget_bytes}, expected at least 1 byte, or None for "
-                "no bound."
-            )
-        if self.user_state_ttl_s is not None and not self.user_state_ttl_s > 0:
-            raise ConfigError(
-                f"user_state_ttl_s: got {self.user_state_ttl_s}, expected more than 0 seconds, "
-                "or None for no limit."
-            )
-        if not self.max_pending_age_s > 0:
-            raise ConfigError(
-                f"max_pending_age_s: got {self.max_pending_age_s}, expected more than 0 seconds."
-            )
+        for name, group in (("shapes", Shapes), ("user_states", UserStateCache), ("threads", Threads)):
+            _check(name, value := getattr(self, name), isinstance(value, group), f"{group.__name__}(...)")
+        _one_of("unknown_user", self.unknown_user, UnknownUser)
+        _one_of("unknown_columns", self.unknown_columns, UnknownColumns)
+        _one_of("on_deadline", self.on_deadline, OnFailure)
+        _one_of("on_user_source_error", self.on_user_source_error, OnFailure)
+        _whole("k", self.k, 1, none=True)
+        _whole("max_memory_bytes", self.max_memory_bytes, 1, none=True)
+        _number("max_pending_age_s", self.max_pending_age_s, "seconds")
 
     def check_items(self, items: object) -> None:
-        """Check that an item source is given where it is needed, and only there.
-
-        Raises:
-            ConfigError: it is not.
-        """
-        if (self.missing_items == "compute") == (items is not None):
-            return
-        if items is None:
-            raise ConfigError(
-                "missing_items: 'compute' needs an item source to compute from; pass Engine(items=...), or "
-                "configure missing_items='drop'."
-            )
-        raise ConfigError(
-            f"items: an item source was given, but missing_items={self.missing_items!r} never asks it; "
-            "configure missing_items='compute', or leave items out."
-        )
+        """Raise `ConfigError` unless an item source is given where it is needed, and only there."""
+        policy, kind = self.missing_items.policy, None if items is None else type(items)
+        fix = f"an item source with missing_items='compute', else None; it is {policy!r}: change one of them"
+        _check("items", kind, (policy == "compute") == (items is not None), fix)
 
     def sizes(self, *, k_max: int, long_length: int) -> "Sizes":
-        """Return the sizes to compile for, with the bundle's defaults filled in.
-
-        Raises:
-            ConfigError: a bucket is smaller than ``k_max``, ``k`` is larger, or the largest long bucket is
-                not ``long_length``.
-        """
-        buckets = list(self.buckets or ())
-        if not buckets:
-            buckets = [-(-k_max // 16) * 16]
-            while buckets[-1] < 4096:
-                buckets.append(min(2 * buckets[-1], 4096))
-        if buckets[0] < k_max:
-            raise ConfigError(
-                f"buckets: the smallest is {buckets[0]}, expected at least the bundle's k_max of {k_max}; "
-                "raise it, or export the model with a smaller k_max."
-            )
+        """Return the sizes to compile for, by the bundle; `ConfigError` if the two do not fit together."""
+        counts = list(self.shapes.candidates or (-(-k_max // 16) * 16,))
+        while self.shapes.candidates is None and counts[-1] < 4096:
+            counts.append(min(2 * counts[-1], 4096))
+        longs = self.shapes.histories or sorted({max(1, long_length // 4), long_length})
         k = min(100, k_max) if self.k is None else self.k
-        if k > k_max:
-            raise ConfigError(
-                f"k: got {k}, but the bundle was exported for at most k_max={k_max} results; "
-                "lower k, or export the model with a larger k_max."
-            )
-        longs = list(self.long_buckets or sorted({max(1, long_length // 4), long_length}))
-        if longs[-1] != long_length:
-            raise ConfigError(
-                f"long_buckets: the largest is {longs[-1]}, expected the model's long_length of "
-                f"{long_length}."
-            )
-        return Sizes(k, tuple(buckets), tuple(longs), (1, *self.user_batches))
+        _check("k", k, k <= k_max, f"at most the bundle's k_max={k_max}; lower it, or export a larger k_max")
+        fix = f"at least the bundle's k_max={k_max} first; raise it, or export a smaller k_max"
+        _check("shapes.candidates", counts, counts[0] >= k_max, fix)
+        fix = f"the model's long_length={long_length} last; add it"
+        _check("shapes.histories", longs, longs[-1] == long_length, fix)
+        return Sizes(k, tuple(counts), tuple(longs), (1, *self.shapes.users))
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Sizes:
-    """What an engine is compiled for: an `EngineConfig` and a bundle together.
+class Sizes(NamedTuple):
+    """Sizes that an engine is compiled for, as in `Shapes`, ascending; `users` from 1 on.
 
-    Attributes:
-        k: results of a request that does not say how many it wants.
-        buckets: candidate counts, ascending.
-        long_buckets: history lengths, ascending.
-        users: users in one call of the user program, from 1 on, ascending.
+    >>> EngineConfig(shapes=Shapes(candidates=(64,))).sizes(k_max=50, long_length=200)
+    Sizes(k=50, candidates=(64,), histories=(50, 200), users=(1, 8))
     """
 
     k: int
-    buckets: tuple[int, ...]
-    long_buckets: tuple[int, ...]
+    candidates: tuple[int, ...]
+    histories: tuple[int, ...]
     users: tuple[int, ...]

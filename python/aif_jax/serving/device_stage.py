@@ -1,12 +1,12 @@
-"""The real-time stage over item rows in device memory: slots in, top-k out, one compiled program.
+"""The real-time stage over item rows in device memory.
 
-The program gathers the rows of its slots, masks the slots that have none and the items that may not be
-ranked, and goes on with the bundle's own stage program, compiled into the same executable. Weights, table
-and the user state are operands, so the executables of one architecture serve every bundle of it.
+One compiled program takes slots and returns the top k: it gathers the rows of its slots, masks the slots
+that have none and the items that may not be ranked, and goes on with the bundle's own stage program.
+Weights, table and user state are operands, so one architecture's executables serve every bundle of it.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,11 +16,10 @@ import numpy as np
 from aif_jax.bundle import Bundle
 from aif_jax.bundle.programs import Program, compiled_once
 from aif_jax.errors import ConfigError, VersionMismatchError
+from aif_jax.features import pad_to
+from aif_jax.nearline.device_rows import DeviceRows, RowPacking, read_rows
 from aif_jax.nearline.item_index import RANKABLE
-from aif_jax.serving.device_packing import RowPacking
-from aif_jax.serving.device_rows import DeviceRows
-from aif_jax.serving.device_tables import TableLayout
-from aif_jax.serving.stage import Progress, Stage, StageCall, StagePart
+from aif_jax.serving.stage import Meanwhile, Progress, Refuse, Scored, Shared, Stage
 
 
 class DeviceStage(Stage):
@@ -31,15 +30,15 @@ class DeviceStage(Stage):
 
     Args:
         rows: the rows, of the same bundle version.
-        bundle: the model, with programs for the devices of the rows.
+        bundle: the model, with programs for the device of the rows.
         buckets: candidate counts to compile for, multiples of 16, from the bundle's ``k_max`` upward.
-        long_buckets: history lengths to compile for.
-        default: whether candidates without a row are ranked as items of which nothing is known.
+        lengths: history lengths to compile for.
+        default: candidates without a row are ranked as items of which nothing is known.
         progress: called after every program that is ready.
 
     Raises:
         VersionMismatchError: another bundle version computed the rows.
-        ConfigError: the bundle's programs were not exported for the platform of the devices.
+        ConfigError: the bundle's programs were not exported for the platform of the device.
         BundleError: this jax cannot read the program.
     """
 
@@ -48,7 +47,7 @@ class DeviceStage(Stage):
         rows: DeviceRows,
         bundle: Bundle,
         buckets: Sequence[int],
-        long_buckets: Sequence[int],
+        lengths: Sequence[int],
         *,
         default: bool = False,
         progress: Progress | None = None,
@@ -59,7 +58,6 @@ class DeviceStage(Stage):
                 f"{bundle.path} is version {bundle.version}; make them from an item index of this bundle."
             )
         self.rows = rows
-        self.bundle = bundle
         self._default = default
         self._program = bundle.program("stage")
         if not any(operand.path == "valid" for operand in self._program.signature.inputs):
@@ -67,64 +65,68 @@ class DeviceStage(Stage):
                 f"the bundle's {bundle.kind} stage program reads item rows from the host's cache; load the "
                 "bundle with prefer='portable' to keep rows on a device."
             )
-        platforms = {device.platform for device in rows.layout.devices}
-        exported_for = self._program.exported.platforms
+        platform, exported_for = rows.device.platform, self._program.exported.platforms
         # A device of either maker says "gpu".
-        fitting = {"gpu": {"cuda", "rocm"}}
-        if unfit := [p for p in platforms if not fitting.get(p, {p}) & set(exported_for)]:
+        if not {"gpu": {"cuda", "rocm"}}.get(platform, {platform}) & set(exported_for):
             raise ConfigError(
                 f"the bundle's {bundle.kind} stage program was exported for {', '.join(exported_for)}, but "
-                f"the item rows are on {', '.join(unfit)}; load the bundle with prefer='portable'."
+                f"the item rows are on {platform}; load the bundle with prefer='portable'."
             )
-        self._sizes = [(size, length) for length in long_buckets for size in buckets]
-        self._weights = jax.device_put(
-            tuple(bundle.weights[name] for name in self._program.signature.weights), rows.layout.whole
-        )
+        self._sizes = [(size, length) for length in lengths for size in buckets]
+        self._weights = self._sent(tuple(bundle.weights[name] for name in self._program.signature.weights))
         self._others = [
             operand
             for operand in self._program.signature.inputs
             if not operand.path.startswith("rows/") and operand.path != "valid"
         ]
         self._executables: dict[tuple[int, int, int], Any] = {}
-        self._progress = progress
         rows.on_growth(self._compile)
         for number, (size, length) in enumerate(self._sizes, 1):
             self._run_on_zeros(size, length)
             if progress is not None:
                 progress(number, len(self._sizes), f"device stage, history {length}, {size} candidates")
 
-    def _check_size(self, size: int, length: int) -> None:
+    def prepare(self, leaves: Mapping[str, Any], length: int, context: Mapping[str, np.ndarray]) -> Shared:
+        """Send what all candidates of a request share to the device."""
+        given = {**leaves, **{f"context/{name}": value for name, value in context.items()}}
+        return Shared(length, self._sent(tuple(given.get(operand.path) for operand in self._others)))
+
+    def score(
+        self,
+        shared: Shared,
+        keys: np.ndarray,
+        pair: Mapping[str, np.ndarray],
+        size: int,
+        *,
+        refuse: Refuse | None = None,
+        meanwhile: Meanwhile | None = None,
+    ) -> Scored:
+        """Score candidates in one call and take the best."""
+        began_s, length = time.perf_counter(), shared.length
         if (size, length) not in self._sizes:
             raise ConfigError(
                 f"device stage: got {size} candidates and a history of {length}, expected one of "
                 f"{self._sizes}; name it when the stage is made."
             )
-
-    def _score(self, call: StageCall) -> StagePart:
-        keys, size, length = call.keys, call.size, call.length
-        others = jax.device_put(
-            tuple(call.operands[operand.path] for operand in self._others), self.rows.layout.whole
+        given = self._sent({name: pad_to(column, size) for name, column in pair.items()})
+        others = tuple(
+            given[operand.path.removeprefix("pair/")] if operand.path.startswith("pair/") else leaf
+            for operand, leaf in zip(self._others, shared.operands, strict=True)
         )
         (results, found) = self.rows.dispatch(
-            keys, size, self._calling(size, length, others), default=self._default, refuse=call.refuse
+            keys, size, self._calling(size, length, others), default=self._default, refuse=refuse
         )
-        dispatched = time.perf_counter()
-        if call.meanwhile is not None:
-            call.meanwhile()
+        dispatched_s = time.perf_counter()
+        if meanwhile is not None:
+            meanwhile()
         order, scores, heads, unscored, not_rankable = jax.device_get(results)
         missing = len(keys) - int(np.count_nonzero(found))
-        usable = len(keys) if self._default else len(keys) - missing
-        ranked = usable - int(not_rankable) - int(unscored)
-        return StagePart(
-            order=order[:ranked].astype(np.int64),
-            scores=scores[:ranked],
-            heads=heads[:ranked],
-            unscored=int(unscored),
-            missing=missing,
-            not_rankable=int(not_rankable),
-            prepare_s=dispatched - call.began_s,
-            stage_s=time.perf_counter() - dispatched,
-        )
+        ranked = len(keys) - (0 if self._default else missing) - int(not_rankable) - int(unscored)
+        return Scored(
+            order[:ranked].astype(np.int64), scores[:ranked], heads[:ranked], unscored=int(unscored),
+            missing=missing, not_rankable=int(not_rankable), gather_s=dispatched_s - began_s,
+            stage_s=time.perf_counter() - dispatched_s, bucket=size, calls=1,
+        )  # fmt: skip
 
     @property
     def device_bytes(self) -> int | None:
@@ -134,6 +136,9 @@ class DeviceStage(Stage):
     def close(self) -> None:
         """Give the rows' device memory back."""
         self.rows.close()
+
+    def _sent(self, operands: Any) -> Any:
+        return jax.device_put(operands, self.rows.sharding)
 
     def _calling(self, size: int, length: int, others: tuple[Any, ...]) -> Callable[..., Any]:
         def call(capacity: int, table: jax.Array, slots: jax.Array) -> Any:
@@ -147,37 +152,32 @@ class DeviceStage(Stage):
             np.zeros((spec := operand.at({"n": size, "l": length})).shape, spec.dtype)
             for operand in self._others
         )
-        others = jax.device_put(zeros, self.rows.layout.whole)
-        results, _ = self.rows.dispatch(np.zeros(0, np.uint64), size, self._calling(size, length, others))
+        call = self._calling(size, length, self._sent(zeros))
+        results, _ = self.rows.dispatch(np.zeros(0, np.uint64), size, call)
         jax.block_until_ready(results)
 
     def _compile(self, capacity: int) -> None:
-        layout, packing = self.rows.layout, self.rows.packing
-        weights = tuple(_spec(array, layout) for array in self._weights)
+        rows, sharding = self.rows, self.rows.sharding
+        function = stage_over_table(self._program, rows.packing)
+        stage = jax.jit(function, in_shardings=sharding, out_shardings=sharding)
+        program = (self._program.digest, str(rows.packing.columns))
         for size, length in self._sizes:
-            operands = (
-                weights,
-                self.rows.spec(capacity),
-                self.rows.slots_spec(size),
-                tuple(_spec(operand.at({"n": size, "l": length}), layout) for operand in self._others),
-            )
+            others = tuple(operand.at({"n": size, "l": length}) for operand in self._others)
 
-            def compile_it(operands: tuple[Any, ...] = operands) -> Any:
-                function = stage_over_table(self._program, layout, packing)
-                return jax.jit(function, out_shardings=layout.whole).lower(*operands).compile()
+            def compile_it(size: int = size, others: Any = others) -> Any:
+                operands = (self._weights, rows.table_spec(capacity), rows.spec(size), others)
+                return stage.lower(*operands).compile()
 
-            columns = str(packing.columns)
-            key = self.rows.program_key("device_stage", capacity, self._program.digest, columns, size, length)
+            key = rows.program_key("device_stage", capacity, *program, size, length)
             self._executables[capacity, size, length] = compiled_once(key, compile_it)
 
 
-def stage_over_table(program: Program, layout: TableLayout, packing: RowPacking) -> Callable[..., Any]:
+def stage_over_table(program: Program, packing: RowPacking) -> Callable[..., Any]:
     """Return the stage as a pure function of weights, table, slots int32 ``[n]`` and other inputs.
 
     Args:
         program: a bundle's stage.
-        layout: of the table.
-        packing: of its rows.
+        packing: of the table's rows.
 
     Returns:
         A function that returns positions int32 ``[k]``, scores ``[k]``, heads ``[k, n_heads]``, and how many
@@ -191,7 +191,7 @@ def stage_over_table(program: Program, layout: TableLayout, packing: RowPacking)
     def stage(
         weights: tuple[jax.Array, ...], table: jax.Array, slots: jax.Array, others: tuple[jax.Array, ...]
     ) -> tuple[jax.Array, ...]:
-        rows = packing.unpack_traced(layout.read(table, slots))
+        rows = packing.unpack_traced(read_rows(table, slots))
         there = slots >= 0
         listed = rows[RANKABLE][:, 0] != 0
         left = iter(others)
@@ -212,7 +212,3 @@ def stage_over_table(program: Program, layout: TableLayout, packing: RowPacking)
         return (*(given[path] for path in ("order", "score", "heads", "unscored")), not_rankable)
 
     return stage
-
-
-def _spec(array: Any, layout: TableLayout) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=layout.whole)

@@ -1,44 +1,33 @@
-"""The engine: pins a generation, runs the user side while retrieval runs, and ranks."""
+"""The engine: the public interface of serving. One request runs as told in `aif_jax.serving.request`."""
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from typing import Any, Self
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, Self, overload
 
 import numpy as np
 
-from aif_jax import _native
 from aif_jax.bundle import Bundle, compilations, loads
-from aif_jax.errors import OverloadedError, SchedulerError
-from aif_jax.nearline import BehaviourTable, ItemIndex
+from aif_jax.errors import SchedulerError
+from aif_jax.nearline import Tables
 from aif_jax.serving.admission import Admission
-from aif_jax.serving.arguments import check_context, check_deadline, check_user
-from aif_jax.serving.candidates import Asked, Chosen, choose
+from aif_jax.serving.aio import EventLoop
+from aif_jax.serving.candidates import Filters, check_request, filters_for_each
 from aif_jax.serving.config import EngineConfig
-from aif_jax.serving.counts import RequestCounts
-from aif_jax.serving.filters import Filters, for_each_user
-from aif_jax.serving.finishing import finish
-from aif_jax.serving.gates import Gates
-from aif_jax.serving.handles import Handles
-from aif_jax.serving.ladder import Choice
-from aif_jax.serving.many import context_for_each, rank_in_order, rank_side_by_side, window
-from aif_jax.serving.memory import Needs, as_stats
-from aif_jax.serving.observer import Observer
-from aif_jax.serving.own_retrieval import BLAMING_RETRIEVAL, Fallback
-from aif_jax.serving.pending import Pending
-from aif_jax.serving.publishing import GoldenRequest, Publication, check_bounds
+from aif_jax.serving.generation import Generation, Needs, memory_stats
+from aif_jax.serving.ladder import Ladder
+from aif_jax.serving.many import Context, Window, context_for_each, rank_in_order, rank_side_by_side
+from aif_jax.serving.observer import Observer, Observers
+from aif_jax.serving.publish import Generations, GoldenRequest, PreChecks, Publication, PublishChecks
 from aif_jax.serving.release import Release, Sources
-from aif_jax.serving.releases import Releases
 from aif_jax.serving.report import Ranking
-from aif_jax.serving.retrieval import EventLoop
-from aif_jax.serving.shadow import Shadow, ShadowConfig
-from aif_jax.serving.shadows import Shadows
+from aif_jax.serving.request import OpenRequests, Pending, Services
+from aif_jax.serving.retrieval import Fallback
+from aif_jax.serving.shadow import Shadow, ShadowConfig, Shadows
 from aif_jax.serving.stage import Progress
-from aif_jax.serving.stages import Generation
-from aif_jax.serving.tasks import Tasks
-from aif_jax.serving.user_batches import UserGroup
-from aif_jax.serving.user_side import UserSide
-from aif_jax.serving.watch import Watch
+from aif_jax.serving.tasks import Deadline, Lane, Workers
+from aif_jax.serving.user_side import GroupMember
+from aif_jax.serving.user_states import UserStates
 from aif_jax.types import ItemRecords, ItemSource, Request, Retrieve, UserId, UserRecord, UserSource
 
 
@@ -48,32 +37,39 @@ class Engine:
     Everything is compiled while the engine is made; no request compiles anything. Close it, or use it as a
     context manager.
 
+    >>> with Engine(bundle, tables, users=users) as engine:  # doctest: +SKIP
+    ...     pending = engine.begin("ann", {"hour": 20})  # the user side starts, and this returns at once
+    ...     ranking = pending.rank(retrieve("ann"), k=20)  # the rest is one compiled call
+
     Args:
         bundle: the model.
-        index: item rows, of the same bundle version; may be written to while the engine runs.
-        behaviours: rows of the items in histories, of the same bundle version; likewise.
+        tables: item rows and rows of the items in histories, of the same bundle version, from `build_tables`;
+            may be written to while the engine runs.
         users: the user source: from a user id to a `UserRecord`, or ``None`` for an unknown user.
         retrieve: from a `Request` to item ids or `Candidates`, plain or coroutine function; needed by
             `rank`, `rank_async` and `rank_many`, not by `begin`.
-        fallback: what to rank when ``retrieve`` raises, is late or returns what is no candidates: ids,
+        fallback: candidates for when ``retrieve`` raises, is late or returns something else: ids,
             `Candidates`, or a plain and quick function from a `Request` to either. With it, a plain
             ``retrieve`` of a request with a deadline runs in a thread, so that it can be given up.
         items: the item source, for ``missing_items="compute"``: from ids that have no row to `ItemRecords` of
             those that it knows.
         config: settings.
-        observers: who is told how each request ended, see `aif_jax.observe`.
+        observers: notified of how each request ended, see `aif_jax.observe`.
         progress: called after every program that was compiled.
 
     Raises:
-        VersionMismatchError: the index or the behaviour table was computed by another bundle version.
+        VersionMismatchError: a table was computed by another bundle version.
         ConfigError: the config does not fit the bundle, or ``items`` not the config.
+
+    Attributes:
+        config: settings.
+        hooks: for tests.
     """
 
     def __init__(
         self,
         bundle: Bundle,
-        index: ItemIndex,
-        behaviours: BehaviourTable,
+        tables: Tables,
         *,
         users: UserSource | Callable[[Any], UserRecord | None],
         retrieve: Retrieve | Callable[[Request], Any] | None = None,
@@ -87,25 +83,24 @@ class Engine:
         self.config.check_items(items)
         self._sources = Sources(users, retrieve, fallback, items)
         self._loop = EventLoop()
-        self._scheduler = _native.Scheduler(
-            blocking_threads=self.config.blocking_threads,
-            compute_threads=self.config.compute_threads,
-            queue_bound=self.config.queue_bound,
-        )
-        self.tasks = Tasks(self._scheduler)
+        self._workers = Workers(self.config.threads)
         try:
-            self._releases = Releases(self._made(bundle, index, behaviours, progress))
+            self._generations = Generations(self._made(bundle, tables, progress))
         except BaseException:
-            self._scheduler.shutdown(wait=True)
+            self._workers.close()
             raise
-        self._shadows = Shadows()
-        self.counts = RequestCounts()
-        self._handles = Handles(self.config.max_pending_age_s, self.counts)
-        self.watch = Watch(self.counts, observers, lambda: self.version)
-        self.admission = Admission(self.config.compute_threads)
+        self._observers = Observers(observers)
+        self._services = Services(
+            workers=self._workers,
+            admission=Admission(self.config.threads.compute),
+            observers=self._observers,
+            open=OpenRequests(self.config.max_pending_age_s, self._observers),
+            shadows=Shadows(),
+        )
+        self.hooks = Hooks(self._services, self._generations)
         self._closed = False
         try:
-            self.watch.opened(self)
+            self._observers.opened(self)
         except BaseException:
             self.close()
             raise
@@ -113,17 +108,19 @@ class Engine:
     # -- requests ---------------------------------------------------------------------------------
 
     def begin(
-        self, user: UserId, context: Mapping[str, Any] | None = None, deadline_ms: float | None = None
+        self, user: UserId, context: Context | None = None, *, deadline_ms: float | None = None
     ) -> Pending:
         """Start the user side of a request and return at once.
 
         Retrieve meanwhile, then call `Pending.rank` on the handle.
 
+        >>> pending = engine.begin("ann", {"hour": 20}, deadline_ms=30)  # doctest: +SKIP
+
         Args:
-            user: whom to rank for.
+            user: user to rank for.
             context: raw context features of the request; an absent one counts as missing.
-            deadline_ms: milliseconds from now in which the ranking is wanted. What is predicted to be late is
-                gone without, see `EngineConfig.late`, and after it no real-time stage is started.
+            deadline_ms: milliseconds from now in which the ranking is wanted. Parts that are predicted to be
+                late are left out, see `EngineConfig.on_deadline`, and after it no real-time stage is started.
 
         Raises:
             RequestError: ``context`` is not a mapping, names an unknown feature, or the deadline is not
@@ -132,69 +129,29 @@ class Engine:
                 user side; nothing was started.
             SchedulerError: the engine is closed.
         """
-        return self._begin(user, context, deadline_ms, start=True)
-
-    def _begin(
-        self,
-        user: UserId,
-        context: Mapping[str, Any] | None,
-        deadline_ms: float | None,
-        *,
-        start: bool,
-        many: bool = False,
-        group: UserGroup | None = None,
-    ) -> Pending:
-        """Check and open a request, maybe one of many; without ``start``, the caller starts its user side."""
-        with self.watch.errors(user, deadline_ms):
-            if self._closed:
-                raise SchedulerError("the engine is closed; make a new one.")
-            check_user(user)
-            check_deadline(deadline_ms)
-            context = {} if context is None else context
-            release = self._releases.enter()
-            try:
-                check_context(context, release.generation.bundle.schema)
-            except BaseException:
-                release.leave()
-                raise
-            # It is read in another thread, later: the caller may use the mapping again.
-            pending = Pending(self, release, user, dict(context), deadline_ms)
-            pending.batched |= many
-            pending.group = group
-            self.counts.add("begun")
-            self._handles.add(pending)
-            try:
-                self.admission.enter(pending)
-                if start:
-                    self._start(pending)
-            except BaseException:
-                self.forget(pending)
-                pending.over()
-                raise
-            return pending
-
-    def _start(self, pending: Pending) -> None:
-        """Start a user side, unless that was done or the request goes without."""
-        if pending.shed or pending.started:
-            return
-        pending.started = True
-        try:
-            pending.release.user_sides.start(pending)
-        except OverloadedError as error:
-            if not pending.rungs.ladder.degrades(pending.deadline_ms):
-                raise
-            pending.fail(error)
+        pending = self._opened(user, context, deadline_ms)
+        pending.begin(start=True)
+        return pending
 
     def rank(
         self,
         user: UserId,
-        context: Mapping[str, Any] | None = None,
+        context: Context | None = None,
+        *,
         k: int | None = None,
         deadline_ms: float | None = None,
-        *,
         filters: Filters | None = None,
     ) -> Ranking:
         """Begin, call the engine's own ``retrieve`` in this thread, and rank.
+
+        >>> ranking = engine.rank("ann", {"hour": 20}, k=20)  # doctest: +SKIP
+
+        Args:
+            user: see `begin`.
+            context: see `begin`.
+            k: results wanted; ``None`` for the engine's default.
+            deadline_ms: see `begin`.
+            filters: candidates to leave out.
 
         Raises:
             RetrievalError: ``retrieve`` raised, or returned something that is not candidates, and there is no
@@ -203,63 +160,71 @@ class Engine:
             DeadlineExceededError: retrieval took too long, and there is no fallback.
             AifError: see `begin` and `Pending.rank`.
         """
-        self._release.retrieval.require()
-        pending = self._begin_own(user, context, deadline_ms, start=False)
-        return self._retrieve_and_rank(pending, k, filters)
+        pending = self._opened(user, context, deadline_ms, own=True)
+        pending.begin(start=False)
+        return pending.retrieve_and_rank(k, filters)
 
     async def rank_async(
         self,
         user: UserId,
-        context: Mapping[str, Any] | None = None,
+        context: Context | None = None,
+        *,
         k: int | None = None,
         deadline_ms: float | None = None,
-        *,
         filters: Filters | None = None,
     ) -> Ranking:
-        """Like `rank`, without blocking the event loop: a plain ``retrieve`` runs in a thread."""
-        self._release.retrieval.require()
-        pending = self._begin_own(user, context, deadline_ms, start=False)
-        return await self._retrieve_and_rank_async(pending, k, filters)
+        """Rank like `rank`, without blocking the event loop: a plain ``retrieve`` runs in a thread."""
+        pending = self._opened(user, context, deadline_ms, own=True)
+        pending.begin(start=False)
+        return await pending.retrieve_and_rank_async(k, filters)
 
-    async def _retrieve_and_rank_async(
-        self, pending: Pending, k: int | None, filters: Filters | None
-    ) -> Ranking:
-        try:
-            with pending.errors():
-                request, start = self._request(pending, k, filters), partial(self._start, pending)
-                rank_here = partial(pending.rank_here, k=k, filters=filters)
-                found, ranked = await pending.release.retrieval.later(pending, request, start, rank_here)
-                with BLAMING_RETRIEVAL:
-                    if ranked is not None:
-                        return pending.told(*ranked)
-                    return await pending.rank_uncounted_async(*found, k, filters)
-        except BaseException:
-            self._drop(pending)
-            raise
+    @overload
+    def rank_many(
+        self,
+        users: Sequence[UserId],
+        *,
+        k: int | None = None,
+        contexts: Sequence[Context | None] | None = None,
+        deadline_ms: float | None = None,
+        filters: Filters | Sequence[Filters | None] | None = None,
+        return_exceptions: Literal[False] = False,
+    ) -> list[Ranking]: ...
+
+    @overload
+    def rank_many(
+        self,
+        users: Sequence[UserId],
+        *,
+        k: int | None = None,
+        contexts: Sequence[Context | None] | None = None,
+        deadline_ms: float | None = None,
+        filters: Filters | Sequence[Filters | None] | None = None,
+        return_exceptions: bool,
+    ) -> list[Ranking | BaseException]: ...
 
     def rank_many(
         self,
         users: Sequence[UserId],
-        k: int | None = None,
         *,
-        contexts: Sequence[Mapping[str, Any] | None] | None = None,
+        k: int | None = None,
+        contexts: Sequence[Context | None] | None = None,
         deadline_ms: float | None = None,
         filters: Filters | Sequence[Filters | None] | None = None,
         return_exceptions: bool = False,
     ) -> list[Any]:
         """Rank for several users, one after the other, while the user sides of the next ones run.
 
-        Without a deadline, user sides are computed together, as many as `EngineConfig.user_batches` allows,
-        once the records of all of these are there; with one, those that wait for a thread at the same time.
+        Without a deadline, user sides are computed together, as many as ``EngineConfig.shapes.users`` allows,
+        once the records of all of these are there.
 
         Args:
-            users: whom to rank for.
+            users: users to rank for.
             k: results wanted of each; ``None`` for the engine's default.
             contexts: raw context features, a mapping for each user.
             deadline_ms: milliseconds for each request, from the moment in which it is its turn to begin.
             filters: candidates to leave out: the same for all users, or a list of one for each.
             return_exceptions: whether an error takes the place of its user's ranking. Otherwise the first one
-                ends all, and what was begun by then is abandoned.
+                ends all, and requests begun by then are abandoned.
 
         Returns:
             A `Ranking` for each user, or its error.
@@ -267,39 +232,56 @@ class Engine:
         Raises:
             AifError: see `rank`.
         """
-        self._release.retrieval.require()
-        each, context = for_each_user(filters, users), context_for_each(contexts, len(users))
+        each, context = filters_for_each(filters, users), context_for_each(contexts, len(users))
         return rank_in_order(
             len(users),
-            window(self.config, deadline_ms),
-            lambda n, group: self._begin_own(
-                users[n], context[n], deadline_ms, start=True, many=True, group=group
-            ),
-            lambda pending, n: self._retrieve_and_rank(pending, k, each[n]),
+            Window.of(self.config, deadline_ms),
+            lambda n, member: self._begun(users[n], context[n], deadline_ms, member, start=True),
+            lambda pending, n: pending.retrieve_and_rank(k, each[n]),
             return_exceptions=return_exceptions,
         )
+
+    @overload
+    async def rank_many_async(
+        self,
+        users: Sequence[UserId],
+        *,
+        k: int | None = None,
+        contexts: Sequence[Context | None] | None = None,
+        deadline_ms: float | None = None,
+        filters: Filters | Sequence[Filters | None] | None = None,
+        return_exceptions: Literal[False] = False,
+    ) -> list[Ranking]: ...
+
+    @overload
+    async def rank_many_async(
+        self,
+        users: Sequence[UserId],
+        *,
+        k: int | None = None,
+        contexts: Sequence[Context | None] | None = None,
+        deadline_ms: float | None = None,
+        filters: Filters | Sequence[Filters | None] | None = None,
+        return_exceptions: bool,
+    ) -> list[Ranking | BaseException]: ...
 
     async def rank_many_async(
         self,
         users: Sequence[UserId],
-        k: int | None = None,
         *,
-        contexts: Sequence[Mapping[str, Any] | None] | None = None,
+        k: int | None = None,
+        contexts: Sequence[Context | None] | None = None,
         deadline_ms: float | None = None,
         filters: Filters | Sequence[Filters | None] | None = None,
         return_exceptions: bool = False,
     ) -> list[Any]:
-        """Like `rank_many`, side by side and without blocking the event loop: retrievals overlap too."""
-        self._release.retrieval.require()
-        each, context = for_each_user(filters, users), context_for_each(contexts, len(users))
-
+        """Rank like `rank_many`, side by side and without blocking the event loop: retrievals overlap too."""
+        each, context = filters_for_each(filters, users), context_for_each(contexts, len(users))
         return await rank_side_by_side(
             len(users),
-            window(self.config, deadline_ms),
-            lambda n, group: self._begin_own(
-                users[n], context[n], deadline_ms, start=False, many=True, group=group
-            ),
-            lambda pending, n: self._retrieve_and_rank_async(pending, k, each[n]),
+            Window.of(self.config, deadline_ms),
+            lambda n, member: self._begun(users[n], context[n], deadline_ms, member, start=False),
+            lambda pending, n: pending.retrieve_and_rank_async(k, each[n]),
             return_exceptions=return_exceptions,
         )
 
@@ -308,14 +290,10 @@ class Engine:
     def publish(
         self,
         bundle: Bundle,
-        index: ItemIndex,
-        behaviours: BehaviourTable,
+        tables: Tables,
         *,
         golden: Sequence[GoldenRequest] = (),
-        least_overlap: float = 0.5,
-        most_drift: float = math.inf,
-        least_coverage: float = 0.0,
-        coverage_within_s: float = 0.0,
+        checks: PublishChecks = PublishChecks(),  # noqa: B008, frozen
         warm: int = 1000,
         warm_s: float = 10.0,
         progress: Progress | None = None,
@@ -327,37 +305,29 @@ class Engine:
         end as they began. The generation that served before is kept for `rollback`, and the one before that
         is closed when its last request is over. Called from several threads, they take turns.
 
+        >>> engine.publish(bundle, tables, checks=PublishChecks(min_coverage=0.99))  # doctest: +SKIP
+
         Args:
             bundle: the model.
-            index: item rows of the same version.
-            behaviours: rows of the items in histories, of the same version.
+            tables: of the same version.
             golden: requests that both generations rank beforehand.
-            least_overlap: share of the best k of each that they must agree on.
-            most_drift: how much the score of an item that both return may differ.
-            least_coverage: share that each new table must have: the index of the items that can be ranked
-                now, the behaviour table of the rows that are there now.
-            coverage_within_s: seconds in which it must, for tables that are still being filled.
+            checks: bounds that the new generation must meet.
             warm: users, the latest first, whose states are computed ahead.
             warm_s: seconds after which that is broken off.
             progress: called after every program that was compiled.
 
         Raises:
             VersionMismatchError: a table was computed by another bundle version.
-            PublishError: coverage is too small, the config's ``memory_budget_bytes`` leaves no room, or a
-                golden request cannot be ranked or is out of bounds; nothing was changed.
-            RequestError: a golden request or a bound is malformed.
+            PublishError: coverage is too small, ``max_memory_bytes`` leaves no room, or a golden request
+                cannot be ranked or is out of bounds; nothing was changed.
+            RequestError: a golden request is malformed.
             ConfigError: the engine's config does not fit the bundle.
             SchedulerError: the engine is closed.
         """
-        check_bounds(least_overlap, most_drift)
-        tables, covered = (bundle, index, behaviours), (least_coverage, coverage_within_s)
-        return self._releases.publish(
-            lambda: self._made(*tables, progress),
-            Gates(*tables, self.config, self._held, covered),
-            golden,
-            (least_overlap, most_drift),
-            (warm, warm_s),
-        )
+        return self._generations.publish(
+            lambda: self._made(bundle, tables, progress),
+            bundle, tables, self.config, self._held, golden, checks, warm, warm_s,
+        )  # fmt: skip
 
     def rollback(self) -> str:
         """Serve the generation again that served before the last `publish`; return its version.
@@ -368,7 +338,7 @@ class Engine:
             PublishError: there is none.
             SchedulerError: the engine is closed.
         """
-        return self._releases.rollback()
+        return self._generations.rollback()
 
     def drop_previous(self) -> str | None:
         """Go without a rollback, for the memory: let go of the generation that served before.
@@ -376,66 +346,55 @@ class Engine:
         Returns:
             Its version; ``None`` if there was none.
         """
-        return self._releases.drop_previous()
+        return self._generations.drop_previous()
 
     def shadow(
         self,
         bundle: Bundle,
-        index: ItemIndex,
-        behaviours: BehaviourTable,
+        tables: Tables,
         *,
         share: float = 0.01,
         seed: int = 0,
-        most_waiting: int = 64,
-        least_coverage: float = 0.0,
-        coverage_within_s: float = 0.0,
+        max_waiting: int = 64,
+        checks: PublishChecks = PublishChecks(),  # noqa: B008, frozen
         progress: Progress | None = None,
     ) -> Shadow:
         """Rank a share of requests again with another bundle, in the background, and measure how it differs.
 
         Answers stay as they are, bit for bit. Requests that were ranked with everything (rung 0) are
-        compared, however they came.
+        compared, whoever retrieved for them.
+
+        >>> with engine.shadow(bundle, tables, share=0.05) as shadow:  # doctest: +SKIP
+        ...     print(shadow.stats()["overlap_mean"])
 
         Args:
             bundle: the model.
-            index: item rows of the same version.
-            behaviours: rows of the items in histories, of the same version.
+            tables: of the same version.
             share: of these requests that is ranked again, from 0 to 1.
             seed: of the choice: the same for the n-th such request in every run.
-            most_waiting: requests that may wait for it, with copies of their candidates; others are dropped,
+            max_waiting: requests that may wait for it, with copies of their candidates; others are dropped,
                 and counted.
-            least_coverage: see `publish`.
-            coverage_within_s: see `publish`.
+            checks: bounds of coverage; those of golden requests are not used.
             progress: called after every program that was compiled.
 
         Returns:
             A handle to read (`Shadow.stats`) and stop; use it as a context manager. `close` stops it too.
 
         Raises:
+            RequestError: a share or number is out of its range.
             AifError: see `publish`.
         """
-        config = ShadowConfig(share, seed, most_waiting)
-        tables, covered = (bundle, index, behaviours), (least_coverage, coverage_within_s)
-        gates = Gates(*tables, self.config, self._held, covered, user_states=False)
-        with self._releases.prepared(gates) as coverage:
-            generation = Generation(*tables, self.config)
+        config = ShadowConfig(share=share, seed=seed, max_waiting=max_waiting)
+        prechecks = PreChecks(bundle, tables, self.config, self._held, checks, user_states=False)
+        with self._generations.prepared(prechecks) as coverage:
+            generation = Generation(bundle, tables, self.config)
             generation.warm(progress)
-            return self._shadows.start(generation, config, coverage)
-
-    def _held(self) -> dict[str, Needs]:
-        """Return what generations need that are not closed yet, by name."""
-        return {**self._releases.held(), **self._shadows.held()}
-
-    def _made(
-        self, bundle: Bundle, index: ItemIndex, behaviours: BehaviourTable, progress: Progress | None
-    ) -> Release:
-        tables = (bundle, index, behaviours)
-        return Release(*tables, self._sources, self.config, self._loop, self.tasks.submit, progress)
+            return self._services.shadows.start(generation, config, coverage)
 
     def invalidate(self, users: UserId | Iterable[UserId]) -> int:
         """Drop the cached states of users of whom more has changed than the revision of their record shows.
 
-        Whatever is begun after this returns is ranked by a record that was fetched after it was called.
+        Requests that begin after this returns are ranked by a record that was fetched after it was called.
 
         Args:
             users: a user, or several.
@@ -444,24 +403,37 @@ class Engine:
             The number of states dropped.
         """
         alone = isinstance(users, (int, str, np.integer))
-        return self._releases.invalidate([users] if alone else list(users))
+        return self._generations.invalidate([users] if alone else list(users))
 
     # -- life -------------------------------------------------------------------------------------
 
     @property
     def bundle(self) -> Bundle:
         """The bundle that serves."""
-        return self._release.generation.bundle
+        return self._generations.current.generation.bundle
+
+    @property
+    def tables(self) -> Tables:
+        """The tables that serve."""
+        return self._generations.current.generation.tables
 
     @property
     def version(self) -> str:
         """Version of the bundle that serves."""
-        return self._release.version
+        return self._generations.current.version
 
     @property
     def closed(self) -> bool:
         """Whether the engine was closed: it takes no more requests."""
         return self._closed
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{len(self._services.open)} open requests"
+        release = self._generations.current
+        return (
+            f"Engine(bundle {release.version[:12]}, {len(release.generation.tables.items):,} items, "
+            f"{release.generation.bundle.kind} programs, {state})"
+        )
 
     def stats(self) -> dict[str, Any]:
         """Return counters and sizes.
@@ -469,40 +441,42 @@ class Engine:
         ``requests`` counts begun, ranked, expired, abandoned and failed ones and everything left out of
         rankings; ``user_batched`` those whose user state was computed in one call with others. Abandoned are
         those that their caller gave up: a cancelled handle or coroutine, an interrupt from the keyboard, and
-        what `rank_many` had begun when an error ended it.
+        requests that `rank_many` had begun when an error ended it.
         ``compilations`` counts programs compiled in this process since the engine was made, other than by
-        `publish`: 0, unless something else compiles. ``compilation_cache`` tells what the bundle's cache did
-        (`CacheCounts`) and where it is; empty without one. ``generations`` counts publishes and rollbacks,
-        and says what a rollback would go to and how many requests of that are open. ``memory`` tells the
-        bytes of each generation by part (`aif_jax.serving.memory`), and of all together, where what they
-        share counts once; ``shadows`` what those that run found (`Shadow.stats`). ``programs`` counts, over
-        the whole life of the process and for all bundles, how many were compiled and how many were loaded
+        `publish`: 0, unless something else compiles. ``compilation_cache`` holds the counters of the bundle's
+        cache (`CacheCounts`) and its place; empty without one. ``generations`` counts publishes and
+        rollbacks, and holds the version that a rollback goes to and the open requests of both. ``memory``
+        holds the bytes of each generation by part (`aif_jax.serving.generation`), and of all together, where
+        shared parts count once; ``shadows`` the findings of those that run (`Shadow.stats`). ``programs``
+        counts, over the whole life of the process and for all bundles, programs compiled and programs loaded
         from a cache instead.
         """
-        self._handles.expire()
-        release, cache = self._release, self.bundle.compilation_cache
+        services, release = self._services, self._generations.current
+        services.open.expire()
+        cache = release.generation.bundle.compilation_cache
         return {
             "version": release.version,
-            "generations": self._releases.stats(),
-            "memory": as_stats(self._held(), self.config.memory_budget_bytes),
-            "shadows": self._shadows.stats(),
-            "requests": self.counts.as_dict(),
-            "open_handles": len(self._handles),
-            "compilations": self._releases.compilations,
+            "generations": self._generations.stats(),
+            "memory": memory_stats(self._held(), self.config.max_memory_bytes),
+            "shadows": services.shadows.stats(),
+            "requests": self._observers.counts(),
+            "open_handles": len(services.open),
+            "compilations": self._generations.compilations,
             "programs": {"compiled": compilations(), "loaded": loads()},
             "compilation_cache": {} if cache is None else cache.stats(),
-            "user_states": release.states.stats(),
+            "user_states": release.user_states.stats(),
+            "user_sides": release.user_sides.stats(),
             "missing_items": {} if release.missing is None else release.missing.stats(),
-            "item_index": release.generation.index.stats(),
-            "behaviour_table": release.generation.behaviours.stats(),
-            "scheduler": self._scheduler.stats(),
-            "ladder": release.rungs.ladder.stats(),
-            "admission": self.admission.stats(),
-            "observer_errors": self.watch.stats(),
+            "item_index": release.generation.tables.items.stats(),
+            "behaviour_table": release.generation.tables.behaviours.stats(),
+            "scheduler": self._workers.scheduler.stats(),
+            "ladder": release.ladder.stats(),
+            "admission": services.admission.stats(),
+            "observer_errors": self._observers.errors(),
         }
 
     def close(self) -> None:
-        """Drop what waits, finish what runs, and stop the threads.
+        """Drop queued work, finish running work, and stop the threads.
 
         Raises:
             SchedulerError: called by a ``retrieve`` or a user source in one of the engine's own threads, for
@@ -510,19 +484,19 @@ class Engine:
         """
         if self._closed:
             return
-        if self._loop.runs_here() or self.tasks.runs_here():
+        if self._loop.runs_here() or self._workers.runs_here():
             raise SchedulerError(
                 "close: called inside a retrieve or a user source that the engine runs in a thread of its "
                 "own, so it would wait for itself; close the engine where it was made, when its requests are "
                 "done."
             )
-        self._closed = self.tasks.closed = True
-        self._shadows.close()
-        self._handles.end_all("the engine was closed")
-        self._scheduler.shutdown(wait=True)
+        self._closed = self._workers.closed = True
+        self._services.shadows.close()
+        self._services.open.close()
+        self._workers.close()
         self._loop.close()
-        self._releases.close()
-        self.watch.closed(self)
+        self._generations.close()
+        self._observers.closed(self)
 
     def __enter__(self) -> Self:
         return self
@@ -530,65 +504,77 @@ class Engine:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    # -- for handles ------------------------------------------------------------------------------
-
-    def choose(self, pending: Pending, asked: Asked) -> Chosen:
-        """Check and filter candidates as far as that needs no user side, and have missing rows computed."""
-        missing = None if pending.shed else pending.release.missing
-        return choose(asked, pending, self.config.unknown_columns, missing)
-
-    def finish(
-        self,
-        pending: Pending,
-        side: UserSide,
-        asked: Asked,
-        chosen: Chosen | None = None,
-        choice: Choice | None = None,
-    ) -> Ranking:
-        """Score candidates for a user side, or what stands in for it; see `aif_jax.serving.finishing`."""
-        ranking = finish(pending, side, asked, chosen, choice, self.choose)
-        if not ranking.report.rung:
-            self._shadows.offer(pending, asked, ranking)
-        return ranking
-
-    def forget(self, pending: Pending) -> None:
-        """Take a handle off the list of those that may expire."""
-        self._handles.forget(pending)
-
-    def abandon(self, pending: Pending) -> None:
-        """Count a handle that its caller gave up, and forget it."""
-        self.forget(pending)
-        self.counts.add("abandoned")
-
-    @property
-    def _release(self) -> Release:
-        return self._releases.current
-
     # -- inside -----------------------------------------------------------------------------------
 
-    def _begin_own(
-        self, user: UserId, context: Mapping[str, Any] | None, deadline_ms: float | None, **how: Any
+    def _opened(
+        self,
+        user: UserId,
+        context: Context | None,
+        deadline_ms: float | None,
+        *,
+        own: bool = False,
+        member: GroupMember | None = None,
     ) -> Pending:
-        """Begin a request that the engine itself ranks or drops, however long ``retrieve`` takes."""
-        pending = self._begin(user, context, deadline_ms, **how)
-        pending.expires, pending.retrieval = False, "own"
-        return pending
-
-    def _retrieve_and_rank(self, pending: Pending, k: int | None, filters: Filters | None) -> Ranking:
+        """Check the arguments of a request, and make it in the generation that serves."""
+        deadline, release = Deadline(deadline_ms, time.perf_counter()), None
         try:
-            with pending.errors():
-                request, start = self._request(pending, k, filters), partial(self._start, pending)
-                ids, pair = pending.release.retrieval.now(pending, request, start)
-                with BLAMING_RETRIEVAL:
-                    return pending.rank_uncounted(ids, pair, k, filters)
-        except BaseException:
-            self._drop(pending)
+            if self._closed:
+                raise SchedulerError("the engine is closed; make a new one.")
+            release = self._generations.enter()
+            if own:
+                release.retrieval.require()
+            check_request(user, context, deadline_ms, release.generation.bundle.schema)
+            # Copied: it is read in another thread, later, and the caller may use the mapping again.
+            given = dict(context) if context else {}
+            return Pending(self._services, release, user, given, deadline, own=own, member=member)
+        except BaseException as error:
+            if release is not None:
+                release.leave()
+            self._observers.failed(error, user, self.version, deadline_ms, deadline.began_s)
             raise
 
-    def _request(self, pending: Pending, k: int | None, filters: Filters | None) -> Request:
-        k = pending.generation.sizes.k if k is None else k
-        return Request(user=pending.user, context=pending.context, k=k, filters=filters)
+    def _begun(
+        self,
+        user: UserId,
+        context: Context | None,
+        deadline_ms: float | None,
+        member: GroupMember | None,
+        *,
+        start: bool,
+    ) -> Pending:
+        pending = self._opened(user, context, deadline_ms, own=True, member=member)
+        pending.begin(start=start)
+        return pending
 
-    def _drop(self, pending: Pending) -> None:
-        pending.end("its request failed or was abandoned")
-        self.forget(pending)
+    def _made(self, bundle: Bundle, tables: Tables, progress: Progress | None) -> Release:
+        return Release(bundle, tables, self._sources, self.config, self._loop, progress)
+
+    def _held(self) -> dict[str, Needs]:
+        """Return the memory needs of the generations that are not closed yet, by name."""
+        return {**self._generations.held(), **self._services.shadows.held()}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Hooks:
+    """Parts of an engine for tests: to set latencies, to fill threads, to delay a step."""
+
+    _services: Services
+    _generations: Generations
+
+    @property
+    def ladder(self) -> Ladder:
+        """The ladder of the running generation, with its latency estimates."""
+        return self._generations.current.ladder
+
+    @property
+    def user_states(self) -> UserStates:
+        """The cached user states of the running generation."""
+        return self._generations.current.user_states
+
+    def submit(self, lane: Lane, function: Callable[[], Any]) -> Any:
+        """Run a function in one of the engine's threads; return its future."""
+        return self._services.workers.scheduler.submit(lane, function)
+
+    def around_scoring(self, around: Callable[[Callable[[], Ranking]], Ranking] | None) -> None:
+        """Have the scoring step of every request called through a function; ``None`` for no longer."""
+        self._services.around_scoring = around

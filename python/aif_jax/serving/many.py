@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 from aif_jax.errors import RequestError
 from aif_jax.serving.config import EngineConfig
-from aif_jax.serving.pending import Pending
 from aif_jax.serving.report import Ranking
-from aif_jax.serving.user_batches import UserGroup, UserWork
+from aif_jax.serving.request import Pending
+from aif_jax.serving.user_side import GroupMember, UserGroup
 
 Context = Mapping[str, Any]
 
 _PANIC = ("pyo3_runtime", "PanicException")
-"""Module and name of what a panic in native code becomes: no Exception, and each extension has its own."""
+"""Module and name of a panic in native code as Python sees it: not an Exception, one class an extension."""
 
 
 def context_for_each(contexts: Sequence[Context | None] | None, n: int) -> Sequence[Context | None]:
@@ -32,78 +32,72 @@ def context_for_each(contexts: Sequence[Context | None] | None, n: int) -> Seque
 
 
 class Window(NamedTuple):
-    """Requests of one call that may be under way: all at once would overrun the bounded queue."""
+    """Numbers of requests of one call that may be under way, and of those in a group."""
 
     at_once: int
     together: int
 
+    @classmethod
+    def of(cls, config: EngineConfig, deadline_ms: float | None) -> "Window":
+        """Return the window of an engine: all at once would overrun its bounded queue.
 
-def window(config: EngineConfig, deadline_ms: float | None) -> Window:
-    """Return how many requests to have under way, and how many of them to begin as a group.
-
-    With a deadline there are no groups: one slow record would make all of them late. Nor are more under way
-    then, which would wait for each other.
-    """
-    threads, bound = config.blocking_threads, config.queue_bound
-    # Two groups: while one is ranked, the next one is computed.
-    sizes = [size for size in config.user_batches if 2 * size <= bound]
-    if deadline_ms is not None or not sizes:
-        return Window(min(threads, bound), 1)
-    return Window(min(max(threads, 2 * sizes[-1]), bound), sizes[-1])
+        With a deadline there are no groups: one slow record would make all of them late. Nor are more under
+        way then, which would wait for each other.
+        """
+        threads, bound = config.threads.blocking, config.threads.max_queued
+        # Two groups: while one is ranked, the next one is computed.
+        sizes = [size for size in config.shapes.users if 2 * size <= bound]
+        if deadline_ms is not None or not sizes:
+            return cls(min(threads, bound), 1)
+        return cls(min(max(threads, 2 * sizes[-1]), bound), sizes[-1])
 
 
 def rank_in_order(
     n: int,
     window: Window,
-    begin: Callable[[int, UserGroup | None], Pending],
+    begin: Callable[[int, GroupMember | None], Pending],
     rank: Callable[[Pending, int], Ranking],
     *,
     return_exceptions: bool,
-) -> list[Any]:
+) -> list[Ranking | BaseException]:
     """Rank n requests one after the other, with the next ones begun already.
 
-    Unless errors are returned, the first one ends all; what was begun by then is cancelled.
+    Unless errors are returned, the first one ends all; requests begun by then are cancelled.
 
     Args:
         n: requests.
-        window: how many may be open at a time, and of those as a group.
-        begin: begins one, given its number and its group, if there is one.
-        rank: ranks what was begun, given its number.
+        window: requests that may be open at a time, and of those as a group.
+        begin: begins one, given its number and its membership in a group, if there is one.
+        rank: ranks a request that was begun, given its number.
         return_exceptions: whether an error takes the place of its request's ranking.
     """
-    results: list[Any] = []
+    results: list[Ranking | BaseException] = []
     ahead: deque[Pending | BaseException] = deque()
 
-    def begun(number: int, group: UserGroup | None) -> Pending | BaseException:
+    def attempt(step: Callable[[], Any]) -> Any:
         try:
-            return begin(number, group)
+            return step()
         except BaseException as error:
             if not (return_exceptions and _is_an_answer(error)):
                 raise
-            if group is not None:
-                group.left()
             return error
 
-    def ranked(pending: Pending | BaseException) -> Ranking | BaseException:
-        if isinstance(pending, BaseException):
-            return pending
-        try:
-            return rank(pending, len(results))
-        except BaseException as error:
-            if not (return_exceptions and _is_an_answer(error)):
-                raise
-            return error
+    def next_result() -> Ranking | BaseException:
+        pending, number = ahead.popleft(), len(results)
+        return pending if isinstance(pending, BaseException) else attempt(lambda: rank(pending, number))
 
     try:
         for first in range(0, n, window.together):
             numbers = range(first, min(first + window.together, n))
             while len(ahead) + len(numbers) > window.at_once:
-                results.append(ranked(ahead.popleft()))
-            group = UserGroup(len(numbers), _start) if len(numbers) > 1 else None
-            for number in numbers:
-                ahead.append(begun(number, group))
+                results.append(next_result())
+            for number, member in _members(numbers):
+                begun = attempt(lambda number=number, member=member: begin(number, member))
+                if isinstance(begun, BaseException) and member is not None:
+                    member.left()
+                ahead.append(begun)
         while ahead:
-            results.append(ranked(ahead.popleft()))
+            results.append(next_result())
         return results
     finally:
         for pending in ahead:
@@ -114,38 +108,27 @@ def rank_in_order(
 async def rank_side_by_side(
     n: int,
     window: Window,
-    begin: Callable[[int, UserGroup | None], Pending],
+    begin: Callable[[int, GroupMember | None], Pending],
     rank: Callable[[Pending, int], Awaitable[Ranking]],
     *,
     return_exceptions: bool,
-) -> list[Any]:
-    """Rank n requests at the same time; see `rank_in_order`.
-
-    Args:
-        n: requests.
-        window: how many may be under way at a time, and of those as a group.
-        begin: begins one, given its number and its group, if there is one; its user side may start later.
-        rank: ranks what was begun, given its number.
-        return_exceptions: whether an error takes the place of its request's ranking.
-    """
+) -> list[Ranking | BaseException]:
+    """Rank n requests at the same time; see `rank_in_order`. User sides may start later than ``begin``."""
     # It lets them in in their order, so that a group never waits for room that later ones take.
     room = asyncio.Semaphore(window.at_once)
 
-    async def one(number: int, group: UserGroup | None) -> Ranking:
-        pending = None
+    async def one(number: int, member: GroupMember | None) -> Ranking:
         try:
             async with room:
-                pending = begin(number, group)
-                return await rank(pending, number)
+                return await rank(begin(number, member), number)
         finally:
-            if group is not None:
-                group.left(pending)
+            if member is not None:
+                member.left()
 
     tasks: list[asyncio.Task[Ranking]] = []
     for first in range(0, n, window.together):
         numbers = range(first, min(first + window.together, n))
-        group = UserGroup(len(numbers), _start) if len(numbers) > 1 else None
-        tasks += [asyncio.ensure_future(one(number, group)) for number in numbers]
+        tasks += [asyncio.ensure_future(one(*each)) for each in _members(numbers)]
     try:
         return await asyncio.gather(*tasks, return_exceptions=return_exceptions)
     finally:
@@ -155,13 +138,13 @@ async def rank_side_by_side(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _members(numbers: Sequence[int]) -> list[tuple[int, GroupMember | None]]:
+    """Return the numbers of requests that begin together, with their memberships in a group of several."""
+    group = UserGroup(len(numbers)) if len(numbers) > 1 else None
+    return [(number, None if group is None else GroupMember(group)) for number in numbers]
+
+
 def _is_an_answer(error: BaseException) -> bool:
     """Return whether an error is of one request; others, such as interrupts, end the call."""
     kind = type(error)
     return isinstance(error, Exception) or (kind.__module__, kind.__name__) == _PANIC
-
-
-def _start(works: Sequence[UserWork]) -> None:
-    """Start the user programs of a group; a publish meanwhile parts it."""
-    for release in {work.pending.release for work in works}:
-        release.user_sides.start_together([work for work in works if work.pending.release is release])

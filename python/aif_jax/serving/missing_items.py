@@ -1,13 +1,12 @@
-"""Rows of candidates that the item index lacks, computed while the request waits: `missing_items="compute"`.
+"""Item rows that the index lacks, computed while a request waits: ``missing_items="compute"``.
 
-What a request lacks is fetched from the item source, computed by the same program as any row of the index,
-and added to the index, where the stage and every later request finds it. That happens in the blocking lane,
-because it waits for the source and then for whoever else writes to the index.
+Their features are fetched from the item source, their rows are computed by the same program as any row of the
+index and added to the index, where the stage and every later request finds them. That happens in the blocking
+lane, because it waits for the source and then for other writers of the index.
 
-All of it is bounded: how many items a request may have computed, how long it waits for them, how many calls
-of the source are under way at once. An item that is being computed is not asked for a second time, and one
-that could not be computed not again for a while. What does not come in time is left out of the request, and
-counted.
+All of it is bounded: the items of one request, the time that it waits for them, the calls of the source that
+are under way at once. An item that is being computed is not asked for a second time, and one that could not
+be computed not again for a while. Rows that do not come in time are left out of the request, and counted.
 """
 
 import asyncio
@@ -15,8 +14,7 @@ import concurrent.futures
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -24,22 +22,13 @@ from aif_jax.errors import AifError, DeadlineExceededError, ItemIndexError, Over
 from aif_jax.features import item_keys
 from aif_jax.nearline import ItemIndex
 from aif_jax.serving.config import EngineConfig
+from aif_jax.serving.tasks import Tasks
 from aif_jax.types import ItemRecords, ItemSource
 
 OVER_BOUND, BUSY, LATE, UNKNOWN = "over_bound", "busy", "late", "unknown"
 """Why a row was not computed; besides these ``error:`` and the name of an error."""
 
-_MOST_REFUSED = 1 << 16
-
-
-class Submit(Protocol):
-    """Runs a function in a lane of the engine."""
-
-    def __call__(
-        self, lane: Any, function: Callable[..., Any], *arguments: Any, name: str, pending: Any
-    ) -> "concurrent.futures.Future[Any]":
-        """Return the result to come; see `Engine.submit`."""
-        ...
+_MAX_REFUSED = 1 << 16
 
 
 class _Batch:
@@ -56,8 +45,8 @@ class _Batch:
         self.done.set_running_or_notify_cancel()
 
 
-class Supply:
-    """What one request waits for.
+class PendingRows:
+    """Rows that one request waits for.
 
     Attributes:
         computed: its candidates whose rows were computed in time; known after a wait.
@@ -67,6 +56,8 @@ class Supply:
     def __init__(self, wait_s: float):
         self.computed = 0
         self.uncomputed: Counter[str] = Counter()
+        self.ended_s = 0.0
+        """End of the wait, on the clock of ``time.perf_counter``."""
         self._wait_s = wait_s
         self._until_s = time.perf_counter() + wait_s
         self._batches: dict[_Batch, list[int]] = {}
@@ -103,25 +94,24 @@ class Supply:
                 else:
                     self.uncomputed[reason] += 1
         self._batches = {}
+        self.ended_s = time.perf_counter()
 
 
-class MissingItems:
+class MissingRows:
     """Computes rows that an item index lacks. Safe to use from any thread.
 
     Args:
         index: to look in and to add to.
         source: gives raw features of items.
         config: the bounds.
-        submit: `Engine.submit`.
     """
 
-    def __init__(self, index: ItemIndex, source: ItemSource, config: EngineConfig, submit: Submit):
+    def __init__(self, index: ItemIndex, source: ItemSource, config: EngineConfig):
         self._index = index
         self._source = source
-        self._config = config
-        self._submit = submit
+        self._config = config.missing_items
         # A source that hangs must leave threads for user sources and retrieval.
-        self._most_calls = max(1, config.blocking_threads // 2)
+        self._max_calls = max(1, config.threads.blocking // 2)
         self._lock = threading.Lock()
         self._flying: dict[int, _Batch] = {}
         self._calls = 0
@@ -129,13 +119,13 @@ class MissingItems:
         self._counts: Counter[str] = Counter()
         self._last_error = ""
 
-    def start(self, ids: np.ndarray, keys: np.ndarray, pending: Any) -> Supply | None:
+    def start(self, ids: np.ndarray, keys: np.ndarray, tasks: Tasks) -> PendingRows | None:
         """Have the rows computed that candidates lack; return at once.
 
         Args:
             ids: of the candidates, in the order of retrieval, ``[n]``.
             keys: theirs, uint64 ``[n]``.
-            pending: the request.
+            tasks: run the call of the source, under their deadline.
 
         Returns:
             What to wait for; ``None`` if nothing is missing.
@@ -143,17 +133,17 @@ class MissingItems:
         there = self._index.store.cache.contains(keys)
         if there.all():
             return None
-        remaining = pending.remaining_ms()
-        wait_ms = self._config.compute_missing_ms
-        if remaining is not None:
-            wait_ms = max(0.0, min(wait_ms, remaining / 2))
-        supply = Supply(wait_ms / 1e3)
+        left_ms = tasks.deadline.left_ms()
+        wait_ms = self._config.max_wait_ms
+        if left_ms is not None:
+            wait_ms = max(0.0, min(wait_ms, left_ms / 2))
+        supply = PendingRows(wait_ms / 1e3)
         missing = np.flatnonzero(~there)
         with self._lock:
             rows = self._not_yet_asked(supply, missing, keys)
             if not rows:
                 return supply
-            if self._calls >= self._most_calls:
+            if self._calls >= self._max_calls:
                 supply.uncomputed[BUSY] += len(rows)
                 return supply
             batch = _Batch(keys[rows])
@@ -163,7 +153,7 @@ class MissingItems:
                 self._flying[key] = batch
                 supply.expect(batch, key)
         try:
-            task = self._submit("blocking", self._supply, batch, ids[rows], name="items", pending=pending)
+            task = tasks.submit("blocking", "items", self._supply, batch, ids[rows])
         except AifError as error:
             self._fail(batch, error)
         else:
@@ -187,7 +177,7 @@ class MissingItems:
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _not_yet_asked(self, supply: Supply, missing: np.ndarray, keys: np.ndarray) -> list[int]:
+    def _not_yet_asked(self, supply: PendingRows, missing: np.ndarray, keys: np.ndarray) -> list[int]:
         """Sort out what is under way or was tried in vain; return rows to ask for. Under the lock."""
         now = time.perf_counter()
         rows: list[int] = []
@@ -200,7 +190,7 @@ class MissingItems:
                     supply.uncomputed[refused[1]] += 1
                     continue
                 del self._refused[key]
-            if len(rows) < self._config.compute_missing_max:
+            if len(rows) < self._config.max_items:
                 rows.append(row)
             else:
                 supply.uncomputed[OVER_BOUND] += 1
@@ -265,8 +255,8 @@ class MissingItems:
             self._counts["computed"] += stored
             for key in batch.keys.tolist():
                 del self._flying[key]
-            until = time.perf_counter() + self._config.compute_missing_retry_s
-            if len(self._refused) + len(failed) > _MOST_REFUSED:
+            until = time.perf_counter() + self._config.retry_s
+            if len(self._refused) + len(failed) > _MAX_REFUSED:
                 self._refused.clear()
             for key, reason in failed.items():
                 if reason == UNKNOWN or reason.startswith("error:"):

@@ -1,13 +1,22 @@
-"""What wants to know of every request of an engine: metrics, traces, captures."""
+"""Observers of an engine, and the counters of how its requests ended."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
-from aif_jax.serving.report import Report, Task
+from aif_jax.serving.report import Report, Task, shown_user
 from aif_jax.types import UserId
 
-if TYPE_CHECKING:
-    from aif_jax.serving.engine import Engine
+_log = logging.getLogger(__name__)
+
+_LEFT_OUT = (
+    "candidates", "duplicates", "missing_items", "not_rankable", "unscored", "unknown_behaviours",
+    "truncated_behaviours", "category_overflow", "computed_items",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,13 +25,13 @@ class Failure:
 
     Attributes:
         version: version of the bundle that was to score it.
-        user: whom it was for.
+        user: user whom it was for.
         error: name of the error's class.
-        message: what it said.
+        message: text of the error.
         deadline_ms: the deadline, if there was one.
-        began_s: when it came in, on the clock of ``time.perf_counter``.
+        began_s: begin of the request, on the clock of ``time.perf_counter``.
         total_ms: milliseconds until the error.
-        tasks: what had been run for it.
+        tasks: work that had been run for it.
     """
 
     version: str
@@ -42,22 +51,143 @@ class Failure:
         }  # fmt: skip
 
 
+class ObservedEngine(Protocol):
+    """Part of `Engine` that observers may read."""
+
+    @property
+    def version(self) -> str:
+        """Version of the bundle that serves."""
+        ...
+
+    @property
+    def closed(self) -> bool:
+        """Whether the engine was closed."""
+        ...
+
+    def stats(self) -> dict[str, Any]:
+        """Return counters and sizes."""
+        ...
+
+
 class Observer:
-    """Is told of an engine's requests; override what is of interest.
+    """Base class of those that are notified of an engine's requests; override what is of interest.
 
     The methods are called in the thread, and the context, of whoever waits for the ranking, from many threads
-    at a time: be quick and lock what is shared. What they raise hurts no request; it is logged once for
-    each observer and counted in `Engine.stats`.
+    at a time: be quick and lock shared state. Their errors hurt no request; they are logged once for each
+    observer and counted in `Engine.stats`.
+
+    >>> class Slowest(Observer):
+    ...     total_ms = 0.0
+    ...
+    ...     def ranked(self, report):
+    ...         self.total_ms = max(self.total_ms, report.total_ms)
     """
 
-    def opened(self, engine: "Engine") -> None:
-        """Take note of an engine that was made with this observer; here, errors are passed on."""
+    def opened(self, engine: ObservedEngine) -> None:
+        """Handle an `Engine` that was made with this observer; here, errors are passed on."""
 
     def ranked(self, report: Report) -> None:
-        """Take note of a ranking that reached its caller."""
+        """Handle a ranking that reached its caller."""
 
     def failed(self, failure: Failure) -> None:
-        """Take note of a request that ended in an error."""
+        """Handle a request that ended in an error."""
 
-    def closed(self, engine: "Engine") -> None:
-        """Take note that the engine was closed."""
+    def closed(self, engine: ObservedEngine) -> None:
+        """Handle the closing of the engine."""
+
+
+class Observers:
+    """The observers of an engine, and counters of its requests. Safe to use from any thread.
+
+    Args:
+        observers: notified of every end of a request.
+    """
+
+    def __init__(self, observers: Sequence[Observer]):
+        self._observers = tuple(observers)
+        self._counts: Counter[str] = Counter()
+        self._errors: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def opened(self, engine: ObservedEngine) -> None:
+        """Notify that the engine takes requests."""
+        for observer in self._observers:
+            observer.opened(engine)
+
+    def closed(self, engine: ObservedEngine) -> None:
+        """Notify that it takes no more."""
+        for observer in self._observers:
+            self._notify(observer, observer.closed, engine)
+
+    def count(self, name: str, number: int = 1) -> None:
+        """Add to one counter."""
+        with self._lock:
+            self._counts[name] += number
+
+    def ranked(self, report: Report) -> None:
+        """Count a ranking that reached its caller, and notify."""
+        counts = self._counts
+        with self._lock:
+            counts["ranked"] += 1
+            counts[f"user_state:{report.user_state}"] += 1
+            counts["unknown_users"] += report.unknown_user
+            counts["user_batched"] += report.user_batch > 1
+            for name in _LEFT_OUT:
+                counts[name] += getattr(report, name)
+            counts[f"rung:{report.rung}"] += 1
+            if report.rung:
+                counts[f"degraded:{report.rung_reason}"] += 1
+            if report.retrieval == "fallback":
+                counts[f"fallback:{report.retrieval_reason}"] += 1
+            for name, number in report.filtered.items():
+                counts[f"filtered:{name}"] += number
+            for reason, number in report.uncomputed_items.items():
+                counts[f"uncomputed:{reason}"] += number
+            counts["overrun"] += report.overrun_ms > 0
+        for observer in self._observers:
+            self._notify(observer, observer.ranked, report)
+
+    def failed(
+        self,
+        error: BaseException,
+        user: Any,
+        version: str,
+        deadline_ms: float | None,
+        began_s: float,
+        tasks: Sequence[Task] = (),
+    ) -> None:
+        """Count an error that a request ended in, and notify; each error passes here once."""
+        if not isinstance(error, Exception):
+            # A cancelled coroutine or an interrupt: nothing failed, but nobody waits for the answer.
+            self.count("abandoned")
+            return
+        self.count(f"error:{type(error).__name__}")
+        if self._observers:
+            failure = Failure(
+                version=version, user=shown_user(user), error=type(error).__name__, message=str(error),
+                deadline_ms=deadline_ms, began_s=began_s, total_ms=(time.perf_counter() - began_s) * 1e3,
+                tasks=tuple(tasks),
+            )  # fmt: skip
+            for observer in self._observers:
+                self._notify(observer, observer.failed, failure)
+
+    def counts(self) -> dict[str, int]:
+        """Return a copy of the counters."""
+        with self._lock:
+            return dict(self._counts)
+
+    def errors(self) -> dict[str, int]:
+        """Return how many errors observers raised, by their class."""
+        with self._lock:
+            return {name: self._errors[name] for name in sorted(self._errors)}
+
+    def _notify(self, observer: Observer, method: Callable[[Any], None], what: Any) -> None:
+        try:
+            method(what)
+        except Exception:
+            name = type(observer).__name__
+            with self._lock:
+                self._errors[name] += 1
+                first = self._errors[name] == 1
+            if first:
+                _log.exception("observer %s raised; requests go on, further errors are only counted", name)

@@ -1,4 +1,4 @@
-"""A generation, with everything of an engine that belongs to it and changes with it."""
+"""A release: a generation ready to serve, with the parts of an engine that belong to it and change with it."""
 
 import dataclasses
 import threading
@@ -6,22 +6,23 @@ from collections.abc import Callable
 from typing import Any
 
 from aif_jax.bundle import Bundle
-from aif_jax.nearline import BehaviourTable, ItemIndex
+from aif_jax.nearline import Tables
+from aif_jax.serving.aio import EventLoop
 from aif_jax.serving.config import EngineConfig
-from aif_jax.serving.missing_items import MissingItems
-from aif_jax.serving.own_retrieval import Fallback, OwnRetrieval
-from aif_jax.serving.retrieval import EventLoop
-from aif_jax.serving.rungs import Rungs
+from aif_jax.serving.generation import Generation
+from aif_jax.serving.ladder import Ladder
+from aif_jax.serving.missing_items import MissingRows
+from aif_jax.serving.priors import Priors
+from aif_jax.serving.retrieval import Fallback, Retrieval
 from aif_jax.serving.stage import Progress
-from aif_jax.serving.stages import Generation
-from aif_jax.serving.user_side import Submit, UserSides
+from aif_jax.serving.user_side import UserSides
 from aif_jax.serving.user_states import UserStates
 from aif_jax.types import ItemRecords, ItemSource, Request, Retrieve, UserRecord, UserSource
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sources:
-    """What an engine asks: it stays the same when the generation changes; see `Engine`."""
+    """The callables that an engine asks; they stay the same when the generation changes; see `Engine`."""
 
     users: UserSource | Callable[[Any], UserRecord | None]
     retrieve: Retrieve | Callable[[Request], Any] | None
@@ -32,17 +33,15 @@ class Sources:
 class Release:
     """One generation ready to serve: compiled and warmed, with a ladder and user states of its own.
 
-    A request holds on to the release that it was begun with until it is over. One that was retired is closed
-    when the last of them has left.
+    A request holds the release open that it was begun with. A retired one is closed when the last of them
+    has left.
 
     Args:
         bundle: the model.
-        index: item rows of the same version.
-        behaviours: rows of the items in histories, of the same version.
-        sources: what is asked.
+        tables: item rows and rows of the items in histories, of the same version.
+        sources: callables to ask.
         config: settings of the engine.
-        loop: where coroutines of plain callers run.
-        submit: runs a task of a request.
+        loop: runs coroutines of plain callers.
         progress: called after every program that was compiled.
 
     Raises:
@@ -53,29 +52,26 @@ class Release:
     def __init__(
         self,
         bundle: Bundle,
-        index: ItemIndex,
-        behaviours: BehaviourTable,
+        tables: Tables,
         sources: Sources,
         config: EngineConfig,
         loop: EventLoop,
-        submit: Submit,
         progress: Progress | None = None,
     ):
-        self.generation = Generation(bundle, index, behaviours, config)
+        self.generation = Generation(bundle, tables, config)
         try:
             self.generation.warm(progress)
-            self.rungs = Rungs(self.generation)
-            items = sources.items
-            self.missing = None if items is None else MissingItems(index, items, config, submit)
-            self.states = UserStates(self.generation)
-            self.user_sides = UserSides(
-                sources.users, self.states, self.generation.sizes.users, config, submit
-            )
-            self.retrieval = OwnRetrieval(self.generation, sources.retrieve, sources.fallback, loop, submit)
+            self.priors = Priors(self.generation)
+            self.ladder: Ladder = self.priors.ladder
+            self.missing = None if sources.items is None else MissingRows(tables.items, sources.items, config)
+            self.user_states = UserStates(self.generation)
+            self.user_sides = UserSides(sources.users, self.user_states, self.generation, self.ladder)
+            self.retrieval = Retrieval(sources.retrieve, sources.fallback, self.generation, loop)
         except BaseException:
             # Nobody else knows of it yet, and rows on a device would follow the index until it is collected.
             self.generation.close()
             raise
+        self.users = sources.users
         self._open = 0
         self._retired = False
         self._lock = threading.Lock()
@@ -107,5 +103,5 @@ class Release:
 
     @property
     def open(self) -> int:
-        """Requests that hold it open."""
+        """Number of requests that hold it open."""
         return self._open

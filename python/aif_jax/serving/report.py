@@ -1,4 +1,4 @@
-"""What a request is told about itself: its result, where its time went, and everything that was left out."""
+"""Result of a request: its ranking, and a report of where its time went and what was left out."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,10 +6,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from aif_jax import timeline
 from aif_jax.types import UserId
 
 Retrieval = Literal["caller", "own", "fallback"]
-Found = Literal["computed", "hit", "joined", "prior"]
+UserStateOrigin = Literal["computed", "hit", "joined", "prior"]
 
 
 class Span(NamedTuple):
@@ -157,7 +158,7 @@ class Report(NamedTuple):
     truncated_behaviours: int
     unknown_features: Mapping[str, Mapping[str, int]]
     unknown_user: bool
-    user_state: Found
+    user_state: UserStateOrigin
     user_batch: int
     user_state_age_ms: float
     k_asked: int
@@ -168,12 +169,47 @@ class Report(NamedTuple):
     spans: tuple[Span, ...]
     tasks: tuple[Task, ...]
 
+    def __repr__(self) -> str:
+        return (
+            f"Report(user={self.user!r}, rung={self.rung}, {self.total_ms:.2f} ms: retrieval "
+            f"{self.retrieval_ms:.2f}, waited {self.wait_ms:.2f}, stage {self.stage_ms:.2f}, hidden "
+            f"{self.hidden_ms:.2f}; {self.k_given} of {self.candidates} candidates)"
+        )
+
+    def __str__(self) -> str:
+        """Draw the timeline as text."""
+        return f"{self!r}\n{timeline.as_text(timeline.bars_of(self.spans))}"
+
+    def _repr_html_(self) -> str:
+        """Draw the timeline for a notebook."""
+        return timeline.as_html(
+            f"user {self.user}, {self.total_ms:.2f} ms", timeline.bars_of(self.spans), self._facts()
+        )
+
+    def _facts(self) -> dict[str, str]:
+        facts = {
+            "hidden behind retrieval": f"{self.hidden_ms:.2f} ms of {self.user_side_ms:.2f} ms of user side",
+            "waited": f"{self.wait_ms:.2f} ms for the user side, {self.items_wait_ms:.2f} ms for item rows",
+            "answer": f"{self.k_given} of {self.k_asked} wanted, from {self.candidates} candidates",
+            "user state": self.user_state,
+            "bundle": f"{self.version[:12]}, {self.program} programs",
+        }
+        if self.rung:
+            facts["degraded"] = f"rung {self.rung}: {self.rung_reason}"
+        left_out = {
+            "duplicates": self.duplicates, "filtered": sum(self.filtered.values()),
+            "missing": self.missing_items, "not rankable": self.not_rankable, "unscored": self.unscored,
+        }  # fmt: skip
+        if shown := [f"{number} {name}" for name, number in left_out.items() if number]:
+            facts["left out"] = ", ".join(shown)
+        return facts
+
     def to_json(self) -> dict[str, Any]:
         """Return everything but spans and tasks as JSON-serialisable values."""
         return {name: value for name, value in self._asdict().items() if name not in ("spans", "tasks")}
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, repr=False)
 class Ranking:
     """The best candidates of a request, best first; equal scores in the order in which the candidates came.
 
@@ -181,7 +217,7 @@ class Ranking:
         ids: item ids as they were given: integers (uint64) or strings, ``[k]``.
         scores: float32 ``[k]``: the model's score expression.
         heads: float32 ``[k]`` by head: its probability, calibrated.
-        report: what happened on the way.
+        report: account of the request.
     """
 
     ids: np.ndarray
@@ -191,3 +227,15 @@ class Ranking:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        best = ", ".join(
+            f"{id_!r}: {score:.4g}"
+            for id_, score in zip(self.ids[:3].tolist(), self.scores[:3].tolist(), strict=True)
+        )
+        more = ", ..." if len(self) > 3 else ""
+        degraded = f", rung {self.report.rung}" if self.report.rung else ""
+        return f"Ranking({len(self)} items in {self.report.total_ms:.2f} ms{degraded}: {{{best}{more}}})"
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()

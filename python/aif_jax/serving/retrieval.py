@@ -1,323 +1,281 @@
-"""Calling the engine's own ``retrieve``, plain or coroutine, from plain code or from a coroutine."""
+"""Retrieval by the engine: calls of ``retrieve``, plain or coroutine, their time limits, and the fallback."""
 
-import asyncio
 import concurrent.futures
 import inspect
-import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
-from aif_jax.errors import DeadlineExceededError, RetrievalError, SchedulerError
-from aif_jax.serving.awaiting import TimeLimit, Waiter, result_of
+from aif_jax.errors import (
+    ConfigError,
+    DeadlineExceededError,
+    OverloadedError,
+    RequestError,
+    RetrievalError,
+    SchedulerError,
+)
+from aif_jax.features import EncodeReport
+from aif_jax.serving.aio import EventLoop, TimeLimit, result_of
+from aif_jax.serving.candidates import check_candidates
+from aif_jax.serving.generation import Generation
 from aif_jax.types import Candidates, Request, Retrieve
 
-Start: TypeAlias = Callable[[], None]
-Task: TypeAlias = concurrent.futures.Future[Any]
+Fallback: TypeAlias = Candidates | Callable[[Request], Any] | Any
+"""Item ids, `Candidates`, or a plain function from a request to either; ``None`` for no fallback."""
 
-_CLOSED = "the engine was closed while retrieve was under way; make a new one."
+Submit: TypeAlias = Callable[[Callable[[], Any]], "concurrent.futures.Future[Any]"]
+"""Runs a function of no arguments in a thread."""
+
+NO_CANDIDATES = (RetrievalError, DeadlineExceededError, OverloadedError)
+"""Errors of a retrieval that brought no candidates: a fallback replaces it."""
 
 
-class NotStartedError(Exception):
-    """The user side could not be started; never seen by users.
+class Found(NamedTuple):
+    """Candidates that retrieval brought: ids or a table, and raw pair features by name."""
+
+    ids: Any
+    pair: Mapping[str, Any]
+
+
+class Retrieval:
+    """The ``retrieve`` of an engine and its fallback, for one generation. Safe to use from any thread.
 
     Args:
-        reason: what starting it raised.
+        retrieve: plain or coroutine function, or ``None``: then `require` raises.
+        fallback: candidates for when ``retrieve`` raises, is late, or returns something else.
+        generation: whose schema candidates must fit.
+        loop: runs coroutines of plain callers.
+
+    Raises:
+        ConfigError: the fallback is a coroutine function, or not candidates.
+
+    Attributes:
+        is_coroutine: whether ``retrieve`` is a coroutine function.
+        has_fallback: whether there is a fallback.
     """
 
-    def __init__(self, reason: BaseException):
-        super().__init__(str(reason))
-        self.reason = reason
-
-
-class EventLoop:
-    """One event loop in a thread of its own, for coroutines of callers that have none; starts when needed.
-
-    All of them run in the same loop, so that a client that belongs to a loop works from request to request.
-    """
-
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
-        self._closed = False
-
-    def submit(self, call: Callable[[], Awaitable[Any]], timeout_s: float | None) -> Task:
-        """Run what a call returns; it is cancelled after a time, with `TimeoutError`. See `result`.
-
-        Raises:
-            SchedulerError: the loop is closed.
-        """
-
-        async def bounded() -> Any:
-            # Not wait_for, which makes a task of its own and takes a turn of the loop more.
-            async with TimeLimit(timeout_s):
-                return await call()
-
-        with self._lock:
-            if self._closed:
-                raise SchedulerError(_CLOSED)
-            return asyncio.run_coroutine_threadsafe(bounded(), self._started())
-
-    def result(self, task: Task) -> Any:
-        """Wait for what was submitted.
-
-        Raises:
-            SchedulerError: the loop was closed meanwhile.
-        """
-        try:
-            return task.result()
-        except concurrent.futures.CancelledError as error:
-            if self._closed:
-                raise SchedulerError(_CLOSED) from error
-            raise
-
-    def run(self, awaitable: Awaitable[Any], timeout_s: float | None) -> Any:
-        """Run an awaitable and return its result; see `submit` and `result`."""
-        try:
-            task = self.submit(lambda: awaitable, timeout_s)
-        except SchedulerError:
-            if inspect.iscoroutine(awaitable):
-                awaitable.close()
-            raise
-        return self.result(task)
-
-    def runs_here(self) -> bool:
-        """Whether the calling code runs in this loop, as a coroutine that it was given."""
-        return threading.current_thread() is self._thread
-
-    def close(self) -> None:
-        """Cancel what runs in the loop, and stop it. Not to be called where `runs_here` is true."""
-
-        async def cancel_all() -> None:
-            others = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in others:
-                task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
-
-        with self._lock:
-            self._closed = True
-            loop, thread = self._loop, self._thread
-            self._loop = self._thread = None
-        if loop is not None and thread is not None:
-            # Whoever waits for a coroutine in a loop that stops would wait for ever.
-            asyncio.run_coroutine_threadsafe(cancel_all(), loop).result()
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join()
-            loop.close()
-
-    def _started(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(
-                target=self._loop.run_forever, name="aif_jax retrieval loop", daemon=True
-            )
-            self._thread.start()
-        return self._loop
-
-
-class Retriever(NamedTuple):
-    """A ``retrieve``, and if it is a coroutine function: for plain callers it runs in the engine's loop."""
-
-    call: Retrieve
-    in_loop: bool
-
-    @classmethod
-    def of(cls, retrieve: Retrieve | Callable[[Request], Any]) -> "Retriever":
-        """Look at what an engine was given."""
-        in_loop = inspect.iscoroutinefunction(retrieve) or inspect.iscoroutinefunction(
-            type(retrieve).__call__
+    def __init__(
+        self,
+        retrieve: Retrieve | Callable[[Request], Any] | None,
+        fallback: Fallback,
+        generation: Generation,
+        loop: EventLoop,
+    ):
+        _check_fallback(fallback)
+        self._retrieve = retrieve
+        self._fallback = fallback
+        self._generation = generation
+        self._loop = loop
+        self.has_fallback = fallback is not None
+        self.is_coroutine = inspect.iscoroutinefunction(retrieve) or inspect.iscoroutinefunction(
+            getattr(type(retrieve), "__call__", None)  # noqa: B004, an object with a coroutine method
         )
-        return cls(retrieve, in_loop)  # type: ignore[arg-type]
 
+    def require(self) -> Callable[[Request], Any]:
+        """Return ``retrieve``.
 
-def retrieve_now(
-    retriever: Retriever, request: Request, loop: EventLoop, remaining_ms: float | None, start: Start
-) -> tuple[Any, Mapping[str, Any]]:
-    """Call ``retrieve`` from plain code; return ids and pair features.
+        Raises:
+            ConfigError: there is none.
+        """
+        if self._retrieve is None:
+            raise ConfigError(
+                "the engine was made without retrieve; pass Engine(retrieve=...), or call begin and rank the "
+                "handle with your own candidates."
+            )
+        return self._retrieve
 
-    Args:
-        retriever: what to call.
-        request: what to retrieve for.
-        loop: where a coroutine runs.
-        remaining_ms: milliseconds until the deadline, or ``None``.
-        start: starts the user side.
+    def hand_over(self, request: Request, limit_ms: float | None, submit: Submit) -> "Running":
+        """Begin a retrieval for a plain caller.
 
-    Raises:
-        RetrievalError: it raised, or returned something that is not candidates.
-        DeadlineExceededError: it is a coroutine and was not done in time.
-        SchedulerError: it is a coroutine and the engine was closed meanwhile.
-        NotStartedError: the user side could not be started.
-    """
-    began_s = time.perf_counter()
-    task = None
-    if retriever.in_loop:
-        task = loop.submit(lambda: retriever.call(request), _seconds(remaining_ms))  # type: ignore[arg-type,return-value]
-    _start(start, task)
-    try:
-        result = retriever.call(request) if task is None else loop.result(task)
-        if _is_awaitable(result):
-            result = loop.run(result, _seconds(remaining_ms))  # type: ignore[arg-type]
-    except SchedulerError:
-        raise
-    except Exception as error:
-        raise _explained(error, request, remaining_ms, began_s) from error
-    return parse(result)
+        A coroutine begins to run in the engine's loop. A plain function is called by `Running.result`, in the
+        caller's thread; or it begins in a thread, to be given up in time, if there is a fallback to take.
 
+        Args:
+            request: argument of ``retrieve``.
+            limit_ms: milliseconds that it may take; ``None`` for no limit.
+            submit: runs a function in a thread.
 
-def retrieve_in_time(
-    retriever: Retriever,
-    request: Request,
-    loop: EventLoop,
-    in_thread: Any,
-    remaining_ms: float,
-    start: Start,
-) -> tuple[Any, Mapping[str, Any]]:
-    """Call ``retrieve`` from plain code and give it up after a time, also if it is no coroutine.
+        Raises:
+            OverloadedError: no thread will have time for it.
+            SchedulerError: the engine was closed meanwhile.
+        """
+        retrieve, task = self.require(), None
+        if self.is_coroutine:
+            task = self._loop.submit(lambda: cast("Awaitable[Any]", retrieve(request)), _seconds(limit_ms))
+        elif self.has_fallback and limit_ms is not None:
+            task = submit(lambda: retrieve(request))
+        return Running(retrieve, request, limit_ms, task, self._loop, in_loop=self.is_coroutine)
 
-    Args:
-        retriever: what to call; a plain function runs in a thread.
-        request: what to retrieve for.
-        loop: where a coroutine runs.
-        in_thread: as of `retrieve_async`.
-        remaining_ms: how long to wait, in milliseconds.
-        start: starts the user side.
+    async def call_async(self, request: Request, limit_ms: float | None) -> Any:
+        """Await ``retrieve``, a coroutine function, in the caller's loop; return its result unchecked.
 
-    Raises:
-        RetrievalError: it raised, or returned something that is not candidates.
-        DeadlineExceededError: it was not done in time; a thread that it hangs in stays with it.
-        OverloadedError: no thread will have time for it.
-        SchedulerError: the engine was closed meanwhile.
-        NotStartedError: the user side could not be started.
-    """
-    if retriever.in_loop:
-        return retrieve_now(retriever, request, loop, remaining_ms, start)
-    began_s = time.perf_counter()
-    task = in_thread(lambda: retriever.call(request))
-    _start(start, task)
-    try:
-        result = task.result(_seconds(remaining_ms))
-        if _is_awaitable(result):
-            spent_ms = (time.perf_counter() - began_s) * 1e3
-            result = loop.run(result, _seconds(remaining_ms - spent_ms))
-    except SchedulerError:
-        raise
-    except Exception as error:
-        task.cancel()
-        raise _explained(error, request, remaining_ms, began_s) from error
-    return parse(result)
-
-
-class GoesOn:
-    """A plain ``retrieve`` that goes on with what it brought in its own thread: two changes of threads less.
-
-    Args:
-        call: calls ``retrieve``.
-        go_on: called with what it returned, unless that is late or an awaitable.
-    """
-
-    def __init__(self, call: Callable[[], Any], go_on: Callable[[Any], Any]):
-        self._call = call
-        self._go_on = go_on
-        self._lock = threading.Lock()
-        self._given_up = False
-        self._going_on = False
-
-    def run(self) -> tuple[Any, Any]:
-        """Return what ``retrieve`` returned, and what going on did; ``None`` if it did not."""
-        result = self._call()
-        if _is_awaitable(result):
-            return result, None
-        with self._lock:
-            if self._given_up:
-                return result, None
-            self._going_on = True
-        return result, self._go_on(result)
-
-    def give_up(self) -> bool:
-        """Keep it from going on; return whether it is too late for that."""
-        with self._lock:
-            self._given_up = True
-            return self._going_on
-
-
-async def retrieve_async(
-    retriever: Retriever,
-    request: Request,
-    in_thread: Any,
-    remaining_ms: float | None,
-    start: Start,
-    go_on: Callable[[Any], Any],
-) -> tuple[Any, Any]:
-    """Call ``retrieve`` from a coroutine; a plain ``retrieve`` runs in a thread, and goes on there.
-
-    Args:
-        retriever: what to call.
-        request: what to retrieve for.
-        in_thread: runs a function of no arguments in a thread and returns a ``concurrent.futures.Future``.
-        remaining_ms: milliseconds until the deadline, or ``None``.
-        start: starts the user side.
-        go_on: see `GoesOn`; must not raise.
-
-    Returns:
-        What ``retrieve`` returned, unchecked, and what ``go_on`` did; ``None`` if it was not called.
-
-    Raises:
-        RetrievalError: it raised.
-        DeadlineExceededError: it was not done in time.
-        OverloadedError: no thread will have time for it.
-        NotStartedError: the user side could not be started.
-    """
-    began_s = time.perf_counter()
-    goes_on = GoesOn(lambda: retriever.call(request), go_on)
-    # Outside of what is blamed on retrieve: it did not even start if this fails.
-    waiter = Waiter()
-    task = None if retriever.in_loop else in_thread(lambda: waiter.run(goes_on.run))
-    try:
-        _start(start, task)
-    except NotStartedError:
-        goes_on.give_up()
-        raise
-
-    async def call() -> tuple[Any, Any]:
-        if task is None:
-            return await retriever.call(request), None  # type: ignore[misc]
-        result, came_of_it = await waiter.of(task)
-        return (await result, None) if _is_awaitable(result) else (result, came_of_it)
-
-    try:
+        Raises:
+            RetrievalError: it raised.
+            DeadlineExceededError: it was not done in time.
+        """
+        began_s = time.perf_counter()
         try:
-            async with TimeLimit(_seconds(remaining_ms)):
-                return await call()
-        except TimeoutError:
-            # The limit is that of retrieval: what goes on minds the deadline itself.
-            if task is None or not goes_on.give_up():
-                raise
-            return await result_of(task)
-    except BaseException as error:
-        if task is not None:
-            goes_on.give_up()
-            task.add_done_callback(_close_unawaited)
-        if isinstance(error, Exception):
-            raise _explained(error, request, remaining_ms, began_s) from error
-        raise
+            async with TimeLimit(_seconds(limit_ms)):
+                return await self.require()(request)
+        except Exception as error:
+            raise explained(error, request, limit_ms, began_s) from error
+
+    async def join_async(
+        self,
+        task: "concurrent.futures.Future[tuple[Any, Any]]",
+        request: Request,
+        limit_ms: float | None,
+        take_over: Callable[[], bool],
+    ) -> tuple[Any, Any]:
+        """Await a retrieval in a thread that may go on with what it found; return both results, unchecked.
+
+        Args:
+            task: returns what ``retrieve`` returned, and what going on brought, ``None`` if it did not.
+            request: argument of ``retrieve``.
+            limit_ms: milliseconds that retrieval may take; going on is not bounded by it.
+            take_over: keeps the thread from going on; returns whether that was in time.
+
+        Raises:
+            RetrievalError: ``retrieve`` raised.
+            DeadlineExceededError: it was not done in time.
+            OverloadedError: the thread will have no time for it.
+        """
+        began_s = time.perf_counter()
+        try:
+            try:
+                result, more = await result_of(task, _seconds(limit_ms))
+            except TimeoutError:
+                if take_over():
+                    raise
+                result, more = await result_of(task)
+            if is_awaitable(result):
+                if limit_ms is not None:
+                    limit_ms -= (time.perf_counter() - began_s) * 1e3
+                async with TimeLimit(_seconds(limit_ms)):
+                    result = await result
+            return result, more
+        except BaseException as error:
+            give_up(task)
+            if isinstance(error, Exception):
+                raise explained(error, request, limit_ms, began_s) from error
+            raise
+
+    def checked(self, result: Any) -> Found:
+        """Return the candidates that ``retrieve`` returned.
+
+        With a fallback they are checked as a whole, while there is something to take instead.
+
+        Raises:
+            RetrievalError: they are not candidates.
+        """
+        found = parse(result)
+        if self.has_fallback:
+            generation = self._generation
+            try:
+                check_candidates(
+                    *found, generation.bundle.schema, generation.raw_pair, EncodeReport(),
+                    generation.config.unknown_columns,
+                )  # fmt: skip
+            except RequestError as error:
+                # Not from it: retrieve did not raise.
+                raise RetrievalError(f"retrieve returned what cannot be ranked: {error}") from None
+        return found
+
+    def instead(self, request: Request, error: Exception) -> tuple[Found, str]:
+        """Return the fallback's candidates, and the reason why they are taken in a word or two.
+
+        Args:
+            request: argument of a fallback function, which is called in this thread.
+            error: one of `NO_CANDIDATES`; raised if there is no fallback.
+
+        Raises:
+            RetrievalError: the fallback function raised, or returned something that is not candidates.
+        """
+        if not self.has_fallback:
+            raise error
+        if isinstance(error, DeadlineExceededError):
+            reason = "late"
+        elif isinstance(error, OverloadedError):
+            reason = "overloaded"
+        else:
+            cause = error.__cause__
+            reason = "not candidates" if cause is None else f"raised {type(cause).__name__}"
+        if not callable(self._fallback):
+            return parse(self._fallback), reason
+        try:
+            result = self._fallback(request)
+        except Exception as raised:
+            raise RetrievalError(
+                f"fallback raised {type(raised).__name__} for user {request.user!r}: {raised}"
+            ) from raised
+        return parse(result), reason
 
 
-def _start(start: Start, task: Task | None) -> None:
-    """Start the user side, after retrieval was handed over: threads that begin to run take turns."""
-    try:
-        start()
-    except BaseException as error:
-        if task is not None:
-            task.cancel()
-            task.add_done_callback(_close_unawaited)
-        raise NotStartedError(error) from error
+class Running:
+    """A retrieval under way for a plain caller; see `Retrieval.hand_over`."""
+
+    __slots__ = ("_began_s", "_in_loop", "_limit_ms", "_loop", "_request", "_retrieve", "_task")
+
+    def __init__(
+        self,
+        retrieve: Callable[[Request], Any],
+        request: Request,
+        limit_ms: float | None,
+        task: "concurrent.futures.Future[Any] | None",
+        loop: EventLoop,
+        *,
+        in_loop: bool,
+    ):
+        self._retrieve = retrieve
+        self._request = request
+        self._limit_ms = limit_ms
+        self._task = task
+        self._loop = loop
+        self._in_loop = in_loop
+        self._began_s = time.perf_counter()
+
+    def result(self) -> Any:
+        """Return what ``retrieve`` returned, unchecked.
+
+        Raises:
+            RetrievalError: it raised.
+            DeadlineExceededError: it was not done in time; a thread that it hangs in stays with it.
+            SchedulerError: the engine was closed meanwhile.
+        """
+        task, limit_ms = self._task, self._limit_ms
+        try:
+            if task is None:
+                result = self._retrieve(self._request)
+            elif self._in_loop:
+                result = self._loop.result(task)
+            else:
+                result = task.result(_seconds(limit_ms))
+            if is_awaitable(result):
+                if limit_ms is not None:
+                    limit_ms -= (time.perf_counter() - self._began_s) * 1e3
+                result = self._loop.run(result, _seconds(limit_ms))
+        except SchedulerError:
+            raise
+        except Exception as error:
+            self.cancel()
+            raise explained(error, self._request, self._limit_ms, self._began_s) from error
+        return result
+
+    def cancel(self) -> None:
+        """Give it up: nobody waits for the result."""
+        if self._task is not None:
+            give_up(self._task)
+
+
+def give_up(task: "concurrent.futures.Future[Any]") -> None:
+    """Cancel a retrieval in a thread, and close the coroutine that it may return all the same."""
+    task.cancel()
+    task.add_done_callback(_close_unawaited)
 
 
 def _close_unawaited(task: "concurrent.futures.Future[Any]") -> None:
-    """Close the coroutine that a plain ``retrieve`` returned when nobody waited for it any more."""
     if not task.cancelled() and task.exception() is None:
         result = task.result()
         result = result[0] if isinstance(result, tuple) and result else result
@@ -325,44 +283,76 @@ def _close_unawaited(task: "concurrent.futures.Future[Any]") -> None:
             result.close()
 
 
-def _is_awaitable(result: Any) -> bool:
-    # What retrieval mostly returns is told apart without asking what it is.
+def is_awaitable(result: Any) -> bool:
+    """Return whether ``retrieve`` returned something to be awaited."""
+    # The usual results are told apart without asking what they are.
     return not isinstance(result, (Candidates, np.ndarray)) and inspect.isawaitable(result)
 
 
-def parse(result: Any) -> tuple[Any, Mapping[str, Any]]:
+def parse(result: Any) -> Found:
     """Return ids (or the table that holds them) and pair features of what ``retrieve`` returned.
 
     Raises:
         RetrievalError: it is not candidates.
     """
     if isinstance(result, Candidates):
-        return result.ids, result.pair
+        return Found(result.ids, result.pair)
+    if isinstance(result, np.ndarray):
+        return Found(result, {})
     arrow = hasattr(result, "__arrow_c_stream__") or hasattr(result, "__arrow_c_array__")
     if isinstance(result, (str, bytes)) or not (arrow or hasattr(result, "__len__")):
+        text = repr(result)
         raise RetrievalError(
-            f"retrieve returned {_shown(result)}, expected an array or list of item ids, Candidates(ids, "
-            "pair), or a table."
+            f"retrieve returned a {type(result).__name__} "
+            f"({text if len(text) <= 60 else text[:57] + '...'}), expected an array or list of item ids, "
+            "Candidates(ids, pair), or a table."
         )
-    return result, {}
+    return Found(result, {})
 
 
-def _explained(error: Exception, request: Request, remaining_ms: float | None, began_s: float) -> Exception:
+def blamed(error: BaseException) -> BaseException:
+    """Return a complaint about candidates as one about the ``retrieve`` that brought them; others as is."""
+    if type(error) is RequestError and str(error).startswith(("candidates:", "pair features")):
+        blame = RetrievalError(f"retrieve returned what cannot be ranked: {error}")
+        blame.__cause__ = error
+        return blame
+    return error
+
+
+def explained(
+    error: Exception, request: Request, limit_ms: float | None, began_s: float
+) -> RetrievalError | DeadlineExceededError:
+    """Return the error of a retrieval in words of the engine."""
     spent_ms = (time.perf_counter() - began_s) * 1e3
     # A client of retrieve's own may time out long before the deadline. (1 ms: clocks tick.)
-    if isinstance(error, TimeoutError) and remaining_ms is not None and spent_ms > remaining_ms - 1:
+    if isinstance(error, TimeoutError) and limit_ms is not None and spent_ms > limit_ms - 1:
         return DeadlineExceededError(
-            f"user {request.user!r}: retrieval was not done within the {max(0.0, remaining_ms):.1f} ms that "
-            "were left "
-            "of the deadline; make it faster, or give the request more time."
+            f"user {request.user!r}: retrieval was not done within the {max(0.0, limit_ms):.1f} ms that "
+            "were left of the deadline; make it faster, or give the request more time."
         )
     return RetrievalError(f"retrieve raised {type(error).__name__} for user {request.user!r}: {error}")
 
 
-def _seconds(remaining_ms: float | None) -> float | None:
-    return None if remaining_ms is None else max(0.0, remaining_ms / 1e3)
+def _seconds(limit_ms: float | None) -> float | None:
+    return None if limit_ms is None else max(0.0, limit_ms / 1e3)
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return f"a {type(value).__name__} ({text if len(text) <= 60 else text[:57] + '...'})"
+def _check_fallback(fallback: Fallback) -> None:
+    """Check the fallback of an engine.
+
+    Raises:
+        ConfigError: it is a coroutine function, or not candidates.
+    """
+    if inspect.iscoroutinefunction(fallback):
+        raise ConfigError("fallback: got a coroutine function, expected ids, Candidates or a plain function.")
+    if fallback is None or callable(fallback):
+        return
+    try:
+        ids, _ = parse(fallback)
+        empty = len(ids) == 0
+    except RetrievalError as error:
+        raise ConfigError(f"fallback: {str(error).removeprefix('retrieve returned ')}") from error
+    if empty:
+        raise ConfigError(
+            "fallback: there are no candidates; expected at least one id, or None for no fallback."
+        )

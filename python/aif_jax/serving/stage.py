@@ -1,13 +1,29 @@
-"""What every real-time stage is: candidates of one compiled call in, the best of them out."""
+"""The real-time stage: candidates of one compiled call in, the best of them out; rows in host memory.
+
+A native program reads item rows from the embedding cache itself, by id; a portable one is given them. Either
+way a call returns a status for each candidate. The stage over rows in device memory is in
+`aif_jax.serving.device_stage`.
+"""
 
 import abc
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from aif_jax.features import pad_to
+from aif_jax.bundle import Bundle
+from aif_jax.bundle.programs import Call
+from aif_jax.errors import ConfigError, RequestError
+from aif_jax.kernels import FOUND, RANKABLE, handle_operand
+from aif_jax.nearline import ItemIndex
+from aif_jax.nearline.item_index import RANKABLE as RANKABLE_COLUMN
+from aif_jax.nearline.store import ColumnSpecs, RowStore
+
+_GOOD = FOUND | RANKABLE
+_ALIGN = 64
 
 Progress = Callable[[int, int, str], None]
 """Called with the number of programs ready, the number of all, and the name of the last."""
@@ -19,87 +35,85 @@ Meanwhile = Callable[[], None]
 """Called once when a program was dispatched, to do what need not wait for its results."""
 
 
-class StagePart(NamedTuple):
-    """What the stage made of one call's candidates.
+class Scored(NamedTuple):
+    """Result of the real-time stage for one request, or for the candidates of one call.
 
     Attributes:
-        order: positions of the best candidates among the call's, best first, int64 ``[k]``.
+        order: positions of the best candidates, best first, int64 ``[k]``.
         scores: float32 ``[k]``.
         heads: float32 ``[k, n_heads]``.
         unscored: candidates whose score is not finite.
         missing: candidates without a row, whether or not the default row stood in for it.
         not_rankable: candidates with a row that may not be ranked.
-        prepare_s: seconds until the program was dispatched: rows gathered or looked up, operands laid out.
+        gather_s: seconds until the program was dispatched: rows gathered or looked up, operands laid out.
         stage_s: seconds from there until the results were on the host.
+        bucket: candidates that one call takes.
+        calls: calls made.
     """
 
     order: np.ndarray
     scores: np.ndarray
     heads: np.ndarray
-    unscored: int
-    missing: int
-    not_rankable: int
-    prepare_s: float
-    stage_s: float
+    unscored: int = 0
+    missing: int = 0
+    not_rankable: int = 0
+    gather_s: float = 0.0
+    stage_s: float = 0.0
+    bucket: int = 0
+    calls: int = 0
 
 
-class StageCall(NamedTuple):
-    """One call of a stage, see `Stage.score_part`: pair features padded and among the operands.
+class Shared(NamedTuple):
+    """Operands that all candidates of a request share, laid out once, by `Stage.prepare`.
 
     Attributes:
-        operands: by path.
-        keys: uint64 ``[n]``.
-        size: the bucket.
-        length: the long bucket.
-        refuse: may raise for candidates without a row.
-        meanwhile: is called when the program was dispatched.
-        began_s: when the call came, on the clock of ``time.perf_counter``.
+        length: the history length that the user state was computed for.
+        operands: in the order of the program's inputs; ``None`` where a call fills in its own.
     """
 
-    operands: Mapping[str, Any]
-    keys: np.ndarray
-    size: int
     length: int
-    refuse: Refuse | None
-    meanwhile: Meanwhile | None
-    began_s: float
+    operands: tuple[Any, ...]
 
 
 class Stage(abc.ABC):
     """The real-time stage of one bundle over item rows, wherever these are. Safe to use from any thread."""
 
-    def score_part(
+    @abc.abstractmethod
+    def prepare(self, leaves: Mapping[str, Any], length: int, context: Mapping[str, np.ndarray]) -> Shared:
+        """Lay out what all candidates of a request share; the user side does it while retrieval runs.
+
+        Args:
+            leaves: the user state: operands ``state/...`` by path, on whatever device.
+            length: the history length that it was computed for.
+            context: encoded context by feature.
+        """
+
+    @abc.abstractmethod
+    def score(
         self,
-        shared: Mapping[str, Any],
+        shared: Shared,
         keys: np.ndarray,
         pair: Mapping[str, np.ndarray],
         size: int,
-        length: int,
         *,
         refuse: Refuse | None = None,
         meanwhile: Meanwhile | None = None,
-    ) -> StagePart:
+    ) -> Scored:
         """Score candidates in one call and take the best.
 
         Args:
-            shared: operands by path that all candidates share: ``state/...``, as the user program gives them,
-                on whatever device, and ``context/...``; others are ignored.
+            shared: from `prepare`.
             keys: of the candidates, uint64 ``[n]``.
             pair: encoded pair features by name, and raw ones under ``raw_<name>``, ``[n, ...]``.
-            size: the bucket, at least n.
-            length: the long bucket of the user state.
+            size: candidates that the call takes, at least n.
             refuse: called with which candidates have a row, bool ``[n]``, if some have none; may raise.
             meanwhile: called when the program was dispatched.
 
         Raises:
-            ConfigError: size and length are not compiled for.
+            ConfigError: size and history length are not compiled for.
             RequestError: there are more candidates than ``size``.
             ItemIndexError: the rows are on a device, and are closed or were lost.
         """
-        began_s = time.perf_counter()
-        self._check_size(size, length)
-        padded = {f"pair/{name}": pad_to(column, size) for name, column in pair.items()}
-        return self._score(StageCall({**shared, **padded}, keys, size, length, refuse, meanwhile, began_s))
 
     @property
     def device_bytes(self) -> int | None:
@@ -109,10 +123,255 @@ class Stage(abc.ABC):
     def close(self) -> None:  # noqa: B027, most have nothing to give back
         """Give back what the stage holds besides the host's memory; no request may be under way."""
 
-    @abc.abstractmethod
-    def _check_size(self, size: int, length: int) -> None:
-        """Raise `ConfigError` for sizes that are not compiled for."""
+
+class HostStage(Stage):
+    """Base of the stages over rows in host memory.
+
+    Everything is compiled, and run once, while it is made.
+
+    Args:
+        index: the item rows.
+        bundle: the model, of the same version.
+        buckets: candidate counts to compile for, multiples of 16, from the bundle's ``k_max`` upward.
+        lengths: history lengths to compile for.
+        default: whether candidates without a row are ranked as items of which nothing is known.
+        progress: called after every program that is ready.
+    """
+
+    def __init__(
+        self,
+        index: ItemIndex,
+        bundle: Bundle,
+        buckets: Sequence[int],
+        lengths: Sequence[int],
+        *,
+        default: bool = False,
+        progress: Progress | None = None,
+    ):
+        self.index = index
+        self._default = index.default_row() if default else None
+        self._calls: dict[tuple[int, int], Call] = {}
+        signature = bundle.signature("stage")
+        self._places = {operand.path: place for place, operand in enumerate(signature.inputs)}
+        self._results = {operand.path: place for place, operand in enumerate(signature.outputs)}
+        self._pair = {
+            path.removeprefix("pair/"): place
+            for path, place in self._places.items()
+            if path.startswith("pair/")
+        }
+        self._fixed: dict[str, Any] = {}
+        self._set_up()
+        sizes = [(size, length) for length in lengths for size in buckets]
+        for number, (size, length) in enumerate(sizes, 1):
+            call = self._calls[size, length] = bundle.call("stage", n=size, l=length)
+            blank = zeros(call, {"n": size, "l": length})
+            groups: dict[str, dict[str, Any]] = {"state": {}, "context": {}, "pair": {}}
+            for path, leaf in blank.items():
+                group, _, name = path.partition("/")
+                groups.setdefault(group, {})[path if group == "state" else name] = leaf
+            shared = self.prepare(groups["state"], length, groups["context"])
+            self.score(shared, np.zeros(size, np.uint64), groups["pair"], size)
+            if progress is not None:
+                progress(number, len(sizes), f"stage, history {length}, {size} candidates")
+
+    def prepare(self, leaves: Mapping[str, Any], length: int, context: Mapping[str, np.ndarray]) -> Shared:
+        """Lay out what all candidates of a request share."""
+        operands: list[Any] = [None] * len(self._places)
+        for path, leaf in self._fixed.items():
+            operands[self._places[path]] = leaf
+        for path, leaf in leaves.items():
+            if path in self._places:
+                operands[self._places[path]] = leaf
+        for name, value in context.items():
+            if (place := self._places.get(f"context/{name}")) is not None:
+                operands[place] = value
+        return Shared(length, tuple(operands))
+
+    def score(
+        self,
+        shared: Shared,
+        keys: np.ndarray,
+        pair: Mapping[str, np.ndarray],
+        size: int,
+        *,
+        refuse: Refuse | None = None,
+        meanwhile: Meanwhile | None = None,
+    ) -> Scored:
+        """Score candidates in one call and take the best."""
+        began_s, n = time.perf_counter(), len(keys)
+        call = self._calls.get((size, shared.length))
+        if call is None or n > size:
+            raise self._misfit(size, shared.length, n)
+        operands = list(shared.operands)
+        for name, place in self._pair.items():
+            column = pair[name]
+            if n < size:
+                padded = np.zeros((size, *column.shape[1:]), column.dtype)
+                padded[:n] = column
+                column = padded
+            operands[place] = column
+        results, status, dispatched_s = self._run(call, operands, keys, size, meanwhile)
+        rankable = n
+        missing = not_rankable = 0
+        # Counted as bytes, which is quick, and told apart only if some candidate is not as it should be.
+        if status.tobytes().count(_GOOD) < n:
+            found = (status & FOUND) != 0
+            missing = n - int(np.count_nonzero(found))
+            if missing and refuse is not None:
+                refuse(found)
+            rankable = int(np.count_nonzero(status & RANKABLE))
+            not_rankable = int(np.count_nonzero(found & ((status & RANKABLE) == 0)))
+        places = self._results
+        unscored = int(results[places["unscored"]])
+        ranked = rankable - unscored
+        return Scored(
+            np.asarray(results[places["order"]])[:ranked].astype(np.int64),
+            np.asarray(results[places["score"]])[:ranked],
+            np.asarray(results[places["heads"]])[:ranked],
+            unscored,
+            missing,
+            not_rankable,
+            dispatched_s - began_s,
+            time.perf_counter() - dispatched_s,
+            size,
+            1,
+        )
+
+    def _misfit(self, size: int, length: int, n: int) -> Exception:
+        if (size, length) not in self._calls:
+            return ConfigError(
+                f"host stage: got {size} candidates and a history of {length}, expected one of "
+                f"{sorted(self._calls)}; name it when the stage is made."
+            )
+        return RequestError(f"host stage: got {n} candidates for a call of {size}; send fewer.")
 
     @abc.abstractmethod
-    def _score(self, call: StageCall) -> StagePart:
-        """Score the candidates of one call."""
+    def _set_up(self) -> None:
+        """Make what calls need besides the index and the default row."""
+
+    @abc.abstractmethod
+    def _run(
+        self, call: Call, operands: list[Any], keys: np.ndarray, size: int, meanwhile: Meanwhile | None
+    ) -> tuple[Sequence[Any], np.ndarray, float]:
+        """Return the results in order, each candidate's status uint8 ``[n]``, and the time of dispatch."""
+
+
+class CachedStage(HostStage):
+    """The stage of native programs: ids go into the program, rows are read where they lie."""
+
+    def _set_up(self) -> None:
+        self._fixed = {"index": handle_operand(self.index.store.cache), "missing": np.zeros(2, np.uint32)}
+        self._stand_in = RowStore(self.index.store.columns)
+        if self._default is not None:
+            self._stand_in.upsert(np.zeros(1, np.uint64), self._default)
+            self._fixed["missing"] = handle_operand(self._stand_in.cache)
+        self._ids, self._count = self._places["ids"], self._places["count"]
+
+    def _run(
+        self, call: Call, operands: list[Any], keys: np.ndarray, size: int, meanwhile: Meanwhile | None
+    ) -> tuple[Sequence[Any], np.ndarray, float]:
+        n = len(keys)
+        if n < size:
+            padded = np.zeros(size, np.uint64)
+            padded[:n] = keys
+            keys = padded
+        operands[self._ids] = keys.view(np.uint32).reshape(size, 2)
+        operands[self._count] = np.asarray(n, np.int32)
+        dispatched_s = time.perf_counter()
+        results = call.run(operands)
+        if meanwhile is not None:
+            meanwhile()
+        return results, np.asarray(results[self._results["status"]])[:n], dispatched_s
+
+
+class GatheredStage(HostStage):
+    """The stage of portable programs: rows are collected into leased buffers, the program's operands."""
+
+    def _set_up(self) -> None:
+        self._staging = Staging(self.index.store.columns)
+
+    def _run(
+        self, call: Call, operands: list[Any], keys: np.ndarray, size: int, meanwhile: Meanwhile | None
+    ) -> tuple[Sequence[Any], np.ndarray, float]:
+        n = len(keys)
+        lease = self._staging.lend(size)
+        columns = lease.columns
+        _, found = self.index.gather(keys, {name: array[:n] for name, array in columns.items()})
+        status = np.where(found, np.uint8(FOUND), np.uint8(0))
+        there = found
+        if self._default is not None and not found.all():
+            absent = np.flatnonzero(~found)
+            for name, array in columns.items():
+                array[absent] = self._default[name]
+            there = np.ones(n, bool)
+        status[there & (columns[RANKABLE_COLUMN][:n, 0] != 0)] |= np.uint8(RANKABLE)
+        valid = np.zeros(size, bool)
+        valid[:n] = (status & RANKABLE) != 0
+        for name, column in columns.items():
+            if (place := self._places.get(f"rows/{name}")) is not None:
+                operands[place] = column
+        operands[self._places["valid"]] = valid
+        dispatched_s = time.perf_counter()
+        results = call.run(operands)
+        if meanwhile is not None:
+            meanwhile()
+        jax.block_until_ready(results)
+        # Not before the results are ready: until then the program reads the buffers.
+        self._staging.give_back(lease)
+        return results, status, dispatched_s
+
+
+def zeros(call: Call, dims: Mapping[str, int]) -> dict[str, Any]:
+    """Return zeros for every operand of a program, to run it once before a request has to wait for it."""
+    specs = {operand.path: operand.at(dims) for operand in call.program.signature.inputs}
+    return {path: np.zeros(spec.shape, spec.dtype) for path, spec in specs.items()}
+
+
+class Lease:
+    """Buffers of one call, on loan.
+
+    On a CPU, JAX reads an aligned NumPy array in place and later than the call returns. So a buffer is on
+    loan from before it is filled until the results of the call are ready, and only `Staging.give_back` makes
+    it free; a lease that is never given back (its call failed) is forgotten, and JAX's own reference keeps it
+    alive.
+
+    Attributes:
+        columns: by name, ``[n, ...]``, aligned to 64 bytes, with whatever the last call left in them.
+        size: ``n``.
+    """
+
+    __slots__ = ("columns", "size")
+
+    def __init__(self, specs: ColumnSpecs, size: int):
+        self.size = size
+        self.columns = {name: aligned((size, *shape), dtype) for name, (dtype, shape) in specs.items()}
+
+
+class Staging:
+    """Free leases by size. As many exist as calls ever ran at once."""
+
+    def __init__(self, specs: ColumnSpecs):
+        self._specs = dict(specs)
+        self._free: dict[int, list[Lease]] = {}
+        self._lock = threading.Lock()
+
+    def lend(self, size: int) -> Lease:
+        """Return a lease of ``size`` rows that nobody else holds."""
+        with self._lock:
+            free = self._free.setdefault(size, [])
+            if free:
+                return free.pop()
+        return Lease(self._specs, size)
+
+    def give_back(self, lease: Lease) -> None:
+        """Make a lease free again. Only after the results of the call that reads it are ready."""
+        with self._lock:
+            self._free[lease.size].append(lease)
+
+
+def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Return an uninitialised array whose data starts at a multiple of 64 bytes."""
+    n_bytes = int(np.prod(shape)) * dtype.itemsize
+    raw = np.empty(n_bytes + _ALIGN, np.uint8)
+    start = -raw.ctypes.data % _ALIGN
+    return raw[start : start + n_bytes].view(dtype).reshape(shape)

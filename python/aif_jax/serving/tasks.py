@@ -1,104 +1,194 @@
-"""What requests need done, in the threads of an engine's scheduler."""
+"""Deadlines, the engine's threads, and the tasks that one request runs in them."""
 
 import math
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from aif_jax import _native
-from aif_jax.errors import OverloadedError, SchedulerError
-from aif_jax.serving.pending import Pending
+from aif_jax.errors import DeadlineExceededError, SchedulerError
+from aif_jax.serving.config import Threads
 from aif_jax.serving.report import Task
-from aif_jax.serving.user_side import Lane
+
+Lane = Literal["blocking", "compute"]
+
+_IN_WORDS = {
+    "user_fetch": "the user source", "user": "the user program", "users": "the user program",
+    "retrieve": "retrieve", "stage": "the real-time stage", "items": "the item source",
+    "candidates": "the check of candidates",
+}  # fmt: skip
+"""Tasks of a request in words, by the name that a trace shows."""
+
+_CLOSED = "the engine was closed while a request was under way; make a new one."
 
 
-class Tasks:
-    """Runs the tasks of requests and notes when. Safe to use from any thread.
-
-    Args:
-        scheduler: runs them.
+class Deadline:
+    """The time by which a request is wanted, or none. Immutable; it travels down to every part.
 
     Attributes:
-        closed: whether the scheduler was shut down by its engine, for the message of who comes later.
+        began_s: begin of the request, on the clock of ``time.perf_counter``.
+        ms: milliseconds from then; ``None`` for no deadline.
+        due_s: the time itself; infinite without a deadline.
     """
 
-    def __init__(self, scheduler: _native.Scheduler):
-        self._scheduler = scheduler
-        self._here = threading.local()
+    __slots__ = ("began_s", "due_s", "ms")
+
+    def __init__(self, ms: float | None, began_s: float):
+        self.ms = ms
+        self.began_s = began_s
+        self.due_s = math.inf if ms is None else began_s + ms / 1e3
+
+    def left_ms(self) -> float | None:
+        """Return the milliseconds that are left, negative after it; ``None`` without a deadline."""
+        return None if self.ms is None else (self.due_s - time.perf_counter()) * 1e3
+
+
+class Workers:
+    """The threads of an engine. Safe to use from any thread.
+
+    Args:
+        threads: their numbers.
+    """
+
+    def __init__(self, threads: Threads):
+        # The engine has an admission of its own, which knows whole requests: `aif_jax.serving.admission`.
+        self.scheduler = _native.Scheduler(
+            blocking_threads=threads.blocking,
+            compute_threads=threads.compute,
+            queue_bound=threads.max_queued,
+            admission=False,
+        )
         self.closed = False
-
-    def submit(
-        self, lane: Lane, function: Callable[..., Any], *arguments: Any, name: str, pending: Pending
-    ) -> "Future[Any]":
-        """Run a function in one of the threads, unless the request's deadline passes first.
-
-        A full queue refuses the first step of a request only: what was taken on goes on. A request that may
-        be degraded is taken on nevertheless if its first step is retrieval, and goes without a user side.
-
-        Raises:
-            DeadlineExceededError: the deadline has passed.
-            OverloadedError: too many tasks are waiting.
-            SchedulerError: the engine is closed.
-        """
-        remaining = pending.remaining_ms()
-        if remaining is not None and remaining <= 0:
-            raise pending.too_late(name)
-        submit = partial(
-            self._scheduler.submit,
-            lane, self._run_here, (pending, name, lane, time.perf_counter()), function, *arguments,
-            deadline_ms=remaining, name=name,
-        )  # fmt: skip
-        try:
-            task = submit(goes_on=pending.taken_on or pending.shed)
-        except OverloadedError as error:
-            if name != "retrieve" or pending.taken_on or not pending.rungs.ladder.degrades(remaining):
-                raise
-            task = submit(goes_on=True)
-            pending.started = True
-            pending.fail(error)
-        except SchedulerError as error:
-            if not self.closed:
-                raise
-            raise SchedulerError(
-                "the engine was closed while a request was under way; make a new one."
-            ) from error
-        pending.taken_on = True
-        return task
-
-    def run(
-        self, lane: Lane, function: Callable[..., Any], *arguments: Any, name: str, pending: Pending
-    ) -> Any:
-        """Run a function as a task, in this thread if the lane has room; see `submit`."""
-        remaining = pending.remaining_ms()
-        if remaining is not None and remaining <= 0:
-            raise pending.too_late(name)
-        return self._scheduler.run(
-            lane, self._run_here, (pending, name, lane, time.perf_counter()), function, *arguments,
-            deadline_ms=remaining, name=name, goes_on=True,
-        )  # fmt: skip
+        self.here = threading.local()
 
     def has_idle(self, lane: Lane) -> bool:
         """Return whether a thread of the lane is idle now; none is reserved."""
-        return self._scheduler.idle_threads(lane) > 0
+        return self.scheduler.idle_threads(lane) > 0
 
     def runs_here(self) -> bool:
         """Return whether the calling thread is inside a task."""
-        return getattr(self._here, "task", False)
+        return getattr(self.here, "task", False)
 
-    def _run_here(
-        self, task: tuple[Pending, str, Lane, float], function: Callable[..., Any], *arguments: Any
+    def close(self) -> None:
+        """Drop queued tasks with a deadline that passes, run the rest, and stop the threads."""
+        self.closed = True
+        self.scheduler.shutdown(wait=True)
+
+
+class Tasks:
+    """The tasks of one request: run under its deadline, and noted. Safe to use from any thread.
+
+    Args:
+        workers: run them.
+        user: user of the request, for errors.
+        deadline: the request's.
+
+    Attributes:
+        ran: the tasks that were begun, in order.
+        accepted: whether a first task was queued: a full queue does not refuse the next ones.
+    """
+
+    __slots__ = ("_workers", "accepted", "deadline", "ran", "user")
+
+    def __init__(self, workers: Workers, user: Any, deadline: Deadline):
+        self._workers = workers
+        self.user = user
+        self.deadline = deadline
+        self.accepted = False
+        self.ran: list[Task] = []
+
+    def submit(
+        self,
+        lane: Lane,
+        name: str,
+        function: Callable[..., Any],
+        *arguments: Any,
+        always: bool = False,
+        reserve_ms: float = 0.0,
+    ) -> "Future[Any]":
+        """Run a function in one of the threads, unless the deadline passes first.
+
+        Args:
+            lane: kind of thread.
+            name: kind of task, see `Task`.
+            function: called with the arguments.
+            arguments: its own.
+            always: whether to queue it even if the queue is full and nothing of the request was accepted.
+            reserve_ms: milliseconds before the deadline by which it must have begun.
+
+        Raises:
+            DeadlineExceededError: the deadline has passed.
+            OverloadedError: too many tasks are queued.
+            SchedulerError: the engine is closed.
+        """
+        left_ms = self._left_ms(name, reserve_ms)
+        try:
+            task = self._workers.scheduler.submit(
+                lane, self._run, lane, name, time.perf_counter(), function, *arguments,
+                deadline_ms=left_ms, name=name, goes_on=self.accepted or always,
+            )  # fmt: skip
+        except SchedulerError as error:
+            if not self._workers.closed:
+                raise
+            raise SchedulerError(_CLOSED) from error
+        self.accepted = True
+        return task
+
+    def run(
+        self,
+        lane: Lane,
+        name: str,
+        function: Callable[..., Any],
+        *arguments: Any,
+        reserve_ms: float = 0.0,
     ) -> Any:
-        """Run a task and note when, so that `Engine.close` knows when it is called inside one."""
-        pending, name, lane, submitted_s = task
-        outer = self.runs_here()
-        self._here.task = True
-        noted = Task(name, lane, submitted_s, time.perf_counter(), math.nan, threading.get_native_id())
-        pending.tasks.append(noted)
+        """Run a function as a task, in this thread if the lane has an idle one; see `submit`."""
+        left_ms = self._left_ms(name, reserve_ms)
+        try:
+            return self._workers.scheduler.run(
+                lane, self._run, lane, name, time.perf_counter(), function, *arguments,
+                deadline_ms=left_ms, name=name, goes_on=True,
+            )  # fmt: skip
+        except SchedulerError as error:
+            if not self._workers.closed:
+                raise
+            raise SchedulerError(_CLOSED) from error
+
+    def note(self, task: Task) -> None:
+        """Note a task that another request's submitted and that worked for this one too."""
+        self.ran.append(task)
+
+    def too_late(self, name: str) -> DeadlineExceededError:
+        """Return the error of a request whose deadline passed before a task could start."""
+        deadline = self.deadline
+        spent_ms = (time.perf_counter() - deadline.began_s) * 1e3
+        return DeadlineExceededError(
+            f"user {self.user!r}: {spent_ms:.1f} ms had passed of the deadline of {deadline.ms:g} ms "
+            f"before {_IN_WORDS[name]} could start; make retrieval or the user source faster, or give the "
+            "request more time."
+        )
+
+    def _left_ms(self, name: str, reserve_ms: float) -> float | None:
+        left_ms = self.deadline.left_ms()
+        if left_ms is None:
+            return None
+        if left_ms <= reserve_ms:
+            raise self.too_late(name)
+        return left_ms - reserve_ms
+
+    def _run(
+        self, lane: Lane, name: str, submitted_s: float, function: Callable[..., Any], *arguments: Any
+    ) -> Any:
+        """Run a task and note it, so that `Engine.close` knows when it is called inside one."""
+        here = self._workers.here
+        outer = getattr(here, "task", False)
+        here.task = True
+        task = Task(name, lane, submitted_s, time.perf_counter(), math.nan, threading.get_native_id())
+        self.ran.append(task)
         try:
             return function(*arguments)
         finally:
-            noted.ended_s = time.perf_counter()
-            self._here.task = outer
+            task.ended_s = time.perf_counter()
+            here.task = outer

@@ -1,4 +1,4 @@
-"""How users become states: records are laid out, rows of their histories are joined, the program runs."""
+"""The user program: records are laid out, rows of their histories are joined, the compiled program runs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aif_jax.features import EncodeReport, bucket_for
-from aif_jax.serving.stages import Generation
+from aif_jax.serving.generation import Generation
+from aif_jax.serving.user_source import History, read_features, read_history
 from aif_jax.serving.user_states import UserState
-from aif_jax.serving.users import History, read_features, read_history
 from aif_jax.types import UserId, UserRecord
 
 
 def long_bucket(record: UserRecord, generation: Generation) -> int:
-    """Return the long bucket of a record."""
-    longs = generation.sizes.long_buckets
+    """Return the history length of a record."""
+    longs = generation.sizes.histories
     return bucket_for(min(len(record.items), longs[-1]), longs)
 
 
@@ -26,7 +26,7 @@ def compute_state(
     Args:
         user: whose record it is.
         record: what is known of the user.
-        length: the long bucket.
+        length: the history length.
         generation: whose programs run.
         long: whether to read the long sequence; without it, the blocks that would are absent.
 
@@ -49,7 +49,7 @@ def compute_states(
 
     Args:
         users: with what is known of each; not more than the engine has a program for.
-        length: the long bucket of all of them.
+        length: the history length of all of them.
         generation: whose programs run.
         long: whether to read the long sequences.
 
@@ -58,7 +58,7 @@ def compute_states(
         single user may still be under way; those of several are there, in host memory.
     """
     short = generation.bundle.config.short_length
-    longest = generation.sizes.long_buckets[-1] if long else short
+    longest = generation.sizes.histories[-1] if long else short
     read = [_read(user, record, generation, longest) for user, record in users]
     good = [one for one in read if isinstance(one, _Read)]
     if not good:
@@ -66,7 +66,7 @@ def compute_states(
     size = bucket_for(len(good), generation.sizes.users)
     operands = _features([one.features for one in good], size)
     histories = [one.history for one in good]
-    columns, found = generation.behaviours.gather(_joined([history.keys for history in histories]))
+    columns, found = generation.tables.behaviours.gather(_joined([history.keys for history in histories]))
     types = np.where(found, _joined([history.types for history in histories]), np.int32(-1))
     spans, start = [], 0
     for history in histories:

@@ -1,50 +1,45 @@
-"""The user side of a request: its record is fetched, its state looked up or computed, its context encoded."""
+"""The user side of requests: records fetched, states looked up or computed, contexts encoded.
+
+It runs while the caller retrieves. It takes values and gives its results to functions; it knows no request.
+
+**Single flight.** Requests of one user at the same time share one run of the user program, if their records
+have the same revision; each fetches its own record, so that a change counts from then on.
+
+**Groups.** Requests that `Engine.rank_many` begins together have their states computed in one call, when the
+records of all of them are there or never will be. A publish in between parts a group.
+"""
 
 import dataclasses
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 
 from aif_jax.errors import RequestError, SchedulerError, SchemaError, UnknownUserError
 from aif_jax.features import EncodeReport, bucket_for
-from aif_jax.serving.awaiting import SHUT_DOWN
-from aif_jax.serving.config import EngineConfig
-from aif_jax.serving.ladder import FULL, Choice
+from aif_jax.serving.aio import SHUT_DOWN
+from aif_jax.serving.generation import Generation
+from aif_jax.serving.ladder import FULL, Choice, Ladder
 from aif_jax.serving.report import Task
-from aif_jax.serving.single_flight import SingleFlight
-from aif_jax.serving.user_batches import UserBatches, UserWork
+from aif_jax.serving.stage import Shared
+from aif_jax.serving.tasks import Tasks
 from aif_jax.serving.user_program import compute_states, long_bucket
+from aif_jax.serving.user_source import checked_record
 from aif_jax.serving.user_states import UserState, UserStates
-from aif_jax.serving.users import checked_record
-from aif_jax.types import UserRecord, UserSource
-
-if TYPE_CHECKING:
-    from aif_jax.serving.pending import Pending
-
-Lane = Literal["blocking", "compute"]
-
-
-class Submit(Protocol):
-    """Runs a function in one of the engine's threads, unless the request's deadline passes first."""
-
-    def __call__(
-        self, lane: Lane, function: Callable[..., Any], *arguments: Any, name: str, pending: "Pending"
-    ) -> "Future[Any]":
-        """Return the task's future."""
-        ...
+from aif_jax.types import UserId, UserRecord, UserSource
 
 
 @dataclasses.dataclass(slots=True)
 class UserSide:
-    """The user side of one request, or what stands in for it; times on the clock of ``time.perf_counter``."""
+    """Result of one user side, or its stand-in; times on the clock of ``time.perf_counter``."""
 
     state: UserState
-    context: Mapping[str, np.ndarray]
+    shared: Shared
+    """State and context, laid out for the real-time stage."""
     encoding: EncodeReport
     unknown_user: bool
     fetch_began_s: float
@@ -57,71 +52,370 @@ class UserSide:
     """Users whose states were computed in one call, its own included; 0 if it was not computed."""
 
 
+class UserWork:
+    """One user side under way.
+
+    Args:
+        user: user to compute for.
+        context: raw context features.
+        tasks: run the steps.
+        fetched: called with the record when the user source has answered.
+        computed: called with the result.
+        failed: called with the error in its place, and whether the user source raised it.
+        member: its membership in a group, if it has one.
+    """
+
+    __slots__ = (
+        "_queued",
+        "_quiet",
+        "computed",
+        "context",
+        "dropped",
+        "failed",
+        "fetched",
+        "flight",
+        "length",
+        "member",
+        "moment",
+        "record",
+        "sides",
+        "source_failed",
+        "submitted_s",
+        "tasks",
+        "times",
+        "unknown",
+        "user",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        user: UserId,
+        context: Mapping[str, Any],
+        tasks: Tasks,
+        fetched: Callable[[UserRecord], None],
+        computed: Callable[[UserSide], None],
+        failed: Callable[[BaseException, bool], None],
+        member: "GroupMember | None" = None,
+    ):
+        self.user = user
+        self.context = context
+        self.tasks = tasks
+        self.fetched = fetched
+        self.computed = computed
+        self.failed = failed
+        self.member = member
+        self.sides: UserSides | None = None
+        self.record = UserRecord()
+        self.length = 0
+        self.unknown = False
+        self.times = (0.0, 0.0)
+        self.moment = 0
+        self.flight: Flight | None = None
+        self.submitted_s = 0.0
+        self.source_failed = False
+        self.dropped = False
+        self._quiet = False
+        self._queued: list[Future[Any]] = []
+
+    def follow(self, task: "Future[Any]") -> None:
+        """Watch a task: if it is dropped or fails, so does the user side."""
+        self._queued.append(task)
+        task.add_done_callback(self._step_ended)
+
+    def cancel_queued(self) -> None:
+        """Keep from starting what has not started: the request goes on without it."""
+        self._quiet = True
+        for task in self._queued:
+            task.cancel()
+
+    def drop(self) -> None:
+        """Stop after the step that runs: nobody asks for the result any more."""
+        self.dropped = True
+        self.cancel_queued()
+
+    def _step_ended(self, task: "Future[Any]") -> None:
+        error: BaseException | None
+        if task.cancelled():
+            if self._quiet:
+                return
+            error = SchedulerError(SHUT_DOWN)
+        else:
+            error = task.exception()
+        if error is not None:
+            self.failed(error, self.source_failed)
+
+
+class UserGroup:
+    """Requests whose user programs start together. Safe to use from any thread.
+
+    Args:
+        size: number of its members.
+    """
+
+    def __init__(self, size: int):
+        self._works: list[UserWork] = []
+        self._awaited = size
+        self._lock = threading.Lock()
+
+    def add(self, work: UserWork) -> bool:
+        """Take a user side in; return whether that was in time, before the programs were started."""
+        with self._lock:
+            if self._awaited <= 0:
+                return False
+            self._works.append(work)
+            return True
+
+    def one_less(self) -> None:
+        """Wait for one member less; the last one starts the programs."""
+        with self._lock:
+            self._awaited -= 1
+            last = not self._awaited
+        if last:
+            for sides in {work.sides for work in self._works}:
+                assert sides is not None, "a work is added by the sides that run it"
+                sides.start_together([work for work in self._works if work.sides is sides])
+
+
+class GroupMember:
+    """Membership of one request in a group."""
+
+    __slots__ = ("_fetching", "group")
+
+    def __init__(self, group: UserGroup):
+        self.group = group
+        self._fetching = False
+
+    def fetches(self, task: "Future[Any]") -> None:
+        """Have the group wait for the task that fetches the record."""
+        self._fetching = True
+        task.add_done_callback(lambda _: self.group.one_less())
+
+    def left(self) -> None:
+        """Note that the request ended or never began; a fetch under way is waited for all the same."""
+        if not self._fetching:
+            self.group.one_less()
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Flight:
+    """A user state that is being computed, and who else waits for it."""
+
+    key: tuple[Any, ...]
+    moment: int
+    due_s: float
+    state: UserState | None = None
+    """The result, if it is as good as each of them would compute it."""
+    waiting: list[Callable[[UserState | None], None]] = dataclasses.field(default_factory=list)
+
+
+class SingleFlight:
+    """The user states that are being computed, by user, revision and history length. Safe from any thread.
+
+    A request joins another one's computation if the user was not invalidated since the other's record was
+    fetched, and the other is not due later, since work is done in order of deadlines.
+
+    Args:
+        states: know which users were invalidated when.
+    """
+
+    def __init__(self, states: UserStates):
+        self._states = states
+        self._flights: dict[tuple[Any, ...], Flight] = {}
+        self._lock = threading.Lock()
+        self.shared = 0
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def lead(self, work: UserWork, then: Callable[[UserState | None], None]) -> Flight | None:
+        """Return a flight that the caller has to compute and `land`; or ``None``: then ``then`` is called.
+
+        Args:
+            work: the user side, its record fetched.
+            then: called once, with the state that another one computed, or with ``None`` if that came to
+                nothing, in the thread in which the other's computation ends.
+        """
+        user, due_s = work.user, work.tasks.deadline.due_s
+        # 5 and NumPy's 5 are one user, and "5" is another.
+        kind = "text" if isinstance(user, str) else "number"
+        key = (kind, str(user), repr(work.record.revision), work.length)
+        with self._lock:
+            other = self._flights.get(key)
+            if other is None:
+                flight = self._flights[key] = Flight(key, work.moment, due_s)
+                return flight
+            if other.due_s <= due_s and not self._states.invalidated_since(user, other.moment):
+                other.waiting.append(then)
+                self.shared += 1
+                return None
+            # On its own; whoever comes next may still join the other.
+            return Flight(key, work.moment, due_s)
+
+    def land(self, flight: Flight | None) -> None:
+        """End a flight, whatever became of it, and let those go on who wait for it."""
+        if flight is None:
+            return
+        with self._lock:
+            if self._flights.get(flight.key) is flight:
+                del self._flights[flight.key]
+            waiting, flight.waiting = flight.waiting, []
+        for then in waiting:
+            then(flight.state)
+
+
 class UserSides:
-    """Runs the user sides of an engine's requests. Safe to use from any thread.
+    """Runs the user sides of one generation's requests. Safe to use from any thread.
 
     Args:
         users: the user source.
         states: cached user states.
-        users_at_once: users that the user program is compiled for, from 1 on, ascending.
-        config: settings of the engine.
-        submit: runs a task of a request.
+        generation: its programs and its tables are used.
+        ladder: chooses the user program, and learns how long it takes.
     """
 
     def __init__(
         self,
         users: UserSource | Callable[[Any], UserRecord | None],
         states: UserStates,
-        users_at_once: Sequence[int],
-        config: EngineConfig,
-        submit: Submit,
+        generation: Generation,
+        ladder: Ladder,
     ):
         self.users = users
         self._states = states
-        self._config = config
-        self._submit = submit
+        self._generation = generation
+        self._ladder = ladder
+        self._refuses_unknown = generation.config.unknown_user == "error"
+        self._sizes = tuple(reversed(generation.sizes.users[1:]))
         self._flights = SingleFlight(states)
-        self._batches = UserBatches(users_at_once)
 
-    def start(self, pending: "Pending") -> None:
-        """Start the user side of a request, which goes on without the caller and ends in its handle.
+    def start(self, work: UserWork) -> None:
+        """Start a user side; it goes on without the caller and ends in a call of ``computed`` or ``failed``.
 
         Raises:
             OverloadedError: too many tasks are waiting; nothing was started.
-            DeadlineExceededError: the request's deadline has passed.
+            DeadlineExceededError: the deadline has passed.
         """
-        fetch = self._submit("blocking", self._fetch, pending, name="user_fetch", pending=pending)
-        if pending.group is not None:
-            pending.group.fetches(pending, fetch)
-        pending.track(fetch)
+        work.sides = self
+        fetch = work.tasks.submit("blocking", "user_fetch", self._fetch, work)
+        if work.member is not None:
+            work.member.fetches(fetch)
+        work.follow(fetch)
 
     def start_together(self, works: Sequence[UserWork]) -> None:
-        """Have the programs of a group's user sides run, in as few calls as pay."""
+        """Run the user programs of a group, in as few calls as pay."""
         led: list[UserWork] = []
         for work in works:
             try:
                 # Not before: whoever joined would have waited for all records of the group.
-                if not work.pending.dropped and self._leads(work):
+                if not work.dropped and self._leads(work):
                     led.append(work)
             except Exception as error:
-                work.pending.fail(error)
+                work.failed(error, False)
         for length in sorted({work.length for work in led}):
-            for part in self._batches.parts([work for work in led if work.length == length]):
-                self._submit_group(part)
+            left = [work for work in led if work.length == length]
+            while left:
+                # A call takes as long as a full one: it must be more than half full.
+                size = next((size for size in self._sizes if size < 2 * len(left)), 1)
+                self._submit_group(left[:size])
+                left = left[size:]
+
+    def prior(self, state: UserState, context: Mapping[str, Any], began_s: float, choice: Choice) -> UserSide:
+        """Return the stand-in for a user side: a user of whom nothing is known.
+
+        Args:
+            state: of that user.
+            context: raw context features of the request.
+            began_s: begin of the request.
+            choice: the rung, and why.
+
+        Raises:
+            RequestError: the context is malformed.
+        """
+        encoding = EncodeReport()
+        shared = self._shared(state, context, encoding)
+        return UserSide(state, shared, encoding, False, began_s, began_s, began_s, choice)
+
+    def stats(self) -> dict[str, int]:
+        """Return the computations ``under_way``, and how many requests ``shared`` another one's so far."""
+        return {"under_way": len(self._flights), "shared": self._flights.shared}
+
+    # -- steps ------------------------------------------------------------------------------------
+
+    def _fetch(self, work: UserWork) -> None:
+        """In the blocking lane: fetch the record, look for a cached state, else go on in the compute lane."""
+        began_s, work.moment = time.perf_counter(), self._states.moment()
+        try:
+            record = self.users(work.user)
+            if record is not None:
+                record = checked_record(work.user, record)
+        except Exception:
+            work.source_failed = True
+            raise
+        work.times = (began_s, time.perf_counter())
+        if record is None:
+            if self._refuses_unknown:
+                raise UnknownUserError(
+                    f"user {work.user!r}: the user source knows nothing of this user; check the id, or "
+                    "configure unknown_user='default' to rank for a user of whom nothing is known."
+                )
+            work.unknown, record = True, UserRecord()
+        if work.dropped:
+            return
+        work.record = record
+        work.fetched(record)
+        work.length = long_bucket(record, self._generation)
+        state = None if work.unknown else self._states.get(work.user, record.revision, work.length)
+        if state is not None:
+            work.computed(self._side(work, state))
+            return
+        self._compute_or_join(work)
+
+    def _compute_or_join(self, work: UserWork) -> None:
+        """Run the user program, or wait for another request's of the same user."""
+        if (work.member is not None and work.member.group.add(work)) or not self._leads(work):
+            return
+        try:
+            work.submitted_s = time.perf_counter()
+            task = work.tasks.submit("compute", "user", self._compute, work)
+        except BaseException:
+            self._flights.land(work.flight)
+            raise
+        # Called however it ends: done, failed, or dropped from the queue.
+        task.add_done_callback(lambda _: self._flights.land(work.flight))
+        work.follow(task)
+
+    def _leads(self, work: UserWork) -> bool:
+        """Return whether a state is to be computed; if not, the work goes on with another request's."""
+        if work.unknown:
+            return True
+        work.flight = self._flights.lead(work, lambda state: self._joined(work, state))
+        return work.flight is not None
+
+    def _joined(self, work: UserWork, state: UserState | None) -> None:
+        """Go on with the state that another request computed; without one, have it computed."""
+        if work.dropped:
+            return
+        try:
+            if state is None:
+                self._compute_or_join(work)
+            else:
+                work.computed(self._side(work, state, joined=True))
+        except Exception as error:
+            work.failed(error, False)
 
     def _submit_group(self, works: Sequence[UserWork]) -> None:
         def over(error: BaseException | None) -> None:
             for work in works:
                 if error is not None:
-                    work.pending.fail(error)
-                self._land(work)
+                    work.failed(error, False)
+                self._flights.land(work.flight)
 
-        submitted_s, first = time.perf_counter(), works[0].pending
+        submitted_s = time.perf_counter()
         for work in works:
             work.submitted_s = submitted_s
         try:
             # None of them follows the task: one that is given up takes nothing from the others.
-            task = self._submit("compute", self._compute_group, works, name="users", pending=first)
+            task = works[0].tasks.submit("compute", "users", self._compute_group, works)
         except Exception as error:
             over(error)
             return
@@ -129,146 +423,29 @@ class UserSides:
             lambda task: over(SchedulerError(SHUT_DOWN) if task.cancelled() else task.exception())
         )
 
-    def _fetch(self, pending: "Pending") -> None:
-        """In the blocking lane: fetch the record, look for a cached state, else go on in the compute lane."""
-        began_s, moment = time.perf_counter(), self._states.moment()
-        pending.step = "its user source has not answered"
-        try:
-            record = self.users(pending.user)
-            if record is not None:
-                record = checked_record(pending.user, record)
-        except Exception:
-            pending.source_failed = True
-            raise
-        fetched_s = time.perf_counter()
-        unknown = record is None
-        if record is None:
-            if self._config.unknown_user == "error":
-                raise UnknownUserError(
-                    f"user {pending.user!r}: the user source knows nothing of this user; check the id, or "
-                    "configure "
-                    "unknown_user='default' to rank for a user of whom nothing is known."
-                )
-            record = UserRecord()
-        pending.record = record
-        if pending.dropped:
-            return
-        pending.step = "its user side has not been computed"
-        pending.late_because = "user program late"
-        times = (began_s, fetched_s)
-        length = long_bucket(record, pending.generation)
-        state = None if unknown else self._states.get(pending.user, record.revision, length)
-        if state is not None:
-            encoding = EncodeReport()
-            context = self._encode_context(pending, encoding)
-            pending.resolve(UserSide(state, context, encoding, unknown, *times, time.perf_counter()))
-            return
-        self._compute_or_join(UserWork(pending, record, length, unknown, times, moment))
-
-    def _compute_or_join(self, work: UserWork) -> None:
-        """Have the user program run, or wait for another request's of the same user."""
-        group = work.pending.group
-        if (group is not None and group.add(work)) or not self._leads(work):
-            return
-        try:
-            self._submit_program(work)
-        except BaseException:
-            self._land(work)
-            raise
-
-    def _leads(self, work: UserWork) -> bool:
-        """Return whether a state is to be computed; if not, another request's will be gone on with."""
-        if work.unknown:
-            return True
-        work.flight = self._flights.lead(
-            work.pending,
-            work.record.revision,
-            work.length,
-            work.moment,
-            lambda state: self._go_on(work, state),
-        )
-        return work.flight is not None
-
-    def _go_on(self, work: UserWork, state: UserState | None) -> None:
-        """Go on with the state that another request computed; without one, have it computed."""
-        pending = work.pending
-        if pending.dropped:
-            return
-        try:
-            if state is None:
-                self._compute_or_join(work)
-                return
-            encoding = EncodeReport() if state.encoding is None else state.encoding.copy()
-            context = self._encode_context(pending, encoding)
-        except Exception as error:
-            pending.fail(error)
-            return
-        finished_s = time.perf_counter()
-        pending.resolve(UserSide(state, context, encoding, False, *work.times, finished_s, joined=True))
-
-    def _submit_program(self, work: UserWork) -> None:
-        pending = work.pending
-        work.submitted_s = time.perf_counter()
-        # The scheduler learns by name how long tasks take, and those of a batch take longer.
-        name = "users" if pending.batched else "user"
-        task = self._submit("compute", self._compute, work, name=name, pending=pending)
-        self._batches.wait(work, task)
-        # Called however it ends: done, failed, or dropped from the queue.
-        task.add_done_callback(
-            lambda task: None if task.cancelled() and pending.taken_along else self._land(work)
-        )
-        pending.track(task)
-
-    def _land(self, work: UserWork) -> None:
-        if work.flight is not None:
-            self._flights.land(work.flight)
-
     def _compute(self, work: UserWork) -> None:
-        """In the compute lane: run the user program that will be in time, for others too that wait for it."""
-        ladder, began_s = work.pending.rungs.ladder, time.perf_counter()
-        self._batches.starts(work)
-        choice = ladder.user_program(work.pending.remaining_ms(), work.length)
-        others = [] if choice.rung else self._batches.taken_along(work, ladder)
-        try:
-            errors = self._run([work, *others], work, choice, began_s)
-        except BaseException as error:
-            for other in others:
-                other.pending.fail(error)
-            raise
-        finally:
-            for other in others:
-                self._land(other)
-        own = errors.pop(work, None)
-        for other, error in errors.items():
-            other.pending.fail(error)
-        if own is not None:
-            raise own
+        """In the compute lane: run the user program that will be in time."""
+        choice = self._ladder.user_program(work.tasks.deadline.left_ms(), work.length)
+        if (error := self._run([work], choice).get(work)) is not None:
+            raise error
 
     def _compute_group(self, works: Sequence[UserWork]) -> None:
         """In the compute lane: run the user program for a group."""
-        for work, error in self._run(works, works[0], FULL, time.perf_counter()).items():
-            work.pending.fail(error)
+        for work, error in self._run(works, FULL).items():
+            work.failed(error, False)
 
-    def _run(
-        self, works: Sequence[UserWork], own: UserWork, choice: Choice, began_s: float
-    ) -> dict[UserWork, Exception]:
-        """Compute states in one call and hand in the user sides.
+    def _run(self, works: Sequence[UserWork], choice: Choice) -> dict[UserWork, Exception]:
+        """Compute states in one call and hand in the user sides; return the errors.
 
-        Args:
-            works: whose states are wanted; those that were given up are left out.
-            own: whose task this is, which is noted already.
-            choice: the rung.
-            began_s: when the task began.
-
-        Returns:
-            What went wrong.
+        The first work's task is the one that runs; those that were given up are left out.
         """
-        works = [work for work in works if not work.pending.dropped]
+        began_s, own = time.perf_counter(), works[0]
+        works = [work for work in works if not work.dropped]
         if not works:
             return {}
-        generation, ladder = works[0].pending.generation, works[0].pending.rungs.ladder
-        length = generation.sizes.long_buckets[0] if choice.rung else works[0].length
-        users = [(work.pending.user, work.record) for work in works]
+        generation = self._generation
+        length = generation.sizes.histories[0] if choice.rung else works[0].length
+        users = [(work.user, work.record) for work in works]
         found = compute_states(users, length, generation, long=not choice.rung)
         errors: dict[UserWork, Exception] = {}
         made: list[tuple[UserWork, UserSide]] = []
@@ -277,46 +454,43 @@ class UserSides:
                 if isinstance(state, Exception):
                     raise state
                 # While the program of a single user still runs.
-                encoding = EncodeReport() if state.encoding is None else state.encoding.copy()
-                context = self._encode_context(work.pending, encoding)
+                made.append((work, self._side(work, state, choice=choice)))
             except Exception as error:
                 errors[work] = error
-                continue
-            made.append((work, UserSide(state, context, encoding, work.unknown, *work.times, 0.0, choice)))
         for _, side in made:
             jax.block_until_ready(list(side.state.leaves.values()))
         finished_s = time.perf_counter()
         computed = sum(isinstance(state, UserState) for state in found)
         if made:
-            users = bucket_for(computed, generation.sizes.users)
-            ladder.record_user(length, (finished_s - began_s) * 1e3, users, computed)
+            size = bucket_for(computed, generation.sizes.users)
+            self._ladder.record_user(length, (finished_s - began_s) * 1e3, size)
         for work, side in made:
             side.finished_s, side.batch = finished_s, computed
             if work is not own:
                 thread = threading.get_native_id()
-                work.pending.tasks.append(
-                    Task("users", "compute", work.submitted_s, began_s, finished_s, thread)
-                )
+                work.tasks.note(Task("users", "compute", work.submitted_s, began_s, finished_s, thread))
             if work.flight is not None and not choice.rung:
-                self._states.put(work.pending.user, work.record.revision, side.state, work.moment)
+                self._states.put(work.user, work.record.revision, side.state, work.moment)
                 work.flight.state = side.state
-            work.pending.resolve(side)
+            work.computed(side)
         return errors
 
-    def prior(self, pending: "Pending", choice: Choice) -> UserSide:
-        """Return what stands in for the user side of a request: a user of whom nothing is known.
+    def _side(
+        self, work: UserWork, state: UserState, *, choice: Choice = FULL, joined: bool = False
+    ) -> UserSide:
+        encoding = EncodeReport() if state.encoding is None else state.encoding.copy()
+        shared = self._shared(state, work.context, encoding)
+        return UserSide(
+            state, shared, encoding, work.unknown, *work.times, time.perf_counter(), choice, joined
+        )
 
-        Raises:
-            RequestError: the context is malformed.
-        """
-        encoding, began_s = EncodeReport(), pending.began_s
-        context = self._encode_context(pending, encoding)
-        state = pending.rungs.user_prior
-        return UserSide(state, context, encoding, False, began_s, began_s, began_s, choice)
-
-    def _encode_context(self, pending: "Pending", report: EncodeReport) -> dict[str, np.ndarray]:
-        schema = pending.generation.bundle.schema
+    def _shared(self, state: UserState, context: Mapping[str, Any], report: EncodeReport) -> Shared:
+        """Encode the context, and lay out what the candidates of the request share."""
+        generation = self._generation
         try:
-            return schema.encode_one("context", pending.context, report=report)
+            encoded: dict[str, np.ndarray] = generation.bundle.schema.encode_one(
+                "context", context, report=report
+            )
         except SchemaError as error:
             raise RequestError(f"context: {error}") from error
+        return generation.prepare(state.leaves, state.length, encoded)

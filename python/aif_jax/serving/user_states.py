@@ -1,6 +1,6 @@
-"""The cache of user states.
+"""User states and their cache.
 
-A state is kept by user, one for each long bucket, with the bundle version and the revision of the record that
+A state is kept by user, one for each history length, with the bundle version and the revision of the record that
 it was computed from; a record of another revision does not get it, and its own state takes the place. It
 holds nothing of a request's context. It is also as old as the behaviour table was when it was computed: an
 item that enters the table later counts for a cached user once the state's time to live is over, the
@@ -22,23 +22,23 @@ from aif_jax.bundle import Bundle
 from aif_jax.errors import ConfigError, OverloadedError
 from aif_jax.features import EncodeReport
 from aif_jax.nearline.store import RowStore
-from aif_jax.serving.stages import Generation
+from aif_jax.serving.generation import Generation
 from aif_jax.types import UserId
 
 _OWNER, _SOURCE, _COUNTS, _COMPUTED = "#owner", "#source", "#counts", "#computed"
 
-_REMEMBERED = 65_536
-"""Users who are remembered: those invalidated, for the user sides that are under way meanwhile; and those
-whose states were kept last, for the generation that comes next."""
+_MAX_REMEMBERED = 65_536
+"""Users remembered: those invalidated, for the user sides that are under way meanwhile; and those whose states
+were kept last, for the generation that comes next."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class UserState:
-    """What the user side computed for one user.
+    """State of one user, computed by the user program.
 
     Attributes:
         leaves: operands ``state/...`` of the real-time stage, by path, each ``[1, ...]``.
-        length: the long bucket.
+        length: the history length.
         hit: whether it came from the cache.
         unknown_behaviours: behaviours whose item is not in the behaviour table.
         truncated: behaviours beyond the model's ``long_length``.
@@ -65,7 +65,7 @@ class _Keys:
 
 
 class UserStates:
-    """Cached user states: one bounded embedding cache for each long bucket, each with room for as many users.
+    """Cached user states: one bounded embedding cache for each history length, each with room for as many users.
 
     Safe to use from any thread. Look-ups take no lock; what is kept and what is invalidated does, so that
     nothing computed from a record fetched before an invalidation is there after it.
@@ -74,7 +74,7 @@ class UserStates:
         generation: whose states they are.
 
     Raises:
-        ConfigError: ``user_state_bytes`` does not hold a few states of each long bucket.
+        ConfigError: ``user_states.max_bytes`` does not hold a few states of each history length.
     """
 
     def __init__(self, generation: Generation):
@@ -88,19 +88,19 @@ class UserStates:
         self._invalidated: OrderedDict[int, int] = OrderedDict()
         self._forgotten = 0
         self._recent: OrderedDict[UserId, None] = OrderedDict()
-        if not config.user_state_bytes:
+        if not config.user_states.max_bytes:
             return
-        columns = {length: _state_columns(bundle, length) for length in generation.sizes.long_buckets}
+        columns = {length: _state_columns(bundle, length) for length in generation.sizes.histories}
         self._bytes = {length: _row_bytes(specs) for length, specs in columns.items()}
         for length, specs in columns.items():
-            share = config.user_state_bytes * self._bytes[length] // sum(self._bytes.values())
+            share = config.user_states.max_bytes * self._bytes[length] // sum(self._bytes.values())
             self._counts[length] = Counter(stale=0, invalidated=0, void=0, not_kept=0)
             try:
-                self._stores[length] = RowStore(specs, capacity_bytes=share, ttl_s=config.user_state_ttl_s)
+                self._stores[length] = RowStore(specs, capacity_bytes=share, ttl_s=config.user_states.ttl_s)
             except ConfigError as error:
                 raise ConfigError(
-                    f"user_state_bytes: got {config.user_state_bytes}, of which states with a history of "
-                    f"{length} get {share}: {error}; raise it, or set it to 0 for no cache."
+                    f"user_states.max_bytes: got {config.user_states.max_bytes}, of which states with a "
+                    f"history of {length} get {share}: {error}; raise it, or set it to 0 for no cache."
                 ) from error
 
     def moment(self) -> int:
@@ -114,7 +114,7 @@ class UserStates:
             return moment < self._invalidated.get(key, self._forgotten)
 
     def get(self, user: UserId, revision: Any, length: int) -> UserState | None:
-        """Return the state of a user in a long bucket, if it is cached, fresh and of this revision."""
+        """Return the state of a user in a history length, if it is cached, fresh and of this revision."""
         store = self._stores.get(length)
         if store is None:
             return None
@@ -158,16 +158,16 @@ class UserStates:
                 store.upsert(keys.user, columns)
                 self._recent[user] = None
                 self._recent.move_to_end(user)
-                if len(self._recent) > _REMEMBERED:
+                if len(self._recent) > _MAX_REMEMBERED:
                     self._recent.popitem(last=False)
             except (OverloadedError, MemoryError):
                 # The state is there, so its request goes on; only the user's next one computes it again.
                 counts["not_kept"] += 1
 
-    def recent(self, most: int) -> list[UserId]:
+    def recent(self, count: int) -> list[UserId]:
         """Return users whose states were kept last, the latest first."""
         with self._changing:
-            return list(itertools.islice(reversed(self._recent), most))
+            return list(itertools.islice(reversed(self._recent), count))
 
     def invalidate(self, users: Iterable[UserId]) -> int:
         """Drop what is cached of some users, and keep nothing that is computed of records fetched before.
@@ -182,7 +182,7 @@ class UserStates:
                 self._moment += 1
                 self._invalidated[int(key[0])] = self._moment
                 self._invalidated.move_to_end(int(key[0]))
-                if len(self._invalidated) > _REMEMBERED:
+                if len(self._invalidated) > _MAX_REMEMBERED:
                     # From whose record a state is computed since then is not known any more: none is kept.
                     _, self._forgotten = self._invalidated.popitem(last=False)
                 for length, store in self._stores.items():
@@ -192,7 +192,7 @@ class UserStates:
         return dropped
 
     def stats(self) -> dict[str, dict[str, int]]:
-        """Return counters by long bucket: those of the embedding cache, and more.
+        """Return counters by history length: those of the embedding cache, and more.
 
         ``bytes_per_state`` are those of a row without what the cache keeps beside it. ``stale`` counts
         look-ups that found a state of another revision, ``invalidated`` states dropped by `invalidate`,

@@ -54,6 +54,13 @@ class Epoch:
     validation: Metrics | None
     best: bool
 
+    def in_words(self) -> str:
+        """Return a line for people."""
+        line = f"epoch {self.number}, loss {self.loss:.4f}"
+        if self.validation is not None:
+            line += f", validation AUC {self.validation.auc:.4f}, GAUC {self.validation.gauc:.4f}"
+        return f"{line}, {self.seconds:.1f} s" + (" (best)" if self.best else "")
+
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-serialisable dictionary; `from_json` reads it back."""
         found = None if self.validation is None else self.validation.to_json()
@@ -273,7 +280,7 @@ class _Run:
         )
         self.state["loss_sum"] = jnp.zeros((), jnp.float32)
         self.epoch_s = 0.0
-        self.reporter.epoch(self.history[-1])
+        self.reporter.say(self.history[-1].in_words())
 
     def _model(self, vector: jax.Array) -> Any:
         return self.parameters.merge(self.parameters.split(vector))

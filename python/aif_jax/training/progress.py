@@ -1,13 +1,10 @@
-"""What a person sees of a training run."""
+"""Progress of a training run, as a person sees it."""
 
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-if TYPE_CHECKING:
-    from aif_jax.training.loop import Epoch
 
 
 class Reporter:
@@ -72,10 +69,3 @@ class Reporter:
         """Print a line that stays."""
         if self._shown:
             self._progress.console.print(f"{self._title}: {words}", highlight=False, markup=False)
-
-    def epoch(self, epoch: "Epoch") -> None:
-        """Print what an epoch gave."""
-        line = f"epoch {epoch.number}, loss {epoch.loss:.4f}"
-        if epoch.validation is not None:
-            line += f", validation AUC {epoch.validation.auc:.4f}, GAUC {epoch.validation.gauc:.4f}"
-        self.say(f"{line}, {epoch.seconds:.1f} s" + (" (best)" if epoch.best else ""))

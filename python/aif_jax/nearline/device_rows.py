@@ -1,50 +1,51 @@
-"""Item rows in device memory, following an item index: what the real-time stage reads on an accelerator.
+"""Item rows in device memory that follow an item index.
 
-The host maps item keys to slots of one wide table on the device (see `device_packing`). Only slots travel
-with a request. Updates are scattered into the table in batches of a few fixed sizes, each compiled ahead,
-with the table donated, so that no second copy of it is made.
+The real-time stage reads them on an accelerator. The host maps item keys to slots of one wide table on the
+device, int32 ``[capacity, words]``, and only slots travel with a request. Updates are scattered into the
+table in batches of a few fixed sizes. Their programs are compiled ahead and take the table as a donated
+operand, so that no second copy of it is made.
 
-**One order of dispatch.** A donated update ends the life of the arrays that it was given: who still holds
-them gets "Array has been deleted". What has to be kept in order is the *dispatch* of programs, and a lock
-does that: whoever dispatches, for a request or an update, holds it from picking the table up to laying the
-new one down. The device then runs programs in the order of dispatch, since each needs what the one before
-it wrote, and waits for nobody's thread. A dispatcher thread would give the same order for two changes of
-thread a request, a queue to bound, and a life to end at exit; it would not dispatch sooner, as dispatching
-holds the GIL for the most part anyway. The lock is held for no computation and no transfer: those of a
-request are started before it, and an update is given up to requests between its batches. (On a CPU, where
-JAX may run a small program in the thread that dispatches it, it is.)
+**Order of dispatch.** A donated update ends the life of the array that it was given: whoever still holds it
+gets "Array has been deleted". So programs must be *dispatched* in one order, and a lock gives that order:
+whoever dispatches, for a request or for an update, holds it from picking the table up to putting the new
+one down. The device runs programs in the order of dispatch, because each needs what the one before it
+wrote, and waits for nobody's thread. A dispatcher thread would give the same order, but it would cost two
+changes of thread a request, a queue to bound and a life to end at exit; and it would not dispatch sooner,
+because dispatching holds the GIL most of the time anyway. Nobody computes or transfers under the lock: the
+transfers of a request are started before it, and an update leaves the lock to requests between its batches.
+(On a CPU, JAX may run a small program in the thread that dispatches it, and then under the lock.)
 
-**No row under another's slot.** A request looks its slots up before it takes the lock. Until its program is
-dispatched, one of its items may be deleted and the slot given to another item. A slot changes hands only
-under the lock, and each time the count of reuses goes up before the new key can be found. So a request
-reads the count, then looks up, and under the lock compares: if the count is the same, each of its slots
-still holds the row of its key, or of the key that had it when it was deleted during the request, which is
-the row as it was. If not, it looks up again, now under the lock, where nothing changes. What is dispatched
-reads the table of its place in the order, whatever becomes of the slots later.
+**Reused slots.** A request looks its slots up before it takes the lock. Before its program is dispatched,
+one of its items may be deleted and the slot given to another item. A slot changes hands only under the
+lock, and each time a count of reuses goes up before the new key can be found. So a request reads the count,
+looks up, and compares the count under the lock. If it is unchanged, each slot still holds the row of its
+key, or the last row of a key that was deleted during the request. Otherwise the request looks up again, now
+under the lock, where nothing changes. A dispatched program reads the table of its place in the order,
+whatever becomes of the slots later.
 
-**Growth.** A full table is replaced by one of twice the capacity. Programs depend on the capacity, so
-those for the new one are compiled first, by the thread that writes, while requests go on with the old
-one; then the rows are copied on the device, for which it must hold both. Writers wait, requests do not;
-both are counted in `DeviceRows.stats`. Give ``capacity`` to never see it. It never shrinks.
+**Growth.** A full table is replaced by one of twice the capacity. Programs depend on the capacity, so the
+thread that writes first compiles those for the new one while requests go on with the old one. Then the rows
+are copied on the device, which must hold both tables for that time. Writers wait, requests do not;
+`DeviceRows.stats` counts both. A sufficient ``capacity`` avoids growth. The table never shrinks.
 """
 
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Self, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Self, TypeAlias, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 
 from aif_jax import _native
 from aif_jax.bundle.programs import compiled_once
-from aif_jax.errors import ItemIndexError
+from aif_jax.errors import ConfigError, ItemIndexError
 from aif_jax.features import bucket_for, pad_to
-from aif_jax.nearline import ItemIndex
+from aif_jax.nearline.item_index import ItemIndex
 from aif_jax.nearline.store import ColumnSpecs
-from aif_jax.serving.device_packing import RowPacking
-from aif_jax.serving.device_tables import Device, layout_of
 
 MISSING = -1
 """Slot of a key that has no row."""
@@ -53,41 +54,114 @@ DEFAULT_SLOT = 0
 BATCHES = (64, 1024, 16384)
 """Rows that one update takes; smaller ones are padded."""
 
+_WORD_BYTES = 4
+_TPU_ROW_WORDS = 128
+_ROW_WORDS = 16
+"""Words of a row come in multiples of a TPU's 128 lanes there, and of a cache line elsewhere."""
+
+Device: TypeAlias = Any
+"""A ``jax.Device``, which type checkers do not take for a type."""
+
 T = TypeVar("T")
 
 
+class RowPacking:
+    """The place of each column in a row of 32-bit words.
+
+    One gather reads a whole row of such a table, and one scatter writes it. On a TPU it saves more than
+    calls: XLA stores a narrow table by columns, and copies all of it into another layout to gather rows, for
+    every request (512 of 1,200 MB with a million rows of the standard workload, as compiled for a TPU v5e).
+    It stores a table whose rows are a multiple of 128 words by rows.
+
+    Args:
+        columns: dtype (of 1, 2 or 4 bytes) and shape within one row, by column name.
+        platform: of the device that the rows are for.
+
+    Attributes:
+        columns: as given.
+        words: 32-bit words of a row, padding included.
+    """
+
+    def __init__(self, columns: ColumnSpecs, platform: str):
+        self.columns = dict(columns)
+        self._places: dict[str, tuple[int, int]] = {}
+        end = 0
+        for name, (dtype, shape) in self.columns.items():
+            size = -(-int(np.prod(shape)) * dtype.itemsize // _WORD_BYTES)
+            self._places[name] = (end, size)
+            end += size
+        multiple = _TPU_ROW_WORDS if platform == "tpu" else _ROW_WORDS
+        self.words = -(-end // multiple) * multiple
+
+    def pack(self, rows: Mapping[str, np.ndarray], size: int) -> np.ndarray:
+        """Return columns ``[n, ...]`` as words, int32 ``[size, words]``, zeros from n on."""
+        words = np.zeros((size, self.words), np.int32)
+        in_bytes = words.view(np.uint8)
+        for name, (dtype, shape) in self.columns.items():
+            n, n_bytes = len(rows[name]), int(np.prod(shape)) * dtype.itemsize
+            start = self._places[name][0] * _WORD_BYTES
+            column = np.ascontiguousarray(rows[name]).view(np.uint8).reshape(n, n_bytes)
+            in_bytes[:n, start : start + n_bytes] = column
+        return words
+
+    def unpack(self, words: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the columns ``[n, ...]`` of words ``[n, words]``, copied."""
+        in_bytes, n = np.ascontiguousarray(words).view(np.uint8), len(words)
+        rows = {}
+        for name, (dtype, shape) in self.columns.items():
+            start, n_bytes = self._places[name][0] * _WORD_BYTES, int(np.prod(shape)) * dtype.itemsize
+            column = np.array(in_bytes[:, start : start + n_bytes], order="C")
+            rows[name] = column.view(dtype).reshape(n, *shape)
+        return rows
+
+    def unpack_traced(self, words: jax.Array) -> dict[str, jax.Array]:
+        """Return the columns ``[n, ...]`` of words int32 ``[n, words]`` inside a program, bit for bit."""
+        return {name: self._column(words, name) for name in self.columns}
+
+    def _column(self, words: jax.Array, name: str) -> jax.Array:
+        dtype, shape = self.columns[name]
+        start, size = self._places[name]
+        n = words.shape[0]
+        values: Any = jax.lax.bitcast_convert_type(words[:, start : start + size], jnp.dtype(dtype))
+        # A word is several narrower values, on an axis of its own, the lowest bits first.
+        return values.reshape(n, -1)[:, : int(np.prod(shape))].reshape(n, *shape)
+
+
 class DeviceRows:
-    """The rows of an item index in device memory. Safe to use from any thread; close it when it is done with.
+    """The rows of an item index in the memory of one device.
+
+    It may be used from any thread. Close it to give the memory back.
 
     Args:
         index: the rows to follow.
-        devices: one device, or several that share the rows (see `device_tables`); ``None``: JAX's first.
+        device: the device that keeps them; ``None``: JAX's first.
         capacity: rows to have room for from the start, rounded up; at least those of the index.
-        immediate: whether a write to the index returns only when the update has been dispatched, so that it
-            is visible to every request that starts afterwards, as on the host. Otherwise call `sync`.
+        immediate: a write to the index returns only when the update has been dispatched, so that every
+            request that starts afterwards sees it, as on the host. Otherwise call `sync`.
 
     Raises:
-        ConfigError: ``devices`` are not devices.
+        ConfigError: ``device`` is not a device.
 
     Attributes:
         index: the index that it follows.
-        layout: where the table lies.
+        device: the device that keeps the rows.
+        sharding: of the table and of everything that is sent to it.
         columns: dtype and shape within one row of the columns that are kept.
-        packing: how a row is laid out in the table.
+        packing: the places of the columns in a row of the table.
     """
 
     def __init__(
-        self,
-        index: ItemIndex,
-        devices: Device | Sequence[Device] | None = None,
-        *,
-        capacity: int = 0,
-        immediate: bool = True,
+        self, index: ItemIndex, device: Device | None = None, *, capacity: int = 0, immediate: bool = True
     ):
+        if device is not None and not isinstance(device, jax.Device):
+            raise ConfigError(
+                f"device: got {device!r}, expected one of jax.devices(), or None for the first."
+            )
         self.index = index
-        self.layout = layout_of(devices)
+        self.device: Device = jax.devices()[0] if device is None else device
+        self.sharding = SingleDeviceSharding(self.device)
         self.columns = _columns_of(index)
-        self.packing = RowPacking(self.columns, self.layout.devices[0].platform)
+        self.packing = RowPacking(self.columns, self.device.platform)
         self._slots = _native.EmbeddingCache(
             _native.RowLayout([("slot", "int32", ())]), initial_keys=len(index)
         )
@@ -104,16 +178,16 @@ class DeviceRows:
         self._grown_in_s = 0.0
         self._closed = False
         self._broken = ""
-        self._capacity = self.layout.capacity_for(_least_capacity(index, capacity))
-        self._compile(self._capacity)
+        self._capacity = _first_capacity(index, capacity)
+        self._compile_writes(self._capacity)
         self._table: jax.Array | None = self._compiled_zeros(self._capacity)()
-        # First listen, then copy: what is written meanwhile is noted, and copied again.
+        # Listen first, then copy: what is written meanwhile is noted, and copied again.
         self._unsubscribe = index.subscribe(self._note)
         try:
             default = index.default_row()
             with self._writing:
-                slots = np.array([DEFAULT_SLOT], np.int32)
-                self._update(slots, {name: default[name] for name in self.columns})
+                slots, no_keys = np.array([DEFAULT_SLOT], np.int32), np.empty(0, np.uint64)
+                self._update(slots, {name: default[name] for name in self.columns}, no_keys, slots[:0])
                 self._note_only(index.store.cache.keys())
                 self.sync()
                 self._counts["updates"] = self._counts["written"] = 0
@@ -176,12 +250,9 @@ class DeviceRows:
                 self._counts["written"] += len(batch)
 
     def remove(self, keys: np.ndarray) -> int:
-        """Forget keys, uint64 ``[n]``, so that no request that starts afterwards finds them.
+        """Forget keys, uint64 ``[n]``; return the number of them that had a row.
 
-        Their slots are free for others; nothing happens on the device.
-
-        Returns:
-            How many of them had a row.
+        No request that starts afterwards finds them. Nothing happens on the device; their slots are free.
         """
         with self._writing, self._dispatching:
             self._checked_table()
@@ -223,11 +294,12 @@ class DeviceRows:
             call: dispatches a program compiled for the capacity, its first argument, over the table and
                 slots int32 ``[size]`` on the device, negative where there is no row to read. It must neither
                 wait nor compile nor keep the table.
-            default: whether a missing key reads the default row.
-            refuse: called with which keys have a row, bool ``[n]``, if some have none; may raise.
+            default: a missing key reads the default row.
+            refuse: called with a mask of the keys that have a row, bool ``[n]``, if some have none; may
+                raise.
 
         Returns:
-            What ``call`` returned, and which keys have a row of their own, bool ``[n]``.
+            The result of ``call``, and a mask of the keys that have a row of their own, bool ``[n]``.
 
         Raises:
             ItemIndexError: the rows are closed or were lost.
@@ -253,15 +325,16 @@ class DeviceRows:
             keys: uint64 ``[n]``.
 
         Returns:
-            Columns ``[n, ...]``, zeros where there is no row, and which rows were found, bool ``[n]``.
+            Columns ``[n, ...]``, zeros where there is no row, and a mask of the rows found, bool ``[n]``.
         """
         parts: list[tuple[dict[str, np.ndarray], np.ndarray]] = []
         with self._writing:  # no growth between compiling and dispatching
             for part in _batches(len(keys)) if len(keys) else (slice(0, 0),):
                 size = bucket_for(part.stop - part.start, BATCHES)
                 program = self._compiled_read(self._capacity, size)
-                call = functools.partial(_ignoring_capacity, program)
-                read, found = self.dispatch(keys[part], size, call)
+                read, found = self.dispatch(
+                    keys[part], size, lambda _, *operands, program=program: program(*operands)
+                )
                 rows = self.packing.unpack(np.asarray(read)[: len(found)])
                 for column in rows.values():
                     column[~found] = 0
@@ -280,10 +353,10 @@ class DeviceRows:
     def stats(self) -> dict[str, Any]:
         """Return sizes and counters.
 
-        ``rows``, ``capacity``, ``free_slots``; ``device_bytes`` of the table, over all devices; ``pending``
-        keys that changed in the index and were not copied yet; ``written`` and ``removed`` rows since the
-        start and ``updates`` dispatched for them; ``reuses`` of slots (batches) and ``looked_up_again``, the
-        requests that met one; ``growths`` and the seconds ``grown_in_s`` that writers waited for them.
+        ``rows``, ``capacity``, ``free_slots``; ``device_bytes`` of the table; ``pending`` keys that changed
+        in the index and were not copied yet; ``written`` and ``removed`` rows since the start and ``updates``
+        dispatched for them; ``reuses`` of slots (batches) and ``looked_up_again``, the requests that met one;
+        ``growths`` and the seconds ``grown_in_s`` that writers waited for them.
         """
         with self._noting:
             pending = sum(map(len, self._pending))
@@ -291,7 +364,7 @@ class DeviceRows:
             return {
                 "rows": len(self), "capacity": self._capacity, "pending": pending,
                 "free_slots": self._capacity - self._used + len(self._free), "reuses": self._reuses,
-                "device_bytes": self._capacity * self.packing.words * 4,
+                "device_bytes": self._capacity * self.packing.words * _WORD_BYTES,
                 "grown_in_s": self._grown_in_s, **self._counts,
             }  # fmt: skip
 
@@ -326,7 +399,7 @@ class DeviceRows:
     def _sent(self, slots: np.ndarray, size: int, default: bool) -> jax.Array:
         if default:
             slots = np.where(slots == MISSING, np.int32(DEFAULT_SLOT), slots)
-        return jax.device_put(pad_to(slots, size, fill=MISSING), self.layout.whole)
+        return jax.device_put(pad_to(slots, size, fill=MISSING), self.sharding)
 
     def _fresh(self, n: int) -> np.ndarray:
         """Return n slots that no key has, freed ones first; they are taken by `_update`."""
@@ -334,24 +407,19 @@ class DeviceRows:
         return np.array([*old, *range(self._used, self._used + n - len(old))], np.int32)
 
     def _update(
-        self,
-        slots: np.ndarray,
-        rows: Mapping[str, np.ndarray],
-        new: np.ndarray | None = None,
-        fresh: np.ndarray | None = None,
+        self, slots: np.ndarray, rows: Mapping[str, np.ndarray], new: np.ndarray, fresh: np.ndarray
     ) -> None:
-        """Dispatch one update, and have keys found from then on that are new, under slots from `_fresh`."""
+        """Dispatch one update; from then on new keys are found under their slots from `_fresh`."""
         n = len(slots)
         size = bucket_for(n, BATCHES)
         program = self._compiled_write(self._capacity, size)
         # Padding goes beyond the table, each row to a place of its own.
         beyond = self._capacity + np.arange(size - n, dtype=np.int32)
         operands = jax.device_put(
-            (np.concatenate([slots, beyond]), self.packing.pack(rows, size)),
-            self.layout.whole,
+            (np.concatenate([slots, beyond]), self.packing.pack(rows, size)), self.sharding
         )
         with self._dispatching:
-            reused = 0 if fresh is None else min(len(fresh), len(self._free))
+            reused = min(len(new), len(self._free))
             self._reuses += reused > 0
             before = self._checked_table()
             try:
@@ -361,7 +429,7 @@ class DeviceRows:
                     self._broken = f"were lost in an update that failed ({type(error).__name__}: {error})"
                 raise
             self._counts["updates"] += 1
-            if new is not None and fresh is not None and len(new):
+            if len(new):
                 self._slots.upsert(new, {"slot": fresh})
                 del self._free[len(self._free) - reused :]
                 self._used += len(new) - reused
@@ -372,8 +440,8 @@ class DeviceRows:
         if needed <= self._capacity:
             return
         began = time.perf_counter()
-        capacity = self.layout.capacity_for(needed)
-        self._compile(capacity)
+        capacity = _power_of_two(needed)
+        self._compile_writes(capacity)
         for prepare in self._prepare:
             prepare(capacity)
         grow = self._compiled_growth(capacity)
@@ -386,8 +454,8 @@ class DeviceRows:
     def _checked_table(self) -> jax.Array:
         if self._broken or self._table is None:
             raise ItemIndexError(
-                f"the rows on {', '.join(map(str, self.layout.devices))} {self._broken}; "
-                "make new DeviceRows from the item index, which has them all."
+                f"the rows on {self.device} {self._broken}; make new DeviceRows from the item index, which "
+                "has them all."
             )
         return self._table
 
@@ -407,80 +475,82 @@ class DeviceRows:
 
     def program_key(self, name: str, capacity: int, *rest: Any) -> tuple[Any, ...]:
         """Return all that a program over this table depends on, besides what it computes."""
-        devices = tuple((device.platform, device.id) for device in self.layout.devices)
-        return (name, devices, self.packing.words, capacity, *rest)
+        return (name, self.device.platform, self.device.id, self.packing.words, capacity, *rest)
 
-    def spec(self, capacity: int) -> jax.ShapeDtypeStruct:
-        """Return shape, dtype and sharding of the table at a capacity."""
-        return self.layout.spec(self.packing.words, capacity)
+    def spec(self, *shape: int) -> jax.ShapeDtypeStruct:
+        """Return the spec of an int32 operand on the device: slots ``[n]`` or rows ``[n, words]``."""
+        return jax.ShapeDtypeStruct(shape, np.int32, sharding=self.sharding)
 
-    def slots_spec(self, size: int) -> jax.ShapeDtypeStruct:
-        """Return shape, dtype and sharding of slots."""
-        return jax.ShapeDtypeStruct((size,), np.int32, sharding=self.layout.whole)
+    def table_spec(self, capacity: int) -> jax.ShapeDtypeStruct:
+        """Return the spec of the table at a capacity."""
+        return self.spec(capacity, self.packing.words)
 
-    def _compile(self, capacity: int) -> None:
+    def _compiled_zeros(self, capacity: int) -> Any:
+        zeros = functools.partial(jnp.zeros, (capacity, self.packing.words), np.int32)
+        return self._compiled(self.program_key("device_zeros", capacity), zeros)
+
+    def _compile_writes(self, capacity: int) -> None:
         for size in BATCHES:
             self._compiled_write(capacity, size)
 
-    def _compiled_zeros(self, capacity: int) -> Any:
-        spec = self.spec(capacity)
-
-        def compile_it() -> Any:
-            zeros = jax.jit(lambda: jax.numpy.zeros(spec.shape, spec.dtype), out_shardings=spec.sharding)
-            return zeros.lower().compile()
-
-        return compiled_once(self.program_key("device_zeros", capacity), compile_it)
-
     def _compiled_write(self, capacity: int, size: int) -> Any:
-        spec = self.spec(capacity)
-
-        def compile_it() -> Any:
-            rows = jax.ShapeDtypeStruct((size, self.packing.words), np.int32, sharding=self.layout.whole)
-            write = jax.jit(self.layout.write, donate_argnums=0, out_shardings=spec.sharding)
-            return write.lower(spec, self.slots_spec(size), rows).compile()
-
-        return compiled_once(self.program_key("device_write", capacity, size), compile_it)
+        key, rows = self.program_key("device_write", capacity, size), self.spec(size, self.packing.words)
+        table, slots = self.table_spec(capacity), self.spec(size)
+        return self._compiled(key, write_rows, table, slots, rows, donate_argnums=0)
 
     def _compiled_read(self, capacity: int, size: int) -> Any:
-        def compile_it() -> Any:
-            read = jax.jit(self.layout.read, out_shardings=self.layout.whole)
-            return read.lower(self.spec(capacity), self.slots_spec(size)).compile()
-
-        return compiled_once(self.program_key("device_read", capacity, size), compile_it)
+        key = self.program_key("device_read", capacity, size)
+        return self._compiled(key, read_rows, self.table_spec(capacity), self.spec(size))
 
     def _compiled_growth(self, capacity: int) -> Any:
-        def compile_it() -> Any:
-            sharding = self.spec(capacity).sharding
-            grow = jax.jit(lambda table: self.layout.grown(table, capacity), out_shardings=sharding)
-            return grow.lower(self.spec(self._capacity)).compile()
+        key = self.program_key("device_growth", capacity, self._capacity)
+        grown = functools.partial(_grown, capacity=capacity)
+        return self._compiled(key, grown, self.table_spec(self._capacity))
 
-        return compiled_once(self.program_key("device_growth", capacity, self._capacity), compile_it)
+    def _compiled(
+        self, key: tuple[Any, ...], function: Callable[..., jax.Array], *operands: Any, **options: Any
+    ) -> Any:
+        def compile_it() -> Any:
+            return jax.jit(function, out_shardings=self.sharding, **options).lower(*operands).compile()
+
+        return compiled_once(key, compile_it)
+
+
+def read_rows(table: jax.Array, slots: jax.Array) -> jax.Array:
+    """Return the rows ``[n, words]`` of slots int32 ``[n]``; those of negative slots are arbitrary."""
+    return jnp.take(table, slots, axis=0, mode="clip")
+
+
+def write_rows(table: jax.Array, slots: jax.Array, rows: jax.Array) -> jax.Array:
+    """Return the table with rows ``[n, words]`` under slots int32 ``[n]``, which are all different.
+
+    Slots from the capacity upward are passed over.
+    """
+    return table.at[slots].set(rows, mode="drop", unique_indices=True)
 
 
 def device_bytes(index: ItemIndex, capacity: int = 0) -> int:
-    """Return the bytes that the rows of an index would take on JAX's first device, before they are there.
-
-    Args:
-        index: the rows.
-        capacity: rows to have room for from the start; see `DeviceRows`.
-    """
-    layout = layout_of(None)
-    words = RowPacking(_columns_of(index), layout.devices[0].platform).words
-    return layout.capacity_for(_least_capacity(index, capacity)) * words * 4
+    """Return the bytes that ``DeviceRows(index, capacity=capacity)`` would take."""
+    packing = RowPacking(_columns_of(index), jax.devices()[0].platform)
+    return _first_capacity(index, capacity) * packing.words * _WORD_BYTES
 
 
-def _least_capacity(index: ItemIndex, capacity: int) -> int:
-    """Return how many rows a table must have room for: the default row is one of them."""
-    return max(capacity, len(index) + 1, BATCHES[0])
+def _grown(table: jax.Array, *, capacity: int) -> jax.Array:
+    return jnp.concatenate([table, jnp.zeros((capacity - table.shape[0], *table.shape[1:]), table.dtype)])
+
+
+def _first_capacity(index: ItemIndex, capacity: int) -> int:
+    """Return the capacity of a new table, which also has room for the default row."""
+    return _power_of_two(max(capacity, len(index) + 1, BATCHES[0]))
+
+
+def _power_of_two(rows: int) -> int:
+    return 1 << max(rows - 1, 0).bit_length()
 
 
 def _columns_of(index: ItemIndex) -> ColumnSpecs:
     """Return the columns that have any bytes."""
     return {name: spec for name, spec in index.store.columns.items() if 0 not in spec[1]}
-
-
-def _ignoring_capacity(program: Any, _capacity: int, *operands: Any) -> Any:
-    return program(*operands)
 
 
 def _batches(n: int) -> Iterator[slice]:

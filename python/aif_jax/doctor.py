@@ -1,7 +1,7 @@
-"""What an engine will run on, and what is wrong with it: facts for logs and bug reports, judged one by one.
+"""Checks of the environment that an engine will run in: facts for logs and bug reports, judged one by one.
 
-Every check is a plain function from facts to a `Check`; `check_environment` collects the facts. What a system
-does not tell is said to be unknown.
+Every check is a plain function that takes facts and returns a `Check`; `check_environment` collects the
+facts. A fact that the system does not tell is reported as unknown.
 """
 
 import dataclasses
@@ -17,11 +17,10 @@ from typing import Any, Literal
 import jax
 
 from aif_jax import _native, kernels, machine
-from aif_jax.bundle.bundle import KERNEL_ABI
 from aif_jax.bundle.compilation_cache import VARIABLE, cache_size, open_cache
+from aif_jax.bundle.files import KERNEL_ABI
 from aif_jax.errors import AifError
 from aif_jax.serving.config import EngineConfig
-from aif_jax.serving.threads import programs_in_flight, usable_cores
 
 Status = Literal["ok", "note", "problem"]
 
@@ -33,14 +32,14 @@ _LOW_BYTES = 2**30
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        name: what was looked at.
+        name: of the check.
         status: ``ok``; ``note``, worth knowing or faster if changed; ``problem``, wrong or much slower.
-        found: what was found, in words.
+        found: the finding, in words.
         advice: what to do about it; empty if the status is ``ok``.
-        facts: what was found, as JSON-serialisable values.
+        facts: the finding, as JSON-serialisable values.
     """
 
     name: str
@@ -55,9 +54,9 @@ class Check:
 
 
 def check_environment(config: EngineConfig | None = None, *, root: Path = machine.ROOT) -> list[Check]:
-    """Look at everything that an engine in this process would run on.
+    """Check everything that an engine in this process would run on.
 
-    Initialises JAX's backend and runs each native kernel once; takes a second or two.
+    It initialises JAX's backend, runs each native kernel once, and takes a second or two.
 
     Args:
         config: the engine's settings, of which the threads matter.
@@ -80,8 +79,8 @@ def check_environment(config: EngineConfig | None = None, *, root: Path = machin
             quota=machine.cpu_quota(root),
             pool=running or machine.xla_pool_size(),
             pool_counted=bool(running),
-            compute_threads=config.compute_threads,
-            blocking_threads=config.blocking_threads,
+            compute_threads=config.threads.compute,
+            blocking_threads=config.threads.blocking,
         ),
         libraries_check({name: os.environ.get(name) for name in THREAD_VARIABLES}, machine.cores()),
         memory_check(machine.memory(root)),
@@ -100,7 +99,7 @@ def worst(checks: list[Check]) -> Status:
 
 
 def versions_check(versions: Mapping[str, str | None], lowest_jax: str | None) -> Check:
-    """Judge what is installed.
+    """Judge the installed versions.
 
     Args:
         versions: by package and ``python``; ``None`` for one that is not installed.
@@ -119,7 +118,7 @@ def versions_check(versions: Mapping[str, str | None], lowest_jax: str | None) -
 
 
 def kernels_check(report: Mapping[str, Any], backend: str, forced: str | None) -> Check:
-    """Judge which kernels run.
+    """Judge the kernels that run.
 
     Args:
         report: from `aif_jax.kernels.implementations`.
@@ -144,7 +143,7 @@ def kernels_check(report: Mapping[str, Any], backend: str, forced: str | None) -
 
 
 def agreement_check(complaints: Mapping[str, str]) -> Check:
-    """Judge what `aif_jax.kernels.self_check` found."""
+    """Judge the findings of `aif_jax.kernels.self_check`."""
     wrong = {name: text for name, text in complaints.items() if text}
     facts = {"kernels": dict(complaints)}
     if wrong:
@@ -177,10 +176,10 @@ def threads_check(
         pool: threads of XLA's pool.
         compute_threads: of the engine.
         blocking_threads: of the engine; they wait for others most of the time.
-        pool_counted: whether the pool was counted, or is what the environment leads to expect.
+        pool_counted: the pool was counted; otherwise its size is expected from the environment variables.
     """
-    usable = usable_cores(cores, quota)
-    whole, most = max(1, math.floor(usable)), programs_in_flight(usable)
+    usable = machine.usable_cores(cores, quota)
+    whole, max_in_flight = max(1, math.floor(usable)), machine.programs_in_flight(usable)
     busy = pool + compute_threads
     limit = "no quota" if quota is None else f"a quota of {quota:g}"
     found = (
@@ -200,8 +199,8 @@ def threads_check(
             + (" and the quota stops them all" if quota is not None and quota < cores else "")
             + f"; start the process with NPROC={whole} in its environment"
         )
-    if compute_threads > most:
-        advice.append(f"configure EngineConfig(compute_threads={most})")
+    if compute_threads > max_in_flight:
+        advice.append(f"configure EngineConfig(threads=Threads(compute={max_in_flight}))")
     if not advice:
         return Check("threads", "ok", found, facts=facts)
     status: Status = "problem" if pool >= 2 * math.ceil(usable) else "note"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from aif_jax.errors import SchedulerError
-from aif_jax.serving.awaiting import TimeLimit, Waiter, result_of
+from aif_jax.serving.aio import TimeLimit, result_of
 
 
 async def sleep_within(limit: float | None, seconds: float) -> str:
@@ -100,26 +100,26 @@ def waited(function: Any, *, late: bool) -> Any:
     """Return what a coroutine gets of a thread's function, done before it waits, or while it does."""
 
     async def wait(pool: Pool) -> Any:
-        waiter, gate = Waiter(), threading.Event()
+        gate = threading.Event()
 
         def call() -> Any:
             assert gate.wait(20)
             return function()
 
-        task = pool.submit(waiter.run, call)
+        task = pool.submit(call)
         if late:
             asyncio.get_running_loop().call_later(0.01, gate.set)
         else:
             gate.set()
             concurrent.futures.wait([task])
-        return await waiter.of(task)
+        return await result_of(task)
 
     with Pool(1) as pool:
         return asyncio.run(wait(pool))
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_a_waiter_gets_the_result_or_the_error(late: bool) -> None:
+def test_a_coroutine_gets_the_result_or_the_error(late: bool) -> None:
     assert waited(lambda: 7, late=late) == 7
 
     def broken() -> None:
@@ -129,28 +129,20 @@ def test_a_waiter_gets_the_result_or_the_error(late: bool) -> None:
         waited(broken, late=late)
 
 
-def test_a_waiter_is_woken_in_one_turn_of_the_loop_and_before_the_future_is_done() -> None:
-    async def wait(pool: Pool) -> tuple[Any, bool]:
-        waiter, woken = Waiter(), threading.Event()
-        begun = threading.Event()
+@pytest.mark.parametrize("timeout_s", [-1.0, 0.0, 0.01])
+def test_who_waits_too_long_leaves_the_future_alone(timeout_s: float) -> None:
+    async def wait() -> int:
+        future: concurrent.futures.Future[int] = concurrent.futures.Future()
+        with pytest.raises(TimeoutError):
+            await result_of(future, timeout_s)
+        assert not future.cancelled()
+        future.set_result(7)
+        return await result_of(future, timeout_s)
 
-        def run() -> int:
-            begun.set()
-            result: int = waiter.run(lambda: 7)
-            assert woken.wait(20), "the coroutine goes on before this function returns"
-            return result
-
-        task = pool.submit(run)
-        result = await waiter.of(task)
-        done = task.done()
-        woken.set()
-        return result, done
-
-    with Pool(1) as pool:
-        assert asyncio.run(wait(pool)) == (7, False)
+    assert asyncio.run(wait()) == 7
 
 
-def test_a_waiter_that_is_cancelled_gives_the_future_up() -> None:
+def test_who_is_cancelled_gives_the_future_up() -> None:
     async def wait() -> tuple[bool, bool]:
         future: concurrent.futures.Future[int] = concurrent.futures.Future()
         task = asyncio.ensure_future(result_of(future))
@@ -190,7 +182,7 @@ def test_a_closed_loop_does_not_trouble_the_thread() -> None:
     gc.collect()
 
 
-def test_many_waiters_and_threads_and_cancellations_lose_nothing() -> None:
+def test_many_coroutines_and_threads_and_cancellations_lose_nothing() -> None:
     gate = threading.Event()
 
     def call(number: int) -> int:
@@ -198,8 +190,7 @@ def test_many_waiters_and_threads_and_cancellations_lose_nothing() -> None:
         return number
 
     async def one(pool: Pool, number: int) -> int:
-        waiter = Waiter()
-        got: int = await waiter.of(pool.submit(waiter.run, call, number))
+        got: int = await result_of(pool.submit(call, number))
         return got
 
     async def all_of_them(pool: Pool) -> tuple[int, int]:

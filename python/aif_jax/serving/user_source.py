@@ -1,4 +1,4 @@
-"""Users: a source in memory, and what the user program reads of a record."""
+"""User sources: one in memory, and the checks of the records that any source returns."""
 
 import dataclasses
 import threading
@@ -13,7 +13,14 @@ from aif_jax.types import UserId, UserRecord
 
 
 class InMemoryUsers:
-    """A user source that is a dictionary: for tests, demos and catalogues of users that fit."""
+    """A user source that is a dictionary: for tests, demos and catalogues of users that fit.
+
+    >>> users = InMemoryUsers()
+    >>> users.put("ann", {"country": "de"}, items=[17, 42], types=["click", "like"]).revision
+    0
+    >>> users("bob") is None
+    True
+    """
 
     def __init__(self, records: Mapping[UserId, UserRecord] | None = None):
         self._records: dict[UserId, UserRecord] = dict(records or {})
@@ -48,7 +55,7 @@ class InMemoryUsers:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class History:
-    """A user's behaviours as the user program counts them, most recent first.
+    """Behaviours of a user as the user program counts them, most recent first.
 
     Attributes:
         keys: uint64 ``[L]``.
@@ -62,7 +69,7 @@ class History:
 
 
 def checked_record(user: UserId, record: Any) -> UserRecord:
-    """Check what a user source returned, as far as its kinds go; values are checked when they are read.
+    """Check the types in what a user source returned; values are checked when they are read.
 
     Raises:
         RequestError: it is not a `UserRecord`, or a field is not what the record's documentation says.

@@ -1,4 +1,4 @@
-"""How the environment is judged, from made-up facts."""
+"""Judgements of the environment, from made-up facts."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,9 +7,10 @@ import jax
 import pytest
 
 from aif_jax import machine
-from aif_jax.serving import Check, EngineConfig, check_environment
-from aif_jax.serving.environment import (
+from aif_jax.doctor import (
+    Check,
     agreement_check,
+    check_environment,
     compilation_cache_check,
     huge_pages_check,
     kernels_check,
@@ -19,7 +20,7 @@ from aif_jax.serving.environment import (
     versions_check,
     worst,
 )
-from aif_jax.serving.threads import default_compute_threads, programs_in_flight, usable_cores
+from aif_jax.serving import EngineConfig, Threads
 
 GIB = 2**30
 NATIVE = {"native": True, "reason": "registered", "kernels": {"simtier": "avx2"}, "cpu_features": {}}
@@ -46,10 +47,10 @@ def threads(**facts: object) -> Check:
         ({"cores": 64, "pool": 4, "quota": 4.0}, "ok", ""),
         ({"quota": 2.5, "pool": 3}, "ok", ""),
         ({"quota": 0.5, "pool": 1, "compute_threads": 1}, "ok", ""),
-        ({"cores": 1, "pool": 1, "compute_threads": 3}, "note", "compute_threads=2"),
+        ({"cores": 1, "pool": 1, "compute_threads": 3}, "note", "Threads(compute=2)"),
         ({"compute_threads": 9}, "ok", ""),
-        ({"compute_threads": 10}, "note", "compute_threads=9"),
-        ({"cores": 64, "pool": 64, "compute_threads": 10}, "note", "compute_threads=9"),
+        ({"compute_threads": 10}, "note", "Threads(compute=9)"),
+        ({"cores": 64, "pool": 64, "compute_threads": 10}, "note", "Threads(compute=9)"),
     ],
 )
 def test_threads_are_held_against_the_cores_they_get(
@@ -62,10 +63,8 @@ def test_threads_are_held_against_the_cores_they_get(
 
 
 def test_an_engine_as_it_comes_keeps_to_the_budget() -> None:
-    machines = ((1, None), (2, None), (64, 2.5), (64, None))
-    assert [programs_in_flight(usable_cores(*given)) for given in machines] == [2, 3, 3, 9]
-    assert EngineConfig().compute_threads == default_compute_threads() >= 2
-    assert EngineConfig(compute_threads=1).compute_threads == 1
+    assert EngineConfig().threads.compute == machine.default_compute_threads() >= 2
+    assert EngineConfig(threads=Threads(compute=1)).threads.compute == 1
 
 
 def test_busy_threads_are_the_pool_and_those_that_call_it() -> None:

@@ -1,8 +1,12 @@
 """Device rows are the index's rows, at every moment and in any company of threads."""
 
 import itertools
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,12 +16,16 @@ import pytest
 
 from aif_jax.bundle import Bundle, compilations
 from aif_jax.errors import ConfigError, ItemIndexError
-from aif_jax.nearline import ItemIndex
+from aif_jax.nearline import ItemIndex, device_rows
+from aif_jax.nearline.device_rows import (
+    DEFAULT_SLOT,
+    MISSING,
+    DeviceRows,
+    RowPacking,
+    device_bytes,
+    write_rows,
+)
 from aif_jax.nearline.item_index import RANKABLE
-from aif_jax.serving import device_rows
-from aif_jax.serving.device_packing import RowPacking
-from aif_jax.serving.device_rows import DEFAULT_SLOT, MISSING, DeviceRows
-from aif_jax.serving.device_tables import layout_of
 from served import World
 
 
@@ -140,7 +148,9 @@ def test_batches_of_every_size_are_written(empty: ItemIndex) -> None:
     # A new copy finds them all.
     with DeviceRows(empty) as rows:
         check_all(rows, keys)
-        assert rows.stats()["capacity"] == 2 * largest
+        stats = rows.stats()
+        assert stats["capacity"] == 2 * largest
+        assert stats["device_bytes"] == device_bytes(empty) == device_bytes(empty, capacity=largest + 1)
 
 
 def test_an_update_writes_into_the_same_memory_and_compiles_nothing(
@@ -155,9 +165,8 @@ def test_an_update_writes_into_the_same_memory_and_compiles_nothing(
     assert rows._table is not None
     assert rows._table.unsafe_buffer_pointer() == pointer
     assert before.is_deleted()
-    large = layout_of(None).spec(rows.packing.words, 2**16)
-    rows_spec = jax.ShapeDtypeStruct((64, rows.packing.words), np.int32)
-    program = jax.jit(rows.layout.write, donate_argnums=0).lower(large, rows.slots_spec(64), rows_spec)
+    rows_spec = rows.spec(64, rows.packing.words)
+    program = jax.jit(write_rows, donate_argnums=0).lower(rows.table_spec(2**16), rows.spec(64), rows_spec)
     memory = program.compile().memory_analysis()
     assert memory.alias_size_in_bytes == 2**16 * rows.packing.words * 4
     assert memory.temp_size_in_bytes < memory.alias_size_in_bytes // 50
@@ -253,10 +262,48 @@ def test_rows_that_do_not_fit_are_refused(
         rows.apply(keys, given)
 
 
-@pytest.mark.parametrize("devices", [[], "cpu", [jax.devices()[0]] * 2, ["cpu:0"]])
-def test_devices_that_are_none_are_refused(empty: ItemIndex, devices: Any) -> None:
-    with pytest.raises(ConfigError, match="devices: got"):
-        DeviceRows(empty, devices)
+@pytest.mark.parametrize("device", ["cpu", 0, [jax.devices()[0]]])
+def test_other_things_than_a_device_are_refused(empty: ItemIndex, device: Any) -> None:
+    with pytest.raises(ConfigError, match=r"device: got .*, expected one of jax\.devices\(\)"):
+        DeviceRows(empty, device)
+
+
+def test_rows_follow_on_a_device_that_is_not_the_first(bundle: Bundle, tmp_path: Path) -> None:
+    program = textwrap.dedent(
+        """
+        import sys
+        import jax, numpy as np
+        sys.path.insert(0, sys.argv[2])
+        from served import make_items
+        from aif_jax.bundle import Bundle
+        from aif_jax.nearline import ItemIndex
+        from aif_jax.nearline.device_rows import DeviceRows
+
+        second = jax.devices()[1]
+        bundle = Bundle.load(sys.argv[1], prefer="portable")
+        ids, columns, content = make_items()
+        index = ItemIndex.build(bundle, ids[:100], {n: c[:100] for n, c in columns.items()}, content[:100])
+        with DeviceRows(index, second) as rows:
+            index.upsert(ids[100:], {n: c[100:] for n, c in columns.items()}, content[100:])
+            index.delete(ids[::7])
+            read, there = rows.read(ids)
+            expected, found = index.gather(ids)
+            assert (there == found).all() and found.any() and not found.all()
+            for name, column in read.items():
+                np.testing.assert_array_equal(column, expected[name], err_msg=name)
+            assert rows.stats()["growths"] > 0
+            assert rows._table.devices() == {second}
+        """
+    )
+    environment = {
+        "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "PYTHONPATH": ":".join(sys.path), "HOME": str(tmp_path), "PATH": "",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(bundle.path), str(Path(__file__).parent.parent)],
+        env=environment, capture_output=True, text=True, timeout=250, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def reader(rows: DeviceRows, size: int) -> Callable[[np.ndarray], tuple[dict[str, np.ndarray], np.ndarray]]:

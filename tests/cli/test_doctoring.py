@@ -9,8 +9,7 @@ from typer.testing import CliRunner
 
 from aif_jax import machine
 from aif_jax.cli import app as cli
-from aif_jax.serving import Check
-from aif_jax.serving.environment import worst
+from aif_jax.doctor import Check, worst
 
 
 def doctor(**environment: str) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,5 @@
-"""What the lower rungs of the ladder rank with, and what the ladder knows of time when an engine starts."""
+"""Priors that the lower rungs of the ladder rank with, and the first times that the ladder knows."""
 
-import dataclasses
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,10 +12,10 @@ from aif_jax.config import PRIOR
 from aif_jax.features import EncodeReport
 from aif_jax.features.score import score_of
 from aif_jax.nearline.item_index import RANKABLE
-from aif_jax.serving.candidates import CheckedCandidates, check_candidates
-from aif_jax.serving.ladder import ITEM_PRIOR, Ladder
-from aif_jax.serving.stage_times import StageTimes
-from aif_jax.serving.stages import Generation, Scored, unknown_items
+from aif_jax.serving.candidates import EncodedCandidates, check_candidates
+from aif_jax.serving.generation import Generation, unknown_items
+from aif_jax.serving.ladder import ITEM_PRIOR, Ladder, LatencyEstimates
+from aif_jax.serving.stage import Scored
 from aif_jax.serving.user_program import compute_state, compute_states
 from aif_jax.serving.user_states import UserState
 from aif_jax.types import UserRecord
@@ -26,8 +25,8 @@ Result = TypeVar("Result")
 _NOBODY = ""
 
 
-class Rungs:
-    """The ladder of one generation, with what its lower rungs need. Safe to use from any thread.
+class Priors:
+    """The ladder of one generation, with the priors that its lower rungs need. Safe to use from any thread.
 
     Everything is computed, and timed once, while it is made.
 
@@ -36,7 +35,7 @@ class Rungs:
 
     Attributes:
         ladder: decides.
-        user_prior: the state of a user of whom nothing is known, in the shortest long bucket.
+        user_prior: the state of a user of whom nothing is known, for the shortest history.
     """
 
     def __init__(self, generation: Generation):
@@ -44,20 +43,19 @@ class Rungs:
         bundle, config, sizes = generation.bundle, generation.config, generation.sizes
         columns = {operand.path for operand in bundle.signature("item").outputs}
         self.ladder = Ladder(
-            StageTimes(),
-            sizes.buckets,
-            sizes.long_buckets,
-            on=config.late == "degrade",
+            LatencyEstimates(),
+            sizes.candidates,
+            sizes.histories,
+            enabled=config.on_deadline == "degrade",
             item_prior=PRIOR in columns,
-            shared=config.user_batching == "all",
         )
         self._score = score_of(bundle.config, bundle.schema)
         self._stand_in: np.ndarray | None = None
-        if self.ladder.item_prior and config.missing_items == "default":
-            self._stand_in = generation.index.default_row()[PRIOR]
+        if self.ladder.item_prior and config.missing_items.policy == "default":
+            self._stand_in = generation.tables.items.default_row()[PRIOR]
         self.user_prior = self._seeded()
 
-    def by_item_prior(self, candidates: CheckedCandidates, k: int) -> Scored:
+    def by_item_prior(self, candidates: EncodedCandidates, k: int) -> Scored:
         """Rank candidates by their items' priors: a look-up and a sort, no program.
 
         The score expression gets the raw pair features of the request.
@@ -66,13 +64,13 @@ class Rungs:
             UnknownItemError: a candidate has no row, under ``missing_items="error"``.
         """
         began_s = time.perf_counter()
-        index, policy = self._generation.index, self._generation.config.missing_items
+        cache = self._generation.tables.items.store.cache
         # Two columns of two dozen: whole rows would cost as much as a stage.
-        logits, found = index.store.cache.gather_column(candidates.keys, PRIOR)
-        listed, still_found = index.store.cache.gather_column(candidates.keys, RANKABLE)
+        logits, found = cache.gather_column(candidates.keys, PRIOR)
+        listed, still_found = cache.gather_column(candidates.keys, RANKABLE)
         found &= still_found
         missing = len(found) - int(np.count_nonzero(found))
-        if missing and policy == "error":
+        if missing and self._generation.config.missing_items.policy == "error":
             raise unknown_items(candidates.ids, found)
         listed = listed[:, 0] != 0
         usable = found & listed
@@ -84,20 +82,21 @@ class Rungs:
         scores, heads = self._score.in_numpy(logits, raw)
         ranked = usable & np.isfinite(scores)
         order = best_first(np.where(ranked, scores, -np.inf), min(k, int(np.count_nonzero(ranked))))
-        scored = Scored(order, scores[order], heads[order], missing=missing)
-        scored.not_rankable = int(np.count_nonzero(found & ~listed))
-        scored.unscored = int(np.count_nonzero(usable)) - int(np.count_nonzero(ranked))
         finished_s = time.perf_counter()
-        scored.gather_s, scored.stage_s = gathered_s - began_s, finished_s - gathered_s
         self.ladder.times.record(ITEM_PRIOR, (finished_s - began_s) * 1e3)
-        return scored
+        return Scored(
+            order, scores[order], heads[order],
+            unscored=int(np.count_nonzero(usable)) - int(np.count_nonzero(ranked)), missing=missing,
+            not_rankable=int(np.count_nonzero(found & ~listed)),
+            gather_s=gathered_s - began_s, stage_s=finished_s - gathered_s,
+        )  # fmt: skip
 
     def _seeded(self) -> UserState:
         """Time every program once more now that it is warm; return the user prior."""
         generation = self._generation
         sizes = generation.sizes
         states: list[UserState] = []
-        for length in sizes.long_buckets:
+        for length in sizes.histories:
             state, ms = _second_run(partial(self._nobody, length))
             self.ladder.record_user(length, ms)
             states.append(state)
@@ -105,14 +104,14 @@ class Rungs:
                 _, ms = _second_run(
                     partial(compute_states, [(_NOBODY, UserRecord())] * users, length, generation)
                 )
-                self.ladder.record_user(length, ms, users, users)
+                self.ladder.record_user(length, ms, users)
         context = generation.bundle.schema.encode_one("context", {}, report=EncodeReport())
-        for size in sizes.buckets if len(generation.index) else ():
+        for size in sizes.candidates if len(generation.tables.items) else ():
             candidates = self._catalogue_part(size)
             for state in states:
-                leaves, length = _as_if_full(state), state.length
-                _, ms = _second_run(partial(generation.score, leaves, length, context, candidates, 1))
-                self.ladder.record_rest(size, length, ms)
+                shared = generation.prepare(_as_if_full(state), state.length, context)
+                _, ms = _second_run(partial(generation.score, shared, candidates, 1))
+                self.ladder.record_finish(size, state.length, ms)
             if self.ladder.item_prior:
                 self.by_item_prior(candidates, 1)
         return states[0]
@@ -123,12 +122,12 @@ class Rungs:
         jax.block_until_ready(dict(state.leaves))
         return state
 
-    def _catalogue_part(self, size: int) -> CheckedCandidates:
+    def _catalogue_part(self, size: int) -> EncodedCandidates:
         """Return so many candidates of an index that is not empty, again from its start where it ends."""
         generation = self._generation
         numbers = np.arange(size, dtype=np.uint64)
         made = check_candidates(numbers, None, generation.bundle.schema, generation.raw_pair, EncodeReport())
-        return dataclasses.replace(made, keys=np.resize(generation.index.store.cache.keys(), size))
+        return made._replace(keys=np.resize(generation.tables.items.store.cache.keys(), size))
 
 
 def best_first(scores: np.ndarray, k: int) -> np.ndarray:

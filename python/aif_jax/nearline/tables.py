@@ -1,0 +1,64 @@
+"""Both tables of one bundle version, and their coverage of another pair."""
+
+import dataclasses
+from typing import NamedTuple
+
+from aif_jax.bundle import Bundle
+from aif_jax.nearline.behaviour_table import BehaviourTable
+from aif_jax.nearline.item_index import ItemIndex
+from aif_jax.types import ItemRecords
+
+
+class Tables(NamedTuple):
+    """The two tables that an engine reads beside its bundle.
+
+    Attributes:
+        items: rows of the items that can be ranked.
+        behaviours: rows of the items in users' histories.
+    """
+
+    items: ItemIndex
+    behaviours: BehaviourTable
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Coverage:
+    """Shares of one pair of tables that another pair has too.
+
+    Attributes:
+        items: share of the rankable items that are in the other index and rankable there; 1 if there are
+            none.
+        behaviours: share of the behaviour rows that are in the other behaviour table; 1 if there are none.
+        missing_items: number of these items that the other index lacks.
+        missing_behaviours: number of these rows that the other behaviour table lacks.
+    """
+
+    items: float
+    behaviours: float
+    missing_items: int
+    missing_behaviours: int
+
+
+def build_tables(bundle: Bundle, records: ItemRecords) -> Tables:
+    """Compute item index and behaviour table of the same items.
+
+    Args:
+        bundle: the model.
+        records: the items. `ItemRecords.rankable` is for the index; every item gets a behaviour row.
+
+    Raises:
+        ItemIndexError: an id stands in the records twice, two string ids have the same hash, or content or
+            ``rankable`` does not fit the ids.
+        SchemaError: a column does not fit the schema.
+        RequestError: ids are neither integers nor strings.
+
+    >>> records = ItemRecords(ids=[7, 8, 9], columns={"price": [4.0, 5.0, 6.0]})
+    >>> tables = build_tables(bundle, records)  # doctest: +SKIP
+    >>> len(tables.items), len(tables.behaviours)  # doctest: +SKIP
+    (3, 3)
+    """
+    catalogue = (records.ids, records.columns, records.content)
+    return Tables(
+        ItemIndex.build(bundle, *catalogue, rankable=records.rankable),
+        BehaviourTable.build(bundle, *catalogue),
+    )

@@ -1,0 +1,856 @@
+"""One request: the state machine from its begin to its ranking, and the handle that callers hold."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import enum
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from aif_jax.errors import DeadlineExceededError, OverloadedError, RequestError, RetrievalError
+from aif_jax.features import EncodeReport
+from aif_jax.serving.account import Account, RankTimes
+from aif_jax.serving.admission import Admission, Ticket
+from aif_jax.serving.aio import result_of
+from aif_jax.serving.candidates import Filters, ParsedCandidates, RankArgs, checked_k, encode, parse
+from aif_jax.serving.ladder import Choice, Reason
+from aif_jax.serving.missing_items import PendingRows
+from aif_jax.serving.observer import Observers
+from aif_jax.serving.release import Release
+from aif_jax.serving.report import Ranking, Retrieval
+from aif_jax.serving.retrieval import NO_CANDIDATES, Found, Running, blamed, give_up, is_awaitable
+from aif_jax.serving.shadow import FinishedRequest, Shadows
+from aif_jax.serving.tasks import Deadline, Tasks, Workers
+from aif_jax.serving.user_side import GroupMember, UserSide, UserWork
+from aif_jax.types import Request, UserId, UserRecord
+
+
+class Phase(enum.Enum):
+    """Progress of a request as a whole; see `Pending`."""
+
+    OPEN = "open"
+    RETRIEVING = "retrieving"
+    RANKING = "ranking"
+    OVER = "over"
+
+
+class UserPhase(enum.Enum):
+    """Progress of a request's user side; see `Pending`."""
+
+    IDLE = "idle"
+    FETCHING = "fetching"
+    COMPUTING = "computing"
+    READY = "ready"
+    FAILED = "failed"
+    SHED = "shed"
+    DROPPED = "dropped"
+
+
+_UNSETTLED = (UserPhase.IDLE, UserPhase.FETCHING, UserPhase.COMPUTING)
+_UNRANKED = (Phase.OPEN, Phase.RETRIEVING)
+_RANKED = "it was ranked already"
+_SHED = Choice(3, "overloaded")
+
+
+class OpenRequests:
+    """The requests of an engine that are not ranked yet. Safe to use from any thread.
+
+    Args:
+        max_age_s: seconds after which a handle that nobody ranked expires.
+        observers: count expired ones.
+    """
+
+    def __init__(self, max_age_s: float, observers: Observers):
+        self._max_age_s = max_age_s
+        self._observers = observers
+        self._open: dict[int, Pending] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(self, pending: "Pending") -> None:
+        """Hold on to a request; expire older ones when the oldest is due."""
+        with self._lock:
+            old = next(iter(self._open.values()), None)  # the one that began first
+            self._open[id(pending)] = pending
+        if old is not None and old.deadline.began_s < pending.deadline.began_s - self._max_age_s:
+            self.expire()
+
+    def remove(self, pending: "Pending") -> None:
+        """Let go of a request."""
+        with self._lock:
+            self._open.pop(id(pending), None)
+
+    def expire(self) -> None:
+        """End the handles that nobody ranked in time, and count them."""
+        oldest = time.perf_counter() - self._max_age_s
+        old: list[Pending] = []
+        with self._lock:
+            for pending in self._open.values():  # in the order in which they began
+                if pending.deadline.began_s > oldest:
+                    break
+                old.append(pending)
+        if expired := sum(pending.expire(self._max_age_s) for pending in old):
+            self._observers.count("expired", expired)
+
+    def close(self) -> None:
+        """End all of them."""
+        with self._lock:
+            pendings = list(self._open.values())
+        for pending in pendings:
+            pending.close()
+
+
+@dataclasses.dataclass(slots=True)
+class Services:
+    """The parts of an engine that its requests call.
+
+    Attributes:
+        workers: run tasks.
+        admission: decides how far a request can be answered.
+        observers: count and are notified.
+        open: holds requests until they are ranked.
+        shadows: rank some requests again.
+        around_scoring: test hook: called with the scoring step, in its thread, and returns its result.
+    """
+
+    workers: Workers
+    admission: Admission
+    observers: Observers
+    open: OpenRequests
+    shadows: Shadows
+    around_scoring: Callable[[Callable[[], Ranking]], Ranking] | None = None
+
+
+class Pending:
+    """A request under way, from `Engine.begin`: its user side runs while the caller retrieves.
+
+    The first `rank` uses the handle up, whatever comes of it; unused, it expires.
+
+    **States.** A request is in one `Phase` and its user side in one `UserPhase`. Only the methods below change
+    them, under one lock; every field of this class is written here and nowhere else.
+
+    ============  ======================================================  =================================
+    phase         user side                                               left by
+    ============  ======================================================  =================================
+    OPEN          FETCHING, COMPUTING, READY, FAILED, SHED (IDLE while    claim, cancel, expire, close
+                  it begins)
+    RETRIEVING    the same, IDLE until retrieval was handed over          claim, take over, cancel, close
+    RANKING       FETCHING, COMPUTING, READY, FAILED, SHED, or DROPPED    the end of `rank`
+                  if it goes on without
+    OVER          READY, FAILED, SHED, DROPPED                            nothing
+    ============  ======================================================  =================================
+
+    OPEN: the caller retrieves. RETRIEVING: the engine does, and the thread that does may go on to rank, until
+    the coroutine that waits takes over (to OPEN) because time is up. A user side goes IDLE -> FETCHING -> COMPUTING ->
+    READY, without COMPUTING if its state is cached. It is FAILED when a step raises or is refused. It is SHED
+    from the begin if an overloaded engine computes nothing for it, and DROPPED if the request ends or goes on
+    without it; a result that comes then is of use to the user's next request only.
+
+    Whoever moves the phase to OVER, and only they, lets go of the engine: the release is left, the admission's
+    ticket given back, queued tasks are cancelled if nobody asks for their result. The user side is settled by
+    whoever moves it out of IDLE, FETCHING and COMPUTING. Both happen once on every path.
+
+    Args:
+        services: parts of the engine.
+        release: held open by the caller for this request, which leaves it.
+        user: user to rank for.
+        context: raw context features; kept as it is.
+        deadline: of the request.
+        own: whether the engine retrieves.
+        member: membership in a group of requests whose user sides are computed together.
+    """
+
+    __slots__ = (
+        "_group", "_lock", "_phase", "_record", "_release", "_retrieval", "_retrieval_reason",
+        "_services", "_settled", "_side", "_source_failed", "_tasks", "_ticket", "_user_error", "_user_phase",
+        "_went_on", "_why_over", "_work", "context", "deadline", "user",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        services: Services,
+        release: Release,
+        user: UserId,
+        context: Mapping[str, Any],
+        deadline: Deadline,
+        *,
+        own: bool = False,
+        member: GroupMember | None = None,
+    ):
+        self.user = user
+        self.context = context
+        self.deadline = deadline
+        self._services = services
+        self._release = release
+        self._group = member
+        self._tasks = Tasks(services.workers, user, deadline)
+        self._lock = threading.Lock()
+        self._phase = Phase.RETRIEVING if own else Phase.OPEN
+        self._user_phase = UserPhase.IDLE
+        # Why the handle cannot be ranked any more.
+        self._why_over = ""
+        # Of the user side: the work under way, its result or the error in its place, whether the source raised.
+        self._work: UserWork | None = None
+        self._side: UserSide | None = None
+        self._user_error: BaseException | None = None
+        self._source_failed = False
+        # Resolved when the user side is settled, for those who wait.
+        self._settled: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._settled.set_running_or_notify_cancel()  # asyncio cannot cancel a future that runs
+        # Whether the request went on without its user side.
+        self._went_on = False
+        # The user's record, once the source has answered, for shadows.
+        self._record: UserRecord | None = None
+        # The work owed to it, if it has a deadline and was let in.
+        self._ticket: Ticket | None = None
+        # Origin of the candidates, and why they are the fallback's.
+        self._retrieval: Retrieval = "own" if own else "caller"
+        self._retrieval_reason: str | None = None
+
+    # -- for callers ------------------------------------------------------------------------------
+
+    @property
+    def version(self) -> str:
+        """The bundle version that this request is pinned to."""
+        return self._release.version
+
+    @property
+    def deadline_ms(self) -> float | None:
+        """The deadline in milliseconds from the begin; ``None`` without one."""
+        return self.deadline.ms
+
+    @property
+    def phase(self) -> Phase:
+        """The request's phase."""
+        return self._phase
+
+    @property
+    def user_phase(self) -> UserPhase:
+        """The user side's phase."""
+        return self._user_phase
+
+    def __repr__(self) -> str:
+        left = self.deadline.left_ms()
+        deadline = "" if left is None else f", {left:.1f} ms left"
+        return (
+            f"Pending(user {self.user!r}, {self._phase.value}, user side {self._user_phase.value}{deadline})"
+        )
+
+    def rank(
+        self,
+        candidates: Any,
+        pair: Mapping[str, Any] | None = None,
+        *,
+        k: int | None = None,
+        filters: Filters | None = None,
+    ) -> Ranking:
+        """Wait for the user side if need be, score the candidates and return the best.
+
+        Args:
+            candidates: item ids, ``[N]``, integers or strings, as array, list, series or Arrow array. Or a
+                table with the ids in the column ``id`` (or ``item_id``) and a pair feature in every other: a
+                mapping of columns, a NumPy structured array, a frame of pandas or polars, a table or record
+                batch of Arrow.
+            pair: raw pair features by name, each ``[N]``; an absent one counts as missing.
+            k: results wanted; ``None`` for the engine's default.
+            filters: candidates to leave out. If they leave none, the ranking is empty, and its report says
+                why.
+
+        Raises:
+            RequestError: candidates, pair features, filters, context or ``k`` are malformed, or the handle is
+                used up.
+            UnknownUserError: the source does not know the user, under ``unknown_user="error"``.
+            UnknownItemError: a candidate has no row, under ``missing_items="error"``.
+            DeadlineExceededError: the deadline had passed already, or it passed and the engine's config, or
+                a bundle whose item rows have no prior, allows no lower rung.
+        """
+        try:
+            args = RankArgs(candidates, pair, k, filters, time.perf_counter())
+            self._claim()
+            ranking = self._rank(args)
+        except BaseException as error:
+            self._report_failure(error)
+            raise
+        return self._deliver(ranking)
+
+    async def rank_async(
+        self,
+        candidates: Any,
+        pair: Mapping[str, Any] | None = None,
+        *,
+        k: int | None = None,
+        filters: Filters | None = None,
+    ) -> Ranking:
+        """Rank like `rank`, without blocking the event loop: the stage runs in the engine's threads."""
+        try:
+            args = RankArgs(candidates, pair, k, filters, time.perf_counter())
+            self._claim()
+            ranking = await self._rank_async(args)
+        except BaseException as error:
+            self._report_failure(error)
+            raise
+        return self._deliver(ranking)
+
+    def cancel(self) -> None:
+        """Give the request up; queued work does not start. It is counted as abandoned."""
+        if self._end(_UNRANKED, "it was cancelled"):
+            self._services.observers.count("abandoned")
+
+    # -- for the engine ---------------------------------------------------------------------------
+
+    def begin(self, *, start: bool) -> None:
+        """Let the request in, and start its user side at once or leave that to `retrieve_and_rank`.
+
+        Raises:
+            OverloadedError: there is no room or no time for it, and no rung that needs less; it is over.
+        """
+        services = self._services
+        services.observers.count("begun")
+        try:
+            services.open.add(self)
+            if self.deadline.ms is not None:
+                self._admit()
+            if start:
+                self._start()
+        except BaseException as error:
+            self._end(_UNRANKED, "it could not begin")
+            self._report_failure(error)
+            raise
+
+    def retrieve_and_rank(self, k: int | None, filters: Filters | None) -> Ranking:
+        """Call the engine's ``retrieve`` from this thread, and rank."""
+        try:
+            args = self._retrieved(k, filters)
+            self._claim()
+            ranking = self._rank(args)
+        except BaseException as error:
+            raise self._own_failure(error) from error.__cause__
+        return self._deliver(ranking)
+
+    async def retrieve_and_rank_async(self, k: int | None, filters: Filters | None) -> Ranking:
+        """Retrieve and rank without blocking the event loop: a plain ``retrieve`` runs in a thread."""
+        try:
+            if self._release.retrieval.is_coroutine:
+                args, ranking = await self._retrieved_in_loop(k, filters), None
+            else:
+                args, ranking = await self._retrieved_in_thread(k, filters)
+            if ranking is None:
+                self._claim()
+                ranking = await self._rank_async(args)
+            elif isinstance(ranking, BaseException):
+                raise ranking
+        except BaseException as error:
+            raise self._own_failure(error) from error.__cause__
+        return self._deliver(ranking)
+
+    def expire(self, age_s: float) -> bool:
+        """End it because its caller did not rank it in time; return whether it was open."""
+        if self._retrieval != "caller":  # the engine ends these itself, however long retrieval takes
+            return False
+        return self._end((Phase.OPEN,), f"it expired after {age_s:g} s without being ranked")
+
+    def close(self) -> None:
+        """End it because the engine closes, unless it is being ranked."""
+        self._end(_UNRANKED, "the engine was closed")
+
+    # -- transitions ------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Let a request with a deadline in, or shed it: IDLE, SHED, or FAILED for the stage alone."""
+        admission = self._services.admission
+        admitted = admission.enter(self.deadline, self._release.ladder, self.user)
+        with self._lock:
+            over = self._phase is Phase.OVER
+            if not over:
+                self._ticket = admitted.ticket
+                if admitted.level == "shed":
+                    self._user_phase = UserPhase.SHED
+        if over:  # closed meanwhile
+            admission.done(admitted.ticket)
+        elif admitted.level == "stage":
+            self._user_failed(
+                OverloadedError(f"user {self.user!r}: there is no time for its user side."), False
+            )
+
+    def _start(self) -> None:
+        """Start the user side, once: IDLE -> FETCHING, or FAILED if it is refused and may be gone without."""
+        with self._lock:
+            if self._user_phase is not UserPhase.IDLE:
+                return
+            self._user_phase = UserPhase.FETCHING
+            work = self._work = UserWork(
+                self.user, self.context, self._tasks, self._user_fetched, self._user_computed,
+                self._user_failed, self._group,
+            )  # fmt: skip
+        try:
+            self._release.user_sides.start(work)
+        except OverloadedError as error:
+            if not self._release.ladder.degrades(self.deadline.ms):
+                raise
+            self._user_failed(error, False)
+
+    def _user_fetched(self, record: UserRecord) -> None:
+        """Take note of the user's record: FETCHING -> COMPUTING."""
+        with self._lock:
+            self._record = record
+            if self._user_phase is UserPhase.FETCHING:
+                self._user_phase = UserPhase.COMPUTING
+
+    def _user_computed(self, side: UserSide) -> None:
+        """Take the user side: FETCHING, COMPUTING -> READY."""
+        self._services.admission.user_done(self._ticket)
+        with self._lock:
+            first = self._user_phase in _UNSETTLED
+            if first:
+                self._user_phase, self._side = UserPhase.READY, side
+            late = self._went_on and not first
+        if first:
+            self._settled.set_result(None)
+        elif late:
+            self._services.observers.count("late_user_sides")
+
+    def _user_failed(self, error: BaseException, source: bool) -> None:
+        """Take the error in the user side's place: IDLE, FETCHING, COMPUTING -> FAILED."""
+        self._services.admission.user_done(self._ticket)
+        with self._lock:
+            first = self._user_phase in _UNSETTLED
+            if first:
+                self._user_phase, self._user_error, self._source_failed = UserPhase.FAILED, error, source
+        if first:
+            self._settled.set_result(None)
+
+    def _go_on_without(self) -> bool:
+        """Stop waiting for the user side: FETCHING, COMPUTING -> DROPPED; return whether it is not READY."""
+        with self._lock:
+            if self._user_phase is UserPhase.READY:
+                return False
+            self._went_on = True
+            if self._user_phase in _UNSETTLED:
+                self._user_phase = UserPhase.DROPPED
+            work = self._work
+        # Work that has not started by now would only be in the way of other requests.
+        if work is not None:
+            work.cancel_queued()
+        self._services.admission.user_done(self._ticket)
+        return True
+
+    def _claim(self) -> None:
+        """Use the handle up: OPEN, RETRIEVING -> RANKING.
+
+        Raises:
+            RequestError: it is used up already.
+        """
+        with self._lock:
+            if self._phase not in _UNRANKED:
+                why = self._why_over or _RANKED
+                raise RequestError(f"this handle cannot be ranked: {why}; begin a new request.")
+            self._phase = Phase.RANKING
+        self._services.open.remove(self)
+
+    def _take_over(self) -> bool:
+        """Keep the thread that retrieves from ranking: RETRIEVING -> OPEN; return whether it had not begun to."""
+        with self._lock:
+            if self._phase is not Phase.RETRIEVING:
+                return False
+            self._phase = Phase.OPEN
+        return True
+
+    def _end(self, phases: tuple[Phase, ...], why: str, *, drop: bool = True) -> bool:
+        """End the request if it is in one of these phases: -> OVER; return whether it was.
+
+        Args:
+            phases: phases to leave.
+            why: reason for those who come later.
+            drop: whether nobody asks for the user side any more.
+        """
+        with self._lock:
+            before = self._phase
+            if before not in phases:
+                return False
+            self._phase, self._why_over = Phase.OVER, why
+            unsettled = self._user_phase in _UNSETTLED
+            if unsettled:
+                self._user_phase = UserPhase.DROPPED
+            work, ticket = self._work, self._ticket
+        if drop and work is not None:
+            work.drop()
+        if ticket is not None:
+            self._services.admission.done(ticket)
+        if before is not Phase.RANKING:
+            self._services.open.remove(self)
+        self._release.leave()
+        return True
+
+    # -- retrieval --------------------------------------------------------------------------------
+
+    def _retrieved(self, k: int | None, filters: Filters | None) -> RankArgs:
+        """Retrieve from plain code; the user side starts once retrieval was handed over, or before it."""
+        retrieval, request = self._release.retrieval, self._request(k, filters)
+        running: Running | None = None
+        failure: Exception | None = None
+        try:
+            running = retrieval.hand_over(request, self._retrieval_ms(), self._submit_retrieval)
+        except NO_CANDIDATES as error:
+            failure = error
+        try:
+            self._start()
+        except BaseException:
+            if running is not None:
+                running.cancel()
+            raise
+        if running is not None:
+            try:
+                return self._args(retrieval.checked(running.result()), k, filters)
+            except NO_CANDIDATES as error:
+                failure = error
+        assert failure is not None, "it ran, or could not"
+        return self._args(self._fallback(request, failure), k, filters)
+
+    async def _retrieved_in_loop(self, k: int | None, filters: Filters | None) -> RankArgs:
+        """Retrieve in the caller's event loop, by a coroutine function."""
+        retrieval, request = self._release.retrieval, self._request(k, filters)
+        self._start()
+        try:
+            found = retrieval.checked(await retrieval.call_async(request, self._retrieval_ms()))
+        except NO_CANDIDATES as error:
+            found = self._fallback(request, error)
+        return self._args(found, k, filters)
+
+    async def _retrieved_in_thread(
+        self, k: int | None, filters: Filters | None
+    ) -> tuple[RankArgs, Ranking | BaseException | None]:
+        """Retrieve in a thread, for a coroutine; return the ranking too if that thread went on to it."""
+        retrieval, request = self._release.retrieval, self._request(k, filters)
+        task: concurrent.futures.Future[Any] | None = None
+        failure: Exception | None = None
+        limit_ms = self._retrieval_ms()
+        try:
+            task = self._submit_retrieval(lambda: self._retrieve_here(request, k, filters))
+        except NO_CANDIDATES as error:
+            failure = error
+        try:
+            self._start()
+        except BaseException:
+            if task is not None:
+                give_up(task)
+            raise
+        if task is not None:
+            try:
+                result, ranked = await retrieval.join_async(task, request, limit_ms, self._take_over)
+                return ranked or (self._args(retrieval.checked(result), k, filters), None)
+            except NO_CANDIDATES as error:
+                failure = error
+        assert failure is not None, "it ran, or could not"
+        return self._args(self._fallback(request, failure), k, filters), None
+
+    def _retrieve_here(
+        self, request: Request, k: int | None, filters: Filters | None
+    ) -> tuple[Any, tuple[RankArgs, Ranking | BaseException] | None]:
+        """In a thread: retrieve, and go on to rank if nothing is to be waited for.
+
+        That spares two changes of threads. It does not wait there: the thread has other retrievals to do.
+        """
+        release = self._release
+        result = release.retrieval.require()(request)
+        waits = not self._settled.done() or release.missing is not None
+        if waits or is_awaitable(result) or not self._services.workers.has_idle("compute"):
+            return result, None
+        try:
+            args = self._args(release.retrieval.checked(result), k, filters)
+        except RetrievalError:
+            return result, None  # raised where it is looked at again
+        with self._lock:
+            if self._phase is not Phase.RETRIEVING:
+                return result, None
+            self._phase = Phase.RANKING
+        self._services.open.remove(self)
+        try:
+            return result, (args, self._rank(args))
+        except BaseException as error:
+            return result, (args, error)
+
+    def _submit_retrieval(self, call: Callable[[], Any]) -> "concurrent.futures.Future[Any]":
+        """Run ``retrieve`` in a thread; a request that may be degraded is taken on by a full queue too."""
+        try:
+            return self._tasks.submit("blocking", "retrieve", call)
+        except OverloadedError as error:
+            if not self._release.ladder.degrades(self.deadline.ms):
+                raise
+            task = self._tasks.submit("blocking", "retrieve", call, always=True)
+            self._user_failed(error, False)
+            return task
+
+    def _retrieval_ms(self) -> float | None:
+        """Return how long ``retrieve`` may take: the time that ranking a fallback takes is not its own."""
+        left_ms = self.deadline.left_ms()
+        if left_ms is None or not self._release.retrieval.has_fallback:
+            return left_ms
+        return self._release.ladder.retrieval_ms(left_ms)
+
+    def _fallback(self, request: Request, error: Exception) -> Found:
+        """Return the fallback's candidates; raise the error of retrieval without one."""
+        self._start()  # if retrieval did not even get so far
+        found, reason = self._release.retrieval.instead(request, error)
+        self._retrieval, self._retrieval_reason = "fallback", reason
+        return found
+
+    def _request(self, k: int | None, filters: Filters | None) -> Request:
+        k = self._release.generation.sizes.k if k is None else k
+        return Request(user=self.user, context=self.context, k=k, filters=filters)
+
+    def _args(self, found: Found, k: int | None, filters: Filters | None) -> RankArgs:
+        return RankArgs(found.ids, found.pair, k, filters, time.perf_counter())
+
+    # -- ranking ----------------------------------------------------------------------------------
+
+    def _rank(self, args: RankArgs) -> Ranking:
+        """Rank in this thread, in the seat of a compute thread: RANKING -> OVER."""
+        drop = True
+        try:
+            self._check_in_time()
+            # Before the wait for the user side: by then it costs nothing more.
+            parsed = self._parse(args)
+            rows = self._missing_rows(parsed)
+            if rows is not None:
+                rows.wait()
+            if self._user_phase in _UNSETTLED:
+                wait_ms = self._release.ladder.wait_ms(self.deadline.left_ms(), len(parsed.keys))
+                with contextlib.suppress(TimeoutError):
+                    self._settled.result(None if wait_ms is None else max(0.0, wait_ms / 1e3))
+            side = self._user_side()
+            choice, reserve_ms = self._before_stage(side, len(parsed.keys))
+            if choice.rung == 3:
+                ranking = self._scored(side, args, parsed, rows, choice)
+            else:
+                try:
+                    ranking = self._tasks.run(
+                        "compute", "stage", self._scored, side, args, parsed, rows, reserve_ms=reserve_ms
+                    )
+                except (DeadlineExceededError, OverloadedError) as error:
+                    ranking = self._scored(side, args, parsed, rows, self._last_rung(error))
+            drop = False
+            return ranking
+        finally:
+            self._end((Phase.RANKING,), _RANKED, drop=drop)
+
+    async def _rank_async(self, args: RankArgs) -> Ranking:
+        """Rank like `_rank`, in the engine's threads; by the item prior in the caller's: that is quick."""
+        drop = True
+        try:
+            self._check_in_time()
+            parsed = rows = None
+            n = args.count()
+            if self._release.missing is not None and self._user_phase is not UserPhase.SHED:
+                parsed = await result_of(self._tasks.submit("compute", "candidates", self._parse, args))
+                rows, n = self._missing_rows(parsed), len(parsed.keys)
+                if rows is not None:
+                    await rows.wait_async()
+            if self._user_phase in _UNSETTLED:
+                wait_ms = self._release.ladder.wait_ms(self.deadline.left_ms(), n)
+                with contextlib.suppress(TimeoutError):
+                    await result_of(self._settled, None if wait_ms is None else wait_ms / 1e3)
+            side = self._user_side()
+            choice, reserve_ms = self._before_stage(side, n)
+            if choice.rung == 3:
+                ranking = self._scored(side, args, parsed, rows, choice)
+            else:
+                try:
+                    task = self._tasks.submit(
+                        "compute", "stage", self._scored, side, args, parsed, rows, reserve_ms=reserve_ms
+                    )
+                    ranking = await result_of(task)
+                except (DeadlineExceededError, OverloadedError) as error:
+                    ranking = self._scored(side, args, parsed, rows, self._last_rung(error))
+            drop = False
+            return ranking
+        finally:
+            self._end((Phase.RANKING,), _RANKED, drop=drop)
+
+    def _check_in_time(self) -> None:
+        """Refuse a request whose caller, or own retrieval, comes after its deadline."""
+        left_ms = self.deadline.left_ms()
+        # A retrieval that was given up in time is not to blame if we were woken late.
+        if left_ms is None or left_ms > 0 or self._retrieval == "fallback":
+            return
+        if self._user_phase in _UNSETTLED or self._user_phase is UserPhase.SHED:
+            raise self._late()
+        error = self._user_error
+        # Its own error comes first, but a queue that was full does not keep a request from an answer.
+        if error is None or (isinstance(error, OverloadedError) and not self._source_failed):
+            raise self._tasks.too_late("stage")
+        raise error
+
+    def _parse(self, args: RankArgs) -> ParsedCandidates:
+        generation = self._release.generation
+        return parse(args, generation.bundle.schema, generation.config.unknown_columns)
+
+    def _missing_rows(self, parsed: ParsedCandidates) -> PendingRows | None:
+        """Have missing item rows computed, if the engine does that; return what to wait for."""
+        missing = self._release.missing
+        if missing is None or self._user_phase is UserPhase.SHED or not len(parsed.keys):
+            return None
+        return missing.start(parsed.ids, parsed.keys, self._tasks)
+
+    def _user_side(self) -> UserSide:
+        """Return the user side, or the ladder's stand-in for one that failed or is late; else raise the error."""
+        phase = self._user_phase
+        if phase is UserPhase.SHED:
+            return self._prior(_SHED)
+        if phase is not UserPhase.READY:
+            error = self._user_error if phase is UserPhase.FAILED else self._late()
+            assert error is not None, "it failed with one"
+            reason = self._reason(error)
+            if reason is None:
+                raise error
+            if self._go_on_without():
+                return self._prior(Choice(2, reason))
+        assert self._side is not None, "it is ready"
+        return self._side
+
+    def _prior(self, choice: Choice) -> UserSide:
+        release = self._release
+        return release.user_sides.prior(
+            release.priors.user_prior, self.context, self.deadline.began_s, choice
+        )
+
+    def _reason(self, error: BaseException) -> Reason | None:
+        """Return why the request goes on without its user side; ``None`` if it does not."""
+        if self._source_failed:
+            degrade = self._release.generation.config.on_user_source_error == "degrade"
+            return "user source failed" if degrade else None
+        if not self._release.ladder.degrades(self.deadline.ms):
+            return None
+        if isinstance(error, OverloadedError):
+            return "overloaded"
+        if not isinstance(error, DeadlineExceededError):
+            return None
+        return "user source late" if self._record is None else "user program late"
+
+    def _late(self) -> DeadlineExceededError:
+        """Return the error of a request whose user side was not there in time."""
+        if self._record is not None:
+            step = "its user side has not been computed"
+        elif self._user_phase is UserPhase.FETCHING:
+            step = "its user source has not answered"
+        else:
+            step = "its user source has not started"
+        return DeadlineExceededError(
+            f"user {self.user!r}: the deadline of {self.deadline.ms:g} ms passed and {step}; give the "
+            "request more time, make the user source faster, or give the engine more threads."
+        )
+
+    def _before_stage(self, side: UserSide, n: int) -> tuple[Choice, float]:
+        """Return the rung before the stage is queued, and how long before the deadline it must begin."""
+        left_ms, ladder = self.deadline.left_ms(), self._release.ladder
+        if left_ms is None or side.choice.rung == 3:
+            return side.choice, 0.0
+        choice = ladder.stage(side.choice, left_ms, n, side.state.length)
+        degrades = ladder.item_prior and ladder.degrades(left_ms)
+        return choice, ladder.stage_ms(n, side.state.length) if degrades else 0.0
+
+    def _last_rung(self, error: DeadlineExceededError | OverloadedError) -> Choice:
+        """Return the choice of the item prior because the stage was not run; raise the error without one."""
+        ladder = self._release.ladder
+        if not ladder.item_prior or not ladder.degrades(self.deadline.ms):
+            raise error
+        return Choice(3, "overloaded" if isinstance(error, OverloadedError) else "stage would not fit")
+
+    def _scored(
+        self,
+        side: UserSide,
+        args: RankArgs,
+        parsed: ParsedCandidates | None,
+        rows: PendingRows | None,
+        choice: Choice | None = None,
+    ) -> Ranking:
+        """Score candidates for a user side, or its stand-in, on the rung that is in time.
+
+        Args:
+            side: the user side.
+            args: arguments of `rank`.
+            parsed: its candidates, if they were parsed before.
+            rows: missing rows that were waited for.
+            choice: the rung, if it is decided.
+
+        Raises:
+            RequestError: candidates, pair features, filters or ``k`` are malformed.
+            UnknownItemError: a candidate has no row, under ``missing_items="error"``.
+            DeadlineExceededError: the deadline has passed, and no lower rung is allowed.
+        """
+        if (around := self._services.around_scoring) is not None:
+            return around(lambda: self._score(side, args, parsed, rows, choice))
+        return self._score(side, args, parsed, rows, choice)
+
+    def _score(
+        self,
+        side: UserSide,
+        args: RankArgs,
+        parsed: ParsedCandidates | None,
+        rows: PendingRows | None,
+        choice: Choice | None,
+    ) -> Ranking:
+        ready_s, release = time.perf_counter(), self._release
+        generation, ladder = release.generation, release.ladder
+        bundle = generation.bundle
+        k = checked_k(args.k, generation.sizes.k, bundle.k_max)
+        early = parsed is not None
+        if parsed is None:
+            parsed = self._parse(args)
+        encoding = EncodeReport()
+        candidates = encode(
+            parsed, generation.tables.items, bundle.schema, generation.raw_pair, encoding,
+            drop_unknown=generation.config.missing_items.policy == "default",
+        )  # fmt: skip
+        n, left_ms, length = len(candidates.keys), self.deadline.left_ms(), side.state.length
+        if choice is None:
+            choice = ladder.stage(side.choice, left_ms, n, length)
+        if choice.rung < 3 and left_ms is not None and left_ms <= 0:
+            raise self._tasks.too_late("stage")
+        parsed_s = parsed.parsed_s if early else args.called_s
+        account = Account(
+            self.user, self.version, bundle.kind, self.deadline, self._retrieval, self._retrieval_reason,
+            self._tasks.ran, side, parsed, rows, choice, encoding, k,
+            RankTimes(args.called_s, parsed_s, ready_s, time.perf_counter()),
+        )  # fmt: skip
+        if choice.rung == 3:
+            scored = release.priors.by_item_prior(candidates, k)
+        else:
+            scored = generation.score(side.shared, candidates, k, account.describe)
+            ladder.record_finish(n, length, (time.perf_counter() - ready_s) * 1e3)
+        heads = {head: scored.heads[:, number] for number, head in enumerate(bundle.config.heads)}
+        best = candidates.ids[scored.order]
+        ranking = Ranking(best, scored.scores, heads, account.report(scored))
+        if not choice.rung and self._services.shadows.running:
+            self._services.shadows.offer(
+                FinishedRequest(self.user, self._record, self.context, args, k, self.version, ranking)
+            )
+        return ranking
+
+    # -- the account ------------------------------------------------------------------------------
+
+    def _deliver(self, ranking: Ranking) -> Ranking:
+        """Return a ranking to whoever waits for it; learn and notify.
+
+        Not in the stage's thread: that may run to its end for a caller that was cancelled meanwhile.
+        """
+        if self._ticket is not None:
+            self._services.admission.learn(self._ticket, ranking.report)
+        self._services.observers.ranked(ranking.report)
+        return ranking
+
+    def _report_failure(self, error: BaseException) -> None:
+        """Count an error that the request ended in, and notify."""
+        self._services.observers.failed(
+            error, self.user, self.version, self.deadline.ms, self.deadline.began_s, self._tasks.ran
+        )
+
+    def _own_failure(self, error: BaseException) -> BaseException:
+        """End a request that the engine retrieved for; return its error, with the right one to blame."""
+        blame = blamed(error)
+        self._end(_UNRANKED, "its request failed or was abandoned")
+        self._report_failure(blame)
+        return blame

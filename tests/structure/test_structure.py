@@ -1,0 +1,43 @@
+"""The structure that people read: no circles of imports, and a short road through one request."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from circles import circles
+
+HERE = Path(__file__).parent
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(HERE / script), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+
+
+@pytest.mark.parametrize(
+    ("imports", "expected"),
+    [
+        ({}, []),
+        ({"a": {"b", "c"}, "b": {"c"}, "c": set()}, []),
+        ({"a": {"b"}, "b": {"a"}, "c": {"a"}}, [["a", "b"]]),
+        ({"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": {"e"}, "e": {"d"}}, [["a", "b", "c"], ["d", "e"]]),
+    ],
+)
+def test_circles_are_modules_that_lead_to_each_other(
+    imports: dict[str, set[str]], expected: list[list[str]]
+) -> None:
+    assert circles(imports) == expected
+
+
+def test_the_package_has_no_circles_of_imports() -> None:
+    done = run("circles.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == "0 circles, the largest of 0 modules\n"
+
+
+def test_a_plain_request_runs_few_functions_in_few_files() -> None:
+    done = run("count_calls.py", "--max-functions", "65", "--max-files", "16")
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1])["functions_of_ours"] > 10

@@ -10,6 +10,7 @@ import math
 import os
 import platform
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -246,3 +247,18 @@ def _read(path: Path) -> str | None:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
+
+
+IDLE_RATIO = 5.0
+"""Idle time after a piece of background work, in multiples of the time that it took."""
+
+
+@contextlib.contextmanager
+def throttled() -> Iterator[None]:
+    """Do a piece of background work, then sleep five times as long as it took: requests keep the cores.
+
+    A low priority would be worse: while a thread of low priority holds the GIL, all others wait for it.
+    """
+    began_s = time.perf_counter()
+    yield
+    time.sleep(IDLE_RATIO * (time.perf_counter() - began_s))

@@ -6,6 +6,9 @@ import numpy as np
 
 from aif_jax.errors import RequestError
 
+_MAX_BITS = 20
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)
+
 
 def item_keys(ids: Any) -> np.ndarray:
     """Turn raw ids into 64-bit keys.
@@ -85,6 +88,43 @@ def split_ids(keys: np.ndarray) -> np.ndarray:
     little = np.ascontiguousarray(keys, dtype="<u8")
     halves = little.reshape(-1).view("<u4").reshape(*keys.shape, 2)
     return halves.astype(np.uint32, copy=False)
+
+
+class KeySet:
+    """A set of 64-bit keys with a vectorised membership test.
+
+    A table of marks, addressed by some bits of a hash, rules most keys out; only the others are searched for
+    among the sorted keys.
+
+    Args:
+        keys: uint64 ``[m]``.
+    """
+
+    __slots__ = ("_keys", "_marks", "_shift")
+
+    def __init__(self, keys: np.ndarray):
+        self._keys = np.unique(keys)
+        bits = min(_MAX_BITS, max(8, (16 * len(self._keys)).bit_length()))
+        self._shift = np.uint64(64 - bits)
+        self._marks = np.zeros(1 << bits, bool)
+        self._marks[self._places(self._keys)] = True
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def has(self, keys: np.ndarray) -> np.ndarray:
+        """Return which of the keys uint64 ``[n]`` are in the set, bool ``[n]``."""
+        found = self._marks[self._places(keys)]
+        likely = np.flatnonzero(found)
+        if len(likely):
+            wanted = keys[likely]
+            place = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
+            found[likely] = self._keys[place] == wanted
+        return found
+
+    def _places(self, keys: np.ndarray) -> np.ndarray:
+        # The product wraps; its high bits depend on every bit of the key.
+        return ((keys * _SPREAD) >> self._shift).astype(np.intp)
 
 
 def _hashed(values: list[str]) -> np.ndarray:

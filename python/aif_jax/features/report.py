@@ -47,7 +47,7 @@ class EncodeReport:
             if counts := getattr(other, name):
                 mine = getattr(self, name)
                 for feature, number in counts.items():
-                    mine[feature] += number
+                    mine[feature] = mine.get(feature, 0) + number
 
     def ignore(self, columns: Iterable[str]) -> None:
         """Count columns that the schema does not name, one each."""
@@ -56,11 +56,12 @@ class EncodeReport:
 
     def as_dict(self) -> dict[str, dict[str, int]]:
         """Return the counts that are not zero, as plain dictionaries."""
-        # Copied in one piece (`dict` of a dictionary runs no Python code), because a table counts while
-        # another thread asks for its statistics: iterating over the counters themselves would fail then.
-        fields = {name: dict(counts) for name in self.__slots__ if (counts := getattr(self, name))}
-        return {
-            name: {k: int(v) for k, v in counts.items() if v}
-            for name, counts in fields.items()
-            if any(counts.values())
-        }
+        result: dict[str, dict[str, int]] = {}
+        for name in self.__slots__:
+            if counts := getattr(self, name):
+                # Copied in one piece (`dict` of a dictionary runs no Python code), because a table counts
+                # while another thread asks for its statistics: iterating over the counters would fail then.
+                for feature, number in dict(counts).items():
+                    if number:
+                        result.setdefault(name, {})[feature] = int(number)
+        return result

@@ -94,6 +94,11 @@ class Schema:
         return self._names[group]
 
     @functools.cached_property
+    def _plans(self) -> dict[str, dict[str, tuple[Feature, tuple[int, ...], np.dtype]]]:
+        """Features of each group by name, with shape and dtype: a request waits for `encode`."""
+        return {group: {f.name: (f, f.shape, f.dtype) for f in self.features(group)} for group in GROUPS}
+
+    @functools.cached_property
     def _names(self) -> dict[str, frozenset[str]]:
         return {group: frozenset(feature.name for feature in self.features(group)) for group in GROUPS}
 
@@ -172,22 +177,22 @@ class Schema:
                 has no feature.
         """
         report = EncodeReport() if report is None else report
-        features = self.features(group)
-        if not columns.keys() <= self.names(group):
-            extra = columns.keys() - self.names(group)
+        plan = self._plans[group]
+        if not columns.keys() <= plan.keys():
+            extra = columns.keys() - plan.keys()
             if strict:
                 raise SchemaError(
                     f"{group}: columns {sorted(extra)} are not in the schema, whose {group} features are "
-                    f"{[feature.name for feature in features]}; leave them out or add features for them."
+                    f"{list(plan)}; leave them out or add features for them."
                 )
             report.ignore(extra)
         encoded = {}
-        for feature in features:
-            if feature.name in columns:
-                encoded[feature.name] = feature.encode(columns[feature.name], n, report)
+        for name, (feature, shape, dtype) in plan.items():
+            if name in columns:
+                encoded[name] = feature.encode(columns[name], n, report)
             else:
-                report.missing[feature.name] += n
-                encoded[feature.name] = np.zeros((n, *feature.shape), feature.dtype)
+                report.missing[name] = report.missing.get(name, 0) + n
+                encoded[name] = np.zeros((n, *shape), dtype)
         return encoded
 
     def encode_one(

@@ -151,9 +151,9 @@ def decode_user(value: bytes | str, key: str) -> UserRecord:
 
 
 class RedisUpdates:
-    """Item updates from a Redis stream, in its order, for tables that no archive keeps.
+    """Item updates from a Redis stream, in its order, for a table without an archive.
 
-    (`Follower` follows a `RedisStream` into archives.)
+    For tables in archives there are `Follower` and `RedisStream`, which remember their position themselves.
 
     Every index has to see every update, so this reads the stream by position and is no member of a consumer
     group, which would share the entries out among its members. Redis keeps no record of who has read what:

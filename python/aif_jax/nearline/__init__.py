@@ -5,12 +5,12 @@ from aif_jax.nearline.behaviour_table import BehaviourTable as BehaviourTable
 from aif_jax.nearline.build import BuildProgress as BuildProgress
 from aif_jax.nearline.build import BuildReport as BuildReport
 from aif_jax.nearline.build import build_snapshot as build_snapshot
+from aif_jax.nearline.coverage import Coverage as Coverage
 from aif_jax.nearline.follower import BadItem as BadItem
 from aif_jax.nearline.follower import Follower as Follower
 from aif_jax.nearline.item_index import ItemIndex as ItemIndex
 from aif_jax.nearline.replica import Replica as Replica
 from aif_jax.nearline.table import RowTable as RowTable
-from aif_jax.nearline.tables import Coverage as Coverage
 from aif_jax.nearline.tables import Tables as Tables
 from aif_jax.nearline.tables import build_tables as build_tables
 from aif_jax.nearline.update_source import Delivery as Delivery

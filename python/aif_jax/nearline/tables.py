@@ -1,6 +1,5 @@
 """Both tables of one bundle version, and their coverage of another pair."""
 
-import dataclasses
 from typing import NamedTuple
 
 from aif_jax.bundle import Bundle
@@ -19,24 +18,6 @@ class Tables(NamedTuple):
 
     items: ItemIndex
     behaviours: BehaviourTable
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Coverage:
-    """Shares of one pair of tables that another pair has too.
-
-    Attributes:
-        items: share of the rankable items that are in the other index and rankable there; 1 if there are
-            none.
-        behaviours: share of the behaviour rows that are in the other behaviour table; 1 if there are none.
-        missing_items: number of these items that the other index lacks.
-        missing_behaviours: number of these rows that the other behaviour table lacks.
-    """
-
-    items: float
-    behaviours: float
-    missing_items: int
-    missing_behaviours: int
 
 
 def build_tables(bundle: Bundle, records: ItemRecords) -> Tables:

@@ -40,10 +40,11 @@ class RankTimes(NamedTuple):
     prepared_s: float
 
 
+@dataclasses.dataclass(slots=True, eq=False)
 class Account:
     """Facts of one ranking before its stage is done.
 
-    Args:
+    Attributes:
         user: user whom it is for.
         version: version of the bundle that scores it.
         program: kind of its programs.
@@ -58,46 +59,26 @@ class Account:
         encoding: values of pair features and filters that encoding did not recognise.
         k: results wanted.
         times: of the ranking so far.
+        known: fields of the report that are known, after `describe`.
+        spans: pieces of time that are known, after `describe`.
     """
 
-    __slots__ = (
-        "choice", "deadline", "encoding", "k", "known", "parsed", "program", "ran", "retrieval",
-        "retrieval_reason", "rows", "side", "spans", "times", "user", "version",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        user: UserId,
-        version: str,
-        program: str,
-        deadline: Deadline,
-        retrieval: Retrieval,
-        retrieval_reason: str | None,
-        ran: Sequence[Task],
-        side: UserSide,
-        parsed: ParsedCandidates,
-        rows: PendingRows | None,
-        choice: Choice,
-        encoding: EncodeReport,
-        k: int,
-        times: RankTimes,
-    ):
-        self.user = user
-        self.version = version
-        self.program = program
-        self.deadline = deadline
-        self.retrieval = retrieval
-        self.retrieval_reason = retrieval_reason
-        self.ran = ran
-        self.side = side
-        self.parsed = parsed
-        self.rows = rows
-        self.choice = choice
-        self.encoding = encoding
-        self.k = k
-        self.times = times
-        self.known: dict[str, Any] | None = None
-        self.spans: list[Span] = []
+    user: UserId
+    version: str
+    program: str
+    deadline: Deadline
+    retrieval: Retrieval
+    retrieval_reason: str | None
+    ran: Sequence[Task]
+    side: UserSide
+    parsed: ParsedCandidates
+    rows: PendingRows | None
+    choice: Choice
+    encoding: EncodeReport
+    k: int
+    times: RankTimes
+    known: dict[str, Any] | None = None
+    spans: list[Span] = dataclasses.field(default_factory=list)
 
     def describe(self) -> None:
         """Put together the part that does not depend on the stage."""
@@ -128,7 +109,7 @@ class Account:
         self.encoding.add(side.encoding)
         overflow = state.leaves.get("state/sim_overflow")
         self.known = {
-            "user": shown_user(self.user),
+            "user": self.user if type(self.user) in (int, str) else shown_user(self.user),
             "version": self.version,
             "rung": self.choice.rung,
             "rung_reason": self.choice.reason,

@@ -12,6 +12,7 @@ from aif_jax.errors import RequestError, SchemaError
 from aif_jax.features import EncodeReport, Numeric, Ragged, Schema
 from aif_jax.features.columns import plain_column, read_ids, table_columns
 from aif_jax.features.encoders import FIRST
+from aif_jax.features.ids import KeySet
 from aif_jax.features.tokens import tokens
 from aif_jax.nearline import ItemIndex
 from aif_jax.serving.config import UnknownColumns
@@ -24,8 +25,6 @@ CATEGORY = "category"
 
 _UINT64, _INT64 = np.dtype(np.uint64), np.dtype(np.int64)
 _MAX_TABLE = 1 << 20
-_MAX_BITS = 20
-_SPREAD = np.uint64(0x9E3779B97F4A7C15)
 
 
 # -- filters --------------------------------------------------------------------------------------
@@ -53,7 +52,7 @@ class Filters:
 
     exclude: Any = ()
     categories: Iterable[Any] | None = None
-    _excluded: "KeySet" = dataclasses.field(init=False, repr=False)
+    _excluded: KeySet = dataclasses.field(init=False, repr=False)
     _strings: bool = dataclasses.field(init=False, repr=False)
     _categories: list[Any] | None = dataclasses.field(init=False, repr=False)
 
@@ -124,43 +123,6 @@ class Filters:
         codes, found = index.store.cache.gather_column(keys, CATEGORY)
         passes = _among(codes, allowed).any(axis=1)
         return found & ~passes, found
-
-
-class KeySet:
-    """A set of 64-bit keys with a vectorised membership test.
-
-    A table of marks, addressed by some bits of a hash, rules most keys out; only the others are searched for
-    among the sorted keys.
-
-    Args:
-        keys: uint64 ``[m]``.
-    """
-
-    __slots__ = ("_keys", "_marks", "_shift")
-
-    def __init__(self, keys: np.ndarray):
-        self._keys = np.unique(keys)
-        bits = min(_MAX_BITS, max(8, (16 * len(self._keys)).bit_length()))
-        self._shift = np.uint64(64 - bits)
-        self._marks = np.zeros(1 << bits, bool)
-        self._marks[self._places(self._keys)] = True
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def has(self, keys: np.ndarray) -> np.ndarray:
-        """Return which of the keys uint64 ``[n]`` are in the set, bool ``[n]``."""
-        found = self._marks[self._places(keys)]
-        likely = np.flatnonzero(found)
-        if len(likely):
-            wanted = keys[likely]
-            place = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
-            found[likely] = self._keys[place] == wanted
-        return found
-
-    def _places(self, keys: np.ndarray) -> np.ndarray:
-        # The product wraps; its high bits depend on every bit of the key.
-        return ((keys * _SPREAD) >> self._shift).astype(np.intp)
 
 
 def _among(codes: np.ndarray, allowed: np.ndarray) -> np.ndarray:
@@ -236,51 +198,40 @@ class RankArgs(NamedTuple):
     filters: Filters | None
     called_s: float
 
-    def count(self) -> int:
+    def size(self) -> int:
         """Return about how many candidates there are; 1 for what cannot be counted (an error follows)."""
         table = self.candidates
         column = next(iter(table.values()), ()) if isinstance(table, Mapping) else table
         return len(column) if hasattr(column, "__len__") else 1
 
 
+@dataclasses.dataclass(slots=True, eq=False)
 class ParsedCandidates:
     """Candidates of one request, each once, less those filtered out; their pair features are still raw.
 
     Attributes:
         ids: as they were given, ``[n]``.
         keys: uint64 ``[n]``.
-        rows: positions of these among all that came in, int64 ``[n]``; ``None`` if they are all of them.
         pair: raw pair features of all that came in, by name.
-        given: number that came in.
-        duplicates: number of these that had come in before.
         ignored: columns of a table that the schema does not know.
         filters: the request's.
+        given: number that came in.
+        rows: positions of these among all that came in, int64 ``[n]``; ``None`` if they are all of them.
+        duplicates: number of these that had come in before.
         filtered: number that the filters left out so far, by filter.
         parsed_s: end of parsing, on the clock of ``time.perf_counter``.
     """
 
-    __slots__ = (
-        "duplicates", "filtered", "filters", "given", "ids", "ignored", "keys", "pair", "parsed_s", "rows",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        ids: np.ndarray,
-        keys: np.ndarray,
-        pair: Mapping[str, Any],
-        ignored: tuple[str, ...],
-        filters: Filters | None,
-    ):
-        self.ids = ids
-        self.keys = keys
-        self.rows: np.ndarray | None = None
-        self.pair = pair
-        self.given = len(keys)
-        self.duplicates = 0
-        self.ignored = ignored
-        self.filters = filters
-        self.filtered: dict[str, int] = {}
-        self.parsed_s = 0.0
+    ids: np.ndarray
+    keys: np.ndarray
+    pair: Mapping[str, Any]
+    ignored: tuple[str, ...]
+    filters: Filters | None
+    given: int
+    rows: np.ndarray | None = None
+    duplicates: int = 0
+    filtered: dict[str, int] = dataclasses.field(default_factory=dict)
+    parsed_s: float = 0.0
 
     def leave_out(self, gone: np.ndarray, name: str) -> None:
         """Leave candidates out, bool ``[n]``, because of a filter."""
@@ -308,21 +259,21 @@ def parse(args: RankArgs, schema: Schema, unknown_columns: UnknownColumns = "err
         RequestError: there are no candidates, ids are not ids, a table is malformed, or the filters do not
             fit the candidates.
     """
-    filters, ids, pair = checked_filters(args.filters), args.candidates, args.pair
-    keys = _keys_of_array(ids)
-    if keys is not None and (pair is None or _arrays_only(pair)):
-        parsed = ParsedCandidates(ids, keys, pair or {}, (), filters)
-    else:
+    ids, pair, filters = args.candidates, args.pair, args.filters
+    if filters is not None:
+        filters = checked_filters(filters)
+    keys, ignored = _fast_keys(ids, pair), ()
+    if keys is None:
         ids, pair, ignored = split_table(ids, pair, schema, unknown_columns)
         try:
             ids, keys, _ = read_ids(ids)
         except RequestError as error:
             raise RequestError(f"candidates: {str(error).removeprefix('ids: ')}") from error
-        parsed = ParsedCandidates(ids, keys, pair, ignored, filters)
-    if not parsed.given:
+    if not len(keys):
         raise RequestError(
             "candidates: there are none; expected at least one id. Do not rank an empty retrieval."
         )
+    parsed = ParsedCandidates(ids, keys, pair or {}, ignored, filters, len(keys))
     first = _native.distinct(keys)
     if first is not None:
         parsed.duplicates = parsed.given - len(first)
@@ -388,27 +339,21 @@ def split_table(
     return plain_column(ids), {**features, **given}, tuple(map(str, ignored))
 
 
-def _keys_of_array(ids: Any) -> np.ndarray | None:
-    """Return the keys of an array of integers without a copy; ``None`` for what takes more than that."""
-    if type(ids) is not np.ndarray or ids.ndim != 1:
+def _fast_keys(ids: Any, pair: Any) -> np.ndarray | None:
+    """Return the keys of an array of integers without a copy; ``None`` if ids or pair features take more."""
+    if type(ids) is not np.ndarray or ids.ndim != 1 or not (pair is None or type(pair) is dict):
         return None
     flags, dtype = ids.flags, ids.dtype
     if not (flags.c_contiguous and flags.aligned and dtype.isnative):
         return None
+    for column in (pair or {}).values():
+        if type(column) is not np.ndarray:
+            return None
     if dtype == _UINT64:
         return ids
     if dtype == _INT64 and len(ids) and ids.min() >= 0:
         return ids.view(_UINT64)
     return None
-
-
-def _arrays_only(pair: Any) -> bool:
-    if type(pair) is not dict:
-        return False
-    for column in pair.values():  # a generator would cost twice as much
-        if type(column) is not np.ndarray:
-            return False
-    return True
 
 
 # -- encoding -------------------------------------------------------------------------------------
@@ -431,7 +376,7 @@ class EncodedCandidates(NamedTuple):
 
 def encode(
     parsed: ParsedCandidates,
-    index: ItemIndex,
+    index: ItemIndex | None,
     schema: Schema,
     raw: Iterable[str],
     report: EncodeReport,
@@ -444,7 +389,7 @@ def encode(
 
     Args:
         parsed: from `parse`.
-        index: the item rows, for filters by category.
+        index: the item rows, for filters by category; ``None`` where nothing is filtered.
         schema: the model's features.
         raw: names of the pair features whose raw values the score expression reads; missing ones are 0.
         report: counts of what encoding did not recognise are added to it.
@@ -456,12 +401,29 @@ def encode(
     """
     if parsed.ignored:
         report.ignore(parsed.ignored)
-    if parsed.filters is not None:
+    if parsed.filters is not None and index is not None:
         others = parsed.filters.of_other_categories(parsed.keys, index, schema, report)
         if others is not None:
             gone, found = others
             parsed.leave_out(gone | ~found if drop_unknown else gone, "categories")
-    return EncodedCandidates(parsed.ids, parsed.keys, _encoded_pair(parsed, schema, raw, report))
+    pair, rows, n = parsed.pair, parsed.rows, parsed.given
+    if not schema.pair and not pair:
+        return EncodedCandidates(parsed.ids, parsed.keys, {})
+    # The pair features of candidates that were left out are not encoded. (A column that does not fit is
+    # encoded as it is, for the error that says so.)
+    if rows is not None and all(_fits(column, n) for column in pair.values()):
+        pair, n = {name: _taken(column, rows) for name, column in pair.items()}, len(rows)
+    try:
+        encoded = schema.encode("pair", pair, n, report=report)
+    except SchemaError as error:
+        message = str(error).removeprefix("pair: ")
+        raise RequestError(f"pair features of {parsed.given} candidates: {message}") from error
+    for name in raw:
+        if name in pair:
+            encoded[f"raw_{name}"] = _raw(schema, name, pair[name], n)
+        else:
+            encoded[f"raw_{name}"] = np.zeros(n, np.float32)
+    return EncodedCandidates(parsed.ids, parsed.keys, encoded)
 
 
 def check_candidates(
@@ -477,33 +439,19 @@ def check_candidates(
     Raises:
         RequestError: see `parse` and `encode`.
     """
-    parsed = parse(RankArgs(ids, pair, None, None, 0.0), schema, unknown_columns)
-    return EncodedCandidates(parsed.ids, parsed.keys, _encoded_pair(parsed, schema, raw, report))
+    return encode(
+        parse(RankArgs(ids, pair, None, None, 0.0), schema, unknown_columns), None, schema, raw, report
+    )
 
 
-def _encoded_pair(
-    parsed: ParsedCandidates, schema: Schema, raw: Iterable[str], report: EncodeReport
-) -> dict[str, np.ndarray]:
-    """Encode the pair features of the candidates that are left: others cost nothing more."""
-    pair, rows, n = parsed.pair, parsed.rows, parsed.given
-    if not schema.pair and not pair:
-        return {}
-    # (A column that does not fit is encoded as it is, for the error that says so.)
-    if rows is not None and all(_fits(column, n) for column in pair.values()):
-        pair, n = {name: _taken(column, rows) for name, column in pair.items()}, len(rows)
-    try:
-        encoded = schema.encode("pair", pair, n, report=report)
-    except SchemaError as error:
-        message = str(error).removeprefix("pair: ")
-        raise RequestError(f"pair features of {parsed.given} candidates: {message}") from error
-    for name in raw:
-        values = np.zeros(n, np.float32)
-        feature = schema.feature("pair", name)
-        if name in pair and isinstance(feature, Numeric):
-            values = feature.raw(pair[name], n).astype(np.float32)
-            values[~np.isfinite(values)] = 0.0
-        encoded[f"raw_{name}"] = values
-    return encoded
+def _raw(schema: Schema, name: str, column: Any, n: int) -> np.ndarray:
+    """Return a pair feature as the score expression reads it, float32 ``[n]``; 0 where it is missing."""
+    feature = schema.feature("pair", name)
+    if not isinstance(feature, Numeric):
+        return np.zeros(n, np.float32)
+    values = feature.raw(column, n).astype(np.float32)
+    values[~np.isfinite(values)] = 0.0
+    return values
 
 
 def _fits(column: Any, n: int) -> bool:
@@ -567,14 +515,12 @@ def check_context(context: Any, schema: Schema) -> None:
         )
 
 
-def checked_k(k: Any, default: int, k_max: int) -> int:
+def checked_k(k: Any, k_max: int) -> int:
     """Return the number of results wanted.
 
     Raises:
         RequestError: it is not a number from 1 to ``k_max``.
     """
-    if k is None:
-        return default
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= k_max:
         raise RequestError(
             f"k: got {k!r}, expected a whole number from 1 to {k_max}, the bundle's k_max; "

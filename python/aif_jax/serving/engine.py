@@ -7,11 +7,11 @@ from typing import Any, Literal, Self, overload
 
 import numpy as np
 
+from aif_jax.aio import EventLoop
 from aif_jax.bundle import Bundle, compilations, loads
 from aif_jax.errors import SchedulerError
 from aif_jax.nearline import Tables
 from aif_jax.serving.admission import Admission
-from aif_jax.serving.aio import EventLoop
 from aif_jax.serving.candidates import Filters, check_request, filters_for_each
 from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.generation import Generation, Needs, memory_stats
@@ -516,20 +516,24 @@ class Engine:
         member: GroupMember | None = None,
     ) -> Pending:
         """Check the arguments of a request, and make it in the generation that serves."""
-        deadline, release = Deadline(deadline_ms, time.perf_counter()), None
+        deadline = Deadline(deadline_ms, time.perf_counter())
         try:
-            if self._closed:
-                raise SchedulerError("the engine is closed; make a new one.")
-            release = self._generations.enter()
-            if own:
-                release.retrieval.require()
-            check_request(user, context, deadline_ms, release.generation.bundle.schema)
-            # Copied: it is read in another thread, later, and the caller may use the mapping again.
-            given = dict(context) if context else {}
-            return Pending(self._services, release, user, given, deadline, own=own, member=member)
-        except BaseException as error:
-            if release is not None:
+            release = self._generations.current
+            while self._closed or not release.enter():
+                if self._closed:
+                    raise SchedulerError("the engine is closed; make a new one.")
+                release = self._generations.current  # it was retired since it was read
+            try:
+                if own and self._sources.retrieve is None:
+                    release.retrieval.require()
+                check_request(user, context, deadline_ms, release.generation.bundle.schema)
+                # Copied: it is read in another thread, later, and the caller may use the mapping again.
+                given = dict(context) if context else {}
+                return Pending(self._services, release, user, given, deadline, own=own, member=member)
+            except BaseException:
                 release.leave()
+                raise
+        except BaseException as error:
             self._observers.failed(error, user, self.version, deadline_ms, deadline.began_s)
             raise
 
@@ -570,6 +574,11 @@ class Hooks:
     def user_states(self) -> UserStates:
         """The cached user states of the running generation."""
         return self._generations.current.user_states
+
+    @property
+    def admission(self) -> Admission:
+        """The admission of requests."""
+        return self._services.admission
 
     def submit(self, lane: Lane, function: Callable[[], Any]) -> Any:
         """Run a function in one of the engine's threads; return its future."""

@@ -1,4 +1,4 @@
-"""A generation: one bundle, its tables, its programs compiled for every size, and the memory that it needs."""
+"""A generation: one bundle, its tables, its compiled programs, and the memory that it needs."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -9,7 +9,6 @@ import numpy as np
 from aif_jax.bundle import Bundle
 from aif_jax.bundle.programs import Call
 from aif_jax.errors import PublishError, UnknownItemError, VersionMismatchError
-from aif_jax.features import bucket_for
 from aif_jax.nearline import Tables
 from aif_jax.nearline.device_rows import DeviceRows, device_bytes
 from aif_jax.serving.candidates import EncodedCandidates
@@ -46,6 +45,16 @@ together. Not counted: memory that programs take while they run, and what a tabl
 class Generation:
     """One bundle with the tables that it computed; a request is ranked by exactly one.
 
+    Attributes:
+        bundle: the model.
+        tables: its tables.
+        config: settings of the engine.
+        sizes: sizes that programs are compiled for.
+        raw_pair: names of the pair features whose raw values the score expression reads.
+        version: version of the bundle.
+        k_max: the most results that one request can ask for.
+        missing_policy: policy for candidates without a row.
+
     Raises:
         VersionMismatchError: a table was computed by another bundle version.
         ConfigError: the config does not fit the bundle.
@@ -63,20 +72,16 @@ class Generation:
             for operand in signature.inputs
             if operand.path.startswith("pair/raw_")
         )
-        self._refuses = config.missing_items.policy == "error"
+        self.version, self.k_max = bundle.version, bundle.k_max
+        self.missing_policy = config.missing_items.policy
         self._user_calls: dict[tuple[int, int], Call] = {}
         self._stage: Stage | None = None
-
-    @property
-    def version(self) -> str:
-        """Version of the bundle."""
-        return self.bundle.version
 
     def warm(self, progress: Progress | None = None) -> None:
         """Compile and run every program for every size; afterwards no request compiles anything."""
         sizes = self.sizes
         # For items that requests lack: by the index's own bundle, which may run another kind of programs.
-        items = int(self.config.missing_items.policy == "compute")
+        items = int(self.missing_policy == "compute")
         shapes = [(length, users) for length in sizes.histories for users in sizes.users]
         total = len(shapes) + len(sizes.histories) * len(sizes.candidates) + items
 
@@ -95,7 +100,7 @@ class Generation:
 
     def _made_stage(self, progress: Progress) -> Stage:
         index, sizes = self.tables.items, (self.sizes.candidates, self.sizes.histories)
-        default = self.config.missing_items.policy == "default"
+        default = self.missing_policy == "default"
         if rows_on_device(self.config):
             rows = DeviceRows(index, capacity=self.config.item_rows.device_capacity)
             try:
@@ -156,7 +161,7 @@ class Generation:
                     break
             scored = self._stage.score(
                 shared, candidates.keys, candidates.pair, size,
-                refuse=refuse if self._refuses else None, meanwhile=meanwhile,
+                refuse=refuse if self.missing_policy == "error" else None, meanwhile=meanwhile,
             )  # fmt: skip
             if len(scored.order) <= k:
                 return scored
@@ -177,15 +182,10 @@ class Generation:
                 raise unknown_items(candidates.ids[part], found)
 
             pair = {name: column[part] for name, column in candidates.pair.items()}
+            refused = refuse if self.missing_policy == "error" else None
+            done = None if start else meanwhile
             parts.append(
-                self._stage.score(
-                    shared,
-                    candidates.keys[part],
-                    pair,
-                    bucket_for(part.stop - start, (size,)),
-                    refuse=refuse if self._refuses else None,
-                    meanwhile=None if start else meanwhile,
-                )  # fmt: skip
+                self._stage.score(shared, candidates.keys[part], pair, size, refuse=refused, meanwhile=done)
             )
         order = np.concatenate([part.order + start for part, start in zip(parts, starts, strict=True)])
         scores = np.concatenate([part.scores for part in parts])

@@ -228,7 +228,8 @@ class Ladder:
 
     def record_finish(self, n: int, length: int, ms: float) -> None:
         """Count the time from the end of waiting to a ranking of n candidates by the stage."""
-        self.times.record(self.stage_key(n, length), ms / self._calls(n))
+        calls = 1 if n <= self._candidates[-1] else self._calls(n)
+        self.times.record(self.stage_key(n, length), ms / calls)
         self.times.record(FINISH, ms)
 
     def stats(self) -> dict[str, Any]:

@@ -11,33 +11,25 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from aif_jax.bundle import Bundle, compilations
 from aif_jax.errors import AifError, PublishError, RequestError, SchedulerError
-from aif_jax.features import item_keys
-from aif_jax.nearline import Coverage, ItemIndex, RowTable, Tables
-from aif_jax.nearline.item_index import RANKABLE
+from aif_jax.machine import throttled
+from aif_jax.nearline import Coverage, Tables
+from aif_jax.nearline.coverage import MissingKeys, coverage_of
 from aif_jax.serving.candidates import RankArgs, checked_k
 from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.generation import Needs, check_budget, check_versions, needs_ahead
 from aif_jax.serving.release import Release
-from aif_jax.serving.shadow import Answer, answer, compared, throttled
+from aif_jax.serving.shadow import Answer, answer, compared
 from aif_jax.serving.user_program import compute_state, long_bucket
 from aif_jax.serving.user_source import checked_record
 from aif_jax.types import UserId, UserRecord
 
-_CHUNK = 65_536
-"""Keys that are looked up between two rests."""
-
 _POLL_S = 0.05
 _POLL_RATIO = 10.0
 """A wait for coverage looks again after so many seconds, or after so many times as long as a look takes."""
-
-_MAX_NAMED = 5
-"""Missing ids of each table that an error names."""
 
 _CLOSED = "the engine is closed; make a new one."
 
@@ -175,7 +167,7 @@ class PreChecks:
         """
         self._check_memory()
         tables: Tables | None = None
-        began_s, missing = time.monotonic(), list[_Missing]()
+        began_s, missing = time.monotonic(), list[MissingKeys]()
         while self._left_s > 0 and not closed():
             look_s, pause_s, now = time.monotonic(), _POLL_S, running()
             if now != tables:
@@ -205,7 +197,7 @@ class PreChecks:
         if self._enough(missing):
             # Again, because the tables may have grown during the wait.
             self._check_memory()
-            return _coverage(missing)
+            return coverage_of(*missing)
         if self._left_s > 0:
             return None
         raise self._refusal(running, missing)
@@ -225,17 +217,17 @@ class PreChecks:
         missing = self._missing(running)
         if not self._enough(missing):
             raise self._refusal(running, missing)
-        return _coverage(missing)
+        return coverage_of(*missing)
 
     @property
     def _left_s(self) -> float:
         return self._until_s - time.monotonic()
 
-    def _missing(self, running: Tables) -> "list[_Missing]":
+    def _missing(self, running: Tables) -> list[MissingKeys]:
         pairs = zip(running, self.tables, strict=True)
-        return [_missing_of(old, new, old.store.cache.keys()) for old, new in pairs]
+        return [MissingKeys.of(old, new, old.store.cache.keys()) for old, new in pairs]
 
-    def _enough(self, missing: "Sequence[_Missing]") -> bool:
+    def _enough(self, missing: Sequence[MissingKeys]) -> bool:
         share = self.checks.min_coverage
         return all(part.total - len(part.keys) >= share * part.total for part in missing)
 
@@ -243,7 +235,7 @@ class PreChecks:
         needs = needs_ahead(self.bundle, self.tables, self.config, user_states=self.user_states)
         check_budget(self.config.max_memory_bytes, {"next": needs, **self.held()})
 
-    def _refusal(self, running: Tables, missing: "Sequence[_Missing]") -> PublishError:
+    def _refusal(self, running: Tables, missing: Sequence[MissingKeys]) -> PublishError:
         checks, (items, behaviours) = self.checks, missing
         in_vain = checks.coverage_within_s > 0 and self._left_s <= 0
         waited = f" after {checks.coverage_within_s:g} s of waiting" if in_vain else ""
@@ -255,70 +247,6 @@ class PreChecks:
             f"{behaviours.named('behaviour rows', running.behaviours)}. Nothing was changed: upsert them, "
             "wait longer (coverage_within_s), or lower the bound if they are gone for good."
         )
-
-
-class _Missing(NamedTuple):
-    """Keys that one table has and another lacks.
-
-    Attributes:
-        total: number of keys that the one has.
-        keys: those of them that the other lacks, uint64 ``[n]``.
-    """
-
-    total: int
-    keys: np.ndarray
-
-    @property
-    def share(self) -> float:
-        """Share of the keys that the other has."""
-        return 1.0 - len(self.keys) / self.total if self.total else 1.0
-
-    def again(self, old: RowTable, new: RowTable) -> "_Missing":
-        """Look the missing keys up again. Those that the running table has lost meanwhile do not count."""
-        found = _missing_of(old, new, self.keys)
-        return _Missing(self.total - (len(self.keys) - found.total), found.keys)
-
-    def shown(self) -> str:
-        """Return the share in words, rounded down: 99.99 % is not all."""
-        return f"{math.floor(self.share * 1e4) / 1e2:.2f} % of the {self.total:,}"
-
-    def named(self, noun: str, table: RowTable) -> str:
-        """Return the ids of a few of the keys in words."""
-        if not len(self.keys):
-            return f"no {noun}"
-        ids, named = table.ids(), np.sort(self.keys)[:_MAX_NAMED]
-        if ids.dtype == object:
-            named = ids[np.isin(item_keys(ids), named)]
-        more = len(self.keys) - len(named)
-        return f"{noun} {', '.join(map(str, named.tolist()))}" + (f" and {more:,} more" if more else "")
-
-
-def _missing_of(old: RowTable, new: RowTable, keys: np.ndarray) -> _Missing:
-    """Look keys up in the running table and in the new one; a million of them take 0.3 s of computing."""
-    total, missing = 0, [np.empty(0, np.uint64)]
-    for start in range(0, len(keys), _CHUNK):
-        with throttled():
-            chunk = keys[start : start + _CHUNK]
-            present = chunk[_present(old, chunk)]
-            total += len(present)
-            missing.append(present[~_present(new, present)])
-    return _Missing(total, np.concatenate(missing))
-
-
-def _present(table: RowTable, keys: np.ndarray) -> np.ndarray:
-    """Return which keys have a row that can be ranked, or read in histories, bool ``[n]``."""
-    if not isinstance(table, ItemIndex):
-        return table.store.cache.contains(keys)
-    rankable, found = table.store.cache.gather_column(keys, RANKABLE)
-    return found & (rankable[:, 0] != 0)
-
-
-def _coverage(missing: Sequence[_Missing]) -> Coverage:
-    items, behaviours = missing
-    return Coverage(
-        items=items.share, behaviours=behaviours.share, missing_items=len(items.keys),
-        missing_behaviours=len(behaviours.keys),
-    )  # fmt: skip
 
 
 def compare(
@@ -391,7 +319,7 @@ def warm_users(
 def _ranked(release: Release, request: GoldenRequest) -> Answer:
     generation = release.generation
     context = {} if request.context is None else request.context
-    k = checked_k(request.k, generation.sizes.k, generation.bundle.k_max)
+    k = generation.sizes.k if request.k is None else checked_k(request.k, generation.bundle.k_max)
     args = RankArgs(candidates=request.candidates, pair=request.pair, k=k, filters=None, called_s=0.0)
     with throttled():
         return answer(generation, request.user, _record(release, request.user), context, args, k)
@@ -407,10 +335,13 @@ class Generations:
 
     Args:
         first: the release that requests begin with.
+
+    Attributes:
+        current: the running release; replaced here only.
     """
 
     def __init__(self, first: Release):
-        self._current = first
+        self.current = first
         self._previous: Release | None = None
         self._next: Release | None = None
         """The release that is tried and warmed."""
@@ -424,20 +355,9 @@ class Generations:
         self._lock = threading.Lock()
 
     @property
-    def current(self) -> Release:
-        """The running release."""
-        return self._current
-
-    @property
     def compilations(self) -> int:
         """Number of programs compiled since the first release was made, without those of next generations."""
         return compilations() - self._compiled
-
-    def enter(self) -> Release:
-        """Return the running release, held open for a request."""
-        with self._lock:
-            self._current.enter()
-            return self._current
 
     def publish(
         self,
@@ -464,7 +384,7 @@ class Generations:
         """
         prechecks = PreChecks(bundle, tables, config, held, checks)
         with self.prepared(prechecks) as coverage:
-            began_s, running = time.perf_counter(), self._current
+            began_s, running = time.perf_counter(), self.current
             release = self._next = make()
             try:
                 overlaps, drifts = compare(running, release, golden, checks)
@@ -474,7 +394,7 @@ class Generations:
                 with self._lock:
                     if self._closed:
                         raise SchedulerError("the engine was closed meanwhile; nothing was published.")
-                    before, self._previous, self._current = self._previous, running, release
+                    before, self._previous, self.current = self._previous, running, release
                     self._retired += [] if before is None else [before]
                     self._counts["published"] += 1
             except BaseException:
@@ -502,11 +422,11 @@ class Generations:
         """
         with contextlib.ExitStack() as turn:
             while True:
-                prechecks.wait(lambda: self._current.generation.tables, lambda: self._closed)
+                prechecks.wait(lambda: self.current.generation.tables, lambda: self._closed)
                 turn.enter_context(self._changing)
                 if self._closed:
                     raise SchedulerError(_CLOSED)
-                if (coverage := prechecks.passed(self._current.generation.tables)) is not None:
+                if (coverage := prechecks.passed(self.current.generation.tables)) is not None:
                     break
                 turn.close()
             compiled = compilations()
@@ -529,9 +449,9 @@ class Generations:
                 raise PublishError(
                     "rollback: nothing was published, so there is no generation to go back to."
                 )
-            self._current, self._previous = self._previous, self._current
+            self.current, self._previous = self._previous, self.current
             self._counts["rolled_back"] += 1
-            return self._current.version
+            return self.current.version
 
     def drop_previous(self) -> str | None:
         """Close the previous release when its last request is over; return its version, if there is one."""
@@ -546,7 +466,7 @@ class Generations:
     def held(self) -> dict[str, Needs]:
         """Return the memory needs of the releases that are not closed yet, by name."""
         with self._lock:
-            named = {"running": self._current, "previous": self._previous}
+            named = {"running": self.current, "previous": self._previous}
             self._retired = [release for release in self._retired if release.open]
             named |= {f"retired_{number}": release for number, release in enumerate(self._retired, 1)}
         return {name: release.generation.needs() for name, release in named.items() if release is not None}
@@ -556,13 +476,13 @@ class Generations:
         with self._lock:
             # The next one too: it may be warmed with a record of before. And the previous one: it has
             # requests under way, and may come back.
-            releases = [self._current, self._previous, self._next]
+            releases = [self.current, self._previous, self._next]
         return sum(release.user_states.invalidate(users) for release in releases if release is not None)
 
     def stats(self) -> dict[str, Any]:
         """Return the counts of changes, the version that a rollback goes to, and open requests of both."""
         with self._lock:
-            current, previous = self._current, self._previous
+            current, previous = self.current, self._previous
             return {
                 **self._counts,
                 "open": current.open,
@@ -574,7 +494,7 @@ class Generations:
         """Close both releases when their last requests are over. Nothing is published any more."""
         with self._lock:
             self._closed = True
-            releases = [self._current, self._previous]
+            releases = [self.current, self._previous]
         for release in releases:
             if release is not None:
                 release.retire()

@@ -1,13 +1,13 @@
-"""A release: a generation ready to serve, with the parts of an engine that belong to it and change with it."""
+"""A release: a generation ready to serve, with the parts of an engine that change with it."""
 
 import dataclasses
 import threading
 from collections.abc import Callable
 from typing import Any
 
+from aif_jax.aio import EventLoop
 from aif_jax.bundle import Bundle
 from aif_jax.nearline import Tables
-from aif_jax.serving.aio import EventLoop
 from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.generation import Generation
 from aif_jax.serving.ladder import Ladder
@@ -59,6 +59,7 @@ class Release:
         progress: Progress | None = None,
     ):
         self.generation = Generation(bundle, tables, config)
+        self.version = self.generation.version
         try:
             self.generation.warm(progress)
             self.priors = Priors(self.generation)
@@ -76,15 +77,13 @@ class Release:
         self._retired = False
         self._lock = threading.Lock()
 
-    @property
-    def version(self) -> str:
-        """Version of the bundle."""
-        return self.generation.version
-
-    def enter(self) -> None:
-        """Hold the release open for a request."""
+    def enter(self) -> bool:
+        """Hold the release open for a request; return whether that was in time, before it was retired."""
         with self._lock:
+            if self._retired:
+                return False
             self._open += 1
+        return True
 
     def leave(self) -> None:
         """Let go of it: the request is over."""

@@ -4,23 +4,24 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import enum
+import functools
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from aif_jax.errors import DeadlineExceededError, OverloadedError, RequestError, RetrievalError
+from aif_jax.aio import result_of
+from aif_jax.errors import DeadlineExceededError, OverloadedError, RequestError
 from aif_jax.features import EncodeReport
 from aif_jax.serving.account import Account, RankTimes
 from aif_jax.serving.admission import Admission, Ticket
-from aif_jax.serving.aio import result_of
 from aif_jax.serving.candidates import Filters, ParsedCandidates, RankArgs, checked_k, encode, parse
 from aif_jax.serving.ladder import Choice, Reason
 from aif_jax.serving.missing_items import PendingRows
 from aif_jax.serving.observer import Observers
 from aif_jax.serving.release import Release
 from aif_jax.serving.report import Ranking, Retrieval
-from aif_jax.serving.retrieval import NO_CANDIDATES, Found, Running, blamed, give_up, is_awaitable
+from aif_jax.serving.retrieval import Found, Outcome, blamed
 from aif_jax.serving.shadow import FinishedRequest, Shadows
 from aif_jax.serving.tasks import Deadline, Tasks, Workers
 from aif_jax.serving.user_side import GroupMember, UserSide, UserWork
@@ -130,29 +131,31 @@ class Pending:
 
     The first `rank` uses the handle up, whatever comes of it; unused, it expires.
 
-    **States.** A request is in one `Phase` and its user side in one `UserPhase`. Only the methods below change
-    them, under one lock; every field of this class is written here and nowhere else.
+    **States.** A request is in one `Phase` and its user side in one `UserPhase`. Only the methods of this
+    class change them, under one lock, and nobody else writes a field of it.
 
-    ============  ======================================================  =================================
+    ============  ======================================================  ==================================
     phase         user side                                               left by
-    ============  ======================================================  =================================
+    ============  ======================================================  ==================================
     OPEN          FETCHING, COMPUTING, READY, FAILED, SHED (IDLE while    claim, cancel, expire, close
                   it begins)
     RETRIEVING    the same, IDLE until retrieval was handed over          claim, take over, cancel, close
     RANKING       FETCHING, COMPUTING, READY, FAILED, SHED, or DROPPED    the end of `rank`
                   if it goes on without
     OVER          READY, FAILED, SHED, DROPPED                            nothing
-    ============  ======================================================  =================================
+    ============  ======================================================  ==================================
 
-    OPEN: the caller retrieves. RETRIEVING: the engine does, and the thread that does may go on to rank, until
-    the coroutine that waits takes over (to OPEN) because time is up. A user side goes IDLE -> FETCHING -> COMPUTING ->
-    READY, without COMPUTING if its state is cached. It is FAILED when a step raises or is refused. It is SHED
-    from the begin if an overloaded engine computes nothing for it, and DROPPED if the request ends or goes on
-    without it; a result that comes then is of use to the user's next request only.
+    OPEN: the caller retrieves. RETRIEVING: the engine does; a thread of it may go on to rank, until the
+    coroutine that waits for it takes over (to OPEN) because time is up.
 
-    Whoever moves the phase to OVER, and only they, lets go of the engine: the release is left, the admission's
-    ticket given back, queued tasks are cancelled if nobody asks for their result. The user side is settled by
-    whoever moves it out of IDLE, FETCHING and COMPUTING. Both happen once on every path.
+    A user side goes IDLE -> FETCHING -> COMPUTING -> READY, without COMPUTING if its state is cached. It is
+    FAILED when a step raises or is refused, SHED from the begin if an overloaded engine computes nothing for
+    it, and DROPPED if the request ends or goes on without it: a result that comes then is of use to the
+    user's next request only.
+
+    Whoever moves the phase to OVER, and only they, let go of the engine: the release is left, the ticket of
+    admission given back, queued tasks are cancelled if nobody asks for their result. Whoever moves the user
+    side out of IDLE, FETCHING and COMPUTING settles it. So both happen once on every path.
 
     Args:
         services: parts of the engine.
@@ -193,7 +196,7 @@ class Pending:
         self._user_phase = UserPhase.IDLE
         # Why the handle cannot be ranked any more.
         self._why_over = ""
-        # Of the user side: the work under way, its result or the error in its place, whether the source raised.
+        # The user side under way, its result or the error in its place, whether the source raised that.
         self._work: UserWork | None = None
         self._side: UserSide | None = None
         self._user_error: BaseException | None = None
@@ -324,7 +327,11 @@ class Pending:
     def retrieve_and_rank(self, k: int | None, filters: Filters | None) -> Ranking:
         """Call the engine's ``retrieve`` from this thread, and rank."""
         try:
-            args = self._retrieved(k, filters)
+            limit_ms = None if self.deadline.ms is None else self._retrieval_ms()
+            outcome = self._release.retrieval.now(
+                self._request(k, filters), limit_ms, self._submit_retrieval, self._start
+            )
+            args = self._retrieved(outcome, k, filters)
             self._claim()
             ranking = self._rank(args)
         except BaseException as error:
@@ -333,12 +340,18 @@ class Pending:
 
     async def retrieve_and_rank_async(self, k: int | None, filters: Filters | None) -> Ranking:
         """Retrieve and rank without blocking the event loop: a plain ``retrieve`` runs in a thread."""
+        retrieval, request = self._release.retrieval, self._request(k, filters)
         try:
-            if self._release.retrieval.is_coroutine:
-                args, ranking = await self._retrieved_in_loop(k, filters), None
+            ranking: Ranking | BaseException | None = None
+            if retrieval.is_coroutine:
+                outcome = await retrieval.in_loop(request, self._retrieval_ms(), self._start)
             else:
-                args, ranking = await self._retrieved_in_thread(k, filters)
+                outcome, ranking = await retrieval.in_thread(
+                    request, self._retrieval_ms(), self._submit_retrieval, self._start,
+                    lambda found: self._rank_here(found, k, filters), self._take_over,
+                )  # fmt: skip
             if ranking is None:
+                args = self._retrieved(outcome, k, filters)
                 self._claim()
                 ranking = await self._rank_async(args)
             elif isinstance(ranking, BaseException):
@@ -452,7 +465,7 @@ class Pending:
         self._services.open.remove(self)
 
     def _take_over(self) -> bool:
-        """Keep the thread that retrieves from ranking: RETRIEVING -> OPEN; return whether it had not begun to."""
+        """Keep the thread that retrieves from ranking: RETRIEVING -> OPEN; return whether in time."""
         with self._lock:
             if self._phase is not Phase.RETRIEVING:
                 return False
@@ -487,91 +500,28 @@ class Pending:
 
     # -- retrieval --------------------------------------------------------------------------------
 
-    def _retrieved(self, k: int | None, filters: Filters | None) -> RankArgs:
-        """Retrieve from plain code; the user side starts once retrieval was handed over, or before it."""
-        retrieval, request = self._release.retrieval, self._request(k, filters)
-        running: Running | None = None
-        failure: Exception | None = None
-        try:
-            running = retrieval.hand_over(request, self._retrieval_ms(), self._submit_retrieval)
-        except NO_CANDIDATES as error:
-            failure = error
-        try:
-            self._start()
-        except BaseException:
-            if running is not None:
-                running.cancel()
-            raise
-        if running is not None:
-            try:
-                return self._args(retrieval.checked(running.result()), k, filters)
-            except NO_CANDIDATES as error:
-                failure = error
-        assert failure is not None, "it ran, or could not"
-        return self._args(self._fallback(request, failure), k, filters)
-
-    async def _retrieved_in_loop(self, k: int | None, filters: Filters | None) -> RankArgs:
-        """Retrieve in the caller's event loop, by a coroutine function."""
-        retrieval, request = self._release.retrieval, self._request(k, filters)
-        self._start()
-        try:
-            found = retrieval.checked(await retrieval.call_async(request, self._retrieval_ms()))
-        except NO_CANDIDATES as error:
-            found = self._fallback(request, error)
-        return self._args(found, k, filters)
-
-    async def _retrieved_in_thread(
-        self, k: int | None, filters: Filters | None
-    ) -> tuple[RankArgs, Ranking | BaseException | None]:
-        """Retrieve in a thread, for a coroutine; return the ranking too if that thread went on to it."""
-        retrieval, request = self._release.retrieval, self._request(k, filters)
-        task: concurrent.futures.Future[Any] | None = None
-        failure: Exception | None = None
-        limit_ms = self._retrieval_ms()
-        try:
-            task = self._submit_retrieval(lambda: self._retrieve_here(request, k, filters))
-        except NO_CANDIDATES as error:
-            failure = error
-        try:
-            self._start()
-        except BaseException:
-            if task is not None:
-                give_up(task)
-            raise
-        if task is not None:
-            try:
-                result, ranked = await retrieval.join_async(task, request, limit_ms, self._take_over)
-                return ranked or (self._args(retrieval.checked(result), k, filters), None)
-            except NO_CANDIDATES as error:
-                failure = error
-        assert failure is not None, "it ran, or could not"
-        return self._args(self._fallback(request, failure), k, filters), None
-
-    def _retrieve_here(
-        self, request: Request, k: int | None, filters: Filters | None
-    ) -> tuple[Any, tuple[RankArgs, Ranking | BaseException] | None]:
-        """In a thread: retrieve, and go on to rank if nothing is to be waited for.
-
-        That spares two changes of threads. It does not wait there: the thread has other retrievals to do.
-        """
-        release = self._release
-        result = release.retrieval.require()(request)
-        waits = not self._settled.done() or release.missing is not None
-        if waits or is_awaitable(result) or not self._services.workers.has_idle("compute"):
-            return result, None
-        try:
-            args = self._args(release.retrieval.checked(result), k, filters)
-        except RetrievalError:
-            return result, None  # raised where it is looked at again
+    def _rank_here(
+        self, found: Found, k: int | None, filters: Filters | None
+    ) -> Ranking | BaseException | None:
+        """Rank in the thread that retrieved, unless that would wait: it has other retrievals to do."""
+        waits = not self._settled.done() or self._release.missing is not None
+        if waits or not self._services.workers.has_idle("compute"):
+            return None
         with self._lock:
             if self._phase is not Phase.RETRIEVING:
-                return result, None
+                return None
             self._phase = Phase.RANKING
         self._services.open.remove(self)
         try:
-            return result, (args, self._rank(args))
+            return self._rank(RankArgs(*found, k, filters, time.perf_counter()))
         except BaseException as error:
-            return result, (args, error)
+            return error
+
+    def _retrieved(self, outcome: Outcome, k: int | None, filters: Filters | None) -> RankArgs:
+        found, reason = outcome
+        if reason is not None:
+            self._retrieval, self._retrieval_reason = "fallback", reason
+        return RankArgs(found.ids, found.pair, k, filters, time.perf_counter())
 
     def _submit_retrieval(self, call: Callable[[], Any]) -> "concurrent.futures.Future[Any]":
         """Run ``retrieve`` in a thread; a request that may be degraded is taken on by a full queue too."""
@@ -591,19 +541,9 @@ class Pending:
             return left_ms
         return self._release.ladder.retrieval_ms(left_ms)
 
-    def _fallback(self, request: Request, error: Exception) -> Found:
-        """Return the fallback's candidates; raise the error of retrieval without one."""
-        self._start()  # if retrieval did not even get so far
-        found, reason = self._release.retrieval.instead(request, error)
-        self._retrieval, self._retrieval_reason = "fallback", reason
-        return found
-
     def _request(self, k: int | None, filters: Filters | None) -> Request:
         k = self._release.generation.sizes.k if k is None else k
         return Request(user=self.user, context=self.context, k=k, filters=filters)
-
-    def _args(self, found: Found, k: int | None, filters: Filters | None) -> RankArgs:
-        return RankArgs(found.ids, found.pair, k, filters, time.perf_counter())
 
     # -- ranking ----------------------------------------------------------------------------------
 
@@ -611,27 +551,33 @@ class Pending:
         """Rank in this thread, in the seat of a compute thread: RANKING -> OVER."""
         drop = True
         try:
-            self._check_in_time()
+            release, deadline = self._release, self.deadline
+            if deadline.ms is not None:
+                self._check_in_time()
             # Before the wait for the user side: by then it costs nothing more.
-            parsed = self._parse(args)
-            rows = self._missing_rows(parsed)
+            parsed = parse(args, release.generation.bundle.schema, release.generation.config.unknown_columns)
+            rows = None if release.missing is None else self._missing_rows(parsed)
             if rows is not None:
                 rows.wait()
             if self._user_phase in _UNSETTLED:
-                wait_ms = self._release.ladder.wait_ms(self.deadline.left_ms(), len(parsed.keys))
+                wait_s = None if deadline.ms is None else self._wait_s(len(parsed.keys))
                 with contextlib.suppress(TimeoutError):
-                    self._settled.result(None if wait_ms is None else max(0.0, wait_ms / 1e3))
-            side = self._user_side()
-            choice, reserve_ms = self._before_stage(side, len(parsed.keys))
+                    self._settled.result(wait_s)
+            side, reserve_ms = self._user_side(), 0.0
+            around = self._services.around_scoring
+            score = self._score if around is None else functools.partial(self._score_within, around)
+            choice: Choice | None = side.choice
+            if deadline.ms is not None:
+                choice, reserve_ms = self._before_stage(side, len(parsed.keys))
             if choice.rung == 3:
-                ranking = self._scored(side, args, parsed, rows, choice)
+                ranking = self._score(side, args, parsed, rows, choice)
             else:
                 try:
                     ranking = self._tasks.run(
-                        "compute", "stage", self._scored, side, args, parsed, rows, reserve_ms=reserve_ms
+                        "compute", "stage", score, side, args, parsed, rows, reserve_ms=reserve_ms
                     )
                 except (DeadlineExceededError, OverloadedError) as error:
-                    ranking = self._scored(side, args, parsed, rows, self._last_rung(error))
+                    ranking = self._score(side, args, parsed, rows, self._last_rung(error))
             drop = False
             return ranking
         finally:
@@ -641,30 +587,32 @@ class Pending:
         """Rank like `_rank`, in the engine's threads; by the item prior in the caller's: that is quick."""
         drop = True
         try:
-            self._check_in_time()
+            if self.deadline.ms is not None:
+                self._check_in_time()
             parsed = rows = None
-            n = args.count()
+            n = args.size()
             if self._release.missing is not None and self._user_phase is not UserPhase.SHED:
                 parsed = await result_of(self._tasks.submit("compute", "candidates", self._parse, args))
                 rows, n = self._missing_rows(parsed), len(parsed.keys)
                 if rows is not None:
                     await rows.wait_async()
             if self._user_phase in _UNSETTLED:
-                wait_ms = self._release.ladder.wait_ms(self.deadline.left_ms(), n)
                 with contextlib.suppress(TimeoutError):
-                    await result_of(self._settled, None if wait_ms is None else wait_ms / 1e3)
+                    await result_of(self._settled, self._wait_s(n))
             side = self._user_side()
+            around = self._services.around_scoring
+            score = self._score if around is None else functools.partial(self._score_within, around)
             choice, reserve_ms = self._before_stage(side, n)
             if choice.rung == 3:
-                ranking = self._scored(side, args, parsed, rows, choice)
+                ranking = self._score(side, args, parsed, rows, choice)
             else:
                 try:
                     task = self._tasks.submit(
-                        "compute", "stage", self._scored, side, args, parsed, rows, reserve_ms=reserve_ms
+                        "compute", "stage", score, side, args, parsed, rows, reserve_ms=reserve_ms
                     )
                     ranking = await result_of(task)
                 except (DeadlineExceededError, OverloadedError) as error:
-                    ranking = self._scored(side, args, parsed, rows, self._last_rung(error))
+                    ranking = self._score(side, args, parsed, rows, self._last_rung(error))
             drop = False
             return ranking
         finally:
@@ -695,8 +643,13 @@ class Pending:
             return None
         return missing.start(parsed.ids, parsed.keys, self._tasks)
 
+    def _wait_s(self, n: int) -> float | None:
+        """Return how long the user side of a request of n candidates may be waited for."""
+        wait_ms = self._release.ladder.wait_ms(self.deadline.left_ms(), n)
+        return None if wait_ms is None else max(0.0, wait_ms / 1e3)
+
     def _user_side(self) -> UserSide:
-        """Return the user side, or the ladder's stand-in for one that failed or is late; else raise the error."""
+        """Return the user side, or the stand-in for one that failed or is late; else raise the error."""
         phase = self._user_phase
         if phase is UserPhase.SHED:
             return self._prior(_SHED)
@@ -759,7 +712,11 @@ class Pending:
             raise error
         return Choice(3, "overloaded" if isinstance(error, OverloadedError) else "stage would not fit")
 
-    def _scored(
+    def _score_within(self, around: Callable[[Callable[[], Ranking]], Ranking], *given: Any) -> Ranking:
+        """Score within the test hook."""
+        return around(lambda: self._score(*given))
+
+    def _score(
         self,
         side: UserSide,
         args: RankArgs,
@@ -781,38 +738,28 @@ class Pending:
             UnknownItemError: a candidate has no row, under ``missing_items="error"``.
             DeadlineExceededError: the deadline has passed, and no lower rung is allowed.
         """
-        if (around := self._services.around_scoring) is not None:
-            return around(lambda: self._score(side, args, parsed, rows, choice))
-        return self._score(side, args, parsed, rows, choice)
-
-    def _score(
-        self,
-        side: UserSide,
-        args: RankArgs,
-        parsed: ParsedCandidates | None,
-        rows: PendingRows | None,
-        choice: Choice | None,
-    ) -> Ranking:
         ready_s, release = time.perf_counter(), self._release
         generation, ladder = release.generation, release.ladder
         bundle = generation.bundle
-        k = checked_k(args.k, generation.sizes.k, bundle.k_max)
+        k = generation.sizes.k if args.k is None else checked_k(args.k, generation.k_max)
         early = parsed is not None
         if parsed is None:
             parsed = self._parse(args)
         encoding = EncodeReport()
         candidates = encode(
             parsed, generation.tables.items, bundle.schema, generation.raw_pair, encoding,
-            drop_unknown=generation.config.missing_items.policy == "default",
+            drop_unknown=generation.missing_policy == "default",
         )  # fmt: skip
-        n, left_ms, length = len(candidates.keys), self.deadline.left_ms(), side.state.length
-        if choice is None:
-            choice = ladder.stage(side.choice, left_ms, n, length)
-        if choice.rung < 3 and left_ms is not None and left_ms <= 0:
-            raise self._tasks.too_late("stage")
+        n, length = len(candidates.keys), side.state.length
+        if self.deadline.ms is not None:
+            left_ms = self.deadline.left_ms()
+            choice = choice or ladder.stage(side.choice, left_ms, n, length)
+            if choice.rung < 3 and left_ms is not None and left_ms <= 0:
+                raise self._tasks.too_late("stage")
+        choice = choice or side.choice
         parsed_s = parsed.parsed_s if early else args.called_s
         account = Account(
-            self.user, self.version, bundle.kind, self.deadline, self._retrieval, self._retrieval_reason,
+            self.user, release.version, bundle.kind, self.deadline, self._retrieval, self._retrieval_reason,
             self._tasks.ran, side, parsed, rows, choice, encoding, k,
             RankTimes(args.called_s, parsed_s, ready_s, time.perf_counter()),
         )  # fmt: skip
@@ -821,12 +768,12 @@ class Pending:
         else:
             scored = generation.score(side.shared, candidates, k, account.describe)
             ladder.record_finish(n, length, (time.perf_counter() - ready_s) * 1e3)
-        heads = {head: scored.heads[:, number] for number, head in enumerate(bundle.config.heads)}
+        heads = dict(zip(bundle.config.heads, scored.heads.T, strict=True))
         best = candidates.ids[scored.order]
         ranking = Ranking(best, scored.scores, heads, account.report(scored))
         if not choice.rung and self._services.shadows.running:
             self._services.shadows.offer(
-                FinishedRequest(self.user, self._record, self.context, args, k, self.version, ranking)
+                FinishedRequest(self.user, self._record, self.context, args, k, release.version, ranking)
             )
         return ranking
 

@@ -3,11 +3,12 @@
 import concurrent.futures
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias, cast
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from aif_jax.aio import EventLoop, TimeLimit, result_of
 from aif_jax.errors import (
     ConfigError,
     DeadlineExceededError,
@@ -17,7 +18,6 @@ from aif_jax.errors import (
     SchedulerError,
 )
 from aif_jax.features import EncodeReport
-from aif_jax.serving.aio import EventLoop, TimeLimit, result_of
 from aif_jax.serving.candidates import check_candidates
 from aif_jax.serving.generation import Generation
 from aif_jax.types import Candidates, Request, Retrieve
@@ -25,11 +25,16 @@ from aif_jax.types import Candidates, Request, Retrieve
 Fallback: TypeAlias = Candidates | Callable[[Request], Any] | Any
 """Item ids, `Candidates`, or a plain function from a request to either; ``None`` for no fallback."""
 
-Submit: TypeAlias = Callable[[Callable[[], Any]], "concurrent.futures.Future[Any]"]
+Task: TypeAlias = concurrent.futures.Future[Any]
+
+Submit: TypeAlias = Callable[[Callable[[], Any]], Task]
 """Runs a function of no arguments in a thread."""
 
 NO_CANDIDATES = (RetrievalError, DeadlineExceededError, OverloadedError)
 """Errors of a retrieval that brought no candidates: a fallback replaces it."""
+
+_USUAL = (Candidates, np.ndarray)
+"""Usual results of ``retrieve``, told apart from awaitables without asking what they are."""
 
 
 class Found(NamedTuple):
@@ -37,6 +42,13 @@ class Found(NamedTuple):
 
     ids: Any
     pair: Mapping[str, Any]
+
+
+class Outcome(NamedTuple):
+    """End of a retrieval: its candidates, and why they are the fallback's, if they are."""
+
+    found: Found
+    fallback_reason: str | None
 
 
 class Retrieval:
@@ -64,7 +76,7 @@ class Retrieval:
         loop: EventLoop,
     ):
         _check_fallback(fallback)
-        self._retrieve = retrieve
+        self._retrieve: Callable[[Request], Any] | None = retrieve
         self._fallback = fallback
         self._generation = generation
         self._loop = loop
@@ -86,83 +98,107 @@ class Retrieval:
             )
         return self._retrieve
 
-    def hand_over(self, request: Request, limit_ms: float | None, submit: Submit) -> "Running":
-        """Begin a retrieval for a plain caller.
+    def now(
+        self, request: Request, limit_ms: float | None, submit: Submit, start: Callable[[], None]
+    ) -> Outcome:
+        """Retrieve for a plain caller.
 
-        A coroutine begins to run in the engine's loop. A plain function is called by `Running.result`, in the
-        caller's thread; or it begins in a thread, to be given up in time, if there is a fallback to take.
+        A coroutine runs in the engine's loop. A plain function is called in this thread; or in another, to be
+        given up in time, if there is a fallback to take.
 
         Args:
             request: argument of ``retrieve``.
             limit_ms: milliseconds that it may take; ``None`` for no limit.
             submit: runs a function in a thread.
+            start: starts the user side: once retrieval was handed over to a thread, which would else have to
+                wait for its turn, or before it is called here.
 
         Raises:
-            OverloadedError: no thread will have time for it.
+            RetrievalError: ``retrieve`` raised, or returned what is not candidates, and there is no fallback.
+            DeadlineExceededError: it was not done in time, and there is no fallback.
+            OverloadedError: no thread will have time for it, and there is no fallback.
             SchedulerError: the engine was closed meanwhile.
         """
-        retrieve, task = self.require(), None
-        if self.is_coroutine:
-            task = self._loop.submit(lambda: cast("Awaitable[Any]", retrieve(request)), _seconds(limit_ms))
-        elif self.has_fallback and limit_ms is not None:
-            task = submit(lambda: retrieve(request))
-        return Running(retrieve, request, limit_ms, task, self._loop, in_loop=self.is_coroutine)
-
-    async def call_async(self, request: Request, limit_ms: float | None) -> Any:
-        """Await ``retrieve``, a coroutine function, in the caller's loop; return its result unchecked.
-
-        Raises:
-            RetrievalError: it raised.
-            DeadlineExceededError: it was not done in time.
-        """
-        began_s = time.perf_counter()
+        retrieve, began_s = self.require(), time.perf_counter()
+        task, failure = None, None
         try:
-            async with TimeLimit(_seconds(limit_ms)):
-                return await self.require()(request)
-        except Exception as error:
-            raise explained(error, request, limit_ms, began_s) from error
+            if self.is_coroutine:
+                task = self._loop.submit(lambda: retrieve(request), _seconds(limit_ms))
+            elif self.has_fallback and limit_ms is not None:
+                task = submit(lambda: retrieve(request))
+        except NO_CANDIDATES as error:
+            failure = error
+        try:
+            start()
+        except BaseException:
+            if task is not None:
+                _give_up(task)
+            raise
+        if failure is None:
+            try:
+                return Outcome(self._checked(self._result(task, request, limit_ms, began_s)), None)
+            except NO_CANDIDATES as error:
+                failure = error
+        return self._instead(request, failure)
 
-    async def join_async(
-        self,
-        task: "concurrent.futures.Future[tuple[Any, Any]]",
-        request: Request,
-        limit_ms: float | None,
-        take_over: Callable[[], bool],
-    ) -> tuple[Any, Any]:
-        """Await a retrieval in a thread that may go on with what it found; return both results, unchecked.
-
-        Args:
-            task: returns what ``retrieve`` returned, and what going on brought, ``None`` if it did not.
-            request: argument of ``retrieve``.
-            limit_ms: milliseconds that retrieval may take; going on is not bounded by it.
-            take_over: keeps the thread from going on; returns whether that was in time.
-
-        Raises:
-            RetrievalError: ``retrieve`` raised.
-            DeadlineExceededError: it was not done in time.
-            OverloadedError: the thread will have no time for it.
-        """
+    async def in_loop(self, request: Request, limit_ms: float | None, start: Callable[[], None]) -> Outcome:
+        """Retrieve by a coroutine function in the caller's event loop; see `now`."""
+        start()
         began_s = time.perf_counter()
         try:
             try:
-                result, more = await result_of(task, _seconds(limit_ms))
-            except TimeoutError:
-                if take_over():
-                    raise
-                result, more = await result_of(task)
-            if is_awaitable(result):
-                if limit_ms is not None:
-                    limit_ms -= (time.perf_counter() - began_s) * 1e3
                 async with TimeLimit(_seconds(limit_ms)):
-                    result = await result
-            return result, more
-        except BaseException as error:
-            give_up(task)
-            if isinstance(error, Exception):
-                raise explained(error, request, limit_ms, began_s) from error
-            raise
+                    result = await self.require()(request)
+            except Exception as error:
+                raise _explained(error, request, limit_ms, began_s) from error
+            return Outcome(self._checked(result), None)
+        except NO_CANDIDATES as error:
+            return self._instead(request, error)
 
-    def checked(self, result: Any) -> Found:
+    async def in_thread(
+        self,
+        request: Request,
+        limit_ms: float | None,
+        submit: Submit,
+        start: Callable[[], None],
+        go_on: Callable[[Found], Any],
+        take_over: Callable[[], bool],
+    ) -> tuple[Outcome, Any]:
+        """Retrieve by a plain function in a thread, for a coroutine; see `now`.
+
+        Args:
+            request: argument of ``retrieve``.
+            limit_ms: milliseconds that it may take; ``None`` for no limit.
+            submit: runs a function in a thread.
+            start: starts the user side.
+            go_on: called in that thread with what was found, to do with it what would have to wait for
+                nothing: that spares two changes of threads; returns ``None`` if it did nothing.
+            take_over: keeps the thread from going on; returns whether that was in time.
+
+        Returns:
+            The candidates, and what ``go_on`` returned.
+        """
+        began_s, task, failure = time.perf_counter(), None, None
+        try:
+            task = submit(lambda: self._call_and_go_on(request, go_on))
+        except NO_CANDIDATES as error:
+            failure = error
+        try:
+            start()
+        except BaseException:
+            if task is not None:
+                _give_up(task)
+            raise
+        if task is not None:
+            try:
+                result, found, came_of_it = await self._joined(task, request, limit_ms, take_over, began_s)
+                return Outcome(found or self._checked(result), None), came_of_it
+            except NO_CANDIDATES as error:
+                failure = error
+        assert failure is not None, "it ran, or could not"
+        return self._instead(request, failure), None
+
+    def _checked(self, result: Any) -> Found:
         """Return the candidates that ``retrieve`` returned.
 
         With a fallback they are checked as a whole, while there is something to take instead.
@@ -183,14 +219,11 @@ class Retrieval:
                 raise RetrievalError(f"retrieve returned what cannot be ranked: {error}") from None
         return found
 
-    def instead(self, request: Request, error: Exception) -> tuple[Found, str]:
-        """Return the fallback's candidates, and the reason why they are taken in a word or two.
-
-        Args:
-            request: argument of a fallback function, which is called in this thread.
-            error: one of `NO_CANDIDATES`; raised if there is no fallback.
+    def _instead(self, request: Request, error: Exception) -> Outcome:
+        """Return the fallback's candidates; a fallback function is called in this thread.
 
         Raises:
+            Exception: ``error``, if there is no fallback.
             RetrievalError: the fallback function raised, or returned something that is not candidates.
         """
         if not self.has_fallback:
@@ -203,73 +236,82 @@ class Retrieval:
             cause = error.__cause__
             reason = "not candidates" if cause is None else f"raised {type(cause).__name__}"
         if not callable(self._fallback):
-            return parse(self._fallback), reason
+            return Outcome(parse(self._fallback), reason)
         try:
             result = self._fallback(request)
         except Exception as raised:
             raise RetrievalError(
                 f"fallback raised {type(raised).__name__} for user {request.user!r}: {raised}"
             ) from raised
-        return parse(result), reason
+        return Outcome(parse(result), reason)
 
-
-class Running:
-    """A retrieval under way for a plain caller; see `Retrieval.hand_over`."""
-
-    __slots__ = ("_began_s", "_in_loop", "_limit_ms", "_loop", "_request", "_retrieve", "_task")
-
-    def __init__(
-        self,
-        retrieve: Callable[[Request], Any],
-        request: Request,
-        limit_ms: float | None,
-        task: "concurrent.futures.Future[Any] | None",
-        loop: EventLoop,
-        *,
-        in_loop: bool,
-    ):
-        self._retrieve = retrieve
-        self._request = request
-        self._limit_ms = limit_ms
-        self._task = task
-        self._loop = loop
-        self._in_loop = in_loop
-        self._began_s = time.perf_counter()
-
-    def result(self) -> Any:
-        """Return what ``retrieve`` returned, unchecked.
-
-        Raises:
-            RetrievalError: it raised.
-            DeadlineExceededError: it was not done in time; a thread that it hangs in stays with it.
-            SchedulerError: the engine was closed meanwhile.
-        """
-        task, limit_ms = self._task, self._limit_ms
+    def _result(self, task: Task | None, request: Request, limit_ms: float | None, began_s: float) -> Any:
+        """Return what ``retrieve`` returned: here, in the loop, or in a thread that is given up in time."""
+        left_ms = limit_ms
         try:
             if task is None:
-                result = self._retrieve(self._request)
-            elif self._in_loop:
+                result = self.require()(request)
+            elif self.is_coroutine:
                 result = self._loop.result(task)
             else:
                 result = task.result(_seconds(limit_ms))
-            if is_awaitable(result):
-                if limit_ms is not None:
-                    limit_ms -= (time.perf_counter() - self._began_s) * 1e3
-                result = self._loop.run(result, _seconds(limit_ms))
+            if not isinstance(result, _USUAL) and inspect.isawaitable(result):
+                if left_ms is not None:
+                    left_ms -= (time.perf_counter() - began_s) * 1e3
+                result = self._loop.run(result, _seconds(left_ms))
         except SchedulerError:
             raise
         except Exception as error:
-            self.cancel()
-            raise explained(error, self._request, self._limit_ms, self._began_s) from error
+            if task is not None:
+                _give_up(task)
+            raise _explained(error, request, limit_ms, began_s) from error
         return result
 
-    def cancel(self) -> None:
-        """Give it up: nobody waits for the result."""
-        if self._task is not None:
-            give_up(self._task)
+    def _call_and_go_on(
+        self, request: Request, go_on: Callable[[Found], Any]
+    ) -> tuple[Any, Found | None, Any]:
+        """In a thread: return what ``retrieve`` returned, checked too if it could be, and what came of it."""
+        result = self.require()(request)
+        if not isinstance(result, _USUAL) and inspect.isawaitable(result):
+            return result, None, None
+        try:
+            found = self._checked(result)
+        except RetrievalError:
+            return result, None, None  # raised where it is looked at again
+        return result, found, go_on(found)
+
+    async def _joined(
+        self,
+        task: Task,
+        request: Request,
+        limit_ms: float | None,
+        take_over: Callable[[], bool],
+        began_s: float,
+    ) -> tuple[Any, Found | None, Any]:
+        """Await `_call_and_go_on` in a thread."""
+        left_ms = limit_ms
+        try:
+            try:
+                result, found, came_of_it = await result_of(task, _seconds(limit_ms))
+            except TimeoutError:
+                if take_over():
+                    raise
+                # The limit is that of retrieval: a thread that goes on minds the deadline itself.
+                result, found, came_of_it = await result_of(task)
+            if found is None and inspect.isawaitable(result):
+                if left_ms is not None:
+                    left_ms -= (time.perf_counter() - began_s) * 1e3
+                async with TimeLimit(_seconds(left_ms)):
+                    result = await result
+            return result, found, came_of_it
+        except BaseException as error:
+            _give_up(task)
+            if isinstance(error, Exception):
+                raise _explained(error, request, limit_ms, began_s) from error
+            raise
 
 
-def give_up(task: "concurrent.futures.Future[Any]") -> None:
+def _give_up(task: "concurrent.futures.Future[Any]") -> None:
     """Cancel a retrieval in a thread, and close the coroutine that it may return all the same."""
     task.cancel()
     task.add_done_callback(_close_unawaited)
@@ -281,12 +323,6 @@ def _close_unawaited(task: "concurrent.futures.Future[Any]") -> None:
         result = result[0] if isinstance(result, tuple) and result else result
         if inspect.iscoroutine(result):
             result.close()
-
-
-def is_awaitable(result: Any) -> bool:
-    """Return whether ``retrieve`` returned something to be awaited."""
-    # The usual results are told apart without asking what they are.
-    return not isinstance(result, (Candidates, np.ndarray)) and inspect.isawaitable(result)
 
 
 def parse(result: Any) -> Found:
@@ -319,7 +355,7 @@ def blamed(error: BaseException) -> BaseException:
     return error
 
 
-def explained(
+def _explained(
     error: Exception, request: Request, limit_ms: float | None, began_s: float
 ) -> RetrievalError | DeadlineExceededError:
     """Return the error of a retrieval in words of the engine."""

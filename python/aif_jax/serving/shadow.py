@@ -13,11 +13,12 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from aif_jax import machine
 from aif_jax.errors import RequestError, SchedulerError
 from aif_jax.features import EncodeReport
 from aif_jax.nearline import Coverage
@@ -28,22 +29,8 @@ from aif_jax.serving.report import Ranking
 from aif_jax.serving.user_program import compute_state, long_bucket
 from aif_jax.types import UserId, UserRecord
 
-IDLE_RATIO = 5.0
-"""Idle time after a piece of background work, in multiples of the time that it took."""
-
 _WINDOW = 4096
 """Comparisons that the statistics of a shadow are of, the last ones."""
-
-
-@contextlib.contextmanager
-def throttled() -> Iterator[None]:
-    """Do a piece of background work, then sleep five times as long as it took: requests keep the cores.
-
-    A low priority would be worse: while a thread of low priority holds the GIL, all others wait for it.
-    """
-    began_s = time.perf_counter()
-    yield
-    time.sleep(IDLE_RATIO * (time.perf_counter() - began_s))
 
 
 class Answer(NamedTuple):
@@ -315,7 +302,7 @@ class Shadow:
             # An error of any kind is a finding about the candidate.
             except Exception as error:
                 self._settle(self._failed, type(error).__name__)
-            self._stopping.wait(IDLE_RATIO * (time.perf_counter() - began_s))
+            self._stopping.wait(machine.IDLE_RATIO * (time.perf_counter() - began_s))
         # A request that was being copied when the shadow was stopped is put after the end.
         while True:
             with self._counting:

@@ -6,7 +6,6 @@ way a call returns a status for each candidate. The stage over rows in device me
 """
 
 import abc
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,10 +19,10 @@ from aif_jax.errors import ConfigError, RequestError
 from aif_jax.kernels import FOUND, RANKABLE, handle_operand
 from aif_jax.nearline import ItemIndex
 from aif_jax.nearline.item_index import RANKABLE as RANKABLE_COLUMN
-from aif_jax.nearline.store import ColumnSpecs, RowStore
+from aif_jax.nearline.row_buffers import RowBuffers
+from aif_jax.nearline.store import RowStore
 
 _GOOD = FOUND | RANKABLE
-_ALIGN = 64
 
 Progress = Callable[[int, int, str], None]
 """Called with the number of programs ready, the number of all, and the name of the last."""
@@ -288,13 +287,13 @@ class GatheredStage(HostStage):
     """The stage of portable programs: rows are collected into leased buffers, the program's operands."""
 
     def _set_up(self) -> None:
-        self._staging = Staging(self.index.store.columns)
+        self._buffers = RowBuffers(self.index.store.columns)
 
     def _run(
         self, call: Call, operands: list[Any], keys: np.ndarray, size: int, meanwhile: Meanwhile | None
     ) -> tuple[Sequence[Any], np.ndarray, float]:
         n = len(keys)
-        lease = self._staging.lend(size)
+        lease = self._buffers.lend(size)
         columns = lease.columns
         _, found = self.index.gather(keys, {name: array[:n] for name, array in columns.items()})
         status = np.where(found, np.uint8(FOUND), np.uint8(0))
@@ -317,7 +316,7 @@ class GatheredStage(HostStage):
             meanwhile()
         jax.block_until_ready(results)
         # Not before the results are ready: until then the program reads the buffers.
-        self._staging.give_back(lease)
+        self._buffers.give_back(lease)
         return results, status, dispatched_s
 
 
@@ -325,53 +324,3 @@ def zeros(call: Call, dims: Mapping[str, int]) -> dict[str, Any]:
     """Return zeros for every operand of a program, to run it once before a request has to wait for it."""
     specs = {operand.path: operand.at(dims) for operand in call.program.signature.inputs}
     return {path: np.zeros(spec.shape, spec.dtype) for path, spec in specs.items()}
-
-
-class Lease:
-    """Buffers of one call, on loan.
-
-    On a CPU, JAX reads an aligned NumPy array in place and later than the call returns. So a buffer is on
-    loan from before it is filled until the results of the call are ready, and only `Staging.give_back` makes
-    it free; a lease that is never given back (its call failed) is forgotten, and JAX's own reference keeps it
-    alive.
-
-    Attributes:
-        columns: by name, ``[n, ...]``, aligned to 64 bytes, with whatever the last call left in them.
-        size: ``n``.
-    """
-
-    __slots__ = ("columns", "size")
-
-    def __init__(self, specs: ColumnSpecs, size: int):
-        self.size = size
-        self.columns = {name: aligned((size, *shape), dtype) for name, (dtype, shape) in specs.items()}
-
-
-class Staging:
-    """Free leases by size. As many exist as calls ever ran at once."""
-
-    def __init__(self, specs: ColumnSpecs):
-        self._specs = dict(specs)
-        self._free: dict[int, list[Lease]] = {}
-        self._lock = threading.Lock()
-
-    def lend(self, size: int) -> Lease:
-        """Return a lease of ``size`` rows that nobody else holds."""
-        with self._lock:
-            free = self._free.setdefault(size, [])
-            if free:
-                return free.pop()
-        return Lease(self._specs, size)
-
-    def give_back(self, lease: Lease) -> None:
-        """Make a lease free again. Only after the results of the call that reads it are ready."""
-        with self._lock:
-            self._free[lease.size].append(lease)
-
-
-def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Return an uninitialised array whose data starts at a multiple of 64 bytes."""
-    n_bytes = int(np.prod(shape)) * dtype.itemsize
-    raw = np.empty(n_bytes + _ALIGN, np.uint8)
-    start = -raw.ctypes.data % _ALIGN
-    return raw[start : start + n_bytes].view(dtype).reshape(shape)

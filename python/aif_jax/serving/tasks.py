@@ -1,5 +1,6 @@
 """Deadlines, the engine's threads, and the tasks that one request runs in them."""
 
+import dataclasses
 import math
 import threading
 import time
@@ -77,27 +78,23 @@ class Workers:
         self.scheduler.shutdown(wait=True)
 
 
+@dataclasses.dataclass(slots=True, eq=False)
 class Tasks:
     """The tasks of one request: run under its deadline, and noted. Safe to use from any thread.
 
-    Args:
+    Attributes:
         workers: run them.
         user: user of the request, for errors.
         deadline: the request's.
-
-    Attributes:
         ran: the tasks that were begun, in order.
         accepted: whether a first task was queued: a full queue does not refuse the next ones.
     """
 
-    __slots__ = ("_workers", "accepted", "deadline", "ran", "user")
-
-    def __init__(self, workers: Workers, user: Any, deadline: Deadline):
-        self._workers = workers
-        self.user = user
-        self.deadline = deadline
-        self.accepted = False
-        self.ran: list[Task] = []
+    workers: Workers
+    user: Any
+    deadline: Deadline
+    accepted: bool = False
+    ran: list[Task] = dataclasses.field(default_factory=list)
 
     def submit(
         self,
@@ -123,14 +120,14 @@ class Tasks:
             OverloadedError: too many tasks are queued.
             SchedulerError: the engine is closed.
         """
-        left_ms = self._left_ms(name, reserve_ms)
+        left_ms = None if self.deadline.ms is None else self._left_ms(name, reserve_ms)
         try:
-            task = self._workers.scheduler.submit(
+            task = self.workers.scheduler.submit(
                 lane, self._run, lane, name, time.perf_counter(), function, *arguments,
                 deadline_ms=left_ms, name=name, goes_on=self.accepted or always,
             )  # fmt: skip
         except SchedulerError as error:
-            if not self._workers.closed:
+            if not self.workers.closed:
                 raise
             raise SchedulerError(_CLOSED) from error
         self.accepted = True
@@ -145,14 +142,14 @@ class Tasks:
         reserve_ms: float = 0.0,
     ) -> Any:
         """Run a function as a task, in this thread if the lane has an idle one; see `submit`."""
-        left_ms = self._left_ms(name, reserve_ms)
+        left_ms = None if self.deadline.ms is None else self._left_ms(name, reserve_ms)
         try:
-            return self._workers.scheduler.run(
+            return self.workers.scheduler.run(
                 lane, self._run, lane, name, time.perf_counter(), function, *arguments,
                 deadline_ms=left_ms, name=name, goes_on=True,
             )  # fmt: skip
         except SchedulerError as error:
-            if not self._workers.closed:
+            if not self.workers.closed:
                 raise
             raise SchedulerError(_CLOSED) from error
 
@@ -170,10 +167,9 @@ class Tasks:
             "request more time."
         )
 
-    def _left_ms(self, name: str, reserve_ms: float) -> float | None:
+    def _left_ms(self, name: str, reserve_ms: float) -> float:
         left_ms = self.deadline.left_ms()
-        if left_ms is None:
-            return None
+        assert left_ms is not None, "there is a deadline"
         if left_ms <= reserve_ms:
             raise self.too_late(name)
         return left_ms - reserve_ms
@@ -182,7 +178,7 @@ class Tasks:
         self, lane: Lane, name: str, submitted_s: float, function: Callable[..., Any], *arguments: Any
     ) -> Any:
         """Run a task and note it, so that `Engine.close` knows when it is called inside one."""
-        here = self._workers.here
+        here = self.workers.here
         outer = getattr(here, "task", False)
         here.task = True
         task = Task(name, lane, submitted_s, time.perf_counter(), math.nan, threading.get_native_id())

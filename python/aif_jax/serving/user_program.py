@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aif_jax.features import EncodeReport, bucket_for
+from aif_jax.features.records import History, read_features, read_history
 from aif_jax.serving.generation import Generation
-from aif_jax.serving.user_source import History, read_features, read_history
 from aif_jax.serving.user_states import UserState
 from aif_jax.types import UserId, UserRecord
 

@@ -19,9 +19,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from aif_jax.aio import SHUT_DOWN
 from aif_jax.errors import RequestError, SchedulerError, SchemaError, UnknownUserError
 from aif_jax.features import EncodeReport, bucket_for
-from aif_jax.serving.aio import SHUT_DOWN
 from aif_jax.serving.generation import Generation
 from aif_jax.serving.ladder import FULL, Choice, Ladder
 from aif_jax.serving.report import Task
@@ -31,6 +31,8 @@ from aif_jax.serving.user_program import compute_states, long_bucket
 from aif_jax.serving.user_source import checked_record
 from aif_jax.serving.user_states import UserState, UserStates
 from aif_jax.types import UserId, UserRecord, UserSource
+
+_NOTHING = UserRecord()
 
 
 @dataclasses.dataclass(slots=True)
@@ -52,10 +54,11 @@ class UserSide:
     """Users whose states were computed in one call, its own included; 0 if it was not computed."""
 
 
+@dataclasses.dataclass(slots=True, eq=False)
 class UserWork:
     """One user side under way.
 
-    Args:
+    Attributes:
         user: user to compute for.
         context: raw context features.
         tasks: run the steps.
@@ -63,69 +66,49 @@ class UserWork:
         computed: called with the result.
         failed: called with the error in its place, and whether the user source raised it.
         member: its membership in a group, if it has one.
+        sides: run it, once it was started.
+        record: the user's record.
+        length: history length of the user program.
+        unknown: whether the source did not know the user.
+        times: begin and end of the fetch, on the clock of ``time.perf_counter``.
+        moment: `UserStates.moment` before the record was fetched.
+        flight: the computation that others may join.
+        submitted_s: when it was handed to the compute lane.
+        source_failed: whether the user source raised.
+        dropped: whether nobody asks for the result any more.
+        quiet: whether the end of a cancelled task is no failure.
+        queued: tasks that may not have started.
     """
 
-    __slots__ = (
-        "_queued",
-        "_quiet",
-        "computed",
-        "context",
-        "dropped",
-        "failed",
-        "fetched",
-        "flight",
-        "length",
-        "member",
-        "moment",
-        "record",
-        "sides",
-        "source_failed",
-        "submitted_s",
-        "tasks",
-        "times",
-        "unknown",
-        "user",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        user: UserId,
-        context: Mapping[str, Any],
-        tasks: Tasks,
-        fetched: Callable[[UserRecord], None],
-        computed: Callable[[UserSide], None],
-        failed: Callable[[BaseException, bool], None],
-        member: "GroupMember | None" = None,
-    ):
-        self.user = user
-        self.context = context
-        self.tasks = tasks
-        self.fetched = fetched
-        self.computed = computed
-        self.failed = failed
-        self.member = member
-        self.sides: UserSides | None = None
-        self.record = UserRecord()
-        self.length = 0
-        self.unknown = False
-        self.times = (0.0, 0.0)
-        self.moment = 0
-        self.flight: Flight | None = None
-        self.submitted_s = 0.0
-        self.source_failed = False
-        self.dropped = False
-        self._quiet = False
-        self._queued: list[Future[Any]] = []
+    user: UserId
+    context: Mapping[str, Any]
+    tasks: Tasks
+    fetched: Callable[[UserRecord], None]
+    computed: "Callable[[UserSide], None]"
+    failed: Callable[[BaseException, bool], None]
+    member: "GroupMember | None" = None
+    sides: "UserSides | None" = None
+    record: UserRecord = _NOTHING
+    length: int = 0
+    unknown: bool = False
+    times: tuple[float, float] = (0.0, 0.0)
+    moment: int = 0
+    flight: "Flight | None" = None
+    submitted_s: float = 0.0
+    source_failed: bool = False
+    dropped: bool = False
+    quiet: bool = False
+    queued: "list[Future[Any]]" = dataclasses.field(default_factory=list)
 
     def follow(self, task: "Future[Any]") -> None:
         """Watch a task: if it is dropped or fails, so does the user side."""
-        self._queued.append(task)
+        self.queued.append(task)
         task.add_done_callback(self._step_ended)
 
     def cancel_queued(self) -> None:
         """Keep from starting what has not started: the request goes on without it."""
-        self._quiet = True
-        for task in self._queued:
+        self.quiet = True
+        for task in self.queued:
             task.cancel()
 
     def drop(self) -> None:
@@ -136,7 +119,7 @@ class UserWork:
     def _step_ended(self, task: "Future[Any]") -> None:
         error: BaseException | None
         if task.cancelled():
-            if self._quiet:
+            if self.quiet:
                 return
             error = SchedulerError(SHUT_DOWN)
         else:

@@ -1,14 +1,10 @@
 """User sources: one in memory, and the checks of the records that any source returns."""
 
-import dataclasses
 import threading
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from aif_jax.errors import RequestError, SchemaError
-from aif_jax.features import EncodeReport, Schema, item_keys
+from aif_jax.errors import RequestError
 from aif_jax.types import UserId, UserRecord
 
 
@@ -53,21 +49,6 @@ class InMemoryUsers:
         return record
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class History:
-    """Behaviours of a user as the user program counts them, most recent first.
-
-    Attributes:
-        keys: uint64 ``[L]``.
-        types: int32 ``[L]``.
-        truncated: behaviours beyond the longest history that the model reads.
-    """
-
-    keys: np.ndarray
-    types: np.ndarray
-    truncated: int
-
-
 def checked_record(user: UserId, record: Any) -> UserRecord:
     """Check the types in what a user source returned; values are checked when they are read.
 
@@ -97,40 +78,6 @@ def checked_record(user: UserId, record: Any) -> UserRecord:
     return record
 
 
-def read_history(user: UserId, record: UserRecord, schema: Schema, longest: int) -> History:
-    """Check and cut the behaviours of a record.
-
-    Raises:
-        RequestError: items and types are not of one length, a type is unknown, or an id is malformed.
-    """
-    total = len(record.items)
-    if len(record.types) != total:
-        raise RequestError(
-            f"user {user!r}: the source gave {total} items and {len(record.types)} types; "
-            "expected one type for each item."
-        )
-    try:
-        keys = item_keys(record.items[:longest])
-    except RequestError as error:
-        raise RequestError(f"user {user!r}: the source's items: {error}") from error
-    return History(keys, _type_numbers(user, record.types[:longest], schema), max(0, total - longest))
-
-
-def read_features(
-    user: UserId, record: UserRecord, schema: Schema, report: EncodeReport
-) -> dict[str, np.ndarray]:
-    """Encode the features of a record, ``[1, ...]`` each; those that the schema does not name are counted.
-
-    Raises:
-        RequestError: a value is of the wrong kind.
-    """
-    columns = {name: [value] for name, value in record.features.items()}
-    try:
-        return schema.encode("user", columns, 1, report=report, strict=False)
-    except SchemaError as error:
-        raise RequestError(f"user {user!r}: the source's features: {error}") from error
-
-
 def _shown(value: Any) -> str:
     text = repr(value)
     return (
@@ -138,29 +85,3 @@ def _shown(value: Any) -> str:
         if value is None
         else f"a {type(value).__name__} ({text if len(text) <= 60 else text[:57] + '...'})"
     )
-
-
-def _type_numbers(user: UserId, types: Any, schema: Schema) -> np.ndarray:
-    names = schema.behaviour_types
-    if len(types) and isinstance(types[0], str):
-        number = {name: index for index, name in enumerate(names)}
-        try:
-            return np.fromiter((number[name] for name in types), np.int32, len(types))
-        except KeyError as error:
-            raise RequestError(
-                f"user {user!r}: unknown behaviour type {error.args[0]!r}; the model knows "
-                f"{', '.join(names)}."
-            ) from None
-    numbers = np.asarray(types)
-    if len(numbers) == 0:
-        return np.zeros(0, np.int32)
-    if numbers.dtype.kind not in "iu" or numbers.ndim != 1:
-        raise RequestError(
-            f"user {user!r}: behaviour types have dtype {numbers.dtype}, expected names or their numbers."
-        )
-    if numbers.min() < 0 or numbers.max() >= len(names):
-        raise RequestError(
-            f"user {user!r}: behaviour types go from {numbers.min()} to {numbers.max()}, expected 0 to "
-            f"{len(names) - 1} ({', '.join(names)})."
-        )
-    return numbers.astype(np.int32)

@@ -1,7 +1,7 @@
 """User states and their cache.
 
-A state is kept by user, one for each history length, with the bundle version and the revision of the record that
-it was computed from; a record of another revision does not get it, and its own state takes the place. It
+A state is kept by user, one for each history length, with the bundle version and the revision of the record
+that it was computed from; a record of another revision does not get it, and its own state takes the place. It
 holds nothing of a request's context. It is also as old as the behaviour table was when it was computed: an
 item that enters the table later counts for a cached user once the state's time to live is over, the
 record's revision has changed, or the user is invalidated.
@@ -28,8 +28,8 @@ from aif_jax.types import UserId
 _OWNER, _SOURCE, _COUNTS, _COMPUTED = "#owner", "#source", "#counts", "#computed"
 
 _MAX_REMEMBERED = 65_536
-"""Users remembered: those invalidated, for the user sides that are under way meanwhile; and those whose states
-were kept last, for the generation that comes next."""
+"""Users remembered: those invalidated, for user sides that are under way meanwhile; and those whose states
+were kept last, for the next generation."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class _Keys:
 
 
 class UserStates:
-    """Cached user states: one bounded embedding cache for each history length, each with room for as many users.
+    """Cached user states: one bounded embedding cache for each history length, with room for as many users.
 
     Safe to use from any thread. Look-ups take no lock; what is kept and what is invalidated does, so that
     nothing computed from a record fetched before an invalidation is there after it.

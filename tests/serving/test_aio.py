@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from aif_jax.errors import SchedulerError
 from aif_jax.aio import TimeLimit, result_of
+from aif_jax.errors import SchedulerError
 
 
 async def sleep_within(limit: float | None, seconds: float) -> str:

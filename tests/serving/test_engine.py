@@ -13,6 +13,7 @@ import pytest
 from aif_jax.bundle import Bundle, compilations, loads
 from aif_jax.errors import ConfigError
 from aif_jax.nearline import ItemIndex, Tables
+from aif_jax.nearline.row_buffers import RowBuffers
 from aif_jax.serving import (
     Engine,
     EngineConfig,
@@ -24,7 +25,6 @@ from aif_jax.serving import (
     UserStateCache,
 )
 from aif_jax.serving.config import Sizes
-from aif_jax.serving.stage import Staging
 from served import ENGINE_CONFIG, World
 
 
@@ -104,7 +104,7 @@ def test_requests_read_whole_rows_while_items_change(
 
 
 def test_staging_lends_a_buffer_to_one_call_at_a_time() -> None:
-    staging = Staging({"h": (np.dtype(np.float32), (3,)), "sig": (np.dtype(np.uint8), (5,))})
+    staging = RowBuffers({"h": (np.dtype(np.float32), (3,)), "sig": (np.dtype(np.uint8), (5,))})
     first, second = staging.lend(16), staging.lend(16)
     assert first is not second
     assert first.columns["h"].shape == (16, 3)

@@ -12,9 +12,9 @@ import pytest
 
 from aif_jax.bundle import Bundle, compilations, export_bundle
 from aif_jax.errors import RequestError
+from aif_jax.features.ids import KeySet
 from aif_jax.nearline import BehaviourTable, ItemIndex, Tables
 from aif_jax.serving import Engine, EngineConfig, Filters, InMemoryUsers, Shapes
-from aif_jax.serving.candidates import KeySet
 from aif_jax.types import Candidates, Request
 from served import CONFIG, ENGINE_CONFIG, GENRES, K_MAX, N_ITEMS, World, make_model
 

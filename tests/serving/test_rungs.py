@@ -23,7 +23,7 @@ from aif_jax.models import Folded
 from aif_jax.nearline import ItemIndex, Tables, build_tables
 from aif_jax.serving import Engine, EngineConfig, InMemoryUsers, Threads
 from aif_jax.serving.ladder import Ladder
-from aif_jax.serving.priors import best_first
+from aif_jax.features.score import best_first
 from aif_jax.serving.report import Ranking
 from aif_jax.types import Candidates, ItemRecords, Request, UserRecord
 from held import until

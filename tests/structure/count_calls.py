@@ -37,6 +37,7 @@ def make_engine(folder: Path) -> tuple[aif.Engine, list[str]]:
     )
     bundle = aif.export_bundle(trained.model, folder / "bundle", k_max=50)
     columns = {name: column for name, column in data.items.items() if name != "ids"}
+    assert data.content is not None, "the synthetic data has content"
     content = fit_width(data.content, bundle.config.content_width).vectors
     tables = aif.build_tables(bundle, aif.ItemRecords(data.items["ids"], columns, content))
     users = {str(data.users["ids"][n]): data.user_record(n) for n in range(60)}

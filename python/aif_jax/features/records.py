@@ -1,6 +1,7 @@
 """User records as the user program reads them: features encoded, behaviours as keys and type numbers."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,44 @@ class History:
     keys: np.ndarray
     types: np.ndarray
     truncated: int
+
+
+def checked_record(user: UserId, record: Any) -> UserRecord:
+    """Check the types in what a user source returned; values are checked when they are read.
+
+    Raises:
+        RequestError: it is not a `UserRecord`, or a field is not what the record's documentation says.
+    """
+    if not isinstance(record, UserRecord):
+        raise RequestError(
+            f"user {user!r}: the user source returned a {type(record).__name__}, expected a UserRecord "
+            "or None."
+        )
+    if not isinstance(record.features, Mapping):
+        raise RequestError(
+            f"user {user!r}: the source's features: got {_shown(record.features)}, expected a mapping from "
+            "names to values; {} for a user without features."
+        )
+    for name in ("items", "types"):
+        column = getattr(record, name)
+        try:
+            len(column)
+            column[:0]
+        except (TypeError, KeyError):
+            raise RequestError(
+                f"user {user!r}: the source's {name}: got {_shown(column)}, expected an array or list, most "
+                "recent first; () for a user without behaviours."
+            ) from None
+    return record
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return (
+        text
+        if value is None
+        else f"a {type(value).__name__} ({text if len(text) <= 60 else text[:57] + '...'})"
+    )
 
 
 def read_history(user: UserId, record: UserRecord, schema: Schema, longest: int) -> History:

@@ -170,3 +170,16 @@ def score_of(config: ModelConfig, schema: Schema) -> Score:
             "feature; rename that one."
         )
     return score
+
+
+def best_first(scores: np.ndarray, k: int) -> np.ndarray:
+    """Return positions ``[k]`` of the best scores ``[N]``, best first, equal ones in order."""
+    if k == 0:
+        return np.zeros(0, np.intp)
+    if k < len(scores):
+        last = np.partition(scores, len(scores) - k)[len(scores) - k]
+        better, equal = np.flatnonzero(scores > last), np.flatnonzero(scores == last)
+        near = np.sort(np.concatenate((better, equal[: k - len(better)])))
+    else:
+        near = np.arange(len(scores))
+    return near[np.argsort(-scores[near], kind="stable")]

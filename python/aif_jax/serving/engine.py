@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, Self, TypedDict, Unpack, overload
 
 import numpy as np
 
@@ -29,6 +29,15 @@ from aif_jax.serving.tasks import Deadline, Lane, Workers
 from aif_jax.serving.user_side import GroupMember
 from aif_jax.serving.user_states import UserStates
 from aif_jax.types import ItemRecords, ItemSource, Request, Retrieve, UserId, UserRecord, UserSource
+
+
+class ManyArgs(TypedDict, total=False):
+    """Arguments of `Engine.rank_many`, for type checkers."""
+
+    k: int | None
+    contexts: Sequence[Context | None] | None
+    deadline_ms: float | None
+    filters: Filters | Sequence[Filters | None] | None
 
 
 class Engine:
@@ -180,26 +189,12 @@ class Engine:
 
     @overload
     def rank_many(
-        self,
-        users: Sequence[UserId],
-        *,
-        k: int | None = None,
-        contexts: Sequence[Context | None] | None = None,
-        deadline_ms: float | None = None,
-        filters: Filters | Sequence[Filters | None] | None = None,
-        return_exceptions: Literal[False] = False,
+        self, users: Sequence[UserId], *, return_exceptions: Literal[False] = False, **given: Unpack[ManyArgs]
     ) -> list[Ranking]: ...
 
     @overload
     def rank_many(
-        self,
-        users: Sequence[UserId],
-        *,
-        k: int | None = None,
-        contexts: Sequence[Context | None] | None = None,
-        deadline_ms: float | None = None,
-        filters: Filters | Sequence[Filters | None] | None = None,
-        return_exceptions: bool,
+        self, users: Sequence[UserId], *, return_exceptions: bool, **given: Unpack[ManyArgs]
     ) -> list[Ranking | BaseException]: ...
 
     def rank_many(
@@ -243,26 +238,12 @@ class Engine:
 
     @overload
     async def rank_many_async(
-        self,
-        users: Sequence[UserId],
-        *,
-        k: int | None = None,
-        contexts: Sequence[Context | None] | None = None,
-        deadline_ms: float | None = None,
-        filters: Filters | Sequence[Filters | None] | None = None,
-        return_exceptions: Literal[False] = False,
+        self, users: Sequence[UserId], *, return_exceptions: Literal[False] = False, **given: Unpack[ManyArgs]
     ) -> list[Ranking]: ...
 
     @overload
     async def rank_many_async(
-        self,
-        users: Sequence[UserId],
-        *,
-        k: int | None = None,
-        contexts: Sequence[Context | None] | None = None,
-        deadline_ms: float | None = None,
-        filters: Filters | Sequence[Filters | None] | None = None,
-        return_exceptions: bool,
+        self, users: Sequence[UserId], *, return_exceptions: bool, **given: Unpack[ManyArgs]
     ) -> list[Ranking | BaseException]: ...
 
     async def rank_many_async(

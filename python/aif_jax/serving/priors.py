@@ -10,7 +10,7 @@ import numpy as np
 
 from aif_jax.config import PRIOR
 from aif_jax.features import EncodeReport
-from aif_jax.features.score import score_of
+from aif_jax.features.score import best_first, score_of
 from aif_jax.nearline.item_index import RANKABLE
 from aif_jax.serving.candidates import EncodedCandidates, check_candidates
 from aif_jax.serving.generation import Generation, unknown_items
@@ -128,19 +128,6 @@ class Priors:
         numbers = np.arange(size, dtype=np.uint64)
         made = check_candidates(numbers, None, generation.bundle.schema, generation.raw_pair, EncodeReport())
         return made._replace(keys=np.resize(generation.tables.items.store.cache.keys(), size))
-
-
-def best_first(scores: np.ndarray, k: int) -> np.ndarray:
-    """Return positions ``[k]`` of the best scores ``[N]``, best first, equal ones in order."""
-    if k == 0:
-        return np.zeros(0, np.intp)
-    if k < len(scores):
-        last = np.partition(scores, len(scores) - k)[len(scores) - k]
-        better, equal = np.flatnonzero(scores > last), np.flatnonzero(scores == last)
-        near = np.sort(np.concatenate((better, equal[: k - len(better)])))
-    else:
-        near = np.arange(len(scores))
-    return near[np.argsort(-scores[near], kind="stable")]
 
 
 def _second_run(function: Callable[[], Result]) -> tuple[Result, float]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from aif_jax.bundle import Bundle, compilations
 from aif_jax.errors import AifError, PublishError, RequestError, SchedulerError
+from aif_jax.features.records import checked_record
 from aif_jax.machine import throttled
 from aif_jax.nearline import Coverage, Tables
 from aif_jax.nearline.coverage import MissingKeys, coverage_of
@@ -24,7 +25,6 @@ from aif_jax.serving.generation import Needs, check_budget, check_versions, need
 from aif_jax.serving.release import Release
 from aif_jax.serving.shadow import Answer, answer, compared
 from aif_jax.serving.user_program import compute_state, long_bucket
-from aif_jax.serving.user_source import checked_record
 from aif_jax.types import UserId, UserRecord
 
 _POLL_S = 0.05

@@ -121,19 +121,13 @@ class Retrieval:
         """
         retrieve, began_s = self.require(), time.perf_counter()
         task, failure = None, None
-        try:
-            if self.is_coroutine:
-                task = self._loop.submit(lambda: retrieve(request), _seconds(limit_ms))
-            elif self.has_fallback and limit_ms is not None:
-                task = submit(lambda: retrieve(request))
-        except NO_CANDIDATES as error:
-            failure = error
-        try:
+        if self.is_coroutine:
+            limit_s = _seconds(limit_ms)
+            task, failure = _begun(lambda: self._loop.submit(lambda: retrieve(request), limit_s), start)
+        elif self.has_fallback and limit_ms is not None:
+            task, failure = _begun(lambda: submit(lambda: retrieve(request)), start)
+        else:
             start()
-        except BaseException:
-            if task is not None:
-                _give_up(task)
-            raise
         if failure is None:
             try:
                 return Outcome(self._checked(self._result(task, request, limit_ms, began_s)), None)
@@ -178,17 +172,8 @@ class Retrieval:
         Returns:
             The candidates, and what ``go_on`` returned.
         """
-        began_s, task, failure = time.perf_counter(), None, None
-        try:
-            task = submit(lambda: self._call_and_go_on(request, go_on))
-        except NO_CANDIDATES as error:
-            failure = error
-        try:
-            start()
-        except BaseException:
-            if task is not None:
-                _give_up(task)
-            raise
+        began_s = time.perf_counter()
+        task, failure = _begun(lambda: submit(lambda: self._call_and_go_on(request, go_on)), start)
         if task is not None:
             try:
                 result, found, came_of_it = await self._joined(task, request, limit_ms, take_over, began_s)
@@ -309,6 +294,22 @@ class Retrieval:
             if isinstance(error, Exception):
                 raise _explained(error, request, limit_ms, began_s) from error
             raise
+
+
+def _begun(hand_over: Callable[[], Task], start: Callable[[], None]) -> tuple[Task | None, Exception | None]:
+    """Hand retrieval over, then start the user side; return the task, or the error in its place."""
+    task, failure = None, None
+    try:
+        task = hand_over()
+    except NO_CANDIDATES as error:
+        failure = error
+    try:
+        start()
+    except BaseException:
+        if task is not None:
+            _give_up(task)
+        raise
+    return task, failure
 
 
 def _give_up(task: "concurrent.futures.Future[Any]") -> None:

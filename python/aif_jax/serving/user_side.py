@@ -22,13 +22,13 @@ import numpy as np
 from aif_jax.aio import SHUT_DOWN
 from aif_jax.errors import RequestError, SchedulerError, SchemaError, UnknownUserError
 from aif_jax.features import EncodeReport, bucket_for
+from aif_jax.features.records import checked_record
 from aif_jax.serving.generation import Generation
 from aif_jax.serving.ladder import FULL, Choice, Ladder
 from aif_jax.serving.report import Task
 from aif_jax.serving.stage import Shared
 from aif_jax.serving.tasks import Tasks
 from aif_jax.serving.user_program import compute_states, long_bucket
-from aif_jax.serving.user_source import checked_record
 from aif_jax.serving.user_states import UserState, UserStates
 from aif_jax.types import UserId, UserRecord, UserSource
 

@@ -8,9 +8,11 @@ import threading
 import weakref
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from aif_jax.errors import SchedulerError
+
+T = TypeVar("T")
 
 SHUT_DOWN = (
     "the engine's threads were shut down before all of this request could run, as happens when the "
@@ -58,6 +60,51 @@ async def result_of(future: "concurrent.futures.Future[Any]", timeout_s: float |
             raise TimeoutError
     if future.cancelled():
         # Not as a cancellation: the caller's coroutine would pass for one that was given up.
+        raise SchedulerError(SHUT_DOWN)
+    return future.result()
+
+
+async def call_in_thread(
+    submit: "Callable[[Callable[[], T]], concurrent.futures.Future[T]]", function: Callable[[], T]
+) -> T:
+    """Return the result of a function that another thread calls; give it up if the caller is cancelled.
+
+    The thread wakes the coroutine as soon as the function has returned. `result_of` is woken later, when the
+    thread has done the bookkeeping of the future too.
+
+    Args:
+        submit: runs a function in a thread.
+        function: called once, or never if its task is cancelled.
+    """
+    loop = asyncio.get_running_loop()
+    waiter: asyncio.Future[None] = loop.create_future()
+    result: list[T] = []
+
+    def wake() -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    def call() -> T:
+        result.append(function())
+        with contextlib.suppress(RuntimeError):  # a closed loop
+            loop.call_soon_threadsafe(wake)
+        return result[0]
+
+    def ended(_: object) -> None:
+        if not result:  # it raised, or was never called
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(wake)
+
+    future = submit(call)
+    future.add_done_callback(ended)
+    try:
+        await waiter
+    except BaseException:
+        future.cancel()
+        raise
+    if result:
+        return result[0]
+    if future.cancelled():
         raise SchedulerError(SHUT_DOWN)
     return future.result()
 

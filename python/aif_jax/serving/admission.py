@@ -20,7 +20,6 @@ from typing import Literal, NamedTuple
 
 from aif_jax.errors import OverloadedError
 from aif_jax.serving.ladder import FINISH, USER, Ladder
-from aif_jax.serving.report import Report
 from aif_jax.serving.tasks import Deadline
 from aif_jax.types import UserId
 
@@ -121,14 +120,12 @@ class Admission:
         if ticket is not None:
             ticket.user_ms = 0.0
 
-    def learn(self, ticket: Ticket | None, report: Report) -> None:
+    def learn(self, ticket: Ticket, total_ms: float, retrieval_ms: float, rung: int) -> None:
         """Learn from how a request went; one whose stage came too late would have ended after it."""
-        if ticket is None:
-            return
-        ended_ms = report.total_ms + (ticket.stage_ms if report.rung == 3 else 0.0)
-        predicted_ms = max(ticket.user_until_ms, report.retrieval_ms) + ticket.stage_ms
+        ended_ms = total_ms + (ticket.stage_ms if rung == 3 else 0.0)
+        predicted_ms = max(ticket.user_until_ms, retrieval_ms) + ticket.stage_ms
         with self._lock:
-            self._retrieval_ms += _NEWEST * (report.retrieval_ms - self._retrieval_ms)
+            self._retrieval_ms += _NEWEST * (retrieval_ms - self._retrieval_ms)
             self._slack_ms += _NEWEST * (ended_ms - predicted_ms - self._slack_ms)
 
     def done(self, ticket: Ticket | None) -> None:

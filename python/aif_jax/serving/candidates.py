@@ -485,7 +485,9 @@ def check_request(user: Any, context: Any, deadline_ms: Any, schema: Schema) -> 
         RequestError: ``user`` is not an integer or a string, the deadline is not a number of milliseconds
             that a clock can count, or the context does not fit the schema.
     """
-    if isinstance(user, bool) or not isinstance(user, (int, str, np.integer)):
+    if type(user) not in (int, str) and (
+        isinstance(user, bool) or not isinstance(user, (int, str, np.integer))
+    ):
         raise RequestError(f"user: got {type(user).__name__} {user!r}, expected an integer or a string.")
     if deadline_ms is not None and not 0 < deadline_ms <= _MAX_DEADLINE_MS:
         raise RequestError(
@@ -504,7 +506,7 @@ def check_context(context: Any, schema: Schema) -> None:
     Raises:
         RequestError: it has others, or is not a mapping.
     """
-    if not isinstance(context, Mapping):
+    if type(context) is not dict and not isinstance(context, Mapping):
         raise RequestError(f"context: got a {type(context).__name__}, expected features by name.")
     known = schema.names("context")
     if not context.keys() <= known:

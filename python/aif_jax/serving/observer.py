@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from aif_jax.serving.report import Report, Task, shown_user
+from aif_jax.serving.report import Facts, Report, Task, shown_user
 from aif_jax.types import UserId
 
 _log = logging.getLogger(__name__)
@@ -124,28 +124,28 @@ class Observers:
         with self._lock:
             self._counts[name] += number
 
-    def ranked(self, report: Report) -> None:
+    def ranked(self, facts: Facts) -> None:
         """Count a ranking that reached its caller, and notify."""
-        counts = self._counts
+        counts, values = self._counts, facts.values
         with self._lock:
             counts["ranked"] += 1
-            counts[f"user_state:{report.user_state}"] += 1
-            counts["unknown_users"] += report.unknown_user
-            counts["user_batched"] += report.user_batch > 1
+            counts[f"user_state:{values['user_state']}"] += 1
+            counts["unknown_users"] += values["unknown_user"]
+            counts["user_batched"] += values["user_batch"] > 1
             for name in _LEFT_OUT:
-                counts[name] += getattr(report, name)
-            counts[f"rung:{report.rung}"] += 1
-            if report.rung:
-                counts[f"degraded:{report.rung_reason}"] += 1
-            if report.retrieval == "fallback":
-                counts[f"fallback:{report.retrieval_reason}"] += 1
-            for name, number in report.filtered.items():
+                counts[name] += values[name]
+            counts[f"rung:{values['rung']}"] += 1
+            if values["rung"]:
+                counts[f"degraded:{values['rung_reason']}"] += 1
+            if values["retrieval"] == "fallback":
+                counts[f"fallback:{values['retrieval_reason']}"] += 1
+            for name, number in values["filtered"].items():
                 counts[f"filtered:{name}"] += number
-            for reason, number in report.uncomputed_items.items():
+            for reason, number in values["uncomputed_items"].items():
                 counts[f"uncomputed:{reason}"] += number
-            counts["overrun"] += report.overrun_ms > 0
+            counts["overrun"] += values["overrun_ms"] > 0
         for observer in self._observers:
-            self._notify(observer, observer.ranked, report)
+            self._notify(observer, observer.ranked, facts.report())
 
     def failed(
         self,

@@ -1,7 +1,7 @@
 """Result of a request: its ranking, and a report of where its time went and what was left out."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -209,7 +209,39 @@ class Report(NamedTuple):
         return {name: value for name, value in self._asdict().items() if name not in ("spans", "tasks")}
 
 
-@dataclasses.dataclass(frozen=True, slots=True, repr=False)
+class Facts:
+    """Facts of one ranking; the report is put together from them when somebody reads it.
+
+    Args:
+        values: fields of the report, all but ``spans`` and ``tasks``.
+        spans: pieces of the request's time.
+        ran: tasks of the request.
+        finished_s: when the ranking was there, on the clock of ``time.perf_counter``.
+    """
+
+    __slots__ = ("_finished_s", "_ran", "_report", "_spans", "values")
+
+    def __init__(
+        self, values: Mapping[str, Any], spans: Sequence[Span], ran: Sequence[Task], finished_s: float
+    ):
+        self.values = values
+        self._spans = spans
+        self._ran = ran
+        self._finished_s = finished_s
+        self._report: Report | None = None
+
+    def report(self) -> Report:
+        """Return the report; always the same one."""
+        if self._report is None:
+            finished_s, tasks = self._finished_s, []
+            for task in tuple(self._ran):
+                # A task that ran on, like the caller's or that of a plain retrieve, ended with the ranking.
+                ended_s = task.ended_s if task.ended_s <= finished_s else finished_s
+                tasks.append(dataclasses.replace(task, ended_s=ended_s))
+            self._report = Report(**self.values, spans=tuple(self._spans), tasks=tuple(tasks))
+        return self._report
+
+
 class Ranking:
     """The best candidates of a request, best first; equal scores in the order in which the candidates came.
 
@@ -217,13 +249,21 @@ class Ranking:
         ids: item ids as they were given: integers (uint64) or strings, ``[k]``.
         scores: float32 ``[k]``: the model's score expression.
         heads: float32 ``[k]`` by head: its probability, calibrated.
-        report: account of the request.
+        facts: facts that the report is made of.
     """
 
-    ids: np.ndarray
-    scores: np.ndarray
-    heads: Mapping[str, np.ndarray]
-    report: Report
+    __slots__ = ("facts", "heads", "ids", "scores")
+
+    def __init__(self, ids: np.ndarray, scores: np.ndarray, heads: Mapping[str, np.ndarray], facts: Facts):
+        self.ids = ids
+        self.scores = scores
+        self.heads = heads
+        self.facts = facts
+
+    @property
+    def report(self) -> Report:
+        """Account of the request."""
+        return self.facts.report()
 
     def __len__(self) -> int:
         return len(self.ids)

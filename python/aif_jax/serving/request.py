@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from aif_jax.aio import result_of
+from aif_jax.aio import call_in_thread, result_of
 from aif_jax.errors import DeadlineExceededError, OverloadedError, RequestError
 from aif_jax.features import EncodeReport
-from aif_jax.serving.account import Account, RankTimes
+from aif_jax.serving.account import Account, RankTimes, describe
 from aif_jax.serving.admission import Admission, Ticket
 from aif_jax.serving.candidates import Filters, ParsedCandidates, RankArgs, checked_k, encode, parse
 from aif_jax.serving.ladder import Choice, Reason
@@ -201,9 +201,8 @@ class Pending:
         self._side: UserSide | None = None
         self._user_error: BaseException | None = None
         self._source_failed = False
-        # Resolved when the user side is settled, for those who wait.
-        self._settled: concurrent.futures.Future[None] = concurrent.futures.Future()
-        self._settled.set_running_or_notify_cancel()  # asyncio cannot cancel a future that runs
+        # Resolved when the user side is settled; made by the one who waits, if there is anything to wait for.
+        self._settled: concurrent.futures.Future[None] | None = None
         # Whether the request went on without its user side.
         self._went_on = False
         # The user's record, once the source has answered, for shadows.
@@ -420,9 +419,9 @@ class Pending:
             first = self._user_phase in _UNSETTLED
             if first:
                 self._user_phase, self._side = UserPhase.READY, side
-            late = self._went_on and not first
-        if first:
-            self._settled.set_result(None)
+            late, waited = self._went_on and not first, self._settled
+        if first and waited is not None:
+            waited.set_result(None)
         elif late:
             self._services.observers.count("late_user_sides")
 
@@ -433,8 +432,9 @@ class Pending:
             first = self._user_phase in _UNSETTLED
             if first:
                 self._user_phase, self._user_error, self._source_failed = UserPhase.FAILED, error, source
-        if first:
-            self._settled.set_result(None)
+            waited = self._settled
+        if first and waited is not None:
+            waited.set_result(None)
 
     def _go_on_without(self) -> bool:
         """Stop waiting for the user side: FETCHING, COMPUTING -> DROPPED; return whether it is not READY."""
@@ -504,7 +504,8 @@ class Pending:
         self, found: Found, k: int | None, filters: Filters | None
     ) -> Ranking | BaseException | None:
         """Rank in the thread that retrieved, unless that would wait: it has other retrievals to do."""
-        waits = not self._settled.done() or self._release.missing is not None
+        settled = self._user_phase in (UserPhase.READY, UserPhase.FAILED)
+        waits = not settled or self._release.missing is not None
         if waits or not self._services.workers.has_idle("compute"):
             return None
         with self._lock:
@@ -562,7 +563,7 @@ class Pending:
             if self._user_phase in _UNSETTLED:
                 wait_s = None if deadline.ms is None else self._wait_s(len(parsed.keys))
                 with contextlib.suppress(TimeoutError):
-                    self._settled.result(wait_s)
+                    self._unsettled().result(wait_s)
             side, reserve_ms = self._user_side(), 0.0
             around = self._services.around_scoring
             score = self._score if around is None else functools.partial(self._score_within, around)
@@ -598,7 +599,7 @@ class Pending:
                     await rows.wait_async()
             if self._user_phase in _UNSETTLED:
                 with contextlib.suppress(TimeoutError):
-                    await result_of(self._settled, self._wait_s(n))
+                    await result_of(self._unsettled(), self._wait_s(n))
             side = self._user_side()
             around = self._services.around_scoring
             score = self._score if around is None else functools.partial(self._score_within, around)
@@ -607,10 +608,10 @@ class Pending:
                 ranking = self._score(side, args, parsed, rows, choice)
             else:
                 try:
-                    task = self._tasks.submit(
-                        "compute", "stage", score, side, args, parsed, rows, reserve_ms=reserve_ms
+                    ranking = await call_in_thread(
+                        lambda call: self._tasks.submit("compute", "stage", call, reserve_ms=reserve_ms),
+                        lambda: score(side, args, parsed, rows),
                     )
-                    ranking = await result_of(task)
                 except (DeadlineExceededError, OverloadedError) as error:
                     ranking = self._score(side, args, parsed, rows, self._last_rung(error))
             drop = False
@@ -642,6 +643,16 @@ class Pending:
         if missing is None or self._user_phase is UserPhase.SHED or not len(parsed.keys):
             return None
         return missing.start(parsed.ids, parsed.keys, self._tasks)
+
+    def _unsettled(self) -> "concurrent.futures.Future[None]":
+        """Return a future that is done when the user side is settled."""
+        with self._lock:
+            if self._settled is None:
+                self._settled = concurrent.futures.Future()
+                self._settled.set_running_or_notify_cancel()  # asyncio cannot cancel a future that runs
+                if self._user_phase not in _UNSETTLED:
+                    self._settled.set_result(None)
+            return self._settled
 
     def _wait_s(self, n: int) -> float | None:
         """Return how long the user side of a request of n candidates may be waited for."""
@@ -758,19 +769,26 @@ class Pending:
                 raise self._tasks.too_late("stage")
         choice = choice or side.choice
         parsed_s = parsed.parsed_s if early else args.called_s
-        account = Account(
-            self.user, release.version, bundle.kind, self.deadline, self._retrieval, self._retrieval_reason,
-            self._tasks.ran, side, parsed, rows, choice, encoding, k,
-            RankTimes(args.called_s, parsed_s, ready_s, time.perf_counter()),
-        )  # fmt: skip
+        times = RankTimes(args.called_s, parsed_s, ready_s, time.perf_counter())
+        accounts: list[Account] = []
+
+        def account() -> None:
+            known = describe(
+                self.user, release.version, bundle.kind, self.deadline, self._retrieval,
+                self._retrieval_reason, self._tasks.ran, side, parsed, rows, choice, encoding, k, times,
+            )  # fmt: skip
+            accounts.append(known)
+
         if choice.rung == 3:
             scored = release.priors.by_item_prior(candidates, k)
         else:
-            scored = generation.score(side.shared, candidates, k, account.describe)
+            scored = generation.score(side.shared, candidates, k, account)
             ladder.record_finish(n, length, (time.perf_counter() - ready_s) * 1e3)
+        if not accounts:
+            account()
+        facts = accounts[0].finish(scored)
         heads = dict(zip(bundle.config.heads, scored.heads.T, strict=True))
-        best = candidates.ids[scored.order]
-        ranking = Ranking(best, scored.scores, heads, account.report(scored))
+        ranking = Ranking(candidates.ids[scored.order], scored.scores, heads, facts)
         if not choice.rung and self._services.shadows.running:
             self._services.shadows.offer(
                 FinishedRequest(self.user, self._record, self.context, args, k, release.version, ranking)
@@ -784,9 +802,13 @@ class Pending:
 
         Not in the stage's thread: that may run to its end for a caller that was cancelled meanwhile.
         """
+        facts = ranking.facts
         if self._ticket is not None:
-            self._services.admission.learn(self._ticket, ranking.report)
-        self._services.observers.ranked(ranking.report)
+            values = facts.values
+            self._services.admission.learn(
+                self._ticket, values["total_ms"], values["retrieval_ms"], values["rung"]
+            )
+        self._services.observers.ranked(facts)
         return ranking
 
     def _report_failure(self, error: BaseException) -> None:

@@ -130,7 +130,7 @@ class FinishedRequest(NamedTuple):
             record=record,
             context=dict(self.context),
             args=args._replace(candidates=_copied(args.candidates), pair=_copied(args.pair)),
-            ranking=dataclasses.replace(ranking, ids=ranking.ids.copy(), scores=ranking.scores.copy()),
+            ranking=Ranking(ranking.ids.copy(), ranking.scores.copy(), ranking.heads, ranking.facts),
         )
 
 

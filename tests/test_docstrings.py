@@ -1,18 +1,32 @@
 """Examples in docstrings: each prints what it says, and every public name has one."""
 
+import asyncio
+import dataclasses
 import doctest
 import importlib
+import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import aif_jax
+from aif_jax.bundle import Bundle
+from aif_jax.nearline import Tables
+from aif_jax.serving import Engine, InMemoryUsers, Pending
+from served import ENGINE_CONFIG, World, tables_of
 
 WITHOUT_EXAMPLE = {
-    "BehaviourTable", "Bundle", "EmbeddingCache", "Engine", "EngineConfig", "Filters", "ItemIndex",
-    "PublishChecks", "Ranking", "Report", "RowLayout", "Scheduler", "Tables", "build_tables", "export_bundle",
+    "BehaviourTable", "Bundle", "EmbeddingCache", "ItemIndex", "Ranking", "Report", "RowLayout", "Scheduler",
+    "Tables", "export_bundle",
 }  # fmt: skip
-"""Public names that need a bundle, or are native, and are shown at work in the documents instead."""
+"""Public names that others return, that are native, or that the documents show at work instead."""
+
+SERVED = {"aif_jax.serving.engine", "aif_jax.serving.request", "aif_jax.nearline.tables"}
+"""Modules whose examples need a model: they find an engine and its parts by the names of `served_names`."""
+
+NO_EXAMPLE = {"Engine.close", "Engine.rollback", "Pending.rank_async"}
+"""Public methods that the examples of others call, or that are like others."""
 
 PACKAGE = Path(aif_jax.__file__).parent
 
@@ -26,13 +40,42 @@ def modules_with_examples() -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("name", modules_with_examples())
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+@pytest.mark.parametrize("name", [name for name in modules_with_examples() if name not in SERVED])
 def test_examples_print_what_they_say(name: str) -> None:
-    results = doctest.testmod(
-        importlib.import_module(name), optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    )
+    results = doctest.testmod(importlib.import_module(name), optionflags=FLAGS)
     assert results.attempted > 0, "the examples stand where doctest does not look"
     assert results.failed == 0, "see the output"
+
+
+@pytest.mark.parametrize("name", sorted(SERVED))
+def test_examples_of_serving_print_what_they_say(
+    name: str, bundle: Bundle, tables: Tables, other_bundle: Bundle, world: World
+) -> None:
+    ids, pair = world.candidates(20)
+    users = InMemoryUsers({"ann": world.record(5), "bob": world.record(6)})
+    config = dataclasses.replace(ENGINE_CONFIG, k=10)
+    arguments: dict[str, Any] = {"users": users, "config": config, "retrieve": lambda request: ids}
+    with Engine(bundle, tables, **arguments) as engine:
+        names = {
+            "aif": aif_jax, "asyncio": asyncio, "bids": pair["bid"], "bundle": bundle, "candidates": ids,
+            "engine": engine, "new_bundle": other_bundle, "new_tables": tables_of(other_bundle, world)[1],
+            "tables": tables, "users": users,
+        }  # fmt: skip
+        results = doctest.testmod(importlib.import_module(name), extraglobs=names, optionflags=FLAGS)
+    assert results.attempted > 0, "the examples stand where doctest does not look"
+    assert results.failed == 0, "see the output"
+
+
+@pytest.mark.parametrize("kind", [Engine, Pending])
+def test_public_methods_of_serving_have_examples(kind: type) -> None:
+    methods = {name: value for name, value in vars(kind).items() if inspect.isfunction(value)}
+    internal = {"begin", "close", "expire", "retrieve_and_rank", "retrieve_and_rank_async"}
+    public = {name for name in methods if name[0] != "_" and not (kind is Pending and name in internal)}
+    lacking = {name for name in public if ">>>" not in (methods[name].__doc__ or "")}
+    assert {f"{kind.__name__}.{name}" for name in lacking} <= NO_EXAMPLE
 
 
 def test_every_public_name_has_an_example() -> None:

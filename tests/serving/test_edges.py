@@ -218,7 +218,7 @@ def test_a_request_cancelled_during_the_stage_is_not_counted_as_ranked(make: Any
         assert go_on.wait(10)
         return score()
 
-    engine.hooks.around_scoring(slow)
+    engine.hooks.services.around_scoring = slow
 
     async def ask() -> None:
         task = asyncio.create_task(engine.begin(5).rank_async(world.ids[:5]))

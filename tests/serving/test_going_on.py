@@ -96,7 +96,7 @@ def test_the_limit_of_retrieval_is_not_that_of_the_stage(make: Make, world: Worl
         time.sleep(0.5)
         return ranking
 
-    engine.hooks.around_scoring(slow)
+    engine.hooks.services.around_scoring = slow
     ranking = ranked(engine, deadline_ms=400.0)
     assert (ranking.report.rung, ranking.report.retrieval, len(ranking)) == (0, "own", 10)
 
@@ -109,7 +109,7 @@ def test_a_caller_that_is_cancelled_while_it_goes_on_was_not_ranked_for(make: Ma
         assert gate.wait(20)
         return score()
 
-    engine.hooks.around_scoring(held)
+    engine.hooks.services.around_scoring = held
 
     async def cancelled() -> bool:
         task = asyncio.ensure_future(engine.rank_async(5))

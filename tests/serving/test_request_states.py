@@ -144,8 +144,7 @@ class Model:
 def claimed(pending: Pending) -> bool:
     try:
         pending._claim()
-    except RequestError as error:
-        assert "cannot be ranked" in str(error)
+    except RequestError:
         return False
     return True
 
@@ -285,7 +284,7 @@ def test_engine_that_refuses_while_it_closes_retires_its_generations(make: Make,
         engine.close()
         raise OverloadedError("refused")
 
-    engine.hooks.admission.enter = closes  # type: ignore[method-assign]
+    engine.hooks.services.admission.enter = closes  # type: ignore[method-assign]
     with pytest.raises(OverloadedError):
         engine.begin(5, deadline_ms=100.0)
     assert engine.stats()["generations"]["open"] == 0

@@ -19,11 +19,11 @@ from aif_jax.errors import (
     RetrievalError,
     UnknownItemError,
 )
+from aif_jax.features.score import best_first
 from aif_jax.models import Folded
 from aif_jax.nearline import ItemIndex, Tables, build_tables
 from aif_jax.serving import Engine, EngineConfig, InMemoryUsers, Threads
 from aif_jax.serving.ladder import Ladder
-from aif_jax.features.score import best_first
 from aif_jax.serving.report import Ranking
 from aif_jax.types import Candidates, ItemRecords, Request, UserRecord
 from held import until
@@ -98,7 +98,7 @@ def make(served: dict[Precision, Served], source: Source) -> Iterator[Make]:
 
 
 def ladder_of(engine: Engine) -> Ladder:
-    return engine.hooks.ladder
+    return engine.hooks.generations.current.ladder
 
 
 def believe(engine: Engine, key: Any, ms: float) -> None:

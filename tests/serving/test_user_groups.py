@@ -403,7 +403,7 @@ def test_the_time_of_groups_is_nothing_to_single_requests(
     engine = make(4, user_states=UNCACHED)
     for user in range(20):
         engine.rank(user)
-    ladder = engine.hooks.ladder
+    ladder = engine.hooks.generations.current.ladder
     before = ladder.times.expected_ms(USER)
     monkeypatch.setattr(user_side, "compute_states", slow)
     engine.rank_many(range(80))

@@ -70,7 +70,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--max-functions", type=int, default=sys.maxsize, help="of the package")
     parser.add_argument("--max-files", type=int, default=sys.maxsize, help="that these functions stand in")
-    parser.add_argument("--show", action="store_true", help="list the functions in any case")
+    parser.add_argument(
+        "--show",
+        action="store_true",
+        help="list the functions in any case, in the order of their first calls",
+    )
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
@@ -90,7 +94,7 @@ def main() -> int:
         if count > limit
     ]
     if exceeded or arguments.show:
-        for (file, name), count in sorted(own.items()):
+        for (file, name), count in own.items():  # in the order of their first calls
             print(f"{count:4} {file}  {name}")
     report = {
         "calls_of_ours": sum(own.values()),

@@ -1,6 +1,7 @@
 """The structure that people read: no circles of imports, and a short road through one request."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +38,12 @@ def test_the_package_has_no_circles_of_imports() -> None:
     assert done.stdout == "0 circles, the largest of 0 modules\n"
 
 
-def test_a_plain_request_runs_few_functions_in_few_files() -> None:
-    done = run("count_calls.py", "--max-functions", "65", "--max-files", "16")
+def test_a_plain_request_runs_few_functions_in_few_files_as_the_design_says() -> None:
+    done = run("count_calls.py", "--max-functions", "65", "--max-files", "16", "--show")
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    assert json.loads(done.stdout.splitlines()[-1])["functions_of_ours"] > 10
+    *calls, last = done.stdout.splitlines()
+    assert json.loads(last)["functions_of_ours"] > 10
+    order = list(dict.fromkeys(line.split()[1] for line in calls))
+    design = (HERE.parents[1] / "DESIGN.md").read_text(encoding="utf-8")
+    section = design.partition("## How a request runs")[2].partition("\n## ")[0]
+    assert re.findall(r"^\d+\. `([a-z_/]+\.py)`", section, re.MULTILINE) == order

@@ -7,6 +7,7 @@ Everything raw that enters aif_jax goes through here: `Schema.encode` for featur
 from aif_jax.features.encoders import Encoder as Encoder
 from aif_jax.features.encoders import Hashing as Hashing
 from aif_jax.features.encoders import Vocabulary as Vocabulary
+from aif_jax.features.filters import Filters as Filters
 from aif_jax.features.ids import item_keys as item_keys
 from aif_jax.features.ids import split_ids as split_ids
 from aif_jax.features.kinds import Categorical as Categorical

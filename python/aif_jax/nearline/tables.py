@@ -34,8 +34,8 @@ def build_tables(bundle: Bundle, records: ItemRecords) -> Tables:
         RequestError: ids are neither integers nor strings.
 
     >>> records = ItemRecords(ids=[7, 8, 9], columns={"price": [4.0, 5.0, 6.0]})
-    >>> tables = build_tables(bundle, records)  # doctest: +SKIP
-    >>> len(tables.items), len(tables.behaviours)  # doctest: +SKIP
+    >>> tables = build_tables(bundle, records)
+    >>> len(tables.items), len(tables.behaviours)
     (3, 3)
     """
     catalogue = (records.ids, records.columns, records.content)

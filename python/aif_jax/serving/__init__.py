@@ -1,7 +1,7 @@
 """Serving: one engine round a bundle and its tables."""
 
+from aif_jax.features import Filters as Filters
 from aif_jax.nearline import Coverage as Coverage
-from aif_jax.serving.candidates import Filters as Filters
 from aif_jax.serving.config import EngineConfig as EngineConfig
 from aif_jax.serving.config import ItemRows as ItemRows
 from aif_jax.serving.config import MissingItems as MissingItems

@@ -96,12 +96,9 @@ def describe(
     """Put together the part of an account that does not depend on the stage.
 
     Args:
-        user: user whom it is for.
-        version: version of the bundle that scores it.
-        program: kind of its programs.
-        deadline: of the request.
-        retrieval: origin of the candidates.
-        retrieval_reason: why they are the fallback's, if they are.
+        user, deadline: of the request.
+        version, program: version of the bundle that scores it, and kind of its programs.
+        retrieval, retrieval_reason: origin of the candidates, and why they are the fallback's, if they are.
         ran: tasks of the request; may still grow.
         side: the user side.
         parsed: the candidates.

@@ -1,21 +1,21 @@
 """The engine: the public interface of serving. One request runs as told in `aif_jax.serving.request`."""
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, Self, TypedDict, Unpack, overload
+from concurrent.futures import Future
+from typing import Any, Literal, NamedTuple, Self, TypedDict, Unpack, overload
 
 import numpy as np
 
 from aif_jax.aio import EventLoop
 from aif_jax.bundle import Bundle, compilations, loads
 from aif_jax.errors import SchedulerError
+from aif_jax.features.filters import Filters, filters_for_each
 from aif_jax.nearline import Tables
 from aif_jax.serving.admission import Admission
-from aif_jax.serving.candidates import Filters, check_request, filters_for_each
+from aif_jax.serving.candidates import check_request
 from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.generation import Generation, Needs, memory_stats
-from aif_jax.serving.ladder import Ladder
 from aif_jax.serving.many import Context, Window, context_for_each, rank_in_order, rank_side_by_side
 from aif_jax.serving.observer import Observer, Observers
 from aif_jax.serving.publish import Generations, GoldenRequest, PreChecks, Publication, PublishChecks
@@ -27,7 +27,6 @@ from aif_jax.serving.shadow import Shadow, ShadowConfig, Shadows
 from aif_jax.serving.stage import Progress
 from aif_jax.serving.tasks import Deadline, Lane, Workers
 from aif_jax.serving.user_side import GroupMember
-from aif_jax.serving.user_states import UserStates
 from aif_jax.types import ItemRecords, ItemSource, Request, Retrieve, UserId, UserRecord, UserSource
 
 
@@ -46,9 +45,11 @@ class Engine:
     Everything is compiled while the engine is made; no request compiles anything. Close it, or use it as a
     context manager.
 
-    >>> with Engine(bundle, tables, users=users) as engine:  # doctest: +SKIP
+    >>> with Engine(bundle, tables, users=users) as engine:
     ...     pending = engine.begin("ann", {"hour": 20})  # the user side starts, and this returns at once
-    ...     ranking = pending.rank(retrieve("ann"), k=20)  # the rest is one compiled call
+    ...     ranking = pending.rank(candidates, k=3)  # the rest is one compiled call
+    >>> len(ranking), ranking.report.user_state
+    (3, 'computed')
 
     Args:
         bundle: the model.
@@ -123,7 +124,9 @@ class Engine:
 
         Retrieve meanwhile, then call `Pending.rank` on the handle.
 
-        >>> pending = engine.begin("ann", {"hour": 20}, deadline_ms=30)  # doctest: +SKIP
+        >>> pending = engine.begin("ann", {"hour": 20}, deadline_ms=60_000)
+        >>> len(pending.rank(candidates, k=3))
+        3
 
         Args:
             user: user to rank for.
@@ -153,7 +156,9 @@ class Engine:
     ) -> Ranking:
         """Begin, call the engine's own ``retrieve`` in this thread, and rank.
 
-        >>> ranking = engine.rank("ann", {"hour": 20}, k=20)  # doctest: +SKIP
+        >>> ranking = engine.rank("ann", {"hour": 20}, k=3, filters=Filters(exclude=candidates[:2]))
+        >>> len(ranking), ranking.report.filtered
+        (3, {'exclude': 2})
 
         Args:
             user: see `begin`.
@@ -182,7 +187,11 @@ class Engine:
         deadline_ms: float | None = None,
         filters: Filters | None = None,
     ) -> Ranking:
-        """Rank like `rank`, without blocking the event loop: a plain ``retrieve`` runs in a thread."""
+        """Rank like `rank`, without blocking the event loop: a plain ``retrieve`` runs in a thread.
+
+        >>> len(asyncio.run(engine.rank_async("ann", k=3)))
+        3
+        """
         pending = self._opened(user, context, deadline_ms, own=True)
         pending.begin(start=False)
         return await pending.retrieve_and_rank_async(k, filters)
@@ -211,6 +220,9 @@ class Engine:
 
         Without a deadline, user sides are computed together, as many as ``EngineConfig.shapes.users`` allows,
         once the records of all of these are there.
+
+        >>> [len(ranking) for ranking in engine.rank_many(["ann", "bob"], k=3)]
+        [3, 3]
 
         Args:
             users: users to rank for.
@@ -256,7 +268,11 @@ class Engine:
         filters: Filters | Sequence[Filters | None] | None = None,
         return_exceptions: bool = False,
     ) -> list[Any]:
-        """Rank like `rank_many`, side by side and without blocking the event loop: retrievals overlap too."""
+        """Rank like `rank_many`, side by side and without blocking the event loop: retrievals overlap too.
+
+        >>> [len(ranking) for ranking in asyncio.run(engine.rank_many_async(["ann", "bob"], k=3))]
+        [3, 3]
+        """
         each, context = filters_for_each(filters, users), context_for_each(contexts, len(users))
         return await rank_side_by_side(
             len(users),
@@ -286,7 +302,10 @@ class Engine:
         end as they began. The generation that served before is kept for `rollback`, and the one before that
         is closed when its last request is over. Called from several threads, they take turns.
 
-        >>> engine.publish(bundle, tables, checks=PublishChecks(min_coverage=0.99))  # doctest: +SKIP
+        >>> engine.publish(new_bundle, new_tables, checks=PublishChecks(min_coverage=0.99)).coverage.items
+        1.0
+        >>> engine.rollback() == bundle.version
+        True
 
         Args:
             bundle: the model.
@@ -313,7 +332,7 @@ class Engine:
     def rollback(self) -> str:
         """Serve the generation again that served before the last `publish`; return its version.
 
-        It is ready, so this takes no time. Another rollback takes it back.
+        It is ready, so this takes no time. Another rollback takes it back. See `publish` for an example.
 
         Raises:
             PublishError: there is none.
@@ -323,6 +342,9 @@ class Engine:
 
     def drop_previous(self) -> str | None:
         """Go without a rollback, for the memory: let go of the generation that served before.
+
+        >>> engine.drop_previous() is None  # nothing was published
+        True
 
         Returns:
             Its version; ``None`` if there was none.
@@ -345,8 +367,10 @@ class Engine:
         Answers stay as they are, bit for bit. Requests that were ranked with everything (rung 0) are
         compared, whoever retrieved for them.
 
-        >>> with engine.shadow(bundle, tables, share=0.05) as shadow:  # doctest: +SKIP
-        ...     print(shadow.stats()["overlap_mean"])
+        >>> with engine.shadow(new_bundle, new_tables, share=1.0) as shadow:
+        ...     ranking = engine.rank("ann")
+        ...     shadow.stats()["sampled"]
+        1
 
         Args:
             bundle: the model.
@@ -376,6 +400,10 @@ class Engine:
         """Drop the cached states of users of whom more has changed than the revision of their record shows.
 
         Requests that begin after this returns are ranked by a record that was fetched after it was called.
+
+        >>> ranking = engine.rank("ann")
+        >>> engine.invalidate("ann")
+        1
 
         Args:
             users: a user, or several.
@@ -418,6 +446,9 @@ class Engine:
 
     def stats(self) -> dict[str, Any]:
         """Return counters and sizes.
+
+        >>> engine.stats()["version"] == bundle.version
+        True
 
         ``requests`` counts begun, ranked, expired, abandoned and failed ones and everything left out of
         rankings; ``user_batched`` those whose user state was computed in one call with others. Abandoned are
@@ -539,32 +570,17 @@ class Engine:
         return {**self._generations.held(), **self._services.shadows.held()}
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Hooks:
-    """Parts of an engine for tests: to set latencies, to fill threads, to delay a step."""
+class Hooks(NamedTuple):
+    """Parts of an engine for tests: to set latencies, to fill threads, to delay a step.
 
-    _services: Services
-    _generations: Generations
+    Attributes:
+        services: parts that requests call; ``services.around_scoring`` may be set.
+        generations: ``generations.current`` is the running release.
+    """
 
-    @property
-    def ladder(self) -> Ladder:
-        """The ladder of the running generation, with its latency estimates."""
-        return self._generations.current.ladder
+    services: Services
+    generations: Generations
 
-    @property
-    def user_states(self) -> UserStates:
-        """The cached user states of the running generation."""
-        return self._generations.current.user_states
-
-    @property
-    def admission(self) -> Admission:
-        """The admission of requests."""
-        return self._services.admission
-
-    def submit(self, lane: Lane, function: Callable[[], Any]) -> Any:
-        """Run a function in one of the engine's threads; return its future."""
-        return self._services.workers.scheduler.submit(lane, function)
-
-    def around_scoring(self, around: Callable[[Callable[[], Ranking]], Ranking] | None) -> None:
-        """Have the scoring step of every request called through a function; ``None`` for no longer."""
-        self._services.around_scoring = around
+    def submit(self, lane: Lane, function: Callable[[], Any]) -> "Future[Any]":
+        """Run a function in one of the engine's threads."""
+        return self.services.workers.scheduler.submit(lane, function)

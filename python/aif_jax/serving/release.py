@@ -37,8 +37,7 @@ class Release:
     has left.
 
     Args:
-        bundle: the model.
-        tables: item rows and rows of the items in histories, of the same version.
+        bundle, tables: the model, and its tables of the same version.
         sources: callables to ask.
         config: settings of the engine.
         loop: runs coroutines of plain callers.

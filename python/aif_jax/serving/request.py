@@ -4,7 +4,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import enum
-import functools
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -12,10 +11,10 @@ from typing import Any
 
 from aif_jax.aio import call_in_thread, result_of
 from aif_jax.errors import DeadlineExceededError, OverloadedError, RequestError
-from aif_jax.features import EncodeReport
+from aif_jax.features import EncodeReport, Filters
 from aif_jax.serving.account import Account, RankTimes, describe
 from aif_jax.serving.admission import Admission, Ticket
-from aif_jax.serving.candidates import Filters, ParsedCandidates, RankArgs, checked_k, encode, parse
+from aif_jax.serving.candidates import ParsedCandidates, RankArgs, checked_k, encode, parse
 from aif_jax.serving.ladder import Choice, Reason
 from aif_jax.serving.missing_items import PendingRows
 from aif_jax.serving.observer import Observers
@@ -109,13 +108,7 @@ class OpenRequests:
 class Services:
     """The parts of an engine that its requests call.
 
-    Attributes:
-        workers: run tasks.
-        admission: decides how far a request can be answered.
-        observers: count and are notified.
-        open: holds requests until they are ranked.
-        shadows: rank some requests again.
-        around_scoring: test hook: called with the scoring step, in its thread, and returns its result.
+    ``around_scoring`` is a test hook: called with the scoring step, in its thread, it returns its result.
     """
 
     workers: Workers
@@ -157,20 +150,13 @@ class Pending:
     admission given back, queued tasks are cancelled if nobody asks for their result. Whoever moves the user
     side out of IDLE, FETCHING and COMPUTING settles it. So both happen once on every path.
 
-    Args:
-        services: parts of the engine.
-        release: held open by the caller for this request, which leaves it.
-        user: user to rank for.
-        context: raw context features; kept as it is.
-        deadline: of the request.
-        own: whether the engine retrieves.
-        member: membership in a group of requests whose user sides are computed together.
+    Made by `Engine`, which holds the release open for it; ``own`` says that the engine retrieves.
     """
 
     __slots__ = (
-        "_group", "_lock", "_phase", "_record", "_release", "_retrieval", "_retrieval_reason",
-        "_services", "_settled", "_side", "_source_failed", "_tasks", "_ticket", "_user_error", "_user_phase",
-        "_went_on", "_why_over", "_work", "context", "deadline", "user",
+        "_group", "_lock", "_record", "_release", "_retrieval", "_retrieval_reason", "_services", "_settled",
+        "_side", "_source_failed", "_tasks", "_ticket", "_user_error", "_went_on", "_why_over", "_work",
+        "context", "deadline", "phase", "user", "user_phase", "version",
     )  # fmt: skip
 
     def __init__(
@@ -187,13 +173,14 @@ class Pending:
         self.user = user
         self.context = context
         self.deadline = deadline
+        self.version = release.version
         self._services = services
         self._release = release
         self._group = member
         self._tasks = Tasks(services.workers, user, deadline)
         self._lock = threading.Lock()
-        self._phase = Phase.RETRIEVING if own else Phase.OPEN
-        self._user_phase = UserPhase.IDLE
+        self.phase = Phase.RETRIEVING if own else Phase.OPEN
+        self.user_phase = UserPhase.IDLE
         # Why the handle cannot be ranked any more.
         self._why_over = ""
         # The user side under way, its result or the error in its place, whether the source raised that.
@@ -215,32 +202,10 @@ class Pending:
 
     # -- for callers ------------------------------------------------------------------------------
 
-    @property
-    def version(self) -> str:
-        """The bundle version that this request is pinned to."""
-        return self._release.version
-
-    @property
-    def deadline_ms(self) -> float | None:
-        """The deadline in milliseconds from the begin; ``None`` without one."""
-        return self.deadline.ms
-
-    @property
-    def phase(self) -> Phase:
-        """The request's phase."""
-        return self._phase
-
-    @property
-    def user_phase(self) -> UserPhase:
-        """The user side's phase."""
-        return self._user_phase
-
     def __repr__(self) -> str:
         left = self.deadline.left_ms()
         deadline = "" if left is None else f", {left:.1f} ms left"
-        return (
-            f"Pending(user {self.user!r}, {self._phase.value}, user side {self._user_phase.value}{deadline})"
-        )
+        return f"Pending(user {self.user!r}, {self.phase.value}, user side {self.user_phase.value}{deadline})"
 
     def rank(
         self,
@@ -251,6 +216,10 @@ class Pending:
         filters: Filters | None = None,
     ) -> Ranking:
         """Wait for the user side if need be, score the candidates and return the best.
+
+        >>> ranking = engine.begin("ann").rank({"id": candidates, "bid": bids}, k=3)
+        >>> ranking.ids.shape, sorted(ranking.heads)
+        ((3,), ['ctr', 'cvr'])
 
         Args:
             candidates: item ids, ``[N]``, integers or strings, as array, list, series or Arrow array. Or a
@@ -298,7 +267,13 @@ class Pending:
         return self._deliver(ranking)
 
     def cancel(self) -> None:
-        """Give the request up; queued work does not start. It is counted as abandoned."""
+        """Give the request up; queued work does not start. It is counted as abandoned.
+
+        >>> pending = engine.begin("ann")
+        >>> pending.cancel()
+        >>> pending.phase
+        <Phase.OVER: 'over'>
+        """
         if self._end(_UNRANKED, "it was cancelled"):
             self._services.observers.count("abandoned")
 
@@ -376,11 +351,11 @@ class Pending:
         admission = self._services.admission
         admitted = admission.enter(self.deadline, self._release.ladder, self.user)
         with self._lock:
-            over = self._phase is Phase.OVER
+            over = self.phase is Phase.OVER
             if not over:
                 self._ticket = admitted.ticket
                 if admitted.level == "shed":
-                    self._user_phase = UserPhase.SHED
+                    self.user_phase = UserPhase.SHED
         if over:  # closed meanwhile
             admission.done(admitted.ticket)
         elif admitted.level == "stage":
@@ -391,9 +366,9 @@ class Pending:
     def _start(self) -> None:
         """Start the user side, once: IDLE -> FETCHING, or FAILED if it is refused and may be gone without."""
         with self._lock:
-            if self._user_phase is not UserPhase.IDLE:
+            if self.user_phase is not UserPhase.IDLE:
                 return
-            self._user_phase = UserPhase.FETCHING
+            self.user_phase = UserPhase.FETCHING
             work = self._work = UserWork(
                 self.user, self.context, self._tasks, self._user_fetched, self._user_computed,
                 self._user_failed, self._group,
@@ -409,16 +384,16 @@ class Pending:
         """Take note of the user's record: FETCHING -> COMPUTING."""
         with self._lock:
             self._record = record
-            if self._user_phase is UserPhase.FETCHING:
-                self._user_phase = UserPhase.COMPUTING
+            if self.user_phase is UserPhase.FETCHING:
+                self.user_phase = UserPhase.COMPUTING
 
     def _user_computed(self, side: UserSide) -> None:
         """Take the user side: FETCHING, COMPUTING -> READY."""
         self._services.admission.user_done(self._ticket)
         with self._lock:
-            first = self._user_phase in _UNSETTLED
+            first = self.user_phase in _UNSETTLED
             if first:
-                self._user_phase, self._side = UserPhase.READY, side
+                self.user_phase, self._side = UserPhase.READY, side
             late, waited = self._went_on and not first, self._settled
         if first and waited is not None:
             waited.set_result(None)
@@ -429,9 +404,9 @@ class Pending:
         """Take the error in the user side's place: IDLE, FETCHING, COMPUTING -> FAILED."""
         self._services.admission.user_done(self._ticket)
         with self._lock:
-            first = self._user_phase in _UNSETTLED
+            first = self.user_phase in _UNSETTLED
             if first:
-                self._user_phase, self._user_error, self._source_failed = UserPhase.FAILED, error, source
+                self.user_phase, self._user_error, self._source_failed = UserPhase.FAILED, error, source
             waited = self._settled
         if first and waited is not None:
             waited.set_result(None)
@@ -439,11 +414,11 @@ class Pending:
     def _go_on_without(self) -> bool:
         """Stop waiting for the user side: FETCHING, COMPUTING -> DROPPED; return whether it is not READY."""
         with self._lock:
-            if self._user_phase is UserPhase.READY:
+            if self.user_phase is UserPhase.READY:
                 return False
             self._went_on = True
-            if self._user_phase in _UNSETTLED:
-                self._user_phase = UserPhase.DROPPED
+            if self.user_phase in _UNSETTLED:
+                self.user_phase = UserPhase.DROPPED
             work = self._work
         # Work that has not started by now would only be in the way of other requests.
         if work is not None:
@@ -458,18 +433,18 @@ class Pending:
             RequestError: it is used up already.
         """
         with self._lock:
-            if self._phase not in _UNRANKED:
+            if self.phase not in _UNRANKED:
                 why = self._why_over or _RANKED
                 raise RequestError(f"this handle cannot be ranked: {why}; begin a new request.")
-            self._phase = Phase.RANKING
+            self.phase = Phase.RANKING
         self._services.open.remove(self)
 
     def _take_over(self) -> bool:
         """Keep the thread that retrieves from ranking: RETRIEVING -> OPEN; return whether in time."""
         with self._lock:
-            if self._phase is not Phase.RETRIEVING:
+            if self.phase is not Phase.RETRIEVING:
                 return False
-            self._phase = Phase.OPEN
+            self.phase = Phase.OPEN
         return True
 
     def _end(self, phases: tuple[Phase, ...], why: str, *, drop: bool = True) -> bool:
@@ -481,16 +456,15 @@ class Pending:
             drop: whether nobody asks for the user side any more.
         """
         with self._lock:
-            before = self._phase
+            before = self.phase
             if before not in phases:
                 return False
-            self._phase, self._why_over = Phase.OVER, why
-            unsettled = self._user_phase in _UNSETTLED
-            if unsettled:
-                self._user_phase = UserPhase.DROPPED
-            work, ticket = self._work, self._ticket
-        if drop and work is not None:
-            work.drop()
+            self.phase, self._why_over = Phase.OVER, why
+            if self.user_phase in _UNSETTLED:
+                self.user_phase = UserPhase.DROPPED
+            ticket, work, self._work = self._ticket, self._work, None  # no circle is left to collect
+        if work is not None:
+            work.end(drop=drop)
         if ticket is not None:
             self._services.admission.done(ticket)
         if before is not Phase.RANKING:
@@ -504,14 +478,14 @@ class Pending:
         self, found: Found, k: int | None, filters: Filters | None
     ) -> Ranking | BaseException | None:
         """Rank in the thread that retrieved, unless that would wait: it has other retrievals to do."""
-        settled = self._user_phase in (UserPhase.READY, UserPhase.FAILED)
+        settled = self.user_phase in (UserPhase.READY, UserPhase.FAILED)
         waits = not settled or self._release.missing is not None
         if waits or not self._services.workers.has_idle("compute"):
             return None
         with self._lock:
-            if self._phase is not Phase.RETRIEVING:
+            if self.phase is not Phase.RETRIEVING:
                 return None
-            self._phase = Phase.RANKING
+            self.phase = Phase.RANKING
         self._services.open.remove(self)
         try:
             return self._rank(RankArgs(*found, k, filters, time.perf_counter()))
@@ -552,33 +526,31 @@ class Pending:
         """Rank in this thread, in the seat of a compute thread: RANKING -> OVER."""
         drop = True
         try:
-            release, deadline = self._release, self.deadline
-            if deadline.ms is not None:
+            with_deadline = self.deadline.ms is not None
+            if with_deadline:
                 self._check_in_time()
             # Before the wait for the user side: by then it costs nothing more.
-            parsed = parse(args, release.generation.bundle.schema, release.generation.config.unknown_columns)
-            rows = None if release.missing is None else self._missing_rows(parsed)
+            parsed = self._parsed(args)
+            rows = None if self._release.missing is None else self._missing_rows(parsed)
             if rows is not None:
                 rows.wait()
-            if self._user_phase in _UNSETTLED:
-                wait_s = None if deadline.ms is None else self._wait_s(len(parsed.keys))
+            if self.user_phase in _UNSETTLED:
                 with contextlib.suppress(TimeoutError):
-                    self._unsettled().result(wait_s)
+                    self._unsettled().result(self._wait_s(len(parsed.keys)) if with_deadline else None)
             side, reserve_ms = self._user_side(), 0.0
-            around = self._services.around_scoring
-            score = self._score if around is None else functools.partial(self._score_within, around)
-            choice: Choice | None = side.choice
-            if deadline.ms is not None:
+            choice = side.choice
+            if with_deadline:
                 choice, reserve_ms = self._before_stage(side, len(parsed.keys))
+            given = (side, args, parsed, rows)
             if choice.rung == 3:
-                ranking = self._score(side, args, parsed, rows, choice)
+                ranking = self._score(*given, choice)
             else:
                 try:
                     ranking = self._tasks.run(
-                        "compute", "stage", score, side, args, parsed, rows, reserve_ms=reserve_ms
+                        "compute", "stage", self._scoring(), *given, reserve_ms=reserve_ms
                     )
                 except (DeadlineExceededError, OverloadedError) as error:
-                    ranking = self._score(side, args, parsed, rows, self._last_rung(error))
+                    ranking = self._score(*given, self._last_rung(error))
             drop = False
             return ranking
         finally:
@@ -590,34 +562,38 @@ class Pending:
         try:
             if self.deadline.ms is not None:
                 self._check_in_time()
-            parsed = rows = None
-            n = args.size()
-            if self._release.missing is not None and self._user_phase is not UserPhase.SHED:
-                parsed = await result_of(self._tasks.submit("compute", "candidates", self._parse, args))
+            parsed, rows, n = None, None, args.size()
+            if self._release.missing is not None and self.user_phase is not UserPhase.SHED:
+                parsed = await result_of(self._tasks.submit("compute", "candidates", self._parsed, args))
                 rows, n = self._missing_rows(parsed), len(parsed.keys)
                 if rows is not None:
                     await rows.wait_async()
-            if self._user_phase in _UNSETTLED:
+            if self.user_phase in _UNSETTLED:
                 with contextlib.suppress(TimeoutError):
                     await result_of(self._unsettled(), self._wait_s(n))
             side = self._user_side()
-            around = self._services.around_scoring
-            score = self._score if around is None else functools.partial(self._score_within, around)
             choice, reserve_ms = self._before_stage(side, n)
+            given = (side, args, parsed, rows)
             if choice.rung == 3:
-                ranking = self._score(side, args, parsed, rows, choice)
+                ranking = self._score(*given, choice)
             else:
+                score = self._scoring()
                 try:
                     ranking = await call_in_thread(
                         lambda call: self._tasks.submit("compute", "stage", call, reserve_ms=reserve_ms),
-                        lambda: score(side, args, parsed, rows),
+                        lambda: score(*given),
                     )
                 except (DeadlineExceededError, OverloadedError) as error:
-                    ranking = self._score(side, args, parsed, rows, self._last_rung(error))
+                    ranking = self._score(*given, self._last_rung(error))
             drop = False
             return ranking
         finally:
             self._end((Phase.RANKING,), _RANKED, drop=drop)
+
+    def _scoring(self) -> Callable[..., Ranking]:
+        """Return the scoring step, within the test hook if there is one."""
+        around = self._services.around_scoring
+        return self._score if around is None else lambda *given: around(lambda: self._score(*given))
 
     def _check_in_time(self) -> None:
         """Refuse a request whose caller, or own retrieval, comes after its deadline."""
@@ -625,7 +601,7 @@ class Pending:
         # A retrieval that was given up in time is not to blame if we were woken late.
         if left_ms is None or left_ms > 0 or self._retrieval == "fallback":
             return
-        if self._user_phase in _UNSETTLED or self._user_phase is UserPhase.SHED:
+        if self.user_phase in _UNSETTLED or self.user_phase is UserPhase.SHED:
             raise self._late()
         error = self._user_error
         # Its own error comes first, but a queue that was full does not keep a request from an answer.
@@ -633,14 +609,14 @@ class Pending:
             raise self._tasks.too_late("stage")
         raise error
 
-    def _parse(self, args: RankArgs) -> ParsedCandidates:
+    def _parsed(self, args: RankArgs) -> ParsedCandidates:
         generation = self._release.generation
         return parse(args, generation.bundle.schema, generation.config.unknown_columns)
 
     def _missing_rows(self, parsed: ParsedCandidates) -> PendingRows | None:
         """Have missing item rows computed, if the engine does that; return what to wait for."""
         missing = self._release.missing
-        if missing is None or self._user_phase is UserPhase.SHED or not len(parsed.keys):
+        if missing is None or self.user_phase is UserPhase.SHED or not len(parsed.keys):
             return None
         return missing.start(parsed.ids, parsed.keys, self._tasks)
 
@@ -650,7 +626,7 @@ class Pending:
             if self._settled is None:
                 self._settled = concurrent.futures.Future()
                 self._settled.set_running_or_notify_cancel()  # asyncio cannot cancel a future that runs
-                if self._user_phase not in _UNSETTLED:
+                if self.user_phase not in _UNSETTLED:
                     self._settled.set_result(None)
             return self._settled
 
@@ -661,7 +637,7 @@ class Pending:
 
     def _user_side(self) -> UserSide:
         """Return the user side, or the stand-in for one that failed or is late; else raise the error."""
-        phase = self._user_phase
+        phase = self.user_phase
         if phase is UserPhase.SHED:
             return self._prior(_SHED)
         if phase is not UserPhase.READY:
@@ -698,7 +674,7 @@ class Pending:
         """Return the error of a request whose user side was not there in time."""
         if self._record is not None:
             step = "its user side has not been computed"
-        elif self._user_phase is UserPhase.FETCHING:
+        elif self.user_phase is UserPhase.FETCHING:
             step = "its user source has not answered"
         else:
             step = "its user source has not started"
@@ -722,10 +698,6 @@ class Pending:
         if not ladder.item_prior or not ladder.degrades(self.deadline.ms):
             raise error
         return Choice(3, "overloaded" if isinstance(error, OverloadedError) else "stage would not fit")
-
-    def _score_within(self, around: Callable[[Callable[[], Ranking]], Ranking], *given: Any) -> Ranking:
-        """Score within the test hook."""
-        return around(lambda: self._score(*given))
 
     def _score(
         self,
@@ -755,7 +727,7 @@ class Pending:
         k = generation.sizes.k if args.k is None else checked_k(args.k, generation.k_max)
         early = parsed is not None
         if parsed is None:
-            parsed = self._parse(args)
+            parsed = self._parsed(args)
         encoding = EncodeReport()
         candidates = encode(
             parsed, generation.tables.items, bundle.schema, generation.raw_pair, encoding,

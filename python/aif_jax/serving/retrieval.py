@@ -161,10 +161,7 @@ class Retrieval:
         """Retrieve by a plain function in a thread, for a coroutine; see `now`.
 
         Args:
-            request: argument of ``retrieve``.
-            limit_ms: milliseconds that it may take; ``None`` for no limit.
-            submit: runs a function in a thread.
-            start: starts the user side.
+            request, limit_ms, submit, start: see `now`.
             go_on: called in that thread with what was found, to do with it what would have to wait for
                 nothing: that spares two changes of threads; returns ``None`` if it did nothing.
             take_over: keeps the thread from going on; returns whether that was in time.

@@ -84,8 +84,7 @@ class Tasks:
 
     Attributes:
         workers: run them.
-        user: user of the request, for errors.
-        deadline: the request's.
+        user, deadline: of the request.
         ran: the tasks that were begun, in order.
         accepted: whether a first task was queued: a full queue does not refuse the next ones.
     """

@@ -67,13 +67,12 @@ class UserWork:
         failed: called with the error in its place, and whether the user source raised it.
         member: its membership in a group, if it has one.
         sides: run it, once it was started.
-        record: the user's record.
+        record, unknown: the user's record; whether the source did not know the user.
         length: history length of the user program.
-        unknown: whether the source did not know the user.
         times: begin and end of the fetch, on the clock of ``time.perf_counter``.
         moment: `UserStates.moment` before the record was fetched.
         flight: the computation that others may join.
-        submitted_s: when it was handed to the compute lane.
+        submitted_s: time at which it was handed to the compute lane.
         source_failed: whether the user source raised.
         dropped: whether nobody asks for the result any more.
         quiet: whether the end of a cancelled task is no failure.
@@ -111,10 +110,12 @@ class UserWork:
         for task in self.queued:
             task.cancel()
 
-    def drop(self) -> None:
-        """Stop after the step that runs: nobody asks for the result any more."""
-        self.dropped = True
-        self.cancel_queued()
+    def end(self, *, drop: bool) -> None:
+        """Let go of the tasks; with ``drop``, stop after the one that runs: nobody asks for the result."""
+        if drop:
+            self.dropped = True
+            self.cancel_queued()
+        self.queued = []
 
     def _step_ended(self, task: "Future[Any]") -> None:
         error: BaseException | None

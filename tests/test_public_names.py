@@ -1,0 +1,69 @@
+"""Public names: those that a package's `__init__` exports or makes; the documents use no others."""
+
+import ast
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+import aif_jax
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = Path(aif_jax.__file__).parent
+PACKAGES = sorted(
+    ".".join(("aif_jax", *path.parent.relative_to(PACKAGE).parts)) for path in PACKAGE.rglob("__init__.py")
+)
+BY_MODULE = ("aif_jax.integrations", "aif_jax.observe")
+"""Packages whose modules are public by themselves, since each needs an extra of its own."""
+
+
+def exported(package: str) -> set[str]:
+    """Return the names that a package exports: `__all__`, or its imports `X as X`."""
+    module = importlib.import_module(package)
+    if hasattr(module, "__all__"):
+        return set(module.__all__)
+    assert module.__file__ is not None
+    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+    imported = {
+        alias.asname
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname == alias.name
+    }
+    made = {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name[0] != "_"}
+    return imported | made
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_package_exports_what_it_has_under_these_names(package: str) -> None:
+    module = importlib.import_module(package)
+    for name in exported(package):
+        assert getattr(module, name, None) is not None, name
+
+
+def test_serving_exports_the_types_that_its_methods_name() -> None:
+    wanted = (
+        "Coverage Engine EngineConfig Failure Filters GoldenRequest InMemoryUsers ItemRows MissingItems",
+        "Observer Pending Publication PublishChecks Ranking Report Shadow Shapes Span Task Threads",
+        "UserStateCache",
+    )
+    assert exported("aif_jax.serving") == set(" ".join(wanted).split())
+
+
+def imports_of(text: str) -> list[tuple[str, str]]:
+    found = re.findall(r"^\s*from (aif_jax[a-z_.]*) import ([A-Za-z_, ]+)", text, re.MULTILINE)
+    return [(module, name.strip()) for module, names in found for name in names.split(",")]
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name
+)
+def test_documents_import_public_names_only(page: Path) -> None:
+    for module, name in imports_of(page.read_text(encoding="utf-8")):
+        if module.startswith(BY_MODULE):
+            assert importlib.util.find_spec(module) is not None, module
+        else:
+            assert module in PACKAGES, f"{page.name} imports from {module}, which is not public"
+            assert name in exported(module), f"{page.name} imports {name}, which {module} does not export"

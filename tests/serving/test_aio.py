@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from aif_jax.aio import TimeLimit, result_of
+from aif_jax.aio import TimeLimit, Waiter, result_of
 from aif_jax.errors import SchedulerError
 
 
@@ -94,9 +94,21 @@ def test_a_task_that_is_about_to_go_on_ends_with_its_loop() -> None:
 
 
 Pool = concurrent.futures.ThreadPoolExecutor
+both_ways = pytest.mark.parametrize("woken_by", ["future", "thread"])
+"""By `result_of`, when the thread has resolved its future; by a `Waiter`, when the function has returned."""
 
 
-def waited(function: Any, *, late: bool) -> Any:
+def begun(pool: Pool, woken_by: str, function: Any, *arguments: Any) -> tuple[Any, Any]:
+    """Give a function to a thread; return its future and the awaitable of its result."""
+    if woken_by == "future":
+        task = pool.submit(function, *arguments)
+        return task, result_of(task)
+    waiter = Waiter()
+    task = pool.submit(waiter.run, function, *arguments)
+    return task, waiter.of(task)
+
+
+def waited(function: Any, *, late: bool, woken_by: str) -> Any:
     """Return what a coroutine gets of a thread's function, done before it waits, or while it does."""
 
     async def wait(pool: Pool) -> Any:
@@ -106,27 +118,47 @@ def waited(function: Any, *, late: bool) -> Any:
             assert gate.wait(20)
             return function()
 
-        task = pool.submit(call)
+        task, awaitable = begun(pool, woken_by, call)
         if late:
             asyncio.get_running_loop().call_later(0.01, gate.set)
         else:
             gate.set()
             concurrent.futures.wait([task])
-        return await result_of(task)
+        return await awaitable
 
     with Pool(1) as pool:
         return asyncio.run(wait(pool))
 
 
+@both_ways
 @pytest.mark.parametrize("late", [False, True])
-def test_a_coroutine_gets_the_result_or_the_error(late: bool) -> None:
-    assert waited(lambda: 7, late=late) == 7
+def test_a_coroutine_gets_the_result_or_the_error(late: bool, woken_by: str) -> None:
+    assert waited(lambda: 7, late=late, woken_by=woken_by) == 7
 
     def broken() -> None:
         raise KeyError("shard 7")
 
     with pytest.raises(KeyError, match="shard 7"):
-        waited(broken, late=late)
+        waited(broken, late=late, woken_by=woken_by)
+
+
+def test_a_waiter_is_woken_in_one_turn_of_the_loop_and_before_the_future_is_done() -> None:
+    async def wait(pool: Pool) -> tuple[Any, bool]:
+        waiter, woken = Waiter(), threading.Event()
+
+        def run() -> int:
+            result: int = waiter.run(lambda: 7)
+            assert woken.wait(20), "the coroutine goes on before this function returns"
+            return result
+
+        task = pool.submit(run)
+        result = await waiter.of(task)
+        done = task.done()
+        woken.set()
+        return result, done
+
+    with Pool(1) as pool:
+        assert asyncio.run(wait(pool)) == (7, False)
 
 
 @pytest.mark.parametrize("timeout_s", [-1.0, 0.0, 0.01])
@@ -182,7 +214,8 @@ def test_a_closed_loop_does_not_trouble_the_thread() -> None:
     gc.collect()
 
 
-def test_many_coroutines_and_threads_and_cancellations_lose_nothing() -> None:
+@both_ways
+def test_many_coroutines_and_threads_and_cancellations_lose_nothing(woken_by: str) -> None:
     gate = threading.Event()
 
     def call(number: int) -> int:
@@ -190,7 +223,7 @@ def test_many_coroutines_and_threads_and_cancellations_lose_nothing() -> None:
         return number
 
     async def one(pool: Pool, number: int) -> int:
-        got: int = await result_of(pool.submit(call, number))
+        got: int = await begun(pool, woken_by, call, number)[1]
         return got
 
     async def all_of_them(pool: Pool) -> tuple[int, int]:

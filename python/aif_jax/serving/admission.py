@@ -8,9 +8,9 @@ nothing.
 A request is predicted to take ``max(ahead + user side, retrieval) + stage + slack``. Slack is the time by
 which predictions fell short of late: threads that were woken late, a busy event loop, unannounced work.
 
-The scheduler can refuse single tasks by a prediction of its own; the engine switches that off. Measured on 29
-November 2026, two cores of an AMD EPYC (Zen 3), in turns: alone it keeps 7.6 to 15 full answers a second at
-1.6 to 2 times saturation, where this account keeps 24 to 40.
+The scheduler can refuse single tasks by a prediction of its own; the engine switches that off. Alone it keeps
+a third of the full answers that this account keeps at twice the saturation, as measured in
+bench/records/2026-11-30-serving.md.
 """
 
 import dataclasses

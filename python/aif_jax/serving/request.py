@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from aif_jax.aio import call_in_thread, result_of
+from aif_jax.aio import Waiter, result_of
 from aif_jax.errors import DeadlineExceededError, OverloadedError, RequestError
 from aif_jax.features import EncodeReport, Filters
 from aif_jax.serving.account import Account, RankTimes, describe
@@ -530,8 +530,7 @@ class Pending:
             if with_deadline:
                 self._check_in_time()
             # Before the wait for the user side: by then it costs nothing more.
-            parsed = self._parsed(args)
-            rows = None if self._release.missing is None else self._missing_rows(parsed)
+            parsed, rows = self._parsed_with_rows(args)
             if rows is not None:
                 rows.wait()
             if self.user_phase in _UNSETTLED:
@@ -564,8 +563,9 @@ class Pending:
                 self._check_in_time()
             parsed, rows, n = None, None, args.size()
             if self._release.missing is not None and self.user_phase is not UserPhase.SHED:
-                parsed = await result_of(self._tasks.submit("compute", "candidates", self._parsed, args))
-                rows, n = self._missing_rows(parsed), len(parsed.keys)
+                task = self._tasks.submit("compute", "candidates", self._parsed_with_rows, args)
+                parsed, rows = await result_of(task)
+                n = len(parsed.keys)
                 if rows is not None:
                     await rows.wait_async()
             if self.user_phase in _UNSETTLED:
@@ -577,12 +577,12 @@ class Pending:
             if choice.rung == 3:
                 ranking = self._score(*given, choice)
             else:
-                score = self._scoring()
                 try:
-                    ranking = await call_in_thread(
-                        lambda call: self._tasks.submit("compute", "stage", call, reserve_ms=reserve_ms),
-                        lambda: score(*given),
+                    waiter = Waiter()
+                    task = self._tasks.submit(
+                        "compute", "stage", waiter.run, self._scoring(), *given, reserve_ms=reserve_ms
                     )
+                    ranking = await waiter.of(task)
                 except (DeadlineExceededError, OverloadedError) as error:
                     ranking = self._score(*given, self._last_rung(error))
             drop = False
@@ -613,12 +613,12 @@ class Pending:
         generation = self._release.generation
         return parse(args, generation.bundle.schema, generation.config.unknown_columns)
 
-    def _missing_rows(self, parsed: ParsedCandidates) -> PendingRows | None:
-        """Have missing item rows computed, if the engine does that; return what to wait for."""
-        missing = self._release.missing
+    def _parsed_with_rows(self, args: RankArgs) -> tuple[ParsedCandidates, PendingRows | None]:
+        """Return the candidates, and the item rows to wait for, if the engine has missing ones computed."""
+        parsed, missing = self._parsed(args), self._release.missing
         if missing is None or self.user_phase is UserPhase.SHED or not len(parsed.keys):
-            return None
-        return missing.start(parsed.ids, parsed.keys, self._tasks)
+            return parsed, None
+        return parsed, missing.start(parsed.ids, parsed.keys, self._tasks)
 
     def _unsettled(self) -> "concurrent.futures.Future[None]":
         """Return a future that is done when the user side is settled."""

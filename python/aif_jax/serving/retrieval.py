@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from aif_jax.aio import EventLoop, TimeLimit, result_of
+from aif_jax.aio import EventLoop, TimeLimit, Waiter, result_of
 from aif_jax.errors import (
     ConfigError,
     DeadlineExceededError,
@@ -169,12 +169,14 @@ class Retrieval:
         Returns:
             The candidates, and what ``go_on`` returned.
         """
-        began_s = time.perf_counter()
-        task, failure = _begun(lambda: submit(lambda: self._call_and_go_on(request, go_on)), start)
+        began_s, waiter = time.perf_counter(), Waiter()
+        task, failure = _begun(
+            lambda: submit(lambda: waiter.run(self._call_and_go_on, request, go_on)), start
+        )
         if task is not None:
             try:
-                result, found, came_of_it = await self._joined(task, request, limit_ms, take_over, began_s)
-                return Outcome(found or self._checked(result), None), came_of_it
+                joined = await self._joined(task, waiter, request, limit_ms, take_over, began_s)
+                return Outcome(joined[1] or self._checked(joined[0]), None), joined[2]
             except NO_CANDIDATES as error:
                 failure = error
         assert failure is not None, "it ran, or could not"
@@ -265,6 +267,7 @@ class Retrieval:
     async def _joined(
         self,
         task: Task,
+        waiter: Waiter,
         request: Request,
         limit_ms: float | None,
         take_over: Callable[[], bool],
@@ -274,7 +277,8 @@ class Retrieval:
         left_ms = limit_ms
         try:
             try:
-                result, found, came_of_it = await result_of(task, _seconds(limit_ms))
+                async with TimeLimit(_seconds(limit_ms)):
+                    result, found, came_of_it = await waiter.of(task)
             except TimeoutError:
                 if take_over():
                     raise

@@ -10,7 +10,7 @@ which predictions fell short of late: threads that were woken late, a busy event
 
 The scheduler can refuse single tasks by a prediction of its own; the engine switches that off. Alone it keeps
 a third of the full answers that this account keeps at twice the saturation, as measured in
-bench/records/2026-11-30-serving.md.
+bench/records/2026-11-30-serving.md. The ladder asks it how long the queue before the stage is.
 """
 
 import dataclasses

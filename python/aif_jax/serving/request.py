@@ -536,18 +536,14 @@ class Pending:
             if self.user_phase in _UNSETTLED:
                 with contextlib.suppress(TimeoutError):
                     self._unsettled().result(self._wait_s(len(parsed.keys)) if with_deadline else None)
-            side, reserve_ms = self._user_side(), 0.0
-            choice = side.choice
-            if with_deadline:
-                choice, reserve_ms = self._before_stage(side, len(parsed.keys))
+            side = self._user_side()
+            choice = self._before_stage(side, len(parsed.keys)) if with_deadline else side.choice
             given = (side, args, parsed, rows)
             if choice.rung == 3:
                 ranking = self._score(*given, choice)
             else:
                 try:
-                    ranking = self._tasks.run(
-                        "compute", "stage", self._scoring(), *given, reserve_ms=reserve_ms
-                    )
+                    ranking = self._tasks.run("compute", "stage", self._scoring(), *given)
                 except (DeadlineExceededError, OverloadedError) as error:
                     ranking = self._score(*given, self._last_rung(error))
             drop = False
@@ -572,16 +568,14 @@ class Pending:
                 with contextlib.suppress(TimeoutError):
                     await result_of(self._unsettled(), self._wait_s(n))
             side = self._user_side()
-            choice, reserve_ms = self._before_stage(side, n)
+            choice = self._before_stage(side, n)
             given = (side, args, parsed, rows)
             if choice.rung == 3:
                 ranking = self._score(*given, choice)
             else:
                 try:
                     waiter = Waiter()
-                    task = self._tasks.submit(
-                        "compute", "stage", waiter.run, self._scoring(), *given, reserve_ms=reserve_ms
-                    )
+                    task = self._tasks.submit("compute", "stage", waiter.run, self._scoring(), *given)
                     ranking = await waiter.of(task)
                 except (DeadlineExceededError, OverloadedError) as error:
                     ranking = self._score(*given, self._last_rung(error))
@@ -683,14 +677,17 @@ class Pending:
             "request more time, make the user source faster, or give the engine more threads."
         )
 
-    def _before_stage(self, side: UserSide, n: int) -> tuple[Choice, float]:
-        """Return the rung before the stage is queued, and how long before the deadline it must begin."""
+    def _before_stage(self, side: UserSide, n: int) -> Choice:
+        """Return the rung before the stage is queued: the item prior if the queue would make it late."""
         left_ms, ladder = self.deadline.left_ms(), self._release.ladder
         if left_ms is None or side.choice.rung == 3:
-            return side.choice, 0.0
+            return side.choice
         choice = ladder.stage(side.choice, left_ms, n, side.state.length)
-        degrades = ladder.item_prior and ladder.degrades(left_ms)
-        return choice, ladder.stage_ms(n, side.state.length) if degrades else 0.0
+        if choice.rung == 3 or not (ladder.item_prior and ladder.degrades(left_ms)):
+            return choice
+        # Without a queue it is tried: times that nobody measures would keep it from running for ever.
+        queue_ms, end_ms = self._tasks.predict_ms("compute", "stage")
+        return Choice(3, "stage would not fit") if queue_ms > 0 and end_ms > left_ms else choice
 
     def _last_rung(self, error: DeadlineExceededError | OverloadedError) -> Choice:
         """Return the choice of the item prior because the stage was not run; raise the error without one."""

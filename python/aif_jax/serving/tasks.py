@@ -102,7 +102,6 @@ class Tasks:
         function: Callable[..., Any],
         *arguments: Any,
         always: bool = False,
-        reserve_ms: float = 0.0,
     ) -> "Future[Any]":
         """Run a function in one of the threads, unless the deadline passes first.
 
@@ -112,14 +111,13 @@ class Tasks:
             function: called with the arguments.
             arguments: its own.
             always: whether to queue it even if the queue is full and nothing of the request was accepted.
-            reserve_ms: milliseconds before the deadline by which it must have begun.
 
         Raises:
             DeadlineExceededError: the deadline has passed.
             OverloadedError: too many tasks are queued.
             SchedulerError: the engine is closed.
         """
-        left_ms = None if self.deadline.ms is None else self._left_ms(name, reserve_ms)
+        left_ms = None if self.deadline.ms is None else self._left_ms(name)
         try:
             task = self.workers.scheduler.submit(
                 lane, self._run, lane, name, time.perf_counter(), function, *arguments,
@@ -132,16 +130,9 @@ class Tasks:
         self.accepted = True
         return task
 
-    def run(
-        self,
-        lane: Lane,
-        name: str,
-        function: Callable[..., Any],
-        *arguments: Any,
-        reserve_ms: float = 0.0,
-    ) -> Any:
+    def run(self, lane: Lane, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function as a task, in this thread if the lane has an idle one; see `submit`."""
-        left_ms = None if self.deadline.ms is None else self._left_ms(name, reserve_ms)
+        left_ms = None if self.deadline.ms is None else self._left_ms(name)
         try:
             return self.workers.scheduler.run(
                 lane, self._run, lane, name, time.perf_counter(), function, *arguments,
@@ -166,12 +157,18 @@ class Tasks:
             "request more time."
         )
 
-    def _left_ms(self, name: str, reserve_ms: float) -> float:
+    def predict_ms(self, lane: Lane, name: str) -> tuple[float, float]:
+        """Return in how many milliseconds a task would begin, and end, by the run times so far."""
+        predict, left_ms = self.workers.scheduler.predict_ms, self.deadline.left_ms()
+        # Of a name that never ran: its own run time counts as nothing.
+        return predict(lane, "(none)", left_ms), predict(lane, name, left_ms)
+
+    def _left_ms(self, name: str) -> float:
         left_ms = self.deadline.left_ms()
         assert left_ms is not None, "there is a deadline"
-        if left_ms <= reserve_ms:
+        if left_ms <= 0:
             raise self.too_late(name)
-        return left_ms - reserve_ms
+        return left_ms
 
     def _run(
         self, lane: Lane, name: str, submitted_s: float, function: Callable[..., Any], *arguments: Any

@@ -119,7 +119,7 @@ def as_rich(bars: Sequence[Bar], *, title: str = "", until_ms: float = 0.0) -> "
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Coloured:
-    """What `as_rich` returns; ``rich`` can print it."""
+    """Renderable of `as_rich`, for ``rich`` to print."""
 
     bars: tuple[Bar, ...]
     title: str

@@ -93,7 +93,7 @@ class Parts:
 
 
 class Model:
-    """What must be true of one request, in plain words."""
+    """Plain model of one request."""
 
     def __init__(self, *, own: bool):
         self.phase = "retrieving" if own else "open"

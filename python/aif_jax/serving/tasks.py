@@ -73,7 +73,7 @@ class Workers:
         return getattr(self.here, "task", False)
 
     def close(self) -> None:
-        """Drop queued tasks with a deadline that passes, run the rest, and stop the threads."""
+        """Run the queued tasks whose deadline has not passed, and stop the threads."""
         self.closed = True
         self.scheduler.shutdown(wait=True)
 

@@ -11,7 +11,7 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-pytest_plugins = ("served",)
+pytest_plugins = ("support.served",)
 
 QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false"
 """XLA's older emitters compile in less than half of the time; a model trains a tenth slower by them."""

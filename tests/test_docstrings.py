@@ -14,7 +14,7 @@ import aif_jax
 from aif_jax.bundle import Bundle
 from aif_jax.nearline import Tables
 from aif_jax.serving import Engine, InMemoryUsers, Pending
-from served import ENGINE_CONFIG, World, tables_of
+from support.served import ENGINE_CONFIG, World, tables_of
 
 WITHOUT_EXAMPLE = {
     "BehaviourTable", "Bundle", "EmbeddingCache", "ItemIndex", "Ranking", "Report", "RowLayout", "Scheduler",

@@ -26,7 +26,7 @@ from aif_jax.features import item_keys
 from aif_jax.nearline import ItemIndex, Tables
 from aif_jax.serving import Engine, Filters, InMemoryUsers, MissingItems, Threads
 from aif_jax.types import UserRecord
-from served import ENGINE_CONFIG, World
+from support.served import ENGINE_CONFIG, World
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "errors.md"
 REWRITE = "AIF_JAX_REWRITE"

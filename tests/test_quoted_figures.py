@@ -2,7 +2,7 @@
 
 import pytest
 
-from quoted_figures import unrecorded
+from support.quoted_figures import unrecorded
 
 RECORD = "| stage | 1.587 (1.45 to 1.78) | 4,096 |\n\np99 was 24.4 ms, 0.996 of before."
 LINKED = "By a program ([record](bench/records/a.md))."

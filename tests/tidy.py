@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from quoted_figures import unrecorded
+from support.quoted_figures import unrecorded
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_LINES = 800

@@ -21,7 +21,7 @@ from aif_jax.bundle.files import (
 )
 from aif_jax.bundle.golden import CachedRows
 from aif_jax.errors import BundleError, ConfigError
-from served import CONFIG, K_MAX, SCHEMA, make_model
+from support.served import CONFIG, K_MAX, SCHEMA, make_model
 
 
 def rewritten(bundle: Bundle, path: Path, changes: dict[str, bytes | None], **header: object) -> Path:

@@ -18,7 +18,7 @@ from aif_jax.integrations.ray import _join, _Worker
 from aif_jax.models import fold
 from aif_jax.nearline import BehaviourTable, ItemIndex, Tables
 from aif_jax.serving import Engine, InMemoryUsers
-from served import CONFIG, ENGINE_CONFIG, K_MAX, SCHEMA, World, make_model
+from support.served import CONFIG, ENGINE_CONFIG, K_MAX, SCHEMA, World, make_model
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 CONTEXT = {"hour": 17}

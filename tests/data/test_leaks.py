@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from log_cases import Log, invented_films, invented_videos, real_films, real_videos
 
 from aif_jax.config import ModelConfig
 from aif_jax.data import TEST, TRAIN, Dataset, RequestSource, load
@@ -19,6 +18,7 @@ from aif_jax.models import add_signatures
 from aif_jax.training import TrainConfig, candidate_lists
 from aif_jax.training.feed import TrainingBatches
 from aif_jax.training.floors import floor_scores
+from support.log_cases import Log, invented_films, invented_videos, real_films, real_videos
 
 LOGS = {"invented films": invented_films, "invented videos": invented_videos}
 if "AIF_JAX_DATA" in os.environ:

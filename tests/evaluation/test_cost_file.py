@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from studies import cost_of, make, small_dataset
 
 from aif_jax.errors import ConfigError, DataError
 from aif_jax.evaluation.cost_file import read_costs, write_costs
+from support.studies import cost_of, make, small_dataset
 
 
 def test_what_was_kept_is_read_for_the_variants_of_the_study(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from studies import make, small_dataset, untrained
 
 from aif_jax.errors import ConfigError
 from aif_jax.evaluation import VARIANTS as ALL
@@ -13,6 +12,7 @@ from aif_jax.evaluation.judges import JUDGE_SEED, JUDGES
 from aif_jax.evaluation.retention import retention
 from aif_jax.evaluation.table import markdown, summarise
 from aif_jax.training import Evaluator, TrainConfig
+from support.studies import make, small_dataset, untrained
 
 
 @pytest.fixture

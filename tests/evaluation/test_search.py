@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
-from studies import SMALL, untrained
 
 from aif_jax.cli import evaluating
 from aif_jax.cli.evaluating import run_evaluation
@@ -18,6 +17,7 @@ from aif_jax.evaluation import study, teaching
 from aif_jax.evaluation.judges import JUDGES, RANKER
 from aif_jax.evaluation.search import PRESET, settings_variants, usual_settings
 from aif_jax.training import TrainConfig, preset
+from support.studies import SMALL, untrained
 
 
 def spoilt(dataset: Dataset) -> Dataset:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
-from studies import SMALL, VARIANTS, cost_of, make, small_dataset, untrained
 
 from aif_jax.cli import evaluating
 from aif_jax.cli.evaluating import run_evaluation
@@ -30,6 +29,7 @@ from aif_jax.evaluation.table import summarise
 from aif_jax.evaluation.variants import Variant
 from aif_jax.models import build_model
 from aif_jax.training import Evaluator, TrainConfig, TrainResult, evaluate, metrics, predict, preset, train
+from support.studies import SMALL, VARIANTS, cost_of, make, small_dataset, untrained
 
 RANKER_FILE = f"{RANKER.name}-{JUDGE_SEED}.npz"
 

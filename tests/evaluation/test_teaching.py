@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from studies import VARIANTS, make, small_dataset, untrained
 
 from aif_jax.data import Dataset
 from aif_jax.errors import ConfigError
@@ -16,6 +15,7 @@ from aif_jax.evaluation.teaching import TEACHER, TEACHER_SEED
 from aif_jax.evaluation.variants import Variant
 from aif_jax.models import build_model
 from aif_jax.training import predict
+from support.studies import VARIANTS, make, small_dataset, untrained
 
 
 @pytest.fixture(scope="module")

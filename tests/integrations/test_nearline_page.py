@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import redis
-from test_redis_server import serve
 
 from aif_jax.bundle import Bundle
 from aif_jax.integrations.redis import write_update
 from aif_jax.integrations.redis_stream import position_of
 from aif_jax.nearline import Archive, BehaviourTable, Upsert
-from served import World
+from support.redis_server import serve
+from support.served import World
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "nearline.md"
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)

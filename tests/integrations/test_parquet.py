@@ -13,7 +13,7 @@ from aif_jax.bundle import Bundle
 from aif_jax.errors import DataError
 from aif_jax.integrations.parquet import ParquetUpdates, catalogue_batches
 from aif_jax.nearline import Archive, Follower, ItemIndex
-from served import World
+from support.served import World
 
 
 def table(world: World, rows: slice, **more: object) -> pa.Table:

@@ -1,9 +1,6 @@
 """Users and item updates through a redis-server of this test's own."""
 
-import contextlib
 import dataclasses
-import socket
-import subprocess
 import threading
 import time
 
@@ -11,8 +8,6 @@ import numpy as np
 import pytest
 import redis
 import redis.asyncio
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from aif_jax.errors import ConfigError, DataError, SchemaError, UnknownUserError
 from aif_jax.integrations.redis import START, RedisUpdates, RedisUsers, stream_end, write_update, write_user
@@ -20,42 +15,10 @@ from aif_jax.integrations.redis_stream import RedisStream, position_of
 from aif_jax.nearline import Archive, BehaviourTable, Delete, Follower, ItemIndex, Upsert
 from aif_jax.serving import Engine
 from aif_jax.types import UserRecord
-from served import ENGINE_CONFIG
+from support.redis_server import connect, serve
+from support.served import ENGINE_CONFIG
 
 STREAM = "items"
-
-
-def connect(port, **options):
-    return redis.Redis(
-        port=port, socket_timeout=10, socket_connect_timeout=10, retry=Retry(NoBackoff(), 0), **options
-    )
-
-
-@contextlib.contextmanager
-def serve(folder, port=None, save=""):
-    """Start a server on a port, or a free one, wait for it, and stop it."""
-    if port is None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-    options = {"port": port, "bind": "127.0.0.1", "dir": folder, "save": save, "appendonly": "no"}
-    command = [
-        "redis-server",
-        *(str(part) for name, value in options.items() for part in (f"--{name}", value)),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    try:
-        with connect(port) as client:
-            for _ in range(200):
-                with contextlib.suppress(redis.ConnectionError):
-                    client.ping()
-                    break
-                time.sleep(0.05)
-            client.ping()
-        yield port, process
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from model_cases import make_group, make_schema, small_config
 
 from aif_jax.features import MultiValued, Numeric
 from aif_jax.kernels import ordered_product, pack_signs, slot_weights, table_sum, tier_features
@@ -16,6 +15,7 @@ from aif_jax.models.embedder import FeatureEmbedder
 from aif_jax.models.layers import attend, masked_mean
 from aif_jax.models.sim import CategoryPool, recent_categories
 from aif_jax.models.tiers import channel_lengths, channels_of, float_tiers
+from support.model_cases import make_group, make_schema, small_config
 
 B, G, L, D_M, D_V, BITS = 3, 4, 7, 6, 5, 16
 

@@ -3,7 +3,13 @@
 import jax
 import numpy as np
 import pytest
-from model_cases import (
+
+from aif_jax._native import EmbeddingCache, RowLayout
+from aif_jax.config import BLOCKS, ModelConfig
+from aif_jax.errors import ConfigError
+from aif_jax.kernels import FOUND, RANKABLE, handle_operand
+from aif_jax.models import fold
+from support.model_cases import (
     folded_states,
     make_batch,
     make_catalogue,
@@ -14,12 +20,6 @@ from model_cases import (
     random_model,
     random_schema,
 )
-
-from aif_jax._native import EmbeddingCache, RowLayout
-from aif_jax.config import BLOCKS, ModelConfig
-from aif_jax.errors import ConfigError
-from aif_jax.kernels import FOUND, RANKABLE, handle_operand
-from aif_jax.models import fold
 
 KINDS = (
     {"blocks": BLOCKS},

@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
-from model_cases import (
+
+from aif_jax import kernels
+from aif_jax.models import fold
+from support.model_cases import (
     make_batch,
     make_catalogue,
     make_group,
@@ -16,9 +19,6 @@ from model_cases import (
     small_config,
     take,
 )
-
-from aif_jax import kernels
-from aif_jax.models import fold
 
 K = 20
 

@@ -4,7 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_cases import (
+
+from aif_jax.config import BLOCKS, ModelConfig
+from aif_jax.errors import ConfigError, RequestError
+from aif_jax.models import Folded, add_signatures, fold
+from support.model_cases import (
     folded_logits_of,
     folded_states,
     logits_of,
@@ -21,10 +25,6 @@ from model_cases import (
     small_config,
     take,
 )
-
-from aif_jax.config import BLOCKS, ModelConfig
-from aif_jax.errors import ConfigError, RequestError
-from aif_jax.models import Folded, add_signatures, fold
 
 KINDS = (
     {"blocks": BLOCKS},

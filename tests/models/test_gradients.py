@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from model_cases import (
+
+from aif_jax.errors import ConfigError
+from aif_jax.features import Categorical, Schema
+from aif_jax.features.encoders import UNKNOWN
+from aif_jax.models import add_signatures, build_model
+from support.model_cases import (
     logits_of,
     make_batch,
     make_catalogue,
@@ -16,11 +21,6 @@ from model_cases import (
     small_config,
     zero_model,
 )
-
-from aif_jax.errors import ConfigError
-from aif_jax.features import Categorical, Schema
-from aif_jax.features.encoders import UNKNOWN
-from aif_jax.models import add_signatures, build_model
 
 
 def gradients(config, schema, rng, keys=6):

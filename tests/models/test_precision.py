@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from model_cases import (
+
+from aif_jax import _native
+from aif_jax.config import BLOCKS, PRECISIONS, REDUCED_COLUMNS, ModelConfig
+from aif_jax.errors import ConfigError
+from aif_jax.models import Folded, fold
+from aif_jax.models.folded_shapes import FoldedShapes
+from aif_jax.models.precision import narrow_rows, rounded, widen_rows
+from support.model_cases import (
     folded_states,
     make_batch,
     make_catalogue,
@@ -19,13 +26,6 @@ from model_cases import (
     small_config,
     take,
 )
-
-from aif_jax import _native
-from aif_jax.config import BLOCKS, PRECISIONS, REDUCED_COLUMNS, ModelConfig
-from aif_jax.errors import ConfigError
-from aif_jax.models import Folded, fold
-from aif_jax.models.folded_shapes import FoldedShapes
-from aif_jax.models.precision import narrow_rows, rounded, widen_rows
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 UNIT = 2.0**-8

@@ -3,7 +3,10 @@
 import jax
 import numpy as np
 import pytest
-from model_cases import (
+
+from aif_jax.config import BLOCKS, PRECISIONS
+from aif_jax.models import add_signatures, fold
+from support.model_cases import (
     ITEMS,
     folded_logits_of,
     logits_of,
@@ -15,9 +18,6 @@ from model_cases import (
     random_model,
     random_schema,
 )
-
-from aif_jax.config import BLOCKS, PRECISIONS
-from aif_jax.models import add_signatures, fold
 
 KINDS = (
     {"blocks": BLOCKS, "heads": ("ctr", "cvr")},

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_cases import make_schema, small_config
 
 from aif_jax.config import ModelConfig
 from aif_jax.errors import ConfigError
 from aif_jax.features import Numeric, Schema
 from aif_jax.features.score import score_of
 from aif_jax.models import Score, build_model, fold
+from support.model_cases import make_schema, small_config
 
 HEADS, PAIR = ("ctr", "cvr"), ("bid", "price")
 

@@ -12,7 +12,7 @@ import pytest
 from aif_jax.bundle import Bundle
 from aif_jax.errors import ItemIndexError, VersionMismatchError
 from aif_jax.nearline import Archive, BehaviourTable, ItemIndex, Replica, RowTable
-from served import World
+from support.served import World
 
 TABLES = [ItemIndex, BehaviourTable]
 

@@ -11,7 +11,7 @@ import pytest
 from aif_jax.bundle import Bundle
 from aif_jax.errors import ItemIndexError
 from aif_jax.nearline import BehaviourTable, BuildProgress, ItemIndex, RowTable, Upsert, build, build_snapshot
-from served import World
+from support.served import World
 
 
 def catalogue(

@@ -9,7 +9,7 @@ from aif_jax.bundle import Bundle
 from aif_jax.errors import ItemIndexError
 from aif_jax.nearline import BehaviourTable, ItemIndex, build_tables
 from aif_jax.types import ItemRecords
-from served import World, part_of
+from support.served import World, part_of
 
 
 def test_both_tables_have_the_rows_of_the_records(bundle: Bundle, world: World) -> None:

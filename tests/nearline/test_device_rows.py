@@ -26,7 +26,7 @@ from aif_jax.nearline.device_rows import (
     write_rows,
 )
 from aif_jax.nearline.item_index import RANKABLE
-from served import World
+from support.served import World
 
 
 def numbered(index: ItemIndex, numbers: Any) -> dict[str, np.ndarray]:
@@ -274,7 +274,7 @@ def test_rows_follow_on_a_device_that_is_not_the_first(bundle: Bundle, tmp_path:
         import sys
         import jax, numpy as np
         sys.path.insert(0, sys.argv[2])
-        from served import make_items
+        from support.served import make_items
         from aif_jax.bundle import Bundle
         from aif_jax.nearline import ItemIndex
         from aif_jax.nearline.device_rows import DeviceRows

@@ -26,7 +26,7 @@ from aif_jax.nearline import (
     Upsert,
 )
 from aif_jax.nearline.merging import merged
-from served import World
+from support.served import World
 
 
 def single(world: World, row: int, **changes: Any) -> Upsert:

@@ -13,7 +13,7 @@ import numpy as np
 from aif_jax.bundle import Bundle
 from aif_jax.nearline import ItemIndex, Replica
 from aif_jax.nearline.archive import recover
-from nearline.killed_writer import ITEMS, PRICES, UPDATES, changes, upsert
+from support.killed_writer import ITEMS, PRICES, UPDATES, changes, upsert
 
 KILLS = int(os.environ.get("AIF_KILLS", "1"))
 AT_A_TIME = 30
@@ -60,7 +60,7 @@ def test_a_killed_writer_loses_nothing(bundle: Bundle, tmp_path: Path) -> None:
     replica = Replica(tmp_path / "items")
     replicated: ItemIndex | None = None
     while True:
-        command = [sys.executable, "-m", "nearline.killed_writer", str(bundle.path), str(tmp_path / "items")]
+        command = [sys.executable, "-m", "support.killed_writer", str(bundle.path), str(tmp_path / "items")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["tests", *sys.path])}
         with subprocess.Popen(
             [*command, str(kills)], stdout=subprocess.PIPE, text=True, env=environment

@@ -10,7 +10,7 @@ from aif_jax.bundle import Bundle
 from aif_jax.errors import ItemIndexError, RequestError, SchemaError, VersionMismatchError
 from aif_jax.features import item_keys
 from aif_jax.nearline import BehaviourTable, ItemIndex, RowTable
-from served import SCHEMA, World
+from support.served import SCHEMA, World
 
 TABLES = [ItemIndex, BehaviourTable]
 

@@ -8,7 +8,7 @@ import pytest
 from aif_jax.bundle import Bundle
 from aif_jax.nearline import Tables
 from aif_jax.serving import Engine, InMemoryUsers
-from served import ENGINE_CONFIG
+from support.served import ENGINE_CONFIG
 
 
 @pytest.fixture

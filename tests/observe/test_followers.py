@@ -9,7 +9,7 @@ from aif_jax.bundle import Bundle
 from aif_jax.nearline import Archive, Delete, Delivery, Follower, ItemIndex, Upsert
 from aif_jax.nearline.change_log import Position
 from aif_jax.observe.followers import FollowerMetrics
-from served import World
+from support.served import World
 
 
 class Once:

@@ -10,7 +10,7 @@ import pytest
 
 from aif_jax.errors import DeadlineExceededError, RequestError, RetrievalError, UnknownUserError
 from aif_jax.serving import Engine, Failure, Observer, Report, Threads
-from served import ENGINE_CONFIG, World
+from support.served import ENGINE_CONFIG, World
 
 
 class Notes(Observer):

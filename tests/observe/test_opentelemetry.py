@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from aif_jax.errors import RetrievalError
 from aif_jax.observe.opentelemetry import OpenTelemetrySpans
-from served import World
+from support.served import World
 
 
 class Exported:

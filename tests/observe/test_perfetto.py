@@ -6,8 +6,8 @@ import pytest
 
 from aif_jax.errors import RequestError
 from aif_jax.observe import SlowRequests, chrome_trace
-from held import until
-from served import World
+from support.held import until
+from support.served import World
 
 
 def events_of(trace: str) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from aif_jax.bundle import Bundle
 from aif_jax.errors import AifError, ConfigError
 from aif_jax.nearline import Tables
 from aif_jax.observe.prometheus import PrometheusMetrics
-from served import World
+from support.served import World
 
 
 def values(metrics: PrometheusMetrics) -> dict[tuple[str, ...], float]:

@@ -8,7 +8,7 @@ import pytest
 from aif_jax.errors import ConfigError, RequestError
 from aif_jax.observe import SlowRequests
 from aif_jax.serving import Report
-from served import World
+from support.served import World
 
 
 class Clock:

@@ -14,7 +14,7 @@ from aif_jax.observe.prometheus import PrometheusMetrics
 from aif_jax.server import create_app
 from aif_jax.serving import Engine, Filters, InMemoryUsers
 from aif_jax.types import Candidates, Request
-from served import ENGINE_CONFIG, World
+from support.served import ENGINE_CONFIG, World
 
 
 class Client:

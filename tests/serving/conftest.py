@@ -9,7 +9,7 @@ from aif_jax.bundle import Bundle
 from aif_jax.nearline import Tables
 from aif_jax.serving import Engine, InMemoryUsers
 from aif_jax.types import Candidates
-from served import ENGINE_CONFIG, Make, Served, World, tables_of
+from support.served import ENGINE_CONFIG, Make, Served, World, tables_of
 
 
 @pytest.fixture(scope="session")

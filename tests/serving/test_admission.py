@@ -18,8 +18,8 @@ from aif_jax.serving.admission import Admission, Admitted
 from aif_jax.serving.ladder import FINISH, USER, Ladder, LatencyEstimates
 from aif_jax.serving.tasks import Deadline
 from aif_jax.types import UserRecord
-from held import until
-from served import ENGINE_CONFIG, K_MAX, World
+from support.held import until
+from support.served import ENGINE_CONFIG, K_MAX, World
 
 
 class Account:

@@ -17,7 +17,7 @@ from aif_jax.features.columns import plain_column, read_ids
 from aif_jax.nearline import ItemIndex, Tables
 from aif_jax.serving import Engine, Filters, InMemoryUsers
 from aif_jax.types import Candidates
-from served import ENGINE_CONFIG, K_MAX, N_ITEMS, World
+from support.served import ENGINE_CONFIG, K_MAX, N_ITEMS, World
 
 
 class Series:

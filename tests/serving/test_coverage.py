@@ -13,7 +13,7 @@ from aif_jax.nearline import BehaviourTable, ItemIndex, Tables, build_tables
 from aif_jax.serving import Coverage, Engine, PublishChecks, publish
 from aif_jax.serving.publish import PreChecks
 from aif_jax.types import ItemRecords
-from served import ENGINE_CONFIG, N_ITEMS, Make, Served, World, part_of, tables_of
+from support.served import ENGINE_CONFIG, N_ITEMS, Make, Served, World, part_of, tables_of
 
 FEW, MOST = range(90), range(135)
 

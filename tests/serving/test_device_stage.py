@@ -22,7 +22,7 @@ from aif_jax.serving.device_stage import DeviceStage, stage_over_table
 from aif_jax.serving.generation import Generation
 from aif_jax.serving.stage import Scored
 from aif_jax.serving.user_program import compute_state
-from served import K_MAX, World
+from support.served import K_MAX, World
 
 BUCKETS, LENGTHS = (32, 64), (8, 24)
 SHAPES = Shapes(candidates=BUCKETS, histories=LENGTHS)

@@ -23,7 +23,7 @@ from aif_jax.nearline import Tables
 from aif_jax.nearline.store import RowStore
 from aif_jax.serving import Engine, EngineConfig, InMemoryUsers, Shapes, Threads, UserStateCache
 from aif_jax.types import Request, UserRecord
-from served import World
+from support.served import World
 
 SMALL: dict[str, Any] = {"k": 5, "shapes": Shapes(candidates=(32,), histories=(24,))}
 

@@ -25,7 +25,7 @@ from aif_jax.serving import (
     UserStateCache,
 )
 from aif_jax.serving.config import Sizes
-from served import ENGINE_CONFIG, World
+from support.served import ENGINE_CONFIG, World
 
 
 def test_making_an_engine_tells_its_progress(bundle: Bundle, tables: Tables, users: InMemoryUsers) -> None:

@@ -16,7 +16,7 @@ from aif_jax.features.ids import KeySet
 from aif_jax.nearline import BehaviourTable, ItemIndex, Tables
 from aif_jax.serving import Engine, EngineConfig, Filters, InMemoryUsers, Shapes
 from aif_jax.types import Candidates, Request
-from served import CONFIG, ENGINE_CONFIG, GENRES, K_MAX, N_ITEMS, World, make_model
+from support.served import CONFIG, ENGINE_CONFIG, GENRES, K_MAX, N_ITEMS, World, make_model
 
 
 @pytest.fixture

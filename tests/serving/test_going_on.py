@@ -13,8 +13,8 @@ from aif_jax.errors import DeadlineExceededError, RequestError, RetrievalError
 from aif_jax.serving import Engine, InMemoryUsers
 from aif_jax.serving.report import Ranking
 from aif_jax.types import Candidates, Request
-from held import Held, until
-from served import Make, World
+from support.held import Held, until
+from support.served import Make, World
 
 
 def threads_of(ranking: Ranking) -> dict[str, int]:

@@ -16,7 +16,7 @@ from aif_jax.nearline.item_index import RANKABLE
 from aif_jax.nearline.store import row_layout
 from aif_jax.serving import EngineConfig, PublishChecks, UserStateCache
 from aif_jax.serving.generation import Generation
-from served import ENGINE_CONFIG, Make, Served
+from support.served import ENGINE_CONFIG, Make, Served
 
 DESIGN = Path(__file__).resolve().parent.parent.parent / "DESIGN.md"
 

@@ -16,7 +16,7 @@ from aif_jax.features import item_keys
 from aif_jax.nearline import ItemIndex, Tables, Upsert
 from aif_jax.serving import Engine, EngineConfig, Filters, InMemoryUsers, MissingItems, Shapes, Threads
 from aif_jax.types import ItemRecords
-from served import K_MAX, N_ITEMS, World
+from support.served import K_MAX, N_ITEMS, World
 
 COMPUTE = EngineConfig(
     k=10,

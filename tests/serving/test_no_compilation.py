@@ -22,7 +22,7 @@ from aif_jax.serving import (
     UserStateCache,
 )
 from aif_jax.types import Candidates, ItemRecords, Request, UserRecord
-from served import K_MAX, N_ITEMS, World
+from support.served import K_MAX, N_ITEMS, World
 
 BUCKETS = (16 * 2, 16 * 4)
 LONGS = (8, 24)

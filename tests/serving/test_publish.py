@@ -16,7 +16,7 @@ from aif_jax.errors import AifError, PublishError, RequestError, SchedulerError,
 from aif_jax.serving import Engine, GoldenRequest, InMemoryUsers, MissingItems, Pending, PublishChecks
 from aif_jax.serving.generation import Generation
 from aif_jax.types import Candidates, ItemRecords
-from served import ENGINE_CONFIG, K_MAX, Make, Served, World, part_of, tables_of
+from support.served import ENGINE_CONFIG, K_MAX, Make, Served, World, part_of, tables_of
 
 USERS = range(1, 8)
 

@@ -12,7 +12,7 @@ from aif_jax.features import item_keys
 from aif_jax.nearline import BehaviourTable, ItemIndex, Tables, build_tables
 from aif_jax.serving import Engine, EngineConfig, InMemoryUsers, Ranking, Shapes, UserStateCache
 from aif_jax.types import ItemRecords, UserRecord
-from served import CONFIG, ENGINE_CONFIG, K_MAX, UNCACHED, World
+from support.served import CONFIG, ENGINE_CONFIG, K_MAX, UNCACHED, World
 
 CONTEXT = {"hour": 17}
 SMALL = EngineConfig(k=5, shapes=Shapes(candidates=(32,), histories=(24,)))

@@ -22,7 +22,7 @@ from aif_jax.serving import (
 )
 from aif_jax.serving.generation import Generation, needs_ahead
 from aif_jax.types import ItemRecords
-from served import ENGINE_CONFIG, Served, World
+from support.served import ENGINE_CONFIG, Served, World
 
 Closed = list[DeviceRows]
 

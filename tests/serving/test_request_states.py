@@ -20,7 +20,7 @@ from aif_jax.serving.shadow import Shadows
 from aif_jax.serving.tasks import Deadline
 from aif_jax.serving.user_side import UserWork
 from aif_jax.types import UserRecord
-from served import Make, Served
+from support.served import Make, Served
 
 SIDE: Any = SimpleNamespace(name="a user side")
 UNSETTLED = {UserPhase.IDLE, UserPhase.FETCHING, UserPhase.COMPUTING}

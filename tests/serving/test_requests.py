@@ -25,7 +25,7 @@ from aif_jax.errors import (
 from aif_jax.nearline import BehaviourTable, ItemIndex, Tables
 from aif_jax.serving import Engine, EngineConfig, Filters, InMemoryUsers, Shapes, Threads
 from aif_jax.types import Candidates, Request, UserRecord
-from served import ENGINE_CONFIG, K_MAX, World
+from support.served import ENGINE_CONFIG, K_MAX, World
 
 SMALL: dict[str, Any] = {"k": 5, "shapes": Shapes(candidates=(32,), histories=(24,))}
 

@@ -26,8 +26,8 @@ from aif_jax.serving import Engine, EngineConfig, InMemoryUsers, Threads
 from aif_jax.serving.ladder import Ladder
 from aif_jax.serving.report import Ranking
 from aif_jax.types import Candidates, ItemRecords, Request, UserRecord
-from held import until
-from served import ENGINE_CONFIG, K_MAX, UNCACHED, Served, World
+from support.held import until
+from support.served import ENGINE_CONFIG, K_MAX, UNCACHED, Served, World
 
 CONTEXT = {"hour": 7}
 WITHIN = {"float32": 1e-4, "bfloat16": 0.05, "int8": 0.05}

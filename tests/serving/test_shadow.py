@@ -14,7 +14,7 @@ from aif_jax.errors import PublishError, RequestError, SchedulerError, VersionMi
 from aif_jax.serving import Engine, Filters, InMemoryUsers, PublishChecks, Shadow, shadow
 from aif_jax.serving.generation import Generation
 from aif_jax.types import Candidates
-from served import ENGINE_CONFIG, K_MAX, Make, Served, World, tables_of
+from support.served import ENGINE_CONFIG, K_MAX, Make, Served, World, tables_of
 
 USERS = range(1, 8)
 

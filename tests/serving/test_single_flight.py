@@ -15,8 +15,8 @@ from aif_jax.errors import AifError
 from aif_jax.nearline import Tables
 from aif_jax.serving import Engine, EngineConfig, Pending, Shapes, Threads
 from aif_jax.types import Candidates, UserRecord
-from held import Held, settled
-from served import UNCACHED, World
+from support.held import Held, settled
+from support.served import UNCACHED, World
 
 Make = Callable[..., Engine]
 

@@ -12,7 +12,7 @@ from aif_jax.serving import EngineConfig, Shapes
 from aif_jax.serving.generation import Generation
 from aif_jax.serving.user_program import compute_state, compute_states
 from aif_jax.types import UserRecord
-from served import World
+from support.served import World
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from aif_jax.serving import Engine, EngineConfig, Shapes, Threads
 from aif_jax.serving.ladder import USER
 from aif_jax.serving.many import Window
 from aif_jax.types import Candidates, UserRecord
-from held import Held, settled
-from served import UNCACHED, Served, World
+from support.held import Held, settled
+from support.served import UNCACHED, Served, World
 
 Make = Callable[..., Engine]
 

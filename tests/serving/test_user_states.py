@@ -12,7 +12,7 @@ from aif_jax.bundle import Bundle
 from aif_jax.nearline import Tables
 from aif_jax.serving import Engine, EngineConfig, Shapes, UserStateCache
 from aif_jax.types import UserRecord
-from served import World
+from support.served import World
 
 Make = Callable[..., Engine]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
-from test_kuairand import LOG_COLUMNS, VIDEO_COLUMNS, log_row, user_row
 
 from aif_jax.data import Dataset, kuairand, movielens_1m, movielens_100k
+from support.kuairand import LOG_COLUMNS, VIDEO_COLUMNS, log_row, user_row
 
 Row = tuple[int, ...]
 

@@ -14,7 +14,7 @@ import numpy as np
 from aif_jax.bundle import Bundle
 from aif_jax.nearline import Archive, Delete, Delivery, Follower, ItemIndex, IterableUpdates, Update, Upsert
 from aif_jax.nearline.change_log import Position
-from served import make_items
+from support.served import make_items
 
 ITEMS, PRICES = 40, 5
 UPDATES = int(os.environ.get("AIF_UPDATES", "1000"))

@@ -1,0 +1,1 @@
+"""What tests of several folders share: a served model, blocked engines, model cases, logs."""

@@ -9,12 +9,13 @@ STRESS_SECONDS ?= 60
 
 # A file is one worker's, since it shares what it built; in the order that tests/conftest.py wants.
 IN_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+SLOWEST := --durations 10 --durations-min 1
 
 # The extension is rebuilt when any of these changes.
 NATIVE := $(shell find rust -name '*.rs' -o -name 'Cargo.toml') Cargo.toml Cargo.lock pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-lowest stress lint format bars bench bench-compare bench-stage bench-load bench-scheduler bench-native wheel wheel-check docs clean
+.PHONY: help demo test test-rust test-python test-all test-thorough test-bench test-lowest stress lint format bars bench bench-compare bench-stage bench-load bench-scheduler bench-native wheel wheel-check docs clean
 
 help: ## Show this list
 	@echo "aif_jax: pre-ranking by asynchronous inference. Needs Python 3.11+, cargo and make; the rest sets itself up."
@@ -24,19 +25,26 @@ help: ## Show this list
 demo: $(VENV)/.demo ## Train, export, index and serve once, and show it (DATA=synthetic, or movielens-1m:PATH, kuairand:PATH)
 	$(BIN)/aif demo --data $(DATA)
 
-test: test-rust test-python ## All tests, Rust and Python
+test: test-rust test-python ## The tests that a build must pass, Rust and Python (six minutes on two cores)
 
 test-rust:
 	cargo test --quiet
 
 test-python: $(VENV)/.dev
-	$(BIN)/python -m pytest $(IN_PARALLEL)
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not thorough" $(SLOWEST)
+
+test-all: test test-thorough test-bench test-lowest ## `make test`, long tests, every benchmark once and small, lowest versions
+
+test-thorough: $(VENV)/.dev ## Tests that are long by nature: real training, the demo, thousands of random sequences
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m thorough $(SLOWEST)
+
+test-bench: $(VENV)/.dev ## Every benchmark once, at small sizes: the answers are checked, the times mean nothing
 	$(BIN)/python -m pytest bench --quick
 
 # Two cases of each test: what older versions lack shows in any. With XLA_FLAGS set, though to nothing, tests/conftest.py
 # adds no flag of its own, so that these programs are compiled as users compile theirs.
 test-lowest: $(LOWEST)/.dev ## The tests of all that touches jax and flax, two cases each, against the lowest supported versions
-	XLA_FLAGS= $(LOWEST)/bin/python -m pytest $(IN_PARALLEL) --cases 2 tests/kernels tests/models tests/training tests/bundle \
+	XLA_FLAGS= $(LOWEST)/bin/python -m pytest $(IN_PARALLEL) -m "not thorough" --cases 2 tests/kernels tests/models tests/training tests/bundle \
 		$(addprefix tests/serving/test_,$(addsuffix .py,device_stage edges engine no_compilation ranking rungs)) \
 		tests/nearline/test_device_rows.py tests/cli/test_road.py tests/test_cache_loans.py
 

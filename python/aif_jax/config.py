@@ -1,10 +1,9 @@
 """Validated configuration of the model. Every width is here, and every block can be switched off."""
 
 import dataclasses
-import itertools
-from collections.abc import Mapping
-from typing import Any, Literal, Self, get_args
+from typing import ClassVar, Literal, get_args
 
+from aif_jax.checks import Config, ascending, check, choice, whole
 from aif_jax.errors import ConfigError
 
 Architecture = Literal["aif", "exact", "cold", "two_tower"]
@@ -13,13 +12,13 @@ LongAttention = Literal["linear", "sign", "collision", "mean"]
 TierScale = Literal["share", "log1p"]
 Precision = Literal["float32", "bfloat16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-"""In what item rows and user states of an exported model are kept; no property of its training."""
+"""Formats of the item rows and user states of an exported model; training does not depend on them."""
 
 REDUCED_COLUMNS = ("h", "e", "bridge", "content")
 """The columns of an item row that a reduced precision applies to; `scale` of an int8 row is in this order."""
 
 PRIOR = "prior"
-"""The column of an item row that holds its logits for a user of whom nothing is known."""
+"""The column of an item row that holds its logits for an unknown user."""
 
 BLOCKS = (
     "self_attention",
@@ -35,11 +34,21 @@ BLOCKS = (
 """The blocks of the model that can be switched off by config and are dropped at random in training."""
 
 LONG_BLOCKS = ("bridge", "long_attention", "simtier", "sim_hard")
-"""What AIF approximates and the `cold` baseline goes without."""
+"""The blocks that AIF approximates and the `cold` baseline lacks."""
+
+_CHOICES: dict[str, tuple[object, ...]] = {
+    "architecture": get_args(Architecture),
+    "long_attention": get_args(LongAttention),
+    "signature": get_args(Signature),
+    "tier_scale": get_args(TierScale),
+    "signature_bits": (64, 128, 256, 512),
+    "collision_bits": (2, 4, 8),
+}
+"""Allowed values of the fields that have few."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Config):
     """Sizes and switches of one model.
 
     Attributes:
@@ -79,6 +88,8 @@ class ModelConfig:
     False
     """
 
+    _about: ClassVar[str] = "model"
+
     architecture: Architecture = "aif"
     blocks: tuple[str, ...] = BLOCKS
     width: int = 32
@@ -111,38 +122,32 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("blocks", "head_layers", "item_layers", "heads", "tier_edges"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        _choice("architecture", self.architecture, ("aif", "exact", "cold", "two_tower"))
-        _choice("long_attention", self.long_attention, get_args(LongAttention))
-        _choice("signature", self.signature, ("simhash", "int8"))
-        _choice("tier_scale", self.tier_scale, ("share", "log1p"))
-        _choice("signature_bits", self.signature_bits, (64, 128, 256, 512))
-        _choice("collision_bits", self.collision_bits, (2, 4, 8))
+        for name, words in _CHOICES.items():
+            choice(name, getattr(self, name), words)
         for block in self.blocks:
-            _choice("blocks", block, BLOCKS)
+            choice("blocks", block, BLOCKS)
         if len(set(self.blocks)) != len(self.blocks):
             raise ConfigError(f"blocks: {self.blocks} names a block twice; name each once.")
         for name in (
             "width", "embedding_width", "hidden", "short_length", "long_length", "content_width",
             "value_width", "bridges", "sim_slots", "sim_width",
         ):  # fmt: skip
-            _at_least_one(name, getattr(self, name))
+            whole(name, getattr(self, name), 1)
         for name in ("head_layers", "item_layers"):
             for size in getattr(self, name):
-                _at_least_one(name, size)
+                whole(name, size, 1)
         for name in ("block_dropout", "item_id_dropout"):
             rate = getattr(self, name)
-            if not 0.0 <= rate < 1.0:
-                raise ConfigError(f"{name}: got {rate}, expected a probability in [0, 1).")
-        if not self.heads or len(set(self.heads)) != len(self.heads):
-            raise ConfigError(f"heads: got {self.heads}, expected one or more different names.")
+            check(name, rate, 0.0 <= rate < 1.0, "a probability in [0, 1)")
+        different = bool(self.heads) and len(set(self.heads)) == len(self.heads)
+        check("heads", self.heads, different, "one or more different names")
         for head in self.heads:
             if not head.isidentifier():
                 raise ConfigError(f"heads: {head!r} is not a name that a score expression could use.")
         edges = self.tier_edges
         if not 1 <= len(edges) <= 31:
             raise ConfigError(f"tier_edges: got {len(edges)} edges, expected 1 to 31 (2 to 32 tiers).")
-        if any(low >= high for low, high in itertools.pairwise(edges)):
-            raise ConfigError(f"tier_edges: {edges} is not strictly ascending.")
+        ascending("tier_edges", edges)
         if edges[0] <= -1.0 or edges[-1] >= 1.0:
             raise ConfigError(f"tier_edges: {edges} must lie inside (-1, 1), the range of a cosine.")
         if self.signature == "int8" and self.content_width not in (32, 48, 64, 128):
@@ -165,7 +170,7 @@ class ModelConfig:
 
     @property
     def needs_bits(self) -> bool:
-        """Whether the long-sequence attention reads signature bits."""
+        """True if the long-sequence attention reads signature bits."""
         return self.has("long_attention") and self.long_attention in ("sign", "collision")
 
     @property
@@ -178,41 +183,7 @@ class ModelConfig:
         """Bytes of one item's signature."""
         return self.signature_bits // 8 if self.signature == "simhash" else self.content_width
 
-    def replace(self, **changes: Any) -> Self:
-        """Return a copy with some fields changed, validated again."""
-        return dataclasses.replace(self, **changes)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON-serialisable dictionary; `from_json` reads it back."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Build a config from `to_json` output.
-
-        Raises:
-            ConfigError: a field is unknown or invalid.
-        """
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ConfigError(f"unknown model config fields {unknown}; known are {sorted(known)}.")
-        return cls(**values)
-
 
 def check_precision(precision: str) -> None:
-    """Check that a precision is one of `PRECISIONS`.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    _choice("precision", precision, PRECISIONS)
-
-
-def _choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, allowed))}.")
-
-
-def _at_least_one(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name}: got {value!r}, expected a whole number of at least 1.")
+    """Raise `ConfigError` unless a precision is one of `PRECISIONS`."""
+    choice("precision", precision, PRECISIONS)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
-from aif_jax.errors import ConfigError
+from aif_jax.checks import check, whole
 from aif_jax.machine import default_compute_threads
 
 MissingPolicy = Literal["drop", "default", "error", "compute"]
@@ -16,34 +16,23 @@ Group = TypeVar("Group")
 Word = TypeVar("Word")
 
 
-def _check(name: str, value: object, holds: bool, expected: str) -> None:
-    if not holds:
-        raise ConfigError(f"{name}: got {value!r}, expected {expected}.")
-
-
-def _whole(name: str, value: Any, least: int, *, step: int = 1, none: bool = False) -> None:
-    whole = type(value) is int and value >= least and value % step == 0
-    kind = f"a {'whole number' if step == 1 else f'multiple of {step}'} of at least {least}"
-    _check(name, value, whole or (none and value is None), kind + ", or None" * none)
-
-
 def _ascending(name: str, sizes: Any, fewest: int, least: int, step: int) -> tuple[int, ...]:
     good = isinstance(sizes, Sequence) and len(sizes) >= fewest
-    _check(name, sizes, good, f"a tuple of {fewest} or more sizes")
+    check(name, sizes, good, f"a tuple of {fewest} or more sizes")
     for size in sizes:
-        _whole(name, size, least, step=step)
-    _check(name, sizes, sorted({*sizes}) == [*sizes], "sizes in ascending order")
+        whole(name, size, least, step=step)
+    check(name, sizes, sorted({*sizes}) == [*sizes], "sizes in ascending order")
     return tuple(sizes)
 
 
 def _number(name: str, value: Any, unit: str, *, zero: bool = False, none: bool = False) -> None:
     good = isinstance(value, (int, float)) and (value >= 0 if zero else value > 0)
     kind = f"{'0 or more' if zero else 'more than 0'} {unit}"
-    _check(name, value, good or (none and value is None), kind + ", or None" * none)
+    check(name, value, good or (none and value is None), kind + ", or None" * none)
 
 
 def _one_of(name: str, value: object, words: Any) -> None:
-    _check(name, value, value in get_args(words), " or ".join(map(repr, get_args(words))))
+    check(name, value, value in get_args(words), " or ".join(map(repr, get_args(words))))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,7 +84,7 @@ class MissingItems:
 
     def __post_init__(self) -> None:
         _one_of("missing_items.policy", self.policy, MissingPolicy)
-        _whole("missing_items.max_items", self.max_items, 1)
+        whole("missing_items.max_items", self.max_items, 1)
         _number("missing_items.max_wait_ms", self.max_wait_ms, "milliseconds")
         _number("missing_items.retry_s", self.retry_s, "seconds", zero=True)
 
@@ -118,7 +107,7 @@ class ItemRows:
 
     def __post_init__(self) -> None:
         _one_of("item_rows.where", self.where, Where)
-        _whole("item_rows.device_capacity", self.device_capacity, 0)
+        whole("item_rows.device_capacity", self.device_capacity, 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,7 +126,7 @@ class UserStateCache:
     ttl_s: float | None = 300.0
 
     def __post_init__(self) -> None:
-        _whole("user_states.max_bytes", self.max_bytes, 0)
+        whole("user_states.max_bytes", self.max_bytes, 0)
         _number("user_states.ttl_s", self.ttl_s, "seconds", none=True)
 
 
@@ -160,7 +149,7 @@ class Threads:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            _whole(f"threads.{name}", value, 1)
+            whole(f"threads.{name}", value, 1)
 
 
 class _GroupOrWord(Generic[Group, Word]):
@@ -216,20 +205,20 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         for name, group in (("shapes", Shapes), ("user_states", UserStateCache), ("threads", Threads)):
-            _check(name, value := getattr(self, name), isinstance(value, group), f"{group.__name__}(...)")
+            check(name, value := getattr(self, name), isinstance(value, group), f"{group.__name__}(...)")
         _one_of("unknown_user", self.unknown_user, UnknownUser)
         _one_of("unknown_columns", self.unknown_columns, UnknownColumns)
         _one_of("on_deadline", self.on_deadline, OnFailure)
         _one_of("on_user_source_error", self.on_user_source_error, OnFailure)
-        _whole("k", self.k, 1, none=True)
-        _whole("max_memory_bytes", self.max_memory_bytes, 1, none=True)
+        whole("k", self.k, 1, none=True)
+        whole("max_memory_bytes", self.max_memory_bytes, 1, none=True)
         _number("max_pending_age_s", self.max_pending_age_s, "seconds")
 
     def check_items(self, items: object) -> None:
         """Raise `ConfigError` unless an item source is given where it is needed, and only there."""
         policy, kind = self.missing_items.policy, None if items is None else type(items)
         fix = f"an item source with missing_items='compute', else None; it is {policy!r}: change one of them"
-        _check("items", kind, (policy == "compute") == (items is not None), fix)
+        check("items", kind, (policy == "compute") == (items is not None), fix)
 
     def sizes(self, *, k_max: int, long_length: int) -> "Sizes":
         """Return the sizes to compile for, by the bundle; `ConfigError` if the two do not fit together."""
@@ -238,11 +227,11 @@ class EngineConfig:
             counts.append(min(2 * counts[-1], 4096))
         longs = self.shapes.histories or sorted({max(1, long_length // 4), long_length})
         k = min(100, k_max) if self.k is None else self.k
-        _check("k", k, k <= k_max, f"at most the bundle's k_max={k_max}; lower it, or export a larger k_max")
+        check("k", k, k <= k_max, f"at most the bundle's k_max={k_max}; lower it, or export a larger k_max")
         fix = f"at least the bundle's k_max={k_max} first; raise it, or export a smaller k_max"
-        _check("shapes.candidates", counts, counts[0] >= k_max, fix)
+        check("shapes.candidates", counts, counts[0] >= k_max, fix)
         fix = f"the model's long_length={long_length} last; add it"
-        _check("shapes.histories", longs, longs[-1] == long_length, fix)
+        check("shapes.histories", longs, longs[-1] == long_length, fix)
         return Sizes(k, tuple(counts), tuple(longs), (1, *self.shapes.users))
 
 

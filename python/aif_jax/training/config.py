@@ -1,15 +1,15 @@
 """Validated configuration of one training run. A batch counts requests, each of up to `group` candidates."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Self
+from typing import ClassVar
 
+from aif_jax.checks import Config, ascending, check, whole
 from aif_jax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How a model is trained.
+class TrainConfig(Config):
+    """Settings of one training run.
 
     Attributes:
         epochs: passes over the training part.
@@ -29,11 +29,11 @@ class TrainConfig:
             `long_length`, which always is one; each costs one compilation. Requests are put into batches with
             others of their bucket. Lengths beyond the model's have no effect.
         head_weights: weight of each head's loss in the sum; empty means 1 each.
-        negative_keep_rate: share of the negatives that whoever sampled the training data kept; shifts the
-            log odds in training so that the model serves calibrated.
-        negatives: sampled items added to every request with label 0, never one that the user met in training.
+        negative_keep_rate: share of the negatives that sampling of the training data kept; shifts the log
+            odds in training so that the model serves calibrated probabilities.
+        negatives: sampled items added to every request with label 0, none that the user met in training.
         negative_bottom: share of them drawn from what a trained ranker puts last for the user, needs the
-            ``bottom`` of `aif_jax.training.train`; users of whom it says nothing get others.
+            ``bottom`` of `aif_jax.training.train`; users without an entry there get others.
         negative_popularity: share of the others drawn by how often an item occurs in the training part; the
             rest uniform.
         negative_weight: weight of a sampled negative in the loss, against 1 of an impression.
@@ -45,12 +45,14 @@ class TrainConfig:
         distillation_list_weight: the same of the cross-entropy between the softmax of the teacher's logits
             over a request's candidates and that of the model's.
         evaluation_batch_size: requests a step of prediction; 0 means `batch_size`.
-        checkpoint_dir: where checkpoints are kept; empty means none.
+        checkpoint_dir: directory of checkpoints; empty means none.
         checkpoint_interval: steps between checkpoints; 0 means at the end of each epoch.
-        checkpoints_kept: how many of the newest are kept.
+        checkpoints_kept: number of the newest to keep.
         workers: processes that prepare batches; 0 means a thread of this one.
         seed: of weights, order, dropout and sampled negatives.
     """
+
+    _about: ClassVar[str] = "training"
 
     epochs: int = 1
     batch_size: int = 64
@@ -86,36 +88,31 @@ class TrainConfig:
         for name in ("long_buckets", "head_weights", "negative_heads"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("epochs", "batch_size", "group", "checkpoints_kept"):
-            _whole(name, getattr(self, name), 1)
+            whole(name, getattr(self, name), 1)
         for name in (
             "warmup_steps", "patience", "max_steps", "negatives", "evaluation_batch_size",
             "checkpoint_interval", "workers", "seed",
         ):  # fmt: skip
-            _whole(name, getattr(self, name), 0)
+            whole(name, getattr(self, name), 0)
         for size in self.long_buckets:
-            _whole("long_buckets", size, 1)
-        if any(a >= b for a, b in zip(self.long_buckets, self.long_buckets[1:], strict=False)):
-            raise ConfigError(f"long_buckets: {self.long_buckets} is not strictly ascending.")
+            whole("long_buckets", size, 1)
+        ascending("long_buckets", self.long_buckets)
         for name in ("learning_rate", "softmax_temperature"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}: got {getattr(self, name)}, expected a number over 0.")
+            check(name, value := getattr(self, name), value > 0, "a number over 0")
         for name in (
             "weight_decay", "embedding_decay", "clip_norm", "negative_weight", "softmax_weight",
             "distillation_weight", "distillation_list_weight",
         ):  # fmt: skip
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name}: got {getattr(self, name)}, expected at least 0.")
+            check(name, value := getattr(self, name), value >= 0, "at least 0")
         for name in ("final_rate", "negative_bottom", "negative_popularity"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name}: got {getattr(self, name)}, expected a share in [0, 1].")
+            check(name, value := getattr(self, name), 0 <= value <= 1, "a share in [0, 1]")
         if self.negative_bottom and not self.negatives:
             raise ConfigError(
                 f"negative_bottom: got {self.negative_bottom} of no negatives; say how many with negatives."
             )
-        if not 0 < self.negative_keep_rate <= 1:
-            raise ConfigError(f"negative_keep_rate: got {self.negative_keep_rate}, expected one in (0, 1].")
-        if any(not weight >= 0 for weight in self.head_weights):
-            raise ConfigError(f"head_weights: got {self.head_weights}, expected numbers of at least 0.")
+        rate, weights = self.negative_keep_rate, self.head_weights
+        check("negative_keep_rate", rate, 0 < rate <= 1, "one in (0, 1]")
+        check("head_weights", weights, all(weight >= 0 for weight in weights), "numbers of at least 0")
         if self.checkpoint_interval and not self.checkpoint_dir:
             raise ConfigError(
                 f"checkpoint_interval: got {self.checkpoint_interval} without checkpoint_dir; say where."
@@ -123,35 +120,10 @@ class TrainConfig:
 
     @property
     def distils(self) -> bool:
-        """Whether a teacher is learnt from."""
+        """True if the model learns from a teacher."""
         return bool(self.distillation_weight or self.distillation_list_weight)
 
     @property
     def taught(self) -> bool:
-        """Whether a training wants something of another model: what it predicts, or what it puts last."""
+        """True if training needs predictions of another model, or the items that it ranks last."""
         return self.distils or bool(self.negative_bottom)
-
-    def replace(self, **changes: Any) -> Self:
-        """Return a copy with some fields changed, validated again."""
-        return dataclasses.replace(self, **changes)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON-serialisable dictionary; `from_json` reads it back."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Build a config from `to_json` output.
-
-        Raises:
-            ConfigError: a field is unknown or invalid.
-        """
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ConfigError(f"unknown training config fields {unknown}; known are {sorted(known)}.")
-        return cls(**values)
-
-
-def _whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name}: got {value!r}, expected a whole number of at least {least}.")

@@ -1,4 +1,4 @@
-"""Where public sets come from, what their folders hold, and how their files are read."""
+"""Public data sets: their sources and terms, the files of their folders, and readers of these."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from aif_jax.errors import DataError
+from aif_jax.lookup import find
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class PublicSet:
 
     @property
     def how_to_get(self) -> str:
-        """Where to get the set and on what terms, as sentences."""
+        """The address of the set and its terms, as sentences."""
         return f"{self.title} is at {self.address} ({self.terms}); unpack it and give the folder."
 
     def detect(self, path: Path) -> tuple[str, Path]:
@@ -40,7 +41,7 @@ class PublicSet:
             The layout's name, and the folder that holds its files.
 
         Raises:
-            DataError: none is complete; says what is missing and where to get it.
+            DataError: none is complete; the message names what is missing and the address.
         """
         if not path.is_dir():
             raise DataError(f"got {path}, which is not a folder. {self.how_to_get}")
@@ -214,9 +215,7 @@ def dense(ids: np.ndarray, values: np.ndarray, what: str) -> np.ndarray:
     Raises:
         DataError: a value is not among them.
     """
-    position = np.searchsorted(ids, values)
-    found = position < len(ids)
-    found[found] = ids[position[found]] == values[found]
+    position, found = find(ids, values)
     if not found.all():
         raise DataError(f"{what} {values[~found][0]} occurs in the log but is not described in the data set.")
     return position.astype(np.int32)

@@ -1,11 +1,12 @@
 """KuaiRand-Pure: short videos shown by Kuaishou's standard policy in April and May 2022.
 
 Rows up to 28 April train, 29 and 30 April validate, 1 to 8 May test. Heads: ``long_view``, then ``is_click``.
-The feedback of a scored row is its label and the behaviour that later rows see, never its input. A request is
-what a user saw on one day. Impressions of one user at the same millisecond cannot see each other.
+The feedback of a scored row is its label, and a behaviour in the histories of later rows, never its input. A
+request is all that a user saw on one day. Impressions of one user at the same millisecond are not in each
+other's history.
 
-Two layouts: the archive's csv files, complete from 8 April; and a windowed one, in which what came before
-25 April is the last 50 impressions of each user, without time, tab or click, their ``long_view`` and
+Two layouts: the archive's csv files, complete from 8 April; and a windowed one, which holds of the time
+before 25 April the last 50 impressions of each user, without time, tab or click, with ``long_view`` and
 ``is_like`` reconstructed. Those rows train with ``is_click`` masked and their context missing.
 
 Left out on purpose: the age of the video at the time of the impression (all videos were uploaded within three
@@ -24,9 +25,10 @@ from aif_jax.data.log import dataset_from_log
 from aif_jax.data.splits import TEST, TRAIN, VALIDATION, ends_before
 from aif_jax.errors import DataError
 from aif_jax.features import Categorical, MultiValued, Numeric, Ragged, Schema, Vocabulary
+from aif_jax.lookup import find
 
 BEHAVIOURS = ("passed", "skipped", "clicked", "long_view", "like")
-"""Strongest first from the right; ``passed`` is no long view where the click is not known."""
+"""Types of behaviour, weakest first. ``passed``: not a long view, and the click is unknown."""
 
 LAST_TRAINING_DATE, LAST_VALIDATION_DATE = 20220428, 20220430
 
@@ -51,7 +53,7 @@ def kuairand(path: str | Path, *, content_width: int = 64) -> Dataset:
         content_width: width of the content embedding.
 
     Raises:
-        DataError: files are missing or broken; says where to get them.
+        DataError: files are missing or broken; the message names their address.
     """
     source = PUBLIC_SETS["kuairand"]
     layout, path = source.detect(Path(path))
@@ -69,7 +71,7 @@ def kuairand(path: str | Path, *, content_width: int = 64) -> Dataset:
     split = np.where(
         date <= LAST_TRAINING_DATE, TRAIN, np.where(date <= LAST_VALIDATION_DATE, VALIDATION, TEST)
     )
-    # Rows without a time of their own are told apart by their order, all before the first one that has one.
+    # Rows without a time of their own are distinguished by their order, all before the first that has one.
     moment = np.where(log["timed"], log["time"], log["order"] - 2**40)
     behaviour = np.where(known, np.where(log["is_click"] > 0, 2, 1), 0)
     behaviour = np.where(log["is_like"] > 0, 4, np.where(log["long_view"] > 0, 3, behaviour))
@@ -98,7 +100,7 @@ def kuairand(path: str | Path, *, content_width: int = 64) -> Dataset:
             "cite": source.cite,
             "layout": layout,
             "rows_without_time": int(np.count_nonzero(~log["timed"])),
-            "time": "milliseconds; rows without one bear the time of their user's last such row",
+            "time": "milliseconds; rows without one have the time of their user's last such row",
         },
     )
 
@@ -159,8 +161,7 @@ def _windowed_log(path: Path) -> dict[str, np.ndarray]:
     # Some users have their last row of the window and their first timed row at nearly one time: the window is
     # earlier by construction, so its time is held below.
     first = np.full(len(ids), np.iinfo(np.int64).max)
-    place = np.searchsorted(ids, timed["user_id"])
-    inside = (place < len(ids)) & (ids[np.minimum(place, len(ids) - 1)] == timed["user_id"])
+    place, inside = find(ids, timed["user_id"])
     np.minimum.at(first, place[inside], timed["time_ms"][inside])
     last = np.minimum(last, first - 1)
 
@@ -218,7 +219,7 @@ def _items(videos: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tag_strings(column: np.ndarray) -> list[str | None]:
-    """Tags as text; a file in which no video has two tags is read as numbers."""
+    """Return tags as text; a file in which no video has two tags is read as numbers."""
     if column.dtype == object:
         return column.tolist()
     return [None if np.isnan(tag) else str(int(tag)) for tag in column.astype(np.float64)]

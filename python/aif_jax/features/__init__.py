@@ -1,6 +1,6 @@
-"""The schema: what describes a user, an item, a context and a (user, item) pair, and how it becomes arrays.
+"""The schema: features of users, items, contexts and (user, item) pairs, and their encoding as arrays.
 
-Everything raw that enters aif_jax goes through here: `Schema.encode` for features, `item_keys` for ids,
+All raw data enters aif_jax here: `Schema.encode` for features, `item_keys` for ids,
 `split_ids` for ids on their way into JAX, `bucket_for` and `pad_to` for shapes.
 """
 

@@ -57,7 +57,7 @@ def plain_column(values: Any) -> Any:
         return _arrow_column(values)
     if hasattr(values, "to_numpy"):
         array = values.to_numpy()
-        # The missing value of pandas is like no other: not even equal to itself, and neither true nor false.
+        # The missing value of pandas is neither equal to itself nor true nor false.
         if array.dtype == object and hasattr(values, "isna"):
             array = np.where(np.asarray(values.isna()), None, array)
         return array
@@ -115,12 +115,12 @@ def _imported(table: Any, name: str) -> Any:
 def _arrow_column(column: Any) -> Any:
     from pyarrow import types
 
-    kind = column.type
-    if types.is_dictionary(kind):
-        return _arrow_column(column.cast(kind.value_type))
-    if types.is_integer(kind) and column.null_count:  # not as floats, which cannot hold every integer
+    dtype = column.type
+    if types.is_dictionary(dtype):
+        return _arrow_column(column.cast(dtype.value_type))
+    if types.is_integer(dtype) and column.null_count:  # not as floats, which cannot hold every integer
         return np.ma.MaskedArray(np.asarray(column.fill_null(0)), np.asarray(column.is_null()))
-    if types.is_primitive(kind) and not (types.is_boolean(kind) and column.null_count):
+    if types.is_primitive(dtype) and not (types.is_boolean(dtype) and column.null_count):
         return np.asarray(column)
     return column.to_pylist()  # strings, lists, and missing values that NumPy cannot hold
 

@@ -1,15 +1,18 @@
-"""From tokens to rows of an embedding table: 0 is missing, 1 is unknown, 2 and up are known."""
+"""Encoders of tokens as rows of an embedding table: 0 is missing, 1 is unknown, 2 and up are known."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from itertools import repeat
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from aif_jax.errors import SchemaError
 from aif_jax.features.tokens import Tokens
+from aif_jax.lookup import find
+
+T = TypeVar("T")
 
 MISSING, UNKNOWN, FIRST = 0, 1, 2
 _DENSE_SPAN = 1 << 16
@@ -59,7 +62,7 @@ class Vocabulary:
 
     @property
     def fitted(self) -> bool:
-        """Whether the values are known."""
+        """True if the values are known."""
         return self.values is not None
 
     @property
@@ -120,15 +123,13 @@ class Vocabulary:
             integers = integers.astype(np.int64)
         else:
             huge = None
-        if len(known) == 0:
-            codes = np.full(len(integers), UNKNOWN, np.int32)
-        elif dense is not None:
+        if dense is not None:
             low, high = known[0], known[-1]
             inside = (integers >= low) & (integers <= high)
             codes = np.where(inside, dense[np.where(inside, integers - low, 0)], np.int32(UNKNOWN))
         else:
-            rank = np.minimum(np.searchsorted(known, integers), len(known) - 1)
-            codes = np.where(known[rank] == integers, rank + FIRST, UNKNOWN).astype(np.int32)
+            rank, found = find(known, integers)
+            codes = np.where(found, rank + FIRST, UNKNOWN).astype(np.int32)
         if huge is not None:
             codes[huge] = UNKNOWN
         if column.missing is not None:
@@ -238,17 +239,33 @@ def encoder_from_json(values: Mapping[str, Any]) -> Encoder:
     Raises:
         SchemaError: the kind is unknown or the fields do not fit.
     """
-    fields = dict(values)
-    kind = fields.pop("kind", None)
+    return from_kind("encoder", values, {"vocabulary": _vocabulary, "hashing": Hashing})
+
+
+def from_kind(what: str, fields: Mapping[str, Any], makers: Mapping[str, Callable[..., T]]) -> T:
+    """Make an object from its JSON fields, of which ``kind`` names the maker and the others are arguments.
+
+    Args:
+        what: the thing, for messages.
+        fields: as ``to_json`` returned them.
+        makers: functions by kind.
+
+    Raises:
+        SchemaError: the kind is unknown or the fields do not fit.
+    """
+    arguments = dict(fields)
+    kind = arguments.pop("kind", None)
+    if not isinstance(kind, str) or kind not in makers:
+        *others, last = map(repr, makers)
+        raise SchemaError(f"{what} kind: got {kind!r}, expected {', '.join(others)} or {last}.")
     try:
-        if kind == "vocabulary":
-            known = fields.pop("values")
-            return Vocabulary(values=None if known is None else tuple(known), **fields)
-        if kind == "hashing":
-            return Hashing(**fields)
-    except (TypeError, KeyError) as error:
-        raise SchemaError(f"encoder {values!r} has fields that do not fit its kind: {error}.") from error
-    raise SchemaError(f"encoder kind: got {kind!r}, expected 'vocabulary' or 'hashing'.")
+        return makers[kind](**arguments)
+    except TypeError as error:
+        raise SchemaError(f"{what} {fields!r} has fields that do not fit its kind: {error}.") from error
+
+
+def _vocabulary(*, values: Any, **fields: Any) -> Vocabulary:
+    return Vocabulary(values=None if values is None else tuple(values), **fields)
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

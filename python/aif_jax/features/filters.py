@@ -19,7 +19,7 @@ _MAX_TABLE = 1 << 20
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class Filters:
-    """Candidates that a request does not want. Made once, it serves any number of requests.
+    """Candidates that a request excludes. One object serves any number of requests.
 
     >>> Filters(exclude=[17, 42])
     Filters(exclude=[17, 42], categories=None)
@@ -81,7 +81,7 @@ class Filters:
 
     @property
     def by_category(self) -> bool:
-        """Whether only some categories are allowed."""
+        """True if only some categories are allowed."""
         return self._categories is not None
 
     def outside(self, codes: np.ndarray, schema: Schema, report: EncodeReport) -> np.ndarray:
@@ -96,7 +96,7 @@ class Filters:
         Raises:
             RequestError: no value of ``categories`` is known, or they are of the wrong kind.
         """
-        assert self._categories is not None, "asked only if some are"
+        assert self._categories is not None, "call only if by_category"
         among = _among(codes, _category_codes(self._categories, schema, report))
         return np.logical_not(np.any(among, axis=1))
 

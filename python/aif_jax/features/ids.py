@@ -1,10 +1,11 @@
-"""Ids of users and items: 64-bit keys everywhere, two 32-bit halves inside JAX."""
+"""Ids of users and items: 64-bit keys on the host, two 32-bit halves inside JAX."""
 
 from typing import Any
 
 import numpy as np
 
 from aif_jax.errors import RequestError
+from aif_jax.lookup import find
 
 _MAX_BITS = 20
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
@@ -34,7 +35,7 @@ def item_keys(ids: Any) -> np.ndarray:
         values = list(ids)
         if all(type(value) is str for value in values):
             return _hashed(values)
-        # NumPy would turn mixed kinds into strings, and integers about 2^63 into floats: both without a word.
+        # NumPy would turn mixed kinds into strings, and integers about 2^63 into floats: both silently.
         ids = np.empty(len(values), object)
         ids[:] = values
     if ids.ndim != 1:
@@ -117,9 +118,7 @@ class KeySet:
         found = self._marks[self._places(keys)]
         likely = np.flatnonzero(found)
         if len(likely):
-            wanted = keys[likely]
-            place = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
-            found[likely] = self._keys[place] == wanted
+            found[likely] = find(self._keys, keys[likely])[1]
         return found
 
     def _places(self, keys: np.ndarray) -> np.ndarray:

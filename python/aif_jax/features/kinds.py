@@ -1,14 +1,14 @@
-"""The three kinds of features, and the arrays that each becomes."""
+"""The three kinds of features, each with its encoding as an array."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from aif_jax import _native
 from aif_jax.errors import SchemaError
-from aif_jax.features.encoders import UNKNOWN, Encoder, Vocabulary, encoder_from_json
+from aif_jax.features.encoders import UNKNOWN, Encoder, Vocabulary, encoder_from_json, from_kind
 from aif_jax.features.report import EncodeReport
 from aif_jax.features.tokens import Tokens, ragged, tokens
 
@@ -19,13 +19,8 @@ def _check_name(name: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Categorical:
-    """One value a row: encoded int32 ``[n]``; 0 missing, 1 unknown, 2 and up known.
-
-    >>> town = Categorical(name="town").fit(["York", "Bath", "York", None])
-    >>> town.encode(["York", "Hull", None], 3, EncodeReport())
-    array([3, 1, 0], dtype=int32)
-    """
+class _Coded:
+    """A feature of values from an embedding table, int32 codes: 0 missing, 1 unknown, 2 and up known."""
 
     name: str
     encoder: Encoder = dataclasses.field(default_factory=Vocabulary)
@@ -35,7 +30,7 @@ class Categorical:
 
     @property
     def fitted(self) -> bool:
-        """Whether `encode` can run."""
+        """True if `encode` can run."""
         return self.encoder.fitted
 
     @property
@@ -44,14 +39,30 @@ class Categorical:
         return self.encoder.size
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one encoded value."""
-        return ()
-
-    @property
     def dtype(self) -> np.dtype:
         """Dtype of the encoded array."""
         return np.dtype(np.int32)
+
+    def _codes(self, flat: Tokens) -> np.ndarray:
+        try:
+            return self.encoder.encode(flat)
+        except SchemaError as error:
+            raise SchemaError(f"feature {self.name!r}: {error}") from None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Categorical(_Coded):
+    """One value a row: encoded int32 ``[n]``; 0 missing, 1 unknown, 2 and up known.
+
+    >>> town = Categorical(name="town").fit(["York", "Bath", "York", None])
+    >>> town.encode(["York", "Hull", None], 3, EncodeReport())
+    array([3, 1, 0], dtype=int32)
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one encoded value."""
+        return ()
 
     def fit(self, column: Any) -> "Categorical":
         """Return the feature with its encoder fitted on a column of training data."""
@@ -62,7 +73,7 @@ class Categorical:
         flat = tokens(self.name, column)
         if len(flat) != n:
             raise SchemaError(f"feature {self.name!r}: got {len(flat)} values, expected {n}.")
-        codes = _codes(self.name, self.encoder, flat)
+        codes = self._codes(flat)
         report.unknown[self.name] += _count(codes == UNKNOWN)
         if flat.missing is not None:
             report.missing[self.name] += _count(flat.missing)
@@ -74,7 +85,7 @@ class Categorical:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MultiValued:
+class MultiValued(_Coded):
     """Several values a row: encoded int32 ``[n, max_values]``, filled from the left; 0 pads, 1 unknown.
 
     Values beyond ``max_values`` are dropped and counted as overflow.
@@ -84,34 +95,17 @@ class MultiValued:
     [[3, 0], [0, 0], [1, 2]]
     """
 
-    name: str
     max_values: int
-    encoder: Encoder = dataclasses.field(default_factory=Vocabulary)
 
     def __post_init__(self) -> None:
-        _check_name(self.name)
+        super().__post_init__()
         if self.max_values < 1:
             raise SchemaError(f"feature {self.name!r}: max_values is {self.max_values}, expected at least 1.")
-
-    @property
-    def fitted(self) -> bool:
-        """Whether `encode` can run."""
-        return self.encoder.fitted
-
-    @property
-    def size(self) -> int:
-        """Rows of the feature's embedding table."""
-        return self.encoder.size
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one row's encoded values."""
         return (self.max_values,)
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Dtype of the encoded array."""
-        return np.dtype(np.int32)
 
     def fit(self, column: Any) -> "MultiValued":
         """Return the feature with its encoder fitted on a column of training data."""
@@ -120,7 +114,7 @@ class MultiValued:
     def encode(self, column: Any, n: int, report: EncodeReport) -> np.ndarray:
         """Encode a column of n lists (see `aif_jax.features.Ragged`), see the class."""
         flat, row = ragged(self.name, column, n)
-        codes = _codes(self.name, self.encoder, flat)
+        codes = self._codes(flat)
         if flat.missing is not None:
             codes, row = codes[~flat.missing], row[~flat.missing]
         report.unknown[self.name] += _count(codes == UNKNOWN)
@@ -182,7 +176,7 @@ class Numeric:
 
     @property
     def fitted(self) -> bool:
-        """Whether `encode` can run."""
+        """True if `encode` can run."""
         return self.mean is not None
 
     @property
@@ -250,7 +244,7 @@ class Numeric:
         encoded, missing, infinite, clipped = _native.standardise(
             self._numbers(column, n), self.mean, self.std, self.clip, self.transform == "log1p"
         )
-        # Most columns are whole, and a request waits for this one.
+        # Most columns are complete, and a request waits for this one.
         if missing or infinite or clipped:
             report.missing[self.name] += missing
             report.non_finite[self.name] += infinite
@@ -274,25 +268,13 @@ def feature_from_json(values: Mapping[str, Any]) -> Feature:
     Raises:
         SchemaError: the kind is unknown or the fields do not fit.
     """
-    fields = dict(values)
-    kind = fields.pop("kind", None)
-    try:
-        if kind == "numeric":
-            return Numeric(**fields)
-        if kind in ("categorical", "multi_valued"):
-            encoder = encoder_from_json(fields.pop("encoder"))
-            return (Categorical if kind == "categorical" else MultiValued)(encoder=encoder, **fields)
-    except (TypeError, KeyError) as error:
-        raise SchemaError(f"feature {values!r} has fields that do not fit its kind: {error}.") from error
-    raise SchemaError(f"feature kind: got {kind!r}, expected 'categorical', 'multi_valued' or 'numeric'.")
+
+    def coded(make: Callable[..., Feature]) -> Callable[..., Feature]:
+        return lambda *, encoder, **fields: make(encoder=encoder_from_json(encoder), **fields)
+
+    makers = {"categorical": coded(Categorical), "multi_valued": coded(MultiValued), "numeric": Numeric}
+    return from_kind("feature", values, makers)
 
 
 def _count(mask: np.ndarray) -> int:
     return int(np.count_nonzero(mask))
-
-
-def _codes(name: str, encoder: Encoder, flat: Tokens) -> np.ndarray:
-    try:
-        return encoder.encode(flat)
-    except SchemaError as error:
-        raise SchemaError(f"feature {name!r}: {error}") from None

@@ -1,4 +1,4 @@
-"""Shape buckets: a compiled program takes a few sizes only, so what is smaller is padded."""
+"""Shape buckets: compiled programs take a few sizes only, and smaller arrays are padded to the next one."""
 
 from collections.abc import Sequence
 

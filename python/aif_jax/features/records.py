@@ -1,4 +1,4 @@
-"""User records as the user program reads them: features encoded, behaviours as keys and type numbers."""
+"""User records as input of the user program: encoded features, behaviours as keys and type numbers."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from aif_jax.types import UserId, UserRecord
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class History:
-    """Behaviours of a user as the user program counts them, most recent first.
+    """Behaviours of a user by key and type number, most recent first.
 
     Attributes:
         keys: uint64 ``[L]``.
@@ -32,7 +32,7 @@ def checked_record(user: UserId, record: Any) -> UserRecord:
     """Check the types in what a user source returned; values are checked when they are read.
 
     Raises:
-        RequestError: it is not a `UserRecord`, or a field is not what the record's documentation says.
+        RequestError: it is not a `UserRecord`, or a field has another type than documented there.
     """
     if not isinstance(record, UserRecord):
         raise RequestError(

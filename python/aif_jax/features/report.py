@@ -1,11 +1,11 @@
-"""What encoding had to leave out or could not recognise, counted by feature."""
+"""Counts of values that encoding left out or did not recognise, by feature."""
 
 import dataclasses
 from collections.abc import Iterable
 
 
 class Counts(dict[str, int]):
-    """Numbers by name; 0 for a name that is not there. (A ``Counter`` takes ten times as long to make.)"""
+    """Numbers by name, 0 by default. (A ``Counter`` takes ten times as long to make.)"""
 
     __slots__ = ()
 
@@ -15,7 +15,7 @@ class Counts(dict[str, int]):
 
 @dataclasses.dataclass(slots=True)
 class EncodeReport:
-    """Counts of what happened to values on their way in; hand the same one to several calls to add up.
+    """Counts of values by their treatment; several calls given the same report add up.
 
     One thread adds at a time; `as_dict` may be called from any thread meanwhile.
 

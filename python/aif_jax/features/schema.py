@@ -13,14 +13,14 @@ from aif_jax.features.report import EncodeReport
 
 Group = Literal["user", "item", "context", "pair", "train_only"]
 GROUPS: tuple[Group, ...] = ("user", "item", "context", "pair", "train_only")
-"""What a feature may describe. ``train_only`` (such as position) is neutral at serving."""
+"""Groups of features, by what they describe. ``train_only`` (such as position) is neutral at serving."""
 
 _VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schema:
-    """Features by group, and what the model must know about them.
+    """Features by group, behaviour types, and the features with a special role.
 
     Attributes:
         user: features of a user's profile.
@@ -32,7 +32,7 @@ class Schema:
         category: the item feature, categorical or multi-valued, by which
             sub-sequences are looked up; or ``None``.
         item_id: the categorical item feature that is the item's own id (hidden at random in training, so that
-            cold items are not a surprise); or ``None``.
+            the model can score cold items); or ``None``.
 
     >>> schema = Schema(
     ...     user=(Categorical(name="town"),),
@@ -123,7 +123,7 @@ class Schema:
 
     @property
     def fitted(self) -> bool:
-        """Whether every feature can encode."""
+        """True if every feature can encode."""
         return all(feature.fitted for group in GROUPS for feature in self.features(group))
 
     def fit(self, **columns: Mapping[str, Any]) -> "Schema":
@@ -210,7 +210,7 @@ class Schema:
         return {name: array[0] for name, array in row.items()}
 
     def missing(self, group: Group, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-        """Return what a group looks like when nothing is known: zeros ``[*shape, *feature.shape]``."""
+        """Return a group without any known value: zeros ``[*shape, *feature.shape]``."""
         return {f.name: np.zeros((*shape, *f.shape), f.dtype) for f in self.features(group)}
 
     def spec(self, group: Group, shape: tuple[int, ...] = ()) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

@@ -1,4 +1,4 @@
-"""The score expression: what orders the candidates, such as ``ctr * bid``."""
+"""The score expression, by which candidates are ordered, such as ``ctr * bid``."""
 
 import ast
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 _FUNCTIONS: dict[str, tuple[int, str]] = {
     "min": (2, "minimum"), "max": (2, "maximum"), "log": (1, "log"), "exp": (1, "exp"),
 }  # fmt: skip
-"""How many values a function takes, and its name in NumPy and JAX."""
+"""Functions by name: their number of arguments, and their name in NumPy and JAX."""
 
 
 class Score:
@@ -63,7 +63,7 @@ class Score:
         self.raw = tuple(sorted(used & set(pair)))
         if not used - set(pair):
             raise ConfigError(
-                f"score: {expression!r} uses no head, so the model would have no say; "
+                f"score: {expression!r} uses no head, so that the model would have no effect; "
                 f"heads are {list(heads)}."
             )
 
@@ -82,10 +82,10 @@ class Score:
 
         Args:
             logits: float32 ``[..., n_heads]``.
-            raw: as above.
+            raw: for each name in `raw` its values, float32 ``[...]``.
         """
         probability = np.float32(0.5) + np.float32(0.5) * np.tanh(np.float32(0.5) * logits)
-        with np.errstate(all="ignore"):  # what is not finite is the caller's to leave out, as in a program
+        with np.errstate(all="ignore"):  # the caller leaves out what is not finite, as after a program
             score = self._evaluate(self._tree, self._names(logits, probability, raw), np)
         return np.broadcast_to(np.asarray(score, np.float32), logits.shape[:-1]), probability
 

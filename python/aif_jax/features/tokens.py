@@ -1,4 +1,4 @@
-"""Raw columns as they come, turned into 64-bit integers or strings, with a mask of what is missing.
+"""Readers of raw columns: 64-bit integers or strings, with a mask of missing values.
 
 Missing are ``None``, NaN, the empty string and masked entries of a masked array; no integer means "missing".
 """
@@ -18,7 +18,7 @@ _NONE_OR_FLOAT = {type(None), float, np.float32, np.float64}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ragged:
-    """A column of lists, flat: row ``i`` is ``values[offsets[i]:offsets[i + 1]]``. The fast form.
+    """A flat column of lists: row ``i`` is ``values[offsets[i]:offsets[i + 1]]``. The fastest form.
 
     Attributes:
         values: all values in row order, ``[V]``.
@@ -109,7 +109,7 @@ def _numbers(name: str, column: np.ndarray) -> Tokens:
         bad = whole[(np.abs(whole) >= 2**53) | (whole != np.trunc(whole))][0]
         raise SchemaError(
             f"feature {name!r}: got the float {bad}, expected integers or strings; "
-            "a measured quantity wants a Numeric feature."
+            "for a measured quantity, use a Numeric feature."
         )
     return Tokens(whole.astype(np.int64), None, missing if missing.any() else None)
 
@@ -144,7 +144,7 @@ def _objects(name: str, column: Sequence[Any]) -> Tokens:
     clean = [0 if v is None or v != v else v for v in column] if special else column
     if special and any(v != int(v) for v in clean):
         raise SchemaError(
-            f"feature {name!r}: mixes integers and fractions; a quantity wants a Numeric feature."
+            f"feature {name!r}: mixes integers and fractions; for a quantity, use a Numeric feature."
         )
     try:
         integers = np.array(clean, np.int64)

@@ -8,7 +8,7 @@ def described(**changes):
     return {"data": "made up", "model": ModelConfig(width=48).to_json(), "training": training, **changes}
 
 
-def test_a_field_that_one_of_them_did_not_know_has_its_default_there():
+def test_differing_absent_field_counts_as_default():
     old = described()
     old["training"] = {k: v for k, v in old["training"].items() if not k.startswith("distillation_")}
     old["model"] = {k: v for k, v in old["model"].items() if k != "tier_scale"}
@@ -19,7 +19,7 @@ def test_a_field_that_one_of_them_did_not_know_has_its_default_there():
     assert differing(described(), old) == ["training.epochs"]
 
 
-def test_what_differs_is_named():
+def test_differing_names_parts_and_fields():
     other = described(data="else", moon=1, schema={"a": 1})
     other["model"] = {**other["model"], "width": 64, "blocks": ["context"], "of_tomorrow": 3}
     mine = described(schema={"a": 2})
@@ -28,3 +28,13 @@ def test_what_differs_is_named():
     assert (
         differing(mine, described(schema={"a": 2})) == []
     )  # tuples are as the lists that JSON makes of them
+
+
+def test_differing_digest_of_earlier_release_is_named():
+    mine = described(data={"name": "a", "labels": "2:" + "0f" * 16})
+    old = described(data={"name": "a", "labels": "0f" * 16})
+    assert differing(mine, old) == ["data.labels (a digest of an earlier release)"]
+    assert differing(mine, described(data={"name": "a", "labels": "2:" + "f0" * 16})) == ["data.labels"]
+    assert differing(described(drawn="2:ab"), described(drawn="0f" * 16)) == [
+        "drawn (a digest of an earlier release)"
+    ]

@@ -1,37 +1,47 @@
-"""Short names of what a data set holds, by which a training or a table knows that it is still the same."""
+"""Digests of arrays and data sets: short strings that differ when the data differs."""
 
 import hashlib
 import json
+import re
 
 import numpy as np
 
 from aif_jax.data.dataset import Dataset
 from aif_jax.features import GROUPS, Schema
 
+_PREFIX = "2:"
+"""Number of the method. Digests of the first, which left out dtypes and shapes, had no prefix."""
+
 
 def digest_of_arrays(*arrays: np.ndarray) -> str:
-    """Return a hash of the bytes of arrays, in their order."""
+    """Return a digest of the dtypes, shapes and contents of arrays, in their order."""
     digest = hashlib.blake2b(digest_size=16)
     for array in arrays:
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+    return _PREFIX + digest.hexdigest()
+
+
+def is_older_digest(text: object) -> bool:
+    """Return whether a value is a digest by the method of an earlier release, never equal to one of today."""
+    return isinstance(text, str) and re.fullmatch("[0-9a-f]{32}", text) is not None
 
 
 def digest_of_schema(schema: Schema) -> str:
-    """Digest how features are encoded."""
+    """Digest a schema: how features are encoded."""
     return digest_of_arrays(_written(schema))
 
 
 def digest_of_labels(dataset: Dataset) -> str:
-    """Digest who was shown what, in which part, and what came of it."""
+    """Digest users, items, parts and labels of the impressions."""
     rows = dataset.impressions
     return digest_of_arrays(rows.user, rows.item, rows.split, *(rows.labels[h] for h in sorted(rows.labels)))
 
 
 def digest_of_histories(dataset: Dataset, schema: Schema) -> str:
-    """Digest how features are encoded, what users did, and which items have content.
+    """Digest the schema, the histories of users, and which items have content.
 
-    The numbers of content embeddings are left out: a decomposition has other last bits on another machine.
+    The values of content embeddings are left out: a decomposition has other last bits on another machine.
 
     Args:
         dataset: any.
@@ -45,7 +55,7 @@ def digest_of_histories(dataset: Dataset, schema: Schema) -> str:
 
 
 def digest_of_columns(dataset: Dataset, schema: Schema) -> str:
-    """Digest what models are given of users, items and impressions, which labels are known, and requests.
+    """Digest the encoded features of users, items and impressions, label masks and requests.
 
     Args:
         dataset: any.

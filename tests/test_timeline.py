@@ -222,6 +222,6 @@ def test_the_axis_has_round_times(end_ms: float) -> None:
 
 
 def test_a_file_of_its_own_follows_the_viewer_and_a_fragment_its_page() -> None:
-    assert "prefers-color-scheme" in as_svg({"x": BARS}, of_its_own=True)
+    assert "prefers-color-scheme" in as_svg({"x": BARS}, standalone=True)
     assert "<style" not in as_svg({"x": BARS})
     assert 'fill="currentColor"' in as_svg({"x": BARS})

@@ -1,7 +1,7 @@
-"""Checks of the environment that an engine will run in: facts for logs and bug reports, judged one by one.
+"""Checks of the environment of an engine, for operators, logs and bug reports.
 
 Every check is a plain function that takes facts and returns a `Check`; `check_environment` collects the
-facts. A fact that the system does not tell is reported as unknown.
+facts. A fact that the system does not report is shown as unknown.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ Status = Literal["ok", "note", "problem"]
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _PACKAGES = ("aif_jax", "jax", "jaxlib", "flax", "numpy")
-_UNKNOWN = "This system does not tell; nothing to do unless memory or time is short."
+_UNKNOWN = "This system does not report it; nothing to do unless memory or time is short."
 _LOW_BYTES = 2**30
 
 
@@ -38,7 +38,7 @@ class Check:
         name: of the check.
         status: ``ok``; ``note``, worth knowing or faster if changed; ``problem``, wrong or much slower.
         found: the finding, in words.
-        advice: what to do about it; empty if the status is ``ok``.
+        advice: remedy; empty if the status is ``ok``.
         facts: the finding, as JSON-serialisable values.
     """
 
@@ -54,7 +54,7 @@ class Check:
 
 
 def check_environment(config: EngineConfig | None = None, *, root: Path = machine.ROOT) -> list[Check]:
-    """Check everything that an engine in this process would run on.
+    """Check the environment of an engine in this process.
 
     It initialises JAX's backend, runs each native kernel once, and takes a second or two.
 
@@ -63,7 +63,7 @@ def check_environment(config: EngineConfig | None = None, *, root: Path = machin
         root: where ``proc`` and ``sys`` are looked for.
 
     Returns:
-        The checks; it never raises because something is missing or wrong.
+        The checks; nothing that is missing or wrong raises an error.
     """
     config = config or EngineConfig()
     backend = _backend_check()
@@ -112,7 +112,9 @@ def versions_check(versions: Mapping[str, str | None], lowest_jax: str | None) -
         advice = f"This release needs jax {lowest_jax} or newer; run: pip install 'jax>={lowest_jax}'"
         return Check("versions", "problem", found, advice, facts)
     if not have or not need:
-        advice = "Install aif_jax with pip, so that it says which jax it needs; this one may be too old."
+        advice = (
+            "Install aif_jax with pip, so that its metadata names the jax it needs; this one may be too old."
+        )
         return Check("versions", "note", found, advice, facts)
     return Check("versions", "ok", f"{found}; jax {lowest_jax} or newer is supported", facts=facts)
 
@@ -149,11 +151,11 @@ def agreement_check(complaints: Mapping[str, str]) -> Check:
     if wrong:
         found = "; ".join(f"{name}: {text}" for name, text in wrong.items())
         advice = (
-            "Serve with Bundle.load(prefer='portable') until this is mended, try AIF_JAX_KERNELS=scalar, and "
+            "Serve with Bundle.load(prefer='portable') until this is fixed, try AIF_JAX_KERNELS=scalar, and "
             "report it."
         )
         return Check("kernels agree", "problem", found, advice, facts)
-    return Check("kernels agree", "ok", f"{', '.join(complaints)} give what defines them", facts=facts)
+    return Check("kernels agree", "ok", f"{', '.join(complaints)} agree with their references", facts=facts)
 
 
 def threads_check(
@@ -165,7 +167,7 @@ def threads_check(
     blocking_threads: int,
     pool_counted: bool = True,
 ) -> Check:
-    """Judge whether more threads compute than there are cores.
+    """Judge the number of threads that compute against the cores.
 
     All programs of a process share XLA's one pool, whoever calls them; the threads that call work too, while
     they wait for it. So at most ``pool + compute_threads`` are busy with programs at once, not their product.
@@ -209,7 +211,7 @@ def threads_check(
 
 
 def libraries_check(variables: Mapping[str, str | None], cores: int) -> Check:
-    """Judge the thread counts given to numerical libraries, which NumPy and its like start at import."""
+    """Judge the thread counts set for numerical libraries, whose threads start when NumPy is imported."""
     found = ", ".join(f"{name} {value or 'unset'}" for name, value in variables.items())
     facts = {"variables": dict(variables)}
     large = [name for name, value in variables.items() if value and value.isdigit() and int(value) > cores]
@@ -220,7 +222,7 @@ def libraries_check(variables: Mapping[str, str | None], cores: int) -> Check:
 
 
 def memory_check(memory: machine.Memory) -> Check:
-    """Judge how much memory is left, of the machine and of the control group."""
+    """Judge the memory left, of the machine and of the control group."""
     facts = dataclasses.asdict(memory)
     found = f"{_bytes(memory.total)} in all, {_bytes(memory.available)} available, "
     found += "no limit" if memory.limit is None else f"limited to {_bytes(memory.limit)}"
@@ -237,7 +239,7 @@ def memory_check(memory: machine.Memory) -> Check:
 
 
 def huge_pages_check(pages: machine.HugePages) -> Check:
-    """Judge whether the embedding cache gets the huge pages that it asks for."""
+    """Judge the huge pages that the embedding cache can get."""
     facts = dataclasses.asdict(pages)
     free = "unknown" if pages.free is None else f"{pages.free} free of {_bytes(pages.page_bytes)} each"
     found = f"transparent: {pages.transparent or 'unknown'}; explicit: {free}"

@@ -1,4 +1,4 @@
-"""The exceptions of aif_jax. Each message says what was given, what was expected, and how to fix it."""
+"""Exceptions of aif_jax. Each message says what was given, what was expected, and how to fix it."""
 
 
 class AifError(Exception):
@@ -26,7 +26,7 @@ class DataError(AifError):
 
 
 class TrainingError(AifError):
-    """Training cannot go on, for example because a loss or a gradient is not finite."""
+    """Training cannot continue, for example because a loss or a gradient is not finite."""
 
 
 class BundleError(AifError):
@@ -42,7 +42,7 @@ class ItemIndexError(AifError):
 
 
 class ArchiveError(ItemIndexError):
-    """The disk refuses what an archive would write to it. What it confirmed before is safe."""
+    """The disk refused a write of an archive. What the archive confirmed before is safe."""
 
 
 class LayoutError(AifError, ValueError):
@@ -54,13 +54,13 @@ class RequestError(AifError, ValueError):
 
 
 class UnknownUserError(RequestError, KeyError):
-    """The user source knows nothing of this user and the engine was told to refuse such users."""
+    """The user source does not know this user, and the engine is configured to refuse such users."""
 
     __str__ = Exception.__str__  # KeyError would show the message's repr
 
 
 class UnknownItemError(RequestError):
-    """A candidate has no item row and the engine was told to refuse such candidates."""
+    """A candidate has no item row, and the engine is configured to refuse such candidates."""
 
 
 class RetrievalError(AifError):
@@ -76,7 +76,7 @@ class DeadlineExceededError(AifError, TimeoutError):
 
 
 class PublishError(AifError):
-    """A new generation was refused; the running one goes on."""
+    """A new generation was refused; the running one keeps serving."""
 
 
 class SchedulerError(AifError, RuntimeError):

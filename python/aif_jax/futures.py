@@ -1,4 +1,4 @@
-"""The future that a scheduler gives for a task."""
+"""The future of a scheduler's task."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -10,7 +10,7 @@ T = TypeVar("T")
 class TaskFuture(Future[T]):
     """A `concurrent.futures.Future` whose cancellation takes its task out of the queue at once.
 
-    Made by `Scheduler.submit`; there is no reason to make one by hand.
+    Made by `Scheduler.submit`, never by hand.
     """
 
     # The scheduler's side of the task. `cancel` is overridden and no done callback added, since that would be

@@ -1,6 +1,6 @@
-"""The machine as this process gets it: CPU, cores, quotas, memory, huge pages, threads.
+"""Resources of the machine that this process may use: CPU, cores, quotas, memory, huge pages, threads.
 
-Facts are read from ``/proc`` and ``/sys`` on Linux; a fact that the system does not tell is ``None`` or
+Facts are read from ``/proc`` and ``/sys`` on Linux; a fact that the system does not report is ``None`` or
 empty, never an error. Every reader takes the folder under which it looks, ``/`` by default.
 """
 
@@ -43,11 +43,11 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HugePages:
-    """Huge pages, as far as the system tells.
+    """Huge pages, as far as the system reports them.
 
     Attributes:
         transparent: ``always``, ``madvise`` or ``never``; ``None`` if unknown.
-        free: explicit huge pages that nobody uses.
+        free: unused explicit huge pages.
         page_bytes: size of an explicit huge page.
     """
 
@@ -67,13 +67,13 @@ def cpu_model(root: Path = ROOT) -> str:
 
 
 def cpu_flags(root: Path = ROOT) -> tuple[str, ...]:
-    """Return the features that the system says the CPU has, sorted; empty if it does not say."""
+    """Return the CPU's features that the system lists, sorted; empty if it lists none."""
     fields = _fields(_read(root / "proc/cpuinfo"))
     return tuple(sorted(set((fields.get("flags") or fields.get("Features") or "").split())))
 
 
 def cores() -> int:
-    """Return how many cores this process may run on, by its affinity; quotas are not looked at."""
+    """Return the number of cores that this process may run on, by its affinity; quotas are ignored."""
     if hasattr(os, "sched_getaffinity"):
         with contextlib.suppress(OSError):
             return len(os.sched_getaffinity(0))
@@ -81,7 +81,7 @@ def cores() -> int:
 
 
 def cpu_quota(root: Path = ROOT) -> float | None:
-    """Return how many cores' time the control group may use, the least of its parents'; ``None``: all."""
+    """Return the quota of the control group in cores, the smallest of its parents'; ``None`` without one."""
     quotas = [_quota_v2(_read(folder / "cpu.max")) for folder in _groups(root, "")]
     quotas += [
         _quota_v1(_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us"))
@@ -91,7 +91,7 @@ def cpu_quota(root: Path = ROOT) -> float | None:
 
 
 def memory(root: Path = ROOT) -> Memory:
-    """Return how much memory there is, and how much of it this process may use."""
+    """Return the memory of the machine, and the part of it that this process may use."""
     lines = _fields(_read(root / "proc/meminfo"))
     limits = [
         (limit, _whole(_read(folder / used_file)))
@@ -116,7 +116,7 @@ def huge_pages(root: Path = ROOT) -> HugePages:
 
 
 def thread_names(root: Path = ROOT) -> Counter[str]:
-    """Return the threads of this process by name; empty if the system does not tell."""
+    """Return the threads of this process by name; empty if the system does not report them."""
     names: Counter[str] = Counter()
     with contextlib.suppress(OSError):
         for thread in (root / "proc/self/task").iterdir():
@@ -126,10 +126,10 @@ def thread_names(root: Path = ROOT) -> Counter[str]:
 
 
 def xla_pool_size(environment: Mapping[str, str] = os.environ) -> int:
-    """Return how many threads XLA's CPU pool gets when the backend is made in this environment.
+    """Return the number of threads of XLA's CPU pool, if its backend is made in this environment.
 
-    ``PJRT_NPROC``, else ``NPROC``, else the cores of the affinity; a quota is not looked at (measured with
-    jaxlib 0.8.0 and 0.10.2). Once the backend is made, count `XLA_POOL_THREAD` in `thread_names` instead.
+    ``PJRT_NPROC``, else ``NPROC``, else the cores of the affinity; a quota is ignored (measured with jaxlib
+    0.8.0 and 0.10.2). Once the backend is made, count `XLA_POOL_THREAD` in `thread_names` instead.
     """
     for name in ("PJRT_NPROC", "NPROC"):
         if (threads := _whole(environment.get(name))) is not None and threads > 0:
@@ -139,26 +139,26 @@ def xla_pool_size(environment: Mapping[str, str] = os.environ) -> int:
 
 # -- thread budget --------------------------------------------------------------------------------
 #
-# Three parties compute: XLA's pool, which all programs of the process share and which is made for the cores
-# (or for NPROC); the engine's compute threads, each of which holds one program in flight and works while it
-# waits for the pool; and callers, who take a compute thread's seat while they rank. One program more in
-# flight than there are cores keeps them busy while another's Python waits for the interpreter: on two cores,
-# three in flight served 8 % more requests than two with no worse latency under light load, and four served
-# 15 % more with a worse one.
+# Three groups of threads compute: XLA's pool, which all programs of the process share and which is sized by
+# the cores (or NPROC); the engine's compute threads, each of which holds one program in flight and works
+# while it waits for the pool; and callers, who take the place of a compute thread while they rank. One
+# program more in flight than there are cores keeps them busy while another's Python waits for the
+# interpreter: on two cores, three in flight served 8 % more requests than two with no worse latency under
+# light load, and four served 15 % more with a worse one.
 
 
 def usable_cores(cores: int, quota: float | None) -> float:
-    """Return how many cores' worth of time a process gets: those it may run on, within its group's quota."""
+    """Return the cores that a process can use: those it may run on, within its group's quota."""
     return float(cores) if quota is None else min(float(cores), quota)
 
 
 def programs_in_flight(usable: float) -> int:
-    """Return how many compute threads suit so many usable cores."""
+    """Return the number of compute threads for a number of usable cores."""
     return min(max(1, math.floor(usable)), _MAX_USEFUL_CORES) + 1
 
 
 def default_compute_threads() -> int:
-    """Return how many compute threads suit this process."""
+    """Return the number of compute threads for this process."""
     return programs_in_flight(usable_cores(cores(), cpu_quota()))
 
 
@@ -185,7 +185,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
     """Yield the folders of this process's control group and its parents, those that exist.
 
     Args:
-        root: where to look.
+        root: folder under which to look.
         controller: of version 1; the empty name is version 2.
     """
     for line in (_read(root / "proc/self/cgroup") or "").splitlines():
@@ -215,7 +215,7 @@ def _quota_v1(quota: str | None, period: str | None) -> float | None:
 
 
 def _ratio(quota: str, period: str) -> float | None:
-    """Quota over period, both in microseconds; ``max`` and -1 stand for no limit."""
+    """Return quota over period, both in microseconds; ``max`` and -1 mean no limit."""
     time, whole = _whole(quota), _whole(period)
     return time / whole if time is not None and whole and time > 0 else None
 
@@ -233,7 +233,7 @@ def _whole(text: str | None) -> int | None:
 
 
 def _fields(text: str | None) -> dict[str, str]:
-    """Lines ``name: value``; of a name that comes again, the first."""
+    """Parse lines ``name: value``; the first wins where a name repeats."""
     fields: dict[str, str] = {}
     for line in (text or "").splitlines():
         name, colon, value = line.partition(":")

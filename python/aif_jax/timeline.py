@@ -1,6 +1,6 @@
 """The timeline of one request: the pieces of its time as bars, in text, in a terminal and in a notebook.
 
-It knows plain values only. A bar whose name begins with ``wait`` is drawn hollow: nothing of the request ran.
+It takes plain values only. A bar whose name begins with ``wait`` is drawn hollow: nothing of the request ran.
 """
 
 import dataclasses
@@ -16,19 +16,19 @@ if TYPE_CHECKING:  # a server that draws nothing does not import rich
 WIDTH = 60
 """Columns of the bars in text, unless the terminal is too narrow for them."""
 
-_LEAST_NAMES = 22
+_MIN_NAMES = 22
 """Columns of the names: enough for most, so that timelines one below the other share their axis."""
 _EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 _LANES = ("retrieval", "user", "request")
 _STYLES = {"retrieval": "magenta", "user": "cyan", "request": "red"}
-# Readable on white and on black: a fragment in a notebook does not know its page.
+# Readable on white and on black: a fragment in a notebook cannot know the background.
 _COLOURS = {"retrieval": "#7a6fb0", "user": "#0f8a84", "request": "#cf5b42"}
 _OTHER_STYLE, _OTHER_COLOUR = "white", "#8a939d"
 
 _SVG_WIDTH, _ROW, _BAR, _TITLE, _AXIS = 760, 21, 12, 30, 26
 _CHARACTER, _LONGEST_NAME, _LABEL = 6.6, 32, 78
 """Width of a character of a name; characters of a name that are shown; room for a duration beside a bar."""
-# Notebooks have styles of their own for tables, which only an element's own style overrules.
+# Notebooks have styles of their own for tables, which only an element's own style overrides.
 _CELL = "text-align:left;vertical-align:top;border:0;padding:1px 14px 1px 0;font-size:13px;background:none;"
 
 
@@ -36,8 +36,8 @@ class Bar(NamedTuple):
     """One piece of a request's time.
 
     Attributes:
-        name: what ran.
-        lane: where: ``retrieval``, ``user`` (the user side) or ``request`` (the thread that asked).
+        name: of the work.
+        lane: ``retrieval``, ``user`` (the user side) or ``request`` (the caller's thread).
         start_ms: start, in milliseconds since the request came in.
         end_ms: end, likewise.
     """
@@ -54,7 +54,7 @@ class Bar(NamedTuple):
 
     @property
     def hollow(self) -> bool:
-        """Whether it is a wait."""
+        """True for a wait."""
         return self.name.startswith("wait")
 
 
@@ -63,12 +63,12 @@ class TimedSpan(Protocol):
 
     @property
     def name(self) -> str:
-        """What ran."""
+        """Name of the work."""
         ...
 
     @property
     def lane(self) -> str:
-        """Where, see `Bar`."""
+        """Lane, see `Bar`."""
         ...
 
     @property
@@ -95,7 +95,7 @@ def as_text(bars: Sequence[Bar], width: int = WIDTH, until_ms: float = 0.0) -> s
     """Return bars as plain text, a line each.
 
     Args:
-        bars: what to draw.
+        bars: the bars to draw.
         width: columns that the longest possible bar takes.
         until_ms: end of the axis, so that two timelines can share one; the last end by default.
 
@@ -110,8 +110,8 @@ def as_rich(bars: Sequence[Bar], *, title: str = "", until_ms: float = 0.0) -> "
     """Return bars for a terminal: like `as_text`, in colours, under a title, as wide as the console allows.
 
     Args:
-        bars: what to draw.
-        title: what they show.
+        bars: the bars to draw.
+        title: heading.
         until_ms: see `as_text`.
     """
     return Coloured(tuple(bars), title, until_ms)
@@ -147,8 +147,8 @@ def as_html(title: str, bars: Sequence[Bar], rows: Mapping[str, str]) -> str:
     page, light or dark.
 
     Args:
-        title: what the bars show.
-        bars: what to draw.
+        title: heading.
+        bars: the bars to draw.
         rows: facts by name.
     """
     facts = [
@@ -172,12 +172,12 @@ def as_html(title: str, bars: Sequence[Bar], rows: Mapping[str, str]) -> str:
     )
 
 
-def as_svg(timelines: Mapping[str, Sequence[Bar]], *, of_its_own: bool = False) -> str:
+def as_svg(timelines: Mapping[str, Sequence[Bar]], *, standalone: bool = False) -> str:
     """Return one or more timelines over one axis as SVG, with the hidden time of the user side marked.
 
     Args:
         timelines: bars by title.
-        of_its_own: for a file of its own: text is dark or light as the viewer prefers, instead of having the
+        standalone: for a file of its own: text is dark or light as the viewer prefers, instead of having the
             colour of the page around it.
     """
     every = [bar for bars in timelines.values() for bar in bars]
@@ -197,7 +197,7 @@ def as_svg(timelines: Mapping[str, Sequence[Bar]], *, of_its_own: bool = False) 
         y += _AXIS
     scheme = (
         "<style>svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{color:#e6edf3}}</style>"
-        if of_its_own
+        if standalone
         else ""
     )
     label = html.escape("; ".join(timelines))
@@ -211,7 +211,7 @@ def as_svg(timelines: Mapping[str, Sequence[Bar]], *, of_its_own: bool = False) 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Plot:
-    """Where times lie in a picture: ``left`` is 0 ms."""
+    """Horizontal positions of times in a picture: ``left`` is 0 ms."""
 
     left: float
     end_ms: float
@@ -237,7 +237,7 @@ def _timeline(bars: Sequence[Bar], plot: _Plot, top: float) -> tuple[str, float]
         if lane == "user" and hidden is not None:
             start, end = plot.x(hidden[0]), plot.x(hidden[1])
             back.append(_rect(start, top, end - start, y + height + _ROW - top, _COLOURS["user"], 0.2))
-            shown.append(_said_of(hidden, plot, y + height))
+            shown.append(_label_of_hidden(hidden, plot, y + height))
             height += _ROW
         back.append(_rect(plot.left, y, plot.right - plot.left, height, "currentColor", 0.05))
         front += shown
@@ -266,13 +266,13 @@ def _row(bar: Bar, plot: _Plot, y: float) -> str:
     )
 
 
-def _said_of(hidden: tuple[float, float], plot: _Plot, y: float) -> str:
-    """Return the words that say how much of the user side is hidden."""
+def _label_of_hidden(hidden: tuple[float, float], plot: _Plot, y: float) -> str:
+    """Return the text with the hidden time of the user side."""
     start, end = plot.x(hidden[0]), plot.x(hidden[1])
-    said = f"{hidden[1] - hidden[0]:.2f} ms of the user side hidden behind retrieval"
-    fits = start + len(said) * _CHARACTER < plot.right
+    text = f"{hidden[1] - hidden[0]:.2f} ms of the user side hidden behind retrieval"
+    fits = start + len(text) * _CHARACTER < plot.right
     where = f'x="{start + 4:.1f}"' if fits else f'x="{end - 4:.1f}" text-anchor="end"'
-    return f'<text {where} y="{y + 13:g}" font-weight="600">{said}</text>'
+    return f'<text {where} y="{y + 13:g}" font-weight="600">{text}</text>'
 
 
 def _axis(plot: _Plot, bottom: float) -> str:
@@ -307,7 +307,7 @@ def _rect(x: float, y: float, width: float, height: float, colour: str, opacity:
 
 
 def _hidden(bars: Sequence[Bar]) -> tuple[float, float] | None:
-    """Return from when to when the user side went on while retrieval did; ``None`` if it never did."""
+    """Return start and end of the user side's overlap with retrieval; ``None`` if they never overlap."""
     user, retrieval = ([bar for bar in bars if bar.lane == lane] for lane in ("user", "retrieval"))
     if not user or not retrieval:
         return None
@@ -318,7 +318,7 @@ def _hidden(bars: Sequence[Bar]) -> tuple[float, float] | None:
 
 def _lines(bars: Sequence[Bar], width: int, until_ms: float) -> list[tuple[str, str, str]]:
     """Return each bar's name, all of one length, its drawing, and its duration."""
-    names = max((_LEAST_NAMES, *(len(bar.name) for bar in bars)))
+    names = max((_MIN_NAMES, *(len(bar.name) for bar in bars)))
     end_ms = max((until_ms, 1e-6, *(bar.end_ms for bar in bars)))
     return [(f"{bar.name:{names}}", _cells(bar, width, end_ms), f"{bar.length_ms:.2f} ms") for bar in bars]
 

@@ -1,4 +1,4 @@
-"""Protocols and aliases that several rooms of the package share."""
+"""Protocols, records and aliases that several sub-packages share."""
 
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ def named_dtype(name: str) -> np.dtype:
 
 @dataclass(frozen=True, slots=True)
 class UserRecord:
-    """What a user source knows of one user, raw: the engine encodes it by the schema.
+    """Raw features and history of one user, from a user source; the engine encodes them by the schema.
 
     Attributes:
         features: raw user features by name; an absent name counts as missing.
@@ -39,7 +39,7 @@ class UserRecord:
     >>> users = {17: UserRecord({"town": "York", "age": 31}, items=[9, 7], types=["buy", "click"])}
     >>> users[17].features["town"]
     'York'
-    >>> users.get(18) is None  # as a user source says of a user that it does not know
+    >>> users.get(18) is None  # a user source returns None for an unknown user
     True
     """
 
@@ -51,7 +51,7 @@ class UserRecord:
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """What ``retrieve`` returns when it has more to say than ids.
+    """Result of ``retrieve`` with pair features beside the ids.
 
     Attributes:
         ids: item ids, ``[N]``; integers or strings.
@@ -68,7 +68,7 @@ class Candidates:
 
 @dataclass(frozen=True, slots=True)
 class ItemRecords:
-    """What an item source knows of items, raw: the engine encodes it by the schema.
+    """Raw features of items, from an item source; the engine encodes them by the schema.
 
     Attributes:
         ids: the items, ``[n]``; integers or strings.
@@ -89,14 +89,14 @@ class ItemRecords:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request as ``retrieve`` sees it.
+    """One request, the argument of ``retrieve``.
 
     Attributes:
-        user: whom to retrieve for.
+        user: id of the user to retrieve for.
         context: raw context features.
-        k: results wanted.
-        filters: the request's `aif_jax.Filters`, or ``None``. The engine applies them to whatever is
-            retrieved; retrieval that knows them can leave the items out itself, or retrieve more.
+        k: number of results.
+        filters: the request's `aif_jax.Filters`, or ``None``. The engine applies them to all that is
+            retrieved; retrieval can read them to leave the items out itself, or to retrieve more.
 
     >>> def retrieve(request: Request) -> list[int]:
     ...     return [7, 8, 9] if request.context.get("page") == "home" else [7]
@@ -112,7 +112,7 @@ class Request:
 
 @runtime_checkable
 class UserSource(Protocol):
-    """Where user features and histories come from: a dictionary, a feature store, a service."""
+    """Source of user features and histories: a dictionary, a feature store, a service."""
 
     def __call__(self, user: UserId, /) -> "UserRecord | None":
         """Return the user's record, or ``None`` if unknown. May block; is called from several threads."""
@@ -121,13 +121,13 @@ class UserSource(Protocol):
 
 @runtime_checkable
 class ItemSource(Protocol):
-    """Where items come from that the item index lacks: a catalogue service, a feature store."""
+    """Source of items that the item index lacks: a catalogue service, a feature store."""
 
     def __call__(self, ids: np.ndarray, /) -> "ItemRecords | None":
-        """Return what is known of some of the items, or ``None`` for nothing.
+        """Return the records of some of the items, or ``None`` if none is known.
 
         May block; is called from several threads, each time with ids that the index lacks: uint64 ``[m]``, or
-        strings (dtype object). Items that it leaves out count as unknown; it must not add others.
+        strings (dtype object). Items that the result leaves out count as unknown; it must not add others.
         """
         ...
 

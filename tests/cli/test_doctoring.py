@@ -27,7 +27,7 @@ def doctor(**environment: str) -> subprocess.CompletedProcess[str]:
 def test_for_people() -> None:
     result = CliRunner().invoke(cli.app, ["doctor"], env={"COLUMNS": "200", "AIF_JAX_COMPILATION_CACHE": ""})
     assert isinstance(result.exception, (SystemExit, type(None))), result.output
-    assert (result.exit_code == 1) == ("mend the problems" in result.output)
+    assert (result.exit_code == 1) == ("solve the problems" in result.output)
     for words in ("kernels agree", "XLA's pool", "huge pages", "Set AIF_JAX_COMPILATION_CACHE", "note"):
         assert words in result.output
 

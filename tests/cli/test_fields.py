@@ -35,7 +35,7 @@ def test_fields_are_those_of_the_file(tmp_path: Path) -> None:
         ("{", "expected a JSON object"),
         ("null", "expected a JSON object"),
         ("[1, 2]", "expected a JSON object"),
-        ('{"moon": 1, "bridges": 3}', r"\['moon'\] are no ModelConfig fields"),
+        ('{"moon": 1, "bridges": 3}', r"\['moon'\] are not ModelConfig fields"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, text: str, words: str) -> None:

@@ -149,7 +149,7 @@ def test_an_index_of_another_bundle_is_refused(road: Path, tmp_path: Path) -> No
         (("train", "--data", "kuairand:/no/such/path", "--out", "x"), DataError, "/no/such/path"),
         (("train", "--data", DATA, "--out", "x", "--architecture", "mlp"), ConfigError, "two_tower"),
         (("export", "/no/model", "--out", "x"), BundleError, "not a saved model"),
-        (("inspect", "/no/such/thing"), AifError, "nothing here"),
+        (("inspect", "/no/such/thing"), AifError, "does not exist"),
     ],
 )
 def test_errors_say_what_was_given_and_what_was_expected(

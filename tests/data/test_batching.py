@@ -24,8 +24,9 @@ def source_of(dataset, schema, split="train", **changes):
 
 
 def batcher_of(dataset, schema, **changes):
-    options = {"group": 4, "batch_size": 16, "short_length": 10, "long_buckets": (60, 100, 600), "seed": 3}
-    return RequestBatcher(dataset, schema, "train", **{**options, **changes})
+    lengths = {name: changes.pop(name) for name in ("group", "short_length") if name in changes}
+    source = source_of(dataset, schema, long_length=600, **lengths)
+    return RequestBatcher(source, **{"batch_size": 16, "long_buckets": (60, 100), "seed": 3, **changes})
 
 
 def assert_same(left, right):
@@ -38,7 +39,7 @@ def assert_same(left, right):
             assert np.asarray(value).dtype == np.asarray(right[key]).dtype, key
 
 
-def test_a_batch_is_what_a_plain_loop_over_rows_gives(dataset, schema):
+def test_request_source_batch_equals_plain_loop(dataset, schema):
     source = source_of(dataset, schema)
     rows, events = dataset.impressions, dataset.events
     encoded = {group: dataset.encode(schema, group) for group in ("user", "context", "pair", "train_only")}
@@ -67,7 +68,7 @@ def test_a_batch_is_what_a_plain_loop_over_rows_gives(dataset, schema):
                 assert batch["labels"][b, g, h] == (rows.labels[head][row] if known else 0)
 
 
-def test_no_history_holds_anything_at_or_after_its_rows(dataset, schema):
+def test_request_source_history_ends_before_its_rows(dataset, schema):
     source = source_of(dataset, schema)
     batch = source.batch(np.arange(len(source)), 200)
     events, rows = dataset.events, dataset.impressions
@@ -82,7 +83,7 @@ def test_no_history_holds_anything_at_or_after_its_rows(dataset, schema):
             assert end == 0 or events.user[end - 1] != rows.user[row] or events.time[end - 1] < moment
 
 
-def test_random_access_and_collate_give_the_same_batch(dataset, schema):
+def test_collate_of_single_requests_equals_batch(dataset, schema):
     source = source_of(dataset, schema, "test")
     indices = [5, 0, 7]
     requests = [source[i] for i in indices]
@@ -97,7 +98,7 @@ def test_random_access_and_collate_give_the_same_batch(dataset, schema):
         collate(requests, 30, batch_size=2)
 
 
-def test_grain_can_read_the_source(dataset, schema):
+def test_request_source_under_grain_yields_every_row(dataset, schema):
     import grain
 
     source = source_of(dataset, schema)
@@ -108,7 +109,7 @@ def test_grain_can_read_the_source(dataset, schema):
     assert sorted(seen[seen >= 0]) == np.flatnonzero(dataset.impressions.split == 0).tolist()
 
 
-def test_padding_requests_are_empty(dataset, schema):
+def test_request_source_padding_request_is_empty(dataset, schema):
     batch = source_of(dataset, schema).batch(np.array([-1, 3]), 50)
     for key in ("item", "long_item", "long_type", "short_item", "short_type", "user_index", "impression"):
         assert (batch[key][0] == -1).all()
@@ -118,7 +119,7 @@ def test_padding_requests_are_empty(dataset, schema):
     assert not any(array[0].any() for array in batch["pair"].values())
 
 
-def test_an_epoch_has_every_row_once_in_a_bucket_that_fits(dataset, schema):
+def test_request_batcher_epoch_holds_every_row_once_in_fitting_bucket(dataset, schema):
     batcher = batcher_of(dataset, schema)
     batches = list(batcher.epoch(0))
     assert len(batches) == len(batcher)
@@ -136,7 +137,7 @@ def test_an_epoch_has_every_row_once_in_a_bucket_that_fits(dataset, schema):
                 assert np.count_nonzero(items >= 0) == by_first_row[first]
 
 
-def test_order_depends_on_seed_and_epoch_alone(dataset, schema):
+def test_request_batcher_order_depends_on_seed_and_epoch_alone(dataset, schema):
     def order(batcher, epoch, **options):
         return [batch["impression"][:, 0].tolist() for batch in batcher.epoch(epoch, **options)]
 
@@ -150,7 +151,7 @@ def test_order_depends_on_seed_and_epoch_alone(dataset, schema):
     assert [batch["impression"][:, 0].tolist() for batch in still] == order(still, 0)
 
 
-def test_heads_are_chosen_by_name(dataset, schema):
+def test_request_source_heads_by_name_select_labels(dataset, schema):
     source = source_of(dataset, schema, heads=("like", "ctr"))
     both = source_of(dataset, schema).batch(np.arange(4), 10)
     np.testing.assert_array_equal(source.batch(np.arange(4), 10)["labels"], both["labels"][..., ::-1])
@@ -158,7 +159,7 @@ def test_heads_are_chosen_by_name(dataset, schema):
         source_of(dataset, schema, heads=("cvr",))
 
 
-def test_unknown_labels_do_not_reach_a_batch(dataset, schema):
+def test_request_source_unknown_label_is_masked(dataset, schema):
     impressions = dataset.impressions
     spoiled = np.where(impressions.label_mask["like"] > 0, impressions.labels["like"], np.nan)
     labels = {**impressions.labels, "like": spoiled.astype(np.float32)}
@@ -167,10 +168,10 @@ def test_unknown_labels_do_not_reach_a_batch(dataset, schema):
     assert np.isfinite(batch["labels"]).all()
 
 
-def test_senseless_sizes_are_refused(dataset, schema):
+def test_request_batcher_invalid_sizes_raise(dataset, schema):
     for changes in (
         {"batch_size": 0},
-        {"long_buckets": ()},
+        {"long_buckets": (601,)},
         {"long_buckets": (0, 5)},
         {"short_length": 0},
         {"group": 0},

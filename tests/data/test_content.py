@@ -24,7 +24,7 @@ def content_of(user, item, width=6):
     return collaborative_content(user, item, n_users=60, n_items=30, width=width)
 
 
-def test_items_of_one_camp_are_alike(pairs):
+def test_collaborative_content_items_of_same_users_are_similar(pairs):
     content = content_of(*pairs, width=1)
     cosine = content.vectors @ content.vectors.T
     camp = np.arange(30) // 15
@@ -34,7 +34,7 @@ def test_items_of_one_camp_are_alike(pairs):
     assert cosine[other].max() < -0.99
 
 
-def test_rows_are_centred_and_of_unit_length(pairs):
+def test_collaborative_content_rows_are_centred_unit_vectors(pairs):
     content = content_of(*pairs)
     np.testing.assert_allclose(np.linalg.norm(content.vectors[content.has], axis=1), 1.0, atol=1e-6)
     assert content.vectors.dtype == np.float32
@@ -42,13 +42,13 @@ def test_rows_are_centred_and_of_unit_length(pairs):
     assert np.linalg.norm(content.vectors[content.has].mean(axis=0)) < 0.2
 
 
-def test_items_that_nobody_took_up_have_none(pairs):
+def test_collaborative_content_unused_items_have_none(pairs):
     content = content_of(*pairs)
     assert np.flatnonzero(~content.has).tolist() == [14, 29]
     assert not content.vectors[~content.has].any()
 
 
-def test_repeats_and_order_do_not_matter(pairs):
+def test_collaborative_content_ignores_repeats_and_order(pairs):
     user, item = pairs
     expected = content_of(user, item).vectors
     shuffle = np.random.default_rng(1).permutation(len(user))
@@ -56,7 +56,7 @@ def test_repeats_and_order_do_not_matter(pairs):
     np.testing.assert_allclose(content_of(np.r_[user, user], np.r_[item, item]).vectors, expected, atol=1e-5)
 
 
-def test_the_dense_and_the_iterative_decomposition_agree(pairs):
+def test_collaborative_content_dense_and_iterative_svd_agree(pairs):
     full = content_of(*pairs, width=28)
     cut = fit_width(full, 6)
     # Columns beyond the sixth must not change the first six: compare cosines, which signs cannot disturb.
@@ -64,14 +64,14 @@ def test_the_dense_and_the_iterative_decomposition_agree(pairs):
     np.testing.assert_allclose(cut.vectors @ cut.vectors.T, few.vectors @ few.vectors.T, atol=1e-4)
 
 
-def test_a_low_rank_leaves_zero_columns():
+def test_collaborative_content_low_rank_leaves_zero_columns():
     content = collaborative_content(np.array([0, 1]), np.array([0, 1]), n_users=2, n_items=3, width=5)
     assert content.vectors.shape == (3, 5)
     assert not content.vectors[:, 1:].any()
     assert content.has.tolist() == [True, True, False]
 
 
-def test_an_item_without_a_direction_has_no_content():
+def test_collaborative_content_item_at_mean_has_none():
     # One user, all items alike: nothing is left after centring.
     content = collaborative_content(np.zeros(4, int), np.arange(4), n_users=1, n_items=4, width=2)
     assert not content.has.any()
@@ -79,14 +79,14 @@ def test_an_item_without_a_direction_has_no_content():
 
 
 @pytest.mark.parametrize("width", [2, 8])
-def test_where_everybody_took_up_everything_no_item_has_content(width):
+def test_collaborative_content_of_full_matrix_is_empty(width):
     user, item = np.divmod(np.arange(64), 8)
     content = collaborative_content(user, item, n_users=9, n_items=10, width=width)
     assert not content.has.any()
     np.testing.assert_array_equal(content.vectors, np.zeros((10, width)))
 
 
-def test_width_can_be_cut_not_widened():
+def test_fit_width_cuts_and_refuses_to_widen():
     content = Content(np.eye(4, dtype=np.float32), np.array([True, True, True, False]))
     cut = fit_width(content, 2)
     assert cut.vectors.shape == (4, 2)
@@ -96,7 +96,7 @@ def test_width_can_be_cut_not_widened():
             fit_width(content, width)
 
 
-def test_nothing_to_learn_from_is_an_error():
+def test_collaborative_content_without_events_raises():
     with pytest.raises(DataError, match="no training events"):
         collaborative_content(np.array([], int), np.array([], int), n_users=1, n_items=1, width=2)
     with pytest.raises(DataError, match="width"):

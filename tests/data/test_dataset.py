@@ -46,7 +46,7 @@ def tiny() -> Dataset:
     )
 
 
-def test_a_dataset_says_what_it_holds() -> None:
+def test_dataset_repr_shows_summary() -> None:
     lines = repr(tiny()).splitlines()
     assert [line.strip() for line in lines] == [
         "Dataset(tiny: 2 users, 4 items, 7 behaviours, 5 impressions",
@@ -56,7 +56,7 @@ def test_a_dataset_says_what_it_holds() -> None:
     assert tiny().summary.splitlines()[0] == "tiny: 2 users, 4 items, 7 behaviours, 5 impressions"
 
 
-def test_a_dataset_without_rows_or_labels_has_a_repr() -> None:
+def test_dataset_repr_without_rows_or_labels_works() -> None:
     data = tiny()
     masked = {"ctr": np.zeros(5, np.float32)}
     unknown = dataclasses.replace(data, impressions=dataclasses.replace(data.impressions, label_mask=masked))
@@ -76,7 +76,7 @@ def test_a_dataset_without_rows_or_labels_has_a_repr() -> None:
     assert repr(empty).splitlines()[0] == "Dataset(tiny: 0 users, 4 items, 0 behaviours, 0 impressions"
 
 
-def test_requests_keep_rows_of_one_request_together_in_order_of_time():
+def test_dataset_requests_group_rows_in_order_of_time():
     requests = tiny().requests("train", group=2)
     assert requests.rows.tolist() == [[0, 2], [3, -1], [1, -1]]
     assert requests.user.tolist() == [0, 0, 1]
@@ -86,13 +86,13 @@ def test_requests_keep_rows_of_one_request_together_in_order_of_time():
         tiny().requests("future")
 
 
-def test_history_is_most_recent_first_and_stays_with_its_user():
+def test_dataset_history_is_most_recent_first_of_one_user():
     items, types = tiny().history(np.array([0, 1, 1]), np.array([5, 7, 5]), 4)
     assert items.tolist() == [[1, 2, 0, 1], [3, 2, -1, -1], [-1, -1, -1, -1]]
     assert types.tolist() == [[1, 0, 0, 1], [0, 1, -1, -1], [-1, -1, -1, -1]]
 
 
-def test_vocabularies_know_the_training_part_only():
+def test_dataset_fit_schema_reads_training_part_only():
     dataset = tiny()
     assert dataset.trained_items().tolist() == [True, True, True, False]
     schema = dataset.fit_schema()
@@ -101,7 +101,7 @@ def test_vocabularies_know_the_training_part_only():
     assert dataset.encode(schema, "context")["hour"].tolist() == [2, 3, 2, 4, 1]
 
 
-def test_catalogue_has_content_of_the_asked_width():
+def test_dataset_catalogue_has_requested_content_width():
     dataset = tiny()
     schema = dataset.fit_schema()
     with pytest.raises(DataError, match="wide"):
@@ -120,7 +120,7 @@ def test_catalogue_has_content_of_the_asked_width():
         wide.catalogue(schema, content_width=5)
 
 
-def test_user_record_is_what_a_user_source_would_say():
+def test_dataset_user_record_equals_user_source_record():
     record = tiny().user_record(0)
     assert record.features == {"town": "x"}
     assert record.items.tolist() == [8, 9, 7, 8, 7]
@@ -129,14 +129,14 @@ def test_user_record_is_what_a_user_source_would_say():
     assert earlier.items.tolist() == [7, 8]
 
 
-def test_refit_moves_validation_rows():
+def test_dataset_with_validation_in_training_moves_rows():
     dataset = load("synthetic:small")
     before = np.bincount(dataset.impressions.split, minlength=3)
     after = np.bincount(dataset.with_validation_in_training().impressions.split, minlength=3)
     assert after.tolist() == [before[0] + before[1], 0, before[2]]
 
 
-def test_frozen_histories_know_nothing_of_their_own_part():
+def test_dataset_with_frozen_histories_ends_before_part():
     dataset = load("synthetic:small")
     split = np.where(dataset.impressions.user % 2, SPLITS["test"], dataset.impressions.split)
     dataset = with_rows(dataset, split=split.astype(np.int8))
@@ -188,12 +188,12 @@ def with_content(dataset, vectors, has):
         (lambda d: with_content(d, np.full((4, 2), np.nan), [False] * 4), "4 items, the first in row 0"),
     ],
 )
-def test_parts_that_do_not_fit_are_refused(breakage, message):
+def test_dataset_inconsistent_parts_raise(breakage, message):
     with pytest.raises(DataError, match=message):
         breakage(tiny())
 
 
-def test_users_are_cut_by_the_time_of_their_last_row():
+def test_split_by_last_time_orders_users():
     last = np.array([50, 10, 90, 20, 90, 40, 80, 30, 70, 60])
     # 10 to 70 and 80 are the first eight; of the two at 90 the first validates.
     assert split_by_last_time(last).tolist() == [0, 0, 1, 0, 2, 0, 0, 0, 0, 0]
@@ -203,7 +203,7 @@ def test_users_are_cut_by_the_time_of_their_last_row():
     assert split_by_last_time(np.zeros(0, np.int64)).size == 0
 
 
-def test_split_is_80_10_10_of_each_user_by_position():
+def test_split_by_position_cuts_80_10_10_of_each_user():
     sizes = np.array([10, 5, 1, 0, 23])
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     split = split_by_position(offsets)
@@ -215,7 +215,7 @@ def test_split_is_80_10_10_of_each_user_by_position():
         assert np.count_nonzero(mine <= 1) == np.ceil(round(0.9 * size, 6) - 0.5)
 
 
-def test_events_of_one_moment_do_not_see_each_other():
+def test_ends_before_excludes_events_of_same_time():
     user = np.array([0, 0, 0, 1, 1, 2])
     time = np.array([1, 1, 2, 2, 2, 2])
     assert ends_before(user, time).tolist() == [0, 0, 2, 3, 3, 5]
@@ -223,12 +223,12 @@ def test_events_of_one_moment_do_not_see_each_other():
 
 
 @pytest.mark.parametrize("spec", ["movielens-25m:/x", "synthetic:huge", "kuairand:", ""])
-def test_unknown_descriptions_are_answered_with_the_known_ones(spec):
+def test_load_unknown_description_lists_known_ones(spec):
     with pytest.raises(DataError, match=r"synthetic:small.*movielens-1m:PATH"):
         load(spec)
 
 
-def test_a_public_set_without_a_path_is_answered_with_its_address():
+def test_load_public_set_without_path_names_address():
     with pytest.raises(
         DataError, match=r"expected movielens-1m:PATH.*https://files\.grouplens\.org.*no commercial"
     ):

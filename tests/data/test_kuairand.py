@@ -93,7 +93,7 @@ def of_user(dataset, user):
     return np.flatnonzero(dataset.users["ids"][dataset.impressions.user] == user)
 
 
-def test_rows_stand_in_order_of_time_and_split_by_date(dataset):
+def test_kuairand_rows_are_ordered_by_time_and_split_by_date(dataset):
     rows = of_user(dataset, 7)
     impressions = dataset.impressions
     assert dataset.items["ids"][impressions.item[rows]].tolist() == [1, 2, 3, 4, 1, 2, 3]
@@ -106,12 +106,12 @@ def test_rows_stand_in_order_of_time_and_split_by_date(dataset):
     assert len(of_user(dataset, 4)) == 0
 
 
-def test_impressions_of_one_moment_do_not_see_each_other(dataset):
+def test_kuairand_simultaneous_impressions_are_not_in_history(dataset):
     rows = of_user(dataset, 7)
     assert (dataset.impressions.history_end[rows] - rows[0]).tolist() == [0, 1, 2, 3, 3, 5, 6]
 
 
-def test_a_request_is_what_a_user_saw_on_one_day(dataset):
+def test_kuairand_request_holds_one_day_of_a_user(dataset):
     rows = of_user(dataset, 7)
     request = dataset.impressions.request[rows]
     assert request[2] == request[3] == request[4]
@@ -122,7 +122,7 @@ def test_a_request_is_what_a_user_saw_on_one_day(dataset):
     )
 
 
-def test_videos_and_users_are_described(dataset):
+def test_kuairand_features_of_videos_and_users_are_encoded(dataset):
     schema = dataset.fit_schema()
     catalogue = dataset.catalogue(schema)
     assert schema.feature("item", "tag").encoder.values == ("3", "8")
@@ -136,7 +136,7 @@ def test_videos_and_users_are_described(dataset):
     assert (users["user_active_degree"] == 2).all()
 
 
-def test_the_archive_knows_clicks_and_context_of_every_row(tmp_path):
+def test_kuairand_archive_has_clicks_and_context_of_every_row(tmp_path):
     dataset = kuairand(write_archive(tmp_path), content_width=2)
     rows = of_user(dataset, 7)
     types = [dataset.schema.behaviour_types[t] for t in dataset.events.type[rows]]
@@ -151,7 +151,7 @@ def test_the_archive_knows_clicks_and_context_of_every_row(tmp_path):
     assert dataset.notes["rows_without_time"] == 0
 
 
-def test_the_window_masks_what_it_does_not_know(tmp_path):
+def test_kuairand_window_masks_unknown_clicks_and_context(tmp_path):
     dataset = kuairand(write_windowed(tmp_path), content_width=2)
     rows = of_user(dataset, 7)
     types = [dataset.schema.behaviour_types[t] for t in dataset.events.type[rows]]
@@ -164,7 +164,7 @@ def test_the_window_masks_what_it_does_not_know(tmp_path):
     assert (np.diff(dataset.events.time[rows]) >= 0).all()
 
 
-def test_feedback_and_later_rows_do_not_reach_the_content(tmp_path, monkeypatch):
+def test_kuairand_content_ignores_feedback_and_later_rows(tmp_path, monkeypatch):
     before = kuairand(write_archive(tmp_path / "a"), content_width=2)
     flipped = [(*row[:6], 1 - row[6], 1 - row[7], 1 - row[8]) for row in ROWS]
     later = [(*row[:1], 4, *row[2:]) if row[2] > 20220428 else row for row in flipped]
@@ -176,21 +176,21 @@ def test_feedback_and_later_rows_do_not_reach_the_content(tmp_path, monkeypatch)
     assert before.fit_schema() == after.fit_schema()
 
 
-def test_what_is_missing_is_named_with_the_address(tmp_path):
+def test_kuairand_missing_file_raises_with_address(tmp_path):
     write_archive(tmp_path)
     (tmp_path / "data" / "user_features_pure.csv").unlink()
     with pytest.raises(DataError, match=r"lacks user_features_pure\.csv; expected.*zenodo.*CC BY-SA 4\.0"):
         load(f"kuairand:{tmp_path}")
 
 
-def test_a_file_without_its_columns_is_named(tmp_path):
+def test_kuairand_missing_column_raises_with_file(tmp_path):
     write_archive(tmp_path)
     write_csv(tmp_path / "data" / "user_features_pure.csv", [{"user_id": 7}])
     with pytest.raises(DataError, match=r"user_features_pure\.csv.*user_active_degree"):
         kuairand(tmp_path)
 
 
-def test_a_video_that_nobody_described_is_named(tmp_path):
+def test_kuairand_undescribed_video_raises(tmp_path):
     write_archive(tmp_path)
     first = dict(zip(VIDEO_COLUMNS, VIDEOS[0], strict=True))
     write_csv(tmp_path / "data" / "video_features_basic_pure.csv", [first])
@@ -205,7 +205,7 @@ if "AIF_JAX_DATA" in os.environ:
     # Only where the real sets are at hand: AIF_JAX_DATA names a folder with ml-1m, ml-100k and kuairand.
     REAL = Path(os.environ["AIF_JAX_DATA"])
 
-    def test_the_real_window_has_the_published_size_and_floors():
+    def test_kuairand_real_window_has_published_size_and_floors():
         dataset = load(f"kuairand:{REAL / 'kuairand'}", content_width=8)
         rows = dataset.impressions
         assert np.bincount(rows.split).tolist() == [817_187 + 57_741, 37_043, 133_545]

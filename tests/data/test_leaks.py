@@ -68,7 +68,7 @@ def same(first: Any, second: Any) -> bool:
     return first.dtype == second.dtype and first.shape == second.shape and first.tobytes() == second.tobytes()
 
 
-def test_later_parts_reach_nothing_of_the_training_part(log: Log) -> None:
+def test_training_inputs_ignore_changes_of_later_parts(log: Log) -> None:
     before = log.load(log.rows)
     split = before.impressions.split
     rows = [
@@ -88,7 +88,7 @@ def test_later_parts_reach_nothing_of_the_training_part(log: Log) -> None:
         assert same(scores[split == TRAIN], floor_scores(after, before.heads[0])[name][split == TRAIN])
 
 
-def test_a_set_without_its_test_part_holds_nothing_of_it(log: Log) -> None:
+def test_dataset_without_test_ignores_changes_of_test_part(log: Log) -> None:
     before = log.load(log.rows)
     test = before.impressions.split == TEST
     after = log.load(
@@ -111,7 +111,7 @@ def test_a_set_without_its_test_part_holds_nothing_of_it(log: Log) -> None:
         assert len(places) > 0
 
 
-def test_later_labels_reach_no_earlier_row(log: Log) -> None:
+def test_inputs_ignore_labels_of_later_rows(log: Log) -> None:
     """A label of any part, in all rows of a user from some row on."""
     before = log.load(log.rows)
     offsets, random = before.events.offsets, np.random.default_rng(0)
@@ -133,7 +133,7 @@ def test_later_labels_reach_no_earlier_row(log: Log) -> None:
     assert not same(inputs(before, "test"), inputs(after, "test"))  # the comparison does see histories
 
 
-def test_a_row_does_not_see_its_own_label(log: Log) -> None:
+def test_inputs_ignore_own_label(log: Log) -> None:
     before = log.load(log.rows)
     own = {split: inputs(before, split, group=16) for split in ("train", "test")}
     made = fitted(before)
@@ -149,7 +149,7 @@ def test_a_row_does_not_see_its_own_label(log: Log) -> None:
         assert same({k: v[place] for k, v in own[split].items()}, {k: v[place] for k, v in mine.items()})
 
 
-def test_training_labels_reach_no_candidate_list(log: Log) -> None:
+def test_candidate_lists_ignore_training_labels(log: Log) -> None:
     before = log.load(log.rows)
     train = before.impressions.split == TRAIN
     after = log.load([log.flipped(r) if t else r for r, t in zip(log.rows, train, strict=True)])
@@ -158,7 +158,7 @@ def test_training_labels_reach_no_candidate_list(log: Log) -> None:
     assert same(dataclasses.asdict(first), dataclasses.asdict(second))
 
 
-def test_rows_of_made_up_traffic_do_not_see_later_ones() -> None:
+def test_synthetic_training_inputs_ignore_changes_of_later_parts() -> None:
     before = load("synthetic:small", content_width=6)
     rows, events = before.impressions, before.events
     types = len(before.schema.behaviour_types)
@@ -180,7 +180,7 @@ def test_rows_of_made_up_traffic_do_not_see_later_ones() -> None:
     assert not same(inputs(before, "test"), inputs(after, "test"))
 
 
-def test_later_training_rows_reach_an_earlier_one_through_fitted_columns_only(tmp_path: Path) -> None:
+def test_later_training_rows_change_fitted_columns_only(tmp_path: Path) -> None:
     """Content and vocabularies are of the whole training part: who took up what, not how it went."""
     log = invented_films(tmp_path)
     before = log.load(log.rows)
@@ -199,7 +199,7 @@ def test_later_training_rows_reach_an_earlier_one_through_fitted_columns_only(tm
     assert not same(before.content.vectors, after.content.vectors)
 
 
-def test_a_leak_would_be_seen(tmp_path: Path) -> None:
+def test_leaking_history_is_detected(tmp_path: Path) -> None:
     """Histories that end one behaviour later hold the row's own label; the comparison above finds that."""
     log = invented_films(tmp_path)
 
@@ -209,4 +209,4 @@ def test_a_leak_would_be_seen(tmp_path: Path) -> None:
         return dataclasses.replace(made, impressions=dataclasses.replace(made.impressions, history_end=ends))
 
     with pytest.raises(AssertionError):
-        test_a_row_does_not_see_its_own_label(dataclasses.replace(log, load=leaking))
+        test_inputs_ignore_own_label(dataclasses.replace(log, load=leaking))

@@ -86,7 +86,7 @@ def dataset(request, tmp_path):
     return LAYOUTS[request.param](tmp_path / "set")
 
 
-def test_every_layout_gives_the_ratings_in_order_of_time(dataset):
+def test_movielens_ratings_are_ordered_by_time_in_every_layout(dataset):
     rows = dataset.impressions
     films = dataset.items["ids"][rows.item[rows.user == 0]]
     # In time: 100, 100, 200, 300, ...
@@ -99,7 +99,7 @@ def test_every_layout_gives_the_ratings_in_order_of_time(dataset):
     assert rows.split[rows.user == 0].tolist() == [0] * 8 + [1, 2]
 
 
-def test_every_layout_describes_people_and_films(dataset):
+def test_movielens_features_are_encoded_in_every_layout(dataset):
     assert dataset.users["ids"].tolist() == [1, 2, 3, 4, 5, 6]
     assert dataset.users["gender"].tolist() == ["F", "M"] * 3
     assert dataset.items["ids"].tolist() == FILMS
@@ -114,14 +114,14 @@ def test_every_layout_describes_people_and_films(dataset):
     assert "redistribution" in dataset.notes["terms"]
 
 
-def test_ratings_of_one_second_do_not_see_each_other(tmp_path):
+def test_movielens_simultaneous_ratings_are_not_in_history(tmp_path):
     timed = movielens_1m(write_1m(tmp_path), content_width=2)
     assert timed.impressions.history_end[:10].tolist() == [0, 0, 2, 3, 4, 5, 6, 6, 8, 9]
     placed = movielens_1m(write_1m(tmp_path / "ordered", ordered=True), content_width=2)
     assert placed.impressions.history_end[:10].tolist() == list(range(10))
 
 
-def test_new_users_are_those_whose_last_rating_is_the_latest(tmp_path):
+def test_movielens_new_users_test_users_with_latest_last_rating(tmp_path):
     timed = load(f"movielens-1m-new-users:{write_1m(tmp_path / 'timed')}", content_width=2)
     write_1m(tmp_path / "placed", ordered=True)
     with pytest.raises(DataError, match=r"lacks user_last_ts\.csv"):
@@ -148,7 +148,7 @@ def test_new_users_are_those_whose_last_rating_is_the_latest(tmp_path):
     assert set(again.user[again.split == 2]) == {0}
 
 
-def test_rarely_rated_films_are_dropped_from_1m_and_counted(tmp_path):
+def test_movielens_1m_rarely_rated_films_are_dropped_and_counted(tmp_path):
     for ordered in (False, True):
         dataset = movielens_1m(write_1m(tmp_path / str(ordered), ordered=ordered), content_width=2)
         assert len(dataset.impressions) == len(RATINGS) - 1
@@ -156,7 +156,7 @@ def test_rarely_rated_films_are_dropped_from_1m_and_counted(tmp_path):
     assert len(movielens_100k(write_100k(tmp_path / "100k"), content_width=2).impressions) == len(RATINGS)
 
 
-def test_later_ratings_and_labels_change_nothing_that_training_is_given(tmp_path):
+def test_movielens_training_ignores_later_ratings_and_labels(tmp_path):
     before = movielens_1m(write_1m(tmp_path), content_width=2)
     text = (tmp_path / "ratings.dat").read_text()
     # Another rating in a training row, and the films of the validation and the test row exchanged.
@@ -170,7 +170,7 @@ def test_later_ratings_and_labels_change_nothing_that_training_is_given(tmp_path
     assert before.fit_schema() == after.fit_schema()
 
 
-def test_what_is_missing_is_named_with_the_address(tmp_path):
+def test_movielens_missing_file_raises_with_address(tmp_path):
     write_1m(tmp_path)
     (tmp_path / "users.dat").unlink()
     with pytest.raises(
@@ -194,14 +194,14 @@ def test_what_is_missing_is_named_with_the_address(tmp_path):
         ("users.dat", "2::F::1::1::0\n1::F::1::1::0\n", "ascending order"),
     ],
 )
-def test_broken_files_are_named(tmp_path, file, text, message):
+def test_movielens_broken_file_raises_with_name(tmp_path, file, text, message):
     write_1m(tmp_path)
     (tmp_path / file).write_text(text)
     with pytest.raises(DataError, match=message):
         movielens_1m(tmp_path)
 
 
-def test_a_missing_reader_says_what_to_install(tmp_path, monkeypatch):
+def test_movielens_without_pyarrow_names_extra(tmp_path, monkeypatch):
     write_1m(tmp_path, ordered=True)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(DataError, match=r"pip install 'aif_jax\[train\]'"):
@@ -212,7 +212,7 @@ if "AIF_JAX_DATA" in os.environ:
     # Only where the real sets are at hand: AIF_JAX_DATA names a folder with ml-1m, ml-100k and kuairand.
     REAL = Path(os.environ["AIF_JAX_DATA"])
 
-    def test_real_1m_has_the_published_size_and_floor():
+    def test_movielens_real_1m_has_published_size_and_floor():
         dataset = load(f"movielens-1m:{REAL / 'ml-1m'}", content_width=8)
         rows, liked = dataset.impressions, dataset.impressions.labels["liked"]
         assert np.bincount(rows.split).tolist() == [799_721, 99_676, 100_214]
@@ -231,7 +231,7 @@ if "AIF_JAX_DATA" in os.environ:
         values, weights = zip(*users, strict=True)
         assert np.average(values, weights=weights) == pytest.approx(0.7109, abs=5e-5)
 
-    def test_real_100k_is_complete():
+    def test_movielens_real_100k_is_complete():
         dataset = load(f"movielens-100k:{REAL / 'ml-100k'}", content_width=8)
         assert len(dataset.impressions) == 100_000
         assert (dataset.n_users, dataset.n_items) == (943, 1682)

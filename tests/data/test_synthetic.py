@@ -19,7 +19,7 @@ def auc(label, score):
     return below.sum() / 2 / len(positive) / len(negative)
 
 
-def test_the_same_seed_gives_the_same_data():
+def test_synthetic_same_seed_gives_same_data():
     one, same, other = load("synthetic:small"), load("synthetic:small"), load("synthetic:small", seed=1)
     np.testing.assert_array_equal(one.events.item, same.events.item)
     np.testing.assert_array_equal(one.impressions.labels["ctr"], same.impressions.labels["ctr"])
@@ -27,7 +27,7 @@ def test_the_same_seed_gives_the_same_data():
     assert not np.array_equal(one.impressions.item, other.impressions.item)
 
 
-def test_clicks_are_drawn_by_the_stated_truth(dataset):
+def test_synthetic_clicks_follow_stated_truth(dataset):
     truth, clicked = dataset.notes["truth"], dataset.impressions.labels["ctr"]
     # The sum of n independent draws lies within five standard deviations of the sum of their probabilities.
     for low, high in ((0.0, 0.1), (0.1, 0.3), (0.3, 0.6), (0.6, 1.0)):
@@ -38,7 +38,7 @@ def test_clicks_are_drawn_by_the_stated_truth(dataset):
     assert dataset.notes["best_auc"]["test"] == pytest.approx(auc(clicked[test] > 0, truth[test]))
 
 
-def test_position_biases_the_truth_and_only_the_truth(dataset):
+def test_synthetic_position_biases_only_truth(dataset):
     position = dataset.impressions.train_only["position"]
     odds = lambda p: p / (1 - p)  # noqa: E731
     ratio = odds(dataset.notes["truth"]) / odds(dataset.notes["truth_neutral"])
@@ -46,7 +46,7 @@ def test_position_biases_the_truth_and_only_the_truth(dataset):
     assert dataset.notes["best_auc_neutral"]["train"] < dataset.notes["best_auc"]["train"]
 
 
-def test_rows_shown_become_events_with_their_outcome(dataset):
+def test_synthetic_impressions_become_events_with_outcome(dataset):
     rows, events = dataset.impressions, dataset.events
     # A request's rows follow its history in the log of events.
     place = rows.history_end + rows.train_only["position"]
@@ -57,13 +57,13 @@ def test_rows_shown_become_events_with_their_outcome(dataset):
     assert (events.time[place] == events.time[rows.history_end]).all()
 
 
-def test_likes_are_known_for_clicked_rows_only(dataset):
+def test_synthetic_likes_are_known_for_clicked_rows_only(dataset):
     rows = dataset.impressions
     np.testing.assert_array_equal(rows.label_mask["like"], rows.labels["ctr"])
     assert not (rows.labels["like"] > rows.labels["ctr"]).any()
 
 
-def test_some_items_are_cold_and_some_have_no_content(dataset):
+def test_synthetic_has_cold_items_and_items_without_content(dataset):
     trained = dataset.trained_items()
     assert 0.9 < trained.mean() < 1.0
     tested = np.unique(dataset.impressions.item[dataset.impressions.split == 2])
@@ -71,12 +71,12 @@ def test_some_items_are_cold_and_some_have_no_content(dataset):
     assert 0 < np.count_nonzero(~dataset.content.has) < 0.03 * dataset.n_items
 
 
-def test_ids_need_more_than_32_bits(dataset):
+def test_synthetic_ids_exceed_32_bits(dataset):
     assert dataset.item_keys().min() > 2**32
     assert len(np.unique(dataset.item_keys().astype(np.uint32))) > 0.9 * dataset.n_items
 
 
-def test_the_whole_history_tells_more_than_the_last_fifty(dataset):
+def test_synthetic_long_history_predicts_better_than_last_fifty(dataset):
     # Score by the user's residual click rate in the candidate's category, over two lengths of history.
     rows, events = dataset.impressions, dataset.events
     assert np.mean(np.diff(events.offsets) > 300) > 0.3
@@ -94,7 +94,7 @@ def test_the_whole_history_tells_more_than_the_last_fifty(dataset):
     assert auc(clicked, affinity(2000)) > auc(clicked, affinity(50)) + 0.02
 
 
-def test_the_schema_fits_and_counts_what_it_drops(dataset):
+def test_synthetic_schema_fits_and_counts_dropped_values(dataset):
     from aif_jax.features import EncodeReport
 
     report = EncodeReport()
@@ -106,6 +106,6 @@ def test_the_schema_fits_and_counts_what_it_drops(dataset):
 
 
 @pytest.mark.parametrize("changes", [{"n_items": 5}, {"n_requests": 2}, {"n_users": 0}, {"n_categories": 1}])
-def test_senseless_sizes_are_refused(changes):
+def test_synthetic_invalid_sizes_raise(changes):
     with pytest.raises(DataError, match="expected at least"):
         synthetic(**{"n_items": 50, "n_users": 5, "n_categories": 10, **changes})

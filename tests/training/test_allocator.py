@@ -21,7 +21,7 @@ print(faults(), keep_freed_memory(), faults() and None, faults())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the switches are glibc's")
-def test_what_is_freed_is_taken_again_without_page_faults() -> None:
+def test_keep_freed_memory_avoids_page_faults() -> None:
     said = subprocess.run(
         [sys.executable, "-c", TAKE_AND_FREE], capture_output=True, text=True, check=True
     ).stdout.split()
@@ -31,6 +31,6 @@ def test_what_is_freed_is_taken_again_without_page_faults() -> None:
     assert int(after) < int(before) / 20
 
 
-def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keep_freed_memory_on_other_c_library_returns_false(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
     assert keep_freed_memory() is False

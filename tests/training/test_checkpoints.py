@@ -24,7 +24,7 @@ def same(a, b):
             np.testing.assert_array_equal(value, b[name])
 
 
-def test_what_was_saved_last_comes_back(tmp_path):
+def test_checkpoint_store_restores_newest(tmp_path):
     with CheckpointStore(tmp_path / "run", kept=1) as store:
         assert store.latest_step() is None
         assert store.notes() is None
@@ -38,7 +38,7 @@ def test_what_was_saved_last_comes_back(tmp_path):
         same(restored.arrays, arrays(2.0))
 
 
-def test_arrays_may_be_deleted_as_soon_as_save_returns(tmp_path):
+def test_checkpoint_store_saved_arrays_may_be_deleted(tmp_path):
     with CheckpointStore(tmp_path) as store:
         doomed = jnp.arange(5.0)
         store.save(1, {"x": doomed}, {})
@@ -47,14 +47,14 @@ def test_arrays_may_be_deleted_as_soon_as_save_returns(tmp_path):
         np.testing.assert_array_equal(store.restore({"x": jnp.zeros(5)}).arrays["x"], np.arange(5.0))
 
 
-def test_a_step_is_saved_once(tmp_path):
+def test_checkpoint_store_same_step_twice_raises(tmp_path):
     with CheckpointStore(tmp_path) as store:
         store.save(1, arrays(), {})
         with pytest.raises(TrainingError, match="step 1 already"):
             store.save(1, arrays(), {})
 
 
-def test_every_array_that_differs_is_named_up_to_a_few(tmp_path):
+def test_checkpoint_store_mismatch_names_first_arrays(tmp_path):
     with CheckpointStore(tmp_path) as store:
         store.save(1, {"params": {"user.b": jnp.zeros(2), "user.a": jnp.zeros(3)}}, {})
         with pytest.raises(
@@ -80,7 +80,7 @@ def test_every_array_that_differs_is_named_up_to_a_few(tmp_path):
         (lambda a: a.pop("key"), "key.*absent here"),
     ],
 )
-def test_another_models_checkpoint_is_refused_by_name(tmp_path, change, words):
+def test_checkpoint_store_checkpoint_of_other_model_raises_with_name(tmp_path, change, words):
     other = arrays()
     change(other)
     with CheckpointStore(tmp_path) as store:

@@ -6,12 +6,18 @@ from aif_jax.errors import ConfigError
 from aif_jax.training.config import TrainConfig
 
 
-def test_json_round_trip():
-    config = TrainConfig(long_buckets=(32, 64), head_weights=(1.0, 0.5), negative_heads=("ctr",), max_steps=7)
+@pytest.mark.parametrize(
+    "config",
+    [
+        TrainConfig(long_buckets=(32, 64), head_weights=(1.0, 0.5), negative_heads=("ctr",), max_steps=7),
+        TrainConfig(distillation_list_weight=0.5),
+    ],
+)
+def test_train_config_json_round_trip_is_equal(config):
     assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
-def test_replace_validates_again():
+def test_train_config_replace_validates():
     assert TrainConfig().replace(epochs=3).epochs == 3
     with pytest.raises(ConfigError, match="epochs: got 0"):
         TrainConfig().replace(epochs=0)
@@ -26,6 +32,7 @@ def test_replace_validates_again():
         ("learning_rate", 0.0),
         ("learning_rate", float("nan")),
         ("weight_decay", -1e-3),
+        ("distillation_weight", -1),
         ("final_rate", 1.5),
         ("negative_popularity", -0.1),
         ("negative_bottom", 0.5),  # of no negatives
@@ -36,11 +43,11 @@ def test_replace_validates_again():
         ("checkpoint_interval", 10),
     ],
 )
-def test_an_impossible_value_is_refused_by_name(field, value):
+def test_train_config_invalid_value_raises_with_name(field, value):
     with pytest.raises(ConfigError, match=field):
         TrainConfig(**{field: value})
 
 
-def test_an_unknown_field_is_refused():
+def test_train_config_unknown_field_raises():
     with pytest.raises(ConfigError, match="learning_rat'"):
         TrainConfig.from_json({"learning_rat": 1e-3})

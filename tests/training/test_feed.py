@@ -7,7 +7,7 @@ from aif_jax.config import ModelConfig
 from aif_jax.data import TRAIN
 from aif_jax.errors import ConfigError
 from aif_jax.training.config import TrainConfig
-from aif_jax.training.feed import TrainingBatches, iterate, long_buckets
+from aif_jax.training.feed import Negatives, TrainingBatches, iterate, long_buckets
 
 
 def flat(batch):
@@ -38,7 +38,7 @@ def make(dataset, tiny):
     return batches
 
 
-def test_an_epoch_holds_every_training_row_once_in_a_new_order(dataset, make):
+def test_training_batches_epoch_holds_every_row_once_in_new_order(dataset, make):
     batches = make()
     epochs = []
     for epoch in range(2):
@@ -50,7 +50,7 @@ def test_an_epoch_holds_every_training_row_once_in_a_new_order(dataset, make):
 
 
 @pytest.mark.parametrize("negatives", [0, 3])
-def test_a_position_restores_what_comes_next(make, negatives):
+def test_iterate_restored_position_yields_same_rest(make, negatives):
     whole = list(iterate(make(negatives=negatives)))
     assert len(whole) == len(make())
     stop = len(whole) // 2 + 1
@@ -65,14 +65,14 @@ def test_a_position_restores_what_comes_next(make, negatives):
         assert_same(a, b)
 
 
-def test_processes_give_what_a_thread_gives(make):
+def test_iterate_with_worker_process_yields_same_batches(make):
     alone, helped = list(iterate(make())), list(iterate(make(), workers=1))
     assert len(alone) == len(helped)
     for a, b in zip(alone, helped, strict=True):
         assert_same(a, b)
 
 
-def test_negatives_are_other_items_with_label_0_like_the_rows_of_their_request(dataset, make):
+def test_negatives_are_unmet_items_with_features_of_their_request(dataset, make):
     plain, batches = make(), make(negatives=5, negative_weight=0.25)
     known = dataset.trained_items()
     rows, events = dataset.impressions, dataset.events
@@ -105,16 +105,17 @@ def test_negatives_are_other_items_with_label_0_like_the_rows_of_their_request(d
         assert set(position[:, 8:].flat) == set(position[:, :8][before["item"][real] >= 0])  # of every row
 
 
-def test_negatives_follow_popularity_or_not(dataset, make):
+def test_negatives_follow_popularity_by_share(dataset, tiny):
     shown = np.bincount(
         dataset.impressions.item[dataset.impressions.split == TRAIN], minlength=dataset.n_items
     )
     top = np.argsort(-shown)[:20]
 
     def share_of_top(popularity):
-        drawn = make(negatives=1, negative_popularity=popularity)._negatives.draw(
-            (4000,), np.random.default_rng(0)
-        )
+        config = TrainConfig(negatives=1, negative_popularity=popularity)
+        model = tiny.replace(blocks=("context",))
+        negatives = Negatives(dataset, dataset.fit_schema(), model, config)
+        drawn = negatives.draw((4000,), np.random.default_rng(0))
         return np.isin(drawn, top).mean()
 
     expected = shown[top].sum() / shown.sum()
@@ -122,7 +123,7 @@ def test_negatives_follow_popularity_or_not(dataset, make):
     assert abs(share_of_top(0.0) - 20 / dataset.trained_items().sum()) < 0.03
 
 
-def test_heads_without_negatives_are_masked(dataset, tiny):
+def test_negatives_of_other_heads_are_masked(dataset, tiny):
     model = tiny.replace(blocks=("context",), heads=("ctr", "like"))
     config = TrainConfig(batch_size=8, group=8, negatives=2, negative_heads=("like",))
     batch = TrainingBatches(dataset, dataset.fit_schema(), model, config)[0]
@@ -132,7 +133,7 @@ def test_heads_without_negatives_are_masked(dataset, tiny):
         TrainingBatches(dataset, dataset.fit_schema(), model, config.replace(negative_heads=("buy",)))
 
 
-def test_buckets_are_what_the_model_reads():
+def test_long_buckets_end_with_model_length():
     config = ModelConfig(long_length=64)
     assert long_buckets(config) == (64,)
     assert long_buckets(config, (16, 32)) == (16, 32, 64)
@@ -140,3 +141,19 @@ def test_buckets_are_what_the_model_reads():
     assert long_buckets(config, (16, 128, 256)) == (16, 64)
     assert long_buckets(config, (128,)) == (64,)
     assert long_buckets(dataclasses.replace(config, architecture="cold")) == (1,)
+
+
+def test_training_batches_with_teacher_hold_logits_of_impressions(dataset, tiny):
+    rng = np.random.default_rng(0)
+    teacher = rng.normal(size=(len(dataset.impressions), 1)).astype(np.float32)
+    teacher[::3] = np.nan
+    config = TrainConfig(batch_size=8, group=8, negatives=2, distillation_weight=1.0)
+    model = tiny.replace(blocks=("profile_item", "context"))
+    batch = TrainingBatches(dataset, dataset.fit_schema(), model, config, teacher)[0]
+    rows = batch["impression"]
+    said = (rows >= 0) & (rows % 3 != 0)
+    np.testing.assert_array_equal(batch["teacher_mask"][..., 0], said)
+    np.testing.assert_array_equal(batch["teacher"][said][:, 0], teacher[rows[said], 0])
+    assert not batch["teacher"][~said].any()
+    assert batch["item"].shape == rows.shape == (8, 10)
+    assert "teacher" not in TrainingBatches(dataset, dataset.fit_schema(), model, config)[0]

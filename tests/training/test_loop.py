@@ -8,14 +8,11 @@ from aif_jax.data import TRAIN
 from aif_jax.errors import ConfigError, TrainingError
 from aif_jax.features import Categorical, MultiValued, Numeric, Vocabulary
 from aif_jax.models import build_model
-from aif_jax.training.encoding import in_words
-from aif_jax.training.evaluate import device_catalogue, evaluate
-from aif_jax.training.feed import TrainingBatches, for_device
+from aif_jax.training.config import TrainConfig
+from aif_jax.training.evaluate import evaluate, predict
 from aif_jax.training.floors import floors
 from aif_jax.training.loop import Epoch, train
-from aif_jax.training.optimiser import optimiser
 from aif_jax.training.parameters import Parameters, named_leaves
-from aif_jax.training.step import Step
 
 
 class Crash(Exception):
@@ -40,7 +37,7 @@ def assert_same_weights(a, b):
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-def test_a_run_that_crashed_twice_reaches_the_weights_of_one_that_did_not(dataset, tiny, brief, tmp_path):
+def test_train_resumed_after_two_crashes_reaches_same_weights(dataset, tiny, brief, tmp_path):
     steps = []
     straight = train(tiny, dataset, brief.replace(epochs=2), progress=False, on_step=steps.append)
     per_epoch = straight.history[0].step
@@ -83,7 +80,7 @@ def test_a_run_that_crashed_twice_reaches_the_weights_of_one_that_did_not(datase
             train(tiny, changed, config, progress=False)
 
 
-def test_a_checkpoint_does_not_depend_on_the_order_of_the_weights(
+def test_train_resumed_with_other_weight_order_reaches_same_weights(
     dataset, tiny, brief, tmp_path, monkeypatch
 ):
     config = brief.replace(weight_decay=0.0, embedding_decay=0.0, max_steps=12)
@@ -104,7 +101,7 @@ def test_a_checkpoint_does_not_depend_on_the_order_of_the_weights(
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-def test_a_checkpoint_of_renamed_modules_is_refused_by_name(dataset, tiny, brief, tmp_path, monkeypatch):
+def test_train_resumed_with_renamed_modules_raises_with_name(dataset, tiny, brief, tmp_path, monkeypatch):
     config = brief.replace(max_steps=3, checkpoint_dir=str(tmp_path))
     train(tiny, dataset, config, progress=False)
 
@@ -119,7 +116,7 @@ def test_a_checkpoint_of_renamed_modules_is_refused_by_name(dataset, tiny, brief
         train(tiny, dataset, config, progress=False)
 
 
-def test_training_lifts_validation_over_the_floor_and_the_untrained_model(dataset, tiny, brief):
+def test_train_beats_floor_and_untrained_model(dataset, tiny, brief):
     result = train(tiny, dataset, brief.replace(epochs=6, learning_rate=1e-2), progress=False)
     floor = floors(dataset, "validation", heads=("ctr",))["item mean + user bias"]
     untrained = evaluate(Parameters(result.model).merge(_initial(result)), dataset, "validation")
@@ -129,12 +126,10 @@ def test_training_lifts_validation_over_the_floor_and_the_untrained_model(datase
 
 
 def _initial(result):
-    from aif_jax.models import build_model
-
     return Parameters(build_model(result.model.config, result.schema, seed=0)).initial
 
 
-def test_the_best_epoch_is_kept_and_patience_ends_the_run(dataset, tiny, brief):
+def test_train_keeps_best_epoch_and_stops_after_patience(dataset, tiny, brief):
     # At this rate the model is soon worse than it was.
     config = brief.replace(epochs=12, learning_rate=0.1, patience=2, final_rate=1.0, seed=1)
     result = train(tiny, dataset, config, progress=False)
@@ -160,7 +155,7 @@ def with_broken_numeric(dataset):
     return dataclasses.replace(dataset, schema=dataclasses.replace(dataset.schema, user=user)), broken
 
 
-def test_nan_in_a_feature_stops_the_run_and_is_named(dataset, tiny, brief):
+def test_train_nan_feature_raises_with_name(dataset, tiny, brief):
     broken, name = with_broken_numeric(dataset)
     with pytest.raises(
         TrainingError, match=rf"step 1 of .*not finite in the batch: input user\.{name} \(16 of 32"
@@ -168,7 +163,7 @@ def test_nan_in_a_feature_stops_the_run_and_is_named(dataset, tiny, brief):
         train(tiny, broken, brief, progress=False)
 
 
-def test_an_overflowing_learning_rate_stops_the_run_and_names_the_gradient(dataset, tiny, brief):
+def test_train_overflowing_learning_rate_raises_with_gradient(dataset, tiny, brief):
     with pytest.raises(
         TrainingError, match=r"step \d+ of .*gradient of .*largest weight is .*Lower learning_rate"
     ):
@@ -183,7 +178,7 @@ def test_an_overflowing_learning_rate_stops_the_run_and_names_the_gradient(datas
         ("two_tower", ("profile_attention",)),
     ],
 )
-def test_every_architecture_trains_by_the_same_loop(dataset, tiny, brief, architecture, blocks):
+def test_train_lowers_loss_of_every_architecture(dataset, tiny, brief, architecture, blocks):
     config = tiny.replace(
         architecture=architecture,
         blocks=blocks,
@@ -200,7 +195,7 @@ def test_every_architecture_trains_by_the_same_loop(dataset, tiny, brief, archit
     assert set(result.metrics.heads) == {"ctr", "like"}
 
 
-def test_two_tower_learns_from_the_in_batch_softmax_too(dataset, tiny, brief):
+def test_train_two_tower_softmax_weight_changes_loss_and_weights(dataset, tiny, brief):
     config = tiny.replace(architecture="two_tower", blocks=())
     with_it, without = (
         train(config, dataset, brief.replace(max_steps=4, softmax_weight=weight), progress=False)
@@ -213,7 +208,7 @@ def test_two_tower_learns_from_the_in_batch_softmax_too(dataset, tiny, brief):
     assert any((a[name] != b[name]).any() for name in a)
 
 
-def test_the_softmax_leaves_an_item_feature_named_log_q_alone(dataset, tiny, brief):
+def test_train_softmax_with_item_feature_named_log_q_is_unaffected(dataset, tiny, brief):
     config = tiny.replace(architecture="two_tower", blocks=())
     (price,) = [feature.name for feature in dataset.schema.item if isinstance(feature, Numeric)]
     losses = []
@@ -234,23 +229,7 @@ def test_the_softmax_leaves_an_item_feature_named_log_q_alone(dataset, tiny, bri
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
 
 
-def test_runs_that_differ_in_their_seed_alone_are_one_program(dataset, tiny, brief):
-    hiding = tiny.replace(block_dropout=0.1)
-    programs, losses = set(), set()
-    for seed in (0, 1):
-        config = brief.replace(seed=seed, max_steps=1)
-        parameters = Parameters(build_model(hiding, dataset.fit_schema(), seed=seed))
-        chain = optimiser(config, 1, dense=parameters.dense, embedding=parameters.embedding)
-        step = Step(parameters, config, 1, chain)
-        batch = for_device(TrainingBatches(dataset, dataset.fit_schema(), hiding, brief)[0])
-        catalogue = device_catalogue(dataset, parameters.merge(parameters.initial))
-        programs.add(step._run.lower(step.start(), batch, catalogue, step._key).as_text())
-        losses.add(float(step(step.start(), batch, catalogue)[1][0]))
-    assert len(programs) == 1
-    assert len(losses) == 2, "what is hidden depends on the seed"
-
-
-def test_what_encoding_left_out_is_counted_and_shown(dataset, tiny, brief, capsys):
+def test_train_counts_and_shows_values_left_out_by_encoding(dataset, tiny, brief, capsys):
     rows = dataset.impressions
     trained = np.flatnonzero(rows.split == TRAIN)
     context = {**rows.context, "hour": np.where(np.arange(len(rows)) == trained[0], 99, rows.context["hour"])}
@@ -283,18 +262,6 @@ def test_what_encoding_left_out_is_counted_and_shown(dataset, tiny, brief, capsy
     assert "context.hour 1" in shown
 
 
-def test_counts_of_encoding_in_words():
-    encoding = {
-        "user": {"unknown": {"region": 1200}, "clipped": {"age": 1}},
-        "item": {"unknown": dict.fromkeys("abcd", 1)},
-    }
-    assert in_words(encoding) == (
-        "1,204 unknown values (user.region 1,200, item.a 1, item.b 1, item.c 1 and 1 more); "
-        "1 clipped numbers (user.age 1)"
-    )
-    assert in_words({}) == ""
-
-
 @pytest.mark.parametrize(
     ("model", "training", "words"),
     [
@@ -304,6 +271,31 @@ def test_counts_of_encoding_in_words():
         ({}, {"negatives": 2}, "none of the pair features"),
     ],
 )
-def test_configs_that_do_not_fit_are_refused(dataset, tiny, brief, model, training, words):
+def test_train_contradictory_configs_raise(dataset, tiny, brief, model, training, words):
     with pytest.raises(ConfigError, match=words):
         train(tiny.replace(**{"score": "ctr", **model}), dataset, brief.replace(**training), progress=False)
+
+
+def test_train_with_teacher_approaches_its_logits(dataset, tiny, brief, tmp_path):
+    part = dataset.impressions.split == 0
+    assert dataset.impressions.labels["ctr"][part].mean() < 0.45
+    wanted = np.full((len(part), 1), 3.0, np.float32)  # sure that everything is clicked
+    config = brief.replace(learning_rate=2e-2, distillation_weight=9.0, checkpoint_dir=str(tmp_path))
+    taught = train(tiny, dataset, config, teacher=wanted, progress=False)
+    assert predict(taught.model, dataset, "train")[part].mean() > 1.0
+    with pytest.raises(TrainingError, match=r"training\.teacher"):
+        train(tiny, dataset, config, teacher=wanted + 1, progress=False)
+
+
+def test_train_teacher_without_weight_or_reverse_raises(dataset, tiny, brief):
+    some = np.zeros((len(dataset.impressions), 1), np.float32)
+    weighted = brief.replace(distillation_list_weight=1.0)
+    for config, teacher in ((weighted, None), (brief, some)):
+        with pytest.raises(ConfigError, match="or neither"):
+            train(tiny, dataset, config, teacher=teacher, progress=False)
+    with pytest.raises(ConfigError, match="one for every impression and head"):
+        train(tiny, dataset, weighted, teacher=some[1:], progress=False)
+    with pytest.raises(ConfigError, match="no logit is finite"):
+        train(tiny, dataset, weighted, teacher=some * np.nan, progress=False)
+    with pytest.raises(ConfigError, match="distillation_weight: got -1"):
+        TrainConfig(distillation_weight=-1)

@@ -20,7 +20,7 @@ def problem(shape=(3, 4, 2), seed=0):
     return logits, labels, mask
 
 
-def test_sigmoid_loss_is_the_mean_over_the_unmasked_entries_of_each_head():
+def test_sigmoid_loss_is_mean_over_unmasked_entries():
     logits, labels, mask = problem()
     got = losses.sigmoid_loss(jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(mask))
     for head in range(2):
@@ -29,7 +29,7 @@ def test_sigmoid_loss_is_the_mean_over_the_unmasked_entries_of_each_head():
         np.testing.assert_allclose(got[head], expected, rtol=1e-5)
 
 
-def test_mask_values_are_weights():
+def test_sigmoid_loss_mask_values_are_weights():
     logits, labels, _ = problem((4, 1))
     weights = np.array([[2.0], [0.0], [1.0], [0.5]], np.float32)
     got = losses.sigmoid_loss(jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(weights))
@@ -38,7 +38,7 @@ def test_mask_values_are_weights():
     )
 
 
-def test_masked_entries_reach_neither_loss_nor_gradient_even_as_nan():
+def test_sigmoid_loss_masked_nan_reaches_neither_loss_nor_gradient():
     logits, labels, mask = problem()
     poisoned_logits = np.where(mask > 0, logits, np.nan).astype(np.float32)
     poisoned_labels = np.where(mask > 0, labels, np.nan).astype(np.float32)
@@ -53,7 +53,7 @@ def test_masked_entries_reach_neither_loss_nor_gradient_even_as_nan():
     assert (np.asarray(gradient)[mask == 0] == 0).all()
 
 
-def test_a_head_without_labels_costs_nothing():
+def test_sigmoid_loss_head_without_labels_is_zero():
     logits, labels, mask = problem()
     mask[..., 1] = 0
     got = losses.sigmoid_loss(jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(mask))
@@ -61,7 +61,7 @@ def test_a_head_without_labels_costs_nothing():
     assert got[0] > 0.0
 
 
-def test_shift_undoes_the_sampling_of_negatives():
+def test_log_odds_shift_undoes_sampling_of_negatives():
     # With the base rate p and negatives kept at rate r, the best constant logit under the shift is logit(p).
     rate, keep = 0.1, 0.25
     sampled = rate / (rate + keep * (1 - rate))
@@ -78,12 +78,12 @@ def test_shift_undoes_the_sampling_of_negatives():
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, 1.5])
-def test_shift_refuses_a_rate_that_is_no_share(rate):
+def test_log_odds_shift_invalid_rate_raises(rate):
     with pytest.raises(ConfigError, match=r"\(0, 1\]"):
         losses.log_odds_shift(rate)
 
 
-def test_in_batch_softmax_equals_its_formula_row_by_row():
+def test_in_batch_softmax_loss_equals_formula():
     rng = np.random.default_rng(3)
     users, vectors = rng.normal(size=(2, 5, 4)).astype(np.float32)
     items = np.array([7, 3, 7, 1, 2], np.int32)
@@ -101,7 +101,7 @@ def test_in_batch_softmax_equals_its_formula_row_by_row():
     np.testing.assert_allclose(got, np.mean(expected), rtol=1e-5)
 
 
-def test_in_batch_softmax_ignores_rows_without_a_positive():
+def test_in_batch_softmax_loss_ignores_rows_without_positive():
     rng = np.random.default_rng(4)
     users, vectors = rng.normal(size=(2, 4, 3)).astype(np.float32)
     items, log_q = np.arange(4, dtype=np.int32), np.zeros(4, np.float32)
@@ -119,3 +119,53 @@ def test_in_batch_softmax_ignores_rows_without_a_positive():
     assert (np.asarray(gradient)[2] == 0).all()
     nobody = losses.in_batch_softmax_loss(u, v, jnp.asarray(items), jnp.asarray(log_q), jnp.zeros(4))
     assert nobody == 0.0
+
+
+def distillation_problem(seed=0, shape=(5, 6, 2)):
+    rng = np.random.default_rng(seed)
+    logits, teacher = rng.normal(size=(2, *shape)).astype(np.float32)
+    mask = (rng.random(shape) < 0.6).astype(np.float32)
+    mask[0], mask[1], mask[1, 2] = 0, 0, 1  # a request without any candidate, and one with a single one
+    return logits, teacher, mask
+
+
+def plain_distillation_loss(logits, teacher, mask, pointwise, listwise):
+    """Return the loss, computed request by request, candidate by candidate."""
+    totals = []
+    for head in range(logits.shape[-1]):
+        points, lists = [], []
+        for z, t, m in zip(logits[..., head], teacher[..., head], mask[..., head] > 0, strict=True):
+            z, t = z[m].astype(np.float64), t[m].astype(np.float64)
+            p, q = 1 / (1 + np.exp(-t)), 1 / (1 + np.exp(-z))
+            points += (-(p * np.log(q) + (1 - p) * np.log(1 - q))).tolist()
+            if m.sum() > 1:
+                lists.append(-np.sum(np.exp(t) / np.exp(t).sum() * (z - np.log(np.exp(z).sum()))))
+        totals.append(pointwise * np.mean(points) + listwise * np.mean(lists))
+    return totals
+
+
+@pytest.mark.parametrize(("pointwise", "listwise"), [(1.0, 0.0), (0.0, 1.0), (0.3, 2.0)])
+def test_distillation_loss_equals_plain_loop(pointwise, listwise):
+    logits, teacher, mask = distillation_problem()
+    found = losses.distillation_loss(logits, teacher, mask, pointwise=pointwise, listwise=listwise)
+    np.testing.assert_allclose(
+        found, plain_distillation_loss(logits, teacher, mask, pointwise, listwise), rtol=1e-5
+    )
+
+
+def test_distillation_loss_ignores_masked_and_is_minimal_at_teacher():
+    logits, teacher, mask = distillation_problem()
+
+    def loss(z, t=teacher):
+        return losses.distillation_loss(z, t, mask, pointwise=1.0, listwise=1.0).sum()
+
+    spoilt = np.where(mask > 0, teacher, 1e9).astype(np.float32)
+    wild = np.where(mask > 0, logits, np.nan).astype(np.float32)
+    np.testing.assert_allclose(loss(wild, spoilt), loss(logits), rtol=1e-6)
+    gradient = jax.grad(loss)(jnp.asarray(wild))
+    assert np.isfinite(np.asarray(gradient)).all()
+    assert not np.asarray(gradient)[mask == 0].any()
+    np.testing.assert_allclose(jax.grad(loss)(jnp.asarray(teacher)), 0.0, atol=1e-6)
+    assert not np.asarray(jax.grad(lambda t: loss(jnp.asarray(logits), t))(jnp.asarray(teacher))).any()
+    nothing = losses.distillation_loss(logits, teacher, np.zeros_like(mask), pointwise=1.0, listwise=1.0)
+    assert nothing.tolist() == [0.0, 0.0]

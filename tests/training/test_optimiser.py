@@ -6,7 +6,7 @@ from aif_jax.training.config import TrainConfig
 from aif_jax.training.optimiser import optimiser, schedule
 
 
-def test_schedule_warms_up_and_falls_to_its_share():
+def test_schedule_warms_up_and_falls_to_final_rate():
     config = TrainConfig(learning_rate=0.1, warmup_steps=10, final_rate=0.2)
     rate = schedule(config, 110)
     np.testing.assert_allclose(rate(0), 0.0)
@@ -17,12 +17,12 @@ def test_schedule_warms_up_and_falls_to_its_share():
     np.testing.assert_allclose(rate(110), 0.02, rtol=1e-6)
 
 
-def test_a_run_shorter_than_the_warm_up_still_reaches_the_peak():
+def test_schedule_shorter_than_warmup_reaches_peak():
     rate = schedule(TrainConfig(learning_rate=0.1, warmup_steps=1000), 10)
     np.testing.assert_allclose(max(float(rate(step)) for step in range(10)), 0.1)
 
 
-def test_decay_reaches_matrices_and_tables_by_their_own_rates_and_nothing_else():
+def test_optimiser_decays_matrices_and_tables_only():
     # With no gradient only decay moves the weights, by rate * decay.
     config = TrainConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.5, embedding_decay=0.2)
     transform = optimiser(config, 100, dense=3, embedding=2)
@@ -32,7 +32,7 @@ def test_decay_reaches_matrices_and_tables_by_their_own_rates_and_nothing_else()
     np.testing.assert_allclose(moved, [0.95] * 3 + [0.98] * 2 + [1.0] * 2, rtol=1e-6)
 
 
-def test_a_step_is_adams_whatever_the_size_of_the_clipped_gradient():
+def test_optimiser_step_ignores_size_of_clipped_gradient():
     config = TrainConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.0, clip_norm=1.0)
     transform = optimiser(config, 100, dense=2, embedding=0)
     for scale in (1.0, 1e6):

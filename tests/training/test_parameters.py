@@ -18,7 +18,7 @@ class Toy(nnx.Module):
         return self.layer(self.table_genre[...][row]) * self.scale[...]
 
 
-def test_a_model_survives_being_taken_apart():
+def test_parameters_split_and_merge_restores_model():
     model = Toy()
     parameters = Parameters(model)
     assert set(parameters.initial) == {"scale", "table_genre", "layer.kernel", "layer.bias"}
@@ -32,7 +32,7 @@ def test_a_model_survives_being_taken_apart():
     np.testing.assert_allclose(doubled(1), 2 * model(1))
 
 
-def test_the_vector_is_in_order_of_kind():
+def test_parameters_vector_is_ordered_by_kind():
     parameters = Parameters(Toy())
     assert (parameters.dense, parameters.embedding) == (6, 6)
     marked = parameters.split(jnp.arange(16.0))
@@ -40,7 +40,7 @@ def test_the_vector_is_in_order_of_kind():
     np.testing.assert_array_equal(np.sort(marked["table_genre"].ravel()), np.arange(6, 12))
 
 
-def test_what_was_named_is_found_again_by_parameters_of_another_order(monkeypatch):
+def test_parameters_unnamed_restores_vector_of_other_order(monkeypatch):
     before = Parameters(Toy())
     tree = {"params": jnp.arange(16.0), "moments": (jnp.arange(16.0) * 2, jnp.int32(7))}
     named = before.named(tree)
@@ -59,7 +59,7 @@ def test_what_was_named_is_found_again_by_parameters_of_another_order(monkeypatc
             np.testing.assert_array_equal(after.split(new)[name], value)
 
 
-def test_scales_and_biases_of_behaviour_types_are_no_matrices():
+def test_parameters_behaviour_type_biases_are_not_matrices():
     class Types(nnx.Module):
         def __init__(self):
             self.values = BehaviourValues(3, 4)
@@ -71,11 +71,11 @@ def test_scales_and_biases_of_behaviour_types_are_no_matrices():
     assert min(float(marked[f"values.{name}"].min()) for name in ("gate", "bias")) >= 6
 
 
-def test_a_weight_of_another_dtype_is_refused_by_name():
+def test_parameters_other_dtype_raises_with_name():
     with pytest.raises(ConfigError, match="table_genre is bfloat16"):
         Parameters(Toy(jnp.bfloat16))
 
 
-def test_non_finite_names_and_counts():
+def test_non_finite_returns_names_and_counts():
     tree = {"a": np.array([1.0, np.nan, np.inf], np.float32), "b": np.array([1, 2]), "c": {"d": np.zeros(2)}}
     assert non_finite(tree) == ["a (2 of 3 values)"]

@@ -7,20 +7,20 @@ from aif_jax.training.presets import PRESETS, preset
 
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("architecture", ["aif", "exact", "cold", "two_tower"])
-def test_every_data_set_has_settings_for_every_architecture(name, architecture):
+def test_preset_exists_for_every_data_set_and_architecture(name, architecture):
     model, training = preset(name, architecture)
     assert model.architecture == architecture
     assert training.epochs >= 1
     assert all(size <= model.long_length for size in training.long_buckets)
 
 
-def test_settings_fit_the_data_they_are_for(dataset):
+def test_preset_fits_its_data_set(dataset):
     model, _ = preset(dataset.name)
     assert set(model.heads) <= set(dataset.heads)
     assert load("synthetic:small").content.vectors.shape[1] >= model.content_width
 
 
-def test_unknown_names_are_refused():
+def test_preset_unknown_name_raises():
     with pytest.raises(ConfigError, match="no settings for data set 'netflix', only for synthetic"):
         preset("netflix")
     with pytest.raises(ConfigError, match="architecture: got 'dcn'"):

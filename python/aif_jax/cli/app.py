@@ -1,4 +1,4 @@
-"""The `aif` command: each subcommand in a few lines; what it does stands in a module of its own."""
+"""The `aif` command line: arguments of each subcommand, whose work is in a module of its own."""
 
 import importlib.util
 import sys
@@ -18,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-index_app = typer.Typer(help="Build what the engine looks items up in.", no_args_is_help=True)
+index_app = typer.Typer(help="Build the tables in which the engine looks items up.", no_args_is_help=True)
 app.add_typer(index_app, name="index")
 
 EXTRAS = {
@@ -35,18 +35,18 @@ DATA_HELP = (
 )
 
 Data = Annotated[str, typer.Option("--data", help=DATA_HELP)]
-Out = Annotated[Path, typer.Option("--out", help="Where to write; made if absent.")]
+Out = Annotated[Path, typer.Option("--out", help="Output folder; created if absent.")]
 
 
 @app.command()
 def demo(
     data: Data = "synthetic",
     out: Annotated[
-        Path | None, typer.Option("--out", help="Where to write; runs/demo-NAME by default.")
+        Path | None, typer.Option("--out", help="Output folder; runs/demo-NAME by default.")
     ] = None,
     requests: Annotated[int, typer.Option(help="Requests to measure, each served both ways.", min=10)] = 200,
     network_ms: Annotated[
-        float, typer.Option(help="Wait added to the ANN search, for the network hop it would be.", min=0)
+        float, typer.Option(help="Wait added to the ANN search in place of a network hop.", min=0)
     ] = 5.0,
     epochs: Annotated[
         int | None, typer.Option(help="Training epochs; the data set's preset by default.", min=1)
@@ -71,7 +71,7 @@ def train(
         int | None, typer.Option(help="Training epochs; the preset's by default.", min=1)
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and dropout.")] = 0,
-    resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint in OUT.")] = False,
+    resume: Annotated[bool, typer.Option(help="Resume from the newest checkpoint in OUT.")] = False,
 ) -> None:
     """Train a model and save it to OUT/model, with its metrics beside it."""
     _needs("optax", "orbax.checkpoint", "grain")
@@ -169,9 +169,7 @@ def export(
     precision: Annotated[
         str, typer.Option(help="Of item rows and user states: float32, bfloat16 or int8.")
     ] = "float32",
-    score: Annotated[
-        str | None, typer.Option(help="Another score expression than the model was trained with.")
-    ] = None,
+    score: Annotated[str | None, typer.Option(help="Score expression in place of the model's.")] = None,
 ) -> None:
     """Export a trained model as a bundle: what the engine serves, without any model code."""
     from aif_jax.cli.building import run_export
@@ -194,7 +192,7 @@ def index_build(
         float, typer.Option(help="Share of a catalogue's items that may be set aside.", min=0, max=1)
     ] = 0.01,
 ) -> None:
-    """Run the item module over a catalogue: item index and behaviour table, under OUT. Killed, it goes on."""
+    """Run the item module over a catalogue: item index and behaviour table, under OUT. Resumable."""
     if (data is None) == (catalogue is None):
         raise typer.BadParameter("give either --data or --catalogue")
     if catalogue is not None:
@@ -217,7 +215,7 @@ def rank(
     candidates: Annotated[
         str, typer.Option(help="Item ids, comma separated; or @FILE with one a line; or all.")
     ] = "all",
-    k: Annotated[int, typer.Option(help="How many to keep.", min=1)] = 10,
+    k: Annotated[int, typer.Option(help="Number of results.", min=1)] = 10,
 ) -> None:
     """Rank candidates for one user of a data set and print the report of the request."""
     from aif_jax.cli.ranking import run_rank
@@ -231,7 +229,7 @@ def inspect(
         Path, typer.Argument(help="A model, a bundle, an index or a table of one, or an archive.")
     ],
 ) -> None:
-    """Say in human words what a path holds."""
+    """Describe what a path holds."""
     from aif_jax.cli.inspecting import run_inspect
 
     run_inspect(path, console=Console())
@@ -241,14 +239,14 @@ def inspect(
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
 ) -> None:
-    """Look at what an engine would run on here, and say what to change; status 1 if there is a problem."""
+    """Check the environment of an engine on this machine; status 1 if there is a problem."""
     from aif_jax.cli.doctoring import run_doctor
 
     raise typer.Exit(run_doctor(as_json=as_json, console=Console()))
 
 
 def main() -> None:
-    """Run the command; our own errors show as one message and exit with status 2."""
+    """Run the command; errors of aif_jax print one message and exit with status 2."""
     try:
         app()
     except AifError as error:

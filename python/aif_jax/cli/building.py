@@ -1,10 +1,9 @@
-"""`aif export` and `aif index build`: from a trained model to what the engine loads."""
+"""`aif export` and `aif index build`: the bundle and the tables of a trained model."""
 
 from pathlib import Path
 from typing import cast
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from aif_jax.bundle import Bundle, export_bundle
 from aif_jax.cli.fields import load_for
@@ -13,16 +12,17 @@ from aif_jax.data.content import fit_width
 from aif_jax.data.dataset import Dataset
 from aif_jax.models.store import load_model
 from aif_jax.nearline import BehaviourTable, ItemIndex, Tables
+from aif_jax.progress import progress_bar
 
 ITEMS, BEHAVIOURS = "items.aifrows", "behaviours.aifrows"
 """Names of the two files that `aif index build` writes."""
 
 
 def run_export(model: Path, out: Path, *, precision: str, score: str | None = None, console: Console) -> None:
-    """Export a saved model and say how the bundle loads.
+    """Export a saved model and print which programs the bundle loads.
 
     Raises:
-        ConfigError: there is no such precision, or ``score`` is no expression over heads and pair features.
+        ConfigError: there is no such precision, or ``score`` is not an expression of heads and pair features.
     """
     trained, description = load_model(model / "model" if (model / "model").is_dir() else model)
     with console.status("exporting: two programs for each of four stages"):
@@ -56,15 +56,7 @@ def tables_of(bundle: Bundle, dataset: Dataset, *, console: Console) -> Tables:
     content = None
     if dataset.content is not None:
         content = fit_width(dataset.content, bundle.config.content_width).vectors
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
-    with bar:
+    with progress_bar(console=console) as bar:
         total = 2 * dataset.n_items
         task = bar.add_task("item rows", total=total)
 

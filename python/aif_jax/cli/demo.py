@@ -1,4 +1,4 @@
-"""`aif demo`: the whole road once, from interaction logs to ranked ids, every figure measured on the way."""
+"""`aif demo`: all steps once, from interaction logs to ranked ids, with every figure measured in the run."""
 
 import os
 import platform
@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from aif_jax import kernels
@@ -28,6 +27,7 @@ from aif_jax.models import add_signatures
 from aif_jax.models.store import save_model, weights_of
 from aif_jax.nearline import Tables
 from aif_jax.observe import chrome_trace
+from aif_jax.progress import progress_bar
 from aif_jax.serving import Engine, EngineConfig, Shapes
 from aif_jax.timeline import as_rich, as_svg, bars_of
 from aif_jax.training import REFIT, TrainResult, candidate_lists, evaluate, floors, preset, train
@@ -53,11 +53,11 @@ def run_demo(
 
     Args:
         data: data set, as `aif_jax.data.load` takes it.
-        out: where to write; ``runs/demo-NAME`` by default.
-        requests: requests to measure.
+        out: output folder; ``runs/demo-NAME`` by default.
+        requests: number of requests to measure.
         network_ms: wait added to the ANN search.
         epochs: training epochs; the preset's by default.
-        console: where to print.
+        console: console to print to.
     """
     began = time.perf_counter()
     console.rule("[bold]1  data")
@@ -69,7 +69,7 @@ def run_demo(
     if dataset.name in REFIT:
         dataset = dataset.with_validation_in_training()
         console.print(
-            "the validation part trains too: this set is split by date, and it is nearest to the test"
+            "training includes the validation part: this set is split by date, and it is nearest to the test"
         )
 
     console.rule("[bold]2  training and quality")
@@ -137,7 +137,7 @@ def run_demo(
         timelines=median_timelines(comparison),
         hidden_ms=median_ranking(comparison).report.hidden_ms,
         candidates=count,
-        facts={**engine_facts, **sizes(bundle, tables.items, dataset), **machine()},
+        facts={**engine_facts, **sizes(bundle, tables.items, dataset), **environment()},
     )
     print_latency(result, console)
     console.rule("[bold]5  one request in time")
@@ -148,7 +148,7 @@ def run_demo(
 
     result.write_json(out / "demo.json")
     write_report(result, out / "report.html")
-    (out / "timeline.svg").write_text(as_svg(result.timelines, of_its_own=True), encoding="utf-8")
+    (out / "timeline.svg").write_text(as_svg(result.timelines, standalone=True), encoding="utf-8")
     (out / "trace.json").write_text(
         chrome_trace([r.report for r in comparison.rankings[:20]], aligned=True), encoding="utf-8"
     )
@@ -175,8 +175,8 @@ def retriever(
     )
 
     def retrieve(request: Request) -> Candidates:
-        # The retrieval score is left out: no impression of the logs carries this model's scores, so the
-        # pre-ranker has not learnt what they mean. Absent pair features are an input it knows.
+        # The retrieval score is left out: no impression of the logs has scores of this model, so the
+        # pre-ranker has not learnt from them. It has learnt from absent pair features.
         ids = search(request).ids
         time.sleep(network_ms / 1e3)
         return Candidates(ids)
@@ -208,8 +208,7 @@ def serve(
     with console.status("compiling the stages for their sizes"):
         engine = Engine(bundle, tables, users=drawn.users, retrieve=retrieve, config=config)
     started_s = time.perf_counter() - step
-    bar = Progress(console=console, transient=True)
-    with engine, bar:
+    with engine, progress_bar(console=console) as bar:
         task = bar.add_task("requests, both ways", total=len(drawn.requests) - WARMUP)
         comparison = compare(
             sequential, engine, drawn.requests, tick=lambda: bar.advance(task), warmup=WARMUP
@@ -253,7 +252,7 @@ def quality_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def quality_note(rows: list[dict[str, Any]], dataset: Dataset) -> str:
-    """Say in words how the models stand against the floors and each other."""
+    """Return a sentence that compares the models with the floors and each other."""
     by_name = {row["model"]: row for row in rows}
     aif, cold = by_name["aif"], by_name["cold"]
     floor = {name: max(row[name] for row in rows if row["floor"]) for name in ("auc", "gauc")}
@@ -269,7 +268,7 @@ def quality_note(rows: list[dict[str, Any]], dataset: Dataset) -> str:
 
 
 def after_retrieval(comparison: Comparison) -> dict[str, list[float]]:
-    """Return what each request still took when its candidates were there, in milliseconds."""
+    """Return the time of each request after retrieval, in milliseconds."""
     return {
         "sequential": [
             total - next(bar.end_ms for bar in bars if bar.lane == "retrieval")
@@ -312,7 +311,7 @@ def print_latency(result: DemoResult, console: Console) -> None:
 
 
 def sizes(bundle: Bundle, index: Any, dataset: Dataset) -> dict[str, str]:
-    """Return what the parts weigh."""
+    """Return the sizes of the bundle and the item index."""
     rows = index.stats()
     return {
         "bundle": f"{sum(f.stat().st_size for f in bundle.path.rglob('*') if f.is_file()) / 1e6:.1f} MB",
@@ -321,8 +320,8 @@ def sizes(bundle: Bundle, index: Any, dataset: Dataset) -> dict[str, str]:
     }
 
 
-def machine() -> dict[str, str]:
-    """Return versions and the machine, for whoever reads the figures later."""
+def environment() -> dict[str, str]:
+    """Return the machine and the versions that the figures belong to."""
     report = kernels.implementations()
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",

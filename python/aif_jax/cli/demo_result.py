@@ -1,4 +1,4 @@
-"""What one run of the demo measured, as plain values that a file can hold."""
+"""Results of one run of the demo, as plain values that a file can hold."""
 
 import dataclasses
 import json
@@ -13,17 +13,17 @@ from aif_jax.timeline import Bar
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DemoResult:
-    """Everything the demo prints, in one place.
+    """All results that the demo prints.
 
     Attributes:
         dataset: one line on the data.
         head: the label that quality is measured on.
         quality: a row each model and each floor: ``model``, ``floor``, ``auc``, ``gauc``, ``log_loss``,
             ``hr_at_10``, ``parameters``; absent figures are ``None``.
-        quality_note: what the reader must know about the quality figures.
+        quality_note: remarks on the quality figures.
         latency: milliseconds of every request, by way; all ways saw the same requests, interleaved.
-        after_retrieval: the part of each that came after retrieval had returned, in milliseconds.
-        latency_note: what the reader must know about the latency figures.
+        after_retrieval: time of each after retrieval had returned, in milliseconds.
+        latency_note: remarks on the latency figures.
         timelines: one request in bars, by way.
         hidden_ms: user-side time hidden behind retrieval in that request.
         candidates: number of candidates a request.

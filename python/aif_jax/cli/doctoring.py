@@ -1,4 +1,4 @@
-"""`aif doctor`: a report of what an engine would run on, what is wrong with it, and what to do."""
+"""`aif doctor`: a report on the environment of an engine, with remedies for its problems."""
 
 import json
 
@@ -11,13 +11,13 @@ from aif_jax.doctor import check_environment, worst
 _COLOURS = {"ok": "green", "note": "yellow", "problem": "bold red"}
 _CLOSING = {
     "ok": "all is well",
-    "note": "it will run; the notes say what could be better",
-    "problem": "mend the problems before you serve",
+    "note": "it will run; see the notes for improvements",
+    "problem": "solve the problems before you serve",
 }
 
 
 def run_doctor(*, as_json: bool, console: Console) -> int:
-    """Check the environment, print what was found, and return the command's exit status.
+    """Check the environment, print the results, and return the command's exit status.
 
     Returns:
         1 if there is a problem, otherwise 0.

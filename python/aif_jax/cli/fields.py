@@ -1,4 +1,4 @@
-"""`ModelConfig` fields that a user gives in a file, and a data set wide enough for a model."""
+"""`ModelConfig` fields from a file, and a data set whose content is wide enough for a model."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ def read_fields(path: Path | None) -> dict[str, Any]:
     """Return the fields of a JSON file; none if there is no file.
 
     Raises:
-        ConfigError: it holds no JSON object, or something else than `ModelConfig` fields.
+        ConfigError: the file is not a JSON object, or names other fields than those of `ModelConfig`.
     """
     if path is None:
         return {}
@@ -23,8 +23,9 @@ def read_fields(path: Path | None) -> dict[str, Any]:
         fields = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{path}: expected a JSON object of ModelConfig fields: {error}.") from error
-    if unknown := sorted(fields.keys() - ModelConfig().to_json().keys()):
-        raise ConfigError(f"{path}: {unknown} are no ModelConfig fields.")
+    known = ModelConfig().to_json().keys()
+    if unknown := sorted(fields.keys() - known):
+        raise ConfigError(f"{path}: {unknown} are not ModelConfig fields; known are {sorted(known)}.")
     return fields
 
 
@@ -38,7 +39,7 @@ def load_for(data: str, fields: dict[str, Any]) -> Dataset:
         fields: of the model's config; ``content_width`` is read.
 
     Raises:
-        ConfigError: the width is no positive integer.
+        ConfigError: the width is not a positive integer.
         DataError: see `aif_jax.data.load`.
     """
     width = {name: value for name, value in fields.items() if name == "content_width"}

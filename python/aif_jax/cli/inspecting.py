@@ -1,4 +1,4 @@
-"""`aif inspect`: what a path holds, in human words."""
+"""`aif inspect`: a description of the contents of a path."""
 
 import json
 from pathlib import Path
@@ -18,13 +18,13 @@ from aif_jax.nearline.row_file import open_row_file
 
 
 def run_inspect(path: Path, *, console: Console) -> None:
-    """Say what a path holds: a trained model, a bundle, an index folder, one table of it, or an archive.
+    """Describe a path: a trained model, a bundle, an index folder, one table of it, or an archive.
 
     Raises:
         AifError: it is none of these.
     """
     if not path.exists():
-        raise AifError(f"{path}: there is nothing here.")
+        raise AifError(f"{path}: does not exist; give the path of a model, a bundle, an index or an archive.")
     if path.is_dir() and (path / "manifest.json").exists():
         _bundle(Bundle.load(path), console)
     elif path.is_dir() and ((path / CONFIG).exists() or (path / "model" / CONFIG).exists()):
@@ -62,7 +62,7 @@ def _model(config: ModelConfig, schema: Schema, console: Console) -> None:
     on = [block for block in BLOCKS if config.has(block)]
     console.print(f"architecture {config.architecture}; blocks {', '.join(on)}")
     console.print(
-        f"looks at {config.short_length} recent and {config.long_length} long-term behaviours of types "
+        f"reads {config.short_length} recent and {config.long_length} long-term behaviours of types "
         f"{', '.join(schema.behaviour_types)}; {config.signature} signatures of {config.signature_bytes} "
         f"bytes; {config.long_attention} attention; heads {', '.join(config.heads)}; score = {config.score}",
         highlight=False,
@@ -91,11 +91,11 @@ def _rows(path: Path, console: Console) -> None:
 
 
 def _archive(path: Path, console: Console) -> None:
-    """Say what an archive's files are; a snapshot that is broken is told so."""
-    console.print(f"[bold]an archive[/], {path}: snapshots, each with the log of what has changed since")
-    for number, what in files_of(path):
-        file = path / f"{number:06}.{what}"
-        if what == "log":
+    """Describe the files of an archive, and name broken snapshots."""
+    console.print(f"[bold]an archive[/], {path}: snapshots, each with the log of the changes since")
+    for number, suffix in files_of(path):
+        file = path / f"{number:06}.{suffix}"
+        if suffix == "log":
             console.print(f"log {number}: {file.stat().st_size:,} bytes", highlight=False)
             continue
         try:

@@ -1,4 +1,4 @@
-"""Requests made from a data set's test part: the users, what they had done by then, and their context."""
+"""Requests from the test part of a data set: users with their histories until then, and contexts."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ class DrawnRequests:
 
     Attributes:
         requests: user id and raw context of each.
-        records: what a user source knows of each user just before that request.
+        records: record of each user just before that request.
     """
 
     requests: tuple[Request, ...]
@@ -33,17 +33,19 @@ def draw_requests(dataset: Dataset, count: int, *, long_length: int, k: int, see
     """Draw requests from the test part, one a user.
 
     Args:
-        dataset: where they come from.
-        count: how many; fewer if the test part has fewer users.
+        dataset: source of the requests.
+        count: number of requests; fewer if the test part has fewer users.
         long_length: behaviours of a history at most.
-        k: results that each asks for.
+        k: number of results of each.
         seed: of the draw.
     """
     test = dataset.requests("test", group=1)
     _, first = np.unique(test.user, return_index=True)
     chosen = np.random.default_rng(seed).permutation(first)[:count]
     if not len(chosen):
-        raise DataError(f"{dataset.name} has no test rows to make requests of.")
+        raise DataError(
+            f"{dataset.name} has no test rows to draw requests from; give a set with a test part."
+        )
     requests, records = [], {}
     for index in chosen:
         row, user = int(test.rows[index, 0]), int(test.user[index])

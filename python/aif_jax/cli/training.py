@@ -1,4 +1,4 @@
-"""`aif train`: a model of one architecture on one data set, kept on disk with its metrics."""
+"""`aif train`: a model of one architecture on one data set, saved with its metrics."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def run_training(
     checkpoints = out / "checkpoints"
     if checkpoints.exists() and any(checkpoints.iterdir()) and not resume:
         raise ConfigError(
-            f"{checkpoints} holds an earlier run; go on with --resume, or choose another --out."
+            f"{checkpoints} holds an earlier run; resume it with --resume, or choose another --out."
         )
     train_config = train_config.replace(checkpoint_dir=str(checkpoints), seed=seed)
     if epochs is not None:

@@ -1,4 +1,4 @@
-"""From rows to padded batches: random access to requests, and epochs of batches over them.
+"""Padded batches of rows to score: random access to requests, and epochs of batches over them.
 
 A batch is a dictionary of NumPy arrays; B requests, G rows in each, S and L behaviours:
 
@@ -79,7 +79,7 @@ class RequestSource:
         start = dataset.events.offsets[self.requests.user]
         self.lengths = np.minimum(self.requests.history_end - start, long_length)
 
-        # Only this split's rows are encoded. Row -1 of each table is the padding: nothing known or asked.
+        # Only this split's rows are encoded. Row -1 of each table is the padding, all missing.
         rows = np.unique(self.requests.rows[self.requests.rows >= 0])
         self._row = np.where(self.requests.rows >= 0, np.searchsorted(rows, self.requests.rows), -1)
         self._user = {name: _with_padding(x) for name, x in dataset.encode(schema, "user").items()}
@@ -90,7 +90,7 @@ class RequestSource:
         impressions = dataset.impressions
         labels = np.stack([impressions.labels[head][rows] for head in heads], axis=-1)
         mask = np.stack([impressions.label_mask[head][rows] for head in heads], axis=-1)
-        # A label that is not known must not reach a loss even multiplied by 0: it may be NaN.
+        # An unknown label must not reach a loss even multiplied by 0: it may be NaN.
         self._labels = _with_padding(np.where(mask > 0, labels, 0.0).astype(np.float32))
         self._mask = _with_padding(mask.astype(np.float32))
         self._item = _with_padding(impressions.item[rows].astype(np.int32), -1)
@@ -99,7 +99,7 @@ class RequestSource:
         return len(self.requests)
 
     def __getitem__(self, index: int) -> Batch:
-        """Return one request: a batch without the axis B, its long history as long as it is (at least 1)."""
+        """Return one request: a batch without the axis B, its long history not padded (but at least 1 long)."""
         index = range(len(self))[index]
         batch = self.batch(np.array([index]), max(1, int(self.lengths[index])))
         return _map(batch, lambda array: array[0])
@@ -165,7 +165,7 @@ def collate(requests: Sequence[Batch], long_bucket: int, *, batch_size: int | No
 
 
 class RequestBatcher:
-    """Epochs of batches of one split, each batch of one shape per long bucket.
+    """Epochs of batches of a `RequestSource`, each batch of one shape per long bucket.
 
     Requests are put with others whose history falls into the same bucket, so short histories do not pay for
     long ones. The last batch of a bucket is filled up with padding requests.
@@ -176,51 +176,33 @@ class RequestBatcher:
 
     def __init__(
         self,
-        dataset: Dataset,
-        schema: Schema,
-        split: str | int,
+        source: RequestSource,
         *,
-        group: int = 16,
         batch_size: int,
-        short_length: int,
-        long_buckets: Sequence[int],
-        heads: Sequence[str] | None = None,
+        long_buckets: Sequence[int] = (),
         seed: int = 0,
         shuffle: bool = True,
     ):
-        """Prepare the requests.
+        """Sort the requests into buckets.
 
         Args:
-            dataset: where the rows come from.
-            schema: a fitted schema.
-            split: ``train``, ``validation`` or ``test``.
-            group: ``G``, rows in a request at most.
+            source: the requests.
             batch_size: ``B``.
-            short_length: ``S``.
-            long_buckets: the sizes of ``L`` there may be; the largest is the model's long length.
-            heads: labels to give, in this order; by default all of the data set's.
+            long_buckets: sizes of ``L`` beside the source's long length, which is the largest.
             seed: seed of the order.
             shuffle: a new order of requests and batches every epoch; otherwise always the same.
 
         Raises:
-            DataError: see `RequestSource`; or the batch size or a bucket is below 1.
+            DataError: the batch size or a bucket is below 1, or a bucket beyond the source's long length.
         """
-        if batch_size < 1 or not long_buckets or min(long_buckets) < 1:
+        self.long_buckets = tuple(sorted({*long_buckets, source.long_length}))
+        if batch_size < 1 or self.long_buckets[0] < 1 or self.long_buckets[-1] > source.long_length:
             raise DataError(
-                f"got batch_size {batch_size}, long_buckets {list(long_buckets)}; expected at least 1."
+                f"got batch_size {batch_size}, long_buckets {list(long_buckets)}; expected at least 1, and "
+                f"buckets of at most {source.long_length}, the source's long_length."
             )
-        self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
-        self.long_buckets = tuple(sorted(set(long_buckets)))
-        self.source = RequestSource(
-            dataset,
-            schema,
-            split,
-            group=group,
-            short_length=short_length,
-            long_length=self.long_buckets[-1],
-            heads=heads,
-        )
-        place = np.searchsorted(self.long_buckets, self.source.lengths)
+        self.source, self.batch_size, self.seed, self.shuffle = source, batch_size, seed, shuffle
+        place = np.searchsorted(self.long_buckets, source.lengths)
         self._members = {size: np.flatnonzero(place == i) for i, size in enumerate(self.long_buckets)}
 
     def __len__(self) -> int:
@@ -235,7 +217,7 @@ class RequestBatcher:
 
         Args:
             number: which epoch, from 0.
-            skip: batches to leave out at the start, for a run that goes on.
+            skip: batches to leave out at the start, for a run that resumes.
         """
         for indices, bucket in self.plan(number)[skip:]:
             yield self.source.batch(indices, bucket)

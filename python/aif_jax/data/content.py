@@ -1,19 +1,17 @@
-"""Content embeddings for sets that carry none: which items the same people took up, not how they fared.
+"""Content embeddings for sets that have none, derived from the pairs (user, item) of the training part.
 
-The embedding sees pairs (user, item) of the training part and nothing else: no label, no rating, no event of
-a later part can change it, by construction.
+No label, no rating and no event of a later part can change them, by construction.
 
-It is of the whole training part, so a training row's own pair and later training pairs are in it, with any
-label. That tells nothing of labels: among training rows, the cosine of the item with the mean of the history
-has AUC 0.513 on MovieLens-1M and 0.540 on KuaiRand, and 0.516 and 0.547 with embeddings from other users. It
-does tell pairs of the training part from sampled ones (`TrainConfig.negatives`), a little better than it
-would of another part: AUC 0.848 for 0.836 with embeddings from other users, and 0.852 for 0.840; on the test
-part 0.781 for 0.778, and 0.833 for 0.830.
+All of the training part enters, so a training row's own pair and later training pairs do too, with any label.
+That reveals no labels: among training rows, the cosine of the item with the mean of the history has AUC 0.513
+on MovieLens-1M and 0.540 on KuaiRand, and 0.516 and 0.547 with embeddings from other users. It does separate
+pairs of the training part from sampled ones (`TrainConfig.negatives`), a little better than those of another
+part: AUC 0.848 against 0.836 with embeddings from other users, and 0.852 against 0.840; on the test part
+0.781 against 0.778, and 0.833 against 0.830.
 
-Method: the 0/1 matrix of users and items, divided by the square roots of both degrees, less the component
-that tells popularity and nothing else (the square roots of the degrees themselves); truncated SVD; an item's
-row is scaled by the square roots of the singular values, centred over the items that have one, and brought to
-unit length.
+Method: the 0/1 matrix of users and items, divided by the square roots of both degrees, less the component of
+popularity alone (the square roots of the degrees); truncated SVD; an item's row is scaled by the square roots
+of the singular values, centred over the items that have one, and brought to unit length.
 """
 
 import dataclasses
@@ -41,7 +39,7 @@ class Content:
 def collaborative_content(
     user: np.ndarray, item: np.ndarray, *, n_users: int, n_items: int, width: int
 ) -> Content:
-    """Derive content embeddings from who took up what.
+    """Derive content embeddings from pairs of users and items.
 
     Args:
         user: int ``[P]``, user of each training event, in any order; a pair that repeats counts once.
@@ -73,12 +71,12 @@ def collaborative_content(
     has, rows = by_item > 0, by_user > 0
     by_user, by_item = by_user[by_user > 0], by_item[has]
     matrix = scipy.sparse.diags(by_user**-0.5) @ matrix[rows][:, has] @ scipy.sparse.diags(by_item**-0.5)
-    # The component that tells popularity is known beforehand: singular value 1, the roots of the degrees. It
-    # is taken away rather than cut off after sorting: groups of items without a common user have value 1 too.
+    # The component of popularity is known beforehand: singular value 1, the roots of the degrees. It is
+    # subtracted, not cut off after sorting, because groups of items without a common user have value 1 too.
     left_root, right_root = np.sqrt(by_user / by_user.sum()), np.sqrt(by_item / by_item.sum())
 
     if float(matrix.multiply(matrix).sum()) - 1.0 < _FLAT:
-        # Everybody took up everything: nothing but popularity is left, of which ARPACK makes an error.
+        # Every user met every item: only popularity is left, and ARPACK fails on that.
         values, right = np.zeros(0), np.zeros((0, matrix.shape[1]))
     elif width >= min(matrix.shape):
         _, values, right = np.linalg.svd(
@@ -105,7 +103,7 @@ def collaborative_content(
 
 
 def fit_width(content: Content, width: int) -> Content:
-    """Cut content embeddings to their first columns, of unit length again: what a narrower derivation gives.
+    """Cut content embeddings to their first columns, of unit length again, as a narrower derivation gives.
 
     Args:
         content: embeddings ``[n, w]``.
@@ -144,7 +142,7 @@ def _centred(vectors: np.ndarray, has: np.ndarray) -> Content:
 
 def _of_unit_length(vectors: np.ndarray, has: np.ndarray) -> Content:
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    # An item in the very middle has no direction, so it has no content to compare.
+    # An item at the mean has no direction, so no content to compare.
     directed = has & (length[:, 0] > _FLAT)
     vectors = np.where(directed[:, None], vectors / np.maximum(length, _FLAT), 0.0)
     return Content(vectors=vectors.astype(np.float32), has=directed)

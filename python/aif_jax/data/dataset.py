@@ -1,7 +1,7 @@
-"""What every data set is here: users, items, what users did in order of time, and rows to score.
+"""The data set in memory: users, items, behaviours in order of time, and rows to score.
 
-Raw columns stay raw: encoding is the schema's work. Users and items are known by their row number; the ids
-that the source gave them stand in the column ``ids``.
+Columns are raw; the schema encodes them. Users and items are referred to by row number; the column ``ids``
+holds the ids of the source.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ class Events:
 
 @dataclasses.dataclass(frozen=True)
 class Impressions:
-    """Rows to score: a user was shown an item, and something came of it.
+    """Rows to score: an item shown to a user, and the outcome.
 
     Attributes:
         user: int32 ``[I]``, row of the user.
@@ -109,10 +109,10 @@ class Dataset:
         schema: features and behaviour types; not fitted (see `fit_schema`).
         users: raw user columns ``[n_users]`` by feature, and ``ids``.
         items: raw item columns ``[n_items]`` by feature, and ``ids``.
-        events: what users did.
+        events: behaviours of users.
         impressions: rows to score.
         content: content embeddings, or ``None``.
-        notes: what else a reader should know (terms, what was left out, the truth behind made-up data).
+        notes: further facts for a reader (terms, rows left out, the truth behind made-up data).
     """
 
     name: str
@@ -167,7 +167,7 @@ class Dataset:
         return f"Dataset({indented})"
 
     def trained_items(self) -> np.ndarray:
-        """bool ``[n_items]``: items that the training part has seen, shown or in a history."""
+        """Return which items occur in the training part, shown or in a history, bool ``[n_items]``."""
         seen = np.zeros(self.n_items, bool)
         seen[self.impressions.item[self.impressions.split == TRAIN]] = True
         seen[self.events.item[self.events.training]] = True
@@ -214,7 +214,7 @@ class Dataset:
     def catalogue(
         self, schema: Schema, *, content_width: int | None = None, report: EncodeReport | None = None
     ) -> dict[str, np.ndarray]:
-        """Return what the model knows of every item.
+        """Return the encoded features and content embeddings of all items.
 
         Args:
             schema: a fitted schema.
@@ -231,7 +231,9 @@ class Dataset:
         encoded = self.encode(schema, "item", report=report)
         if self.content is None:
             if content_width is None:
-                raise DataError(f"{self.name} has no content embeddings; say how wide the zeros should be.")
+                raise DataError(
+                    f"{self.name} has no content embeddings; give content_width, how wide zeros should be."
+                )
             content = Content(
                 np.zeros((self.n_items, content_width), np.float32), np.zeros(self.n_items, bool)
             )
@@ -240,7 +242,7 @@ class Dataset:
         return {**encoded, "content": content.vectors, "has_content": content.has[:, None].astype(np.float32)}
 
     def item_keys(self) -> np.ndarray:
-        """uint64 ``[n_items]``: the key of every item."""
+        """Return the key of every item, uint64 ``[n_items]``."""
         return item_keys(self.items["ids"])
 
     def requests(self, split: str | int, group: int = 16) -> Requests:
@@ -294,7 +296,7 @@ class Dataset:
     def user_record(
         self, user: int, *, history_end: int | None = None, length: int | None = None
     ) -> UserRecord:
-        """Return a user as a user source would give it.
+        """Return a user as a user source would.
 
         Args:
             user: row of the user.
@@ -326,10 +328,10 @@ class Dataset:
     def with_shown_label(self) -> "Dataset":
         """Return the set with one more label, `SHOWN`, that is 1 for every impression.
 
-        A head of that name that alone learns from sampled items (``TrainConfig.negatives`` and
-        ``negative_heads``) tells what users are shown from what they are not, and leaves the other heads to
-        the impressions. The exponential of its logit is then how much likelier an item is to be shown to a
-        user than to be sampled, but for a factor that all share.
+        If a head of that name alone learns from sampled items (``TrainConfig.negatives`` and
+        ``negative_heads``), it separates shown items from others, and the other heads learn from impressions
+        alone. The exponential of its logit is then the odds that an item is shown to a user rather than
+        sampled, up to a factor that all items share.
 
         Raises:
             DataError: it has a label of that name.
@@ -344,12 +346,12 @@ class Dataset:
         )
 
     def with_frozen_histories(self, split: str) -> "Dataset":
-        """Return the set with histories of a part's rows cut where the user's first row of the part stands.
+        """Return the set with the histories of a part's rows cut at the user's first row of the part.
 
-        A user's AUC compares rows of one user, given how many of them are positive. If the labels of earlier
-        rows of the part are inputs of later ones, that alone turns the order round: after a positive row
-        fewer positive ones are left for the rest. On few rows a user this costs more GAUC than the history
-        is worth, so it is told with frozen histories too.
+        The AUC of a user compares rows of one user, with the number of positives fixed. If labels of earlier
+        rows of the part are inputs of later ones, that alone biases the order: after a positive row fewer
+        positives are left. With few rows a user, this costs more GAUC than the history gains; so reports give
+        the figure with frozen histories too.
 
         Args:
             split: ``train``, ``validation`` or ``test``.
@@ -364,7 +366,7 @@ class Dataset:
     def without_test(self) -> "Dataset":
         """Return the set without its test part: neither its rows nor any event from a user's first one on.
 
-        What is chosen on such a set was chosen without the test part, whatever that holds.
+        Settings chosen on such a set cannot depend on the test part.
         """
         rows, events, offsets = self.impressions, self.events, self.events.offsets
         kept = np.flatnonzero(rows.split != TEST)
@@ -482,7 +484,7 @@ def _check(dataset: Dataset) -> None:
         vectors, has = dataset.content.vectors, dataset.content.has
         if vectors.shape[0] != dataset.n_items or has.shape != (dataset.n_items,):
             fail(f"content has {vectors.shape[0]} rows and {has.size} flags for {dataset.n_items} items")
-        # Serving reads neither a mask nor a length where the vectors themselves say it.
+        # Serving reads neither a mask nor a length: it takes them from the vectors.
         skewed = np.flatnonzero(~(np.abs(np.linalg.norm(vectors, axis=1) - has) < 1e-3))
         if len(skewed):
             fail(

@@ -1,4 +1,4 @@
-"""A data set out of one log, in which every row is a row to score and an event for the rows after it."""
+"""Construction of a data set from one log, each row of which is an impression and then an event."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -31,10 +31,9 @@ def dataset_from_log(
     pair: Mapping[str, Any] | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """Build a data set from a log whose rows stand user by user, oldest first.
+    """Build a data set from a log whose rows are grouped by user, oldest first.
 
-    The training part of a user's time is the rows in `TRAIN`; content embeddings are derived from who took up
-    what in it, and from nothing else of the row.
+    Content embeddings are derived from the pairs (user, item) of the rows in `TRAIN` alone.
 
     Args:
         name: short name.

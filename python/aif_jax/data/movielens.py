@@ -1,15 +1,15 @@
-"""MovieLens: films rated by people, each rating scored as liked (4 and 5) or not.
+"""MovieLens: films rated by people; the label of a rating is whether it is 4 or 5 stars, liked.
 
 Per user the first 80 % of the ratings train, the next 10 % validate, the last 10 % test. A past rating is a
-behaviour: ``disliked`` (1, 2), ``neutral`` (3) or ``liked`` (4, 5). There are no real requests: consecutive
-ratings of a user in one split stand for one.
+behaviour: ``disliked`` (1, 2), ``neutral`` (3) or ``liked`` (4, 5). The set has no requests: the ratings of
+a user in one split stand for one.
 
 ``movielens-1m-new-users`` cuts the same ratings by user instead, in order of each one's last: the first eight
-tenths of the users train, the next validates, the last tests. Of those the training part knows nothing; all
-their ratings are scored, those of their first request without a history.
+tenths of the users train, the next validates, the last tests. The training part does not know the last two;
+all their ratings are scored, those of their first request without a history.
 
-Where the time of ratings is known, those of one second cannot see each other. The layout ``ordered`` has only
-positions, so there the one before is visible whatever its second was.
+Where ratings have times, those of one second are not in each other's history. The layout ``ordered`` has only
+positions, so there each rating is in the history of the next one.
 """
 
 import re
@@ -31,6 +31,8 @@ _GENRES_100K = (
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama",
     "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
 )  # fmt: skip
+_MIN_RATINGS = 5
+"""Films of 1M with fewer are dropped."""
 _YEAR = re.compile(r"(\d{4})(?:-\w+)?\)?\s*$")
 
 
@@ -49,19 +51,18 @@ def movielens_1m(path: str | Path, *, content_width: int = 64, new_users: bool =
     them out, and so both layouts keep the same rows.
 
     Raises:
-        DataError: files are missing or broken; says where to get them.
+        DataError: files are missing or broken; the message names their address.
     """
     name = "movielens-1m-new-users" if new_users else "movielens-1m"
     layout, path = PUBLIC_SETS[name].detect(Path(path))
     if layout == "archive":
-        user_id, item_id, rating, time = read_integers(path / "ratings.dat", "::", 4).T
+        ratings = read_integers(path / "ratings.dat", "::", 4)
+        _, film, counts = np.unique(ratings[:, 1], return_inverse=True, return_counts=True)
+        keep = counts[film] >= _MIN_RATINGS
     else:
         table = read_table(path / "ratings_ordered.parquet", ("user_id", "movie_id", "rating", "order"))
-        user_id, item_id, rating, time = (column.astype(np.int64) for column in table.values())
-    ratings_of = np.unique(item_id, return_inverse=True, return_counts=True)
-    keep = ratings_of[2][ratings_of[1]] >= _FEWEST
-    if layout == "ordered":
-        keep = time >= 0
+        ratings = np.stack([column.astype(np.int64) for column in table.values()], axis=1)
+        keep = ratings[:, 3] >= 0
     films = read_separated(path / "movies.dat", "::", 3, encoding="latin-1")
     people = read_separated(path / "users.dat", "::", 5, encoding="latin-1")
     users = {
@@ -79,16 +80,15 @@ def movielens_1m(path: str | Path, *, content_width: int = 64, new_users: bool =
         user=(Categorical(name="gender"), Categorical(name="age"), Categorical(name="occupation")), genres=6
     )
     return _build(
-        name, schema, users, items, user_id, item_id, rating, time, keep, content_width,
+        name, schema, users, items, ratings, keep, content_width,
         by_position=layout == "ordered",
-        last_time=_last_times(path, layout, users["ids"], user_id, time) if new_users else None,
+        last_time=_last_times(path, layout, users["ids"], ratings) if new_users else None,
     )  # fmt: skip
 
 
-def _last_times(
-    path: Path, layout: str, ids: np.ndarray, user_id: np.ndarray, time: np.ndarray
-) -> np.ndarray:
+def _last_times(path: Path, layout: str, ids: np.ndarray, ratings: np.ndarray) -> np.ndarray:
     """Return the time of each user's last rating, int64 ``[n_users]``; 0 without one."""
+    user_id, time = ratings[:, 0], ratings[:, 3]
     if layout == "ordered":
         file = path / "user_last_ts.csv"
         table = read_table(file, ("user_id", "last_ts"))
@@ -104,9 +104,6 @@ def _last_times(
     return last
 
 
-_FEWEST = 5
-
-
 def movielens_100k(path: str | Path, *, content_width: int = 64) -> Dataset:
     """Load MovieLens 100K from a folder.
 
@@ -116,7 +113,7 @@ def movielens_100k(path: str | Path, *, content_width: int = 64) -> Dataset:
         content_width: width of the content embedding.
 
     Raises:
-        DataError: files are missing or broken; says where to get them.
+        DataError: files are missing or broken; the message names their address.
     """
     layout, path = PUBLIC_SETS["movielens-100k"].detect(Path(path))
     if layout == "archive":
@@ -146,11 +143,7 @@ def movielens_100k(path: str | Path, *, content_width: int = 64) -> Dataset:
         user=(Categorical(name="gender"), Numeric(name="age"), Categorical(name="occupation")), genres=6
     )
     keep = np.ones(len(ratings), bool)
-    user_id, item_id, rating, time = ratings.T
-    return _build(
-        "movielens-100k", schema, users, items, user_id, item_id, rating, time, keep, content_width,
-        by_position=False,
-    )  # fmt: skip
+    return _build("movielens-100k", schema, users, items, ratings, keep, content_width, by_position=False)
 
 
 def _schema(*, user: tuple[Any, ...], genres: int) -> Schema:
@@ -172,23 +165,34 @@ def _build(
     schema: Schema,
     users: dict[str, Any],
     items: dict[str, Any],
-    user_id: np.ndarray,
-    item_id: np.ndarray,
-    rating: np.ndarray,
-    time: np.ndarray,
+    ratings: np.ndarray,
     keep: np.ndarray,
     content_width: int,
     *,
     by_position: bool,
     last_time: np.ndarray | None = None,
 ) -> Dataset:
+    """Build the set.
+
+    Args:
+        name: of the set.
+        schema: of its features.
+        users: raw columns with ``ids``, ascending.
+        items: the same.
+        ratings: int64 ``[E, 4]``: id of the user, id of the film, stars, and time or position.
+        keep: bool ``[E]``, ratings that are not dropped.
+        content_width: width of the content embedding.
+        by_position: the last column is the position within the user, not a time.
+        last_time: int ``[n_users]`` to split by user; ``None`` splits within each.
+    """
+    rating = ratings[:, 2]
     if len(rating) == 0 or rating.min() < 1 or rating.max() > 5:
         raise DataError(f"{name}: expected ratings of 1 to 5, got {len(rating)} of them, some outside.")
     for label, columns in (("users", users), ("items", items)):
         if np.any(np.diff(columns["ids"]) <= 0):
             raise DataError(f"{name}: the {label} are not in ascending order of id, each once.")
     items = {**items, "movie_id": items["ids"]}
-    user_id, item_id, rating, time = user_id[keep], item_id[keep], rating[keep], time[keep]
+    user_id, item_id, rating, time = ratings[keep].T
     user, item = dense(users["ids"], user_id, "user"), dense(items["ids"], item_id, "film")
     order = np.lexsort((np.arange(len(user)), time, user))
     user, item, rating, time = user[order], item[order], rating[order], time[order]
@@ -231,7 +235,7 @@ def _strings(rows: list[list[str]], field: int) -> np.ndarray:
 
 
 def _years(texts: list[str]) -> np.ndarray:
-    """The year at the end of a title, a date or a field of its own; ``None`` where there is none."""
+    """Return the year at the end of a title, a date or a field of its own; ``None`` where there is none."""
     found = [_YEAR.search(text) for text in texts]
     return np.array([int(match.group(1)) if match else None for match in found], dtype=object)
 

@@ -1,4 +1,4 @@
-"""The three parts of a data set, and how a user's rows are cut into them."""
+"""The training, validation and test parts of a data set, and the rules that divide rows among them."""
 
 import numpy as np
 
@@ -50,7 +50,7 @@ def split_by_last_time(last: np.ndarray, *, train_tenths: int = 8, validation_te
     """Cut the users by the time of their last row: the first tenths train, the next validate, the rest test.
 
     Args:
-        last: int ``[n_users]``; users of one time stand in their own order.
+        last: int ``[n_users]``; users with equal times keep their order.
         train_tenths: tenths of the users that train.
         validation_tenths: tenths that validate.
 
@@ -67,7 +67,7 @@ def split_by_last_time(last: np.ndarray, *, train_tenths: int = 8, validation_te
 def ends_before(user: np.ndarray, time: np.ndarray) -> np.ndarray:
     """Return, for every event, where the history strictly before its time ends.
 
-    Events of one user at one time cannot see each other, whichever comes first in the file.
+    Events of one user at one time are not in each other's history, whichever comes first in the file.
 
     Args:
         user: int ``[E]``, ascending.

@@ -1,9 +1,9 @@
-"""Made-up traffic whose truth is known: how likely each click was, and so how good a model can be.
+"""Made-up traffic with known click probabilities, and so with a known bound on the AUC of any model.
 
-A person has a taste over a dozen categories, an affinity to each, and a direction in a latent space in which
-items lie; none of these is observable but through past behaviour. The affinities differ freely between the
-categories, and recent behaviour circles round a few of them (moods), so the last 50 behaviours say little
-about most of what is shown: a long history pays.
+A user has a taste over a dozen categories, an affinity to each, and a direction in the latent space of the
+items; past behaviour alone reveals them. Affinities differ freely between categories, and recent behaviour
+concentrates on a few (moods), so the last 50 behaviours say little about most of what is shown, and a long
+history pays.
 """
 
 import numpy as np
@@ -41,7 +41,7 @@ def synthetic(
     """Make up a data set.
 
     Each user browses, then alternates between being shown a request and browsing on; the last request tests,
-    the one before validates, the others train. What a request came to is part of the history of the next.
+    the one before validates, the others train. The outcome of a request is part of the history of the next.
 
     Args:
         n_items: items; popularity follows Zipf's law, so many are rare; 3 % appear only after training.
@@ -95,7 +95,7 @@ def synthetic_small(*, content_width: int = 64, seed: int = 0) -> Dataset:
 
 
 class _World:
-    """Items and users, and what draws one to the other."""
+    """Items, users, and the affinity between them."""
 
     def __init__(self, random: np.random.Generator, n_items: int, n_users: int, n_categories: int):
         self.n_items, self.n_users, self.n_categories = n_items, n_users, n_categories
@@ -163,7 +163,7 @@ class _World:
 
 
 class _Traffic:
-    """What everybody did and was shown, one slot after the other."""
+    """Behaviours and impressions of all users, one slot after the other."""
 
     def __init__(
         self, random: np.random.Generator, world: _World, lengths: np.ndarray, n_requests: int, shown: int
@@ -212,11 +212,11 @@ class _Traffic:
         self.device = device[user[rows], self.request[rows]]
         appeal = world.appeal(user, self.item)
         self.score = 0.4 * appeal[rows] + random.normal(size=len(rows))
-        kind = world.category[self.item]
+        category = world.category[self.item]
         neutral = (
             appeal[rows]
-            + 0.5 * (kind[rows] == self.mood[rows])
-            + 0.4 * world.daypart[kind[rows], self.hour // 6]
+            + 0.5 * (category[rows] == self.mood[rows])
+            + 0.4 * world.daypart[category[rows], self.hour // 6]
             + np.array([0.1, 0.0, -0.2])[self.device]
             + 0.5 * self.score
             + np.array([0.2, -0.1, -0.2])[self.channel]
@@ -292,7 +292,7 @@ class _Traffic:
 
     def _items(self) -> dict[str, object]:
         world, random = self.world, self.random
-        # Ids above 2^32, so that whatever would cut them to 32 bits is found out.
+        # Ids above 2^32, so that a cut to 32 bits shows.
         stride = 1000
         ids = 2**40 + stride * np.arange(world.n_items) + random.integers(0, stride, world.n_items)
         pull = world.latent @ random.normal(size=(_LATENT, _TAGS)) + 0.3 * random.normal(

@@ -1,4 +1,4 @@
-"""Training and evaluation: one loop for every architecture, metrics, floors, and settings that work.
+"""Training and evaluation: one loop for every architecture, metrics, floors, and tested settings.
 
 Needs the extra ``aif_jax[train]``.
 """

@@ -1,4 +1,4 @@
-"""Candidate lists: what a user liked, or was shown at one time, among items never seen by them, by seed."""
+"""Candidate lists: items that a user liked, or was shown at one time, among items new to them, by seed."""
 
 import dataclasses
 from typing import Any
@@ -17,8 +17,8 @@ class CandidateLists:
 
     Attributes:
         rows: int64 ``[R]``, the impression whose user, history and context each list has.
-        items: int32 ``[R, C]``: what was shown first, then unseen items; -1 where there are fewer.
-        positives: bool ``[R, C]``, which of them the user liked; ``None`` where nobody asks.
+        items: int32 ``[R, C]``: shown items first, then unseen ones; -1 where there are fewer.
+        positives: bool ``[R, C]``, which of them the user liked; ``None`` where that is not needed.
     """
 
     rows: np.ndarray
@@ -36,7 +36,7 @@ class CandidateLists:
     def batch(
         self, dataset: Dataset, schema: Schema, lists: np.ndarray, short_length: int, long_length: int
     ) -> dict[str, Any]:
-        """Return a batch of some lists: user, history and context of their rows; no pair features."""
+        """Return a batch of some lists: users, histories and contexts of their rows; no pair features."""
         rows = self.rows[lists]
         users, shape = dataset.impressions.user[rows], (len(lists), self.items.shape[1])
         ends = dataset.impressions.history_end[rows]
@@ -69,18 +69,18 @@ def candidate_lists(
 
     The positives are impressions of the part with label 1. The unseen items are without repeats, half of
     them drawn by how often an item was shown in the training part, half uniformly from the whole catalogue,
-    also what nobody was ever shown; none of them in the user's events or impressions of any time.
+    items never shown included; none of them in the user's events or impressions of any time.
 
     Args:
-        dataset: what is drawn from.
-        split: whose positives.
-        head: whose label.
-        lists: how many at most.
-        unseen: items in each list beside what was shown.
+        dataset: source of the lists.
+        split: part with the positives.
+        head: label that makes a row positive.
+        lists: number of lists at most.
+        unseen: items in each list beside the shown ones.
         seed: of the draw.
         whole_requests: each list holds all that a user was shown in one request with at least one positive,
-            and has the history and context of the request's first row, which is before all of them; instead
-            of one positive, with its own. What is shown again may be in that history, what is unseen never.
+            and the history and context of the request's first row, which is before all of them; instead of
+            one positive with its own. Shown items may be in that history, unseen ones never.
     """
     rng = np.random.default_rng(seed)
     rows = dataset.impressions
@@ -89,8 +89,8 @@ def candidate_lists(
     if whole_requests:
         chosen, shown_items, liked = _requests(dataset, positive, lists, rng)
     else:
-        candidates = np.flatnonzero(positive)
-        chosen = np.sort(rng.choice(candidates, min(lists, candidates.size), replace=False))
+        positives = np.flatnonzero(positive)
+        chosen = np.sort(rng.choice(positives, min(lists, positives.size), replace=False))
         shown_items, liked = rows.item[chosen, None], np.ones((chosen.size, 1), bool)
     users, width = rows.user[chosen].astype(np.int64), shown_items.shape[1]
 
@@ -114,8 +114,8 @@ def candidate_lists(
         wanted = _repeats(items) | met.hold(users[:, None], items)
         wanted[:, :width] = False
     items[wanted] = -1
-    positives = np.pad(liked, ((0, 0), (0, unseen)))
-    return CandidateLists(rows=chosen, items=items.astype(np.int32), positives=positives)
+    liked = np.pad(liked, ((0, 0), (0, unseen)))
+    return CandidateLists(rows=chosen, items=items.astype(np.int32), positives=liked)
 
 
 def _requests(
@@ -129,7 +129,7 @@ def _requests(
     place = np.searchsorted(chosen, rows.request[mine])
     order = np.lexsort((mine, rows.history_end[mine], place))
     first = mine[order[np.searchsorted(place[order], np.arange(chosen.size))]]
-    # What was shown twice in a request is one candidate, liked if it was liked once.
+    # An item shown twice in a request is one candidate, liked if it was liked once.
     found, number = np.unique(place * n_items + rows.item[mine], return_inverse=True)
     liked = np.bincount(number, weights=positive[mine]) > 0
     owner = found // n_items
@@ -141,7 +141,7 @@ def _requests(
 
 
 def _repeats(items: np.ndarray) -> np.ndarray:
-    """Return where an item stands that stands further left in its row as well."""
+    """Return where an item repeats one further left in its row, bool of the shape of ``items``."""
     order = np.argsort(items, axis=1, kind="stable")
     ordered = np.take_along_axis(items, order, axis=1)
     again = np.zeros(items.shape, bool)

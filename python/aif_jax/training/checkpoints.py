@@ -1,9 +1,8 @@
-"""Checkpoints of a training run, by orbax: everything that the next step depends on, and nothing else."""
+"""Checkpoints of a training run, by orbax: all state that the next step depends on."""
 
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import jax
@@ -23,9 +22,9 @@ class Restored:
     """One checkpoint, read back.
 
     Attributes:
-        step: how many steps had been made.
+        step: number of steps made before it.
         arrays: as they were saved.
-        notes: what JSON holds: position in the data, epoch, history, configs.
+        notes: values that JSON can hold: position in the data, epoch, history, configs.
     """
 
     step: int
@@ -36,13 +35,13 @@ class Restored:
 class CheckpointStore:
     """The newest checkpoints of one run, in a directory.
 
-    A checkpoint appears whole or not at all: orbax writes beside and renames. `save` copies the arrays and
-    returns; writing goes on in a thread, and `close` (or leaving the ``with`` block) waits for it and raises
-    what went wrong.
+    A checkpoint appears complete or not at all: orbax writes beside it and renames. `save` copies the arrays
+    and returns; a thread writes them, and `close` (or leaving the ``with`` block) waits for it and raises its
+    errors.
 
     Args:
         directory: is created if it does not exist.
-        kept: how many of the newest checkpoints stay; at least 1.
+        kept: number of the newest checkpoints to keep; at least 1.
     """
 
     def __init__(self, directory: str | Path, *, kept: int = 2) -> None:
@@ -56,7 +55,7 @@ class CheckpointStore:
         """Save under a step that has not been saved yet.
 
         Args:
-            step: how many steps have been made.
+            step: number of steps made.
             arrays: dictionary of arrays; the caller may donate or overwrite them as soon as this returns.
             notes: anything that JSON can hold.
 
@@ -128,7 +127,7 @@ class CheckpointStore:
         """Wait until everything is on disk and release the directory.
 
         Raises:
-            Exception: whatever made a write in the background fail.
+            Exception: the error of a write in the background.
         """
         self._manager.wait_until_finished()
         self._manager.close()
@@ -136,9 +135,7 @@ class CheckpointStore:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

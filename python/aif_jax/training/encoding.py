@@ -1,4 +1,4 @@
-"""What encoding a training set did not know or had to leave out: counted by group, and put into words."""
+"""Counts of values that encoding a training set left out or did not recognise, and their summary."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ _SHOWN = 4
 
 @dataclasses.dataclass(frozen=True)
 class CountedDataset(Dataset):
-    """A data set that counts what its last encoding of each group left out.
+    """A data set that counts the values which its last encoding of each group left out.
 
     Attributes:
         reports: by group. Columns that the schema does not name are ``ignored``, once each.
@@ -58,11 +58,11 @@ class CountedDataset(Dataset):
         return super().encode(schema, group, rows, report=report)
 
     def counts(self) -> dict[str, dict[str, dict[str, int]]]:
-        """Return what was counted, in plain dictionaries."""
+        """Return the counts in plain dictionaries."""
         return {group: found for group, report in self.reports.items() if (found := report.as_dict())}
 
 
-def in_words(encoding: Encoding) -> str:
+def summary_of(encoding: Encoding) -> str:
     """Return counts in one line, such as ``3 unknown values (item.brand 2, user.region 1)``; or nothing."""
     parts: list[str] = []
     for reason, words in _WORDS.items():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from aif_jax.data import Dataset, RequestBatcher
+from aif_jax.data import Dataset, RequestBatcher, RequestSource
 from aif_jax.data.splits import split_number
 from aif_jax.errors import TrainingError
 from aif_jax.features.score import score_of
@@ -140,17 +140,17 @@ class Evaluator:
         config = model.config
         self._heads: tuple[str, ...] = config.heads
         self._catalogue = device_catalogue(dataset, model) if catalogue is None else catalogue
-        self._batcher = RequestBatcher(
+        lengths = long_buckets(config, buckets)
+        source = RequestSource(
             dataset,
             model.schema,
             split,
             group=group,
-            batch_size=batch_size,
             short_length=config.short_length,
-            long_buckets=long_buckets(config, buckets),
+            long_length=lengths[-1],
             heads=config.heads,
-            shuffle=False,
         )
+        self._batcher = RequestBatcher(source, batch_size=batch_size, long_buckets=lengths, shuffle=False)
 
     def predict(self, model: Any) -> np.ndarray:
         """Return logits float32 ``[impressions, heads]``, NaN for impressions of other parts.

@@ -9,7 +9,7 @@ import numpy as np
 from absl import flags
 
 from aif_jax.config import LONG_BLOCKS, ModelConfig
-from aif_jax.data import TRAIN, Dataset, RequestBatcher
+from aif_jax.data import TRAIN, Dataset, RequestBatcher, RequestSource
 from aif_jax.errors import ConfigError
 from aif_jax.features import Schema
 from aif_jax.training.config import TrainConfig
@@ -20,7 +20,7 @@ _HOST_ONLY = ("user_index", "impression")
 
 
 def long_buckets(config: ModelConfig, chosen: Sequence[int] = ()) -> tuple[int, ...]:
-    """Lengths to which long sequences are padded; the last is always the model's own.
+    """Return the lengths to which long sequences are padded; the last is always the model's own.
 
     Args:
         config: of the model; one without long-sequence blocks reads none, so gets the length 1.
@@ -32,7 +32,7 @@ def long_buckets(config: ModelConfig, chosen: Sequence[int] = ()) -> tuple[int, 
 
 
 def for_device(batch: Batch) -> Batch:
-    """Return what of a batch the model reads; the rest stays on the host."""
+    """Return the part of a batch that the model reads; the rest stays on the host."""
     return {name: value for name, value in batch.items() if name not in _HOST_ONLY}
 
 
@@ -46,8 +46,8 @@ class TrainingBatches:
         schema: fitted.
         model: lengths, heads and blocks.
         config: batch size, group, negatives, seed.
-        teacher: logits ``[impressions, heads]`` of a trained model, NaN where it said nothing; batches then
-            hold ``teacher`` and ``teacher_mask`` float32 ``[B, G, heads]``. It says nothing of sampled items.
+        teacher: logits ``[impressions, heads]`` of a trained model, NaN where it has none; batches then hold
+            ``teacher`` and ``teacher_mask`` float32 ``[B, G, heads]``, masked for sampled items.
         bottom: items that a ranker puts last for each user, int ``[n_users, P]``, -1 for none; see
             `aif_jax.training.bottom`.
     """
@@ -62,16 +62,18 @@ class TrainingBatches:
         bottom: np.ndarray | None = None,
     ) -> None:
         self._teacher = teacher
-        self.batcher = RequestBatcher(
+        buckets = long_buckets(model, config.long_buckets)
+        source = RequestSource(
             dataset,
             schema,
             "train",
             group=config.group,
-            batch_size=config.batch_size,
             short_length=model.short_length,
-            long_buckets=long_buckets(model, config.long_buckets),
+            long_length=buckets[-1],
             heads=model.heads,
-            seed=config.seed,
+        )
+        self.batcher = RequestBatcher(
+            source, batch_size=config.batch_size, long_buckets=buckets, seed=config.seed
         )
         self.per_epoch = len(self.batcher)
         self._epochs = config.epochs
@@ -92,10 +94,10 @@ class TrainingBatches:
             batch = self._negatives.append(batch, np.random.default_rng([self._seed, epoch, position]))
         if self._teacher is not None:
             rows = batch["impression"]
-            said = np.where((rows >= 0)[..., None], self._teacher[np.maximum(rows, 0)], np.nan)
-            known = np.isfinite(said)
+            logits = np.where((rows >= 0)[..., None], self._teacher[np.maximum(rows, 0)], np.nan)
+            known = np.isfinite(logits)
             batch |= {
-                "teacher": np.where(known, said, 0.0).astype(np.float32),
+                "teacher": np.where(known, logits, 0.0).astype(np.float32),
                 "teacher_mask": known.astype(np.float32),
             }
         return batch
@@ -119,8 +121,7 @@ class TrainingBatches:
 def iterate(batches: TrainingBatches, workers: int = 0) -> grain.DatasetIterator:
     """Return an iterator over all batches that prepares a few ahead.
 
-    Its ``get_state()`` is the position after the batch that was taken last, in plain JSON; ``set_state`` goes
-    there.
+    Its ``get_state()`` is the position after the last batch taken, as plain JSON; ``set_state`` restores it.
 
     Args:
         batches: the source.
@@ -137,18 +138,18 @@ def iterate(batches: TrainingBatches, workers: int = 0) -> grain.DatasetIterator
 
 
 def can_sample(schema: Schema, model: ModelConfig) -> bool:
-    """Whether items can be sampled as negatives: not if the model reads pair features, which they lack."""
+    """Return whether items can be sampled as negatives: not if the model reads pair features."""
     return not (schema.pair and model.has("pair"))
 
 
 class Negatives:
-    """Sampled items that are added to each request with label 0.
+    """Sampled items added to each request with label 0.
 
-    They are drawn from the items that the training part has seen: a part from what a ranker puts last for
-    the user, a part by how often each was shown, the rest uniformly; never one that the request holds or that
-    the user has met in the training part, which may well be one that was liked.
-    Context and train-only features of each are those of a row of its request, drawn at random, so that
-    neither tells it from what was shown; pair features are missing.
+    They are drawn from the items that the training part has seen: some from what a ranker puts last for the
+    user, some by how often each was shown, the rest uniformly; never one that the request holds or that the
+    user has met in the training part, which may well be one that was liked.
+    Each has the context and train-only features of a random row of its request, so that neither distinguishes
+    it from what was shown; pair features are missing.
 
     Raises:
         ConfigError: the model reads pair features, whose absence would give the sampled items away; or the
@@ -204,7 +205,7 @@ class Negatives:
     def append(self, batch: Batch, rng: np.random.Generator) -> Batch:
         """Return the batch with `negatives` more candidates a request, at the end.
 
-        What the request holds or the user has met is drawn again; after a few draws it is masked.
+        An item that the request holds or the user has met is drawn again; after a few draws it is masked.
         """
         items = batch["item"]
         size, users = (items.shape[0], self._count), batch["user_index"]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import math
 import time
 from collections import deque
@@ -15,13 +14,18 @@ import numpy as np
 
 from aif_jax.config import ModelConfig
 from aif_jax.data import TRAIN, VALIDATION, Dataset
-from aif_jax.data.digests import digest_of_columns, digest_of_histories, digest_of_labels
+from aif_jax.data.digests import (
+    digest_of_arrays,
+    digest_of_columns,
+    digest_of_histories,
+    digest_of_labels,
+)
 from aif_jax.errors import ConfigError, TrainingError
 from aif_jax.features import Schema
 from aif_jax.models import build_model
 from aif_jax.training.checkpoints import CheckpointStore
 from aif_jax.training.config import TrainConfig
-from aif_jax.training.encoding import CountedDataset, Encoding, in_words
+from aif_jax.training.encoding import CountedDataset, Encoding, summary_of
 from aif_jax.training.evaluate import Evaluator, Metrics, device_catalogue
 from aif_jax.training.feed import TrainingBatches, for_device, iterate
 from aif_jax.training.identity import differing
@@ -31,12 +35,12 @@ from aif_jax.training.progress import Reporter
 from aif_jax.training.step import LOG_Q, Step, TrainState
 
 _LAG = 8
-"""Steps that may be under way before the host reads a loss: reading it at once would make the device wait."""
+"""Steps in flight before the host reads a loss: reading it at once would make the device wait."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """What one epoch gave.
+    """Results of one epoch.
 
     Attributes:
         number: from 0.
@@ -44,7 +48,7 @@ class Epoch:
         loss: mean training loss.
         seconds: wall time of its training, compilation included, evaluation not.
         validation: metrics at its end; ``None`` if the data has no validation part.
-        best: whether it was the best so far. The returned weights are those of the last epoch so marked.
+        best: whether it was the best so far. The returned weights are those of the last such epoch.
     """
 
     number: int
@@ -54,8 +58,8 @@ class Epoch:
     validation: Metrics | None
     best: bool
 
-    def in_words(self) -> str:
-        """Return a line for people."""
+    def summary(self) -> str:
+        """Return the results in one line."""
         line = f"epoch {self.number}, loss {self.loss:.4f}"
         if self.validation is not None:
             line += f", validation AUC {self.validation.auc:.4f}, GAUC {self.validation.gauc:.4f}"
@@ -63,31 +67,31 @@ class Epoch:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-serialisable dictionary; `from_json` reads it back."""
-        found = None if self.validation is None else self.validation.to_json()
-        return {**dataclasses.asdict(self), "validation": found}
+        metrics = None if self.validation is None else self.validation.to_json()
+        return {**dataclasses.asdict(self), "validation": metrics}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Build from `to_json` output."""
-        found = values["validation"]
-        return cls(**{**values, "validation": None if found is None else Metrics.from_json(found)})
+        metrics = values["validation"]
+        return cls(**{**values, "validation": None if metrics is None else Metrics.from_json(metrics)})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """A trained model and how it came about.
+    """A trained model and the record of its training.
 
     Attributes:
         model: with the weights of the best epoch.
         schema: fitted on the training part.
         history: by epoch.
         metrics: validation metrics of the best epoch; ``None`` if the data has no validation part.
-        steps: how many were made, a resumed run's earlier ones included.
+        steps: number of steps made, a resumed run's earlier ones included.
         examples_per_s: impressions a second of training, compilation left out; of this process alone.
         compile_s: seconds spent tracing and compiling steps.
         parameters: number of trained weights.
-        encoding: what encoding the training part, all users and all items did not know or left out, by group,
-            by reason as in `aif_jax.features.EncodeReport`, and by feature. Validation is not in it.
+        encoding: counts of values of the training part, all users and all items that encoding left out or
+            did not recognise, by group, by reason as in `aif_jax.features.EncodeReport`, and by feature.
     """
 
     model: Any
@@ -115,18 +119,18 @@ def train(
 
     The validation part is scored after each epoch. The weights of the epoch with the best GAUC of the main
     head are returned (the best AUC, where no user has both classes), and `TrainConfig.patience` epochs
-    without a better one end the run. With a `checkpoint_dir` the run is saved, and goes on from its last
+    without a better one end the run. With a `checkpoint_dir` the run is saved, and resumes from its last
     checkpoint when called again with the same model, data and config, to the same weights as an unbroken run.
 
     Args:
         model_config: architecture and sizes; its heads must be labels of the data set.
         dataset: see `aif_jax.data`.
-        train_config: how; the defaults if ``None``.
+        train_config: settings of the run; the defaults if ``None``.
         teacher: logits ``[impressions, heads]`` of a trained model for distillation, in the order of
-            ``model_config.heads``, as `aif_jax.training.evaluate.predict` gives them for ``train``; NaN where
-            it said nothing. They are of rows that the teacher was trained on, so surer than it is of others.
+            ``model_config.heads``, as `aif_jax.training.evaluate.predict` returns them for ``train``; NaN
+            where there is none. The teacher was trained on these rows, so it is surer of them than of others.
         bottom: items that a trained ranker puts last for each user, int ``[n_users, P]``, -1 for none, as
-            `aif_jax.training.bottom.bottom_items` gives them; for `TrainConfig.negative_bottom`.
+            `aif_jax.training.bottom.bottom_items` returns them; for `TrainConfig.negative_bottom`.
         progress: show a progress bar.
         on_step: called with the number of steps made after each of them, and after its checkpoint.
 
@@ -213,8 +217,8 @@ class _Run:
 
     def _steps(self, iterator: Any, done: int, store: CheckpointStore | None) -> None:
         shapes: set[int] = set()
-        if left_out := in_words(self.encoding):
-            self.reporter.say(f"encoding the data found {left_out}")
+        if left_out := summary_of(self.encoding):
+            self.reporter.line(f"encoding the data found {left_out}")
         self.reporter.start(self.total, done)
         started = time.perf_counter()
         while done < self.total and not self._patience_is_over():
@@ -249,7 +253,7 @@ class _Run:
             self._save(store, done, iterator)
 
     def _read(self, allowed: int) -> float | None:
-        """Wait until at most `allowed` steps are under way; stop the run if one of the others failed."""
+        """Wait until at most `allowed` steps are in flight; stop the run if one of the others failed."""
         loss = None
         while len(self.waiting) > allowed:
             number, batch, report = self.waiting.popleft()
@@ -273,14 +277,14 @@ class _Run:
         before = [epoch.validation for epoch in self.history if epoch.best and epoch.validation is not None]
         best = found is None or not before or _quality(found) > _quality(before[-1])
         if best:
-            # Copied, because the next step takes the buffers over.
+            # Copied, because the next step reuses the buffers.
             self.best = jnp.copy(self.state["params"])
         self.history.append(
             Epoch(number=number, step=done, loss=loss, seconds=self.epoch_s, validation=found, best=best)
         )
         self.state["loss_sum"] = jnp.zeros((), jnp.float32)
         self.epoch_s = 0.0
-        self.reporter.say(self.history[-1].in_words())
+        self.reporter.line(self.history[-1].summary())
 
     def _model(self, vector: jax.Array) -> Any:
         return self.parameters.merge(self.parameters.split(vector))
@@ -291,13 +295,13 @@ class _Run:
         return 0 < self.config.patience <= waited
 
     def _identity(self) -> dict[str, Any]:
-        """What must not change between a run and its resumption."""
+        """Return the description of the run that must not change before it resumes."""
         training = self.config.to_json()
         for name in ("checkpoint_dir", "checkpoint_interval", "checkpoints_kept", "workers"):
             del training[name]
         for name, array in self.given.items():
             if array is not None:
-                training[name] = hashlib.blake2b(array.tobytes(), digest_size=16).hexdigest()
+                training[name] = digest_of_arrays(array)
         return {
             "model": self.model_config.to_json(),
             "training": training,
@@ -334,8 +338,9 @@ class _Run:
             return 0
         if changed := differing(self._identity(), notes["identity"]):
             raise TrainingError(
-                f"{store.directory} holds another run: {', '.join(changed)} differ. "
-                "Give the configs and data that it was started with, or another checkpoint_dir."
+                f"{store.directory} holds another run: {', '.join(changed)} differ. Give the configs and "
+                "data that it was started with (where an earlier release made its digests: that release), "
+                "or another checkpoint_dir."
             )
         restored = store.restore(self._arrays())
         assert restored is not None

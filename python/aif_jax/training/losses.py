@@ -1,4 +1,4 @@
-"""Training losses in JAX. Masked entries add exactly nothing, whatever stands in them, NaN included."""
+"""Training losses in JAX. Masked entries add exactly nothing, whatever their values, NaN included."""
 
 import math
 
@@ -15,7 +15,7 @@ _FAR = -1e30
 def sigmoid_loss(
     logits: jax.Array, labels: jax.Array, mask: jax.Array, *, shift: jax.Array | float = 0.0
 ) -> jax.Array:
-    """Binary cross-entropy of each head, averaged over the entries that its mask lets in.
+    """Binary cross-entropy of each head, averaged over its unmasked entries.
 
     ``loss_h = sum(mask * CE(logits + shift, labels)) / sum(mask)`` over all axes but the last.
 
@@ -44,17 +44,17 @@ def sigmoid_loss(
 def distillation_loss(
     logits: jax.Array, teacher: jax.Array, mask: jax.Array, *, pointwise: float, listwise: float
 ) -> jax.Array:
-    """How far each head is from a teacher's: candidate by candidate, and as an order within each request.
+    """Distance of each head from a teacher's: candidate by candidate, and as an order within each request.
 
     ``pointwise * mean(CE(logits, sigmoid(teacher))) + listwise * mean over requests of
-    CE(softmax(logits), softmax(teacher))``, the softmax over the candidates of a request that the mask lets
-    in. The first keeps the level of the probabilities; the second says nothing of it, and of a request with
-    one candidate nothing at all, so that such requests are left out.
+    CE(softmax(logits), softmax(teacher))``, the softmax over the unmasked candidates of a request. The first
+    keeps the level of the probabilities; the second depends on differences alone, so requests with a single
+    candidate are left out of it.
 
     Args:
         logits: of the model, float32 ``[B, G, heads]``.
         teacher: of a trained model, float32 ``[B, G, heads]``; no gradient goes there.
-        mask: float32 ``[B, G, heads]``; 0 where the teacher said nothing.
+        mask: float32 ``[B, G, heads]``; 0 where the teacher has no logit.
         pointwise: weight of the first.
         listwise: weight of the second.
 
@@ -74,7 +74,7 @@ def distillation_loss(
 
 
 def log_odds_shift(keep_rate: float) -> float:
-    """Log-odds shift of a training set in which only a share of the negatives was kept.
+    """Return the log-odds shift of a training set in which only a share of the negatives was kept.
 
     Keeping negatives at rate ``r`` makes the odds of the training set the true odds over ``r``. Training on
     ``logit - log(r)`` leaves ``logit`` itself calibrated for serving.
@@ -106,7 +106,7 @@ def in_batch_softmax_loss(
 
     Row ``i``'s logit for row ``j``'s item is ``u_i . v_j / temperature - log q_j``; the loss is the mean of
     ``-log softmax_i(i)`` (Yi et al., "Sampling-bias-corrected neural modeling", RecSys 2019, section 4).
-    Another row that holds the same item is left out, for it is no negative.
+    Another row with the same item is left out, because it is not a negative.
 
     Args:
         user_vectors: float32 ``[B, d]``.

@@ -10,7 +10,7 @@ from aif_jax.training.config import TrainConfig
 
 
 def schedule(config: TrainConfig, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear from 0 to the peak, then a cosine to `final_rate` of it at ``steps``.
+    """Return the learning rate by step: linear from 0 to the peak, then a cosine to `final_rate` of it.
 
     A run shorter than twice the warm-up warms up over its first half.
     """
@@ -25,14 +25,14 @@ def schedule(config: TrainConfig, steps: int) -> optax.Schedule:
 def optimiser(config: TrainConfig, steps: int, *, dense: int, embedding: int) -> optax.GradientTransformation:
     """AdamW over a vector of weights ``[P]``.
 
-    Decay is decoupled (Loshchilov and Hutter, arXiv 1711.05101). It leaves biases, scales and the
-    stand-ins of absent blocks alone, for which 0 is no better guess than another.
+    Decay is decoupled (Loshchilov and Hutter, arXiv 1711.05101). It leaves biases, scales and the learned
+    vectors of absent blocks alone: for those, 0 is not a better prior than another value.
 
     Args:
         config: rates, decays and clipping.
-        steps: length of the whole run, which the schedule is shaped for.
-        dense: how many of the first weights belong to dense matrices.
-        embedding: how many of the next belong to embedding tables.
+        steps: length of the whole run, at whose end the schedule ends.
+        dense: number of the first weights, which belong to dense matrices.
+        embedding: number of the next weights, which belong to embedding tables.
     """
 
     def decay(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:

@@ -1,7 +1,7 @@
-"""A model's weights by name, and all of them in one vector.
+"""Weights of a model by name, and as one vector.
 
-The optimiser works on the vector: a handful of long loops instead of a few for each of sixty arrays, which
-halves the size of the program that has to be compiled.
+The optimiser works on the vector: a few long loops instead of a few for each of sixty arrays, which halves
+the size of the compiled program.
 """
 
 import itertools
@@ -20,18 +20,18 @@ Params = dict[str, jax.Array]
 
 
 class Parameters:
-    """Takes a model apart into named weights and puts it together again.
+    """Splits a model into named weights and merges them again.
 
-    In the vector dense matrices come first, then embedding tables, then the rest (biases, scales, the
-    stand-ins of absent blocks), because decay treats the three differently.
+    In the vector dense matrices come first, then embedding tables, then the rest (biases, scales, learned
+    vectors of absent blocks), because decay treats the three differently.
 
     Args:
         model: any NNX module; its weights are its `nnx.Param` variables, all float32.
 
     Attributes:
         initial: the model's own weights by name.
-        dense: how many numbers of the vector belong to dense matrices.
-        embedding: how many after those belong to embedding tables.
+        dense: number of elements of the vector that belong to dense matrices.
+        embedding: number of elements after those that belong to embedding tables.
 
     Raises:
         ConfigError: a weight is not float32.
@@ -66,8 +66,8 @@ class Parameters:
     def named(self, tree: Any) -> dict[str, Any]:
         """Return the arrays of a tree by path; a vector ``[P]`` as a dictionary of weights by name.
 
-        What is kept for longer than the process is kept so: the order of the weights in a vector is nowhere
-        written down, and another release may choose another.
+        Files hold this form: they do not hold the order of the weights in a vector, and another release may
+        choose another order.
         """
         return {
             path: self.split(leaf) if np.shape(leaf) == (self._bounds[-1],) else leaf
@@ -75,7 +75,7 @@ class Parameters:
         }
 
     def unnamed(self, arrays: Mapping[str, Any], like: Any) -> Any:
-        """Return a tree of the structure of ``like`` from what `named` made of one."""
+        """Return a tree of the structure of ``like`` from the result of `named`."""
         found = [arrays[path] for path in named_leaves(like)]
         leaves = [self.join(leaf) if isinstance(leaf, Mapping) else jnp.asarray(leaf) for leaf in found]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
@@ -91,12 +91,12 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     paths = [
         ([_key(entry) for entry in path], leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     ]
-    # An NNX variable adds a last entry of its own, which says nothing.
+    # An NNX variable adds a last entry of its own, always the same.
     return {".".join(path[:-1] if path[-1:] == ["value"] else path): leaf for path, leaf in paths}
 
 
 def non_finite(tree: Any) -> list[str]:
-    """Name the arrays of a tree that hold NaN or infinity, and how many: ``"user.age (3 of 64 values)"``."""
+    """Return the arrays of a tree that hold NaN or infinity, as ``"user.age (3 of 64 values)"``."""
     found = []
     for name, leaf in named_leaves(tree).items():
         values = np.asarray(leaf)
@@ -108,7 +108,7 @@ def non_finite(tree: Any) -> list[str]:
 
 
 def _kind(name: str, axes: int) -> int:
-    # The values of behaviours have a bias and a scale for each type: two axes, and no matrix.
+    # The values of behaviours have a bias and a scale for each type: two axes, but not a matrix.
     if name.endswith((".bias", ".gate")):
         return 2
     if "embed" in name or "table" in name:

@@ -1,7 +1,6 @@
-"""Settings that are known to work, by data set; chosen on the validation part, never on the test part.
+"""Tested settings by data set, chosen on the validation part, never on the test part.
 
-Those of ``movielens-1m-new-users`` are those of ``movielens-1m``, whose validation part has rows of all
-users.
+``movielens-1m-new-users`` has the settings of ``movielens-1m``, whose validation part has rows of all users.
 """
 
 from typing import Any
@@ -57,12 +56,12 @@ _TRAINING: dict[str, dict[str, Any]] = {
 _TRAINING["movielens-1m-new-users"] = _TRAINING["movielens-1m"]
 
 REFIT = frozenset({"kuairand"})
-"""Data sets split by date, whose models train on the validation part too before they are tested: it is the
+"""Data sets split by date. Their models train on the validation part too before the test, because it is the
 nearest to the test in time. Their epochs were chosen with the validation part held out."""
 
 WHOLE_REQUESTS = frozenset({"kuairand"})
-"""Data sets whose candidate lists hold whole requests: what a user was shown on one day, positive or not. The
-others say nothing of what was shown together, and each of their lists holds one positive."""
+"""Data sets whose candidate lists hold whole requests: all that a user was shown on one day, positive or not.
+The others do not record what was shown together, and each of their lists holds one positive."""
 
 PRESETS = tuple(_MODEL)
 """Names of the data sets that have settings of their own."""

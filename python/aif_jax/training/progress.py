@@ -1,10 +1,10 @@
-"""Progress of a training run, as a person sees it."""
+"""Progress of a training run in a terminal."""
 
-from types import TracebackType
 from typing import Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import TaskID
+
+from aif_jax.progress import progress_bar
 
 
 class Reporter:
@@ -16,31 +16,17 @@ class Reporter:
     """
 
     def __init__(self, shown: bool, title: str) -> None:
-        self._title = title
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}"),
-            TextColumn("{task.fields[rate]} examples/s"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True),
-            disable=not shown,
-            transient=True,
-            refresh_per_second=4,
-        )
+        self._title, self._shown = title, shown
+        fields = "loss {task.fields[loss]}", "{task.fields[rate]} examples/s", "{task.fields[note]}"
+        self._progress = progress_bar(*fields, shown=shown)
         self._task: TaskID | None = None
-        self._shown = shown
         self._examples = 0
 
     def __enter__(self) -> Self:
         self._progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
     def start(self, total: int, done: int) -> None:
@@ -61,11 +47,11 @@ class Reporter:
             self._progress.update(self._task, loss=f"{loss:.4f}", rate=rate, note="")
 
     def note(self, words: str) -> None:
-        """Show what is going on beside the steps."""
+        """Show what else is running, such as validation."""
         if self._task is not None:
             self._progress.update(self._task, note=words)
 
-    def say(self, words: str) -> None:
+    def line(self, words: str) -> None:
         """Print a line that stays."""
         if self._shown:
             self._progress.console.print(f"{self._title}: {words}", highlight=False, markup=False)

@@ -1,4 +1,4 @@
-"""One training step as one compiled program, and the search for what made it fail."""
+"""One training step as one compiled program, and the diagnosis of a step that is not finite."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,12 +14,12 @@ from aif_jax.training.parameters import Parameters, Params, non_finite
 
 Batch = Mapping[str, Any]
 TrainState = dict[str, Any]
-"""What a step changes: the vector ``params``, ``optimiser``, ``step``, the epoch's ``loss_sum``, and ``ok``:
-False from the first step whose loss or gradient was not finite. Nothing changes any more after that one."""
+"""State that a step changes: the vector ``params``, ``optimiser``, ``step``, the epoch's ``loss_sum``, and
+``ok``: False from the first step whose loss or gradient was not finite, after which nothing changes."""
 
 LOG_Q = "#log_q"
-"""Column of the catalogue: the log of each item's share of the positives. No feature can have this name,
-which is no identifier."""
+"""Column of the catalogue: the log of each item's share of the positives. It is not an identifier, so no
+feature can have this name."""
 
 
 class Step:
@@ -43,8 +43,8 @@ class Step:
         self.config = config
         self.heads = heads
         self.optimiser = optimiser
-        # An operand, so that runs that differ in their seed alone are one program, and compiled once where
-        # compiled programs are kept.
+        # An operand, so that runs that differ in their seed alone are one program, compiled once where a
+        # compilation cache is on.
         self._key = jax.random.key(config.seed)
         self._run = jax.jit(self._step, donate_argnums=0)
         self._gradients = jax.jit(self._loss_and_gradients)
@@ -64,7 +64,7 @@ class Step:
         """Make one step.
 
         Args:
-            state: is donated, and must not be used again.
+            state: is donated and must not be used again.
             batch: see `aif_jax.data.batching`.
             catalogue: on the device; with `LOG_Q` float32 ``[n_items]`` where the softmax is trained.
 
@@ -79,7 +79,7 @@ class Step:
     ) -> jax.Array:
         config = self.config
         model: Any = self.parameters.merge(params)
-        # What is drawn depends on seed and step alone: a resumed run draws what an unbroken one would.
+        # Random numbers depend on seed and step alone: a resumed run draws those of an unbroken one.
         rngs = nnx.Rngs(jax.random.fold_in(key, step))
         logits = model(batch, catalogue, train=True, rngs=rngs)
         shift = log_odds_shift(config.negative_keep_rate)
@@ -128,7 +128,7 @@ class Step:
         gradient = self.parameters.join(gradients)
         ok = state["ok"] & jnp.isfinite(loss) & jnp.isfinite(jnp.vdot(gradient, gradient))
         updates, moments = self.optimiser.update(gradient, state["optimiser"], old)
-        # Steps run ahead of the host. Stopping here keeps the weights that the failing step started from.
+        # Steps run ahead of the host; after a failing step, all keep the weights that it started from.
         following = {
             "params": jnp.where(ok, old + updates, old),
             "optimiser": jax.tree.map(lambda a, b: jnp.where(ok, a, b), moments, state["optimiser"]),
@@ -139,7 +139,7 @@ class Step:
         return following, jnp.stack([loss, ok.astype(jnp.float32)])
 
     def explain(self, state: TrainState, batch: Batch, catalogue: Batch) -> str:
-        """Say why the step after `state` is not finite: the inputs first, then weights, then gradients.
+        """Return why the step after `state` is not finite, from inputs, weights and gradients in this order.
 
         Args:
             state: of a run that stopped, so with the weights before the failing step.
@@ -147,7 +147,9 @@ class Step:
             catalogue: as trained with.
         """
         if guilty := non_finite({**batch, "catalogue": catalogue}):
-            return f"not finite in the batch: input {_some(guilty)}. Mend the data, or the schema's encoding."
+            return (
+                f"not finite in the batch: input {_some(guilty)}. Correct the data, or the schema's encoding."
+            )
         params = self.parameters.split(state["params"])
         if guilty := non_finite(params):
             return f"not finite before the step: parameter {_some(guilty)}. Lower learning_rate."

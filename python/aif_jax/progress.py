@@ -1,0 +1,25 @@
+"""The progress bar of long work in a terminal."""
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def progress_bar(*fields: str, console: Console | None = None, shown: bool = True) -> Progress:
+    """Return a bar that disappears when it ends: description, bar, count, more fields and time left.
+
+    Args:
+        *fields: what else stands there, such as ``{task.fields[rate]} items/s``.
+        console: where it is drawn; standard error by default.
+        shown: whether to draw it at all.
+    """
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        *map(TextColumn, fields),
+        TimeRemainingColumn(),
+        console=console or Console(stderr=True),
+        disable=not shown,
+        transient=True,
+        refresh_per_second=4,
+    )

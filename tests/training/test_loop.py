@@ -15,6 +15,12 @@ from aif_jax.training.loop import Epoch, train
 from aif_jax.training.parameters import Parameters, named_leaves
 
 
+@pytest.fixture
+def short(brief):
+    """Settings of twelve steps; runs of one model under the same settings share their compiled program."""
+    return brief.replace(weight_decay=0.0, embedding_decay=0.0, max_steps=12)
+
+
 class Crash(Exception):
     pass
 
@@ -81,11 +87,10 @@ def test_train_resumed_after_two_crashes_reaches_same_weights(dataset, tiny, bri
 
 
 def test_train_resumed_with_other_weight_order_reaches_same_weights(
-    dataset, tiny, brief, tmp_path, monkeypatch
+    dataset, tiny, short, tmp_path, monkeypatch
 ):
-    config = brief.replace(weight_decay=0.0, embedding_decay=0.0, max_steps=12)
-    straight = train(tiny, dataset, config, progress=False)
-    config = config.replace(checkpoint_dir=str(tmp_path), checkpoint_interval=3)
+    straight = train(tiny, dataset, short, progress=False)
+    config = short.replace(checkpoint_dir=str(tmp_path), checkpoint_interval=3)
     with pytest.raises(Crash):
         train(tiny, dataset, config, progress=False, on_step=crash_after(7))
     # As another release might order them: every vector of the run, parameters and moments, is laid out anew.
@@ -101,8 +106,8 @@ def test_train_resumed_with_other_weight_order_reaches_same_weights(
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-def test_train_resumed_with_renamed_modules_raises_with_name(dataset, tiny, brief, tmp_path, monkeypatch):
-    config = brief.replace(max_steps=3, checkpoint_dir=str(tmp_path))
+def test_train_resumed_with_renamed_modules_raises_with_name(dataset, tiny, short, tmp_path, monkeypatch):
+    config = short.replace(checkpoint_dir=str(tmp_path))
     train(tiny, dataset, config, progress=False)
 
     def renamed(tree):
@@ -155,12 +160,12 @@ def with_broken_numeric(dataset):
     return dataclasses.replace(dataset, schema=dataclasses.replace(dataset.schema, user=user)), broken
 
 
-def test_train_nan_feature_raises_with_name(dataset, tiny, brief):
+def test_train_nan_feature_raises_with_name(dataset, tiny, short):
     broken, name = with_broken_numeric(dataset)
     with pytest.raises(
         TrainingError, match=rf"step 1 of .*not finite in the batch: input user\.{name} \(16 of 32"
     ):
-        train(tiny, broken, brief, progress=False)
+        train(tiny, broken, short, progress=False)
 
 
 def test_train_overflowing_learning_rate_raises_with_gradient(dataset, tiny, brief):
@@ -173,8 +178,9 @@ def test_train_overflowing_learning_rate_raises_with_gradient(dataset, tiny, bri
 @pytest.mark.parametrize(
     ("architecture", "blocks"),
     [
-        ("aif", ModelConfig().blocks),
-        ("exact", ("long_attention", "pair")),
+        pytest.param("aif", ModelConfig().blocks, marks=pytest.mark.thorough),
+        ("aif", ("long_attention",)),
+        pytest.param("exact", ("long_attention", "pair"), marks=pytest.mark.thorough),
         ("two_tower", ("profile_attention",)),
     ],
 )
@@ -195,12 +201,17 @@ def test_train_lowers_loss_of_every_architecture(dataset, tiny, brief, architect
     assert set(result.metrics.heads) == {"ctr", "like"}
 
 
-def test_train_two_tower_softmax_weight_changes_loss_and_weights(dataset, tiny, brief):
-    config = tiny.replace(architecture="two_tower", blocks=())
-    with_it, without = (
-        train(config, dataset, brief.replace(max_steps=4, softmax_weight=weight), progress=False)
-        for weight in (1.0, 0.0)
-    )
+@pytest.fixture(scope="module")
+def with_softmax(dataset, tiny, brief):
+    """A two-tower model's config, settings with the in-batch softmax, and the result of training by them."""
+    config, settings = tiny.replace(architecture="two_tower", blocks=()), brief.replace(max_steps=4)
+    settings = settings.replace(softmax_weight=1.0)
+    return config, settings, train(config, dataset, settings, progress=False)
+
+
+def test_train_two_tower_softmax_weight_changes_loss_and_weights(dataset, with_softmax):
+    config, settings, with_it = with_softmax
+    without = train(config, dataset, settings.replace(softmax_weight=0.0), progress=False)
     assert with_it.history[0].loss > without.history[0].loss + 0.5, (
         "a softmax over 16 rows costs about log 16"
     )
@@ -208,25 +219,22 @@ def test_train_two_tower_softmax_weight_changes_loss_and_weights(dataset, tiny, 
     assert any((a[name] != b[name]).any() for name in a)
 
 
-def test_train_softmax_with_item_feature_named_log_q_is_unaffected(dataset, tiny, brief):
-    config = tiny.replace(architecture="two_tower", blocks=())
+def test_train_softmax_with_item_feature_named_log_q_is_unaffected(dataset, with_softmax):
+    config, settings, with_it = with_softmax
     (price,) = [feature.name for feature in dataset.schema.item if isinstance(feature, Numeric)]
-    losses = []
-    for name in ("log_r", "log_q"):
-        renamed = dataclasses.replace(
-            dataset,
-            items={name if column == price else column: values for column, values in dataset.items.items()},
-            schema=dataclasses.replace(
-                dataset.schema,
-                item=tuple(
-                    dataclasses.replace(feature, name=name) if feature.name == price else feature
-                    for feature in dataset.schema.item
-                ),
+    renamed = dataclasses.replace(
+        dataset,
+        items={"log_q" if column == price else column: values for column, values in dataset.items.items()},
+        schema=dataclasses.replace(
+            dataset.schema,
+            item=tuple(
+                dataclasses.replace(feature, name="log_q") if feature.name == price else feature
+                for feature in dataset.schema.item
             ),
-        )
-        result = train(config, renamed, brief.replace(max_steps=4, softmax_weight=1.0), progress=False)
-        losses.append(result.history[0].loss)
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
+        ),
+    )
+    result = train(config, renamed, settings, progress=False)
+    np.testing.assert_allclose(result.history[0].loss, with_it.history[0].loss, rtol=1e-5)
 
 
 def test_train_counts_and_shows_values_left_out_by_encoding(dataset, tiny, brief, capsys):

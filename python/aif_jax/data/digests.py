@@ -17,7 +17,7 @@ def digest_of_arrays(*arrays: np.ndarray) -> str:
     """Return a digest of the dtypes, shapes and contents of arrays, in their order."""
     digest = hashlib.blake2b(digest_size=16)
     for array in arrays:
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(f"{array.dtype.name}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return _PREFIX + digest.hexdigest()
 

@@ -99,7 +99,7 @@ class RequestSource:
         return len(self.requests)
 
     def __getitem__(self, index: int) -> Batch:
-        """Return one request: a batch without the axis B, its long history not padded (but at least 1 long)."""
+        """Return one request: a batch without the axis B, its long history not padded (at least 1 long)."""
         index = range(len(self))[index]
         batch = self.batch(np.array([index]), max(1, int(self.lengths[index])))
         return _map(batch, lambda array: array[0])

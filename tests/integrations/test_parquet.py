@@ -114,12 +114,12 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
         "null": "'id' is int64 with 1 nulls",
         "widths": r"content of different widths, \[1, 2\]",
         "text": "cannot be read as Parquet",
-        "nothing": "is no file; expected Parquet files",
+        "nothing": "is not a file; expected Parquet files",
     }.items():
         with pytest.raises(DataError, match=said):
             list(catalogue_batches(tmp_path / f"{name}.parquet"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no \*\.parquet file is there"):
         list(catalogue_batches(tmp_path / "empty"))
-    with pytest.raises(DataError, match="is no directory"):
+    with pytest.raises(DataError, match="is not a directory"):
         ParquetUpdates(tmp_path / "nowhere")

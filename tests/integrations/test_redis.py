@@ -8,13 +8,13 @@ import pytest
 from aif_jax.errors import ConfigError, DataError, RequestError
 from aif_jax.features import Ragged
 from aif_jax.integrations.redis import (
-    RedisUpdates,
     decode_update,
     decode_user,
     encode_update,
     encode_user,
     user_key,
 )
+from aif_jax.integrations.redis_stream import RedisStream
 from aif_jax.nearline import Delete, Upsert
 from aif_jax.types import UserRecord
 
@@ -149,8 +149,6 @@ def test_broken_updates_say_which_entry_and_what_is_wrong(fields, message):
     assert str(caught.value).startswith("stream 's', entry 1-0: ")
 
 
-def test_a_stream_is_followed_from_an_entry():
-    with pytest.raises(ConfigError, match=r"after: got '\$', expected the id of an entry"):
-        RedisUpdates(None, "items", after="$")
-    with pytest.raises(ConfigError, match="got 0 and 100, expected at least 1"):
-        RedisUpdates(None, "items", poll_ms=0)
+def test_redis_stream_without_room_for_an_entry_is_refused():
+    with pytest.raises(ConfigError, match="limit: got 0, expected at least 1"):
+        RedisStream(None, "items", "mine", limit=0)

@@ -1,7 +1,6 @@
 """Users and item updates through a redis-server of this test's own."""
 
 import dataclasses
-import threading
 import time
 
 import numpy as np
@@ -9,8 +8,8 @@ import pytest
 import redis
 import redis.asyncio
 
-from aif_jax.errors import ConfigError, DataError, SchemaError, UnknownUserError
-from aif_jax.integrations.redis import START, RedisUpdates, RedisUsers, stream_end, write_update, write_user
+from aif_jax.errors import ConfigError, DataError, UnknownUserError
+from aif_jax.integrations.redis import START, RedisUsers, stream_end, write_update, write_user
 from aif_jax.integrations.redis_stream import RedisStream, position_of
 from aif_jax.nearline import Archive, BehaviourTable, Delete, Follower, ItemIndex, Upsert
 from aif_jax.serving import Engine
@@ -84,7 +83,7 @@ def test_errors_of_the_connection_pass_through(tmp_path, bundle, tables, world):
         with pytest.raises(redis.ConnectionError):
             users(1)
         with pytest.raises(redis.ConnectionError):
-            list(RedisUpdates(client, STREAM, endless=False))
+            RedisStream(client, STREAM, "mine").read(None, 0.01)
         with Engine(bundle, tables, users=users, config=ENGINE_CONFIG) as engine:
             with pytest.raises(redis.ConnectionError):
                 engine.begin(1).rank(world.ids[:5], k=2)
@@ -104,120 +103,12 @@ def item(world, row, **changes):
     return Upsert(world.ids[row : row + 1], {**columns, **changes}, world.content[row : row + 1])
 
 
-def follow(table, updates):
-    """Apply updates to a table that no archive keeps; return the number of rows stored."""
-    stored = 0
-    for update in updates:
-        if isinstance(update, Upsert):
-            stored += table.apply(update)
-        elif not table.keeps_deleted:
-            table.delete(update.ids)
-    return stored
-
-
-@pytest.mark.parametrize("table", [ItemIndex, BehaviourTable])
-def test_rows_that_followed_a_stream_are_those_that_were_built(client, world, bundle, table):
-    n = 12
-    for row in range(n):
-        write_update(client, STREAM, item(world, row))
-    write_update(client, STREAM, Delete(world.ids[3:4]))
-    updates = RedisUpdates(client, STREAM, endless=False, batch=5)
-    followed = table(bundle)
-    assert follow(followed, updates) == n
-    assert updates.position == stream_end(client, STREAM)
-    built = table.build(
-        bundle, world.ids[:n], {name: column[:n] for name, column in world.columns.items()}, world.content[:n]
-    )
-    if table is ItemIndex:
-        built.delete(world.ids[3:4])
-    expected, there = built.gather(world.ids[:n])
-    rows, found = followed.gather(world.ids[:n])
-    np.testing.assert_array_equal(found, there)
-    for name, column in expected.items():
-        np.testing.assert_array_equal(rows[name], column, err_msg=name)
-
-
-def test_a_restart_goes_on_after_the_last_update_that_was_done_with(client, world, bundle):
-    position = write_update(client, STREAM, item(world, 0))
-    write_update(client, STREAM, item(world, 1, colour=["red"]))
-    last = write_update(client, STREAM, item(world, 2))
-    index = ItemIndex(bundle)
-    updates = RedisUpdates(client, STREAM, endless=False)
-    for _ in range(2):  # what raised is delivered again
-        with pytest.raises(SchemaError, match="colour"):
-            follow(index, updates)
-        assert updates.position == position
-        assert len(index) == 1
-    again = RedisUpdates(client, STREAM, after=position, endless=False)
-    bad, good = again
-    assert bad.ids == [int(world.ids[1])]
-    assert follow(index, [good]) == 1
-    assert again.position == last
-    assert follow(index, again) == 0
-
-
-def test_entries_that_are_no_updates_are_raised_or_counted(client, world, bundle):
-    first = write_update(client, STREAM, item(world, 0))
-    client.xadd(STREAM, {"something": "else"})
-    write_update(client, STREAM, item(world, 1))
-    updates = RedisUpdates(client, STREAM, endless=False)
-    with pytest.raises(DataError, match=r"'items', entry \d+-\d+: got the fields \['something'\]"):
-        follow(ItemIndex(bundle), updates)
-    assert updates.position == first
-    seen = []
-    tolerant = RedisUpdates(
-        client, STREAM, endless=False, on_error=lambda entry, error: seen.append((entry, str(error)))
-    )
-    assert follow(ItemIndex(bundle), tolerant) == 2
-    assert tolerant.broken == len(seen) == 1
-    assert seen[0][0] in seen[0][1]
-
-
-def test_lost_entries_are_noticed(client):
-    for number in range(6):
-        write_update(client, STREAM, Delete([number]))
-    updates = RedisUpdates(client, STREAM, endless=False, batch=2)
-    taken = [next(iter(updates))]
-    assert updates.position == START
-    stream = iter(updates)
-    taken += [next(stream), next(stream)]
-    client.xtrim(STREAM, maxlen=2, approximate=False)
-    with pytest.raises(DataError, match=r"does not hold the entry .* any more.*it begins at"):
-        next(stream)
-    assert [update.ids for update in taken] == [[0], [0], [1]]
-    rest = RedisUpdates(client, STREAM, endless=False)
-    assert [update.ids for update in rest] == [[4], [5]]
-    client.delete(STREAM)
-    with pytest.raises(DataError, match="it holds nothing later"):
-        list(rest)
-
-
 def test_streams_are_kept_short_on_demand(client):
     assert stream_end(client, STREAM) == START
     for number in range(1000):
         last = write_update(client, STREAM, Delete([number]), max_entries=100)
     assert 100 <= client.xlen(STREAM) < 500
     assert stream_end(client, STREAM) == last
-    assert list(RedisUpdates(client, STREAM, after=last, endless=False)) == []
-
-
-def test_an_endless_follower_sees_what_comes_until_it_is_closed(client, world, bundle):
-    index = ItemIndex(bundle)
-    updates = RedisUpdates(client, STREAM, after=stream_end(client, STREAM), poll_ms=5)
-    follower = threading.Thread(target=follow, args=(index, updates))
-    follower.start()
-    try:
-        for row in range(3):
-            write_update(client, STREAM, item(world, row))
-            until = time.monotonic() + 30
-            while world.ids[row] not in index and time.monotonic() < until:
-                time.sleep(0.005)
-            assert world.ids[row] in index
-    finally:
-        updates.close()
-        follower.join(30)
-    assert not follower.is_alive()
-    assert list(updates) == []
 
 
 # -- a consumer group into an archive ------------------------------------------------------------------------
@@ -234,22 +125,46 @@ def _plain(value):
 def follow_until(follower, archive, entry):
     with follower:
         follower.start()
-        for _ in range(500):
-            if archive.position == position_of(entry) or follower.stats()["failure"]:
-                break
-            time.sleep(0.01)
+        wait_for(lambda: archive.position == position_of(entry) or follower.stats()["failure"])
     return follower.stats()
+
+
+@pytest.mark.parametrize("table", [ItemIndex, BehaviourTable])
+def test_follower_of_redis_stream_has_rows_that_build_computes(client, world, bundle, tmp_path, table):
+    n = 12
+    for row in range(n):
+        write_update(client, STREAM, item(world, row))
+    last = write_update(client, STREAM, Delete(world.ids[3:4]))
+    built = table.build(
+        bundle, world.ids[:n], {name: column[:n] for name, column in world.columns.items()}, world.content[:n]
+    )
+    if table is ItemIndex:
+        built.delete(world.ids[3:4])
+    expected, there = built.gather(world.ids[:n])
+    with Archive(tmp_path) as archive:
+        archive.start(table(bundle))
+        stats = follow_until(Follower(RedisStream(client, STREAM, "mine", limit=5), [archive]), archive, last)
+        assert (stats["failure"], stats["upserted"]) == (None, n)
+        rows, found = archive.table.gather(world.ids[:n])
+    np.testing.assert_array_equal(found, there)
+    for name, column in expected.items():
+        np.testing.assert_array_equal(rows[name], column, err_msg=name)
 
 
 def test_a_group_is_acknowledged_after_the_archive_has_it(client, world, bundle, tmp_path):
     for row in range(10):
         write_update(client, STREAM, item(world, row))
     client.xadd(STREAM, {"update": "{oops"})
+    other = _plain(client.xadd(STREAM, {"something": "else"}))
     last = write_update(client, STREAM, Delete(world.ids[3:4]))
+    bad = []
     with Archive(tmp_path) as archive:
         archive.start(ItemIndex(bundle))
-        stats = follow_until(Follower(RedisStream(client, STREAM, "mine", limit=4), [archive]), archive, last)
-        assert (stats["failure"], stats["updates"], stats["bad"]) == (None, 12, {"DataError": 1})
+        source = RedisStream(client, STREAM, "mine", limit=4)
+        stats = follow_until(Follower(source, [archive], on_bad=bad.append), archive, last)
+        assert (stats["failure"], stats["updates"], stats["bad"]) == (None, 13, {"DataError": 2})
+        assert bad[1].position == position_of(other)
+        assert f"'items', entry {other}: got the fields ['something']" in str(bad[1].reason)
         assert 0 <= stats["lag_s"] < 60
         assert len(archive.table) == 9
         group = groups(client)["mine"]
@@ -289,6 +204,9 @@ def test_a_stream_that_was_trimmed_too_far_is_an_error(client, world, bundle, tm
         with pytest.raises(
             DataError, match=rf"does not hold the entry {first} any more.*build the rows again"
         ):
+            Follower(RedisStream(client, STREAM, "mine"), [archive]).run()
+        client.delete(STREAM)
+        with pytest.raises(DataError, match=rf"does not hold the entry {first} any more.*it is empty"):
             Follower(RedisStream(client, STREAM, "mine"), [archive]).run()
 
 

@@ -123,7 +123,7 @@ def test_bad_items_are_set_aside_and_named_and_too_many_are_an_error(
     with pytest.raises(ItemIndexError, match=r"3 of 150 items are bad, expected at most 1\.0%.*length 14\.1"):
         build_snapshot(ItemIndex, bundle, spoilt(3, 70, 149), tmp_path / "rows", resume=False)
     report = build_snapshot(
-        ItemIndex, bundle, spoilt(3, 70, 149), tmp_path / "rows", most_bad=0.05, resume=False
+        ItemIndex, bundle, spoilt(3, 70, 149), tmp_path / "rows", max_bad_share=0.05, resume=False
     )
     assert (report.rows, report.bad) == (147, {"ItemIndexError": 3})
     assert [item for item, _ in report.named] == [int(world.ids[row]) for row in (3, 70, 149)]
@@ -149,7 +149,7 @@ def test_of_an_item_that_comes_again_the_first_row_stays(
             yield records
             yield Upsert(world.ids[:2], {"price": [9.0, 9.0]})
 
-    report = build_snapshot(ItemIndex, bundle, twice(), tmp_path / "rows", most_bad=0.1)
+    report = build_snapshot(ItemIndex, bundle, twice(), tmp_path / "rows", max_bad_share=0.1)
     assert (report.rows, report.bad) == (150, {"Twice": 6})
     index = ItemIndex.open(bundle, tmp_path / "rows")
     expected = ItemIndex.build(bundle, world.ids, world.columns, world.content)

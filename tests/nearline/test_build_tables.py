@@ -35,7 +35,7 @@ def test_every_item_is_rankable_unless_the_records_say_otherwise(bundle: Bundle,
 
 
 def test_an_id_that_stands_in_the_records_twice_is_refused(bundle: Bundle) -> None:
-    with pytest.raises(ItemIndexError, match="7 stands there twice"):
+    with pytest.raises(ItemIndexError, match="7 is given twice"):
         build_tables(bundle, ItemRecords([7, 8, 7], {"price": [4.0, 5.0, 6.0]}))
 
 

@@ -25,7 +25,7 @@ from aif_jax.nearline.device_rows import (
     device_bytes,
     write_rows,
 )
-from aif_jax.nearline.item_index import RANKABLE
+from aif_jax.nearline.item_index import RANKABLE_COLUMN
 from support.served import World
 
 
@@ -78,7 +78,7 @@ def test_the_rows_of_an_index_are_copied(index: ItemIndex, world: World) -> None
     with DeviceRows(index) as rows:
         check_all(rows, world.ids)
         assert set(rows.columns) <= set(index.store.columns)
-        assert RANKABLE in rows.columns
+        assert RANKABLE_COLUMN in rows.columns
         default, found = rows.dispatch(
             np.zeros(1, np.uint64),
             64,

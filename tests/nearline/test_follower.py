@@ -155,10 +155,10 @@ def test_too_many_bad_items_end_it(bundle: Bundle, world: World, tmp_path: Path)
     updates = [single(world, row % 3, **({"colour": ["red"]} if row % 5 else {})) for row in range(1400)]
     with Archive(tmp_path) as archive:
         archive.start(ItemIndex(bundle))
-        follower = Follower(IterableUpdates(updates, limit=50), [archive], most_bad=0.5)
+        follower = Follower(IterableUpdates(updates, limit=50), [archive], max_bad_share=0.5)
         with pytest.raises(ItemIndexError, match=r"75% of the last 1,\d* items.*Does the stream fit"):
             follower.run()
-        Follower(IterableUpdates(updates, limit=50), [archive], most_bad=None).run()
+        Follower(IterableUpdates(updates, limit=50), [archive], max_bad_share=None).run()
 
 
 def test_a_full_disk_and_a_source_that_is_away_are_waited_for(

@@ -120,7 +120,7 @@ def test_strings_that_hash_alike_fail_the_build_and_are_named(
 
 @pytest.mark.parametrize("ids", [[1, 2, 1], ["x", "y", "x"]])
 def test_an_id_that_stands_there_twice_is_refused(bundle: Bundle, ids: list[Any]) -> None:
-    with pytest.raises(ItemIndexError, match=f"{ids[0]!r} stands there twice"):
+    with pytest.raises(ItemIndexError, match=f"{ids[0]!r} is given twice"):
         ItemIndex.build(bundle, ids, {})
 
 

@@ -12,7 +12,7 @@ from aif_jax.config import PRECISIONS, ModelConfig
 from aif_jax.errors import ConfigError, PublishError
 from aif_jax.features import Categorical, Hashing, Schema
 from aif_jax.models.folded_shapes import FoldedShapes
-from aif_jax.nearline.item_index import RANKABLE
+from aif_jax.nearline.item_index import RANKABLE_COLUMN
 from aif_jax.nearline.store import row_layout
 from aif_jax.serving import EngineConfig, PublishChecks, UserStateCache
 from aif_jax.serving.generation import Generation
@@ -115,7 +115,7 @@ def test_the_bytes_of_an_item_stand_in_the_design(index: Any, behaviours: Any) -
     for config in (ModelConfig(), LARGE):
         for precision in PRECISIONS:
             shapes = FoldedShapes(config, SCHEMA, precision)
-            rankable = {RANKABLE: (np.dtype(np.uint8), (1,))}
+            rankable = {RANKABLE_COLUMN: (np.dtype(np.uint8), (1,))}
             row = row_layout(columns(shapes.item_spec(1), **rankable)).row_bytes
             behaviour = row_layout(columns(shapes.behaviour_spec(1))).row_bytes
             assert f"| {config.width}, {config.hidden} | {precision} | {row:,} | {behaviour:,} |" in text

@@ -204,7 +204,7 @@ def test_a_deadline_leaves_time_for_the_stage(make: Any, world: World, source: C
         (ItemRecords([1], {}), "error:ItemIndexError", "1 items that it was not asked for"),
         (lambda ids: ItemRecords(ids, {"colour": ["red"] * len(ids)}), "error:SchemaError", "'colour'"),
         (lambda ids: ItemRecords(ids, {"price": [1.0]}), "error:SchemaError", "'price'"),
-        (lambda ids: ItemRecords([*ids, ids[0]], {}), "error:ItemIndexError", "stands there twice"),
+        (lambda ids: ItemRecords([*ids, ids[0]], {}), "error:ItemIndexError", "is given twice"),
         (lambda ids: ItemRecords(ids, {}, np.ones((1, 1))), "error:ItemIndexError", "content: got shape"),
         (lambda ids: ItemRecords([1.5], {}), "error:RequestError", "float"),
     ],

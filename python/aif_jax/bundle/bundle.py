@@ -13,17 +13,7 @@ from safetensors import SafetensorError
 from aif_jax import kernels
 from aif_jax.bundle import files, golden
 from aif_jax.bundle.compilation_cache import CompilationCache, open_cache
-from aif_jax.bundle.files import (
-    CONFIG,
-    GOLDEN,
-    KERNEL_ABI,
-    KINDS,
-    STAGES,
-    WEIGHTS,
-    Kind,
-    Stage,
-    precision_of,
-)
+from aif_jax.bundle.files import CONFIG, GOLDEN, KERNEL_ABI, KINDS, STAGES, WEIGHTS, ProgramKind, Stage
 from aif_jax.bundle.programs import Call, Program, Signature
 from aif_jax.bundle.tensors import load_tensors
 from aif_jax.config import ModelConfig, Precision
@@ -44,10 +34,10 @@ class Bundle:
         schema: its features.
         precision: of its item rows and user states: ``float32``, ``bfloat16`` or ``int8``.
         sizes: ``k_max`` (the most results a request can ask for) and the lengths of the sequences.
-        notes: whatever the exporter wrote down.
+        notes: further values of the exporter.
         metrics: the model's quality, as the exporter measured it.
-        kind: which programs run: ``native`` (custom calls into the Rust kernels) or ``portable``.
-        compilation_cache: where compiled programs are kept between processes; ``None`` for nowhere.
+        kind: kind of programs that run: ``native`` (custom calls into the Rust kernels) or ``portable``.
+        compilation_cache: cache of compiled programs between processes; ``None`` for none.
     """
 
     def __init__(
@@ -62,14 +52,14 @@ class Bundle:
         self.version: str = manifest["version"]
         self.config = ModelConfig.from_json(description["model"])
         self.schema = Schema.from_json(description["schema"])
-        self.precision: Precision = precision_of(description)
+        self.precision: Precision = files.precision_of(description)
         self.sizes: Mapping[str, int] = MappingProxyType(dict(description["sizes"]))
         self.notes: Mapping[str, Any] = MappingProxyType(dict(description["notes"]))
         self.metrics: Mapping[str, Any] = MappingProxyType(dict(description["metrics"]))
         self.weights: Mapping[str, jax.Array] = MappingProxyType(
             {name: jax.device_put(array) for name, array in sorted(weights.items())}
         )
-        self.kind: Kind = "portable"
+        self.kind: ProgramKind = "portable"
         self._manifest = manifest
         self.compilation_cache: CompilationCache | None = None
         self._programs: dict[Stage, Program] = {}
@@ -87,12 +77,12 @@ class Bundle:
 
         Args:
             path: the directory that `export_bundle` wrote.
-            prefer: ``auto`` takes ``native`` programs where they can run and prove themselves, otherwise
-                ``portable``; the other two insist.
+            prefer: ``auto`` takes ``native`` programs if they can run and agree with the golden vectors,
+                otherwise ``portable``; the other two take no alternative.
             compilation_cache: a directory in which compiled programs are kept, so that the next process on
                 such a machine compiles nothing; made if absent, shared by any bundles and machines. ``None``:
                 the one that the environment variable ``AIF_JAX_COMPILATION_CACHE`` names, otherwise none.
-                Who may write to it can run code in this process.
+                Anyone who may write to it can run code in this process.
 
         Raises:
             BundleError: a file is missing or broken, or no programs could be proven.
@@ -120,9 +110,9 @@ class Bundle:
     def refresh(cls, path: str | Path) -> "Bundle":
         """Rebuild a bundle's programs from its config and weights with the jax that is installed now.
 
-        Needed when jax has moved on so far that it cannot read the old programs. The model's own code must be
-        importable; nothing is trained, the weights stay as they are. The version changes, so item index
-        and behaviour table must be built again.
+        Needed when jax has changed so much that it cannot read the old programs. The model's own code must be
+        importable; nothing is trained, the weights stay the same. The version changes, so item index and
+        behaviour table must be built again.
 
         Returns:
             The bundle, loaded anew.
@@ -138,7 +128,7 @@ class Bundle:
         return self.sizes["k_max"]
 
     def signature(self, stage: Stage) -> Signature:
-        """Return what a stage's program takes and returns."""
+        """Return the signature of a stage's program: its inputs and outputs."""
         return self._programs[stage].signature
 
     def program(self, stage: Stage) -> Program:
@@ -153,7 +143,7 @@ class Bundle:
         return self._programs[stage].at(self.weights, self.compilation_cache, **dims)
 
     def explain(self) -> str:
-        """Say in words which programs run, and why."""
+        """Return in words the kind of programs that runs, and why."""
         head = (
             f"bundle {self.version[:12]} at {self.path}: {self.kind} programs on {jax.default_backend()}, "
             f"exported with jax {self._manifest['jax']}, running {jax.__version__}"
@@ -256,8 +246,8 @@ def export_bundle(
         score: another score expression than the model's, such as ``"ctr * exp(0.5 * logit_shown)"``: no
             training depends on it.
         calibration: ``(scale, offset)`` of each head's logit.
-        metrics: the model's quality, JSON-serialisable, kept for whoever loads it.
-        notes: anything else worth keeping, JSON-serialisable.
+        metrics: the model's quality, JSON-serialisable, kept in the bundle.
+        notes: further values to keep, JSON-serialisable.
         overwrite: replace a bundle that is at ``path`` already.
 
     Returns:
@@ -265,7 +255,7 @@ def export_bundle(
 
     Raises:
         ConfigError: the architecture does not fold, ``k_max`` is not positive, there is no such precision, or
-            ``score`` is no expression over heads and pair features.
+            ``score`` is not an expression over heads and pair features.
         BundleError: something is at ``path`` already, or nothing can be written there.
     """
     from aif_jax.bundle.export import write_bundle
@@ -283,7 +273,7 @@ def _under(vectors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarr
 
 
 def _dims(signature: Signature, given: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Read the sizes of a program's symbolic dimensions off its inputs."""
+    """Return the sizes of a program's symbolic dimensions, read from its inputs."""
     return {
         size: actual
         for operand in signature.inputs

@@ -1,15 +1,15 @@
-"""Compiled programs kept on disk, so that the next process that loads a bundle compiles nothing.
+"""Cache of compiled programs on disk, so that the next process that loads a bundle compiles nothing.
 
 An executable for a CPU is machine code for that CPU's features: on another one it may end the process with an
 illegal instruction. So a cache has one folder for each kind of machine, named by a hash of all that the code
 depends on (`machine_facts`), and several kinds may share one place.
 
-JAX's own persistent cache is neither used nor touched: it is one for the whole process, it is asked only
-after a program was read, traced and lowered (here a key needs none of it), and what its key says of a CPU is
-not promised.
+JAX's own persistent cache is neither used nor changed: it is one for the whole process, it is consulted only
+after a program was read, traced and lowered (here a key needs none of this), and its key does not promise to
+cover a CPU's features.
 
-Whoever may write to a cache can run code in the processes that read it, so a folder that anyone may write to
-is refused. Nothing is ever removed from a cache; it may be deleted at any time.
+Anyone who may write to a cache can run code in the processes that read it, so a folder that is writable for
+everybody is refused. Nothing is ever removed from a cache; it may be deleted at any time.
 """
 
 import contextlib
@@ -19,7 +19,6 @@ import importlib.metadata
 import json
 import os
 import stat
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,6 +29,7 @@ from jax.experimental import serialize_executable
 
 from aif_jax import _native, kernels, machine
 from aif_jax.errors import ConfigError
+from aif_jax.files import write_atomic
 
 VARIABLE = "AIF_JAX_COMPILATION_CACHE"
 """Environment variable that names a cache for every bundle that is loaded without one of its own."""
@@ -40,15 +40,15 @@ _SUFFIX = ".executable"
 
 @dataclasses.dataclass(slots=True)
 class CacheCounts:
-    """What a cache did for one bundle.
+    """Counts of a cache for one bundle.
 
     Attributes:
         loaded: programs that were read, and not compiled.
         missing: programs that were not there.
-        broken: entries that were there and could not be used; the program was compiled, the entry replaced.
+        broken: entries that could not be used; the program was compiled, the entry replaced.
         saved: programs that were written.
         not_saved: programs that could not be written.
-        trouble: why the last one was broken or not saved; empty if none was.
+        trouble: reason why the last one was broken or not saved; empty if none was.
     """
 
     loaded: int = 0
@@ -67,7 +67,8 @@ class CompilationCache:
         facts: all that machine code depends on, by name; see `machine_facts`.
 
     Raises:
-        ConfigError: the place is no directory, cannot be made, belongs to another user, or is open to all.
+        ConfigError: the place is not a directory, cannot be made, belongs to another user, or is writable for
+            everybody.
     """
 
     def __init__(self, place: str | Path, facts: Mapping[str, str]):
@@ -81,10 +82,10 @@ class CompilationCache:
             _make_trusted(folder)
         described = self.directory / _FACTS
         if not described.exists():
-            with contextlib.suppress(
-                OSError
-            ):  # for people only; a cache that cannot be written to still serves
-                _write_whole(described, json.dumps(self.facts, indent=1, sort_keys=True).encode())
+            # For people only; a cache that cannot be written to still serves.
+            with contextlib.suppress(OSError):
+                facts_json = json.dumps(self.facts, indent=1, sort_keys=True).encode()
+                write_atomic(described, facts_json, mode=0o644)
 
     def load(self, entry: str, in_tree: Any, out_tree: Any, run: Callable[[Any], Any]) -> Any | None:
         """Return an executable that was saved on this kind of machine, or ``None``; never raises.
@@ -112,14 +113,14 @@ class CompilationCache:
             return None
         try:
             compiled = _revived(payload, in_tree, out_tree, run)
-        except Exception as error:  # whatever XLA refuses it with, the program can still be compiled
+        except Exception as error:  # any refusal by XLA: the program can still be compiled
             self._count("broken", f"{entry}: {type(error).__name__}: {error}")
             return None
         self._count("loaded")
         return compiled
 
     def save(self, entry: str, compiled: Any, in_tree: Any, out_tree: Any, run: Callable[[Any], Any]) -> None:
-        """Keep an executable under its name, whole or not at all; what prevents it is counted, never raised.
+        """Keep an executable under its name, whole or not at all; an error is counted, never raised.
 
         Only one that can be read back and run is kept: XLA writes no code for an executable that was itself
         read from JAX's own persistent cache. The arguments are those of `load`.
@@ -131,29 +132,29 @@ class CompilationCache:
                     f"it takes {found_in} and returns {found_out}, expected {in_tree} and {out_tree}"
                 )
             _revived(payload, in_tree, out_tree, run)
-            _write_whole(self.directory / (entry + _SUFFIX), _MAGIC + self._mark(entry, payload) + payload)
-        except (
-            Exception
-        ) as error:  # a backend that cannot serialise, a full disk: the program is there and runs
+            content = _MAGIC + self._mark(entry, payload) + payload
+            write_atomic(self.directory / (entry + _SUFFIX), content, mode=0o644)
+        # A backend that cannot serialise, a full disk: the program is there and runs.
+        except Exception as error:
             self._count("not_saved", f"{entry}: {type(error).__name__}: {error}")
         else:
             self._count("saved")
 
     def counts(self) -> CacheCounts:
-        """Return what the cache did so far, as a copy."""
+        """Return the counts so far, as a copy."""
         with self._counting:
             return dataclasses.replace(self._counts)
 
     def stats(self) -> dict[str, Any]:
-        """Return what the cache did so far, by name, and its ``directory``."""
+        """Return the counts so far, by name, and its ``directory``."""
         return {"directory": str(self.directory), **dataclasses.asdict(self.counts())}
 
     def size(self) -> tuple[int, int]:
-        """Return the programs kept for this kind of machine and their bytes."""
+        """Return the number of programs kept for this kind of machine, and their bytes."""
         return _size(self.directory)
 
     def explain(self) -> str:
-        """Say in words where the cache is and what it did."""
+        """Return in words the place of the cache and its counts."""
         counts = self.counts()
         text = (
             f"compilation cache {self.directory}: {counts.loaded} programs loaded, "
@@ -170,12 +171,12 @@ class CompilationCache:
                 self._counts.trouble = next(iter(trouble.splitlines()))[:300]
 
     def _mark(self, entry: str, payload: bytes) -> bytes:
-        """Checksum of an entry's content, its name and its machine: a moved file is none either."""
+        """Return the checksum of an entry's content, name and machine: a moved file does not match."""
         return hashlib.sha256(f"{self._digest}\0{entry}\0".encode() + payload).digest()
 
 
 def machine_facts(*, kernel_abi: int) -> dict[str, str]:
-    """Return what machine code of a program depends on, the program and its sizes aside.
+    """Return the facts that machine code of a program depends on, besides the program and its sizes.
 
     Initialises JAX's backend and registers the kernels.
 
@@ -206,7 +207,7 @@ def machine_facts(*, kernel_abi: int) -> dict[str, str]:
 
 
 def open_cache(place: str | Path | None, *, kernel_abi: int) -> CompilationCache | None:
-    """Return the cache at a place, or at the one that `VARIABLE` names; ``None`` if neither says where.
+    """Return the cache at a place, or at the one that `VARIABLE` names; ``None`` if neither is given.
 
     Raises:
         ConfigError: the place cannot be a cache; see `CompilationCache`.
@@ -216,7 +217,7 @@ def open_cache(place: str | Path | None, *, kernel_abi: int) -> CompilationCache
 
 
 def cache_size(place: str | Path) -> tuple[int, int, int]:
-    """Return how many kinds of machines share a cache, how many programs they keep, and the bytes."""
+    """Return the number of kinds of machines that share a cache, of their programs, and of the bytes."""
     place = Path(place).expanduser()
     folders = [folder for folder in place.iterdir() if (folder / _FACTS).is_file()] if place.is_dir() else []
     sizes = [_size(folder) for folder in folders]
@@ -250,7 +251,7 @@ def _make_trusted(folder: Path) -> None:
         found = folder.stat()
     except OSError as error:
         raise ConfigError(
-            f"compilation cache: {folder} is no directory and cannot be made one ({error.strerror}); name "
+            f"compilation cache: {folder} is not a directory and cannot be made one ({error.strerror}); name "
             f"another place, or none (unset {VARIABLE})."
         ) from error
     if not hasattr(os, "geteuid"):
@@ -258,24 +259,11 @@ def _make_trusted(folder: Path) -> None:
     if found.st_uid not in (os.geteuid(), 0):
         raise ConfigError(
             f"compilation cache: {folder} belongs to user {found.st_uid}, expected user {os.geteuid()} or "
-            "root: who writes to it can run code in this process. Name another place, or change its owner."
+            "root: anyone who writes to it can run code in this process. Name another place, or change its "
+            "owner."
         )
     if found.st_mode & stat.S_IWOTH:
         raise ConfigError(
-            f"compilation cache: anyone may write to {folder}, and who writes to it can run code in this "
-            f"process; run: chmod o-w {folder}"
+            f"compilation cache: everybody may write to {folder}, and anyone who does can run code in "
+            f"this process; run: chmod o-w {folder}"
         )
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file beside its place and move it there: readers see all of it or none."""
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(scratch)
-        raise

@@ -15,17 +15,7 @@ from safetensors.numpy import save as save_safetensors
 
 from aif_jax import kernels
 from aif_jax.bundle import files
-from aif_jax.bundle.files import (
-    CONFIG,
-    GOLDEN,
-    KERNEL_ABI,
-    KINDS,
-    STAGES,
-    WEIGHTS,
-    Kind,
-    Stage,
-    precision_of,
-)
+from aif_jax.bundle.files import CONFIG, GOLDEN, KERNEL_ABI, KINDS, STAGES, WEIGHTS, ProgramKind, Stage
 from aif_jax.bundle.golden import sample_group, sample_items, sample_types
 from aif_jax.bundle.programs import Signature, Tree, export_program, flatten
 from aif_jax.bundle.tensors import load_tensors
@@ -36,7 +26,7 @@ from aif_jax.features import Schema
 if TYPE_CHECKING:
     from aif_jax.models.folding import Folded
 
-_PLATFORMS: dict[Kind, tuple[str, ...]] = {"native": ("cpu",), "portable": ("cpu", "cuda", "tpu")}
+_PLATFORMS: dict[ProgramKind, tuple[str, ...]] = {"native": ("cpu",), "portable": ("cpu", "cuda", "tpu")}
 _DIMS: dict[Stage, tuple[str, ...]] = {
     "behaviour": ("m",), "item": ("m",), "user": ("b", "l"), "stage": ("n", "l"),
 }  # fmt: skip
@@ -51,7 +41,7 @@ def refresh_bundle(path: Path) -> None:
     description = json.loads(files.read_verified(path, manifest, CONFIG))
     weights = load_tensors(files.read_verified(path, manifest, WEIGHTS))
     config, schema = ModelConfig.from_json(description["model"]), Schema.from_json(description["schema"])
-    folded = Folded(config, schema, weights, precision_of(description))
+    folded = Folded(config, schema, weights, files.precision_of(description))
     write_bundle(
         path,
         folded,
@@ -108,7 +98,7 @@ def write_bundle(
     files.write_bundle_files(path, contents, header, overwrite=overwrite)
 
 
-def _export_stage(folded: "Folded", stage: Stage, kind: Kind, k_max: int) -> tuple[bytes, Signature]:
+def _export_stage(folded: "Folded", stage: Stage, kind: ProgramKind, k_max: int) -> tuple[bytes, Signature]:
     smallest = -(-k_max // 16) * 16
     constraints = {"n": ("mod(n, 16) == 0", f"n >= {smallest}")}
     dims = _DIMS[stage]
@@ -127,7 +117,7 @@ def _export_stage(folded: "Folded", stage: Stage, kind: Kind, k_max: int) -> tup
         )
 
 
-def _inputs(folded: "Folded", stage: Stage, kind: Kind, dims: Mapping[str, Any]) -> Tree:
+def _inputs(folded: "Folded", stage: Stage, kind: ProgramKind, dims: Mapping[str, Any]) -> Tree:
     """Return the shapes of a stage's inputs for sizes that may be symbolic."""
     if stage in ("behaviour", "item"):
         return {"item": folded.item_inputs_spec(dims["m"])}
@@ -154,13 +144,13 @@ def _inputs(folded: "Folded", stage: Stage, kind: Kind, dims: Mapping[str, Any])
     }  # fmt: skip
 
 
-def _function(folded: "Folded", stage: Stage, kind: Kind, k_max: int) -> Any:
+def _function(folded: "Folded", stage: Stage, kind: ProgramKind, k_max: int) -> Any:
     """Return a stage as a function from weights and nested inputs to nested outputs.
 
     The real-time stage takes a user state as the user stage gives it for one user, with its leading axis,
-    and tells how many valid candidates have no score (``unscored``). Its portable program takes item rows and
-    which of them are candidates; its native one takes ids and the handle of the cache that holds the rows,
-    and tells each id's ``status``, see `cached_interaction`.
+    and returns the number of valid candidates without a score (``unscored``). Its portable program takes item
+    rows and a mask of the candidates; its native one takes ids and the handle of the cache that holds the
+    rows, and returns each id's ``status``, see `cached_interaction`.
     """
     if stage in ("behaviour", "item"):
         program = folded.behaviour if stage == "behaviour" else folded.item
@@ -174,23 +164,23 @@ def _function(folded: "Folded", stage: Stage, kind: Kind, k_max: int) -> Any:
     def ranked(weights: Mapping[str, Any], inputs: Mapping[str, Any]) -> Tree:
         state = {name: leaf[0] for name, leaf in inputs["state"].items()}
         given = inputs.get("context", {}), inputs.get("pair", {})
-        told: Tree = {}
+        extra: Tree = {}
         if kind == "native":
             score, logits, status = folded.cached_scores(weights, state, inputs, *given)
-            told, valid = {"status": status}, status >= np.uint8(kernels.RANKABLE)
+            extra, valid = {"status": status}, status >= np.uint8(kernels.RANKABLE)
         else:
             valid = inputs["valid"]
             score, logits = folded.stage_scores(weights, state, inputs["rows"], valid, *given)
         best, order = kernels.top_k(score, k_max)
         heads = jax.nn.sigmoid(jax.numpy.take(logits, order, axis=0, mode="clip"))
         unscored = jax.numpy.sum(valid & jax.numpy.isneginf(score), dtype=jax.numpy.int32)
-        return {"order": order, "score": best, "heads": heads, "unscored": unscored, **told}
+        return {"order": order, "score": best, "heads": heads, "unscored": unscored, **extra}
 
     return ranked
 
 
 def _golden_vectors(folded: "Folded", k_max: int) -> dict[str, np.ndarray]:
-    """Draw inputs of every stage and compute what the reference implementation makes of them.
+    """Draw inputs of every stage and compute its outputs by the reference implementation.
 
     The sizes are those of an engine's smallest bucket, so that proving a program compiles nothing extra.
     """

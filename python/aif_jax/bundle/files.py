@@ -1,29 +1,29 @@
-"""The directory of a bundle: files that vouch for each other, written whole or not at all.
+"""The directory of a bundle: its files, checked against a manifest, written whole or not at all.
 
 `manifest.json` lists the size and the SHA-256 of every other file, and carries the SHA-256 of itself (without
 that entry) as the bundle's version. Nothing in a bundle is ever unpickled or executed as Python.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from aif_jax.config import Precision, check_precision
 from aif_jax.errors import BundleError
+from aif_jax.files import make_directory, real_path, replace_directory, sync_directory, temporary_directory
 
 Stage = Literal["behaviour", "item", "user", "stage"]
-Kind = Literal["native", "portable"]
+ProgramKind = Literal["native", "portable"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: tuple[ProgramKind, ...] = get_args(ProgramKind)
 
 FORMAT = 1
 KERNEL_ABI = 2
-"""Version of the custom calls' operands and meaning; a ``native`` program of another one is not run."""
+"""Version of the custom calls' operands and meaning; a ``native`` program of another version is not run."""
 
 MANIFEST = "manifest.json"
 CONFIG, WEIGHTS, GOLDEN = "config.json", "weights.safetensors", "golden.safetensors"
@@ -39,21 +39,20 @@ def canonical_json(values: Any) -> bytes:
 def write_bundle_files(
     path: Path, files: Mapping[str, bytes], header: Mapping[str, Any], *, overwrite: bool
 ) -> str:
-    """Write a bundle directory beside its place and move it there in one rename.
+    """Write a bundle directory, whole or not at all.
 
     Args:
-        path: where the bundle shall be; parent directories that do not exist are made.
+        path: of the bundle; parent directories that do not exist are made.
         files: contents by name; a name may hold one ``/``.
-        header: what else the manifest says (jax version, kernel ABI).
-        overwrite: replace a bundle that is there already. Between the two renames that this takes, a reader
-            finds no bundle; it never finds half of one.
+        header: what else the manifest holds (jax version, kernel ABI).
+        overwrite: replace a bundle that is there already; see `replace_directory`.
 
     Returns:
         The version: the SHA-256 of the manifest, in hexadecimal.
 
     Raises:
-        BundleError: something is there already and ``overwrite`` is off, what is there is no bundle, or the
-            directory cannot be made.
+        BundleError: something is there already and ``overwrite`` is off, what is there is not a bundle, or
+            the directory cannot be made.
     """
     path = Path(path)
     if path.exists():
@@ -76,39 +75,26 @@ def write_bundle_files(
     }
     version = hashlib.sha256(canonical_json(manifest)).hexdigest()
     manifest["version"] = version
-    try:
-        make_directory(path.parent)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
-    except OSError as error:
-        raise BundleError(
-            f"{path}: cannot be written ({error.strerror}: {error.filename}); expected a path under a "
-            "directory that can be written to."
-        ) from error
-    try:
+    place = real_path(path)
+    with contextlib.ExitStack() as stack:
+        try:
+            make_directory(place.parent)
+            scratch = stack.enter_context(temporary_directory(place))
+        except OSError as error:
+            raise BundleError(
+                f"{path}: cannot be written ({error.strerror}: {error.filename}); expected a path under a "
+                "directory that can be written to."
+            ) from error
         for name, content in {**files, MANIFEST: json.dumps(manifest, indent=1).encode()}.items():
             target = scratch / name
             target.parent.mkdir(exist_ok=True)
-            write_durably(target, content)
-        scratch.chmod(0o755)
+            with open(target, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
         for folder in {(scratch / name).parent for name in files} | {scratch}:
             sync_directory(folder)
-        if path.exists():
-            aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.replaced-", dir=path.parent))
-            os.rename(path, aside / "bundle")
-            try:
-                os.rename(scratch, path)
-            except BaseException:
-                os.rename(aside / "bundle", path)
-                aside.rmdir()
-                raise
-            sync_directory(path.parent)
-            shutil.rmtree(aside)
-        else:
-            os.rename(scratch, path)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
-    sync_directory(path.parent)
+        replace_directory(scratch, place)
     return version
 
 
@@ -153,7 +139,7 @@ def read_verified(path: Path, manifest: Mapping[str, Any], name: str) -> bytes:
     """Read one file of a bundle and check it against the manifest.
 
     Raises:
-        BundleError: the file is not listed, is missing, or has another size or hash than the manifest says.
+        BundleError: the file is not listed, is missing, or has another size or hash than the manifest lists.
     """
     file = Path(path) / name
     entry = manifest["files"].get(name)
@@ -176,40 +162,11 @@ def read_verified(path: Path, manifest: Mapping[str, Any], name: str) -> bytes:
 
 
 def precision_of(description: Mapping[str, Any]) -> Precision:
-    """Return the precision that a bundle's description names; older bundles, float32 all of them, name none.
+    """Return the precision that a bundle's description names; older bundles, all float32, name none.
 
     Raises:
-        ConfigError: this release knows no such precision.
+        ConfigError: this release does not know the precision.
     """
     precision = description.get("precision", "float32")
     check_precision(precision)
     return precision
-
-
-def write_durably(file: Path, content: bytes) -> None:
-    """Write a file and wait until the disk has it."""
-    with open(file, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def make_directory(path: Path) -> None:
-    """Make a directory and its parents where they do not exist, and wait until the disk has them.
-
-    Raises:
-        OSError: the system refuses, or something else has the name of one of them.
-    """
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    for folder in missing:
-        sync_directory(folder.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Wait until the disk has a directory's entries, where the system can say so."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -32,7 +32,7 @@ _STRAY_STEPS = 2
 
 
 def difference(stage: str, expected: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray]) -> str | None:
-    """Compare the outputs of one stage; return what differs in words, or ``None``."""
+    """Compare the outputs of one stage; return the difference in words, or ``None``."""
     if expected.keys() != given.keys():
         return f"outputs are {sorted(given)}, expected {sorted(expected)}"
     given = {path: np.asarray(array) for path, array in given.items()}
@@ -63,8 +63,8 @@ class CachedRows:
 
     Attributes:
         inputs: inputs of the native program, by path.
-        status: what it must say of each id, uint8 ``[N]``. Of the rows that are not valid, half are in the
-            cache and not rankable, the others are not there.
+        status: expected status of each id, uint8 ``[N]``. Of the rows that are not valid, half are in the
+            cache and not rankable, the others are missing.
     """
 
     def __init__(self, given: Mapping[str, np.ndarray]):
@@ -89,7 +89,7 @@ class CachedRows:
 def _quantised_difference(
     path: str, values: tuple[np.ndarray, np.ndarray], scale: np.ndarray, given_scale: np.ndarray
 ) -> str | None:
-    """Compare two int8 arrays by what they stand for under their scales ``[M, 1]``."""
+    """Compare two int8 arrays by their values under their scales ``[M, 1]``."""
     with np.errstate(invalid="ignore"):  # 0 * inf, in rows that are not finite
         want, got = values[0] * scale, values[1] * given_scale
     return _float_difference(path, want, got, step=np.maximum(scale, given_scale))
@@ -144,7 +144,7 @@ def _ranking_difference(expected: Mapping[str, np.ndarray], given: Mapping[str, 
             return "status: other candidates have a row, or may be ranked, than expected"
         if found := _array_difference(path, expected[path], given[path]):
             return found
-    # What comes last, with a score of -inf, is no candidate, and nobody reads its heads.
+    # The last entries, with a score of -inf, are not candidates, and their heads are not read.
     ranked = np.isfinite(expected["score"])
     want_at = {int(candidate): place for place, candidate in enumerate(expected["order"]) if ranked[place]}
     pairs = [(want_at[int(c)], p) for p, c in enumerate(given["order"]) if int(c) in want_at]

@@ -71,12 +71,12 @@ class Operand:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Signature:
-    """What a program takes and returns.
+    """Inputs and outputs of a program.
 
     Attributes:
         weights: names of the weights that it uses, in operand order.
         inputs: the operands after the weights.
-        outputs: what it returns.
+        outputs: the arrays that it returns.
         dims: names of its symbolic dimensions.
     """
 
@@ -120,7 +120,7 @@ def export_program(
         weights: arrays or shapes by name: those that the function reads.
         inputs: nested dictionaries of ``jax.ShapeDtypeStruct``, whose sizes may be symbolic.
         dims: names that symbolic dimensions may have; those that no input has are left out.
-        platforms: what the program shall run on: ``cpu``, ``cuda``, ``rocm``, ``tpu``.
+        platforms: platforms of the program: ``cpu``, ``cuda``, ``rocm``, ``tpu``.
         custom_calls: names of the custom calls that the program may hold.
 
     Returns:
@@ -223,7 +223,7 @@ class Program:
 
         Sizes of dimensions that the program does not have are ignored. Executables are shared between bundles
         whose programs have the same bytes: weights are operands. One that this process does not have is
-        looked for in ``cache``, and kept there once it is compiled.
+        looked up in ``cache``, and saved there once it is compiled.
 
         Raises:
             ConfigError: a symbolic dimension was not given, or violates the program's constraints.
@@ -325,19 +325,19 @@ def compiled_once(key: Hashable, compile_it: Callable[[], Any]) -> Any:
     """Return this process's executable under a key, compiling it if there is none yet, counted.
 
     Args:
-        key: all that the executable depends on.
+        key: everything that the executable depends on.
         compile_it: makes the executable; called in this thread, at most once at a time for a key.
     """
     return _EXECUTABLES.once(key, lambda: (compile_it(), False))
 
 
 def compilations() -> int:
-    """Return how many programs this process has compiled so far; constant while requests are served."""
+    """Return the number of programs that this process has compiled; constant while requests are served."""
     return _EXECUTABLES.compilations
 
 
 def loads() -> int:
-    """Return how many programs this process has read from a compilation cache, and so not compiled."""
+    """Return the number of programs that this process has read from a compilation cache instead."""
     return _EXECUTABLES.loads
 
 

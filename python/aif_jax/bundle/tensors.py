@@ -1,4 +1,4 @@
-"""Reading safetensors with bfloat16, which the library writes from NumPy arrays and does not read back."""
+"""A reader of safetensors with bfloat16, which the library writes from NumPy and does not read back."""
 
 import numpy as np
 from safetensors import SafetensorError, deserialize
@@ -15,7 +15,7 @@ def load_tensors(content: bytes) -> dict[str, np.ndarray]:
     """Return the arrays of a file by name, read-only views of ``content``.
 
     Raises:
-        SafetensorError: it is no such file, or holds a dtype that bundles do not have.
+        SafetensorError: it is not such a file, or holds a dtype that bundles do not have.
     """
     arrays: dict[str, np.ndarray] = {}
     for name, entry in deserialize(content):

@@ -30,7 +30,7 @@ def run_catalogue_build(
             task = bar.add_task(title, total=total, rate="")
             report = build_snapshot(
                 table, bundle, catalogue_batches(catalogue), out / name,
-                total=total, most_bad=most_bad, progress=_shown(bar, task),
+                total=total, max_bad_share=most_bad, progress=_shown(bar, task),
             )  # fmt: skip
             console.print(f"{title}: {_summary(report)}, in {out / name}", highlight=False)
     console.print(f"version {bundle.version[:12]}", highlight=False)

@@ -1,1 +1,1 @@
-"""Attachments to other software, each behind an optional extra: usearch, Redis, Ray."""
+"""Integrations with other software, each behind an optional extra: Parquet, usearch, Redis, Ray."""

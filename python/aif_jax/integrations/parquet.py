@@ -1,9 +1,9 @@
 """Items in Parquet files: catalogues to build from, and directories of changes to follow.
 
 Needs pyarrow (``pip install 'aif_jax[train]'``). A row is an item. The column ``id`` holds its id,
-``content``, if there, its content embedding (a list of floats, or null), ``rankable``, if there, whether it
-may be a candidate; all others are raw item features. A file of changes may have a column ``deleted``: where
-it is true, the item is gone.
+``content``, if present, its content embedding (a list of floats, or null), ``rankable``, if present, a flag
+for items that may be candidates; all others are raw item features. A file of changes may have a column
+``deleted``: where it is true, the item is deleted.
 """
 
 import itertools
@@ -32,7 +32,7 @@ def catalogue_batches(paths: str | Path | Sequence[str | Path], *, rows: int = 1
         rows: in a batch, at most.
 
     Raises:
-        DataError: there is no such file, or one is not as the module says.
+        DataError: there is no such file, or one does not have the format above.
     """
     for path in _files(paths):
         for batch in _batches(path, rows):
@@ -40,7 +40,7 @@ def catalogue_batches(paths: str | Path | Sequence[str | Path], *, rows: int = 1
 
 
 def catalogue_rows(paths: str | Path | Sequence[str | Path]) -> int:
-    """Return how many items a catalogue has; see `catalogue_batches`."""
+    """Return the number of items of a catalogue; see `catalogue_batches`."""
     return sum(_metadata(path).num_rows for path in _files(paths))
 
 
@@ -48,13 +48,13 @@ class ParquetUpdates:
     """A directory to which files of changes are added, as source of a `Follower`.
 
     Files are read in the order of their names, so that a new one must have a greater name than all before it
-    (a time, say), and must be complete when it gets it: write it elsewhere and rename it. What was
+    (a time, say), and must be complete when it gets it: write it elsewhere and rename it. Files that were
     acknowledged may be deleted.
 
     Args:
-        directory: where they are.
+        directory: directory of the files.
         endless: wait for more; otherwise the stream ends with the last file.
-        rows: to deliver together, at most.
+        rows: maximum of rows that are delivered together.
 
     Raises:
         DataError: there is no such directory.
@@ -65,13 +65,15 @@ class ParquetUpdates:
         self._reading: Iterator[list[Delivery]] = iter(())
         self._reached: Position | None = None
         if not self._directory.is_dir():
-            raise DataError(f"{directory}: is no directory; expected one to which Parquet files are added.")
+            raise DataError(
+                f"{directory}: is not a directory; expected one to which Parquet files are added."
+            )
 
     def read(self, after: Position | None, wait_s: float) -> Sequence[Delivery] | None:
         """Return the changes of a batch of rows; see `UpdateSource`.
 
         Raises:
-            DataError: a file is not as the module says.
+            DataError: a file does not have the format of the module.
         """
         if self._reached is None:
             self._reached = ("", 0) if after is None else after
@@ -91,10 +93,10 @@ class ParquetUpdates:
         return deliveries
 
     def acknowledge(self, position: Position) -> None:
-        """Files are the reader's to delete, not ours."""
+        """Do nothing: files stay until their owner deletes them."""
 
     def _next(self, reached: Position) -> Path | None:
-        """Return the first file of which a row comes after a position."""
+        """Return the first file with a row after a position."""
         for path in sorted(self._directory.glob("*.parquet")):
             if path.name > str(reached[0]):
                 return path
@@ -121,7 +123,7 @@ def records(batch: pa.RecordBatch, where: str) -> Upsert:
     """Return the items of a batch of rows; ``where`` names it in errors.
 
     Raises:
-        DataError: it is not as the module says.
+        DataError: it does not have the format of the module.
     """
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
     if _ID not in columns:
@@ -149,7 +151,7 @@ def _files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, given):
         found += sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    wrong = [f"{path}: is no file" for path in found if not path.is_file()]
+    wrong = [f"{path}: is not a file" for path in found if not path.is_file()]
     if wrong or not found:
         what = wrong[0] if wrong else f"{paths}: no *.parquet file is there"
         raise DataError(f"{what}; expected Parquet files, or a directory of them.")

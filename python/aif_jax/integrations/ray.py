@@ -1,4 +1,4 @@
-"""Ray Data: the rows of a catalogue that is too large for one process to compute, from a pool of actors."""
+"""Row computation with Ray Data, for a catalogue that is too large for one process."""
 
 import importlib
 import json
@@ -26,7 +26,7 @@ class BuiltRows:
     Attributes:
         ids: uint64 ``[n]``, or strings (dtype object), in no particular order.
         rows: every column of the table by name, ``[n, ...]``.
-        encoding: what encoding raw features had to leave out: kind, then feature, to the number of values.
+        encoding: counts of values that encoding did not recognise, by kind and feature.
     """
 
     ids: np.ndarray
@@ -49,8 +49,8 @@ def build_with_ray(
     """Compute the rows of a catalogue on the actors of a Ray cluster.
 
     Each actor loads the bundle once. The rows then come to the calling process, which needs memory for two
-    copies of them. Without a ``ray.init`` of yours, Ray starts itself on this machine, with forks that JAX
-    warns of: better to start it before, or to join one that runs.
+    copies of them. Without a ``ray.init`` of yours, Ray starts on this machine, with forks that JAX warns
+    of: better to start it before, or to join a running cluster.
 
     Args:
         bundle: the model. Actors load it from ``bundle.path``, which every node must be able to read.
@@ -69,10 +69,10 @@ def build_with_ray(
 
     Raises:
         ConfigError: ray is not installed, or a number is under 1.
-        DataError: the dataset is none of Ray Data's.
-        ray.exceptions.RayError: an actor failed. The text names what it raised: what `ItemIndex.build`
-            raises, a DataError for a column that is missing, a VersionMismatchError where a node has another
-            bundle at ``bundle.path``. An id that stands in several batches is noticed by `from_rows`.
+        DataError: the dataset is not one of Ray Data.
+        ray.exceptions.RayError: an actor failed. The text names its error: one of `ItemIndex.build`, a
+            DataError for a missing column, a VersionMismatchError if a node has another bundle at
+            ``bundle.path``. An id that is repeated in several batches is refused by `from_rows`.
             Ray keeps the actors of a failed run for as long as the error is referenced.
     """
     if workers < 1 or batch_rows < 1:
@@ -106,9 +106,9 @@ def build_with_ray(
 
 
 class _Worker:
-    """What an actor does: compute the rows of batches, each row packed into bytes for the way back.
+    """An actor: computes the rows of batches, and returns each row packed into bytes.
 
-    Packed, because Arrow has neither bfloat16 nor columns of no width.
+    They are packed because Arrow has neither bfloat16 nor columns of zero width.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ def _bytes(column: np.ndarray) -> np.ndarray:
 
 
 def _join(parts: list[Mapping[str, np.ndarray]], columns: ColumnSpecs) -> BuiltRows:
-    """Unpack what the actors sent."""
+    """Unpack the rows that the actors returned."""
     n = sum(len(part[_ID]) for part in parts)
     ids = np.concatenate([part[_ID] for part in parts]) if n else np.zeros(0, np.uint64)
     rows = {name: np.empty((n, *shape), dtype) for name, (dtype, shape) in columns.items()}

@@ -1,4 +1,4 @@
-"""Redis as user source and as stream of item updates, each one JSON document a user or an entry.
+"""Redis as user source and as stream of item updates: one JSON document for each user or entry.
 
 Needs a synchronous client, ``redis.Redis`` or ``redis.RedisCluster`` (``pip install 'aif_jax[redis]'``), with
 or without ``decode_responses``. Errors of the connection pass through as the client raises them. The client
@@ -11,7 +11,7 @@ A user is the string value of the key ``PREFIX + id`` (so 5 and "5" are the same
 
 ``features``, ``items`` (most recent first) and ``types`` are those of a `UserRecord`; an absent one is empty.
 ``revision`` is an integer that changes whenever anything else does; without one the reader takes a hash of
-the value, which does exactly that.
+the value.
 
 An item update is the field ``update`` of a stream entry, either of::
 
@@ -27,9 +27,7 @@ import inspect
 import itertools
 import json
 import math
-import re
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,14 +41,13 @@ if TYPE_CHECKING:
     from redis import Redis, RedisCluster
 
 PREFIX = "aif:user:"
-"""What the keys of users begin with, unless told otherwise."""
+"""Default prefix of the keys of users."""
 
 START = "0-0"
 """The position before the first entry of a stream."""
 
 _VERSION = 1
 _FIELD = "update"
-_POSITION = re.compile(r"\d+-\d+")
 
 
 class RedisUsers:
@@ -68,7 +65,7 @@ class RedisUsers:
         """Return the user's record, or ``None`` if there is no such key.
 
         Raises:
-            DataError: the value is not what the module describes.
+            DataError: the value does not have the format of the module.
             RequestError: the user's id is neither an integer nor a string.
         """
         key = user_key(user, self._prefix)
@@ -88,16 +85,16 @@ def write_user(
     """Write a user's record, replacing the one before; readers see the one or the other.
 
     Args:
-        client: where to.
+        client: client of the server.
         user: the user's id.
         record: NumPy arrays and numbers become JSON's, NaN becomes ``null``.
-        prefix: as `RedisUsers` is told.
+        prefix: the same as for `RedisUsers`.
         keep_revision: write ``record.revision``, which then must change with every change. Otherwise none is
             written, and readers take the hash of the value.
-        expire_s: after how long Redis forgets the user; ``None`` for never.
+        expire_s: seconds after which Redis deletes the user; ``None`` for never.
 
     Raises:
-        DataError: the record holds what JSON cannot.
+        DataError: the record holds a value that JSON cannot.
         RequestError: the user's id is neither an integer nor a string.
     """
     key = user_key(user, prefix)
@@ -105,7 +102,7 @@ def write_user(
 
 
 def user_key(user: UserId, prefix: str = PREFIX) -> str:
-    """Return the key under which a user's record stands.
+    """Return the key of a user's record.
 
     Raises:
         RequestError: the user's id is neither an integer nor a string.
@@ -132,7 +129,7 @@ def decode_user(value: bytes | str, key: str) -> UserRecord:
     """Read the JSON of a record; ``key`` names it in errors.
 
     Raises:
-        DataError: it is not what the module describes.
+        DataError: it does not have the format of the module.
     """
     fields = _from_json(value, key)
     _refuse_others(fields, ("version", "features", "items", "types", "revision"), key)
@@ -150,157 +147,35 @@ def decode_user(value: bytes | str, key: str) -> UserRecord:
     return UserRecord(features=features, items=items, types=types, revision=revision)
 
 
-class RedisUpdates:
-    """Item updates from a Redis stream, in its order, for a table without an archive.
-
-    For tables in archives there are `Follower` and `RedisStream`, which remember their position themselves.
-
-    Every index has to see every update, so this reads the stream by position and is no member of a consumer
-    group, which would share the entries out among its members. Redis keeps no record of who has read what:
-    the position belongs to the rows, so keep it beside their snapshot::
-
-        updates = RedisUpdates(client, "items", after=position)
-        for update in updates:  # until updates.close() is called
-            index.apply(update) if isinstance(update, Upsert) else index.delete(update.ids)
-        position = updates.position  # first the position,
-        index.save(path)  # then the snapshot; keep both
-
-    An update is delivered at least once: one that had been applied when a process ended, and lay after the
-    position that was kept, is applied again. As all that follow it are applied again too, and in order, the
-    rows come out the same; until then a reader may see an older row of an item.
-
-    Redis drops entries that producers trim away, and says nothing to who has not read them. So the entry at
-    the position must still be there at each reading, and an error is raised if not. Trim by length, and
-    leave room for the slowest follower.
-
-    Args:
-        client: where from.
-        stream: its key.
-        after: position of the last entry that the rows already hold: `position` of before, `stream_end` taken
-            before the catalogue was read, or ``START`` for all that the stream still holds.
-        endless: wait for more at the end of the stream; otherwise the iteration ends there.
-        poll_ms: how long to wait at the end of the stream before looking again.
-        batch: entries a reading, at most.
-        on_error: called with the id of an entry that is no update and what is wrong with it, which is then
-            counted in `broken` and passed over; without it the error is raised, at each attempt.
-
-    Attributes:
-        position: id of the last entry that was taken *and done with*: the consumer has come back for the next
-            one. An update whose application raised is not, and is delivered again by the next iteration.
-        broken: entries passed over because they are no updates.
-
-    Raises:
-        ConfigError: ``after`` is no id of an entry, a number is under 1, or the client is asynchronous.
-    """
-
-    def __init__(
-        self,
-        client: "Redis | RedisCluster",
-        stream: str,
-        *,
-        after: str = START,
-        endless: bool = True,
-        poll_ms: int = 100,
-        batch: int = 100,
-        on_error: Callable[[str, DataError], None] | None = None,
-    ) -> None:
-        if not _POSITION.fullmatch(after):
-            raise ConfigError(
-                f"after: got {after!r}, expected the id of an entry such as '1700000000000-0', or {START!r} "
-                "for all entries; stream_end returns the id of the last one."
-            )
-        if poll_ms < 1 or batch < 1:
-            raise ConfigError(f"poll_ms and batch: got {poll_ms} and {batch}, expected at least 1.")
-        self.position = after
-        self.broken = 0
-        self._client: Any = synchronous(client)
-        self._stream = stream
-        self._endless = endless
-        self._poll_s = poll_ms / 1000
-        self._batch = batch
-        self._on_error = on_error
-        self._closed = threading.Event()
-
-    def __iter__(self) -> Iterator[Update]:
-        """Iterate from `position` on.
-
-        Raises:
-            DataError: an entry is no update and there is no ``on_error``; or the stream does not hold the
-                entry at the position any more.
-        """
-        while not self._closed.is_set():
-            entries = self._read()
-            for entry, fields in entries:
-                update = self._decode(entry, fields)
-                if update is not None:
-                    yield update
-                self.position = entry
-                if self._closed.is_set():
-                    return
-            if not entries:
-                if not self._endless:
-                    return
-                self._closed.wait(self._poll_s)
-
-    def close(self) -> None:
-        """End the iteration after the update in hand, from any thread."""
-        self._closed.set()
-
-    def _read(self) -> list[tuple[str, Mapping[Any, Any]]]:
-        """Return the entries after the position; one reply also proves that none before them is lost."""
-        begun = self.position != START
-        reply = self._client.xrange(self._stream, min=self.position, max="+", count=self._batch + begun)
-        entries = [(_text(entry), fields) for entry, fields in reply]
-        if not begun:
-            return entries
-        if not entries or entries[0][0] != self.position:
-            raise DataError(
-                f"stream {self._stream!r}: does not hold the entry {self.position} any more, after which "
-                f"reading goes on; it {f'begins at {entries[0][0]}' if entries else 'holds nothing later'}. "
-                "Updates may be lost: build the rows again, or take what is left with "
-                f"after={START!r}; and trim the stream less."
-            )
-        return entries[1:]
-
-    def _decode(self, entry: str, fields: Mapping[Any, Any]) -> Update | None:
-        try:
-            return decode_update(fields, f"stream {self._stream!r}, entry {entry}")
-        except DataError as error:
-            if self._on_error is None:
-                raise
-            self.broken += 1
-            self._on_error(entry, error)
-            return None
-
-
 def write_update(
     client: "Redis | RedisCluster", stream: str, update: Update, *, max_entries: int | None = None
 ) -> str:
     """Append an update to a stream.
 
     Args:
-        client: where to.
-        stream: its key.
+        client: client of the server.
+        stream: key of the stream.
         update: NumPy arrays and numbers become JSON's, NaN becomes ``null``.
-        max_entries: how many entries the stream keeps, roughly; ``None`` for all.
+        max_entries: approximate number of entries that the stream keeps; ``None`` for all.
 
     Returns:
         The id of the entry.
 
     Raises:
-        DataError: the update holds what JSON cannot.
+        DataError: the update holds a value that JSON cannot.
     """
     value = encode_update(update, f"stream {stream!r}")
-    return _text(synchronous(client).xadd(stream, {_FIELD: value}, maxlen=max_entries))
+    return as_text(synchronous(client).xadd(stream, {_FIELD: value}, maxlen=max_entries))
 
 
 def stream_end(client: "Redis | RedisCluster", stream: str) -> str:
     """Return the id of a stream's last entry, or ``START`` if it has none.
 
-    Ask *before* reading the catalogue that an index is built of: what changes meanwhile is then followed.
+    Call it *before* reading the catalogue that an index is built from, so that changes made meanwhile are
+    followed.
     """
     last = synchronous(client).xrevrange(stream, count=1)
-    return _text(last[0][0]) if last else START
+    return as_text(last[0][0]) if last else START
 
 
 def encode_update(update: Update, where: str) -> str:
@@ -315,9 +190,9 @@ def decode_update(entry: Mapping[Any, Any], where: str) -> Update:
     """Read the fields of a stream entry; ``where`` names it in errors.
 
     Raises:
-        DataError: it is not what the module describes.
+        DataError: it does not have the format of the module.
     """
-    texts = {_text(name): value for name, value in entry.items()}
+    texts = {as_text(name): value for name, value in entry.items()}
     if texts.keys() != {_FIELD}:
         raise DataError(f"{where}: got the fields {sorted(texts)}, expected one, {_FIELD!r}.")
     fields = _from_json(texts[_FIELD], where)
@@ -334,7 +209,7 @@ def decode_update(entry: Mapping[Any, Any], where: str) -> Update:
     if kind == "delete":
         return Delete(ids)
     columns = _field(body, "columns", dict, {}, where)
-    if not ids:  # no rows, whose width nobody can tell
+    if not ids:  # no rows, so their width is unknown
         return Upsert(ids, columns)
     content = _array(body, "content", np.float32, 2, where)
     return Upsert(ids, columns, content, _array(body, "rankable", np.bool_, 1, where))
@@ -350,7 +225,7 @@ def _to_json(fields: Mapping[str, Any], where: str) -> str:
 def _from_json(value: bytes | str, where: str) -> dict[str, Any]:
     try:
         fields = json.loads(value, parse_constant=_no_constant)
-    except ValueError as error:  # also of bytes that are no UTF-8
+    except ValueError as error:  # also of bytes that are not UTF-8
         start = value[:40]
         raise DataError(f"{where}: is not JSON ({error}); it begins with {start!r}.") from error
     if not isinstance(fields, dict):
@@ -397,7 +272,7 @@ def _array(
 
 
 def _plain(value: Any, where: str) -> Any:
-    """Return what JSON can hold of a value."""
+    """Return a value in the types of JSON."""
     if value is None or isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, (float, np.floating)):
@@ -420,7 +295,8 @@ def _plain(value: Any, where: str) -> Any:
     )
 
 
-def _text(value: bytes | str) -> str:
+def as_text(value: bytes | str) -> str:
+    """Return a reply as text, whether or not the client decodes."""
     return value.decode() if isinstance(value, bytes) else value
 
 

@@ -1,4 +1,4 @@
-"""A Redis stream as source of a `Follower`: acknowledged entry by entry, once it is applied and on disk.
+"""A Redis stream as source of a `Follower`: entries are acknowledged once they are applied and on disk.
 
 Entries are those that `aif_jax.integrations.redis.write_update` appends.
 """
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from aif_jax.errors import ConfigError, DataError
-from aif_jax.integrations.redis import START, decode_update, synchronous
+from aif_jax.integrations.redis import START, as_text, decode_update, synchronous
 from aif_jax.nearline import Delivery
 from aif_jax.nearline.change_log import Position
 
@@ -19,21 +19,22 @@ _ENTRY = re.compile(r"(\d+)-(\d+)")
 
 
 class RedisStream:
-    """Reads a stream as a consumer group of its own, so that Redis knows how far this follower is.
+    """Reads a stream as a consumer group of its own, so that Redis knows the progress of this follower.
 
-    ``XINFO GROUPS`` then tells its lag and what it has read and not acknowledged. Every follower needs a
-    group of its own name, since the entries of a group are dealt out among its members. The truth of where to
-    go on is the archive's position, not the group's: the group is set to it when reading begins, so that a
-    follower whose archive was restored from a backup gets again what came since.
+    ``XINFO GROUPS`` then shows its lag and the entries that it has read and not acknowledged. Every follower
+    needs a group name of its own, since Redis distributes the entries of a group among its members. Reading
+    begins at the archive's position, not the group's: the group is set to it, so that a follower whose
+    archive was restored from a backup gets the later entries again.
 
-    Redis drops entries that producers trim away, whoever has read them. If the entry at the position is gone,
-    updates may be lost, and an error says so. Trim by length, and leave room for the slowest follower.
+    Redis drops entries that producers trim away, even if nobody has read them. If the entry at the position
+    is gone, updates may be lost, and reading raises an error. Trim by length, and leave room for the slowest
+    follower.
 
     Args:
-        client: where from.
-        stream: its key.
+        client: client of the server.
+        stream: key of the stream.
         group: name of the consumer group; made if absent.
-        limit: entries to deliver together, at most.
+        limit: maximum of entries that are delivered together.
 
     Raises:
         ConfigError: ``limit`` is under 1, or the client is asynchronous.
@@ -73,7 +74,7 @@ class RedisStream:
         entries = (
             reply[0][1] if isinstance(reply, list) else [one for part in reply.values() for one in part[0]]
         )
-        return [self._delivery(_text(entry), fields) for entry, fields in entries]
+        return [self._delivery(as_text(entry), fields) for entry, fields in entries]
 
     def acknowledge(self, position: Position) -> None:
         """Acknowledge all entries up to a position that were read.
@@ -106,7 +107,7 @@ class RedisStream:
                 self.acknowledge(after)
 
     def _check_there(self, entry: str) -> None:
-        """Raise if entries behind this one may have been trimmed: if it is gone itself.
+        """Raise if entries after this one may have been trimmed: if it is gone itself.
 
         Raises:
             DataError: it is.
@@ -114,11 +115,11 @@ class RedisStream:
         if entry == START or self._client.xrange(self._stream, min=entry, max=entry, count=1):
             return
         first = self._client.xrange(self._stream, count=1)
-        begins = f"it begins at {_text(first[0][0])}" if first else "it is empty"
+        begins = f"it begins at {as_text(first[0][0])}" if first else "it is empty"
         raise DataError(
-            f"stream {self._stream!r}: does not hold the entry {entry} any more, after which reading goes "
-            f"on; {begins}. Updates may be lost: build the rows again from the catalogue, and trim the "
-            "stream less."
+            f"stream {self._stream!r}: does not hold the entry {entry} any more, after which reading "
+            f"continues; {begins}. Updates may be lost: build the rows again from the catalogue, and trim "
+            "the stream less."
         )
 
     def _delivery(self, entry: str, fields: Any) -> Delivery:
@@ -143,7 +144,3 @@ def position_of(entry: str) -> Position:
 
 def _entry(position: Position) -> str:
     return f"{position[0]}-{position[1]}"
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value

@@ -19,13 +19,13 @@ SCORE_FEATURE = "retrieval_score"
 
 
 class TwoTowerRetriever:
-    """A ``retrieve`` callable: from a request to the items whose vectors lie nearest to the user's.
+    """A ``retrieve`` callable: returns the items whose vectors are nearest to the user's.
 
     May be called from several threads. A user whom the source does not know is served as one without features
-    and history, and counted in `counts`, as are behaviours whose item the catalogue does not hold.
+    and history, and counted in `counts`, as are behaviours whose item is not in the catalogue.
 
-    Build it with `build`. The largest dot product is no nearest neighbour in any metric, and a graph index
-    over raw dot products misses much of it. So each vector ``x`` gets one more coordinate ``√(M² - |x|²)``,
+    Build it with `build`. The largest dot product is not a nearest neighbour in any metric, and a graph index
+    over raw dot products misses many of them. So each vector ``x`` gets one more coordinate ``√(M² - |x|²)``,
     ``M`` being the largest norm, and a user's gets 0: then the order of cosines is the order of dot products
     (Bachrach et al., RecSys 2014).
     """
@@ -78,8 +78,8 @@ class TwoTowerRetriever:
             schema: fitted, as the model was trained with.
             catalogue: encoded item features, leading axis ``n_items`` (``dataset.catalogue(schema)``).
             ids: the items' ids, ``[n_items]``, integers or strings.
-            users: where user features and histories come from.
-            candidates: how many items one request gets; fewer if the catalogue is smaller.
+            users: source of user features and histories.
+            candidates: number of items that one request gets; fewer if the catalogue is smaller.
             connectivity: links a node of the index (M of HNSW).
             expansion_add: breadth of the search while building (efConstruction).
             expansion_search: breadth of the search while serving (ef); at least `candidates` is used.
@@ -160,7 +160,7 @@ class TwoTowerRetriever:
         return Candidates(ids, {SCORE_FEATURE: scores})
 
     def counts(self) -> dict[str, int]:
-        """Return how many ``requests``, ``unknown_users`` and ``unknown_behaviours`` there were."""
+        """Return the numbers of ``requests``, ``unknown_users`` and ``unknown_behaviours``."""
         with self._lock:
             names = ("requests", "unknown_users", "unknown_behaviours")
             return {name: self._counts[name] for name in names}

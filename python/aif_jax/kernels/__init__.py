@@ -1,4 +1,4 @@
-"""Operators over signatures and rows: what they mean in pure JAX, and the choice of an implementation."""
+"""Operators over signatures and rows: definitions in JAX, native kernels, and the choice between them."""
 
 from aif_jax.kernels.choice import Implementation as Implementation
 from aif_jax.kernels.choice import use as use

@@ -8,19 +8,19 @@ import numpy as np
 from aif_jax.errors import ConfigError
 
 
-def expect_array(name: str, value: Any, dtype: Any, least_axes: int) -> None:
+def expect_array(name: str, value: Any, dtype: Any, min_axes: int) -> None:
     """Check that an operand has the dtype and at least the number of axes that its kernel needs.
 
     Raises:
-        ConfigError: it has not; nothing is converted silently.
+        ConfigError: it does not; nothing is converted silently.
     """
     shape, given = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape is None or given is None:
         raise ConfigError(f"{name}: got a {type(value).__name__}, expected an array of {np.dtype(dtype)}.")
     if given != np.dtype(dtype):
         raise ConfigError(f"{name}: got dtype {given}, expected {np.dtype(dtype)}; convert it with `astype`.")
-    if len(shape) < least_axes:
-        raise ConfigError(f"{name}: got shape {shape}, expected at least {least_axes} axes.")
+    if len(shape) < min_axes:
+        raise ConfigError(f"{name}: got shape {shape}, expected at least {min_axes} axes.")
 
 
 def batch_axes(kernel: str, shapes: Mapping[str, tuple[Any, ...]]) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Which implementation of a kernel is traced: the native one, or the reference that defines it."""
+"""The choice of the implementation of a kernel that is traced: native, or the reference that defines it."""
 
 import contextlib
 import contextvars
@@ -18,10 +18,10 @@ _forced: contextvars.ContextVar[Implementation] = contextvars.ContextVar("aif_ja
 
 @contextlib.contextmanager
 def use(implementation: Implementation) -> Iterator[None]:
-    """Force one implementation for every kernel call that says ``"auto"``, while the context is open.
+    """Force one implementation for every kernel call with ``"auto"``, while the context is open.
 
-    The choice is made when a function is *traced*. A function that was jitted and called before keeps what it
-    was traced with, so open the context round the trace (``jax.jit(f).lower``, ``jax.export.export``).
+    The choice is made when a function is *traced*. A function that was jitted and called before keeps its
+    implementation, so open the context around the trace (``jax.jit(f).lower``, ``jax.export.export``).
 
     Args:
         implementation: ``"reference"`` (pure JAX, any platform), ``"native"`` (CPU only) or ``"auto"``.

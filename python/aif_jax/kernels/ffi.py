@@ -18,7 +18,7 @@ CUSTOM_CALLS = ("aif_simtier", "aif_table_sum", "aif_gather_rows", "aif_interact
 @functools.cache
 def _registration() -> tuple[bool, str]:
     """Register the targets once per process; return whether that worked, and why not."""
-    # An impossible AIF_JAX_KERNELS is a mistake of the user's, to be seen and not to be worked around.
+    # An impossible AIF_JAX_KERNELS is an error of the user, to be reported and not worked around.
     try:
         _native.chosen_kernels()
     except ValueError as error:
@@ -30,16 +30,16 @@ def _registration() -> tuple[bool, str]:
         targets = _native.ffi_targets()
         for name in CUSTOM_CALLS:
             jax.ffi.register_ffi_target(name, targets[name], platform="cpu", api_version=1)
-    except Exception as error:  # whatever XLA says no with, the reference still runs
+    except Exception as error:  # any refusal by XLA; the reference still runs
         return False, f"XLA refused the native kernels: {error}"
     return True, "registered with XLA on the CPU"
 
 
 def register() -> bool:
-    """Register the custom calls if that has not been done; call it before running a program that holds them.
+    """Register the custom calls, once; call it before running a program that holds them.
 
     Returns:
-        Whether the native kernels can be used in this process; `why` tells the reason.
+        True if the native kernels can be used in this process; `why` returns the reason.
 
     Raises:
         ConfigError: the environment variable ``AIF_JAX_KERNELS`` names kernels that this CPU cannot run.
@@ -78,7 +78,7 @@ def call(
 
     Args:
         name: one of `CUSTOM_CALLS`.
-        result: shape and dtype of what it returns.
+        result: shape and dtype of its results.
         *operands: arrays, leading batch axes first.
         **attributes: constants of the call; integers travel as int64.
     """

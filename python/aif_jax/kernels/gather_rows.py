@@ -13,7 +13,7 @@ from aif_jax.kernels.checks import expect_array
 
 
 class Layout(Protocol):
-    """What is needed of a row layout: its columns, each a name, a dtype's name and a shape in one row."""
+    """Columns of a row layout, each a name, a dtype's name and a shape in one row."""
 
     @property
     def columns(self) -> Sequence[tuple[str, str, tuple[int, ...]]]:
@@ -42,8 +42,7 @@ def gather_rows(handle: jax.Array, ids: jax.Array, layout: Layout) -> tuple[dict
     Raises:
         ConfigError: a shape or dtype is not as above, or the native kernels are not registered.
         jax.errors.JaxRuntimeError: when the program runs, if the cache is gone or its layout is not
-            ``layout``; where JAX runs a program at once and not behind the caller's back, the same text
-            comes as a `ValueError`.
+            ``layout``; where JAX runs a program synchronously, the same text comes as a `ValueError`.
     """
     expect_array("handle", handle, np.uint32, 1)
     expect_array("ids", ids, np.uint32, 2)

@@ -1,4 +1,4 @@
-"""The interaction of one request: from item rows to logits, first layer, SimTier and heads in one pass.
+"""The interaction module for one request: item rows to logits, first layer, SimTier and heads in one pass.
 
 With the row of a candidate ``i`` holding ``h_i``, the factored columns ``x_i`` (``e``, ``bridge``,
 ``content``), its signature ``s_i`` and its categories,
@@ -25,12 +25,12 @@ from aif_jax.errors import ConfigError
 from aif_jax.kernels import ffi
 from aif_jax.kernels.checks import expect_array
 from aif_jax.kernels.ordered import ordered_product
-from aif_jax.kernels.simtier import Kind, simtier, tier_features
+from aif_jax.kernels.simtier import SignatureKind, simtier, tier_features
 from aif_jax.kernels.slots import FIRST_CATEGORY, slot_weights
 from aif_jax.kernels.table_sum import table_sum
 
 FOUND, RANKABLE = 1, 2
-"""Bits of a candidate's status: it has a row; it may be ranked, and its logits mean something."""
+"""Bits of a candidate's status: it has a row; it may be ranked, and its logits are valid."""
 
 
 class Tiers(NamedTuple):
@@ -39,7 +39,7 @@ class Tiers(NamedTuple):
     Attributes:
         sequence: signatures of the behaviours, uint8 ``[L, signature_bytes]``.
         channel: int32 ``[L]``, as of `simtier`.
-        lengths: float32 ``[channels]``, how many behaviours each channel counts.
+        lengths: float32 ``[channels]``, number of behaviours in each channel.
         edges: int32 ``[T-1]``.
         weights: float32 ``[channels * T, h]``.
     """
@@ -59,7 +59,7 @@ class Slots(NamedTuple):
 
 
 class Operands(NamedTuple):
-    """What the candidates of one request share, and their pair features; ``None`` where a model has no such.
+    """Operands that the candidates of one request share, and their pair features; ``None`` for absent blocks.
 
     Attributes:
         shared: float32 ``[h]``.
@@ -86,17 +86,17 @@ class Operands(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """What is constant in a program.
+    """Constants of a program.
 
     Attributes:
         factored: the row columns that ``factors`` multiply, in their order.
         kind: kind of the signatures.
-        scale: how SimTier counts become features.
+        scale: scaling of SimTier counts to features.
         bits: bits of a group of the table.
     """
 
     factored: tuple[str, ...] = ()
-    kind: Kind = "simhash"
+    kind: SignatureKind = "simhash"
     scale: TierScale = "share"
     bits: int = 4
 
@@ -107,8 +107,8 @@ def interaction(rows: Mapping[str, jax.Array], operands: Operands, form: Form) -
     Args:
         rows: item rows by column, ``[N, ...]``: those of ``h`` (if there is one), ``form.factored``,
             ``has_content``, ``signature`` and ``category`` that the operands call for; floats as float32.
-        operands: what the candidates share.
-        form: what is constant.
+        operands: operands that the candidates share.
+        form: constants of the program.
     """
     total = operands.shared + rows["h"] if "h" in rows else operands.shared
     left = [rows[name] for name in form.factored]
@@ -141,20 +141,20 @@ def cached_interaction(
 ) -> tuple[jax.Array, jax.Array]:
     """Return the logits of candidates by id, their rows read from an `EmbeddingCache`; on a CPU only.
 
-    Differs from `interaction` by the order of floating-point sums. It is the same for a candidate in any
-    company: alone, in any order, in any number.
+    Differs from `interaction` by the order of floating-point sums. The order is the same for a candidate in
+    any batch: alone, or with others in any order and number.
 
     Args:
         index: `handle_operand` of the cache of item rows, uint32 ``[2]``. The columns that the operands call
             for are read by name, and may be float32, bfloat16, or int8 with their scales in ``scale``; an
             item whose ``rankable`` is 0 may not be ranked. The caller keeps the cache alive. Zeros, which
             name no cache, go with a ``count`` of 0.
-        missing: handle of a cache of the same layout whose row under key 0 stands in for missing ones;
-            zeros: nothing does.
+        missing: handle of a cache of the same layout whose row under key 0 replaces missing ones; zeros: none
+            does.
         ids: keys as pairs of 32-bit halves, lower half first, uint32 ``[N, 2]``.
-        count: int32 scalar: how many of the ids are candidates; the rest is padding and costs nothing.
-        operands: what the candidates share.
-        form: what is constant.
+        count: int32 scalar: number of ids that are candidates; the rest is padding and costs nothing.
+        operands: operands that the candidates share.
+        form: constants of the program.
 
     Returns:
         Logits float32 ``[N, n_logits]``, and uint8 ``[N]``: `FOUND` if the id has a row, plus `RANKABLE` if

@@ -1,4 +1,4 @@
-"""A matrix product that adds in an order of its own, and not in one that depends on the number of rows."""
+"""A matrix product whose order of sums does not depend on the number of rows."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,8 @@ import jax.numpy as jnp
 def ordered_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Return ``x @ kernel`` for a kernel with few columns, each row summed in pairs.
 
-    A matrix product may split its sums differently for other numbers of rows, which changes the last bits of
-    a score with the company that the candidate is in. Here the order depends on the row's width alone: halves
+    A matrix product may split its sums differently for other numbers of rows, so that the last bits of a
+    candidate's score depend on its batch. Here the order depends on the row's width alone: halves
     are added to each other until one number is left. (XLA compiles that to vector additions; its own sum over
     the last axis adds number after number, which takes ten times as long.)
 

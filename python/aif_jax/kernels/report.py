@@ -1,4 +1,4 @@
-"""What the kernels of this process run on, and why: for logs, bug reports and the loader of a bundle."""
+"""A report of the kernels of this process, for logs, bug reports and the loader of a bundle."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from aif_jax.kernels import ffi
 
 
 def implementations() -> dict[str, Any]:
-    """Tell which implementation ``"auto"`` stands for on a CPU, and why.
+    """Return the implementation that ``"auto"`` means on a CPU, and why.
 
     Returns:
         a dictionary of ``"native"`` (whether it is the native kernels), ``"reason"`` in words, ``"kernels"``

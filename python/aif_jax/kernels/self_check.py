@@ -1,4 +1,4 @@
-"""Each native kernel against its definition, once, on small random input: is this build right on this CPU?"""
+"""A self-check of this build on this CPU: each native kernel against its definition, on random input."""
 
 from collections.abc import Callable
 
@@ -10,22 +10,22 @@ from aif_jax.kernels import ffi
 from aif_jax.kernels.choice import use
 from aif_jax.kernels.gather_rows import gather_rows, handle_operand
 from aif_jax.kernels.interaction import Form, Operands, Tiers, cached_interaction, interaction
-from aif_jax.kernels.simtier import Kind, simtier
+from aif_jax.kernels.simtier import SignatureKind, simtier
 from aif_jax.kernels.table_sum import table_sum
 from aif_jax.kernels.top_k import top_k
 
 
 def self_check(seed: int = 0) -> dict[str, str]:
-    """Run every kernel natively and compare the result with what defines it.
+    """Run every kernel natively and compare the result with its reference.
 
-    Sizes are odd, so that the kernels' loops over whole vectors and over what is left both run. Compiles a
-    few small programs.
+    Sizes are odd, so that the kernels' loops over whole vectors and over remainders both run. Compiles a few
+    small programs.
 
     Args:
         seed: of the input.
 
     Returns:
-        By kernel an empty string if they agree, otherwise what went wrong.
+        By kernel an empty string if they agree, otherwise the error.
 
     Raises:
         ConfigError: the native kernels are not registered.
@@ -47,12 +47,12 @@ def _complaint(check: Callable[[np.random.Generator], None], seed: int) -> str:
         check(np.random.default_rng(seed))
     except AssertionError as error:
         return "differs from its definition: " + " ".join(str(error).split())[:300]
-    except Exception as error:  # whatever a kernel fails with is what is asked for
+    except Exception as error:  # any failure of a kernel is a finding
         return f"{type(error).__name__}: {error}"[:300]
     return ""
 
 
-def _simtier(rng: np.random.Generator, kind: Kind) -> None:
+def _simtier(rng: np.random.Generator, kind: SignatureKind) -> None:
     cand, seq = (rng.integers(0, 256, (n, 32), dtype=np.uint8) for n in (37, 131))
     channel = rng.integers(-1, 3, 131, dtype=np.int32)
     edges = np.asarray([118, 128, 138] if kind == "simhash" else [-20_000, 0, 20_000], np.int32)

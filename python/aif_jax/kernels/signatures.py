@@ -1,4 +1,4 @@
-"""Signatures: what stands for a content embedding where similarities are counted."""
+"""Signatures: compact codes of content embeddings, for counting similarities."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import numpy as np
 from aif_jax.errors import ConfigError
 from aif_jax.kernels.simtier import INT8_SCALE
 
-# Projections are sums of whole numbers below 2^24, exact in float32 in whatever order they are added: an
+# Projections are sums of whole numbers below 2^24, exact in float32 in any order of addition: an
 # item has the same bits in any batch, on any platform. |content| <= 2^11 and |plane| <= 2^8 sqrt(d_m) bound
 # every partial sum (Cauchy-Schwarz) for d_m up to 1024, and rounding to these steps turns a vector by far
 # less than the 5 degrees or so that a 256-bit signature resolves.

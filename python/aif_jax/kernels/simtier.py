@@ -18,7 +18,7 @@ from aif_jax.kernels import ffi
 from aif_jax.kernels.checks import batch_axes, expect_array
 from aif_jax.kernels.choice import Implementation, dispatch
 
-Kind = Literal["simhash", "int8"]
+SignatureKind = Literal["simhash", "int8"]
 
 MAX_EDGES = 31
 INT8_SCALE = 127
@@ -35,7 +35,7 @@ def simtier(
     edges: jax.Array,
     *,
     channels: int,
-    kind: Kind,
+    kind: SignatureKind,
     implementation: Implementation = "auto",
 ) -> jax.Array:
     """Count, for each candidate and channel, the behaviours in each tier of similarity.
@@ -113,7 +113,7 @@ def tier_features(counts: jax.Array, lengths: jax.Array, scale: TierScale) -> ja
     return features.reshape(*features.shape[:-2], features.shape[-2] * features.shape[-1])
 
 
-def integer_edges(tier_edges: Sequence[float], kind: Kind, size: int) -> np.ndarray:
+def integer_edges(tier_edges: Sequence[float], kind: SignatureKind, size: int) -> np.ndarray:
     """Return the cosine thresholds as integer scores.
 
     A ``simhash`` score, the number of equal bits of ``b``, is read as the similarity ``2 score / b - 1``; an
@@ -155,7 +155,13 @@ def _check_width(kind: str, width: int) -> None:
 
 
 def _reference(
-    cand: jax.Array, seq: jax.Array, channel: jax.Array, edges: jax.Array, *, channels: int, kind: Kind
+    cand: jax.Array,
+    seq: jax.Array,
+    channel: jax.Array,
+    edges: jax.Array,
+    *,
+    channels: int,
+    kind: SignatureKind,
 ) -> jax.Array:
     scores = _scores(cand, seq, kind)
     # Sorted, so that neighbours may be subtracted; the tier of a score does not depend on their order.
@@ -168,9 +174,9 @@ def _reference(
 
 
 # Both count, for each candidate, channel and edge, the behaviours of that channel whose score reaches that
-# edge: scores int32 [..., N, L], channel [..., L], edges [T-1] -> int32 [..., N, channels, T-1]. They differ
-# in what compilers make of them; neither must keep N x L x T flags. What is said of GPUs and TPUs was read
-# off the programs that XLA compiles for an H100 and a TPU v5e, and has not been timed on either.
+# edge: scores int32 [..., N, L], channel [..., L], edges [T-1] -> int32 [..., N, channels, T-1]. They compile
+# to different programs; neither must keep N x L x T flags. The comments about GPUs and TPUs come from the
+# programs that XLA compiles for an H100 and a TPU v5e, and were not timed on either.
 
 
 def _by_product(scores: jax.Array, channel: jax.Array, edges: jax.Array, *, channels: int) -> jax.Array:
@@ -188,7 +194,7 @@ def _by_product(scores: jax.Array, channel: jax.Array, edges: jax.Array, *, chan
 def _by_sum(scores: jax.Array, channel: jax.Array, edges: jax.Array, *, channels: int) -> jax.Array:
     """All edges at once, as one sum over L: a single kernel on a GPU, where each step of a loop is a launch.
 
-    Not to materialise the flags is left to the compiler. XLA fuses them into the sum for CUDA; for CPU and
+    The compiler decides whether the flags are materialised. XLA fuses them into the sum for CUDA; for CPU and
     TPU it keeps them.
     """
     member = jnp.swapaxes(_member(channel, channels), -1, -2)
@@ -197,12 +203,12 @@ def _by_sum(scores: jax.Array, channel: jax.Array, edges: jax.Array, *, channels
 
 
 def _member(channel: jax.Array, channels: int, columns: int | None = None) -> jax.Array:
-    """Return in which channel each behaviour counts, bool ``[..., L, columns]``; more columns false."""
+    """Return a mask of each behaviour's channel, bool ``[..., L, columns]``, false past the channels."""
     numbers = np.arange(channels if columns is None else columns, dtype=np.int32)
     return (channel[..., None] == numbers) & (numbers < channels)
 
 
-def _scores(cand: jax.Array, seq: jax.Array, kind: Kind) -> jax.Array:
+def _scores(cand: jax.Array, seq: jax.Array, kind: SignatureKind) -> jax.Array:
     """Exact scores, int32 ``[..., N, L]``: a product of int8, which no matmul precision rounds."""
     read = _plus_minus_one if kind == "simhash" else _as_int8
     product = jnp.einsum("...nb,...lb->...nl", read(cand), read(seq), preferred_element_type=jnp.int32)

@@ -1,17 +1,17 @@
-"""Categories in slots: which of an item's categories a user has pooled sub-sequences of."""
+"""Slots of categories: the match of an item's categories with the user's pooled sub-sequences."""
 
 import jax
 import jax.numpy as jnp
 
 FIRST_CATEGORY = 2
-"""Encoded categories from here on name something: 0 is missing, and unknown ones (1) need not be the same."""
+"""First encoded category that is known: 0 is missing, and two unknown ones (1) may differ."""
 
 NO_CATEGORY = -1
-"""Fills slots that the user has no category for."""
+"""Value of slots without a category."""
 
 
 def in_slot(category: jax.Array, slot: jax.Array) -> jax.Array:
-    """Return bool ``[..., C, C_max]``: which slot holds which of the categories ``[..., C]``.
+    """Return a mask of the slots that hold each of the categories ``[..., C]``, bool ``[..., C, C_max]``.
 
     Args:
         category: int32 ``[..., C]``.
@@ -22,7 +22,7 @@ def in_slot(category: jax.Array, slot: jax.Array) -> jax.Array:
 
 
 def slot_weights(category: jax.Array, slot: jax.Array) -> jax.Array:
-    """Return how an item's categories average the slots: ``[..., C_max]``.
+    """Return the weights of an item's average over slots: ``[..., C_max]``.
 
     Each of the item's categories weighs the same; one that has no slot contributes nothing.
     """

@@ -1,4 +1,4 @@
-"""Sum of table rows that a signature's groups of bits select: long-sequence attention, folded.
+"""Sum of the table rows that a signature's groups of bits select: folded long-sequence attention.
 
 Leading axes written ``...`` are batch axes; they must be equal among operands, or absent.
 """
@@ -23,7 +23,7 @@ def table_sum(
     The code of group ``g`` is made of bits ``g·bits .. g·bits + bits-1`` of the signature, bit 0 being the
     lowest of byte 0: with 8 bits a group it is byte ``g``; with 4, group 0 is the low half of byte 0.
 
-    Rows are added in the order of the groups, so a candidate's sum is the same in any company.
+    Rows are added in the order of the groups, so a candidate's sum is the same in any batch.
     Differentiable in ``table``, forwards and (by the reference) in reverse.
 
     Args:

@@ -1,4 +1,4 @@
-"""The best of many scores, in order."""
+"""The highest of many scores, in order."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def top_k(
 
     Args:
         scores: float32 ``[..., N]``.
-        k: how many, from 0 to ``N``.
+        k: number of scores to return, from 0 to ``N``.
         implementation: see `aif_jax.kernels.use`. The reference is `jax.lax.top_k`; all return the same.
 
     Returns:

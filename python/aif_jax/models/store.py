@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from flax import nnx, traverse_util
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from aif_jax.config import ModelConfig
 from aif_jax.errors import BundleError
 from aif_jax.features import Schema
+from aif_jax.files import write_atomic
 from aif_jax.models.baselines import Model, build_model
 
 CONFIG, WEIGHTS = "model.json", "weights.safetensors"
@@ -31,7 +32,7 @@ def save_model(model: Model, path: Path, *, metrics: Mapping[str, Any], notes: M
     """
     path.mkdir(parents=True, exist_ok=True)
     (path / CONFIG).unlink(missing_ok=True)
-    save_file(weights_of(model), path / WEIGHTS)
+    write_atomic(path / WEIGHTS, save(weights_of(model)))
     description = {
         "format": _FORMAT,
         "model": model.config.to_json(),
@@ -39,9 +40,7 @@ def save_model(model: Model, path: Path, *, metrics: Mapping[str, Any], notes: M
         "metrics": dict(metrics),
         "notes": dict(notes),
     }
-    partial = path / (CONFIG + ".partial")
-    partial.write_text(json.dumps(description, indent=1), encoding="utf-8")
-    partial.replace(path / CONFIG)
+    write_atomic(path / CONFIG, json.dumps(description, indent=1).encode())
 
 
 def load_model(path: Path) -> tuple[Model, dict[str, Any]]:

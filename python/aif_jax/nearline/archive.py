@@ -1,9 +1,8 @@
-"""A table on disk: snapshots, and after each of them the log of what has changed since.
+"""The archive of a table: snapshots on disk, and after each of them a log of the changes since.
 
-A directory holds ``000007.rows`` (a snapshot) and ``000007.log`` (what has changed since that snapshot, up to
-the moment of ``000008.rows``), and so on. So the newest snapshot that opens, with the logs from its number
-on, is the table as it was when its last change was confirmed: whatever a crash left half-done is either not
-needed or cut off.
+A directory holds ``000007.rows`` (a snapshot) and ``000007.log`` (the changes from that snapshot to
+``000008.rows``), and so on. The newest snapshot that opens, with the logs from its number on, gives the table
+as of its last confirmed change: an unfinished write of a crash is either not needed or cut off.
 
 One process writes (it holds ``lock``); any number of others follow it, see `Replica`.
 """
@@ -17,12 +16,11 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from aif_jax.bundle import Bundle
-from aif_jax.bundle.files import make_directory
 from aif_jax.errors import ArchiveError, ItemIndexError, VersionMismatchError
+from aif_jax.files import make_directory
 from aif_jax.nearline.change_log import About, ChangeLog, Position, Reached, Sealed, read_log
 from aif_jax.nearline.table import RowTable
 
@@ -32,16 +30,16 @@ _T = TypeVar("_T", bound=RowTable)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Opened:
-    """What opening an archive came to.
+    """Result of opening an archive.
 
     Attributes:
         snapshot: number of the snapshot that was opened.
-        refused: why newer ones were not, by number.
-        log: number of the log that goes on.
-        end: where its last whole record ends, bytes.
-        changes: changes that were made again from logs.
+        refused: reasons why newer ones were not, by number.
+        log: number of the log that is appended to.
+        end: end of its last whole record, bytes.
+        changes: changes that were replayed from logs.
         cut_bytes: bytes at the end of the last log that a crash left unfinished.
-        position: of the stream of updates, up to which the table holds all.
+        position: position in the stream of updates up to which the table is complete.
     """
 
     snapshot: int
@@ -57,8 +55,8 @@ class Archive:
     """Keeps one table in a directory: every change is on disk before the call that makes it returns.
 
     Args:
-        directory: where; made if absent.
-        keep: how many snapshots, with their logs, a new one leaves.
+        directory: made if absent.
+        keep: snapshots that stay, with their logs, when a new one is written.
 
     Raises:
         ItemIndexError: another process writes there, or the directory cannot be made.
@@ -69,7 +67,7 @@ class Archive:
             raise ItemIndexError(f"keep: got {keep}, expected at least 1 snapshot.")
         self.directory, self._keep = Path(directory), keep
         self.opened: Opened | None = None
-        """What opening it came to; ``None`` for a new one."""
+        """Result of opening it; ``None`` for a new one."""
         self._table: RowTable | None = None
         self._log: ChangeLog | None = None
         self._number = 0
@@ -98,12 +96,12 @@ class Archive:
     # -- tables -----------------------------------------------------------------------------------
 
     def start(self, table: RowTable, position: Position | None = None) -> None:
-        """Keep a table from now on, as a new snapshot; what the directory holds already counts as older.
+        """Keep a table from now on, as a new snapshot; existing files of the directory count as older.
 
         Args:
             table: a table of any bundle version that no archive keeps.
-            position: of the stream of updates, up to which the table holds all: that from before its
-                catalogue was read.
+            position: position in the stream of updates up to which the table is complete: the one from
+                before its catalogue was read.
 
         Raises:
             ItemIndexError: the archive keeps a table already, or cannot be written.
@@ -119,7 +117,7 @@ class Archive:
 
     def open(
         self,
-        kind: type[_T],
+        table_type: type[_T],
         bundle: Bundle,
         *,
         verify: bool = True,
@@ -129,7 +127,7 @@ class Archive:
         """Open the table as it was when its last change was confirmed, and keep it from now on.
 
         Args:
-            kind: `ItemIndex` or `BehaviourTable`.
+            table_type: `ItemIndex` or `BehaviourTable`.
             bundle: the model.
             verify: see `RowTable.open`.
             mapped: see `RowTable.open`.
@@ -140,7 +138,9 @@ class Archive:
             VersionMismatchError: the newest snapshot is of another bundle version.
         """
         self._check_free()
-        table, opened = recover(kind, bundle, self.directory, verify=verify, mapped=mapped, prefault=prefault)
+        table, opened = recover(
+            table_type, bundle, self.directory, verify=verify, mapped=mapped, prefault=prefault
+        )
         self._log = ChangeLog(log_path(self.directory, opened.log), _about(table), opened.end)
         self._number, self._position, self.opened, self._table = opened.log, opened.position, opened, table
         table.log_to(self._log)
@@ -157,18 +157,18 @@ class Archive:
 
     @property
     def position(self) -> Position | None:
-        """Of the stream of updates, up to which the table on disk holds all; ``None`` for none of it."""
+        """Position in the stream of updates up to which the table on disk is complete; ``None`` for none."""
         return self._position
 
     # -- writing ----------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def batch(self, position: Position) -> Iterator[None]:
-        """Make changes inside that the disk confirms together, with how far in the stream they come from.
+        """Confirm the changes of the block on disk together, with their position in the stream of updates.
 
         Raises:
-            ArchiveError: the disk refuses. The position is then as before, so that the stream's updates
-                come again; rows that were changed meanwhile stay changed.
+            ArchiveError: the disk refuses. The position is then as before, so that the stream's updates are
+                delivered again; rows that were changed by then stay changed.
         """
         table, _ = self._kept()
         with table.pause(sync=False):
@@ -179,9 +179,9 @@ class Archive:
             self._position = position
 
     def checkpoint(self) -> None:
-        """Write a snapshot and begin a new log; delete what is older than the snapshots to be kept.
+        """Write a snapshot and begin a new log; delete files older than the snapshots to be kept.
 
-        Readers do not wait, and writers only for a moment, not for the disk. If it fails, the log goes on.
+        Readers do not wait, and writers only for a moment, not for the disk. If it fails, the log continues.
 
         Raises:
             ArchiveError: the disk refuses.
@@ -192,7 +192,7 @@ class Archive:
             if table is None:
                 raise self._closed()
 
-            def turn_the_page() -> dict[str, Any]:
+            def begin_log() -> dict[str, Any]:
                 path = log_path(self.directory, number)
                 log = ChangeLog(path.with_name(f"{path.name}.partial-new"), _about(table))
                 try:
@@ -204,15 +204,14 @@ class Archive:
                     log.close()
                     log.path.unlink(missing_ok=True)
                     raise
-                # A crash before this leaves a sealed log that no other follows, which is as good as an empty
-                # one.
+                # A crash before this leaves a sealed log without a successor, which counts as an empty one.
                 log.move(path)
                 self._log, self._number = log, number
                 table.log_to(log)
                 return {"position": self._position}
 
             try:
-                table.write_snapshot(_rows_path(self.directory, number), turn_the_page)
+                table.write_snapshot(_rows_path(self.directory, number), begin_log)
             except OSError as error:
                 raise ArchiveError(
                     f"{self.directory}: no snapshot could be written ({error.strerror}). The one before and "
@@ -230,8 +229,7 @@ class Archive:
         }  # fmt: skip
 
     def close(self) -> None:
-        """Stop keeping the table, which can still be used, and let others write here. Nothing is lost by
-        it."""
+        """Stop keeping the table, which can still be used, and let others write here; nothing is lost."""
         with self._checkpointing:
             self._release()
             if self._lock >= 0:
@@ -246,9 +244,7 @@ class Archive:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     # -- inside -----------------------------------------------------------------------------------
@@ -262,7 +258,7 @@ class Archive:
         self._table = self._log = None
 
     def _prune(self) -> None:
-        """Delete what the snapshots to be kept do not need."""
+        """Delete files that the snapshots to be kept do not need."""
         snapshots = sorted(
             (number for number, what in files_of(self.directory) if what == "rows"), reverse=True
         )
@@ -290,9 +286,9 @@ class Archive:
 
 
 def recover(
-    kind: type[_T], bundle: Bundle, directory: Path, *, verify: bool, mapped: bool, prefault: bool
+    table_type: type[_T], bundle: Bundle, directory: Path, *, verify: bool, mapped: bool, prefault: bool
 ) -> tuple[_T, Opened]:
-    """Open the newest snapshot of a directory that opens, and make the changes of its logs again.
+    """Open the newest snapshot of a directory that opens, and replay its logs.
 
     Nothing is written. See `Archive.open` for the arguments and errors.
     """
@@ -302,7 +298,7 @@ def recover(
     for number in sorted((number for number, what in files if what == "rows"), reverse=True):
         try:
             path = _rows_path(directory, number)
-            table = kind.open(bundle, path, verify=verify, mapped=mapped, prefault=prefault)
+            table = table_type.open(bundle, path, verify=verify, mapped=mapped, prefault=prefault)
             if number not in logs:
                 raise ItemIndexError(f"{log_path(directory, number)}: is missing; it goes with the snapshot.")
             opened = _replay(table, directory, number, refused)
@@ -326,11 +322,11 @@ def recover(
 def replay_log(
     table: RowTable, path: Path, start: int
 ) -> Iterator[tuple[Position | Sealed | None, int, int]]:
-    """Make the changes of a log again from a byte on.
+    """Replay a log from a byte on.
 
     Yields:
-        After each record: the position that it names, or that the log is sealed, or ``None``; where it ends;
-        and how many changes it was, 0 or 1.
+        For each record: the position that it names, or `Sealed`, or ``None``; its end in bytes; and the
+        number of changes in it, 0 or 1.
     """
     for change, end in read_log(path, start, about=_about(table)):
         if isinstance(change, Reached):
@@ -348,13 +344,13 @@ def _replay(table: RowTable, directory: Path, number: int, refused: dict[int, st
     while True:
         path = log_path(directory, number)
         end, sealed = 0, False
-        for said, reached, made in replay_log(table, path, 0):
+        for mark, reached, made in replay_log(table, path, 0):
             end = reached
             changes += made
-            if isinstance(said, Sealed):
+            if isinstance(mark, Sealed):
                 sealed = True
-            elif said is not None:
-                position = said
+            elif mark is not None:
+                position = mark
         follows = log_path(directory, number + 1).exists()
         if follows and not sealed:
             raise ItemIndexError(
@@ -383,7 +379,7 @@ def _rows_path(directory: Path, number: int) -> Path:
 
 
 def log_path(directory: Path, number: int) -> Path:
-    """Return where the log of a number stands."""
+    """Return the path of the log of a number."""
     return directory / f"{number:06}.log"
 
 

@@ -4,11 +4,11 @@ from aif_jax.nearline.table import RowTable
 
 
 class BehaviourTable(RowTable):
-    """What the user side needs of items in histories, under one bundle version.
+    """Rows that the user side reads for the items of histories, under one bundle version.
 
-    It outlives the item index: deletions in an update stream are passed over (and counted), because an item
-    that is no candidate any more still tells something of the users who chose it. `delete` removes a row for
-    good.
+    A row outlives the item's row in the index: deletions in an update stream are ignored (and counted),
+    because an item that is not a candidate any more still informs about the users who chose it. `delete`
+    removes a row for good.
     """
 
     kind = "behaviour_table"

@@ -1,5 +1,4 @@
-"""A snapshot of a catalogue that need not fit into memory, and whose building can be broken off and gone on
-with."""
+"""Out-of-core, resumable build of a snapshot from a catalogue."""
 
 import concurrent.futures
 import dataclasses
@@ -13,16 +12,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
 from aif_jax import _native
 from aif_jax.bundle import Bundle
-from aif_jax.bundle.files import make_directory
 from aif_jax.errors import AifError, ItemIndexError
 from aif_jax.features import EncodeReport, item_keys
+from aif_jax.files import make_directory, real_path, write_atomic
 from aif_jax.nearline.change_log import Position
 from aif_jax.nearline.records import take
 from aif_jax.nearline.row_file import RowFileWriter, joined_names, split_names
@@ -31,22 +29,22 @@ from aif_jax.nearline.table import RowTable, collision
 from aif_jax.types import ItemRecords
 
 _SYNC_S = 2.0
-"""Seconds after which what was computed is brought to the disk, and counts as done."""
+"""Seconds after which computed rows are synced to the disk, and count as done."""
 
 _NAMED = 20
-"""Bad items that are kept with their reasons."""
+"""Bad items that a report names with their reasons, at most."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuildProgress:
-    """How far a build is.
+    """Progress of a build.
 
     Attributes:
-        rows: that are done, those of an earlier attempt included.
-        bad: items that were set aside.
+        rows: rows that are done, those of an earlier attempt included.
+        bad: items that were left out.
         rate: rows a second of this attempt.
-        total: items of the catalogue, if that was said.
-        eta_s: seconds that are left at this rate, if ``total`` was said.
+        total: items of the catalogue, if given.
+        eta_s: seconds that are left at this rate, if ``total`` was given.
     """
 
     rows: int
@@ -58,15 +56,15 @@ class BuildProgress:
 
 @dataclasses.dataclass(kw_only=True)
 class BuildReport:
-    """What a build came to.
+    """Result of a build.
 
     Attributes:
-        rows: in the snapshot.
+        rows: rows of the snapshot.
         resumed: of these, rows that an earlier attempt had computed.
-        bad: items that were set aside, by the error's name; ``Twice`` for items that had stood there before.
+        bad: items that were left out, by the error's name; ``Twice`` for repeated items.
         named: the first of them: id and reason.
-        seconds: of this attempt.
-        encoding: what encoding raw features had to leave out, in this attempt.
+        seconds: duration of this attempt.
+        encoding: counts of values that encoding did not recognise, in this attempt.
     """
 
     rows: int = 0
@@ -76,51 +74,52 @@ class BuildReport:
     seconds: float = 0.0
     encoding: EncodeReport = dataclasses.field(default_factory=EncodeReport)
 
-    def set_aside(self, item: Any, reason: str, kind: str) -> None:
+    def leave_out(self, item: Any, reason: str, error: str) -> None:
         """Count an item that is left out."""
-        self.bad[kind] += 1
+        self.bad[error] += 1
         if len(self.named) < _NAMED:
             self.named.append((item, reason))
 
 
 def build_snapshot(
-    kind: type[RowTable],
+    table_type: type[RowTable],
     bundle: Bundle,
     catalogue: Iterable[ItemRecords],
     path: str | Path,
     *,
     total: int | None = None,
-    most_bad: float = 0.01,
+    max_bad_share: float = 0.01,
     position: Position | None = None,
     resume: bool = True,
     progress: Callable[[BuildProgress], None] | None = None,
 ) -> BuildReport:
     """Compute the rows of a catalogue, batch by batch, straight into a snapshot file.
 
-    Memory holds the keys and a few batches. What a killed build had computed is in ``PATH.building`` and is
-    not computed again; the catalogue is then read again from its beginning and must give the same items. Rows
-    have the same bits however often it was broken off.
+    Memory holds the keys and a few batches. Rows of a killed build are in ``PATH.building`` and are not
+    computed again; the catalogue is then read again from its beginning and must give the same items. The file
+    has the same bytes however often the build was interrupted.
 
     Args:
-        kind: `ItemIndex` or `BehaviourTable`.
+        table_type: `ItemIndex` or `BehaviourTable`.
         bundle: the model.
-        catalogue: items, some thousands at a time; `Upsert` will do. It is read in a thread.
+        catalogue: items, some thousands at a time, `Upsert` included. It is read in a thread.
         path: the snapshot file.
-        total: how many items there will be, for ``progress``.
-        most_bad: the share of items that may be bad. Those are set aside and counted; more are an error.
-        position: of a stream of updates, taken before the catalogue was read; kept in the snapshot's notes.
-        resume: go on with what a killed build left; otherwise begin anew.
+        total: number of items of the catalogue, for ``progress``.
+        max_bad_share: share of items that may be bad. These are left out and counted; more are an error.
+        position: position in a stream of updates, taken before the catalogue was read; kept in the snapshot's
+            notes.
+        resume: continue a killed build; otherwise start over.
         progress: called after every batch.
 
     Returns:
-        What was done; `RowTable.open` opens the file.
+        A report; `RowTable.open` opens the file.
 
     Raises:
-        ItemIndexError: too many items are bad, two string ids have the same hash, what was left is of another
-            bundle version or another catalogue, or the file cannot be written.
+        ItemIndexError: too many items are bad, two string ids have the same hash, the interrupted build was
+            of another bundle version or another catalogue, or the file cannot be written.
     """
-    with _Building(kind, bundle, Path(path), resume) as building:
-        return building.run(catalogue, total, most_bad, position, progress)
+    with _Building(table_type, bundle, Path(path), resume) as building:
+        return building.run(catalogue, total, max_bad_share, position, progress)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -140,16 +139,17 @@ class _Batch:
 
 
 class _Building:
-    """A folder with the rows so far, their keys and names, and how many of each count."""
+    """A build under way: a folder with its rows, keys and names, and the valid number of each."""
 
-    def __init__(self, kind: type[RowTable], bundle: Bundle, path: Path, resume: bool):
-        self._kind, self._path = kind, path
-        self._program = RowProgram(bundle, kind.stage)
-        self._folder = path.with_name(f"{path.name}.building")
+    def __init__(self, table_type: type[RowTable], bundle: Bundle, path: Path, resume: bool):
+        # The folder must be on the file system of the file, wherever a symbolic link leads.
+        self._table_type, self._path = table_type, real_path(path)
+        self._program = RowProgram(bundle, table_type.stage)
+        self._folder = self._path.with_name(f"{self._path.name}.building")
         if not resume:
             shutil.rmtree(self._folder, ignore_errors=True)
         self._state: dict[str, Any] = {
-            "version": bundle.version, "kind": kind.kind, "batches": 0, "rows": 0, "names": 0,
+            "version": bundle.version, "kind": table_type.kind, "batches": 0, "rows": 0, "names": 0,
             "strings": None, "digest": "", "bad": {}, "named": [],
         }  # fmt: skip
         self._read_state()
@@ -163,7 +163,7 @@ class _Building:
                 f"{path}: cannot be written ({error.strerror}: {error.filename}); expected a path under a "
                 "directory that can be written to."
             ) from error
-        about = {"kind": kind.kind, "version": bundle.version, "columns": kind.columns_of(bundle)}
+        about = {"kind": table_type.kind, "version": bundle.version, "columns": table_type.columns_of(bundle)}
         self._rows = RowFileWriter(path, **about, partial=self._folder / "rows", rows=rows)
         self._keys = _Appended(self._folder / "keys", 8 * rows)
         self._names = _Appended(self._folder / "names", self._state["names"])
@@ -171,10 +171,8 @@ class _Building:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._rows.__exit__(kind, error, trace)
+    def __exit__(self, *exception: object) -> None:
+        self._rows.__exit__(*exception)
         self._keys.close()
         self._names.close()
 
@@ -182,22 +180,22 @@ class _Building:
         self,
         catalogue: Iterable[ItemRecords],
         total: int | None,
-        most_bad: float,
+        max_bad_share: float,
         position: Position | None,
         progress: Callable[[BuildProgress], None] | None,
     ) -> BuildReport:
         began_s = synced_s = time.perf_counter()
         report = self._report
-        for batch in self._ahead(catalogue, most_bad):
+        for batch in self._ahead(catalogue, max_bad_share):
             self._write(batch)
-            self._check_share(most_bad, 1000)
+            self._check_share(max_bad_share, 1000)
             now_s = time.perf_counter()
             if now_s - synced_s > _SYNC_S:
                 self._sync()
                 synced_s = now_s
             if progress is not None:
                 progress(self._progress(total, now_s - began_s))
-        self._finish(most_bad, position)
+        self._finish(max_bad_share, position)
         report.seconds = time.perf_counter() - began_s
         return report
 
@@ -209,8 +207,8 @@ class _Building:
 
     # -- reading ----------------------------------------------------------------------------------
 
-    def _ahead(self, catalogue: Iterable[ItemRecords], most_bad: float) -> Iterator[_Batch]:
-        """Yield the batches that are not done, encoded in a thread while the ones before are computed."""
+    def _ahead(self, catalogue: Iterable[ItemRecords], max_bad_share: float) -> Iterator[_Batch]:
+        """Yield the batches that are not done; the next is encoded in a thread while one is computed."""
         batches_in = iter(catalogue)
         self._skip(batches_in)
         digest = self._state["digest"]
@@ -221,7 +219,7 @@ class _Building:
             if records is None:
                 return None
             digest = _chained(digest, records)
-            return self._encode(records, digest, max(int(most_bad * len(records.ids)), 100))
+            return self._encode(records, digest, max(int(max_bad_share * len(records.ids)), 100))
 
         with concurrent.futures.ThreadPoolExecutor(1, "aif-catalogue") as reader:
             ahead = reader.submit(encode_next)
@@ -230,7 +228,7 @@ class _Building:
                 yield batch
 
     def _skip(self, batches_in: Iterator[ItemRecords]) -> None:
-        """Read the batches that were done, and check that they are those.
+        """Read the batches that are done already, and check that they are the same.
 
         Raises:
             ItemIndexError: they are not.
@@ -241,11 +239,11 @@ class _Building:
         if digest != self._state["digest"]:
             raise ItemIndexError(
                 f"{self._folder}: the first {self._state['batches']:,} batches of the catalogue are not "
-                "those that were built before; pass resume=False to begin anew."
+                "those that were built before; pass resume=False to start over."
             )
 
     def _encode(self, records: ItemRecords, digest: str, most: int) -> _Batch:
-        """Encode a batch, halving what cannot be encoded until the bad items are found.
+        """Encode a batch; one that cannot be encoded is halved until the bad items are found.
 
         Raises:
             ItemIndexError: there are more bad ones than ``most``.
@@ -259,7 +257,7 @@ class _Building:
                 keys = item_keys(some.ids)
                 features = self._program.encode(some.columns, len(places), report)
                 content = self._program.content(some.content, len(places))
-                extra = self._kind.extra_of(some)
+                extra = self._table_type.extra_of(some)
             except AifError as error:
                 if len(places) > 1:
                     middle = len(places) // 2
@@ -270,8 +268,8 @@ class _Building:
                 if len(batch.bad) > most:
                     raise ItemIndexError(
                         f"{self._path}: more than {most:,} of {len(records.ids):,} items are bad, "
-                        f"{some.ids[0]!r} for one: {error} What was built so far is kept: mend the "
-                        "catalogue, or raise most_bad."
+                        f"{some.ids[0]!r} for one: {error} The rows so far are kept: correct the "
+                        "catalogue, or raise max_bad_share."
                     ) from error
                 return
             batch.keys.append(keys)
@@ -308,7 +306,7 @@ class _Building:
             if strings:
                 self._names.append(joined_names(batch.names))
         for item, error in batch.bad:
-            self._report.set_aside(item, str(error), type(error).__name__)
+            self._report.leave_out(item, str(error), type(error).__name__)
         self._report.rows += count
         self._report.encoding.add(batch.report)
         self._state["batches"] += 1
@@ -319,23 +317,23 @@ class _Building:
     ) -> None:
         self._rows.write_rows(rows() | added, n)
 
-    def _check_share(self, most_bad: float, least: int) -> None:
-        """Look at the share of bad items, once there are enough to tell.
+    def _check_share(self, max_bad_share: float, least: int) -> None:
+        """Check the share of bad items, once there are enough of all.
 
         Raises:
             ItemIndexError: it is too large.
         """
         bad = self._report.bad.total()
         seen = bad + self._report.rows
-        if seen >= least and bad > most_bad * seen:
+        if seen >= least and bad > max_bad_share * seen:
             raise ItemIndexError(
-                f"{self._path}: {bad:,} of {seen:,} items are bad, expected at most {most_bad:.1%} "
-                f"(most_bad): {dict(self._report.bad)}; the first: {self._report.named[:3]}. What was built "
-                "so far is kept: mend the catalogue, or raise most_bad."
+                f"{self._path}: {bad:,} of {seen:,} items are bad, expected at most {max_bad_share:.1%} "
+                f"(max_bad_share): {dict(self._report.bad)}; the first: {self._report.named[:3]}. "
+                "The rows so far are kept: correct the catalogue, or raise max_bad_share."
             )
 
     def _sync(self) -> None:
-        """Bring all to the disk, then the state that says how much of it counts."""
+        """Sync all files, then write the state: the number of rows and names that are valid."""
         self._rows.sync()
         self._keys.sync()
         self._names.sync()
@@ -346,12 +344,7 @@ class _Building:
             "bad": report.bad,
             "named": report.named,
         }
-        beside = self._folder / "state.part"
-        with open(beside, "w", encoding="utf-8") as stream:
-            json.dump(self._state, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(beside, self._folder / "state.json")
+        write_atomic(self._folder / "state.json", json.dumps(self._state).encode())
 
     def _read_state(self) -> None:
         path = self._folder / "state.json"
@@ -362,11 +355,11 @@ class _Building:
             if found[name] != self._state[name]:
                 raise ItemIndexError(
                     f"{self._folder}: was left by a build of {name} {found[name]}, this one is of "
-                    f"{self._state[name]}; pass resume=False to begin anew."
+                    f"{self._state[name]}; pass resume=False to start over."
                 )
         self._state = found
 
-    def _finish(self, most_bad: float, position: Position | None) -> None:
+    def _finish(self, max_bad_share: float, position: Position | None) -> None:
         keys = np.frombuffer(self._keys.read(), "<u8")
         names = split_names(self._names.read()) if self._state["strings"] else None
         first = _native.distinct(np.ascontiguousarray(keys))
@@ -376,7 +369,7 @@ class _Building:
             keys = keys[first]
             names = None if names is None else [names[place] for place in first.tolist()]
             self._report.rows = len(keys)
-        self._check_share(most_bad, 1)
+        self._check_share(max_bad_share, 1)
         notes = {} if position is None else {"position": position}
         self._rows.finish(keys, self._rows.checksums(len(keys)), names, notes)
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -388,11 +381,11 @@ class _Building:
             item: Any = key if names is None else names[place]
             if names is not None and names[where[key]] != item:
                 raise collision(names[where[key]], item, key)
-            self._report.set_aside(item, "stood there before; the first row stays", "Twice")
+            self._report.leave_out(item, "is repeated; the first row is kept", "Twice")
 
 
 class _Appended:
-    """A file that grows, of which only so many bytes count."""
+    """A file that is appended to, cut to its valid bytes when it is opened."""
 
     def __init__(self, path: Path, size: int):
         self._path = path

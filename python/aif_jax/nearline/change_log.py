@@ -1,12 +1,12 @@
-"""The change log: what became of a table's rows since a snapshot, appended record by record.
+"""The change log: the changes of a table's rows since a snapshot, appended record by record.
 
-A record is the CRC-32 of what follows it (uint32), its kind (uint32), the length of its body (uint64), how
-much of the log was known to be on the disk when it was appended (uint64), and the body, all little-endian.
-The first record says what the log is about.
+A record is the CRC-32 of the rest (uint32), its kind (uint32), the length of its body (uint64), the bytes of
+the log that the disk had confirmed when it was appended (uint64), and the body, all little-endian. The first
+record describes the table.
 
 A crash can break records that were appended since the last `ChangeLog.sync`, none of which was acknowledged:
-reading ends before the first of them. A broken record of which a later one says that it was on the disk means
-that the disk has changed it, and is refused.
+reading ends before the first of them. A broken record that a later one records as confirmed was altered by
+the disk, and is refused.
 """
 
 import dataclasses
@@ -23,13 +23,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from aif_jax.bundle.files import sync_directory
 from aif_jax.errors import ArchiveError, ItemIndexError
+from aif_jax.files import move_into_place
 from aif_jax.nearline.row_file import joined_names, split_names
 from aif_jax.nearline.store import ColumnSpecs
 
 Position: TypeAlias = tuple[int | str, ...]
-"""A place in a stream of updates. Of two places of one stream, the greater one comes later."""
+"""A position in a stream of updates. Of two positions in one stream, the greater one is later."""
 
 _HEAD = struct.Struct("<IIQQ")
 _KINDS = re.compile(rb"[\x01-\x05]\0\0\0")
@@ -64,14 +64,14 @@ class Deleted:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reached:
-    """All up to this position of the stream of updates stands in what came before."""
+    """The records before hold all updates up to this position of the stream."""
 
     position: Position | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sealed:
-    """The log ends here, and the next one goes on."""
+    """The log ends here, and the next one continues it."""
 
 
 Change: TypeAlias = Rows | Deleted | Reached | Sealed
@@ -79,10 +79,10 @@ Change: TypeAlias = Rows | Deleted | Reached | Sealed
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class About:
-    """What a log is about.
+    """Description of the table that a log belongs to.
 
     Attributes:
-        kind: what the rows are, as in a snapshot.
+        kind: kind of rows, as in a snapshot.
         version: version of the bundle that computed them.
         columns: dtype and shape within one row, by name.
     """
@@ -102,8 +102,8 @@ class ChangeLog:
 
     Args:
         path: the log.
-        about: what it is about.
-        end: where the last whole record ends; what comes behind is cut off. 0: the log is new.
+        about: its table.
+        end: end of the last whole record; the rest is cut off. 0: the log is new.
 
     Raises:
         ArchiveError: it cannot be written.
@@ -150,21 +150,21 @@ class ChangeLog:
         self._append(_Kind.DELETED, [_raw(keys)])
 
     def reached(self, position: Position | None) -> None:
-        """Append how far the stream of updates has been applied; errors as of `rows`."""
+        """Append the position up to which the stream of updates has been applied; errors as of `rows`."""
         self._append(_Kind.POSITION, [json.dumps(position).encode()])
 
     def seal(self) -> None:
-        """Append that another log goes on from here, and close this one; errors as of `rows`."""
+        """Append that another log continues this one, and close it; errors as of `rows`."""
         self._append(_Kind.SEALED, [])
         self.sync()
         self.close()
 
     def sync(self) -> None:
-        """Return when the disk has all that was appended.
+        """Return when the disk has all records.
 
         Raises:
-            ArchiveError: the disk refuses. What the disk has is then unknown, so that nothing more can be
-                appended: open the archive again.
+            ArchiveError: the disk refuses. The content of the disk is then unknown, so that nothing more can
+                be appended: open the archive again.
         """
         self._check()
         try:
@@ -176,13 +176,12 @@ class ChangeLog:
             self._check()
 
     def move(self, path: Path) -> None:
-        """Give the log, which is on the disk, another name."""
-        os.replace(self.path, path)
+        """Rename the log, which the disk has."""
+        move_into_place(self.path, path)
         self.path = path
-        sync_directory(path.parent)
 
     def close(self) -> None:
-        """Close the file; `sync` comes first where it matters."""
+        """Close the file, without `sync`."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -207,7 +206,7 @@ class ChangeLog:
         self.bytes += _HEAD.size + length
 
     def _cut_back(self) -> None:
-        """Take half a record away."""
+        """Remove half a record."""
         try:
             os.ftruncate(self._file, self.bytes)
             os.lseek(self._file, self.bytes, os.SEEK_SET)
@@ -227,14 +226,15 @@ def read_log(path: Path, start: int = 0, *, about: About | None = None) -> Itera
 
     Args:
         path: the log.
-        start: where to begin: 0, or what this has given.
-        about: what the log must be about; needed where it has rows.
+        start: first byte: 0, or an end that this yielded.
+        about: the table that the log must belong to; needed if it has rows.
 
     Yields:
-        A change, and where its record ends.
+        A change, and the end of its record in bytes.
 
     Raises:
-        ItemIndexError: the log is missing, about something else, or has a broken record that others follow.
+        ItemIndexError: the log is missing, belongs to another table, or has a broken record that was
+            confirmed.
     """
     try:
         with open(path, "rb") as stream:
@@ -256,7 +256,7 @@ def read_log(path: Path, start: int = 0, *, about: About | None = None) -> Itera
 
 
 def _refuse_if_acknowledged(path: Path, place: int) -> None:
-    """Raise if the broken record at a place was on the disk once: if a whole one behind it says so.
+    """Raise if the disk had confirmed the broken record at a place: if a whole one behind it records that.
 
     Raises:
         ItemIndexError: it was.

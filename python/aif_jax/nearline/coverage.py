@@ -8,7 +8,7 @@ import numpy as np
 
 from aif_jax.features import item_keys
 from aif_jax.machine import throttled
-from aif_jax.nearline.item_index import RANKABLE, ItemIndex
+from aif_jax.nearline.item_index import RANKABLE_COLUMN, ItemIndex
 from aif_jax.nearline.table import RowTable
 
 _CHUNK = 65_536
@@ -49,7 +49,7 @@ class MissingKeys(NamedTuple):
 
     @classmethod
     def of(cls, old: RowTable, new: RowTable, keys: np.ndarray) -> "MissingKeys":
-        """Look keys of one table up in another; a million of them take 0.3 s of computing."""
+        """Look up keys of one table in another; a million of them take 0.3 s of computing."""
         total, missing = 0, [np.empty(0, np.uint64)]
         for start in range(0, len(keys), _CHUNK):
             with throttled():
@@ -65,7 +65,7 @@ class MissingKeys(NamedTuple):
         return 1.0 - len(self.keys) / self.total if self.total else 1.0
 
     def again(self, old: RowTable, new: RowTable) -> "MissingKeys":
-        """Look the missing keys up again. Those that the running table has lost meanwhile do not count."""
+        """Look up the missing keys again. Those that the running table has lost since do not count."""
         found = MissingKeys.of(old, new, self.keys)
         return MissingKeys(self.total - (len(self.keys) - found.total), found.keys)
 
@@ -85,10 +85,10 @@ class MissingKeys(NamedTuple):
 
 
 def _present(table: RowTable, keys: np.ndarray) -> np.ndarray:
-    """Return which keys have a row that can be ranked, or read in histories, bool ``[n]``."""
+    """Return a mask of the keys whose row can be ranked, or read in histories, bool ``[n]``."""
     if not isinstance(table, ItemIndex):
         return table.store.cache.contains(keys)
-    rankable, found = table.store.cache.gather_column(keys, RANKABLE)
+    rankable, found = table.store.cache.gather_column(keys, RANKABLE_COLUMN)
     return found & (rankable[:, 0] != 0)
 
 

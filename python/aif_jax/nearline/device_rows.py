@@ -5,13 +5,13 @@ device, int32 ``[capacity, words]``, and only slots travel with a request. Updat
 table in batches of a few fixed sizes. Their programs are compiled ahead and take the table as a donated
 operand, so that no second copy of it is made.
 
-**Order of dispatch.** A donated update ends the life of the array that it was given: whoever still holds it
-gets "Array has been deleted". So programs must be *dispatched* in one order, and a lock gives that order:
-whoever dispatches, for a request or for an update, holds it from picking the table up to putting the new
-one down. The device runs programs in the order of dispatch, because each needs what the one before it
-wrote, and waits for nobody's thread. A dispatcher thread would give the same order, but it would cost two
+**Order of dispatch.** A donated update ends the life of the array that it was given: a caller that still
+holds it gets "Array has been deleted". So programs must be *dispatched* in one order, and a lock gives that
+order: each dispatch, for a request or for an update, holds it from taking the table to storing the new one.
+The device runs programs in the order of dispatch, because each reads the results of the one before, without
+waiting for a thread. A dispatcher thread would give the same order, but it would cost two
 changes of thread a request, a queue to bound and a life to end at exit; and it would not dispatch sooner,
-because dispatching holds the GIL most of the time anyway. Nobody computes or transfers under the lock: the
+because dispatching holds the GIL most of the time anyway. No thread computes or transfers under the lock: the
 transfers of a request are started before it, and an update leaves the lock to requests between its batches.
 (On a CPU, JAX may run a small program in the thread that dispatches it, and then under the lock.)
 
@@ -24,8 +24,8 @@ under the lock, where nothing changes. A dispatched program reads the table of i
 whatever becomes of the slots later.
 
 **Growth.** A full table is replaced by one of twice the capacity. Programs depend on the capacity, so the
-thread that writes first compiles those for the new one while requests go on with the old one. Then the rows
-are copied on the device, which must hold both tables for that time. Writers wait, requests do not;
+thread that writes first compiles those for the new one while requests use the old one. Then the rows are
+copied on the device, which must hold both tables for that time. Writers wait, requests do not;
 `DeviceRows.stats` counts both. A sufficient ``capacity`` avoids growth. The table never shrinks.
 """
 
@@ -50,7 +50,7 @@ from aif_jax.nearline.store import ColumnSpecs
 MISSING = -1
 """Slot of a key that has no row."""
 DEFAULT_SLOT = 0
-"""Slot of the row of an item of which nothing is known."""
+"""Slot of the row of an unknown item."""
 BATCHES = (64, 1024, 16384)
 """Rows that one update takes; smaller ones are padded."""
 
@@ -250,7 +250,7 @@ class DeviceRows:
                 self._counts["written"] += len(batch)
 
     def remove(self, keys: np.ndarray) -> int:
-        """Forget keys, uint64 ``[n]``; return the number of them that had a row.
+        """Remove keys, uint64 ``[n]``; return the number of them that had a row.
 
         No request that starts afterwards finds them. Nothing happens on the device; their slots are free.
         """
@@ -385,7 +385,7 @@ class DeviceRows:
     # -- inside -----------------------------------------------------------------------------------
 
     def _note(self, keys: np.ndarray) -> None:
-        if self._closed:  # while the index was about to tell
+        if self._closed:  # while the index was about to notify
             return
         self._note_only(keys)
         if self._immediate:
@@ -402,7 +402,7 @@ class DeviceRows:
         return jax.device_put(pad_to(slots, size, fill=MISSING), self.sharding)
 
     def _fresh(self, n: int) -> np.ndarray:
-        """Return n slots that no key has, freed ones first; they are taken by `_update`."""
+        """Return n free slots, reused ones first; they are taken by `_update`."""
         old = self._free[: -n - 1 : -1]
         return np.array([*old, *range(self._used, self._used + n - len(old))], np.int32)
 
@@ -524,7 +524,7 @@ def read_rows(table: jax.Array, slots: jax.Array) -> jax.Array:
 def write_rows(table: jax.Array, slots: jax.Array, rows: jax.Array) -> jax.Array:
     """Return the table with rows ``[n, words]`` under slots int32 ``[n]``, which are all different.
 
-    Slots from the capacity upward are passed over.
+    Slots from the capacity upward are ignored.
     """
     return table.at[slots].set(rows, mode="drop", unique_indices=True)
 

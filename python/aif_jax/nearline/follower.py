@@ -1,4 +1,4 @@
-"""Follows a stream of updates into archives: in the log, applied, on disk, acknowledged, in this order."""
+"""Follower of a stream of updates: each is logged in an archive, applied, synced and acknowledged."""
 
 import dataclasses
 import errno
@@ -6,7 +6,6 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -23,18 +22,18 @@ from aif_jax.nearline.updates import Delete, Upsert
 _WAIT_S = 0.2
 _MOST_PAUSE_S = 5.0
 _REMEMBERED = 4096
-"""Updates whose delay is remembered."""
+"""Number of updates whose delay is remembered."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BadItem:
-    """An item of an update that could not be applied; the stream went on without it.
+    """An item of an update that could not be applied and was left out.
 
     Attributes:
-        position: of its update.
-        ids: of the items, one unless the update as a whole is bad.
-        reason: what is wrong.
+        position: position of its update.
+        ids: ids of the items, one unless the update as a whole is bad.
+        reason: the error.
     """
 
     position: Position
@@ -45,23 +44,23 @@ class BadItem:
 class Follower:
     """Applies updates of a source to the tables of one or more archives.
 
-    Each archive remembers how far it is: after a restart, what it holds already is passed over. So updates
-    that come again have no second effect, and none is lost, whenever the process ends.
+    Each archive keeps its position: after a restart, updates that it holds already are skipped. So updates
+    that are delivered again have no second effect, and none is lost, whenever the process ends.
 
-    No update is read before those before it are on disk, so a source that writes faster than this follows
-    gets its back-pressure at the source: its backlog grows there, not in this process.
+    No update is read before those before it are on disk, so if the source is faster than this, the backlog
+    grows at the source and not in this process.
 
     Args:
         source: the stream.
-        archives: of the tables that follow it, such as an item index and a behaviour table. Deletions pass by
-            tables that keep what was deleted.
+        archives: archives of the tables that follow it, such as an item index and a behaviour table. Tables
+            that keep deleted items ignore deletions.
         on_bad: called with each item that cannot be applied.
-        most_bad: the share of items that may be bad, looked at after every thousand; more end the following,
-            since then it is not the items that are wrong. ``None`` for all.
-        pause_s: least seconds from the end of one batch to the beginning of the next, unless there is a
+        max_bad_share: share of items that may be bad, checked after every thousand; more end the following,
+            since then the stream does not fit the bundle. ``None`` for no bound.
+        pause_s: minimum seconds from the end of one batch to the beginning of the next, unless there is a
             backlog. A program computes 256 rows in the time of one, so a pause makes fewer and larger
             batches: it leaves the cores to requests, and updates are seen that much later.
-        checkpoint_bytes: write a new snapshot, beside the following, whenever a log has grown by this much.
+        checkpoint_bytes: growth of a log after which a new snapshot is written, in a thread of its own.
     """
 
     def __init__(
@@ -70,14 +69,14 @@ class Follower:
         archives: Sequence[Archive],
         *,
         on_bad: Callable[[BadItem], None] | None = None,
-        most_bad: float | None = 0.5,
+        max_bad_share: float | None = 0.5,
         pause_s: float = 0.02,
         checkpoint_bytes: int = 1 << 30,
     ):
         if not archives:
             raise ItemIndexError("archives: got none, expected at least one that keeps a table.")
         self._source, self._archives = source, tuple(archives)
-        self._on_bad, self._most_bad = on_bad, most_bad
+        self._on_bad, self._max_bad_share = on_bad, max_bad_share
         self._pause_s, self._checkpoint_bytes = pause_s, checkpoint_bytes
         self._counts: Counter[str] = Counter()
         self._bad: Counter[str] = Counter()
@@ -95,8 +94,8 @@ class Follower:
 
         Raises:
             ItemIndexError: too many items are bad.
-            ArchiveError: a disk does not confirm what was written to it. A full disk is waited for, and so is
-                a source that raises errors; `stats` tells of both.
+            ArchiveError: a disk does not confirm a write. A full disk is waited for, and so is a source that
+                raises errors; `stats` counts both.
         """
         after = self._beginning()
         pause_s = 0.05
@@ -105,8 +104,7 @@ class Follower:
                 deliveries = self._source.read(after, _WAIT_S)
             except AifError:
                 raise
-            # Whatever a client raises when its server is away: it comes back, or `stats` tells for how long
-            # not.
+            # Any error that a client raises when its server is away; `stats` shows it until it is back.
             except Exception as error:
                 self._source_failed(error)
                 self._stop.wait(pause_s)
@@ -123,33 +121,33 @@ class Follower:
                     raise
                 except Exception as error:  # the next acknowledgement covers these too
                     self._source_failed(error)
-                if len(deliveries) < BATCH:  # with more there is a backlog, and no reason to wait for company
+                if len(deliveries) < BATCH:  # with more there is a backlog
                     self._stop.wait(self._pause_s)
         if self._checkpoint is not None:
             self._checkpoint.join()
 
     def start(self) -> None:
-        """Follow in a thread of its own until `close`; what ends it before stands in `stats`."""
+        """Follow in a thread of its own until `close`; an error that ends it before is in `stats`."""
         if self._thread is not None:
             raise ItemIndexError("the follower follows already; call start once.")
         self._thread = threading.Thread(target=self._guarded, name="aif-follower", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Stop after the updates in hand. The archives stay open."""
+        """Stop after the current updates. The archives stay open."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
 
     def stats(self) -> dict[str, Any]:
-        """Return what was done and how fresh the tables are.
+        """Return counts of applied updates, and the delay of the tables behind the source.
 
         ``updates`` and ``batches``; items ``upserted``, ``deleted`` and ``ignored`` (deletions that a table
         keeps on purpose or never had), each counted for every table; ``repeated`` updates that a table held
-        already; ``bad`` items by the error's name; ``source_errors``, ``disk_full`` and
-        ``checkpoints_failed``, how often; ``trouble``, what keeps it from going on just now, and ``failure``,
-        what ended it; ``lag_s``, from when the last update was written at the source until readers could see
-        it; ``delay_ms``, p50 and p99 of the same over the last 4,096, where the source says when;
+        already; ``bad`` items by the error's name; counts of ``source_errors``, ``disk_full`` and
+        ``checkpoints_failed``; ``trouble``, the error that is being waited for, and ``failure``, the one that
+        ended it; ``lag_s``, from the time when the last update was written at the source until readers could
+        see it; ``delay_ms``, p50 and p99 of the same over the last 4,096, if the source gives times;
         ``position`` of every archive.
         """
         delays = np.array(self._delays_s)
@@ -182,9 +180,7 @@ class Follower:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     # -- inside -----------------------------------------------------------------------------------
@@ -205,7 +201,7 @@ class Follower:
         return min(known) if len(known) == len(positions) else None
 
     def _applied(self, deliveries: Sequence[Delivery]) -> bool:
-        """Apply updates to all archives, waiting for a full disk; return whether that came to an end."""
+        """Apply updates to all archives, waiting while a disk is full; return whether that was completed."""
         for archive in self._archives:
             reached = archive.position
             fresh = [one for one in deliveries if reached is None or one.position > reached]
@@ -257,7 +253,7 @@ class Follower:
         return done
 
     def _good(self, table: RowTable, position: Position, update: Upsert) -> Iterator[int]:
-        """Apply an upsert, item by item if it does not go as a whole; yield how many items went."""
+        """Apply an upsert, item by item if it fails as a whole; yield numbers of applied items."""
         try:
             yield table.apply(update)
             return
@@ -278,14 +274,15 @@ class Follower:
     def _check_share(self) -> None:
         good, bad = self._counts["upserted"], self._bad.total()
         seen = good + bad - sum(self._looked)
-        if self._most_bad is None or seen < 1000:
+        if self._max_bad_share is None or seen < 1000:
             return
         share = (bad - self._looked[1]) / seen
         self._looked = (good, bad)
-        if share > self._most_bad:
+        if share > self._max_bad_share:
             raise ItemIndexError(
                 f"{share:.0%} of the last {seen:,} items could not be applied, expected at most "
-                f"{self._most_bad:.0%} (most_bad): {dict(self._bad)}. Does the stream fit this bundle?"
+                f"{self._max_bad_share:.0%} (max_bad_share): {dict(self._bad)}. Does the stream fit this "
+                "bundle?"
             )
 
     def _checkpoint_if_due(self) -> None:
@@ -302,7 +299,7 @@ class Follower:
         for archive in archives:
             try:
                 archive.checkpoint()
-            except ArchiveError as error:  # nothing is lost: the log goes on
+            except ArchiveError as error:  # nothing is lost: the log continues
                 self._counts["checkpoints_failed"] += 1
                 self._trouble = str(error)
 

@@ -12,13 +12,14 @@ from aif_jax.nearline.table import RowTable
 from aif_jax.nearline.updates import Upsert
 from aif_jax.types import ItemRecords
 
-RANKABLE = "rankable"
+RANKABLE_COLUMN = "rankable"
+"""Column of 1 for items that may be ranked and 0 for the others, uint8 ``[n, 1]``."""
 
 
 class ItemIndex(RowTable):
-    """Item rows of a catalogue under one bundle version: what the real-time stage reads of its candidates.
+    """Item rows of a catalogue under one bundle version, which the real-time stage reads for its candidates.
 
-    An item may be in the index and not *rankable* (out of stock, say): it keeps its row and is no candidate.
+    An item in the index may be not *rankable* (out of stock, say): it keeps its row and is not a candidate.
     `build` and `upsert` take ``rankable``, bool ``[n]``, all true by default.
     """
 
@@ -30,43 +31,43 @@ class ItemIndex(RowTable):
         """Change whether items may be candidates, without computing their rows again.
 
         Returns:
-            How many of them are in the index; the others are passed over.
+            The number of them that are in the index; the others are ignored.
         """
         keys = np.unique(item_keys(ids))
         with self._writing:
             columns, found = self.store.gather(keys)
             rows = {name: np.ascontiguousarray(column[found]) for name, column in columns.items()}
-            rows[RANKABLE][:] = rankable
+            rows[RANKABLE_COLUMN][:] = rankable
             self._write(np.ascontiguousarray(keys[found]), rows)
             self._sync()
         return int(found.sum())
 
     def default_row(self) -> dict[str, np.ndarray]:
-        """Compute the row ``[1, ...]`` of an item of which nothing is known; it is rankable."""
-        return {**super().default_row(), RANKABLE: np.ones((1, 1), np.uint8)}
+        """Compute the row ``[1, ...]`` of an unknown item; it is rankable."""
+        return {**super().default_row(), RANKABLE_COLUMN: np.ones((1, 1), np.uint8)}
 
     @classmethod
     def _extra_columns(cls) -> ColumnSpecs:
-        return {RANKABLE: (np.dtype(np.uint8), (1,))}
+        return {RANKABLE_COLUMN: (np.dtype(np.uint8), (1,))}
 
     @classmethod
     def extra_of(cls, records: ItemRecords) -> dict[str, np.ndarray]:
-        """Return whether each item may be a candidate, uint8 ``[n, 1]``."""
-        return cls._extra_values(len(records.ids), {RANKABLE: records.rankable})
+        """Return the rankable flags of items, uint8 ``[n, 1]``."""
+        return cls._extra_values(len(records.ids), {RANKABLE_COLUMN: records.rankable})
 
     @classmethod
     def _extra_values(cls, n: int, extra: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        if unknown := extra.keys() - {RANKABLE}:
+        if unknown := extra.keys() - {RANKABLE_COLUMN}:
             raise TypeError(f"unexpected arguments {sorted(unknown)}")
-        flags = extra.get(RANKABLE)
+        flags = extra.get(RANKABLE_COLUMN)
         if flags is None:
-            return {RANKABLE: np.ones((n, 1), np.uint8)}
+            return {RANKABLE_COLUMN: np.ones((n, 1), np.uint8)}
         flags = np.asarray(flags)
         if flags.shape != (n,) or flags.dtype != np.bool_:
             raise ItemIndexError(
                 f"rankable: got {flags.dtype}{list(flags.shape)}, expected bool [{n}], one for each id."
             )
-        return {RANKABLE: flags[:, None].astype(np.uint8)}
+        return {RANKABLE_COLUMN: flags[:, None].astype(np.uint8)}
 
     def apply(self, update: Upsert) -> int:
         """Compute and store the rows of an update, rankable or not; return their number. See `upsert`."""

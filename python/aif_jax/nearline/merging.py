@@ -1,4 +1,4 @@
-"""Updates that follow each other made into fewer: the program computes 256 rows as fast as one."""
+"""Merging of consecutive updates: the program computes 256 rows as fast as one."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from aif_jax.nearline.updates import Update, Upsert
 
 
 def merged(deliveries: Sequence[Delivery]) -> Iterator[tuple[Position, Update | AifError]]:
-    """Join upserts that stand side by side and say the same columns; of an item, the last stays.
+    """Join consecutive upserts of the same columns; of an item, the last upsert counts.
 
     Yields:
         An update, and the position of the last one in it.
@@ -42,7 +42,7 @@ def one_by_one(update: Upsert) -> Iterator[Upsert]:
 
 
 def _alike(first: Upsert, second: Upsert) -> bool:
-    """Whether both say the same of their items, in columns of the lengths that they should have."""
+    """Return whether both have the same columns, each as long as their ids."""
     return (
         first.columns.keys() == second.columns.keys()
         and (first.content is None) == (second.content is None)
@@ -73,5 +73,5 @@ def _joined(run: Sequence[Upsert]) -> Upsert:
 
 
 def _key(item: Any) -> Any:
-    """Return an id as a dictionary can tell it from others; what is no id stays as it is."""
+    """Return an id as a dictionary key: NumPy scalars as Python's."""
     return item.item() if isinstance(item, np.generic) else item

@@ -1,4 +1,4 @@
-"""Some of the items of raw records, and several columns put one after the other."""
+"""Selection and concatenation of raw item records."""
 
 import dataclasses
 import itertools
@@ -37,7 +37,7 @@ def take(records: _R, places: np.ndarray) -> _R:
 
 
 def concatenated(parts: Sequence[Any]) -> Any:
-    """Put columns one after the other: as an array where all are of one dtype, else as a list."""
+    """Concatenate columns: to an array if all are of one dtype, else to a list."""
     arrays = [part for part in parts if isinstance(part, np.ndarray)]
     if len(arrays) == len(parts) and len({(part.dtype, part.shape[1:]) for part in arrays}) == 1:
         return np.concatenate(arrays)

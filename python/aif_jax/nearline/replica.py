@@ -1,9 +1,8 @@
-"""A table that another process keeps: opened from its archive, and following its changes."""
+"""Replica: a copy of a table that another process keeps, opened from its archive and following its log."""
 
 import contextlib
 import threading
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from aif_jax.bundle import Bundle
@@ -15,7 +14,7 @@ from aif_jax.nearline.table import RowTable
 _T = TypeVar("_T", bound=RowTable)
 
 _ATTEMPTS = 5
-"""How often an archive is opened that its writer changes meanwhile."""
+"""Attempts to open an archive while its writer changes it."""
 
 
 class Replica:
@@ -31,7 +30,7 @@ class Replica:
     def __init__(self, directory: str | Path):
         self.directory = Path(directory)
         self.position: Position | None = None
-        """Of the stream of updates, up to which the table holds all."""
+        """Position in the stream of updates up to which the table is complete."""
         self._table: RowTable | None = None
         self._number, self._end, self._changes = 0, 0, 0
         self._failure: str | None = None
@@ -41,7 +40,7 @@ class Replica:
 
     def open(
         self,
-        kind: type[_T],
+        table_type: type[_T],
         bundle: Bundle,
         *,
         verify: bool = False,
@@ -51,9 +50,9 @@ class Replica:
         """Open the table as it is on disk now. Nothing but this replica may change it.
 
         Args:
-            kind: `ItemIndex` or `BehaviourTable`.
+            table_type: `ItemIndex` or `BehaviourTable`.
             bundle: the model.
-            verify: see `RowTable.open`; the writer has done so when it opened the archive.
+            verify: see `RowTable.open`; the writer verifies when it opens the archive.
             mapped: see `RowTable.open`.
             prefault: see `RowTable.open`.
 
@@ -64,21 +63,23 @@ class Replica:
         for _ in range(_ATTEMPTS - 1):
             with contextlib.suppress(ItemIndexError):
                 # The writer may have deleted what was just about to be opened.
-                return self._opened(kind, bundle, verify, mapped, prefault)
-        return self._opened(kind, bundle, verify, mapped, prefault)
+                return self._opened(table_type, bundle, verify, mapped, prefault)
+        return self._opened(table_type, bundle, verify, mapped, prefault)
 
-    def _opened(self, kind: type[_T], bundle: Bundle, verify: bool, mapped: bool, prefault: bool) -> _T:
-        table, opened = recover(kind, bundle, self.directory, verify=verify, mapped=mapped, prefault=prefault)
+    def _opened(self, table_type: type[_T], bundle: Bundle, verify: bool, mapped: bool, prefault: bool) -> _T:
+        table, opened = recover(
+            table_type, bundle, self.directory, verify=verify, mapped=mapped, prefault=prefault
+        )
         self._table, self.position = table, opened.position
         self._number, self._end = opened.log, opened.end
         return table
 
     def poll(self) -> int:
-        """Make the changes that came since, and return how many there were.
+        """Apply the changes since the last call, and return their number.
 
         Raises:
-            ItemIndexError: the log is altered, or its writer has deleted it before this replica came to read
-                it: open the archive again.
+            ItemIndexError: the log is altered, or its writer deleted it before this replica read it: open
+                the archive again.
         """
         with self._polling:
             if self._table is None:
@@ -102,7 +103,7 @@ class Replica:
         self._thread.start()
 
     def stats(self) -> dict[str, Any]:
-        """Return how far the replica is, and why it goes no further if it does not."""
+        """Return the position in the log, and the reason if following has ended."""
         path = log_path(self.directory, self._number)
         behind = path.stat().st_size - self._end if path.exists() else 0
         return {
@@ -111,7 +112,7 @@ class Replica:
         }  # fmt: skip
 
     def close(self) -> None:
-        """Follow no longer. The table can still be used."""
+        """Stop following. The table can still be used."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -119,9 +120,7 @@ class Replica:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _follow(self, interval_s: float) -> None:
@@ -133,22 +132,22 @@ class Replica:
                 return
 
     def _poll(self, table: RowTable) -> bool:
-        """Read on; return whether another log goes on from here."""
+        """Apply the rest of the current log; return whether another log continues it."""
         path = log_path(self.directory, self._number)
         if not path.exists():
             later = any(number > self._number for number, _ in files_of(self.directory))
             if not self._end and not later:
-                return False  # the log before it is sealed, and this one not yet there
+                return False  # the log before it is sealed, and this one does not exist yet
             raise ItemIndexError(
                 f"{path}: was deleted before it was read to its end. Open the archive again, and look in "
                 "more often, or have the writer keep more."
             )
-        for said, end, changes in replay_log(table, path, self._end):
+        for mark, end, changes in replay_log(table, path, self._end):
             self._changes += changes
             self._end = end
-            if isinstance(said, Sealed):
+            if isinstance(mark, Sealed):
                 self._number, self._end = self._number + 1, 0
                 return True
-            if said is not None:
-                self.position = said
+            if mark is not None:
+                self.position = mark
         return False

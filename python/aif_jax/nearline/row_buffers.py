@@ -1,4 +1,4 @@
-"""Buffers on loan in which item rows are collected for a compiled call, without a copy on the way."""
+"""Leased buffers into which item rows are gathered as operands of a compiled call."""
 
 import threading
 
@@ -12,13 +12,13 @@ _ALIGN = 64
 class Lease:
     """Buffers of one call, on loan.
 
-    On a CPU, JAX reads an aligned NumPy array in place and later than the call returns. So a buffer is on
-    loan from before it is filled until the results of the call are ready, and only `RowBuffers.give_back`
-    makes it free; a lease that is never given back (its call failed) is forgotten, and JAX's own reference
-    keeps it alive.
+    On a CPU, JAX reads an aligned NumPy array in place, possibly after the call has returned. So a buffer is
+    on loan from before it is filled until the results of the call are ready, and only `RowBuffers.give_back`
+    frees it; a lease that is never given back (its call failed) is forgotten, and JAX's own reference keeps
+    it alive.
 
     Attributes:
-        columns: by name, ``[n, ...]``, aligned to 64 bytes, with whatever the last call left in them.
+        columns: by name, ``[n, ...]``, aligned to 64 bytes, with the values of the last call.
         size: ``n``.
     """
 
@@ -30,7 +30,7 @@ class Lease:
 
 
 class RowBuffers:
-    """Free leases by size. As many exist as calls ever ran at once."""
+    """Free leases by size. Their number is the maximum of calls that ran at once."""
 
     def __init__(self, specs: ColumnSpecs):
         self._specs = dict(specs)

@@ -11,30 +11,29 @@ Layout, all numbers little-endian::
             section
     -48     the footer's length (uint64), its SHA-256 (32 bytes), the magic again
 
-Rows come first, so that they can be written before it is known how many there will be, and stand where they
-can be mapped and served from without being read. The end vouches for the whole: a file cut at any byte is
-refused when it is opened, and so is one that was changed in any byte that means something (of the rows,
-unless it is opened with ``verify=False``, which reads none of them).
+Rows come first, so that they can be written before their number is known, and are aligned so that they can be
+mapped and served without being read. The end of the file covers the whole: a file cut at any byte is refused
+when it is opened, and so is one with any altered byte (of the rows, unless it is opened with
+``verify=False``, which reads none of them).
 
-A file is written under a name of its own (``NAME.partial-*``) and renamed over the old one when the disk has
-all of it: a crash leaves the previous snapshot as it was, and at worst a partial file to delete.
+A file is written to a temporary and renamed over the old one when the disk has all of it, see
+`aif_jax.files`: a crash leaves the previous snapshot as it was.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Self
 
 import numpy as np
 
 from aif_jax import _native
-from aif_jax.bundle.files import make_directory, sync_directory
 from aif_jax.errors import ItemIndexError
+from aif_jax.files import make_directory, move_into_place, real_path, temporary_file
 from aif_jax.nearline.store import ColumnSpecs, row_layout
 from aif_jax.types import named_dtype
 
@@ -50,16 +49,16 @@ _FIX = "take an older snapshot, or build the rows again"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowFile:
-    """What a snapshot file holds. The rows themselves are not read.
+    """Contents of a snapshot file. The rows themselves are not read.
 
     Attributes:
         path: the file.
-        kind: what the rows are: ``item_index`` or ``behaviour_table``.
+        kind: kind of rows: ``item_index`` or ``behaviour_table``.
         version: version of the bundle that computed them.
         columns: dtype and shape within one row, by name.
         keys: uint64 ``[n]``, in the order of the rows.
         names: the string id of each key, or ``None`` where ids are integers.
-        notes: what else was kept, JSON.
+        notes: further values, JSON.
     """
 
     path: Path
@@ -91,16 +90,16 @@ class RowFile:
 class RowFileWriter:
     """Writes a snapshot file: rows first, then `finish`.
 
-    As a context manager it leaves no trace without that, unless a partial file was named: that is kept, and
-    can be gone on with.
+    As a context manager it leaves nothing behind without that, unless a partial file was named: that is kept,
+    and can be continued.
 
     Args:
-        path: where the file shall be; parent directories that do not exist are made.
-        kind: what the rows are.
+        path: path of the file; parent directories that do not exist are made.
+        kind: kind of rows.
         version: version of the bundle that computed them.
-        columns: what a row holds.
-        partial: where the bytes are until then; a file of its own beside ``path`` if not named.
-        rows: how many rows of the partial file to keep.
+        columns: columns of a row.
+        partial: file that holds the bytes until then; a temporary beside ``path`` if not named.
+        rows: rows of the partial file to keep.
 
     Raises:
         ItemIndexError: ``path`` is a directory, or no file can be made there.
@@ -116,30 +115,27 @@ class RowFileWriter:
         partial: Path | None = None,
         rows: int = 0,
     ):
-        self.path = Path(path)
+        self.path = real_path(path)
         self._about = {"kind": kind, "version": version}
         self._columns = columns
         self._layout = row_layout(columns)
-        self._kept = partial is not None
         if self.path.is_dir():
             raise ItemIndexError(f"{path}: is a directory; expected the name of the file to write.")
         try:
             make_directory(self.path.parent)
+            self._open = contextlib.ExitStack()
+            self._stream: IO[bytes]
             if partial is None:
-                descriptor, scratch = tempfile.mkstemp(
-                    prefix=f"{self.path.name}.partial-", dir=self.path.parent
-                )
+                self._stream, self.partial = self._open.enter_context(temporary_file(self.path, mode=0o644))
             else:
-                scratch = partial
                 descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                self._stream = self._open.enter_context(open(descriptor, "r+b"))  # noqa: SIM115
+                self.partial = partial
         except OSError as error:
             raise ItemIndexError(
                 f"{path}: cannot be written ({error.strerror}: {error.filename}); expected a path under a "
                 "directory that can be written to."
             ) from error
-        self.partial = Path(scratch)
-        """Where the bytes are until `finish`."""
-        self._stream: IO[bytes] = open(descriptor, "r+b")  # noqa: SIM115
         self._stream.truncate(ROWS_AT + rows * self._layout.row_bytes if rows else 0)
         self._stream.seek(0, os.SEEK_END)
         if not rows:
@@ -151,7 +147,7 @@ class RowFileWriter:
         """Append n rows, given as columns ``[n, ...]``."""
         if len(self._packed) < n:
             self._packed = np.zeros((n, self._layout.row_bytes), np.uint8)
-        rows = self._packed[:n]  # what pads rows stays zero
+        rows = self._packed[:n]  # padding stays zero
         for name, offset in self._layout.offsets.items():
             raw = np.ascontiguousarray(columns[name]).view(np.uint8).reshape(n, -1)
             rows[:, offset : offset + raw.shape[1]] = raw
@@ -163,7 +159,7 @@ class RowFileWriter:
         os.fsync(self._stream.fileno())
 
     def keep(self, places: np.ndarray) -> None:
-        """Take out all rows but those at some places, ascending ``[m]``."""
+        """Remove all rows but those at some places, ascending ``[m]``."""
         self._stream.flush()
         size = self._layout.row_bytes
         first = int(np.argmax(places != np.arange(len(places)))) if len(places) else 0
@@ -196,13 +192,13 @@ class RowFileWriter:
     def finish(
         self, keys: np.ndarray, checksums: np.ndarray, names: Sequence[str] | None, notes: Mapping[str, Any]
     ) -> None:
-        """Write what comes behind the rows, and move the file to its place.
+        """Write the sections after the rows, and move the file to its place.
 
         Args:
             keys: uint64 ``[n]``, that of each row.
             checksums: of the rows, see `aif_jax._native.block_checksums`.
             names: the string id of each key, or ``None`` where ids are integers.
-            notes: what else to keep, JSON.
+            notes: further values to keep, JSON.
 
         Raises:
             ItemIndexError: a string id holds a zero character, which the format uses as separator.
@@ -231,20 +227,13 @@ class RowFileWriter:
         self._write(footer + len(footer).to_bytes(8, "little") + hashlib.sha256(footer).digest() + _MAGIC)
         self._stream.flush()
         os.fsync(self._stream.fileno())
-        self._stream.close()
-        os.chmod(self.partial, 0o644)
-        os.replace(self.partial, self.path)
-        sync_directory(self.path.parent)
+        move_into_place(self.partial, self.path)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stream.close()
-        if not self._kept:
-            self.partial.unlink(missing_ok=True)
+    def __exit__(self, *exception: object) -> None:
+        self._open.close()
 
     def _pad(self, align: int) -> None:
         self._write(b"\0" * (-self._stream.tell() % align))
@@ -258,9 +247,9 @@ def open_row_file(path: Path, *, kind: str | None = None, verify: bool = True) -
 
     Args:
         path: the file.
-        kind: what it must hold; ``None`` for anything.
+        kind: kind of rows that it must hold; ``None`` for any.
         verify: also read all rows and compare their checksums. Without that, opening takes no longer for
-            larger rows, and a row that the disk has changed is served as it is.
+            larger rows, and a row that the disk has altered is served.
 
     Raises:
         ItemIndexError: the file is missing, cut short, altered, or holds another kind of rows.
@@ -317,19 +306,21 @@ def _read(path: Path, stream: IO[bytes], kind: str | None, verify: bool) -> RowF
     stream.seek(size - _END - length)
     encoded = stream.read(length)
     if hashlib.sha256(encoded).digest() != end[8:40]:
-        raise ItemIndexError(f"{path}: its footer does not have the hash that it says: altered; {_FIX}.")
+        raise ItemIndexError(f"{path}: its footer does not match its own hash: altered; {_FIX}.")
     footer = json.loads(encoded)
     if kind not in (None, footer["kind"]):
         raise ItemIndexError(
             f"{path}: holds a snapshot of kind {footer['kind']!r}, expected {kind!r}; check the path."
         )
     if _holds_more_than_zeros(stream, len(_MAGIC), ROWS_AT):
-        raise ItemIndexError(f"{path}: something stands between its magic and its rows: altered; {_FIX}.")
+        raise ItemIndexError(
+            f"{path}: the bytes between its magic and its rows are not zero: altered; {_FIX}."
+        )
     sections: dict[str, bytes] = {}
     reached = ROWS_AT + footer["rows"] * footer["row_bytes"]
     for name, entry in footer["sections"].items():
         if _holds_more_than_zeros(stream, reached, entry["offset"]):
-            raise ItemIndexError(f"{path}: something stands before section {name!r}: altered; {_FIX}.")
+            raise ItemIndexError(f"{path}: the bytes before section {name!r} are not zero: altered; {_FIX}.")
         stream.seek(entry["offset"])
         content = stream.read(entry["bytes"])
         digest = hashlib.sha256(content).hexdigest()
@@ -353,7 +344,7 @@ def _read(path: Path, stream: IO[bytes], kind: str | None, verify: bool) -> RowF
 
 
 def _holds_more_than_zeros(stream: IO[bytes], start: int, end: int) -> bool:
-    """Return whether anything but zeros stands in a stretch of a file that should be padding."""
+    """Return whether a part of a file that should be padding holds anything but zeros."""
     stream.seek(start)
     return stream.read(end - start).strip(b"\0") != b""
 

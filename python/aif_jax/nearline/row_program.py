@@ -1,4 +1,4 @@
-"""From raw item features to rows: one of a bundle's programs, a fixed number of rows at a time."""
+"""Row computation: one of a bundle's item programs, run over a fixed number of rows at a time."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from aif_jax.types import named_dtype
 
 BATCH = 256
 """Rows that one call of the program computes, however few are wanted: XLA adds in another order for another
-number of rows, and a row must have the same bits whoever computes it, and in whatever company."""
+number of rows, and a row must have the same bits in every batch and process."""
 
 
 class RowProgram:
@@ -31,7 +31,7 @@ class RowProgram:
             operand.path: (named_dtype(operand.dtype), tuple(int(size) for size in operand.shape[1:]))
             for operand in bundle.signature(stage).outputs
         }
-        """Dtype and shape within one row of each column that it computes."""
+        """Dtype and shape within one row of each computed column."""
 
     def encode(
         self, columns: Mapping[str, Any], n: int, report: EncodeReport | None = None
@@ -62,7 +62,7 @@ class RowProgram:
     def start(
         self, encoded: Mapping[str, np.ndarray], content: np.ndarray
     ) -> Callable[[], dict[str, np.ndarray]]:
-        """Begin to compute up to `BATCH` rows; what is returned waits for them. See `run`."""
+        """Begin to compute up to `BATCH` rows; the returned function waits for them. See `run`."""
         n = len(content)
         inputs = {f"item/{name}": pad_to(array, BATCH) for name, array in encoded.items()}
         inputs["item/content"] = pad_to(content, BATCH)
@@ -91,8 +91,7 @@ def checked_content(content: np.ndarray | None, n: int, width: int) -> np.ndarra
     if rows.shape != (n, width):
         raise ItemIndexError(
             f"content: got shape {rows.shape}, expected ({n}, {width}): one embedding of the model's "
-            "content_width "
-            "for each id."
+            "content_width for each id."
         )
     rows[np.isnan(rows).any(axis=1)] = 0.0
     length = np.linalg.norm(rows, axis=1)
@@ -100,7 +99,6 @@ def checked_content(content: np.ndarray | None, n: int, width: int) -> np.ndarra
     if len(wrong):
         raise ItemIndexError(
             f"content: row {wrong[0]} has length {length[wrong[0]]:.4g}, expected 1 (or 0 for none); "
-            "subtract the mean "
-            "of the training catalogue from the embeddings and divide each by its length."
+            "subtract the mean of the training catalogue from the embeddings and divide each by its length."
         )
     return rows

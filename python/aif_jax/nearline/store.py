@@ -1,4 +1,4 @@
-"""Columns in an embedding cache, those without any bytes included."""
+"""Row store: named columns in an embedding cache, including columns of zero size."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,10 +23,10 @@ class RowStore:
     """Rows of named columns by 64-bit key.
 
     A row layout has no place for columns of zero size, such as the categories of a schema without a category;
-    they are taken off on the way in and put back on the way out.
+    they are removed on the way in and added on the way out.
 
     Args:
-        columns: what a row holds.
+        columns: columns of a row.
         **options: of the `EmbeddingCache`: ``capacity_bytes``, ``ttl_s``, ``initial_keys``.
     """
 
@@ -37,7 +37,7 @@ class RowStore:
     def over_file(
         cls, columns: ColumnSpecs, path: Path, offset: int, keys: np.ndarray, *, prefault: bool
     ) -> Self:
-        """Make a store of rows that lie in a file; see `EmbeddingCache.over_file`."""
+        """Make a store over rows of a mapped file; see `EmbeddingCache.over_file`."""
         store = cls.__new__(cls)
         layout = row_layout(columns)
         store._hold(columns, _native.EmbeddingCache.over_file(layout, path, offset, keys, prefault=prefault))

@@ -1,4 +1,4 @@
-"""Rows that one of a bundle's programs computed: what the item index and the behaviour table share."""
+"""Row table: the common base of item index and behaviour table, rows that a bundle's program computed."""
 
 import contextlib
 import threading
@@ -30,8 +30,8 @@ _CHUNK = 65536
 class RowTable:
     """Rows by item id, in memory, of one bundle version. Read from any thread while others write.
 
-    Subclasses say which program computes the rows (``stage``), what a snapshot calls them (``kind``) and
-    which columns the table adds to the program's.
+    Subclasses name the program that computes the rows (``stage``) and the kind of rows in a snapshot
+    (``kind``), and add columns of their own.
     """
 
     kind: ClassVar[str]
@@ -41,7 +41,7 @@ class RowTable:
     def __init__(self, bundle: Bundle, *, expected_rows: int = 0):
         self.bundle = bundle
         self.encoding = EncodeReport()
-        """What encoding raw features had to leave out, over the table's life."""
+        """Counts of values that encoding did not recognise, over the table's life."""
         self._program = RowProgram(bundle, self.stage)
         self.store = RowStore(self.columns_of(bundle), initial_keys=expected_rows)
         self._names: dict[int, str] | None = None
@@ -75,7 +75,7 @@ class RowTable:
             **extra: see the subclass.
 
         Raises:
-            ItemIndexError: an id stands in the catalogue twice, two string ids have the same hash, or the
+            ItemIndexError: an id is repeated in the catalogue, two string ids have the same hash, or the
                 content is not as above.
             SchemaError: a column does not fit the schema.
             RequestError: ids are neither integers nor strings.
@@ -94,8 +94,7 @@ class RowTable:
             rows: every column of the table by name, ``[n, ...]``.
 
         Raises:
-            ItemIndexError: an id stands there twice, two string ids have the same hash, or a column is
-                missing.
+            ItemIndexError: an id is repeated, two string ids have the same hash, or a column is missing.
             LayoutError: a column has the wrong shape or dtype.
         """
         table = cls(bundle, expected_rows=len(ids))
@@ -128,8 +127,8 @@ class RowTable:
     ) -> int:
         """Compute and store the rows of items that have none; see `build` for the arguments.
 
-        An item that has a row by then keeps it, so that what was read elsewhere a while ago does not replace
-        what an `upsert` wrote meanwhile.
+        An item that has a row by then keeps it, so that features that were read earlier do not replace a row
+        that an `upsert` has written since.
 
         Returns:
             The number of rows stored.
@@ -144,7 +143,7 @@ class RowTable:
         """Remove items; gathers that start afterwards do not find them.
 
         Returns:
-            How many of them were there.
+            The number of them that had a row.
         """
         keys = item_keys(ids)
         with self._writing:
@@ -155,12 +154,11 @@ class RowTable:
         return removed
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
-        """Have a copy of the table follow it: call ``listener`` after every write and deletion of rows.
+        """Call ``listener`` after every write and deletion of rows, for a copy that follows the table.
 
-        It is called in the thread that writes, with the keys alone: what to copy is the row that the table
-        has when it looks. Other writers wait meanwhile, readers do not; it must not write to the table.
-        What it raises reaches the writer, after all listeners were called; the table has changed
-        nevertheless.
+        It is called in the thread that writes, with the keys alone, and reads the rows from the table. Other
+        writers wait for it, readers do not; it must not write to the table. An error that it raises reaches
+        the writer, after all listeners were called; the table has changed nevertheless.
 
         Returns:
             A function that ends the subscription.
@@ -180,7 +178,7 @@ class RowTable:
         return len(self.store.cache)
 
     def __repr__(self) -> str:
-        # One that failed while it was made stands in tracebacks too.
+        # Tracebacks show a table whose construction failed, too.
         if (store := getattr(self, "store", None)) is None:
             return f"{type(self).__name__}(without rows)"
         rows, size = counted(len(self), "row"), store.cache.layout.row_bytes
@@ -217,11 +215,11 @@ class RowTable:
         return self.store.gather(keys, out)
 
     def default_row(self) -> dict[str, np.ndarray]:
-        """Compute the row ``[1, ...]`` of an item of which nothing is known."""
+        """Compute the row ``[1, ...]`` of an unknown item."""
         return self._program.run(self._program.encode({}, 1), self._program.content(None, 1))
 
     def stats(self) -> dict[str, Any]:
-        """Return row counts, memory and what encoding left out."""
+        """Return row counts, memory, and counts of values that encoding did not recognise."""
         return {
             "rows": len(self), "version": self.version, "encoding": self.encoding.as_dict(),
             **self.store.cache.memory_usage(),
@@ -232,7 +230,7 @@ class RowTable:
     def save(self, path: str | Path) -> None:
         """Write a snapshot; the previous one at ``path`` stays usable until the new one is complete.
 
-        Neither readers nor writers wait for the disk. What changes meanwhile is not in it.
+        Neither readers nor writers wait for the disk. Changes that are made meanwhile are not in it.
 
         Args:
             path: the file; parent directories that do not exist are made.
@@ -280,10 +278,10 @@ class RowTable:
             bundle: the model.
             path: the file.
             verify: read all rows once, and compare their checksums. Without it a row that the disk has
-                changed is served as it is.
-            mapped: serve the rows where they lie in the file, whose pages processes share; changes stay in
-                this process. The file must not be written to meanwhile (it may be replaced or deleted).
-                Otherwise they are copied into memory of this process, on huge pages.
+                altered is served.
+            mapped: serve the rows from the mapped file, whose pages processes share; changes stay in this
+                process. The file must not be written to meanwhile (it may be replaced or deleted). Otherwise
+                they are copied into memory of this process, on huge pages.
             prefault: map all pages of the file at once.
 
         Raises:
@@ -293,15 +291,14 @@ class RowTable:
         file = open_row_file(Path(path), kind=cls.kind, verify=verify)
         if file.version != bundle.version:
             raise VersionMismatchError(
-                f"{path}: holds rows of bundle version {file.version}, but the bundle at {bundle.path} "
-                "is "
+                f"{path}: holds rows of bundle version {file.version}, but the bundle at {bundle.path} is "
                 f"version {bundle.version}; build the rows again with this bundle, or load the other one."
             )
         table = cls(bundle, expected_rows=0 if mapped else len(file.keys))
         if file.columns != table.store.columns:
             raise ItemIndexError(
-                f"{path}: its rows have the columns {_said(file.columns)}, expected "
-                f"{_said(table.store.columns)}; build the rows again with this bundle."
+                f"{path}: its rows have the columns {_described(file.columns)}, expected "
+                f"{_described(table.store.columns)}; build the rows again with this bundle."
             )
         if mapped:
             table.store = RowStore.over_file(file.columns, file.path, ROWS_AT, file.keys, prefault=prefault)
@@ -318,7 +315,7 @@ class RowTable:
     # -- changes on disk --------------------------------------------------------------------------
 
     def log_to(self, log: ChangeLog | None) -> None:
-        """Have every change stand in a log before it is made. The caller holds `pause`, or is alone."""
+        """Append every change to a log before it is made. The caller holds `pause`, or is the only user."""
         self._log = log
 
     @contextlib.contextmanager
@@ -326,8 +323,7 @@ class RowTable:
         """Keep other threads from changing rows; this one may.
 
         Args:
-            sync: wait after each change until the disk has it, as is usual; otherwise that is up to the
-                caller.
+            sync: wait after each change until the disk has it, as usual; otherwise the caller syncs.
         """
         with self._writing:
             before, self._sync_each = self._sync_each, sync
@@ -337,7 +333,7 @@ class RowTable:
                 self._sync_each = before
 
     def replay(self, change: Rows | Deleted) -> None:
-        """Make a change that stands in a log of this table already."""
+        """Apply a change that is in the log of this table already."""
         with self._writing:
             if isinstance(change, Deleted):
                 self._remove(change.keys)
@@ -346,9 +342,9 @@ class RowTable:
             try:
                 self.store.upsert(change.keys, change.columns)
             finally:
-                self._tell(change.keys)
+                self._notify(change.keys)
 
-    # -- what subclasses change -------------------------------------------------------------------
+    # -- for subclasses ---------------------------------------------------------------------------
 
     @classmethod
     def columns_of(cls, bundle: Bundle) -> ColumnSpecs:
@@ -357,7 +353,7 @@ class RowTable:
 
     @classmethod
     def _extra_columns(cls) -> ColumnSpecs:
-        """Columns of the table that no program computes."""
+        """Return the columns of the table that no program computes."""
         return {}
 
     @classmethod
@@ -367,7 +363,7 @@ class RowTable:
 
     @classmethod
     def _extra_values(cls, n: int, extra: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Values ``[n, ...]`` of the extra columns, from the keyword arguments of `build`."""
+        """Return the values ``[n, ...]`` of the extra columns, from the keyword arguments of `build`."""
         if extra:
             raise TypeError(f"unexpected arguments {sorted(extra)}")
         return {}
@@ -409,14 +405,14 @@ class RowTable:
         return stored
 
     def _write(self, keys: np.ndarray, rows: Mapping[str, np.ndarray]) -> None:
-        """Store rows and tell who listens; the caller holds `_writing`."""
+        """Store rows and notify listeners; the caller holds `_writing`."""
         if self._log is not None:
             names = self._names
             self._log.rows(keys, rows, None if names is None else [names[key] for key in keys.tolist()])
         try:
             self.store.upsert(keys, rows)
         finally:  # a batch that fails half-way has written some of its rows
-            self._tell(keys)
+            self._notify(keys)
 
     def _sync(self) -> None:
         if self._log is not None and self._sync_each:
@@ -427,18 +423,18 @@ class RowTable:
         if self._names is not None:
             for key in keys.tolist():
                 self._names.pop(key, None)
-        self._tell(keys)
+        self._notify(keys)
         return removed
 
     def _named(self, keys: np.ndarray, names: Sequence[str] | None) -> None:
-        """Note the string ids of keys; ``None`` where ids are integers."""
+        """Keep the string ids of keys; ``None`` where ids are integers."""
         if names is not None:
             self._names = {} if self._names is None else self._names
             self._names.update(zip(keys.tolist(), names, strict=True))
         elif len(keys):
             self._names = None
 
-    def _tell(self, keys: np.ndarray) -> None:
+    def _notify(self, keys: np.ndarray) -> None:
         errors: list[Exception] = []
         for listener in self._listeners:
             try:
@@ -449,7 +445,7 @@ class RowTable:
             raise errors[0]
 
     def _register(self, ids: Any) -> np.ndarray:
-        """Return the keys of ids, refusing ids that stand there twice and strings that hash alike."""
+        """Return the keys of ids; repeated ids and strings with the same hash are refused."""
         if not isinstance(ids, np.ndarray):
             ids = list(ids)
         keys = item_keys(ids)
@@ -459,7 +455,7 @@ class RowTable:
         if len(same):
             first, second = ids[order[same[0]]], ids[order[same[0] + 1]]
             if first == second:
-                raise ItemIndexError(f"ids: {first!r} stands there twice; give each item one row.")
+                raise ItemIndexError(f"ids: {first!r} is given twice; give each item one row.")
             raise collision(first, second, int(keys[order[same[0]]]))
         if len(self) and len(keys) and strings != (self._names is not None):
             here, given = ("integers", "strings") if strings else ("strings", "integers")
@@ -471,7 +467,7 @@ class RowTable:
             for key, name in zip(keys.tolist(), ids, strict=True):
                 if (there := names.get(key)) is not None and there != name:
                     raise collision(there, name, key)
-        # Of an empty table, ids may have been strings once and be integers now.
+        # An empty table may have had string ids and get integers now.
         self._named(keys, [str(name) for name in ids] if strings else None)
         return keys
 
@@ -481,7 +477,7 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _said(columns: ColumnSpecs) -> str:
+def _described(columns: ColumnSpecs) -> str:
     return ", ".join(f"{name} {dtype.name}{list(shape)}" for name, (dtype, shape) in columns.items())
 
 

@@ -1,4 +1,4 @@
-"""Both tables of one bundle version, and their coverage of another pair."""
+"""The pair of tables of one bundle version."""
 
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ def build_tables(bundle: Bundle, records: ItemRecords) -> Tables:
         records: the items. `ItemRecords.rankable` is for the index; every item gets a behaviour row.
 
     Raises:
-        ItemIndexError: an id stands in the records twice, two string ids have the same hash, or content or
+        ItemIndexError: an id is repeated in the records, two string ids have the same hash, or content or
             ``rankable`` does not fit the ids.
         SchemaError: a column does not fit the schema.
         RequestError: ids are neither integers nor strings.

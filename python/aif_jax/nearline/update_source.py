@@ -1,4 +1,4 @@
-"""Where a stream of updates comes from: each update with its position, at least once, in order."""
+"""Sources of a stream of updates: each update with its position, at least once, in order."""
 
 import dataclasses
 import itertools
@@ -15,10 +15,10 @@ class Delivery:
     """An update as a source delivers it.
 
     Attributes:
-        position: its place in the stream; later updates have greater ones.
-        update: what changes. An update that cannot be read is the error that says so: it is counted as bad,
-            and the stream goes on.
-        time_s: when it was written to the stream, seconds since 1970; ``None`` if the stream does not say.
+        position: its position in the stream; later updates have greater ones.
+        update: the change, or the error of an update that cannot be read: it is counted as bad, and the
+            stream continues.
+        time_s: time at which it was written to the stream, seconds since 1970; ``None`` if unknown.
     """
 
     position: Position
@@ -36,7 +36,7 @@ class UpdateSource(Protocol):
         Args:
             after: position of the last one that is not wanted again; ``None`` for the stream's beginning. It
                 differs from the last one that was delivered only at the first call.
-            wait_s: how long to wait for one, seconds.
+            wait_s: seconds to wait for one.
 
         Returns:
             Some updates, none if none came in time, ``None`` if the stream has ended.
@@ -44,9 +44,9 @@ class UpdateSource(Protocol):
         ...
 
     def acknowledge(self, position: Position) -> None:
-        """Note that everything up to a position is applied and on disk, and never wanted again.
+        """Note that all updates up to a position are applied and on disk, and never wanted again.
 
-        If it raises, following goes on, and a later call covers these updates too.
+        If it raises, following continues, and a later call covers these updates too.
         """
         ...
 
@@ -54,12 +54,12 @@ class UpdateSource(Protocol):
 class IterableUpdates:
     """Updates of an iterable, numbered from ``(1,)`` on.
 
-    Read again from a position, it is iterated from its beginning and what comes before is passed over: so it
-    must give the same updates each time.
+    To read from a position, it is iterated from its beginning and earlier updates are skipped: so it must
+    give the same updates each time.
 
     Args:
-        updates: a list, a generator; it may block between updates.
-        limit: updates to deliver together, at most.
+        updates: a list or generator; it may block between updates.
+        limit: maximum of updates that are delivered together.
     """
 
     def __init__(self, updates: Iterable[Update], *, limit: int = 256):
@@ -75,4 +75,4 @@ class IterableUpdates:
         return [Delivery((number,), update) for number, update in some] or None
 
     def acknowledge(self, position: Position) -> None:
-        """Nothing is kept of what was delivered, so there is nothing to let go of."""
+        """Do nothing: no delivered update is kept."""

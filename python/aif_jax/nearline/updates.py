@@ -1,4 +1,4 @@
-"""Updates of items: the changes that a stream delivers."""
+"""Updates of items, as a stream delivers them."""
 
 import dataclasses
 from typing import Any, TypeAlias
@@ -13,7 +13,7 @@ class Upsert(ItemRecords):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Delete:
-    """Items that are gone: no candidates any more. They still count in the histories of users."""
+    """Deleted items: not candidates any more. They still count in the histories of users."""
 
     ids: Any
 

@@ -1,7 +1,7 @@
-"""Looking at an engine while it serves: what to pass as ``Engine(observers=...)``.
+"""Observers of a serving engine, for ``Engine(observers=...)``.
 
-Here is what needs nothing beyond the core install. `aif_jax.observe.prometheus` needs the extra ``metrics``,
-`aif_jax.observe.opentelemetry` the extra ``tracing``.
+This package exports those that need nothing beyond the core install. `aif_jax.observe.prometheus` needs the
+extra ``metrics``, `aif_jax.observe.opentelemetry` the extra ``tracing``.
 """
 
 from aif_jax.observe.perfetto import chrome_trace as chrome_trace

@@ -1,4 +1,4 @@
-"""Metrics of what follows a stream of updates, for Prometheus. Needs the extra ``metrics``."""
+"""Metrics of followers of update streams, for Prometheus. Needs the extra ``metrics``."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,7 +14,7 @@ _COUNTS = {
     "updates": "Updates that were applied, by follower.",
     "upserted": "Items whose rows were computed and stored, for every table.",
     "deleted": "Items that were deleted, for every table.",
-    "ignored": "Items whose deletion a table passed over.",
+    "ignored": "Items whose deletion a table ignored.",
     "repeated": "Updates that a table held already.",
     "source_errors": "Errors of the source.",
     "disk_full": "Attempts that a full disk refused.",
@@ -23,12 +23,12 @@ _COUNTS = {
 
 
 class FollowerMetrics(Collector):
-    """Reads followers' counts when somebody scrapes.
+    """Reads followers' counts at each scrape.
 
     Args:
-        registry: where to register, such as that of a `PrometheusMetrics`.
-        followers: by the name that their metrics carry as a label.
-        prefix: what names of metrics begin with.
+        registry: registry of the metrics, such as that of a `PrometheusMetrics`.
+        followers: followers by the label of their metrics.
+        prefix: prefix of the metrics' names.
     """
 
     def __init__(self, registry: CollectorRegistry, followers: Mapping[str, Follower], prefix: str = "aif"):
@@ -49,7 +49,7 @@ class FollowerMetrics(Collector):
             yield family
         bad = CounterMetricFamily(
             f"{self._prefix}_follower_bad_items",
-            "Items set aside, by the error.",
+            "Items that were left out, by the error.",
             labels=("follower", "error"),
         )
         lag = GaugeMetricFamily(
@@ -59,7 +59,7 @@ class FollowerMetrics(Collector):
         )
         going = GaugeMetricFamily(
             f"{self._prefix}_follower_going",
-            "1 if it follows, 0 if something keeps it from it or has ended it.",
+            "1 if it follows, 0 if an error holds it up or has ended it.",
             labels=("follower",),
         )
         for name, found in stats.items():

@@ -1,8 +1,8 @@
-"""Requests as OpenTelemetry spans, in which the overlap shows. Needs the extra ``tracing``.
+"""Requests as OpenTelemetry spans, which show the overlap. Needs the extra ``tracing``.
 
-The spans are made when a request has ended, with the times that it noted on its way: nothing is traced while
-it runs, and a request that is not sampled costs next to nothing. Their parent is whatever span the caller is
-in when the ranking reaches it.
+The spans are made when a request has ended, from the times of its report: nothing is traced while it runs,
+and a request that is not sampled costs almost nothing. Their parent is the caller's current span when the
+ranking reaches it.
 """
 
 import time
@@ -23,12 +23,12 @@ _ATTRIBUTES = (
 class OpenTelemetrySpans(Observer):
     """Makes a span ``aif.rank`` of each request, with one child for each piece of its time.
 
-    Pieces of the user side and of retrieval lie side by side; attribute ``aif.lane`` tells them apart. The
+    Pieces of the user side and of retrieval overlap; attribute ``aif.lane`` distinguishes them. The
     user's id is left out, because traces go far; set ``with_user`` to have it as ``enduser.id``.
 
     Args:
-        provider: whose tracer makes the spans; ``None`` for the global one.
-        with_user: whether to put the user's id on the spans.
+        provider: provider of the tracer; ``None`` for the global one.
+        with_user: puts the user's id on the spans.
     """
 
     def __init__(self, provider: TracerProvider | None = None, *, with_user: bool = False):
@@ -53,7 +53,7 @@ class OpenTelemetrySpans(Observer):
         root.end(clock.ns(max(span.end_s for span in report.spans)))
 
     def failed(self, failure: Failure) -> None:
-        """Make the span of a request that ended in an error, with what had been run for it."""
+        """Make the span of a request that ended in an error, with the tasks that had run for it."""
         clock = _Clock()
         ended_s = failure.began_s + failure.total_ms / 1e3
         root = self._tracer.start_span("aif.rank", start_time=clock.ns(failure.began_s))
@@ -67,7 +67,7 @@ class OpenTelemetrySpans(Observer):
             inside = trace.set_span_in_context(root)
             for task in failure.tasks:
                 self._child(inside, f"queued: {task.name}", "queue", clock, task.submitted_s, task.began_s)
-                # What still runs, or had no end when the error came, ends with the request.
+                # A task that still runs, or had no end when the error came, ends with the request.
                 end_s = task.ended_s if task.ended_s < ended_s else ended_s
                 self._child(inside, task.name, task.lane, clock, task.began_s, max(task.began_s, end_s))
         root.end(clock.ns(ended_s))
@@ -86,7 +86,7 @@ class OpenTelemetrySpans(Observer):
 
 
 class _Clock:
-    """From ``time.perf_counter`` to nanoseconds since the epoch, as of now: the two may drift apart."""
+    """``time.perf_counter`` in nanoseconds since the epoch, as of now: the two clocks may drift apart."""
 
     def __init__(self) -> None:
         self._offset = time.time_ns() - time.perf_counter_ns()

@@ -1,4 +1,4 @@
-"""Requests as a trace file for Perfetto: a row of tracks for each request, and one for each thread.
+"""Requests as a trace file for Perfetto: a group of tracks for each request, and a track for each thread.
 
 Format: Chrome's "Trace Event Format", complete events (``"ph": "X"``), times in microseconds.
 """
@@ -15,13 +15,13 @@ _THREADS = "threads of the scheduler"
 def chrome_trace(requests: Iterable[Report | Failure], *, aligned: bool = False) -> str:
     """Return a trace file of several requests for https://ui.perfetto.dev or chrome://tracing.
 
-    A request shows its retrieval, its user side and what its caller waited for one under the other; another
-    group of tracks shows what each thread of the scheduler ran, for whom, and how long it had been queued.
+    A request shows its retrieval, its user side and its caller's waits one under the other; another group of
+    tracks shows the tasks of each thread of the scheduler, their requests, and their time in the queue.
 
     Args:
         requests: reports of rankings, and failures.
-        aligned: whether all requests begin at 0, to compare them, instead of when they came in. Threads
-            are then left out: it would look as if they ran several things at once.
+        aligned: lets all requests begin at 0, to compare them, instead of at their real times. Threads are
+            then left out: they would seem to run several tasks at once.
     """
     requests = list(requests)
     began = [_began_s(request) for request in requests]

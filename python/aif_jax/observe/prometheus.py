@@ -1,7 +1,7 @@
 """An engine's metrics for Prometheus. Needs the extra ``metrics``.
 
-Distributions are observed as requests end. Everything that the engine counts anyway is read from
-`Engine.stats` when somebody scrapes, so it costs requests nothing.
+Distributions are observed as requests end. Everything else is read from `Engine.stats` at each scrape, so it
+costs requests nothing.
 """
 
 import threading
@@ -53,11 +53,12 @@ class PrometheusMetrics(Observer, Collector):
     """Metrics of one engine, in a registry of their own unless one is given.
 
     Args:
-        registry: where to register; ``None`` for a new one. Engines that share one need different prefixes.
-        prefix: what names of metrics begin with.
+        registry: registry of the metrics; ``None`` for a new one. Engines that share one need different
+            prefixes.
+        prefix: prefix of the metrics' names.
 
     Attributes:
-        registry: where the metrics are.
+        registry: registry of the metrics.
         content_type: media type of `scrape`.
     """
 
@@ -111,7 +112,7 @@ class PrometheusMetrics(Observer, Collector):
     # -- for the registry -------------------------------------------------------------------------
 
     def describe(self) -> list[Metric]:
-        """Return nothing: what there is depends on what happens, and names are this observer's own."""
+        """Return nothing: the metrics depend on the requests, and names are this observer's own."""
         return []
 
     def collect(self) -> Iterator[Metric]:
@@ -124,12 +125,10 @@ class PrometheusMetrics(Observer, Collector):
         bundle.add_metric([stats["version"]], 1)
         yield bundle
         yield from self._requests(stats["requests"])
-        yield self._gauge("open_handles", "Handles that were begun and neither ranked nor dropped.").single(
-            stats["open_handles"]
-        )
-        yield self._gauge("compilations", "Programs compiled since the engine was made.").single(
-            stats["compilations"]
-        )
+        open_handles = self._gauge("open_handles", "Handles that were begun and neither ranked nor dropped.")
+        yield _single(open_handles, stats["open_handles"])
+        compilations = self._gauge("compilations", "Programs compiled since the engine was made.")
+        yield _single(compilations, stats["compilations"])
         yield from self._scheduler(stats["scheduler"])
         yield from self._user_states(stats["user_states"])
         yield from self._tables({"items": stats["item_index"], "behaviours": stats["behaviour_table"]})
@@ -147,7 +146,7 @@ class PrometheusMetrics(Observer, Collector):
             if colon and prefix in families:
                 families[prefix].add_metric([label], number)
             elif not colon:
-                yield self._counter(f"requests_{name}", "See Engine.stats.").single(number)
+                yield _single(self._counter(f"requests_{name}", "See Engine.stats."), number)
         yield from families.values()
 
     def _scheduler(self, lanes: Mapping[str, Any]) -> Iterator[Metric]:
@@ -221,20 +220,14 @@ class PrometheusMetrics(Observer, Collector):
     ) -> Histogram:
         return Histogram(f"{self._prefix}_{name}", text, labels, buckets=buckets, registry=self.registry)
 
-    def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> "_Counter":
-        return _Counter(f"{self._prefix}_{name}", text, labels=labels)
+    def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> CounterMetricFamily:
+        return CounterMetricFamily(f"{self._prefix}_{name}", text, labels=labels)
 
-    def _gauge(self, name: str, text: str, labels: tuple[str, ...] = ()) -> "_Gauge":
-        return _Gauge(f"{self._prefix}_{name}", text, labels=labels)
-
-
-class _Counter(CounterMetricFamily):
-    def single(self, value: float) -> Metric:
-        self.add_metric([], value)
-        return self
+    def _gauge(self, name: str, text: str, labels: tuple[str, ...] = ()) -> GaugeMetricFamily:
+        return GaugeMetricFamily(f"{self._prefix}_{name}", text, labels=labels)
 
 
-class _Gauge(GaugeMetricFamily):
-    def single(self, value: float) -> Metric:
-        self.add_metric([], value)
-        return self
+def _single(family: CounterMetricFamily | GaugeMetricFamily, value: float) -> Metric:
+    """Return a metric without labels, of one value."""
+    family.add_metric([], value)
+    return family

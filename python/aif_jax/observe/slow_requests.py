@@ -1,4 +1,4 @@
-"""The slowest requests of late, and those that failed, with their timelines."""
+"""The slowest recent requests, and those that failed, with their timelines."""
 
 import heapq
 import itertools
@@ -14,16 +14,16 @@ from aif_jax.serving import Failure, Observer, Report
 
 
 class SlowRequests(Observer):
-    """Keeps the slowest rankings of the last while, and the last failures. Safe to use from any thread.
+    """Keeps the slowest recent rankings, and the last failures. Safe to use from any thread.
 
-    Time is cut into windows: what is kept are the slowest of the present window and of the one before, so
-    what was slow is seen for at least a window's length, and then makes room.
+    Time is cut into windows. The slowest rankings of the current window and of the one before are kept, so
+    each is visible for at least the length of a window.
 
     Args:
         worst: rankings to keep of each window.
         failures: failures to keep.
         window_s: length of a window in seconds.
-        clock: seconds that only grow.
+        clock: monotonic seconds.
 
     Raises:
         ConfigError: a size or the window is not positive.
@@ -79,17 +79,17 @@ class SlowRequests(Observer):
             return list(reversed(self._failures))
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all kept requests."""
         with self._lock:
             self._now, self._before = [], []
             self._failures.clear()
 
     def trace(self) -> str:
-        """Return what is kept as a trace file, see `aif_jax.observe.chrome_trace`."""
+        """Return the kept requests as a trace file, see `aif_jax.observe.chrome_trace`."""
         return chrome_trace([*self.worst(), *self.failures()])
 
     def to_json(self) -> dict[str, Any]:
-        """Return what is kept as JSON-serialisable values."""
+        """Return the kept requests as JSON-serialisable values."""
         return {
             "worst": [report.to_json() for report in self.worst()],
             "failures": [failure.to_json() for failure in self.failures()],
@@ -99,7 +99,7 @@ class SlowRequests(Observer):
         now = self._clock()
         if now < self._until:
             return
-        # After a quiet time longer than a window, what came before it is as old.
+        # After a quiet time longer than a window, the current window is too old as well.
         self._before = self._now if now < self._until + self._window_s else []
         self._now = []
         self._until = now + self._window_s

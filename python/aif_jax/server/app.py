@@ -1,7 +1,7 @@
-"""A small HTTP application round an engine: rank, health, stats.
+"""A small HTTP application around an engine: rank, health, stats.
 
 Run it with any ASGI server, for example ``uvicorn.run(create_app(engine))``. The engine is not closed with
-the application; whoever made it closes it.
+the application; its owner closes it.
 """
 
 import dataclasses
@@ -49,21 +49,20 @@ def create_app(
     """Return an ASGI application.
 
     - ``POST /rank`` takes JSON: ``user`` (integer or string); and, all optional, ``context`` (features by
-    name),
-      ``k``, ``deadline_ms``, ``candidates`` (item ids, or a table: an object of columns with the ids under
-      ``id``; without them the engine's own ``retrieve`` is called), ``pair`` (pair features by name, one each
-      candidate), ``filters`` (an object with ``exclude``, item ids that must not be in the answer, and
-      ``categories``, of which the answer's items must be), ``report`` (true to get the report too). It
-      answers ``ids``, ``scores``, ``heads``, ``version`` and, if asked for, ``report``.
-    - ``GET /health`` answers the version that serves, with status 503 if the engine was closed.
-    - ``GET /stats`` answers `Engine.stats`.
-    - ``GET /metrics``, if ``metrics`` is given, answers in Prometheus's text format.
-    - ``GET /slow``, if ``slow`` is given, answers the slowest and the failed requests of late, and
+      name), ``k``, ``deadline_ms``, ``candidates`` (item ids, or a table: an object of columns with the ids
+      under ``id``; without them the engine's own ``retrieve`` is called), ``pair`` (pair features by name,
+      one each candidate), ``filters`` (an object with ``exclude``, item ids that must not be in the answer,
+      and ``categories``, of which the answer's items must be), ``report`` (true to get the report too). It
+      returns ``ids``, ``scores``, ``heads``, ``version`` and, if requested, ``report``.
+    - ``GET /health`` returns the version that serves, with status 503 if the engine was closed.
+    - ``GET /stats`` returns `Engine.stats`.
+    - ``GET /metrics``, if ``metrics`` is given, returns Prometheus's text format.
+    - ``GET /slow``, if ``slow`` is given, returns the slowest and the failed recent requests, and
       ``GET /slow/trace`` their timelines as a file for https://ui.perfetto.dev.
 
     ``metrics`` and ``slow`` have to be among the engine's observers.
 
-    Errors are JSON, ``{"error": name, "message": what was wrong and how to mend it}``, with status 400 for
+    Errors are JSON, ``{"error": name, "message": text}``, with status 400 for
     malformed requests, 404 for unknown users, 502 if retrieval failed, 503 if overloaded and 504 if late.
     """
 
@@ -103,7 +102,7 @@ def create_app(
     return Starlette(routes=routes)
 
 
-# Plain functions: Starlette runs them in a thread, so that making a long answer holds up no request.
+# Plain functions: Starlette runs them in a thread, so that a long answer does not hold up requests.
 
 
 def _metrics(metrics: "PrometheusMetrics") -> Callable[[HttpRequest], Response]:
@@ -171,7 +170,7 @@ def _answer(ranking: Ranking, *, report: bool) -> dict[str, Any]:
 def _explaining(
     handler: Callable[[HttpRequest], Awaitable[JSONResponse]],
 ) -> Callable[[HttpRequest], Awaitable[JSONResponse]]:
-    """Answer with the errors that aif_jax raises on purpose; others are the server's to log."""
+    """Return the errors that aif_jax raises on purpose as answers; the server logs all others."""
 
     async def explained(http: HttpRequest) -> JSONResponse:
         try:

@@ -1,7 +1,7 @@
 """The real-time stage over item rows in device memory.
 
 One compiled program takes slots and returns the top k: it gathers the rows of its slots, masks the slots
-that have none and the items that may not be ranked, and goes on with the bundle's own stage program.
+that have none and the items that may not be ranked, and calls the bundle's own stage program.
 Weights, table and user state are operands, so one architecture's executables serve every bundle of it.
 """
 
@@ -18,8 +18,8 @@ from aif_jax.bundle.programs import Program, compiled_once
 from aif_jax.errors import ConfigError, VersionMismatchError
 from aif_jax.features import pad_to
 from aif_jax.nearline.device_rows import DeviceRows, RowPacking, read_rows
-from aif_jax.nearline.item_index import RANKABLE
-from aif_jax.serving.stage import Meanwhile, Progress, Refuse, Scored, Shared, Stage
+from aif_jax.nearline.item_index import RANKABLE_COLUMN
+from aif_jax.serving.stage import Progress, Scored, Shared, Stage, Work
 
 
 class DeviceStage(Stage):
@@ -41,6 +41,8 @@ class DeviceStage(Stage):
         ConfigError: the bundle's programs were not exported for the platform of the device.
         BundleError: this jax cannot read the program.
     """
+
+    place = "device"
 
     def __init__(
         self,
@@ -72,7 +74,7 @@ class DeviceStage(Stage):
                 f"the bundle's {bundle.kind} stage program was exported for {', '.join(exported_for)}, but "
                 f"the item rows are on {platform}; load the bundle with prefer='portable'."
             )
-        self._sizes = [(size, length) for length in lengths for size in buckets]
+        self.sizes = [(size, length) for length in lengths for size in buckets]
         self._weights = self._sent(tuple(bundle.weights[name] for name in self._program.signature.weights))
         self._others = [
             operand
@@ -81,44 +83,29 @@ class DeviceStage(Stage):
         ]
         self._executables: dict[tuple[int, int, int], Any] = {}
         rows.on_growth(self._compile)
-        for number, (size, length) in enumerate(self._sizes, 1):
+        for number, (size, length) in enumerate(self.sizes, 1):
             self._run_on_zeros(size, length)
             if progress is not None:
-                progress(number, len(self._sizes), f"device stage, history {length}, {size} candidates")
+                progress(number, len(self.sizes), f"device stage, history {length}, {size} candidates")
 
     def prepare(self, leaves: Mapping[str, Any], length: int, context: Mapping[str, np.ndarray]) -> Shared:
         """Send what all candidates of a request share to the device."""
         given = {**leaves, **{f"context/{name}": value for name, value in context.items()}}
         return Shared(length, self._sent(tuple(given.get(operand.path) for operand in self._others)))
 
-    def score(
-        self,
-        shared: Shared,
-        keys: np.ndarray,
-        pair: Mapping[str, np.ndarray],
-        size: int,
-        *,
-        refuse: Refuse | None = None,
-        meanwhile: Meanwhile | None = None,
-    ) -> Scored:
-        """Score candidates in one call and take the best."""
-        began_s, length = time.perf_counter(), shared.length
-        if (size, length) not in self._sizes:
-            raise ConfigError(
-                f"device stage: got {size} candidates and a history of {length}, expected one of "
-                f"{self._sizes}; name it when the stage is made."
-            )
-        given = self._sent({name: pad_to(column, size) for name, column in pair.items()})
+    def _score(self, shared: Shared, work: Work) -> Scored:
+        began_s, keys, size = time.perf_counter(), work.keys, work.size
+        given = self._sent({name: pad_to(column, size) for name, column in work.pair.items()})
         others = tuple(
             given[operand.path.removeprefix("pair/")] if operand.path.startswith("pair/") else leaf
             for operand, leaf in zip(self._others, shared.operands, strict=True)
         )
         (results, found) = self.rows.dispatch(
-            keys, size, self._calling(size, length, others), default=self._default, refuse=refuse
+            keys, size, self._calling(size, shared.length, others), default=self._default, refuse=work.refuse
         )
         dispatched_s = time.perf_counter()
-        if meanwhile is not None:
-            meanwhile()
+        if work.meanwhile is not None:
+            work.meanwhile()
         order, scores, heads, unscored, not_rankable = jax.device_get(results)
         missing = len(keys) - int(np.count_nonzero(found))
         ranked = len(keys) - (0 if self._default else missing) - int(not_rankable) - int(unscored)
@@ -161,7 +148,7 @@ class DeviceStage(Stage):
         function = stage_over_table(self._program, rows.packing)
         stage = jax.jit(function, in_shardings=sharding, out_shardings=sharding)
         program = (self._program.digest, str(rows.packing.columns))
-        for size, length in self._sizes:
+        for size, length in self.sizes:
             others = tuple(operand.at({"n": size, "l": length}) for operand in self._others)
 
             def compile_it(size: int = size, others: Any = others) -> Any:
@@ -193,7 +180,7 @@ def stage_over_table(program: Program, packing: RowPacking) -> Callable[..., Any
     ) -> tuple[jax.Array, ...]:
         rows = packing.unpack_traced(read_rows(table, slots))
         there = slots >= 0
-        listed = rows[RANKABLE][:, 0] != 0
+        listed = rows[RANKABLE_COLUMN][:, 0] != 0
         left = iter(others)
         inputs = []
         for operand in signature.inputs:

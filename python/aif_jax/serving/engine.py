@@ -1,4 +1,4 @@
-"""The engine: the public interface of serving. One request runs as told in `aif_jax.serving.request`."""
+"""The engine: the public interface of serving. `aif_jax.serving.request` describes how a request runs."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -433,7 +433,7 @@ class Engine:
 
     @property
     def closed(self) -> bool:
-        """Whether the engine was closed: it takes no more requests."""
+        """True if the engine was closed: it takes no more requests."""
         return self._closed
 
     def __repr__(self) -> str:

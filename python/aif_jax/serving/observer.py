@@ -61,7 +61,7 @@ class ObservedEngine(Protocol):
 
     @property
     def closed(self) -> bool:
-        """Whether the engine was closed."""
+        """True if the engine was closed."""
         ...
 
     def stats(self) -> dict[str, Any]:

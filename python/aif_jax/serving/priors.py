@@ -11,7 +11,7 @@ import numpy as np
 from aif_jax.config import PRIOR
 from aif_jax.features import EncodeReport
 from aif_jax.features.score import best_first, score_of
-from aif_jax.nearline.item_index import RANKABLE
+from aif_jax.nearline.item_index import RANKABLE_COLUMN
 from aif_jax.serving.candidates import EncodedCandidates, check_candidates
 from aif_jax.serving.generation import Generation, unknown_items
 from aif_jax.serving.ladder import ITEM_PRIOR, Ladder, LatencyEstimates
@@ -67,7 +67,7 @@ class Priors:
         cache = self._generation.tables.items.store.cache
         # Two columns of two dozen: whole rows would cost as much as a stage.
         logits, found = cache.gather_column(candidates.keys, PRIOR)
-        listed, still_found = cache.gather_column(candidates.keys, RANKABLE)
+        listed, still_found = cache.gather_column(candidates.keys, RANKABLE_COLUMN)
         found &= still_found
         missing = len(found) - int(np.count_nonzero(found))
         if missing and self._generation.config.missing_items.policy == "error":

@@ -7,8 +7,8 @@ way a call returns a status for each candidate. The stage over rows in device me
 
 import abc
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from aif_jax.bundle.programs import Call
 from aif_jax.errors import ConfigError, RequestError
 from aif_jax.kernels import FOUND, RANKABLE, handle_operand
 from aif_jax.nearline import ItemIndex
-from aif_jax.nearline.item_index import RANKABLE as RANKABLE_COLUMN
+from aif_jax.nearline.item_index import RANKABLE_COLUMN
 from aif_jax.nearline.row_buffers import RowBuffers
 from aif_jax.nearline.store import RowStore
 
@@ -74,8 +74,34 @@ class Shared(NamedTuple):
     operands: tuple[Any, ...]
 
 
+class Work(NamedTuple):
+    """Candidates of one compiled call.
+
+    Attributes:
+        keys: uint64 ``[n]``.
+        pair: encoded pair features by name, and raw ones under ``raw_<name>``, ``[n, ...]``.
+        size: candidates that the call takes, at least n.
+        refuse: called with a mask of the candidates that have a row, bool ``[n]``, if some have none.
+        meanwhile: called when the program was dispatched.
+    """
+
+    keys: np.ndarray
+    pair: Mapping[str, np.ndarray]
+    size: int
+    refuse: Refuse | None
+    meanwhile: Meanwhile | None
+
+
 class Stage(abc.ABC):
-    """The real-time stage of one bundle over item rows, wherever these are. Safe to use from any thread."""
+    """The real-time stage of one bundle over item rows, wherever these are. Safe to use from any thread.
+
+    Attributes:
+        place: memory that holds the rows, ``host`` or ``device``, for messages.
+        sizes: compiled numbers of candidates, each with a history length.
+    """
+
+    place: ClassVar[str]
+    sizes: Collection[tuple[int, int]]
 
     @abc.abstractmethod
     def prepare(self, leaves: Mapping[str, Any], length: int, context: Mapping[str, np.ndarray]) -> Shared:
@@ -87,7 +113,6 @@ class Stage(abc.ABC):
             context: encoded context by feature.
         """
 
-    @abc.abstractmethod
     def score(
         self,
         shared: Shared,
@@ -98,21 +123,31 @@ class Stage(abc.ABC):
         refuse: Refuse | None = None,
         meanwhile: Meanwhile | None = None,
     ) -> Scored:
-        """Score candidates in one call and take the best.
+        """Score candidates in one call and take the best; see `Work` for the other arguments.
 
         Args:
             shared: from `prepare`.
-            keys: of the candidates, uint64 ``[n]``.
-            pair: encoded pair features by name, and raw ones under ``raw_<name>``, ``[n, ...]``.
-            size: candidates that the call takes, at least n.
-            refuse: called with which candidates have a row, bool ``[n]``, if some have none; may raise.
-            meanwhile: called when the program was dispatched.
 
         Raises:
             ConfigError: size and history length are not compiled for.
             RequestError: there are more candidates than ``size``.
             ItemIndexError: the rows are on a device, and are closed or were lost.
         """
+        if (size, shared.length) not in self.sizes:
+            raise ConfigError(
+                f"{self.place} stage: got {size} candidates and a history of {shared.length}, expected one "
+                f"of {sorted(self.sizes)}; name it when the stage is made."
+            )
+        if len(keys) > size:
+            raise RequestError(
+                f"{self.place} stage: a list of {len(keys)} candidates is longer than {size}, the size of "
+                "the call; send fewer."
+            )
+        return self._score(shared, Work(keys, pair, size, refuse, meanwhile))
+
+    @abc.abstractmethod
+    def _score(self, shared: Shared, work: Work) -> Scored:
+        """Score candidates that fit a compiled call."""
 
     @property
     def device_bytes(self) -> int | None:
@@ -137,6 +172,8 @@ class HostStage(Stage):
         progress: called after every program that is ready.
     """
 
+    place = "host"
+
     def __init__(
         self,
         index: ItemIndex,
@@ -150,6 +187,7 @@ class HostStage(Stage):
         self.index = index
         self._default = index.default_row() if default else None
         self._calls: dict[tuple[int, int], Call] = {}
+        self.sizes = self._calls.keys()
         signature = bundle.signature("stage")
         self._places = {operand.path: place for place, operand in enumerate(signature.inputs)}
         self._results = {operand.path: place for place, operand in enumerate(signature.outputs)}
@@ -186,38 +224,26 @@ class HostStage(Stage):
                 operands[place] = value
         return Shared(length, tuple(operands))
 
-    def score(
-        self,
-        shared: Shared,
-        keys: np.ndarray,
-        pair: Mapping[str, np.ndarray],
-        size: int,
-        *,
-        refuse: Refuse | None = None,
-        meanwhile: Meanwhile | None = None,
-    ) -> Scored:
-        """Score candidates in one call and take the best."""
-        began_s, n = time.perf_counter(), len(keys)
-        call = self._calls.get((size, shared.length))
-        if call is None or n > size:
-            raise self._misfit(size, shared.length, n)
+    def _score(self, shared: Shared, work: Work) -> Scored:
+        began_s, n, size = time.perf_counter(), len(work.keys), work.size
+        call = self._calls[size, shared.length]
         operands = list(shared.operands)
         for name, place in self._pair.items():
-            column = pair[name]
+            column = work.pair[name]
             if n < size:
                 padded = np.zeros((size, *column.shape[1:]), column.dtype)
                 padded[:n] = column
                 column = padded
             operands[place] = column
-        results, status, dispatched_s = self._run(call, operands, keys, size, meanwhile)
+        results, status, dispatched_s = self._run(call, operands, work)
         rankable = n
         missing = not_rankable = 0
         # Counted as bytes, which is quick, and told apart only if some candidate is not as it should be.
         if status.tobytes().count(_GOOD) < n:
             found = (status & FOUND) != 0
             missing = n - int(np.count_nonzero(found))
-            if missing and refuse is not None:
-                refuse(found)
+            if missing and work.refuse is not None:
+                work.refuse(found)
             rankable = int(np.count_nonzero(status & RANKABLE))
             not_rankable = int(np.count_nonzero(found & ((status & RANKABLE) == 0)))
         places = self._results
@@ -236,22 +262,12 @@ class HostStage(Stage):
             1,
         )
 
-    def _misfit(self, size: int, length: int, n: int) -> Exception:
-        if (size, length) not in self._calls:
-            return ConfigError(
-                f"host stage: got {size} candidates and a history of {length}, expected one of "
-                f"{sorted(self._calls)}; name it when the stage is made."
-            )
-        return RequestError(f"host stage: got {n} candidates for a call of {size}; send fewer.")
-
     @abc.abstractmethod
     def _set_up(self) -> None:
         """Make what calls need besides the index and the default row."""
 
     @abc.abstractmethod
-    def _run(
-        self, call: Call, operands: list[Any], keys: np.ndarray, size: int, meanwhile: Meanwhile | None
-    ) -> tuple[Sequence[Any], np.ndarray, float]:
+    def _run(self, call: Call, operands: list[Any], work: Work) -> tuple[Sequence[Any], np.ndarray, float]:
         """Return the results in order, each candidate's status uint8 ``[n]``, and the time of dispatch."""
 
 
@@ -266,10 +282,8 @@ class CachedStage(HostStage):
             self._fixed["missing"] = handle_operand(self._stand_in.cache)
         self._ids, self._count = self._places["ids"], self._places["count"]
 
-    def _run(
-        self, call: Call, operands: list[Any], keys: np.ndarray, size: int, meanwhile: Meanwhile | None
-    ) -> tuple[Sequence[Any], np.ndarray, float]:
-        n = len(keys)
+    def _run(self, call: Call, operands: list[Any], work: Work) -> tuple[Sequence[Any], np.ndarray, float]:
+        keys, size, n = work.keys, work.size, len(work.keys)
         if n < size:
             padded = np.zeros(size, np.uint64)
             padded[:n] = keys
@@ -278,8 +292,8 @@ class CachedStage(HostStage):
         operands[self._count] = np.asarray(n, np.int32)
         dispatched_s = time.perf_counter()
         results = call.run(operands)
-        if meanwhile is not None:
-            meanwhile()
+        if work.meanwhile is not None:
+            work.meanwhile()
         return results, np.asarray(results[self._results["status"]])[:n], dispatched_s
 
 
@@ -289,13 +303,11 @@ class GatheredStage(HostStage):
     def _set_up(self) -> None:
         self._buffers = RowBuffers(self.index.store.columns)
 
-    def _run(
-        self, call: Call, operands: list[Any], keys: np.ndarray, size: int, meanwhile: Meanwhile | None
-    ) -> tuple[Sequence[Any], np.ndarray, float]:
-        n = len(keys)
+    def _run(self, call: Call, operands: list[Any], work: Work) -> tuple[Sequence[Any], np.ndarray, float]:
+        size, n = work.size, len(work.keys)
         lease = self._buffers.lend(size)
         columns = lease.columns
-        _, found = self.index.gather(keys, {name: array[:n] for name, array in columns.items()})
+        _, found = self.index.gather(work.keys, {name: array[:n] for name, array in columns.items()})
         status = np.where(found, np.uint8(FOUND), np.uint8(0))
         there = found
         if self._default is not None and not found.all():
@@ -312,8 +324,8 @@ class GatheredStage(HostStage):
         operands[self._places["valid"]] = valid
         dispatched_s = time.perf_counter()
         results = call.run(operands)
-        if meanwhile is not None:
-            meanwhile()
+        if work.meanwhile is not None:
+            work.meanwhile()
         jax.block_until_ready(results)
         # Not before the results are ready: until then the program reads the buffers.
         self._buffers.give_back(lease)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from aif_jax.bundle import files
 from aif_jax.bundle.files import MANIFEST, read_manifest, read_verified, write_bundle_files
 from aif_jax.errors import BundleError
 
@@ -133,13 +132,16 @@ def test_every_directory_reaches_the_disk_before_the_bundle_has_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "bundle"
-    synced: list[str] = []
-    monkeypatch.setattr(
-        files, "sync_directory", lambda folder: synced.append(f"{folder.name} {path.exists()}")
-    )
+    synced: list[tuple[int, bool]] = []
+    sync = os.fsync
+
+    def note(descriptor: int) -> None:
+        sync(descriptor)
+        synced.append((os.fstat(descriptor).st_ino, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", note)
     write(path)
     *before, last = synced
-    assert last == f"{tmp_path.name} True"
-    assert len(before) == 2
-    assert "programs False" in before
-    assert all(name.endswith(" False") for name in before)
+    assert last == (tmp_path.stat().st_ino, True)
+    for entry in (path, *path.rglob("*")):
+        assert (entry.stat().st_ino, False) in before

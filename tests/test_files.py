@@ -1,0 +1,308 @@
+"""Atomic writes: a write that ends at any step leaves the old content or the new, and nothing beside it."""
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aif_jax import files
+from aif_jax.files import real_path, replace_directory, temporary_directory, temporary_file, write_atomic
+
+OLD, NEW = b"old" * 1000, b"the new one" * 1000
+
+WRITER = """
+import sys
+from pathlib import Path
+from aif_jax.files import temporary_directory, temporary_file
+
+path = Path(sys.argv[2])
+with temporary_file(path) if sys.argv[1] == "file" else temporary_directory(path) as made:
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(found.name for found in folder.iterdir())
+
+
+def ends(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def is_full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "table.json"
+
+
+def test_write_atomic_creates_and_replaces_file(path: Path) -> None:
+    write_atomic(path, OLD)
+    assert path.read_bytes() == OLD
+    write_atomic(path, NEW)
+    assert path.read_bytes() == NEW
+    write_atomic(path, b"")
+    assert path.read_bytes() == b""
+    assert names(path.parent) == ["table.json"]
+
+
+@pytest.mark.parametrize("fails", [ends, is_full])
+@pytest.mark.parametrize("step", ["fchmod", "fsync", "replace"])
+def test_write_atomic_ended_before_rename_keeps_old_content(
+    path: Path, monkeypatch: pytest.MonkeyPatch, step: str, fails: Callable[..., None]
+) -> None:
+    write_atomic(path, OLD)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, step, fails)
+        with pytest.raises(KeyboardInterrupt if fails is ends else OSError):
+            write_atomic(path, NEW)
+    assert path.read_bytes() == OLD
+    assert names(path.parent) == ["table.json"]
+    write_atomic(path, NEW)
+    assert path.read_bytes() == NEW
+
+
+def test_write_atomic_ended_after_rename_has_new_content(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_atomic(path, OLD)
+    monkeypatch.setattr(files, "sync_directory", ends)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(path, NEW)
+    assert path.read_bytes() == NEW
+    assert names(path.parent) == ["table.json"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_temporary_file_on_full_disk_is_removed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_atomic(path, OLD)
+    create = os.open
+
+    def on_full_device(name: Any, flags: int, *mode: int) -> int:
+        descriptor = create(name, flags, *mode)
+        if flags & os.O_CREAT:
+            full = create("/dev/full", os.O_RDWR)
+            os.dup2(full, descriptor)
+            os.close(full)
+        return descriptor
+
+    monkeypatch.setattr(os, "open", on_full_device)
+    monkeypatch.setattr(os.path, "samestat", lambda *_: True)
+    monkeypatch.setattr(os, "fchmod", lambda *_: None)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_atomic(path, NEW)
+    assert caught.value.errno == errno.ENOSPC
+    assert path.read_bytes() == OLD
+    assert names(path.parent) == ["table.json"]
+
+
+def test_write_atomic_syncs_file_before_rename_and_directory_after(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[bool, bool]] = []
+    sync = os.fsync
+
+    def note(descriptor: int) -> None:
+        sync(descriptor)
+        synced.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), path.exists()))
+
+    monkeypatch.setattr(os, "fsync", note)
+    write_atomic(path, NEW)
+    assert synced == [(False, False), (True, True)]
+
+
+def test_write_atomic_through_link_keeps_link(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    target, link = tmp_path / "there" / "target", tmp_path / "link"
+    target.write_bytes(OLD)
+    link.symlink_to(target)
+    write_atomic(link, NEW)
+    assert link.is_symlink()
+    assert target.read_bytes() == NEW
+    target.unlink()
+    write_atomic(link, OLD)  # a link to nothing yet
+    assert target.read_bytes() == OLD
+    assert names(tmp_path) == ["link", "there"]
+    assert names(tmp_path / "there") == ["target"]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
+def test_write_atomic_replacing_file_keeps_its_permissions(path: Path, mode: int) -> None:
+    path.write_bytes(OLD)
+    path.chmod(mode)
+    write_atomic(path, NEW, mode=0o644)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o000, 0o666)])
+def test_write_atomic_of_new_file_follows_umask(path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_atomic(path, NEW)
+        write_atomic(path.with_name("narrow"), NEW, mode=0o600)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+    assert stat.S_IMODE(path.with_name("narrow").stat().st_mode) == 0o600
+
+
+def test_write_atomic_over_directory_or_without_parent_fails_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_atomic(tmp_path / "folder", NEW)
+    with pytest.raises(FileNotFoundError):
+        write_atomic(tmp_path / "none" / "file", NEW)
+    assert names(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_temporary_of_killed_process_is_removed_and_of_living_one_kept(path: Path, kind: str) -> None:
+    command = [sys.executable, "-c", WRITER, kind, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"ready\n"
+        (temporary,) = names(path.parent)
+        assert temporary.startswith(".table.json.partial-")
+        write_atomic(path, OLD)
+        assert names(path.parent) == [temporary, "table.json"]
+        writer.kill()
+    assert names(path.parent) == [temporary, "table.json"]
+    write_atomic(path.with_name("table"), NEW)  # a name that this one begins with
+    assert temporary in names(path.parent)
+    write_atomic(path, NEW)
+    assert names(path.parent) == ["table", "table.json"]
+
+
+def test_write_atomic_from_many_threads_shows_readers_whole_contents(path: Path) -> None:
+    contents = [bytes([letter]) * 50_000 for letter in b"abcd"]
+    write_atomic(path, contents[0])
+    done, errors = threading.Event(), list[BaseException]()
+
+    def write(content: bytes) -> None:
+        try:
+            for _ in range(20):
+                write_atomic(path, content)
+        except BaseException as error:
+            errors.append(error)
+
+    def read() -> None:
+        while not done.is_set():
+            if path.read_bytes() not in contents:
+                errors.append(AssertionError("parts of two contents"))
+
+    writers = [threading.Thread(target=write, args=(content,)) for content in contents]
+    reader = threading.Thread(target=read)
+    for thread in (reader, *writers):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    done.set()
+    reader.join()
+    assert errors == []
+    assert names(path.parent) == ["table.json"]
+
+
+def test_temporary_file_taken_for_leftover_is_made_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, removed = files.fcntl.flock, list[Path]()
+
+    def late(descriptor: int, operation: int) -> None:
+        if not removed:  # before the first lock, another writer has removed the file
+            (name,) = path.parent.iterdir()
+            name.unlink()
+            removed.append(name)
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(files.fcntl, "flock", late)
+    with temporary_file(path) as (_, scratch):
+        assert scratch.exists()
+        assert [scratch] != removed
+
+
+def test_temporary_file_without_locks_is_written_and_leftovers_stay(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    leftover = path.with_name(".table.json.partial-00000000")
+    leftover.write_bytes(OLD)
+    monkeypatch.setattr(files.fcntl, "flock", refuses)
+    write_atomic(path, NEW)
+    assert path.read_bytes() == NEW
+    assert names(path.parent) == [leftover.name, "table.json"]
+
+
+# -- directories ---------------------------------------------------------------------------------------------
+
+
+def fill(path: Path, content: bytes) -> None:
+    with temporary_directory(real_path(path)) as scratch:
+        (scratch / "file").write_bytes(content)
+        replace_directory(scratch, real_path(path))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "bundle"
+
+
+def test_replace_directory_creates_and_replaces(folder: Path) -> None:
+    fill(folder, OLD)
+    fill(folder, NEW)
+    assert (folder / "file").read_bytes() == NEW
+    assert names(folder.parent) == ["bundle"]
+    assert stat.S_IMODE(folder.stat().st_mode) & 0o700 == 0o700
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_replace_directory_ended_at_rename_keeps_old_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    fill(folder, OLD)
+    rename, calls = os.rename, list[int]()
+
+    def sometimes(source: Path, target: Path) -> None:
+        calls.append(1)
+        if len(calls) == failing:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", sometimes)
+    with pytest.raises(KeyboardInterrupt):
+        fill(folder, NEW)
+    assert (folder / "file").read_bytes() == OLD
+    assert names(folder.parent) == ["bundle"]
+
+
+def test_replace_directory_left_between_renames_is_kept_until_next_is_in_place(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aside = folder.with_name(".bundle.replaced-00000000")
+    aside.mkdir()
+    (aside / "file").write_bytes(OLD)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", is_full)
+        with pytest.raises(OSError, match="No space"):
+            fill(folder, NEW)
+    assert (aside / "file").read_bytes() == OLD
+    fill(folder, NEW)
+    fill(folder, NEW)
+    assert names(folder.parent) == ["bundle"]
+
+
+def test_replace_directory_through_link_keeps_link(folder: Path) -> None:
+    link = folder.with_name("current")
+    fill(folder, OLD)
+    link.symlink_to("bundle")
+    fill(link, NEW)
+    assert link.is_symlink()
+    assert (folder / "file").read_bytes() == NEW
+    assert names(folder.parent) == ["bundle", "current"]

@@ -35,7 +35,7 @@ def rewritten(bundle: Bundle, path: Path, changes: dict[str, bytes | None], **he
     return path
 
 
-def test_a_bundle_carries_what_was_exported(bundle: Bundle) -> None:
+def test_bundle_holds_exported_values(bundle: Bundle) -> None:
     assert bundle.config == CONFIG
     assert bundle.schema == SCHEMA
     assert bundle.k_max == K_MAX
@@ -46,7 +46,7 @@ def test_a_bundle_carries_what_was_exported(bundle: Bundle) -> None:
     assert bundle.version[:12] in repr(bundle)
 
 
-def test_loading_takes_native_programs_and_says_why(bundle: Bundle) -> None:
+def test_load_takes_native_programs_and_explains(bundle: Bundle) -> None:
     assert bundle.kind == "native"
     assert "native: taken, agrees with the golden vectors" in bundle.explain()
     portable = Bundle.load(bundle.path, prefer="portable")
@@ -56,7 +56,7 @@ def test_loading_takes_native_programs_and_says_why(bundle: Bundle) -> None:
         Bundle.load(bundle.path, prefer="fast")  # type: ignore[arg-type]
 
 
-def test_every_broken_file_is_refused_and_named(bundle: Bundle, tmp_path: Path) -> None:
+def test_load_broken_file_is_refused_by_name(bundle: Bundle, tmp_path: Path) -> None:
     names = [*read_manifest(bundle.path)["files"], MANIFEST]
     assert len(names) == 2 * len(STAGES) + 4
     for number, name in enumerate(names):
@@ -75,7 +75,7 @@ def test_every_broken_file_is_refused_and_named(bundle: Bundle, tmp_path: Path) 
             Bundle.load(copy)
 
 
-def test_native_programs_of_another_abi_are_left_alone(bundle: Bundle, tmp_path: Path) -> None:
+def test_load_native_programs_of_other_abi_takes_portable(bundle: Bundle, tmp_path: Path) -> None:
     loaded = Bundle.load(rewritten(bundle, tmp_path / "b", {}, kernel_abi=99))
     assert loaded.kind == "portable"
     assert "native: not taken, made for kernel ABI 99" in loaded.explain()
@@ -84,16 +84,14 @@ def test_native_programs_of_another_abi_are_left_alone(bundle: Bundle, tmp_path:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_native_program_that_cannot_be_read_gives_way_to_the_portable_one(
-    bundle: Bundle, tmp_path: Path, stage: str
-) -> None:
+def test_load_unreadable_native_program_takes_portable(bundle: Bundle, tmp_path: Path, stage: str) -> None:
     loaded = Bundle.load(rewritten(bundle, tmp_path / "b", {f"programs/{stage}.native": b"not a program"}))
     assert loaded.kind == "portable"
     assert f"program {stage} cannot run" in loaded.explain()
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_programs_that_do_not_give_the_golden_vectors_are_refused(
+def test_load_programs_that_differ_from_golden_vectors_are_refused(
     bundle: Bundle, tmp_path: Path, stage: str
 ) -> None:
     vectors = load((bundle.path / GOLDEN).read_bytes())
@@ -105,14 +103,14 @@ def test_programs_that_do_not_give_the_golden_vectors_are_refused(
         Bundle.load(rewritten(bundle, tmp_path / "b", {GOLDEN: save(vectors)}))
 
 
-def test_other_weights_do_not_pass_the_golden_vectors(bundle: Bundle, tmp_path: Path) -> None:
+def test_load_other_weights_are_refused(bundle: Bundle, tmp_path: Path) -> None:
     weights = load((bundle.path / WEIGHTS).read_bytes())
     weights["heads.out.kernel"] = weights["heads.out.kernel"] * np.float32(1.5)
     with pytest.raises(BundleError, match="golden vectors"):
         Bundle.load(rewritten(bundle, tmp_path / "b", {WEIGHTS: save(weights)}))
 
 
-def test_missing_parts_are_named(bundle: Bundle, tmp_path: Path) -> None:
+def test_load_missing_part_is_refused_by_name(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=f"lists no {GOLDEN}"):
         Bundle.load(rewritten(bundle, tmp_path / "a", {GOLDEN: None}))
     description = json.loads((bundle.path / CONFIG_FILE).read_bytes())
@@ -129,7 +127,7 @@ def test_missing_parts_are_named(bundle: Bundle, tmp_path: Path) -> None:
         Bundle.load(rewritten(bundle, tmp_path / "d", {GOLDEN: save(vectors)}))
 
 
-def test_programs_run_for_any_size_and_native_equals_portable(bundle: Bundle) -> None:
+def test_programs_of_any_size_native_equals_portable(bundle: Bundle) -> None:
     portable = Bundle.load(bundle.path, prefer="portable")
     rng = np.random.default_rng(0)
     vectors = load((bundle.path / GOLDEN).read_bytes())
@@ -148,9 +146,7 @@ def test_programs_run_for_any_size_and_native_equals_portable(bundle: Bundle) ->
         np.testing.assert_allclose(mine["score"], theirs["score"], rtol=1e-5, atol=1e-6)
 
 
-def test_weights_are_operands_so_a_bundle_of_the_same_architecture_compiles_nothing(
-    bundle: Bundle, other_bundle: Bundle
-) -> None:
+def test_load_second_bundle_of_architecture_compiles_nothing(bundle: Bundle, other_bundle: Bundle) -> None:
     assert other_bundle.version != bundle.version
     before = compilations()
     again = Bundle.load(other_bundle.path)
@@ -162,7 +158,7 @@ def test_weights_are_operands_so_a_bundle_of_the_same_architecture_compiles_noth
     )
 
 
-def test_refresh_rebuilds_the_programs_from_config_and_weights(bundle: Bundle, tmp_path: Path) -> None:
+def test_refresh_rebuilds_programs(bundle: Bundle, tmp_path: Path) -> None:
     broken = {
         f"programs/{stage}.{kind}": b"from long ago" for stage in STAGES for kind in ("native", "portable")
     }
@@ -175,7 +171,7 @@ def test_refresh_rebuilds_the_programs_from_config_and_weights(bundle: Bundle, t
     assert refreshed.version == bundle.version  # the same contents again
 
 
-def test_loading_needs_no_model_code(bundle: Bundle) -> None:
+def test_load_imports_no_model_code(bundle: Bundle) -> None:
     program = f"""
 import sys
 from aif_jax.bundle import Bundle
@@ -188,7 +184,7 @@ print([name for name in sys.modules if name.startswith(code)])
     assert done.stdout.strip() == "[]", done.stdout
 
 
-def test_what_cannot_be_exported_says_so(tmp_path: Path) -> None:
+def test_export_bundle_bad_arguments_are_refused(tmp_path: Path) -> None:
     model = make_model(3)
     with pytest.raises(ConfigError, match="k_max: got 0"):
         export_bundle(model, tmp_path / "b", k_max=0)

@@ -14,7 +14,7 @@ def write(path: Path, files: dict[str, bytes] = FILES, *, overwrite: bool = Fals
     return write_bundle_files(path, files, {"jax": "0.0"}, overwrite=overwrite)
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_bundle_files_written_read_back(tmp_path: Path) -> None:
     version = write(tmp_path / "bundle")
     manifest = read_manifest(tmp_path / "bundle")
     assert manifest["version"] == version
@@ -24,7 +24,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_parent_directories_are_made_or_the_error_says_why_not(tmp_path: Path) -> None:
+def test_write_bundle_files_makes_parents_or_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "runs" / "today" / "bundle")
     assert read_manifest(tmp_path / "runs" / "today" / "bundle")["jax"] == "0.0"
     (tmp_path / "file").write_text("not a directory")
@@ -32,14 +32,14 @@ def test_parent_directories_are_made_or_the_error_says_why_not(tmp_path: Path) -
         write(tmp_path / "file" / "runs" / "bundle")
 
 
-def test_the_version_follows_the_contents(tmp_path: Path) -> None:
+def test_bundle_version_depends_on_contents(tmp_path: Path) -> None:
     first = write(tmp_path / "a")
     assert write(tmp_path / "b") == first
     assert write(tmp_path / "c", {**FILES, "empty": b"x"}) != first
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
-def test_each_broken_file_is_named(tmp_path: Path, name: str) -> None:
+def test_read_verified_broken_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
     path = tmp_path / "bundle"
     write(path)
     manifest = read_manifest(path)
@@ -58,7 +58,7 @@ def test_each_broken_file_is_named(tmp_path: Path, name: str) -> None:
         read_verified(path, manifest, name)
 
 
-def test_a_broken_manifest_is_named(tmp_path: Path) -> None:
+def test_read_manifest_broken_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bundle"
     write(path)
     file = path / MANIFEST
@@ -82,7 +82,7 @@ def test_a_broken_manifest_is_named(tmp_path: Path) -> None:
         read_manifest(path / "config.json")
 
 
-def test_overwriting_is_asked_for_and_only_replaces_bundles(tmp_path: Path) -> None:
+def test_write_bundle_files_overwrites_only_bundles_on_request(tmp_path: Path) -> None:
     path = tmp_path / "bundle"
     write(path)
     with pytest.raises(BundleError, match="overwrite=True"):
@@ -95,7 +95,7 @@ def test_overwriting_is_asked_for_and_only_replaces_bundles(tmp_path: Path) -> N
         write(tmp_path / "photos", overwrite=True)
 
 
-def test_a_crash_while_writing_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_bundle_files_crash_keeps_old_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "bundle"
     version = write(path)
 
@@ -109,7 +109,7 @@ def test_a_crash_while_writing_leaves_nothing_behind(tmp_path: Path, monkeypatch
     assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_a_bundle_that_cannot_be_replaced_is_put_back(
+def test_write_bundle_files_failed_rename_restores_old_bundle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "bundle"
@@ -128,7 +128,7 @@ def test_a_bundle_that_cannot_be_replaced_is_put_back(
     assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_every_directory_reaches_the_disk_before_the_bundle_has_its_name(
+def test_write_bundle_files_syncs_everything_before_rename(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "bundle"

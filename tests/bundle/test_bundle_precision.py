@@ -1,7 +1,9 @@
-"""A bundle of each precision from export to ranked ids."""
+"""Bundles of each precision, from export to ranked ids. Two of them are thorough: int8 differs most."""
 
 import dataclasses
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from aif_jax.errors import ConfigError
 from aif_jax.integrations.ray import _join, _Worker
 from aif_jax.models import fold
 from aif_jax.nearline import BehaviourTable, ItemIndex, Tables
-from aif_jax.serving import Engine, InMemoryUsers
+from aif_jax.serving import Engine, InMemoryUsers, Shapes
 from support.served import CONFIG, ENGINE_CONFIG, K_MAX, SCHEMA, World, make_model
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -26,17 +28,21 @@ WITHIN = {"float32": 1e-4, "bfloat16": 0.03, "int8": 0.03}
 """Of scores, relative: a product of two probabilities of logits that are off by some thousandths."""
 
 
+Bundles = Callable[[Precision], Bundle]
+BFLOAT16 = pytest.param("bfloat16", marks=pytest.mark.thorough)
+
+
 @pytest.fixture(scope="module")
-def bundles(
-    world: World, bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
-) -> dict[Precision, Bundle]:
+def bundles(world: World, bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundles:
     home = tmp_path_factory.mktemp("precisions")
-    others = {
-        precision: export_bundle(world.model, home / precision, k_max=K_MAX, precision=precision)
-        for precision in PRECISIONS
-        if precision != "float32"
-    }
-    return {"float32": bundle, **others}
+
+    @functools.cache
+    def export(precision: Precision) -> Bundle:
+        if precision == "float32":
+            return bundle
+        return export_bundle(world.model, home / precision, k_max=K_MAX, precision=precision)
+
+    return export
 
 
 def with_description(bundle: Bundle, path: Path, **changes: Any) -> Path:
@@ -51,16 +57,21 @@ def with_description(bundle: Bundle, path: Path, **changes: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_bundle_knows_its_precision(bundles: dict[Precision, Bundle], precision: Precision) -> None:
-    bundle = bundles[precision]
+def test_precisions_are_all_tested_here() -> None:
+    assert PRECISIONS == ("float32", "bfloat16", "int8")
+
+
+@pytest.mark.parametrize("precision", ["float32", BFLOAT16, "int8"])
+def test_bundle_has_exported_precision(bundles: Bundles, precision: Precision) -> None:
+    bundle = bundles(precision)
     assert bundle.precision == precision
     assert bundle.kind == "native"
     assert Bundle.load(bundle.path, prefer="portable").precision == precision
-    assert len({b.version for b in bundles.values()}) == len(PRECISIONS)
+    compared: set[Precision] = {"float32", "int8", precision}
+    assert len({bundles(other).version for other in compared}) == len(compared)
     # The weights are the same, and so are the rows of histories.
-    assert bundle.signature("behaviour") == bundles["float32"].signature("behaviour")
-    for name, weight in bundles["float32"].weights.items():
+    assert bundle.signature("behaviour") == bundles("float32").signature("behaviour")
+    for name, weight in bundles("float32").weights.items():
         np.testing.assert_array_equal(bundle.weights[name], weight)
     spec = fold(make_model(1), precision=precision).item_spec(1)
     given = {operand.path: operand.at({"m": 1}) for operand in bundle.signature("item").outputs}
@@ -69,18 +80,16 @@ def test_a_bundle_knows_its_precision(bundles: dict[Precision, Bundle], precisio
     }
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
-def test_refresh_keeps_the_precision(
-    bundles: dict[Precision, Bundle], precision: Precision, tmp_path: Path
-) -> None:
-    bundle = bundles[precision]
+@pytest.mark.parametrize("precision", [BFLOAT16, "int8"])
+def test_refresh_keeps_precision(bundles: Bundles, precision: Precision, tmp_path: Path) -> None:
+    bundle = bundles(precision)
     path = with_description(bundle, tmp_path / "copy")
     refreshed = Bundle.refresh(path)
     assert refreshed.precision == precision
     assert refreshed.version == bundle.version
 
 
-def test_a_bundle_that_names_no_precision_is_float32(bundle: Bundle, tmp_path: Path) -> None:
+def test_bundle_without_precision_is_float32(bundle: Bundle, tmp_path: Path) -> None:
     old = Bundle.load(with_description(bundle, tmp_path / "old", precision=None))
     assert old.precision == "float32"
     assert Bundle.refresh(old.path).precision == "float32"
@@ -90,21 +99,21 @@ def test_a_bundle_that_names_no_precision_is_float32(bundle: Bundle, tmp_path: P
         Bundle.load(with_description(bundle, tmp_path / "new", precision="int4"))
 
 
-def test_an_unknown_precision_is_refused_before_anything_is_written(world: World, tmp_path: Path) -> None:
+def test_export_bundle_unknown_precision_writes_nothing(world: World, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="precision: got 'half'"):
         export_bundle(world.model, tmp_path / "b", precision="half")  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_from_export_to_ranked_ids(
-    bundles: dict[Precision, Bundle],
+@pytest.mark.parametrize("precision", [pytest.param("float32", marks=pytest.mark.thorough), BFLOAT16, "int8"])
+def test_engine_ranks_with_bundle_of_precision(
+    bundles: Bundles,
     world: World,
     users: InMemoryUsers,
     precision: Precision,
     tmp_path: Path,
 ) -> None:
-    bundle = bundles[precision]
+    bundle = bundles(precision)
     built = ItemIndex.build(bundle, world.ids, world.columns, world.content)
     built.save(tmp_path / "items")
     index = ItemIndex.open(bundle, tmp_path / "items")
@@ -124,7 +133,8 @@ def test_from_export_to_ranked_ids(
 
     tables = Tables(index, BehaviourTable.build(bundle, world.ids, world.columns, world.content))
     portable = Bundle.load(bundle.path, prefer="portable")
-    config = dataclasses.replace(ENGINE_CONFIG, k=K_MAX, missing_items="default")
+    shapes = Shapes(candidates=(64,), histories=(24,), users=())
+    config = dataclasses.replace(ENGINE_CONFIG, k=K_MAX, missing_items="default", shapes=shapes)
     with (
         Engine(bundle, tables, users=users, config=config) as engine,
         Engine(portable, tables, users=users, config=config) as other,
@@ -159,11 +169,9 @@ def test_from_export_to_ranked_ids(
             assert column.tobytes() == rows[name].tobytes()
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
-def test_rows_survive_the_way_from_a_ray_actor(
-    bundles: dict[Precision, Bundle], world: World, precision: Precision
-) -> None:
-    bundle = bundles[precision]
+@pytest.mark.parametrize("precision", [BFLOAT16, "int8"])
+def test_ray_worker_rows_keep_precision(bundles: Bundles, world: World, precision: Precision) -> None:
+    bundle = bundles(precision)
     worker = _Worker(
         ItemIndex, bundle.path, bundle.version, {"id": "sku", "content": "vector", "rankable": None}
     )

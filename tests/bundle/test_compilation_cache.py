@@ -1,10 +1,12 @@
 """Compiled programs on disk: no second compilation, none taken from another machine, damage survived."""
 
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -77,11 +79,26 @@ def entries(place: Path) -> list[Path]:
     return sorted(place.glob("*/*.executable"))
 
 
-@pytest.mark.parametrize("prefer", ["native", "portable"])
-def test_a_second_process_compiles_nothing_and_gives_the_same_bits(
-    bundle: Bundle, tmp_path: Path, prefer: str
+Filled = Callable[[str], tuple[Path, dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def filled(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Filled:
+    """A cache that a process has filled with native or portable programs, and its report; only to be read."""
+
+    @functools.cache
+    def fill(prefer: str) -> tuple[Path, dict[str, Any]]:
+        place = tmp_path_factory.mktemp("cache") / prefer
+        return place, serve(bundle, place, prefer)
+
+    return fill
+
+
+@pytest.mark.parametrize("prefer", ["native", pytest.param("portable", marks=pytest.mark.thorough)])
+def test_cache_second_process_compiles_nothing_with_same_results(
+    bundle: Bundle, filled: Filled, prefer: str
 ) -> None:
-    first = serve(bundle, tmp_path / "cache", prefer)
+    place, first = filled(prefer)
     compiled = first["compiled"]
     assert compiled >= 5  # one of each stage for the golden vectors, and at least one more
     assert first["loaded"] == 0
@@ -89,7 +106,7 @@ def test_a_second_process_compiles_nothing_and_gives_the_same_bits(
         "loaded": 0, "missing": compiled, "broken": 0, "saved": compiled, "not_saved": 0,
     }  # fmt: skip
     assert first["events"] >= compiled
-    second = serve(bundle, tmp_path / "cache", prefer)
+    second = serve(bundle, place, prefer)
     assert (second["compiled"], second["loaded"], second["events"]) == (0, compiled, 0)
     assert second["digest"] == first["digest"]
     assert second["kind"] == prefer
@@ -98,9 +115,11 @@ def test_a_second_process_compiles_nothing_and_gives_the_same_bits(
     assert second["untouched"]
 
 
-def test_damaged_entries_are_counted_and_replaced(bundle: Bundle, tmp_path: Path) -> None:
-    place = tmp_path / "cache"
-    first = serve(bundle, place)
+def test_cache_damaged_entries_are_counted_and_replaced(
+    bundle: Bundle, filled: Filled, tmp_path: Path
+) -> None:
+    whole, first = filled("native")
+    place = shutil.copytree(whole, tmp_path / "cache")
     truncated, flipped, emptied, swapped, *_ = kept = entries(place)
     truncated.write_bytes(truncated.read_bytes()[:-100])
     content = bytearray(flipped.read_bytes())
@@ -120,7 +139,7 @@ def test_damaged_entries_are_counted_and_replaced(bundle: Bundle, tmp_path: Path
     assert (third["compiled"], third["counts"]["broken"]) == (0, 0)
 
 
-def test_processes_that_start_together_share_a_cache(bundle: Bundle, tmp_path: Path) -> None:
+def test_cache_is_shared_by_processes_started_together(bundle: Bundle, tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as starting:
         first, second = starting.map(lambda _: serve(bundle, tmp_path / "cache"), range(2))
     third = serve(bundle, tmp_path / "cache")
@@ -129,7 +148,8 @@ def test_processes_that_start_together_share_a_cache(bundle: Bundle, tmp_path: P
     assert [run["counts"]["broken"] for run in (first, second, third)] == [0, 0, 0]
 
 
-def test_what_jax_read_from_its_own_cache_is_not_kept(bundle: Bundle, tmp_path: Path) -> None:
+@pytest.mark.thorough
+def test_cache_beside_jax_cache_keeps_only_usable_programs(bundle: Bundle, tmp_path: Path) -> None:
     jax_cache = {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -146,14 +166,18 @@ def test_what_jax_read_from_its_own_cache_is_not_kept(bundle: Bundle, tmp_path: 
     assert (third["digest"], third["kind"]) == (first["digest"], "native")
 
 
-def test_another_number_of_threads_or_other_flags_are_another_machine(bundle: Bundle, tmp_path: Path) -> None:
-    programs_each = serve(bundle, tmp_path)["compiled"]
-    other = serve(bundle, tmp_path, PJRT_NPROC="3")
-    assert other["loaded"] == 0
-    flags = serve(bundle, tmp_path, XLA_FLAGS="--xla_cpu_max_isa=AVX2")
-    assert flags["loaded"] == 0
-    machines, programs, size = cache_size(tmp_path)
-    assert (machines, programs) == (3, 3 * programs_each)
+def test_cache_with_other_threads_or_flags_is_not_used(
+    bundle: Bundle, filled: Filled, tmp_path: Path
+) -> None:
+    whole, first = filled("native")
+    place = shutil.copytree(whole, tmp_path / "cache")
+    with ThreadPoolExecutor(2) as starting:
+        other = starting.submit(serve, bundle, place, PJRT_NPROC="3")
+        flags = starting.submit(serve, bundle, place, XLA_FLAGS="--xla_cpu_max_isa=AVX2")
+    assert other.result()["loaded"] == 0
+    assert flags.result()["loaded"] == 0
+    machines, programs, size = cache_size(place)
+    assert (machines, programs) == (3, 3 * first["compiled"])
     assert size > 1000 * programs
 
 
@@ -186,7 +210,7 @@ def kept(place: Path) -> CompilationCache:
 @pytest.mark.parametrize(
     "name", ["features", "model", "jaxlib", "kernels", "kernel_abi", "backend", "xla_pool"]
 )
-def test_a_cache_made_on_another_machine_is_not_used(tmp_path: Path, name: str) -> None:
+def test_cache_of_other_machine_is_not_used(tmp_path: Path, name: str) -> None:
     here = kept(tmp_path)
     facts = machine_facts(kernel_abi=KERNEL_ABI)
     there = CompilationCache(tmp_path, facts | {name: facts[name] + " other"})
@@ -201,7 +225,7 @@ def test_a_cache_made_on_another_machine_is_not_used(tmp_path: Path, name: str) 
     assert here.load("double", IN_TREE, OUT_TREE, run) is not None
 
 
-def test_what_xla_refuses_is_survived(tmp_path: Path) -> None:
+def test_cache_entry_that_xla_refuses_is_counted(tmp_path: Path) -> None:
     cache = kept(tmp_path)
     mark = cache._mark("double", b"not an executable")
     (entry,) = entries(tmp_path)
@@ -212,7 +236,7 @@ def test_what_xla_refuses_is_survived(tmp_path: Path) -> None:
     assert "UnpicklingError" in cache.explain()
 
 
-def test_an_executable_that_does_not_run_is_not_taken(tmp_path: Path) -> None:
+def test_cache_executable_that_does_not_run_is_not_used(tmp_path: Path) -> None:
     def fails(executable: Any) -> None:
         raise jax.errors.JaxRuntimeError("NOT_FOUND: Function multiply not found")
 
@@ -225,7 +249,7 @@ def test_an_executable_that_does_not_run_is_not_taken(tmp_path: Path) -> None:
     assert "Function multiply not found" in cache.explain()
 
 
-def test_what_cannot_be_written_is_counted(tmp_path: Path) -> None:
+def test_cache_failed_save_is_counted(tmp_path: Path) -> None:
     cache = CompilationCache(tmp_path / "cache", machine_facts(kernel_abi=KERNEL_ABI))
     shutil.rmtree(cache.directory)
     cache.save("double", compiled(), IN_TREE, OUT_TREE, run)
@@ -237,7 +261,7 @@ def test_what_cannot_be_written_is_counted(tmp_path: Path) -> None:
     assert not list(cache.directory.glob(".*partial*"))
 
 
-def test_places_that_cannot_be_trusted_are_refused(tmp_path: Path) -> None:
+def test_cache_in_untrusted_directory_is_refused(tmp_path: Path) -> None:
     facts = machine_facts(kernel_abi=KERNEL_ABI)
     open_to_all = tmp_path / "open"
     open_to_all.mkdir()
@@ -256,7 +280,7 @@ def test_places_that_cannot_be_trusted_are_refused(tmp_path: Path) -> None:
             CompilationCache(foreign, facts)
 
 
-def test_the_keyword_goes_before_the_environment(
+def test_load_compilation_cache_argument_overrides_environment(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIF_JAX_COMPILATION_CACHE", str(tmp_path / "named"))

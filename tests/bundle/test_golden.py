@@ -26,7 +26,7 @@ def rows(precision: str, noise: float = 0.0, factor: float = 1.0) -> dict[str, n
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
-def test_what_another_order_of_summation_does_is_forgiven(precision: str) -> None:
+def test_difference_of_other_summation_order_is_accepted(precision: str) -> None:
     want = rows(precision)
     assert difference("item", want, want) is None
     for noise in (1e-7, 1e-6, 1e-5):
@@ -36,7 +36,7 @@ def test_what_another_order_of_summation_does_is_forgiven(precision: str) -> Non
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
-def test_a_fault_is_not_forgiven_though_it_hides_within_single_steps(precision: str) -> None:
+def test_difference_of_many_small_steps_is_refused(precision: str) -> None:
     want = rows(precision)
     for factor in (1.002, 0.998):
         given = rows(precision, factor=factor)
@@ -52,7 +52,7 @@ def test_a_fault_is_not_forgiven_though_it_hides_within_single_steps(precision: 
         assert difference("item", want, broken) is not None
 
 
-def test_one_value_may_be_one_step_off_and_no_more() -> None:
+def test_difference_of_one_step_is_accepted_and_of_two_refused() -> None:
     want = rows("bfloat16")
     given = {name: x.copy() for name, x in want.items()}
     bits = given["e"].view(np.uint16)
@@ -70,7 +70,7 @@ def test_one_value_may_be_one_step_off_and_no_more() -> None:
     assert "h: differs by" in str(difference("item", want, given))
 
 
-def test_a_wrong_scale_is_noticed_in_the_values() -> None:
+def test_difference_of_wrong_scale_is_refused() -> None:
     want = rows("int8")
     given = dict(want, scale=want["scale"] * np.float32(1.002))
     # The scales themselves are small enough to pass for equal.
@@ -78,7 +78,7 @@ def test_a_wrong_scale_is_noticed_in_the_values() -> None:
     assert "in the mean" in str(difference("item", want, given))
 
 
-def test_zeros_and_what_is_not_finite() -> None:
+def test_difference_of_zeros_is_none_and_of_non_finite_values_is_refused() -> None:
     zeros = {"M": np.zeros((1, 4, 8), BF16)}
     assert difference("user", zeros, zeros) is None
     tiny = {"M": np.full((1, 4, 8), 1e-3, BF16)}

@@ -11,7 +11,7 @@ from aif_jax.bundle.tensors import load_tensors
 DTYPES = ("bool", "int8", "uint8", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64")
 
 
-def test_what_is_saved_is_loaded() -> None:
+def test_load_tensors_reads_saved_arrays() -> None:
     rng = np.random.default_rng(0)
     given = {name: (100 * rng.random((2, 3))).astype(name) for name in DTYPES}
     given["bfloat16"] = rng.normal(size=(4, 1, 5)).astype(ml_dtypes.bfloat16)
@@ -24,7 +24,7 @@ def test_what_is_saved_is_loaded() -> None:
         np.testing.assert_array_equal(read[name], array)
 
 
-def test_what_is_none_is_refused() -> None:
+def test_load_tensors_of_other_content_is_refused() -> None:
     with pytest.raises(SafetensorError):
         load_tensors(b"no such file")
     with pytest.raises(SafetensorError, match="odd is of dtype C64, expected one of BOOL, I8"):

@@ -28,7 +28,7 @@ def catalogue(world: World, where: Path) -> None:
     pq.write_table(pa.table({"id": world.ids, **columns, "content": content}), where / "all.parquet")
 
 
-def test_every_example_runs(
+def test_nearline_page_examples_run(
     bundle: Bundle, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -29,7 +29,7 @@ def same(index: ItemIndex, other: ItemIndex) -> None:
         assert np.array_equal(column, other.gather(keys)[0][name]), name
 
 
-def test_a_catalogue_in_files_is_that_in_arrays(bundle: Bundle, world: World, tmp_path: Path) -> None:
+def test_catalogue_batches_equal_arrays(bundle: Bundle, world: World, tmp_path: Path) -> None:
     for number, rows in enumerate([slice(0, 60), slice(60, 61), slice(61, 150)]):
         pq.write_table(table(world, rows), tmp_path / f"part-{number}.parquet")
     index = ItemIndex(bundle)
@@ -42,9 +42,7 @@ def test_a_catalogue_in_files_is_that_in_arrays(bundle: Bundle, world: World, tm
     assert len(list(catalogue_batches([tmp_path / "part-1.parquet"]))) == 1
 
 
-def test_changes_are_followed_file_by_file_and_go_on_where_they_were_left(
-    bundle: Bundle, world: World, tmp_path: Path
-) -> None:
+def test_parquet_updates_are_followed_and_resumed(bundle: Bundle, world: World, tmp_path: Path) -> None:
     changes = tmp_path / "changes"
     changes.mkdir()
     pq.write_table(table(world, slice(0, 40)), changes / "a.parquet")
@@ -89,7 +87,7 @@ def test_changes_are_followed_file_by_file_and_go_on_where_they_were_left(
         assert waiting.stats()["delay_ms"]["p99"] > 0
 
 
-def test_missing_values_and_string_ids(bundle: Bundle, tmp_path: Path) -> None:
+def test_records_keep_missing_values_and_string_ids(bundle: Bundle, tmp_path: Path) -> None:
     rows = pa.table({
         "id": ["a", "b", "c"], "price": [1.0, None, 3.0], "item": [5, None, 7],
         "genres": [["drama", "noir"], None, []],
@@ -104,7 +102,7 @@ def test_missing_values_and_string_ids(bundle: Bundle, tmp_path: Path) -> None:
     ))  # fmt: skip
 
 
-def test_what_is_wrong_is_named(tmp_path: Path) -> None:
+def test_parquet_bad_files_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"item": [1]}), tmp_path / "no-id.parquet")
     pq.write_table(pa.table({"id": [1, None]}), tmp_path / "null.parquet")
     pq.write_table(pa.table({"id": [1, 2], "content": [[1.0], [1.0, 0.0]]}), tmp_path / "widths.parquet")

@@ -41,7 +41,7 @@ def records(world, n=None, name=int):
     ]
 
 
-def test_rows_from_actors_are_those_that_one_process_builds(cluster, world, bundle):
+def test_build_with_ray_equals_build_in_one_process(cluster, world, bundle):
     dataset = ray.data.from_items(records(world), override_num_blocks=3)
     built = build_with_ray(
         bundle, dataset, id_column="sku", content_column="vector", rankable_column="in_stock", batch_rows=40
@@ -59,7 +59,7 @@ def test_rows_from_actors_are_those_that_one_process_builds(cluster, world, bund
     assert built.encoding["missing"]["genres"] > 0
 
 
-def test_behaviours_with_string_ids_and_without_content(cluster, world, bundle):
+def test_build_with_ray_behaviours_with_string_ids_and_no_content(cluster, world, bundle):
     dataset = ray.data.from_items(records(world, 10, "sku-{}".format)).drop_columns(["vector", "in_stock"])
     built = build_with_ray(bundle, dataset, table=BehaviourTable, id_column="sku", workers=1)
     table = BehaviourTable.from_rows(bundle, built.ids, built.rows)
@@ -71,7 +71,7 @@ def test_behaviours_with_string_ids_and_without_content(cluster, world, bundle):
         np.testing.assert_allclose(rows[name], column, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-def test_what_an_actor_raises_is_named(cluster, world, bundle):
+def test_build_with_ray_reports_error_of_actor(cluster, world, bundle):
     dataset = ray.data.from_items(records(world, 4))
     with pytest.raises(ray.exceptions.RayError, match=r"DataError: id_column: got 'id', but the columns are"):
         build_with_ray(bundle, dataset)
@@ -84,7 +84,7 @@ def test_what_an_actor_raises_is_named(cluster, world, bundle):
         build_with_ray(bundle, short, content_column="vector")
 
 
-def test_a_node_with_another_bundle_is_refused(cluster, world, bundle, other_bundle):
+def test_build_with_ray_node_with_other_bundle_is_refused(cluster, world, bundle, other_bundle):
     moved = Bundle.load(bundle.path)
     moved.path = other_bundle.path
     dataset = ray.data.from_items([{"id": 1, "price": 2.0}])
@@ -94,7 +94,7 @@ def test_a_node_with_another_bundle_is_refused(cluster, world, bundle, other_bun
 
 # Ray says so of an empty dataset.
 @pytest.mark.filterwarnings("ignore:The minimum number of concurrent actors:UserWarning")
-def test_an_id_in_two_batches_is_noticed_and_nothing_gives_nothing(cluster, bundle):
+def test_build_with_ray_repeated_id_is_refused_and_empty_dataset_is_empty(cluster, bundle):
     twice = ray.data.from_items([{"id": 2**63 + 1, "price": 1.0}, {"id": 2**63 + 1, "price": 2.0}])
     built = build_with_ray(bundle, twice, batch_rows=1)
     assert built.ids.tolist() == [2**63 + 1] * 2
@@ -104,7 +104,7 @@ def test_an_id_in_two_batches_is_noticed_and_nothing_gives_nothing(cluster, bund
     assert len(ItemIndex.from_rows(bundle, nothing.ids, nothing.rows)) == 0
 
 
-def test_arguments_are_checked(bundle):
+def test_build_with_ray_bad_arguments_are_refused(bundle):
     with pytest.raises(DataError, match=r"got a list, expected a ray\.data\.Dataset"):
         build_with_ray(bundle, [{"id": 1}])
     with pytest.raises(ConfigError, match="workers and batch_rows: got 0 and 4096"):

@@ -1,4 +1,4 @@
-"""What the documents in Redis say, without a server; test_redis_server.py has one."""
+"""JSON documents of users and updates, without a server; test_redis_server.py has one."""
 
 import json
 
@@ -21,7 +21,7 @@ from aif_jax.types import UserRecord
 BIG = 2**64 - 3
 
 
-def test_a_record_comes_back_and_64_bits_survive():
+def test_user_encoded_and_decoded_keeps_64_bits():
     record = UserRecord(
         features={"country": "de", "age": np.float32(0.5), "tags": np.array(["a", "b"]), "gone": np.nan},
         items=np.array([BIG, 7], np.uint64),
@@ -44,7 +44,7 @@ def test_a_record_comes_back_and_64_bits_survive():
     assert back.features["gone"] is None
 
 
-def test_without_a_revision_it_changes_when_the_record_does():
+def test_user_without_revision_gets_one_of_its_content():
     def revision(**changes):
         record = UserRecord(**{"items": [1, 2], "types": ["click", "click"], "revision": 9, **changes})
         return decode_user(encode_user(record, "k"), "k").revision
@@ -53,7 +53,7 @@ def test_without_a_revision_it_changes_when_the_record_does():
     assert len({revision(), revision(items=[2, 1]), revision(features={"age": 1})}) == 3
 
 
-def test_what_is_absent_is_empty():
+def test_decode_user_absent_fields_are_empty():
     record = decode_user('{"version": 1}', "k")
     assert (record.features, record.items, record.types) == ({}, [], [])
 
@@ -74,13 +74,13 @@ def test_what_is_absent_is_empty():
         ('{"version": 1, "items": [1, 2], "types": [0]}', "holds 2 items and 1 types"),
     ],
 )
-def test_broken_users_say_which_key_and_what_is_wrong(value, message):
+def test_decode_user_broken_is_refused_by_key(value, message):
     with pytest.raises(DataError, match=message) as caught:
         decode_user(value, "aif:user:5")
     assert str(caught.value).startswith("aif:user:5: ")
 
 
-def test_what_json_cannot_hold_is_not_written():
+def test_encode_user_values_outside_json_are_refused():
     with pytest.raises(DataError, match="k: holds inf"):
         encode_user(UserRecord(features={"a": np.inf}), "k")
     with pytest.raises(DataError, match="k: holds a bytes"):
@@ -89,7 +89,7 @@ def test_what_json_cannot_hold_is_not_written():
         encode_user(UserRecord(items=[1]), "k")
 
 
-def test_keys_are_of_integers_and_strings():
+def test_user_key_accepts_integers_and_strings():
     assert user_key(5) == user_key("5") == user_key(np.int64(5)) == "aif:user:5"
     assert user_key(BIG, "u/") == f"u/{BIG}"
     for bad in (None, True, 1.0, b"5"):
@@ -98,7 +98,7 @@ def test_keys_are_of_integers_and_strings():
 
 
 @pytest.mark.parametrize("encode_bytes", [False, True])
-def test_updates_come_back(encode_bytes):
+def test_update_encoded_and_decoded_is_the_same(encode_bytes):
     def there_and_back(update):
         text = encode_update(update, "s")
         return decode_update({b"update": text.encode()} if encode_bytes else {"update": text}, "s")
@@ -143,12 +143,12 @@ def test_updates_come_back(encode_bytes):
         ),
     ],
 )
-def test_broken_updates_say_which_entry_and_what_is_wrong(fields, message):
+def test_decode_update_broken_is_refused_by_entry(fields, message):
     with pytest.raises(DataError, match=message) as caught:
         decode_update(fields, "stream 's', entry 1-0")
     assert str(caught.value).startswith("stream 's', entry 1-0: ")
 
 
-def test_redis_stream_without_room_for_an_entry_is_refused():
+def test_redis_stream_limit_below_one_is_refused():
     with pytest.raises(ConfigError, match="limit: got 0, expected at least 1"):
         RedisStream(None, "items", "mine", limit=0)

@@ -1,7 +1,6 @@
 """Users and item updates through a redis-server of this test's own."""
 
 import dataclasses
-import time
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from aif_jax.serving import Engine
 from aif_jax.types import UserRecord
 from support.redis_server import connect, serve
 from support.served import ENGINE_CONFIG
+from support.waiting import wait_for
 
 STREAM = "items"
 
@@ -34,7 +34,7 @@ def client(port, request):
         yield client
 
 
-def test_users_are_read_as_they_were_written(client):
+def test_redis_users_read_written_records(client):
     users = RedisUsers(client)
     assert users(5) is None
     record = UserRecord(features={"country": "de"}, items=[2**64 - 1, 3], types=["like", "click"], revision=4)
@@ -49,13 +49,13 @@ def test_users_are_read_as_they_were_written(client):
     assert client.ttl("aif:user:5") == -1
 
 
-def test_a_broken_user_names_its_key(client):
+def test_redis_users_broken_value_is_refused_by_key(client):
     client.set("aif:user:7", "{oops")
     with pytest.raises(DataError, match="aif:user:7: is not JSON"):
         RedisUsers(client)(7)
 
 
-def test_an_engine_ranks_alike_from_redis_and_from_memory(client, world, bundle, tables, engine, users):
+def test_engine_with_redis_users_ranks_as_in_memory(client, world, bundle, tables, engine, users):
     for user in range(10):
         write_user(client, user, users(user))
     ids, pair = world.candidates(30)
@@ -74,7 +74,7 @@ def test_an_engine_ranks_alike_from_redis_and_from_memory(client, world, bundle,
         np.testing.assert_array_equal(fresh.scores, nine.scores)
 
 
-def test_errors_of_the_connection_pass_through(tmp_path, bundle, tables, world):
+def test_redis_connection_errors_pass_through(tmp_path, bundle, tables, world):
     with serve(tmp_path) as (port, process), connect(port) as client:
         users = RedisUsers(client)
         assert users(1) is None
@@ -90,7 +90,7 @@ def test_errors_of_the_connection_pass_through(tmp_path, bundle, tables, world):
             assert engine.stats()["requests"]["error:ConnectionError"] == 1
 
 
-def test_an_asynchronous_client_is_refused(port):
+def test_redis_users_asynchronous_client_is_refused(port):
     with pytest.raises(ConfigError, match=r"asynchronous redis\.asyncio\.client\.Redis"):
         RedisUsers(redis.asyncio.Redis(port=port))
 
@@ -103,7 +103,7 @@ def item(world, row, **changes):
     return Upsert(world.ids[row : row + 1], {**columns, **changes}, world.content[row : row + 1])
 
 
-def test_streams_are_kept_short_on_demand(client):
+def test_write_update_max_entries_trims_stream(client):
     assert stream_end(client, STREAM) == START
     for number in range(1000):
         last = write_update(client, STREAM, Delete([number]), max_entries=100)
@@ -130,7 +130,7 @@ def follow_until(follower, archive, entry):
 
 
 @pytest.mark.parametrize("table", [ItemIndex, BehaviourTable])
-def test_follower_of_redis_stream_has_rows_that_build_computes(client, world, bundle, tmp_path, table):
+def test_follower_of_redis_stream_has_rows_of_build(client, world, bundle, tmp_path, table):
     n = 12
     for row in range(n):
         write_update(client, STREAM, item(world, row))
@@ -151,7 +151,7 @@ def test_follower_of_redis_stream_has_rows_that_build_computes(client, world, bu
         np.testing.assert_array_equal(rows[name], column, err_msg=name)
 
 
-def test_a_group_is_acknowledged_after_the_archive_has_it(client, world, bundle, tmp_path):
+def test_redis_stream_acknowledges_after_archive_has_updates(client, world, bundle, tmp_path):
     for row in range(10):
         write_update(client, STREAM, item(world, row))
     client.xadd(STREAM, {"update": "{oops"})
@@ -171,7 +171,7 @@ def test_a_group_is_acknowledged_after_the_archive_has_it(client, world, bundle,
         assert (group["pending"], _plain(group["last-delivered-id"])) == (0, last)
 
 
-def test_what_was_read_and_not_confirmed_comes_again(client, world, bundle, tmp_path):
+def test_redis_stream_read_but_unconfirmed_entries_are_read_again(client, world, bundle, tmp_path):
     first = write_update(client, STREAM, item(world, 0))
     last = write_update(client, STREAM, item(world, 1))
     source = RedisStream(client, STREAM, "mine")
@@ -185,7 +185,7 @@ def test_what_was_read_and_not_confirmed_comes_again(client, world, bundle, tmp_
         assert groups(client)["mine"]["pending"] == 0
 
 
-def test_an_archive_from_a_backup_gets_again_what_came_since(client, world, bundle, tmp_path):
+def test_redis_stream_archive_from_backup_gets_later_entries_again(client, world, bundle, tmp_path):
     first = write_update(client, STREAM, item(world, 0))
     last = write_update(client, STREAM, item(world, 1))
     for folder, start in (("today", None), ("backup", position_of(first))):
@@ -195,7 +195,7 @@ def test_an_archive_from_a_backup_gets_again_what_came_since(client, world, bund
             assert world.ids[1] in archive.table
 
 
-def test_a_stream_that_was_trimmed_too_far_is_an_error(client, world, bundle, tmp_path):
+def test_redis_stream_trimmed_too_far_is_refused(client, world, bundle, tmp_path):
     first = write_update(client, STREAM, item(world, 0))
     write_update(client, STREAM, item(world, 1))
     client.xdel(STREAM, first)
@@ -210,7 +210,7 @@ def test_a_stream_that_was_trimmed_too_far_is_an_error(client, world, bundle, tm
             Follower(RedisStream(client, STREAM, "mine"), [archive]).run()
 
 
-def test_a_server_that_goes_away_is_waited_for(tmp_path, bundle, world):
+def test_follower_waits_for_redis_server(tmp_path, bundle, world):
     with Archive(tmp_path / "items") as archive:
         archive.start(ItemIndex(bundle))
         (tmp_path / "redis").mkdir()
@@ -231,9 +231,7 @@ def test_a_server_that_goes_away_is_waited_for(tmp_path, bundle, world):
                     assert follower.stats()["trouble"] is None
 
 
-def test_what_could_not_be_acknowledged_is_when_reading_begins_again(
-    client, world, bundle, tmp_path, monkeypatch
-):
+def test_redis_stream_failed_acknowledgement_is_repeated(client, world, bundle, tmp_path, monkeypatch):
     look, away = client.xpending_range, [True, True]
 
     def sometimes(*arguments):
@@ -252,10 +250,3 @@ def test_what_could_not_be_acknowledged_is_when_reading_begins_again(
             assert follower.stats()["source_errors"] == 2
             wait_for(lambda: follower.stats()["trouble"] is None)
             assert follower.stats()["updates"] == 1
-
-
-def wait_for(holds):
-    end = time.perf_counter() + 60
-    while not holds():
-        assert time.perf_counter() < end, "not in a minute"
-        time.sleep(0.01)

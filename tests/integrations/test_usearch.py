@@ -52,7 +52,7 @@ def exact_scores(dataset, model, row):
     return np.asarray(model.item_vector(catalogue) @ model.user_vector(batch, catalogue)[0])
 
 
-def test_what_is_nearest_is_found_with_its_score(dataset, model, build):
+def test_retriever_finds_nearest_items_with_scores(dataset, model, build):
     retriever = build(expansion_search=600)
     keys = item_keys(dataset.items["ids"])
     for row in range(3):
@@ -67,7 +67,7 @@ def test_what_is_nearest_is_found_with_its_score(dataset, model, build):
         assert (np.diff(found.pair["retrieval_score"]) <= 1e-5).all()
 
 
-def test_users_differ_and_unknown_ones_are_counted(dataset, build):
+def test_retriever_counts_unknown_users(dataset, build):
     retriever = build()
     first, second = (retriever(Request(user=str(dataset.users["ids"][row]))).ids for row in (0, 1))
     assert first.tolist() != second.tolist()
@@ -76,7 +76,7 @@ def test_users_differ_and_unknown_ones_are_counted(dataset, build):
     assert retriever.counts() == {"requests": 3, "unknown_users": 1, "unknown_behaviours": 0}
 
 
-def test_behaviours_of_unknown_items_are_left_out_and_counted(dataset, build):
+def test_retriever_leaves_out_and_counts_unknown_behaviours(dataset, build):
     ids = dataset.items["ids"][:3].tolist()
     records = {
         "a": UserRecord(items=ids, types=["click", "like", "skip"]),
@@ -88,7 +88,7 @@ def test_behaviours_of_unknown_items_are_left_out_and_counted(dataset, build):
     assert retriever.counts()["unknown_behaviours"] == 1
 
 
-def test_what_cannot_be_is_refused(dataset, model, build):
+def test_retriever_bad_arguments_are_refused(dataset, model, build):
     with pytest.raises(RequestError, match="got 3 ids for a catalogue of"):
         build(ids=dataset.items["ids"][:3])
     with pytest.raises(RequestError, match="same id"):

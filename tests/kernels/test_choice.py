@@ -1,4 +1,4 @@
-"""Which implementation runs, who may force it, and what is said when it cannot."""
+"""The choice of an implementation: the default, the ways to force one, and the errors when it cannot run."""
 
 import os
 import subprocess
@@ -37,7 +37,7 @@ def in_a_new_process(code, **environment):
     )
 
 
-def test_auto_is_native_on_a_cpu():
+def test_auto_on_cpu_is_native():
     report = kernels.implementations()
     assert report["native"], report
     assert report["kernels"] == _native.chosen_kernels()
@@ -45,7 +45,7 @@ def test_auto_is_native_on_a_cpu():
     assert "aif_simtier" in lowered()
 
 
-def test_the_context_decides_for_calls_that_leave_it_open():
+def test_use_forces_implementation_of_auto_calls():
     with kernels.use("reference"):
         assert "aif_simtier" not in lowered()
         assert "aif_simtier" in lowered(implementation="native")
@@ -58,7 +58,7 @@ def test_the_context_decides_for_calls_that_leave_it_open():
 
 
 @pytest.mark.parametrize("level", ["scalar", "avx2", "avx_vnni", "avx512"])
-def test_the_environment_forces_kernels_or_the_error_lists_the_possible(level):
+def test_environment_forces_kernel_level_or_is_refused(level):
     code = "from aif_jax import kernels; print(kernels.implementations()['kernels']['simtier'])"
     result = in_a_new_process(code, AIF_JAX_KERNELS=level)
     needed = {
@@ -73,14 +73,14 @@ def test_the_environment_forces_kernels_or_the_error_lists_the_possible(level):
         assert f"this CPU lacks kernels '{level}'" in result.stderr.replace('"', "'")
 
 
-def test_unknown_kernels_are_an_error():
+def test_environment_with_unknown_kernels_is_refused():
     result = in_a_new_process("from aif_jax import kernels; kernels.register()", AIF_JAX_KERNELS="sse9")
     assert result.returncode == 1
     assert "aif_jax.errors.ConfigError" in result.stderr
     assert "possible here: scalar" in result.stderr
 
 
-def test_if_xla_refuses_the_kernels_the_reference_runs_and_says_why():
+def test_kernels_refused_by_xla_fall_back_to_reference():
     code = """
 import jax, numpy as np
 from aif_jax import kernels
@@ -107,8 +107,8 @@ else:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_many_callers_never_wait_for_each_other_for_ever(threads):
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.thorough), 2])
+def test_kernels_called_from_many_threads_do_not_deadlock(threads):
     # The kernels share work with XLA's own pool, on whose threads they may be running themselves.
     code = f"""
 import os

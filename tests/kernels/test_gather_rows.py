@@ -54,7 +54,7 @@ KEYS = np.asarray([5, 2**40 + 5, 2**63 + 9, 2**64 - 2], np.uint64)
 
 
 @pytest.mark.parametrize("shape", [(0,), (1,), (7,), (2, 3), (2, 1, 4)])
-def test_columns_and_mask_are_what_was_stored(cache, layout, shape):
+def test_gather_rows_returns_stored_columns_and_mask(cache, layout, shape):
     columns = values(KEYS)
     cache.upsert(KEYS, columns)
     rng = np.random.default_rng(1)
@@ -71,7 +71,7 @@ def test_columns_and_mask_are_what_was_stored(cache, layout, shape):
         np.testing.assert_array_equal(np.asarray(rows[name]), expected)
 
 
-def test_vmap_gathers_each_batch(cache, layout):
+def test_gather_rows_vmap_gathers_each_batch(cache, layout):
     cache.upsert(KEYS, values(KEYS))
     handle = kernels.handle_operand(cache)
     ids = halves(KEYS.reshape(2, 2))
@@ -81,7 +81,7 @@ def test_vmap_gathers_each_batch(cache, layout):
     np.testing.assert_array_equal(rows["h"], values(KEYS)["h"].reshape(2, 2, 3))
 
 
-def test_another_cache_needs_no_compilation(cache, layout):
+def test_gather_rows_of_other_cache_compiles_nothing(cache, layout):
     other = EmbeddingCache(layout)
     cache.upsert(KEYS, values(KEYS))
     other.upsert(KEYS[:1], {name: column[:1] + column.dtype.type(1) for name, column in values(KEYS).items()})
@@ -105,7 +105,7 @@ def test_another_cache_needs_no_compilation(cache, layout):
     ]
 
 
-def test_a_dropped_cache_is_an_error_and_not_a_crash(layout):
+def test_gather_rows_of_dropped_cache_raises(layout):
     cache = EmbeddingCache(layout)
     cache.upsert(KEYS, values(KEYS))
     handle = kernels.handle_operand(cache)
@@ -127,13 +127,13 @@ def test_a_dropped_cache_is_an_error_and_not_a_crash(layout):
     ],
     ids=["fewer", "renamed", "reshaped", "retyped"],
 )
-def test_a_cache_of_another_layout_is_refused(cache, columns):
+def test_gather_rows_of_other_layout_is_refused(cache, columns):
     run = jax.jit(lambda handle, ids: kernels.gather_rows(handle, ids, RowLayout(columns)))
     with pytest.raises(PROGRAM_ERRORS, match="compile it with the layout of the cache"):
         jax.block_until_ready(run(kernels.handle_operand(cache), halves(KEYS)))
 
 
-def test_wrong_operands_are_told_apart(cache, layout):
+def test_gather_rows_bad_operands_are_refused(cache, layout):
     handle = kernels.handle_operand(cache)
     with pytest.raises(ConfigError, match="expected uint32"):
         kernels.gather_rows(handle, KEYS, layout)

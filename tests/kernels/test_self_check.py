@@ -10,11 +10,11 @@ KERNELS = {"simtier (simhash)", "simtier (int8)", "table_sum", "gather_rows", "i
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_all_kernels_agree(seed: int) -> None:
+def test_self_check_all_kernels_agree(seed: int) -> None:
     assert kernels.self_check(seed) == dict.fromkeys(KERNELS, "")
 
 
-def test_a_kernel_that_differs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_self_check_names_kernel_that_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     right = ffi.call
 
     def wrong(name, result, *operands, **attributes):

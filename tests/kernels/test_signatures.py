@@ -13,7 +13,7 @@ def unit(rng, *shape):
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
-def test_packed_signs_are_lowest_bit_first_and_zero_counts_as_positive():
+def test_pack_signs_is_lowest_bit_first_and_zero_is_positive():
     values = np.asarray([[1.0, -1.0, 0.0, -2.0, 3.0, -0.5, -1.0, 2.0]], np.float32)
     np.testing.assert_array_equal(kernels.pack_signs(values), [[0b10010101]])
     with pytest.raises(ConfigError, match="multiple of 8"):
@@ -22,7 +22,7 @@ def test_packed_signs_are_lowest_bit_first_and_zero_counts_as_positive():
         kernels.hyperplanes(0, 4, 12)
 
 
-def test_hyperplanes_belong_to_the_seed():
+def test_hyperplanes_depend_on_seed():
     planes = kernels.hyperplanes(7, 32, 64)
     assert planes.shape == (32, 64)
     assert planes.dtype == np.float32
@@ -30,7 +30,7 @@ def test_hyperplanes_belong_to_the_seed():
     assert (planes != kernels.hyperplanes(8, 32, 64)).any()
 
 
-def test_the_share_of_equal_bits_estimates_the_angle():
+def test_simhash_share_of_equal_bits_estimates_angle():
     rng = np.random.default_rng(0)
     bits = 4096
     planes = kernels.hyperplanes(0, 64, bits)
@@ -44,7 +44,7 @@ def test_the_share_of_equal_bits_estimates_the_angle():
     assert np.abs(equal - (1 - angle / np.pi)).max() < 5 * np.sqrt(0.25 / bits)
 
 
-def test_bits_are_the_same_in_any_company_and_as_computed_in_whole_numbers():
+def test_simhash_in_any_batch_equals_integer_arithmetic():
     rng = np.random.default_rng(1)
     for width in (32, 128, 1024):
         planes = kernels.hyperplanes(0, width, 256)
@@ -56,7 +56,7 @@ def test_bits_are_the_same_in_any_company_and_as_computed_in_whole_numbers():
             np.testing.assert_array_equal(kernels.simhash(content[-n:], planes), together[-n:])
 
 
-def test_int8_signatures_hold_the_cosine():
+def test_quantize_int8_keeps_cosine():
     rng = np.random.default_rng(2)
     first, second = unit(rng, 50, 64), unit(rng, 50, 64)
     signature = np.asarray(kernels.quantize_int8(first))

@@ -17,7 +17,7 @@ def best(implementation, scores, k):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_the_best_in_order_and_equal_ones_by_position(implementation):
+def test_top_k_orders_by_score_then_position(implementation):
     rng = np.random.default_rng(0)
     for n, k in [(1, 1), (16, 0), (16, 16), (301, 53), (4096, 500), (4096, 4095)]:
         smooth = rng.normal(size=n).astype(np.float32)
@@ -33,12 +33,12 @@ def test_the_best_in_order_and_equal_ones_by_position(implementation):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_both_zeros_are_told_apart(implementation):
+def test_top_k_orders_negative_zero_after_zero(implementation):
     scores = np.asarray([-0.0, 0.0, -1.0, -0.0, 0.0], np.float32)
     assert best(implementation, scores, 5)[1].tolist() == [1, 4, 0, 3, 2]
 
 
-def test_batch_axes_and_vmap():
+def test_top_k_of_batch_axes_equals_vmap():
     scores = np.random.default_rng(1).normal(size=(3, 2, 40)).astype(np.float32)
     expected = best("reference", scores, 7)
     native = best("native", scores, 7)
@@ -57,6 +57,6 @@ def test_batch_axes_and_vmap():
         (np.zeros(5, np.float32), -1, "k is -1, expected 0 to 5"),
     ],
 )
-def test_what_cannot_be_ranked(scores, k, words):
+def test_top_k_bad_operands_are_refused(scores, k, words):
     with pytest.raises(ConfigError, match=words):
         kernels.top_k(scores, k)

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from aif_jax.bundle import Bundle
 from aif_jax.errors import ItemIndexError, VersionMismatchError
 from aif_jax.nearline import Archive, BehaviourTable, ItemIndex, Replica, RowTable
 from support.served import World
+from support.waiting import wait_for
 
 TABLES = [ItemIndex, BehaviourTable]
 
@@ -37,7 +37,7 @@ def same(table: RowTable, other: RowTable) -> None:
 
 @pytest.mark.parametrize("mapped", [True, False])
 @pytest.mark.parametrize("table", TABLES)
-def test_what_was_confirmed_is_there_again(
+def test_archive_reopened_has_confirmed_changes(
     bundle: Bundle, world: World, tmp_path: Path, table: type[RowTable], mapped: bool
 ) -> None:
     index = made(bundle, world, table=table)
@@ -62,7 +62,7 @@ def test_what_was_confirmed_is_there_again(
         same(archive.open(table, bundle, mapped=mapped), again)
 
 
-def test_string_ids_and_rankable_flags_come_back(bundle: Bundle, tmp_path: Path) -> None:
+def test_archive_reopened_has_string_ids_and_rankable_flags(bundle: Bundle, tmp_path: Path) -> None:
     ids = [f"sku-{number}-é" for number in range(7)]
     index = ItemIndex.build(bundle, ids, {"price": np.arange(7.0)})
     with Archive(tmp_path) as archive:
@@ -76,7 +76,7 @@ def test_string_ids_and_rankable_flags_come_back(bundle: Bundle, tmp_path: Path)
         same(index, again)
 
 
-def test_a_log_cut_at_any_byte_gives_the_changes_before_it(
+def test_archive_log_cut_anywhere_gives_changes_before_cut(
     bundle: Bundle, world: World, tmp_path: Path
 ) -> None:
     index = made(bundle, world, 12)
@@ -111,7 +111,7 @@ def test_a_log_cut_at_any_byte_gives_the_changes_before_it(
             assert world.ids[11] not in archive.open(ItemIndex, bundle, verify=False)
 
 
-def test_a_changed_byte_in_a_confirmed_record_is_refused(
+def test_archive_altered_byte_in_confirmed_record_is_refused(
     bundle: Bundle, world: World, tmp_path: Path
 ) -> None:
     index = made(bundle, world, 12)
@@ -137,7 +137,7 @@ def test_a_changed_byte_in_a_confirmed_record_is_refused(
         same(archive.open(ItemIndex, bundle), index)
 
 
-def test_a_broken_snapshot_is_refused_and_the_one_before_gives_the_same_table(
+def test_archive_broken_snapshot_falls_back_to_previous_one(
     bundle: Bundle, world: World, tmp_path: Path
 ) -> None:
     index = made(bundle, world, 12)
@@ -171,9 +171,7 @@ def test_a_broken_snapshot_is_refused_and_the_one_before_gives_the_same_table(
         archive.open(ItemIndex, bundle)
 
 
-def test_old_snapshots_go_when_enough_newer_ones_are_there(
-    bundle: Bundle, world: World, tmp_path: Path
-) -> None:
+def test_checkpoint_deletes_snapshots_beyond_keep(bundle: Bundle, world: World, tmp_path: Path) -> None:
     with Archive(tmp_path, keep=2) as archive:
         archive.start(made(bundle, world, 5))
         for _ in range(4):
@@ -184,7 +182,7 @@ def test_old_snapshots_go_when_enough_newer_ones_are_there(
 
 
 @pytest.mark.parametrize("step", ["seal", "move", "write_table", "finish"])
-def test_a_checkpoint_that_fails_anywhere_loses_nothing(
+def test_checkpoint_failing_at_any_step_loses_nothing(
     bundle: Bundle, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     index = made(bundle, world, 12)
@@ -212,7 +210,7 @@ def test_a_checkpoint_that_fails_anywhere_loses_nothing(
         same(again, archive.open(ItemIndex, bundle))
 
 
-def test_a_full_disk_refuses_the_change_and_nothing_else(
+def test_archive_full_disk_refuses_change_only(
     bundle: Bundle, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index = made(bundle, world, 12)
@@ -243,7 +241,7 @@ def test_a_full_disk_refuses_the_change_and_nothing_else(
         same(index, archive.open(ItemIndex, bundle))
 
 
-def test_a_disk_that_does_not_confirm_ends_the_writing(
+def test_archive_unconfirmed_sync_refuses_further_writes(
     bundle: Bundle, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index = made(bundle, world, 12)
@@ -262,7 +260,7 @@ def test_a_disk_that_does_not_confirm_ends_the_writing(
         assert world.ids[1] in index
 
 
-def test_two_writers_and_other_misuse_are_told(
+def test_archive_second_writer_and_misuse_are_refused(
     bundle: Bundle, other_bundle: Bundle, world: World, tmp_path: Path
 ) -> None:
     index = made(bundle, world, 12)
@@ -282,7 +280,7 @@ def test_two_writers_and_other_misuse_are_told(
         Archive(tmp_path, keep=0)
 
 
-def test_replicas_follow_through_checkpoints(bundle: Bundle, world: World, tmp_path: Path) -> None:
+def test_replica_follows_through_checkpoints(bundle: Bundle, world: World, tmp_path: Path) -> None:
     index = made(bundle, world, 40)
     with Archive(tmp_path, keep=3) as archive:
         archive.start(index, (1,))
@@ -305,17 +303,12 @@ def test_replicas_follow_through_checkpoints(bundle: Bundle, world: World, tmp_p
         assert len(told) == 12
         replica.start(0.005)
         index.delete(world.ids[20:21])
-        deadline = threading.Event()
-        for _ in range(400):
-            if world.ids[20] not in copy:
-                break
-            deadline.wait(0.005)
-        assert world.ids[20] not in copy
+        wait_for(lambda: world.ids[20] not in copy)
         replica.close()
         same(Replica(tmp_path).open(ItemIndex, bundle), copy)
 
 
-def test_a_replica_that_fell_behind_says_so(bundle: Bundle, world: World, tmp_path: Path) -> None:
+def test_replica_behind_deleted_log_is_refused(bundle: Bundle, world: World, tmp_path: Path) -> None:
     index = made(bundle, world, 10)
     with Archive(tmp_path, keep=1) as archive:
         archive.start(index)
@@ -331,9 +324,7 @@ def test_a_replica_that_fell_behind_says_so(bundle: Bundle, world: World, tmp_pa
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells whose a page is")
-def test_rows_of_a_snapshot_are_pages_that_processes_share_until_they_are_written(
-    bundle: Bundle, world: World, tmp_path: Path
-) -> None:
+def test_snapshot_rows_share_pages_until_written(bundle: Bundle, world: World, tmp_path: Path) -> None:
     def kilobytes(what: str) -> int:
         text = Path("/proc/self/smaps").read_text().split(str(tmp_path / "rows"))[1]
         return int(next(line for line in text.splitlines() if line.startswith(what)).split()[1])
@@ -351,7 +342,7 @@ def test_rows_of_a_snapshot_are_pages_that_processes_share_until_they_are_writte
     assert (tmp_path / "rows").read_bytes() == before
 
 
-def test_an_archive_says_what_it_keeps_open_and_closed(bundle: Bundle, world: World, tmp_path: Path) -> None:
+def test_archive_repr_shows_table_and_position(bundle: Bundle, world: World, tmp_path: Path) -> None:
     archive = Archive(tmp_path)
     assert repr(archive) == f"Archive({str(tmp_path)!r}, keeps no table)"
     index = made(bundle, world, 3)

@@ -1,5 +1,4 @@
-"""A catalogue that comes batch by batch gives the rows that it gives in one piece, however often it is broken
-off."""
+"""Out-of-core builds give the same rows as builds in memory, however often they are interrupted."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +33,7 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("names", [False, True])
 @pytest.mark.parametrize("kind", [ItemIndex, BehaviourTable])
-def test_the_file_holds_what_build_makes_in_memory(
+def test_build_snapshot_equals_build_in_memory(
     bundle: Bundle, world: World, tmp_path: Path, kind: type[RowTable], names: bool
 ) -> None:
     seen: list[BuildProgress] = []
@@ -62,7 +61,7 @@ def test_the_file_holds_what_build_makes_in_memory(
 
 
 @pytest.mark.usefixtures("no_pause")
-def test_a_build_that_is_broken_off_goes_on_and_comes_to_the_same_bytes(
+def test_build_snapshot_interrupted_resumes_to_same_bytes(
     bundle: Bundle, world: World, tmp_path: Path
 ) -> None:
     build_snapshot(ItemIndex, bundle, catalogue(world, 10, names=True), tmp_path / "whole")
@@ -88,7 +87,7 @@ def test_a_build_that_is_broken_off_goes_on_and_comes_to_the_same_bytes(
 
 
 @pytest.mark.usefixtures("no_pause")
-def test_what_was_left_of_something_else_is_refused(
+def test_build_snapshot_over_leftovers_of_another_build_is_refused(
     bundle: Bundle, other_bundle: Bundle, world: World, tmp_path: Path
 ) -> None:
     def broken_off() -> Iterator[Upsert]:
@@ -109,7 +108,7 @@ def test_what_was_left_of_something_else_is_refused(
     )
 
 
-def test_bad_items_are_set_aside_and_named_and_too_many_are_an_error(
+def test_build_snapshot_leaves_out_bad_items_and_refuses_too_many(
     bundle: Bundle, world: World, tmp_path: Path
 ) -> None:
     def spoilt(*bad: int) -> Iterator[Upsert]:
@@ -141,9 +140,7 @@ def test_bad_items_are_set_aside_and_named_and_too_many_are_an_error(
         build_snapshot(ItemIndex, bundle, hopeless(), tmp_path / "rows")
 
 
-def test_of_an_item_that_comes_again_the_first_row_stays(
-    bundle: Bundle, world: World, tmp_path: Path
-) -> None:
+def test_build_snapshot_repeated_item_keeps_first_row(bundle: Bundle, world: World, tmp_path: Path) -> None:
     def twice() -> Iterator[Upsert]:
         for records in catalogue(world, 50):
             yield records
@@ -157,7 +154,9 @@ def test_of_an_item_that_comes_again_the_first_row_stays(
         assert np.array_equal(column, index.gather(world.ids)[0][name]), name
 
 
-def test_an_empty_catalogue_and_mixed_ids(bundle: Bundle, tmp_path: Path) -> None:
+def test_build_snapshot_empty_catalogue_builds_and_mixed_ids_are_refused(
+    bundle: Bundle, tmp_path: Path
+) -> None:
     assert build_snapshot(ItemIndex, bundle, [], tmp_path / "rows").rows == 0
     assert len(ItemIndex.open(bundle, tmp_path / "rows")) == 0
     mixed = [Upsert([1], {}), Upsert(["a"], {})]

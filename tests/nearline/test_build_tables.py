@@ -12,7 +12,7 @@ from aif_jax.types import ItemRecords
 from support.served import World, part_of
 
 
-def test_both_tables_have_the_rows_of_the_records(bundle: Bundle, world: World) -> None:
+def test_build_tables_equals_building_each_table(bundle: Bundle, world: World) -> None:
     ids, columns, content = part_of(world, range(30))
     rankable = np.arange(30) % 3 > 0
     index, behaviours = build_tables(bundle, ItemRecords(ids, columns, content, rankable))
@@ -28,18 +28,18 @@ def test_both_tables_have_the_rows_of_the_records(bundle: Bundle, world: World) 
     assert index.gather(ids)[0]["rankable"][:, 0].tolist() == rankable.tolist()
 
 
-def test_every_item_is_rankable_unless_the_records_say_otherwise(bundle: Bundle, world: World) -> None:
+def test_build_tables_without_flags_makes_items_rankable(bundle: Bundle, world: World) -> None:
     ids, columns, content = part_of(world, range(5))
     tables = build_tables(bundle, ItemRecords(ids, columns, content))
     assert tables.items.gather(ids)[0]["rankable"].all()
 
 
-def test_an_id_that_stands_in_the_records_twice_is_refused(bundle: Bundle) -> None:
+def test_build_tables_repeated_id_is_refused(bundle: Bundle) -> None:
     with pytest.raises(ItemIndexError, match="7 is given twice"):
         build_tables(bundle, ItemRecords([7, 8, 7], {"price": [4.0, 5.0, 6.0]}))
 
 
-def test_the_example_is_true(bundle: Bundle) -> None:
+def test_build_tables_example_runs(bundle: Bundle) -> None:
     """It is skipped elsewhere, because the export of a bundle takes seconds."""
     names = {"bundle": bundle, "build_tables": build_tables, "ItemRecords": ItemRecords}
     text = build_tables.__doc__ or ""

@@ -1,6 +1,7 @@
-"""Device rows are the index's rows, at every moment and in any company of threads."""
+"""Device rows equal the index's rows, at every moment and beside any threads."""
 
 import itertools
+import os
 import subprocess
 import sys
 import textwrap
@@ -74,7 +75,7 @@ def check_all(rows: DeviceRows, keys: np.ndarray) -> None:
     assert stats["pending"] == 0
 
 
-def test_the_rows_of_an_index_are_copied(index: ItemIndex, world: World) -> None:
+def test_device_rows_copy_rows_of_index(index: ItemIndex, world: World) -> None:
     with DeviceRows(index) as rows:
         check_all(rows, world.ids)
         assert set(rows.columns) <= set(index.store.columns)
@@ -93,7 +94,7 @@ def test_the_rows_of_an_index_are_copied(index: ItemIndex, world: World) -> None
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_random_changes_are_followed_through_growth_and_reuse(
+def test_device_rows_follow_random_changes_through_growth_and_reuse(
     empty: ItemIndex, rows: DeviceRows, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -120,7 +121,7 @@ def test_random_changes_are_followed_through_growth_and_reuse(
     assert stats["removed"] > 0
 
 
-def test_of_a_key_that_comes_twice_the_last_row_stays(empty: ItemIndex, rows: DeviceRows) -> None:
+def test_device_rows_repeated_key_keeps_last_row(empty: ItemIndex, rows: DeviceRows) -> None:
     keys = np.array([5, 9, 5, 5, 9], np.uint64)
     values = numbered(empty, [1, 2, 3, 4, 5])
     rows.apply(keys, {name: values[name] for name in rows.columns})
@@ -134,7 +135,7 @@ def test_of_a_key_that_comes_twice_the_last_row_stays(empty: ItemIndex, rows: De
     assert len(rows) == 1
 
 
-def test_batches_of_every_size_are_written(empty: ItemIndex) -> None:
+def test_device_rows_write_batches_of_every_size(empty: ItemIndex) -> None:
     largest = device_rows.BATCHES[-1]
     keys = np.arange(largest + 1100, dtype=np.uint64)
     with DeviceRows(empty, capacity=2 * largest) as rows:
@@ -153,9 +154,7 @@ def test_batches_of_every_size_are_written(empty: ItemIndex) -> None:
         assert stats["device_bytes"] == device_bytes(empty) == device_bytes(empty, capacity=largest + 1)
 
 
-def test_an_update_writes_into_the_same_memory_and_compiles_nothing(
-    empty: ItemIndex, rows: DeviceRows
-) -> None:
+def test_device_rows_update_reuses_memory_and_compiles_nothing(empty: ItemIndex, rows: DeviceRows) -> None:
     write(empty, range(30), range(30))
     compiled = compilations()
     before = rows._table
@@ -173,7 +172,7 @@ def test_an_update_writes_into_the_same_memory_and_compiles_nothing(
     assert compilations() == compiled
 
 
-def test_changes_wait_for_sync_if_told_so(empty: ItemIndex) -> None:
+def test_device_rows_not_immediate_change_on_sync(empty: ItemIndex) -> None:
     keys = np.arange(20, dtype=np.uint64)
     with DeviceRows(empty, immediate=False) as rows:
         write(empty, keys, range(20))
@@ -185,7 +184,7 @@ def test_changes_wait_for_sync_if_told_so(empty: ItemIndex) -> None:
         assert rows.sync() == 0
 
 
-def test_what_could_not_be_copied_reaches_the_writer_and_is_tried_again(
+def test_device_rows_failed_copy_raises_in_writer_and_is_retried(
     empty: ItemIndex, rows: DeviceRows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = np.arange(20, dtype=np.uint64)
@@ -204,7 +203,7 @@ def test_what_could_not_be_copied_reaches_the_writer_and_is_tried_again(
     check_all(rows, keys)
 
 
-def test_a_copy_that_could_not_be_made_follows_nothing(
+def test_device_rows_failed_construction_unsubscribes(
     empty: ItemIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> Any:
@@ -218,7 +217,7 @@ def test_a_copy_that_could_not_be_made_follows_nothing(
     write(empty, [1], [1])
 
 
-def test_rows_lost_in_a_failed_update_say_so(
+def test_device_rows_lost_in_failed_update_are_refused(
     empty: ItemIndex, rows: DeviceRows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(table: Any, *_: Any) -> Any:
@@ -232,7 +231,7 @@ def test_rows_lost_in_a_failed_update_say_so(
         rows.read(np.array([1], np.uint64))
 
 
-def test_closed_rows_follow_nothing_and_say_so(empty: ItemIndex) -> None:
+def test_device_rows_closed_follow_nothing_and_are_refused(empty: ItemIndex) -> None:
     rows = DeviceRows(empty)
     rows.close()
     write(empty, [1], [1])
@@ -252,7 +251,7 @@ def test_closed_rows_follow_nothing_and_say_so(empty: ItemIndex) -> None:
         (np.zeros(2, np.uint64), {"e": np.zeros((2, 8), np.float64)}, r"got float64\[2, 8\] for column 'e'"),
     ],
 )
-def test_rows_that_do_not_fit_are_refused(
+def test_device_rows_apply_of_misfit_rows_is_refused(
     empty: ItemIndex, rows: DeviceRows, keys: Any, change: dict[str, Any], says: str
 ) -> None:
     given = {
@@ -263,12 +262,12 @@ def test_rows_that_do_not_fit_are_refused(
 
 
 @pytest.mark.parametrize("device", ["cpu", 0, [jax.devices()[0]]])
-def test_other_things_than_a_device_are_refused(empty: ItemIndex, device: Any) -> None:
+def test_device_rows_on_something_else_than_device_is_refused(empty: ItemIndex, device: Any) -> None:
     with pytest.raises(ConfigError, match=r"device: got .*, expected one of jax\.devices\(\)"):
         DeviceRows(empty, device)
 
 
-def test_rows_follow_on_a_device_that_is_not_the_first(bundle: Bundle, tmp_path: Path) -> None:
+def test_device_rows_on_second_device_follow_index(bundle: Bundle, tmp_path: Path) -> None:
     program = textwrap.dedent(
         """
         import sys
@@ -296,7 +295,8 @@ def test_rows_follow_on_a_device_that_is_not_the_first(bundle: Bundle, tmp_path:
         """
     )
     environment = {
-        "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {os.environ.get('XLA_FLAGS', '')}",
         "PYTHONPATH": ":".join(sys.path), "HOME": str(tmp_path), "PATH": "",
     }  # fmt: skip
     done = subprocess.run(
@@ -324,7 +324,7 @@ def reader(rows: DeviceRows, size: int) -> Callable[[np.ndarray], tuple[dict[str
     return read
 
 
-def test_a_slot_reused_between_look_up_and_dispatch_gives_no_other_row(
+def test_dispatch_slot_reused_after_lookup_reads_no_other_row(
     empty: ItemIndex, rows: DeviceRows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = reader(rows, 64)
@@ -346,7 +346,7 @@ def test_a_slot_reused_between_look_up_and_dispatch_gives_no_other_row(
     assert rows.stats()["looked_up_again"] == 1
 
 
-def test_a_row_deleted_between_look_up_and_dispatch_is_still_its_own(
+def test_dispatch_row_deleted_after_lookup_is_still_read(
     empty: ItemIndex, rows: DeviceRows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = reader(rows, 64)
@@ -366,7 +366,7 @@ def test_a_row_deleted_between_look_up_and_dispatch_is_still_its_own(
     assert read(np.array([1, 2], np.uint64))[1].tolist() == [False, True]
 
 
-def test_threads_that_read_beside_writers_get_whole_rows_of_their_items(empty: ItemIndex) -> None:
+def test_dispatch_beside_writers_reads_whole_rows(empty: ItemIndex) -> None:
     """A row's number is ``1000 key + version``: whoever reads it sees whose it is, and of which version."""
     n, per_item, rounds = 300, 1000, 120
     rng = np.random.default_rng(0)
@@ -455,7 +455,7 @@ def test_threads_that_read_beside_writers_get_whole_rows_of_their_items(empty: I
     rows.close()
 
 
-def test_a_listener_is_told_what_changes_until_it_is_not(bundle: Bundle, world: World) -> None:
+def test_subscribe_notifies_until_unsubscribed(bundle: Bundle, world: World) -> None:
     index = ItemIndex(bundle)
     told: list[list[int]] = []
 
@@ -482,7 +482,7 @@ def test_a_listener_is_told_what_changes_until_it_is_not(bundle: Bundle, world: 
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
-def test_packed_rows_come_back_bit_for_bit(platform: str) -> None:
+def test_row_packing_unpacks_same_bits(platform: str) -> None:
     rng = np.random.default_rng(0)
     bfloat16 = np.dtype(jnp.bfloat16)
     columns = {

@@ -1,4 +1,4 @@
-"""What follows a stream has applied each update once, whenever it was stopped."""
+"""Followers apply each update of a stream once, whenever they are stopped."""
 
 import errno
 import os
@@ -27,6 +27,7 @@ from aif_jax.nearline import (
 )
 from aif_jax.nearline.merging import merged
 from support.served import World
+from support.waiting import wait_for
 
 
 def single(world: World, row: int, **changes: Any) -> Upsert:
@@ -65,7 +66,7 @@ def same(table: Any, other: Any) -> None:
         assert np.array_equal(column, other.gather(keys)[0][name]), name
 
 
-def test_both_tables_hold_what_the_stream_says(bundle: Bundle, world: World, tmp_path: Path) -> None:
+def test_follower_applies_stream_to_both_tables(bundle: Bundle, world: World, tmp_path: Path) -> None:
     updates = stream(world, 60)
     with Archive(tmp_path / "items") as items, Archive(tmp_path / "behaviours") as behaviours:
         items.start(ItemIndex(bundle))
@@ -82,7 +83,7 @@ def test_both_tables_hold_what_the_stream_says(bundle: Bundle, world: World, tmp
         same(items.open(ItemIndex, bundle), expected(bundle, updates))
 
 
-def test_what_was_done_is_counted_by_table_and_rankable_is_followed(bundle: Bundle, tmp_path: Path) -> None:
+def test_follower_counts_by_table_and_follows_rankable(bundle: Bundle, tmp_path: Path) -> None:
     updates: list[Update] = [
         Upsert([1, 2], {"price": [1.0, 2.0]}, rankable=np.array([True, False])),
         Delete([1, 77]),
@@ -104,7 +105,7 @@ def test_what_was_done_is_counted_by_table_and_rankable_is_followed(bundle: Bund
                 assert rows["rankable"][:, 0].tolist() == [0, 1]
 
 
-def test_each_update_counts_once_although_it_is_delivered_again(
+def test_follower_update_delivered_again_is_applied_once(
     bundle: Bundle, world: World, tmp_path: Path
 ) -> None:
     updates = stream(world, 50, seed=1)
@@ -129,7 +130,7 @@ def test_each_update_counts_once_although_it_is_delivered_again(
         assert behaviours.position == items.position == (50,)
 
 
-def test_bad_items_are_set_aside_and_named(bundle: Bundle, world: World, tmp_path: Path) -> None:
+def test_follower_bad_items_are_left_out_and_reported(bundle: Bundle, world: World, tmp_path: Path) -> None:
     both = Upsert(
         world.ids[3:5],
         {"price": [1.0, 2.0], "item": [3, 4]},
@@ -151,17 +152,17 @@ def test_bad_items_are_set_aside_and_named(bundle: Bundle, world: World, tmp_pat
         )]))  # fmt: skip
 
 
-def test_too_many_bad_items_end_it(bundle: Bundle, world: World, tmp_path: Path) -> None:
+def test_follower_too_many_bad_items_raises(bundle: Bundle, world: World, tmp_path: Path) -> None:
     updates = [single(world, row % 3, **({"colour": ["red"]} if row % 5 else {})) for row in range(1400)]
     with Archive(tmp_path) as archive:
         archive.start(ItemIndex(bundle))
-        follower = Follower(IterableUpdates(updates, limit=50), [archive], max_bad_share=0.5)
+        follower = Follower(IterableUpdates(updates, limit=50), [archive], max_bad_share=0.5, pause_s=0)
         with pytest.raises(ItemIndexError, match=r"75% of the last 1,\d* items.*Does the stream fit"):
             follower.run()
-        Follower(IterableUpdates(updates, limit=50), [archive], max_bad_share=None).run()
+        Follower(IterableUpdates(updates, limit=50), [archive], max_bad_share=None, pause_s=0).run()
 
 
-def test_a_full_disk_and_a_source_that_is_away_are_waited_for(
+def test_follower_waits_for_full_disk_and_unavailable_source(
     bundle: Bundle, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     updates = stream(world, 20, seed=2)
@@ -203,7 +204,7 @@ def test_a_full_disk_and_a_source_that_is_away_are_waited_for(
         same(archive.table, expected(bundle, updates))
 
 
-def test_a_disk_that_does_not_confirm_ends_it_and_a_restart_repeats_what_was_not_confirmed(
+def test_follower_unconfirmed_sync_raises_and_restart_repeats_updates(
     bundle: Bundle, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     updates = stream(world, 30, seed=3)
@@ -227,7 +228,7 @@ def test_a_disk_that_does_not_confirm_ends_it_and_a_restart_repeats_what_was_not
         same(archive.table, expected(bundle, updates))
 
 
-def test_a_follower_in_a_thread_writes_snapshots_beside_and_tells_what_ended_it(
+def test_follower_in_thread_writes_checkpoints_and_reports_failure(
     bundle: Bundle, world: World, tmp_path: Path
 ) -> None:
     updates = stream(world, 40, seed=4)
@@ -242,18 +243,15 @@ def test_a_follower_in_a_thread_writes_snapshots_beside_and_tells_what_ended_it(
             follower.start()
             with pytest.raises(ItemIndexError, match="call start once"):
                 follower.start()
-            assert follower._thread is not None
-            follower._thread.join(60)
+            wait_for(lambda: follower.stats()["failure"] is not None)
             assert follower.stats()["failure"] == "ItemIndexError: the stream is broken"
-        if follower._checkpoint is not None:
-            follower._checkpoint.join()
-        assert archive.stats()["checkpoints"] > 1
+        wait_for(lambda: archive.stats()["checkpoints"] > 1)
         same(archive.table, expected(bundle, updates))
     with Archive(tmp_path) as archive:
         same(archive.open(ItemIndex, bundle), expected(bundle, updates))
 
 
-def test_updates_are_joined_where_they_are_alike_and_the_last_of_an_item_stays() -> None:
+def test_merged_joins_alike_upserts_and_keeps_last_of_an_item() -> None:
     def upsert(item: Any, price: Any, **more: Any) -> Upsert:
         return Upsert([item], {"price": price, **more})
 
@@ -276,7 +274,7 @@ def test_updates_are_joined_where_they_are_alike_and_the_last_of_an_item_stays()
     assert (second.ids, second.columns) == ([4, 5], {"price": [4.0, 5.0], "genres": [["a", "b"], ["c"]]})
 
 
-def test_updates_that_arrive_while_a_generation_is_built_reach_both(
+def test_follower_updates_during_build_reach_both_generations(
     bundle: Bundle, other_bundle: Bundle, world: World, tmp_path: Path
 ) -> None:
     updates = stream(world, 60, seed=5)
@@ -291,14 +289,13 @@ def test_updates_that_arrive_while_a_generation_is_built_reach_both(
         for follower in followers:
             follower.start()
         for follower in followers:
-            assert follower._thread is not None
-            follower._thread.join(60)
+            wait_for(lambda follower=follower: "following" not in repr(follower))
             assert follower.stats()["failure"] is None
         same(one.table, expected(bundle, before))
         same(two.table, expected(other_bundle, before))
 
 
-def test_a_follower_says_what_it_did(bundle: Bundle, world: World, tmp_path: Path) -> None:
+def test_follower_repr_shows_counts(bundle: Bundle, world: World, tmp_path: Path) -> None:
     updates = [single(world, 0), single(world, 1, price=["dear"])]
     with Archive(tmp_path) as archive:
         archive.start(ItemIndex(bundle))
@@ -310,7 +307,7 @@ def test_a_follower_says_what_it_did(bundle: Bundle, world: World, tmp_path: Pat
         assert repr(follower) == "Follower(1 archive, 2 updates, 1 bad item, closed)"
 
 
-def test_a_follower_says_whether_it_follows(bundle: Bundle, tmp_path: Path) -> None:
+def test_follower_repr_shows_whether_it_follows(bundle: Bundle, tmp_path: Path) -> None:
     more = threading.Event()
 
     def blocking() -> Any:
@@ -324,6 +321,5 @@ def test_a_follower_says_whether_it_follows(bundle: Bundle, tmp_path: Path) -> N
             follower.start()
             assert repr(follower) == "Follower(1 archive, 0 updates, 0 bad items, following)"
             more.set()
-            assert follower._thread is not None
-            follower._thread.join(60)
+            wait_for(lambda: "following" not in repr(follower))
             assert repr(follower) == "Follower(1 archive, 0 updates, 0 bad items, ended by ItemIndexError)"

@@ -1,4 +1,4 @@
-"""The snapshot file survives nothing being true: cut short, altered, replaced half-way."""
+"""Snapshot files that are cut short, altered, or replaced half-way."""
 
 import os
 from pathlib import Path
@@ -50,7 +50,7 @@ def check(file: RowFile, keys: np.ndarray, columns: dict[str, np.ndarray]) -> No
 
 
 @pytest.mark.parametrize("n", [0, 1, 5, 3000])
-def test_what_is_written_is_read(tmp_path: Path, n: int) -> None:
+def test_row_file_written_reads_back(tmp_path: Path, n: int) -> None:
     names = [f"item-{i}-é" for i in range(n)]
     keys, columns = write(tmp_path / "rows", n, names)
     for verify in (True, False):
@@ -65,13 +65,14 @@ def test_what_is_written_is_read(tmp_path: Path, n: int) -> None:
 
 
 @pytest.mark.parametrize("verify", [True, False])
-def test_a_file_cut_anywhere_is_refused(tmp_path: Path, verify: bool) -> None:
+def test_row_file_cut_anywhere_is_refused(tmp_path: Path, verify: bool) -> None:
     path = tmp_path / "rows"
     write(path)
     whole = path.read_bytes()
     ends = range(2 * ROWS_AT, len(whole))
-    for length in [*range(0, 2 * ROWS_AT, 7919), ROWS_AT - 1, ROWS_AT, ROWS_AT + 64, *ends]:
-        path.write_bytes(whole[:length])
+    lengths = [*range(0, 2 * ROWS_AT, 7919), ROWS_AT - 1, ROWS_AT, ROWS_AT + 64, *ends]
+    for length in sorted(lengths, reverse=True):
+        os.truncate(path, length)
         with pytest.raises(ItemIndexError, match="rows"):
             open_row_file(path, kind="item_index", verify=verify)
     path.write_bytes(whole + b"\0")
@@ -79,26 +80,31 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path, verify: bool) -> None:
         open_row_file(path, kind="item_index", verify=verify)
 
 
-def test_a_changed_byte_is_refused(tmp_path: Path) -> None:
+def test_row_file_with_altered_byte_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows"
     keys, columns = write(path)
     whole = path.read_bytes()
+
+    def put(position: int, byte: int) -> None:
+        with open(path, "r+b") as stream:
+            stream.seek(position)
+            stream.write(bytes([byte]))
+
     rows = range(ROWS_AT, ROWS_AT + 5 * 64)
     behind = range(2 * ROWS_AT, len(whole))
     for position in [0, 7, 8, 5000, ROWS_AT - 1, *rows, rows.stop, rows.stop + 9, 2 * ROWS_AT - 1, *behind]:
-        changed = bytearray(whole)
-        changed[position] ^= 0x10
-        path.write_bytes(changed)
+        put(position, whole[position] ^ 0x10)
         with pytest.raises(ItemIndexError, match="rows"):
             open_row_file(path, kind="item_index")
         if position in rows:  # which are not read here
             assert np.array_equal(open_row_file(path, verify=False).keys, keys)
-    path.write_bytes(whole)
+        put(position, whole[position])
+    assert path.read_bytes() == whole
     check(open_row_file(path), keys, columns)
 
 
 @pytest.mark.parametrize("step", ["write_table", "fsync", "replace"])
-def test_a_crash_while_saving_leaves_the_previous_snapshot(
+def test_row_file_writer_crash_keeps_previous_snapshot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     path = tmp_path / "rows"
@@ -119,7 +125,7 @@ def test_a_crash_while_saving_leaves_the_previous_snapshot(
     assert len(open_row_file(path, kind="item_index").keys) == 5
 
 
-def test_another_kind_another_format_and_a_missing_file_say_so(tmp_path: Path) -> None:
+def test_open_row_file_of_wrong_kind_or_format_or_missing_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "rows")
     with pytest.raises(ItemIndexError, match=r"'item_index', expected 'behaviour_table'"):
         open_row_file(tmp_path / "rows", kind="behaviour_table")
@@ -130,13 +136,13 @@ def test_another_kind_another_format_and_a_missing_file_say_so(tmp_path: Path) -
         open_row_file(tmp_path / "old")
 
 
-def test_parent_directories_are_made(tmp_path: Path) -> None:
+def test_row_file_writer_makes_parent_directories(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "today" / "rows"
     write(path)
     assert len(open_row_file(path).keys) == 5
 
 
-def test_a_place_that_cannot_be_written_to_says_so(tmp_path: Path) -> None:
+def test_row_file_writer_at_unwritable_path_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a directory")
     with pytest.raises(
         ItemIndexError, match=r"file/runs/rows: cannot be written \(.*file.*\); expected a path"
@@ -147,7 +153,7 @@ def test_a_place_that_cannot_be_written_to_says_so(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-def test_an_id_that_the_format_cannot_keep_is_refused(tmp_path: Path) -> None:
+def test_row_file_writer_id_with_zero_character_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ItemIndexError, match=r"'a\\x00b': holds a zero character"):
         write(tmp_path / "rows", 2, ["fine", "a\0b"])
     assert not list(tmp_path.iterdir())

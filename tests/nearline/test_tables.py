@@ -1,4 +1,4 @@
-"""Item index and behaviour table: what is built is what the bundle's programs compute."""
+"""Item index and behaviour table: their rows are those that the bundle's programs compute."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ def small(bundle: Bundle, world: World, n: int = 5, table: type[RowTable] = Item
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_rows_are_what_the_program_computes(bundle: Bundle, world: World, table: type[RowTable]) -> None:
+def test_build_computes_rows_of_the_program(bundle: Bundle, world: World, table: type[RowTable]) -> None:
     done: list[tuple[int, int]] = []
     n = len(world.ids)
     built = table.build(
@@ -43,7 +43,7 @@ def test_rows_are_what_the_program_computes(bundle: Bundle, world: World, table:
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_a_table_says_what_it_holds(bundle: Bundle, world: World, table: type[RowTable]) -> None:
+def test_table_repr_shows_rows_bytes_and_bundle(bundle: Bundle, world: World, table: type[RowTable]) -> None:
     built = small(bundle, world, 5, table)
     size = built.store.cache.layout.row_bytes
     assert repr(built) == f"{table.__name__}(5 rows of {size} bytes, bundle {bundle.version[:8]})"
@@ -52,7 +52,7 @@ def test_a_table_says_what_it_holds(bundle: Bundle, world: World, table: type[Ro
     assert repr(table.__new__(table)) == f"{table.__name__}(without rows)"
 
 
-def test_ids_above_32_bits_stay_apart(bundle: Bundle, world: World) -> None:
+def test_item_index_ids_above_32_bits_stay_distinct(bundle: Bundle, world: World) -> None:
     low, high = np.uint64(5), np.uint64(2**32 + 5)
     columns = {"price": np.array([1.0, 9.0])}
     index = ItemIndex.build(bundle, np.array([low, high]), columns)
@@ -62,7 +62,7 @@ def test_ids_above_32_bits_stay_apart(bundle: Bundle, world: World) -> None:
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_a_snapshot_brings_everything_back(
+def test_table_saved_and_opened_has_same_rows(
     bundle: Bundle, world: World, tmp_path: Path, table: type[RowTable]
 ) -> None:
     built = small(bundle, world, 20, table)
@@ -78,7 +78,7 @@ def test_a_snapshot_brings_everything_back(
         assert np.array_equal(column, after[name])
 
 
-def test_a_snapshot_of_another_version_or_kind_is_refused(
+def test_table_open_of_other_version_or_kind_is_refused(
     bundle: Bundle, other_bundle: Bundle, world: World, tmp_path: Path
 ) -> None:
     small(bundle, world).save(tmp_path / "rows")
@@ -88,7 +88,7 @@ def test_a_snapshot_of_another_version_or_kind_is_refused(
         BehaviourTable.open(bundle, tmp_path / "rows")
 
 
-def test_string_ids_come_back_as_strings(bundle: Bundle, tmp_path: Path) -> None:
+def test_item_index_string_ids_survive_save_and_open(bundle: Bundle, tmp_path: Path) -> None:
     ids = [f"sku-{number}" for number in range(7)]
     index = ItemIndex.build(bundle, ids, {"price": np.arange(7.0)})
     assert sorted(index.ids()) == ids
@@ -102,7 +102,7 @@ def test_string_ids_come_back_as_strings(bundle: Bundle, tmp_path: Path) -> None
         index.upsert([3], {})
 
 
-def test_strings_that_hash_alike_fail_the_build_and_are_named(
+def test_item_index_colliding_strings_are_refused_by_name(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # No two strings with one xxh3-64 hash are at hand, so the hash is made worse.
@@ -119,12 +119,12 @@ def test_strings_that_hash_alike_fail_the_build_and_are_named(
 
 
 @pytest.mark.parametrize("ids", [[1, 2, 1], ["x", "y", "x"]])
-def test_an_id_that_stands_there_twice_is_refused(bundle: Bundle, ids: list[Any]) -> None:
+def test_item_index_repeated_id_is_refused(bundle: Bundle, ids: list[Any]) -> None:
     with pytest.raises(ItemIndexError, match=f"{ids[0]!r} is given twice"):
         ItemIndex.build(bundle, ids, {})
 
 
-def test_malformed_catalogues_say_what_is_wrong(bundle: Bundle, world: World) -> None:
+def test_item_index_malformed_catalogue_is_refused(bundle: Bundle, world: World) -> None:
     with pytest.raises(ItemIndexError, match=r"content: got shape \(2, 3\), expected \(2, 8\)"):
         ItemIndex.build(bundle, [1, 2], {}, np.zeros((2, 3), np.float32))
     with pytest.raises(ItemIndexError, match=r"row 1 has length 3"):
@@ -139,7 +139,7 @@ def test_malformed_catalogues_say_what_is_wrong(bundle: Bundle, world: World) ->
         ItemIndex.build(bundle, [1], {}, rankable=np.array([1]))
 
 
-def test_rows_computed_elsewhere_are_taken_if_they_are_complete(bundle: Bundle, world: World) -> None:
+def test_from_rows_takes_complete_rows_only(bundle: Bundle, world: World) -> None:
     built = small(bundle, world)
     rows, _ = built.gather(world.ids[:5])
     copied = ItemIndex.from_rows(bundle, world.ids[:5], rows)
@@ -155,7 +155,7 @@ def test_rows_computed_elsewhere_are_taken_if_they_are_complete(bundle: Bundle, 
         ItemIndex.from_rows(bundle, world.ids[:5], rows)
 
 
-def test_upsert_changes_rows_and_delete_removes_them_at_once(bundle: Bundle, world: World) -> None:
+def test_item_index_upsert_changes_and_delete_removes_rows(bundle: Bundle, world: World) -> None:
     index = small(bundle, world)
     before, _ = index.gather(world.ids[:2])
     assert index.upsert(world.ids[:1], {"price": [0.5]}) == 1
@@ -167,7 +167,7 @@ def test_upsert_changes_rows_and_delete_removes_them_at_once(bundle: Bundle, wor
     assert index.gather(world.ids[:5])[1].tolist() == [False, False, False, True, True]
 
 
-def test_rankable_is_a_flag_of_the_row(bundle: Bundle, world: World) -> None:
+def test_set_rankable_changes_flag_and_keeps_row(bundle: Bundle, world: World) -> None:
     index = ItemIndex.build(bundle, [1, 2, 3], {}, rankable=np.array([True, False, True]))
     assert index.gather(item_keys([1, 2, 3]))[0]["rankable"][:, 0].tolist() == [1, 0, 1]
     assert index.set_rankable([1, 2, 99], False) == 2
@@ -177,14 +177,14 @@ def test_rankable_is_a_flag_of_the_row(bundle: Bundle, world: World) -> None:
     assert np.array_equal(index.gather(item_keys([3]))[0]["h"], rows["h"])
 
 
-def test_stats_tell_rows_and_what_encoding_left_out(bundle: Bundle) -> None:
+def test_table_stats_count_rows_and_unknown_values(bundle: Bundle) -> None:
     index = ItemIndex.build(bundle, [1, 2], {"genres": [["drama", "opera"], []]})
     stats = index.stats()
     assert stats["rows"] == 2
     assert stats["encoding"]["unknown"] == {"genres": 1}
 
 
-def test_ids_may_be_a_view_or_any_collection(bundle: Bundle) -> None:
+def test_item_index_ids_from_view_or_set_are_accepted(bundle: Bundle) -> None:
     ids = np.arange(10, dtype=np.uint64)
     index = ItemIndex.build(bundle, ids[::-2], {})
     assert sorted(index.ids().tolist()) == [1, 3, 5, 7, 9]
@@ -194,7 +194,7 @@ def test_ids_may_be_a_view_or_any_collection(bundle: Bundle) -> None:
     assert index.delete(ids[::-2]) == 5
 
 
-def test_an_emptied_table_takes_ids_of_the_other_kind(bundle: Bundle, tmp_path: Path) -> None:
+def test_emptied_table_accepts_ids_of_other_type(bundle: Bundle, tmp_path: Path) -> None:
     index = ItemIndex.build(bundle, ["a", "b"], {})
     index.delete(["a", "b"])
     index.upsert([1, 2], {})

@@ -17,7 +17,7 @@ from aif_jax.nearline.change_log import Position
 from support.served import make_items
 
 ITEMS, PRICES = 40, 5
-UPDATES = int(os.environ.get("AIF_UPDATES", "1000"))
+UPDATES = int(os.environ.get("AIF_UPDATES", "400"))
 
 
 def upsert(row: int, price: int) -> Upsert:

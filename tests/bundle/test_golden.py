@@ -1,4 +1,4 @@
-"""What the golden vectors forgive and what they do not, in each precision."""
+"""Differences from the golden vectors that are accepted, and those that are not, in each precision."""
 
 import ml_dtypes
 import numpy as np

@@ -1,4 +1,4 @@
-"""Tests of integrations are collected where what they integrate is there to run against."""
+"""Tests of integrations are collected where the software that they need is installed."""
 
 import importlib.util
 import shutil

@@ -1,4 +1,4 @@
-"""Catalogues and changes in Parquet files say what the same items in arrays say."""
+"""Catalogues and changes in Parquet files give the same rows as arrays."""
 
 import os
 import threading

@@ -173,14 +173,14 @@ class EngineConfig:
     """Settings of one `Engine`.
 
     Attributes:
-        k: results of a request that does not say how many; ``None``: 100, or ``k_max`` if that is smaller.
+        k: results of a request that gives no number; ``None``: 100, or ``k_max`` if that is smaller.
         shapes: shapes that programs are compiled for.
         missing_items: policy for candidates without an item row, or `MissingItems` with more settings.
         item_rows: place from which the real-time stage reads item rows, or `ItemRows`.
         user_states: bounds of the cache of user states.
         threads: threads of the scheduler, and the queue before them.
         unknown_user: ``error`` refuses users unknown to the source, ``default`` ranks without a record.
-        unknown_columns: ``error`` refuses tables with columns that are no pair features, ``ignore`` skips.
+        unknown_columns: ``error`` refuses tables with columns that are not pair features, ``ignore`` skips.
         on_deadline: ``degrade`` answers in time with what is there (`aif_jax.serving.ladder`); or ``error``.
         on_user_source_error: ``error`` passes on what it raised, ``degrade`` ranks with the user prior.
         max_memory_bytes: memory of all generations, host and device, over which none is added; ``None``: any.

@@ -341,7 +341,7 @@ class Engine:
         return self._generations.rollback()
 
     def drop_previous(self) -> str | None:
-        """Go without a rollback, for the memory: let go of the generation that served before.
+        """Release the memory of the generation that served before; a rollback is not possible then.
 
         >>> engine.drop_previous() is None  # nothing was published
         True
@@ -365,7 +365,7 @@ class Engine:
         """Rank a share of requests again with another bundle, in the background, and measure how it differs.
 
         Answers stay as they are, bit for bit. Requests that were ranked with everything (rung 0) are
-        compared, whoever retrieved for them.
+        compared, with candidates of the engine or the caller.
 
         >>> with engine.shadow(new_bundle, new_tables, share=1.0) as shadow:
         ...     ranking = engine.rank("ann")

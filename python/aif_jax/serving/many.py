@@ -134,7 +134,7 @@ async def rank_side_by_side(
     finally:
         for task in tasks:
             task.cancel()
-        # Until they have gone, so that nothing is left of them for whoever closes the loop.
+        # Until they have ended, so that nothing of them is left when the loop is closed.
         await asyncio.gather(*tasks, return_exceptions=True)
 
 

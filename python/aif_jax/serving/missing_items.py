@@ -163,9 +163,9 @@ class MissingRows:
     def stats(self) -> dict[str, Any]:
         """Return what was done over the engine's life.
 
-        ``calls`` of the source; rows ``computed``; items ``unknown`` to the source; ``failed`` items, of
-        which ``last_error`` says why the last did; calls ``under_way``; items ``put_off``, because they could
-        not be computed a moment ago.
+        ``calls`` of the source; rows ``computed``; items ``unknown`` to the source; ``failed`` items, and the
+        ``last_error`` of one; calls ``under_way``; items ``put_off``, because they could not be computed a
+        moment ago.
         """
         with self._lock:
             return {
@@ -227,7 +227,7 @@ class MissingRows:
         return known
 
     def _dropped(self, batch: _Batch, task: "concurrent.futures.Future[Any]") -> None:
-        """After a task: it may have been dropped before it started, which is nobody's error."""
+        """After a task: it may have been dropped before it started, which is not an error."""
         if task.cancelled():
             self._fail(batch, DeadlineExceededError("the task was dropped before it started."))
         elif (error := task.exception()) is not None:
@@ -245,7 +245,7 @@ class MissingRows:
     def _finish(
         self, batch: _Batch, failed: dict[int, str], stored: int, error: BaseException | None = None
     ) -> None:
-        """Let those who wait go on. Only the first call for a batch counts."""
+        """Wake the requests that wait. Only the first call for a batch counts."""
         with self._lock:
             if batch.finished:
                 return

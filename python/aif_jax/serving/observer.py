@@ -72,9 +72,9 @@ class ObservedEngine(Protocol):
 class Observer:
     """Base class of those that are notified of an engine's requests; override what is of interest.
 
-    The methods are called in the thread, and the context, of whoever waits for the ranking, from many threads
-    at a time: be quick and lock shared state. Their errors hurt no request; they are logged once for each
-    observer and counted in `Engine.stats`.
+    The methods are called in the thread, and the context, of the caller that waits for the ranking, from many
+    threads at a time: be quick and lock shared state. Their errors hurt no request; they are logged once for
+    each observer and counted in `Engine.stats`.
 
     >>> class Slowest(Observer):
     ...     total_ms = 0.0
@@ -190,4 +190,4 @@ class Observers:
                 self._errors[name] += 1
                 first = self._errors[name] == 1
             if first:
-                _log.exception("observer %s raised; requests go on, further errors are only counted", name)
+                _log.exception("observer %s raised; requests continue, further errors are only counted", name)

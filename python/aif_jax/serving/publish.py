@@ -149,7 +149,7 @@ class PreChecks:
     _until_s: float = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        # No wait would mend these.
+        # Waiting would not help with these.
         check_versions(self.bundle, self.tables)
         self.config.sizes(k_max=self.bundle.k_max, long_length=self.bundle.config.long_length)
         self._until_s = time.monotonic() + self.checks.coverage_within_s
@@ -310,7 +310,7 @@ def warm_users(
                 state = compute_state(user, record, length, release.generation)
                 release.user_states.put(user, record.revision, state, moment)
             warmed += 1
-        # The user's next request meets the same error and is told.
+        # The user's next request meets the same error and raises it.
         except Exception as error:
             failed[type(error).__name__] += 1
     return warmed, dict(failed)

@@ -40,7 +40,7 @@ class Task:
         submitted_s: when it was handed in, in seconds.
         began_s: when a thread took it up.
         ended_s: when it was done; NaN while it runs. A plain ``retrieve`` under `Engine.rank_async` may
-            go on with the ``stage``, and then ends after it.
+            continue with the ``stage``, and then ends after it.
         thread: the operating system's number of that thread.
     """
 

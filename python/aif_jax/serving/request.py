@@ -190,7 +190,7 @@ class Pending:
         self._source_failed = False
         # Resolved when the user side is settled; made by the one who waits, if there is anything to wait for.
         self._settled: concurrent.futures.Future[None] | None = None
-        # Whether the request went on without its user side.
+        # Whether the request continued without its user side.
         self._went_on = False
         # The user's record, once the source has answered, for shadows.
         self._record: UserRecord | None = None
@@ -452,7 +452,7 @@ class Pending:
 
         Args:
             phases: phases to leave.
-            why: reason for those who come later.
+            why: reason for later calls.
             drop: whether nobody asks for the user side any more.
         """
         with self._lock:
@@ -652,7 +652,7 @@ class Pending:
         )
 
     def _reason(self, error: BaseException) -> Reason | None:
-        """Return why the request goes on without its user side; ``None`` if it does not."""
+        """Return why the request continues without its user side; ``None`` if it does not."""
         if self._source_failed:
             degrade = self._release.generation.config.on_user_source_error == "degrade"
             return "user source failed" if degrade else None
@@ -685,7 +685,7 @@ class Pending:
         choice = ladder.stage(side.choice, left_ms, n, side.state.length)
         if choice.rung == 3 or not (ladder.item_prior and ladder.degrades(left_ms)):
             return choice
-        # Without a queue it is tried: times that nobody measures would keep it from running for ever.
+        # Without a queue it is tried: without new measurements it would never run again.
         queue_ms, end_ms = self._tasks.predict_ms("compute", "stage")
         return Choice(3, "stage would not fit") if queue_ms > 0 and end_ms > left_ms else choice
 

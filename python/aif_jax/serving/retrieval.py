@@ -34,7 +34,7 @@ NO_CANDIDATES = (RetrievalError, DeadlineExceededError, OverloadedError)
 """Errors of a retrieval that brought no candidates: a fallback replaces it."""
 
 _USUAL = (Candidates, np.ndarray)
-"""Usual results of ``retrieve``, told apart from awaitables without asking what they are."""
+"""Usual results of ``retrieve``, distinguished from awaitables without further checks."""
 
 
 class Found(NamedTuple):
@@ -164,7 +164,7 @@ class Retrieval:
             request, limit_ms, submit, start: see `now`.
             go_on: called in that thread with what was found, to do with it what would have to wait for
                 nothing: that spares two changes of threads; returns ``None`` if it did nothing.
-            take_over: keeps the thread from going on; returns whether that was in time.
+            take_over: keeps the thread from continuing; returns whether that was in time.
 
         Returns:
             The candidates, and what ``go_on`` returned.
@@ -282,7 +282,7 @@ class Retrieval:
             except TimeoutError:
                 if take_over():
                     raise
-                # The limit is that of retrieval: a thread that goes on minds the deadline itself.
+                # The limit is that of retrieval: a thread that continues checks the deadline itself.
                 result, found, came_of_it = await result_of(task)
             if found is None and inspect.isawaitable(result):
                 if left_ms is not None:

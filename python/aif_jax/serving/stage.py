@@ -238,7 +238,7 @@ class HostStage(Stage):
         results, status, dispatched_s = self._run(call, operands, work)
         rankable = n
         missing = not_rankable = 0
-        # Counted as bytes, which is quick, and told apart only if some candidate is not as it should be.
+        # Counted as bytes, which is quick, and in detail only if a candidate has another status.
         if status.tobytes().count(_GOOD) < n:
             found = (status & FOUND) != 0
             missing = n - int(np.count_nonzero(found))

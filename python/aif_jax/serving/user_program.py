@@ -110,7 +110,7 @@ def _features(users: Sequence[Mapping[str, np.ndarray]], size: int) -> dict[str,
     """Lay out features, ``[1, ...]`` of each user, as ``[size, ...]``."""
     if size == 1:
         return dict(users[0])
-    # Whatever stands in a place that no user takes: nobody reads the state.
+    # Places without a user repeat the first one; nobody reads their states.
     filled = [*users, *[users[0]] * (size - len(users))]
     return {name: np.concatenate([features[name] for features in filled]) for name in users[0]}
 

@@ -105,7 +105,7 @@ class UserWork:
         task.add_done_callback(self._step_ended)
 
     def cancel_queued(self) -> None:
-        """Keep from starting what has not started: the request goes on without it."""
+        """Cancel the tasks that have not started: the request continues without them."""
         self.quiet = True
         for task in self.queued:
             task.cancel()
@@ -216,8 +216,8 @@ class SingleFlight:
 
         Args:
             work: the user side, its record fetched.
-            then: called once, with the state that another one computed, or with ``None`` if that came to
-                nothing, in the thread in which the other's computation ends.
+            then: called once, with the state that another one computed, or with ``None`` if that
+                failed, in the thread in which the other's computation ends.
         """
         user, due_s = work.user, work.tasks.deadline.due_s
         # 5 and NumPy's 5 are one user, and "5" is another.
@@ -236,7 +236,7 @@ class SingleFlight:
             return Flight(key, work.moment, due_s)
 
     def land(self, flight: Flight | None) -> None:
-        """End a flight, whatever became of it, and let those go on who wait for it."""
+        """End a flight, with or without a state, and wake the user sides that wait for it."""
         if flight is None:
             return
         with self._lock:
@@ -273,7 +273,7 @@ class UserSides:
         self._flights = SingleFlight(states)
 
     def start(self, work: UserWork) -> None:
-        """Start a user side; it goes on without the caller and ends in a call of ``computed`` or ``failed``.
+        """Start a user side; it runs without the caller and ends in a call of ``computed`` or ``failed``.
 
         Raises:
             OverloadedError: too many tasks are waiting; nothing was started.
@@ -290,7 +290,7 @@ class UserSides:
         led: list[UserWork] = []
         for work in works:
             try:
-                # Not before: whoever joined would have waited for all records of the group.
+                # Not before: a request that joined would have waited for all records of the group.
                 if not work.dropped and self._leads(work):
                     led.append(work)
             except Exception as error:
@@ -326,7 +326,7 @@ class UserSides:
     # -- steps ------------------------------------------------------------------------------------
 
     def _fetch(self, work: UserWork) -> None:
-        """In the blocking lane: fetch the record, look for a cached state, else go on in the compute lane."""
+        """In the blocking lane: fetch the record and look for a cached state, or go to the compute lane."""
         began_s, work.moment = time.perf_counter(), self._states.moment()
         try:
             record = self.users(work.user)
@@ -369,7 +369,7 @@ class UserSides:
         work.follow(task)
 
     def _leads(self, work: UserWork) -> bool:
-        """Return whether a state is to be computed; if not, the work goes on with another request's."""
+        """Return whether a state is to be computed; if not, the work continues with another request's."""
         if work.unknown:
             return True
         work.flight = self._flights.lead(work, lambda state: self._joined(work, state))

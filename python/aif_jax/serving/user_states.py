@@ -161,7 +161,7 @@ class UserStates:
                 if len(self._recent) > _MAX_REMEMBERED:
                     self._recent.popitem(last=False)
             except (OverloadedError, MemoryError):
-                # The state is there, so its request goes on; only the user's next one computes it again.
+                # The state is there, so its request continues; only the user's next one computes it again.
                 counts["not_kept"] += 1
 
     def recent(self, count: int) -> list[UserId]:

@@ -154,6 +154,22 @@ def test_build_snapshot_repeated_item_keeps_first_row(bundle: Bundle, world: Wor
         assert np.array_equal(column, index.gather(world.ids)[0][name]), name
 
 
+def test_build_snapshot_through_link_keeps_link_and_builds_beside_its_target(
+    bundle: Bundle, world: World, tmp_path: Path
+) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "rows").symlink_to(tmp_path / "disk" / "rows")
+
+    def looking() -> Iterator[Upsert]:
+        yield from catalogue(world)
+        assert (tmp_path / "disk" / "rows.building").is_dir()
+
+    build_snapshot(ItemIndex, bundle, looking(), tmp_path / "rows")
+    assert (tmp_path / "rows").is_symlink()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["rows"]
+    assert len(ItemIndex.open(bundle, tmp_path / "rows")) == len(world.ids)
+
+
 def test_build_snapshot_empty_catalogue_builds_and_mixed_ids_are_refused(
     bundle: Bundle, tmp_path: Path
 ) -> None:

@@ -18,12 +18,14 @@ import pytest
 from aif_jax.bundle import Bundle, compilations
 from aif_jax.errors import ConfigError, ItemIndexError
 from aif_jax.nearline import ItemIndex, device_rows
+from aif_jax.nearline.change_log import Rows
 from aif_jax.nearline.device_rows import (
     DEFAULT_SLOT,
     MISSING,
     DeviceRows,
     RowPacking,
     device_bytes,
+    read_rows,
     write_rows,
 )
 from aif_jax.nearline.item_index import RANKABLE_COLUMN
@@ -54,8 +56,19 @@ def rows(empty: ItemIndex) -> Iterator[DeviceRows]:
 
 
 def write(index: ItemIndex, keys: Any, numbers: Any) -> None:
-    with index._writing:
-        index._write(np.asarray(keys, np.uint64), numbered(index, numbers))
+    index.replay(Rows(np.asarray(keys, np.uint64), numbered(index, numbers), None))
+
+
+def table_of(rows: DeviceRows) -> jax.Array:
+    """Return the table on the device as it is now; the next update ends its life."""
+    table, _ = rows.dispatch(np.empty(0, np.uint64), 64, lambda _, table, slots: table)
+    return table
+
+
+def compiled_read(rows: DeviceRows, capacity: int, size: int) -> Any:
+    """Compile the gathering of rows for one capacity and number of slots."""
+    program = jax.jit(read_rows, out_shardings=rows.sharding)
+    return program.lower(rows.table_spec(capacity), rows.spec(size)).compile()
 
 
 def check_all(rows: DeviceRows, keys: np.ndarray) -> None:
@@ -83,7 +96,7 @@ def test_device_rows_copy_rows_of_index(index: ItemIndex, world: World) -> None:
         default, found = rows.dispatch(
             np.zeros(1, np.uint64),
             64,
-            lambda capacity, *operands: rows._compiled_read(capacity, 64)(*operands),
+            lambda capacity, *operands: compiled_read(rows, capacity, 64)(*operands),
             default=True,
         )
         assert not found[0]
@@ -157,12 +170,10 @@ def test_device_rows_write_batches_of_every_size(empty: ItemIndex) -> None:
 def test_device_rows_update_reuses_memory_and_compiles_nothing(empty: ItemIndex, rows: DeviceRows) -> None:
     write(empty, range(30), range(30))
     compiled = compilations()
-    before = rows._table
-    assert before is not None
+    before = table_of(rows)
     pointer = before.unsafe_buffer_pointer()
     write(empty, range(10, 50), range(40))
-    assert rows._table is not None
-    assert rows._table.unsafe_buffer_pointer() == pointer
+    assert table_of(rows).unsafe_buffer_pointer() == pointer
     assert before.is_deleted()
     rows_spec = rows.spec(64, rows.packing.words)
     program = jax.jit(write_rows, donate_argnums=0).lower(rows.table_spec(2**16), rows.spec(64), rows_spec)
@@ -291,7 +302,8 @@ def test_device_rows_on_second_device_follow_index(bundle: Bundle, tmp_path: Pat
             for name, column in read.items():
                 np.testing.assert_array_equal(column, expected[name], err_msg=name)
             assert rows.stats()["growths"] > 0
-            assert rows._table.devices() == {second}
+            devices, _ = rows.dispatch(ids[:1], 64, lambda _, table, slots: table.devices() | slots.devices())
+            assert devices == {second}
         """
     )
     environment = {
@@ -311,7 +323,7 @@ def reader(rows: DeviceRows, size: int) -> Callable[[np.ndarray], tuple[dict[str
     programs = {}
 
     def prepare(capacity: int) -> None:
-        programs[capacity] = rows._compiled_read(capacity, size)
+        programs[capacity] = compiled_read(rows, capacity, size)
 
     rows.on_growth(prepare)
 

@@ -172,7 +172,7 @@ def _remove_leftovers(path: Path, infix: str) -> None:
     """Remove what nobody holds of the temporaries beside a path."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}{infix}*"):
         with contextlib.suppress(OSError):
-            descriptor = os.open(leftover, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            descriptor = os.open(leftover, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if leftover.is_dir():

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from aif_jax.bundle.files import (
 )
 from aif_jax.bundle.golden import CachedRows
 from aif_jax.errors import BundleError, ConfigError
+from support.processes import shared_compilations
 from support.served import CONFIG, K_MAX, SCHEMA, make_model
 
 
@@ -180,7 +182,13 @@ assert bundle.kind == "portable"
 code = ("aif_jax.models", "aif_jax.training", "flax", "optax")
 print([name for name in sys.modules if name.startswith(code)])
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | shared_compilations(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.strip() == "[]", done.stdout
 
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from flax import nnx
 
 from aif_jax.config import ModelConfig
 from aif_jax.data import load
@@ -49,7 +50,12 @@ def exact_scores(dataset, model, row):
     user = dataset.encode(model.schema, "user", np.array([row]))
     catalogue = device_catalogue(dataset, model)
     batch = {"user": user, "short_item": items, "short_type": types, "long_item": items, "long_type": types}
-    return np.asarray(model.item_vector(catalogue) @ model.user_vector(batch, catalogue)[0])
+    return np.asarray(products(model, batch, catalogue))
+
+
+@nnx.jit
+def products(model, batch, catalogue):
+    return model.item_vector(catalogue) @ model.user_vector(batch, catalogue)[0]
 
 
 def test_retriever_finds_nearest_items_with_scores(dataset, model, build):

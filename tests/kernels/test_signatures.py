@@ -46,14 +46,15 @@ def test_simhash_share_of_equal_bits_estimates_angle():
 
 def test_simhash_in_any_batch_equals_integer_arithmetic():
     rng = np.random.default_rng(1)
+    simhash = jax.jit(kernels.simhash)
     for width in (32, 128, 1024):
         planes = kernels.hyperplanes(0, width, 256)
         content = unit(rng, 300, width)
-        together = np.asarray(jax.jit(kernels.simhash)(content, planes))
+        together = np.asarray(simhash(content, planes))
         exact = np.rint(content * 2048).astype(np.int64) @ planes.astype(np.int64)
         np.testing.assert_array_equal(together, np.packbits(exact >= 0, axis=-1, bitorder="little"))
         for n in (1, 7, 33):
-            np.testing.assert_array_equal(kernels.simhash(content[-n:], planes), together[-n:])
+            np.testing.assert_array_equal(simhash(content[-n:], planes), together[-n:])
 
 
 def test_quantize_int8_keeps_cosine():

@@ -1,6 +1,5 @@
 """Every implementation of SimTier against its definition in NumPy."""
 
-import functools
 import importlib
 import re
 
@@ -76,8 +75,11 @@ def by_count(count):
     """The reference with one way of counting, whatever platform it is meant for."""
 
     def run(cand, seq, channel, edges, *, channels, kind):
-        scores, ordered = reference._scores(cand, seq, kind), jnp.sort(edges)
-        reached = np.asarray(jax.jit(functools.partial(count, channels=channels))(scores, channel, ordered))
+        @jax.jit
+        def counted(cand, seq, channel, edges):
+            return count(reference._scores(cand, seq, kind), channel, jnp.sort(edges), channels=channels)
+
+        reached = np.asarray(counted(cand, seq, channel, edges))
         total = np.asarray([(channel == c).sum() for c in range(channels)], np.int32)
         total = np.broadcast_to(total[:, None], (*reached.shape[:-1], 1))
         return -np.diff(np.concatenate([total, reached, np.zeros_like(total)], axis=-1), axis=-1)

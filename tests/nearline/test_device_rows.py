@@ -29,6 +29,7 @@ from aif_jax.nearline.device_rows import (
     write_rows,
 )
 from aif_jax.nearline.item_index import RANKABLE_COLUMN
+from support.processes import shared_compilations
 from support.served import World
 
 
@@ -309,7 +310,7 @@ def test_device_rows_on_second_device_follow_index(bundle: Bundle, tmp_path: Pat
     environment = {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {os.environ.get('XLA_FLAGS', '')}",
-        "PYTHONPATH": ":".join(sys.path), "HOME": str(tmp_path), "PATH": "",
+        "PYTHONPATH": ":".join(sys.path), "HOME": str(tmp_path), "PATH": "", **shared_compilations(),
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", program, str(bundle.path), str(Path(__file__).parent.parent)],

@@ -14,6 +14,7 @@ from aif_jax.bundle import Bundle
 from aif_jax.nearline import ItemIndex, Replica
 from aif_jax.nearline.archive import recover
 from support.killed_writer import ITEMS, PRICES, UPDATES, changes, upsert
+from support.processes import shared_compilations
 
 KILLS = int(os.environ.get("AIF_KILLS", "1"))
 AT_A_TIME = 30
@@ -61,7 +62,8 @@ def test_archive_of_killed_writer_loses_no_update(bundle: Bundle, tmp_path: Path
     replicated: ItemIndex | None = None
     while True:
         command = [sys.executable, "-m", "support.killed_writer", str(bundle.path), str(tmp_path / "items")]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["tests", *sys.path])}
+        path = os.pathsep.join(["tests", *sys.path])
+        environment = {**os.environ, **shared_compilations(), "PYTHONPATH": path}
         with subprocess.Popen(
             [*command, str(kills)], stdout=subprocess.PIPE, text=True, env=environment
         ) as writer:

@@ -8,12 +8,10 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-
 from aif_jax.bundle import Bundle
 from aif_jax.nearline import ItemIndex, Replica
 from aif_jax.nearline.archive import recover
-from support.killed_writer import ITEMS, PRICES, UPDATES, changes, upsert
+from support.killed_writer import CATALOGUE, ITEMS, PRICES, UPDATES, changes
 from support.processes import shared_compilations
 
 KILLS = int(os.environ.get("AIF_KILLS", "1"))
@@ -21,19 +19,19 @@ AT_A_TIME = 30
 
 
 def rows_by_price(bundle: Bundle) -> dict[tuple[int, int], bytes]:
-    index = ItemIndex(bundle)
+    ids, columns, content = CATALOGUE[0][:ITEMS], CATALOGUE[1], CATALOGUE[2][:ITEMS]
+    own = {name: column[:ITEMS] for name, column in columns.items()}
     found: dict[tuple[int, int], bytes] = {}
     for price in range(PRICES):
-        for row in range(ITEMS):
-            update = upsert(row, price)
-            index.apply(update)
-            found[row, price] = index.gather(np.asarray(update.ids))[0]["h"].tobytes()
+        index = ItemIndex.build(bundle, ids, {**own, "price": [float(price)] * ITEMS}, content)
+        rows = index.gather(ids)[0]["h"]
+        found |= {(row, price): rows[row].tobytes() for row in range(ITEMS)}
     return found
 
 
 def test_archive_of_killed_writer_loses_no_update(bundle: Bundle, tmp_path: Path) -> None:
     said, expected = changes(), rows_by_price(bundle)
-    ids = [np.asarray(upsert(row, 0).ids) for row in range(ITEMS)]
+    ids = [CATALOGUE[0][row : row + 1] for row in range(ITEMS)]
     rng = random.Random(int(os.environ.get("AIF_SEED", "1")))
     kills, acknowledged, snapshots = 0, 0, set[int]()
 

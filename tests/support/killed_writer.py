@@ -17,12 +17,13 @@ from aif_jax.nearline.change_log import Position
 from support.served import make_items
 
 ITEMS, PRICES = 40, 5
+CATALOGUE = make_items()
 UPDATES = int(os.environ.get("AIF_UPDATES", "400"))
 
 
 def upsert(row: int, price: int) -> Upsert:
     """Return what gives an item one of a few prices."""
-    ids, columns, content = make_items()
+    ids, columns, content = CATALOGUE
     own = {name: column[row : row + 1] for name, column in columns.items()}
     return Upsert(ids[row : row + 1], {**own, "price": [float(price)]}, content[row : row + 1])
 
@@ -38,7 +39,7 @@ def changes() -> list[tuple[int, int | None]]:
 
 def updates() -> list[Update]:
     """Return the stream."""
-    ids, _, _ = make_items()
+    ids, _, _ = CATALOGUE
     every = {(row, price): upsert(row, price) for row in range(ITEMS) for price in range(PRICES)}
     return [Delete(ids[row : row + 1]) if price is None else every[row, price] for row, price in changes()]
 

@@ -155,13 +155,7 @@ def _check_width(kind: str, width: int) -> None:
 
 
 def _reference(
-    cand: jax.Array,
-    seq: jax.Array,
-    channel: jax.Array,
-    edges: jax.Array,
-    *,
-    channels: int,
-    kind: SignatureKind,
+    cand: jax.Array, seq: jax.Array, channel: jax.Array, edges: jax.Array, channels: int, kind: SignatureKind
 ) -> jax.Array:
     scores = _scores(cand, seq, kind)
     # Sorted, so that neighbours may be subtracted; the tier of a score does not depend on their order.

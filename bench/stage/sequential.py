@@ -15,8 +15,10 @@ import numpy as np
 from flax import nnx
 
 from aif_jax.features.score import score_of
-from aif_jax.models.aif import Aif, UserSide
-from aif_jax.models.long_sequence import linear_attention, softmax_attention
+from aif_jax.models.aif import Aif
+from aif_jax.models.blocks.base import Candidates, UserSide
+from aif_jax.models.blocks.long_attention import LongAttention, linear_attention, softmax_attention
+from aif_jax.models.blocks.simtier import SimTier
 from aif_jax.models.signature import edges_of
 from stage.request import Case, device_catalogue
 from stage.timing import Contender
@@ -48,7 +50,7 @@ class SequentialModel:
     def user_side(self, state: Any, catalogue: Mapping[str, jax.Array], batch: Mapping[str, Any]) -> UserSide:
         """Return the user side of one user, before anything is multiplied out."""
         model = nnx.merge(self.graph, state)
-        return model.user_side(*model._inputs(batch, catalogue, False, None)[:5], {})
+        return model.user_side(*model.read(batch, catalogue)[:5], {})
 
     def rank(
         self,
@@ -62,12 +64,12 @@ class SequentialModel:
         """Return positions ``[k]`` of the best candidates and their scores ``[k]``."""
         model = nnx.merge(self.graph, state)
         first = model.first
-        items = model._items(catalogue, positions)
+        items = model.items_at(catalogue, positions)
         e = model.item(items)
-        rows = {name: column[None] for name, column in items.items()}
-        blocks = {name: x[0] for name, (x, _) in model._blocks(e[None], rows, side).items()}
-        blocks["pair"] = first.features("pair", pair)[0]
-        names = [name for name in blocks if name not in self.without]
+        rows, pair = ({name: column[None] for name, column in group.items()} for group in (items, pair))
+        candidates = Candidates(e[None], rows, context, pair)
+        blocks = {name: x[0] for name, (x, _) in model.block_inputs(candidates, side).items()}
+        names = [name for name in blocks if name not in {*self.without, "context"}]
         left = jnp.concatenate([e, *(blocks[name] for name in names)], axis=1)
         right = jnp.concatenate([first.item.kernel[...], *(first.weight(name) for name in names)], axis=0)
         shared = first.user(side.vector)[0]
@@ -86,11 +88,9 @@ class SequentialModel:
 def _variant(case: Case, attention: Attention, simtier: Way | None) -> type[Aif]:
     edges = edges_of(case.built.model.config)
 
-    class Variant(Aif):
-        """The unfolded model with other ways to compute two of its blocks."""
-
-        def _long_attention(self, item: Any, side: UserSide, value: jax.Array) -> jax.Array:
-            operands = (item["content"], side.long["content"], value, side.counted)
+    class OtherAttention(LongAttention):
+        def attention(self, model: Any, item: Any, side: UserSide) -> jax.Array:
+            operands = (item["content"], side.long["content"], side.value, side.counted)
             if attention == "linear":
                 found = linear_attention(*operands)
             elif attention == "exact, as defined":
@@ -99,11 +99,17 @@ def _variant(case: Case, attention: Attention, simtier: Way | None) -> type[Aif]
                 found = blocked_attention(*(array[0] for array in operands))[None]
             return found * item["has_content"]
 
-        def _tier_counts(self, item: Any, side: UserSide) -> jax.Array:
+    class OtherSimTier(SimTier):
+        def counts(self, item: Any, side: UserSide) -> jax.Array:
             if simtier is None:
                 return jnp.zeros((1, case.n, 1, len(edges) + 1), jnp.int32)
             counts = simtier(item["signature"][0], side.long["signature"][0], side.channel[0] == 0, edges)
             return counts[None, :, None]
+
+    class Variant(Aif):
+        """The unfolded model with other ways to compute two of its blocks."""
+
+        instead = (OtherAttention, OtherSimTier)
 
     return Variant
 

@@ -31,10 +31,16 @@ BLOCKS = (
     "context",
     "pair",
 )
-"""The blocks of the model that can be switched off by config and are dropped at random in training."""
+"""The blocks of the model that can be switched off by config and are dropped at random in training.
+
+`aif_jax.models.blocks` holds their code.
+"""
+
+USER_BLOCKS = ("self_attention", "profile_attention")
+"""The blocks of the user side alone: all that a `two_tower` model has."""
 
 LONG_BLOCKS = ("bridge", "long_attention", "simtier", "sim_hard")
-"""The blocks that AIF approximates and the `cold` baseline lacks."""
+"""The blocks that read the long sequence: AIF approximates them, the `cold` baseline lacks them."""
 
 _CHOICES: dict[str, tuple[object, ...]] = {
     "architecture": get_args(Architecture),
@@ -161,9 +167,9 @@ class ModelConfig(Config):
             )
 
     def has(self, block: str) -> bool:
-        """Whether a block is part of this model, given the switches and the architecture."""
-        if self.architecture == "two_tower":
-            return block in ("self_attention", "profile_attention") and block in self.blocks
+        """Return whether a block is part of this model, given the switches and the architecture."""
+        if self.architecture == "two_tower" and block not in USER_BLOCKS:
+            return False
         if self.architecture == "cold" and block in LONG_BLOCKS:
             return False
         return block in self.blocks

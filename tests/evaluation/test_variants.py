@@ -114,9 +114,9 @@ def test_the_mean_of_the_long_sequence_is_the_same_for_every_candidate() -> None
             "context": schema.missing("context", (1, n)), "pair": schema.missing("pair", (1, n)),
             "train_only": schema.missing("train_only", (1, n)),
         }  # fmt: skip
-        inputs = model._inputs(batch, catalogue, False, None)
+        inputs = model.read(batch, catalogue)
         side = model.user_side(*inputs[:5], {})
-        return np.asarray(model._blocks(model.item(inputs.item), inputs.item, side)["long_attention"][0])
+        return np.asarray(model.block_inputs(model.candidates(inputs), side)["long_attention"][0])
 
     found = long_part(source)
     assert found.shape == (1, 1, config.value_width)  # one for all candidates

@@ -8,13 +8,16 @@ from flax import nnx
 
 from aif_jax.features import MultiValued, Numeric
 from aif_jax.kernels import ordered_product, pack_signs, slot_weights, table_sum, tier_features
-from aif_jax.models import build_model, long_sequence
-from aif_jax.models.blocks import draw_keep, hidden, shown
-from aif_jax.models.bridge import Bridges
+from aif_jax.models import build_model
+from aif_jax.models.blocks import long_attention
+from aif_jax.models.blocks.base import UserSide
+from aif_jax.models.blocks.bridge import Bridges
+from aif_jax.models.blocks.sim_hard import CategoryPool, recent_categories
+from aif_jax.models.blocks.simtier import channel_lengths, float_tiers
+from aif_jax.models.dropout import draw_keep, hidden, shown
 from aif_jax.models.embedder import FeatureEmbedder
 from aif_jax.models.layers import attend, masked_mean
-from aif_jax.models.sim import CategoryPool, recent_categories
-from aif_jax.models.tiers import channel_lengths, channels_of, float_tiers
+from aif_jax.models.user import BehaviourValues
 from support.model_cases import make_group, make_schema, small_config
 
 B, G, L, D_M, D_V, BITS = 3, 4, 7, 6, 5, 16
@@ -54,7 +57,7 @@ def weighted(weight, value, counted):
     return out
 
 
-def test_models_of_one_config_and_schema_object_are_alike_to_a_compiler():
+def test_models_of_one_config_and_schema_object_have_equal_graphs():
     config, schema = small_config(), make_schema()
 
     def graph(config, schema, seed):
@@ -66,32 +69,32 @@ def test_models_of_one_config_and_schema_object_are_alike_to_a_compiler():
     assert first != graph(config, make_schema(), 0)  # an equal one: vocabularies are never walked
 
 
-def test_linear_attention(history):
+def test_linear_attention_and_its_factor_equal_the_weighted_sum(history):
     content, theirs, _, _, value, counted = history
     want = weighted(lambda u, i, b: content[u, i] @ theirs[u, b], value, counted)
     np.testing.assert_allclose(
-        long_sequence.linear_attention(content, theirs, value, counted), want, atol=1e-5
+        long_attention.linear_attention(content, theirs, value, counted), want, atol=1e-5
     )
-    factor = long_sequence.linear_factor(theirs, value, counted)
+    factor = long_attention.linear_factor(theirs, value, counted)
     np.testing.assert_allclose(content @ np.asarray(factor), want, atol=1e-5)
 
 
-def test_sign_attention(history):
+def test_sign_attention_and_its_table_equal_the_weighted_sum(history):
     _, _, bits, their_bits, value, counted = history
     want = weighted(lambda u, i, b: (2.0 * (bits[u, i] == their_bits[u, b]) - 1).mean(), value, counted)
     packed, their_packed = pack_signs(f4(bits) - 0.5), pack_signs(f4(their_bits) - 0.5)
     np.testing.assert_allclose(
-        long_sequence.sign_attention(packed, their_packed, value, counted), want, atol=1e-5
+        long_attention.sign_attention(packed, their_packed, value, counted), want, atol=1e-5
     )
-    factor = long_sequence.sign_factor(their_packed, value, counted)
+    factor = long_attention.sign_factor(their_packed, value, counted)
     for user in range(B):
-        table = long_sequence.sign_table(factor[user])
-        got = table_sum(table, packed[user], bits=long_sequence.SIGN_BITS, implementation="reference")
+        table = long_attention.sign_table(factor[user])
+        got = table_sum(table, packed[user], bits=long_attention.SIGN_BITS, implementation="reference")
         np.testing.assert_allclose(got, want[user], atol=1e-5)
 
 
 @pytest.mark.parametrize("group", [2, 4, 8])
-def test_collision_attention(history, group):
+def test_collision_attention_and_its_table_equal_the_mean_of_groups(history, group):
     _, _, bits, their_bits, value, counted = history
     want = np.zeros((B, G, D_V))
     for u in range(B):
@@ -102,28 +105,28 @@ def test_collision_attention(history, group):
                 if met.any():
                     want[u, i] += value[u, met].mean(axis=0) / (BITS // group)
     packed, their_packed = pack_signs(f4(bits) - 0.5), pack_signs(f4(their_bits) - 0.5)
-    got = long_sequence.collision_attention(packed, their_packed, value, counted, group)
+    got = long_attention.collision_attention(packed, their_packed, value, counted, group)
     np.testing.assert_allclose(got, want, atol=1e-5)
-    factor = long_sequence.collision_factor(their_packed, value, counted, group)
+    factor = long_attention.collision_factor(their_packed, value, counted, group)
     assert factor.shape == (B, BITS // group, 2**group, D_V)
     for user in range(B):
         got = table_sum(factor[user], packed[user], bits=group, implementation="reference")
         np.testing.assert_allclose(got, want[user], atol=1e-5)
 
 
-def test_softmax_attention(history):
+def test_softmax_attention_equals_its_formula(history):
     content, theirs, _, _, value, counted = history
     want = np.zeros((B, G, D_V))
     for u in range(1, B):
         for i in range(G):
             weights = softmax(2.0 * theirs[u, counted[u]] @ content[u, i])
             want[u, i] = weights @ value[u, counted[u]]
-    got = long_sequence.softmax_attention(content, theirs, value, counted, jnp.float32(2.0))
+    got = long_attention.softmax_attention(content, theirs, value, counted, jnp.float32(2.0))
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
-def test_behaviour_values_depend_on_their_type(rng):
-    values = long_sequence.BehaviourValues(2, D_V)
+def test_behaviour_values_by_type_are_gated_and_shifted(rng):
+    values = BehaviourValues(2, D_V)
     values.gate[...] = gate = f4(rng.normal(size=(2, D_V)))
     values.bias[...] = bias = f4(rng.normal(size=(2, D_V)))
     item, kind = f4(rng.normal(size=(3, D_V))), np.int32([1, 0, -1])
@@ -131,8 +134,8 @@ def test_behaviour_values_depend_on_their_type(rng):
     np.testing.assert_allclose(values(jnp.asarray(item), jnp.asarray(kind)), want, rtol=1e-6)
 
 
-def test_gates_and_biases_of_behaviours_learn_from_all_histories(rng):
-    values = long_sequence.BehaviourValues(3, D_V)
+def test_behaviour_values_gradient_sums_over_all_histories(rng):
+    values = BehaviourValues(3, D_V)
     graph, state = nnx.split(values)
     item, back = f4(rng.normal(size=(4, L, D_V))), f4(rng.normal(size=(4, L, D_V)))
     kind = rng.integers(-1, 3, (4, L)).astype(np.int32)
@@ -143,7 +146,7 @@ def test_gates_and_biases_of_behaviours_learn_from_all_histories(rng):
         np.testing.assert_allclose(found["bias"][...][one], (mine * back).sum(axis=(0, 1)), atol=1e-5)
 
 
-def test_attend_and_masked_mean(rng):
+def test_attend_and_masked_mean_ignore_masked_keys(rng):
     queries, keys = f4(rng.normal(size=(2, 3, D_M))), f4(rng.normal(size=(2, L, D_M)))
     mask = np.array([[True, False, True, True, False, True, False], [False] * L])
     want = np.zeros((2, 3, D_M))
@@ -155,7 +158,7 @@ def test_attend_and_masked_mean(rng):
     )
 
 
-def test_bridges(rng):
+def test_bridges_equal_softmax_attention_by_hand(rng):
     bridges = Bridges(3, D_M, rngs=nnx.Rngs(0))
     vectors = np.asarray(bridges.vectors[...])
     keys, e, mask = f4(rng.normal(size=(1, L, D_M))), f4(rng.normal(size=(4, D_M))), np.ones((1, L), bool)
@@ -166,13 +169,13 @@ def test_bridges(rng):
     np.testing.assert_allclose(bridges.item(e), want, atol=1e-6)
 
 
-def test_ordered_product(rng):
+def test_ordered_product_equals_matrix_product(rng):
     x, kernel = f4(rng.normal(size=(2, 3, D_M))), f4(rng.normal(size=(D_M, 2)))
     np.testing.assert_allclose(ordered_product(jnp.asarray(x), jnp.asarray(kernel)), x @ kernel, rtol=1e-5)
 
 
 @pytest.mark.parametrize("scale", ["share", "log1p"])
-def test_tier_features(rng, scale):
+def test_tier_features_equal_histogram_by_hand(rng, scale):
     edges, channels = (-0.5, 0.0, 0.5), 2
     similarity = f4(rng.uniform(-1, 1, (B, G, L)))
     similarity[0, 0, 0] = 0.5  # on a threshold: it is reached
@@ -180,7 +183,8 @@ def test_tier_features(rng, scale):
     kind[0, 0] = 1
     has_content = f4(rng.random((B, L, 1)) < 0.8)
     has_content[0, 0] = 1
-    channel = np.asarray(channels_of(kind, has_content))
+    side = UserSide(*[jnp.zeros(0)] * 3, {"has_content": has_content}, jnp.asarray(kind), None, {})
+    channel = np.asarray(side.channel)
     np.testing.assert_array_equal(channel, np.where(has_content[..., 0] > 0, kind, -1))
     counts = np.zeros((B, G, channels, 4), int)
     for u in range(B):
@@ -210,7 +214,7 @@ def by_hand(category, valid, slots):
 
 
 @pytest.mark.parametrize("slots", [1, 3, 20])
-def test_recent_categories_and_their_overflow(rng, slots):
+def test_recent_categories_are_the_most_recent_and_count_overflow(rng, slots):
     category = rng.integers(0, 9, (5, 12, 2)).astype(np.int32)
     valid = rng.random((5, 12)) < 0.8
     valid[0] = False
@@ -221,7 +225,7 @@ def test_recent_categories_and_their_overflow(rng, slots):
     assert (np.asarray(overflow) > 0).any() == (slots < 7)
 
 
-def test_category_pool_and_lookup(rng):
+def test_category_pool_and_slot_weights_average_by_category(rng):
     category = np.int32([[[2, 3], [3, 0], [2, 2], [4, 1], [5, 0]]])
     valid = np.array([[True, True, True, True, False]])
     value = f4(rng.normal(size=(1, 5, D_V)))
@@ -248,7 +252,7 @@ def test_category_pool_and_lookup(rng):
     )
 
 
-def test_embedder(rng):
+def test_embedder_concatenates_rows_means_and_numbers(rng):
     schema = make_schema()
     embed = FeatureEmbedder(schema.pair, 4, rngs=nnx.Rngs(0))
     inputs = make_group(rng, schema, "pair", (20,), missing=0.5)
@@ -277,12 +281,12 @@ def test_embedder(rng):
     np.testing.assert_array_equal(embed.given(arrays), given)
 
 
-def test_an_id_beyond_its_table_is_not_some_other_value():
+def test_embedder_id_beyond_its_table_gives_nan():
     embed = FeatureEmbedder(make_schema().context, 4, rngs=nnx.Rngs(0))
     assert np.isnan(embed({"hour": jnp.int32([26])})).all()
 
 
-def test_drawing_and_hiding(rng):
+def test_dropout_draws_independently_and_hides_rows(rng):
     keep = draw_keep(0.25, ("b", "a"), 4000, jax.random.key(0))
     assert sorted(keep) == ["a", "b"]
     for kept in keep.values():

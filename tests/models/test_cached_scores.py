@@ -113,7 +113,7 @@ def case(number: int, precision="float32") -> tuple[np.random.Generator, Case]:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("number", range(len(KINDS) + 4))
-def test_logits_and_status_are_those_of_the_definition(number, precision):
+def test_cached_scores_and_status_equal_the_definition(number, precision):
     rng, made = case(number, precision)
     chosen = rng.integers(0, made.items, N)
     pair = made.pair(rng, N)
@@ -147,7 +147,7 @@ def test_logits_and_status_are_those_of_the_definition(number, precision):
         (12, "int8"),
     ],
 )
-def test_a_candidate_has_the_same_bits_in_any_company(number, precision):
+def test_cached_scores_in_any_company_have_the_same_bits(number, precision):
     rng, made = case(number, precision)
     chosen = rng.integers(0, made.items - 2, N)
     pair = made.pair(rng, N)
@@ -166,7 +166,7 @@ def test_a_candidate_has_the_same_bits_in_any_company(number, precision):
         np.testing.assert_array_equal(some(places, n), whole[places])
 
 
-def test_another_cache_is_read_without_compiling_again_and_a_dropped_one_is_an_error():
+def test_cached_scores_of_another_cache_compile_nothing_and_of_a_dropped_one_raise():
     rng, made = case(0)
     chosen = np.arange(16)
     pair = made.pair(rng, 16)
@@ -188,7 +188,7 @@ def test_another_cache_is_read_without_compiling_again_and_a_dropped_one_is_an_e
         made.native(1, chosen, pair)
 
 
-def test_operands_that_are_not_as_said_are_refused():
+def test_cached_scores_with_wrong_operands_raise():
     _, made = case(0)
     cached = {
         "index": handle_operand(made.cache),

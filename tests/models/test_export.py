@@ -31,7 +31,7 @@ def reload(function, *shapes):
 
 
 @pytest.mark.parametrize("kind", ["linear", "sign", "collision"])
-def test_programs_survive_export(kind):
+def test_folded_programs_exported_and_reloaded_compute_the_same(kind):
     rng = np.random.default_rng(0)
     config = small_config(long_attention=kind, score="ctr * bid")
     schema = make_schema()

@@ -44,7 +44,7 @@ KINDS = (
 
 
 @pytest.mark.parametrize("number", range(len(KINDS) + 4))
-def test_folded_logits_equal_unfolded_logits(number):
+def test_folded_logits_of_random_configs_equal_unfolded_logits(number):
     rng = np.random.default_rng(number)
     forced = KINDS[number] if number < len(KINDS) else {"long_attention": ("linear", "sign")[number % 2]}
     config, schema = random_config(rng, **forced), random_schema(rng)
@@ -60,7 +60,7 @@ def test_folded_logits_equal_unfolded_logits(number):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
 
 
-def test_a_user_of_whom_nothing_is_known_gets_the_absent_vectors():
+def test_user_state_without_history_holds_absent_vectors():
     rng = np.random.default_rng(0)
     config, schema = small_config(), make_schema()
     folded = fold(random_model(rng, config, schema))
@@ -93,7 +93,7 @@ WORKLOAD = ModelConfig(
 
 
 @pytest.mark.parametrize("kind", ["linear", "sign", "collision"])
-def test_a_candidate_scores_the_same_in_any_company(kind):
+def test_stage_score_in_any_company_has_the_same_bits(kind):
     rng = np.random.default_rng(3)
     config, schema = WORKLOAD.replace(long_attention=kind), make_schema(train_only=False)
     folded = fold(random_model(rng, config, schema))
@@ -133,7 +133,7 @@ def test_a_candidate_scores_the_same_in_any_company(kind):
         assert np.isneginf(got[count:]).all()
 
 
-def test_stage_returns_the_best_in_order():
+def test_stage_with_k_returns_the_best_in_order():
     rng = np.random.default_rng(4)
     config = small_config(heads=("ctr", "cvr"), score="ctr * log(bid)")
     schema = make_schema()
@@ -182,7 +182,7 @@ def logits_of_first(folded: Folded, items, batch, bid):
     return folded_logits_of(folded.config, folded.schema)(weights, batch, items)[0]
 
 
-def test_weights_are_checked():
+def test_folded_with_wrong_weights_raises_config_error():
     rng = np.random.default_rng(0)
     config, schema = small_config(), make_schema()
     weights = fold(random_model(rng, config, schema)).weights
@@ -196,7 +196,7 @@ def test_weights_are_checked():
         Folded(config, schema, {**weights, "heads.out.bias": np.zeros(2, np.float32)})
 
 
-def test_every_program_reads_only_its_weights_and_together_they_read_all():
+def test_folded_programs_together_read_all_weights_and_the_stage_no_feature_tables():
     rng = np.random.default_rng(0)
     folded = fold(random_model(rng, small_config(), make_schema()))
     read = set().union(*(folded.weights_of(program) for program in ("behaviour", "item", "user", "stage")))
@@ -207,7 +207,7 @@ def test_every_program_reads_only_its_weights_and_together_they_read_all():
     assert {name for name in folded.weights if name.startswith("train_only")} == {"train_only.absent"}
 
 
-def test_another_score_orders_the_same_logits():
+def test_fold_with_another_score_keeps_logits():
     rng = np.random.default_rng(6)
     config, schema = small_config(heads=("ctr", "cvr"), score="ctr"), make_schema()
     model = random_model(rng, config, schema)
@@ -225,12 +225,12 @@ def test_another_score_orders_the_same_logits():
         fold(model, score="cvr * moon")
 
 
-def test_errors_teach():
+def test_fold_with_wrong_arguments_raises_with_advice():
     schema = make_schema()
     with pytest.raises(ConfigError, match="'exact' does not fold"):
         fold(shape_of(small_config(architecture="exact"), schema))
     model = random_model(np.random.default_rng(0), small_config(), schema)
-    with pytest.raises(ConfigError, match=r"\['cvr'\] are no heads"):
+    with pytest.raises(ConfigError, match=r"\['cvr'\] are not heads"):
         fold(model, calibration={"cvr": (1.0, 0.0)})
     with pytest.raises(RequestError, match="expected 1 to 16"):
         fold(model).stage({}, {}, {}, jnp.ones(16, bool), {}, {}, k=17)

@@ -1,4 +1,4 @@
-"""What trains: every parameter has a gradient; what is hidden in training has none."""
+"""Training: every parameter has a gradient; what is hidden has none."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from aif_jax.config import BLOCKS
 from aif_jax.errors import ConfigError
 from aif_jax.features import Categorical, Schema
 from aif_jax.features.encoders import UNKNOWN
@@ -59,14 +60,15 @@ def gradients(config, schema, rng, keys=6):
         {"architecture": "two_tower", "heads": ("ctr", "cvr")},
     ],
 )
-def test_every_parameter_has_a_gradient(changes):
+def test_training_step_gives_every_parameter_a_gradient(changes):
     config = small_config(**changes, block_dropout=0.3)
     found = gradients(config, make_schema(), np.random.default_rng(0))
     dead = [name for name, values in found.items() if not values.any()]
     assert not dead
+    assert all(any(block in name for name in found) for block in BLOCKS if config.has(block))
 
 
-def test_a_hidden_item_id_does_not_train():
+def test_item_id_dropout_trains_only_the_unknown_row():
     config = small_config(architecture="cold", blocks=(), item_id_dropout=0.999999, block_dropout=0.0)
     found = gradients(config, make_schema(), np.random.default_rng(0), keys=1)
     table = next(values for name, values in found.items() if "table_item" in name)
@@ -74,13 +76,13 @@ def test_a_hidden_item_id_does_not_train():
     assert not np.delete(table, UNKNOWN, axis=0).any()
 
 
-def test_an_item_that_training_never_saw_is_encoded_as_a_hidden_one():
+def test_encoding_an_unseen_item_gives_the_unknown_id():
     schema = Schema(item=(Categorical(name="item"),), behaviour_types=("click",), item_id="item")
     fitted = schema.fit(item={"item": np.array([5, 6, 7])})
     assert fitted.encode("item", {"item": np.array([6, 8])}, 2)["item"].tolist() == [3, UNKNOWN]
 
 
-def test_dropping_every_block_leaves_item_and_absent_vectors():
+def test_block_dropout_of_all_blocks_leaves_the_item_alone():
     rng = np.random.default_rng(1)
     schema = make_schema()
     config = small_config(block_dropout=0.999999, item_id_dropout=0.0)
@@ -108,7 +110,7 @@ def test_dropping_every_block_leaves_item_and_absent_vectors():
     np.testing.assert_array_equal(run(state, one, catalogue, key), run(state, other, catalogue, key))
 
 
-def test_train_only_features_are_neutral_at_serving():
+def test_train_only_features_at_serving_equal_missing_ones():
     rng = np.random.default_rng(2)
     config, schema = (
         small_config(architecture="cold", blocks=(), block_dropout=0.0, item_id_dropout=0.0),
@@ -129,7 +131,7 @@ def test_train_only_features_are_neutral_at_serving():
     np.testing.assert_allclose(trained[~there], want[~there], rtol=1e-6)
 
 
-def test_large_and_small_catalogues_give_the_same_logits():
+def test_logits_of_large_and_small_catalogues_are_equal():
     # With fewer items than behaviours the behaviours are computed once per item and not once per behaviour.
     rng = np.random.default_rng(3)
     config, schema = small_config(), make_schema()
@@ -144,7 +146,7 @@ def test_large_and_small_catalogues_give_the_same_logits():
     )
 
 
-def test_two_tower_vectors_order_items_as_the_logits_do():
+def test_two_tower_vectors_give_products_equal_to_logits():
     rng = np.random.default_rng(4)
     config, schema = small_config(architecture="two_tower"), make_schema(train_only=False)
     model = random_model(rng, config, schema)
@@ -157,14 +159,14 @@ def test_two_tower_vectors_order_items_as_the_logits_do():
     np.testing.assert_allclose(products + np.asarray(model.bias[...])[0], logits, rtol=1e-4, atol=1e-5)
 
 
-def test_building_is_deterministic_and_seeded():
+def test_build_model_with_equal_seeds_gives_equal_weights():
     config, schema = small_config(), make_schema()
     one, same, other = (nnx.split(build_model(config, schema, seed=seed))[1] for seed in (1, 1, 2))
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), one, same))
     assert not jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), one, other))
 
 
-def test_errors_teach():
+def test_model_with_wrong_input_raises_with_advice():
     schema = make_schema()
     config = small_config()
     model = zero_model(config, schema)

@@ -24,6 +24,7 @@ from support.model_cases import (
     random_model,
     random_schema,
     small_config,
+    stage_logits,
     take,
 )
 
@@ -57,7 +58,7 @@ def random_columns(rng, n=50):
 
 
 def numpy_rows(precision, columns, rows):
-    """What `narrow_rows` is defined to be, with the last bit of the given scales: XLA divides its own way."""
+    """The definition of `narrow_rows`, with the last bit of the given scales: XLA divides its own way."""
     if precision == "bfloat16":
         return {n: c.astype(BF16) if n in REDUCED_COLUMNS else c for n, c in columns.items()}
     out, scales = dict(columns), []
@@ -72,7 +73,7 @@ def numpy_rows(precision, columns, rows):
 
 
 def numpy_widened(precision, rows):
-    """What `widen_rows` is defined to be."""
+    """The definition of `widen_rows`."""
     wide = {name: column for name, column in rows.items() if name != "scale"}
     for place, name in enumerate(name for name in REDUCED_COLUMNS if name in rows):
         wide[name] = np.asarray(rows[name], np.float32)
@@ -84,7 +85,7 @@ def numpy_widened(precision, rows):
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
-def test_rows_are_narrowed_and_widened_as_defined(precision):
+def test_narrow_and_widen_rows_equal_their_definition(precision):
     for seed in range(5):
         columns = random_columns(np.random.default_rng(seed))
         rows = jax.device_get(jax.jit(lambda c: narrow_rows(precision, c))(columns))
@@ -102,7 +103,7 @@ def test_rows_are_narrowed_and_widened_as_defined(precision):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_error_of_every_value_is_bounded(seed):
+def test_narrowed_values_stay_within_error_bounds(seed):
     columns = random_columns(np.random.default_rng(seed))
     for name in REDUCED_COLUMNS:
         x = columns[name]
@@ -116,7 +117,7 @@ def test_the_error_of_every_value_is_bounded(seed):
         assert (quantised[x == 0] == 0).all()
 
 
-def test_what_is_not_finite_does_not_become_finite():
+def test_narrowed_non_finite_rows_stay_non_finite():
     x = np.ones((3, 4), np.float32)
     x[0, 1], x[1, 2] = np.inf, np.nan
     for precision in PRECISIONS:
@@ -124,7 +125,7 @@ def test_what_is_not_finite_does_not_become_finite():
         assert np.isfinite(wide).all(axis=1).tolist() == [False, False, True]
 
 
-def test_rounding_survives_compilation():
+def test_rounded_under_jit_still_rounds():
     x = np.random.default_rng(0).normal(size=1000).astype(np.float32)
     got = np.asarray(jax.jit(lambda x: rounded("bfloat16", x * 3.0) + 0.0)(x))
     np.testing.assert_array_equal(got, (x * np.float32(3.0)).astype(BF16).astype(np.float32))
@@ -140,21 +141,9 @@ def served(folded, batch, items):
 
 def logits_of_requests(folded, rows, states, batch):
     """Logits ``[B, G, heads]``."""
-    weights = folded.weights_of("stage")
-
-    @quick_jit
-    def run(states, rows, batch):
-        def one(state, items, context, pair):
-            return folded.stage_scores(
-                weights, state, take(rows, items), jnp.ones(items.shape[0], bool), context, pair
-            )[1]
-
-        context = {name: values[:, 0] for name, values in batch["context"].items()}
-        raw = {f"raw_{name}": jnp.ones(batch["item"].shape) for name in folded.score.raw}
-        return jax.vmap(one)(states, batch["item"], context, {**batch["pair"], **raw})
-
+    run = quick_jit(lambda *operands: stage_logits(folded, folded.weights_of("stage"), *operands))
     with jax.default_matmul_precision("highest"):
-        return np.asarray(run(states, rows, batch))
+        return np.asarray(run(rows, states, batch))
 
 
 def largest_error(folded, precision, rows, states, batch):
@@ -193,7 +182,7 @@ def largest_error(folded, precision, rows, states, batch):
 
 
 @pytest.mark.parametrize("number", range(len(KINDS) + 4))
-def test_logits_are_as_near_to_float32_as_the_roundings_allow(number):
+def test_reduced_precision_logits_stay_within_rounding_bounds(number):
     rng = np.random.default_rng(100 + number)
     forced = KINDS[number] if number < len(KINDS) else {"long_attention": ("linear", "sign")[number % 2]}
     config, schema = random_config(rng, **forced), random_schema(rng)
@@ -219,7 +208,7 @@ def test_logits_are_as_near_to_float32_as_the_roundings_allow(number):
 
 @pytest.mark.parametrize("forced", [KINDS[0], KINDS[1], KINDS[5], KINDS[6]])
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
-def test_the_stage_is_that_of_float32_on_widened_rows_and_states(precision, forced):
+def test_reduced_precision_stage_equals_float32_on_widened_inputs(precision, forced):
     rng = np.random.default_rng(7)
     config, schema = random_config(rng, **forced), random_schema(rng)
     model = random_model(rng, config, schema)
@@ -233,7 +222,7 @@ def test_the_stage_is_that_of_float32_on_widened_rows_and_states(precision, forc
 
 
 @pytest.mark.parametrize("kind", ["sign", "collision"])
-def test_the_table_of_long_attention_is_rounded(kind):
+def test_table_of_long_attention_is_rounded_to_bfloat16(kind):
     """With rows and states that rounding leaves alone, what remains is the table's rounding."""
     rng = np.random.default_rng(8)
     config = small_config(long_attention=kind, blocks=("long_attention",), head_layers=(), hidden=8)
@@ -271,7 +260,7 @@ WIDE = ModelConfig(
     ("precision", "floats", "scales", "large"),
     [("float32", 4, 0, 4), ("bfloat16", 2, 0, 2), ("int8", 1, 4 * 4, 2)],
 )
-def test_bytes_of_rows_and_states(precision, floats, scales, large):
+def test_row_and_state_bytes_by_precision_are_as_documented(precision, floats, scales, large):
     schema = make_schema()
     shapes = FoldedShapes(WIDE, schema, precision)
     layout = _native.RowLayout([(n, dtype.name, shape) for n, (shape, dtype) in shapes.item_columns.items()])
@@ -289,7 +278,7 @@ def test_bytes_of_rows_and_states(precision, floats, scales, large):
 @pytest.mark.parametrize("kind", ["linear", "sign", "collision"])
 @pytest.mark.parametrize("architecture", ["aif", "cold", "two_tower"])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_shapes_and_dtypes_are_those_that_the_programs_give(precision, architecture, kind):
+def test_folded_shapes_equal_what_the_programs_return(precision, architecture, kind):
     rng = np.random.default_rng(0)
     config, schema = small_config(long_attention=kind, architecture=architecture), make_schema()
     folded = fold(random_model(rng, config, schema), precision=precision)
@@ -299,7 +288,7 @@ def test_shapes_and_dtypes_are_those_that_the_programs_give(precision, architect
     length = batch["long_item"].shape[1]
     assert specs(states) == {n: ((2, *s), d) for n, (s, d) in specs(folded.state_spec(length)).items()}
     narrowed = {n for n, leaf in states.items() if leaf.dtype == BF16}
-    possible = {"M", "sim", "factor"} & states.keys()
+    possible = {"M"}.union(*(block.narrowed for block in folded.blocks)) & states.keys()
     assert narrowed == (set() if precision == "float32" else possible)
 
 
@@ -307,7 +296,7 @@ def specs(columns):
     return {name: (leaf.shape, np.dtype(leaf.dtype)) for name, leaf in columns.items()}
 
 
-def test_a_candidate_scores_the_same_in_any_company_in_int8():
+def test_int8_stage_score_in_any_company_has_the_same_bits():
     rng = np.random.default_rng(3)
     config, schema = WIDE.replace(long_length=128), make_schema(train_only=False)
     folded = fold(random_model(rng, config, schema), precision="int8")
@@ -334,7 +323,7 @@ def test_a_candidate_scores_the_same_in_any_company_in_int8():
         np.testing.assert_array_equal(score(places), whole[places])
 
 
-def test_an_unknown_precision_is_refused():
+def test_fold_with_unknown_precision_raises_config_error():
     config, schema = small_config(), make_schema()
     model = random_model(np.random.default_rng(0), config, schema)
     expected = "precision: got 'float16', expected one of 'float32', 'bfloat16', 'int8'"

@@ -43,7 +43,7 @@ def neutral(rng, config, schema):
 
 
 @pytest.mark.parametrize("number", range(len(KINDS) + 4))
-def test_prior_is_what_the_model_says_of_a_neutral_request(number):
+def test_prior_equals_logits_of_a_neutral_request(number):
     rng = np.random.default_rng(number)
     config = random_config(rng, **(KINDS[number] if number < len(KINDS) else {}))
     schema = random_schema(rng)
@@ -64,7 +64,7 @@ def test_prior_is_what_the_model_says_of_a_neutral_request(number):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_prior_is_calibrated_and_the_same_in_every_precision(precision):
+def test_prior_is_calibrated_and_independent_of_precision(precision):
     rng = np.random.default_rng(5)
     config, schema = random_config(rng, blocks=BLOCKS, heads=("ctr", "cvr")), random_schema(rng)
     model = random_model(rng, config, schema)

@@ -34,7 +34,7 @@ HEADS, PAIR = ("ctr", "cvr"), ("bid", "price")
         ("exp(log(ctr) + log(bid))", lambda p, q, x, y, bid, price: p * bid),
     ],
 )
-def test_values(expression, formula):
+def test_score_of_expression_equals_its_formula(expression, formula):
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(50, 2)).astype(np.float32)
     raw = {name: rng.uniform(0.5, 2, 50).astype(np.float32) for name in PAIR}
@@ -70,12 +70,12 @@ def test_values(expression, formula):
         ("ctr // 2", "is not allowed"),
     ],
 )
-def test_errors_teach(expression, message):
+def test_score_of_wrong_expression_raises_with_advice(expression, message):
     with pytest.raises(ConfigError, match=message):
         Score(expression, HEADS, PAIR)
 
 
-def test_a_name_that_means_two_things_is_refused():
+def test_score_with_ambiguous_name_raises_config_error():
     with pytest.raises(ConfigError, match="is a head and a pair feature; rename the feature"):
         Score("ctr * cvr", HEADS, ("cvr",))
     with pytest.raises(ConfigError, match="has the name of a function; rename the feature"):
@@ -90,13 +90,13 @@ def test_a_name_that_means_two_things_is_refused():
     score_of(small_config(score="ctr * raw_bid"), schema)
 
 
-def test_only_numeric_pair_features_are_values():
+def test_score_of_schema_reads_numeric_pair_features_only():
     assert score_of(small_config(score="ctr * bid"), make_schema()).raw == ("bid",)
     with pytest.raises(ConfigError, match=r"'channel' .* is no head and no numeric pair feature"):
         score_of(small_config(score="ctr * channel"), make_schema())
 
 
-def test_a_score_that_is_not_finite_ranks_nothing_first() -> None:
+def test_score_that_is_not_finite_becomes_minus_infinity() -> None:
     """A missing bid is 0: divided by, it would put its item before all others."""
     schema = Schema(item=(Numeric(name="price", mean=0.0, std=1.0),), behaviour_types=("click",),
                     pair=(Numeric(name="bid", mean=0.0, std=1.0),))  # fmt: skip

@@ -9,7 +9,7 @@ from flax import nnx
 
 from aif_jax.config import BLOCKS, ModelConfig
 from aif_jax.features import Categorical, Hashing, MultiValued, Numeric, Schema, Vocabulary
-from aif_jax.models import Folded, build_model, fold
+from aif_jax.models import Folded, add_signatures, build_model, fold
 
 ITEMS, CATEGORIES = 40, 9
 
@@ -209,6 +209,18 @@ def folded_states(folded: Folded, weights, items, batch):
     return rows, states
 
 
+def stage_logits(folded: Folded, weights, index, states, batch):
+    """Logits ``[B, G, n_heads]`` of requests by the stage, whose raw pair features are 1."""
+
+    def one(state, rows, context, pair):
+        valid = jnp.ones(rows.shape[0], bool)
+        return folded.stage_scores(weights, state, take(index, rows), valid, context, pair)[1]
+
+    context = {name: values[:, 0] for name, values in batch["context"].items()}
+    raw = {f"raw_{name}": jnp.ones(batch["item"].shape) for name in folded.score.raw}
+    return jax.vmap(one)(states, batch["item"], context, {**batch["pair"], **raw})
+
+
 def folded_logits_of(config: ModelConfig, schema: Schema):
     """A function from weights, batch and catalogue to logits by the four folded programs."""
     folded = fold(zero_model(config, schema))
@@ -216,17 +228,58 @@ def folded_logits_of(config: ModelConfig, schema: Schema):
     @quick_jit
     def run(weights, items, batch):
         index, states = folded_states(folded, weights, items, batch)
-        stage = only(weights, folded.weights_of("stage"))
-
-        def one(state, rows, context, pair):
-            valid = jnp.ones(rows.shape[0], bool)
-            return folded.stage_scores(stage, state, take(index, rows), valid, context, pair)[1]
-
-        context = {name: values[:, 0] for name, values in batch["context"].items()}
-        raw = {f"raw_{name}": jnp.ones(batch["item"].shape) for name in folded.score.raw}
-        return jax.vmap(one)(states, batch["item"], context, {**batch["pair"], **raw})
+        return stage_logits(folded, only(weights, folded.weights_of("stage")), index, states, batch)
 
     def logits(weights, batch, catalogue):
         return np.asarray(run(weights, only(catalogue, folded.item_inputs_spec(1)), batch))
 
     return logits
+
+
+def abstract_forms(config: ModelConfig, schema: Schema, precision="float32"):
+    """Shapes and dtypes of item rows, of the states of four requests, and of the logits of both forms."""
+    rng, model = np.random.default_rng(0), zero_model(config, schema)
+    catalogue = add_signatures(config, make_catalogue(rng, config, schema))
+    batch, folded = make_batch(rng, config, schema), fold(model, precision=precision)
+    items = only(catalogue, folded.item_inputs_spec(1))
+
+    def run(weights, items, batch):
+        rows, states = folded_states(folded, weights, items, batch)
+        return rows, states, stage_logits(folded, folded.weights_of("stage"), rows, states, batch)
+
+    rows, states, logits = jax.eval_shape(run, folded.weights, items, batch)
+    unfolded = jax.eval_shape(lambda batch: model(batch, catalogue, train=False), batch)
+    return rows, states, (logits, unfolded)
+
+
+def redrawn(rng, model, part: str):
+    """A copy of a model whose parameters with a string in their names are drawn anew."""
+    graph, state = nnx.split(model)
+
+    def draw(path, leaf):
+        drawn = np.asarray(rng.normal(size=leaf.shape), leaf.dtype)
+        return drawn if part in jax.tree_util.keystr(path) else leaf
+
+    return nnx.merge(graph, jax.tree_util.tree_map_with_path(draw, state))
+
+
+def counted_flops(config: ModelConfig, schema: Schema) -> tuple[float, float]:
+    """Floating-point operations of the folded form that XLA counts: for each candidate, and for each user."""
+    folded, length = fold(zero_model(config, schema)), config.long_length
+
+    def count(function, *operands):
+        return jax.jit(function).lower(*operands).cost_analysis()["flops"]
+
+    user = count(
+        folded.user, folded.weights_of("user"), folded.user_inputs_spec(1), folded.short_spec(1),
+        folded.types_spec(1, config.short_length), folded.long_spec(1, length), folded.types_spec(1, length),
+    )  # fmt: skip
+    some, more = (
+        count(
+            folded.stage_scores, folded.weights_of("stage"), folded.state_spec(length), folded.rows_spec(n),
+            folded.valid_spec(n), folded.context_spec(), folded.pair_spec(n),
+        )
+        for n in (64, 128)
+    )  # fmt: skip
+    candidate = (more - some) / 64
+    return candidate, user + some - 64 * candidate

@@ -4,7 +4,7 @@ import pytest
 from flax import nnx
 
 from aif_jax.errors import ConfigError
-from aif_jax.models.long_sequence import BehaviourValues
+from aif_jax.models.user import BehaviourValues
 from aif_jax.training.parameters import Parameters, non_finite
 
 

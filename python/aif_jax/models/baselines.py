@@ -5,7 +5,7 @@
 - ``two_tower``: a dot product of a user vector and an item vector
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -16,12 +16,12 @@ from aif_jax.config import ModelConfig
 from aif_jax.errors import ConfigError
 from aif_jax.features import Schema
 from aif_jax.features.score import score_of
-from aif_jax.models.aif import Aif, Tower, UserSide
-from aif_jax.models.bridge import Bridges
+from aif_jax.models.aif import Aif, Tower
+from aif_jax.models.blocks.base import Block
+from aif_jax.models.blocks.bridge import ExactBridge
+from aif_jax.models.blocks.long_attention import ExactLongAttention
+from aif_jax.models.blocks.simtier import ExactSimTier
 from aif_jax.models.initial import constant, linear
-from aif_jax.models.layers import attend
-from aif_jax.models.long_sequence import softmax_attention
-from aif_jax.models.tiers import float_tiers
 from aif_jax.types import Columns
 
 
@@ -31,34 +31,7 @@ class Exact(Aif):
     Nothing of it can be multiplied out ahead of the request, so it does not fold.
     """
 
-    foldable: ClassVar[bool] = False
-
-    def __init__(self, config: ModelConfig, schema: Schema, *, rngs: nnx.Rngs) -> None:
-        super().__init__(config, schema, rngs=rngs)
-        # Cosines are small; softmax over them starts at a temperature at which it can tell them apart.
-        self.sharpness = constant(8.0) if "long_attention" in self.blocks else None
-
-    @property
-    def item_columns(self) -> tuple[str, ...]:
-        """Frozen columns of behaviours that the active blocks read: content instead of signatures."""
-        columns = [name for name in super().item_columns if name not in ("content", "signature")]
-        return (*columns, "content") if self.blocks & {"long_attention", "simtier"} else tuple(columns)
-
-    def _build_bridges(self, rngs: nnx.Rngs) -> Bridges | None:
-        return None
-
-    def _keys_attention(self, e: jax.Array, side: UserSide) -> jax.Array:
-        return attend(e, side.keys, side.key_mask)
-
-    def _long_attention(self, item: Mapping[str, jax.Array], side: UserSide, value: jax.Array) -> jax.Array:
-        assert self.sharpness is not None
-        theirs = side.long["content"]
-        found = softmax_attention(item["content"], theirs, value, side.counted, self.sharpness[...])
-        return found * item["has_content"]
-
-    def _tier_counts(self, item: Mapping[str, jax.Array], side: UserSide) -> jax.Array:
-        similarity = jnp.einsum("bgm,blm->bgl", item["content"], side.long["content"])
-        return float_tiers(similarity, side.channel, self.config.tier_edges, side.lengths.shape[-1])
+    instead: ClassVar[Sequence[type[Block]]] = (ExactBridge, ExactLongAttention, ExactSimTier)
 
 
 class TwoTower(Tower):
@@ -78,7 +51,7 @@ class TwoTower(Tower):
         rngs: nnx.Rngs | jax.Array | None = None,
     ) -> jax.Array:
         """Return logits ``[B, G, n_heads]``; arguments as of `Aif`."""
-        inputs = self._inputs(batch, catalogue, train, rngs)
+        inputs = self.read(batch, catalogue, train, rngs)
         side = self.user_side(*inputs[:5], inputs.keep)
         logits = self.item(inputs.item) @ self.head_vectors(side.vector) + self.bias[...]
         return logits + self._train_only_term(batch, inputs.keep, train)
@@ -90,9 +63,7 @@ class TwoTower(Tower):
 
     def user_vector(self, batch: Mapping[str, Any], catalogue: Columns) -> jax.Array:
         """Return ``[B, d]``: its dot product with `item_vector` orders items as the first head does."""
-        inputs = self._inputs(
-            {**batch, "item": jnp.zeros((len(batch["short_item"]), 1), jnp.int32)}, catalogue, False, None
-        )
+        inputs = self.read({**batch, "item": jnp.zeros((len(batch["short_item"]), 1), jnp.int32)}, catalogue)
         return self.head_vectors(self.user_side(*inputs[:5], {}).vector)[..., 0]
 
     def item_vector(self, item_inputs: Columns) -> jax.Array:

@@ -1,4 +1,4 @@
-"""From encoded features to one dense vector."""
+"""Embedding of encoded features into one dense vector."""
 
 from collections.abc import Mapping
 
@@ -8,6 +8,11 @@ from flax import nnx
 
 from aif_jax.features import Categorical, Feature, MultiValued, Numeric
 from aif_jax.models.initial import normal
+
+
+def embedded_width(features: tuple[Feature, ...], embedding_width: int) -> int:
+    """Return the width of embedded features."""
+    return sum(2 if isinstance(feature, Numeric) else embedding_width for feature in features)
 
 
 class FeatureEmbedder(nnx.Module):
@@ -26,7 +31,7 @@ class FeatureEmbedder(nnx.Module):
     def __init__(self, features: tuple[Feature, ...], embedding_width: int, *, rngs: nnx.Rngs) -> None:
         self.kinds = tuple((feature.name, type(feature)) for feature in features)
         self.shapes = tuple(feature.shape for feature in features)
-        self.width = sum(2 if isinstance(feature, Numeric) else embedding_width for feature in features)
+        self.width = embedded_width(features, embedding_width)
         for feature in features:
             if not isinstance(feature, Numeric):
                 table = normal((feature.size, embedding_width), embedding_width**-0.5, rngs=rngs)

@@ -1,6 +1,5 @@
 """Shapes and dtypes of what goes into and out of the folded programs: for row layouts and for export."""
 
-from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import jax
@@ -10,20 +9,16 @@ from aif_jax.config import PRIOR, ModelConfig, Precision, check_precision
 from aif_jax.features import Schema
 from aif_jax.features.score import score_of
 from aif_jax.models.blocks import active_blocks
+from aif_jax.models.blocks.base import F4, I4, ColumnShapes
 from aif_jax.models.precision import SCALE, reduced_columns, row_dtype, state_dtype
-
-ColumnShapes: TypeAlias = dict[str, tuple[tuple[int, ...], np.dtype]]
-"""Shape of one row and dtype, by column."""
 
 Spec: TypeAlias = dict[str, jax.ShapeDtypeStruct]
 Size: TypeAlias = Any
 """A length: an int, or a symbolic dimension of `jax.export`."""
 
-_F4, _I4, _U1 = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.uint8)
-
 
 class FoldedShapes:
-    """What the folded programs of a config and schema take and give.
+    """Inputs and outputs of the folded programs of a config and schema.
 
     Attributes:
         config: the model's config.
@@ -42,48 +37,26 @@ class FoldedShapes:
         self.schema = schema
         self.precision: Precision = precision
         self.score = score_of(config, schema)
-        self.blocks = blocks = active_blocks(config, schema)
-        attends = "long_attention" in blocks
-        linear = attends and config.long_attention == "linear"
-        signed = "simtier" in blocks or config.needs_bits
-        category = schema.category_feature
-        frozen: ColumnShapes = {}
-        if linear:
-            frozen["content"] = ((config.content_width,), _F4)
-        if signed or attends:
-            frozen["has_content"] = ((1,), _F4)
-        if signed:
-            frozen["signature"] = ((config.signature_bytes,), _U1)
-        if "sim_hard" in blocks and category is not None:
-            frozen["category"] = (category.shape or (1,), _I4)
-
-        self.behaviour_columns: ColumnShapes = {}
-        if blocks & {"self_attention", "profile_attention", "bridge"}:
-            self.behaviour_columns["token"] = ((config.width,), _F4)
-        if blocks & {"bridge", "long_attention", "sim_hard"}:
-            self.behaviour_columns["value"] = ((config.value_width,), _F4)
-        self.behaviour_columns |= frozen
-
+        self.blocks = active_blocks(config, schema)
         two_tower = config.architecture == "two_tower"
-        self.item_columns: ColumnShapes = {} if two_tower else {"h": ((config.hidden,), _F4)}
-        if two_tower or "profile_item" in blocks:
-            self.item_columns["e"] = ((config.width,), _F4)
-        if "bridge" in blocks:
-            self.item_columns["bridge"] = ((config.bridges,), _F4)
-        self.item_columns |= {name: frozen[name] for name in frozen if signed or name != "has_content"}
+        self.behaviour_columns: ColumnShapes = {}
+        self.item_columns: ColumnShapes = (
+            {"e": ((config.width,), F4)} if two_tower else {"h": ((config.hidden,), F4)}
+        )
+        for block in self.blocks:
+            self.behaviour_columns |= block.behaviour_columns
+            self.item_columns |= block.row_columns
         narrowed = reduced_columns(self.item_columns)
         for name in narrowed:
             self.item_columns[name] = (self.item_columns[name][0], row_dtype(precision))
         if precision == "int8":
-            self.item_columns[SCALE] = ((len(narrowed),), _F4)
-        self.factored = tuple(name for name in ("e", "bridge", "content") if name in self.item_columns)
+            self.item_columns[SCALE] = ((len(narrowed),), F4)
+        factored = [block.factored for block in self.blocks if block.factored is not None]
+        self.factored = ("e",) if two_tower else tuple(dict.fromkeys(factored))
 
     def item_inputs_spec(self, m: Size) -> Spec:
         """Return encoded items with content, ``[M, ...]``: the input of the behaviour and item programs."""
-        content: ColumnShapes = {
-            "content": ((self.config.content_width,), _F4),
-            "has_content": ((1,), _F4),
-        }
+        content: ColumnShapes = {"content": ((self.config.content_width,), F4), "has_content": ((1,), F4)}
         return _spec({**self.schema.spec("item"), **content}, m)
 
     def behaviour_spec(self, m: Size) -> Spec:
@@ -96,7 +69,7 @@ class FoldedShapes:
 
     def item_spec(self, m: Size) -> Spec:
         """Return item rows as the item program gives them, ``[M, ...]``: those columns and `PRIOR`."""
-        return _spec({**self.item_columns, PRIOR: ((len(self.config.heads),), _F4)}, m)
+        return _spec({**self.item_columns, PRIOR: ((len(self.config.heads),), F4)}, m)
 
     def user_inputs_spec(self, b: Size) -> Spec:
         """Return encoded user features ``[B, ...]``."""
@@ -114,35 +87,21 @@ class FoldedShapes:
 
     def types_spec(self, b: Size, length: Size) -> jax.ShapeDtypeStruct:
         """Return behaviour types ``[B, length]``."""
-        return jax.ShapeDtypeStruct((b, length), _I4)
+        return jax.ShapeDtypeStruct((b, length), I4)
 
     def state_spec(self, length: Size) -> Spec:
         """Return one user's state for a long sequence of length ``L``."""
-        config, blocks, large = self.config, self.blocks, state_dtype(self.precision)
+        config, large = self.config, state_dtype(self.precision)
         if config.architecture == "two_tower":
-            return {"vector": jax.ShapeDtypeStruct((config.width, len(config.heads)), _F4)}
-        state: dict[str, tuple[tuple[Size, ...], np.dtype]] = {"h_u": ((config.hidden,), _F4)}
+            return _spec({"vector": ((config.width, len(config.heads)), F4)})
+        state: ColumnShapes = {"h_u": ((config.hidden,), F4)}
         if self.factored:
             rows = sum(self.item_columns[name][0][0] for name in self.factored)
             state["M"] = ((rows, config.hidden), large)
-        if "sim_hard" in blocks:
-            state |= {
-                "sim_category": ((config.sim_slots,), _I4),
-                "sim": ((config.sim_slots, config.hidden), large),
-                "sim_overflow": ((), _I4),
-            }
-        if "simtier" in blocks:
-            state |= {
-                "signature": ((length, config.signature_bytes), _U1),
-                "channel": ((length,), _I4),
-                "tier_length": ((len(self.schema.behaviour_types),), _F4),
-            }
-        if config.needs_bits and config.long_attention == "sign":
-            state["factor"] = ((config.signature_bits, config.value_width), large)
-        elif config.needs_bits:
-            bits = config.collision_bits
-            state["factor"] = ((config.signature_bits // bits, 2**bits, config.value_width), large)
-        return {name: jax.ShapeDtypeStruct(*state[name]) for name in sorted(state)}
+        for block in self.blocks:
+            for name, (shape, dtype) in block.state_columns(length).items():
+                state[name] = (shape, large if name in block.narrowed else dtype)
+        return _spec(state)
 
     def valid_spec(self, n: Size) -> jax.ShapeDtypeStruct:
         """Return the mask of candidates ``[N]``."""
@@ -154,11 +113,11 @@ class FoldedShapes:
 
     def pair_spec(self, n: Size) -> Spec:
         """Return encoded pair features ``[N, ...]`` and the raw ones that the score uses ``[N]``."""
-        raw: ColumnShapes = {f"raw_{name}": ((), _F4) for name in self.score.raw}
+        raw: ColumnShapes = {f"raw_{name}": ((), F4) for name in self.score.raw}
         return _spec({**self.schema.spec("pair"), **raw}, n)
 
 
-def _spec(columns: Mapping[str, tuple[tuple[int, ...], np.dtype]], *lead: Size) -> Spec:
+def _spec(columns: ColumnShapes, *lead: Size) -> Spec:
     return {
         name: jax.ShapeDtypeStruct((*lead, *shape), dtype) for name, (shape, dtype) in sorted(columns.items())
     }

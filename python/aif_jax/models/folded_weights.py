@@ -12,29 +12,24 @@ from aif_jax.config import ModelConfig
 from aif_jax.errors import ConfigError
 from aif_jax.models.baselines import Model, build_model
 from aif_jax.models.folded_shapes import FoldedShapes
-from aif_jax.models.signature import edges_of, planes_of
+from aif_jax.models.signature import planes_of
 from aif_jax.types import Columns
 
 Program = Literal["behaviour", "item", "user", "stage"]
 
-_READS: dict[Program, tuple[str, ...]] = {
-    "behaviour": ("item.embed.*", "item.as_token.*", "item.as_value.*", "signature.planes"),
-    "item": ("item.embed.*", "item.mlp.*", "first.item.*", "bridges.vectors", "signature.planes"),
-    "user": (
-        "user.*", "values.*", "pool.*", "bridges.vectors", "project.*", "first.user.*",
-        "first.profile_item.*", "first.bridge.*", "first.long_attention.*", "first.sim_hard.*",
-        "first.absent_long_attention", "first.absent_simtier", "first.absent_sim_hard",
-    ),
-    "stage": (
-        "first.*context*", "first.*pair*", "first.simtier.*", "first.long_attention.*", "heads.*", "bias",
-        "train_only.absent", "simtier.edges", "calibration.*",
-    ),
-}  # fmt: skip
-"""Which weights each program reads, as patterns over their names."""
+_ALWAYS: dict[Program, tuple[str, ...]] = {
+    "behaviour": ("item.embed.*", "item.as_token.*", "item.as_value.*"),
+    "item": ("item.embed.*", "item.mlp.*", "first.item.*"),
+    "user": ("user.*", "values.*", "project.*", "first.user.*"),
+    "stage": ("heads.*", "bias", "train_only.absent", "calibration.*"),
+}
+"""The weights that each program reads whatever the blocks, as patterns over their names."""
+
+_PLANES = "signature.planes"
 
 
 class FoldedWeights:
-    """Knows the weights of the folded form of one config and schema.
+    """The weights of the folded form of one config and schema.
 
     Args:
         shapes: of a config that folds, and its schema.
@@ -47,7 +42,6 @@ class FoldedWeights:
 
     def __init__(self, shapes: FoldedShapes, model: Model | None = None) -> None:
         config, schema = shapes.config, shapes.schema
-        self._config = config
         self._shapes = shapes
         if model is None:
             model = nnx.eval_shape(lambda: build_model(config, schema))
@@ -56,9 +50,9 @@ class FoldedWeights:
         # Of a model with values too: what a program does not read must not be computed with.
         self._leaves = {path_name(path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in named}
         every = {name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in self._leaves.items()}
-        for name, array in {**constants(config), **calibration_weights(config, {})}.items():
+        for name, array in {**constants(shapes), **calibration_weights(config, {})}.items():
             every[name] = (array.shape, array.dtype)
-        self._names = {program: self._reads(program, every) for program in _READS}
+        self._names = {program: self._reads(program, every) for program in _ALWAYS}
         read = {name for names in self._names.values() for name in names}
         self.expected = {name: every[name] for name in sorted(read)}
 
@@ -95,30 +89,29 @@ class FoldedWeights:
                 )
 
     def _reads(self, program: Program, every: Mapping[str, Any]) -> list[str]:
-        patterns = _READS[program]
-        if program == "item":  # its prior takes the whole model, but for what needs a history
-            patterns = (*patterns, *_READS["user"], *_READS["stage"])
-        names = {name for name in every if any(fnmatchcase(name, pattern) for pattern in patterns)}
-        if program == "item":
-            names -= {"first.simtier.kernel", "simtier.edges"}
-        # Linear attention and the mean are multiplied out on the user side, the others when their table is
-        # expanded.
-        early = self._config.long_attention in ("linear", "mean")
-        if (program in ("user", "item") and not early) or (program == "stage" and early):
-            names.discard("first.long_attention.kernel")
+        reads = [block.weights for block in self._shapes.blocks]
+        user = (*_ALWAYS["user"], *(name for block in reads for name in block.user))
+        stage = (*_ALWAYS["stage"], *(name for block in reads for name in block.stage))
+        patterns = {
+            "behaviour": _ALWAYS["behaviour"],
+            # Its prior takes the whole model, but for what needs a history.
+            "item": (*_ALWAYS["item"], *(name for block in reads for name in block.item), *user, *stage),
+            "user": user,
+            "stage": (*stage, *(name for block in reads for name in block.history)),
+        }[program]
         columns = {"behaviour": self._shapes.behaviour_columns, "item": self._shapes.item_columns}
-        if "signature" not in columns.get(program, ()):
-            names.discard("signature.planes")
-        if not self._config.has("simtier"):
-            names.discard("simtier.edges")
-        return sorted(names)
+        if "signature" in columns.get(program, ()):
+            patterns = (*patterns, _PLANES)
+        return sorted(name for name in every if any(fnmatchcase(name, pattern) for pattern in patterns))
 
 
-def constants(config: ModelConfig) -> dict[str, np.ndarray]:
-    """Return the arrays that belong to a model and are not trained: hyperplanes and SimTier thresholds."""
-    planes = planes_of(config)
-    arrays = {"simtier.edges": edges_of(config)}
-    return arrays if planes is None else {**arrays, "signature.planes": planes}
+def constants(shapes: FoldedShapes) -> dict[str, np.ndarray]:
+    """Return the arrays that belong to a model and are not trained: hyperplanes and those of blocks."""
+    planes = planes_of(shapes.config)
+    arrays = {} if planes is None else {_PLANES: planes}
+    for block in shapes.blocks:
+        arrays |= block.constants
+    return arrays
 
 
 def calibration_weights(
@@ -127,15 +120,15 @@ def calibration_weights(
     """Return the calibration as arrays ``[n_heads]``; heads that are not named keep their logit.
 
     Raises:
-        ConfigError: a name is no head.
+        ConfigError: a name is not a head.
     """
     if unknown := sorted(set(calibration) - set(config.heads)):
-        raise ConfigError(f"calibration: {unknown} are no heads; heads are {list(config.heads)}.")
+        raise ConfigError(f"calibration: {unknown} are not heads; name some of {list(config.heads)}.")
     pairs = np.asarray([calibration.get(head, (1.0, 0.0)) for head in config.heads], np.float32)
     return {"calibration.scale": pairs[:, 0].copy(), "calibration.offset": pairs[:, 1].copy()}
 
 
 def path_name(path: tuple[Any, ...]) -> str:
     """Return the dotted name of an array in a module's state."""
-    # The last part of the path is the variable's own attribute, which is no part of the name.
+    # The last part of the path is the variable's own attribute, which is not part of the name.
     return ".".join(str(part.key) for part in path if isinstance(part, jax.tree_util.DictKey))

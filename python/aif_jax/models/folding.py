@@ -9,7 +9,7 @@ The four functions are pure and take the weights first, a flat dictionary; see `
 """
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.core
@@ -20,19 +20,9 @@ from flax import nnx
 from aif_jax.config import PRIOR, ModelConfig, Precision
 from aif_jax.errors import ConfigError, RequestError
 from aif_jax.features import Schema
-from aif_jax.kernels import (
-    RANKABLE,
-    Form,
-    Operands,
-    Slots,
-    Tiers,
-    cached_interaction,
-    interaction,
-)
-from aif_jax.models import long_sequence
-from aif_jax.models.aif import Aif
+from aif_jax.kernels import RANKABLE, Form, Operands, cached_interaction, interaction
 from aif_jax.models.baselines import Model, TwoTower
-from aif_jax.models.blocks import as_arrays
+from aif_jax.models.blocks.base import Arrays
 from aif_jax.models.folded_shapes import FoldedShapes, Spec
 from aif_jax.models.folded_weights import (
     FoldedWeights,
@@ -41,11 +31,10 @@ from aif_jax.models.folded_weights import (
     constants,
     path_name,
 )
+from aif_jax.models.layers import as_arrays
 from aif_jax.models.precision import narrow_rows, narrow_state, state_dtype, widen_rows, widen_state
 from aif_jax.models.signature import signature_of
 from aif_jax.types import Columns
-
-Arrays: TypeAlias = Mapping[str, jax.Array]
 
 _ROWS = 64
 """XLA multiplies fewer rows than this by other code, which adds in another order: pad to no fewer."""
@@ -67,8 +56,8 @@ class Folded(FoldedShapes):
 
     Attributes, besides those of `FoldedShapes`:
         weights: arrays by name, sorted: the modules' parameters under their path (``heads.out.kernel``), and
-            ``signature.planes`` ``[d_m, b]`` (simhash), ``simtier.edges`` int32 ``[T-1]``,
-            ``calibration.scale`` and ``calibration.offset`` ``[n_heads]``.
+            ``signature.planes`` ``[d_m, b]`` (simhash), the constants of blocks, ``calibration.scale`` and
+            ``calibration.offset`` ``[n_heads]``.
     """
 
     def __init__(
@@ -114,19 +103,21 @@ class Folded(FoldedShapes):
             item_inputs: as for `behaviour`.
 
         Returns:
-            Those that the model needs of ``h`` ``[M, h]``, ``e`` ``[M, d]``, ``bridge`` ``[M, n]``, and the
-            frozen columns of `behaviour`; the floats among them, ``has_content`` apart, in the precision,
-            with their ``scale`` for int8. And ``prior`` float32 ``[M, n_heads]`` in every precision: the
-            calibrated logits for a user of whom nothing is known, context and pair features missing.
+            ``h`` ``[M, h]`` and the ``row_columns`` of each block, in the precision, with their ``scale`` for
+            int8. And ``prior`` float32 ``[M, n_heads]`` in every precision: the calibrated logits for a user
+            of whom nothing is known, context and pair features missing.
         """
         weights, items = as_arrays(weights), as_arrays(item_inputs)
         model = self._weights.model(weights)
         e = model.item(items)
         columns = {"e": e} if "e" in self.item_columns else {}
-        if isinstance(model, Aif):
-            columns["h"] = model.first.item(e)
-            if model.bridges is not None:
-                columns["bridge"] = model.bridges.item(e)
+        if not isinstance(model, TwoTower):
+            h = model.first.item(e)
+            for block in model.inputs:
+                own = block.row(model, e, items)
+                h = _plus(h, own.pop("h", None))
+                columns |= own
+            columns["h"] = h
         columns |= self._frozen(weights, items, self.item_columns)
         return narrow_rows(self.precision, columns) | {PRIOR: self._prior(weights, columns)}
 
@@ -151,74 +142,29 @@ class Folded(FoldedShapes):
             long_type: int32 ``[B, L]``, as ``short_type``.
 
         Returns:
-            Those that the model needs of
-
-            - ``h_u`` ``[B, h]``; ``M`` ``[B, rows, h]``: factors of `factored`, in this order
-            - ``sim_category`` int32 ``[B, C_max]``, ``sim`` ``[B, C_max, h]``, ``sim_overflow`` int32 ``[B]``
-            - ``signature`` uint8 ``[B, L, signature_bytes]``, ``channel`` int32 ``[B, L]`` (-1: not counted),
-              ``tier_length`` ``[B, channels]``
-            - ``factor`` ``[B, b, d_v]`` for ``sign``, ``[B, groups, 2^bits, d_v]`` for ``collision``
-            - ``vector`` ``[B, d, n_heads]`` of a two-tower model, which has nothing else
-
-            of which ``M``, ``sim`` and ``factor`` are bfloat16 in the reduced precisions.
+            ``h_u`` ``[B, h]``; ``M`` ``[B, rows, h]``, factors of `factored` in this order; and the entries
+            of each block, see its ``state_columns``. Or ``vector`` ``[B, d, n_heads]`` alone, of a two-tower
+            model. ``M`` and what blocks narrow is bfloat16 in the reduced precisions.
         """
         state = self._user(weights, user_inputs, short, short_type, long, long_type)
-        return narrow_state(self.precision, state)
+        return narrow_state(state, self.state_spec(long_type.shape[1]))
 
-    def _user(
-        self,
-        weights: Columns,
-        user_inputs: Columns,
-        short: Columns,
-        short_type: jax.Array,
-        long: Columns,
-        long_type: jax.Array,
-    ) -> dict[str, jax.Array]:
-        """Return user states, all of them float32; see `user`."""
+    def _user(self, weights: Columns, *inputs: Any) -> dict[str, jax.Array]:
+        """Return user states, all of them float32; inputs as of `user`."""
         model = self._weights.model(as_arrays(weights))
-        history = as_arrays(long)
-        side = model.user_side(as_arrays(user_inputs), as_arrays(short), short_type, history, long_type, {})
+        user, short, short_type, long, long_type = inputs
+        side = model.user_side(as_arrays(user), as_arrays(short), short_type, as_arrays(long), long_type, {})
         if isinstance(model, TwoTower):
             return {"vector": model.head_vectors(side.vector)}
-        first, blocks = model.first, model.blocks
-        state: dict[str, jax.Array] = {}
-        shared, factors = first.user(side.vector), []
-        similar = jnp.any(side.counted, axis=1)
-
-        def instead(block: str, present: jax.Array) -> jax.Array:
-            return jnp.where(present[:, None], 0.0, first.absent(block))
-
-        if "profile_item" in blocks:
-            factors.append(side.vector[:, :, None] * first.weight("profile_item"))
-        if model.bridges is not None:
-            factors.append(model.bridges.user(side.keys, side.key_mask) @ first.weight("bridge"))
-        if "long_attention" in blocks and side.value is not None:
-            shared += instead("long_attention", similar)
-            match self.config.long_attention:
-                case "linear":
-                    pooled = long_sequence.linear_factor(history["content"], side.value, side.counted)
-                    factors.append(pooled @ first.weight("long_attention"))
-                case "mean":
-                    mean = long_sequence.mean_attention(side.value, side.counted)
-                    shared += mean @ first.weight("long_attention")
-                case "sign":
-                    state["factor"] = long_sequence.sign_factor(
-                        history["signature"], side.value, side.counted
-                    )
-                case "collision":
-                    state["factor"] = long_sequence.collision_factor(
-                        history["signature"], side.value, side.counted, self.config.collision_bits
-                    )
-        if "simtier" in blocks:
-            shared += instead("simtier", similar)
-            state |= {"signature": history["signature"], "channel": side.channel, "tier_length": side.lengths}
-        if side.slots is not None:
-            shared += instead("sim_hard", jnp.any(side.slots.category >= 0, axis=1))
-            state["sim_category"] = side.slots.category
-            state["sim"] = side.slots.pooled @ first.weight("sim_hard")
-            state["sim_overflow"] = side.slots.overflow
+        shared, factors, state = model.first.user(side.vector), {}, {}
+        for block in model.inputs:
+            own = block.state(model, side)
+            shared = _plus(shared, own.pop("h_u", None))
+            if "M" in own:
+                factors[block.factored] = _plus(own.pop("M"), factors.get(block.factored))
+            state |= own
         if factors:
-            state["M"] = jnp.concatenate(factors, axis=1)
+            state["M"] = jnp.concatenate([factors[column] for column in self.factored], axis=1)
         return state | {"h_u": shared}
 
     def _prior(self, weights: Arrays, rows: Arrays) -> jax.Array:
@@ -338,41 +284,20 @@ class Folded(FoldedShapes):
         self, weights: Arrays, state: Arrays, context: Arrays, pair: Arrays
     ) -> tuple[Operands, Form]:
         """Return what is left of the model once user and context are known."""
-        model, config = self._weights.model(weights), self.config
+        model = self._weights.model(weights)
         if isinstance(model, TwoTower):
-            return Operands(model.bias[...], state["vector"]), Form(factored=("e",))
-        first, bits = model.first, config.collision_bits
-        shared, table, pairs, pair_weights = state["h_u"], None, None, None
-        if "context" in model.blocks:
-            shared += first.contribution("context", *first.features("context", context))
-        if "factor" in state:
-            table = state["factor"].astype(jnp.float32) @ first.weight("long_attention")
-            if config.long_attention == "sign":
-                table, bits = long_sequence.sign_table(table), long_sequence.SIGN_BITS
-            table = table.astype(state_dtype(self.precision))
-        if "pair" in model.blocks:
-            # One more feature says that there are none, and its weights are what stands in for them.
-            features, given = first.features("pair", pair)
-            absent = jnp.where(given, 0.0, 1.0)[:, None]
-            pairs = jnp.concatenate([jnp.where(given[:, None], features, 0.0), absent], axis=1)
-            pair_weights = jnp.concatenate([first.weight("pair"), first.absent("pair")[None]])
-        tiers = None
-        if "signature" in state:
-            tiers = Tiers(
-                state["signature"], state["channel"], state["tier_length"], weights["simtier.edges"],
-                first.weight("simtier"),
-            )  # fmt: skip
-        operands = Operands(
-            shared=shared,
-            factors=state.get("M"),
-            slots=Slots(state["sim_category"], state["sim"]) if "sim" in state else None,
-            table=table,
-            tiers=tiers,
-            pair=pairs,
-            pair_weights=pair_weights,
-            layers=model.heads.layers(),
-        )
-        return operands, Form(self.factored, config.signature, config.tier_scale, bits)
+            return Operands(model.bias[...], state["vector"]), Form(factored=self.factored)
+        shared, operands, form = state["h_u"], {}, {}
+        for block in model.inputs:
+            if block.state_columns(1).keys() <= state.keys():
+                own = block.operands(model, weights, state, context, pair)
+                shared = _plus(shared, own.pop("shared", None))
+                operands |= own
+                form |= block.form
+        if "table" in operands:
+            operands["table"] = operands["table"].astype(state_dtype(self.precision))
+        operands |= {"factors": state.get("M"), "layers": model.heads.layers()}
+        return Operands(shared, **operands), Form(self.factored, **form)
 
     def _scores(
         self, weights: Arrays, logits: jax.Array, valid: jax.Array, pair: Arrays
@@ -414,16 +339,17 @@ def fold(
         precision: of item rows and user states, see `aif_jax.models.precision`.
 
     Raises:
-        ConfigError: the architecture does not fold, ``score`` is no expression over heads and pair features,
-            ``calibration`` names a head that there is not, or there is no such precision.
+        ConfigError: the architecture does not fold, ``score`` is not an expression over heads and pair
+            features, ``calibration`` names an unknown head, or there is no such precision.
     """
     config, schema = model.config if score is None else model.config.replace(score=score), model.schema
     _check_foldable(config)
-    extra = constants(config) | calibration_weights(config, calibration or {})
+    shapes = FoldedShapes(config, schema)
+    extra = constants(shapes) | calibration_weights(config, calibration or {})
     _, state = nnx.split(model)
     named, _ = jax.tree_util.tree_flatten_with_path(state)
     weights = {path_name(path): np.asarray(leaf) for path, leaf in named} | extra
-    wanted = FoldedWeights(FoldedShapes(config, schema), model).expected
+    wanted = FoldedWeights(shapes, model).expected
     return Folded(config, schema, {name: weights[name] for name in wanted}, precision, model)
 
 
@@ -433,6 +359,10 @@ def _check_foldable(config: ModelConfig) -> None:
             "architecture 'exact' does not fold: its attention depends on user and item together, so nothing "
             "can be computed ahead of the request. Train architecture='aif' to serve; 'exact' is a yardstick."
         )
+
+
+def _plus(total: jax.Array, term: jax.Array | None) -> jax.Array:
+    return total if term is None else total + term
 
 
 def _zeros(spec: Spec) -> dict[str, jax.Array]:

@@ -14,6 +14,7 @@ from flax import nnx
 from aif_jax.config import ModelConfig
 from aif_jax.features import Schema
 from aif_jax.kernels import ordered_product
+from aif_jax.models.blocks.base import InteractionBlock
 from aif_jax.models.embedder import FeatureEmbedder
 from aif_jax.models.initial import constant, linear
 
@@ -25,35 +26,21 @@ class FirstLayer(nnx.Module):
 
     Args:
         config: widths.
-        schema: context and pair features.
-        blocks: the model's active blocks.
+        blocks: the model's active blocks that are inputs of the layer.
         rngs: random keys of the initial weights.
     """
 
-    def __init__(
-        self, config: ModelConfig, schema: Schema, blocks: frozenset[str], *, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, config: ModelConfig, blocks: tuple[InteractionBlock, ...], *, rngs: nnx.Rngs) -> None:
         h = config.hidden
         self.user = linear(config.width, h, rngs=rngs)  # its bias is the layer's
         self.item = linear(config.width, h, use_bias=False, rngs=rngs)
-        width = config.embedding_width
-        self.embed_context = (
-            FeatureEmbedder(schema.context, width, rngs=rngs) if "context" in blocks else None
-        )
-        self.embed_pair = FeatureEmbedder(schema.pair, width, rngs=rngs) if "pair" in blocks else None
-        widths = {
-            "profile_item": config.width,
-            "bridge": config.width,
-            "long_attention": config.value_width,
-            "simtier": len(schema.behaviour_types) * config.tiers,
-            "sim_hard": config.sim_width,
-            "context": self.embed_context.width if self.embed_context else 0,
-            "pair": self.embed_pair.width if self.embed_pair else 0,
-        }
-        for block, width in widths.items():
-            if block in blocks:
-                setattr(self, block, linear(width, h, use_bias=False, rngs=rngs))
-                setattr(self, f"absent_{block}", constant(0.0, (h,)))
+        for block in blocks:
+            if block.features:
+                embed = FeatureEmbedder(block.features, config.embedding_width, rngs=rngs)
+                setattr(self, f"embed_{block.name}", embed)
+        for block in blocks:
+            setattr(self, block.name, linear(block.width, h, use_bias=False, rngs=rngs))
+            setattr(self, f"absent_{block.name}", constant(0.0, (h,)))
 
     def weight(self, block: str) -> jax.Array:
         """Return a block's weight ``[n_in, h]``."""
@@ -73,14 +60,18 @@ class FirstLayer(nnx.Module):
         """
         return jnp.where(present[..., None], getattr(self, block)(x), self.absent(block))
 
-    def features(self, group: str, inputs: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        """Return context or pair features embedded ``[..., width]``, and bool ``[...]``, if any is given."""
-        embed = getattr(self, f"embed_{group}")
+    def instead(self, block: str, present: jax.Array) -> jax.Array:
+        """Return ``absent`` ``[B, h]`` where ``present`` (bool ``[B]``) does not hold, else zeros."""
+        return jnp.where(present[:, None], 0.0, self.absent(block))
+
+    def features(self, block: str, inputs: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """Return a block's features embedded ``[..., width]``, and bool ``[...]``, whether any is given."""
+        embed = getattr(self, f"embed_{block}")
         return embed(inputs), embed.given(inputs)
 
 
 class Heads(nnx.Module):
-    """From ``H`` to the logits: ReLU, hidden layers, and a last layer summed in a fixed order."""
+    """The layers after ``H``: ReLU, hidden layers, and a last layer summed in a fixed order."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         sizes = (config.hidden, *config.head_layers)
@@ -104,7 +95,7 @@ class Heads(nnx.Module):
 
 
 class TrainOnly(nnx.Module):
-    """What serving does not know (position), added to the logits in training (Zhao et al., RecSys 2019).
+    """Features that serving lacks (position), added to the logits in training (Zhao et al., RecSys 2019).
 
     At serving, and where the features are missing, a learned constant takes its place: it moves every
     candidate alike.

@@ -1,6 +1,6 @@
 """The item side: what depends on an item alone, as a candidate and as a behaviour in a history."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -19,20 +19,18 @@ class ItemModule(nnx.Module):
     Args:
         config: widths.
         schema: item features.
-        blocks: the model's active blocks; what they do not need is not built.
+        columns: the behaviour columns that the model's blocks read; what they do not need is not built.
         rngs: random keys of the initial weights.
     """
 
     def __init__(
-        self, config: ModelConfig, schema: Schema, blocks: frozenset[str], *, rngs: nnx.Rngs
+        self, config: ModelConfig, schema: Schema, columns: Collection[str], *, rngs: nnx.Rngs
     ) -> None:
         self.embed = FeatureEmbedder(schema.item, config.embedding_width, rngs=rngs)
         n_in = self.embed.width + config.content_width + 1
         self.mlp = Mlp((n_in, *config.item_layers, config.width), rngs=rngs)
-        tokens = blocks & {"self_attention", "profile_attention", "bridge"}
-        values = blocks & {"bridge", "long_attention", "sim_hard"}
-        self.as_token = linear(n_in, config.width, rngs=rngs) if tokens else None
-        self.as_value = linear(n_in, config.value_width, rngs=rngs) if values else None
+        self.as_token = linear(n_in, config.width, rngs=rngs) if "token" in columns else None
+        self.as_value = linear(n_in, config.value_width, rngs=rngs) if "value" in columns else None
 
     def __call__(self, inputs: Mapping[str, jax.Array]) -> jax.Array:
         """Return ``e`` ``[..., d]`` of items.

@@ -1,10 +1,11 @@
 """Small pieces that the modules share: an MLP, masked attention, masked means."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from aif_jax.models.initial import linear
@@ -33,6 +34,11 @@ class Mlp(nnx.Module):
                 x = jax.nn.relu(x)
             x = getattr(self, f"layer_{number}")(x)
         return x
+
+
+def as_arrays(columns: Mapping[str, jax.Array | np.ndarray]) -> dict[str, jax.Array]:
+    """Return columns as JAX arrays."""
+    return {name: jnp.asarray(values) for name, values in columns.items()}
 
 
 def masked_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:

@@ -26,7 +26,6 @@ from aif_jax.config import REDUCED_COLUMNS, Precision
 SCALE = "scale"
 """The column of scales in an int8 row, float32 ``[number of quantised columns]``."""
 
-_REDUCED_STATE = ("M", "sim", "factor")
 _ADDED = "h"
 _LARGEST = 127
 
@@ -37,7 +36,7 @@ def row_dtype(precision: Precision) -> np.dtype:
 
 
 def state_dtype(precision: Precision) -> np.dtype:
-    """Return the dtype of ``M``, ``sim`` and ``factor`` of a user state."""
+    """Return the dtype of ``M`` and of those entries of a user state that blocks narrow."""
     return np.dtype(np.float32) if precision == "float32" else np.dtype(jnp.bfloat16)
 
 
@@ -72,12 +71,11 @@ def narrow_rows(precision: Precision, columns: Mapping[str, jax.Array]) -> dict[
     return narrowed
 
 
-def narrow_state(precision: Precision, state: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Return user states with their large factors in a precision."""
-    dtype = state_dtype(precision)
-    return {
-        name: values.astype(dtype) if name in _REDUCED_STATE else values for name, values in state.items()
-    }
+def narrow_state(
+    state: Mapping[str, jax.Array], spec: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
+    """Return user states with every entry in the dtype that ``spec`` gives it."""
+    return {name: values.astype(spec[name].dtype) for name, values in state.items()}
 
 
 def widen_rows(precision: Precision, rows: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -94,9 +92,9 @@ def widen_rows(precision: Precision, rows: Mapping[str, jax.Array]) -> dict[str,
 
 
 def widen_state(state: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Return a user state with its large factors in float32."""
+    """Return a user state with its narrowed entries in float32."""
     return {
-        name: values.astype(jnp.float32) if name in _REDUCED_STATE else values
+        name: values.astype(jnp.float32) if values.dtype == jnp.bfloat16 else values
         for name, values in state.items()
     }
 

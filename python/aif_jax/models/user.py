@@ -1,7 +1,6 @@
 """The user side: profile, short sequence, and what the interaction needs of them."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,26 +9,39 @@ from flax import nnx
 from aif_jax.config import ModelConfig
 from aif_jax.errors import ConfigError
 from aif_jax.features import Schema
-from aif_jax.models.blocks import Keep, shown
+from aif_jax.models.blocks.base import Block, UserBlock
+from aif_jax.models.dropout import Keep, shown
 from aif_jax.models.embedder import FeatureEmbedder
 from aif_jax.models.initial import constant, linear, normal
-from aif_jax.models.layers import Mlp, attend, masked_mean
+from aif_jax.models.layers import Mlp
 
 
-class UserTokens(NamedTuple):
-    """What the user module gives: ``vector`` ``[B, d]``; ``keys`` ``[B, K, d]``, ``mask`` bool ``[B, K]``."""
+class BehaviourValues(nnx.Module):
+    """``Y = y_item * gate[type] + bias[type]``: what a behaviour says depends on its kind."""
 
-    vector: jax.Array
-    keys: jax.Array
-    mask: jax.Array
+    def __init__(self, types: int, width: int) -> None:
+        self.gate = constant(1.0, (types, width))
+        self.bias = constant(0.0, (types, width))
+
+    def __call__(self, value: jax.Array, kind: jax.Array) -> jax.Array:
+        """Return ``Y`` ``[..., d_v]``, zeros where ``kind`` (int32 ``[...]``) is -1."""
+        gate, bias = self.gate[...], self.bias[...]
+        chosen = jax.nn.one_hot(kind, gate.shape[0])
+        # A copy of both for each history, so that their gradient is a product in each history and a sum over
+        # them: one product over all behaviours would transpose what flows back, [B * L, d_v], twice.
+        both = jnp.broadcast_to(
+            jnp.concatenate([gate, bias], axis=-1), (*kind.shape[:-1], gate.shape[0], 2 * gate.shape[1])
+        )
+        gates, biases = jnp.split(chosen @ both, 2, axis=-1)
+        return value * gates + biases
 
 
 class UserModule(nnx.Module):
-    """Profile ``P``, short sequence ``X``, self-attention and profile attention.
+    """Profile ``P``, short sequence ``X`` and the blocks over both.
 
-    ``e_u = MLP([P, pool(FFN(softmax(X Xᵀ/√d) X)), softmax(P Xᵀ/√d) X])``, where an attention that is dropped
-    or has nothing to attend to is its learned vector ``absent``. A token of ``X`` is its item's token plus a
-    vector of the behaviour's type and one of its position.
+    ``e_u = MLP([P, parts])`` with one part for each `UserBlock`; one that is dropped or has no sequence to
+    attend to is its learned vector ``absent``. A token of ``X`` is its item's token plus a vector of the
+    behaviour's type and one of its position.
 
     Args:
         config: widths.
@@ -39,9 +51,10 @@ class UserModule(nnx.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, schema: Schema, blocks: frozenset[str], *, rngs: nnx.Rngs
+        self, config: ModelConfig, schema: Schema, blocks: tuple[Block, ...], *, rngs: nnx.Rngs
     ) -> None:
         d = config.width
+        self.parts = tuple(block for block in blocks if isinstance(block, UserBlock))
         self.short_length = config.short_length
         self.embed = FeatureEmbedder(schema.user, config.embedding_width, rngs=rngs) if schema.user else None
         self.profile = None if self.embed is None else linear(self.embed.width, d, rngs=rngs)
@@ -51,34 +64,34 @@ class UserModule(nnx.Module):
         def vectors(n: int) -> nnx.Param:
             return normal((n, d), d**-0.5, rngs=rngs)
 
-        attends = blocks & {"self_attention", "profile_attention"}
-        reads = attends or "bridge" in blocks
+        reads = any("token" in block.behaviour_columns for block in blocks)
         self.types = vectors(len(schema.behaviour_types)) if reads else None
         self.positions = vectors(config.short_length) if reads else None
-        self.ffn = Mlp((d, 2 * d, d), rngs=rngs) if "self_attention" in blocks else None
-        self.absent_self_attention = constant(0.0, (d,)) if "self_attention" in blocks else None
-        self.absent_profile_attention = constant(0.0, (d,)) if "profile_attention" in blocks else None
-        self.summary = linear(config.value_width, d, rngs=rngs) if "bridge" in blocks else None
-        self.out = Mlp(((1 + len(attends)) * d, 2 * d, d), rngs=rngs)
+        for block in blocks:
+            for name, module in block.user_modules(rngs).items():
+                setattr(self, name, module)
+        for block in self.parts:
+            setattr(self, f"absent_{block.name}", constant(0.0, (d,)))
+        self.out = Mlp(((1 + len(self.parts)) * d, 2 * d, d), rngs=rngs)
 
     def __call__(
         self,
         inputs: Mapping[str, jax.Array],
         short_token: jax.Array | None,
         short_type: jax.Array,
-        long_mean: jax.Array | None,
-        long_given: jax.Array,
         keep: Keep,
-    ) -> UserTokens:
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Compute the user side.
 
         Args:
             inputs: encoded user features ``[B, ...]``.
             short_token: tokens of the short sequence's items ``[B, S, d]``; ``None`` if no block reads them.
             short_type: int32 ``[B, S]``, -1 where there is no behaviour.
-            long_mean: mean value of the long sequence ``[B, d_v]``; ``None`` without bridges.
-            long_given: bool ``[B]``, whether the long sequence holds anything.
             keep: what this request keeps, in training.
+
+        Returns:
+            ``e_u`` ``[B, d]``, tokens of profile and short sequence ``[B, 1 + S, d]``, and bool
+            ``[B, 1 + S]``, which of them exist.
 
         Raises:
             ConfigError: the short sequence is longer than ``config.short_length``.
@@ -97,24 +110,14 @@ class UserModule(nnx.Module):
             kinds = jax.nn.one_hot(short_type, self.types[...].shape[0]) @ self.types[...]
             tokens = short_token + kinds + self.positions[...][:length]
             given = jnp.any(mask, axis=1)
-            if self.ffn is not None and self.absent_self_attention is not None:
-                pooled = masked_mean(self.ffn(attend(tokens, tokens, mask)), mask)
-                there = shown(keep, "self_attention", given)
-                parts.append(jnp.where(there[:, None], pooled, self.absent_self_attention[...]))
-            if self.absent_profile_attention is not None:
-                seen = attend(profile[:, None], tokens, mask)[:, 0]
-                there = shown(keep, "profile_attention", given)
-                parts.append(jnp.where(there[:, None], seen, self.absent_profile_attention[...]))
+            for block in self.parts:
+                there = shown(keep, block.name, given)
+                absent = getattr(self, f"absent_{block.name}")[...]
+                parts.append(jnp.where(there[:, None], block.part(self, profile, tokens, mask), absent))
             keys.append(tokens)
             masks.append(mask)
-        if self.summary is not None and long_mean is not None:
-            keys.append(self.summary(long_mean)[:, None])
-            masks.append(long_given[:, None])
-        return UserTokens(
-            self.out(jnp.concatenate(parts, axis=-1)),
-            jnp.concatenate(keys, axis=1),
-            jnp.concatenate(masks, axis=1),
-        )
+        vector = self.out(jnp.concatenate(parts, axis=-1))
+        return vector, jnp.concatenate(keys, axis=1), jnp.concatenate(masks, axis=1)
 
     def _profile(self, inputs: Mapping[str, jax.Array], n: int) -> jax.Array:
         if self.embed is not None and self.profile is not None:

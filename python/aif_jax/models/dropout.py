@@ -1,35 +1,19 @@
-"""Which blocks a model has, and which of them are hidden from one training request."""
+"""Dropping of blocks in training: each is hidden from whole requests at random."""
 
 from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from aif_jax.config import BLOCKS, ModelConfig
 from aif_jax.errors import ConfigError
-from aif_jax.features import Schema
 
 Keep: TypeAlias = Mapping[str, jax.Array]
 """For each droppable thing bool ``[B]``, whether the request keeps it; a name that is absent is kept."""
 
 RUNGS = ("long_history", "user")
-"""What the deadline ladder hides as a whole: the long sequence; everything known of the user."""
-
-
-def active_blocks(config: ModelConfig, schema: Schema) -> frozenset[str]:
-    """Return the blocks that are switched on and whose features exist in the schema."""
-    blocks = {block for block in BLOCKS if config.has(block)}
-    for block, exists in (
-        ("context", schema.context),
-        ("pair", schema.pair),
-        ("sim_hard", schema.category is not None),
-    ):
-        if not exists:
-            blocks.discard(block)
-    return frozenset(blocks)
+"""Parts that the deadline ladder hides as a whole: the long sequence; everything known of the user."""
 
 
 def draw_keep(rate: float, names: Iterable[str], n: int, key: jax.Array) -> dict[str, jax.Array]:
@@ -74,24 +58,3 @@ def random_key(rngs: nnx.Rngs | jax.Array | None) -> jax.Array:
             "for a model without dropout set block_dropout=0 and item_id_dropout=0."
         )
     return rngs.dropout() if isinstance(rngs, nnx.Rngs) else rngs
-
-
-class Reference:
-    """Holds a static object, compared by its identity, so that comparing models never walks a vocabulary.
-
-    Models of one config and of the same schema object are alike to a compiler, and share what it made.
-    """
-
-    def __init__(self, value: Schema) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Reference) and self.value is other.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-
-def as_arrays(columns: Mapping[str, jax.Array | np.ndarray]) -> dict[str, jax.Array]:
-    """Return columns as JAX arrays."""
-    return {name: jnp.asarray(values) for name, values in columns.items()}

@@ -104,7 +104,7 @@ class SequentialServer:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What `compare` measured.
+    """Measurements of `compare`.
 
     Attributes:
         latency: milliseconds of each request by way.

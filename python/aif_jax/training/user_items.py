@@ -1,4 +1,4 @@
-"""Which users have met which items, to draw others."""
+"""Pairs of users and the items that they have met, to draw others."""
 
 from typing import Self
 
@@ -36,7 +36,7 @@ class UserItems:
         return cls(dataset.n_items, np.concatenate(users), np.concatenate(items))
 
     def hold(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Return which pairs are among these, bool of the shape that both broadcast to."""
+        """Return whether each pair is among these, bool of the shape that both broadcast to."""
         keys = self._key(users, items)
         if not self._keys.size:
             return np.zeros(keys.shape, bool)

@@ -5,6 +5,7 @@ import numpy as np
 from aif_jax.data import TRAIN, Dataset
 from aif_jax.errors import DataError
 from aif_jax.features.encoders import FIRST
+from aif_jax.lookup import find
 from aif_jax.training.evaluate import HeadMetrics, Metrics, head_metrics
 
 SMOOTHING = 10.0
@@ -84,8 +85,8 @@ class LabelCounts:
         wanted, named = self._pairs(users, items)
         if not self._seen.size:
             return np.zeros(len(wanted))
-        place = np.minimum(np.searchsorted(self._seen, wanted), self._seen.size - 1)
-        found = np.where(named & (self._seen[place] == wanted), self._taste[place], 0.0)
+        place, seen = find(self._seen, wanted)
+        found = np.where(named & seen, self._taste[place], 0.0)
         return found.sum(axis=1) / np.maximum(named.sum(axis=1), 1)
 
     def _pairs(self, users: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ from typing import Self
 import numpy as np
 
 from aif_jax.data import TRAIN, Dataset
+from aif_jax.lookup import find
 
 
 class UserItems:
@@ -37,11 +38,7 @@ class UserItems:
 
     def hold(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Return whether each pair is among these, bool of the shape that both broadcast to."""
-        keys = self._key(users, items)
-        if not self._keys.size:
-            return np.zeros(keys.shape, bool)
-        place = np.minimum(np.searchsorted(self._keys, keys), self._keys.size - 1)
-        return self._keys[place] == keys
+        return find(self._keys, self._key(users, items))[1]
 
     def _key(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         return users.astype(np.int64) * self._n_items + items

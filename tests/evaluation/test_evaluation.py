@@ -169,11 +169,14 @@ def test_slices_are_measured_as_if_they_were_all_there_is(
 
 
 def test_frozen_histories_hide_the_part_from_itself(dataset: Dataset, model: Model) -> None:
-    still = dataset.with_frozen_histories("test")
+    rows = dataset.impressions
+    split = np.where(rows.user % 8 == 1, TEST, rows.split).astype(np.int8)  # users of several test requests
+    several = dataclasses.replace(dataset, impressions=dataclasses.replace(rows, split=split))
+    still = several.with_frozen_histories("test")
     want = evaluate_model(model, still, heads=["ctr"], lists=0, resamples=20)
-    got = evaluate_model(model, dataset, heads=["ctr"], lists=0, resamples=20, frozen_histories=True)
+    got = evaluate_model(model, several, heads=["ctr"], lists=0, resamples=20, frozen_histories=True)
     assert same(got.heads["ctr"].metrics, want.heads["ctr"].metrics)
-    plain = evaluate_model(model, dataset, heads=["ctr"], lists=0, resamples=20)
+    plain = evaluate_model(model, several, heads=["ctr"], lists=0, resamples=20)
     assert not same(got.heads["ctr"].metrics, plain.heads["ctr"].metrics)
     assert got.data["frozen_histories"]
 

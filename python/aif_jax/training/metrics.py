@@ -223,7 +223,7 @@ def calibration(labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -
     if not labels.size:
         nothing = np.zeros(0)
         return Calibration(nothing.astype(np.int64), nothing.astype(np.int64), nothing, nothing, float("nan"))
-    edges = np.quantile(probabilities, np.linspace(0.0, 1.0, bins + 1)[1:-1])
+    edges = np.percentile(probabilities, 100.0 * np.linspace(0.0, 1.0, bins + 1)[1:-1])
     _, place = np.unique(np.searchsorted(edges, probabilities), return_inverse=True)
     counts = np.bincount(place)
     predicted = np.bincount(place, weights=probabilities) / counts

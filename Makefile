@@ -140,5 +140,5 @@ $(VENV)/.dev: $(VENV)/bin/python $(NATIVE)
 $(LOWEST)/.dev: requirements-lowest.txt $(VENV)/.dev
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
-	$(LOWEST)/bin/python -m pip install --quiet --editable '.[demo,server]' pytest pytest-timeout pytest-xdist pytest-benchmark hypothesis httpx -c requirements-lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --editable '.[demo,server]' pytest pytest-timeout pytest-xdist pytest-benchmark hypothesis httpx scikit-learn -c requirements-lowest.txt
 	@touch $@

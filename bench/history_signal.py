@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from aif_jax.data import TEST, Dataset, load
-from aif_jax.evaluation.paired import Estimate, PairedBootstrap
+from aif_jax.evaluation import Estimate, PairedBootstrap
 from aif_jax.training import REFIT, preset
 from aif_jax.training.metrics import UserAucs, auc, user_aucs
 from counted_features import Known, features, training_rows
@@ -73,7 +73,8 @@ def measure(dataset: Dataset, head: str, *, seeds: int, most: int) -> tuple[list
         by_user[step].append(user_aucs(impressions.user[tested], answers, scores))
         of_all[step].append(auc(answers, scores))
     weights = by_user[STEPS[0]][0].impressions
-    bootstrap = PairedBootstrap(weights, {step: [r.aucs for r in runs] for step, runs in by_user.items()})
+    aucs = {step: [run.aucs for run in runs] for step, runs in by_user.items()}
+    bootstrap = PairedBootstrap.of_gauc(weights, aucs)
     found = [
         Measured(
             step,

@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds; values mean nothing")
     parser.add_argument("--items", type=int, default=1_000_000, help="items of the catalogue")
-    parser.add_argument("--table", type=Path, help="table.json of `aif evaluate`, for the bars of quality")
+    parser.add_argument("--table", type=Path, help="table.json of studies/run.py, for the bars of quality")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a bar is missed")
     parser.add_argument("--only", nargs="+", choices=BARS, help="measure these, and what comes with them")
     parser.add_argument("--out", type=Path, help="file of the results (default: bench/results/bars.json)")

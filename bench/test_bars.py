@@ -94,7 +94,7 @@ def table_of(tmp_path, upper, share):
     return path
 
 
-def test_quality_comes_from_the_table_of_an_evaluation(tmp_path):
+def test_quality_comes_from_the_table_of_a_study(tmp_path):
     found = measured(BARS, of_quality.measurements(table_of(tmp_path, 0.2, 0.05)))
     assert (found["quality"]["value"], found["quality"]["holds"]) == (0.2, True)
     assert found["quality_frozen"]["share"] == 0.05

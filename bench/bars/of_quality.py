@@ -1,4 +1,4 @@
-"""Bars of quality, read from the table that `aif evaluate` writes; training it takes hours."""
+"""Bars of quality, read from the table that `bench/studies/run.py` writes; training it takes hours."""
 
 import json
 from collections.abc import Mapping
@@ -23,11 +23,11 @@ def measurements(table: Path | None) -> list[Measurement]:
 def _read(path: Path | None, kind: str) -> Value:
     if path is None:
         raise NotMeasuredError(
-            "give the table.json of `aif evaluate` with --table, or TABLE=... to make bars"
+            "give the table.json of bench/studies/run.py with --table, or TABLE=... to make bars"
         )
     table: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if not table.get("lost"):
-        raise NotMeasuredError(f"{path} has no `lost`: evaluate the variants aif, exact and cold together")
+        raise NotMeasuredError(f"{path} has no `lost`: study the variants aif, exact and cold together")
     lost = table["lost"][kind]
     gain = lost["gain"]
     said = f"exact gains {gain['value']:+.4f} ± {gain['standard_error']:.4f} GAUC over cold"

@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import log_loss, ndcg_score, roc_auc_score
 
 from aif_jax.errors import DataError
 from aif_jax.training import metrics
@@ -94,7 +96,7 @@ def test_hit_rate_of_lists_with_several_positives_is_the_mean_of_their_shares():
 
 
 @pytest.mark.parametrize("positives", [np.ones((2, 3), bool), np.array([[True, False], [False, False]])])
-def test_hit_rate_wants_a_positive_in_every_list(positives):
+def test_hit_rate_without_a_positive_in_every_list_raises(positives):
     with pytest.raises(DataError, match="at least one in every list"):
         metrics.hit_rate_at_k(np.zeros((2, 2)), 1, positives)
 
@@ -103,34 +105,68 @@ def test_hit_rate_ignores_padding():
     assert metrics.hit_rate_at_k(np.array([[0.5, 1.0, -np.inf, -np.inf]]), 2) == 1.0
 
 
-def test_bootstrap_error_agrees_with_the_spread_of_independent_samples():
-    rng = np.random.default_rng(1)
-
-    def sample(users):
-        user = np.repeat(np.arange(users), 12)
-        labels = rng.integers(0, 2, user.size)
-        signal = labels + rng.normal(size=user.size)
-        return user, labels, signal, signal + rng.normal(size=user.size)
-
-    spread = np.std(
-        [metrics.gauc(u, y, a) - metrics.gauc(u, y, b) for u, y, a, b in (sample(150) for _ in range(60))]
+finite = st.integers(-9, 9).map(lambda n: n / 4)
+tables = st.integers(2, 9).flatmap(
+    lambda width: st.lists(
+        st.tuples(
+            st.lists(finite, min_size=width, max_size=width),
+            st.lists(st.booleans(), min_size=width, max_size=width).filter(any),
+        ),
+        min_size=1,
+        max_size=8,
     )
-    user, labels, a, b = sample(150)
-    result = metrics.gauc_difference(user, labels, a, b, resamples=400)
-    np.testing.assert_allclose(
-        result.difference, metrics.gauc(user, labels, a) - metrics.gauc(user, labels, b)
-    )
-    assert 0.6 * spread < result.standard_error < 1.6 * spread
-    assert result.low < result.difference < result.high
-    assert result.low > 0.0, "A sees the label through less noise than B"
+)
 
 
-def test_bootstrap_is_paired():
-    rng = np.random.default_rng(2)
-    user = np.repeat(np.arange(50), 10)
-    labels, scores = rng.integers(0, 2, user.size), rng.normal(size=user.size)
-    result = metrics.gauc_difference(user, labels, scores, 2 * scores + 1)
-    assert result.difference == result.standard_error == 0.0
+@settings(deadline=None, max_examples=100)
+@given(tables, st.integers(1, 10))
+def test_ndcg_equals_scikit_learns_ties_included(table, k):
+    scores, positives = (np.array(column) for column in zip(*table, strict=True))
+    found = metrics.ndcg_at_k(scores, k, positives)
+    want = [ndcg_score(liked[None], mine[None], k=k) for mine, liked in zip(scores, positives, strict=True)]
+    np.testing.assert_allclose(found, want, rtol=1e-9)
+
+
+def test_ndcg_of_a_first_positive_is_one_and_padding_counts_for_nothing():
+    scores = np.array([[3.0, 2.0, -np.inf], [1.0, 2.0, -np.inf], [0.0, 1.0, 2.0]])
+    np.testing.assert_allclose(metrics.ndcg_at_k(scores, 2), [1.0, 1 / np.log2(3), 0.0])
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.tuples(st.integers(0, 1), st.floats(0, 1)), min_size=2, max_size=60).filter(
+        lambda rows: len({label for label, _ in rows}) == 2
+    ),
+    st.integers(1, 8),
+)
+def test_calibration_equals_scikit_learns(rows, bins):
+    labels, probabilities = (np.array(column) for column in zip(*rows, strict=True))
+    found = metrics.calibration(labels, probabilities, bins)
+    observed, predicted = calibration_curve(labels, probabilities, n_bins=bins, strategy="quantile")
+    np.testing.assert_allclose(found.observed, observed)
+    np.testing.assert_allclose(found.predicted, predicted)
+    assert found.counts.sum() == labels.size
+    np.testing.assert_array_equal(np.bincount(found.bin), found.counts)
+    assert found.error == pytest.approx(np.abs(predicted - observed) @ found.counts / labels.size)
+
+
+def test_calibration_of_impossible_probabilities_raises():
+    with pytest.raises(DataError, match=r"probabilities from -0.5 to 2"):
+        metrics.calibration(np.array([0, 1]), np.array([-0.5, 2.0]))
+    with pytest.raises(DataError, match="got 0 bins"):
+        metrics.calibration(np.array([0, 1]), np.array([0.5, 0.5]), 0)
+    assert np.isnan(metrics.calibration(np.zeros(0), np.zeros(0)).error)
+
+
+@settings(deadline=None, max_examples=100)
+@given(rows)
+def test_auc_and_log_loss_equal_scikit_learns(data):
+    _, labels, scores = data
+    if len(set(labels.tolist())) == 2:
+        assert metrics.auc(labels, scores / 7) == pytest.approx(roc_auc_score(labels, scores))
+    probabilities = 1 / (1 + np.exp(-scores / 7))
+    want = log_loss(labels, probabilities, labels=[0, 1])
+    assert metrics.log_loss(labels, scores / 7) == pytest.approx(want)
 
 
 @pytest.mark.parametrize(
@@ -141,40 +177,11 @@ def test_bootstrap_is_paired():
         ([0, 1], [0.0, np.nan], "1 of 2 are not finite"),
     ],
 )
-def test_errors_name_what_is_wrong(labels, scores, words):
+def test_auc_of_wrong_arrays_names_what_is_wrong(labels, scores, words):
     with pytest.raises(DataError, match=words):
         metrics.auc(np.array(labels), np.array(scores))
 
 
-def test_one_class_has_no_auc():
+def test_auc_of_one_class_is_nan():
     assert np.isnan(metrics.auc(np.ones(3), np.arange(3.0)))
     assert np.isnan(metrics.gauc(np.zeros(3, int), np.ones(3), np.arange(3.0)))
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.tuples(st.integers(-4, 4), st.integers(-4, 4)), min_size=1, max_size=30), st.integers(1, 12)
-)
-def test_agreement_of_scores_equals_its_definition_ties_included(pairs, k):
-    a, b = np.array(pairs, float).T
-
-    def ranks(scores):  # half a place for each tie, the score itself included
-        return np.array([np.sum(scores < s) + np.sum(scores == s) / 2 for s in scores])
-
-    found = metrics.rank_correlation(a, b)
-    if a.std() == 0 or b.std() == 0:
-        assert np.isnan(found)
-    else:
-        assert found == pytest.approx(np.corrcoef(ranks(a), ranks(b))[0, 1], abs=1e-9)
-    best = [sorted(range(len(s)), key=lambda i, s=s: (-s[i], i))[:k] for s in (a, b)]
-    assert metrics.top_k_overlap(a, b, k) == len(set(best[0]) & set(best[1])) / len(best[0])
-    assert metrics.top_k_overlap(a, a, k) == 1.0
-
-
-def test_agreement_of_scores_refuses_what_has_none():
-    with pytest.raises(DataError, match=r"shapes \(2,\) and \(3,\)"):
-        metrics.rank_correlation(np.zeros(2), np.zeros(3))
-    with pytest.raises(DataError, match="1 of 4 are not finite"):
-        metrics.top_k_overlap(np.array([0.0, np.inf]), np.zeros(2), 1)
-    with pytest.raises(DataError, match="k=0 of 2 scores"):
-        metrics.top_k_overlap(np.zeros(2), np.zeros(2), 0)

@@ -6,7 +6,7 @@ from aif_jax.training.user_items import UserItems
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_it_holds_what_was_put_in_and_nothing_else(seed: int) -> None:
+def test_user_items_hold_the_given_pairs_and_no_others(seed: int) -> None:
     rng = np.random.default_rng(seed)
     users, items = rng.integers(0, 30, 200), rng.integers(0, 50, 200)
     met = set(zip(users.tolist(), items.tolist(), strict=True))
@@ -15,12 +15,12 @@ def test_it_holds_what_was_put_in_and_nothing_else(seed: int) -> None:
     assert {(u, i) for u, i in zip(*map(np.ndarray.tolist, np.nonzero(held)), strict=True)} == met
 
 
-def test_of_nothing_it_holds_nothing() -> None:
+def test_user_items_without_pairs_hold_nothing() -> None:
     nothing = np.zeros(0, np.int32)
     assert not UserItems(5, nothing, nothing).hold(np.arange(4), np.arange(4)).any()
 
 
-def test_the_training_part_is_less_than_all() -> None:
+def test_user_items_in_training_lack_later_impressions() -> None:
     data = synthetic_small()
     rows, events = data.impressions, data.events
     train = rows.split == TRAIN

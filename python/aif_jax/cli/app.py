@@ -93,72 +93,57 @@ def train(
 
 @app.command()
 def evaluate(
+    path: Annotated[Path, typer.Argument(help="OUT of `aif train`, or of `aif export`: a bundle.")],
     data: Data,
-    out: Out,
-    variants: Annotated[
-        str, typer.Option(help="Which rows, separated by commas, or all; a wrong name lists them.")
-    ] = "two_tower,cold,aif,exact",
-    seeds: Annotated[int, typer.Option(help="Trainings of each.", min=1)] = 5,
-    epochs: Annotated[
-        int | None, typer.Option(help="Training epochs; the preset's by default.", min=1)
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where to write; runs/evaluation-NAME by default.")
     ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(help="JSON with ModelConfig fields that differ from the preset in all rows."),
+    against: Annotated[
+        Path | None, typer.Option(help="Another one, compared on the same impressions with paired errors.")
     ] = None,
-    lists: Annotated[int, typer.Option(help="Candidate lists for retention.", min=1)] = 1000,
-    rows: Annotated[
-        Path | None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    head: Annotated[
+        list[str] | None, typer.Option(help="A head to evaluate, may come again; all by default.")
+    ] = None,
+    slice_by: Annotated[
+        list[str] | None,
         typer.Option(
-            help="Folder of finished rows, OUT/rows by default: go on from it, made here or elsewhere."
+            "--slice", help="A categorical column of users, items or contexts to cut by, may come again."
         ),
     ] = None,
-    curve: Annotated[
-        str | None,
-        typer.Option(
-            help="One approximation from coarse to fine instead of variants: signature, tiers, bridges, "
-            "attention or history."
-        ),
-    ] = None,
-    search: Annotated[
-        str | None,
-        typer.Option(
-            help="Settings of training instead of variants, on the validation part only: preset for the "
-            "usual ones, or a JSON file of TrainConfig fields by name."
-        ),
-    ] = None,
-    cost: Annotated[
-        bool, typer.Option("--cost", help="Also measure what serving each costs, and plot it.")
+    frozen_histories: Annotated[
+        bool, typer.Option("--frozen-histories", help="End histories where a user's rows of the part begin.")
     ] = False,
-    judge: Annotated[
-        str,
+    lists: Annotated[int, typer.Option(help="Candidate lists for HR@K and NDCG@K; 0: none.", min=0)] = 1000,
+    candidates: Annotated[int, typer.Option(help="Candidates in each list.", min=2)] = 200,
+    rung: Annotated[
+        int,
         typer.Option(
-            help="The ranker that judges what is kept: one that learnt from impressions, or, with shown, "
-            "from sampled items too. Rows of both need folders of their own."
+            help="Of a bundle: 1 without the long sequence, 2 user prior, 3 item prior.", min=0, max=3
         ),
-    ] = "impressions",
+    ] = 0,
+    resamples: Annotated[int, typer.Option(help="Resamples of the bootstrap over users.", min=2)] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of lists and bootstrap.")] = 0,
 ) -> None:
-    """Compare variants of the model: quality with paired errors, and what a ranker finds kept. Resumable."""
+    """Evaluate a model or a bundle: metrics with errors, calibration, slices, floors, another model."""
     _needs("optax", "orbax.checkpoint", "grain", "matplotlib")
     from aif_jax.cli.evaluating import run_evaluation
-    from aif_jax.training import keep_freed_memory
 
-    if not cost:  # what serving costs is measured in a process like those that serve
-        keep_freed_memory()
     run_evaluation(
+        path,
         data,
         out,
-        variants=variants,
-        seeds=seeds,
-        epochs=epochs,
-        config=config,
+        against=against,
+        split=split,
+        heads=head or (),
+        slices=slice_by or (),
+        frozen_histories=frozen_histories,
         lists=lists,
-        rows=rows,
+        candidates=candidates,
+        rung=rung,
+        resamples=resamples,
+        seed=seed,
         console=Console(),
-        curve=curve,
-        search=search,
-        cost=cost,
-        judge=judge,
     )
 
 

@@ -1,129 +1,151 @@
-"""`aif evaluate`: variants of the model beside each other, as JSON, as a table and as a picture."""
+"""`aif evaluate`: a trained model or a bundle on a data set, as a table, as JSON and as a picture."""
 
-import json
-from functools import partial
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 
-from aif_jax.cli.fields import load_for, read_fields
-from aif_jax.errors import ConfigError
-from aif_jax.evaluation.cost import Cost, measure_costs
-from aif_jax.evaluation.cost_file import read_costs, write_costs
-from aif_jax.evaluation.curves import curve as curve_of
-from aif_jax.evaluation.pareto import COSTS, pareto_plot
-from aif_jax.evaluation.plot import gauc_plot
-from aif_jax.evaluation.row import Row
-from aif_jax.evaluation.search import settings_variants
-from aif_jax.evaluation.study import Study
-from aif_jax.evaluation.table import markdown, summarise
-from aif_jax.evaluation.variants import chosen
-from aif_jax.evaluation.where import in_words, where
-from aif_jax.evaluation.whole_file import write_whole
-from aif_jax.training import can_sample, preset
+from aif_jax.cli.fields import load_for
+from aif_jax.evaluation import (
+    Estimate,
+    Evaluation,
+    HeadEvaluation,
+    Reference,
+    evaluate_model,
+    open_scorer,
+    picture,
+)
+from aif_jax.training import REFIT
+
+_NAMES = {"auc": "AUC", "gauc": "GAUC", "log_loss": "log loss", "calibration_error": "calibration"}
 
 
 def run_evaluation(
+    path: Path,
     data: str,
-    out: Path,
+    out: Path | None,
     *,
-    variants: str,
-    seeds: int,
-    epochs: int | None,
-    config: Path | None,
+    against: Path | None,
+    split: str,
+    heads: Sequence[str],
+    slices: Sequence[str],
+    frozen_histories: bool,
     lists: int,
+    candidates: int,
+    rung: int,
+    resamples: int,
+    seed: int,
     console: Console,
-    rows: Path | None = None,
-    curve: str | None = None,
-    search: str | None = None,
-    cost: bool = False,
-    judge: str = "impressions",
-) -> None:
-    """Train what is missing and write ``table.json``, ``table.md`` and ``gauc.svg`` to OUT.
+) -> Evaluation:
+    """Evaluate, print, and write ``evaluation.json`` and ``evaluation.svg`` to OUT.
 
     Args:
+        path: OUT of `aif train`, which is evaluated unfolded, or a bundle, as it serves.
         data: data set, as `aif_jax.data.load` takes it.
-        out: OUT.
-        variants: names separated by commas, or ``all``; not read if there is a ``curve`` or a ``search``.
-        seeds: trainings of each.
-        epochs: instead of the preset's.
-        config: JSON file of `ModelConfig` fields that differ from the preset in all rows.
-        lists: candidate lists for retention.
+        out: OUT; ``runs/evaluation-NAME`` by default.
+        against: another of these, evaluated on the same impressions and lists.
+        split: ``train``, ``validation`` or ``test``.
+        heads: which; all of the model's if empty.
+        slices: names of columns to cut by.
+        frozen_histories: see `evaluate_model`.
+        lists: candidate lists.
+        candidates: in each.
+        rung: of the deadline ladder, for a bundle.
+        resamples: of the bootstrap.
+        seed: of lists and bootstrap.
         console: where to print.
-        rows: folder of finished rows, instead of OUT/rows: those of this study are taken as they are, new
-            ones come to them.
-        curve: one of `aif_jax.evaluation.curves.CURVES`; names of files begin with ``curve-NAME-`` then.
-        search: settings of training to compare on the validation part, the test part taken out: see
-            `aif_jax.evaluation.search.settings_variants`. Names of files begin with ``search-`` then, and
-            what is kept stands under OUT/search.
-        cost: measure what serving costs, of all anew, since times of two runs do not compare. It is kept in
-            ``cost.json``; with costs there is a picture of quality against cost, ``pareto.svg``.
-        judge: which ranker judges what is kept, one of `aif_jax.evaluation.judges.JUDGES`.
 
     Raises:
-        ConfigError: a variant, a curve, a setting, a judge or a field is unknown, both a curve and a search
-            are wanted, or a row, or costs, that are there are of another study.
-        DataError: the file of a row, or that of costs, is broken.
+        AifError: a path is neither a model nor a bundle.
+        ConfigError: a count or a rung is out of bounds.
+        DataError: the data set does not fit.
     """
-    changes = read_fields(config)
-    if curve is not None and search is not None:
-        raise ConfigError(f"got curve {curve!r} and search {search!r}, expected one of them at most.")
-    dataset = load_for(data, changes)
-    model, training = preset(dataset.name)
-    model = model.replace(**changes)
-    if curve is not None:
-        compared, prefix = curve_of(curve, model, dataset), f"curve-{curve}-"
-    elif search is not None:
-        training = training if epochs is None else training.replace(epochs=epochs)
-        compared, prefix = settings_variants(search, model, training, dataset), "search-"
-    else:
-        compared, prefix = chosen(variants, sampled=can_sample(dataset.schema, model)), ""
-    study = Study(
-        dataset,
-        out if search is None else out / "search",
-        compared,
-        seeds=seeds,
-        split="test" if search is None else "validation",
-        rows=rows,
-        epochs=epochs,
-        lists=lists,
-        changes=changes,
-        judge=judge,
-    )
-
-    def told(row: Row, number: int, total: int, kept: bool) -> None:
-        survivors = row.retention["survivors"]["10@100"]
-        how = f"kept, of {in_words(row.made)}" if kept else f"{row.examples_per_s:,.0f} examples/s"
-        console.print(
-            f"{number:3} of {total}  {row.variant:20} seed {row.seed}  GAUC {row.metrics.gauc:.4f}  "
-            f"AUC {row.metrics.auc:.4f}  10 of 100 {survivors:.3f}  {how}",
-            highlight=False,
-        )
-
+    scorer = open_scorer(path, rung=rung)
+    other = None if against is None else open_scorer(against)
+    width = max(each.config.content_width for each in (scorer, other) if each is not None)
+    dataset = load_for(data, {"content_width": width})
+    if split == "test" and dataset.name in REFIT:
+        dataset = dataset.with_validation_in_training()  # as `aif train` trained
+    if split == "validation" and dataset.name in REFIT:
+        console.print(f"`aif train` trains on the validation part of {dataset.name} too", style="yellow")
+    folded = "folded, as it serves" if scorer.form == "folded" else "the unfolded model"
+    console.print(f"[bold]{scorer.name}[/] on the {split} part of {dataset.name}: {folded}", highlight=False)
+    found = evaluate_model(
+        scorer, dataset, split,
+        against=other, heads=heads, slices=slices, frozen_histories=frozen_histories, lists=lists,
+        candidates=candidates, resamples=resamples, seed=seed,
+    )  # fmt: skip
+    for name, head in found.heads.items():
+        console.print()
+        for table in tables(name, head, "" if other is None else other.name):
+            console.print(table)
+    out = Path("runs") / f"evaluation-{scorer.name}" if out is None else out
     out.mkdir(parents=True, exist_ok=True)
-    found = study.run(told)
-    costs = _costs(study, out / f"{prefix}cost.json", measure=cost, console=console)
-    summary = summarise(study, found, costs)
-    text = markdown(summary)
-    files = {
-        f"{prefix}table.md": text,
-        f"{prefix}table.json": json.dumps({**summary, "where": where()}, indent=1),
-        f"{prefix}gauc.svg": gauc_plot(summary),
-    }
-    if costs:
-        panels = ("request_ms",) if curve is None else tuple(COSTS)
-        files[f"{prefix}pareto.svg"] = pareto_plot(summary, costs=panels)
-    for name, content in files.items():
-        write_whole(out / name, content.encode())
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-    console.print("\n".join(f"wrote  {out / name}" for name in files), highlight=False)
+    found.write(out / "evaluation.json")
+    (out / "evaluation.svg").write_bytes(picture(found))
+    console.print(f"\nwrote  {out / 'evaluation.json'}\nwrote  {out / 'evaluation.svg'}", highlight=False)
+    return found
 
 
-def _costs(study: Study, path: Path, *, measure: bool, console: Console) -> dict[str, Cost]:
-    """Return what serving costs: measured now, or before, or not at all."""
-    if measure:
-        told = partial(console.print, highlight=False)
-        costs = measure_costs(study.dataset, study.model, study.variants, step=told)
-        write_costs(path, study, costs)
-        return costs
-    return read_costs(path, study)
+def tables(name: str, head: HeadEvaluation, other: str) -> list[Table]:
+    """Return the metrics beside the references, and the slices, for the terminal.
+
+    Args:
+        name: of the head.
+        head: what was measured.
+        other: name of the other model; empty without one.
+    """
+    names = {key: other if each.kind == "model" else f"floor: {key}" for key, each in head.references.items()}
+    whole = Table(
+        f"head {name}", *(_NAMES.get(metric, metric.upper()) for metric in head.metrics),
+        title=f"{head.impressions:,} impressions of {head.users:,} users, {head.positive:.1%} positive; "
+        f"{head.lists:,} lists of {head.candidates:.0f} candidates",
+        caption="± standard error over users; in brackets: the model minus that, with the paired error",
+        title_justify="left", caption_justify="left", show_lines=True,
+    )  # fmt: skip
+    whole.add_row("model", *map(_figure, head.metrics.values()), style="bold")
+    for key, each in head.references.items():
+        whole.add_row(names[key], *(_beside(each, metric) for metric in head.metrics))
+    compared = list(head.slices[0].difference) if head.slices else []
+    cut = Table(
+        "slice", "impressions", "users", *_NAMES.values(), *(f"GAUC minus {names[key]}" for key in compared)
+    )
+    for part, before in zip(head.slices, [None, *head.slices], strict=False):
+        if before is None or before.dimension != part.dimension:
+            cut.add_section()
+            cut.add_row(part.dimension, style="bold")
+        cut.add_row(
+            f"  {part.name}", f"{part.impressions:,}", f"{part.users:,}",
+            *(_figure(part.metrics.get(metric), " ") for metric in _NAMES),
+            *(_signed(part.difference[key].get("gauc"), " ") for key in compared),
+        )  # fmt: skip
+    agreement = Table(f"agreement with {other}", "mean over lists")
+    for each in head.references.values():
+        for what, value in each.agreement.items():
+            agreement.add_row(what, _figure(value, " "))
+    return [whole, cut, *([agreement] if agreement.row_count else [])]
+
+
+def _beside(reference: Reference, metric: str) -> str:
+    if metric not in reference.metrics:
+        return "-"
+    gap = _signed(reference.difference.get(metric))
+    return f"{reference.metrics[metric].value:.4f}" + (f"\n({gap})" if gap else "")
+
+
+def _figure(found: Estimate | None, between: str = "\n") -> str:
+    if found is None or not math.isfinite(found.value):
+        return "-"
+    return f"{found.value:.4f}{_error(found, between)}"
+
+
+def _signed(found: Estimate | None, between: str = "\n") -> str:
+    if found is None or not math.isfinite(found.value):
+        return ""
+    return f"{found.value:+.4f}{_error(found, between)}"
+
+
+def _error(found: Estimate, between: str) -> str:
+    return f"{between}± {found.standard_error:.4f}" if math.isfinite(found.standard_error) else ""

@@ -163,10 +163,6 @@ def _svg(figure: Any) -> str:
     return text[text.index("<svg") :]
 
 
-def _card(value: str, caption: str) -> str:
-    return f'<div class="card"><b>{value}</b><span>{caption}</span></div>'
-
-
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]], classes: Sequence[str] = ()) -> str:
     head = "".join(f"<th>{html.escape(str(c))}</th>" for c in header)
     lines = []

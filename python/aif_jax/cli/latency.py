@@ -10,6 +10,7 @@ import numpy as np
 from aif_jax.data.dataset import Dataset
 from aif_jax.errors import AifError
 from aif_jax.features import Schema, item_keys, pad_to
+from aif_jax.lookup import find
 from aif_jax.models.aif import Aif
 from aif_jax.models.sequential import Sequential
 from aif_jax.serving import Engine, Ranking
@@ -97,14 +98,13 @@ class SequentialServer:
         return batch, {name: np.zeros(n, np.float32) for name in self._scorer.raw}
 
     def _rows(self, ids: Any) -> np.ndarray:
-        keys = item_keys(ids)
-        place = np.minimum(np.searchsorted(self._sorted, keys), len(self._sorted) - 1)
-        return np.where(self._sorted[place] == keys, self._order[place], -1).astype(np.int32)
+        place, found = find(self._sorted, item_keys(ids))
+        return np.where(found, self._order[place], -1).astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What `compare` measured.
+    """Measurements of `compare`.
 
     Attributes:
         latency: milliseconds of each request by way.

@@ -1,10 +1,9 @@
-"""Training and evaluation: one loop for every architecture, metrics, floors, and tested settings.
+"""Training: one loop for every architecture, metrics, floors, and tested settings.
 
 Needs the extra ``aif_jax[train]``.
 """
 
 from aif_jax.training.allocator import keep_freed_memory as keep_freed_memory
-from aif_jax.training.bottom import bottom_items as bottom_items
 from aif_jax.training.candidates import CandidateLists as CandidateLists
 from aif_jax.training.candidates import candidate_lists as candidate_lists
 from aif_jax.training.config import TrainConfig as TrainConfig
@@ -19,11 +18,6 @@ from aif_jax.training.floors import floors as floors
 from aif_jax.training.loop import Epoch as Epoch
 from aif_jax.training.loop import TrainResult as TrainResult
 from aif_jax.training.loop import train as train
-from aif_jax.training.metrics import gauc_difference as gauc_difference
-from aif_jax.training.precisions import PrecisionQuality as PrecisionQuality
-from aif_jax.training.precisions import compare_precisions as compare_precisions
 from aif_jax.training.presets import REFIT as REFIT
 from aif_jax.training.presets import WHOLE_REQUESTS as WHOLE_REQUESTS
 from aif_jax.training.presets import preset as preset
-from aif_jax.training.rungs import RungQuality as RungQuality
-from aif_jax.training.rungs import compare_rungs as compare_rungs

@@ -1,4 +1,4 @@
-"""What a trained model is worth on a part of the data that it was not trained on."""
+"""Predictions of a trained model on one part of a data set, and their metrics."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -211,7 +211,7 @@ class Evaluator:
     def score_lists(
         self, model: Any, lists: CandidateLists, *, main_head: bool = False, batch_size: int = 32
     ) -> np.ndarray:
-        """Return what an engine would order candidate lists by, float32 ``[R, C]``.
+        """Return the scores by which an engine would order candidate lists, float32 ``[R, C]``.
 
         That is the model's score expression; its main head's logit, which orders alike, where that head is
         the whole expression, and also where it reads pair features: nobody knows those of unseen items.
@@ -225,6 +225,29 @@ class Evaluator:
         graph, state = nnx.split(model)
         score = score_of(model.config, model.schema)
         plain = main_head or bool(score.raw) or score.expression.strip() == self._heads[0]
+
+        def forward(batch: Batch) -> np.ndarray:
+            logits = np.asarray(_forward(graph, state, batch, self._catalogue))
+            return logits[..., 0] if plain else score.in_numpy(logits, {})[0]
+
+        return self.collect_lists(forward, model, lists, batch_size=batch_size)
+
+    def collect_lists(
+        self,
+        forward: Callable[[Batch], np.ndarray],
+        model: Any,
+        lists: CandidateLists,
+        *,
+        batch_size: int = 32,
+    ) -> np.ndarray:
+        """Return the scores that a function from batches to ``[B, C]`` gives; see `score_lists`.
+
+        Args:
+            forward: of a batch of lists, see `CandidateLists.batch`.
+            model: whose schema and config say what is in a batch.
+            lists: of candidates; what there is not gets ``-inf``.
+            batch_size: lists a step.
+        """
         buckets = self._batcher.long_buckets
         lengths = np.minimum(lists.history_lengths(self.dataset), buckets[-1])
         bucket = np.searchsorted(buckets, lengths)
@@ -235,9 +258,7 @@ class Evaluator:
                 rows = members[start : start + batch_size]
                 padded = np.pad(rows, (0, batch_size - rows.size), mode="edge")
                 batch = lists.batch(self.dataset, model.schema, padded, model.config.short_length, length)
-                logits = np.asarray(_forward(graph, state, batch, self._catalogue))[: rows.size]
-                found = logits[..., 0] if plain else score.in_numpy(logits, {})[0]
-                scores[rows] = np.where(lists.items[rows] >= 0, found, -np.inf)
+                scores[rows] = np.where(lists.items[rows] >= 0, forward(batch)[: rows.size], -np.inf)
         return scores
 
 

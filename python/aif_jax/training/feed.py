@@ -48,8 +48,7 @@ class TrainingBatches:
         config: batch size, group, negatives, seed.
         teacher: logits ``[impressions, heads]`` of a trained model, NaN where it has none; batches then hold
             ``teacher`` and ``teacher_mask`` float32 ``[B, G, heads]``, masked for sampled items.
-        bottom: items that a ranker puts last for each user, int ``[n_users, P]``, -1 for none; see
-            `aif_jax.training.bottom`.
+        bottom: items that a ranker puts last for each user, int ``[n_users, P]``, -1 for none.
     """
 
     def __init__(

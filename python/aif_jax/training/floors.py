@@ -1,14 +1,100 @@
-"""Scores without learning: what a model must beat before anything else is said about it."""
+"""Floors: scores without learning, which a model must beat before anything else counts."""
 
 import numpy as np
 
 from aif_jax.data import TRAIN, Dataset
 from aif_jax.errors import DataError
 from aif_jax.features.encoders import FIRST
+from aif_jax.lookup import find
 from aif_jax.training.evaluate import HeadMetrics, Metrics, head_metrics
 
 SMOOTHING = 10.0
 """Impressions at the overall rate that every item, and every user, is given on top of its own."""
+
+
+class LabelCounts:
+    """Counts of one label over the training part, and the floors that they give.
+
+    Args:
+        dataset: with a training part.
+        head: name of the label.
+        smoothing: ``k`` of `floor_scores`, at least 0.
+
+    Raises:
+        DataError: see `floor_scores`.
+
+    Attributes:
+        rate: share of positives among the known training labels, in (0, 1).
+        shown: int64 ``[n_items]``, training impressions of each item, whether the label is known or not.
+    """
+
+    def __init__(self, dataset: Dataset, head: str, *, smoothing: float = SMOOTHING) -> None:
+        rows = dataset.impressions
+        labels = np.asarray(rows.labels[head], np.float64)
+        known = (rows.split == TRAIN) & (np.asarray(rows.label_mask[head]) > 0)
+        items, users, y = rows.item[known], rows.user[known], labels[known]
+        self.rate = float(y.mean()) if y.size else float("nan")
+        if not 0.0 < self.rate < 1.0:
+            given = (
+                f"all {y.size:,} known training labels of head {head!r} are {self.rate:g}"
+                if y.size
+                else f"no training label of head {head!r} is known"
+            )
+            raise DataError(
+                f"{dataset.name}: {given}, expected some of 0 and some of 1: counts cannot score without "
+                "both. Give data that holds both, or leave the head out (heads=...)."
+            )
+        self.shown = np.bincount(rows.item[rows.split == TRAIN], minlength=dataset.n_items)
+        self._smoothing = max(smoothing, 1e-12)
+        self._item_mean = self._shrunk(items, y, dataset.n_items, self.rate)
+        residual = y - self._item_mean[items]
+        self._user_bias = self._shrunk(users, residual, dataset.n_users, 0.0)
+        self._category = None
+        if dataset.schema.category is not None:
+            schema = dataset.fit_schema()
+            self._category = schema.category_ids(dataset.encode(schema, "item"))
+            keys, named = self._pairs(users, items)
+            self._seen, index = np.unique(keys[named], return_inverse=True)
+            total = np.broadcast_to(residual[:, None], named.shape)[named]
+            self._taste = self._shrunk(index, total, self._seen.size, 0.0)
+
+    def scores(self, users: np.ndarray, items: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the floors of pairs of a user and an item, probabilities by name.
+
+        Args:
+            users: rows of users, ``[I]``.
+            items: rows of items, ``[I]``.
+
+        Returns:
+            float64 ``[I]`` each, by the names of `floor_scores`.
+        """
+        mean = self._item_mean[items]
+        added = {"item mean + user bias": self._user_bias[users]}
+        if self._category is not None:
+            added["item mean + taste"] = self._taste_of(users, items)
+        return {"item mean": mean} | {
+            name: np.clip(mean + values, 1e-4, 1.0 - 1e-4) for name, values in added.items()
+        }
+
+    def _shrunk(self, index: np.ndarray, values: np.ndarray, size: int, prior: float) -> np.ndarray:
+        total = np.bincount(index, weights=values, minlength=size) + self._smoothing * prior
+        return total / (np.bincount(index, minlength=size) + self._smoothing)
+
+    def _taste_of(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Return the shrunk residual of each user in the categories of the item, their mean."""
+        wanted, named = self._pairs(users, items)
+        if not self._seen.size:
+            return np.zeros(len(wanted))
+        place, seen = find(self._seen, wanted)
+        found = np.where(named & seen, self._taste[place], 0.0)
+        return found.sum(axis=1) / np.maximum(named.sum(axis=1), 1)
+
+    def _pairs(self, users: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return a number for each pair of a user and a category of the item, and which categories exist."""
+        assert self._category is not None
+        size = int(self._category.max(initial=0)) + 1
+        codes = self._category[items]
+        return users.astype(np.int64)[:, None] * size + codes, codes >= FIRST
 
 
 def floor_scores(dataset: Dataset, head: str, *, smoothing: float = SMOOTHING) -> dict[str, np.ndarray]:
@@ -39,61 +125,7 @@ def floor_scores(dataset: Dataset, head: str, *, smoothing: float = SMOOTHING) -
             gives the same score, and its log odds are infinite.
     """
     rows = dataset.impressions
-    labels = np.asarray(rows.labels[head], np.float64)
-    known = (rows.split == TRAIN) & (np.asarray(rows.label_mask[head]) > 0)
-    items, users, y = rows.item[known], rows.user[known], labels[known]
-    rate = float(y.mean()) if y.size else float("nan")
-    if not 0.0 < rate < 1.0:
-        given = (
-            f"all {y.size:,} known training labels of head {head!r} are {rate:g}"
-            if y.size
-            else f"no training label of head {head!r} is known"
-        )
-        raise DataError(
-            f"{dataset.name}: {given}, expected some of 0 and some of 1: counts cannot score without both. "
-            "Give data that holds both, or leave the head out (heads=...)."
-        )
-
-    def shrunk(index: np.ndarray, values: np.ndarray, size: int, prior: float) -> np.ndarray:
-        total = np.bincount(index, weights=values, minlength=size) + smoothing * prior
-        return total / np.maximum(np.bincount(index, minlength=size) + smoothing, 1e-12)
-
-    item_mean = shrunk(items, y, dataset.n_items, rate)
-    user_bias = shrunk(users, y - item_mean[items], dataset.n_users, 0.0)
-    item_score = item_mean[rows.item]
-    added = {"user bias": user_bias[rows.user]}
-    if dataset.schema.category is not None:
-        residual = y - item_mean[items]
-        added["taste"] = _taste(dataset, users, items, residual, smoothing)
-    return {"item mean": item_score} | {
-        f"item mean + {name}": np.clip(item_score + values, 1e-4, 1.0 - 1e-4)
-        for name, values in added.items()
-    }
-
-
-def _taste(
-    dataset: Dataset, users: np.ndarray, items: np.ndarray, residual: np.ndarray, smoothing: float
-) -> np.ndarray:
-    """Return for every impression the shrunk residual of its user in its item's categories, their mean."""
-    schema = dataset.fit_schema()
-    category = schema.category_ids(dataset.encode(schema, "item"))
-    size = int(category.max(initial=0)) + 1
-
-    def pairs(of_users: np.ndarray, of_items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        codes = category[of_items]
-        return of_users.astype(np.int64)[:, None] * size + codes, codes >= FIRST
-
-    seen, named = pairs(users, items)
-    keys, index = np.unique(seen[named], return_inverse=True)
-    total = np.bincount(index, weights=np.broadcast_to(residual[:, None], named.shape)[named])
-    mean = total / (np.bincount(index) + max(smoothing, 1e-12))
-    rows = dataset.impressions
-    wanted, named = pairs(rows.user, rows.item)
-    place = np.minimum(np.searchsorted(keys, wanted), max(keys.size - 1, 0))
-    found = (
-        np.where(named & (keys[place] == wanted), mean[place], 0.0) if keys.size else np.zeros(named.shape)
-    )
-    return found.sum(axis=1) / np.maximum(named.sum(axis=1), 1)
+    return LabelCounts(dataset, head, smoothing=smoothing).scores(rows.user, rows.item)
 
 
 def floors(

@@ -129,8 +129,8 @@ def train(
         teacher: logits ``[impressions, heads]`` of a trained model for distillation, in the order of
             ``model_config.heads``, as `aif_jax.training.evaluate.predict` returns them for ``train``; NaN
             where there is none. The teacher was trained on these rows, so it is surer of them than of others.
-        bottom: items that a trained ranker puts last for each user, int ``[n_users, P]``, -1 for none, as
-            `aif_jax.training.bottom.bottom_items` returns them; for `TrainConfig.negative_bottom`.
+        bottom: items that a trained ranker puts last for each user, int ``[n_users, P]``, -1 for none,
+            such as the lowest of a pool by `Evaluator.score_lists`; for `TrainConfig.negative_bottom`.
         progress: show a progress bar.
         on_step: called with the number of steps made after each of them, and after its checkpoint.
 

@@ -1,4 +1,4 @@
-"""Ranking metrics in NumPy, exact under ties, and the paired bootstrap that says whether a difference is one.
+"""Metrics in NumPy: order of impressions, order of candidate lists, and calibration; exact under ties.
 
 Arrays are one value an impression, ``[I]``: `labels` are 0 or 1, `scores` are any finite numbers of which
 only the order counts (`log_loss` apart, which wants logits), `users` are integers that name the user.
@@ -131,172 +131,131 @@ def log_loss(labels: np.ndarray, logits: np.ndarray) -> float:
 
 
 def hit_rate_at_k(scores: np.ndarray, k: int, positives: np.ndarray | None = None) -> float:
-    """HR@K: the share of candidate lists in which the positive is among the first ``k``.
+    """HR@K: the mean of `hits_at_k` over the lists; NaN when there are none.
+
+    Raises:
+        DataError: as `hits_at_k`.
+    """
+    hits = hits_at_k(scores, k, positives)
+    return float(hits.mean()) if hits.size else float("nan")
+
+
+def hits_at_k(scores: np.ndarray, k: int, positives: np.ndarray | None = None) -> np.ndarray:
+    """Return the share of each list's positives that are among its first ``k``, float64 ``[R]``.
 
     A positive that ties with others is equally likely at each of the places they share, so a model that
-    scores everything equally gets ``k / C`` and not 1. Of a list with several positives the share of them
-    counts.
+    scores everything equally gets ``k / C`` and not 1.
 
     Args:
         scores: ``[R, C]``: ``R`` lists of ``C`` candidates; ``-inf`` marks padding, which no positive may be.
         k: at least 1.
         positives: bool ``[R, C]``, at least one in every list; by default column 0.
 
-    Returns:
-        A number in [0, 1]; NaN when there are no lists.
-
     Raises:
         DataError: `scores` is not a matrix, is NaN somewhere, ``positives`` have another shape or a list has
             none, one of them is not finite, or ``k`` is under 1.
     """
+    lists, above, tied, counts = _places(scores, k, positives)
+    # a positive is equally likely at each of the places above .. above + tied - 1
+    hits = np.clip((k - above) / tied, 0.0, 1.0)
+    return np.bincount(lists, weights=hits, minlength=counts.size) / counts
+
+
+def ndcg_at_k(scores: np.ndarray, k: int, positives: np.ndarray | None = None) -> np.ndarray:
+    """Return NDCG@K of each list, float64 ``[R]``: positives gain 1, discounted by ``1 / log2(place + 1)``.
+
+    Candidates that tie share the mean of the discounts of their places, as in McSherry and Najork (2008).
+
+    Args:
+        scores: as for `hits_at_k`.
+        k: at least 1.
+        positives: as for `hits_at_k`.
+
+    Raises:
+        DataError: as `hits_at_k`.
+    """
+    lists, above, tied, counts = _places(scores, k, positives)
+    discounts = 1.0 / np.log2(np.arange(k) + 2.0)
+    total = np.r_[0.0, np.cumsum(discounts)]  # of the first n places
+    gains = (total[np.minimum(above + tied, k)] - total[np.minimum(above, k)]) / tied
+    ideal = total[np.minimum(counts, k)]
+    return np.bincount(lists, weights=gains, minlength=counts.size) / ideal
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Predicted probabilities against what happened, in bins of about equally many impressions.
+
+    Attributes:
+        bin: int64 ``[I]``, the bin of each impression, from the lowest probability on.
+        counts: int64 ``[B]``, impressions of each bin, at least 1.
+        predicted: float64 ``[B]``, mean probability.
+        observed: float64 ``[B]``, share of positives.
+        error: expected calibration error: the mean of ``|predicted - observed|``, weighted by ``counts``
+            (Naeini et al. 2015); NaN without impressions.
+    """
+
+    bin: Integers
+    counts: Integers
+    predicted: Floats
+    observed: Floats
+    error: float
+
+
+def calibration(labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> Calibration:
+    """Compare probabilities with labels.
+
+    Args:
+        labels: 0 or 1, ``[I]``.
+        probabilities: in [0, 1], ``[I]``.
+        bins: how many, cut at quantiles of the probabilities; equal probabilities share a bin, so there may
+            be fewer.
+
+    Raises:
+        DataError: as `auc`, a probability is outside of [0, 1], or ``bins`` is under 1.
+    """
+    labels, probabilities = _checked(labels, probabilities)
+    if bins < 1 or (probabilities.size and not 0 <= probabilities.min() <= probabilities.max() <= 1):
+        raise DataError(
+            f"calibration: got {bins} bins and probabilities from {probabilities.min(initial=np.inf):g} to "
+            f"{probabilities.max(initial=-np.inf):g}, expected at least 1 bin and probabilities in [0, 1]."
+        )
+    if not labels.size:
+        nothing = np.zeros(0)
+        return Calibration(nothing.astype(np.int64), nothing.astype(np.int64), nothing, nothing, float("nan"))
+    edges = np.percentile(probabilities, 100.0 * np.linspace(0.0, 1.0, bins + 1)[1:-1])
+    _, place = np.unique(np.searchsorted(edges, probabilities), return_inverse=True)
+    counts = np.bincount(place)
+    predicted = np.bincount(place, weights=probabilities) / counts
+    observed = np.bincount(place, weights=labels) / counts
+    error = float(np.average(np.abs(predicted - observed), weights=counts))
+    return Calibration(place, counts, predicted, observed, error)
+
+
+def _places(
+    scores: np.ndarray, k: int, positives: np.ndarray | None
+) -> tuple[Integers, Integers, Integers, Integers]:
+    """Return of each positive the list, how many score higher and the same; and positives by list."""
     scores = np.asarray(scores, np.float64)
     if scores.ndim != 2 or scores.shape[1] < 1:
-        raise DataError(f"hit_rate_at_k: got scores of shape {scores.shape}, expected [lists, candidates].")
+        raise DataError(f"got scores of shape {scores.shape}, expected [lists, candidates].")
     if k < 1:
-        raise DataError(f"hit_rate_at_k: got k={k}, expected at least 1.")
+        raise DataError(f"got k={k}, expected at least 1.")
     if positives is None:
         positives = np.zeros(scores.shape, bool)
         positives[:, 0] = True
     if positives.shape != scores.shape or not positives.any(axis=1).all():
         raise DataError(
-            f"hit_rate_at_k: got positives of shape {positives.shape}, expected {scores.shape} like scores, "
+            f"got positives of shape {positives.shape}, expected {scores.shape} like scores, "
             "with at least one in every list."
         )
     if np.isnan(scores).any() or not np.isfinite(scores[positives]).all():
-        raise DataError("hit_rate_at_k: a score is NaN or a positive is not finite.")
-    if not scores.shape[0]:
-        return float("nan")
+        raise DataError("candidate lists: a score is NaN or a positive is not finite.")
     lists, _ = np.nonzero(positives)
     mine = scores[positives][:, None]
     above = np.sum(scores[lists] > mine, axis=1)
     tied = np.sum(scores[lists] == mine, axis=1)
-    # a positive is equally likely at each of the places above .. above + tied - 1
-    hits = np.clip((k - above) / tied, 0.0, 1.0)
-    return float(np.mean(np.bincount(lists, weights=hits) / positives.sum(axis=1)))
-
-
-def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's rank correlation: Pearson's of the ranks, equal scores sharing their mean rank.
-
-    Args:
-        a: scores, ``[N]``, finite.
-        b: other scores of the same things, ``[N]``, finite.
-
-    Returns:
-        A number in [-1, 1]; NaN when all of ``a`` or all of ``b`` are equal, or there are none.
-
-    Raises:
-        DataError: the shapes differ, or a score is not finite.
-    """
-    a, b = _paired(a, b)
-    middle = (a.size + 1) / 2  # the mean of ranks, shared ones included
-    first, second = _mean_ranks(a) - middle, _mean_ranks(b) - middle
-    length = float(np.sqrt((first @ first) * (second @ second)))
-    return float(first @ second) / length if length > 0 else float("nan")
-
-
-def top_k_overlap(a: np.ndarray, b: np.ndarray, k: int) -> float:
-    """Return what share of the best ``k`` by one score is among the best ``k`` by another.
-
-    Among equal scores the earlier is the better, as for the engine. Of fewer than ``k`` all are the best.
-
-    Args:
-        a: scores, ``[N]``, finite.
-        b: other scores of the same things, ``[N]``, finite.
-        k: at least 1.
-
-    Raises:
-        DataError: the shapes differ, there are none, a score is not finite, or ``k`` is under 1.
-    """
-    a, b = _paired(a, b)
-    if k < 1 or not a.size:
-        raise DataError(f"top_k_overlap: got k={k} of {a.size} scores, expected at least 1 of each.")
-    first, second = (np.argsort(-scores, kind="stable")[:k] for scores in (a, b))
-    return np.intersect1d(first, second).size / first.size
-
-
-@dataclasses.dataclass(frozen=True)
-class GaucDifference:
-    """GAUC of A minus GAUC of B on the same impressions, and how sure it is.
-
-    Attributes:
-        difference: over the real users.
-        standard_error: standard deviation of the difference over the resamples.
-        low: 2.5 % quantile of the resampled differences.
-        high: 97.5 % quantile of the resampled differences.
-        users: how many users with both classes were resampled.
-    """
-
-    difference: float
-    standard_error: float
-    low: float
-    high: float
-    users: int
-
-
-def gauc_difference(
-    users: np.ndarray,
-    labels: np.ndarray,
-    scores_a: np.ndarray,
-    scores_b: np.ndarray,
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> GaucDifference:
-    """Paired bootstrap over users for the difference of two GAUCs.
-
-    Users, not impressions, are drawn with replacement, because the impressions of one user are not
-    independent; both models are scored on the same draw, so what makes a user hard for both cancels.
-
-    Args:
-        users: integers, ``[I]``.
-        labels: 0 or 1, ``[I]``.
-        scores_a: of model A, ``[I]``.
-        scores_b: of model B, ``[I]``.
-        resamples: how many draws.
-        seed: of the draws.
-
-    Raises:
-        DataError: as `auc`, or fewer than two users have both classes.
-    """
-    a, b = user_aucs(users, labels, scores_a), user_aucs(users, labels, scores_b)
-    count = a.users.size
-    if count < 2:
-        raise DataError(f"gauc_difference: {count} users have both classes; a bootstrap needs at least 2.")
-    if resamples < 2:
-        raise DataError(f"gauc_difference: got resamples={resamples}, expected at least 2.")
-    weights = a.impressions.astype(np.float64)
-    weighted = weights * (a.aucs - b.aucs)
-    rng = np.random.default_rng(seed)
-    draws = np.empty(resamples)
-    for i in range(resamples):
-        times = np.bincount(rng.integers(0, count, count), minlength=count)
-        draws[i] = (times @ weighted) / (times @ weights)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return GaucDifference(
-        difference=float(weighted.sum() / weights.sum()),
-        standard_error=float(draws.std(ddof=1)),
-        low=float(low),
-        high=float(high),
-        users=int(count),
-    )
-
-
-def _paired(a: np.ndarray, b: np.ndarray) -> tuple[Floats, Floats]:
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if a.ndim != 1 or a.shape != b.shape:
-        raise DataError(
-            f"got scores of shapes {a.shape} and {b.shape}, expected one axis of the same length."
-        )
-    if bad := int(np.count_nonzero(~np.isfinite(a)) + np.count_nonzero(~np.isfinite(b))):
-        raise DataError(f"scores: {bad} of {a.size + b.size} are not finite.")
-    return a, b
-
-
-def _mean_ranks(scores: np.ndarray) -> Floats:
-    _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
-    last = np.cumsum(count)
-    return (last - (count - 1) / 2)[place]
+    return lists, above, tied, positives.sum(axis=1)
 
 
 def _checked(labels: np.ndarray, scores: np.ndarray) -> tuple[Floats, Floats]:

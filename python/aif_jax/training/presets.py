@@ -80,7 +80,7 @@ def preset(name: str, architecture: str = "aif") -> tuple[ModelConfig, TrainConf
     if name not in _MODEL:
         raise ConfigError(
             f"no settings for data set {name!r}, only for {', '.join(PRESETS)}; give your own ModelConfig "
-            "and TrainConfig (to a Study: settings=)."
+            "and TrainConfig."
         )
     model = ModelConfig.from_json({**_MODEL[name], "architecture": architecture})
     return model, TrainConfig(**_TRAINING[name])

@@ -1,10 +1,11 @@
-"""Which users have met which items, to draw others."""
+"""Pairs of users and the items that they have met, to draw others."""
 
 from typing import Self
 
 import numpy as np
 
 from aif_jax.data import TRAIN, Dataset
+from aif_jax.lookup import find
 
 
 class UserItems:
@@ -36,12 +37,8 @@ class UserItems:
         return cls(dataset.n_items, np.concatenate(users), np.concatenate(items))
 
     def hold(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Return which pairs are among these, bool of the shape that both broadcast to."""
-        keys = self._key(users, items)
-        if not self._keys.size:
-            return np.zeros(keys.shape, bool)
-        place = np.minimum(np.searchsorted(self._keys, keys), self._keys.size - 1)
-        return self._keys[place] == keys
+        """Return whether each pair is among these, bool of the shape that both broadcast to."""
+        return find(self._keys, self._key(users, items))[1]
 
     def _key(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         return users.astype(np.int64) * self._n_items + items

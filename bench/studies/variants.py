@@ -1,4 +1,4 @@
-"""What is compared: baselines, the model, the model without each of its blocks, and controls."""
+"""The models of the table: baselines, the model, the model without each of its blocks, and controls."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -14,32 +14,26 @@ from aif_jax.training import TrainConfig
 NEGATIVES = 8
 """Sampled items that are added to each request of up to 16 impressions, in variants that learn from such."""
 
-ModelChange = Callable[[ModelConfig], ModelConfig]
-
-DataChange = Callable[[Dataset, int], Dataset]
-"""From a data set and the seed of a row to the data set that the row is trained and tested on."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
     """A model to be trained beside others.
 
     Attributes:
-        name: short, also that of its folder.
+        name: short, also that of its files.
         text: what it is, in words.
         changes: fields of `ModelConfig` that differ from the data set's preset.
         model: changes the preset before, where the new fields depend on its; ``None`` for nothing.
-        data: changes what items carry; ``None`` for nothing. Events and impressions, their order and their
-            labels must stay, since all rows are compared on them; labels may be added.
-        training: fields of `TrainConfig` that differ from the preset. Where they say that it learns from a
-            teacher, it is that of `aif_jax.evaluation.teaching`.
+        data: from a data set and the seed of a row to what the row is trained on; events and impressions,
+            their order and their labels must stay, labels may be added. ``None`` for nothing.
+        training: fields of `TrainConfig` that differ from the preset.
     """
 
     name: str
     text: str
-    changes: Mapping[str, Any]
-    model: ModelChange | None = None
-    data: DataChange | None = None
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    model: Callable[[ModelConfig], ModelConfig] | None = None
+    data: Callable[[Dataset, int], Dataset] | None = None
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def config(self, preset: ModelConfig) -> ModelConfig:
@@ -51,25 +45,14 @@ class Variant:
         return preset.replace(**self.training)
 
     def dataset(self, dataset: Dataset, seed: int) -> Dataset:
-        """Return what a row of this variant is trained and tested on.
-
-        Args:
-            dataset: the study's.
-            seed: of the row.
-        """
+        """Return what a row with a seed is trained and tested on."""
         return dataset if self.data is None else self.data(dataset, seed)
 
 
 def with_shuffled_content(dataset: Dataset, seed: int) -> Dataset:
     """Return the set with content embeddings dealt out anew among the items that have one.
 
-    An item still has an embedding of its own, so a model can learn it by heart as before; but how alike two
-    items are, which is what long-sequence attention and SimTier read of it, says nothing but whether they are
-    one.
-
-    Args:
-        dataset: with content embeddings; one without stays as it is.
-        seed: of the shuffle.
+    A model can learn an embedding by heart as before, but how alike two of them are says nothing any more.
     """
     if dataset.content is None:
         return dataset
@@ -80,28 +63,18 @@ def with_shuffled_content(dataset: Dataset, seed: int) -> Dataset:
 
 
 def with_shown_head(preset: ModelConfig) -> ModelConfig:
-    """Return a config with one more head, for what is shown, by which the score is multiplied.
-
-    That head's odds are how much likelier an item is to be shown to the user than to be sampled, so the
-    product orders by how likely it is to be shown and then liked.
-    """
+    """Return a config with one more head, for what is shown, by whose odds the score is multiplied."""
     score = f"({preset.score}) * exp(logit_{SHOWN})"
     return preset.replace(heads=(*preset.heads, SHOWN), score=score)
 
 
-def _with_shown_label(dataset: Dataset, seed: int) -> Dataset:
-    return dataset.with_shown_label()
-
-
-def _and_what_is_shown(name: str, changes: Mapping[str, Any]) -> Variant:
+def _shown(name: str, architecture: str) -> Variant:
     return Variant(
-        f"{name}_shown",
-        f"{name} with one more head, which tells shown items from {NEGATIVES} sampled ones a request",
-        changes,
-        model=with_shown_head,
-        data=_with_shown_label,
+        f"{name}_shown", f"{name} with a head that tells shown items from {NEGATIVES} sampled ones a request",
+        {"architecture": architecture}, model=with_shown_head,
+        data=lambda dataset, seed: dataset.with_shown_label(),
         training={"negatives": NEGATIVES, "negative_heads": (SHOWN,)},
-    )
+    )  # fmt: skip
 
 
 def _without(*blocks: str) -> dict[str, Any]:
@@ -111,22 +84,9 @@ def _without(*blocks: str) -> dict[str, Any]:
 _ALL = (
     Variant("two_tower", "a dot product of two towers", {"architecture": "two_tower"}),
     Variant("cold", "no long sequence, no bridges", {"architecture": "cold"}),
-    Variant(
-        "cold_wide", "the same with as many weights as aif: wider layers",
-        {"architecture": "cold", "hidden": 128, "head_layers": (64,)},
-    ),
-    Variant("aif", "everything", {}),
-    Variant(
-        "aif_distilled", "aif taught by a wider aif with int8 signatures, which does not judge it", {},
-        training={"distillation_weight": 1.0},
-    ),
-    Variant(
-        "aif_negatives", f"aif that learns from {NEGATIVES} sampled items a request too, as negatives", {},
-        training={"negatives": NEGATIVES},
-    ),
-    _and_what_is_shown("aif", {}),
-    _and_what_is_shown("cold", {"architecture": "cold"}),
-    _and_what_is_shown("exact", {"architecture": "exact"}),
+    Variant("cold_wide", "the same with as many weights as aif",
+            {"architecture": "cold", "hidden": 128, "head_layers": (64,)}),
+    Variant("aif", "everything"),
     Variant("exact", "softmax attention and float similarities throughout", {"architecture": "exact"}),
     Variant("aif-bridge", "aif without bridge embeddings", _without("bridge")),
     Variant("aif-long_attention", "aif without long-sequence attention", _without("long_attention")),
@@ -134,34 +94,40 @@ _ALL = (
     Variant("aif-sim_hard", "aif without category sub-sequences", _without("sim_hard")),
     Variant("aif-self_attention", "aif without self-attention", _without("self_attention")),
     Variant("aif-profile_item", "aif without profile x item", _without("profile_item")),
-    Variant(
-        "aif_short", "control: aif with all blocks, whose long sequence is as short as the short one", {},
-        model=lambda preset: preset.replace(long_length=preset.short_length),
-    ),
+    Variant("aif_short", "control: aif whose long sequence is as short as the short one",
+            model=lambda preset: preset.replace(long_length=preset.short_length)),
+    Variant("aif_mean", "control: the long sequence as its mean only, the same for every candidate",
+            {**_without("simtier", "sim_hard"), "long_attention": "mean"}),
+    Variant("aif_shuffled", "control: content embeddings and signatures shuffled among the items",
+            data=with_shuffled_content),
     Variant("aif_sign", "aif with sign attention", {"long_attention": "sign"}),
     Variant("aif_collision", "aif with collision attention", {"long_attention": "collision"}),
     Variant("aif_int8", "aif with int8 signatures", {"signature": "int8"}),
-    Variant(
-        "aif_mean", "control: the long sequence as its mean only, the same for every candidate",
-        {**_without("simtier", "sim_hard"), "long_attention": "mean"},
-    ),
-    Variant(
-        "aif_shuffled", "control: content embeddings and signatures shuffled among the items", {},
-        data=with_shuffled_content,
-    ),
+    Variant("aif_distilled", "aif taught by a wider aif with int8 signatures, which does not judge it",
+            training={"distillation_weight": 1.0}),
+    Variant("aif_negatives", f"aif that learns from {NEGATIVES} sampled items a request too, as negatives",
+            training={"negatives": NEGATIVES}),
+    Variant("aif_bottom", "the same, half of them from what its teacher puts last for the user",
+            training={"negatives": NEGATIVES, "negative_bottom": 0.5}),
+    _shown("aif", "aif"), _shown("cold", "cold"), _shown("exact", "exact"),
 )  # fmt: skip
 
 VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _ALL}
 """By name, in the order of the table."""
 
+TEACHER = Variant(
+    "teacher", "aif with wider layers and int8 signatures",
+    {"hidden": 128, "head_layers": (64,), "signature": "int8"},
+)  # fmt: skip
+"""Not `exact`, which judges: a model taught by the judge's kin would keep what that likes for being alike."""
+
 
 def chosen(names: str, *, sampled: bool = True) -> list[Variant]:
-    """Return variants by their names.
+    """Return variants by their names, separated by commas, or ``all``.
 
     Args:
-        names: separated by commas; ``all`` for all.
-        sampled: whether ``all`` has those that learn from sampled items, see
-            `aif_jax.training.can_sample`.
+        names: of `VARIANTS`.
+        sampled: whether ``all`` has those that learn from sampled items, see `aif_jax.training.can_sample`.
 
     Raises:
         ConfigError: a name is unknown or comes twice.
@@ -170,8 +136,6 @@ def chosen(names: str, *, sampled: bool = True) -> list[Variant]:
         return [each for each in VARIANTS.values() if sampled or "negatives" not in each.training]
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     if not wanted or len(set(wanted)) != len(wanted) or any(name not in VARIANTS for name in wanted):
-        raise ConfigError(
-            f"variants: got {names!r}, expected different ones of {', '.join(VARIANTS)}, separated by "
-            "commas, or all."
-        )
+        known = ", ".join(VARIANTS)
+        raise ConfigError(f"variants: got {names!r}, expected different ones of {known}, or all.")
     return [VARIANTS[name] for name in wanted]

@@ -1,0 +1,78 @@
+"""Train variants beside each other and write their table: quality with paired errors, retention, cost.
+
+    python bench/studies/run.py movielens-1m:PATH --out DIR --variants cold,aif,exact --seeds 5 --cost
+
+Writes table.json and table.md, with costs pareto.svg too. Rows are files in DIR/rows: a run that was
+interrupted resumes, and more variants or seeds are added to what is there. `make bars TABLE=DIR/table.json`
+reads the bars of quality.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from aif_jax.cli.fields import load_for, read_fields
+from aif_jax.training import can_sample, keep_freed_memory, preset
+from studies.cost import measure_costs
+from studies.pictures import pareto_plot
+from studies.study import JUDGES, Row, Study, metrics_of
+from studies.table import markdown, summarise
+from studies.variants import VARIANTS, chosen
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", help="data set, as `aif_jax.data.load` takes it")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--variants", default="two_tower,cold,aif,exact", help=f"of {', '.join(VARIANTS)}; or all"
+    )
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, help="instead of the preset's")
+    parser.add_argument("--config", type=Path, help="JSON of ModelConfig fields that differ in all rows")
+    parser.add_argument("--lists", type=int, default=1000, help="candidate lists for retention")
+    parser.add_argument("--judge", choices=JUDGES, default=JUDGES[0], help="which ranker judges")
+    parser.add_argument("--cost", action="store_true", help="measure what serving costs, of all anew")
+    given = parser.parse_args(arguments)
+    changes = read_fields(given.config)
+    dataset = load_for(given.data, changes)
+    sampled = can_sample(dataset.schema, preset(dataset.name)[0].replace(**changes))
+    variants = chosen(given.variants, sampled=sampled)
+    if not given.cost:  # what serving costs is measured in a process like those that serve
+        keep_freed_memory()
+    study = Study(
+        dataset, given.out, variants, seeds=given.seeds, epochs=given.epochs, lists=given.lists,
+        changes=changes, judge=given.judge,
+    )  # fmt: skip
+
+    def on_row(name: str, row: Row, kept: bool) -> None:
+        survivors = row.facts["retention"]["survivors"]["10@100"]
+        how = "kept" if kept else f"{row.facts['examples_per_s']:,.0f} examples/s"
+        print(f"{name:24} GAUC {metrics_of(row).gauc:.4f}  10 of 100 {survivors:.3f}  {how}", flush=True)
+
+    rows = study.run(on_row)
+    # Costs are kept with the models that they are of.
+    path = given.out / "cost.json"
+    models = {variant.name: repr(variant.config(study.model)) for variant in variants}
+    kept = json.loads(path.read_text()) if path.exists() else {"models": None}
+    costs = kept["costs"] if kept["models"] == models else None
+    if given.cost:
+        costs = measure_costs(study.dataset, study.model, variants, step=print)
+        path.write_text(json.dumps({"models": models, "costs": costs}, indent=1))
+    summary = summarise(study, rows, costs)
+    text = markdown(summary)
+    files = {"table.json": json.dumps(summary, indent=1), "table.md": text}
+    if costs:
+        files["pareto.svg"] = pareto_plot(summary)
+    for name, content in files.items():
+        (given.out / name).write_text(content, encoding="utf-8")
+    print(f"\n{text}\nwritten to {given.out}: {', '.join(files)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,308 @@
+"""A study: variants trained with several seeds on one data set, a row for each, kept in files and resumed."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import io
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aif_jax.data import TEST, TRAIN, Dataset
+from aif_jax.data.digests import digest_of_arrays, digest_of_columns, digest_of_histories, digest_of_labels
+from aif_jax.errors import ConfigError, DataError
+from aif_jax.machine import cores, cpu_model
+from aif_jax.training import (
+    REFIT,
+    WHOLE_REQUESTS,
+    CandidateLists,
+    Evaluator,
+    Metrics,
+    TrainConfig,
+    candidate_lists,
+    predict,
+    preset,
+    train,
+)
+from aif_jax.training.identity import differing
+from aif_jax.training.metrics import auc, user_aucs
+from studies.retention import retention
+from studies.variants import TEACHER, VARIANTS, Variant
+
+JUDGE_SEED, TEACHER_SEED = 10_007, 20_011
+JUDGES = ("exact", "exact_shown")
+"""The frozen rankers that may judge: one that learnt from impressions, one that knows what is shown too."""
+
+COLD = 10
+"""Training impressions up to which an item counts as cold."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Row:
+    """One variant trained with one seed. No id and no logit of an impression is in it.
+
+    Attributes:
+        facts: JSON-serialisable: ``identity`` (data, lists, model, training), ``made``, ``metrics`` and
+            ``frozen`` (see `aif_jax.training.Metrics`), ``cold_auc``, ``retention``, ``judge`` (digest of
+            the scores that judged), ``parameters``, ``steps``, ``examples_per_s``.
+        arrays: of each user with both classes, without ids: impressions ``weights``, AUCs ``growing`` and
+            ``frozen``; among cold items ``cold_weights`` and ``cold``. Of a judge also ``scores``.
+    """
+
+    facts: Mapping[str, Any]
+    arrays: Mapping[str, np.ndarray]
+
+    def write(self, path: Path) -> None:
+        """Write the row to a file, whole or not at all."""
+        members = {"facts": np.frombuffer(json.dumps(dict(self.facts)).encode(), np.uint8), **self.arrays}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        with open(part, "wb") as stream:
+            np.savez_compressed(stream, **members)  # type: ignore[arg-type]
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(part, path)
+
+    @classmethod
+    def read(cls, path: Path) -> "Row":
+        """Read what `write` wrote.
+
+        Raises:
+            DataError: the file is broken.
+        """
+        try:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as found:
+                arrays = {name: found[name] for name in found.files}
+            return cls(facts=json.loads(arrays.pop("facts").tobytes()), arrays=arrays)
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise DataError(
+                f"{path}: cannot be read as a row ({error}); remove it and train again."
+            ) from error
+
+
+class Study:
+    """Rows of some variants and seeds; a row that is in ``folder/rows`` is never trained again.
+
+    Args:
+        dataset: one that has a preset.
+        folder: where rows and checkpoints are kept.
+        variants: what is compared.
+        seeds: how often each is trained.
+        epochs: instead of the preset's.
+        lists: candidate lists for retention.
+        candidates: in each of them, see `aif_jax.training.candidate_lists`.
+        changes: fields of `ModelConfig` that differ from the preset in all variants.
+        judge: of `JUDGES`, which ranker judges what is kept.
+        progress: show a progress bar for each row.
+
+    Raises:
+        ConfigError: there is no preset for this data set, no such judge, or a row is of another study.
+        DataError: the file of a row is broken.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        folder: Path,
+        variants: Sequence[Variant],
+        *,
+        seeds: int = 5,
+        epochs: int | None = None,
+        lists: int = 1000,
+        candidates: int = 1000,
+        changes: Mapping[str, Any] | None = None,
+        judge: str = "exact",
+        progress: bool = True,
+    ) -> None:
+        if judge not in JUDGES or seeds < 1 or lists < 1 or candidates < 2:
+            raise ConfigError(
+                f"judge, seeds, lists, candidates: got {judge!r}, {seeds}, {lists} and {candidates}, "
+                f"expected one of {', '.join(JUDGES)}, at least 1, 1 and 2."
+            )
+        self.folder, self.variants, self.seeds = Path(folder), tuple(variants), seeds
+        model, training = preset(dataset.name)
+        self.model = model.replace(**(changes or {}))
+        self._training = training if epochs is None else training.replace(epochs=epochs)
+        self.dataset = dataset.with_validation_in_training() if dataset.name in REFIT else dataset
+        self.head, self._progress = self.model.heads[0], progress
+        self.judge = dataclasses.replace(VARIANTS[judge], name=f"ranker_{judge}")
+        whole = dataset.name in WHOLE_REQUESTS
+        self.lists: CandidateLists = candidate_lists(
+            self.dataset, "test", self.head, lists=lists, unseen=candidates - (not whole), seed=JUDGE_SEED,
+            whole_requests=whole,
+        )  # fmt: skip
+        rows, schema = self.dataset.impressions, self.dataset.fit_schema()
+        part = rows.split == TEST
+        self.known = np.flatnonzero(part & (np.asarray(rows.label_mask[self.head]) > 0))
+        trained = np.bincount(rows.item[rows.split == TRAIN], minlength=self.dataset.n_items)
+        self.cold = trained[rows.item[self.known]] <= COLD
+        assert self.lists.positives is not None
+        self._data = {
+            "data": dataset.name,
+            "impressions": digest_of_labels(self.dataset),
+            "inputs": digest_of_histories(self.dataset, schema),
+            "columns": digest_of_columns(self.dataset, schema),
+            "lists": digest_of_arrays(self.lists.rows, self.lists.items, self.lists.positives),
+            "judge": judge,
+        }
+        for variant, seed in [(self.judge, JUDGE_SEED), *self._pairs()]:
+            self._kept(variant, seed)
+
+    def run(self, on_row: Callable[[str, Row, bool], None] = lambda *_: None) -> dict[str, list[Row]]:
+        """Train what is missing, and return the rows of each variant by seed.
+
+        Args:
+            on_row: called with the name of each row, the row, and whether it was there before.
+        """
+        found: dict[str, list[Row]] = {variant.name: [] for variant in self.variants}
+        for variant, seed in self._pairs():
+            kept = self._kept(variant, seed)
+            found[variant.name].append(kept or self._train(variant, seed))
+            on_row(f"{variant.name}-{seed}", found[variant.name][-1], kept is not None)
+        return found
+
+    def ranker(self) -> Row:
+        """Return the frozen ranker's row; train it if it is not there."""
+        return self._kept(self.judge, JUDGE_SEED) or self._train(self.judge, JUDGE_SEED)
+
+    def _pairs(self) -> list[tuple[Variant, int]]:
+        return [(variant, seed) for seed in range(self.seeds) for variant in self.variants]
+
+    def _path(self, variant: Variant, seed: int) -> Path:
+        return self.folder / "rows" / f"{variant.name}-{seed}.npz"
+
+    def _identity(self, variant: Variant) -> dict[str, Any]:
+        shared = variant.trained(self._training).replace(seed=0, checkpoint_dir="", checkpoint_interval=0)
+        return {**self._data, "model": variant.config(self.model).to_json(), "training": shared.to_json()}
+
+    def _kept(self, variant: Variant, seed: int) -> Row | None:
+        path = self._path(variant, seed)
+        if not path.exists():
+            return None
+        row = Row.read(path)
+        if differ := differing(self._identity(variant), row.facts["identity"]):
+            raise ConfigError(
+                f"{path} is of a study that differs in {', '.join(differ)}; choose another folder."
+            )
+        return row
+
+    def _train(self, variant: Variant, seed: int) -> Row:
+        judge = None if variant is self.judge else self.ranker()
+        checkpoints = self.folder / "checkpoints" / f"{variant.name}-{seed}"
+        config = variant.trained(self._training).replace(seed=seed, checkpoint_dir=str(checkpoints))
+        dataset = variant.dataset(self.dataset, seed)
+        lessons = self._lessons(config) if config.taught else {}
+        result = train(variant.config(self.model), dataset, config, **lessons, progress=self._progress)
+        still_set = dataset.with_frozen_histories("test")
+        evaluator, still = (
+            Evaluator(each, result.model, "test", buckets=config.long_buckets)
+            for each in (dataset, still_set)
+        )
+        logits, frozen = evaluator.predict(result.model), still.predict(result.model)
+        plain = judge is None and variant.name == "ranker_exact"
+        scores = evaluator.score_lists(result.model, self.lists, main_head=plain)
+        if judge is None and not plain:  # logits of s / (1 + s), which orders as the score s does
+            with np.errstate(divide="ignore", invalid="ignore"):
+                scores = np.where(np.isfinite(scores), np.log(scores), -np.inf).astype(np.float32)
+        kept = self.lists.positives
+        assert kept is not None
+        judged_by = scores if judge is None else judge.arrays["scores"]
+        growing, quiet = self._by_user(logits), self._by_user(frozen)
+        cold_weights, cold = self._by_user(frozen, self.cold)
+        labels = self.dataset.impressions.labels[self.head][self.known]
+        row = Row(
+            facts={
+                "identity": self._identity(variant),
+                "made": where(),
+                "metrics": evaluator.measure(logits, scores, kept).to_json(),
+                "frozen": still.measure(frozen).to_json(),
+                "cold_auc": auc(labels[self.cold], frozen[self.known, 0][self.cold]),
+                "retention": retention(judged_by, scores, kept),
+                "judge": digest_of_arrays(judged_by),
+                "parameters": result.parameters,
+                "steps": result.steps,
+                "examples_per_s": result.examples_per_s,
+            },
+            arrays={
+                "weights": growing[0], "growing": growing[1], "frozen": quiet[1],
+                "cold_weights": cold_weights, "cold": cold, **({"scores": scores} if judge is None else {}),
+            },
+        )  # fmt: skip
+        row.write(self._path(variant, seed))
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        return row
+
+    def _by_user(self, logits: np.ndarray, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return impressions and AUC of each user with both classes."""
+        known = self.known if rows is None else self.known[rows]
+        impressions = self.dataset.impressions
+        found = user_aucs(impressions.user[known], impressions.labels[self.head][known], logits[known, 0])
+        return found.impressions, found.aucs
+
+    def _lessons(self, config: TrainConfig) -> dict[str, np.ndarray]:
+        """Return what a teacher says of the training part, which is trained once and kept."""
+        path = self.folder / "teacher.npz"
+        if not path.exists():
+            checkpoints = self.folder / "checkpoints" / "teacher"
+            training = self._training.replace(seed=TEACHER_SEED, checkpoint_dir=str(checkpoints))
+            model = train(TEACHER.config(self.model), self.dataset, training, progress=self._progress).model
+            buckets = training.long_buckets
+            said = predict(model, self.dataset, "train", buckets=buckets).astype(np.float16)
+            last = bottom_items(model, self.dataset, seed=TEACHER_SEED, buckets=buckets)
+            facts = {"identity": self._identity(TEACHER)}
+            Row(facts=facts, arrays={"teacher": said, "bottom": last}).write(path)
+        teacher = Row.read(path)
+        if differ := differing(self._identity(TEACHER), teacher.facts["identity"]):
+            raise ConfigError(f"{path} differs in {', '.join(differ)}; choose another folder, or remove it.")
+        wanted = ["teacher"] * config.distils + ["bottom"] * bool(config.negative_bottom)
+        return {name: teacher.arrays[name] for name in wanted}
+
+
+def bottom_items(
+    ranker: Any,
+    dataset: Dataset,
+    *,
+    pool: int = 256,
+    keep: int = 32,
+    seed: int = 0,
+    buckets: Sequence[int] = (),
+) -> np.ndarray:
+    """Return the items that a ranker puts last for each user, for ``train(..., bottom=)``.
+
+    For each user with training rows a pool is drawn from the items that the training part has seen, and
+    scored by the main head in the context and with the history of the user's last training row.
+
+    Returns:
+        int32 ``[n_users, keep]``, the last first; -1 for users without training rows, and where the pool is
+        smaller.
+    """
+    rows, known = dataset.impressions, np.flatnonzero(dataset.trained_items())
+    training = np.flatnonzero(rows.split == TRAIN)
+    order = training[np.lexsort((training, rows.history_end[training], rows.user[training]))]
+    users, first = np.unique(rows.user[order][::-1], return_index=True)
+    rng = np.random.default_rng(seed)
+    drawn = np.stack([rng.permutation(known)[:pool] for _ in users]).astype(np.int32)
+    evaluator = Evaluator(dataset, ranker, "train", buckets=buckets)
+    scores = evaluator.score_lists(ranker, CandidateLists(order[::-1][first], drawn), main_head=True)
+    lowest = np.argsort(scores, axis=1, kind="stable")[:, :keep]
+    found = np.full((dataset.n_users, keep), -1, np.int32)
+    found[users, : lowest.shape[1]] = np.take_along_axis(drawn, lowest, axis=1)
+    return found
+
+
+def where() -> dict[str, Any]:
+    """Return the date, this machine and the versions."""
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "aif_jax")}
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return {"date": date, "cpu": cpu_model(), "cores": cores(), **versions}
+
+
+def metrics_of(row: Row, kind: str = "metrics") -> Metrics:
+    """Return the metrics of a row, ``metrics`` or ``frozen``."""
+    return Metrics.from_json(row.facts[kind])

@@ -1,0 +1,166 @@
+"""Studies at small sizes: rows are trained once, and the figures are those of plain definitions."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from aif_jax.data import TRAIN, load
+from aif_jax.errors import ConfigError, DataError
+from aif_jax.models import build_model
+from aif_jax.training import CandidateLists, Evaluator, preset
+from bars import of_quality
+from bars.found import measured
+from bars.lines import BARS
+from studies import run
+from studies.cost import measure_costs
+from studies.pictures import frontier
+from studies.retention import NDCG_K, NDCG_M, POSITIVES, SURVIVORS, retention
+from studies.study import Study, bottom_items
+from studies.variants import VARIANTS, chosen
+
+SMALL = {
+    "blocks": ("context", "long_attention"), "width": 8, "embedding_width": 4, "hidden": 8, "value_width": 4,
+    "head_layers": (8,), "item_layers": (8,), "short_length": 4, "long_length": 16, "content_width": 32,
+    "signature_bits": 64,
+}  # fmt: skip
+
+
+def plainly(ranker, scores, chosen):
+    """Retention list by list, with Python's own sort."""
+    survivors = {f"{k}@{m}": [] for k, m in SURVIVORS}
+    positives, ndcg = {str(m): [] for m in POSITIVES}, []
+    for judged, mine, liked in zip(ranker.tolist(), scores.tolist(), chosen.tolist(), strict=True):
+        columns = range(len(judged))
+        by_ranker = sorted(columns, key=lambda c, judged=judged, liked=liked: (-judged[c], liked[c], c))
+        by_mine = sorted(columns, key=lambda c, mine=mine, liked=liked: (-mine[c], liked[c], c))
+        wanted = {c for c in columns if liked[c]}
+        for k, m in SURVIVORS:
+            survivors[f"{k}@{m}"].append(len(set(by_ranker[:k]) & set(by_mine[:m])) / k)
+        for m in POSITIVES:
+            positives[str(m)].append(len(wanted & set(by_mine[:m])) / len(wanted))
+        gain = [0.0 if each == -math.inf else 1 / (1 + math.exp(-each)) for each in judged]
+
+        def dcg(order, gain=gain):
+            return sum(gain[c] / math.log2(place + 2) for place, c in enumerate(order[:NDCG_K]))
+
+        kept = set(by_mine[:NDCG_M])
+        ndcg.append(dcg([c for c in by_ranker if c in kept]) / dcg(by_ranker))
+    means = ({name: np.mean(each) for name, each in found.items()} for found in (survivors, positives))
+    return dict(zip(("survivors", "positives", "ndcg"), (*means, np.mean(ndcg)), strict=True))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_retention_equals_plain_sorting(seed):
+    rng = np.random.default_rng(seed)
+    ranker = rng.normal(size=(12, int(rng.integers(201, 400))))
+    scores = ranker + rng.normal(size=ranker.shape) * rng.random()
+    liked = np.zeros(ranker.shape, bool)
+    liked[:, 0] = True
+    if seed % 2:  # ties, several positives, and lists that are not full
+        ranker, scores = np.round(ranker, 1), np.round(scores, 1)
+        liked[:, 1:5] = rng.random((12, 4)) < 0.4
+        absent = (rng.random(ranker.shape) < 0.05) & ~liked
+        ranker[absent] = scores[absent] = -np.inf
+    found, expected = retention(ranker, scores, liked), plainly(ranker, scores, liked)
+    assert found["survivors"] == pytest.approx(expected["survivors"])
+    assert found["positives"] == pytest.approx(expected["positives"])
+    assert found["ndcg"] == pytest.approx(expected["ndcg"])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_frontier_holds_what_no_other_point_beats(seed):
+    rng = np.random.default_rng(seed)
+    costs, qualities = rng.integers(0, 6, 12).tolist(), rng.integers(0, 6, 12).tolist()
+    points = list(zip(costs, qualities, strict=True))
+    wanted = {
+        (c, q) for c, q in points if not any((a <= c and b > q) or (a < c and b >= q) for a, b in points)
+    }
+    assert [points[i] for i in frontier(costs, qualities)] == sorted(wanted)
+
+
+def test_variants_are_models_of_the_preset_and_unknown_names_are_refused():
+    model, training = preset("movielens-1m")
+    configs = {name: variant.config(model) for name, variant in VARIANTS.items()}
+    assert configs["aif"] == model
+    assert set(model.blocks) - set(configs["aif-bridge"].blocks) == {"bridge"}
+    assert configs["aif_short"].long_length == model.short_length
+    assert configs["aif_shown"].heads == (*model.heads, "shown")
+    assert VARIANTS["aif_bottom"].trained(training).negatives
+    assert {each.name for each in chosen("all", sampled=False)}.isdisjoint({"aif_shown", "aif_bottom"})
+    for names in ("moon", "aif,aif", ""):
+        with pytest.raises(ConfigError, match="expected different ones of two_tower"):
+            chosen(names)
+    dataset = load("synthetic:small", content_width=8)
+    shuffled = VARIANTS["aif_shuffled"].dataset(dataset, 5).content.vectors
+    assert (shuffled != dataset.content.vectors).any()
+    np.testing.assert_array_equal(np.sort(shuffled, axis=0), np.sort(dataset.content.vectors, axis=0))
+
+
+def test_bottom_items_are_the_lowest_of_the_training_items():
+    dataset = load("synthetic:small", content_width=32)
+    model = build_model(
+        preset("synthetic")[0].replace(**SMALL, architecture="cold"), dataset.fit_schema(), seed=5
+    )
+    known, rows = np.flatnonzero(dataset.trained_items()), dataset.impressions
+    found = bottom_items(model, dataset, pool=len(known), keep=7)
+    users = np.flatnonzero((found >= 0).any(axis=1))
+    np.testing.assert_array_equal(users, np.unique(rows.user[rows.split == TRAIN]))
+    last = [np.flatnonzero((rows.split == TRAIN) & (rows.user == user)) for user in users[:5]]
+    ends = np.array([mine[np.lexsort((mine, rows.history_end[mine]))[-1]] for mine in last])
+    lists = CandidateLists(ends, np.tile(known.astype(np.int32), (5, 1)))
+    scores = Evaluator(dataset, model, "train").score_lists(model, lists, main_head=True)
+    for user, mine in zip(users, scores, strict=False):
+        lowest = np.sort(mine)[:7]
+        np.testing.assert_allclose(mine[np.searchsorted(known, found[user])], lowest, rtol=1e-5)
+
+
+@pytest.mark.thorough
+def test_study_trains_each_row_once_and_its_table_gives_the_bars(tmp_path, capsys):
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(SMALL))
+    out = tmp_path / "out"
+    arguments = [
+        "synthetic:small",
+        "--out",
+        str(out),
+        "--config",
+        str(config),
+        "--epochs",
+        "1",
+        "--lists",
+        "20",
+    ]
+    run.main([*arguments, "--variants", "cold,aif", "--seeds", "1"])
+    assert "kept" not in capsys.readouterr().out
+    run.main([*arguments, "--variants", "cold,aif,exact", "--seeds", "1"])
+    shown = capsys.readouterr().out
+    assert shown.count("  kept\n") == 2
+    assert not list((out / "checkpoints").iterdir())
+    table = json.loads((out / "table.json").read_text())
+    for name, found in table["variants"].items():
+        assert 0 < found["gauc"]["mean"] < 1
+        assert f"| `{name}`: " in (out / "table.md").read_text()
+    assert table["variants"]["aif"]["gauc_against"] is None
+    bars = measured(BARS, of_quality.measurements(out / "table.json"))
+    assert {"value", "inconclusive"} & bars["quality"].keys()
+    with pytest.raises(ConfigError, match=r"differs in .*model\.width"):
+        Study(load("synthetic:small"), out, chosen("cold"), seeds=1, epochs=1, lists=20)
+    (out / "rows" / "cold-0.npz").write_bytes(b"spoilt")
+    with pytest.raises(DataError, match=r"cold-0\.npz: cannot be read as a row"):
+        run.main([*arguments, "--variants", "cold,aif", "--seeds", "1"])
+
+
+@pytest.mark.thorough
+def test_costs_are_of_what_serves_each_variant():
+    dataset, model = load("synthetic:small", content_width=32), preset("synthetic")[0].replace(**SMALL)
+    found = measure_costs(dataset, model, chosen("aif,exact,aif_shuffled"), candidates=208, rounds=2)
+    assert (found["aif"]["way"], found["exact"]["way"]) == ("engine", "sequential")
+    assert found["aif_shuffled"] is found["aif"]
+    assert found["aif"]["item_bytes"] > 0 < found["aif"]["user_bytes"]
+    assert found["exact"]["stage_ms"] is found["exact"]["item_bytes"] is None
+    low, middle, high = found["aif"]["request_ms"]
+    assert 0 < low <= middle <= high
+    with pytest.raises(ConfigError, match="got 100 and 31"):
+        measure_costs(dataset, model, chosen("aif"), candidates=100)

@@ -16,6 +16,7 @@ from aif_jax.errors import AifError, PublishError, RequestError, SchedulerError,
 from aif_jax.serving import Engine, GoldenRequest, InMemoryUsers, MissingItems, PublishChecks
 from aif_jax.serving.generation import Generation
 from aif_jax.types import Candidates, ItemRecords
+from support.held import eventually
 from support.served import ENGINE_CONFIG, K_MAX, Make, Served, World, part_of, ran, tables_of, ways
 
 USERS = range(1, 8)
@@ -193,7 +194,8 @@ def test_publish_under_load_mixes_no_generations(
                 assert (coverage.missing_items, coverage.missing_behaviours) == (0, 0)
             else:
                 engine.publish(*served, checks=covered, warm=3)
-            time.sleep(0.02)
+            by_then = len(answers)
+            assert eventually(lambda: len(answers) > by_then + 8)  # noqa: B023
     finally:
         over.set()
         for thread in running:

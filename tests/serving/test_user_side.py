@@ -114,7 +114,7 @@ def test_user_side_leader_ending_without_state_is_replaced(
 ) -> None:
     engine = engine_of(on_deadline="error")
     held = Held(engine)
-    first = engine.begin(1, deadline_ms=200.0 if end == "late" else None)
+    first = engine.begin(1, deadline_ms=1_000.0 if end == "late" else None)
     held.until_queued(fetched=1, programs=1)
     others = [engine.begin(1) for _ in range(5)]
     held.until_queued(fetched=6, programs=1)

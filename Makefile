@@ -45,8 +45,8 @@ test-bench: $(VENV)/.dev ## Every benchmark once, at small sizes: the answers ar
 # adds no flag of its own, so that these programs are compiled as users compile theirs.
 test-lowest: $(LOWEST)/.dev ## The tests of all that touches jax and flax, two cases each, against the lowest supported versions
 	XLA_FLAGS= $(LOWEST)/bin/python -m pytest $(IN_PARALLEL) -m "not thorough" --cases 2 tests/kernels tests/models tests/training tests/bundle \
-		$(addprefix tests/serving/test_,$(addsuffix .py,device_stage edges engine no_compilation ranking rungs)) \
-		tests/nearline/test_device_rows.py tests/cli/test_road.py tests/test_cache_loans.py
+		$(addprefix tests/serving/test_,$(addsuffix .py,device_stage engine engine_close engine_compilation pending ranking retrieval rungs)) \
+		tests/nearline/test_device_rows.py tests/cli/test_commands.py tests/native/test_embedding_cache_loans.py
 
 stress: SANITIZED = RUSTC_BOOTSTRAP=1 AIF_STRESS_SECONDS=$(STRESS_SECONDS) cargo test --quiet -p aif-core \
 	--target $(shell rustc -vV | sed -n 's/^host: //p')

@@ -22,11 +22,14 @@ WITHOUT_EXAMPLE = {
 }  # fmt: skip
 """Public names that others return, that are native, or that the documents show at work instead."""
 
+
 SERVED = {"aif_jax.serving.engine", "aif_jax.serving.request", "aif_jax.nearline.tables"}
 """Modules whose examples need a model: they find an engine and its parts by the names of `served_names`."""
 
+
 NO_EXAMPLE = {"Engine.close", "Engine.rollback", "Pending.rank_async"}
 """Public methods that the examples of others call, or that are like others."""
+
 
 PACKAGE = Path(aif_jax.__file__).parent
 
@@ -44,14 +47,14 @@ FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 @pytest.mark.parametrize("name", [name for name in modules_with_examples() if name not in SERVED])
-def test_examples_print_what_they_say(name: str) -> None:
+def test_docstring_examples_print_what_they_say(name: str) -> None:
     results = doctest.testmod(importlib.import_module(name), optionflags=FLAGS)
     assert results.attempted > 0, "the examples stand where doctest does not look"
     assert results.failed == 0, "see the output"
 
 
 @pytest.mark.parametrize("name", sorted(SERVED))
-def test_examples_of_serving_print_what_they_say(
+def test_docstring_examples_of_serving_print_what_they_say(
     name: str, bundle: Bundle, tables: Tables, other_bundle: Bundle, world: World
 ) -> None:
     ids, pair = world.candidates(20)
@@ -70,7 +73,7 @@ def test_examples_of_serving_print_what_they_say(
 
 
 @pytest.mark.parametrize("kind", [Engine, Pending])
-def test_public_methods_of_serving_have_examples(kind: type) -> None:
+def test_docstrings_public_methods_of_serving_have_examples(kind: type) -> None:
     methods = {name: value for name, value in vars(kind).items() if inspect.isfunction(value)}
     internal = {"begin", "close", "expire", "retrieve_and_rank", "retrieve_and_rank_async"}
     public = {name for name in methods if name[0] != "_" and not (kind is Pending and name in internal)}
@@ -78,7 +81,7 @@ def test_public_methods_of_serving_have_examples(kind: type) -> None:
     assert {f"{kind.__name__}.{name}" for name in lacking} <= NO_EXAMPLE
 
 
-def test_every_public_name_has_an_example() -> None:
+def test_docstrings_public_names_have_examples() -> None:
     documented = {name: getattr(aif_jax, name).__doc__ or "" for name in aif_jax.__all__}
     lacking = {name for name, text in documented.items() if ">>>" not in text}
     assert lacking <= WITHOUT_EXAMPLE

@@ -23,6 +23,8 @@ from aif_jax.doctor import (
 from aif_jax.serving import EngineConfig, Threads
 
 GIB = 2**30
+
+
 NATIVE = {"native": True, "reason": "registered", "kernels": {"simtier": "avx2"}, "cpu_features": {}}
 
 
@@ -53,7 +55,7 @@ def threads(**facts: object) -> Check:
         ({"cores": 64, "pool": 64, "compute_threads": 10}, "note", "Threads(compute=9)"),
     ],
 )
-def test_threads_are_held_against_the_cores_they_get(
+def test_threads_check_pool_and_threads_are_compared_with_cores(
     facts: dict[str, object], status: str, advice: str
 ) -> None:
     check = threads(**facts)
@@ -62,19 +64,19 @@ def test_threads_are_held_against_the_cores_they_get(
     assert (check.status == "ok") == (check.advice == "")
 
 
-def test_an_engine_as_it_comes_keeps_to_the_budget() -> None:
+def test_engine_config_default_compute_threads_follow_machine() -> None:
     assert EngineConfig().threads.compute == machine.default_compute_threads() >= 2
     assert EngineConfig(threads=Threads(compute=1)).threads.compute == 1
 
 
-def test_busy_threads_are_the_pool_and_those_that_call_it() -> None:
+def test_threads_check_busy_threads_are_pool_and_callers() -> None:
     check = threads(pool=6, compute_threads=3)
     assert check.facts["busy_at_most"] == 9
     assert "at most 9 threads" in check.found
     assert "expected" in threads(pool_counted=False).found
 
 
-def test_versions() -> None:
+def test_versions_check_older_than_lowest_is_a_problem() -> None:
     def status(jax: str | None, lowest: str | None) -> str:
         return versions_check({"python": "3.12", "jax": jax}, lowest).status
 
@@ -84,7 +86,7 @@ def test_versions() -> None:
     assert "'jax>=0.8.0'" in versions_check({"jax": "0.7"}, "0.8.0").advice
 
 
-def test_kernels() -> None:
+def test_kernels_check_judges_native_forced_and_refused_kernels() -> None:
     assert kernels_check(NATIVE, "cpu", None).status == "ok"
     assert "reference" in kernels_check(NATIVE, "gpu", None).found
     forced = kernels_check(NATIVE, "cpu", "avx2")
@@ -94,7 +96,7 @@ def test_kernels() -> None:
     assert (refused.status, refused.found) == ("problem", "XLA refused")
 
 
-def test_kernels_that_differ_are_a_problem() -> None:
+def test_agreement_check_differing_kernel_is_a_problem() -> None:
     assert agreement_check({"simtier": "", "table_sum": ""}).status == "ok"
     wrong = agreement_check({"simtier": "", "table_sum": "differs"})
     assert wrong.status == "problem"
@@ -102,14 +104,14 @@ def test_kernels_that_differ_are_a_problem() -> None:
     assert "portable" in wrong.advice
 
 
-def test_libraries() -> None:
+def test_libraries_check_more_threads_than_cores_is_noted() -> None:
     assert libraries_check({"OMP_NUM_THREADS": None, "MKL_NUM_THREADS": "4"}, 4).status == "ok"
     check = libraries_check({"OMP_NUM_THREADS": "16", "MKL_NUM_THREADS": "4"}, 4)
     assert (check.status, "OMP_NUM_THREADS" in check.advice) == ("note", True)
     assert "MKL" not in check.advice
 
 
-def test_memory() -> None:
+def test_memory_check_little_memory_is_noted() -> None:
     def status(*sizes: int | None) -> str:
         return memory_check(machine.Memory(*sizes)).status
 
@@ -119,7 +121,7 @@ def test_memory() -> None:
     assert "unknown" in memory_check(machine.Memory()).found
 
 
-def test_huge_pages() -> None:
+def test_huge_pages_check_never_is_noted() -> None:
     assert huge_pages_check(machine.HugePages("madvise", 0, 2**21)).status == "ok"
     never = huge_pages_check(machine.HugePages("never", 0, 2**21))
     assert (never.status, "echo madvise" in never.advice) == ("note", True)
@@ -136,7 +138,7 @@ def no_cache_of_jax() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_cache_of_jax")
-def test_compilation_cache(tmp_path: Path) -> None:
+def test_compilation_cache_check_open_folder_is_a_problem(tmp_path: Path) -> None:
     assert compilation_cache_check("").status == "note"
     absent = compilation_cache_check(str(tmp_path / "absent"))
     assert absent.status == "ok"
@@ -150,12 +152,12 @@ def test_compilation_cache(tmp_path: Path) -> None:
     assert (refused.status, "chmod o-w" in refused.advice) == ("problem", True)
 
 
-def test_the_worst_status_decides() -> None:
+def test_worst_of_checks_is_the_worst_status() -> None:
     checks = [Check("a", "ok", ""), Check("b", "note", "", "do"), Check("c", "problem", "", "do")]
     assert [worst(checks[:n]) for n in (1, 2, 3)] == ["ok", "note", "problem"]
 
 
-def test_this_environment_and_one_that_tells_nothing(tmp_path: Path) -> None:
+def test_check_environment_here_and_without_proc_gives_every_check(tmp_path: Path) -> None:
     for root in (machine.ROOT, tmp_path):
         checks = {check.name: check for check in check_environment(root=root)}
         assert set(checks) == {

@@ -1,4 +1,4 @@
-"""docs/errors.md states exactly what happens: every example in it is run against a real engine.
+"""The error reference, docs/errors.md: examples that show exactly what a real engine does.
 
 After a message has changed, `AIF_JAX_REWRITE=1 python -m pytest tests/test_errors_page.py` writes what
 happens now into the page; read the difference before it is committed.
@@ -187,7 +187,7 @@ def as_it_happens(body: str, names: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_page_states_what_happens(case: str, names: dict[str, Any]) -> None:
+def test_errors_page_examples_show_what_happens(case: str, names: dict[str, Any]) -> None:
     stated = sections()[case]
     found = as_it_happens(stated, names)
     if os.environ.get(REWRITE):
@@ -197,11 +197,11 @@ def test_the_page_states_what_happens(case: str, names: dict[str, Any]) -> None:
     assert stated == found, f"{PAGE.name} is out of date; {REWRITE}=1 rewrites it"
 
 
-def test_the_page_has_every_case_and_no_other() -> None:
+def test_errors_page_has_every_case_and_no_other() -> None:
     assert tuple(sections()) == CASES
 
 
-def test_every_case_has_an_example_and_says_what_to_do() -> None:
+def test_errors_page_every_case_has_example_and_advice() -> None:
     for case, body in sections().items():
         assert BLOCK.search(body), case
         assert BLOCK.sub("", body).strip(), case

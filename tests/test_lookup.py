@@ -1,3 +1,5 @@
+"""One look-up in sorted keys."""
+
 import numpy as np
 import pytest
 

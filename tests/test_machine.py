@@ -1,4 +1,4 @@
-"""What is read from /proc and /sys of made-up systems; what is missing is unknown and never an error."""
+"""Facts read from /proc and /sys of made-up systems; a missing one is unknown, never an error."""
 
 import os
 from pathlib import Path
@@ -17,6 +17,8 @@ processor\t: 1
 model name\t: Another
 flags\t\t: fpu
 """
+
+
 MEMINFO = """MemTotal:       24684084 kB
 MemAvailable:   22309000 kB
 HugePages_Total:       8
@@ -34,7 +36,7 @@ def system(root: Path, **files: str) -> Path:
     return root
 
 
-def test_reads_the_first_processor(tmp_path: Path) -> None:
+def test_cpu_model_and_flags_are_those_of_first_processor(tmp_path: Path) -> None:
     system(tmp_path, proc__cpuinfo=CPUINFO)
     assert machine.cpu_model(tmp_path) == "Some CPU 9000"
     assert machine.cpu_flags(tmp_path) == ("avx2", "avx512f", "fpu")
@@ -43,14 +45,14 @@ def test_reads_the_first_processor(tmp_path: Path) -> None:
     assert identity["model"] == "Some CPU 9000 25 17"
 
 
-def test_an_arm_without_a_name_is_named_by_its_parts(tmp_path: Path) -> None:
+def test_cpu_model_arm_without_name_is_named_by_parts(tmp_path: Path) -> None:
     parts = "CPU implementer : 0x41\nCPU architecture: 8\nCPU variant : 0x1\nCPU part : 0xd40\n"
     system(tmp_path, proc__cpuinfo=parts + "Features : asimd sve\n")
     assert machine.cpu_model(tmp_path) == "arm 0x41 8 0x1 0xd40"
     assert machine.cpu_flags(tmp_path) == ("asimd", "sve")
 
 
-def test_reads_memory_and_huge_pages(tmp_path: Path) -> None:
+def test_memory_and_huge_pages_are_read_from_proc(tmp_path: Path) -> None:
     system(
         tmp_path,
         proc__meminfo=MEMINFO,
@@ -66,12 +68,12 @@ def test_reads_memory_and_huge_pages(tmp_path: Path) -> None:
     ("text", "cores"),
     [("150000 100000\n", 1.5), ("max 100000\n", None), ("", None), ("nonsense", None), ("100000 0", None)],
 )
-def test_quota_of_version_2(tmp_path: Path, text: str, cores: float | None) -> None:
+def test_cpu_quota_cgroup_2_is_read(tmp_path: Path, text: str, cores: float | None) -> None:
     system(tmp_path, proc__self__cgroup="0::/pod/box\n", sys__fs__cgroup__pod__box__cpu_DOT_max=text)
     assert machine.cpu_quota(tmp_path) == cores
 
 
-def test_the_tightest_parent_counts(tmp_path: Path) -> None:
+def test_cpu_quota_tightest_parent_counts(tmp_path: Path) -> None:
     system(
         tmp_path,
         proc__self__cgroup="0::/pod/box\n",
@@ -88,7 +90,7 @@ def test_the_tightest_parent_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("quota", "cores"), [("50000", 0.5), ("-1", None)])
-def test_quota_of_version_1(tmp_path: Path, quota: str, cores: float | None) -> None:
+def test_cpu_quota_cgroup_1_is_read(tmp_path: Path, quota: str, cores: float | None) -> None:
     folder = tmp_path / "sys/fs/cgroup/cpu,cpuacct/pod"
     folder.mkdir(parents=True)
     (folder / "cpu.cfs_quota_us").write_text(quota)
@@ -102,7 +104,7 @@ def test_quota_of_version_1(tmp_path: Path, quota: str, cores: float | None) -> 
     assert machine.memory(tmp_path).limit is None
 
 
-def test_in_a_container_the_path_of_the_host_is_not_there(tmp_path: Path) -> None:
+def test_cpu_quota_in_container_without_host_path_is_read(tmp_path: Path) -> None:
     system(
         tmp_path,
         proc__self__cgroup="0::/../../kubepods/other\n4:memory:/docker/0123\n",
@@ -113,7 +115,7 @@ def test_in_a_container_the_path_of_the_host_is_not_there(tmp_path: Path) -> Non
     assert machine.memory(tmp_path).limit == 2**29
 
 
-def test_a_system_that_tells_nothing_is_unknown(tmp_path: Path) -> None:
+def test_machine_without_proc_is_unknown(tmp_path: Path) -> None:
     assert machine.cpu_model(tmp_path)
     assert machine.cpu_flags(tmp_path) == ()
     assert machine.cpu_quota(tmp_path) is None
@@ -124,7 +126,7 @@ def test_a_system_that_tells_nothing_is_unknown(tmp_path: Path) -> None:
     assert "of host" in machine.identity(tmp_path)["features"]
 
 
-def test_the_pool_is_as_large_as_the_environment_says() -> None:
+def test_xla_pool_size_follows_environment() -> None:
     assert machine.xla_pool_size({}) == machine.cores() >= 1
     assert machine.xla_pool_size({"NPROC": "3"}) == 3
     assert machine.xla_pool_size({"NPROC": "3", "PJRT_NPROC": "5"}) == 5
@@ -132,7 +134,7 @@ def test_the_pool_is_as_large_as_the_environment_says() -> None:
     assert machine.cores() <= (os.cpu_count() or 1)
 
 
-def test_programs_in_flight_are_one_more_than_the_usable_cores() -> None:
+def test_programs_in_flight_are_one_more_than_usable_cores() -> None:
     machines = ((1, None), (2, None), (64, 2.5), (64, None), (4, 0.5))
     assert [machine.programs_in_flight(machine.usable_cores(*given)) for given in machines] == [2, 3, 3, 9, 2]
     assert machine.default_compute_threads() >= 2

@@ -10,10 +10,16 @@ import pytest
 import aif_jax
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
 PACKAGE = Path(aif_jax.__file__).parent
+
+
 PACKAGES = sorted(
     ".".join(("aif_jax", *path.parent.relative_to(PACKAGE).parts)) for path in PACKAGE.rglob("__init__.py")
 )
+
+
 BY_MODULE = ("aif_jax.integrations", "aif_jax.observe")
 """Packages whose modules are public by themselves, since each needs an extra of its own."""
 
@@ -37,13 +43,13 @@ def exported(package: str) -> set[str]:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_package_exports_what_it_has_under_these_names(package: str) -> None:
+def test_package_exports_exist_under_their_names(package: str) -> None:
     module = importlib.import_module(package)
     for name in exported(package):
         assert getattr(module, name, None) is not None, name
 
 
-def test_serving_exports_the_types_that_its_methods_name() -> None:
+def test_serving_package_exports_types_of_its_methods() -> None:
     wanted = (
         "Coverage Engine EngineConfig Failure Filters GoldenRequest InMemoryUsers ItemRows MissingItems",
         "Observer Pending Publication PublishChecks Ranking Report Shadow Shapes Span Task Threads",

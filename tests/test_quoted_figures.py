@@ -1,10 +1,12 @@
-"""A figure that no record holds is found; one that is, rounded or in per cent, is not."""
+"""Figures of the README that no record holds."""
 
 import pytest
 
 from support.quoted_figures import unrecorded
 
 RECORD = "| stage | 1.587 (1.45 to 1.78) | 4,096 |\n\np99 was 24.4 ms, 0.996 of before."
+
+
 LINKED = "By a program ([record](bench/records/a.md))."
 
 
@@ -31,12 +33,12 @@ def document(tmp_path):
         "No figure here.",
     ],
 )
-def test_figures_of_a_record_may_be_quoted(document, section):
+def test_unrecorded_figure_of_a_record_is_not_found(document, section):
     assert unrecorded(document(section)) == []
 
 
 @pytest.mark.parametrize(
-    ("section", "told"),
+    ("section", "message"),
     [
         (f"{LINKED}\n\n| stage | 1.58 |", "1.58 stands in none of bench/records/a.md"),
         (f"| stage | 3.1 |\n\n{LINKED}", "3.1 stands in none"),
@@ -44,6 +46,6 @@ def test_figures_of_a_record_may_be_quoted(document, section):
         ("Fast:\n\n| stage | 1.59 |", "no record is named beside the table '| stage | 1.59 |'"),
     ],
 )
-def test_figures_of_no_record_are_found(document, section, told):
+def test_unrecorded_figure_of_no_record_is_found(document, section, message):
     (found,) = unrecorded(document(section))
-    assert told in found
+    assert message in found

@@ -1,4 +1,4 @@
-"""Timelines: bars stand where the times are, whatever they are named and wherever they are shown."""
+"""Timelines: bars stand where the times are, in text, terminal, SVG and HTML."""
 
 import io
 import re
@@ -16,6 +16,8 @@ BARS = [
     Bar("user program", "user", 2.0, 6.0),
     Bar("real-time stage", "request", 8.0, 10.0),
 ]
+
+
 SHAPES = "█▉▊▋▌▍▎▏▐░"
 
 
@@ -59,7 +61,7 @@ def boxes(svg: ET.Element) -> list[tuple[str, float, float]]:
     return found
 
 
-def test_bars_are_in_order_and_begin_with_the_first_span() -> None:
+def test_bars_of_spans_are_in_order_and_begin_at_zero() -> None:
     bars = bars_of([Timed("stage", "request", 7.010, 7.012), Timed("retrieval", "retrieval", 7.0, 7.010)])
     assert [(bar.name, bar.lane) for bar in bars] == [("retrieval", "retrieval"), ("stage", "request")]
     assert [bar.start_ms for bar in bars] == pytest.approx([0.0, 10.0])
@@ -68,7 +70,7 @@ def test_bars_are_in_order_and_begin_with_the_first_span() -> None:
 
 
 @pytest.mark.parametrize("width", [1, 7, 40, 60, 200])
-def test_lines_of_text_are_aligned(width: int) -> None:
+def test_as_text_lines_are_aligned(width: int) -> None:
     bars = [*BARS, Bar("another request's user program", "user", 1.0, 3.0)]
     lines = as_text(bars, width).splitlines()
     left = len("another request's user program") + 1
@@ -82,12 +84,12 @@ def test_lines_of_text_are_aligned(width: int) -> None:
         assert left <= first < last <= left + width
 
 
-def test_text_shows_parts_of_a_column() -> None:
+def test_as_text_shows_parts_of_a_column() -> None:
     (line,) = as_text([Bar("x", "user", 5.0, 12.5)], 2, until_ms=20.0).splitlines()
     assert line.endswith(" ▐▎ 7.50 ms")
 
 
-def test_a_wait_is_drawn_hollow() -> None:
+def test_timeline_wait_is_drawn_hollow() -> None:
     text = as_text([Bar("user program", "user", 0, 4), Bar("wait for the user side", "request", 2, 4)], 8)
     assert text.splitlines()[1].endswith("     ░░░░ 2.00 ms")
     assert 'stroke-dasharray="3 2"' in as_svg({"x": [Bar("wait for item rows", "request", 0, 4)]})
@@ -96,7 +98,7 @@ def test_a_wait_is_drawn_hollow() -> None:
 
 @pytest.mark.parametrize("at_ms", [0.0, 3.0, 10.0])
 @pytest.mark.parametrize("name", ["gather rows", "wait for item rows"])
-def test_a_bar_without_length_can_be_seen(at_ms: float, name: str) -> None:
+def test_timeline_bar_without_length_is_visible(at_ms: float, name: str) -> None:
     bars = [*BARS, Bar(name, "request", at_ms, at_ms)]
     line = as_text(bars).splitlines()[-1]
     first, last = columns(line)
@@ -106,19 +108,19 @@ def test_a_bar_without_length_can_be_seen(at_ms: float, name: str) -> None:
     assert [right - left > 1 for _, left, right in boxes(svg_of(as_html("t", bars, {})))] == [True] * 5
 
 
-def test_a_request_that_took_no_time_is_drawn() -> None:
+def test_timeline_request_that_took_no_time_is_drawn() -> None:
     bars = [Bar("retrieval", "retrieval", 0.0, 0.0), Bar("user fetch", "user", 0.0, 0.0)]
     assert [columns(line) for line in as_text(bars).splitlines()] == [(23, 24)] * 2
     assert len(boxes(svg_of(as_svg({"x": bars})))) == 2
 
 
-def test_a_bar_that_ends_before_it_starts_has_no_length() -> None:
+def test_timeline_bar_ending_before_start_has_no_length() -> None:
     bars = [*BARS, Bar("skewed", "request", 5.0, 4.0)]
     assert as_text(bars).splitlines()[-1].endswith(" 0.00 ms")
     assert len(boxes(svg_of(as_svg({"x": bars})))) == 5
 
 
-def test_nothing_to_draw() -> None:
+def test_timeline_without_bars_is_empty() -> None:
     assert as_text([]) == ""
     assert printed([], 80) == []
     assert printed([], 80, title="none") == ["none"]
@@ -128,7 +130,7 @@ def test_nothing_to_draw() -> None:
     assert svg_of(as_svg({})) is not None
 
 
-def test_two_timelines_share_an_axis() -> None:
+def test_timeline_two_requests_share_an_axis() -> None:
     short, long = [Bar("a", "user", 0.0, 5.0)], [Bar("b", "request", 0.0, 10.0)]
     halves = [columns(text)[1] - columns(text)[0] for text in (as_text(short, 40, 10.0), as_text(long, 40))]
     assert halves == [20, 40]
@@ -138,7 +140,7 @@ def test_two_timelines_share_an_axis() -> None:
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 200])
-def test_a_terminal_shows_whole_lines(width: int) -> None:
+def test_as_rich_any_width_shows_whole_lines(width: int) -> None:
     title, *lines = printed(BARS, width, title="this request")
     assert title == "this request"
     assert len(lines) == len(BARS)
@@ -147,7 +149,7 @@ def test_a_terminal_shows_whole_lines(width: int) -> None:
     assert longest == min(WIDTH, width - 25 - len(" 8.00 ms"))
 
 
-def test_a_terminal_shows_lanes_in_colours() -> None:
+def test_as_rich_lanes_have_colours() -> None:
     console = Console(
         width=100, file=io.StringIO(), force_terminal=True, color_system="standard", record=True
     )
@@ -155,7 +157,7 @@ def test_a_terminal_shows_lanes_in_colours() -> None:
     assert {"[35m", "[36m", "[31m", "[37m"} <= set(re.findall(r"\[3\dm", console.export_text(styles=True)))
 
 
-def test_a_fragment_is_one_piece_of_html_and_says_everything() -> None:
+def test_as_html_fragment_is_self_contained_and_complete() -> None:
     rows = {"candidates": "2,048", "rung": "0"}
     fragment = as_html("user 17", BARS, rows)
     assert fragment.startswith("<div")
@@ -168,13 +170,13 @@ def test_a_fragment_is_one_piece_of_html_and_says_everything() -> None:
     ET.fromstring(fragment)  # well-formed throughout
 
 
-def test_facts_stand_in_two_columns_read_downwards() -> None:
+def test_as_html_facts_stand_in_two_columns_read_downwards() -> None:
     fragment = as_html("t", BARS, {str(number): "" for number in range(7)})
     names = [re.findall(r">(\d)</td>", line) for line in re.findall(r"<tr.*?</tr>", fragment)]
     assert names == [["0", "4"], ["1", "5"], ["2", "6"], ["3"]]
 
 
-def test_text_from_outside_is_escaped() -> None:
+def test_as_html_foreign_text_is_escaped() -> None:
     nasty = "<script>alert(\"1\")</script> & 'co'"
     fragment = as_html(nasty, [Bar(nasty, "request", 0.0, 1.0), Bar("ok", nasty, 0.0, 1.0)], {nasty: nasty})
     assert "<script" not in fragment
@@ -185,7 +187,7 @@ def test_text_from_outside_is_escaped() -> None:
     assert nasty in [cell.text for cell in ET.fromstring(fragment).iter("td")]
 
 
-def test_a_long_name_is_cut_in_a_picture_and_whole_under_the_pointer() -> None:
+def test_as_svg_long_name_is_cut_and_whole_in_tooltip() -> None:
     name = "a name much longer than any that an engine gives to a piece of its work"
     svg = svg_of(as_svg({"x": [Bar(name, "user", 0.0, 1.0)]}))
     assert name not in texts(svg)
@@ -193,7 +195,7 @@ def test_a_long_name_is_cut_in_a_picture_and_whole_under_the_pointer() -> None:
     assert boxes(svg)[0][0].startswith(name)
 
 
-def test_hidden_time_is_what_passed_of_the_user_side_while_retrieval_ran() -> None:
+def test_as_svg_hidden_time_is_user_side_during_retrieval() -> None:
     late = [Bar("retrieval", "retrieval", 0.0, 5.0), Bar("user program", "user", 1.0, 7.0)]
     after = [Bar("retrieval", "retrieval", 0.0, 5.0), Bar("features", "user", 5.0, 7.0)]
     said = "4.00 ms of the user side hidden behind retrieval"
@@ -202,7 +204,7 @@ def test_hidden_time_is_what_passed_of_the_user_side_while_retrieval_ran() -> No
         assert "hidden" not in as_svg({"x": bars})
 
 
-def test_lanes_are_apart_and_in_one_order() -> None:
+def test_as_svg_lanes_are_apart_and_in_one_order() -> None:
     svg = svg_of(as_svg({"x": [BARS[3], BARS[2], BARS[0], Bar("other", "elsewhere", 0.0, 1.0)]}))
     assert [tip.split(":")[0] for tip, *_ in boxes(svg)] == [
         "retrieval", "user program", "real-time stage", "other",
@@ -210,7 +212,7 @@ def test_lanes_are_apart_and_in_one_order() -> None:
 
 
 @pytest.mark.parametrize("end_ms", [0.003, 0.9, 1.0, 7.3, 80.0, 12345.6])
-def test_the_axis_has_round_times(end_ms: float) -> None:
+def test_as_svg_axis_has_round_times(end_ms: float) -> None:
     svg = svg_of(as_svg({"x": [Bar("bar", "user", 0.0, end_ms)]}))
     shown = [element.text or "" for element in svg.iter() if element.get("text-anchor") == "middle"]
     assert [text for text in shown if text.endswith(" ms")] == ["0 ms"]
@@ -221,7 +223,7 @@ def test_the_axis_has_round_times(end_ms: float) -> None:
     assert f"{ticks[1]:e}"[0] in "125"
 
 
-def test_a_file_of_its_own_follows_the_viewer_and_a_fragment_its_page() -> None:
+def test_as_svg_own_file_follows_viewers_colours() -> None:
     assert "prefers-color-scheme" in as_svg({"x": BARS}, standalone=True)
     assert "<style" not in as_svg({"x": BARS})
     assert 'fill="currentColor"' in as_svg({"x": BARS})

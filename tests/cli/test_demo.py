@@ -1,17 +1,42 @@
-"""The demo on small data: every figure it promises is there, and the two ways agree."""
+"""The demo on small data: every figure that it promises, and two ways that agree."""
 
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from rich.console import Console
 
+from aif_jax.cli import demo
 from aif_jax.cli.demo import run_demo
 from aif_jax.cli.demo_result import percentiles
+from aif_jax.config import ModelConfig
+from aif_jax.training import TrainConfig, preset
+
+SMALL: dict[str, Any] = {
+    "width": 8, "embedding_width": 8, "hidden": 8, "head_layers": (8,), "item_layers": (8,),
+    "signature_bits": 64, "short_length": 8, "long_length": 16,
+    "blocks": ("sim_hard", "profile_item", "context"),
+}  # fmt: skip
 
 
-def test_demo_measures_what_it_promises(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param(SMALL, id="small models"),
+        pytest.param({}, id="models of the demo", marks=pytest.mark.thorough),
+    ],
+)
+def test_run_demo_small_data_measures_what_it_promises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    def smaller(name: str, architecture: str) -> tuple[ModelConfig, TrainConfig]:
+        config, training = preset(name, architecture)
+        return config.replace(**changes), training
+
+    monkeypatch.setattr(demo, "preset", smaller)
     console = Console(record=True, width=200, file=io.StringIO())
     result = run_demo(
         "synthetic:small", tmp_path / "run", requests=20, network_ms=2.0, epochs=1, console=console
@@ -42,7 +67,7 @@ def test_demo_measures_what_it_promises(tmp_path: Path) -> None:
     assert kept["candidates"] == result.candidates
 
 
-def test_percentiles_are_those_of_numpy() -> None:
+def test_percentiles_random_values_are_those_of_numpy() -> None:
     values = list(np.random.default_rng(0).exponential(size=101))
     found = percentiles(values)
     assert found["p50"] == sorted(values)[50]

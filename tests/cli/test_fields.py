@@ -1,3 +1,5 @@
+"""Fields of a model on the command line, and data loaded for them."""
+
 import json
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from aif_jax.errors import ConfigError
 
 
 @pytest.mark.parametrize(("asked", "loaded"), [(None, 64), (32, 64), (64, 64), (100, 100)])
-def test_data_are_loaded_as_wide_as_the_model_reads(asked: int | None, loaded: int) -> None:
+def test_load_for_content_is_as_wide_as_model_reads(asked: int | None, loaded: int) -> None:
     content = load_for("synthetic:small", {} if asked is None else {"content_width": asked}).content
     assert content is not None
     assert content.vectors.shape[1] == loaded
@@ -17,12 +19,12 @@ def test_data_are_loaded_as_wide_as_the_model_reads(asked: int | None, loaded: i
 
 
 @pytest.mark.parametrize("width", [0, -3, "96", 1.5])
-def test_a_width_that_is_none_is_refused(width: object) -> None:
+def test_load_for_malformed_width_is_refused(width: object) -> None:
     with pytest.raises(ConfigError, match="content_width: got"):
         load_for("synthetic:small", {"content_width": width})
 
 
-def test_fields_are_those_of_the_file(tmp_path: Path) -> None:
+def test_read_fields_returns_fields_of_file(tmp_path: Path) -> None:
     file = tmp_path / "fields.json"
     file.write_text(json.dumps({"bridges": 3}))
     assert read_fields(file) == {"bridges": 3}
@@ -38,7 +40,7 @@ def test_fields_are_those_of_the_file(tmp_path: Path) -> None:
         ('{"moon": 1, "bridges": 3}', r"\['moon'\] are not ModelConfig fields"),
     ],
 )
-def test_other_files_are_refused(tmp_path: Path, text: str, words: str) -> None:
+def test_read_fields_malformed_file_is_refused(tmp_path: Path, text: str, words: str) -> None:
     file = tmp_path / "fields.json"
     file.write_text(text)
     with pytest.raises(ConfigError, match=words):

@@ -1,4 +1,4 @@
-"""What is scraped of a follower is what it did."""
+"""Prometheus metrics of a follower."""
 
 import time
 from pathlib import Path
@@ -30,7 +30,7 @@ class Once:
         assert position == (3,)
 
 
-def test_what_is_scraped_is_what_was_done(bundle: Bundle, world: World, tmp_path: Path) -> None:
+def test_follower_metrics_scrape_shows_updates_and_lag(bundle: Bundle, world: World, tmp_path: Path) -> None:
     registry = CollectorRegistry()
     with Archive(tmp_path) as archive:
         archive.start(ItemIndex(bundle))

@@ -1,7 +1,6 @@
-"""Every request that ends is told once, to every observer, whatever the observers do."""
+"""Observers: every request that ends is reported once to each, whatever they raise."""
 
 import asyncio
-import dataclasses
 import threading
 import time
 from typing import Any
@@ -10,7 +9,7 @@ import pytest
 
 from aif_jax.errors import DeadlineExceededError, RequestError, RetrievalError, UnknownUserError
 from aif_jax.serving import Engine, Failure, Observer, Report, Threads
-from support.served import ENGINE_CONFIG, World
+from support.served import Make, World, ran, ways
 
 
 class Notes(Observer):
@@ -41,9 +40,9 @@ class Broken(Observer):
     failed = closed = ranked  # type: ignore[assignment]
 
 
-def test_rankings_of_every_way_are_told_once(make: Any, world: World) -> None:
+def test_observer_rankings_of_every_way_are_reported_once(make: Make, world: World) -> None:
     notes = Notes()
-    engine = make(notes, retrieve=lambda request: world.ids[:30])
+    engine = make(observers=[notes], retrieve=lambda request: world.ids[:30])
     rankings = [engine.begin(4).rank(world.ids[:20]), engine.rank(5), *engine.rank_many([1, 2])]
     rankings.append(asyncio.run(engine.rank_async(6)))
 
@@ -60,8 +59,8 @@ def test_rankings_of_every_way_are_told_once(make: Any, world: World) -> None:
     assert notes.closings == 1
 
 
-@pytest.mark.parametrize("way", ["rank", "rank_async"])
-def test_failures_of_every_kind_are_told_once(make: Any, world: World, way: str) -> None:
+@ways
+def test_observer_failures_of_every_kind_are_reported_once(make: Make, world: World, way: str) -> None:
     def retrieve(request: Any) -> Any:
         if request.user == 3:
             raise ConnectionError("no route")
@@ -70,12 +69,10 @@ def test_failures_of_every_kind_are_told_once(make: Any, world: World, way: str)
         return world.ids[:30]
 
     def rank(user: Any, **arguments: Any) -> Any:
-        if way == "rank":
-            return engine.rank(user, **arguments)
-        return asyncio.run(engine.rank_async(user, **arguments))
+        return ran(getattr(engine, way), user, **arguments)
 
     notes = Notes()
-    engine = make(notes, retrieve=retrieve)
+    engine = make(observers=[notes], retrieve=retrieve)
     expected: list[tuple[Any, type[Exception], dict[str, Any]]] = [
         (3, RetrievalError, {}),
         (4, DeadlineExceededError, {"deadline_ms": 20.0}),
@@ -99,9 +96,9 @@ def test_failures_of_every_kind_are_told_once(make: Any, world: World, way: str)
     assert sum(number for name, number in counts.items() if name.startswith("error:")) == len(expected)
 
 
-def test_an_observer_that_raises_hurts_nobody(make: Any, world: World, caplog: Any) -> None:
+def test_observer_that_raises_is_counted_and_harms_nobody(make: Make, world: World, caplog: Any) -> None:
     notes = Notes()
-    engine = make(Broken(), notes)
+    engine = make(observers=[Broken(), notes])
     for user in (1, 2):
         assert len(engine.begin(user).rank(world.ids[:20])) == 10
     with pytest.raises(RequestError, match="k: got 0"):
@@ -113,11 +110,10 @@ def test_an_observer_that_raises_hurts_nobody(make: Any, world: World, caplog: A
     assert notes.closings == 1
 
 
-def test_tasks_and_their_queue_times(make: Any, world: World) -> None:
+def test_report_tasks_show_queue_times(make: Make, world: World) -> None:
     """With one thread in each lane and one of them held, what waited for it says so."""
     release = threading.Event()
-    config = dataclasses.replace(ENGINE_CONFIG, threads=Threads(blocking=1, compute=1))
-    engine = make(config=config)
+    engine = make(threads=Threads(blocking=1, compute=1))
     held = engine.hooks.submit("blocking", lambda: release.wait(20))
     pending = engine.begin(6)
     time.sleep(0.05)

@@ -1,4 +1,5 @@
-import asyncio
+"""Spans of OpenTelemetry."""
+
 import time
 from typing import Any
 
@@ -11,7 +12,9 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from aif_jax.errors import RetrievalError
 from aif_jax.observe.opentelemetry import OpenTelemetrySpans
-from support.served import World
+from aif_jax.serving import Engine
+from support.held import computed
+from support.served import Make, World, ran, ways
 
 
 class Exported:
@@ -30,24 +33,31 @@ def exported() -> Exported:
     return Exported()
 
 
-def retrieve_slowly(world: World) -> Any:
-    def retrieve(request: Any) -> Any:
-        if request.user == 3:
-            raise ConnectionError("no route")
-        time.sleep(0.03)
-        return world.ids[:30]
+@pytest.fixture
+def traced(make: Make, world: World, exported: Exported) -> Make:
+    """A function from arguments of the observer to an engine whose retrieval ends after the user side."""
 
-    return retrieve
+    def make_engine(**given: Any) -> Engine:
+        def retrieve(request: Any) -> Any:
+            if request.user == 3:
+                raise ConnectionError("no route")
+            assert computed(engine)
+            return world.ids[:30]
+
+        engine = make(observers=[OpenTelemetrySpans(exported.provider, **given)], retrieve=retrieve)
+        return engine
+
+    return make_engine
 
 
-@pytest.mark.parametrize("way", ["rank", "rank_async"])
-def test_spans_show_the_overlap_under_the_callers_own(
-    make: Any, world: World, exported: Exported, way: str
+@ways
+def test_opentelemetry_spans_show_overlap_under_callers_span(
+    traced: Make, exported: Exported, way: str
 ) -> None:
-    engine = make(OpenTelemetrySpans(exported.provider), retrieve=retrieve_slowly(world))
+    engine = traced()
     before_ns = time.time_ns()
     with exported.tracer.start_as_current_span("page"):
-        ranking = engine.rank(5) if way == "rank" else asyncio.run(engine.rank_async(5))
+        ranking = ran(getattr(engine, way), 5)
     after_ns = time.time_ns()
     spans = exported.spans()
     root, page = spans["aif.rank"], spans["page"]
@@ -65,9 +75,8 @@ def test_spans_show_the_overlap_under_the_callers_own(
     assert (root.end_time - root.start_time) / 1e6 == pytest.approx(ranking.report.total_ms, abs=0.1)
 
 
-def test_failures_have_a_status_and_what_was_run(make: Any, world: World, exported: Exported) -> None:
-    observer = OpenTelemetrySpans(exported.provider, with_user=True)
-    engine = make(observer, retrieve=retrieve_slowly(world))
+def test_opentelemetry_failure_has_error_status(traced: Make, exported: Exported) -> None:
+    engine = traced(with_user=True)
     with pytest.raises(RetrievalError):
         engine.rank(3)
     root = exported.spans()["aif.rank"]
@@ -77,11 +86,11 @@ def test_failures_have_a_status_and_what_was_run(make: Any, world: World, export
     assert root.attributes["enduser.id"] == "3"
 
 
-def test_what_is_not_sampled_makes_no_spans(make: Any, world: World) -> None:
+def test_opentelemetry_unsampled_request_makes_no_spans(make: Make, world: World) -> None:
     exporter = InMemorySpanExporter()
     provider = TracerProvider(sampler=ALWAYS_OFF)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    engine = make(OpenTelemetrySpans(provider))
+    engine = make(observers=[OpenTelemetrySpans(provider)])
     engine.begin(5).rank(world.ids[:20])
     assert exporter.get_finished_spans() == ()
     assert engine.stats()["observer_errors"] == {}

@@ -1,3 +1,5 @@
+"""Traces for Perfetto."""
+
 import itertools
 import json
 from typing import Any
@@ -6,8 +8,8 @@ import pytest
 
 from aif_jax.errors import RequestError
 from aif_jax.observe import SlowRequests, chrome_trace
-from support.held import until
-from support.served import World
+from support.held import computed
+from support.served import Make, World
 
 
 def events_of(trace: str) -> list[dict[str, Any]]:
@@ -19,7 +21,7 @@ def events_of(trace: str) -> list[dict[str, Any]]:
     return events
 
 
-def test_requests_and_threads_on_one_clock(make: Any, world: World) -> None:
+def test_chrome_trace_requests_and_threads_share_one_clock(make: Make, world: World) -> None:
     engine = make()
     reports = [engine.begin(user).rank(world.ids[:20]).report for user in (1, 2)]
     events = events_of(chrome_trace(reports))
@@ -41,7 +43,7 @@ def test_requests_and_threads_on_one_clock(make: Any, world: World) -> None:
         assert all(a[1] <= b[0] + 1.0 for a, b in itertools.pairwise(spans))
 
 
-def test_aligned_requests_begin_at_once(make: Any, world: World) -> None:
+def test_chrome_trace_aligned_requests_begin_at_zero(make: Make, world: World) -> None:
     engine = make()
     reports = [engine.begin(user).rank(world.ids[:20]).report for user in (1, 2)]
     events = events_of(chrome_trace(reports, aligned=True))
@@ -49,12 +51,12 @@ def test_aligned_requests_begin_at_once(make: Any, world: World) -> None:
     assert starts == [0.0, 0.0]
 
 
-def test_failures_show_what_was_run(make: Any, world: World) -> None:
+def test_chrome_trace_failure_shows_tasks_that_ran(make: Make, world: World) -> None:
     slow = SlowRequests()
-    engine = make(slow)
+    engine = make(observers=[slow])
     pending = engine.begin(3)
     # The record was fetched, and the state was computed.
-    assert until(engine, lambda stats: stats["scheduler"]["compute"]["completed"] == 1)
+    assert computed(engine)
     with pytest.raises(RequestError):
         pending.rank(world.ids[:20], k=0)
     events = events_of(slow.trace())
@@ -63,5 +65,5 @@ def test_failures_show_what_was_run(make: Any, world: World) -> None:
     assert {"user_fetch", "user"} <= set(names)
 
 
-def test_nothing_is_a_trace_too() -> None:
+def test_chrome_trace_of_nothing_is_empty() -> None:
     assert events_of(chrome_trace([])) == []

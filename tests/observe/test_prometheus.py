@@ -1,9 +1,9 @@
+"""Prometheus metrics of an engine."""
+
 import asyncio
 import contextlib
 import os
 import threading
-import time
-from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -13,7 +13,8 @@ from aif_jax.bundle import Bundle
 from aif_jax.errors import AifError, ConfigError
 from aif_jax.nearline import Tables
 from aif_jax.observe.prometheus import PrometheusMetrics
-from support.served import World
+from support.held import eventually
+from support.served import Make, World
 
 
 def values(metrics: PrometheusMetrics) -> dict[tuple[str, ...], float]:
@@ -28,9 +29,9 @@ def values(metrics: PrometheusMetrics) -> dict[tuple[str, ...], float]:
     return found
 
 
-def test_what_is_scraped_is_what_happened(make: Any, world: World) -> None:
+def test_prometheus_scrape_counts_requests(make: Make, world: World) -> None:
     metrics = PrometheusMetrics()
-    engine = make(metrics)
+    engine = make(observers=[metrics])
     reports = [engine.begin(user).rank(world.ids[:20]).report for user in (1, 1, 2)]
     with pytest.raises(AifError):
         engine.begin(1).rank(world.ids[:20], k=0)
@@ -54,14 +55,15 @@ def test_what_is_scraped_is_what_happened(make: Any, world: World) -> None:
     assert scraped["aif_user_state_age_seconds_count",] == 1
 
 
-def test_shadows_and_memory_are_scraped(make: Any, world: World, bundle: Bundle, tables: Tables) -> None:
+def test_prometheus_scrape_shows_shadows_and_memory(
+    make: Make, world: World, bundle: Bundle, tables: Tables
+) -> None:
     metrics = PrometheusMetrics()
-    engine = make(metrics)
+    engine = make(observers=[metrics])
     with engine.shadow(bundle, tables, share=1.0) as shadow:
         before = values(metrics)
         engine.begin(1).rank(world.ids[:20])
-        while shadow.stats()["waiting"]:
-            time.sleep(0.01)
+        assert eventually(lambda: not shadow.stats()["waiting"])
         scraped = values(metrics)
         who = ("shadow=1", f"version={engine.version}")
         assert ("aif_shadow_overlap", who[0], "statistic=p10", who[1]) not in before
@@ -77,42 +79,42 @@ def test_shadows_and_memory_are_scraped(make: Any, world: World, bundle: Bundle,
     assert not any(name.startswith("aif_shadow") for name, *_ in gone)
 
 
-def test_nothing_is_registered_globally(make: Any) -> None:
+def test_prometheus_engine_registers_nothing_globally(make: Make) -> None:
     from prometheus_client import REGISTRY
 
-    make(PrometheusMetrics())
-    assert not any(name.startswith("aif_") for name in REGISTRY._names_to_collectors)
+    make(observers=[PrometheusMetrics()])
+    assert not any(family.name.startswith("aif_") for family in REGISTRY.collect())
 
 
-def test_two_engines_share_a_registry_under_two_prefixes(make: Any, world: World) -> None:
+def test_prometheus_two_engines_share_registry_under_two_prefixes(make: Make, world: World) -> None:
     registry = CollectorRegistry()
     one, two = PrometheusMetrics(registry, "one"), PrometheusMetrics(registry, "two")
-    make(one).begin(1).rank(world.ids[:20])
-    make(two)
+    make(observers=[one]).begin(1).rank(world.ids[:20])
+    make(observers=[two])
     scraped = values(one)
     assert scraped["one_requests_ranked_total",] == 1
     assert scraped["two_open_handles",] == 0
     threads = len(os.listdir("/proc/self/task"))
     with pytest.raises(ConfigError, match="watch another engine already"):
-        make(one)
+        make(observers=[one])
     assert len(os.listdir("/proc/self/task")) <= threads  # the engine that was refused left none behind
 
 
-def test_a_closed_engine_leaves_its_histograms(make: Any, world: World) -> None:
+def test_prometheus_closed_engine_leaves_its_histograms(make: Make, world: World) -> None:
     metrics = PrometheusMetrics()
-    engine = make(metrics)
+    engine = make(observers=[metrics])
     engine.begin(1).rank(world.ids[:20])
     engine.close()
     scraped = values(metrics)
     assert scraped["aif_request_seconds_count",] == 1
     assert ("aif_open_handles",) not in scraped
-    make(metrics).begin(1).rank(world.ids[:20])  # a successor may take its place
+    make(observers=[metrics]).begin(1).rank(world.ids[:20])  # a successor may take its place
     assert values(metrics)["aif_request_seconds_count",] == 2
 
 
-def test_scrapes_during_requests(make: Any, world: World) -> None:
+def test_prometheus_scrapes_during_requests_never_decrease(make: Make, world: World) -> None:
     metrics = PrometheusMetrics()
-    engine = make(metrics, retrieve=lambda request: world.ids[:30])
+    engine = make(observers=[metrics], retrieve=lambda request: world.ids[:30])
     done = threading.Event()
     scrapes: list[dict[tuple[str, ...], float]] = []
 

@@ -1,3 +1,5 @@
+"""The slowest requests and the newest failures."""
+
 import itertools
 import json
 import random
@@ -8,7 +10,7 @@ import pytest
 from aif_jax.errors import ConfigError, RequestError
 from aif_jax.observe import SlowRequests
 from aif_jax.serving import Report
-from support.served import World
+from support.served import Make, World
 
 
 class Clock:
@@ -19,7 +21,7 @@ class Clock:
 
 
 @pytest.fixture
-def report(make: Any, world: World) -> Report:
+def report(make: Make, world: World) -> Report:
     return make().begin(5).rank(world.ids[:20]).report
 
 
@@ -32,7 +34,7 @@ def totals(slow: SlowRequests) -> list[float]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_slowest_of_two_windows_are_kept(report: Report, seed: int) -> None:
+def test_slow_requests_random_times_keep_slowest_of_two_windows(report: Report, seed: int) -> None:
     random_ = random.Random(seed)
     clock = Clock()
     slow = SlowRequests(worst=4, window_s=10.0, clock=clock)
@@ -48,9 +50,9 @@ def test_the_slowest_of_two_windows_are_kept(report: Report, seed: int) -> None:
     assert totals(slow) == []
 
 
-def test_failures_the_newest_first(make: Any, world: World) -> None:
+def test_slow_requests_failures_are_newest_first(make: Make, world: World) -> None:
     slow = SlowRequests(failures=3)
-    engine = make(slow)
+    engine = make(observers=[slow])
     for k in (-1, -2, -3, -4):
         with pytest.raises(RequestError):
             engine.begin(5).rank(world.ids[:20], k=k)
@@ -61,6 +63,6 @@ def test_failures_the_newest_first(make: Any, world: World) -> None:
 
 
 @pytest.mark.parametrize("arguments", [{"worst": 0}, {"failures": 0}, {"window_s": 0.0}])
-def test_sizes_are_checked(arguments: dict[str, Any]) -> None:
+def test_slow_requests_impossible_sizes_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="expected at least 1"):
         SlowRequests(**arguments)

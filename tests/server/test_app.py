@@ -1,3 +1,5 @@
+"""The HTTP application: routes, status codes, messages."""
+
 import asyncio
 import time
 from collections.abc import Iterator
@@ -54,7 +56,7 @@ def client(own: Engine) -> Client:
     return Client(own)
 
 
-def test_given_candidates_are_ranked(client: Client, own: Engine, world: World) -> None:
+def test_rank_route_given_candidates_are_ranked(client: Client, own: Engine, world: World) -> None:
     ids, pair = world.candidates(20)
     body = {
         "user": 4, "context": {"hour": 9}, "k": 6, "candidates": ids.tolist(),
@@ -71,13 +73,13 @@ def test_given_candidates_are_ranked(client: Client, own: Engine, world: World) 
     assert "report" not in given
 
 
-def test_without_candidates_the_engine_retrieves(client: Client, own: Engine) -> None:
+def test_rank_route_without_candidates_retrieves(client: Client, own: Engine) -> None:
     answer = client.post("/rank", json={"user": 4, "report": True}).json()
     assert answer["ids"] == own.rank(4).ids.tolist()
     assert answer["report"]["candidates"] == 30
 
 
-def test_candidates_come_as_a_table_too(client: Client, own: Engine, world: World) -> None:
+def test_rank_route_table_of_candidates_ranks_as_ids(client: Client, own: Engine, world: World) -> None:
     ids, pair = world.candidates(20)
     table = {"id": ids.tolist(), **{name: values.tolist() for name, values in pair.items()}}
     answer = client.post("/rank", json={"user": 4, "k": 6, "candidates": table}).json()
@@ -85,7 +87,7 @@ def test_candidates_come_as_a_table_too(client: Client, own: Engine, world: Worl
 
 
 @pytest.mark.parametrize("own_candidates", [True, False])
-def test_filters_leave_out_what_was_not_wanted(
+def test_rank_route_filters_leave_out_the_same(
     client: Client, own: Engine, world: World, own_candidates: bool
 ) -> None:
     ids, pair = world.candidates(30)
@@ -128,19 +130,21 @@ def test_filters_leave_out_what_was_not_wanted(
         ({"user": 9, "deadline_ms": 30}, 504, "DeadlineExceededError", "retrieval was not done"),
     ],
 )
-def test_errors_teach(client: Client, body: Any, status: int, error: str, message: str) -> None:
+def test_rank_route_bad_request_gives_status_and_message(
+    client: Client, body: Any, status: int, error: str, message: str
+) -> None:
     answer = client.post("/rank", json=body)
     assert (answer.status_code, answer.json()["error"]) == (status, error)
     assert message in answer.json()["message"]
 
 
-def test_a_body_that_is_not_json(client: Client) -> None:
+def test_rank_route_body_not_json_is_refused(client: Client) -> None:
     answer = client.post("/rank", content=b"{")
     assert answer.status_code == 400
     assert "body: is not JSON" in answer.json()["message"]
 
 
-def test_health_and_stats(client: Client, own: Engine) -> None:
+def test_health_and_stats_routes_show_engine(client: Client, own: Engine) -> None:
     assert client.get("/health").json() == {"status": "ok", "version": own.version, "program": "native"}
     client.post("/rank", json={"user": 4})
     stats = client.get("/stats").json()
@@ -150,7 +154,7 @@ def test_health_and_stats(client: Client, own: Engine) -> None:
     assert client.get("/rank").status_code == 405
 
 
-def test_a_closed_engine_is_unavailable(bundle: Bundle, tables: Tables, users: InMemoryUsers) -> None:
+def test_routes_closed_engine_is_unavailable(bundle: Bundle, tables: Tables, users: InMemoryUsers) -> None:
     engine = Engine(bundle, tables, users=users, config=ENGINE_CONFIG)
     engine.close()
     health = Client(engine).get("/health")
@@ -159,7 +163,7 @@ def test_a_closed_engine_is_unavailable(bundle: Bundle, tables: Tables, users: I
     assert (answer.status_code, answer.json()["error"]) == (503, "SchedulerError")
 
 
-def test_metrics_and_slow_requests_are_served_where_they_are_given(
+def test_metrics_and_slow_routes_exist_only_where_given(
     bundle: Bundle, tables: Tables, users: InMemoryUsers, world: World
 ) -> None:
     metrics, slow = PrometheusMetrics(), SlowRequests()

@@ -1,4 +1,4 @@
-"""The stage over device rows is the stage over gathered rows: same scores, same order, same counts."""
+"""Real-time stage over device rows: the scores, order and counts of gathered rows."""
 
 import json
 import re
@@ -15,6 +15,7 @@ from aif_jax.bundle import Bundle, compilations
 from aif_jax.errors import ConfigError, RequestError, UnknownItemError, VersionMismatchError
 from aif_jax.features import EncodeReport
 from aif_jax.nearline import BehaviourTable, ItemIndex, Tables
+from aif_jax.nearline.change_log import Rows
 from aif_jax.nearline.device_rows import DeviceRows, RowPacking
 from aif_jax.serving import Engine, EngineConfig, Shapes
 from aif_jax.serving.candidates import EncodedCandidates, check_candidates
@@ -25,7 +26,9 @@ from aif_jax.serving.user_program import compute_state
 from support.served import K_MAX, World
 
 BUCKETS, LENGTHS = (32, 64), (8, 24)
-SHAPES = Shapes(candidates=BUCKETS, histories=LENGTHS)
+
+
+SHAPES = Shapes(candidates=BUCKETS, histories=LENGTHS, users=())
 
 
 def tables_over(bundle: Bundle, world: World) -> Tables:
@@ -86,14 +89,14 @@ def both(portable: Bundle, world: World) -> Any:
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("n", [1, 16, 31, 32, 33, 64])
-def test_scores_order_and_counts_are_those_of_gathered_rows(both: Both, n: int, length: int) -> None:
+def test_device_stage_any_size_scores_as_gathered_rows(both: Both, n: int, length: int) -> None:
     for user in range(3):
         ids, pair = both.world.candidates(n, seed=user)
         scored = both.compare(user, length, ids, pair)
         assert len(scored.order) == min(n, K_MAX)
 
 
-def test_missing_and_unrankable_candidates_are_left_out_and_counted(both: Both) -> None:
+def test_device_stage_missing_and_unrankable_candidates_are_left_out_and_counted(both: Both) -> None:
     ids, pair = both.world.candidates(40, seed=5)
     ids = ids.copy()
     ids[[0, 7, 39]] += np.uint64(1)
@@ -101,17 +104,17 @@ def test_missing_and_unrankable_candidates_are_left_out_and_counted(both: Both) 
     spoilt, _ = both.index.gather(ids[3:4])
     whole = {name: column.copy() for name, column in spoilt.items()}
     spoilt["h"][:] = np.nan
-    both.index._write(ids[3:4], spoilt)
+    both.index.replay(Rows(ids[3:4], spoilt, None))
     scored = both.compare(1, 24, ids, pair)
     assert (scored.missing, scored.not_rankable, scored.unscored) == (3, 2, 1)
     assert not set(scored.order.tolist()) & {0, 7, 39, 1, 2, 3}
     both.index.set_rankable(ids[[1, 2]], True)
-    both.index._write(ids[3:4], whole)
+    both.index.replay(Rows(ids[3:4], whole, None))
     scored = both.compare(1, 24, ids, pair)
     assert (scored.missing, scored.not_rankable, scored.unscored) == (3, 0, 0)
 
 
-def test_the_default_row_stands_in_for_missing_ones(portable: Bundle, world: World) -> None:
+def test_device_stage_default_policy_ranks_missing_items(portable: Bundle, world: World) -> None:
     both = Both(portable, world, missing="default")
     ids, pair = world.candidates(20, seed=3)
     ids = ids.copy()
@@ -121,7 +124,7 @@ def test_the_default_row_stands_in_for_missing_ones(portable: Bundle, world: Wor
     assert {2, 4} < set(scored.order.tolist())
 
 
-def test_missing_candidates_may_be_refused_before_anything_is_dispatched(both: Both) -> None:
+def test_device_stage_missing_candidates_are_refused_before_dispatch(both: Both) -> None:
     ids, pair = both.world.candidates(20)
     refused: list[Any] = []
 
@@ -137,7 +140,7 @@ def test_missing_candidates_may_be_refused_before_anything_is_dispatched(both: B
     assert refused == [[i != 5 for i in range(20)]]
 
 
-def test_updates_of_the_index_reach_the_next_request(portable: Bundle, world: World) -> None:
+def test_device_stage_index_update_reaches_next_request(portable: Bundle, world: World) -> None:
     both = Both(portable, world)
     ids, pair = world.candidates(30, seed=9)
     before = both.compare(1, 24, ids, pair)
@@ -150,7 +153,7 @@ def test_updates_of_the_index_reach_the_next_request(portable: Bundle, world: Wo
     assert both.compare(1, 24, ids, pair).missing == 2
 
 
-def test_nothing_is_compiled_after_the_start_not_by_growth_on_a_request_nor_by_another_bundle(
+def test_device_stage_growth_and_other_bundle_compile_nothing_on_requests(
     portable: Bundle, world: World, other_bundle: Bundle
 ) -> None:
     both = Both(portable, world)
@@ -184,12 +187,12 @@ def test_nothing_is_compiled_after_the_start_not_by_growth_on_a_request_nor_by_a
         one.rows.close()
 
 
-def test_rows_of_another_version_are_refused(both: Both, other_bundle: Bundle) -> None:
+def test_device_stage_rows_of_another_version_are_refused(both: Both, other_bundle: Bundle) -> None:
     with pytest.raises(VersionMismatchError, match="make them from an item index of this bundle"):
         DeviceStage(both.rows, other_bundle, BUCKETS, LENGTHS)
 
 
-def test_sizes_that_were_not_compiled_are_refused(both: Both) -> None:
+def test_device_stage_size_not_compiled_is_refused(both: Both) -> None:
     ids, pair = both.world.candidates(40)
     with pytest.raises(ConfigError, match="got 48 candidates and a history of 8, expected one of"):
         both.score(1, 8, ids, pair, 48)
@@ -197,7 +200,7 @@ def test_sizes_that_were_not_compiled_are_refused(both: Both) -> None:
         both.score(1, 8, ids, pair, 32)
 
 
-def test_programs_for_another_platform_are_refused(
+def test_device_stage_program_for_another_platform_is_refused(
     portable: Bundle, index: ItemIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with DeviceRows(index) as rows:
@@ -210,16 +213,14 @@ def test_programs_for_another_platform_are_refused(
             DeviceStage(rows, portable, BUCKETS, LENGTHS)
 
 
-def test_native_programs_which_read_the_hosts_cache_are_refused(bundle: Bundle, index: ItemIndex) -> None:
+def test_device_stage_native_program_is_refused(bundle: Bundle, index: ItemIndex) -> None:
     assert bundle.kind == "native"
     with DeviceRows(index) as rows, pytest.raises(ConfigError, match="prefer='portable'"):
         DeviceStage(rows, bundle, BUCKETS, LENGTHS)
 
 
 @pytest.mark.parametrize("missing", ["drop", "default", "error"])
-def test_an_engine_with_rows_on_a_device_ranks_as_one_without(
-    portable: Bundle, world: World, missing: Any
-) -> None:
+def test_engine_device_rows_rank_as_host_rows(portable: Bundle, world: World, missing: Any) -> None:
     tables = tables_over(portable, world)
     index = tables.items
     users = {user: world.record(user, 20) for user in range(3)}
@@ -249,7 +250,7 @@ def test_an_engine_with_rows_on_a_device_ranks_as_one_without(
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_it_lowers_for_accelerators_without_a_custom_call_of_ours(
+def test_device_stage_lowered_for_accelerators_has_no_custom_call(
     index: ItemIndex, portable: Bundle, platform: str
 ) -> None:
     with DeviceRows(index) as rows:
@@ -278,7 +279,8 @@ def test_it_lowers_for_accelerators_without_a_custom_call_of_ours(
     assert re.search(r"dot_general .*tensor<[0-9?x]+xi8>\) -> tensor<[0-9?x]+xi32>", text)
 
 
-def test_the_script_for_whoever_has_an_accelerator_runs(tmp_path: Path) -> None:
+@pytest.mark.thorough
+def test_device_stage_bench_script_small_writes_record(tmp_path: Path) -> None:
     root = Path(__file__).parent.parent.parent
     environment = {
         "JAX_PLATFORMS": "cpu", "PYTHONPATH": ":".join([str(root / "bench"), *sys.path]),

@@ -1,9 +1,7 @@
-"""Filters of a request: what they leave out, what that costs the rest (nothing), and what is told of it."""
+"""Filters of a request: the ranking without what they leave out, and its report."""
 
 import asyncio
-import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +10,22 @@ import pytest
 
 from aif_jax.bundle import Bundle, compilations, export_bundle
 from aif_jax.errors import RequestError
-from aif_jax.features.ids import KeySet
 from aif_jax.nearline import BehaviourTable, ItemIndex, Tables
-from aif_jax.serving import Engine, EngineConfig, Filters, InMemoryUsers, Shapes
+from aif_jax.serving import Engine, EngineConfig, Filters, Shapes
 from aif_jax.types import Candidates, Request
-from support.served import CONFIG, ENGINE_CONFIG, GENRES, K_MAX, N_ITEMS, World, make_model
-
-
-@pytest.fixture
-def make(bundle: Bundle, tables: Tables, users: InMemoryUsers) -> Iterator[Any]:
-    made: list[Engine] = []
-
-    def make_engine(**arguments: Any) -> Engine:
-        given = {"users": users, "config": ENGINE_CONFIG, **arguments}
-        served = Tables(given.pop("index", tables.items), tables.behaviours)
-        engine = Engine(given.pop("bundle", bundle), served, **given)
-        made.append(engine)
-        return engine
-
-    yield make_engine
-    for engine in made:
-        engine.close()
+from support.served import (
+    GENRES,
+    K_MAX,
+    N_ITEMS,
+    ONE_SIZE,
+    TINY,
+    Make,
+    World,
+    assert_same,
+    make_model,
+    ran,
+    ways,
+)
 
 
 def genres_of(world: World, item: int) -> set[str]:
@@ -52,7 +45,7 @@ def kept(world: World, ids: np.ndarray, filters: Filters) -> np.ndarray:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_a_filtered_request_is_the_request_without_what_was_left_out(
+def test_filters_random_request_ranks_as_request_without_left_out(
     engine: Engine, world: World, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -63,8 +56,7 @@ def test_a_filtered_request_is_the_request_without_what_was_left_out(
     stay = kept(world, ids, filters)
     expected = engine.begin(5, {"hour": 3}).rank(ids[stay], {n: v[stay] for n, v in pair.items()}, k=K_MAX)
     ranking = engine.begin(5, {"hour": 3}).rank(ids, pair, k=K_MAX, filters=filters)
-    assert ranking.ids.tolist() == expected.ids.tolist()
-    assert ranking.scores.tolist() == expected.scores.tolist()  # to the bit: pair features are aligned
+    assert_same(ranking, expected)  # to the bit: pair features are aligned
     assert all(ranking.heads[h].tolist() == expected.heads[h].tolist() for h in ("ctr", "cvr"))
     report = ranking.report
     assert report.candidates == len(ids)
@@ -72,7 +64,7 @@ def test_a_filtered_request_is_the_request_without_what_was_left_out(
     assert report.filtered.get("exclude", 0) == np.isin(ids, exclude).sum()
 
 
-def test_filters_meet_duplicates(engine: Engine, world: World) -> None:
+def test_filters_with_duplicates_count_each_item_once(engine: Engine, world: World) -> None:
     ids, pair = world.candidates(30)
     twice = np.concatenate([ids, ids[::-1]])
     doubled = {name: np.concatenate([values, values]) for name, values in pair.items()}
@@ -83,8 +75,9 @@ def test_filters_meet_duplicates(engine: Engine, world: World) -> None:
     assert ranking.report.filtered == expected.report.filtered
 
 
-@pytest.mark.parametrize("way", ["rank", "rank_async", "begin", "begin_async"])
-def test_every_way_to_rank_takes_filters(make: Any, world: World, way: str) -> None:
+@ways
+@pytest.mark.parametrize("own", [True, False])
+def test_filters_every_way_to_rank_leaves_out_the_same(make: Make, world: World, way: str, own: bool) -> None:
     ids, pair = world.candidates(40)
     seen: list[Any] = []
 
@@ -95,22 +88,18 @@ def test_every_way_to_rank_takes_filters(make: Any, world: World, way: str) -> N
     engine = make(retrieve=retrieve)
     filters = Filters(exclude=ids[:20])
     expected = engine.begin(4).rank(ids[20:], {name: values[20:] for name, values in pair.items()})
-    if way == "rank":
-        ranking = engine.rank(4, filters=filters)
-    elif way == "rank_async":
-        ranking = asyncio.run(engine.rank_async(4, filters=filters))
-    elif way == "begin":
-        ranking = engine.begin(4).rank(ids, pair, filters=filters)
+    if own:
+        ranking = ran(getattr(engine, way), 4, filters=filters)
     else:
-        ranking = asyncio.run(engine.begin(4).rank_async(ids, pair, filters=filters))
+        ranking = ran(getattr(engine.begin(4), way), ids, pair, filters=filters)
     assert ranking.ids.tolist() == expected.ids.tolist()
-    assert seen == ([filters] if way.startswith("rank") else [])
+    assert seen == ([filters] if own else [])
     requests = engine.stats()["requests"]
     assert requests["filtered:exclude"] == 20
     assert "filtered:categories" not in requests
 
 
-def test_rank_many_takes_filters_for_all_or_for_each(make: Any, world: World) -> None:
+def test_filters_rank_many_for_all_or_for_each_ranks_as_alone(make: Make, world: World) -> None:
     ids, pair = world.candidates(40)
     engine = make(retrieve=lambda request: Candidates(ids, pair))
     one, other = Filters(ids[:5]), Filters(categories=["noir"])
@@ -124,7 +113,7 @@ def test_rank_many_takes_filters_for_all_or_for_each(make: Any, world: World) ->
         engine.rank_many([1, 2], filters={"exclude": [1]})
 
 
-def test_an_item_with_several_categories_passes_if_any_is_allowed(engine: Engine, world: World) -> None:
+def test_filters_item_with_several_categories_passes_if_one_is_allowed(engine: Engine, world: World) -> None:
     several = [int(i) for i in world.ids if len(genres_of(world, int(i))) > 1]
     for genre in GENRES:
         ranking = engine.begin(2).rank(several, filters=Filters(categories=[genre]), k=K_MAX)
@@ -135,14 +124,14 @@ def test_an_item_with_several_categories_passes_if_any_is_allowed(engine: Engine
 
 @pytest.mark.parametrize("kind", ["native", "portable", "device"])
 @pytest.mark.parametrize("missing", ["drop", "default"])
-def test_missing_items_are_of_no_category(
-    make: Any, bundle: Bundle, world: World, missing: str, kind: str
+def test_filters_missing_items_have_no_category(
+    make: Make, bundle: Bundle, tables: Tables, world: World, missing: str, kind: str
 ) -> None:
     served = Bundle.load(bundle.path, prefer="native" if kind == "native" else "portable")
     rows = "device" if kind == "device" else "host"
     shapes = Shapes(candidates=(32,), histories=(24,))
     config = EngineConfig(k=10, shapes=shapes, missing_items=missing, item_rows=rows)
-    engine = make(bundle=served, config=config)
+    engine = make((served, tables), config=config)
     ids = np.concatenate([world.ids[:20], np.arange(1, 5, dtype=np.uint64)])
     report = engine.begin(3).rank(ids, {"bid": np.ones(24)}, filters=Filters(categories=["noir"])).report
     others = sum("noir" not in genres_of(world, int(i)) for i in world.ids[:20])
@@ -151,7 +140,7 @@ def test_missing_items_are_of_no_category(
     assert report.k_given == min(10, 20 - others)
 
 
-def test_pair_features_of_what_is_left_out_cost_nothing(engine: Engine, world: World) -> None:
+def test_filters_pair_features_of_left_out_items_are_not_read(engine: Engine, world: World) -> None:
     ids, _ = world.candidates(6)
     bids: list[Any] = [1.0, "not a number", 1.0, "nor this", 1.0, 1.0]
     with pytest.raises(RequestError, match="'bid'"):
@@ -163,15 +152,13 @@ def test_pair_features_of_what_is_left_out_cost_nothing(engine: Engine, world: W
 
 
 @pytest.mark.parametrize("bad", [[1.0], 1.0, None])
-def test_a_column_of_another_length_is_an_error_whatever_is_left_out(
-    engine: Engine, world: World, bad: Any
-) -> None:
+def test_filters_column_of_another_length_is_refused(engine: Engine, world: World, bad: Any) -> None:
     ids, _ = world.candidates(6)
     with pytest.raises(RequestError, match=r"pair features of 6 candidates.*'bid'"):
         engine.begin(3).rank(ids, {"bid": bad}, filters=Filters(ids))
 
 
-def test_nothing_left_is_an_empty_ranking_that_says_why(engine: Engine, world: World) -> None:
+def test_filters_nothing_left_gives_empty_ranking_with_reason(engine: Engine, world: World) -> None:
     ids, pair = world.candidates(12)
     before = compilations()
     for filters in (Filters(ids), Filters(categories=[]), Filters(ids[:6], [])):
@@ -190,7 +177,7 @@ def test_nothing_left_is_an_empty_ranking_that_says_why(engine: Engine, world: W
     assert engine.begin(3).rank(ids).report.empty_because == ""
 
 
-def test_categories_that_the_schema_does_not_know(engine: Engine, world: World) -> None:
+def test_filters_unknown_categories_are_counted_or_refused(engine: Engine, world: World) -> None:
     ids, _ = world.candidates(30)
     known = engine.begin(3).rank(ids, filters=Filters(categories=["noir"]))
     ranking = engine.begin(3).rank(ids, filters=Filters(categories=["noir", "opera", None]))
@@ -202,20 +189,19 @@ def test_categories_that_the_schema_does_not_know(engine: Engine, world: World) 
         engine.begin(3).rank(ids, filters=Filters(categories=[1]))
 
 
-def test_an_item_of_an_unknown_category_passes_no_filter(make: Any, bundle: Bundle, world: World) -> None:
+def test_filters_item_of_unknown_category_is_left_out(
+    make: Make, bundle: Bundle, tables: Tables, world: World
+) -> None:
     index = ItemIndex.build(bundle, [1, 2, 3], {"genres": [["opera"], ["noir"], []]})
-    engine = make(index=index)
+    engine = make((bundle, tables._replace(items=index)))
     ranking = engine.begin(3).rank([1, 2, 3], filters=Filters(categories=["noir", "opera"]))
     assert ranking.ids.tolist() == [2]
 
 
-def test_rows_without_a_category_cannot_be_filtered_by_it(users: InMemoryUsers, tmp_path: Path) -> None:
-    config = dataclasses.replace(
-        CONFIG, blocks=tuple(block for block in CONFIG.blocks if block != "sim_hard")
-    )
-    bare = export_bundle(make_model(1, config), tmp_path / "bare", k_max=K_MAX)
+def test_filters_rows_without_category_are_refused(make: Make, tmp_path: Path) -> None:
+    bare = export_bundle(make_model(1, TINY), tmp_path / "bare", k_max=K_MAX)
     tables = Tables(ItemIndex.build(bare, [1, 2], {}), BehaviourTable.build(bare, [1], {}))
-    with Engine(bare, tables, users=users, config=ENGINE_CONFIG) as engine:
+    with make((bare, tables), shapes=ONE_SIZE) as engine:
         with pytest.raises(RequestError, match="hold no category to filter by; train with a schema"):
             engine.begin(3).rank([1, 2], filters=Filters(categories=["noir"]))
         assert engine.begin(3).rank([1, 2], filters=Filters([1])).ids.tolist() == [2]
@@ -235,12 +221,12 @@ def test_rows_without_a_category_cannot_be_filtered_by_it(users: InMemoryUsers, 
         ({"categories": 3}, "categories: got 3"),
     ],
 )
-def test_filters_that_are_none(arguments: dict[str, Any], message: str) -> None:
+def test_filters_malformed_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         Filters(**arguments)
 
 
-def test_excluded_ids_are_of_the_candidates_kind(engine: Engine, world: World) -> None:
+def test_filters_excluded_ids_of_another_kind_are_refused(engine: Engine, world: World) -> None:
     with pytest.raises(RequestError, match="exclude: got strings, but the candidates' ids are integers"):
         engine.begin(3).rank(world.ids[:5], filters=Filters(["a"]))
     with pytest.raises(RequestError, match="exclude: got integers, but the candidates' ids are strings"):
@@ -248,7 +234,9 @@ def test_excluded_ids_are_of_the_candidates_kind(engine: Engine, world: World) -
 
 
 @pytest.mark.parametrize("kind", ["array", "list", "set", "int64", "object", "many"])
-def test_exclude_takes_ids_as_they_come(engine: Engine, world: World, kind: str) -> None:
+def test_filters_exclude_in_any_collection_leaves_out_the_same(
+    engine: Engine, world: World, kind: str
+) -> None:
     ids, pair = world.candidates(30)
     out = ids[:12]
     exclude: Any = {
@@ -260,23 +248,12 @@ def test_exclude_takes_ids_as_they_come(engine: Engine, world: World, kind: str)
     assert set(ranking.ids.tolist()) == set(ids[12:].tolist())
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_a_key_set_has_what_numpy_says_it_has(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    size = int(rng.choice([0, 1, 2, 50, 1000, 100_000]))
-    # Both keys spread out and keys side by side, those at the ends of their range among them.
-    pool = rng.integers(0, 2**64, 3000, np.uint64) if seed % 2 else np.arange(5000, dtype=np.uint64)
-    pool[:2] = 0, 2**64 - 1
-    members, asked = rng.choice(pool, size), rng.choice(pool, 4096)
-    found = KeySet(members).has(asked)
-    assert found.tolist() == np.isin(asked, members).tolist()
-    assert len(KeySet(members)) == len(set(members.tolist()))
-
-
-def test_string_ids_are_excluded_by_name(make: Any, bundle: Bundle, world: World) -> None:
+def test_filters_string_ids_are_excluded_by_name(
+    make: Make, bundle: Bundle, tables: Tables, world: World
+) -> None:
     names = [f"item {i}" for i in range(N_ITEMS)]
     index = ItemIndex.build(bundle, names, world.columns, world.content)
-    engine = make(index=index)
+    engine = make((bundle, tables._replace(items=index)))
     for out in (names[:10], np.array(names[:10]), set(names[:10]), np.array(names[:10], object)):
         ranking = engine.begin(3).rank(names[:25], k=K_MAX, filters=Filters(out, GENRES))
         having = {n for n, genres in zip(names, world.columns["genres"], strict=True) if len(genres)}

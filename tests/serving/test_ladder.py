@@ -1,4 +1,4 @@
-"""The ladder's decisions by themselves, and the times that they are made of."""
+"""Decisions of the ladder, and the latency estimates behind them."""
 
 import numpy as np
 import pytest
@@ -24,10 +24,7 @@ def settle(times: LatencyEstimates, key: object, ms: float) -> None:
         times.record(key, ms)
 
 
-# -- times ----------------------------------------------------------------------------------------
-
-
-def test_a_steady_time_is_known_with_a_small_reserve() -> None:
+def test_latency_estimates_steady_time_has_small_reserve() -> None:
     times = LatencyEstimates()
     assert times.expected_ms("a") == times.reserve_ms("a") == 0.0
     settle(times, "a", 4.0)
@@ -37,7 +34,7 @@ def test_a_steady_time_is_known_with_a_small_reserve() -> None:
     assert times.as_dict()["a"]["mean_ms"] == pytest.approx(4.0)
 
 
-def test_the_reserve_covers_nearly_all_of_what_varies() -> None:
+def test_latency_estimates_varying_time_is_mostly_within_reserve() -> None:
     rng, times = np.random.default_rng(0), LatencyEstimates()
     late = 0
     drawn = rng.gamma(20.0, 0.1, 3000)  # mean 2 ms, standard deviation 0.45
@@ -48,7 +45,7 @@ def test_the_reserve_covers_nearly_all_of_what_varies() -> None:
     assert times.reserve_ms("a") < 2.0 * 2.0
 
 
-def test_one_pause_moves_little_and_a_lasting_change_is_followed() -> None:
+def test_latency_estimates_pause_moves_little_and_lasting_change_is_followed() -> None:
     times = LatencyEstimates()
     settle(times, "a", 2.0)
     times.record("a", 500.0)
@@ -58,7 +55,7 @@ def test_one_pause_moves_little_and_a_lasting_change_is_followed() -> None:
     assert times.expected_ms("a") == pytest.approx(10.0, rel=0.05)
 
 
-def test_an_estimate_that_keeps_work_from_running_fades() -> None:
+def test_latency_estimates_refused_work_fades() -> None:
     times = LatencyEstimates()
     settle(times, "a", 100.0)
     refused = 0
@@ -69,10 +66,7 @@ def test_an_estimate_that_keeps_work_from_running_fades() -> None:
     times.refused("nothing is known of it")
 
 
-# -- decisions ------------------------------------------------------------------------------------
-
-
-def test_nothing_is_degraded_without_a_deadline() -> None:
+def test_ladder_without_deadline_degrades_nothing() -> None:
     ladder = made(stage=1e6, user_24=1e6)
     assert not ladder.degrades(None)
     assert ladder.wait_ms(None, 64) is None
@@ -83,7 +77,7 @@ def test_nothing_is_degraded_without_a_deadline() -> None:
     assert ladder.stage(failed, None, 64, 8) == failed
 
 
-def test_nothing_is_degraded_when_it_is_off() -> None:
+def test_ladder_disabled_degrades_nothing() -> None:
     ladder = made(enabled=False, stage=1e6, user_24=1e6)
     assert not ladder.degrades(10.0)
     assert ladder.wait_ms(10.0, 64) == 10.0
@@ -92,7 +86,7 @@ def test_nothing_is_degraded_when_it_is_off() -> None:
     assert ladder.stage(FULL, -1.0, 64, 24) == FULL
 
 
-def test_a_request_waits_until_the_stage_has_to_start() -> None:
+def test_ladder_wait_ends_when_the_stage_has_to_start() -> None:
     ladder = made(stage=2.0)
     reserve = ladder.times.reserve_ms(ladder.stage_key(40, 24))
     assert 18.0 - reserve < (ladder.wait_ms(20.0, 40) or 0.0) < 20.0 - reserve
@@ -107,7 +101,7 @@ def test_a_request_waits_until_the_stage_has_to_start() -> None:
     [(50.0, 24, 0), (10.0, 24, 1), (10.0, 8, 0), (3.0, 24, 0)],
     ids=["fits", "only the short one fits", "is the short one", "neither fits"],
 )
-def test_the_long_sequence_is_left_out_only_where_that_helps(
+def test_ladder_long_sequence_is_left_out_only_where_that_helps(
     remaining_ms: float, length: int, rung: int
 ) -> None:
     ladder = made(stage=2.0, user_8=1.0, user_24=20.0)
@@ -115,7 +109,7 @@ def test_the_long_sequence_is_left_out_only_where_that_helps(
     assert choice == ((1, "user program late") if rung else FULL)
 
 
-def test_the_stage_gives_way_to_the_item_prior_only_when_it_is_late() -> None:
+def test_ladder_late_stage_gives_way_to_item_prior() -> None:
     for chosen in (FULL, Choice(1, "user program late"), Choice(2, "user source late")):
         ladder = made(stage=4.0)
         assert ladder.stage(chosen, 5.0, 64, 24) == chosen
@@ -125,7 +119,7 @@ def test_the_stage_gives_way_to_the_item_prior_only_when_it_is_late() -> None:
         assert made(stage=4.0, item_prior=False).stage(chosen, 3.0, 64, 24) == chosen
 
 
-def test_what_is_passed_over_is_tried_again_some_day() -> None:
+def test_ladder_skipped_program_is_tried_again() -> None:
     ladder = made(stage=1.0, user_24=100.0)
     tries = 0
     while ladder.user_program(20.0, 24).rung:
@@ -139,7 +133,7 @@ def test_what_is_passed_over_is_tried_again_some_day() -> None:
     assert tries > 50
 
 
-def test_what_is_measured_is_used() -> None:
+def test_ladder_recorded_times_decide() -> None:
     ladder = Ladder(LatencyEstimates(), CANDIDATES, HISTORIES, enabled=True, item_prior=True)
     assert ladder.stage(FULL, 0.1, 130, 24) == FULL  # nothing is known yet
     ladder.record_finish(130, 24, 9.0)

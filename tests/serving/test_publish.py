@@ -1,4 +1,4 @@
-"""From one generation to the next and back: nothing fails, nothing waits, and no answer mixes the two."""
+"""Publish and rollback: nothing fails, nothing waits, and no answer mixes generations."""
 
 import asyncio
 import dataclasses
@@ -13,10 +13,11 @@ import pytest
 
 from aif_jax.bundle import compilations
 from aif_jax.errors import AifError, PublishError, RequestError, SchedulerError, VersionMismatchError
-from aif_jax.serving import Engine, GoldenRequest, InMemoryUsers, MissingItems, Pending, PublishChecks
+from aif_jax.serving import Engine, GoldenRequest, InMemoryUsers, MissingItems, PublishChecks
 from aif_jax.serving.generation import Generation
 from aif_jax.types import Candidates, ItemRecords
-from support.served import ENGINE_CONFIG, K_MAX, Make, Served, World, part_of, tables_of
+from support.held import eventually
+from support.served import ENGINE_CONFIG, K_MAX, Make, Served, World, part_of, ran, tables_of, ways
 
 USERS = range(1, 8)
 
@@ -25,7 +26,7 @@ USERS = range(1, 8)
 def expected(
     one: Served, two: Served, users: InMemoryUsers, world: World
 ) -> dict[tuple[str, int], tuple[list[int], bytes]]:
-    """The answer to each user's request by version, of engines that serve one version only."""
+    """Answers to each user's request by version, of engines that serve one version only."""
     found = {}
     for served in (one, two):
         with Engine(*served, users=users, config=ENGINE_CONFIG) as engine:
@@ -43,7 +44,7 @@ def shown(ids_and_scores: tuple[list[int], bytes]) -> tuple[tuple[int, ...], byt
     return tuple(ids_and_scores[0]), ids_and_scores[1]
 
 
-def test_the_next_request_gets_the_new_generation_and_rollback_the_old_one(
+def test_publish_then_rollback_serves_new_then_old_generation(
     make: Make, one: Served, two: Served, expected: Any
 ) -> None:
     engine = make()
@@ -64,8 +65,8 @@ def test_the_next_request_gets_the_new_generation_and_rollback_the_old_one(
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("way", ["rank", "rank_async"])
-def test_what_was_begun_ends_as_it_began(
+@ways
+def test_publish_open_requests_keep_their_generation(
     make: Make, one: Served, two: Served, world: World, expected: Any, way: str
 ) -> None:
     engine = make()
@@ -75,14 +76,9 @@ def test_what_was_begun_ends_as_it_began(
     generations = engine.stats()["generations"]
     assert (generations["open"], generations["previous_open"]) == (0, len(USERS))
 
-    def rank(pending: Pending) -> Any:
-        if way == "rank":
-            return pending.rank(*world.candidates(30))
-        return asyncio.run(pending.rank_async(*world.candidates(30)))
-
     for user, pending in pendings.items():
         assert pending.version == one[0].version
-        assert answer(rank(pending)) == expected[one[0].version, user]
+        assert answer(ran(getattr(pending, way), *world.candidates(30))) == expected[one[0].version, user]
     assert engine.stats()["generations"]["previous_open"] == 0
 
 
@@ -101,7 +97,7 @@ def change(served: Served, world: World, variant: int, *, item: bool = True, beh
         table.upsert(world.ids[[CHANGING]], columns, world.content[[CHANGING]])
 
 
-def test_no_answer_mixes_generations_under_load(
+def test_publish_under_load_mixes_no_generations(
     make: Make, one: Served, two: Served, users: InMemoryUsers, world: World
 ) -> None:
     """All at once: threads and coroutines rank, users are invalidated, an item changes in the tables of both
@@ -198,7 +194,8 @@ def test_no_answer_mixes_generations_under_load(
                 assert (coverage.missing_items, coverage.missing_behaviours) == (0, 0)
             else:
                 engine.publish(*served, checks=covered, warm=3)
-            time.sleep(0.02)
+            by_then = len(answers)
+            assert eventually(lambda: len(answers) > by_then + 8)  # noqa: B023
     finally:
         over.set()
         for thread in running:
@@ -217,7 +214,7 @@ def test_no_answer_mixes_generations_under_load(
     assert engine.stats()["shadows"] == {}
 
 
-def test_nothing_compiles_on_a_request_after_a_publish(make: Make, two: Served, world: World) -> None:
+def test_publish_compiles_nothing_on_later_requests(make: Make, two: Served, world: World) -> None:
     engine = make()
     engine.publish(*two)
     before = compilations()
@@ -227,7 +224,7 @@ def test_nothing_compiles_on_a_request_after_a_publish(make: Make, two: Served, 
     assert engine.stats()["compilations"] == 0
 
 
-def test_states_of_recent_users_are_there_beforehand(make: Make, two: Served, expected: Any) -> None:
+def test_publish_warms_states_of_recent_users(make: Make, two: Served, expected: Any) -> None:
     engine = make()
     for user in USERS:
         engine.rank(user)
@@ -240,7 +237,9 @@ def test_states_of_recent_users_are_there_beforehand(make: Make, two: Served, ex
         assert answer(ranking) == expected[two[0].version, user]
 
 
-def test_users_that_cannot_be_warmed_are_counted(make: Make, users: InMemoryUsers, two: Served) -> None:
+def test_publish_users_that_cannot_be_warmed_are_counted(
+    make: Make, users: InMemoryUsers, two: Served
+) -> None:
     down = threading.Event()
 
     def source(user: Any) -> Any:
@@ -256,7 +255,7 @@ def test_users_that_cannot_be_warmed_are_counted(make: Make, users: InMemoryUser
     assert (published.warmed, published.not_warmed) == (6, {"ConnectionError": 1})
 
 
-def test_an_invalidation_reaches_the_generation_that_is_warmed(
+def test_invalidate_while_publish_warms_drops_new_state(
     make: Make, one: Served, two: Served, world: World, users: InMemoryUsers
 ) -> None:
     """A record that was fetched for the new generation, and then invalidated, ranks nobody."""
@@ -286,7 +285,9 @@ def golden(world: World, **changes: Any) -> GoldenRequest:
     return dataclasses.replace(GoldenRequest(user=5, candidates=ids, pair=pair, k=10), **changes)
 
 
-def test_golden_requests_measure_and_refuse(make: Make, one: Served, two: Served, world: World) -> None:
+def test_publish_golden_requests_measure_and_refuse(
+    make: Make, one: Served, two: Served, world: World
+) -> None:
     engine = make()
     requests = [golden(world)]
     same = engine.publish(*one, golden=requests, checks=PublishChecks(min_overlap=1.0, max_drift=0.0))
@@ -307,12 +308,12 @@ def test_golden_requests_measure_and_refuse(make: Make, one: Served, two: Served
 
 
 @pytest.mark.parametrize("wrong", [{"min_overlap": 1.1}, {"max_drift": math.nan}, {"max_drift": -1.0}])
-def test_bounds_that_cannot_be_met_are_refused(wrong: dict[str, float]) -> None:
+def test_publish_checks_impossible_golden_bounds_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(RequestError, match=r"min_overlap, max_drift: got .*, expected a share from 0 to 1"):
         PublishChecks(**wrong)
 
 
-def test_golden_requests_that_are_wrong_say_so(make: Make, two: Served, world: World) -> None:
+def test_publish_malformed_golden_request_is_refused(make: Make, two: Served, world: World) -> None:
     engine = make()
     with pytest.raises(AifError, match="k: got 0"):
         engine.publish(*two, golden=[golden(world, k=0)])
@@ -320,7 +321,7 @@ def test_golden_requests_that_are_wrong_say_so(make: Make, two: Served, world: W
         engine.publish(*two, golden=[golden(world, context={"moon": 1})])
 
 
-def test_tables_of_another_version_are_refused(make: Make, one: Served, two: Served) -> None:
+def test_publish_tables_of_another_version_are_refused(make: Make, one: Served, two: Served) -> None:
     engine = make()
     with pytest.raises(VersionMismatchError):
         engine.publish(two[0], two[1]._replace(items=one[1].items))
@@ -329,7 +330,7 @@ def test_tables_of_another_version_are_refused(make: Make, one: Served, two: Ser
         engine.rollback()
 
 
-def test_a_generation_is_closed_when_the_last_request_of_it_is_over(
+def test_publish_closes_retired_generation_after_its_last_request(
     make: Make, one: Served, two: Served, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, closed, warm = list[Generation](), list[Generation](), Generation.warm
@@ -353,7 +354,7 @@ def test_a_generation_is_closed_when_the_last_request_of_it_is_over(
     assert len(closed) == 3
 
 
-def test_missing_items_are_computed_for_the_generation_of_the_request(
+def test_publish_missing_items_are_computed_for_generation_of_request(
     make: Make, one: Served, two: Served, world: World
 ) -> None:
     def items(ids: np.ndarray) -> ItemRecords:
@@ -372,7 +373,7 @@ def test_missing_items_are_computed_for_the_generation_of_the_request(
     assert (old.stats()["rows"], new.stats()["rows"]) == (105, 110)
 
 
-def test_a_closed_engine_publishes_nothing(make: Make, two: Served) -> None:
+def test_publish_on_closed_engine_is_refused(make: Make, two: Served) -> None:
     engine = make()
     engine.close()
     for change in (lambda: engine.publish(*two), engine.rollback):
@@ -380,7 +381,7 @@ def test_a_closed_engine_publishes_nothing(make: Make, two: Served) -> None:
             change()
 
 
-def test_publishing_while_others_publish_takes_turns(make: Make, one: Served, two: Served) -> None:
+def test_publish_from_many_threads_takes_turns(make: Make, one: Served, two: Served) -> None:
     engine = make()
     threads = [threading.Thread(target=engine.publish, args=served) for served in (one, two) * 3]
     for thread in threads:

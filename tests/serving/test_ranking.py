@@ -1,53 +1,35 @@
-"""What the engine returns is what the unfolded model computes."""
+"""Rankings of an engine: scores of the unfolded model, and items left out by policy."""
 
-import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
 
 from aif_jax.bundle import Bundle
+from aif_jax.errors import (
+    UnknownItemError,
+)
 from aif_jax.features import item_keys
 from aif_jax.nearline import BehaviourTable, ItemIndex, Tables, build_tables
-from aif_jax.serving import Engine, EngineConfig, InMemoryUsers, Ranking, Shapes, UserStateCache
+from aif_jax.serving import (
+    Engine,
+    InMemoryUsers,
+    Ranking,
+)
 from aif_jax.types import ItemRecords, UserRecord
-from support.served import CONFIG, ENGINE_CONFIG, K_MAX, UNCACHED, World
-
-CONTEXT = {"hour": 17}
-SMALL = EngineConfig(k=5, shapes=Shapes(candidates=(32,), histories=(24,)))
-
-
-def check(
-    ranking: Ranking,
-    world: World,
-    record: UserRecord,
-    ids: np.ndarray,
-    pair: Mapping[str, Any],
-    context: Mapping[str, Any] = CONTEXT,
-) -> None:
-    """Compare a ranking with the unfolded model, candidate by candidate, and its order."""
-    score, heads = world.scores(record, ids, pair, context)
-    place = {int(i): p for p, i in enumerate(ids)}
-    chosen = [place[int(i)] for i in ranking.ids]
-    np.testing.assert_allclose(ranking.scores, score[chosen], rtol=1e-4, atol=1e-6)
-    for number, head in enumerate(CONFIG.heads):
-        np.testing.assert_allclose(ranking.heads[head], heads[chosen, number], rtol=1e-4, atol=1e-6)
-    best = np.sort(score)[::-1][: len(ranking)]
-    np.testing.assert_allclose(ranking.scores, best, rtol=1e-4, atol=1e-6)
-    assert len(set(chosen)) == len(chosen)
+from support.served import CONFIG, CONTEXT, K_MAX, UNCACHED, Make, World, assert_ranks_as, assert_same
 
 
 @pytest.mark.parametrize("user", range(10))
 @pytest.mark.parametrize("n", [1, 16, 33, 64, 65, 150])
-def test_scores_are_those_of_the_unfolded_model(
+def test_ranking_any_size_scores_as_unfolded_model(
     engine: Engine, world: World, users: InMemoryUsers, user: int, n: int
 ) -> None:
     ids, pair = world.candidates(n, seed=user)
     ranking = engine.begin(user, CONTEXT).rank(ids, pair, k=K_MAX)
     record = users(user)
     assert record is not None
-    check(ranking, world, record, ids, pair)
+    assert_ranks_as(ranking, ids, *world.scores(record, ids, pair, CONTEXT))
     report = ranking.report
     assert report.k_given == len(ranking) == min(n, K_MAX)
     assert report.k_asked == K_MAX
@@ -60,7 +42,7 @@ def test_scores_are_those_of_the_unfolded_model(
     assert report.version == engine.version
 
 
-def test_ids_keep_their_kind_and_all_their_bits(engine: Engine, world: World) -> None:
+def test_ranking_ids_keep_kind_and_all_bits(engine: Engine, world: World) -> None:
     ids, pair = world.candidates(20)
     assert ids.min() >= 2**40
     as_array = engine.begin(3).rank(ids, pair)
@@ -72,7 +54,7 @@ def test_ids_keep_their_kind_and_all_their_bits(engine: Engine, world: World) ->
     assert set(as_array.ids.tolist()) <= set(ids.tolist())
 
 
-def test_string_ids(bundle: Bundle, world: World) -> None:
+def test_ranking_string_ids_rank_as_integers(make: Make, bundle: Bundle, world: World) -> None:
     n = 40
     names = [f"item {key}" for key in world.ids[:n].tolist()]
     columns = {name: column[:n] for name, column in world.columns.items()}
@@ -83,7 +65,7 @@ def test_string_ids(bundle: Bundle, world: World) -> None:
         features={"country": "fr"}, items=[names[i] for i in history], types=["click"] * 10, revision=1
     )
     pair = {"bid": np.linspace(0.1, 2.0, 30)}
-    with Engine(bundle, named_tables, users={"ann": named}.get, config=ENGINE_CONFIG) as engine:
+    with make((bundle, named_tables), users={"ann": named}.get) as engine:
         ranking = engine.begin("ann", CONTEXT).rank(names[:30], pair)
         as_array = engine.begin("ann", CONTEXT).rank(np.array(names[:30]), pair)
     assert all(isinstance(name, str) for name in ranking.ids)
@@ -93,7 +75,7 @@ def test_string_ids(bundle: Bundle, world: World) -> None:
     assert ids.tolist() == world.ids[:30][np.argsort(-score)[: len(ids)]].tolist()
 
 
-def test_absent_features_are_an_input_like_any_other(
+def test_ranking_absent_pair_features_score_as_missing(
     engine: Engine, world: World, users: InMemoryUsers
 ) -> None:
     ids, _ = world.candidates(20)
@@ -113,7 +95,7 @@ def known_record(users: InMemoryUsers, user: int) -> UserRecord:
     return record
 
 
-def test_a_candidate_scores_the_same_in_any_company(engine: Engine, world: World) -> None:
+def test_ranking_candidate_scores_the_same_in_any_company(engine: Engine, world: World) -> None:
     ids, pair = world.candidates(150)
     score_of: dict[int, set[float]] = {}
     for chosen in (slice(0, 1), slice(0, 7), slice(0, 33), slice(0, 64), slice(0, 150, 7)):
@@ -125,60 +107,18 @@ def test_a_candidate_scores_the_same_in_any_company(engine: Engine, world: World
     assert all(len(scores) == 1 for scores in score_of.values())
 
 
-def test_a_cached_state_holds_nothing_of_the_context(bundle: Bundle, tables: Tables, world: World) -> None:
-    users = InMemoryUsers({1: world.record(1)})
-    record = users(1)
-    assert record is not None
-    ids, pair = world.candidates(30)
-    with Engine(bundle, tables, users=users, config=ENGINE_CONFIG) as engine:
-        cold = engine.begin(1, {"hour": 3}).rank(ids, pair)
-        hot = engine.begin(1, {"hour": 20}).rank(ids, pair)
-        again = engine.begin(1, {"hour": 3}).rank(ids, pair)
-        assert [r.report.user_state for r in (cold, hot, again)] == ["computed", "hit", "hit"]
-        check(cold, world, record, ids, pair, {"hour": 3})
-        check(hot, world, record, ids, pair, {"hour": 20})
-        assert again.scores.tolist() == cold.scores.tolist()
-        assert set(hot.scores.tolist()) != set(cold.scores.tolist())
-        # A new revision of the record is another state.
-        users.put(1, record.features, record.items[:4], record.types[:4])
-        changed = engine.begin(1, {"hour": 3}).rank(ids, pair)
-        assert changed.report.user_state == "computed"
-        record = users(1)
-        assert record is not None
-        check(changed, world, record, ids, pair, {"hour": 3})
-
-
-def test_without_a_cache_every_state_is_computed(
-    bundle: Bundle, tables: Tables, users: InMemoryUsers, world: World
-) -> None:
-    config = dataclasses.replace(SMALL, user_states=UNCACHED)
-    ids, pair = world.candidates(10)
-    with Engine(bundle, tables, users=users, config=config) as engine:
-        states = [engine.begin(4).rank(ids, pair).report.user_state for _ in range(2)]
-    assert states == ["computed", "computed"]
-
-
-def test_the_user_state_cache_stays_within_its_bytes(bundle: Bundle, tables: Tables, world: World) -> None:
-    config = dataclasses.replace(SMALL, user_states=UserStateCache(max_bytes=128 * 1024))
-    ids, pair = world.candidates(10)
-    with Engine(bundle, tables, users=world.record, config=config) as engine:
-        for user in range(100):
-            engine.begin(user).rank(ids, pair)
-        rankings = [engine.begin(user).rank(ids, pair).report.user_state for user in reversed(range(100))]
-    assert 0 < rankings.count("hit") < 90
-
-
-def test_a_deleted_item_is_no_candidate_but_still_counts_in_histories(
-    bundle: Bundle, tables: Tables, world: World
+def test_ranking_deleted_item_is_dropped_but_counts_in_histories(
+    make: Make, bundle: Bundle, tables: Tables, world: World
 ) -> None:
     index = ItemIndex.build(bundle, world.ids, world.columns, world.content)
     record = world.record(5)
     gone = np.unique(np.asarray(record.items)[:6])
-    config = dataclasses.replace(SMALL, k=20, user_states=UNCACHED)
     others, pair = world.candidates(25, seed=3)
     keep = ~np.isin(others, gone)
     others, pair = others[keep], {name: values[keep] for name, values in pair.items()}
-    with Engine(bundle, Tables(index, tables.behaviours), users={5: record}.get, config=config) as engine:
+    with make(
+        (bundle, tables._replace(items=index)), users={5: record}.get, k=20, user_states=UNCACHED
+    ) as engine:
         before = engine.begin(5, CONTEXT).rank(others, pair)
         assert index.delete(gone) == len(gone)
         after = engine.begin(5, CONTEXT).rank(
@@ -188,13 +128,12 @@ def test_a_deleted_item_is_no_candidate_but_still_counts_in_histories(
     assert after.report.missing_items == len(gone)
     assert after.report.unknown_behaviours == 0
     assert not np.isin(after.ids, gone).any()
-    assert after.ids.tolist() == before.ids.tolist()
-    assert after.scores.tolist() == before.scores.tolist()
-    check(after, world, record, others, pair)
+    assert_same(after, before)
+    assert_ranks_as(after, others, *world.scores(record, others, pair, CONTEXT))
 
 
-def test_behaviours_without_a_row_are_left_out_and_counted(
-    bundle: Bundle, tables: Tables, world: World
+def test_ranking_behaviours_without_row_are_left_out_and_counted(
+    make: Make, bundle: Bundle, tables: Tables, world: World
 ) -> None:
     known = world.ids[: len(world.ids) // 2]
     n = len(known)
@@ -203,7 +142,7 @@ def test_behaviours_without_a_row_are_left_out_and_counted(
     record = world.record(7)
     kept = np.isin(record.items, known)
     ids, pair = world.candidates(20)
-    with Engine(bundle, Tables(tables.items, table), users={7: record}.get, config=ENGINE_CONFIG) as engine:
+    with make((bundle, tables._replace(behaviours=table)), users={7: record}.get) as engine:
         ranking = engine.begin(7, CONTEXT).rank(ids, pair)
         hit = engine.begin(7, CONTEXT).rank(ids, pair)
     assert ranking.report.unknown_behaviours == hit.report.unknown_behaviours == (~kept).sum() > 0
@@ -212,11 +151,11 @@ def test_behaviours_without_a_row_are_left_out_and_counted(
         items=np.where(kept, record.items, np.uint64(1)),  # no item has the id 1
         types=record.types,
     )
-    check(ranking, world, masked, ids, pair)
+    assert_ranks_as(ranking, ids, *world.scores(masked, ids, pair, CONTEXT))
 
 
-def test_items_without_a_row_by_policy(
-    bundle: Bundle, tables: Tables, world: World, users: InMemoryUsers
+def test_ranking_items_without_row_follow_policy(
+    make: Make, bundle: Bundle, tables: Tables, world: World
 ) -> None:
     half = len(world.ids) // 2
     columns = {name: column[:half] for name, column in world.columns.items()}
@@ -225,8 +164,7 @@ def test_items_without_a_row_by_policy(
     pair = {"bid": np.full(12, 1.5)}
 
     def rank(policy: Any) -> Ranking:
-        config = dataclasses.replace(SMALL, k=12, missing_items=policy)
-        with Engine(bundle, Tables(index, tables.behaviours), users=users, config=config) as engine:
+        with make((bundle, tables._replace(items=index)), k=12, missing_items=policy) as engine:
             return engine.begin(4, CONTEXT).rank(ids, pair)
 
     dropped, default = rank("drop"), rank("default")
@@ -237,23 +175,23 @@ def test_items_without_a_row_by_policy(
     of_missing = default.scores[np.isin(default.ids, ids[8:])]
     assert len(set(of_missing.tolist())) == 1  # items of which nothing is known are all alike
     unknown = ItemIndex.build(bundle, [1], {})
-    with Engine(bundle, Tables(unknown, tables.behaviours), users=users, config=ENGINE_CONFIG) as engine:
+    with make((bundle, tables._replace(items=unknown))) as engine:
         expected = engine.begin(4, CONTEXT).rank([1], {"bid": [1.5]}).scores[0]
     assert of_missing[0] == expected
 
 
-def test_items_that_are_not_rankable_are_dropped_and_counted(
-    bundle: Bundle, tables: Tables, world: World, users: InMemoryUsers
+def test_ranking_items_not_rankable_are_dropped_and_counted(
+    make: Make, bundle: Bundle, tables: Tables, world: World
 ) -> None:
     rankable = np.arange(len(world.ids)) % 3 != 0
     index = ItemIndex.build(bundle, world.ids, world.columns, world.content, rankable=rankable)
-    with Engine(bundle, Tables(index, tables.behaviours), users=users, config=ENGINE_CONFIG) as engine:
+    with make((bundle, tables._replace(items=index))) as engine:
         ranking = engine.begin(2).rank(world.ids[:30], {"bid": np.ones(30)}, k=K_MAX)
     assert ranking.report.not_rankable == 10
     assert np.isin(ranking.ids, world.ids[rankable]).all()
 
 
-def test_duplicates_are_kept_once_the_first_with_its_pair_features(engine: Engine, world: World) -> None:
+def test_ranking_duplicates_keep_first_with_its_pair_features(engine: Engine, world: World) -> None:
     ids, pair = world.candidates(10)
     doubled = np.concatenate([ids, ids[::-1], ids])
     bids = np.concatenate([pair["bid"], np.full(20, 50.0)])
@@ -262,19 +200,17 @@ def test_duplicates_are_kept_once_the_first_with_its_pair_features(engine: Engin
     thrice = engine.begin(3).rank(doubled, {"bid": bids, "channel": channels})
     assert thrice.report.duplicates == 20
     assert thrice.report.candidates == 30
-    assert thrice.ids.tolist() == once.ids.tolist()
-    assert thrice.scores.tolist() == once.scores.tolist()
+    assert_same(thrice, once)
 
 
-def test_candidates_without_a_score_are_dropped_and_counted(
-    engine: Engine, world: World, users: InMemoryUsers
+def test_ranking_candidates_without_score_are_dropped_and_counted(
+    make: Make, engine: Engine, world: World, users: InMemoryUsers
 ) -> None:
     ids, pair = world.candidates(10)
     rows, _ = engine.tables.items.gather(item_keys(ids))
     broken = {**rows, "h": np.where(np.arange(10)[:, None] < 4, np.float32(np.nan), rows["h"])}
     index = ItemIndex.from_rows(engine.bundle, ids, broken)
-    tables = Tables(index, engine.tables.behaviours)
-    with Engine(engine.bundle, tables, users=users, config=ENGINE_CONFIG) as with_nan:
+    with make((engine.bundle, engine.tables._replace(items=index))) as with_nan:
         ranking = with_nan.begin(3, CONTEXT).rank(ids, pair)
         assert with_nan.stats()["requests"]["unscored"] == 4
     assert ranking.report.unscored == 4
@@ -283,10 +219,27 @@ def test_candidates_without_a_score_are_dropped_and_counted(
     assert not np.isin(ranking.ids, ids[:4]).any()
 
 
-def test_unrecognised_values_are_counted(engine: Engine, world: World, users: InMemoryUsers) -> None:
+def test_ranking_unknown_feature_values_are_counted(
+    engine: Engine, world: World, users: InMemoryUsers
+) -> None:
     ids, pair = world.candidates(10)
     pair["channel"] = np.array(["telepathy"] * 4 + ["ann"] * 6)
     users.put("abroad", {"country": "xx", "shoe_size": 43})
     report = engine.begin("abroad", {"hour": 99}).rank(ids, pair).report
     assert report.unknown_features["unknown"] == {"country": 1, "hour": 1, "channel": 4}
     assert report.unknown_features["ignored"] == {"shoe_size": 1}
+
+
+def test_ranking_unknown_items_are_refused_by_policy(make: Make, world: World) -> None:
+    engine = make(missing_items="error")
+    with pytest.raises(
+        UnknownItemError, match="candidates: 2 of 3 have no row in the item index, the first is 7"
+    ):
+        engine.begin(3).rank([int(world.ids[0]), 7, 8])
+
+
+def test_ranking_without_known_items_is_empty(engine: Engine) -> None:
+    ranking = engine.begin(3).rank([1, 2, 3])
+    assert len(ranking) == 0
+    assert ranking.report.missing_items == 3
+    assert ranking.heads.keys() == {"ctr", "cvr"}

@@ -1,4 +1,4 @@
-"""What a release took is given back, however the making of it ends."""
+"""Device rows of a release: given back, however its making ends."""
 
 import dataclasses
 from typing import Any
@@ -52,7 +52,7 @@ CONFIG = dataclasses.replace(
 )
 
 
-def test_a_generation_that_cannot_be_completed_gives_its_device_rows_back(
+def test_publish_that_fails_gives_device_rows_back(
     portable: Any, users: InMemoryUsers, closed: Closed, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without the collector: what failed is still held by the error when this looks."""
@@ -79,7 +79,7 @@ def test_a_generation_that_cannot_be_completed_gives_its_device_rows_back(
     assert len(closed) == before + 2
 
 
-def test_an_engine_that_cannot_be_made_gives_its_device_rows_back(
+def test_engine_that_cannot_be_made_gives_device_rows_back(
     portable: Any, users: InMemoryUsers, closed: Closed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(CONFIG, user_states=UserStateCache(max_bytes=1))
@@ -105,7 +105,7 @@ def test_an_engine_that_cannot_be_made_gives_its_device_rows_back(
     assert len(closed) == 2
 
 
-def test_the_rows_on_a_device_are_known_ahead(portable: Any) -> None:
+def test_needs_ahead_equal_needs_of_the_generation(portable: Any) -> None:
     ahead = needs_ahead(*portable, CONFIG)
     generation = Generation(*portable, CONFIG)
     generation.warm()

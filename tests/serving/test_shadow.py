@@ -1,10 +1,9 @@
-"""A shadow ranks requests again: what it says is so, and requests do not notice."""
+"""Shadows: what they measure of requests ranked again, which do not notice."""
 
 import asyncio
 import atexit
 import dataclasses
 import threading
-import time
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from aif_jax.errors import PublishError, RequestError, SchedulerError, VersionMi
 from aif_jax.serving import Engine, Filters, InMemoryUsers, PublishChecks, Shadow, shadow
 from aif_jax.serving.generation import Generation
 from aif_jax.types import Candidates
+from support.held import eventually
 from support.served import ENGINE_CONFIG, K_MAX, Make, Served, World, tables_of
 
 USERS = range(1, 8)
@@ -21,10 +21,8 @@ USERS = range(1, 8)
 
 def done(shadow: Shadow) -> dict[str, Any]:
     """Wait until all is compared; check that every sampled request is accounted for."""
-    until = time.monotonic() + 20
-    while (stats := shadow.stats())["waiting"]:
-        assert time.monotonic() < until, stats
-        time.sleep(0.01)
+    assert eventually(lambda: not shadow.stats()["waiting"]), shadow.stats()
+    stats = shadow.stats()
     accounted = stats["compared"] + stats["dropped"] + sum(stats["failed"].values())
     assert stats["sampled"] == accounted
     assert stats["compared"] == sum(stats["against"].values())
@@ -48,7 +46,7 @@ def everything(engine: Engine, world: World) -> list[tuple[bytes, bytes, bytes]]
     return [(r.ids.tobytes(), r.scores.tobytes(), r.heads["ctr"].tobytes()) for r in rankings]
 
 
-def test_answers_are_the_same_with_a_shadow_and_the_same_model_agrees(
+def test_shadow_leaves_answers_alone_and_same_model_agrees(
     make: Make, one: Served, two: Served, world: World
 ) -> None:
     alone = everything(make(), world)
@@ -63,7 +61,7 @@ def test_answers_are_the_same_with_a_shadow_and_the_same_model_agrees(
     assert engine.stats()["compilations"] == 0
 
 
-def test_what_it_measures_is_the_difference_of_the_answers(make: Make, two: Served, world: World) -> None:
+def test_shadow_measures_difference_of_the_answers(make: Make, two: Served, world: World) -> None:
     engine, beside = make(), make(two)
     overlaps, drifts = [], []
     with engine.shadow(*two, share=1.0) as candidate:
@@ -82,7 +80,7 @@ def test_what_it_measures_is_the_difference_of_the_answers(make: Make, two: Serv
     assert stats["drift_max"] == pytest.approx(max(drifts))
 
 
-def test_the_choice_follows_from_the_seed(make: Make, one: Served) -> None:
+def test_shadow_sampled_requests_follow_from_the_seed(make: Make, one: Served) -> None:
     engine = make()
 
     def chosen(seed: int) -> list[int]:
@@ -115,7 +113,7 @@ def held_up(monkeypatch: pytest.MonkeyPatch) -> Any:
     goes_on.set()
 
 
-def test_requests_do_not_wait_for_it_and_what_does_not_fit_is_counted(
+def test_shadow_full_queue_drops_and_counts_without_delaying_requests(
     make: Make, one: Served, held_up: threading.Event
 ) -> None:
     engine = make()
@@ -126,8 +124,7 @@ def test_requests_do_not_wait_for_it_and_what_does_not_fit_is_counted(
     assert (stats["sampled"], stats["waiting"], stats["dropped"]) == (7, 3, 4)
     stopping = threading.Thread(target=candidate.stop)
     stopping.start()
-    while not candidate.stats()["stopped"]:
-        time.sleep(0.01)
+    assert eventually(lambda: candidate.stats()["stopped"])
     held_up.set()
     stopping.join(20)
     stats = candidate.stats()
@@ -138,7 +135,7 @@ def test_requests_do_not_wait_for_it_and_what_does_not_fit_is_counted(
     assert candidate.stats() == stats
 
 
-def test_arrays_may_be_used_again(
+def test_shadow_arrays_changed_afterwards_compare_as_before(
     make: Make, users: InMemoryUsers, one: Served, world: World, held_up: threading.Event
 ) -> None:
     history = np.array(users(5).items)  # type: ignore[union-attr]
@@ -158,7 +155,7 @@ def test_arrays_may_be_used_again(
     assert (stats["compared"], stats["overlap_mean"], stats["drift_max"]) == (1, 1.0, 0.0)
 
 
-def test_failures_are_counted_by_name(make: Make, one: Served, two: Served, world: World) -> None:
+def test_shadow_failures_are_counted_by_name(make: Make, one: Served, two: Served, world: World) -> None:
     config = dataclasses.replace(ENGINE_CONFIG, missing_items="error")
     engine = make(config=config)
     with engine.shadow(*tables_of(two[0], world, range(20)), share=1.0) as candidate:
@@ -172,7 +169,7 @@ def test_failures_are_counted_by_name(make: Make, one: Served, two: Served, worl
     assert (stats["failed"], stats["missing_items"]) == ({}, 10)
 
 
-def test_what_cannot_be_copied_is_counted(make: Make, one: Served, world: World) -> None:
+def test_shadow_candidates_that_cannot_be_copied_are_counted(make: Make, one: Served, world: World) -> None:
     class Column:
         def __init__(self, values: Any):
             self._values = np.asarray(values)
@@ -195,7 +192,7 @@ def test_what_cannot_be_copied_is_counted(make: Make, one: Served, world: World)
         assert done(candidate)["failed"] == {"BufferError": 1}
 
 
-def test_only_full_answers_are_compared_and_the_source_is_asked_once(
+def test_shadow_compares_full_answers_only_with_one_fetch(
     make: Make, users: InMemoryUsers, one: Served
 ) -> None:
     asked: list[Any] = []
@@ -216,7 +213,7 @@ def test_only_full_answers_are_compared_and_the_source_is_asked_once(
     assert (stats["seen"], stats["compared"], stats["overlap_mean"]) == (2, 2, 1.0)
 
 
-def test_filters_are_the_same(make: Make, one: Served, world: World) -> None:
+def test_shadow_filtered_requests_agree(make: Make, one: Served, world: World) -> None:
     engine = make()
     with engine.shadow(*one, share=1.0) as candidate:
         excluded = world.candidates(30)[0][:10]
@@ -226,7 +223,7 @@ def test_filters_are_the_same(make: Make, one: Served, world: World) -> None:
     assert (stats["compared"], stats["overlap_p10"], stats["drift_max"]) == (2, 1.0, 0.0)
 
 
-def test_the_gates_of_a_publish_hold(make: Make, one: Served, two: Served, world: World) -> None:
+def test_shadow_refuses_what_a_publish_refuses(make: Make, one: Served, two: Served, world: World) -> None:
     engine = make()
     with pytest.raises(VersionMismatchError):
         engine.shadow(two[0], two[1]._replace(items=one[1].items))
@@ -247,7 +244,7 @@ def test_the_gates_of_a_publish_hold(make: Make, one: Served, two: Served, world
     assert engine.stats()["shadows"] == small.stats()["shadows"] == {}
 
 
-def test_it_ends_with_the_engine_and_closes_its_generation(
+def test_shadow_ends_with_engine_and_closes_its_generation(
     make: Make, one: Served, two: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed: list[str] = []
@@ -268,9 +265,7 @@ def test_it_ends_with_the_engine_and_closes_its_generation(
         engine.shadow(*two)
 
 
-def test_a_shadow_that_cannot_be_warmed_is_closed(
-    make: Make, two: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shadow_that_cannot_start_is_closed(make: Make, two: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[str] = []
     engine = make()
 
@@ -286,7 +281,7 @@ def test_a_shadow_that_cannot_be_warmed_is_closed(
     assert engine.stats()["shadows"] == {}
 
 
-def test_the_interpreter_may_go_away_under_it(
+def test_shadow_is_stopped_at_interpreter_exit(
     make: Make, two: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is stopped at exit, and after a stop nothing holds on to it."""
@@ -300,7 +295,7 @@ def test_the_interpreter_may_go_away_under_it(
     assert candidate.stats()["stopped"]
 
 
-def test_candidates_may_come_as_a_list(make: Make, one: Served, world: World) -> None:
+def test_shadow_candidates_as_list_agree(make: Make, one: Served, world: World) -> None:
     engine = make(retrieve=lambda request: Candidates(world.ids[:30].tolist()))
     with engine.shadow(*one, share=1.0) as candidate:
         engine.rank(5)

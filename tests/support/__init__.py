@@ -1,1 +1,1 @@
-"""What tests of several folders share: a served model, blocked engines, model cases, logs."""
+"""Helpers of tests in several folders: a served model, blocked engines, model cases, logs."""

@@ -1,4 +1,4 @@
-"""Engines whose compute threads are held, and waiting for what they run."""
+"""Engines and user sources that are held up, and waiting for what an engine does."""
 
 import threading
 import time
@@ -6,10 +6,36 @@ from collections.abc import Callable
 from typing import Any
 
 from aif_jax.serving import Engine
+from aif_jax.types import UserRecord
+
+
+class GatedUsers:
+    """A user source that can be held up, and that may fail.
+
+    Attributes:
+        users: the source behind it.
+        asked: set once it was asked.
+        gate: while it is clear, whoever asks waits.
+        error: raised in place of an answer, if there is one.
+    """
+
+    def __init__(self, users: Callable[[Any], UserRecord | None], *, closed: bool = False):
+        self.users = users
+        self.asked, self.gate = threading.Event(), threading.Event()
+        self.error: Exception | None = None
+        if not closed:
+            self.gate.set()
+
+    def __call__(self, user: Any) -> UserRecord | None:
+        self.asked.set()
+        assert self.gate.wait(30)
+        if self.error is not None:
+            raise self.error
+        return self.users(user)
 
 
 class Held:
-    """Holds all compute threads of an engine, so that what is asked for meanwhile queues."""
+    """All compute threads of an engine, held until `release`: what is asked for meanwhile queues."""
 
     def __init__(self, engine: Engine):
         self._gate = threading.Event()
@@ -37,14 +63,24 @@ class Held:
         self._gate.set()
 
 
-def until(engine: Engine, holds: Callable[[dict[str, Any]], bool]) -> bool:
-    """Wait until something holds of an engine's statistics; return whether it did in time."""
-    end = time.perf_counter() + 30
-    while not holds(engine.stats()):
+def eventually(holds: Callable[[], Any], within_s: float = 30.0) -> bool:
+    """Wait until a condition holds; return whether it did in time."""
+    end = time.perf_counter() + within_s
+    while not holds():
         if time.perf_counter() > end:
             return False
-        time.sleep(0.002)
+        time.sleep(0.001)
     return True
+
+
+def until(engine: Engine, holds: Callable[[dict[str, Any]], Any]) -> bool:
+    """Wait until something holds of an engine's statistics; return whether it did in time."""
+    return eventually(lambda: holds(engine.stats()))
+
+
+def computed(engine: Engine) -> bool:
+    """Wait until a program has run: the user side of an engine's first request; return whether in time."""
+    return until(engine, lambda stats: stats["scheduler"]["compute"]["completed"])
 
 
 def settled(engine: Engine) -> bool:

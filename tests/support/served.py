@@ -1,6 +1,11 @@
 """One small model with random weights, exported and indexed once for all tests that serve it."""
 
+import asyncio
+import contextlib
 import dataclasses
+import fcntl
+import inspect
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +22,8 @@ from aif_jax.features import Categorical, Hashing, MultiValued, Numeric, Schema,
 from aif_jax.models import Score, add_signatures, build_model
 from aif_jax.nearline import BehaviourTable, ItemIndex, Tables
 from aif_jax.serving import Engine, EngineConfig, InMemoryUsers, Shapes, Threads, UserStateCache
-from aif_jax.types import UserRecord
+from aif_jax.types import Candidates, UserRecord
+from support.held import GatedUsers
 
 N_ITEMS = 150
 K_MAX = 20
@@ -48,6 +54,9 @@ CONFIG = ModelConfig(
     score="ctr * (cvr + 0.1) * bid", short_length=5, long_length=24, content_width=8, value_width=8,
     signature_bits=64, bridges=4, sim_slots=3, sim_width=8,
 )  # fmt: skip
+
+TINY = dataclasses.replace(CONFIG, blocks=("self_attention", "profile_item", "context"))
+"""The same with few blocks, whose programs compile quickly; without a category in its rows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +167,60 @@ def make_items(seed: int = 0) -> tuple[np.ndarray, dict[str, Any], np.ndarray]:
 Served = tuple[Bundle, Tables]
 Make = Callable[..., Engine]
 
+CONTEXT = {"hour": 17}
+PATIENT_MS = 60_000.0
+"""A deadline that no request of a test misses."""
+
+ways = pytest.mark.parametrize("way", ["rank", "rank_async"])
+
+
+def ran(method: Callable[..., Any], *arguments: Any, **given: Any) -> Any:
+    """Call a method, plain or coroutine, and return its result."""
+    result = method(*arguments, **given)
+    return asyncio.run(result) if inspect.iscoroutine(result) else result
+
+
+def assert_same(ranking: Any, expected: Any) -> None:
+    """Check that a ranking has the items and the scores of another one, bit for bit."""
+    assert ranking.ids.tolist() == expected.ids.tolist()
+    assert ranking.scores.tobytes() == expected.scores.tobytes()
+
+
+def assert_ranks_as(
+    ranking: Any, ids: np.ndarray, score: np.ndarray, heads: np.ndarray, within: float = 1e-4
+) -> None:
+    """Check a ranking against the plain model, candidate by candidate, and its order.
+
+    Args:
+        ranking: of the candidates.
+        ids: the candidates, ``[N]``.
+        score: their scores by the plain model, ``[N]``.
+        heads: their probabilities by the plain model, ``[N, heads]``.
+        within: the largest relative difference.
+    """
+    place = {int(key): row for row, key in enumerate(ids)}
+    chosen = [place[int(key)] for key in ranking.ids]
+    assert len(set(chosen)) == len(chosen)
+    np.testing.assert_allclose(ranking.scores, score[chosen], rtol=within, atol=1e-6)
+    given = np.stack([*ranking.heads.values()], axis=1)
+    np.testing.assert_allclose(given, heads[chosen], rtol=within, atol=1e-6)
+    assert ranking.scores.tolist() == sorted(ranking.scores.tolist(), reverse=True)
+    best = np.sort(score)[::-1][: len(ranking)]
+    np.testing.assert_allclose(ranking.scores, best, rtol=within, atol=1e-6)
+
+
+def exported_once(factory: pytest.TempPathFactory, name: str, model: Any) -> Bundle:
+    """Return a bundle of a model, which one worker of the test run exports for all."""
+    mine = factory.getbasetemp()
+    folder = (mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine) / "exported"
+    folder.mkdir(exist_ok=True)
+    with (folder / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        path: Path = folder / name
+        if path.exists():
+            return Bundle.load(path)
+        return export_bundle(model, path, k_max=K_MAX, metrics={"auc": 0.5}, notes={"data": "made up"})
+
 
 def part_of(world: World, rows: Any) -> tuple[np.ndarray, dict[str, Any], np.ndarray]:
     """Return ids, raw columns and content of some of the items, by their rows."""
@@ -190,14 +253,13 @@ def world() -> World:
 
 @pytest.fixture(scope="session")
 def bundle(world: World, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    path: Path = tmp_path_factory.mktemp("export") / "bundle"
-    return export_bundle(world.model, path, k_max=K_MAX, metrics={"auc": 0.5}, notes={"data": "made up"})
+    return exported_once(tmp_path_factory, "bundle", world.model)
 
 
 @pytest.fixture(scope="session")
 def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The same architecture with other weights."""
-    return export_bundle(make_model(2), tmp_path_factory.mktemp("export") / "other", k_max=K_MAX)
+    return exported_once(tmp_path_factory, "other", make_model(2))
 
 
 @pytest.fixture(scope="session")
@@ -228,10 +290,54 @@ ENGINE_CONFIG = EngineConfig(
     k=10, shapes=Shapes(candidates=(32, 64), histories=(8, 24)), threads=Threads(max_queued=64)
 )
 
+ONE_SIZE = Shapes(candidates=(32,), histories=(24,))
+"""Shapes of which one program is compiled for each stage."""
+
 UNCACHED = UserStateCache(max_bytes=0)
 
 
 @pytest.fixture(scope="session")
 def engine(bundle: Bundle, tables: Tables, users: InMemoryUsers) -> Iterator[Engine]:
+    """An engine without a ``retrieve``, for tests that change nothing of it."""
     with Engine(bundle, tables, users=users, config=ENGINE_CONFIG) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def one(bundle: Bundle, tables: Tables) -> Served:
+    """A bundle with its tables; not to be written to, but with the rows that are there."""
+    return bundle, tables
+
+
+@pytest.fixture(scope="session")
+def two(other_bundle: Bundle, world: World) -> Served:
+    """The same of other weights."""
+    return tables_of(other_bundle, world)
+
+
+@pytest.fixture
+def make(one: Served, users: InMemoryUsers, world: World) -> Iterator[Make]:
+    """A function that makes engines, which are closed when the test is over.
+
+    It takes a bundle with its tables, by default `one`. Fields of `EngineConfig` replace those of ``config``,
+    by default `ENGINE_CONFIG`; other arguments are those of `Engine`. Retrieval returns 30 candidates.
+    """
+    fields = {field.name for field in dataclasses.fields(EngineConfig)}
+
+    def retrieve(request: Any) -> Candidates:
+        return Candidates(*world.candidates(30))
+
+    with contextlib.ExitStack() as stack:
+
+        def make_engine(
+            served: Served = one, *, config: EngineConfig = ENGINE_CONFIG, **given: Any
+        ) -> Engine:
+            settings = {name: given.pop(name) for name in fields & given.keys()}
+            config = dataclasses.replace(config, **settings)
+            engine = Engine(*served, **{"users": users, "retrieve": retrieve, "config": config, **given})
+            stack.callback(engine.close)
+            if isinstance(given.get("users"), GatedUsers):
+                stack.callback(given["users"].gate.set)  # the engine waits for it when it closes
+            return engine
+
+        yield make_engine

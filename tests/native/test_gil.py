@@ -1,4 +1,4 @@
-"""Native work runs without the GIL: another Python thread goes on while it does."""
+"""Native work without the GIL: other Python threads run meanwhile."""
 
 import sys
 import threading
@@ -10,6 +10,8 @@ import pytest
 from aif_jax._native import EmbeddingCache, RowLayout, Scheduler, hash_strings, simtier, table_sum
 
 ROWS = 400_000
+
+
 WIDTH = 64
 
 
@@ -48,7 +50,7 @@ class Ticker(threading.Thread):
 
 @pytest.fixture(autouse=True)
 def quick_switches():
-    """Threads of pure Python hand the GIL on after 1 ms, so that what is longer is somebody else's doing."""
+    """Threads of pure Python hand the GIL on after 1 ms, so that longer pauses have another cause."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-3)
     yield
@@ -90,11 +92,11 @@ CACHE_WORK = {
 
 
 @pytest.mark.parametrize("operation", CACHE_WORK)
-def test_a_large_operation_of_the_cache(filled, operation):
+def test_gil_large_cache_operation_lets_threads_run(filled, operation):
     goes_on_during(lambda: CACHE_WORK[operation](*filled))
 
 
-def test_the_kernels_on_arrays():
+def test_gil_kernels_on_arrays_let_threads_run():
     rng = np.random.default_rng(0)
     cand, seq = (rng.integers(0, 256, (n, 32), dtype=np.uint8) for n in (8192, 1024))
     channel = np.zeros(1024, np.int32)
@@ -109,12 +111,12 @@ def test_the_kernels_on_arrays():
     goes_on_during(lambda: table_sum(table, signatures, bits=8, implementation="scalar"))
 
 
-def test_hashing_many_strings():
+def test_gil_hashing_strings_lets_threads_run():
     strings = [f"item {n}" for n in range(3_000_000)]
     goes_on_during(lambda: hash_strings(strings))
 
 
-def test_taking_a_full_trace():
+def test_gil_taking_full_trace_lets_threads_run():
     with Scheduler(queue_bound=1 << 17) as scheduler:
         scheduler.trace(True)
 
@@ -126,7 +128,7 @@ def test_taking_a_full_trace():
         goes_on_during(lambda: (scheduler.take_trace(), fill()))
 
 
-def test_dropping_a_large_cache():
+def test_cache_dropped_gives_memory_back_in_background():
     took = list[float]()
     for _ in range(3):
         cache = EmbeddingCache(RowLayout([("x", "float32", (1024,))]), huge_pages=False)
@@ -134,5 +136,7 @@ def test_dropping_a_large_cache():
         start = time.perf_counter()
         del cache
         took.append(time.perf_counter() - start)
-    # 614 MB: some 40 ms if the memory were given back here.
-    assert min(took) < 0.02
+        # 614 MB: some 40 ms if the memory were given back here.
+        if took[-1] < 0.02:
+            return
+    raise AssertionError(f"seconds that dropping it took: {took}")

@@ -1,4 +1,4 @@
-"""What generations need of memory is told, and bounded before another one is made."""
+"""Memory that generations need: as reported, and bounded before another one is made."""
 
 import dataclasses
 import re
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from aif_jax.config import PRECISIONS, ModelConfig
-from aif_jax.errors import ConfigError, PublishError
+from aif_jax.errors import PublishError
 from aif_jax.features import Categorical, Hashing, Schema
 from aif_jax.models.folded_shapes import FoldedShapes
 from aif_jax.nearline.item_index import RANKABLE_COLUMN
@@ -35,7 +35,7 @@ def parts_of(served: Served) -> dict[str, int]:
     return {**parts, "total": sum(parts.values())}
 
 
-def test_stats_tell_the_bytes_of_each_generation(make: Make, one: Served, two: Served) -> None:
+def test_engine_stats_memory_counts_bytes_of_each_generation(make: Make, one: Served, two: Served) -> None:
     engine = make(config=budget(None))
     memory = engine.stats()["memory"]
     assert memory == {
@@ -63,7 +63,7 @@ def test_stats_tell_the_bytes_of_each_generation(make: Make, one: Served, two: S
     assert len(engine.rank(5)) == 10
 
 
-def test_a_publish_beyond_the_budget_is_refused_before_anything_is_made(
+def test_publish_beyond_memory_budget_is_refused_before_anything_is_made(
     make: Make, one: Served, two: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needed = parts_of(one)["total"] + parts_of(two)["total"]
@@ -81,7 +81,7 @@ def test_a_publish_beyond_the_budget_is_refused_before_anything_is_made(
     assert make(config=budget(needed)).publish(*two).version == two[0].version
 
 
-def test_dropping_the_previous_generation_makes_room(make: Make, one: Served, two: Served) -> None:
+def test_drop_previous_makes_room_for_a_publish(make: Make, one: Served, two: Served) -> None:
     engine = make(config=budget(parts_of(one)["total"] + parts_of(two)["total"]))
     engine.publish(*two)
     with pytest.raises(PublishError, match=r"previous: item index .*call drop_previous"):
@@ -91,15 +91,12 @@ def test_dropping_the_previous_generation_makes_room(make: Make, one: Served, tw
     assert engine.publish(*two).version == two[0].version
 
 
-def test_a_budget_is_some_bytes() -> None:
-    with pytest.raises(ConfigError, match="max_memory_bytes: got 0, expected a whole number of at least 1"):
-        EngineConfig(max_memory_bytes=0)
-
-
 SCHEMA = Schema(
     user=(), item=(Categorical(name="item", encoder=Hashing(buckets=64)),), behaviour_types=("click",),
     context=(), pair=(), category="item", item_id="item",
 )  # fmt: skip
+
+
 LARGE = ModelConfig(
     width=64, hidden=128, head_layers=(64,), item_layers=(128,), content_width=64, value_width=64, bridges=16
 )
@@ -110,7 +107,7 @@ def columns(spec: Any, **more: Any) -> Any:
     return {name: (np.dtype(leaf.dtype), leaf.shape[1:]) for name, leaf in spec.items()} | more
 
 
-def test_the_bytes_of_an_item_stand_in_the_design(index: Any, behaviours: Any) -> None:
+def test_row_layout_bytes_of_an_item_are_those_of_the_design(index: Any, behaviours: Any) -> None:
     text = DESIGN.read_text(encoding="utf-8")
     for config in (ModelConfig(), LARGE):
         for precision in PRECISIONS:

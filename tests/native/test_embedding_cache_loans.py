@@ -1,4 +1,4 @@
-"""What the cache lends, computes once and shows as of one moment."""
+"""Memory that the cache lends, rows computed once, snapshots."""
 
 import gc
 import threading
@@ -31,7 +31,7 @@ def base_of(array: np.ndarray) -> object:
 
 
 class TestLoans:
-    def test_large_batches_reuse_memory_only_when_the_last_array_is_gone(self):
+    def test_loans_memory_is_reused_only_after_last_array_is_gone(self):
         cache = make()
         keys = np.arange(4096, dtype=np.uint64)
         fill(cache, keys)
@@ -62,7 +62,7 @@ class TestLoans:
         gc.collect()
         np.testing.assert_array_equal(columns["row"][:, 0], keys)
 
-    def test_a_batch_that_jax_still_reads_is_not_written_again(self):
+    def test_loans_batch_that_jax_still_reads_is_not_overwritten(self):
         """Programs run after the call that starts them returns: a buffer that came back too early shows."""
         cache = make()
         keys = np.arange(8192, dtype=np.uint64)
@@ -99,7 +99,7 @@ class TestGetOrCompute:
     def row(self, value: float) -> dict[str, np.ndarray | np.int32]:
         return {"row": np.full(WIDTH, value, np.float32), "count": np.int32(value)}
 
-    def test_computes_once_and_keeps_it(self):
+    def test_get_or_compute_many_callers_compute_once(self):
         cache, calls = make(), []
 
         def compute():
@@ -127,7 +127,7 @@ class TestGetOrCompute:
             row["row"][:] = 0  # each has arrays of its own
         np.testing.assert_array_equal(cache.get_or_compute(7, pytest.fail)["row"], np.full(WIDTH, 5))
 
-    def test_an_error_reaches_everyone_and_the_next_one_tries_again(self):
+    def test_get_or_compute_error_reaches_all_waiters_and_is_not_kept(self):
         cache, started, ends = make(), threading.Event(), threading.Event()
 
         def fails():
@@ -155,7 +155,7 @@ class TestGetOrCompute:
         assert len(outcomes) == 2
         assert cache.get_or_compute(7, lambda: self.row(1))["count"] == 1
 
-    def test_who_may_not_wait_is_told(self):
+    def test_get_or_compute_timeout_or_compute_worker_is_refused(self):
         cache, started, ends = make(), threading.Event(), threading.Event()
 
         def slow():
@@ -179,7 +179,7 @@ class TestGetOrCompute:
             ends.set()
             thread.join()
 
-    def test_a_computation_that_asks_for_itself_is_an_error(self):
+    def test_get_or_compute_asking_for_own_key_is_refused(self):
         cache = make()
         with pytest.raises(SchedulerError, match="computes that key itself"):
             cache.get_or_compute(7, lambda: cache.get_or_compute(7, dict))
@@ -193,14 +193,14 @@ class TestGetOrCompute:
             (None, "what compute returns must map"),
         ],
     )
-    def test_a_row_that_does_not_fit_is_refused(self, result, says: str):
+    def test_get_or_compute_row_that_does_not_fit_is_refused(self, result, says: str):
         cache = make()
         with pytest.raises(LayoutError, match=says):
             cache.get_or_compute(7, lambda: result)
         assert len(cache) == 0
 
 
-def test_a_snapshot_is_of_one_moment():
+def test_snapshot_while_others_write_is_of_one_moment():
     cache = make()
     keys = np.arange(5000, dtype=np.uint64)
     fill(cache, keys)
@@ -230,7 +230,7 @@ def test_a_snapshot_is_of_one_moment():
         writer.join()
 
 
-def test_an_empty_snapshot_has_empty_columns():
+def test_snapshot_of_empty_cache_has_empty_columns():
     keys, columns, ages_s = make().snapshot()
     assert keys.shape == ages_s.shape == columns["count"].shape == (0,)
     assert columns["row"].shape == (0, WIDTH)
@@ -239,7 +239,7 @@ def test_an_empty_snapshot_has_empty_columns():
 @pytest.mark.parametrize(
     "options", [{"huge_pages": False}, {"prefault": True}, {"huge_pages": False, "prefault": True}]
 )
-def test_pages_change_nothing_but_speed(options):
+def test_cache_page_options_change_no_result(options):
     cache = make(initial_keys=30_000, **options)
     keys = np.arange(30_000, dtype=np.uint64) << np.uint64(40)
     cache.upsert(
@@ -250,7 +250,7 @@ def test_pages_change_nothing_but_speed(options):
     np.testing.assert_array_equal(columns["count"], np.arange(len(keys))[::-1])
 
 
-def test_keys_that_are_not_aligned_are_refused_with_the_fix():
+def test_cache_unaligned_keys_are_refused_with_the_fix():
     raw = np.zeros(8 * 4 + 1, np.uint8)
     with pytest.raises(RequestError, match="multiple of 8"):
         make().gather(raw[1:].view(np.uint64))

@@ -1,9 +1,7 @@
-"""Candidates as ids or as a table: whatever holds them, the ranking is that of plain arrays."""
+"""Candidates as ids or as a table of any library: the ranking of plain arrays, and errors."""
 
-import asyncio
-import dataclasses
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -12,12 +10,14 @@ import pyarrow as pa
 import pytest
 
 from aif_jax.bundle import Bundle
-from aif_jax.errors import RequestError, RetrievalError
-from aif_jax.features.columns import plain_column, read_ids
+from aif_jax.errors import (
+    RequestError,
+    RetrievalError,
+)
 from aif_jax.nearline import ItemIndex, Tables
-from aif_jax.serving import Engine, Filters, InMemoryUsers
+from aif_jax.serving import Engine, Filters
 from aif_jax.types import Candidates
-from support.served import ENGINE_CONFIG, K_MAX, N_ITEMS, World
+from support.served import K_MAX, N_ITEMS, Make, World, assert_same, ran, ways
 
 
 class Series:
@@ -126,30 +126,14 @@ TABLES: dict[str, Any] = {
 """Every kind of table, made of NumPy columns."""
 
 
-@pytest.fixture
-def make(bundle: Bundle, tables: Tables, users: InMemoryUsers) -> Iterator[Any]:
-    made: list[Engine] = []
-
-    def make_engine(**arguments: Any) -> Engine:
-        given = {"users": users, "config": ENGINE_CONFIG, **arguments}
-        engine = Engine(bundle, given.pop("tables", tables), **given)
-        made.append(engine)
-        return engine
-
-    yield make_engine
-    for engine in made:
-        engine.close()
-
-
 @pytest.mark.parametrize("kind", TABLES)
-def test_a_table_ranks_as_its_columns_do(engine: Engine, world: World, kind: str) -> None:
+def test_candidates_table_of_any_kind_ranks_as_its_columns(engine: Engine, world: World, kind: str) -> None:
     ids, pair = world.candidates(50)
     expected = engine.begin(4).rank(ids, pair)
     columns = {"channel": pair["channel"], "id": ids, "bid": pair["bid"]}
     ranking = engine.begin(4).rank(TABLES[kind](columns))
     assert ranking.ids.dtype == np.uint64
-    assert ranking.ids.tolist() == expected.ids.tolist()
-    assert ranking.scores.tolist() == expected.scores.tolist()
+    assert_same(ranking, expected)
     assert ranking.report.unknown_features == expected.report.unknown_features
     stay = ranking.report.candidates == 50
     out = Filters(ids[:9], ["noir", "horror"])
@@ -159,15 +143,17 @@ def test_a_table_ranks_as_its_columns_do(engine: Engine, world: World, kind: str
 
 
 @pytest.mark.parametrize("kind", TABLES)
-@pytest.mark.parametrize("way", ["rank", "rank_async"])
-def test_retrieve_may_return_any_table(make: Any, world: World, kind: str, way: str) -> None:
+@ways
+def test_retrieve_returning_any_table_ranks_as_its_columns(
+    make: Make, world: World, kind: str, way: str
+) -> None:
     ids, pair = world.candidates(40)
     engine = make(retrieve=lambda request: TABLES[kind]({"id": ids, **pair}))
-    ranking = engine.rank(4) if way == "rank" else asyncio.run(engine.rank_async(4))
+    ranking = ran(getattr(engine, way), 4)
     assert ranking.scores.tolist() == engine.begin(4).rank(ids, pair).scores.tolist()
 
 
-def test_pair_features_may_come_from_both(engine: Engine, world: World) -> None:
+def test_candidates_pair_features_of_table_and_argument_are_joined(engine: Engine, world: World) -> None:
     ids, pair = world.candidates(30)
     expected = engine.begin(4).rank(ids, pair)
     table = {"id": ids, "bid": pair["bid"]}
@@ -183,7 +169,7 @@ IDS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", IDS)
-def test_ids_may_be_a_series_or_an_arrow_array(engine: Engine, world: World, kind: str) -> None:
+def test_candidates_ids_of_series_or_arrow_rank_as_array(engine: Engine, world: World, kind: str) -> None:
     ids, pair = world.candidates(30)
     expected = engine.begin(4).rank(ids, pair)
     assert engine.begin(4).rank(IDS[kind](ids), pair).ids.tolist() == expected.ids.tolist()
@@ -194,12 +180,12 @@ def test_ids_may_be_a_series_or_an_arrow_array(engine: Engine, world: World, kin
 @pytest.mark.parametrize(
     "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
 )
-def test_string_ids_in_tables(
-    make: Any, bundle: Bundle, tables: Tables, world: World, kind: pa.DataType
+def test_candidates_string_ids_in_tables_rank_as_list(
+    make: Make, bundle: Bundle, tables: Tables, world: World, kind: pa.DataType
 ) -> None:
     names = [f"item {i}" for i in range(N_ITEMS)]
     index = ItemIndex.build(bundle, names, world.columns, world.content)
-    engine = make(tables=Tables(index, tables.behaviours))
+    engine = make((bundle, tables._replace(items=index)))
     _, pair = world.candidates(40)
     chosen = [*names[:39], "nobody's"]
     expected = engine.begin(4).rank(chosen, pair)
@@ -213,11 +199,10 @@ def test_string_ids_in_tables(
         structured({"id": np.array(chosen), **pair}),
     ):
         ranking = engine.begin(4).rank(table)
-        assert ranking.ids.tolist() == expected.ids.tolist()
-        assert ranking.scores.tolist() == expected.scores.tolist()
+        assert_same(ranking, expected)
 
 
-def test_missing_values_of_every_library_are_missing(engine: Engine, world: World) -> None:
+def test_candidates_missing_values_of_every_library_count_as_missing(engine: Engine, world: World) -> None:
     ids, _ = world.candidates(4)
     bids, channels = [1.0, None, 0.5, 2.0], ["ann", None, "new", None]
     whole = [1, None, 3, 2]
@@ -239,18 +224,6 @@ def test_missing_values_of_every_library_are_missing(engine: Engine, world: Worl
             ranking = engine.begin(4).rank(table)
             assert ranking.scores.tolist() == expected.scores.tolist()
             assert ranking.report.unknown_features["missing"] == expected.report.unknown_features["missing"]
-
-
-def test_columns_of_arrow_keep_their_values() -> None:
-    big = 2**63 + 1  # no float can hold it
-    column = plain_column(pa.array([big, None], pa.uint64()))
-    assert (int(column[0]), column.mask.tolist()) == (big, [False, True])
-    assert plain_column(pa.array([True, None, False])) == [True, None, False]
-    assert plain_column(pa.array([True, False])).tolist() == [True, False]
-    assert plain_column(pa.array([[1, 2], None, []], pa.list_(pa.int32()))) == [[1, 2], None, []]
-    assert plain_column(pa.nulls(2)) == [None, None]
-    ids, keys, strings = read_ids(pa.array(["a", "b"], pa.large_string()))
-    assert (ids.tolist(), len(keys), strings) == (["a", "b"], 2, True)
 
 
 @pytest.mark.parametrize(
@@ -277,12 +250,14 @@ def test_columns_of_arrow_keep_their_values() -> None:
         (np.zeros(2, [("id", "S3")]), r"dtype \|S3"),
     ],
 )
-def test_tables_that_do_not_fit(engine: Engine, table: Any, message: str) -> None:
+def test_candidates_table_that_does_not_fit_is_refused(engine: Engine, table: Any, message: str) -> None:
     with pytest.raises(RequestError, match=f"(candidates|pair features).*{message}"):
         engine.begin(3).rank(table)
 
 
-def test_pair_features_are_columns_by_name_and_named_once(engine: Engine, world: World, make: Any) -> None:
+def test_candidates_pair_features_named_twice_or_unnamed_are_refused(
+    engine: Engine, world: World, make: Make
+) -> None:
     ids, pair = world.candidates(5)
     with pytest.raises(RequestError, match=r"pair features: \['bid'\] are columns of the table and named by"):
         engine.begin(3).rank({"id": ids, **pair}, {"bid": pair["bid"]})
@@ -293,9 +268,9 @@ def test_pair_features_are_columns_by_name_and_named_once(engine: Engine, world:
         broken.rank(3)
 
 
-def test_unknown_columns_can_be_ignored_and_are_counted(make: Any, world: World) -> None:
+def test_candidates_unknown_columns_ignored_by_config_are_counted(make: Make, world: World) -> None:
     ids, pair = world.candidates(30)
-    engine = make(config=dataclasses.replace(ENGINE_CONFIG, unknown_columns="ignore"))
+    engine = make(unknown_columns="ignore")
     table = {"id": ids, **pair, "colour": ["red"] * 30, "rank": object()}
     ranking = engine.begin(4).rank(table)
     assert ranking.scores.tolist() == engine.begin(4).rank(ids, pair).scores.tolist()
@@ -304,7 +279,7 @@ def test_unknown_columns_can_be_ignored_and_are_counted(make: Any, world: World)
         engine.begin(4).rank(ids, {"colour": ["red"] * 30})  # a mistake in code, not in data
 
 
-def test_a_table_of_another_library_takes_pyarrow(
+def test_candidates_foreign_arrow_table_without_pyarrow_is_refused(
     engine: Engine, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids, pair = world.candidates(5)
@@ -316,3 +291,50 @@ def test_a_table_of_another_library_takes_pyarrow(
         engine.begin(3).rank(stream)
     assert len(engine.begin(3).rank({"id": ids, **pair})) == 5
     assert len(engine.begin(3).rank(Frame({"id": ids, **pair}))) == 5
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([], "there are none"),
+        (np.zeros(0, np.uint64), "there are none"),
+        (np.array([1.0, 2.0]), "float64"),
+        ([1.5], "float"),
+        (np.zeros((2, 2), np.int64), r"shape \(2, 2\)"),
+        ([[1, 2], [3, 4]], "list"),
+        ([1, "two"], r"int \(such as 1\), str \(such as 'two'\)"),
+        ([-1], "-1"),
+        ([b"x" * 1000], r"bytes \(such as b'x{38}\), expected all integers or all strings"),
+        (None, "NoneType"),
+        (17, "int"),
+        ("abc", "str"),
+        ([None], "NoneType"),
+    ],
+)
+def test_candidates_malformed_ids_are_refused(engine: Engine, ids: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=f"candidates: .*{message}"):
+        engine.begin(3).rank(ids)
+
+
+def test_candidates_pair_features_that_do_not_fit_are_refused(engine: Engine, world: World) -> None:
+    ids, _ = world.candidates(4)
+    with pytest.raises(RequestError, match=r"pair features of 4 candidates.*'bid'.*\(3,\)"):
+        engine.begin(3).rank(ids, {"bid": [1.0, 2.0, 3.0]})
+    with pytest.raises(RequestError, match=r"pair features.*\['price'\] are not in the schema.*'bid'"):
+        engine.begin(3).rank(ids, {"price": [1.0] * 4})
+    with pytest.raises(RequestError, match=r"pair features.*'bid'"):
+        engine.begin(3).rank(ids, {"bid": ["a", "b", "c", "d"]})
+
+
+def test_candidates_unaligned_ids_rank_as_aligned(engine: Engine, world: World) -> None:
+    ids, pair = world.candidates(20)
+    shifted = np.frombuffer(b"\0" + ids.tobytes(), np.uint8)[1:].view(np.uint64)
+    assert not shifted.flags.aligned
+    expected = engine.begin(4).rank(ids, pair)
+    assert engine.begin(4).rank(shifted, pair).scores.tobytes() == expected.scores.tobytes()
+
+
+@pytest.mark.parametrize("collection", [set, tuple, lambda ids: dict.fromkeys(ids).keys()])
+def test_candidates_any_collection_is_ranked(engine: Engine, world: World, collection: Any) -> None:
+    ids = world.ids[:5].tolist()
+    assert sorted(engine.begin(3).rank(collection(ids)).ids.tolist()) == sorted(ids)

@@ -1,31 +1,35 @@
-"""Groups of `rank_many`, whose user sides start together: each answer is the user's own."""
+"""`rank_many`: each answer is that of `rank`, with user sides computed in groups."""
 
 import asyncio
 import contextlib
+import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, cast
 
 import pytest
 
-from aif_jax.errors import AifError, RequestError, UnknownUserError
-from aif_jax.serving import Engine, EngineConfig, Shapes, Threads
+from aif_jax.errors import (
+    AifError,
+    RequestError,
+    RetrievalError,
+    UnknownUserError,
+)
+from aif_jax.serving import Engine, EngineConfig, Filters, Shapes, Threads, user_side
 from aif_jax.serving.ladder import USER
 from aif_jax.serving.many import Window
-from aif_jax.types import Candidates, UserRecord
-from support.held import Held, settled
-from support.served import UNCACHED, Served, World
-
-Make = Callable[..., Engine]
+from aif_jax.types import Candidates, Request, UserRecord
+from support.held import Held, eventually, settled, until
+from support.served import ENGINE_CONFIG, UNCACHED, Make, Served, World, assert_same, ran
 
 BROKEN = 99
 """A user whose record is malformed."""
 
 
 @pytest.fixture
-def make(one: Served, world: World) -> Iterator[Make]:
-    """Give a function from numbers of users in a call, and fields of `EngineConfig`, to an engine."""
+def grouped(make: Make, world: World) -> Make:
+    """A function from numbers of users in a call, and arguments of `make`, to an engine."""
 
     def source(user: Any) -> UserRecord | None:
         if user == "nobody":
@@ -33,28 +37,14 @@ def make(one: Served, world: World) -> Iterator[Make]:
         record = world.record(user)
         return UserRecord(record.features, record.items, record.types[:-1]) if user == BROKEN else record
 
-    with contextlib.ExitStack() as stack:
+    def factory(*users: int, blocking: int = 8, max_queued: int = 1024, **given: Any) -> Engine:
+        threads = Threads(compute=2, blocking=blocking, max_queued=max_queued)
+        shapes = Shapes(candidates=(32,), histories=(8, 24), users=users)
+        return make(
+            **{"users": source, "unknown_user": "default", "threads": threads, "shapes": shapes, **given}
+        )
 
-        def factory(*users: int, blocking: int = 8, max_queued: int = 1024, **changes: Any) -> Engine:
-            threads = Threads(compute=2, blocking=blocking, max_queued=max_queued)
-            shapes = Shapes(candidates=(32,), histories=(8, 24), users=users)
-            config = EngineConfig(
-                k=10, shapes=shapes, threads=threads, **{"unknown_user": "default", **changes}
-            )
-            return stack.enter_context(
-                Engine(
-                    *one,
-                    users=source,
-                    retrieve=lambda _: Candidates(*world.candidates(30)),
-                    config=config,
-                )
-            )
-
-        yield factory
-
-
-def config_of(*users: int, **changes: Any) -> EngineConfig:
-    return EngineConfig(k=10, shapes=Shapes(candidates=(32,), histories=(24,), users=users), **changes)
+    return factory
 
 
 def batches(rankings: Any) -> list[int]:
@@ -70,21 +60,109 @@ def assert_alike(rankings: Any, others: Any) -> None:
         )
 
 
-@pytest.mark.parametrize("way", ["rank_many", "rank_many_async"])
+many_ways = pytest.mark.parametrize("way", ["rank_many", "rank_many_async"])
+
+
+def test_rank_many_gives_what_rank_gives(make: Make) -> None:
+    engine = make()
+    rankings = engine.rank_many([1, 2, 3], k=5)
+    for user, ranking in zip([1, 2, 3], rankings, strict=True):
+        assert ranking.ids.tolist() == engine.rank(user, k=5).ids.tolist()
+    with pytest.raises(UnknownUserError):
+        engine.rank_many([1, "nobody", 3])
+    assert engine.stats()["open_handles"] == 0
+
+
+@many_ways
+def test_rank_many_each_user_has_own_context_and_filters(make: Make, world: World, way: str) -> None:
+    engine, (ids, _) = make(), world.candidates(30)
+    contexts = [{"hour": 3}, None, {"hour": 21}, {"hour": 99}]
+    filters = [None, Filters(exclude=ids[:10]), None, Filters(exclude=ids[10:])]
+    users = [1, 2, 1, 3]
+    rankings = ran(getattr(engine, way), users, k=5, contexts=contexts, filters=filters, deadline_ms=20_000.0)
+    for user, context, filter_, ranking in zip(users, contexts, filters, rankings, strict=True):
+        alone = engine.rank(user, context, k=5, filters=filter_)
+        assert_same(ranking, alone)
+        assert ranking.report.deadline_ms == 20_000.0
+    assert ran(getattr(engine, way), []) == []
+    for wrong in ([{"hour": 3}], {"hour": 3}):
+        with pytest.raises(RequestError, match="contexts: got"):
+            ran(getattr(engine, way), [1, 2], contexts=wrong)
+
+
+@many_ways
+def test_rank_many_error_takes_its_place_or_ends_all(make: Make, world: World, way: str) -> None:
+    ids, pair = world.candidates(30)
+    retrieved: list[Any] = []
+
+    def retrieve(request: Request) -> Candidates:
+        retrieved.append(request.user)
+        if request.user == 3:
+            raise ConnectionError("no route")
+        return Candidates(ids, pair)
+
+    engine = make(retrieve=retrieve)
+    users: list[Any] = [1, "nobody", 2, True, 3, 4]
+    results = ran(getattr(engine, way), users, return_exceptions=True)
+    kinds = [type(result).__name__ for result in results]
+    assert kinds == ["Ranking", "UnknownUserError", "Ranking", "RequestError", "RetrievalError", "Ranking"]
+    assert results[5].ids.tolist() == engine.rank(4).ids.tolist()
+    with pytest.raises(RetrievalError, match="no route"):
+        ran(getattr(engine, way), [1, 3, *range(4, 10)])
+    assert engine.stats()["open_handles"] == 0
+
+
+def test_rank_many_async_retrievals_overlap_within_bound(make: Make, world: World) -> None:
+    ids, pair = world.candidates(30)
+    at_once, most = 0, 0
+
+    async def retrieve(request: Request) -> Candidates:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        await asyncio.sleep(0.01)
+        at_once -= 1
+        return Candidates(ids, pair)
+
+    for groups, bound in ((), 8), ((8,), 16):
+        at_once, most = 0, 0
+        shapes = dataclasses.replace(ENGINE_CONFIG.shapes, users=groups)
+        engine = make(shapes=shapes, retrieve=retrieve)
+        assert len(asyncio.run(engine.rank_many_async(list(range(10)) * 5))) == 50
+        # As many as there are blocking threads, or two groups.
+        assert 1 < most <= bound
+
+
+def test_rank_many_error_abandons_the_requests_begun(make: Make) -> None:
+    engine = make(threads=Threads(blocking=3))
+    with pytest.raises(UnknownUserError):
+        engine.rank_many([1, "nobody", 2, 3, 4])
+    requests = engine.stats()["requests"]
+    counted = [requests[name] for name in ("begun", "ranked", "error:UnknownUserError", "abandoned")]
+    # All five make up one group.
+    assert counted == [5, 1, 1, 3]
+
+
+def test_rank_many_more_users_than_queue_places_ranks_all(make: Make) -> None:
+    engine = make(threads=Threads(max_queued=2))
+    assert len(engine.rank_many([user % 10 for user in range(50)])) == 50
+
+
+# --- groups ----------------------------------------------------------------------------------------
+
+
+@many_ways
 @pytest.mark.parametrize("deadline_ms", [None, 60_000.0])
-def test_many_users_are_computed_together(
-    make: Make, world: World, way: str, deadline_ms: float | None
+def test_rank_many_user_sides_are_computed_together(
+    grouped: Make, world: World, way: str, deadline_ms: float | None
 ) -> None:
-    engine, alone = make(2, 4), make()
+    engine, alone = grouped(2, 4), grouped()
     users = list(range(30, 38))
     held = Held(engine)
     result: list[Any] = []
 
     def many() -> None:
-        if way == "rank_many":
-            result.extend(engine.rank_many(users, deadline_ms=deadline_ms))
-        else:
-            result.extend(asyncio.run(engine.rank_many_async(users, deadline_ms=deadline_ms)))
+        result.extend(ran(getattr(engine, way), users, deadline_ms=deadline_ms))
 
     thread = threading.Thread(target=many)
     thread.start()
@@ -111,33 +189,25 @@ def test_many_users_are_computed_together(
 
 
 @pytest.mark.parametrize("users", [1, 2, 3, 4, 5, 11, 16])
-@pytest.mark.parametrize("way", ["rank_many", "rank_many_async"])
-def test_groups_are_as_large_as_they_can_be(make: Make, users: int, way: str) -> None:
-    engine = make(4)
-    many = (
-        engine.rank_many(range(users))
-        if way == "rank_many"
-        else asyncio.run(engine.rank_many_async(range(users)))
-    )
+@many_ways
+def test_rank_many_groups_are_as_large_as_possible(grouped: Make, users: int, way: str) -> None:
+    engine = grouped(4)
+    many = ran(getattr(engine, way), range(users))
     left = users % 4
     # Two of four places would cost more than two calls of one.
     assert batches(many) == [4] * (users - left) + ([left] * left if left > 2 else [1] * left)
-    alone = make()
+    alone = grouped()
     assert_alike(many, [alone.rank(user) for user in range(users)])
     assert settled(engine)
 
 
-@pytest.mark.parametrize("way", ["rank_many", "rank_many_async"])
-def test_who_fails_in_a_group_fails_alone(make: Make, way: str) -> None:
-    def rank_many(users: Any, **options: Any) -> list[Any]:
-        if way == "rank_many":
-            return engine.rank_many(users, **options)
-        return asyncio.run(engine.rank_many_async(users, **options))
-
-    engine = make(4, unknown_user="error")
+@many_ways
+def test_rank_many_failing_user_of_group_fails_alone(grouped: Make, way: str) -> None:
+    engine = grouped(4, unknown_user="error")
     known = [engine.rank(user) for user in (1, 2, 3, 4)]
     engine.invalidate([2, 3])
     users: list[Any] = [1, 2, BROKEN, "nobody", 3, 4]
+    rank_many = partial(ran, getattr(engine, way))
     rankings = rank_many(users, return_exceptions=True)
     assert [ranking.report.user_state for ranking in rankings[:2]] == ["hit", "computed"]
     assert isinstance(rankings[2], RequestError)
@@ -150,15 +220,15 @@ def test_who_fails_in_a_group_fails_alone(make: Make, way: str) -> None:
     assert len(rank_many([5, 6, 7, 8])) == 4
 
 
-def test_a_user_twice_in_a_group_is_computed_once(make: Make) -> None:
-    engine = make(2, 4)
+def test_rank_many_repeated_user_is_computed_once(grouped: Make) -> None:
+    engine = grouped(2, 4)
     rankings = engine.rank_many([1, 1, 2, 1])
     found = sorted((r.report.user, r.report.user_state, r.report.user_batch) for r in rankings)
     assert found == [(1, "computed", 2), (1, "joined", 0), (1, "joined", 0), (2, "computed", 2)]
     assert settled(engine)
 
 
-def test_a_slow_record_holds_up_its_group_only(one: Served, world: World) -> None:
+def test_rank_many_slow_record_delays_its_group_only(grouped: Make, world: World) -> None:
     slow, asked = threading.Event(), threading.Event()
 
     def source(user: Any) -> UserRecord:
@@ -167,10 +237,7 @@ def test_a_slow_record_holds_up_its_group_only(one: Served, world: World) -> Non
             assert slow.wait(30)
         return world.record(user)
 
-    def retrieve(_: Any) -> Candidates:
-        return Candidates(*world.candidates(30))
-
-    with Engine(*one, users=source, retrieve=retrieve, config=config_of(4)) as engine:
+    with grouped(4, users=source) as engine:
         result: list[Any] = []
         many = threading.Thread(target=lambda: result.extend(engine.rank_many(range(4))))
         many.start()
@@ -186,8 +253,8 @@ def test_a_slow_record_holds_up_its_group_only(one: Served, world: World) -> Non
         assert settled(engine)
 
 
-def test_a_group_is_given_up_as_a_whole(make: Make, world: World) -> None:
-    engine = make(4)
+def test_rank_many_error_before_all_began_abandons_group(grouped: Make, world: World) -> None:
+    engine = grouped(4)
     held = Held(engine)
     context: Any = [{}, {}, {}, {}, {"hour": 3, "unheard_of": 1}]
     # The fifth does not even begin; by then four have.
@@ -200,8 +267,8 @@ def test_a_group_is_given_up_as_a_whole(make: Make, world: World) -> None:
     assert settled(engine)
 
 
-def test_a_publish_parts_a_group(make: Make, two: Served, world: World) -> None:
-    engine = make(2, 4)
+def test_rank_many_publish_meanwhile_splits_group(grouped: Make, two: Served, world: World) -> None:
+    engine = grouped(2, 4)
 
     class Publishing(list[Any]):
         """Contexts, of which reading the third publishes."""
@@ -215,14 +282,14 @@ def test_a_publish_parts_a_group(make: Make, two: Served, world: World) -> None:
     rankings = engine.rank_many(range(4), contexts=Publishing([{}] * 4))
     assert [ranking.report.version for ranking in rankings] == [before] * 2 + [two[0].version] * 2
     assert batches(rankings) == [2] * 4
-    with make() as alone:
+    with grouped() as alone:
         assert_alike(rankings[:2], [alone.rank(user) for user in range(2)])
         alone.publish(*two)
         assert_alike(rankings[2:], [alone.rank(user) for user in (2, 3)])
 
 
-def test_the_engine_closed_under_a_group(make: Make) -> None:
-    engine = make(4)
+def test_rank_many_engine_closed_meanwhile_ends_group(grouped: Make) -> None:
+    engine = grouped(4)
     held = Held(engine)
     result: list[Any] = []
     many = threading.Thread(target=lambda: result.extend(engine.rank_many(range(8), return_exceptions=True)))
@@ -230,8 +297,7 @@ def test_the_engine_closed_under_a_group(make: Make) -> None:
     held.until_queued(fetched=8, programs=2)
     closing = threading.Thread(target=engine.close)
     closing.start()
-    while not engine.closed:
-        time.sleep(0.001)
+    assert eventually(lambda: engine.closed)
     held.release()
     for thread in (closing, many):
         thread.join(30)
@@ -241,14 +307,14 @@ def test_the_engine_closed_under_a_group(make: Make) -> None:
     assert all(isinstance(error, AifError) for error in result[1:])
 
 
-def test_a_small_queue_has_no_groups(make: Make) -> None:
-    engine = make(4, max_queued=2)
+def test_rank_many_small_queue_makes_no_groups(grouped: Make) -> None:
+    engine = grouped(4, max_queued=2)
     assert batches(engine.rank_many(range(6))) == [1] * 6
 
 
 @pytest.mark.parametrize("context", [{"unheard_of": 1}, {"hour": [1, 2]}])
-def test_who_does_not_begin_in_a_group_is_not_waited_for(make: Make, context: Any) -> None:
-    engine = make(4)
+def test_rank_many_user_that_cannot_begin_is_not_waited_for(grouped: Make, context: Any) -> None:
+    engine = grouped(4)
     contexts: Any = [None, context, None, None]
     for many in (
         engine.rank_many(range(4), contexts=contexts, return_exceptions=True),
@@ -260,15 +326,15 @@ def test_who_does_not_begin_in_a_group_is_not_waited_for(make: Make, context: An
     assert settled(engine)
 
 
-def test_coroutines_of_a_group_that_are_cancelled(make: Make) -> None:
-    engine = make(4)
+def test_rank_many_async_cancelled_lets_go_of_group(grouped: Make) -> None:
+    engine = grouped(4)
 
     async def cancelled() -> None:
         held = Held(engine)
         task = asyncio.create_task(engine.rank_many_async(range(12)))
-        async with asyncio.timeout(30):
-            while engine.stats()["scheduler"]["compute"]["queued"] < 2:
-                await asyncio.sleep(0.001)
+        assert await asyncio.to_thread(
+            until, engine, lambda stats: stats["scheduler"]["compute"]["queued"] >= 2
+        )
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
@@ -281,22 +347,18 @@ def test_coroutines_of_a_group_that_are_cancelled(make: Make) -> None:
 
 
 class Unspeakable:
-    """A revision that cannot be told from others."""
+    """A revision without a representation, by which it would be compared."""
 
     def __repr__(self) -> str:
         raise ValueError("unspeakable")
 
 
-def test_a_revision_that_raises_is_an_error_of_its_user(one: Served, world: World) -> None:
+def test_rank_many_revision_that_raises_fails_its_user(grouped: Make, world: World) -> None:
     def source(user: Any) -> UserRecord:
         record, revision = world.record(user), cast(Any, Unspeakable())
         return UserRecord(record.features, record.items, record.types, revision) if user == 2 else record
 
-    def retrieve(_: Any) -> Candidates:
-        return Candidates(*world.candidates(30))
-
-    config = config_of(2, 4, user_states=UNCACHED)
-    with Engine(*one, users=source, retrieve=retrieve, config=config) as engine:
+    with grouped(2, 4, users=source, user_states=UNCACHED) as engine:
         rankings = engine.rank_many(range(4), return_exceptions=True)
         assert isinstance(rankings.pop(2), ValueError)
         assert batches(rankings) == [3] * 3
@@ -307,60 +369,46 @@ Panic = type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})
 """As PyO3 raises what panicked in Rust: no Exception, and each extension has its own."""
 
 
-@pytest.mark.parametrize("way", ["rank_many", "rank_many_async"])
-def test_a_panic_is_an_error_of_its_user(one: Served, world: World, way: str) -> None:
+@many_ways
+def test_rank_many_panic_fails_its_user(grouped: Make, world: World, way: str) -> None:
     def source(user: Any) -> UserRecord:
         if user == 2:
             raise Panic("on purpose")
         return world.record(user)
 
-    def retrieve(_: Any) -> Candidates:
-        return Candidates(*world.candidates(30))
-
-    config = config_of(2, 4)
-    with Engine(*one, users=source, retrieve=retrieve, config=config) as engine:
-        if way == "rank_many":
-            rankings = engine.rank_many(range(4), return_exceptions=True)
-        else:
-            rankings = asyncio.run(engine.rank_many_async(range(4), return_exceptions=True))
+    with grouped(2, 4, users=source) as engine:
+        rankings = ran(getattr(engine, way), range(4), return_exceptions=True)
         assert isinstance(rankings.pop(2), Panic)
         assert batches(rankings) == [3] * 3
         assert settled(engine)
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, type("Timeout", (BaseException,), {})])
-def test_an_interrupt_ends_all(one: Served, world: World, kind: type[BaseException]) -> None:
+def test_rank_many_interrupt_ends_all(grouped: Make, world: World, kind: type[BaseException]) -> None:
     def retrieve(request: Any) -> Candidates:
         if request.user == 1:
             raise kind
         return Candidates(*world.candidates(30))
 
-    config = config_of(2, 4)
-    with Engine(*one, users=world.record, retrieve=retrieve, config=config) as engine:
+    with grouped(2, 4, retrieve=retrieve) as engine:
         with pytest.raises(kind):
             engine.rank_many(range(4), return_exceptions=True)
         assert settled(engine)
         assert engine.stats()["open_handles"] == 0
 
 
-def test_lengths_that_differ_are_calls_that_differ(one: Served, world: World) -> None:
+def test_rank_many_different_history_lengths_are_different_calls(grouped: Make, world: World) -> None:
     records = {user: world.record(user, 5 if user % 2 else 20) for user in range(8)}
 
-    def retrieve(_: Any) -> Candidates:
-        return Candidates(*world.candidates(30))
-
-    shapes = Shapes(candidates=(32,), histories=(8, 24), users=(4, 8))
-    config = EngineConfig(k=10, shapes=shapes)
-    with Engine(*one, users=records.get, retrieve=retrieve, config=config) as engine:
-        rankings = engine.rank_many(range(8))
+    rankings = grouped(4, 8, users=records.get).rank_many(range(8))
     assert batches(rankings) == [4] * 8
     assert [ranking.report.long_bucket for ranking in rankings] == [24, 8] * 4
 
 
-def test_a_program_that_fails_fails_for_all_of_them(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    from aif_jax.serving import user_side
-
-    engine = make(4)
+def test_rank_many_failing_program_fails_its_whole_group(
+    grouped: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = grouped(4)
     with monkeypatch.context() as patched:
 
         def compute(*_: Any, **__: Any) -> Any:
@@ -374,8 +422,8 @@ def test_a_program_that_fails_fails_for_all_of_them(make: Make, monkeypatch: pyt
     assert len(engine.rank_many(range(4))) == 4
 
 
-def test_an_invalidation_meanwhile_counts_in_a_group(make: Make) -> None:
-    engine = make(4)
+def test_rank_many_invalidation_meanwhile_drops_state(grouped: Make) -> None:
+    engine = grouped(4)
     held = Held(engine)
     result: list[Any] = []
     many = threading.Thread(target=lambda: result.extend(engine.rank_many(range(4))))
@@ -389,18 +437,16 @@ def test_an_invalidation_meanwhile_counts_in_a_group(make: Make) -> None:
     assert states == ["hit", "hit", "computed", "hit"]
 
 
-def test_the_time_of_groups_is_nothing_to_single_requests(
-    make: Make, monkeypatch: pytest.MonkeyPatch
+def test_rank_many_group_times_do_not_count_for_single_requests(
+    grouped: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from aif_jax.serving import user_side
-
     real: Any = vars(user_side)["compute_states"]
 
     def slow(users: Any, *arguments: Any, **options: Any) -> Any:
         time.sleep(0.02 if len(users) > 1 else 0.0)
         return real(users, *arguments, **options)
 
-    engine = make(4, user_states=UNCACHED)
+    engine = grouped(4, user_states=UNCACHED)
     for user in range(20):
         engine.rank(user)
     ladder = engine.hooks.generations.current.ladder
@@ -414,7 +460,7 @@ def test_the_time_of_groups_is_nothing_to_single_requests(
     assert not ladder.times.expected_ms(ladder.user_key(24, 3))
 
 
-def test_with_a_deadline_few_wait_for_each_other() -> None:
+def test_window_with_deadline_makes_no_groups() -> None:
     def of(
         users: tuple[int, ...] = (8,), deadline_ms: float | None = None, **threads: int
     ) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The scheduler: order, lanes, deadlines, cancelling, waiting inside tasks."""
+"""The scheduler: order, lanes, deadlines, cancellation, waiting inside tasks."""
 
 import asyncio
 import concurrent.futures
@@ -15,42 +15,16 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from aif_jax._native import Scheduler
-from aif_jax.errors import (
-    ConfigError,
-    DeadlineExceededError,
-    OverloadedError,
-    RequestError,
-    SchedulerError,
-)
+from aif_jax.errors import ConfigError, DeadlineExceededError, OverloadedError, RequestError, SchedulerError
 from aif_jax.futures import TaskFuture
-
-LANES = ("blocking", "compute")
-LONG_S = 60.0
+from support.held import eventually
+from support.lanes import LANES, LONG_S, Occupied, conserved, until_queued
 
 
 @pytest.fixture
 def scheduler():
-    with Scheduler(blocking_threads=3, compute_threads=2, queue_bound=256) as scheduler:
+    with Scheduler(blocking_threads=3, compute_threads=2, queue_bound=256, hang_ms=1e3 * LONG_S) as scheduler:
         yield scheduler
-
-
-class Occupied:
-    """All threads of one lane, busy until `release`."""
-
-    def __init__(self, scheduler, lane):
-        threads = scheduler.stats()[lane]["threads"]
-        self._gate = threading.Event()
-        begun = threading.Barrier(threads + 1)
-
-        def hold():
-            begun.wait(LONG_S)
-            self._gate.wait(LONG_S)
-
-        self.futures = [scheduler.submit(lane, hold) for _ in range(threads)]
-        begun.wait(LONG_S)
-
-    def release(self):
-        self._gate.set()
 
 
 @pytest.fixture
@@ -66,12 +40,8 @@ def occupy(scheduler):
         occupied.release()
 
 
-def ended(stats):
-    return sum(stats[name] for name in ("completed", "failed", "cancelled", "expired", "shed", "panicked"))
-
-
 @pytest.mark.parametrize("lane", LANES)
-def test_a_result_and_an_exception_come_back(scheduler, lane):
+def test_submit_result_and_exception_come_back(scheduler, lane):
     assert scheduler.submit(lane, divmod, 17, 5).result(LONG_S) == (3, 2)
     future = scheduler.submit(lane, divmod, 17, 0)
     with pytest.raises(ZeroDivisionError):
@@ -80,7 +50,7 @@ def test_a_result_and_an_exception_come_back(scheduler, lane):
     assert isinstance(future, TaskFuture)
 
 
-def test_a_traceback_leads_into_the_task(scheduler):
+def test_submit_traceback_leads_into_the_task(scheduler):
     def innermost():
         raise LookupError("the third shelf")
 
@@ -94,7 +64,7 @@ def test_a_traceback_leads_into_the_task(scheduler):
     assert 'raise LookupError("the third shelf")' in text
 
 
-def test_a_task_may_raise_what_is_no_exception(scheduler):
+def test_submit_base_exception_reaches_result_and_worker_survives(scheduler):
     def leave():
         raise SystemExit(3)
 
@@ -103,7 +73,7 @@ def test_a_task_may_raise_what_is_no_exception(scheduler):
     assert scheduler.submit("blocking", int).result(LONG_S) == 0
 
 
-def test_context_variables_are_those_of_the_submitter(scheduler):
+def test_submit_context_variables_are_those_of_submitter(scheduler):
     variable = contextvars.ContextVar("variable", default="unset")
 
     def read_and_write():
@@ -119,7 +89,7 @@ def test_context_variables_are_those_of_the_submitter(scheduler):
     assert variable.get() == "second"
 
 
-def test_thread_locals_last_from_task_to_task():
+def test_scheduler_thread_locals_last_from_task_to_task():
     local = threading.local()
 
     def count():
@@ -132,7 +102,7 @@ def test_thread_locals_last_from_task_to_task():
     assert len({ident for _, ident in results}) == 1
 
 
-def test_the_earliest_deadline_starts_first(occupy):
+def test_scheduler_earliest_deadline_starts_first(occupy):
     with Scheduler(compute_threads=1) as scheduler:
         occupied = occupy("compute", scheduler)
         order = []
@@ -145,7 +115,7 @@ def test_the_earliest_deadline_starts_first(occupy):
     assert order == [20_000, 40_000, 50_000, None, math.inf]
 
 
-def test_a_task_that_expires_is_dropped_and_says_why(scheduler, occupy):
+def test_submit_expired_task_is_dropped_with_reason(scheduler, occupy):
     occupied = occupy("compute")
     ran = []
     future = scheduler.submit("compute", ran.append, 1, deadline_ms=5, name="score")
@@ -160,7 +130,7 @@ def test_a_task_that_expires_is_dropped_and_says_why(scheduler, occupy):
     assert scheduler.stats()["compute"]["expired"] == 1
 
 
-def test_a_deadline_that_passes_while_the_worker_waits_for_the_gil_counts(scheduler):
+def test_submit_deadline_passing_while_worker_waits_for_gil_expires(scheduler):
     ran = []
     before = sys.getswitchinterval()
     # Until the threads have started and asked for the GIL once, they have it handed on.
@@ -181,20 +151,20 @@ def test_a_deadline_that_passes_while_the_worker_waits_for_the_gil_counts(schedu
 
 
 @pytest.mark.parametrize("deadline_ms", [0, -1.5, -math.inf])
-def test_a_deadline_in_the_past_expires_at_once(scheduler, deadline_ms):
+def test_submit_deadline_in_the_past_expires_at_once(scheduler, deadline_ms):
     future = scheduler.submit("compute", int, deadline_ms=deadline_ms)
     assert isinstance(future.exception(0), DeadlineExceededError)
 
 
 @pytest.mark.parametrize("lane", LANES)
-def test_cancelling_before_the_start(scheduler, occupy, lane):
+def test_cancel_queued_task_frees_its_place(scheduler, occupy, lane):
     occupied = occupy(lane)
     ran = []
     future = scheduler.submit(lane, ran.append, 1)
     assert scheduler.stats()[lane]["queued"] == 1
     assert future.cancel()
     assert scheduler.stats()[lane]["queued"] == 0, "its place is free before any thread gets to it"
-    # Those who wait with `wait` and `as_completed` are told, too.
+    # It ends for `wait` and `as_completed`, too.
     assert concurrent.futures.wait([future], LONG_S).done == {future}
     with pytest.raises(concurrent.futures.CancelledError):
         future.result(0)
@@ -205,7 +175,7 @@ def test_cancelling_before_the_start(scheduler, occupy, lane):
     assert scheduler.stats()[lane]["cancelled"] == 1
 
 
-def test_a_full_queue_refuses(occupy):
+def test_submit_full_queue_is_refused(occupy):
     with Scheduler(blocking_threads=1, queue_bound=3) as scheduler:
         occupied = occupy("blocking", scheduler)
         futures = [scheduler.submit("blocking", int) for _ in range(3)]
@@ -220,24 +190,22 @@ def test_a_full_queue_refuses(occupy):
 
 
 @pytest.mark.parametrize("call", ["submit", "run"])
-def test_the_next_step_of_what_was_taken_on_is_not_refused_by_a_full_queue(occupy, call):
+def test_submit_next_step_is_not_refused_by_full_queue(occupy, call):
     with Scheduler(blocking_threads=1, queue_bound=1) as scheduler, ThreadPoolExecutor(1) as caller:
         occupied = occupy("blocking", scheduler)
-        queued = scheduler.submit("blocking", int)
+        waiting = scheduler.submit("blocking", int)
         step = caller.submit(getattr(scheduler, call), "blocking", pow, 2, 5, goes_on=True)
-        deadline = time.perf_counter() + LONG_S
-        while scheduler.stats()["blocking"]["queued"] < 2 and time.perf_counter() < deadline:
-            time.sleep(0.001)
+        assert until_queued(scheduler, "blocking", 2)
         with pytest.raises(OverloadedError):
             scheduler.submit("blocking", int)
         occupied.release()
-        assert queued.result(LONG_S) == 0
+        assert waiting.result(LONG_S) == 0
         result = step.result(LONG_S)
         assert (result if call == "run" else result.result(LONG_S)) == 32
         assert scheduler.stats()["blocking"]["rejected"] == 1
 
 
-def test_expired_tasks_make_room(occupy):
+def test_submit_expired_tasks_make_room(occupy):
     with Scheduler(compute_threads=1, queue_bound=2) as scheduler:
         occupied = occupy("compute", scheduler)
         expiring = [scheduler.submit("compute", int, deadline_ms=1) for _ in range(2)]
@@ -248,7 +216,7 @@ def test_expired_tasks_make_room(occupy):
         assert future.result(LONG_S) == 0
 
 
-def test_asyncio_can_await_and_cancel(scheduler, occupy):
+def test_submit_asyncio_can_await_and_cancel(scheduler, occupy):
     async def both():
         assert await asyncio.wrap_future(scheduler.submit("blocking", pow, 2, 10)) == 1024
         occupied = occupy("blocking")
@@ -261,12 +229,12 @@ def test_asyncio_can_await_and_cancel(scheduler, occupy):
     assert asyncio.run(both()).cancelled()
 
 
-def test_lanes_do_not_starve_each_other(scheduler, occupy):
+def test_scheduler_busy_lane_does_not_starve_the_other(scheduler, occupy):
     occupy("blocking")
     assert scheduler.submit("compute", int).result(LONG_S) == 0
 
 
-def test_arguments_are_released_before_the_result_is_out(scheduler):
+def test_submit_arguments_are_released_before_result(scheduler):
     class Big:
         pass
 
@@ -280,7 +248,7 @@ def test_arguments_are_released_before_the_result_is_out(scheduler):
 
 @pytest.mark.parametrize("lane", LANES)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_tasks_that_wait_for_tasks(lane, threads):
+def test_wait_tasks_waiting_for_tasks_all_complete(lane, threads):
     with Scheduler(blocking_threads=threads, compute_threads=threads, queue_bound=10_000) as scheduler:
 
         def tree_sum(depth):
@@ -296,7 +264,7 @@ def test_tasks_that_wait_for_tasks(lane, threads):
         assert stats["wait"]["count"] <= 2**7 - 2
 
 
-def test_a_blocking_task_may_wait_for_a_compute_task(scheduler):
+def test_wait_blocking_task_may_wait_for_compute_task(scheduler):
     def outer():
         return scheduler.wait(scheduler.submit("compute", pow, 3, 4))
 
@@ -305,7 +273,7 @@ def test_a_blocking_task_may_wait_for_a_compute_task(scheduler):
 
 
 @pytest.mark.parametrize("kind", ["blocking task", "foreign future", "other scheduler"])
-def test_a_compute_task_never_parks(scheduler, occupy, kind):
+def test_wait_compute_task_that_would_park_is_refused(scheduler, occupy, kind):
     with Scheduler() as other:
         busy = {
             "blocking task": lambda: occupy("blocking"),
@@ -323,7 +291,7 @@ def test_a_compute_task_never_parks(scheduler, occupy, kind):
         assert scheduler.submit("compute", scheduler.wait, awaited).result(LONG_S) is None
 
 
-def test_a_blocking_task_may_wait_for_a_foreign_future(scheduler):
+def test_wait_blocking_task_may_wait_for_foreign_future(scheduler):
     foreign = concurrent.futures.Future()
     begun = threading.Event()
 
@@ -337,7 +305,7 @@ def test_a_blocking_task_may_wait_for_a_foreign_future(scheduler):
     assert future.result(LONG_S) == "from elsewhere"
 
 
-def test_waiting_passes_exceptions_and_cancellations_on(scheduler, occupy):
+def test_wait_passes_on_exceptions_and_cancellations(scheduler, occupy):
     def outer(inner):
         return scheduler.wait(inner)
 
@@ -347,15 +315,15 @@ def test_waiting_passes_exceptions_and_cancellations_on(scheduler, occupy):
     with pytest.raises(ZeroDivisionError):
         scheduler.wait(failing)
     occupy("compute")
-    queued = scheduler.submit("compute", int)
-    waiting = scheduler.submit("blocking", outer, queued)
-    time.sleep(0.01)
-    queued.cancel()
+    later = scheduler.submit("compute", int)
+    waiting = scheduler.submit("blocking", outer, later)
+    assert eventually(lambda: scheduler.stats()["blocking"]["running"])
+    later.cancel()
     with pytest.raises(concurrent.futures.CancelledError):
         waiting.result(LONG_S)
 
 
-def test_a_wait_times_out(scheduler, occupy):
+def test_wait_timeout_leaves_task_running(scheduler, occupy):
     busy = occupy("compute").futures[0]
     for wait in (
         lambda: scheduler.wait(busy, 5),
@@ -371,7 +339,7 @@ def test_a_wait_times_out(scheduler, occupy):
         scheduler.wait(scheduler.submit("blocking", times_out), 1e3 * LONG_S)
 
 
-def test_a_task_that_waits_for_itself_is_told(scheduler):
+def test_wait_task_waiting_for_itself_is_refused(scheduler):
     mine = []
     known = threading.Event()
 
@@ -385,7 +353,7 @@ def test_a_task_that_waits_for_itself_is_told(scheduler):
         mine[0].result(LONG_S)
 
 
-def test_a_task_that_is_cancelled_while_its_worker_finds_it_expired_is_counted_once(scheduler):
+def test_cancel_task_found_expired_is_counted_once(scheduler):
     # The worker finds it expired, and waits for the GIL to say so; by then its caller has given up.
     before = sys.getswitchinterval()
     sys.setswitchinterval(LONG_S)
@@ -411,7 +379,7 @@ def test_a_task_that_is_cancelled_while_its_worker_finds_it_expired_is_counted_o
     assert (lane["cancelled"], lane["expired"]) == (cancelled, len(futures) - cancelled)
 
 
-def test_many_threads_submit_and_every_task_ends_once():
+def test_submit_many_threads_end_every_task_once():
     threads, each = 8, 1250
     started = threading.Barrier(threads)
     counts = [0] * threads
@@ -421,7 +389,7 @@ def test_many_threads_submit_and_every_task_ends_once():
     def bump(thread):
         counts[thread] += 1
 
-    with Scheduler(blocking_threads=1, compute_threads=1, queue_bound=512) as scheduler:
+    with Scheduler(blocking_threads=1, compute_threads=1, queue_bound=512, hang_ms=1e3 * LONG_S) as scheduler:
         # One thread a lane and one lane a submitter, so that `bump` needs no lock of its own.
         def submit(thread):
             started.wait()
@@ -460,12 +428,11 @@ def test_many_threads_submit_and_every_task_ends_once():
     assert sum(lane["completed"] for lane in stats.values()) == sum(counts)
     assert sum(counts) == len(accepted) - cancelled - expired
     for lane in stats.values():
-        assert lane["submitted"] == ended(lane)
-        assert (lane["queued"], lane["running"]) == (0, 0)
+        assert conserved(lane)
         assert lane["run"]["count"] == lane["queue"]["count"] == lane["completed"]
 
 
-def test_stats_and_trace_tell_the_same_story(scheduler):
+def test_scheduler_stats_and_trace_agree(scheduler):
     scheduler.trace(True)
     before = time.perf_counter()
     for lane in LANES:
@@ -486,16 +453,16 @@ def test_stats_and_trace_tell_the_same_story(scheduler):
     assert scheduler.take_trace() == []
 
 
-def test_a_span_is_named_after_its_function(scheduler):
+def test_trace_span_is_named_after_its_function(scheduler):
     scheduler.trace(True)
-    for function in (divmod, test_a_span_is_named_after_its_function, Occupied):
+    for function in (divmod, test_trace_span_is_named_after_its_function, Occupied):
         scheduler.submit("compute", function, 1, 2).exception(LONG_S)
     names = [span["name"] for span in scheduler.take_trace()]
-    assert sorted(names) == ["Occupied", "divmod", "test_a_span_is_named_after_its_function"]
+    assert sorted(names) == ["Occupied", "divmod", "test_trace_span_is_named_after_its_function"]
 
 
 @pytest.mark.parametrize("cancel_futures", [False, True])
-def test_shutdown_runs_or_cancels_what_is_queued(cancel_futures):
+def test_shutdown_runs_or_cancels_queued_tasks(cancel_futures):
     scheduler = Scheduler(blocking_threads=1)
     occupied = Occupied(scheduler, "blocking")
     futures = [scheduler.submit("blocking", int) for _ in range(5)]
@@ -509,7 +476,7 @@ def test_shutdown_runs_or_cancels_what_is_queued(cancel_futures):
     assert "shut down" in repr(scheduler)
 
 
-def test_a_task_cannot_wait_for_its_own_scheduler():
+def test_shutdown_waiting_inside_own_task_is_refused():
     scheduler = Scheduler()
     with pytest.raises(SchedulerError, match="cannot wait for the scheduler that runs it"):
         scheduler.submit("blocking", scheduler.shutdown).result(LONG_S)
@@ -518,7 +485,7 @@ def test_a_task_cannot_wait_for_its_own_scheduler():
     scheduler.shutdown()
 
 
-def test_a_dropped_scheduler_is_collected_and_finishes_its_work():
+def test_scheduler_dropped_is_collected_and_finishes_its_work():
     scheduler = Scheduler(blocking_threads=1)
     occupied = Occupied(scheduler, "blocking")
     future = scheduler.submit("blocking", pow, 2, 5)
@@ -530,7 +497,7 @@ def test_a_dropped_scheduler_is_collected_and_finishes_its_work():
     assert future.result(LONG_S) == 32
 
 
-def test_impossible_arguments_are_refused(scheduler):
+def test_scheduler_impossible_arguments_are_refused(scheduler):
     with pytest.raises(ConfigError, match="blocking_threads is 0"):
         Scheduler(blocking_threads=0)
     with pytest.raises(ConfigError, match="queue_bound is 0"):

@@ -1,24 +1,19 @@
-"""Requests of one user at the same time: one computation, the same scores, nobody hangs on another's end."""
+"""User sides of one user at the same time: one computation, and the same scores for all."""
 
 import asyncio
 import contextlib
 import threading
-import time
-from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
-from aif_jax.bundle import Bundle
 from aif_jax.errors import AifError
-from aif_jax.nearline import Tables
-from aif_jax.serving import Engine, EngineConfig, Pending, Shapes, Threads
-from aif_jax.types import Candidates, UserRecord
-from support.held import Held, settled
-from support.served import UNCACHED, World
-
-Make = Callable[..., Engine]
+from aif_jax.serving import Pending, Shapes, Threads, user_side
+from aif_jax.types import UserRecord
+from support.held import Held, eventually, settled
+from support.served import UNCACHED, Make, World, assert_same
 
 
 @pytest.fixture
@@ -27,26 +22,14 @@ def revisions() -> dict[Any, int]:
 
 
 @pytest.fixture
-def make(bundle: Bundle, tables: Tables, world: World, revisions: dict[Any, int]) -> Iterator[Make]:
-    with contextlib.ExitStack() as stack:
+def engine_of(make: Make, world: World, revisions: dict[Any, int]) -> Make:
+    """A function from fields of `EngineConfig` to an engine with two compute threads."""
 
-        def source(user: Any) -> UserRecord:
-            return world.record(int(user), revision=revisions.get(user, 0))
+    def source(user: Any) -> UserRecord:
+        return world.record(int(user), revision=revisions.get(user, 0))
 
-        def factory(**changes: Any) -> Engine:
-            shapes = Shapes(candidates=(32,), histories=(8, 24))
-            config = EngineConfig(k=10, shapes=shapes, threads=Threads(compute=2, blocking=4), **changes)
-            return stack.enter_context(
-                Engine(
-                    bundle,
-                    tables,
-                    users=source,
-                    retrieve=lambda _: Candidates(*world.candidates(30)),
-                    config=config,
-                )
-            )
-
-        yield factory
+    shapes = Shapes(candidates=(32,), histories=(8, 24))
+    return partial(make, users=source, shapes=shapes, threads=Threads(compute=2, blocking=4))
 
 
 def ranked(pendings: list[Pending], world: World) -> list[Any]:
@@ -57,17 +40,11 @@ def found(rankings: list[Any]) -> list[str]:
     return [ranking.report.user_state for ranking in rankings]
 
 
-def same(rankings: list[Any]) -> bool:
-    first = rankings[0]
-    return all(
-        r.ids.tolist() == first.ids.tolist() and r.scores.tobytes() == first.scores.tobytes()
-        for r in rankings
-    )
-
-
 @pytest.mark.parametrize("cached", [True, False])
-def test_one_program_serves_all(make: Make, world: World, cached: bool) -> None:
-    engine = make() if cached else make(user_states=UNCACHED)
+def test_user_side_concurrent_requests_of_one_user_share_one_program(
+    engine_of: Make, world: World, cached: bool
+) -> None:
+    engine = engine_of() if cached else engine_of(user_states=UNCACHED)
     held = Held(engine)
     pendings = [engine.begin(user) for user in (1, np.int64(1), 1, "1", 2)]
     held.until_queued(fetched=5, programs=3)
@@ -75,15 +52,16 @@ def test_one_program_serves_all(make: Make, world: World, cached: bool) -> None:
     rankings = ranked(pendings, world)
     assert sorted(found(rankings[:3])) == ["computed", "joined", "joined"]
     assert found(rankings[3:]) == ["computed", "computed"]  # "1" is another user, as is 2
-    assert same([*rankings[:4], make().begin(1).rank(*world.candidates(20))])
+    for ranking in (*rankings[1:4], engine_of().begin(1).rank(*world.candidates(20))):
+        assert_same(ranking, rankings[0])
     for ranking in rankings[:3]:
         assert ranking.report.unknown_features == rankings[3].report.unknown_features
     assert engine.stats()["requests"]["user_state:joined"] == engine.stats()["user_sides"]["shared"] == 2
     assert settled(engine)
 
 
-def test_each_joined_request_has_its_own_context(make: Make, world: World) -> None:
-    engine = make(user_states=UNCACHED)
+def test_user_side_joined_requests_have_own_contexts(engine_of: Make, world: World) -> None:
+    engine = engine_of(user_states=UNCACHED)
     hours: list[dict[str, Any]] = [{"hour": 3}, {"hour": 17}, {"hour": 99}, {}]
     alone = [engine.begin(1, hour).rank(*world.candidates(20)) for hour in hours]
     held = Held(engine)
@@ -98,10 +76,10 @@ def test_each_joined_request_has_its_own_context(make: Make, world: World) -> No
     assert len({ranking.scores.tobytes() for ranking in together}) >= 3
 
 
-def test_another_revision_or_an_invalidation_is_another_flight(
-    make: Make, world: World, revisions: dict[Any, int]
+def test_user_side_other_revision_or_invalidation_is_not_joined(
+    engine_of: Make, world: World, revisions: dict[Any, int]
 ) -> None:
-    engine = make()
+    engine = engine_of()
     held = Held(engine)
     pendings = [engine.begin(1)]
     held.until_queued(fetched=1, programs=1)
@@ -116,8 +94,8 @@ def test_another_revision_or_an_invalidation_is_another_flight(
     assert engine.begin(1).rank(*world.candidates(20)).report.user_state == "hit"
 
 
-def test_nobody_waits_for_one_that_is_due_later(make: Make, world: World) -> None:
-    engine = make()
+def test_user_side_later_due_computation_is_not_joined(engine_of: Make, world: World) -> None:
+    engine = engine_of()
     held = Held(engine)
     pendings = [engine.begin(1, deadline_ms=60_000)]
     held.until_queued(fetched=1, programs=1)
@@ -131,14 +109,12 @@ def test_nobody_waits_for_one_that_is_due_later(make: Make, world: World) -> Non
 
 
 @pytest.mark.parametrize("end", ["cancelled", "late", "failed"])
-def test_when_the_first_ends_without_a_state_the_next_one_computes_it(
-    make: Make, world: World, end: str, monkeypatch: pytest.MonkeyPatch
+def test_user_side_leader_ending_without_state_is_replaced(
+    engine_of: Make, world: World, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from aif_jax.serving import user_side
-
-    engine = make(on_deadline="error")
+    engine = engine_of(on_deadline="error")
     held = Held(engine)
-    first = engine.begin(1, deadline_ms=200.0 if end == "late" else None)
+    first = engine.begin(1, deadline_ms=1_000.0 if end == "late" else None)
     held.until_queued(fetched=1, programs=1)
     others = [engine.begin(1) for _ in range(5)]
     held.until_queued(fetched=6, programs=1)
@@ -164,19 +140,19 @@ def test_when_the_first_ends_without_a_state_the_next_one_computes_it(
             first.rank(*world.candidates(20))
     rankings = ranked(others, world)
     assert sorted(found(rankings)) == ["computed", "joined", "joined", "joined", "joined"]
-    assert same(rankings)
+    for ranking in rankings[1:]:
+        assert_same(ranking, rankings[0])
     assert settled(engine)
 
 
-def test_closing_ends_those_that_wait_for_another(make: Make, world: World) -> None:
-    engine = make()
+def test_user_side_close_ends_joined_requests(engine_of: Make, world: World) -> None:
+    engine = engine_of()
     held = Held(engine)
     pendings = [engine.begin(1) for _ in range(4)]
     held.until_queued(fetched=4, programs=1)
     closing = threading.Thread(target=engine.close)
     closing.start()
-    while not engine.closed:
-        time.sleep(0.001)
+    assert eventually(lambda: engine.closed)
     held.release()
     closing.join(30)
     assert not closing.is_alive()
@@ -185,8 +161,10 @@ def test_closing_ends_those_that_wait_for_another(make: Make, world: World) -> N
             pending.rank(*world.candidates(20))
 
 
-def test_storms_of_one_user_are_answered_alike(make: Make, world: World, revisions: dict[Any, int]) -> None:
-    engine = make(user_states=UNCACHED)
+def test_user_side_storm_with_cancellations_is_answered_alike(
+    engine_of: Make, world: World, revisions: dict[Any, int]
+) -> None:
+    engine = engine_of(user_states=UNCACHED)
     expected = {user: engine.rank(user).scores.tobytes() for user in (1, 2, 3)}
 
     async def storm() -> list[tuple[int, Any]]:

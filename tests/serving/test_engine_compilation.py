@@ -1,8 +1,7 @@
-"""No request compiles anything, counted by JAX itself: no program of ours, and no operation in between."""
+"""No compilation on requests, as counted by JAX itself."""
 
 import asyncio
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,25 +11,25 @@ import pytest
 
 from aif_jax.bundle import Bundle
 from aif_jax.nearline import ItemIndex, Tables
-from aif_jax.serving import (
-    Engine,
-    EngineConfig,
-    Filters,
-    InMemoryUsers,
-    MissingItems,
-    Shapes,
-    UserStateCache,
-)
+from aif_jax.serving import Engine, Filters, InMemoryUsers, MissingItems, Shapes, UserStateCache
 from aif_jax.types import Candidates, ItemRecords, Request, UserRecord
-from support.served import K_MAX, N_ITEMS, World
+from support.served import K_MAX, N_ITEMS, Make, World
 
 BUCKETS = (16 * 2, 16 * 4)
+
+
 LONGS = (8, 24)
+
+
 SHAPES = Shapes(candidates=BUCKETS, histories=LONGS)
+
+
 COUNTS = (
     1, 15, 16, 17, BUCKETS[0] - 1, BUCKETS[0], BUCKETS[0] + 1, BUCKETS[1] - 1, BUCKETS[1], BUCKETS[1] + 1,
     int(2.5 * BUCKETS[1]),
 )  # fmt: skip
+
+
 HISTORIES = (0, 1, 5, LONGS[0], LONGS[0] + 1, LONGS[1], 2 * LONGS[1])
 
 
@@ -94,29 +93,25 @@ def candidates(world: World, n: int, *, unknown: int = 0) -> tuple[np.ndarray, d
 
 
 @pytest.fixture
-def make(served_bundle: Bundle, tables: Tables, people: InMemoryUsers) -> Iterator[Any]:
-    made: list[Engine] = []
+def fresh(make: Make, served_bundle: Bundle, tables: Tables, people: InMemoryUsers) -> Make:
+    """A function that makes engines, after which JAX has forgotten what it compiled."""
 
-    def make_engine(retrieve: Any = None, **settings: Any) -> Engine:
-        config = EngineConfig(k=10, shapes=SHAPES, **settings)
-        engine = Engine(served_bundle, tables, users=people, retrieve=retrieve, config=config)
-        made.append(engine)
+    def make_engine(served_tables: Tables = tables, **given: Any) -> Engine:
+        engine = make((served_bundle, served_tables), **{"users": people, "shapes": SHAPES, **given})
         # What an earlier test happened to compile shall not hide what a request would compile.
         jax.clear_caches()
         return engine
 
-    yield make_engine
-    for engine in made:
-        engine.close()
+    return make_engine
 
 
 @pytest.mark.parametrize("missing_items", ["drop", "default"])
 @pytest.mark.parametrize("max_bytes", [2**20, 0])
-def test_no_size_of_request_compiles(
-    make: Any, events: CompileEvents, world: World, missing_items: str, max_bytes: int
+def test_engine_request_of_any_size_compiles_nothing(
+    fresh: Make, events: CompileEvents, world: World, missing_items: str, max_bytes: int
 ) -> None:
     cache = UserStateCache(max_bytes=max_bytes)
-    engine = make(missing_items=missing_items, user_states=cache, unknown_user="default")
+    engine = fresh(missing_items=missing_items, user_states=cache, unknown_user="default")
     events.seen.clear()
     states: set[str] = set()
     users = (*HISTORIES, -1, 987_654)
@@ -133,13 +128,13 @@ def test_no_size_of_request_compiles(
     assert engine.stats()["compilations"] == 0
 
 
-def test_no_way_to_ask_compiles(make: Any, events: CompileEvents, world: World) -> None:
+def test_engine_every_way_to_ask_compiles_nothing(fresh: Make, events: CompileEvents, world: World) -> None:
     ids, pair = candidates(world, 50)
 
     def retrieve(request: Request) -> Any:
         return Candidates(ids, pair) if request.user else ids[:7].tolist()
 
-    engine = make(retrieve)
+    engine = fresh(retrieve=retrieve)
     events.seen.clear()
     engine.rank(5, {"hour": 3}, k=K_MAX)
     engine.rank(0)
@@ -156,13 +151,11 @@ def test_no_way_to_ask_compiles(make: Any, events: CompileEvents, world: World) 
     assert not events.seen, events.seen
 
 
-def test_no_change_of_the_catalogue_compiles_on_a_request(
-    served_bundle: Bundle, tables: Tables, people: InMemoryUsers, events: CompileEvents, world: World
+def test_engine_catalogue_change_compiles_nothing_on_request(
+    fresh: Make, served_bundle: Bundle, tables: Tables, events: CompileEvents, world: World
 ) -> None:
     index = ItemIndex.build(served_bundle, world.ids, world.columns, world.content)
-    config = EngineConfig(k=10, shapes=SHAPES)
-    with Engine(served_bundle, Tables(index, tables.behaviours), users=people, config=config) as engine:
-        jax.clear_caches()
+    with fresh(tables._replace(items=index)) as engine:
         events.seen.clear()
         index.set_rankable(world.ids[:40], False)
         index.delete(world.ids[40:80])
@@ -172,21 +165,19 @@ def test_no_change_of_the_catalogue_compiles_on_a_request(
         assert not events.seen, events.seen
 
 
-def test_no_row_that_is_missing_compiles(
-    served_bundle: Bundle, tables: Tables, people: InMemoryUsers, events: CompileEvents, world: World
+def test_engine_missing_rows_compile_nothing_on_request(
+    fresh: Make, served_bundle: Bundle, tables: Tables, events: CompileEvents, world: World
 ) -> None:
-    served = Tables(ItemIndex(served_bundle), tables.behaviours)
+    index = ItemIndex(served_bundle)
     computing = MissingItems("compute", max_items=300, max_wait_ms=60_000.0)
-    config = EngineConfig(k=10, shapes=SHAPES, missing_items=computing)
 
     def items(ids: np.ndarray) -> ItemRecords:
         return ItemRecords(ids, {"price": np.ones(len(ids))})
 
-    with Engine(served_bundle, served, users=people, items=items, config=config) as engine:
-        jax.clear_caches()
+    with fresh(tables._replace(items=index), items=items, missing_items=computing) as engine:
         events.seen.clear()
         for n in (1, 63, 64, 65, 255, 256, 257, 300):
-            served.items.delete(np.arange(300, dtype=np.uint64))
+            index.delete(np.arange(300, dtype=np.uint64))
             report = engine.begin(8).rank(np.arange(n, dtype=np.uint64)).report
             assert report.computed_items == n, report.uncomputed_items
             assert not events.seen, f"{n} missing: {events.seen}"

@@ -1,4 +1,4 @@
-"""The scheduler when those who use it go away or change their mind: loops, storms, interrupts."""
+"""The scheduler under faults of its callers: closed loops, cancellation storms, interrupts."""
 
 import asyncio
 import concurrent.futures
@@ -12,18 +12,12 @@ import pytest
 
 from aif_jax._native import Scheduler
 from aif_jax.errors import DeadlineExceededError, OverloadedError, SchedulerError
-
-LONG_S = 60.0
-
-
-def conserved(stats):
-    ends = ("completed", "failed", "cancelled", "expired", "shed", "panicked")
-    idle = stats["queued"] == stats["running"] == 0
-    return idle and stats["submitted"] == sum(stats[name] for name in ends)
+from support.held import eventually
+from support.lanes import LONG_S, conserved, until_queued
 
 
 @pytest.mark.parametrize("abandon", ["cancelled", "forgotten"])
-def test_an_event_loop_that_closes_midway_takes_nobody_with_it(abandon, caplog):
+def test_event_loop_closed_midway_leaves_tasks_running(abandon, caplog):
     gate, begun = threading.Event(), threading.Semaphore(0)
 
     def task(n):
@@ -47,7 +41,7 @@ def test_an_event_loop_that_closes_midway_takes_nobody_with_it(abandon, caplog):
             with contextlib.suppress(asyncio.CancelledError):
                 loop.run_until_complete(waiting)
         else:
-            # Only the abandoned task itself would complain, when it is collected.
+            # Private, for asyncio has no switch: the abandoned task would complain when it is collected.
             setattr(waiting, "_log_destroy_pending", False)  # noqa: B010
         loop.close()
         with caplog.at_level(logging.CRITICAL, "concurrent.futures"):
@@ -60,7 +54,7 @@ def test_an_event_loop_that_closes_midway_takes_nobody_with_it(abandon, caplog):
     assert conserved(scheduler.stats()["blocking"])
 
 
-def test_a_loop_runs_on_another_thread_and_awaits_what_run_would_block_for():
+def test_run_in_other_threads_can_be_awaited():
     async def many(scheduler):
         calls = [asyncio.to_thread(scheduler.run, "compute", pow, n, 2) for n in range(50)]
         return await asyncio.gather(*calls)
@@ -70,11 +64,13 @@ def test_a_loop_runs_on_another_thread_and_awaits_what_run_would_block_for():
         assert conserved(scheduler.stats()["compute"])
 
 
-def test_cancellation_storms_lose_nothing():
+def test_cancel_storms_lose_no_task():
     threads, each = 4, 500
     ran = []
 
-    with Scheduler(blocking_threads=2, compute_threads=2, queue_bound=10_000) as scheduler:
+    with Scheduler(
+        blocking_threads=2, compute_threads=2, queue_bound=10_000, hang_ms=1e3 * LONG_S
+    ) as scheduler:
         futures = [[] for _ in range(threads)]
 
         def storm(thread):
@@ -100,10 +96,10 @@ def test_cancellation_storms_lose_nothing():
     assert all(conserved(lane) for lane in lanes)
 
 
-def test_deadlines_of_a_millisecond_end_in_a_result_or_a_stated_error():
+def test_submit_millisecond_deadlines_end_in_result_or_error():
     ends = {"ran": 0, "expired": 0, "refused": 0}
 
-    with Scheduler(compute_threads=1, queue_bound=64) as scheduler:
+    with Scheduler(compute_threads=1, queue_bound=64, hang_ms=1e3 * LONG_S) as scheduler:
         futures = []
         for _ in range(2000):
             time.sleep(0.0001)
@@ -136,7 +132,7 @@ def interruptible():
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_ctrl_c_reaches_who_waits_in_run_and_takes_the_task_back():
+def test_run_interrupted_while_waiting_takes_task_back():
     gate, begun = threading.Event(), threading.Event()
 
     def hold():
@@ -149,8 +145,7 @@ def test_ctrl_c_reaches_who_waits_in_run_and_takes_the_task_back():
         ran = []
 
         def interrupt():
-            while scheduler.stats()["compute"]["queued"] == 0:
-                time.sleep(0.001)
+            assert until_queued(scheduler, "compute")
             signal.raise_signal(signal.SIGINT)
 
         threading.Thread(target=interrupt).start()
@@ -164,7 +159,7 @@ def test_ctrl_c_reaches_who_waits_in_run_and_takes_the_task_back():
     assert conserved(stats)
 
 
-def test_a_callback_that_raises_or_submits_does_not_hurt_the_worker(caplog):
+def test_done_callback_that_raises_or_submits_leaves_worker_alive(caplog):
     with Scheduler(compute_threads=1) as scheduler:
         later = []
 
@@ -179,27 +174,26 @@ def test_a_callback_that_raises_or_submits_does_not_hurt_the_worker(caplog):
         other = scheduler.submit("compute", pow, 3, 1)
         other.add_done_callback(again)
         other.result(LONG_S)
-        while not later:
-            time.sleep(0.001)
+        assert eventually(lambda: later)
         assert later[0].result(LONG_S) == 9
     assert "the callback's own" in caplog.text
 
 
-def test_shutdown_while_everybody_submits_tells_each_of_them():
+def test_shutdown_while_many_submit_reaches_each_of_them():
     for cancel_futures in (False, True):
-        scheduler = Scheduler(blocking_threads=2, compute_threads=2, queue_bound=10_000)
-        accepted, told = [], []
+        scheduler = Scheduler(blocking_threads=2, compute_threads=2, queue_bound=10_000, hang_ms=1e3 * LONG_S)
+        accepted, messages = [], []
 
-        def go_on(scheduler=scheduler, accepted=accepted):
+        def submit_for_ever(scheduler=scheduler, accepted=accepted):
             while True:
                 with contextlib.suppress(OverloadedError):
                     accepted.append(scheduler.submit("compute", int))
                     scheduler.run("blocking", int)
 
-        def submit(go_on=go_on, told=told):
+        def submit(submit_for_ever=submit_for_ever, messages=messages):
             with pytest.raises(SchedulerError) as raised:
-                go_on()
-            told.append(str(raised.value))
+                submit_for_ever()
+            messages.append(str(raised.value))
 
         submitters = [threading.Thread(target=submit) for _ in range(4)]
         for submitter in submitters:
@@ -208,7 +202,7 @@ def test_shutdown_while_everybody_submits_tells_each_of_them():
         scheduler.shutdown(cancel_futures=cancel_futures)
         for submitter in submitters:
             submitter.join(LONG_S)
-        assert len(told) == 4
-        assert all("shut down" in error for error in told)
+        assert len(messages) == 4
+        assert all("shut down" in error for error in messages)
         assert all(future.cancelled() or future.result(0) == 0 for future in accepted)
         assert all(conserved(lane) for lane in scheduler.stats().values())

@@ -1,4 +1,4 @@
-"""Waiting in an event loop: limits, and what is left when the loop is closed meanwhile."""
+"""Waiting in an event loop for threads: limits, cancellation, and loops that close meanwhile."""
 
 import asyncio
 import concurrent.futures
@@ -21,12 +21,12 @@ async def sleep_within(limit: float | None, seconds: float) -> str:
 
 
 @pytest.mark.parametrize("limit", [None, 20.0])
-def test_what_is_in_time_is_left_alone(limit: float | None) -> None:
+def test_time_limit_in_time_returns_result(limit: float | None) -> None:
     assert asyncio.run(sleep_within(limit, 0.001)) == "done"
 
 
 @pytest.mark.parametrize("limit", [0.0, 0.01])
-def test_what_is_late_is_given_up(limit: float) -> None:
+def test_time_limit_late_raises_timeout_and_leaves_task_uncancelled(limit: float) -> None:
     async def late() -> tuple[float, int]:
         began = time.perf_counter()
         with pytest.raises(TimeoutError):
@@ -37,11 +37,11 @@ def test_what_is_late_is_given_up(limit: float) -> None:
 
     seconds, cancelling = asyncio.run(late())
     assert limit <= seconds < 10
-    assert cancelling == 0, "the task goes on as if nothing had been"
+    assert cancelling == 0, "the task continues as if it had not been cancelled"
 
 
 @pytest.mark.parametrize("limit", [None, 20.0])
-def test_a_cancelled_caller_is_cancelled(limit: float | None) -> None:
+def test_time_limit_cancelled_caller_is_cancelled(limit: float | None) -> None:
     async def cancelled() -> bool:
         task = asyncio.ensure_future(sleep_within(limit, 20))
         await asyncio.sleep(0)
@@ -52,7 +52,7 @@ def test_a_cancelled_caller_is_cancelled(limit: float | None) -> None:
     assert asyncio.run(cancelled())
 
 
-def test_a_caller_cancelled_when_the_time_is_up_is_cancelled_all_the_same() -> None:
+def test_time_limit_cancelled_as_it_passes_stays_cancelled() -> None:
     async def both() -> bool:
         task: asyncio.Task[str] = asyncio.ensure_future(sleep_within(0.0, 20))
         await asyncio.sleep(0)
@@ -64,7 +64,7 @@ def test_a_caller_cancelled_when_the_time_is_up_is_cancelled_all_the_same() -> N
     assert asyncio.run(both())
 
 
-def test_a_task_that_is_about_to_go_on_ends_with_its_loop() -> None:
+def test_result_of_closed_loop_frees_its_task_at_once() -> None:
     """Not by the garbage collector: it may begin at the inner coroutine, at which CPython 3.11 crashes."""
     done: concurrent.futures.Future[int] = concurrent.futures.Future()
 
@@ -85,7 +85,7 @@ def test_a_task_that_is_about_to_go_on_ends_with_its_loop() -> None:
     try:
         done.set_result(1)
         loop.stop()
-        loop.run_forever()  # one turn, in which the task is told
+        loop.run_forever()  # one turn, in which the task is woken
         loop.close()
         task = None
         assert there() is None
@@ -94,6 +94,8 @@ def test_a_task_that_is_about_to_go_on_ends_with_its_loop() -> None:
 
 
 Pool = concurrent.futures.ThreadPoolExecutor
+
+
 both_ways = pytest.mark.parametrize("woken_by", ["future", "thread"])
 """By `result_of`, when the thread has resolved its future; by a `Waiter`, when the function has returned."""
 
@@ -132,7 +134,7 @@ def waited(function: Any, *, late: bool, woken_by: str) -> Any:
 
 @both_ways
 @pytest.mark.parametrize("late", [False, True])
-def test_a_coroutine_gets_the_result_or_the_error(late: bool, woken_by: str) -> None:
+def test_awaitable_of_a_thread_returns_result_or_raises_error(late: bool, woken_by: str) -> None:
     assert waited(lambda: 7, late=late, woken_by=woken_by) == 7
 
     def broken() -> None:
@@ -142,13 +144,13 @@ def test_a_coroutine_gets_the_result_or_the_error(late: bool, woken_by: str) -> 
         waited(broken, late=late, woken_by=woken_by)
 
 
-def test_a_waiter_is_woken_in_one_turn_of_the_loop_and_before_the_future_is_done() -> None:
+def test_waiter_wakes_before_the_future_is_done() -> None:
     async def wait(pool: Pool) -> tuple[Any, bool]:
         waiter, woken = Waiter(), threading.Event()
 
         def run() -> int:
             result: int = waiter.run(lambda: 7)
-            assert woken.wait(20), "the coroutine goes on before this function returns"
+            assert woken.wait(20), "the coroutine continues before this function returns"
             return result
 
         task = pool.submit(run)
@@ -162,7 +164,7 @@ def test_a_waiter_is_woken_in_one_turn_of_the_loop_and_before_the_future_is_done
 
 
 @pytest.mark.parametrize("timeout_s", [-1.0, 0.0, 0.01])
-def test_who_waits_too_long_leaves_the_future_alone(timeout_s: float) -> None:
+def test_result_of_timeout_leaves_future_alone(timeout_s: float) -> None:
     async def wait() -> int:
         future: concurrent.futures.Future[int] = concurrent.futures.Future()
         with pytest.raises(TimeoutError):
@@ -174,7 +176,7 @@ def test_who_waits_too_long_leaves_the_future_alone(timeout_s: float) -> None:
     assert asyncio.run(wait()) == 7
 
 
-def test_who_is_cancelled_gives_the_future_up() -> None:
+def test_result_of_cancelled_caller_cancels_future() -> None:
     async def wait() -> tuple[bool, bool]:
         future: concurrent.futures.Future[int] = concurrent.futures.Future()
         task = asyncio.ensure_future(result_of(future))
@@ -186,7 +188,7 @@ def test_who_is_cancelled_gives_the_future_up() -> None:
     assert asyncio.run(wait()) == (True, True)
 
 
-def test_a_future_that_somebody_else_cancelled_is_no_cancellation() -> None:
+def test_result_of_future_cancelled_elsewhere_raises_scheduler_error() -> None:
     async def wait(before: bool) -> None:
         future: concurrent.futures.Future[int] = concurrent.futures.Future()
         if before:
@@ -200,7 +202,7 @@ def test_a_future_that_somebody_else_cancelled_is_no_cancellation() -> None:
             asyncio.run(wait(before))
 
 
-def test_a_closed_loop_does_not_trouble_the_thread() -> None:
+def test_awaitable_of_closed_loop_does_not_disturb_the_thread() -> None:
     future: concurrent.futures.Future[int] = concurrent.futures.Future()
     future.set_running_or_notify_cancel()
     loop = asyncio.new_event_loop()
@@ -215,7 +217,7 @@ def test_a_closed_loop_does_not_trouble_the_thread() -> None:
 
 
 @both_ways
-def test_many_coroutines_and_threads_and_cancellations_lose_nothing(woken_by: str) -> None:
+def test_awaitable_many_waiters_and_cancellations_lose_no_result(woken_by: str) -> None:
     gate = threading.Event()
 
     def call(number: int) -> int:

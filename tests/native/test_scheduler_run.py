@@ -1,4 +1,4 @@
-"""`Scheduler.run`: work on the caller's thread, in a seat of the lane."""
+"""`Scheduler.run`: work in the caller's thread, in a seat of the lane."""
 
 import contextvars
 import threading
@@ -9,52 +9,25 @@ import pytest
 
 from aif_jax._native import Scheduler
 from aif_jax.errors import ConfigError, DeadlineExceededError, OverloadedError, RequestError, SchedulerError
-
-LANES = ("blocking", "compute")
-LONG_S = 60.0
+from support.held import eventually
+from support.lanes import LANES, LONG_S, Occupied, conserved, until_queued
 
 
 @pytest.fixture
 def scheduler():
-    with Scheduler(blocking_threads=2, compute_threads=1, queue_bound=256) as scheduler:
+    with Scheduler(blocking_threads=2, compute_threads=1, queue_bound=256, hang_ms=1e3 * LONG_S) as scheduler:
         settle(scheduler)
         yield scheduler
 
 
 def settle(scheduler):
-    """Waits until the threads sleep: until then they have no seat to lend."""
+    """Wait until the threads sleep: until then they have no seat to lend."""
     for lane in LANES:
-        while scheduler.run(lane, threading.get_ident) != threading.get_ident():
-            time.sleep(0.001)
-
-
-class Held:
-    """One thread of a lane, busy until `release`."""
-
-    def __init__(self, scheduler, lane, name=""):
-        self._gate = threading.Event()
-        begun = threading.Event()
-
-        def hold():
-            begun.set()
-            self._gate.wait(LONG_S)
-
-        self.future = scheduler.submit(lane, hold, name=name)
-        assert begun.wait(LONG_S)
-
-    def release(self):
-        self._gate.set()
-        self.future.result(LONG_S)
-
-
-def conserved(stats):
-    ends = ("completed", "failed", "cancelled", "expired", "shed", "panicked")
-    idle = stats["queued"] == stats["running"] == 0
-    return idle and stats["submitted"] == sum(stats[name] for name in ends)
+        assert eventually(lambda: scheduler.run(lane, threading.get_ident) == threading.get_ident())  # noqa: B023
 
 
 @pytest.mark.parametrize("lane", LANES)
-def test_a_free_seat_means_the_callers_own_thread(scheduler, lane):
+def test_run_with_free_seat_uses_callers_thread(scheduler, lane):
     before = scheduler.stats()[lane]
     scheduler.trace(True)
     assert scheduler.run(lane, threading.get_ident, name="here") == threading.get_ident()
@@ -69,7 +42,7 @@ def test_a_free_seat_means_the_callers_own_thread(scheduler, lane):
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_results_exceptions_and_context_are_the_same_on_either_thread(scheduler, full):
+def test_run_on_either_thread_has_same_result_error_and_context(scheduler, full):
     variable = contextvars.ContextVar("variable", default="unset")
 
     def task(divisor):
@@ -92,12 +65,11 @@ def test_results_exceptions_and_context_are_the_same_on_either_thread(scheduler,
         raise SystemExit(3)
 
     if full:
-        held = Held(scheduler, "compute")
+        held = Occupied(scheduler, "compute", 1)
         context = contextvars.copy_context()
         caller = threading.Thread(target=context.run, args=(ask,))
         caller.start()
-        while scheduler.stats()["compute"]["queued"] == 0:
-            time.sleep(0.001)
+        assert until_queued(scheduler, "compute")
         held.release()
         caller.join(LONG_S)
         assert answers[0][2] != caller.ident
@@ -112,7 +84,7 @@ def test_results_exceptions_and_context_are_the_same_on_either_thread(scheduler,
     assert conserved(stats)
 
 
-def test_callers_and_tasks_never_exceed_the_threads():
+def test_run_callers_and_tasks_never_exceed_threads():
     running, most, lock = [0], [0], threading.Lock()
 
     def work(n):
@@ -125,7 +97,7 @@ def test_callers_and_tasks_never_exceed_the_threads():
         return n, threading.get_ident()
 
     here = []
-    with Scheduler(blocking_threads=2, queue_bound=4096) as scheduler:
+    with Scheduler(blocking_threads=2, queue_bound=4096, hang_ms=1e3 * LONG_S) as scheduler:
         futures = []
 
         def call(caller):
@@ -152,7 +124,7 @@ def test_callers_and_tasks_never_exceed_the_threads():
     assert conserved(stats)
 
 
-def test_nested_work_never_deadlocks(scheduler):
+def test_run_nested_never_deadlocks(scheduler):
     def depth(lane, levels):
         if levels == 0:
             return 0
@@ -172,10 +144,10 @@ def test_nested_work_never_deadlocks(scheduler):
         scheduler.run("compute", scheduler.run, "blocking", int)
 
 
-def test_a_deadline_ends_the_wait_for_a_seat(scheduler):
+def test_run_deadline_ends_wait_for_a_seat(scheduler):
     with pytest.raises(DeadlineExceededError, match='"late"'):
         scheduler.run("compute", int, deadline_ms=0, name="late")
-    held = Held(scheduler, "compute")
+    held = Occupied(scheduler, "compute", 1)
     ran = []
     started = time.perf_counter()
     with pytest.raises(DeadlineExceededError, match='"queued" stood in the compute lane'):
@@ -189,19 +161,16 @@ def test_a_deadline_ends_the_wait_for_a_seat(scheduler):
 
 
 @pytest.mark.parametrize("lane", LANES)
-def test_idle_threads_are_counted(scheduler, lane):
+def test_idle_threads_counts_threads_without_work(scheduler, lane):
     threads = 2 if lane == "blocking" else 1
 
     def all_idle():
         # A thread that has just started, or has just done something, is on its way.
-        end = time.perf_counter() + LONG_S
-        while scheduler.idle_threads(lane) < threads:
-            assert time.perf_counter() < end, "a thread that has nothing to do is not counted as idle"
-            time.sleep(0.001)
+        assert eventually(lambda: scheduler.idle_threads(lane) >= threads)
         return scheduler.idle_threads(lane) == threads
 
     assert all_idle()
-    held = Held(scheduler, lane)
+    held = Occupied(scheduler, lane, 1)
     assert scheduler.idle_threads(lane) == threads - 1
     held.release()
     settle(scheduler)
@@ -211,7 +180,7 @@ def test_idle_threads_are_counted(scheduler, lane):
         scheduler.idle_threads("drying")
 
 
-def test_what_would_end_too_late_is_refused(scheduler):
+def test_run_predicted_too_late_is_refused(scheduler):
     for _ in range(8):
         scheduler.run("compute", time.sleep, 0.02, name="nap")
     settle(scheduler)
@@ -220,7 +189,7 @@ def test_what_would_end_too_late_is_refused(scheduler):
     for call in (scheduler.run, scheduler.submit):
         with pytest.raises(OverloadedError, match=r'"nap" would end in .* its deadline allows'):
             call("compute", time.sleep, 0.02, deadline_ms=5, name="nap")
-    held = Held(scheduler, "compute")
+    held = Occupied(scheduler, "compute", 1)
     queued = [scheduler.submit("compute", time.sleep, 0.02, name="nap") for _ in range(10)]
     assert scheduler.predict_ms("compute", "nap") >= 220
     assert scheduler.predict_ms("compute", "never seen") >= 200
@@ -238,9 +207,9 @@ def test_what_would_end_too_late_is_refused(scheduler):
         assert lenient.stats()["compute"]["overrun"] == 1
 
 
-def test_calls_that_hang_open_the_circuit_of_their_name():
+def test_run_hanging_calls_open_circuit_of_their_name():
     with Scheduler(blocking_threads=4, hang_ms=20, hang_share=0.5) as scheduler:
-        held = [Held(scheduler, "blocking", "stuck") for _ in range(2)]
+        held = [Occupied(scheduler, "blocking", 1, "stuck") for _ in range(2)]
         time.sleep(0.04)
         for call in (scheduler.submit, scheduler.run):
             with pytest.raises(
@@ -257,7 +226,7 @@ def test_calls_that_hang_open_the_circuit_of_their_name():
         assert scheduler.stats()["blocking"]["refused_open"] == 2
 
 
-def test_shutdown_waits_for_guests_and_refuses_later_ones(scheduler):
+def test_shutdown_waits_for_guests_and_refuses_later_runs(scheduler):
     begun, gate = threading.Event(), threading.Event()
     order = []
 
@@ -279,9 +248,9 @@ def test_shutdown_waits_for_guests_and_refuses_later_ones(scheduler):
         scheduler.run("compute", int)
 
 
-def test_a_queue_that_is_emptied_tells_who_waits_in_run():
+def test_shutdown_cancelling_queue_reaches_callers_waiting_in_run():
     scheduler = Scheduler(compute_threads=1)
-    held = Held(scheduler, "compute")
+    held = Occupied(scheduler, "compute", 1)
     said = []
 
     def call():
@@ -291,8 +260,7 @@ def test_a_queue_that_is_emptied_tells_who_waits_in_run():
 
     caller = threading.Thread(target=call)
     caller.start()
-    while scheduler.stats()["compute"]["queued"] == 0:
-        time.sleep(0.001)
+    assert until_queued(scheduler, "compute")
     scheduler.shutdown(wait=False, cancel_futures=True)
     caller.join(LONG_S)
     held.release()
@@ -300,7 +268,7 @@ def test_a_queue_that_is_emptied_tells_who_waits_in_run():
     assert len(said) == 1
 
 
-def test_impossible_arguments_are_refused(scheduler):
+def test_run_impossible_arguments_are_refused(scheduler):
     with pytest.raises(TypeError, match=r"run\(\) takes a lane, .* 3 is not callable"):
         scheduler.run("compute", 3)
     with pytest.raises(RequestError, match="deadline_ms is not a number"):

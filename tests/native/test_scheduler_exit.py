@@ -4,15 +4,27 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
+
+import aif_jax
+
+PACKAGE = Path(aif_jax.__file__).parent
+
+WITHOUT_JAX = f"""
+import sys, types
+package = sys.modules["aif_jax"] = types.ModuleType("aif_jax")
+package.__path__ = [{str(PACKAGE)!r}]
+"""
+"""The package without its `__init__`, which imports jax: of that the scheduler needs nothing."""
 
 
 def run(code, *, timeout_s=60, fails_with=None):
-    """Runs `code` in a fresh interpreter, strict about warnings; returns what it printed.
+    """Run `code` in a fresh interpreter, strict about warnings; return what it printed.
 
     It must end well, or with one traceback that ends with `fails_with`.
     """
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+        [sys.executable, "-W", "error", "-c", WITHOUT_JAX + textwrap.dedent(code)],
         capture_output=True,
         text=True,
         timeout=timeout_s,
@@ -28,7 +40,7 @@ def run(code, *, timeout_s=60, fails_with=None):
     return done.stdout
 
 
-def test_the_interpreter_exits_with_tasks_in_flight():
+def test_exit_with_tasks_in_flight_waits_for_running_ones():
     started = time.monotonic()
     said = run("""
         import time, threading
@@ -54,7 +66,7 @@ def test_the_interpreter_exits_with_tasks_in_flight():
     assert time.monotonic() - started < 30
 
 
-def test_the_interpreter_exits_with_a_dropped_scheduler_at_work():
+def test_exit_with_dropped_scheduler_waits_for_its_task():
     said = run("""
         import threading, time
         from aif_jax._native import Scheduler
@@ -72,7 +84,7 @@ def test_the_interpreter_exits_with_a_dropped_scheduler_at_work():
     assert said == "ended\n"
 
 
-def test_a_fork_is_told_to_make_its_own():
+def test_fork_child_is_told_to_make_its_own_scheduler():
     said = run("""
         import os, sys
         from aif_jax._native import Scheduler
@@ -100,7 +112,7 @@ def test_a_fork_is_told_to_make_its_own():
     assert lines[3:] == ["8", "0"]
 
 
-def test_the_interpreter_ends_with_an_exception_while_tasks_run():
+def test_exit_by_exception_waits_for_running_tasks():
     said = run(
         """
         import threading, time
@@ -124,7 +136,7 @@ def test_the_interpreter_ends_with_an_exception_while_tasks_run():
     assert said == "ended\n"
 
 
-def test_the_interpreter_exits_while_a_thread_is_a_guest_and_others_wait_for_its_seat():
+def test_exit_with_guest_and_waiting_threads_ends():
     said = run("""
         import threading, time
         from aif_jax._native import Scheduler
@@ -155,7 +167,7 @@ def test_the_interpreter_exits_while_a_thread_is_a_guest_and_others_wait_for_its
     assert said.count("ended") == 1
 
 
-def test_a_guest_may_fork_and_both_go_on():
+def test_fork_in_guest_thread_lets_parent_and_child_continue():
     said = run("""
         import os, threading
         from aif_jax._native import Scheduler

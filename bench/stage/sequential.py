@@ -31,11 +31,10 @@ _BLOCK = 1024
 
 
 class SequentialModel:
-    """The unfolded model with one kind of attention and one way of SimTier; ``None``: without SimTier."""
+    """The unfolded model with one kind of attention and one way of SimTier."""
 
-    def __init__(self, case: Case, attention: Attention, simtier: Way | None):
+    def __init__(self, case: Case, attention: Attention, simtier: Way):
         self.case = case
-        self.without = set() if simtier is not None else {"simtier"}
         model = case.built.model
         variant = _variant(case, attention, simtier)
         # The variant has the same parameters; only their values are taken from the model.
@@ -67,9 +66,8 @@ class SequentialModel:
         rows = {name: column[None] for name, column in items.items()}
         blocks = {name: x[0] for name, (x, _) in model._blocks(e[None], rows, side).items()}
         blocks["pair"] = first.features("pair", pair)[0]
-        names = [name for name in blocks if name not in self.without]
-        left = jnp.concatenate([e, *(blocks[name] for name in names)], axis=1)
-        right = jnp.concatenate([first.item.kernel[...], *(first.weight(name) for name in names)], axis=0)
+        left = jnp.concatenate([e, *blocks.values()], axis=1)
+        right = jnp.concatenate([first.item.kernel[...], *(first.weight(name) for name in blocks)], axis=0)
         shared = first.user(side.vector)[0]
         shared += first.contribution("context", *first.features("context", context))
         scores = self.score(model.heads(left @ right + shared), {})
@@ -83,7 +81,7 @@ class SequentialModel:
         return order, best
 
 
-def _variant(case: Case, attention: Attention, simtier: Way | None) -> type[Aif]:
+def _variant(case: Case, attention: Attention, simtier: Way) -> type[Aif]:
     edges = edges_of(case.built.model.config)
 
     class Variant(Aif):
@@ -100,8 +98,6 @@ def _variant(case: Case, attention: Attention, simtier: Way | None) -> type[Aif]
             return found * item["has_content"]
 
         def _tier_counts(self, item: Any, side: UserSide) -> jax.Array:
-            if simtier is None:
-                return jnp.zeros((1, case.n, 1, len(edges) + 1), jnp.int32)
             counts = simtier(item["signature"][0], side.long["signature"][0], side.channel[0] == 0, edges)
             return counts[None, :, None]
 
@@ -123,9 +119,9 @@ def blocked_attention(
     return jax.lax.map(block, content.reshape(-1, size, width)).reshape(n, -1)
 
 
-def sequential(case: Case, attention: Attention, simtier: Way | None, name: str) -> Contender:
-    """Return the sequential way: user side included, all in one call."""
-    model = SequentialModel(case, attention, simtier)
+def sequential(case: Case, simtier: Way, name: str) -> Contender:
+    """Return the sequential way with exact attention: user side included, all in one call."""
+    model = SequentialModel(case, "exact", simtier)
     catalogue = device_catalogue(case.built)
 
     @jax.jit
@@ -133,21 +129,17 @@ def sequential(case: Case, attention: Attention, simtier: Way | None, name: str)
         return model.rank(state, catalogue, model.user_side(state, catalogue, batch), *request)
 
     batch = case.batch()
-    return Contender(name, lambda turn: ready(program(model.state, catalogue, batch, *_request(case, turn))))
+
+    def run(turn: int) -> tuple[np.ndarray, np.ndarray]:
+        request = case.positions[turn], case.context, case.pair[turn]
+        return ready(program(model.state, catalogue, batch, *request))
+
+    return Contender(name, run)
 
 
-def sequential_after_user(case: Case, attention: Attention, simtier: Way | None, name: str) -> Contender:
-    """Return the sequential way with the user side done beforehand: item tower and interactions."""
-    model = SequentialModel(case, attention, simtier)
-    catalogue = device_catalogue(case.built)
-    side = jax.block_until_ready(jax.jit(model.user_side)(model.state, catalogue, case.batch()))
-    program = jax.jit(model.rank)
-    return Contender(name, lambda turn: ready(program(model.state, catalogue, side, *_request(case, turn))))
-
-
-def as_defined(case: Case, attention: Literal["exact, as defined", "linear"], simtier: bool) -> Contender:
-    """Return what answers are checked against: the model's own definition, products in full precision."""
-    model = SequentialModel(case, attention, reference if simtier else None)
+def as_defined(case: Case, attention: Literal["exact, as defined", "linear"]) -> Contender:
+    """Return the model's own definition, products in full precision; answers are checked against it."""
+    model = SequentialModel(case, attention, reference)
     catalogue = device_catalogue(case.built)
     program = jax.jit(model.rank_as_defined)
     context = {n: np.broadcast_to(value, (1, case.n, *value.shape)) for n, value in case.context.items()}
@@ -159,10 +151,6 @@ def as_defined(case: Case, attention: Literal["exact, as defined", "linear"], si
             return ready(program(model.state, catalogue, {**case.batch(), **request}))
 
     return Contender(f"definition, {attention}", run)
-
-
-def _request(case: Case, turn: int) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    return case.positions[turn], case.context, case.pair[turn]
 
 
 def ready(results: tuple[jax.Array, jax.Array]) -> tuple[np.ndarray, np.ndarray]:

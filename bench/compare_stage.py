@@ -138,7 +138,7 @@ def _growth(cases: dict[tuple[int, int], Times]) -> Section:
     }
     kinds = {STAGE: "ours", HAND_ROLLED: "by hand", SEQUENTIAL: "rival"}
     plots = []
-    for place, (title, shown) in enumerate(panels.items()):
+    for place, (title, shown) in enumerate(panels.items() if len(cases) > 1 else ()):
         series: list[Any] = [
             {
                 "name": name, "kind": kind, "x": [case[place] for case in shown],

@@ -29,8 +29,8 @@ FULL = Sizes(workload=W, cache_share=1.0, tasks=200, rows=8192, train_users=2000
 QUICK = Sizes(workload=SMALL, cache_share=0.01, tasks=50, rows=256, train_users=60)
 
 SECONDS = {
-    "test_cache": 90, "test_engine": 40, "test_kernels": 20, "test_nearline": 40, "test_programs": 240,
-    "test_scheduler": 5, "test_stage": 90, "test_training": 90,
+    "test_cache": 30, "test_engine": 40, "test_kernels": 20, "test_nearline": 40, "test_bars": 60,
+    "test_programs": 180, "test_scheduler": 5, "test_stage": 90, "test_training": 90,
 }  # fmt: skip
 """Of a file on two cores."""
 

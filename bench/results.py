@@ -128,7 +128,8 @@ def write(result: Result, out: Path, record: Path | None = None) -> Path:
     from render import markdown, pictures
 
     result.environment["load_1_min_at_end"] = environment()["load_1_min"]
-    result.command = result.command or f"python bench/{result.program}.py {' '.join(sys.argv[1:])}".strip()
+    given = sys.argv[1:] if Path(sys.argv[0]).stem == Path(result.program).stem else []
+    result.command = result.command or " ".join([f"python bench/{result.program}.py", *given])
     held = json.loads(json.dumps(result.to_json()))
     out.mkdir(parents=True, exist_ok=True)
     (out / "result.json").write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")

@@ -9,7 +9,7 @@ import open_loop
 import overlap
 import publish
 from results import read
-from stage.contenders import WHAT
+from stage.contenders import COMPARISONS, WHAT
 
 pytestmark = pytest.mark.program
 
@@ -43,7 +43,7 @@ def test_compare_stage_checks_every_contender(run):
     answers = " ".join(row["also"]["answers"] for row in rows.values())
     for definition in ("definition, linear", "definition, exact, as defined", "definition, cold"):
         assert definition in answers
-    assert {"stage in float32, times faster than ONNX Runtime"} <= sections["Bars"].keys()
+    assert COMPARISONS.keys() <= sections["Bars"].keys()
 
 
 def test_overlap_asks_in_every_way(run):
@@ -68,13 +68,13 @@ def test_open_loop_accounts_for_every_request(run):
 
 def test_publish_answers_by_two_versions(run):
     rows = run(publish)["Milliseconds from when a request was due"]
-    assert {"before", "during", "after", "p99 during a publish over p99 before"} <= rows.keys()
+    assert {"before", "during", "publish_p99"} <= rows.keys()
     assert sum(row["also"].get("number", 0) for row in rows.values()) == 600
 
 
 def test_item_index_opens_builds_and_follows(run):
     sections = run(item_index)
-    assert sections["Saving and opening"].keys() == item_index.WAYS.keys()
+    assert len(sections["Saving and opening"]) == 3
     assert len(sections["Updates"]) == 3
     assert sections["Building out of core"]["snapshot on disk"]["value"] > 0
 

@@ -15,7 +15,7 @@ SLOWEST := --durations 10 --durations-min 1
 NATIVE := $(shell find rust -name '*.rs' -o -name 'Cargo.toml') Cargo.toml Cargo.lock pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-all test-thorough test-bench test-lowest stress lint format bars bench bench-compare bench-stage bench-load bench-scheduler bench-native wheel wheel-check docs clean
+.PHONY: help demo test test-rust test-python test-all test-thorough test-bench test-lowest stress lint format bars bench bench-compare bench-stage bench-load bench-native wheel wheel-check docs clean
 
 help: ## Show this list
 	@echo "aif_jax: pre-ranking by asynchronous inference. Needs Python 3.11+, cargo and make; the rest sets itself up."
@@ -50,18 +50,20 @@ test-lowest: $(LOWEST)/.dev ## The tests of all that touches jax and flax, two c
 
 stress: SANITIZED = RUSTC_BOOTSTRAP=1 AIF_STRESS_SECONDS=$(STRESS_SECONDS) cargo test --quiet -p aif-core \
 	--target $(shell rustc -vV | sed -n 's/^host: //p')
-stress: ## Cache and scheduler: long stress tests, loom, address and thread sanitizer (STRESS_SECONDS=60 a test)
-	@echo "1/4 Threads against each other, $(STRESS_SECONDS) s a test; random sequences against the model; memory that runs out."
+stress: $(VENV)/.dev ## Cache, scheduler, engine under faults: long stress tests, loom, sanitizers (STRESS_SECONDS=60 a test)
+	@echo "1/5 Threads against each other, $(STRESS_SECONDS) s a test; random sequences against the model; memory that runs out."
 	AIF_STRESS_SECONDS=$(STRESS_SECONDS) PROPTEST_CASES=20000 cargo test --quiet -p aif-core --test 'cache_*' --test sched_stress -- --test-threads=1
-	@echo "2/4 Loom: every interleaving of small models of cache and scheduler, up to the stated number of preemptions."
+	@echo "2/5 Loom: every interleaving of small models of cache and scheduler, up to the stated number of preemptions."
 	RUSTFLAGS="--cfg aif_loom" CARGO_TARGET_DIR=target/loom cargo test --quiet --release -p aif-core --lib -- models:: sched::loom
-	@echo "3/4 AddressSanitizer, with its search for leaks: memory used after it was freed, or never freed."
+	@echo "3/5 AddressSanitizer, with its search for leaks: memory used after it was freed, or never freed."
 	RUSTFLAGS="-Zsanitizer=address" ASAN_OPTIONS=allocator_may_return_null=1 CARGO_TARGET_DIR=target/asan \
 		$(SANITIZED) --lib --test cache_model --test cache_stress --test sched_stress -- --test-threads=1
-	@echo "4/4 ThreadSanitizer: accesses that nothing orders. The standard library is built with it, else it would miss"
+	@echo "4/5 ThreadSanitizer: accesses that nothing orders. The standard library is built with it, else it would miss"
 	@echo "    what its locks order; that needs the library's source: rustup component add rust-src"
 	RUSTFLAGS="-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer" TSAN_OPTIONS=allocator_may_return_null=1 \
 		CARGO_TARGET_DIR=target/tsan $(SANITIZED) -Zbuild-std --lib --test cache_model --test cache_stress --test sched_stress -- --test-threads=1
+	@echo "5/5 An engine under faults: sources that raise, hang, lie and panic, requests given up, loops closed, processes that exit."
+	AIF_FAULT_REQUESTS=$$((121 + 30 * $(STRESS_SECONDS))) $(BIN)/python -m pytest tests/stress
 
 lint: $(VENV)/.dev ## Formatting, clippy, ruff, types, import contracts, stub, repository checks
 	cargo fmt --all --check
@@ -85,24 +87,20 @@ bars: $(VENV)/.dev ## Every bar of the design, measured side by side in one run 
 bench: $(VENV)/.dev ## Everything that is measured from Python, and one report of it: runs/bench/report.html (40 minutes)
 	$(BIN)/python bench/run_all.py $(if $(QUICK),--quick)
 
-bench-compare: $(VENV)/.dev ## What is over 10 % worse than in a saved run (BASELINE=bars.json or suites.json, CURRENT=...)
+bench-compare: $(VENV)/.dev ## Figures over 10 % worse than in a saved run (BASELINE=bars.json, suites.json or result.json, CURRENT=...)
 	$(BIN)/python bench/compare_runs.py $(BASELINE) $(CURRENT)
 
 bench-stage: $(VENV)/.dev ## The real-time stage beside what people would use instead, and its floor (ten minutes)
 	$(BIN)/python bench/compare_stage.py $(if $(RECORD),--record $(RECORD))
 
-bench-load: $(VENV)/.dev ## The engine under load: overlap, open-loop load beside other ways, faults, publishes (a quarter of an hour)
+bench-load: $(VENV)/.dev ## The engine under load: overlap, open-loop load beside other ways, publishes (a quarter of an hour)
 	$(BIN)/python bench/overlap.py $(if $(RECORD),--record $(RECORD)-overlap.md)
 	$(BIN)/python bench/open_loop.py $(if $(RECORD),--record $(RECORD)-open-loop.md)
-	$(BIN)/python bench/faults.py $(if $(RECORD),--record $(RECORD)-faults.md)
 	$(BIN)/python bench/publish.py $(if $(RECORD),--record $(RECORD)-publish.md)
 
-bench-scheduler: $(VENV)/.dev ## The scheduler beside the thread pools of the standard library (four minutes)
-	$(BIN)/python bench/compare_scheduler.py $(if $(RECORD),--record $(RECORD))
-
-bench-native: ## The embedding cache beside other crates, in Rust (a quarter of an hour)
+bench-native: $(VENV)/.dev ## The embedding cache beside other crates, in Rust (a quarter of an hour)
 	cargo bench -p aif-bench
-	$(PYTHON) bench/native/summary.py
+	$(BIN)/python bench/native/summary.py
 	cargo run --quiet --release -p aif-bench --bin beside_writer
 	cargo run --quiet --release -p aif-bench --bin memory
 	cargo run --quiet --release -p aif-bench --bin hit_rate

@@ -1,8 +1,6 @@
 """Rows of several sizes: a catalogue in the embedding cache and as an array, and batches of its keys."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -60,13 +58,3 @@ class Rows:
             column = np.ascontiguousarray(rows[:, start:end]).view(dtype)
             columns[name], start = column.reshape(len(rows), *shape), end
         return columns
-
-    def turns(self, values: list) -> Callable[[], Any]:
-        """Return a function that gives the values in turn, for ever."""
-        state = {"turn": 0}
-
-        def following():
-            state["turn"] += 1
-            return values[state["turn"] % len(values)]
-
-        return following

@@ -1,42 +1,155 @@
-"""The real-time stage against what people would use instead, and against what the machine can do.
+"""The real-time stage beside its alternatives, and over the floor that the machine allows.
 
 `python bench/compare_stage.py`: ten minutes on two cores; `--quick` is over in one and only checks answers.
-Writes results, pictures and a page of tables into a folder of its own, and the page to `--record` too.
 """
 
-import argparse
-import json
+import dataclasses
+import tempfile
 from pathlib import Path
+from typing import Any
 
-from stage import plots, record, sizes
-from stage.run import run
+import numpy as np
+
+from bars.lines import BARS
+from bars.of_stage import ROOFLINE
+from results import Result, Row, Section, Step, arguments, row_of, sizes, steps, write
+from stage import contenders, roofline
+from stage.contenders import COLD, HAND_ROLLED, SEQUENTIAL, STAGE, TOWERS_JAX, TOWERS_NUMPY, WHAT
+from stage.request import Case
+from stage.staged import Stage
+from stage.timing import WARMUP, Times, fastest, interleaved
+from stage.xla_simtier import timed_ways
+from workload import PRECISIONS, SMALL, Built, W, build, in_precision
+
+CASES = ((4096, 1024), (512, 1024), (2048, 1024), (8192, 1024), (4096, 256), (4096, 4096))
+"""Candidates N and history L of the requests; the first is the one that bars are about."""
+
+KINDS = dict.fromkeys((COLD, TOWERS_NUMPY, TOWERS_JAX), "weaker")
+KINDS |= dict.fromkeys((STAGE, *(f"{STAGE}, {precision}" for precision in PRECISIONS)), "ours")
 
 
-def main(arguments: list[str] | None = None) -> Path:
+def main(given_arguments: list[str] | None = None) -> Path:
     """Run the comparison; return the folder with the results."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds; times mean nothing")
-    parser.add_argument("--items", type=int, default=1_000_000, help="items of the catalogue")
+    parser = arguments(__doc__, "compare_stage", items=1_000_000)
     parser.add_argument("--rounds", type=int, default=40, help="timed rounds of each case")
-    parser.add_argument("--out", type=Path, default=Path("runs/stage"), help="folder of the results")
-    parser.add_argument("--record", type=Path, help="where the page of tables is written besides")
-    given = parser.parse_args(arguments)
-    plan = sizes.quick() if given.quick else sizes.full(given.items, given.rounds)
-    results = run(plan, build_peaks=not given.quick)
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    written = plots.draw(results, given.out)
-    page = record.page(results)
-    for path in (given.out / "page.md", given.record):
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(page)
-            written.append(path)
-    print(page)
-    print("Written:", *written, sep="\n  ")
-    return given.out
+    given = parser.parse_args(given_arguments)
+    cases, rounds, choosing = (((256, 128),), 3, 1) if given.quick else (CASES, given.rounds, 9)
+    longest = max(length for _, length in cases)
+    config = W.config.replace(long_length=longest)
+    full = dataclasses.replace(W, items=given.items, long_length=longest, config=config)
+    whole = SMALL if given.quick else full
+    result = Result(
+        program="compare_stage", title="Real-time stage",
+        question=f"How long does a request take from candidates to the best {whole.k}, here and elsewhere?",
+        plan={**sizes(whole), "rounds": rounds, "cases": [list(case) for case in cases]},
+        answers="Answers are checked against the unfolded definition (1e-4) before anything is timed. One "
+        f"process, {rounds} rounds in which every contender runs once on the same request, in an order drawn "
+        f"anew; {whole.items:,} items, candidates anew each round.",
+        meaningful=not given.quick,
+    )  # fmt: skip
+    bars: dict[str, contenders.Ratio] = {}
+    floor: list[Section] = []
+    by_case: dict[tuple[int, int], Times] = {}
+    total = 2 + len(cases) * (4 + rounds + WARMUP) + rounds + WARMUP
+    with steps(total) as step, tempfile.TemporaryDirectory() as folder:
+        step(f"building {whole.items:,} items in every precision")
+        built = build(whole, Path(folder))
+        served = {precision: in_precision(built, precision, Path(folder)) for precision in PRECISIONS}
+        for n, length in cases:
+            case, where = Case(built, n, length), f"N = {n:,}, L = {length:,}"
+            step(f"{where}: choosing a SimTier in pure XLA")
+            way = fastest(timed_ways(built.model.config, n, length, choosing))
+            checked = contenders.contenders_of(case, served, way, choosing, step)
+            times = interleaved(checked.contenders, rounds, lambda at=where: step(f"{at}: timing"))
+            if not by_case:
+                floor, over = _floor(case, served, checked.stage, rounds, not given.quick, step)
+                bars = contenders.ratios_of_bars(times) | over
+            by_case[n, length] = times
+            result.sections.append(_section(where, times, checked.answers, checked.settings))
+    result.sections.insert(0, Section("Bars", rows=[BARS[name].row(*found) for name, found in bars.items()]))
+    result.sections += [*floor, _growth(by_case)]
+    return write(result, given.out, given.record)
+
+
+def _section(title: str, times: Times, answers: dict[str, str], settings: str) -> Section:
+    rows = [
+        row_of(
+            name, times[name].tolist(), ratio=contenders.ratio(times, name, STAGE)[0],
+            also={"answers": answers[name]}, note=WHAT.get(name, WHAT[STAGE]),
+        )
+        for name in sorted(times, key=lambda name: float(np.median(times[name])))
+    ]  # fmt: skip
+    plot = {
+        "name": f"contenders {title}".replace(" ", "").replace(",", ""), "kind": "bars", "kinds": KINDS,
+        "title": f"One request after retrieval, {title}", "x": "milliseconds; black: quartiles", "log": "x",
+    }  # fmt: skip
+    return Section(title, f"{settings}.", rows, ratio="times the stage", plots=(plot,))
+
+
+def _floor(
+    case: Case, served: dict[str, Built], stage: Stage, rounds: int, build_peaks: bool, step: Step
+) -> tuple[list[Section], dict[str, contenders.Ratio]]:
+    """Return the floor of each precision with the parts' own times, and the bar on it."""
+    row = roofline.row_bytes(case.built)
+    try:
+        limits = roofline.measured_peaks(case.built.workload.items, row, build=build_peaks)
+    except FileNotFoundError as error:
+        return [Section("Roofline", f"Left out: {error}")], {}
+    times = interleaved([*roofline.programs(case, stage), stage], rounds, lambda: step("the stage's parts"))
+    best, sections = roofline.best(limits), []
+    for precision, built in served.items():
+        parts = roofline.parts_of(case, built, best, precision)
+        # Of the parts only those in float32 are timed.
+        rows = [
+            Row(part.name, part.floor_ms, also={
+                "by itself, ms": float(np.median(times[part.program])) if precision == "float32" else None,
+                "work": part.work, "limit": part.limit,
+            })
+            for part in parts
+        ]  # fmt: skip
+        alone = float(np.median(times[STAGE])) if precision == "float32" else None
+        rows.append(
+            Row("the whole stage", sum(part.floor_ms for part in parts), also={"by itself, ms": alone})
+        )
+        sections.append(Section(f"Roofline, {precision}", _READING, rows, value="floor"))
+    if roofline.busy(limits):
+        sections.insert(0, Section("The machine was busy", _BUSY))
+    floor = sum(part.floor_ms for part in roofline.parts_of(case, case.built, best))
+    middle, low, high = (float(np.quantile(times[STAGE], share)) / floor for share in (0.5, 0.25, 0.75))
+    return sections, {ROOFLINE: (middle, (low, high))}
+
+
+_READING = (
+    "Limits are the best rates of one thread and of two, in the same run. Parts by themselves are programs "
+    "of their own, which the stage may have fused, timed in turns with the whole stage only."
+)
+_BUSY = (
+    "Its threads together did less arithmetic than as many cores should while its limits were measured: the "
+    "floor is too high and its bar too easy. Run again."
+)
+
+
+def _growth(cases: dict[tuple[int, int], Times]) -> Section:
+    """Draw how the time grows with candidates and with the history."""
+    n, length = next(iter(cases))
+    panels = {
+        f"candidates, a history of {length:,}": sorted(case for case in cases if case[1] == length),
+        f"history, {n:,} candidates": sorted(case for case in cases if case[0] == n),
+    }
+    kinds = {STAGE: "ours", HAND_ROLLED: "by hand", SEQUENTIAL: "rival"}
+    plots = []
+    for place, (title, shown) in enumerate(panels.items() if len(cases) > 1 else ()):
+        series: list[Any] = [
+            {
+                "name": name, "kind": kind, "x": [case[place] for case in shown],
+                "y": [float(np.median(cases[case][name])) for case in shown],
+            }
+            for name, kind in kinds.items()
+        ]  # fmt: skip
+        name = f"growth-{title.partition(',')[0]}"
+        words = {"title": f"Growth with {title}", "x": title.partition(",")[0], "y": "milliseconds"}
+        plots.append({"name": name, "kind": "lines", "log": "xy", "series": series, **words})
+    return Section("Growth with the size of a request", plots=plots)
 
 
 if __name__ == "__main__":

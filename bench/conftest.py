@@ -3,13 +3,36 @@
 `pytest bench` times everything; with `--quick` every benchmark runs once, over small sizes, and only checks.
 """
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 
-from sizes import FULL, QUICK, Sizes
 from stage.request import Case
 from stage.sequential import as_defined
 from stage.timing import Contender
-from workload import Built, build
+from workload import SMALL, Built, W, Workload, build
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Sizes of the suites."""
+
+    workload: Workload  # of stage, engine and nearline
+    cache_share: float  # of the cache's rows
+    tasks: int  # of the scheduler at once
+    rows: int  # item rows that nearline computes or writes at once
+    train_users: int  # users of the training data
+
+
+FULL = Sizes(workload=W, cache_share=1.0, tasks=200, rows=8192, train_users=2000)
+QUICK = Sizes(workload=SMALL, cache_share=0.01, tasks=50, rows=256, train_users=60)
+
+SECONDS = {
+    "test_cache": 30, "test_engine": 40, "test_kernels": 20, "test_nearline": 40, "test_bars": 60,
+    "test_programs": 180, "test_scheduler": 5, "test_stage": 90, "test_training": 90,
+}  # fmt: skip
+"""Of a file on two cores."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -31,9 +54,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in left_out]
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Announce what is about to run and for how long, before the first benchmark."""
+    report = session.config.pluginmanager.get_plugin("terminalreporter")
+    files = dict.fromkeys(Path(item.path).stem for item in session.items)
+    if report is None or not files:
+        return
+    if session.config.getoption("--quick"):
+        plan = "each once at small sizes, answers only: about a minute on two cores"
+    else:
+        minutes = max(1, round(sum(SECONDS.get(file, 1) for file in files) / 60))
+        plan = f"timed at full sizes: about {minutes} min on two cores (--quick: answers only, one minute)"
+    report.ensure_newline()
+    report.write_line(f"{len(session.items)} benchmarks of {', '.join(files)}; {plan}.")
+
+
 @pytest.fixture(scope="session")
 def sizes(pytestconfig: pytest.Config) -> Sizes:
-    """How large everything is."""
+    """Small sizes if the run is quick."""
     return QUICK if pytestconfig.getoption("--quick") else FULL
 
 
@@ -51,5 +89,5 @@ def case(built: Built) -> Case:
 
 @pytest.fixture(scope="session")
 def definition(case: Case) -> Contender:
-    """The right answers of what is served."""
-    return as_defined(case, "linear", True)
+    """The right answers of the model that is served."""
+    return as_defined(case, "linear")

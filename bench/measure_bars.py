@@ -2,7 +2,7 @@
 
 `python bench/measure_bars.py`: under ten minutes on two cores; `--quick` is over in one, checks every answer
 and means nothing. Prints a table and writes `bars.json`. Exits with 1 if a measurement failed; a bar that is
-missed is said, and exits with 1 only with `--strict`.
+missed is shown, and exits with 1 only with `--strict`.
 """
 
 import argparse
@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 
 from bars import of_cache, of_load, of_quality, of_stage, plan
-from bars.found import exit_code, measured, page
+from bars.found import exit_code, measured
 from bars.lines import BARS
-from load.progress import steps
-from load.tables import where
+from render import markdown
+from results import Result, Section, sizes, steps
 from stage.environment import environment
 
 STEPS = {"full": 36, "quick": 31}
@@ -36,10 +36,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="file of the results (default: bench/results/bars.json)")
     given = parser.parse_args(arguments)
     out = given.out or (Path("runs/bars-quick.json") if given.quick else RESULTS / "bars.json")
-    sizes = plan.quick() if given.quick else plan.full(given.items)
-    at, began = environment(), time.perf_counter()
+    size = plan.quick() if given.quick else plan.full(given.items)
+    began = time.perf_counter()
+    result = Result(
+        program="measure_bars", title="Bars of the design",
+        question="Does what the design promises hold on this machine?", plan=sizes(size.workload),
+        answers="Each is a ratio or a time of this run; every answer was checked before it was timed.",
+        meaningful=size.meaningful, command="python bench/measure_bars.py",
+    )  # fmt: skip
     with steps(STEPS["quick" if given.quick else "full"]) as step, tempfile.TemporaryDirectory() as folder:
-        shared = plan.Shared(sizes, Path(folder), step)
+        shared = plan.Shared(size, Path(folder), step)
         every = [
             *of_cache.measurements(shared),
             *of_stage.measurements(shared, build_peaks=not given.quick),
@@ -47,17 +53,13 @@ def main(arguments: list[str] | None = None) -> int:
             *of_quality.measurements(given.table),
         ]
         wanted = [one for one in every if given.only is None or set(one[0]) & set(given.only)]
-        found = measured(BARS, wanted, lambda told: print(f"failed: {told}", file=sys.stderr))
-    at["load_1_min_at_end"] = environment()["load_1_min"]
-    for bar in found.values():
-        bar["meaningful"], bar["where"], bar["date"] = sizes.meaningful, where(at), at["date"]
+        found = measured(BARS, wanted, lambda line: print(f"failed: {line}", file=sys.stderr))
+    result.sections.append(Section("Bars", rows=list(found.values()), value="measured (quartiles)"))
+    result.environment["load_1_min_at_end"] = environment()["load_1_min"]
+    held = json.loads(json.dumps(result.to_json(), allow_nan=False))
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(f"\n{where(at)}\n")
-    if not sizes.meaningful:
-        print("**A quick run: it checks answers, its values mean nothing.**\n")
-    print(page(found))
-    print(f"{time.perf_counter() - began:.0f} s; written: {out}")
+    out.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
+    print(f"\n{markdown(held)}\n{time.perf_counter() - began:.0f} s; written: {out}")
     return exit_code(found, strict=given.strict)
 
 

@@ -1,56 +1,151 @@
 """Latency and goodput against offered load: sequential, overlapped by hand, and the engine.
 
 `python bench/open_loop.py`: five minutes; `--quick` is over in one and only checks answers.
-Writes results, a picture and a page of tables into a folder of its own, and the page to `--record` too.
 """
 
-import argparse
 import dataclasses
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+
+from bars.lines import BARS
 from load import offering
-from load.offering import Plan
-from load.open_loop_page import page
-from load.open_loop_plot import draw
-from load.plan import add_arguments, described, workload
-from load.progress import steps
+from load.arrivals import Load
+from load.offering import UNLOADED_TIMES, Curve, Found, Plan
 from load.service import make_service
-from load.written import write
-from stage.environment import environment
+from load.ways import Engined, Overlapped
+from results import Result, Row, Section, arguments, row_of, sizes, steps, workload, write
 
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.25, 1.6, 2.0)
+SHED = 0.9
+"""Share of its best goodput that a way should keep past saturation."""
+
+KINDS = {Engined.name: "ours", Overlapped.name: "by hand", "sequential": "rival"}
 
 
-def main(arguments: list[str] | None = None) -> Path:
+def main(given_arguments: list[str] | None = None) -> Path:
     """Measure; return the folder with the results."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser, Path("runs/open_loop"))
+    parser = arguments(__doc__, "open_loop")
     parser.add_argument("--seconds", type=float, default=5.0, help="of arrivals at each load")
     parser.add_argument("--retrieval-ms", type=float, default=10.0, help="how long retrieval sleeps")
     parser.add_argument("--compute-threads", type=int, help="of the engine, unless as it comes")
-    given = parser.parse_args(arguments)
+    given = parser.parse_args(given_arguments)
     plan = Plan(
-        retrieval_ms=given.retrieval_ms,
-        seconds=0.4 if given.quick else given.seconds,
-        shares=(0.5, 2.0) if given.quick else SHARES,
-        rounds=1 if given.quick else 5,
-        threads=(2,) if given.quick else (1, 2, 3),
-        compute_threads=given.compute_threads,
-    )
-    results: dict[str, Any] = {
-        "environment": environment(),
-        "plan": {**described(given), **dataclasses.asdict(plan), "unloaded_times": offering.UNLOADED_TIMES},
-    }
-    total = 5 + 1 + plan.rounds + 3 * (1 + len(plan.shares))
-    with steps(total) as step, tempfile.TemporaryDirectory() as folder:
+        retrieval_ms=given.retrieval_ms, seconds=0.4 if given.quick else given.seconds,
+        shares=(0.5, 2.0) if given.quick else SHARES, rounds=1 if given.quick else 5,
+        threads=(2,) if given.quick else (1, 2, 3), compute_threads=given.compute_threads,
+    )  # fmt: skip
+    whole = workload(given)
+    with (
+        steps(5 + 1 + plan.rounds + 3 * (1 + len(plan.shares))) as step,
+        tempfile.TemporaryDirectory() as name,
+    ):
         step("building")
-        service = make_service(workload(given), Path(folder))
-        results["open_loop"] = offering.measure(service, plan, step)
-    return write(given, results, page, draw)
+        found = offering.measure(make_service(whole, Path(name)), plan, step)
+    result = Result(
+        program="open_loop", title="Open-loop load",
+        question="How many requests a second does each way serve, and how late, below and beyond saturation?",
+        plan={**sizes(whole), **dataclasses.asdict(plan)},
+        answers="The same model and weights for all; answers are checked against the definition (1e-4), "
+        "with exact attention where the way is named sequential, with linear attention elsewhere. Every "
+        "request is by a user who is new to the engine; retrieval is a coroutine that sleeps "
+        f"{plan.retrieval_ms:g} ms. Arrivals are a Poisson process; latency counts from when a request was "
+        f"due. An answer is in time within {UNLOADED_TIMES:g} times the way's own unloaded latency, which "
+        "the engine is given as deadline.",
+        meaningful=not given.quick,
+        sections=[
+            _bars(found), _saturation(found, plan), *map(_curve, found.curves), _pictures(found.curves),
+        ],
+        notes=[
+            f"The generator by itself, at {found.generator.offered:.0f} requests a second: "
+            f"{found.generator.core_ms:.3f} core-ms a request, retrieval's sleep included; 99th percentile "
+            f"of lateness {found.generator.late_ms:.1f} ms. It runs in the event loop that serves."
+        ],
+    )  # fmt: skip
+    return write(result, given.out, given.record)
+
+
+def _bars(found: Found) -> Section:
+    times = found.saturation[Engined.name].rates / found.saturation["sequential"].rates
+    low, middle, high = (float(q) for q in np.quantile(times, (0.25, 0.5, 0.75)))
+    rows = [BARS["saturation"].row(middle, (low, high))]
+    ours = next(curve for curve in found.curves if curve.way == Engined.name)
+    in_time, in_full = ours.most(lambda load: load.in_time)[1], ours.most(lambda load: load.in_full)[1]
+    for name, kept in (("in time", in_time), ("in full", in_full)):
+        also = {
+            "what": "the engine's answers past saturation, share of the best up to there",
+            "needed": f">= {SHED}", "holds": "yes" if kept >= SHED else "NO",
+        }  # fmt: skip
+        rows.append(Row(name, kept, "ratio", better="higher", also=also))
+    return Section("Bars", rows=rows)
+
+
+def _saturation(found: Found, plan: Plan) -> Section:
+    ours = found.saturation[Engined.name].rates
+    rows = [
+        row_of(
+            name, way.rates.tolist(), "/s", better="higher", ratio=float(np.median(ours / way.rates)),
+            also={"core-ms each": float(np.median(way.core_ms))}, note=found.settings[name],
+        )
+        for name, way in found.saturation.items()
+    ]  # fmt: skip
+    text = f"{plan.callers} callers that ask again at once, in turns."
+    return Section("Saturation", text, rows, "answers (quartiles)", "engine, times as many")
+
+
+def _curve(curve: Curve) -> Section:
+    rows = [
+        Row(
+            f"{share:.0%} of saturation", load.quantile(0.5) if load.answered else None,
+            also={
+                "p99": load.quantile(0.99) if load.answered else None,
+                "p99.9": load.quantile(0.999) if load.answered else None,
+                "offered a second": load.offered, "answered": load.throughput, "in time": load.in_time,
+                "of these in full": load.in_full,
+                "answers by rung": ", ".join(f"{rung}: {n}" for rung, n in sorted(load.rungs.items())),
+                "errors": ", ".join(f"{name}: {n}" for name, n in load.errors.items()),
+            },
+            note="; ".join(load.unexpected),
+        )
+        for share, load in curve.loads
+    ]  # fmt: skip
+    (in_time, kept), (in_full, full_kept) = (
+        curve.most(lambda load: load.in_time), curve.most(lambda load: load.in_full),
+    )  # fmt: skip
+    text = (
+        f"Unloaded {curve.unloaded_ms:.1f} ms, deadline {curve.deadline_ms:.1f} ms, within which p99 stays "
+        f"up to {curve.within_deadline():.0f} answers a second. At best {in_time:.0f} a second in time and "
+        f"{in_full:.0f} in full; past saturation {kept:.0%} and {full_kept:.0%} of that."
+    )
+    return Section(f"Load on {curve.way}", text, rows, value="p50")
+
+
+def _pictures(curves: list[Curve]) -> Section:
+    def series(curve: Curve, label: str, of: Callable[[Load], float], dashed: bool) -> dict[str, object]:
+        offered, values = [load.offered for _, load in curve.loads], [of(load) for _, load in curve.loads]
+        return {"name": label, "kind": KINDS[curve.way], "x": offered, "y": values, "dashed": dashed}
+
+    latency, in_time = [], []
+    for curve in curves:
+        latency.append(series(curve, f"{curve.way}, p50", lambda load: load.quantile(0.5), False))
+        latency.append(series(curve, f"{curve.way}, p99", lambda load: load.quantile(0.99), True))
+        in_time.append(series(curve, curve.way, lambda load: load.in_time, False))
+        in_time.append(series(curve, f"{curve.way}, in full", lambda load: load.in_full, True))
+    shared = {"kind": "lines", "x": "requests offered a second"}
+    plots = (
+        {
+            **shared,
+            "name": "latency",
+            "title": "Latency of answers",
+            "y": "ms",
+            "log": "y",
+            "series": latency,
+        },
+        {**shared, "name": "goodput", "title": "Answers in time", "y": "a second", "series": in_time},
+    )
+    return Section("Load curves", plots=plots)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Everything that is measured from Python, one part after the other, and one report of it.
+"""Every measurement from Python, one part after the other, and one report of it.
 
-`python bench/run_all.py`: under forty minutes on two cores; `--quick` is over in ten, checks answers and
+`python bench/run_all.py`: under forty minutes on two cores; `--quick` is over in five, checks answers and
 means nothing. Writes `suites.json` (pytest-benchmark), a folder a program and `report.html` into a folder of
-its own. A part that fails is named in the report, the others go on, and the exit code is 1.
+its own. A part that fails is named in the report, the others run, and the exit code is 1.
 """
 
 import argparse
@@ -11,33 +11,26 @@ import sys
 import time
 from pathlib import Path
 
-from report.page import Results, page
-from stage.environment import environment
+from render import html
+from results import read
 
 BENCH = Path(__file__).resolve().parent
+PROGRAMS = {
+    "compare_stage": ("--rounds=12", "8 minutes"), "overlap": ("--rounds=150", "2 minutes"),
+    "open_loop": ("", "5 minutes"), "publish": ("", "3 minutes"), "item_index": ("", "5 minutes"),
+}  # fmt: skip
+"""By name an option of a full run, and how long it takes on two cores."""
 
 
 def parts(out: Path, *, quick: bool) -> dict[str, tuple[list[str], str]]:
-    """Return by name what is run, and how long it takes on two cores."""
-    python = sys.executable
-    suites = [python, "-m", "pytest", str(BENCH), "-m", "not program", f"--rootdir={BENCH.parent}"]
-    suites += ["--benchmark-only", f"--benchmark-json={out / 'suites.json'}", "--benchmark-columns=median"]
-    suites += ["-p", "no:cacheprovider", "--timeout=1200"]
-    programs = {
-        "stage": ("compare_stage.py", ["--rounds", "12"], "9 minutes"),
-        "overlap": ("overlap.py", ["--rounds", "150"], "2 minutes"),
-        "open_loop": ("open_loop.py", [], "5 minutes"),
-        "publish": ("publish.py", [], "3 minutes"),
-        "item_index": ("item_index.py", [], "5 minutes"),
-        "faults": ("faults.py", [], "3 minutes"),
-        "scheduler": ("compare_scheduler.py", [], "4 minutes"),
-    }
-    found = {"suites": ([*suites, "--quick", "--benchmark-max-time=0.1"] if quick else suites, "6 minutes")}
-    for name, (program, options, takes) in programs.items():
-        folder = out / name
-        where = ["--record", str(folder / "page.md")] if name == "scheduler" else ["--out", str(folder)]
-        command = [python, str(BENCH / program), *where, *(["--quick"] if quick else options)]
-        found[name] = (command, takes)
+    """Return by name the command of each part, and how long it takes."""
+    suites = [sys.executable, "-m", "pytest", str(BENCH), f"--rootdir={BENCH.parent}", "--benchmark-only"]
+    suites += ["-m", "not program", "-p", "no:cacheprovider", "--timeout=1200", "--benchmark-columns=median"]
+    suites += [f"--benchmark-json={out / 'suites.json'}"]
+    found = {"suites": (suites + ["--quick", "--benchmark-max-time=0.1"] * quick, "6 minutes")}
+    for name, (option, takes) in PROGRAMS.items():
+        command = [sys.executable, str(BENCH / f"{name}.py"), "--out", str(out / name)]
+        found[name] = (command + ["--quick"] * quick + [option] * (bool(option) and not quick), takes)
     return found
 
 
@@ -53,23 +46,30 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     out: Path = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    every = parts(out, quick=given.quick)
+    every, failed = parts(out, quick=given.quick), {}
     if unknown := set(given.only or ()) - set(every):
         parser.error(f"--only: {', '.join(sorted(unknown))}; expected some of {', '.join(every)}")
-    wanted = every if given.only is None else {name: every[name] for name in given.only}
-    at, failed = environment(), {}
-    for number, (name, (command, takes)) in enumerate(wanted.items(), 1):
-        print(f"\n== {number}/{len(wanted)} {name}, about {takes}", flush=True)
+    for name, (command, takes) in every.items():
+        if given.only is not None and name not in given.only:
+            continue
+        print(f"\n== {name}, about {takes}", flush=True)
         began = time.perf_counter()
-        code = subprocess.run(command, check=False).returncode
-        print(f"== {name}: {time.perf_counter() - began:.0f} s", flush=True)
-        if code:
+        if code := subprocess.run(command, check=False).returncode:
             failed[name] = f"ended with {code}: {' '.join(command)}"
-    file = out / "report.html"
-    file.write_text(page(Results(out, given.bars), at, failed), encoding="utf-8")
+        print(f"== {name}: {time.perf_counter() - began:.0f} s", flush=True)
+    files = {"bars": given.bars, "suites": out / "suites.json"}
+    files |= {name: out / name / "result.json" for name in PROGRAMS}
+    found = [
+        (read(file), file.parent if name in PROGRAMS else out)
+        for name, file in files.items()
+        if file.exists()
+    ]
+    report = out / "report.html"
+    absent = [name for name, file in files.items() if not file.exists()]
+    report.write_text(html(found, failed, absent), encoding="utf-8")
     for name, reason in failed.items():
         print(f"failed: {name} {reason}", file=sys.stderr)
-    print(f"\nWritten: {file}")
+    print(f"\nWritten: {report}")
     return int(bool(failed))
 
 

@@ -1,10 +1,9 @@
-"""The check of answers refuses wrong ones. (Each test is a benchmark so that it runs beside them.)"""
+"""The check of answers refuses wrong ones."""
 
 import numpy as np
 import pytest
 
-from stage.answers import TOLERANCE, check_same, overlap
-from stage.timing import Contender
+from stage.timing import TOLERANCE, Contender, check_same, overlap
 
 ORDER, SCORES = np.arange(100), np.linspace(0.9, 0.1, 100, dtype=np.float32)
 
@@ -13,6 +12,7 @@ def answering(order: np.ndarray, scores: np.ndarray) -> Contender:
     return Contender("given", lambda _: (order, scores))
 
 
+DEFINITION = answering(ORDER, SCORES)
 WRONG = {
     "a score is off": (ORDER, SCORES + np.float32(10 * TOLERANCE)),
     "two candidates have each other's score": (np.r_[ORDER[1::-1], ORDER[2:]], SCORES),
@@ -21,17 +21,13 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-@pytest.mark.benchmark(group="checking an answer")
-def test_wrong_answers_are_refused(benchmark, wrong):
-    definition = answering(ORDER, SCORES)
-    benchmark.pedantic(check_same, (definition, definition), rounds=1)
+def test_check_same_refuses_wrong_answers(wrong):
+    check_same(DEFINITION, DEFINITION)
     with pytest.raises(AssertionError):
-        check_same(answering(*WRONG[wrong]), definition)
+        check_same(answering(*WRONG[wrong]), DEFINITION)
 
 
-@pytest.mark.benchmark(group="checking an answer")
-def test_other_candidates_are_refused(benchmark):
-    definition = answering(ORDER, SCORES)
-    assert benchmark.pedantic(overlap, (answering(ORDER[::-1], SCORES), definition), rounds=1) == 1
+def test_overlap_refuses_other_candidates():
+    assert overlap(answering(ORDER[::-1], SCORES), DEFINITION) == 1
     with pytest.raises(AssertionError):
-        overlap(answering(ORDER + 11, SCORES), definition)
+        overlap(answering(ORDER + 11, SCORES), DEFINITION)

@@ -1,4 +1,4 @@
-"""Whatever becomes of a measurement, its bar is in the table and the exit code says so."""
+"""Whatever happens to a measurement, its bar is in the table and the exit code shows it."""
 
 import json
 from pathlib import Path
@@ -8,13 +8,15 @@ import pytest
 
 import measure_bars
 from bars import of_quality
-from bars.found import InconclusiveError, NotMeasuredError, Value, exit_code, measured, page
+from bars.found import InconclusiveError, NotMeasuredError, Value, exit_code, measured
 from bars.lines import BARS, Bar, named
 from bars.of_load import resampled
+from results import read
 
 FAST = Bar("fast", "times as fast", 2.0, 4.0)
 SMALL = Bar("small", "share of the size", 1.0, 0.5, "lower")
 TWO = named((FAST, SMALL))
+NONE = float("nan")
 
 
 def giving(**values):
@@ -28,62 +30,55 @@ def raising(error, *names):
     return names, measure
 
 
-NONE = float("nan")
-
-
-def test_the_design_tells_every_bar():
-    told = (Path(__file__).parents[1] / "DESIGN.md").read_text(encoding="utf-8")
+def test_design_lists_every_bar():
+    text = (Path(__file__).parents[1] / "DESIGN.md").read_text(encoding="utf-8")
     for bar in BARS.values():
         unit, sign = " ms" if bar.unit == "ms" else "", "least" if bar.better == "higher" else "most"
-        assert f"| {bar.what} | at {sign} {bar.needed:g}{unit} | {bar.reach:g}{unit} |" in told
+        assert f"| {bar.what} | at {sign} {bar.needed:g}{unit} | {bar.reach:g}{unit} |" in text
 
 
 @pytest.mark.parametrize(
     ("bar", "value", "outcome"),
     [
-        (FAST, 1.99, "missed"), (FAST, 2.0, "met"), (FAST, 4.0, "reached"), (FAST, NONE, "missed"),
-        (SMALL, 1.01, "missed"), (SMALL, 1.0, "met"), (SMALL, 0.5, "reached"), (SMALL, NONE, "missed"),
+        (FAST, 1.99, "NO"), (FAST, 2.0, "yes"), (FAST, 4.0, "reached"), (FAST, NONE, "NO"),
+        (SMALL, 1.01, "NO"), (SMALL, 1.0, "yes"), (SMALL, 0.5, "reached"), (SMALL, NONE, "NO"),
     ],
 )  # fmt: skip
-def test_a_bar_holds_from_its_value_on(bar, value, outcome):
+def test_bar_outcome_at_its_limits(bar, value, outcome):
     assert bar.outcome(value) == outcome
-    assert bar.holds(value) is (outcome != "missed")
 
 
-def test_a_measurement_that_fails_takes_no_other_with_it():
-    told = []
-    found = measured(TWO, [raising(ValueError("no room\nat all"), "fast"), giving(small=0.7)], told.append)
+def test_measured_keeps_others_when_one_fails():
+    lines = []
+    found = measured(TWO, [raising(ValueError("no room\nat all"), "fast"), giving(small=0.7)], lines.append)
     assert list(found) == ["fast", "small"]
-    assert found["fast"]["failed"] == "ValueError: no room"
-    assert found["fast"]["value"] is found["fast"]["holds"] is None
-    assert (found["small"]["value"], found["small"]["holds"], found["small"]["reached"]) == (0.7, True, False)
-    assert told == ["fast: ValueError: no room"]
+    assert (found["fast"].value, found["fast"].note) == (None, "ValueError: no room")
+    assert (found["small"].value, found["small"].also["holds"]) == (0.7, "yes")
+    assert lines == ["fast: ValueError: no room"]
     assert exit_code(found, strict=False) == 1
-    assert "fast: failed: ValueError: no room" in page(found)
-    json.dumps(found, allow_nan=False)
 
 
-def test_a_missed_bar_is_said_and_counts_only_if_strict():
+def test_missed_bar_fails_only_if_strict():
     found = measured(TWO, [giving(fast=1.5, small=0.4)])
-    assert [found[name]["holds"] for name in TWO] == [False, True]
+    assert [found[name].also["holds"] for name in TWO] == ["NO", "reached"]
+    assert found["fast"].also["needed"] == ">= 2"
     assert (exit_code(found, strict=False), exit_code(found, strict=True)) == (0, 1)
-    fast, small = page(found).splitlines()[2:4]
-    assert fast.endswith("| >= 2 | >= 4 | NO |")
-    assert small.endswith("| <= 1 | <= 0.5 | reached |")
 
 
-@pytest.mark.parametrize("error", [NotMeasuredError("give it"), InconclusiveError("too little")])
-def test_what_was_not_measured_is_in_the_table_with_its_reason(error):
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [(NotMeasuredError("give it"), "not measured"), (InconclusiveError("too little"), "inconclusive")],
+)
+def test_unmeasured_bar_is_listed_with_its_reason(error, state):
     found = measured(TWO, [raising(error, "fast")])
     assert exit_code(found, strict=True) == 0
-    assert str(error) in page(found)
-    assert found["small"]["not_measured"] == "nothing in this run measures it"
+    assert (found["fast"].also["holds"], found["fast"].note) == (state, str(error))
+    assert found["small"].note == "nothing in this run measures it"
 
 
-def test_a_measurement_without_a_figure_has_failed():
+def test_measurement_without_a_figure_has_failed():
     found = measured(TWO, [giving(fast=NONE)])
-    assert "nan" in found["fast"]["failed"]
-    assert exit_code(found, strict=False) == 1
+    assert ("nan" in found["fast"].note, exit_code(found, strict=False)) == (True, 1)
 
 
 def table_of(tmp_path, upper, share):
@@ -96,43 +91,43 @@ def table_of(tmp_path, upper, share):
 
 def test_quality_comes_from_the_table_of_a_study(tmp_path):
     found = measured(BARS, of_quality.measurements(table_of(tmp_path, 0.2, 0.05)))
-    assert (found["quality"]["value"], found["quality"]["holds"]) == (0.2, True)
-    assert found["quality_frozen"]["share"] == 0.05
+    assert (found["quality"].value, found["quality"].also["holds"]) == (0.2, "yes")
+    assert "share 0.05" in found["quality_frozen"].note
     found = measured(BARS, of_quality.measurements(table_of(tmp_path, None, None)))
-    assert "less than 4 standard errors" in found["quality"]["inconclusive"]
+    assert "less than 4 standard errors" in found["quality"].note
     (tmp_path / "table.json").write_text(json.dumps({"lost": None}))
     found = measured(BARS, of_quality.measurements(tmp_path / "table.json"))
-    assert "aif, exact and cold" in found["quality"]["not_measured"]
+    assert "aif, exact and cold" in found["quality"].note
     found = measured(BARS, of_quality.measurements(tmp_path / "nowhere.json"))
-    assert "FileNotFoundError" in found["quality"]["failed"]
+    assert "FileNotFoundError" in found["quality"].note
     assert exit_code(found, strict=False) == 1
 
 
-def test_a_run_writes_every_bar_with_where_and_when(tmp_path, capsys):
-    """Measured is what takes least: the quality, from a table."""
+def test_measure_bars_writes_every_bar(tmp_path, capsys):
+    """Measured is the cheapest: the quality, from a table."""
     out = tmp_path / "bars.json"
     table = table_of(tmp_path, 0.5, 0.3)
     arguments = ["--quick", "--only", "quality", "--table", str(table), "--out", str(out)]
     assert measure_bars.main(arguments) == 0
     assert measure_bars.main([*arguments, "--strict"]) == 1
-    found = json.loads(out.read_text())
-    assert list(found) == list(BARS)
-    assert found["quality"]["value"] == 0.5
-    for name, bar in found.items():
-        assert bar["where"]
-        assert bar["date"]
-        assert (bar["needed"], bar["reach"]) == (BARS[name].needed, BARS[name].reach)
-    assert page(found) in capsys.readouterr().out
+    found = read(out)
+    rows = {row["name"]: row for row in found["sections"][0]["rows"]}
+    assert list(rows) == list(BARS)
+    assert rows["quality"]["value"] == 0.5
+    assert (found["meaningful"], found["program"]) == (False, "measure_bars")
+    page = capsys.readouterr().out
+    assert "0.5 (0.3 to 0.5)" in page
+    assert "A quick run" in page
 
 
 @pytest.mark.program
-def test_bars_at_small_sizes_are_all_measured(tmp_path):
+def test_measure_bars_measures_all_at_small_sizes(tmp_path):
     out = tmp_path / "bars.json"
     measure_bars.main(["--quick", "--out", str(out)])
-    found = json.loads(out.read_text())
-    assert {name for name, bar in found.items() if "not_measured" in bar} == set(of_quality.KINDS)
+    states = {row["name"]: row["also"]["holds"] for row in read(out)["sections"][0]["rows"]}
+    assert {name for name, state in states.items() if state == "not measured"} == set(of_quality.KINDS)
     # Rates of arithmetic are measured by a Rust program, which not every machine has built.
-    assert {name for name, bar in found.items() if "failed" in bar} <= {"stage_roofline"}
+    assert {name for name, state in states.items() if state == "failed"} <= {"stage_roofline"}
 
 
 def test_resampled_quartiles_surround_the_ratio():

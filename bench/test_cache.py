@@ -1,6 +1,7 @@
 """Embedding cache: gathering a request's rows by key, against NumPy by known position and a dictionary."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -23,32 +24,32 @@ def group(benchmark, rows, request):
 
 @pytest.mark.usefixtures("group")
 class TestGather:
-    def test_the_cache_gathers_into_given_arrays(self, benchmark, rows):
+    def test_cache_gather_into_given_arrays(self, benchmark, rows):
         out = rows.split(np.empty((rows.size.batch, rows.size.row_bytes), np.uint8))
         columns, found = rows.cache.gather(rows.asked[3], out)
         assert found.all()
         for name, column in rows.split(rows.array[rows.batches[3]]).items():
             np.testing.assert_array_equal(columns[name].view(np.uint8), column.view(np.uint8))
-        following = rows.turns(rows.asked)
-        benchmark(lambda: rows.cache.gather(following(), out))
+        following = itertools.cycle(rows.asked)
+        benchmark(lambda: rows.cache.gather(next(following), out))
 
-    def test_the_cache_gathers_into_leased_arrays(self, benchmark, rows):
+    def test_cache_gather_into_leased_arrays(self, benchmark, rows):
         columns, found = rows.cache.gather(rows.asked[3])
         assert found.all()
         for name, column in rows.split(rows.array[rows.batches[3]]).items():
             np.testing.assert_array_equal(columns[name].view(np.uint8), column.view(np.uint8))
         del columns
-        following = rows.turns(rows.asked)
-        benchmark(lambda: rows.cache.gather(following()) and None)
+        following = itertools.cycle(rows.asked)
+        benchmark(lambda: rows.cache.gather(next(following)) and None)
 
-    def test_numpy_takes_whole_rows_by_position(self, benchmark, rows):
+    def test_numpy_take_by_position(self, benchmark, rows):
         out = np.empty((rows.size.batch, rows.size.row_bytes), np.uint8)
         np.take(rows.array, rows.batches[3], axis=0, out=out, mode="clip")
         np.testing.assert_array_equal(out, rows.array[rows.batches[3]])
-        following = rows.turns(rows.batches)
-        benchmark(lambda: np.take(rows.array, following(), axis=0, out=out, mode="clip"))
+        following = itertools.cycle(rows.batches)
+        benchmark(lambda: np.take(rows.array, next(following), axis=0, out=out, mode="clip"))
 
-    def test_rows_of_a_dictionary_are_stacked(self, benchmark, rows):
+    def test_dictionary_rows_stacked(self, benchmark, rows):
         table = dict(zip(rows.keys.tolist(), rows.array, strict=True))
         asked = [keys.tolist() for keys in rows.asked]
 
@@ -56,5 +57,5 @@ class TestGather:
             return np.stack([table[key] for key in keys])
 
         np.testing.assert_array_equal(gather(asked[3]), rows.array[rows.batches[3]])
-        following = rows.turns(asked)
-        benchmark(lambda: gather(following()))
+        following = itertools.cycle(asked)
+        benchmark(lambda: gather(next(following)))

@@ -52,7 +52,7 @@ def right(ranking, expected, state):
     assert ranking.report.user_state == state
 
 
-def test_a_known_user_begins_and_ranks(benchmark, case, engine, expected):
+def test_engine_begin_and_rank_known_user(benchmark, case, engine, expected):
     def request():
         return engine.begin(KNOWN, CONTEXT).rank(case.ids[0], case.raw_pair[0])
 
@@ -61,7 +61,7 @@ def test_a_known_user_begins_and_ranks(benchmark, case, engine, expected):
     benchmark.extra_info.update(stage_ms=ranking.report.stage_ms, gather_ms=ranking.report.gather_ms)
 
 
-def test_a_new_user_begins_and_ranks(benchmark, case, engine, expected, users):
+def test_engine_begin_and_rank_new_user(benchmark, case, engine, expected, users):
     def request():
         return engine.begin(next(users), CONTEXT).rank(case.ids[0], case.raw_pair[0])
 
@@ -69,12 +69,12 @@ def test_a_new_user_begins_and_ranks(benchmark, case, engine, expected, users):
     benchmark(request)
 
 
-def test_a_known_user_is_ranked_from_plain_code(benchmark, engine, expected):
+def test_engine_rank_known_user(benchmark, engine, expected):
     right(engine.rank(KNOWN, CONTEXT), expected, "hit")
     benchmark(lambda: engine.rank(KNOWN, CONTEXT))
 
 
-def test_a_known_user_is_ranked_in_a_coroutine(benchmark, engine, expected):
+def test_engine_rank_async_known_user(benchmark, engine, expected):
     with asyncio.Runner() as loop:
 
         def request():
@@ -84,7 +84,7 @@ def test_a_known_user_is_ranked_in_a_coroutine(benchmark, engine, expected):
         benchmark(request)
 
 
-def test_sixteen_known_users_are_ranked_together(benchmark, case, engine, expected):
+def test_engine_rank_many_sixteen_known_users(benchmark, case, engine, expected):
     benchmark.group = f"sixteen users in one call, {case.n:,} candidates, history {case.length:,}"
     users = [KNOWN] * 16
     for ranking in engine.rank_many(users, contexts=[CONTEXT] * len(users)):

@@ -23,21 +23,21 @@ def same_rows(index, ids, rows):
         np.testing.assert_array_equal(found[0][name], column, err_msg=name)
 
 
-def test_rows_are_computed_into_a_new_index(benchmark, built, some):
+def test_item_index_build_computes_rows(benchmark, built, some):
     ids, columns, content, rows = some
     benchmark.group = f"item rows, {len(ids):,} at once"
     same_rows(ItemIndex.build(built.bundle, ids, columns, content), ids, rows)
     benchmark(lambda: ItemIndex.build(built.bundle, ids, columns, content))
 
 
-def test_rows_are_replaced_in_an_index_that_serves(benchmark, built, some):
+def test_item_index_upsert_replaces_rows(benchmark, built, some):
     ids, columns, content, rows = some
     benchmark.group = f"item rows, {len(ids):,} at once"
     benchmark(lambda: built.tables.items.upsert(ids, columns, content))
     same_rows(built.tables.items, ids, rows)
 
 
-def test_rows_are_read_by_id(benchmark, built, some):
+def test_item_index_gather_reads_rows(benchmark, built, some):
     ids, _, _, rows = some
     benchmark.group = f"item rows, {len(ids):,} at once"
     same_rows(built.tables.items, ids, rows)
@@ -46,7 +46,7 @@ def test_rows_are_read_by_id(benchmark, built, some):
     benchmark.extra_info.update({name: value for name, value in memory.items() if isinstance(value, int)})
 
 
-def test_a_snapshot_is_written(benchmark, built, some, tmp_path):
+def test_snapshot_save_writes_rows(benchmark, built, some, tmp_path):
     ids, columns, content, rows = some
     benchmark.group = f"a snapshot of {len(ids):,} item rows"
     index, file = ItemIndex.build(built.bundle, ids, columns, content), tmp_path / "rows"
@@ -54,7 +54,7 @@ def test_a_snapshot_is_written(benchmark, built, some, tmp_path):
     same_rows(ItemIndex.open(built.bundle, file), ids, rows)
 
 
-def test_a_snapshot_is_read(benchmark, built, some, tmp_path):
+def test_snapshot_open_reads_rows(benchmark, built, some, tmp_path):
     ids, columns, content, rows = some
     benchmark.group = f"a snapshot of {len(ids):,} item rows"
     ItemIndex.build(built.bundle, ids, columns, content).save(tmp_path / "rows")

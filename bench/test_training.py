@@ -28,7 +28,7 @@ def data(sizes):
 
 
 @pytest.mark.parametrize("architecture", [*THOROUGH, "two_tower"])
-def test_a_step_is_made_of(benchmark, data, sizes, architecture):
+def test_training_step(benchmark, data, sizes, architecture):
     long = sizes.workload.long_length
     config = ModelConfig(architecture=architecture, heads=("ctr",), long_length=long)
     benchmark.group = f"a training step, {CONFIG.batch_size} requests of {CONFIG.group}, history {long:,}"

@@ -1,7 +1,6 @@
 """Workloads: a model with random weights, a catalogue, a user; all of it follows from sizes and a seed."""
 
 import dataclasses
-import inspect
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,24 +18,14 @@ from aif_jax.types import UserRecord
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workload:
-    """Sizes of one workload.
+    """Sizes of one workload."""
 
-    Attributes:
-        items: items of the catalogue.
-        candidates: ``N``.
-        short_length: ``S``.
-        long_length: ``L``.
-        k: results.
-        config: the model.
-        seed: of everything random.
-    """
-
-    items: int = 100_000
-    candidates: int = 4096
-    short_length: int = 100
-    long_length: int = 1024
-    k: int = 500
-    seed: int = 0
+    items: int = 100_000  # of the catalogue
+    candidates: int = 4096  # N
+    short_length: int = 100  # S
+    long_length: int = 1024  # L
+    k: int = 500  # results
+    seed: int = 0  # of everything random
     config: ModelConfig = dataclasses.field(
         default_factory=lambda: ModelConfig(
             width=64, hidden=128, head_layers=(64,), item_layers=(128,), content_width=64, value_width=64,
@@ -44,6 +33,8 @@ class Workload:
         )
     )  # fmt: skip
 
+
+PRECISIONS = ("float32", "bfloat16", "int8")
 
 FIRST_ID = 2**40
 """Ids start past what 32 bits hold."""
@@ -61,7 +52,7 @@ SMALL = dataclasses.replace(
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What the tables of a workload are computed from: ids, raw item features and content embeddings."""
+    """Inputs of a workload's tables: ids, raw item features and content embeddings."""
 
     ids: np.ndarray
     columns: dict[str, Any]
@@ -154,14 +145,8 @@ def with_other_weights(built: Built, seed: int, folder: Path | None = None) -> B
     return dataclasses.replace(built, model=model, bundle=bundle, tables=tables)
 
 
-def precisions() -> tuple[str, ...]:
-    """Return the precisions that a bundle can be exported in, ``float32`` first."""
-    known = inspect.signature(export_bundle).parameters
-    return ("float32", "bfloat16", "int8") if "precision" in known else ("float32",)
-
-
 def in_precision(built: Built, precision: str, folder: Path | None = None) -> Built:
-    """Return a workload whose bundle and tables are of another of the `precisions`."""
+    """Return a workload whose bundle and tables are of another of the `PRECISIONS`."""
     if precision == "float32":
         return built
     bundle, tables = _served(

@@ -16,7 +16,7 @@ pytest_plugins = ("support.served",)
 QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false"
 """XLA's older emitters compile in less than half of the time; a model trains a tenth slower by them."""
 
-LONGEST = ("cli/test_demo", "test_readme", "cli/test_commands", "serving/test_faults", "training/test_loop")
+LONGEST = ("cli/test_demo", "test_readme", "cli/test_commands", "stress/test_faults", "training/test_loop")
 """Files that take minutes: begun first, so that no worker is left alone with one."""
 
 

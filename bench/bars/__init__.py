@@ -1,1 +1,1 @@
-"""What is promised of speed and quality, and one run that measures all of it."""
+"""The bars of speed and quality, and one run that measures all of them."""

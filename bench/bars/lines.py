@@ -1,41 +1,44 @@
-"""The bars as data: what is promised, one line each; every page that judges a figure takes it from here."""
+"""The bars as data, one line each; every page that judges a figure takes it from here."""
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from typing import Literal
+
+from results import Row
 
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """A promise.
+    """A promise."""
 
-    Attributes:
-        name: its key in ``bars.json``.
-        what: the comparison in words.
-        needed: the least that is good enough.
-        reach: what is hoped for.
-        better: which way is better than ``needed``.
-        unit: of all three.
-    """
-
-    name: str
-    what: str
-    needed: float
-    reach: float
+    name: str  # its row in `bars.json`
+    what: str  # the comparison in words
+    needed: float  # the least that is good enough
+    reach: float  # the value that is hoped for
     better: Literal["higher", "lower"] = "higher"
     unit: Literal["ratio", "ms"] = "ratio"
 
-    def holds(self, value: float) -> bool:
-        """Return whether a value is good enough; one that is no number is not."""
-        return value >= self.needed if self.better == "higher" else value <= self.needed
+    def outcome(self, value: float) -> Literal["reached", "yes", "NO"]:
+        """Return whether a value holds, and whether it is even what was hoped for; not a number does not."""
+        sign = 1 if self.better == "higher" else -1
+        if sign * value >= sign * self.reach:
+            return "reached"
+        return "yes" if sign * value >= sign * self.needed else "NO"
 
-    def reached(self, value: float) -> bool:
-        """Return whether a value is what was hoped for."""
-        return value >= self.reach if self.better == "higher" else value <= self.reach
-
-    def outcome(self, value: float) -> str:
-        """Return ``reached``, ``met`` or ``missed``."""
-        return "reached" if self.reached(value) else "met" if self.holds(value) else "missed"
+    def row(
+        self, value: float | None, quartiles: tuple[float, float] | None, note: str = "", holds: str = ""
+    ) -> Row:
+        """Return a figure beside what is promised; without one, ``holds`` and ``note`` say why."""
+        if value is not None and not math.isfinite(value):
+            return self.row(None, None, f"the measurement gave {value}, which is not a figure", "failed")
+        sign, unit = (">=", "<=")[self.better == "lower"], " ms" if self.unit == "ms" else ""
+        also = {
+            "what": self.what, "needed": f"{sign} {self.needed:g}{unit}",
+            "reach for": f"{sign} {self.reach:g}{unit}",
+            "holds": self.outcome(value) if value is not None else holds,
+        }  # fmt: skip
+        return Row(self.name, value, self.unit, quartiles, better=self.better, also=also, note=note)
 
 
 def named(bars: Iterable[Bar]) -> dict[str, Bar]:

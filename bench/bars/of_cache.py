@@ -73,8 +73,7 @@ def _gather(rows: Rows, rounds: int) -> Value:
         f"{size.batch:,} of {size.rows:,} rows of {size.row_bytes:,} bytes in {len(size.columns)} columns; "
         f"median of {rounds} rounds of {TIMED} batches each"
     )
-    also = {"us": {name: float(np.median(taken)) * 1e6 for name, taken in times.items()}}
-    return Value(float(middle), (float(low), float(high)), how, also)
+    return Value(float(middle), (float(low), float(high)), how)
 
 
 def _beside_writer(rows: Rows, windows: int) -> Value:
@@ -106,7 +105,7 @@ def _beside_writer(rows: Rows, windows: int) -> Value:
     size = len(keys[0])
     expected = [rows.split(rows.array[batch[:BATCH]]) for batch in rows.batches]
     out = rows.split(np.empty((size, rows.size.row_bytes), np.uint8))
-    spent_s: dict[bool, list[float]] = {False: [], True: []}
+    rates_of: dict[bool, list[float]] = {False: [], True: []}
     beside_s = 0.0
     writer = threading.Thread(target=write, name="writer")
     writer.start()
@@ -124,13 +123,13 @@ def _beside_writer(rows: Rows, windows: int) -> Value:
                 place = len(took) % size
                 for name, column in expected[turn].items():
                     assert (out[name][place].view(np.uint8) == column[place].view(np.uint8)).all(), name
-            spent_s[beside].append(size * len(took) / sum(took))
+            rates_of[beside].append(size * len(took) / sum(took))
             beside_s += (time.perf_counter() - began) if beside else 0.0
     finally:
         over.set()
         writer.join()
     assert not failed, f"the writer failed: {failed[0]}"
-    shares = np.array(spent_s[True]) / np.array(spent_s[False])
+    shares = np.array(rates_of[True]) / np.array(rates_of[False])
     low, middle, high = np.quantile(shares, (0.25, 0.5, 0.75))
     rate = written[0] / beside_s / rows.size.rows
     how = (
@@ -140,6 +139,4 @@ def _beside_writer(rows: Rows, windows: int) -> Value:
     )
     # A writer that could not keep up makes the bar easy.
     assert rate >= 0.8 * SHARE_A_SECOND, f"the writer replaced only {rate:.1%} of the rows a second"
-    rates = {"rows_a_second": {"alone": spent_s[False], "beside": spent_s[True]}}
-    also = {name: {who: float(np.median(of)) for who, of in each.items()} for name, each in rates.items()}
-    return Value(float(middle), (float(low), float(high)), how, also)
+    return Value(float(middle), (float(low), float(high)), how)

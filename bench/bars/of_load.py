@@ -1,4 +1,4 @@
-"""Bars of the engine: what a request takes beyond its parts, saturation, and publishes under load."""
+"""Bars of the engine: time beyond a request's parts, saturation, and publishes under load."""
 
 from collections.abc import Mapping
 
@@ -36,18 +36,16 @@ def _overlap(shared: Shared) -> Mapping[str, Value]:
     service, truth = shared.service, shared.linear
     shared.step("requests in turns with their parts")
     measured = overlapping.measure(service, truth, list(cells.values()), rounds, lambda: None)
-    beyond = {cell["name"]: cell["overhead"] for cell in measured["cells"]}
     found = {}
     for bar, (kind, call) in OVERLAP.items():
-        own, other = (beyond[cells[bar, which].name] for which in (call, MIXED[bar]))
+        own, other = (measured.beyond(cells[bar, which]) for which in (call, MIXED[bar]))
         how = (
             f"{shared.sizes}; retrieval of {ms:g} ms {kind}, asked by {call}, user states cold, one request "
             f"at a time; p50 of {rounds} requests and their quartiles; shorter than make bench-load: one "
             "time of retrieval, no warm states"
         )
-        found[bar] = Value(
-            own["p50"], (own["p25"], own["p75"]), how, {f"asked_by_{MIXED[bar]}": other["p50"]}
-        )
+        low, middle, high = (float(q) for q in np.quantile(own, (0.25, 0.5, 0.75)))
+        found[bar] = Value(middle, (low, high), how, {f"asked_by_{MIXED[bar]}": float(np.median(other))})
     return found
 
 
@@ -63,16 +61,14 @@ def _saturation(shared: Shared) -> Mapping[str, Value]:
     finally:
         for checked in ways:
             checked.way.close()
-    rival = found[ways[0].way.name]
+    times = found[Engined.name].rates / found[ways[0].way.name].rates
     how = (
         f"{shared.sizes}; {plan.callers} callers that ask again at once, every user new to the engine, "
         f"retrieval sleeps {plan.retrieval_ms:g} ms; median of {plan.rounds} rounds of {plan.seconds / 2:g} "
         f"s; sequential: {ways[0].setting}; engine: {ways[1].setting}; make bench-load adds the load curves"
     )
-    rates = {"requests_a_second": {name: way["throughput"] for name, way in found.items()}}
-    spread = (rival["engine_times_p25"], rival["engine_times_p75"])
-    assert Engined.name in found
-    return {"saturation": Value(rival["engine_times_p50"], spread, how, rates)}
+    low, middle, high = (float(q) for q in np.quantile(times, (0.25, 0.5, 0.75)))
+    return {"saturation": Value(middle, (low, high), how)}
 
 
 def _publish(shared: Shared) -> Mapping[str, Value]:
@@ -90,8 +86,7 @@ def _publish(shared: Shared) -> Mapping[str, Value]:
         f"{len(during)} requests during a publish, {len(before)} before the first; quartiles of "
         f"{RESAMPLES} resamples of both"
     )
-    p99 = {f"p99_ms_{name}": float(np.quantile(ms, 0.99)) for name, ms in times.items() if ms}
-    return {"publish_p99": Value(ratio, resampled(during, before), how, p99)}
+    return {"publish_p99": Value(ratio, resampled(during, before), how)}
 
 
 def resampled(during: np.ndarray, before: np.ndarray, seed: int = 0) -> tuple[float, float]:

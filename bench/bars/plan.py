@@ -1,4 +1,4 @@
-"""How much is measured for the bars, and what all measurements share: one workload, built once."""
+"""Sizes and rounds of the bars, and one workload, built once, that all measurements share."""
 
 import dataclasses
 from functools import cached_property
@@ -6,40 +6,26 @@ from pathlib import Path
 
 from cache_rows import SIZES, Size
 from load import offering, publishing
-from load.progress import Step
 from load.service import Service, Truth, serving
+from results import Step
 from workload import SMALL, Built, W, Workload, build, in_precision
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Sizes and rounds.
-
-    Attributes:
-        meaningful: whether values say anything.
-        workload: of stage and engine.
-        rows: of the cache.
-        stage_rounds: rounds in which the stage and its rivals take turns.
-        choosing_rounds: rounds in which the rivals' fastest forms are chosen.
-        overlap_rounds: requests made in every way.
-        retrieval_ms: how long retrieval takes.
-        load: closed loops.
-        publish: publishes under load.
-        cache_rounds: rounds in which cache and NumPy take turns.
-        writer_windows: pairs of windows, without and with a writer.
-    """
+    """Sizes and rounds."""
 
     meaningful: bool
-    workload: Workload
-    rows: Size
-    stage_rounds: int
-    choosing_rounds: int
-    overlap_rounds: int
+    workload: Workload  # of stage and engine
+    rows: Size  # of the cache
+    stage_rounds: int  # in which the stage and its rivals take turns
+    choosing_rounds: int  # in which the rivals' fastest forms are chosen
+    overlap_rounds: int  # requests made in every way
     retrieval_ms: float
     load: offering.Plan
     publish: publishing.Plan
-    cache_rounds: int
-    writer_windows: int
+    cache_rounds: int  # in which cache and NumPy take turns
+    writer_windows: int  # pairs of windows, without and with a writer
 
 
 def full(items: int) -> Plan:
@@ -77,13 +63,7 @@ def quick() -> Plan:
 
 
 class Shared:
-    """What several measurements need, made when it is first asked for.
-
-    Attributes:
-        plan: of the run.
-        folder: for files of the run.
-        step: told what is going on.
-    """
+    """Workload, tables and right answers, each made when it is first asked for."""
 
     def __init__(self, plan: Plan, folder: Path, step: Step):
         self.plan, self.folder, self.step = plan, folder, step

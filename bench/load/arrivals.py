@@ -1,9 +1,9 @@
-"""Requests that arrive whether or not those before them were answered, and what became of each.
+"""Open and closed loops of requests, and the outcome of each.
 
-Arrivals are a Poisson process, drawn beforehand. Latency counts from the moment at which a request was due,
-not from when it was sent: a server that falls behind makes its callers wait, and so does a generator that
-does, which counts against the server here. Requests are sent from the event loop that also serves, as in a
-web server; what sending costs is measured with a server that does nothing.
+In the open loop requests arrive whether or not those before them were answered, as a Poisson process, drawn
+beforehand. Latency counts from the moment at which a request was due, not from when it was sent: a server
+that falls behind makes its callers wait, and so does a generator that does, which counts against the server
+here. Requests are sent from the event loop that also serves, as in a web server.
 """
 
 import asyncio
@@ -11,7 +11,6 @@ import dataclasses
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from load.service import Answer
 from load.ways import Way
 
 Wrong = Callable[[int, Answer], str]
-"""From a request's number and its answer to what is wrong with it, or nothing."""
+"""Takes a request's number and its answer; returns the fault of the answer, or nothing."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -37,61 +36,25 @@ class Sent:
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-    """What became of the requests of one run.
+    """The outcome of the requests of one run; those that were due in the first fifth are not counted."""
 
-    Attributes:
-        offered: requests a second that were due.
-        window_s: the time in which they were due; what was due in the first fifth is not counted.
-        latencies_ms: of the answered ones, ascending.
-        in_time: answers a second within the deadline, on any rung.
-        in_full: those of them on rung 0.
-        answered: requests with an answer, late ones included.
-        counted: requests of the window.
-        rungs: answered requests by rung.
-        errors: others by the type of their error; refused ones are `OverloadedError`.
-        unexpected: errors of other types than refusal and deadline, as texts.
-        core_ms: processor time of the process per request answered, generator included.
-        late_ms: how late the generator sent, 99th percentile.
-    """
-
-    offered: float
-    window_s: float
-    latencies_ms: np.ndarray
-    in_time: float
-    in_full: float
-    answered: int
+    offered: float  # requests a second that were due
+    latencies_ms: np.ndarray  # of the answered ones, ascending
+    throughput: float  # answers a second, late ones included
+    in_time: float  # answers a second within the deadline, on any rung
+    in_full: float  # those of them on rung 0
+    answered: int  # requests with an answer, late ones included
     counted: int
-    rungs: dict[int, int]
-    errors: dict[str, int]
-    unexpected: tuple[str, ...]
-    core_ms: float
-    late_ms: float
+    rungs: dict[int, int]  # answered requests by rung
+    errors: dict[str, int]  # others by the type of their error; refused ones are `OverloadedError`
+    unexpected: tuple[str, ...]  # errors of other types than refusal and deadline, as texts
+    core_ms: float  # processor time of the process per request answered, generator included
+    late_ms: float  # how late the generator sent, 99th percentile
 
     def quantile(self, share: float) -> float:
         """Return a quantile of latency in milliseconds; not a number if nothing was answered."""
         return float(np.quantile(self.latencies_ms, share)) if len(self.latencies_ms) else float("nan")
 
-    @property
-    def throughput(self) -> float:
-        """Answers a second, late ones included."""
-        return self.answered / self.window_s
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the summary that results hold."""
-        return {
-            "offered": self.offered, "answered": self.answered, "counted": self.counted,
-            "throughput": self.throughput, "goodput": self.in_time, "in_full": self.in_full,
-            "core_ms": self.core_ms,
-            "generator_late_p99_ms": self.late_ms, "errors": self.errors,
-            "rungs": {str(rung): count for rung, count in sorted(self.rungs.items())},
-            **{name: self.quantile(share) for name, share in QUANTILES.items()},
-            "latency_ms": [[share, self.quantile(share)] for share in DISTRIBUTION],
-        }  # fmt: skip
-
-
-QUANTILES = {"p50_ms": 0.5, "p99_ms": 0.99, "p99_9_ms": 0.999}
-DISTRIBUTION = (*(n / 50 for n in range(1, 50)), 0.99, 0.995, 0.999)
-"""Shares whose quantiles draw the distribution of latency."""
 
 _SETTLING = 0.2
 
@@ -99,15 +62,9 @@ _SETTLING = 0.2
 def open_loop(
     way: Way, rate: float, seconds: float, wrong: Wrong, *, deadline_ms: float | None = None, seed: int = 0
 ) -> Load:
-    """Send requests at a mean rate for some seconds and wait for what becomes of them.
+    """Send requests at a mean rate a second for some seconds and wait for all of them; then check answers.
 
-    Args:
-        way: who serves.
-        rate: requests a second.
-        seconds: how long requests arrive.
-        wrong: checks answers, when all is over.
-        deadline_ms: counted from when a request was due; what is left of it is told to the way.
-        seed: of the arrivals.
+    A deadline counts from when a request was due; the way gets what is left of it.
 
     Raises:
         AssertionError: an answer is wrong, or a request got neither answer nor error.
@@ -154,8 +111,8 @@ def _summary(requests: list[Sent], wrong: Wrong, deadline_ms: float | None, cpu_
     latencies, unexpected, in_time, in_full = [], set(), 0, 0
     for request in requests:
         if request.answer is not None:
-            told = wrong(request.number, request.answer)
-            assert not told, f"request {request.number}: {told}"
+            fault = wrong(request.number, request.answer)
+            assert not fault, f"request {request.number}: {fault}"
         else:
             assert request.error is not None, f"request {request.number} got neither answer nor error"
             if not isinstance(request.error, (OverloadedError, DeadlineExceededError)):
@@ -174,8 +131,8 @@ def _summary(requests: list[Sent], wrong: Wrong, deadline_ms: float | None, cpu_
     answered = sum(request.answer is not None for request in requests)
     return Load(
         offered=len(counted) / window,
-        window_s=window,
         latencies_ms=np.sort(latencies),
+        throughput=len(latencies) / window,
         in_time=in_time / window,
         in_full=in_full / window,
         answered=len(latencies),
@@ -211,8 +168,8 @@ def closed_loop(way: Way, callers: int, seconds: float, wrong: Wrong) -> tuple[f
         await asyncio.gather(*(caller() for _ in range(callers)))
         spent, cpu = time.perf_counter() - start, time.process_time() - cpu
         for mine, answer in done:
-            told = wrong(mine, answer)
-            assert not told, f"request {mine}: {told}"
+            fault = wrong(mine, answer)
+            assert not fault, f"request {mine}: {fault}"
         return len(done) / spent, cpu * 1e3 / len(done)
 
     return asyncio.run(run())

@@ -1,19 +1,18 @@
-"""From ways of serving to curves: what each saturates at, and how it behaves below and beyond that."""
+"""Saturation of each way of serving, and its latency and goodput below and beyond that."""
 
 import asyncio
 import dataclasses
 import gc
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from aif_jax.serving import Threads
 from load.arrivals import Load, Wrong, closed_loop, open_loop
-from load.progress import Step
 from load.service import Answer, Service, Truth
 from load.ways import Engined, Overlapped, Sequential, Way, engine_config
+from results import Step
 from stage.xla_simtier import ONE_CORE, WAYS
 
 SIMTIER = (ONE_CORE, "popcount, 8 behaviours at a time, all candidates")
@@ -25,24 +24,15 @@ UNLOADED_TIMES = 3.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run.
+    """Sizes of a run."""
 
-    Attributes:
-        retrieval_ms: how long retrieval sleeps.
-        seconds: of arrivals at each load.
-        shares: loads, as shares of a way's own saturation, ascending.
-        rounds: rounds in which the ways take turns to saturate.
-        threads: numbers of threads that the rivals may choose from.
-        compute_threads: the engine's; ``None`` as it comes.
-    """
-
-    retrieval_ms: float
-    seconds: float
-    shares: tuple[float, ...]
-    rounds: int
-    threads: tuple[int, ...]
+    retrieval_ms: float  # how long retrieval sleeps
+    seconds: float  # of arrivals at each load
+    shares: tuple[float, ...]  # loads, as shares of a way's own saturation, ascending
+    rounds: int  # in which the ways take turns to saturate
+    threads: tuple[int, ...]  # that the rivals may choose from
     callers: int = 24
-    compute_threads: int | None = None
+    compute_threads: int | None = None  # the engine's; `None` as it comes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +44,55 @@ class Checked:
     setting: str
 
 
-def measure(service: Service, plan: Plan, step: Step) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """One way from a tenth of its saturation to twice as much; shares are of its saturation."""
+
+    way: str
+    saturation: float  # answers a second
+    unloaded_ms: float
+    deadline_ms: float
+    loads: list[tuple[float, Load]]  # by share
+
+    def most(self, of: Callable[[Load], float]) -> tuple[float, float]:
+        """Return the best rate at any load, and the least share of it that is kept past saturation."""
+        rates = [(share, of(load)) for share, load in self.loads]
+        kept = [
+            good / best
+            for number, (share, good) in enumerate(rates)
+            if share > 1 and (best := max(other for _, other in rates[: number + 1])) > 0
+        ]
+        return max(rate for _, rate in rates), min(kept, default=float("nan"))
+
+    def within_deadline(self) -> float:
+        """Return the most answers a second at which p99 stays within it and 99 % are answered in full."""
+        kept = [
+            load.throughput
+            for _, load in self.loads
+            if load.quantile(0.99) <= self.deadline_ms and load.rungs.get(0, 0) >= 0.99 * load.counted
+        ]
+        return max(kept, default=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Saturated:
+    """One way at saturation: answers a second and core-milliseconds each, one a round."""
+
+    rates: np.ndarray
+    core_ms: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Saturation and setting by way, curves, and the generator by itself."""
+
+    saturation: dict[str, Saturated]
+    settings: dict[str, str]
+    curves: list[Curve]
+    generator: Load
+
+
+def measure(service: Service, plan: Plan, step: Step) -> Found:
     """Measure the ways.
 
     Raises:
@@ -70,13 +108,8 @@ def measure(service: Service, plan: Plan, step: Step) -> dict[str, Any]:
         best = best_sequential(service, exact, plan)
         ways.append(best)
         name, _, threads = best.setting.partition("; ")
-        ways.append(
-            Checked(
-                Sequential(service, retrieval_s, WAYS[name], int(threads.split()[0]), "linear"),
-                linear.wrong,
-                best.setting,
-            )
-        )
+        also = Sequential(service, retrieval_s, WAYS[name], int(threads.split()[0]), "linear")
+        ways.append(Checked(also, linear.wrong, best.setting))
         step("overlapped: choosing threads and SimTier")
         ways.append(
             _best(
@@ -92,24 +125,18 @@ def measure(service: Service, plan: Plan, step: Step) -> dict[str, Any]:
         gc.freeze()
         saturation = saturate(ways, plan, step)
         curves = [
-            _curve(checked, saturation[checked.way.name]["throughput"], plan, step)
+            _curve(checked, float(np.median(saturation[checked.way.name].rates)), plan, step)
             for checked in ways
-            if checked.way.name != "sequential, linear attention"
+            if checked.way is not also
         ]
         step("the generator by itself")
-        rate = saturation[engine.way.name]["throughput"]
+        rate = float(np.median(saturation[engine.way.name].rates))
         generator = open_loop(Nothing(linear.answers, retrieval_s), rate, plan.seconds, linear.wrong)
     finally:
         gc.unfreeze()
         for checked in ways:
             checked.way.close()
-    return {
-        "saturation": saturation, "curves": curves,
-        "settings": {checked.way.name: checked.setting for checked in ways},
-        "generator": {
-            "rate": generator.offered, "core_ms": generator.core_ms, "late_p99_ms": generator.late_ms,
-        },
-    }  # fmt: skip
+    return Found(saturation, {checked.way.name: checked.setting for checked in ways}, curves, generator)
 
 
 def best_sequential(service: Service, exact: Truth, plan: Plan) -> Checked:
@@ -131,7 +158,7 @@ def engine_as_it_comes(service: Service, linear: Truth, plan: Plan) -> Checked:
 
 
 class Nothing:
-    """Answers what it knows, after retrieval: what is left is the cost of sending."""
+    """A server that answers from memory, after retrieval: only the cost of sending is left."""
 
     name = "nothing"
 
@@ -161,8 +188,8 @@ def _best(make: Callable[[str, int], Way], wrong: Wrong, plan: Plan) -> Checked:
     return Checked(make(simtier, threads), wrong, f"{simtier}; {threads} threads")
 
 
-def saturate(ways: list[Checked], plan: Plan, step: Step) -> dict[str, dict[str, float]]:
-    """Return answers a second and core-milliseconds of each way, in turns, and how often the engine's."""
+def saturate(ways: list[Checked], plan: Plan, step: Step) -> dict[str, Saturated]:
+    """Return answers a second and core-milliseconds of each way, in turns."""
     rates: dict[str, list[tuple[float, float]]] = {checked.way.name: [] for checked in ways}
     for turn in range(-1, plan.rounds):
         step("saturation, in turns")
@@ -171,22 +198,10 @@ def saturate(ways: list[Checked], plan: Plan, step: Step) -> dict[str, dict[str,
             found = closed_loop(checked.way, plan.callers, seconds, checked.wrong)
             if turn >= 0:
                 rates[checked.way.name].append(found)
-    ours = np.array([rate for rate, _ in rates[Engined.name]])
-    return {
-        name: {
-            "throughput": float(np.median([rate for rate, _ in found])),
-            "core_ms": float(np.median([core for _, core in found])),
-            **{
-                f"engine_times_p{round(100 * q)}": float(np.quantile(ours / [rate for rate, _ in found], q))
-                for q in (0.25, 0.5, 0.75)
-            },
-        }
-        for name, found in rates.items()
-    }
+    return {name: Saturated(*np.array(found).T) for name, found in rates.items()}
 
 
-def _curve(checked: Checked, saturation: float, plan: Plan, step: Step) -> dict[str, Any]:
-    """Return what becomes of a way's requests from a tenth of its saturation to twice as much."""
+def _curve(checked: Checked, saturation: float, plan: Plan, step: Step) -> Curve:
     step(f"{checked.way.name}: unloaded")
     unloaded = _unloaded_ms(checked, plan)
     deadline = UNLOADED_TIMES * unloaded
@@ -196,27 +211,7 @@ def _curve(checked: Checked, saturation: float, plan: Plan, step: Step) -> dict[
         rate = share * saturation
         load = open_loop(checked.way, rate, plan.seconds, checked.wrong, deadline_ms=deadline, seed=number)
         loads.append((share, load))
-    peak = max(load.in_time for _, load in loads)
-    full = [load.in_full for _, load in loads]
-    return {
-        "way": checked.way.name, "saturation": saturation, "unloaded_ms": unloaded, "deadline_ms": deadline,
-        "within": _within(loads, deadline), "peak_goodput": peak,
-        "kept_beyond": _kept_beyond([(share, load.in_time) for share, load in loads]),
-        "peak_in_full": max(full),
-        "in_full_beyond": _kept_beyond([(share, load.in_full) for share, load in loads]),
-        "loads": [{"share": share, **load.to_json()} for share, load in loads],
-        "unexpected": sorted({text for _, load in loads for text in load.unexpected}),
-    }  # fmt: skip
-
-
-def _kept_beyond(loads: list[tuple[float, float]]) -> float:
-    """Return the least share that is kept past saturation of the best at any load up to there."""
-    kept = [
-        good / best
-        for number, (share, good) in enumerate(loads)
-        if share > 1 and (best := max(other for _, other in loads[: number + 1])) > 0
-    ]
-    return min(kept, default=float("nan"))
+    return Curve(checked.way.name, saturation, unloaded, deadline, loads)
 
 
 def _unloaded_ms(checked: Checked, plan: Plan) -> float:
@@ -228,18 +223,8 @@ def _unloaded_ms(checked: Checked, plan: Plan) -> float:
             began = time.perf_counter()
             answer = await checked.way.serve(number, None)
             taken.append((time.perf_counter() - began) * 1e3)
-            assert not (told := checked.wrong(number, answer)), told
+            assert not (fault := checked.wrong(number, answer)), fault
             await asyncio.sleep(0.005)
         return float(np.median(taken))
 
     return asyncio.run(ask())
-
-
-def _within(loads: list[tuple[float, Load]], limit_ms: float) -> float:
-    """Return the most answers a second at which p99 stays within a limit and 99 % are answered in full."""
-    kept = [
-        load.throughput
-        for _, load in loads
-        if load.quantile(0.99) <= limit_ms and load.rungs.get(0, 0) >= 0.99 * load.counted
-    ]
-    return max(kept, default=0.0)

@@ -1,4 +1,4 @@
-"""How much longer a request takes than max(retrieval, user side) + stage.
+"""The time of a request beyond max(retrieval, user side) + stage.
 
 Every round asks the same request once in every way, in an order drawn anew, and runs the parts alone.
 """
@@ -13,67 +13,142 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+import jax
 import numpy as np
 
+from aif_jax.features import EncodeReport
 from aif_jax.serving import Engine, Ranking
-from load.parts import Parts, Retrieval
-from load.service import CONTEXT_OF_REQUESTS, REQUESTS, Answer, Service, Truth
+from aif_jax.serving.candidates import check_candidates
+from aif_jax.serving.generation import Generation
+from aif_jax.serving.priors import Priors
+from aif_jax.serving.stage import Shared
+from aif_jax.serving.user_program import compute_state
+from aif_jax.types import Candidates, Request, UserRecord
+from load.service import REQUESTS, Answer, Service, Truth
 from load.ways import engine_config
+from stage.request import CONTEXT
+
+
+class Parts:
+    """User side and real-time stage of the service's requests, called directly, without an engine."""
+
+    def __init__(self, service: Service):
+        self._service = service
+        built = service.built
+        self._generation = Generation(built.bundle, built.tables, engine_config(service))
+        self._generation.warm()
+        schema, raw = built.bundle.schema, self._generation.raw_pair
+        self._candidates = []
+        for number in range(REQUESTS):
+            found = service.candidates(number)
+            self._candidates.append(check_candidates(found.ids, found.pair, schema, raw, EncodeReport()))
+        self._context = schema.encode_one("context", CONTEXT)
+        self._shared = [self.user_side(number) for number in range(REQUESTS)]
+
+    def user_side(self, number: int) -> Shared:
+        """Compute a user's state from the record and lay it out for the stage; wait for it."""
+        return self.user_side_of(self._service.user(number))
+
+    def user_side_of(self, record: UserRecord, *, long_sequence: bool = True) -> Shared:
+        """Compute a user side, with or without the long sequence of the record; wait for it."""
+        length = self._service.shared.length
+        state = compute_state(0, record, length, self._generation, long=long_sequence)
+        shared = self._generation.prepare(state.leaves, state.length, self._context)
+        jax.block_until_ready(state.leaves)
+        return shared
+
+    def stage(self, number: int, shared: Shared | None = None) -> Answer:
+        """Score the candidates of a request for its user side, both checked and computed beforehand."""
+        shared, candidates = shared or self._shared[number % REQUESTS], self._candidates[number % REQUESTS]
+        scored = self._generation.score(shared, candidates, self._service.k)
+        return Answer(candidates.ids[scored.order], scored.scores)
+
+    def by_item_prior(self, number: int) -> Answer:
+        """Rank the candidates of a request by their items' priors."""
+        candidates = self._candidates[number % REQUESTS]
+        scored = Priors(self._generation).by_item_prior(candidates, self._service.k)
+        return Answer(candidates.ids[scored.order], scored.scores)
+
+
+class Retrieval:
+    """A retrieval that takes some milliseconds and remembers when it last ran.
+
+    ``kind`` is ``sleeps``, or ``is a coroutine`` (that sleeps).
+    """
+
+    def __init__(self, service: Service, ms: float, kind: str):
+        self._service = service
+        self.ms = ms
+        self.began_s = self.ended_s = 0.0
+        self.function: Callable[[Request], Any] = {"sleeps": self._sleep, "is a coroutine": self._coroutine}[
+            kind
+        ]
+
+    def _sleep(self, request: Request) -> Candidates:
+        self.began_s = time.perf_counter()
+        time.sleep(self.ms / 1e3)
+        return self._found(request)
+
+    async def _coroutine(self, request: Request) -> Candidates:
+        self.began_s = time.perf_counter()
+        await asyncio.sleep(self.ms / 1e3)
+        return self._found(request)
+
+    def _found(self, request: Request) -> Candidates:
+        found = self._service.candidates(int(request.user))
+        self.ended_s = time.perf_counter()
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One way to ask.
+    """One way to ask."""
 
-    Attributes:
-        ms: how long retrieval takes.
-        retrieval: its kind, see `Retrieval`.
-        call: ``rank``, ``rank_async``, or ``begin and rank`` (the caller retrieves).
-        warm: whether the user's state is in the engine's cache.
-    """
-
-    ms: float
-    retrieval: str
-    call: str
-    warm: bool
+    ms: float  # how long retrieval takes
+    retrieval: str  # its kind, see `Retrieval`
+    call: str  # `rank`, `rank_async`, or `begin and rank` (the caller retrieves)
+    warm: bool  # whether the user's state is in the engine's cache
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """Its name in tables."""
         state = "warm" if self.warm else "cold"
         return f"retrieval of {self.ms:g} ms {self.retrieval}, {self.call}, {state}"
 
 
 @dataclasses.dataclass
 class Sample:
-    """One request, in milliseconds.
+    """One request, in milliseconds."""
 
-    Attributes:
-        total: from the call to its return.
-        retrieval: of this request, from start to end of the function itself.
-        user_side: of this request, as its report says; 0 when the state was cached but for fetching it.
-        stage: of this request, as its report says: rows, operands, compiled call.
-        prepare: checking and encoding the candidates.
-        before: from the call until retrieval began.
-        after: from the later of retrieval and user side until the stage was called.
-        back: from the end of the stage to the return.
-    """
+    total: float  # from the call to its return
+    retrieval: float  # of this request, from start to end of the function itself
+    user_side: float  # of this request, by its report; 0 when the state was cached but for fetching it
+    stage: float  # of this request, by its report: rows, operands, compiled call
+    prepare: float  # checking and encoding the candidates
+    before: float  # from the call until retrieval began
+    after: float  # from the later of retrieval and user side until the stage was called
+    back: float  # from the end of the stage to the return
 
-    total: float
-    retrieval: float
-    user_side: float
-    stage: float
-    prepare: float
-    before: float
-    after: float
-    back: float
-
-    def overhead(self, stage: float | None = None) -> float:
+    def beyond(self, stage: float | None = None) -> float:
         """Return what the request took beyond its parts: with its own stage, or one that took that long."""
         return self.total - max(self.retrieval, self.user_side) - (self.stage if stage is None else stage)
 
 
 FIELDS = [field.name for field in dataclasses.fields(Sample)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Samples by cell, and milliseconds of the parts alone; the stage after a sleep as long as retrieval."""
+
+    samples: dict[Cell, list[Sample]]
+    user_side_ms: list[float]
+    stage_ms: dict[float, list[float]]
+
+    def beyond(self, cell: Cell) -> list[float]:
+        """Return what each request took beyond its own retrieval and user side and the stage by itself."""
+        stage = float(np.median(self.stage_ms[cell.ms]))
+        return [sample.beyond(stage) for sample in self.samples[cell]]
 
 
 class Asker:
@@ -106,16 +181,16 @@ class Asker:
             return self._loop.run(self._ask_async, user)
         began = time.perf_counter()
         if self.cell.call == "rank":
-            ranking = self.engine.rank(user, CONTEXT_OF_REQUESTS)
+            ranking = self.engine.rank(user, CONTEXT)
         else:
-            pending = self.engine.begin(user, CONTEXT_OF_REQUESTS)
+            pending = self.engine.begin(user, CONTEXT)
             found = self.retrieval.function(_Asked(user))
             ranking = pending.rank(found.ids, found.pair)
         return ranking, began, time.perf_counter()
 
     async def _ask_async(self, user: int) -> tuple[Ranking, float, float]:
         began = time.perf_counter()
-        ranking = await self.engine.rank_async(user, CONTEXT_OF_REQUESTS)
+        ranking = await self.engine.rank_async(user, CONTEXT)
         return ranking, began, time.perf_counter()
 
 
@@ -145,7 +220,7 @@ class Loop:
 
 def measure(
     service: Service, truth: Truth, cells: list[Cell], rounds: int, each_round: Callable[[], None]
-) -> dict[str, Any]:
+) -> Found:
     """Measure the cells in turns.
 
     Raises:
@@ -175,10 +250,10 @@ def measure(
                 # As idle before as it is while retrieval sleeps: threads and caches must wake up there too.
                 time.sleep(ms / 1e3)
                 answer, stage_ms[ms] = _timed(parts.stage, request)
-                assert not (told := truth.wrong(request, answer)), f"stage alone: {told}"
+                assert not (fault := truth.wrong(request, answer)), f"stage alone: {fault}"
             for asker in order.sample(askers, len(askers)):
                 sample, answer = _sample(asker, request)
-                assert not (told := truth.wrong(request, answer)), f"{asker.cell.name}: {told}"
+                assert not (fault := truth.wrong(request, answer)), f"{asker.cell.name}: {fault}"
                 if number >= 0:
                     samples[asker.cell].append(sample)
             if number >= 0:
@@ -186,20 +261,7 @@ def measure(
                 for ms, spent in stage_ms.items():
                     stages[ms].append(spent)
             each_round()
-    alone = Alone(float(np.median(users)), {ms: float(np.median(spent)) for ms, spent in stages.items()})
-    return {
-        "cells": [_summary(cell, taken, alone) for cell, taken in samples.items()],
-        "user_side_alone": _quantiles(np.array(users)),
-        "stage_alone": [{"after_idle_ms": ms, **_quantiles(np.array(s))} for ms, s in stages.items()],
-    }
-
-
-@dataclasses.dataclass(frozen=True)
-class Alone:
-    """Medians of the parts by themselves, in milliseconds; the stage after a sleep as long as retrieval."""
-
-    user_side: float
-    stage: dict[float, float]
+    return Found(samples, users, stages)
 
 
 def _timed(function: Callable[[int], Any], number: int) -> tuple[Any, float]:
@@ -225,20 +287,3 @@ def _sample(asker: Asker, number: int) -> tuple[Sample, Answer]:
         back=(ended - stage.end_s) * 1e3,
     )
     return sample, Answer(ranking.ids, ranking.scores, report.rung)
-
-
-def _summary(cell: Cell, taken: list[Sample], alone: Alone) -> dict[str, Any]:
-    medians = {name: float(np.median([getattr(sample, name) for sample in taken])) for name in FIELDS}
-    stage = alone.stage[cell.ms]
-    parts = max(medians["retrieval"], 0.0 if cell.warm else alone.user_side) + stage
-    return {
-        **dataclasses.asdict(cell), "name": cell.name, "samples": len(taken), "medians": medians,
-        "overhead": _quantiles(np.array([sample.overhead(stage) for sample in taken])),
-        "overhead_own_stage": _quantiles(np.array([sample.overhead() for sample in taken])),
-        "overhead_parts_alone": _quantiles(np.array([sample.total - parts for sample in taken])),
-    }  # fmt: skip
-
-
-def _quantiles(ms: np.ndarray) -> dict[str, float]:
-    shares = {"p25": 0.25, "p50": 0.5, "p75": 0.75, "p99": 0.99, "p99_9": 0.999}
-    return {name: float(np.quantile(ms, share)) for name, share in shares.items()}

@@ -1,9 +1,8 @@
-"""Requests under steady load while bundles take turns: what becomes of each, before, during and after."""
+"""Requests under steady load while bundles take turns, before, during and after."""
 
 import asyncio
 import dataclasses
 import gc
-import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,9 +13,10 @@ import numpy as np
 from aif_jax.nearline import BehaviourTable
 from aif_jax.serving import Engine, GoldenRequest, PublishChecks
 from aif_jax.types import Candidates, Request
-from load.progress import Step
-from load.service import CONTEXT_OF_REQUESTS, REQUESTS, Service
+from load.service import REQUESTS, Service
 from load.ways import engine_config
+from results import Step
+from stage.request import CONTEXT
 from workload import Built, with_other_weights
 
 RETRIEVAL_S = 0.010
@@ -25,21 +25,13 @@ PHASES = ("before", "during", "after")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run.
+    """A run."""
 
-    Attributes:
-        rate: requests a second.
-        seconds: of arrivals; publishes are in their middle third.
-        warm: users whose states are computed ahead.
-        users: how many ask in turns, a multiple of `REQUESTS`; 0: every request is by a new one.
-        publishes: how many.
-    """
-
-    rate: float
-    seconds: float
-    warm: int
+    rate: float  # requests a second
+    seconds: float  # of arrivals; publishes are in their middle third
+    warm: int  # users whose states are computed ahead
     publishes: int = 10
-    users: int = 3 * REQUESTS
+    users: int = 3 * REQUESTS  # ask in turns, a multiple of `REQUESTS`; 0: every request is by a new one
 
 
 Expected = dict[tuple[str, int], tuple[bytes, bytes]]
@@ -57,9 +49,9 @@ def engine_of(service: Service, built: Built) -> Engine:
 
 
 def answers_of(service: Service, built: Built) -> Expected:
-    """Return what an engine answers that serves one version only."""
+    """Return the answers of an engine that serves one version only."""
     with engine_of(service, built) as engine:
-        rankings = [engine.rank(number, CONTEXT_OF_REQUESTS) for number in range(REQUESTS)]
+        rankings = [engine.rank(number, CONTEXT) for number in range(REQUESTS)]
         version = engine.version
     return {
         (version, number): (ranking.ids.tobytes(), ranking.scores.tobytes())
@@ -80,7 +72,7 @@ async def run(
         try:
             # Different users ask the same in turns.
             user = number % users if users else number
-            ranking = await engine.rank_async(user, CONTEXT_OF_REQUESTS)
+            ranking = await engine.rank_async(user, CONTEXT)
         except Exception as error:
             faults.append(f"{type(error).__name__}: {error}")
             return
@@ -129,24 +121,12 @@ def times_by_phase(found: dict[str, Any]) -> dict[str, list[float]]:
     return times
 
 
-def phases(found: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Return quantiles of the requests of each phase that has any."""
-    times = times_by_phase(found)
-    return {
-        name: {
-            "requests": len(values), "p50": statistics.median(values),
-            **{f"p{q}": float(np.quantile(values, q / 100)) for q in (99, 99.9)}, "max": max(values),
-        }
-        for name, values in times.items()
-        if values
-    }  # fmt: skip
-
-
 def measure(service: Service, plan: Plan, step: Step, folder: Path) -> dict[str, Any]:
     """Send requests to an engine that publishes another model and the first one in turns.
 
     Returns:
-        Every request that was answered, publishes, faults (wrong answers and errors), quantiles by phase.
+        ``done`` (due, milliseconds and version of every request that was answered), ``swaps``, ``faults``
+        (wrong answers and errors), ``published``.
     """
     step("the other model")
     one = service.built
@@ -157,21 +137,18 @@ def measure(service: Service, plan: Plan, step: Step, folder: Path) -> dict[str,
     generations = [(other.bundle, other.tables), (one.bundle, one.tables)]
     checks = PublishChecks(min_overlap=0.0)
     step("the right answers")
-    expected = {
-        **answers_of(service, one),
-        **answers_of(service, other),
-    }
+    expected = answers_of(service, one) | answers_of(service, other)
     rng = np.random.default_rng(7)
     due = np.cumsum(rng.exponential(1 / plan.rate, int(plan.rate * plan.seconds)))
     swap_at = [float(due[-1]) * (1 / 3 + number / plan.publishes / 3) for number in range(plan.publishes)]
     golden = [
-        GoldenRequest(user=number, candidates=found.ids, pair=found.pair, context=CONTEXT_OF_REQUESTS)
+        GoldenRequest(user=number, candidates=found.ids, pair=found.pair, context=CONTEXT)
         for number, found in ((number, service.candidates(number)) for number in range(4))
     ]
     with engine_of(service, one) as engine:
         step("serving")
         for number in range(max(plan.users, REQUESTS)):
-            engine.rank(number, CONTEXT_OF_REQUESTS)
+            engine.rank(number, CONTEXT)
         # As a server should when it is warm: else each collection walks all of JAX, for 0.1 s.
         gc.collect()
         gc.freeze()
@@ -183,8 +160,4 @@ def measure(service: Service, plan: Plan, step: Step, folder: Path) -> dict[str,
         stats = engine.stats()
         gc.unfreeze()
     assert stats["compilations"] == 0
-    return {
-        **found, "phases": phases(found), "rate": plan.rate, "seconds": plan.seconds, "warm": plan.warm,
-        "users": plan.users,
-        "published": stats["generations"]["published"],
-    }  # fmt: skip
+    return {**found, "published": stats["generations"]["published"]}

@@ -1,7 +1,6 @@
-"""What is served: users and their requests, and what the right answer to each of them is."""
+"""The service that is loaded: users, their requests, and the right answer to each of them."""
 
 import dataclasses
-import threading
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +11,11 @@ import numpy as np
 
 from aif_jax.nearline import BehaviourTable
 from aif_jax.types import Candidates, UserRecord
-from stage.request import CONTEXT, TURNS, Case, device_catalogue
+from stage.request import TURNS, Case, device_catalogue
 from stage.sequential import SequentialModel, ready
+from stage.timing import check_answer
 from stage.xla_simtier import reference
 from workload import Built, Workload, build
-
-TOLERANCE = 1e-4
-"""Largest difference of scores from the definition, as for the stage."""
 
 REQUESTS = 32
 """Different requests; more than the processor's caches have room for, few enough to check every answer."""
@@ -26,13 +23,7 @@ REQUESTS = 32
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a way of serving answers.
-
-    Attributes:
-        ids: item ids of the best candidates, best first.
-        scores: their scores.
-        rung: how far the answer was degraded; 0 is full quality.
-    """
+    """Item ids of the best candidates, best first, their scores, and the rung; 0 is full quality."""
 
     ids: np.ndarray
     scores: np.ndarray
@@ -44,14 +35,10 @@ class Service:
     """A workload with many users. Requests are numbered; request ``i`` asks the same as ``i + REQUESTS``.
 
     Every number is a user of its own to the engine, so that no user state is ever found in its cache.
-
-    Attributes:
-        built: model, catalogue and index; its behaviour table holds the whole catalogue.
-        cases: one for each different request, with its user.
     """
 
-    built: Built
-    cases: tuple[Case, ...]
+    built: Built  # its behaviour table holds the whole catalogue
+    cases: tuple[Case, ...]  # one for each different request, with its user
 
     @property
     def k(self) -> int:
@@ -88,10 +75,6 @@ class Service:
         return tuple(case.batch() for case in self.cases)
 
 
-CONTEXT_OF_REQUESTS = CONTEXT
-"""Raw context features of every request."""
-
-
 def make_service(workload: Workload, folder: Path) -> Service:
     """Build a workload whose users have different histories, all of the workload's length."""
     return serving(build(workload, folder))
@@ -119,11 +102,7 @@ class Truth:
     """Every request's right answer by the model's own definition, products in full precision.
 
     Answers of a lower rung are right if they are the definition's with that much less known.
-
-    Args:
-        service: whose requests.
-        attention: over the long sequence: ``linear`` is what folded models serve, the other is what they
-            approximate.
+    Folded models serve ``linear`` attention over the long sequence, and approximate the other.
     """
 
     def __init__(self, service: Service, attention: Literal["linear", "exact, as defined"]):
@@ -133,23 +112,26 @@ class Truth:
         catalogue = device_catalogue(service.built)
         self._program = lambda batch: ready(program(model.state, catalogue, batch))
         self._answers: dict[tuple[int, int], Answer] = {}
-        self._lock = threading.Lock()
         self.answers = [self.answer(number) for number in range(REQUESTS)]
         """Those of full quality."""
 
     def answer(self, number: int, rung: int = 0) -> Answer:
         """Return the right answer to a request, computed when it is first asked for."""
         key = (number % REQUESTS, rung)
-        with self._lock:
-            if key not in self._answers:
-                self._answers[key] = self._computed(*key)
-            return self._answers[key]
+        if key not in self._answers:
+            self._answers[key] = self._computed(*key)
+        return self._answers[key]
 
     def wrong(self, number: int, answer: Answer) -> str:
         """Return what is wrong with an answer, or nothing."""
         if answer.rung not in KNOWN:
-            return f"nothing says what is right at rung {answer.rung}"
-        return difference(answer, self.answer(number, answer.rung))
+            return f"no definition of rung {answer.rung}"
+        expected = self.answer(number, answer.rung)
+        try:
+            check_answer(answer.ids, answer.scores, expected.ids, expected.scores)
+        except AssertionError as error:
+            return str(error)
+        return ""
 
     def _computed(self, number: int, rung: int) -> Answer:
         service, n = self._service, self._service.n
@@ -191,27 +173,5 @@ def _item_alone(service: Service, batch: dict[str, Any]) -> dict[str, Any]:
 KNOWN: dict[int, Callable[[Service, dict[str, Any]], dict[str, Any]]] = {
     0: _all, 1: _without_long, 2: _nothing, 3: _item_alone,
 }  # fmt: skip
-"""By rung, what the definition is told: everything; all but the long sequence; nothing of the user; nor of
+"""By rung, the batch of the definition: everything; all but the long sequence; nothing of the user; nor of
 the request."""
-
-
-def difference(answer: Answer, expected: Answer) -> str:
-    """Return how an answer differs from what is expected, or nothing.
-
-    Scores, best first, must be the same, and so must the score of every candidate that both return; those
-    that only one returns must be ones that the tolerance cannot tell from the last.
-    """
-    if answer.ids.shape != expected.ids.shape:
-        return f"{len(answer.ids)} results instead of {len(expected.ids)}"
-    worst = float(np.abs(answer.scores - expected.scores).max())
-    if not worst <= TOLERANCE:
-        return f"scores differ by {worst:.2g}"
-    if len(np.unique(answer.ids)) != len(answer.ids):
-        return "a candidate is there twice"
-    _, mine, theirs = np.intersect1d(answer.ids, expected.ids, return_indices=True)
-    if (np.abs(answer.scores[mine] - expected.scores[theirs]) > TOLERANCE).any():
-        return "a candidate has another one's score"
-    left_out = np.setdiff1d(np.arange(len(expected.ids)), theirs)
-    if (expected.scores[left_out] > expected.scores[-1] + 2 * TOLERANCE).any():
-        return "better candidates were left out"
-    return ""

@@ -1,4 +1,4 @@
-"""Three ways to serve the same requests with the same model and weights, each as a coroutine function.
+"""Ways to serve the same requests, each as a coroutine function.
 
 Retrieval sleeps. The rivals are given what makes them fast: encoded features beforehand, positions instead of
 ids, a fixed user per request without a source to ask, and threads of whatever number serves best.
@@ -18,9 +18,9 @@ from aif_jax.serving.generation import Generation
 from aif_jax.serving.user_program import compute_state
 from aif_jax.serving.user_states import UserState
 from aif_jax.types import Candidates, Request
-from load.service import CONTEXT_OF_REQUESTS, REQUESTS, Answer, Service
+from load.service import REQUESTS, Answer, Service
 from stage.hand_rolled import hand_rolled_scores
-from stage.request import device_catalogue
+from stage.request import CONTEXT, device_catalogue
 from stage.sequential import Attention, SequentialModel, ready
 from stage.staged import stage_contender
 from stage.xla_simtier import Way as SimTierWay
@@ -77,7 +77,7 @@ class Sequential:
 
 
 class Overlapped:
-    """What a good engineer writes by hand: cached folded rows, pure XLA, the user side in another thread.
+    """The overlap written by hand: cached folded rows, pure XLA, the user side in another thread.
 
     The user side is this project's own, from record to state.
     """
@@ -142,7 +142,7 @@ class Engined:
         """Rank through the engine."""
         # A user whom the engine has not met, who asks the same.
         user = number % REQUESTS + REQUESTS * next(self._asked)
-        ranking = await self.engine.rank_async(user, CONTEXT_OF_REQUESTS, deadline_ms=deadline_ms)
+        ranking = await self.engine.rank_async(user, CONTEXT, deadline_ms=deadline_ms)
         assert ranking.report.user_state == "computed" or ranking.report.rung
         return Answer(ranking.ids, ranking.scores, ranking.report.rung)
 

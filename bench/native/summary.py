@@ -1,11 +1,15 @@
-"""Print what `cargo bench -p aif-bench` measured as Markdown: medians, and ratios to the embedding cache.
+"""Gathers of the embedding cache beside other stores, as `cargo bench -p aif-bench` measured them.
 
-python bench/native/summary.py [target/criterion]
+`python bench/native/summary.py [target/criterion]`: medians, and ratios to the embedding cache.
 """
 
 import json
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from results import Result, Row, Section, write
 
 
 def read(folder: Path) -> dict[str, dict[str, float]]:
@@ -23,17 +27,19 @@ def main() -> None:
     gathers = {name: times for name, times in groups.items() if "aif" in times}
     if not gathers:
         sys.exit("no gathers found: run `cargo bench -p aif-bench` first, or give the folder of its results")
-    peers = sorted({store for times in gathers.values() for store in times} - {"aif", "array_by_position"})
-    print("| a batch of | embedding cache, µs | array by position | " + " | ".join(peers) + " |")
-    print("|---|---|---|" + "---|" * len(peers))
-    for name, times in sorted(gathers.items(), key=lambda group: _order(group[0])):
-        ratios = [f"{times[store] / times['aif']:.2f}" for store in ["array_by_position", *peers]]
-        print(f"| {name} | {times['aif']:.0f} | " + " | ".join(ratios) + " |")
-
-
-def _order(name: str) -> tuple[int, str]:
-    """Order groups by the size of their rows: the name reads `4096 rows of 256 bytes ...`."""
-    return int(name.split()[3]), name
+    rows = []
+    # By the size of the rows: a name reads `4096 rows of 256 bytes ...`.
+    for name, times in sorted(gathers.items(), key=lambda group: (int(group[0].split()[3]), group[0])):
+        ratios = {store: us / times["aif"] for store, us in sorted(times.items()) if store != "aif"}
+        rows.append(Row(name, times["aif"], "us", also=ratios))
+    text = "Other columns: the time of that store, as a multiple of the embedding cache's."
+    result = Result(
+        program="native/summary", title="Embedding cache beside other stores",
+        question="How long does a batch of rows take to gather?", plan={},
+        answers="Every batch was compared with the rows that were written before anything was timed.",
+        sections=[Section("A batch", text, rows, "embedding cache, median")],
+    )  # fmt: skip
+    write(result, Path("runs/native"))
 
 
 if __name__ == "__main__":

@@ -1,70 +1,56 @@
-"""All contenders of one case, their answers checked."""
+"""All contenders of one case, their answers checked, and the bars that are ratios of two of them."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
-from typing import Any
 
-from stage import two_tower
-from stage.answers import check_same, overlap
-from stage.cold import cold
-from stage.hand_rolled import hand_rolled, hand_rolled_in_threads
-from stage.onnx_sequential import onnx_sequential, timed_blocks
+import numpy as np
+
+from results import Step
+from stage.hand_rolled import hand_rolled
+from stage.onnx_sequential import fastest_block, onnx_sequential
 from stage.request import Case
-from stage.sequential import as_defined, sequential, sequential_after_user
+from stage.sequential import as_defined, sequential
 from stage.staged import Stage, stage_contender
-from stage.timing import Contender
-from stage.xla_simtier import ONE_CORE, WAYS, reference
+from stage.timing import Contender, Times, check_same, overlap
+from stage.weaker import TwoTower, cold, two_tower
+from stage.xla_simtier import WAYS
 from workload import Built
 
-SEQUENTIAL = "sequential"
-SEQUENTIAL_AFTER = "sequential, user side done"
-SEQUENTIAL_PLAIN = "sequential, plainly written"
-ONNX = "ONNX Runtime"
-ONNX_AFTER = "ONNX Runtime, user side done"
-ONNX_WITHOUT = "ONNX Runtime, user side done, no SimTier"
-HAND_ROLLED = "hand-rolled"
-HAND_ROLLED_TWICE = "hand-rolled, in two threads"
-COLD = "cold"
-TWO_TOWERS_NUMPY = two_tower.NUMPY
-TWO_TOWERS_JAX = two_tower.JAX
-STAGE = "stage"
-
-WEAKER = (COLD, TWO_TOWERS_NUMPY, TWO_TOWERS_JAX)
-"""Those that compute another model, which is cheaper and ranks worse."""
+SEQUENTIAL, ONNX, HAND_ROLLED, COLD, STAGE = "sequential", "ONNX Runtime", "hand-rolled", "cold", "stage"
+TOWERS_NUMPY, TOWERS_JAX = "two towers, NumPy", "two towers, JAX"
 
 WHAT = {
     SEQUENTIAL: "JAX: user side, item tower, exact attention and SimTier per request, in one call, "
     "each part in the fastest form found",
-    SEQUENTIAL_AFTER: "the same with the user side done beforehand",
-    SEQUENTIAL_PLAIN: "the first with attention and SimTier as they are defined",
-    ONNX: "the first in ONNX Runtime",
-    ONNX_AFTER: "the second in ONNX Runtime",
-    ONNX_WITHOUT: "the same without SimTier",
+    ONNX: "the same in ONNX Runtime",
     HAND_ROLLED: "JAX: cached folded rows by position, user side done, best pure-XLA SimTier, one call",
-    HAND_ROLLED_TWICE: "the same, half of the candidates by each of two threads, one more call for the best",
     COLD: "JAX: COLD, a smaller model without the long sequence; everything per request, one call",
-    TWO_TOWERS_NUMPY: "another, weaker model: one dot product a candidate, vectors by position; NumPy",
-    TWO_TOWERS_JAX: "the same in JAX, one call",
+    TOWERS_NUMPY: "another, weaker model: one dot product a candidate, vectors by position; NumPy",
+    TOWERS_JAX: "the same in JAX, one call",
     STAGE: "this project: ids in, rows from the cache, user side done",
 }
+
+COMPARISONS = {
+    "stage_float32": (SEQUENTIAL, STAGE),
+    "stage_bfloat16": (SEQUENTIAL, f"{STAGE}, bfloat16"),
+    "stage_onnx": (ONNX, STAGE),
+    "stage_hand_rolled": (HAND_ROLLED, STAGE),
+}
+"""By bar, the rival that should take longer, and ours."""
+
+Ratio = tuple[float, tuple[float, float]]
+"""Median and quartiles."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """Contenders whose answers are right.
+    """Contenders whose answers are right."""
 
-    Attributes:
-        contenders: to be timed.
-        stage: the stage in float32, one of them.
-        answers: by contender, the largest difference from its definition, or the overlap with it.
-        block: candidates at a time in ONNX Runtime.
-    """
-
-    contenders: list[Contender]
-    stage: Stage
-    answers: dict[str, dict[str, Any]]
-    block: int
+    contenders: list[Contender]  # to be timed
+    stage: Stage  # in float32, one of them
+    answers: dict[str, str]  # by contender in words, how near it is to its definition
+    settings: str  # how the rivals were set up, in words
 
 
 def contenders_of(
@@ -72,67 +58,59 @@ def contenders_of(
     served: Mapping[str, Built],
     way: str,
     choosing_rounds: int,
-    step: Callable[[str], None] = lambda _: None,
+    step: Step = lambda _: None,
     only: Collection[str] = tuple(WHAT),
 ) -> Checked:
-    """Build and check the contenders of a case.
+    """Build and check the contenders of a case, with the rivals' way of SimTier in `stage.xla_simtier.WAYS`.
 
-    Args:
-        case: the requests.
-        served: the workload by the precision of its bundle and tables.
-        way: the rivals' way of SimTier, one of `stage.xla_simtier.WAYS`.
-        choosing_rounds: rounds in which ONNX Runtime's block is chosen.
-        step: told what is being built.
-        only: names of those that are wanted; the stage itself is always there, in every precision.
+    ``served`` holds the workload by precision; the stage is always there, in each of them.
     """
-    simtier = WAYS[way]
-    block = case.n
-    if {ONNX, ONNX_AFTER, ONNX_WITHOUT} & set(only):
-        step("ONNX Runtime: choosing a block")
-        blocks = timed_blocks(case, choosing_rounds)
-        block = min(blocks, key=lambda size: blocks[size].median)
+    simtier, settings = WAYS[way], f"SimTier of the rivals in XLA: {way}"
     step("definitions")
-    exact, linear = as_defined(case, "exact, as defined", True), as_defined(case, "linear", True)
+    exact, linear = as_defined(case, "exact, as defined"), as_defined(case, "linear")
     stages = {precision: stage_contender(case, built, precision) for precision, built in served.items()}
     stage = stages["float32"]
-
-    def onnx(name: str, **options: bool) -> Contender:
-        return onnx_sequential(case, name, block=block, **options)
+    block = 0
+    if ONNX in only:
+        step("ONNX Runtime: choosing a block")
+        block = fastest_block(case, choosing_rounds)
+        settings += f"; ONNX Runtime takes {block} candidates at a time"
 
     @cache
-    def towers() -> two_tower.TwoTower:
-        return two_tower.two_tower(case)
+    def towers() -> TwoTower:
+        return two_tower(case)
 
     step("contenders, and their answers")
     # By name a contender and its definition, made only if wanted.
     makers: dict[str, Callable[[], tuple[Contender, Contender]]] = {
-        SEQUENTIAL: lambda: (sequential(case, "exact", simtier, SEQUENTIAL), exact),
-        SEQUENTIAL_AFTER: lambda: (sequential_after_user(case, "exact", simtier, SEQUENTIAL_AFTER), exact),
-        SEQUENTIAL_PLAIN: lambda: (
-            sequential(case, "exact, as defined", reference, SEQUENTIAL_PLAIN), exact
-        ),
-        ONNX: lambda: (onnx(ONNX, user_side=True, simtier=True), exact),
-        ONNX_AFTER: lambda: (onnx(ONNX_AFTER, user_side=False, simtier=True), exact),
-        ONNX_WITHOUT: lambda: (
-            onnx(ONNX_WITHOUT, user_side=False, simtier=False), as_defined(case, "exact, as defined", False)
-        ),
+        SEQUENTIAL: lambda: (sequential(case, simtier, SEQUENTIAL), exact),
+        ONNX: lambda: (onnx_sequential(case, ONNX, block), exact),
         HAND_ROLLED: lambda: (hand_rolled(case, simtier, stage, HAND_ROLLED), linear),
-        HAND_ROLLED_TWICE: lambda: (
-            hand_rolled_in_threads(case, WAYS[ONE_CORE], stage, HAND_ROLLED_TWICE), linear
-        ),
-        COLD: lambda: cold(case),
-        TWO_TOWERS_NUMPY: lambda: (towers().numpy(), towers().definition()),
-        TWO_TOWERS_JAX: lambda: (towers().jax(), towers().definition()),
+        COLD: lambda: cold(case, COLD),
+        TOWERS_NUMPY: lambda: (towers().numpy(), towers().definition()),
+        TOWERS_JAX: lambda: (towers().jax(), towers().definition()),
         STAGE: lambda: (stage, linear),
-    }  # fmt: skip
+    }
     pairs = [make() for name, make in makers.items() if name in only or name == STAGE]
-    answers: dict[str, dict[str, Any]] = {
-        contender.name: {"against": definition.name, "largest_difference": check_same(contender, definition)}
+    answers = {
+        contender.name: f"within {check_same(contender, definition):.1e} of the {definition.name}"
         for contender, definition in pairs
     }
     contenders = [contender for contender, _ in pairs]
     for precision, contender in stages.items():
         if precision != "float32":
             contenders.append(contender)
-            answers[contender.name] = {"against": linear.name, "overlap": overlap(contender, linear)}
-    return Checked(contenders, stage, answers, block)
+            answers[contender.name] = f"{overlap(contender, linear):.1%} of the best of the {linear.name}"
+    return Checked(contenders, stage, answers, f"{settings}; the stage runs its {stage.kind} programs")
+
+
+def ratio(times: Times, rival: str, ours: str) -> Ratio:
+    """Return how many times longer the rival takes: median and quartiles over the rounds' own ratios."""
+    low, middle, high = (float(q) for q in np.quantile(times[rival] / times[ours], (0.25, 0.5, 0.75)))
+    return middle, (low, high)
+
+
+def ratios_of_bars(times: Times) -> dict[str, Ratio]:
+    """Return by bar the ratio of the two contenders that it is about, if both were timed."""
+    pairs = {bar: pair for bar, pair in COMPARISONS.items() if set(pair) <= times.keys()}
+    return {bar: ratio(times, *pair) for bar, pair in pairs.items()}

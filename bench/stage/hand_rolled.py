@@ -1,13 +1,12 @@
-"""What a good engineer would write without this project: towers cached, folded, and the best pure XLA.
+"""The alternative that a good engineer writes without this project: cached folded towers, the best pure XLA.
 
 The folded item rows of the whole catalogue lie on the device, floats in one array and the rest in others; a
 request takes its rows by position, adds the folded user side, counts tiers, runs the small MLP and takes the
 best, all in one compiled call. The user side is done beforehand. There are no ids to look up, no rows to
-replace while requests run, and nothing to say which version of the model a row belongs to.
+replace while requests run, and no version of the model that a row belongs to.
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -56,46 +55,18 @@ def slots_of(category: jax.Array, sim_category: jax.Array) -> jax.Array:
 
 
 def hand_rolled(case: Case, simtier: Way, stage: Stage, name: str = "hand-rolled") -> Contender:
-    """Return the hand-rolled alternative in one compiled call.
-
-    Args:
-        case: the requests.
-        simtier: how it counts tiers.
-        stage: whose user state and weights it takes, so that both compute the same.
-        name: what tables call it.
-    """
+    """Return the alternative in one compiled call, with the stage's own user state and weights."""
     scores, operands = hand_rolled_scores(case, simtier, stage)
-    program = jax.jit(lambda *given: _best(scores(*given), case.k))
+
+    @jax.jit
+    def program(*given: Any) -> tuple[jax.Array, jax.Array]:
+        best, order = jax.lax.top_k(scores(*given), case.k)
+        return order, best
 
     def run(turn: int) -> tuple[np.ndarray, np.ndarray]:
         return ready(program(*operands, case.positions[turn], case.context, case.pair[turn]))
 
     return Contender(name, run)
-
-
-def hand_rolled_in_threads(case: Case, simtier: Way, stage: Stage, name: str) -> Contender:
-    """Return the same with half of the candidates scored by each of two threads, and a call for the best.
-
-    XLA runs the loop of the fastest SimTier on one core; two calls at once use two.
-    """
-    scores, operands = hand_rolled_scores(case, simtier, stage)
-    program, best = jax.jit(scores), jax.jit(lambda *parts: _best(jnp.concatenate(parts), case.k))
-    pool = ThreadPoolExecutor(2)
-    halves = (slice(0, case.n // 2), slice(case.n // 2, case.n))
-
-    def run(turn: int) -> tuple[np.ndarray, np.ndarray]:
-        def half(part: slice) -> jax.Array:
-            pair = {name: column[part] for name, column in case.pair[turn].items()}
-            return jax.block_until_ready(program(*operands, case.positions[turn][part], case.context, pair))
-
-        return ready(best(*pool.map(half, halves)))
-
-    return Contender(name, run)
-
-
-def _best(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    best, order = jax.lax.top_k(scores, k)
-    return order, best
 
 
 def hand_rolled_scores(

@@ -8,23 +8,31 @@ products of bytes, a lookup in steps of bytes, everything at once) the fastest.
 """
 
 import dataclasses
+import itertools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
 import numpy as np
+import onnx
 import onnxruntime as ort
 from flax import nnx
+from onnx import TensorProto, helper, numpy_helper
 
 from aif_jax.models.folded_weights import path_name
 from aif_jax.models.signature import edges_of
-from stage.onnx_graph import FLOAT, INT32, INT64, Graph
 from stage.request import FIRST_CATEGORY, NO_CATEGORY, Case
 from stage.sequential import SHARPNESS
-from stage.timing import Contender, Timing, interleaved
+from stage.timing import Contender, fastest, interleaved
 from workload import Built
+
+OPSET = 21
+IR_VERSION = 10
+FLOAT, INT32, INT64 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64
+
+_NUMBERS = itertools.count()  # for all graphs: the body of a loop sees the names around it
 
 BLOCKS = (64, 256, 1024)
 """Candidates at a time; of these and of all at once, the fastest is taken."""
@@ -33,6 +41,103 @@ _COLUMNS = ("item", "category", "price", "content", "has_content", "signs")
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]
 Values: TypeAlias = Mapping[str, str]
+
+
+class Graph:
+    """A graph under construction. Values are the names of tensors.
+
+    ``graph.MatMul(a, b)`` adds a node of that operator and returns its output; keyword arguments are its
+    attributes. Operands that are arrays or numbers become initialisers.
+    """
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.initialisers: list[onnx.TensorProto] = []
+        self.inputs: list[onnx.ValueInfoProto] = []
+
+    def __getattr__(self, operator: str) -> Callable[..., Any]:
+        if not operator[0].isupper():
+            raise AttributeError(operator)
+        return lambda *operands, **attributes: self.add(operator, operands, **attributes)
+
+    def add(self, operator: str, operands: Sequence[Any], *, outputs: int = 1, **attributes: Any) -> Any:
+        """Add a node; return the name of its output, or a tuple of them."""
+        names = [self.value(operand) for operand in operands]
+        results = [self._name() for _ in range(outputs)]
+        self.nodes.append(helper.make_node(operator, names, results, **attributes))
+        return results[0] if outputs == 1 else tuple(results)
+
+    def value(self, operand: Any) -> str:
+        """Return the name of an operand, which is made an initialiser if it is no name yet."""
+        if isinstance(operand, str):
+            return operand
+        name = self._name()
+        self.initialisers.append(numpy_helper.from_array(np.ascontiguousarray(operand), name))
+        return name
+
+    def input(self, name: str, array: np.ndarray) -> str:
+        """Declare an input of an array's dtype and shape."""
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+        self.inputs.append(helper.make_tensor_value_info(name, kind, array.shape))
+        return name
+
+    def linear(self, x: str, weights: Mapping[str, np.ndarray], name: str) -> str:
+        """Return ``x W + b`` of a linear layer, by the name of its weights."""
+        operands = [x, weights[f"{name}.kernel"]]
+        if (bias := weights.get(f"{name}.bias")) is not None:
+            operands.append(bias)
+        return self.add("Gemm", operands)
+
+    def mlp(self, x: str, weights: Mapping[str, np.ndarray], name: str, depth: int) -> str:
+        """Return linear layers ``name.layer_0`` to ``name.layer_<depth - 1>`` with ReLU between them."""
+        for number in range(depth):
+            x = self.linear(self.Relu(x) if number else x, weights, f"{name}.layer_{number}")
+        return x
+
+    def attend(self, queries: Any, keys: str, values: str, scale: float) -> str:
+        """Return ``softmax(scale · Q Kᵀ) V``."""
+        logits = self.Mul(self.MatMul(queries, self.Transpose(keys, perm=[1, 0])), np.float32(scale))
+        return self.MatMul(self.Softmax(logits, axis=-1), values)
+
+    def mean(self, x: str, axis: int) -> str:
+        """Return the mean over one axis, which stays with size 1."""
+        return self.ReduceMean(x, np.array([axis]), keepdims=1)
+
+    def sum(self, x: str, axis: int, keep: bool = True) -> str:
+        """Return the sum over one axis."""
+        return self.ReduceSum(x, np.array([axis]), keepdims=int(keep))
+
+    def body(self, inputs: Mapping[str, tuple[int, ...]], outputs: Mapping[str, tuple[int, ...]]) -> Any:
+        """Return the graph as the body of a loop over float tensors."""
+        return helper.make_graph(
+            self.nodes,
+            "body",
+            [helper.make_tensor_value_info(name, FLOAT, shape) for name, shape in inputs.items()],
+            [helper.make_tensor_value_info(name, FLOAT, shape) for name, shape in outputs.items()],
+            self.initialisers,
+        )
+
+    def session(self, outputs: Mapping[str, int], threads: int) -> ort.InferenceSession:
+        """Return the graph ready to run, optimised as far as ONNX Runtime goes.
+
+        Args:
+            outputs: element types by name.
+            threads: threads within an operator.
+        """
+        results = [helper.make_tensor_value_info(name, kind, None) for name, kind in outputs.items()]
+        graph = helper.make_graph(self.nodes, "sequential", self.inputs, results, self.initialisers)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
+        model.ir_version = IR_VERSION
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.log_severity_level = 3
+        # Its threads spin for work while it runs, and not on into the turns of others.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+    def _name(self) -> str:
+        return f"t{next(_NUMBERS)}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +215,7 @@ class _Parts:
         g = self.graph
         return g.Cast(g.Equal(g.Unsqueeze(category, np.array([2])), slots), to=FLOAT)
 
-    def ranking(self, user: Values, simtier: bool) -> None:
+    def ranking(self, user: Values) -> None:
         """Add item tower, interactions, heads and the best; outputs ``scores`` and ``order``."""
         g, weights, case = self.graph, self.weights, self.case
         positions = g.input("positions", case.positions[0])
@@ -125,7 +230,7 @@ class _Parts:
             "item": e,
             "profile_item": g.Mul(e, user["vector"]),
             "bridge": g.attend(e, weights["bridges.vectors"], user["bridged"], by_root),
-            **self._over_behaviours(items, user, simtier),
+            **self._over_behaviours(items, user),
             "sim_hard": g.MatMul(g.Div(hits, g.Max(g.sum(real, 1), np.float32(1))), user["pooled"]),
             "pair": pair,
         }
@@ -140,107 +245,79 @@ class _Parts:
         g.add("TopK", [scores, np.array([case.k])], outputs=2)
         g.nodes[-1].output[:] = ["scores", "order"]
 
-    def _over_behaviours(self, items: Values, user: Values, simtier: bool) -> dict[str, str]:
+    def _over_behaviours(self, items: Values, user: Values) -> dict[str, str]:
         """Return attention over the long sequence and SimTier, for a block of candidates at a time."""
         g, case, body = self.graph, self.case, Graph()
         config = case.built.model.config
         size = self.block
-        inputs = {"content_block": (size, config.content_width)}
-        outputs = {"attention_block": (size, config.value_width)}
-        by_block = [g.Reshape(items["content"], np.array([-1, size, config.content_width]))]
+        inputs = {
+            "content_block": (size, config.content_width), "signs_block": (size, config.signature_bits),
+        }  # fmt: skip
+        outputs = {"attention_block": (size, config.value_width), "tiers_block": (size, config.tiers)}
+        by_block = [
+            g.Reshape(items["content"], np.array([-1, size, config.content_width])),
+            g.Reshape(g.Cast(items["signs"], to=FLOAT), np.array([-1, size, config.signature_bits])),
+        ]
         body.attend("content_block", user["content"], user["value"], SHARPNESS)
         body.nodes[-1].output[0] = "attention_block"
-        if simtier:
-            inputs["signs_block"] = (size, config.signature_bits)
-            outputs["tiers_block"] = (size, config.tiers)
-            signs = g.Cast(items["signs"], to=FLOAT)
-            by_block.append(g.Reshape(signs, np.array([-1, size, config.signature_bits])))
-            dots = body.MatMul("signs_block", user["signs"])
-            reached: list[Any] = [np.full((size, 1), case.length, np.float32)]
-            for edge in edges_of(config):
-                # Dots are even numbers: half of one, less the edge and up by one, is cut to 0 or 1.
-                limit = 2.0 * float(edge) - config.signature_bits
-                reached.append(body.sum(body.HardSigmoid(dots, alpha=0.5, beta=1.0 - limit / 2.0), 1))
-            at_least = body.Concat(*reached, axis=1)
-            beyond = body.Concat(*reached[1:], np.zeros((size, 1), np.float32), axis=1)
-            body.Div(body.Sub(at_least, beyond), np.float32(case.length))
-            body.nodes[-1].output[0] = "tiers_block"
-        results = g.add(
-            "Scan", by_block, outputs=len(outputs), body=body.body(inputs, outputs),
-            num_scan_inputs=len(inputs),
-        )  # fmt: skip
-        results = [results] if isinstance(results, str) else results
-        names = ("long_attention", "simtier")[: len(outputs)]
-        widths = [shape[1] for shape in outputs.values()]
+        dots = body.MatMul("signs_block", user["signs"])
+        reached: list[Any] = [np.full((size, 1), case.length, np.float32)]
+        for edge in edges_of(config):
+            # Dots are even numbers: half of one, less the edge and up by one, is cut to 0 or 1.
+            limit = 2.0 * float(edge) - config.signature_bits
+            reached.append(body.sum(body.HardSigmoid(dots, alpha=0.5, beta=1.0 - limit / 2.0), 1))
+        at_least = body.Concat(*reached, axis=1)
+        beyond = body.Concat(*reached[1:], np.zeros((size, 1), np.float32), axis=1)
+        body.Div(body.Sub(at_least, beyond), np.float32(case.length))
+        body.nodes[-1].output[0] = "tiers_block"
+        attention, tiers = g.add(
+            "Scan", by_block, outputs=2, body=body.body(inputs, outputs), num_scan_inputs=2
+        )
         return {
-            name: g.Reshape(result, np.array([-1, width]))
-            for name, result, width in zip(names, results, widths, strict=True)
+            "long_attention": g.Reshape(attention, np.array([-1, config.value_width])),
+            "simtier": g.Reshape(tiers, np.array([-1, config.tiers])),
         }
 
 
-def timed_blocks(case: Case, rounds: int) -> dict[int, Timing]:
-    """Time the way with the user side done, for several numbers of candidates at a time."""
+def fastest_block(case: Case, rounds: int) -> int:
+    """Return how many candidates at a time are the fastest."""
     sizes = [size for size in BLOCKS if size < case.n and case.n % size == 0]
-    contenders = {
-        size: onnx_sequential(case, str(size), user_side=False, simtier=True, block=size)
-        for size in (*sizes, case.n)
-    }
-    times = interleaved(list(contenders.values()), rounds)
-    return {size: times[str(size)] for size in contenders}
+    contenders = [onnx_sequential(case, str(size), size) for size in (*sizes, case.n)]
+    return int(fastest(interleaved(contenders, rounds)))
 
 
-def onnx_sequential(case: Case, name: str, *, user_side: bool, simtier: bool, block: int) -> Contender:
-    """Return the sequential way in ONNX Runtime.
+def onnx_sequential(case: Case, name: str, block: int) -> Contender:
+    """Return the sequential way in ONNX Runtime, user side included.
 
     Args:
         case: the requests; every behaviour and candidate has content.
         name: what tables call it.
-        user_side: whether the user side is part of each request, or done beforehand.
-        simtier: whether SimTier is part of the model.
         block: candidates at a time where they meet the behaviours; ``n`` for all at once.
     """
-    weights, catalogue = _weights(case.built), _catalogue(case.built)
-    bound = {f"catalogue_{column}": value for column, value in catalogue.items()}
-
-    def parts() -> _Parts:
-        graph = Graph()
-        arrays = {column: value.numpy()[:1] for column, value in catalogue.items()}
-        rows = case.built.workload.items
-        columns = {
-            column: graph.input(f"catalogue_{column}", np.broadcast_to(array, (rows, *array.shape[1:])))
-            for column, array in arrays.items()
-        }
-        return _Parts(case, graph, weights, columns, block)
-
-    user = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in user_inputs(case).items()}
-    whole = parts()
-    if user_side:
-        values = whole.user_side()
-    else:
-        alone = parts()
-        made = alone.user_side()
-        for value in made.values():
-            alone.graph.Identity(value)
-        names = [node.output[0] for node in alone.graph.nodes[-len(made) :]]
-        kinds = {name: INT32 if key == "category" else FLOAT for key, name in zip(made, names, strict=True)}
-        session = alone.graph.session(kinds, _threads())
-        arrays = [value.numpy() for value in session.run_with_ort_values(names, _fed(session, bound | user))]
-        values = {
-            key: whole.graph.input(f"user_{key}", array) for key, array in zip(made, arrays, strict=True)
-        }
-        user = {
-            f"user_{key}": ort.OrtValue.ortvalue_from_numpy(array)
-            for key, array in zip(made, arrays, strict=True)
-        }
-    whole.ranking(values, simtier)
-    session = whole.graph.session({"scores": FLOAT, "order": INT64}, _threads())
-    shared = bound | user
-    shared["page"] = ort.OrtValue.ortvalue_from_numpy(np.asarray(case.context["page"]).reshape(1))
+    catalogue, graph = _catalogue(case.built), Graph()
+    columns = {
+        column: graph.input(
+            f"catalogue_{column}",
+            np.broadcast_to(value.numpy()[:1], (case.built.workload.items, *value.shape()[1:])),
+        )
+        for column, value in catalogue.items()
+    }
+    parts = _Parts(case, graph, _weights(case.built), columns, block)
+    parts.ranking(parts.user_side())
+    session = graph.session({"scores": FLOAT, "order": INT64}, len(os.sched_getaffinity(0)))
+    arrays = {**user_inputs(case), "page": np.asarray(case.context["page"]).reshape(1)}
+    shared = {
+        **{f"catalogue_{column}": value for column, value in catalogue.items()},
+        **{name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()},
+    }
+    wanted = [entry.name for entry in session.get_inputs()]
 
     def run(turn: int) -> tuple[np.ndarray, np.ndarray]:
         request = {"positions": case.positions[turn], "retrieval_score": case.pair[turn]["retrieval_score"]}
-        given = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in request.items()}
-        order, scores = session.run_with_ort_values(["order", "scores"], _fed(session, shared | given))
+        given = shared | {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in request.items()}
+        order, scores = session.run_with_ort_values(
+            ["order", "scores"], {name: given[name] for name in wanted}
+        )
         return order.numpy(), scores.numpy()
 
     return Contender(name, run)
@@ -253,14 +330,6 @@ def user_inputs(case: Case) -> dict[str, np.ndarray]:
         "age": case.user_inputs["age"],
         **{name: array[0] for name, array in case.sequences.items()},
     }
-
-
-def _fed(session: ort.InferenceSession, values: Mapping[str, ort.OrtValue]) -> dict[str, ort.OrtValue]:
-    return {entry.name: values[entry.name] for entry in session.get_inputs()}
-
-
-def _threads() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _weights(built: Built) -> dict[str, np.ndarray]:

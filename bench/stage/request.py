@@ -1,4 +1,4 @@
-"""One request after retrieval, as each contender wants it: the same user, candidates and features for all."""
+"""One request after retrieval, in the form of each contender: the same user, candidates and features."""
 
 import dataclasses
 from functools import cached_property
@@ -22,17 +22,11 @@ FIRST_CATEGORY, NO_CATEGORY = 2, -1
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Requests of one size over a built workload.
-
-    Attributes:
-        built: model, catalogue, tables and user.
-        n: candidates.
-        length: behaviours of the user's history.
-    """
+    """Requests of one size over a built workload."""
 
     built: Built
-    n: int
-    length: int
+    n: int  # candidates
+    length: int  # behaviours of the user's history
 
     @property
     def k(self) -> int:
@@ -95,11 +89,6 @@ class Case:
             "long_item": items[None],
             "long_type": types[None],
         }
-
-    @cached_property
-    def device_catalogue(self) -> dict[str, jax.Array]:
-        """The encoded catalogue as device arrays; of the built workload, whatever the size of the request."""
-        return device_catalogue(self.built)
 
     def batch(self) -> dict[str, Any]:
         """Return the user's part of a batch as the unfolded model takes it, with one candidate in it."""

@@ -1,11 +1,15 @@
-"""The stage's floor: what each part of its work takes at the machine's best rate, and by itself.
+"""The stage's floor: the time of each part of its work at the machine's best rate, and by itself.
 
-Parts follow one another and have different limits, so the floor is their sum. What is not counted costs the
-floor nothing: a lower floor is a harder bar.
+Parts follow one another and have different limits, so the floor is their sum. Work that is not counted costs
+the floor nothing: a lower floor is a harder bar.
 """
 
 import dataclasses
+import json
+import subprocess
+from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,7 +19,6 @@ import numpy as np
 from aif_jax.kernels import simtier
 from aif_jax.models.signature import edges_of
 from stage.hand_rolled import slots_of
-from stage.peaks import Peaks
 from stage.request import TURNS, Case
 from stage.staged import Stage
 from stage.timing import Contender
@@ -27,27 +30,74 @@ _SIGNATURE_BITS = 256
 _EMPTY = np.empty(0)
 
 
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = ROOT / "target" / "release" / "peaks"
+BUILD = ("cargo", "build", "--release", "--quiet", "-p", "aif-bench", "--bin", "peaks")
+
+
+@dataclasses.dataclass(frozen=True)
+class Peaks:
+    """The machine's rates per second with a number of threads, from the Rust program ``peaks``.
+
+    ``None`` where the processor lacks the instructions.
+    """
+
+    threads: int
+    fma_f32_flops: float | None  # of float32 multiplications and additions in registers
+    dot_bf16_flops: float | None  # of dot products of bfloat16
+    signature_pairs: float | None  # pairs of 256-bit signatures compared
+    score_compares: float | None  # scores compared with an edge and counted
+    random_rows_bytes: float  # of item rows read in random order
+    streaming_bytes: float  # read from end to end
+
+
+ARITHMETIC = ("fma_f32_flops", "dot_bf16_flops", "signature_pairs", "score_compares")
+
+
+def best(every: Sequence[Peaks]) -> Peaks:
+    """Return the best of each rate: on a busy machine, fewer threads may have done more than all."""
+    rates = {
+        field.name: max((value for peaks in every if (value := getattr(peaks, field.name))), default=None)
+        for field in dataclasses.fields(Peaks)
+    }
+    return Peaks(**rates)
+
+
+def busy(every: Sequence[Peaks]) -> bool:
+    """Return whether more threads did not get the arithmetic of as many cores: something else was running.
+
+    Rates are then too low, the floor is too high, and its bar too easy.
+    """
+    one, most = every[0], every[-1]
+    pairs = [(getattr(one, name), getattr(most, name)) for name in ARITHMETIC]
+    due = 0.8 * most.threads / one.threads
+    return any(few and many and many < due * few for few, many in pairs)
+
+
+def measured_peaks(rows: int, row_bytes: int, *, build: bool) -> list[Peaks]:
+    """Measure the rates with one thread and with two, over a table of ``rows`` in whole cache lines.
+
+    Raises:
+        FileNotFoundError: the program is not built, and ``build`` is false.
+    """
+    if build:
+        subprocess.run(BUILD, cwd=ROOT, check=True)
+    elif not PROGRAM.exists():
+        raise FileNotFoundError(f"{PROGRAM} is not built; run: {' '.join(BUILD)}")
+    lines = -(-row_bytes // 64)
+    done = subprocess.run([PROGRAM, str(rows), str(64 * lines)], check=True, capture_output=True, text=True)
+    return [Peaks(**rates) for rates in json.loads(done.stdout)["rates"]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One part of the stage.
-
-    Attributes:
-        name: what tables call it.
-        work: how much of what.
-        limit: what bounds it.
-        floor_ms: milliseconds at the machine's best rate.
-        program: name of the program that times it by itself.
-    """
+    """One part of the stage: how much work, the rate that bounds it, and the program that times it alone."""
 
     name: str
     work: str
     limit: str
     floor_ms: float
     program: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields by name."""
-        return dataclasses.asdict(self)
 
 
 def row_bytes(built: Built) -> int:
@@ -81,35 +131,22 @@ def parts_of(case: Case, built: Built, peaks: Peaks, precision: str = "float32")
     sizes = (config.hidden, *config.head_layers, len(config.heads))
     mlp = sum(2 * n * a * b for a, b in pairwise(sizes))
     row = row_bytes(built)
-    return [
-        Part(
-            "SimTier", f"{pairs / 1e6:.2f} M pairs of {config.signature_bits} bits, {edges} edges",
-            f"{peaks.signature_pairs / 1e9:.1f} G pairs/s of 256 bits, "
-            f"{peaks.score_compares / 1e9:.0f} G comparisons/s",
-            simtier_s * 1e3, "simtier",
-        ),
-        Part(
-            "product with [e, w, m]", f"{product / 1e6:.0f} MFLOP", f"{flops / 1e9:.0f} GFLOP/s",
-            product / flops * 1e3, "product",
-        ),
-        Part(
-            "MLP", f"{mlp / 1e6:.0f} MFLOP", f"{peaks.fma_f32_flops / 1e9:.0f} GFLOP/s",
-            mlp / peaks.fma_f32_flops * 1e3, "mlp",
-        ),
-        Part(
-            "tiers and slots times weights", f"{thin / 1e6:.0f} MFLOP",
-            f"{peaks.fma_f32_flops / 1e9:.0f} GFLOP/s", thin / peaks.fma_f32_flops * 1e3, "thin",
-        ),
-        Part(
-            "rows", f"{n * row / 1e6:.2f} MB in rows of {row} bytes",
-            f"{peaks.random_rows_bytes / 1e9:.1f} GB/s at random",
-            n * row / peaks.random_rows_bytes * 1e3, "rows",
-        ),
-        Part(
-            f"top {case.k}", f"{n * 4 / 1e3:.0f} kB of scores", f"{peaks.streaming_bytes / 1e9:.1f} GB/s",
-            n * 4 / peaks.streaming_bytes * 1e3, "top_k",
-        ),
-    ]  # fmt: skip
+    simtier_part = Part(
+        "SimTier", f"{pairs / 1e6:.2f} M pairs of {config.signature_bits} bits, {edges} edges",
+        f"{peaks.signature_pairs / 1e9:.1f} G pairs/s, {peaks.score_compares / 1e9:.0f} G comparisons/s",
+        simtier_s * 1e3, "simtier",
+    )  # fmt: skip
+    parts = {
+        "product": ("product with [e, w, m]", product, "FLOP", flops),
+        "mlp": ("MLP", mlp, "FLOP", peaks.fma_f32_flops),
+        "thin": ("tiers and slots times weights", thin, "FLOP", peaks.fma_f32_flops),
+        "rows": (f"rows of {row} bytes, at random", n * row, "B", peaks.random_rows_bytes),
+        "top_k": (f"top {case.k}", n * 4, "B", peaks.streaming_bytes),
+    }
+    return [simtier_part] + [
+        Part(name, f"{work / 1e6:.2f} M{unit}", f"{rate / 1e9:.1f} G{unit}/s", work / rate * 1e3, program)
+        for program, (name, work, unit, rate) in parts.items()
+    ]
 
 
 def programs(case: Case, stage: Stage) -> list[Contender]:

@@ -33,11 +33,10 @@ _BLOCK = 1024
 
 
 class SequentialModel:
-    """The unfolded model with one kind of attention and one way of SimTier; ``None``: without SimTier."""
+    """The unfolded model with one kind of attention and one way of SimTier."""
 
-    def __init__(self, case: Case, attention: Attention, simtier: Way | None):
+    def __init__(self, case: Case, attention: Attention, simtier: Way):
         self.case = case
-        self.without = set() if simtier is not None else {"simtier"}
         model = case.built.model
         variant = _variant(case, attention, simtier)
         # The variant has the same parameters; only their values are taken from the model.
@@ -69,7 +68,7 @@ class SequentialModel:
         rows, pair = ({name: column[None] for name, column in group.items()} for group in (items, pair))
         candidates = Candidates(e[None], rows, context, pair)
         blocks = {name: x[0] for name, (x, _) in model.block_inputs(candidates, side).items()}
-        names = [name for name in blocks if name not in {*self.without, "context"}]
+        names = [name for name in blocks if name != "context"]
         left = jnp.concatenate([e, *(blocks[name] for name in names)], axis=1)
         right = jnp.concatenate([first.item.kernel[...], *(first.weight(name) for name in names)], axis=0)
         shared = first.user(side.vector)[0]
@@ -85,7 +84,7 @@ class SequentialModel:
         return order, best
 
 
-def _variant(case: Case, attention: Attention, simtier: Way | None) -> type[Aif]:
+def _variant(case: Case, attention: Attention, simtier: Way) -> type[Aif]:
     edges = edges_of(case.built.model.config)
 
     class OtherAttention(LongAttention):
@@ -101,8 +100,6 @@ def _variant(case: Case, attention: Attention, simtier: Way | None) -> type[Aif]
 
     class OtherSimTier(SimTier):
         def counts(self, item: Any, side: UserSide) -> jax.Array:
-            if simtier is None:
-                return jnp.zeros((1, case.n, 1, len(edges) + 1), jnp.int32)
             counts = simtier(item["signature"][0], side.long["signature"][0], side.channel[0] == 0, edges)
             return counts[None, :, None]
 

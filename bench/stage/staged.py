@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,31 +13,23 @@ from aif_jax.serving.generation import Generation
 from aif_jax.serving.user_program import compute_state
 from stage.request import Case
 from stage.timing import Contender
-from workload import Built, in_precision
+from workload import Built
 
 USER = 7
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage(Contender):
-    """The stage as a contender.
+    """The stage as a contender."""
 
-    Attributes:
-        state: the user state, operands of the stage by path, each with a leading axis of 1.
-        kind: which programs run, ``native`` or ``portable``.
-    """
-
-    state: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    kind: str = ""
+    state: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # operands by path, leading axis 1
+    kind: str = ""  # which programs run, `native` or `portable`
 
 
 def stage_contender(case: Case, built: Built, precision: str = "float32") -> Stage:
-    """Return the stage as `Generation.score` runs it, which is what a request waits for after retrieval.
+    """Return the stage as `Generation.score` runs it, which is all that a request waits for after retrieval.
 
-    Args:
-        case: the requests.
-        built: the workload with bundle and tables of that precision, see `in_precision`.
-        precision: for the name.
+    ``built`` is the workload with bundle and tables of that precision, see `workload.in_precision`.
     """
     bundle = built.bundle
     longs = sorted({case.length, bundle.config.long_length})
@@ -62,8 +53,3 @@ def stage_contender(case: Case, built: Built, precision: str = "float32") -> Sta
     name = "stage" if precision == "float32" else f"stage, {precision}"
     leaves = {path: np.asarray(leaf) for path, leaf in state.leaves.items()}
     return Stage(name, run, leaves, bundle.kind)
-
-
-def in_every_precision(built: Built, precisions: tuple[str, ...], folder: Path) -> dict[str, Built]:
-    """Return the workload with bundle and tables of each precision."""
-    return {precision: in_precision(built, precision, folder) for precision in precisions}

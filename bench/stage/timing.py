@@ -1,16 +1,15 @@
-"""Timing contenders in turns: every round times each of them once, in an order drawn anew.
+"""Contenders: their answers checked against a definition, then timed in turns.
 
-A turn begins with runs that are not timed, on other requests: a service answers one request after the other,
-with its threads awake and its weights in the caches, and not one after eleven other programs, of which some
-leave threads behind that spin for a while (ONNX Runtime's do). The rows of the timed request are as cold as
-they would be there.
+Every round times each contender once, in an order drawn anew. A turn begins with runs that are not timed, on
+other requests: a service answers one request after the other, with its threads awake and its weights in the
+caches, and not one after eleven other programs, of which some leave threads behind that spin for a while
+(ONNX Runtime's do). The rows of the timed request are as cold as they would be there.
 """
 
 import dataclasses
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -19,66 +18,78 @@ from stage.request import TURNS
 SETTLING_S = 0.03
 """How long a contender runs before the run that is timed, at least once."""
 
+WARMUP = 3
+"""Rounds before those that are timed."""
+
+TOLERANCE = 1e-4
+TURNS_CHECKED = (0, 5)
+
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """Something that answers a request.
-
-    Attributes:
-        name: what tables call it.
-        run: from the number of a turn to positions of the best candidates and their scores, ready in memory.
-    """
+    """Something that answers a request: ``run`` takes the number of a turn and returns positions of the best
+    candidates and their scores, ready in memory."""
 
     name: str
     run: Callable[[int], tuple[np.ndarray, np.ndarray]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """Times of one contender in milliseconds, one a round."""
+Times = dict[str, np.ndarray]
+"""Milliseconds by contender, one a round."""
 
-    ms: tuple[float, ...]
 
-    def quantile(self, share: float) -> float:
-        """Return a quantile over the rounds."""
-        return float(np.quantile(self.ms, share))
+def check_answer(
+    ids: np.ndarray, scores: np.ndarray, expected_ids: np.ndarray, expected: np.ndarray
+) -> float:
+    """Return the largest difference of an answer's scores from the right ones.
 
-    @property
-    def median(self) -> float:
-        """Median over the rounds."""
-        return self.quantile(0.5)
+    Scores, best first, must be the same, and so must the score of every candidate that both return; those
+    that only one returns must be ones that the tolerance cannot tell from the last.
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the summary that results hold."""
-        return {
-            "median_ms": self.median, "p25_ms": self.quantile(0.25), "p75_ms": self.quantile(0.75),
-            "min_ms": min(self.ms), "max_ms": max(self.ms), "rounds": len(self.ms),
-        }  # fmt: skip
+    Raises:
+        AssertionError: the answer is another one.
+    """
+    assert ids.shape == expected_ids.shape, f"{len(ids)} results instead of {len(expected_ids)}"
+    worst = float(np.abs(scores - expected).max())
+    assert worst <= TOLERANCE, f"scores differ by {worst:.2g}"
+    assert len(np.unique(ids)) == len(ids), "a candidate is there twice"
+    _, mine, theirs = np.intersect1d(ids, expected_ids, return_indices=True)
+    apart = np.abs(scores[mine] - expected[theirs])
+    assert (apart <= TOLERANCE).all(), "a candidate has another one's score"
+    left_out = np.setdiff1d(np.arange(len(expected)), theirs)
+    assert (expected[left_out] <= expected[-1] + 2 * TOLERANCE).all(), "better candidates were left out"
+    return worst
+
+
+def check_same(contender: Contender, definition: Contender) -> float:
+    """Return the largest difference of scores from the definition; see `check_answer`."""
+    try:
+        return max(check_answer(*contender.run(turn), *definition.run(turn)) for turn in TURNS_CHECKED)
+    except AssertionError as error:
+        raise AssertionError(f"{contender.name} against {definition.name}: {error}") from error
+
+
+def overlap(contender: Contender, definition: Contender) -> float:
+    """Return the share of the definition's best that a contender of lower precision finds too.
+
+    Raises:
+        AssertionError: it is under 90 %.
+    """
+    shares = []
+    for turn in TURNS_CHECKED:
+        order, expected = contender.run(turn)[0], definition.run(turn)[0]
+        shares.append(len(np.intersect1d(order, expected)) / len(expected))
+    assert min(shares) >= 0.9, f"{contender.name}: only {min(shares):.0%} of the best of {definition.name}"
+    return min(shares)
 
 
 def interleaved(
-    contenders: Sequence[Contender],
-    rounds: int,
-    *,
-    warmup: int = 3,
-    seed: int = 0,
-    each_round: Callable[[], None] = lambda: None,
-) -> dict[str, Timing]:
-    """Time contenders in turns, each round with the same request for all, the order drawn anew.
-
-    Args:
-        contenders: whose answers have been checked.
-        rounds: timed rounds.
-        warmup: rounds before them that are not timed.
-        seed: of the order.
-        each_round: called after every round, for a progress bar.
-
-    Returns:
-        Times by name.
-    """
-    order = random.Random(seed)
+    contenders: Sequence[Contender], rounds: int, each_round: Callable[[], None] = lambda: None
+) -> Times:
+    """Time contenders whose answers were checked, each round with the same request for all."""
+    order = random.Random(0)
     times: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    for number in range(-warmup, rounds):
+    for number in range(-WARMUP, rounds):
         for contender in order.sample(contenders, len(contenders)):
             began, other = time.perf_counter(), number + 1
             while time.perf_counter() - began < SETTLING_S:
@@ -91,4 +102,9 @@ def interleaved(
             if number >= 0:
                 times[contender.name].append(spent)
         each_round()
-    return {name: Timing(tuple(ms)) for name, ms in times.items()}
+    return {name: np.asarray(ms) for name, ms in times.items()}
+
+
+def fastest(times: Times) -> str:
+    """Return the name of the fastest by median."""
+    return min(times, key=lambda name: float(np.median(times[name])))

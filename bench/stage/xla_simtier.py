@@ -1,41 +1,33 @@
-"""SimTier in pure XLA as well as we know how: several ways, the fastest of which the rivals get.
+"""SimTier in pure XLA in the fastest ways that we found; the rivals get the fastest of them here.
 
 Each way counts, for candidates uint8 ``[N, sb]``, behaviours uint8 ``[L, sb]``, ``counted`` bool ``[L]`` and
 ascending edges int32 ``[T-1]`` over the number of equal bits, the counted behaviours in each tier: int32
-``[N, T]``. One behaviour type, simhash signatures.
+``[N, T]``. One behaviour type, simhash signatures. Ways that store the scores of all pairs (a product or a
+bit count at once) were far behind on every machine and are left out (`records/2026-11-25-stage.md`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aif_jax.config import ModelConfig
 from aif_jax.kernels import simtier
-from stage.timing import Contender, Timing, interleaved
+from aif_jax.models.signature import edges_of
+from stage.timing import Contender, Times, interleaved
 
 Way: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array, np.ndarray], jax.Array]
 
 
 def reference(cand: jax.Array, seq: jax.Array, counted: jax.Array, edges: np.ndarray) -> jax.Array:
-    """The project's own definition: product of ±1, then for each edge flags times channels."""
+    """Return the project's own definition: product of ±1, then for each edge flags times channels."""
     channel = jnp.where(counted, 0, -1).astype(jnp.int32)
     counts = simtier(
         cand, seq, channel, jnp.asarray(edges), channels=1, kind="simhash", implementation="reference"
     )
     return counts[:, 0]
-
-
-def product_at_once(cand: jax.Array, seq: jax.Array, counted: jax.Array, edges: np.ndarray) -> jax.Array:
-    """One float product of all pairs, then flags summed for each edge."""
-    return _tiers(_reached_by_product(_signs(cand), _signs(seq), counted, edges, jnp.float32), counted)
-
-
-def int8_product(cand: jax.Array, seq: jax.Array, counted: jax.Array, edges: np.ndarray) -> jax.Array:
-    """The same with a product of int8."""
-    own, theirs = _signs(cand).astype(jnp.int8), _signs(seq).astype(jnp.int8)
-    return _tiers(_reached_by_product(own, theirs, counted, edges, jnp.int32), counted)
 
 
 def product_in_blocks(size: int) -> Way:
@@ -45,20 +37,12 @@ def product_in_blocks(size: int) -> Way:
         theirs = _signs(seq)
 
         def block(own: jax.Array) -> jax.Array:
-            return _reached_by_product(_signs(own), theirs, counted, edges, jnp.float32)
+            return _reached_by_product(_signs(own), theirs, counted, edges)
 
         reached = jax.lax.map(block, _blocks(cand, size))
         return _tiers(reached.reshape(len(cand), -1), counted)
 
     return way
-
-
-def popcount_at_once(cand: jax.Array, seq: jax.Array, counted: jax.Array, edges: np.ndarray) -> jax.Array:
-    """Exclusive or and bit count of 32-bit words for all pairs, then flags summed for each edge."""
-    own, theirs = _words(cand), _words(seq)
-    different = sum(_different(own[:, word, None], theirs[None, :, word]) for word in range(own.shape[1]))
-    flags = [jnp.sum((different <= _bits(cand) - edge) & counted, axis=1, dtype=jnp.int32) for edge in edges]
-    return _tiers(jnp.stack(flags, axis=-1), counted)
 
 
 def popcount_by_behaviour(parts: int, size: int, unroll: int = 1) -> Way:
@@ -69,7 +53,7 @@ def popcount_by_behaviour(parts: int, size: int, unroll: int = 1) -> Way:
     """
 
     def way(cand: jax.Array, seq: jax.Array, counted: jax.Array, edges: np.ndarray) -> jax.Array:
-        limits = jnp.asarray(_bits(cand) - edges)[:, None]
+        limits = jnp.asarray(8 * cand.shape[-1] - edges)[:, None]
         behaviours = (_words(seq), counted)
 
         def block(own: jax.Array) -> jax.Array:
@@ -92,27 +76,22 @@ def popcount_by_behaviour(parts: int, size: int, unroll: int = 1) -> Way:
     return way
 
 
+ONE_CORE = "popcount, behaviour by behaviour"
+"""The way that needs the least work, all of it on one core."""
+
 WAYS: dict[str, Way] = {
-    "reference": reference,
-    "float product at once": product_at_once,
-    "int8 product at once": int8_product,
     "float product, 64 candidates at a time": product_in_blocks(64),
-    "popcount at once": popcount_at_once,
-    "popcount, behaviour by behaviour": popcount_by_behaviour(1, 512),
+    ONE_CORE: popcount_by_behaviour(1, 512),
     "popcount, behaviour by behaviour, in 2 halves": popcount_by_behaviour(2, 512),
     "popcount, 2 behaviours at a time, all candidates": popcount_by_behaviour(1, 8192, unroll=2),
     "popcount, 8 behaviours at a time, all candidates": popcount_by_behaviour(1, 8192, unroll=8),
     "popcount, 2 behaviours at a time, in 2 halves": popcount_by_behaviour(2, 1024, unroll=2),
 }
 
-ONE_CORE = "popcount, behaviour by behaviour"
-"""The way that needs the least work, all of it on one core."""
 
-
-def timed_ways(
-    names: Sequence[str], n: int, length: int, bits: int, edges: np.ndarray, rounds: int
-) -> dict[str, Timing]:
+def timed_ways(config: ModelConfig, n: int, length: int, rounds: int) -> Times:
     """Check the ways against the reference on random signatures, and time them in turns."""
+    bits, edges = config.signature_bits, edges_of(config)
     rng = np.random.default_rng(0)
     cand, seq = (rng.integers(0, 256, (size, bits // 8), dtype=np.uint8) for size in (n, length))
     near = min(n, length) // 2
@@ -125,19 +104,14 @@ def timed_ways(
         np.testing.assert_array_equal(np.asarray(program(*operands)), expected, err_msg=name)
         return Contender(name, lambda _: (np.asarray(program(*operands)), np.empty(0)))
 
-    return interleaved([contender(name) for name in names], rounds)
-
-
-def fastest(times: dict[str, Timing], count: int = 1) -> list[str]:
-    """Return the names of the fastest by median, the fastest first."""
-    return sorted(times, key=lambda name: times[name].median)[:count]
+    return interleaved([contender(name) for name in WAYS], rounds)
 
 
 def _reached_by_product(
-    own: jax.Array, theirs: jax.Array, counted: jax.Array, edges: np.ndarray, dtype: jnp.dtype
+    own: jax.Array, theirs: jax.Array, counted: jax.Array, edges: np.ndarray
 ) -> jax.Array:
-    dots = jax.lax.dot_general(own, theirs, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
-    limits = (2 * edges - own.shape[1]).astype(dtype)
+    dots = jax.lax.dot_general(own, theirs, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    limits = (2 * edges - own.shape[1]).astype(np.float32)
     return jnp.stack(
         [jnp.sum((dots >= limit) & counted, axis=1, dtype=jnp.int32) for limit in limits], axis=-1
     )
@@ -166,7 +140,3 @@ def _words(packed: jax.Array) -> jax.Array:
 
 def _different(own: jax.Array, theirs: jax.Array) -> jax.Array:
     return jax.lax.population_count(own ^ theirs).astype(jnp.int32)
-
-
-def _bits(packed: jax.Array) -> int:
-    return 8 * packed.shape[-1]

@@ -1,10 +1,6 @@
 """Real-time stage over device rows: the scores, order and counts of gathered rows."""
 
-import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -277,23 +273,3 @@ def test_device_stage_lowered_for_accelerators_has_no_custom_call(
     assert f"tensor<1024x{packing.words}xi32>, tensor<64x1xi32>) -> tensor<64x{packing.words}xi32>" in text
     # Signatures meet in integers, not in float32 at the highest precision.
     assert re.search(r"dot_general .*tensor<[0-9?x]+xi8>\) -> tensor<[0-9?x]+xi32>", text)
-
-
-@pytest.mark.thorough
-def test_device_stage_bench_script_small_writes_record(tmp_path: Path) -> None:
-    root = Path(__file__).parent.parent.parent
-    environment = {
-        "JAX_PLATFORMS": "cpu", "PYTHONPATH": ":".join([str(root / "bench"), *sys.path]),
-        "HOME": str(tmp_path), "PATH": "",
-    }  # fmt: skip
-    record = tmp_path / "record.jsonl"
-    command = [sys.executable, str(root / "bench/device_stage.py"), "--small", "--rounds", "3"]
-    done = subprocess.run(
-        [*command, "--record", str(record)],
-        env=environment, capture_output=True, text=True, timeout=250, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    kept = json.loads(record.read_text())
-    assert kept == json.loads(done.stdout)
-    assert kept["device"] == "cpu (cpu)"
-    assert kept["request"]["p50_ms"] > 0

@@ -241,14 +241,19 @@ def tables_of(bundle: Bundle, world: World, items: Any = None, behaviours: Any =
     )
 
 
-@pytest.fixture(scope="session")
-def world() -> World:
+def make_world() -> World:
+    """Build the model, its items, and what the unfolded model reads of them."""
     ids, columns, content = make_items()
     model = make_model(1)
     encoded = SCHEMA.encode("item", columns, N_ITEMS)
     has_content = np.any(content != 0, axis=1, keepdims=True).astype(np.float32)
     catalogue = add_signatures(CONFIG, {**encoded, "content": content, "has_content": has_content})
     return World(model, ids, columns, content, catalogue)
+
+
+@pytest.fixture(scope="session")
+def world() -> World:
+    return make_world()
 
 
 @pytest.fixture(scope="session")

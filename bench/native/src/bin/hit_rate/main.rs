@@ -4,7 +4,7 @@
 //! cargo run --release -p aif-bench --bin hit_rate -- [--json FILE] [TRACE ...]
 //! ```
 //!
-//! Each trace is a file of one decimal key a line; `bench/native/traces.py` makes them from public logs.
+//! Each trace is a file of one decimal key a line.
 //! Without one, the program draws its own by Zipf's law. A request looks a key up and, if it is absent,
 //! writes it; every request counts, so first requests are misses for all. Rows that come back are checked,
 //! and so are the embedding cache's hits against the plain form of its policy. Three columns show that policy

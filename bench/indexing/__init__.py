@@ -1,1 +1,0 @@
-"""Parts of bench/nearline.py: what the life of an item index costs."""

@@ -1,1 +1,0 @@
-"""One HTML page of everything that was measured, without anything that lies outside of it."""

@@ -1,0 +1,197 @@
+"""Results of benchmark programs in one JSON shape, and what all programs share: arguments, progress, files.
+
+A ``result.json`` is a `Result`; its fields are the documentation of the shape. `render.py` makes Markdown and
+HTML of it, `compare_runs.py` compares two.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from stage.environment import environment
+from workload import SMALL, W, Workload
+
+Step = Callable[[str], None]
+"""Called at the start of every step with its name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One figure."""
+
+    name: str  # unique within its section
+    value: float | None  # a median, unless the section says otherwise; `None` if there is none, see `note`
+    unit: str = "ms"  # of value and quartiles: `ms`, `s`, `ratio`, `/s`, `bytes`
+    quartiles: tuple[float, float] | None = None  # 25 % and 75 % over the rounds
+    ratio: float | None = None  # to what `Section.ratio` names
+    better: Literal["lower", "higher"] = "lower"
+    also: Mapping[str, float | str | None] = dataclasses.field(default_factory=dict)  # by column
+    note: str = ""  # how it was measured, or why not
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A table of figures."""
+
+    title: str
+    text: str = ""  # how to read it
+    rows: Sequence[Row] = ()
+    value: str = "median (quartiles)"  # heading of the column of values
+    ratio: str = ""  # heading of the column of ratios
+    plots: Sequence[Mapping[str, Any]] = ()  # pictures, see `render.draw`
+
+
+@dataclasses.dataclass
+class Result:
+    """Everything that one run of a program found."""
+
+    program: str  # its file without `.py`
+    title: str
+    question: str  # that the figures answer
+    plan: Mapping[str, Any]  # sizes of the run
+    answers: str  # what every answer was checked against, before it was timed
+    meaningful: bool = True  # a quick run is not: it checks answers only
+    sections: list[Section] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+    environment: dict[str, Any] = dataclasses.field(default_factory=environment)
+    command: str = ""  # to run it again
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as `json.dumps` takes it."""
+        return dataclasses.asdict(self)
+
+
+TAILS = {"p99": 0.99, "p99.9": 0.999, "max": 1.0}
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """Return a quantile of values."""
+    return float(np.quantile(values, share))
+
+
+def row_of(
+    name: str, values: Sequence[float], unit: str = "ms", *, tails: bool = False, **fields: Any
+) -> Row:
+    """Return the median of values with their quartiles, and with `TAILS` and their number if wanted."""
+    low, middle, high = (quantile(values, share) for share in (0.25, 0.5, 0.75))
+    if tails:
+        also = {tail: quantile(values, share) for tail, share in TAILS.items()}
+        fields["also"] = {**also, "number": len(values), **fields.get("also", {})}
+    return Row(name, middle, unit, (low, high), **fields)
+
+
+# -- programs -------------------------------------------------------------------------------------
+
+
+def arguments(doc: str | None, out: str, items: int = W.items) -> argparse.ArgumentParser:
+    """Return a parser with the arguments that all programs share."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small sizes, few requests; times mean nothing")
+    parser.add_argument("--items", type=int, default=items, help="items of the catalogue")
+    parser.add_argument("--out", type=Path, default=Path("runs") / out, help="folder of the results")
+    parser.add_argument("--record", type=Path, help="where the page is written besides")
+    return parser
+
+
+def workload(given: argparse.Namespace) -> Workload:
+    """Return the workload that the arguments ask for."""
+    return SMALL if given.quick else dataclasses.replace(W, items=given.items)
+
+
+def sizes(of: Workload) -> dict[str, Any]:
+    """Return the sizes of a workload as a plan holds them."""
+    names = ("items", "candidates", "short_length", "long_length", "k")
+    return {**{name: getattr(of, name) for name in names}, "config": of.config.to_json()}
+
+
+@contextmanager
+def steps(total: int) -> Iterator[Step]:
+    """Show a bar over a number of steps."""
+    columns = (TextColumn("{task.description:<52}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda what: progress.update(task, advance=1, description=what)
+        progress.update(task, completed=total, description="done")
+
+
+def write(result: Result, out: Path, record: Path | None = None) -> Path:
+    """Write ``result.json``, ``page.md`` and pictures into a folder, print the page; return the folder."""
+    from render import markdown, pictures
+
+    result.environment["load_1_min_at_end"] = environment()["load_1_min"]
+    given = sys.argv[1:] if Path(sys.argv[0]).stem == Path(result.program).stem else []
+    result.command = result.command or " ".join([f"python bench/{result.program}.py", *given])
+    held = json.loads(json.dumps(result.to_json()))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "result.json").write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
+    pictures(held, out)
+    text = markdown(held)
+    for path in (out / "page.md", *([record] if record else [])):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    print(text)
+    print(f"Written: {out}", *([record] if record else []))
+    return out
+
+
+# -- reading --------------------------------------------------------------------------------------
+
+
+def read(file: Path) -> dict[str, Any]:
+    """Return a saved run in the shape of a result.
+
+    Args:
+        file: a ``result.json`` or ``bars.json``, or what ``pytest --benchmark-json`` wrote.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    try:
+        held: Any = json.loads(file.read_text(encoding="utf-8"))
+        if "benchmarks" in held:
+            return _of_suites(held)
+        for row in [row for section in held["sections"] for row in section["rows"]]:
+            _ = row["name"], row["value"], row["unit"], row["better"]
+        _ = held["environment"]["cpu"]
+        return held
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{file} is neither a result.json or bars.json of this tree nor what pytest-benchmark writes "
+            f"(--benchmark-json): {type(error).__name__}: {error}"
+        ) from error
+
+
+def _of_suites(held: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what pytest-benchmark wrote as a result: a section for each group, the fastest first."""
+    groups: dict[str, list[Any]] = defaultdict(list)
+    for one in held["benchmarks"]:
+        groups[one["group"] or one["fullname"].partition("::")[0]].append(one)
+    sections = []
+    for group, every in groups.items():
+        every.sort(key=lambda one: one["stats"]["median"])
+        fastest = every[0]["stats"]["median"]
+        rows = [
+            Row(
+                one["name"].removeprefix("test_"), 1e3 * one["stats"]["median"], "ms",
+                (1e3 * one["stats"]["q1"], 1e3 * one["stats"]["q3"]), one["stats"]["median"] / fastest,
+                also={k: v for k, v in one.get("extra_info", {}).items() if isinstance(v, float | str)},
+            )
+            for one in every
+        ]  # fmt: skip
+        sections.append(Section(group, rows=rows, ratio="times the fastest"))
+    cpu = held["machine_info"]["cpu"]
+    at = {"cpu": cpu.get("brand_raw", held["machine_info"]["machine"]), "cores": cpu.get("count", "?")}
+    return Result(
+        program="pytest bench", title="Suites", question="How long do single operations take?", plan={},
+        answers="Each benchmark checked its answer before it was timed.", sections=sections,
+        environment={**at, "date": held.get("datetime", "")}, command="pytest bench --benchmark-only",
+    ).to_json()  # fmt: skip

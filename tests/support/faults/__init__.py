@@ -1,0 +1,1 @@
+"""Faults under load: callers, faults on purpose, and an account of every request."""

@@ -15,7 +15,7 @@ SLOWEST := --durations 10 --durations-min 1
 NATIVE := $(shell find rust -name '*.rs' -o -name 'Cargo.toml') Cargo.toml Cargo.lock pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-all test-thorough test-bench test-lowest stress lint format bars bench bench-compare bench-stage bench-load bench-scheduler bench-native wheel wheel-check docs clean
+.PHONY: help demo test test-rust test-python test-all test-thorough test-bench test-lowest stress proof lint format bars bench bench-compare bench-stage bench-load bench-scheduler bench-native wheel wheel-check docs clean
 
 help: ## Show this list
 	@echo "aif_jax: pre-ranking by asynchronous inference. Needs Python 3.11+, cargo and make; the rest sets itself up."
@@ -51,17 +51,20 @@ test-lowest: $(LOWEST)/.dev ## The tests of all that touches jax and flax, two c
 stress: SANITIZED = RUSTC_BOOTSTRAP=1 AIF_STRESS_SECONDS=$(STRESS_SECONDS) cargo test --quiet -p aif-core \
 	--target $(shell rustc -vV | sed -n 's/^host: //p')
 stress: ## Cache and scheduler: long stress tests, loom, address and thread sanitizer (STRESS_SECONDS=60 a test)
-	@echo "1/4 Threads against each other, $(STRESS_SECONDS) s a test; random sequences against the model; memory that runs out."
+	@echo "1/4 Concurrent threads, $(STRESS_SECONDS) s a test; random sequences against the model; allocation failures."
 	AIF_STRESS_SECONDS=$(STRESS_SECONDS) PROPTEST_CASES=20000 cargo test --quiet -p aif-core --test 'cache_*' --test sched_stress -- --test-threads=1
-	@echo "2/4 Loom: every interleaving of small models of cache and scheduler, up to the stated number of preemptions."
+	@echo "2/4 Loom: all interleavings of small models of cache and scheduler, up to the bound that each model states."
 	RUSTFLAGS="--cfg aif_loom" CARGO_TARGET_DIR=target/loom cargo test --quiet --release -p aif-core --lib -- models:: sched::loom
-	@echo "3/4 AddressSanitizer, with its search for leaks: memory used after it was freed, or never freed."
+	@echo "3/4 AddressSanitizer and LeakSanitizer: use after free, leaks."
 	RUSTFLAGS="-Zsanitizer=address" ASAN_OPTIONS=allocator_may_return_null=1 CARGO_TARGET_DIR=target/asan \
 		$(SANITIZED) --lib --test cache_model --test cache_stress --test sched_stress -- --test-threads=1
-	@echo "4/4 ThreadSanitizer: accesses that nothing orders. The standard library is built with it, else it would miss"
-	@echo "    what its locks order; that needs the library's source: rustup component add rust-src"
+	@echo "4/4 ThreadSanitizer: data races. The standard library is instrumented too, so that its locks are seen, which needs"
+	@echo "    its source: rustup component add rust-src"
 	RUSTFLAGS="-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer" TSAN_OPTIONS=allocator_may_return_null=1 \
 		CARGO_TARGET_DIR=target/tsan $(SANITIZED) -Zbuild-std --lib --test cache_model --test cache_stress --test sched_stress -- --test-threads=1
+
+proof: ## Short runs of stress, loom, AddressSanitizer and Miri, a minute after a build; steps whose tools are missing are left out
+	rust/proof.sh
 
 lint: $(VENV)/.dev ## Formatting, clippy, ruff, types, import contracts, stub, repository checks
 	cargo fmt --all --check

@@ -15,7 +15,7 @@ SLOWEST := --durations 10 --durations-min 1
 NATIVE := $(shell find rust -name '*.rs' -o -name 'Cargo.toml') Cargo.toml Cargo.lock pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-all test-thorough test-bench test-lowest stress lint format bars bench bench-compare bench-stage bench-load bench-native wheel wheel-check docs clean
+.PHONY: help demo test test-rust test-python test-all test-thorough test-bench test-lowest stress proof lint format bars bench bench-compare bench-stage bench-load bench-native wheel wheel-check docs clean
 
 help: ## Show this list
 	@echo "aif_jax: pre-ranking by asynchronous inference. Needs Python 3.11+, cargo and make; the rest sets itself up."
@@ -51,19 +51,22 @@ test-lowest: $(LOWEST)/.dev ## The tests of all that touches jax and flax, two c
 stress: SANITIZED = RUSTC_BOOTSTRAP=1 AIF_STRESS_SECONDS=$(STRESS_SECONDS) cargo test --quiet -p aif-core \
 	--target $(shell rustc -vV | sed -n 's/^host: //p')
 stress: $(VENV)/.dev ## Cache, scheduler, engine under faults: long stress tests, loom, sanitizers (STRESS_SECONDS=60 a test)
-	@echo "1/5 Threads against each other, $(STRESS_SECONDS) s a test; random sequences against the model; memory that runs out."
+	@echo "1/5 Concurrent threads, $(STRESS_SECONDS) s a test; random sequences against the model; allocation failures."
 	AIF_STRESS_SECONDS=$(STRESS_SECONDS) PROPTEST_CASES=20000 cargo test --quiet -p aif-core --test 'cache_*' --test sched_stress -- --test-threads=1
-	@echo "2/5 Loom: every interleaving of small models of cache and scheduler, up to the stated number of preemptions."
+	@echo "2/5 Loom: all interleavings of small models of cache and scheduler, up to the bound that each model states."
 	RUSTFLAGS="--cfg aif_loom" CARGO_TARGET_DIR=target/loom cargo test --quiet --release -p aif-core --lib -- models:: sched::loom
-	@echo "3/5 AddressSanitizer, with its search for leaks: memory used after it was freed, or never freed."
+	@echo "3/5 AddressSanitizer and LeakSanitizer: use after free, leaks."
 	RUSTFLAGS="-Zsanitizer=address" ASAN_OPTIONS=allocator_may_return_null=1 CARGO_TARGET_DIR=target/asan \
 		$(SANITIZED) --lib --test cache_model --test cache_stress --test sched_stress -- --test-threads=1
-	@echo "4/5 ThreadSanitizer: accesses that nothing orders. The standard library is built with it, else it would miss"
-	@echo "    what its locks order; that needs the library's source: rustup component add rust-src"
+	@echo "4/5 ThreadSanitizer: data races. The standard library is instrumented too, so that its locks are seen, which needs"
+	@echo "    its source: rustup component add rust-src"
 	RUSTFLAGS="-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer" TSAN_OPTIONS=allocator_may_return_null=1 \
 		CARGO_TARGET_DIR=target/tsan $(SANITIZED) -Zbuild-std --lib --test cache_model --test cache_stress --test sched_stress -- --test-threads=1
 	@echo "5/5 An engine under faults: sources that raise, hang, lie and panic, requests given up, loops closed, processes that exit."
 	AIF_FAULT_REQUESTS=$$((121 + 30 * $(STRESS_SECONDS))) $(BIN)/python -m pytest tests/stress
+
+proof: ## Short runs of stress, loom, AddressSanitizer and Miri, a minute after a build; steps whose tools are missing are left out
+	rust/proof.sh
 
 lint: $(VENV)/.dev ## Formatting, clippy, ruff, types, import contracts, stub, repository checks
 	cargo fmt --all --check

@@ -1,4 +1,4 @@
-"""The native half of aif_jax: embedding cache, scheduler and CPU kernels, written in Rust.
+"""Native half of aif_jax: embedding cache, scheduler and CPU kernels, written in Rust.
 
 Import these names from `aif_jax`, not from here.
 """
@@ -35,11 +35,11 @@ _T = TypeVar("_T")
 
 __version__: str
 
-# Cache: what the classes do and promise is said in the Rust crate's docs and in DESIGN.md.
+# Cache: the Rust crate's docs and DESIGN.md document the guarantees of the classes.
 
 @final
 class RowLayout:
-    """The named columns of a row, each with a dtype and a shape, at fixed offsets.
+    """Named columns of a row, each with a dtype and a shape, at fixed offsets.
 
     Columns keep their order, start at multiples of 4 bytes, and a row is rounded up to whole cache lines.
 
@@ -63,7 +63,7 @@ class RowLayout:
         """Bytes of a row's columns, without padding."""
     @property
     def offsets(self) -> dict[str, int]:
-        """Where each column starts within a row, in bytes."""
+        """Offset of each column within a row, in bytes."""
     def __eq__(self, other: object, /) -> bool: ...
     def __ne__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...
@@ -71,22 +71,21 @@ class RowLayout:
 
 @final
 class EmbeddingCache:
-    """A concurrent store of fixed-size rows under 64-bit keys.
+    """Concurrent store of fixed-size rows under 64-bit keys.
 
     Look-ups take no lock and never wait; all columns of a row come from one `upsert`. Writers copy their rows
-    side by side and take turns at the table. A batch is not a transaction: a `gather` beside an `upsert` may
+    in parallel and serialise on the table. A batch is not a transaction: a `gather` beside an `upsert` may
     see some of its rows and not yet others. All methods may be called from any thread; the GIL is released.
     Keys are contiguous `uint64[N]` arrays, 0 and 2**64 - 1 included. Arrays given to a call must not be
     written to by others until it returns.
 
     Args:
         layout: the columns of a row.
-        capacity_bytes: the most bytes to take, overhead included; full, the cache evicts by S3-FIFO. `None`:
-            unbounded.
+        capacity_bytes: maximum bytes, overhead included; a full cache evicts by S3-FIFO. `None`: unbounded.
         ttl_s: rows older than this many seconds are misses. `None`: rows do not expire.
-        initial_keys: for how many keys to make the hash table and the segments of rows from the start.
-        huge_pages: ask the system for huge pages wherever 2 MB or more are taken at once.
-        prefault: back memory when it is taken, not when it is first used.
+        initial_keys: number of keys for which to size the hash table and the segments of rows initially.
+        huge_pages: request huge pages for allocations of 2 MB or more.
+        prefault: back memory on allocation, not on first use.
 
     Raises:
         ConfigError: `capacity_bytes` holds fewer than two rows, `ttl_s` is not positive, or `initial_keys`
@@ -114,8 +113,8 @@ class EmbeddingCache:
     ) -> EmbeddingCache:
         """Make an unbounded cache whose first rows lie in a file, which is mapped and not read.
 
-        They are memory of the system's own cache of the file, shared with other processes that map it. What
-        is written later stays in this process; the file must stay as it is (it may be deleted or replaced).
+        They are pages of the system's page cache, shared with other processes that map the file. Later writes
+        stay in this process; the file must not change (it may be deleted or replaced).
 
         Args:
             layout: the columns of a row.
@@ -125,11 +124,11 @@ class EmbeddingCache:
             prefault: map all pages at once, reading what is not in memory yet.
 
         Raises:
-            RequestError: a key comes twice, the offset is none, or the file does not hold these rows.
+            RequestError: a key is repeated, the offset is not a multiple, or the file is too short.
             OSError: the file cannot be opened or mapped.
         """
     def upsert(self, keys: npt.NDArray[np.uint64], columns: Mapping[str, np.ndarray]) -> None:
-        """Write one row per key, in order: of a key that comes twice the last row stays.
+        """Write one row per key, in order: for a repeated key the last row stays.
 
         Args:
             keys: `uint64[N]`.
@@ -155,8 +154,8 @@ class EmbeddingCache:
             keys: `uint64[N]`.
             out: contiguous arrays `[N, *shape]` to write to, one per column, sharing memory with nothing
                 else in the call. `None`: new arrays, aligned to 64 bytes so that JAX can take them without a
-                copy. Their memory is on loan: it serves another batch when the last of them, and all that
-                JAX made of them without a copy, is gone.
+                copy. Their memory is on loan: it is reused for another batch when the last of them, and all
+                that JAX made of them without a copy, is gone.
 
         Returns:
             The columns by name, `[N, *shape]` (the arrays of `out` if given), zeros where a key has no row;
@@ -189,14 +188,14 @@ class EmbeddingCache:
     ) -> dict[str, np.ndarray]:
         """Return the columns of one row, computing and keeping it if the key has none.
 
-        However many threads ask for a key at once, `compute` runs in one of them and the others wait for it,
-        without the GIL. A task in the compute lane of a `Scheduler` does not wait but raises, as others need
-        its thread.
+        When several threads request a key at once, `compute` runs in one of them and the others wait for it,
+        without the GIL. A task in the compute lane of a `Scheduler` raises instead of waiting, as other tasks
+        need its thread.
 
         Args:
             key: the key.
-            compute: gives one row, an array of the column's shape and dtype for each column.
-            timeout_s: how long to wait for another thread's computation, in seconds; `None`: without limit.
+            compute: returns one row, an array of the column's shape and dtype for each column.
+            timeout_s: maximum wait for another thread's computation, in seconds; `None`: without limit.
 
         Raises:
             LayoutError: what `compute` returned does not match the layout.
@@ -218,12 +217,12 @@ class EmbeddingCache:
     ) -> npt.NDArray[np.uint64]:
         """Append all rows as of one moment to a file, whole and in the order of their keys.
 
-        Writers go on meanwhile; what they replace stays memory until this returns.
+        Writers continue meanwhile; rows they replace occupy memory until this returns.
 
         Args:
             path: a file that exists.
-            taken: called with the keys, ``uint64[N]`` ascending, when the moment is taken and before anything
-                is written; what it raises ends the call.
+            taken: called with the keys, ``uint64[N]`` ascending, when the snapshot is taken and before
+                anything is written; an exception of it ends the call.
 
         Returns:
             The checksums of the rows' bytes, as `block_checksums` gives them.
@@ -236,7 +235,7 @@ class EmbeddingCache:
     def keys(self) -> npt.NDArray[np.uint64]:
         """Return the keys that have a row, in no order. Waits for writers, unlike look-ups."""
     def stats(self) -> dict[str, int]:
-        """Return how often things happened and how many rows there are.
+        """Return event counts and row counts.
 
         hits, misses (by `gather` and `get`; expired rows are misses), expiries (misses because of age),
         inserts, updates, deletes, evictions, expired_removed, live_rows, retired_rows (replaced, and waiting
@@ -244,27 +243,28 @@ class EmbeddingCache:
         bound because readers stalled), payload_bytes, overhead_bytes (of live rows).
         """
     def memory_usage(self) -> dict[str, int]:
-        """Return where the bytes are.
+        """Return the memory usage by purpose.
 
         payload_bytes, padding_bytes, retired_bytes, free_bytes (rows to be reused), table_bytes, side_bytes
-        (time stamps, and keys and marks if rows are evicted), order_bytes (of eviction), total_bytes (all of
-        these), mapped_bytes (of these, rows in a mapped file, shared while nobody writes to them),
-        untouched_bytes (reserved address space, not in the total), growth_peak_bytes (most that two tables
-        took during growth), pooled_bytes (of returned arrays, kept for the next batches; not in the total).
+        (time stamps, and keys and frequencies if rows are evicted), order_bytes (of the eviction order),
+        total_bytes (all of these), mapped_bytes (of these, rows in a mapped file, shared while nobody writes
+        to them), untouched_bytes (reserved address space, not in the total), growth_peak_bytes (most that two
+        tables took during growth), pooled_bytes (of returned arrays, kept for the next batches; not in the
+        total).
         """
     def clear(self) -> None:
-        """Delete all rows; the counts go on."""
+        """Delete all rows; the statistics continue."""
     def __len__(self) -> int:
         """Return the rows as of the last finished write; expired ones count until they are removed."""
     @property
     def handle(self) -> int:
-        """The number by which compiled programs name this cache; it dies with the cache for good."""
+        """Number by which compiled programs refer to this cache; never reused."""
     @property
     def layout(self) -> RowLayout:
-        """The layout of its rows."""
+        """Layout of the rows."""
 
 BLOCK_BYTES: int
-"""Bytes that have a checksum of their own."""
+"""Block size of the checksums in bytes."""
 
 def block_checksums(bytes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
     """Return XXH3-64 of each `BLOCK_BYTES` bytes, and of the rest, ``uint64[B]``."""
@@ -277,7 +277,7 @@ def hash_strings(strings: list[str]) -> npt.NDArray[np.uint64]:
     """
 
 def distinct(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64] | None:
-    """Return the places of all keys that did not come before, ascending, `int64[M]`; `None` if that is all.
+    """Return the indices of the first occurrences of all keys, ascending, `int64[M]`; `None` if all differ.
 
     Raises:
         RequestError: not a contiguous array `uint64[N]`, or one of 2^31 keys or more.
@@ -295,42 +295,41 @@ def standardise(
     Args:
         values: contiguous.
         mean: subtracted.
-        std: divides what is left.
+        std: divisor of the difference.
         clip: bound of the result on both sides.
-        log1p: whether ``sign(x) log(1 + |x|)`` takes the place of ``x``.
+        log1p: whether to standardise ``sign(x) log(1 + |x|)`` instead of ``x``.
 
     Returns:
         (standardised value, 1) for each value, (0, 0) for one that is not finite, ``float32[N, 2]``; how many
-        are NaN; how many are infinite; how many were cut to the bound.
+        are NaN; how many are infinite; how many were clipped.
 
     Raises:
         SchemaError: not such an array, or the bound is negative.
     """
 
-# Scheduler: how it orders, helps and stops is said in the docs of the Rust crate's `sched`.
+# Scheduler: the docs of the Rust crate's `sched` document order, waiting and stopping.
 
 @final
 class Scheduler:
-    """A thread pool for request graphs, in two lanes, so that waiting never starves computing.
+    """Thread pool for request graphs, in two lanes, so that waiting never starves computing.
 
     `"blocking"` is for calls that wait (retrieval, feature stores), `"compute"` for calls that use the cores
     (compiled programs; few threads, since each brings its own pool). Within a lane the earliest deadline
     starts first, tasks without one last, equals in the order of submission.
 
     A deadline is the time by which a task should have *ended*. A task is refused (`OverloadedError`) when, by
-    the usual run times of what runs, of what goes before it, and of its own name, it would end later; it is
-    dropped when the deadline comes before its start. Of a task that was let in no more is promised: one that
-    comes later with an earlier deadline goes first all the same, run times vary, and what runs is never
+    the usual run times of the running tasks, of the tasks ahead of it, and of its own name, it would end
+    later; it is dropped when the deadline comes before its start. An admitted task has no further guarantee:
+    one submitted later with an earlier deadline still goes first, run times vary, and a running task is never
     interrupted, so it may still expire in the queue or end late, each of which is counted. Run times are
-    learnt by name, from the last 16 or so; until eight have run nothing is known, and they count as nothing.
-    If a name is refused for its run time alone, one task a second is let in to measure again. Beyond 1,024
-    names in a lane nothing is learnt of new ones: a name says what kind of work a task is, not which request
-    it is for.
+    learnt by name, from about the last 16; until eight have run they count as zero. If a name is refused for
+    its run time alone, one task a second is admitted to measure again. Beyond 1,024 names in a lane no run
+    times of new names are learnt: a name is the kind of work of a task, not its request.
 
     When `hang_share` of the blocking threads are held by tasks of one name that have run for too long, that
-    name's circuit opens: its tasks are refused, and dropped when their turn comes, so that other names still
-    get threads. When fewer hang, the next task is let in as a probe, and the circuit closes if it ends in
-    time.
+    name's circuit opens: its tasks are refused, and queued ones are dropped when a thread reaches them, so
+    that other names still get threads. When fewer hang, the next task is admitted as a probe, and the circuit
+    closes if it ends in time.
 
     It may be used from any thread. It does not survive a fork: in the child every method raises
     `SchedulerError`. At interpreter exit queued tasks are cancelled and running ones waited for; without
@@ -339,7 +338,7 @@ class Scheduler:
     Args:
         blocking_threads: threads of the blocking lane, 1 to 1024.
         compute_threads: threads of the compute lane, 1 to 1024.
-        queue_bound: tasks that may be queued in each lane, at least 1.
+        queue_bound: maximum number of queued tasks in each lane, at least 1.
         admission: refuse tasks that would end after their deadline.
         hang_ms: run time in milliseconds beyond which a blocking task hangs. `None`: ten times the 99th
             percentile of its name and at least 1 s, or 10 s for a name of which fewer than eight have run.
@@ -373,20 +372,20 @@ class Scheduler:
     ) -> Future[_T]:
         """Queue `fn(*args)`, to be run in a copy of the caller's context variables.
 
-        Cancelling the future takes the task out of the queue at once; what runs is never interrupted. A task
-        whose deadline passes in the queue is dropped, and its future raises `DeadlineExceededError`: when a
-        thread gets to it or when a full queue makes room, in which case the future's callbacks run on the
-        submitting thread.
+        Cancelling the future removes the task from the queue at once; a running task is never interrupted.
+        A task whose deadline passes in the queue is dropped, and its future raises `DeadlineExceededError`:
+        when a thread reaches it or when a full queue makes room, in which case the future's callbacks run on
+        the submitting thread.
 
         Args:
             lane: `"blocking"` or `"compute"`.
-            fn: what to call; use `functools.partial` for keyword arguments.
+            fn: the callable; use `functools.partial` for keyword arguments.
             args: its positional arguments.
             deadline_ms: milliseconds from now by which the task should have ended; None for no deadline.
-            name: what traces and errors call the task, and under which its run time is learnt; the function's
+            name: name of the task in traces and errors, under which its run time is learnt; the function's
                 qualified name if empty.
-            goes_on: whether it is the next step of something that was taken on before; then a full queue does
-                not refuse it, which would waste what was done already.
+            goes_on: whether it is the next step of a request whose first step was accepted; then a full queue
+                does not refuse it, which would waste the earlier steps.
 
         Raises:
             OverloadedError: the queue of the lane is full, the task would end after its deadline, or the
@@ -407,11 +406,11 @@ class Scheduler:
     ) -> _T:
         """Return `fn(*args)`, or raise what it raises, as a task of the lane but without a change of threads.
 
-        If a thread of the lane is idle, `fn` runs here, in that thread's seat: it counts as one of the lane's
-        tasks in every way, no more of them run at once than the lane has threads, and inside it the rules for
-        workers hold (see `wait`). Otherwise it is queued like any other task, and run by a thread of the
-        lane. On a worker of the same lane it runs at once, as part of the task that calls. Either way it sees
-        a copy of the caller's context variables.
+        If a thread of the lane is idle, `fn` runs inline on the calling thread, in that thread's slot: it
+        counts as a task of the lane in every way, no more of them run at once than the lane has threads, and
+        inside it the rules for workers hold (see `wait`). Otherwise it is queued like any other task, and run
+        by a thread of the lane. On a worker of the same lane it runs at once, as part of the calling task.
+        Either way it sees a copy of the caller's context variables.
 
         Args: as for `submit`.
 
@@ -426,10 +425,10 @@ class Scheduler:
     def predict_ms(
         self, lane: Literal["blocking", "compute"], name: str, deadline_ms: float | None = None
     ) -> float:
-        """Return in how many milliseconds a task of this name would end if it came now: queue and run time.
+        """Return the milliseconds until a task of this name would end if submitted now: queue and run time.
 
-        The same figure by which `submit` refuses. With a deadline only what goes before such a task counts,
-        without one all that is queued. What has never been measured counts as nothing, so an unknown name
+        `submit` refuses by the same figure. With a deadline only the tasks ahead of such a task count,
+        without one all queued tasks. A name without measurements counts as zero run time, so an unknown name
         gives the queue time alone. It costs about as much as a refused `submit`, and reserves nothing.
 
         Raises:
@@ -447,20 +446,19 @@ class Scheduler:
     def wait(self, future: Future[_T], timeout_ms: float | None = None) -> _T:
         """Return the result of `future`, or raise its exception.
 
-        On a worker thread of any scheduler the wait is put to use: an awaited task that is still queued in
-        the worker's own lane runs here and now. Otherwise a compute worker runs other tasks of its lane; a
-        blocking worker does so only while it waits for a future that is not its scheduler's and all other
-        threads of its lane wait too. Such a task is finished before the wait looks again, so a timeout may be
-        overrun.
+        A worker thread of any scheduler runs tasks while it waits: an awaited task that is still queued in
+        the worker's own lane runs on it. Otherwise a compute worker runs other tasks of its lane; a blocking
+        worker does so only while it waits for a future that is not its scheduler's and all other threads of
+        its lane wait too. The wait continues after such a task has ended, so it may exceed its timeout.
 
         Raises:
-            DeadlineExceededError: `timeout_ms` has passed; the task goes on.
+            DeadlineExceededError: `timeout_ms` has passed; the task continues.
             SchedulerError: a compute worker waits for anything but a compute task of its own scheduler, which
-                could only park it; the wait would close a circle of waits; or 8 tasks that wait lie under one
-                another on a compute thread and more are queued.
+                could only block it; the wait would close a cycle of waits; or 8 waiting tasks are nested on a
+                compute thread and more are queued.
         """
     def stats(self) -> dict[str, dict[str, Any]]:
-        """What each lane has done.
+        """Return the statistics of each lane.
 
         Counters: `threads`, `queued`, `running`, `submitted` (accepted), `completed`, `failed` (raised),
         `cancelled`, `expired`, `panicked` (native code that the task called), `shed` (dropped because the
@@ -482,11 +480,11 @@ class Scheduler:
         """Take the spans kept so far, in the order in which the tasks ended.
 
         Each is `{"name", "lane", "thread", "queued_us", "start_us", "end_us"}`, in microseconds on the clock
-        of `time.perf_counter`. What `run` ran on its caller's thread has the name of the thread whose seat it
-        took, with `-guest` behind. Warns (`RuntimeWarning`) if older spans were overwritten.
+        of `time.perf_counter`. A task that `run` ran inline has the name of the thread whose slot it
+        borrowed, with the suffix `-guest`. Warns (`RuntimeWarning`) if older spans were overwritten.
         """
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Accept no more tasks; with `wait`, return when all threads have ended.
+        """Refuse further tasks; with `wait`, return when all threads have exited.
 
         Queued tasks still run unless `cancel_futures`. Calling it again is allowed.
 

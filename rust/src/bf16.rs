@@ -1,19 +1,19 @@
-//! Numbers of 16 bits beside those of 32: `bfloat16`, the upper half of a 32-bit float.
+//! `bfloat16` numbers, the upper halves of 32-bit floats.
 
-/// A number of 8 exponent and 8 significant bits.
+/// Number of 8 exponent and 8 significant bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Bf16(pub u16);
 
 impl Bf16 {
-    /// The number of these bits, as a 32-bit float; exact.
+    /// Widens the number; exact.
     #[inline]
     #[must_use]
     pub const fn widen(self) -> f32 {
         f32::from_bits((self.0 as u32) << 16)
     }
 
-    /// The nearest number, the even one of two; a NaN stays one.
+    /// Rounds to the nearest number, ties to even; a NaN stays one.
     #[inline]
     #[must_use]
     pub const fn round(value: f32) -> Self {
@@ -32,7 +32,7 @@ impl From<Bf16> for f32 {
     }
 }
 
-/// Floats in either precision, row after row.
+/// Floats in either precision.
 #[derive(Clone, Copy, Debug)]
 pub enum Matrix<'a> {
     /// 32-bit floats.
@@ -42,7 +42,7 @@ pub enum Matrix<'a> {
 }
 
 impl Matrix<'_> {
-    /// `len` elements from `start` on.
+    /// Returns `len` elements from `start` on.
     #[must_use]
     pub fn part(&self, start: usize, len: usize) -> Self {
         match self {
@@ -51,7 +51,7 @@ impl Matrix<'_> {
         }
     }
 
-    /// Its number of elements.
+    /// Returns the number of elements.
     #[must_use]
     pub fn len(&self) -> usize {
         match self {
@@ -60,13 +60,13 @@ impl Matrix<'_> {
         }
     }
 
-    /// Whether it has no elements.
+    /// Returns whether there are no elements.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// One element, widened.
+    /// Returns one element, widened.
     #[must_use]
     pub fn at(&self, index: usize) -> f32 {
         match self {

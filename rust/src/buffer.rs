@@ -1,4 +1,4 @@
-//! Aligned memory whose allocation can fail without ending the process.
+//! Aligned memory with fallible allocation.
 
 use crate::error::{Error, Result};
 use crate::mapping::Mapping;
@@ -7,26 +7,26 @@ use crate::sync::plain::Arc;
 use std::ops::Deref;
 use std::ptr::NonNull;
 
-/// Every buffer starts on a cache line, which is also where JAX can take a buffer without copying it.
+/// Alignment of buffers: a cache line, at which JAX can also take a buffer without copying it.
 pub const ALIGN: usize = 64;
 
-/// Buffers of this size and more come from the system directly, start on a huge page and can be made of
-/// huge pages: random access to hundreds of megabytes by 4 kB pages spends as long on page tables as on
-/// the data.
+/// Minimum size of buffers that are mapped from the system, start on a huge page and can consist of huge
+/// pages: random access to hundreds of megabytes in 4 kB pages spends as long on page tables as on the
+/// data.
 pub const HUGE_PAGE: usize = 2 << 20;
 
-/// How large buffers get their pages. Small ones come from the allocator and know no such choice.
+/// Page settings of large buffers. Small ones come from the allocator and ignore them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pages {
-    /// Ask for huge pages (a wish: a system without them serves small ones).
+    /// Request huge pages (advice: a system without them serves small ones).
     pub huge: bool,
-    /// Back the whole buffer with memory at once, so that no later access waits for a page and a lack of
-    /// memory shows here.
+    /// Back the whole buffer with memory at once, so that no later access faults and a lack of memory is
+    /// reported here.
     pub prefault: bool,
 }
 
 impl Default for Pages {
-    /// Huge pages, backed when they are first used.
+    /// Huge pages, backed on first use.
     fn default() -> Self {
         Self {
             huge: true,
@@ -35,44 +35,44 @@ impl Default for Pages {
     }
 }
 
-/// A fixed piece of memory, aligned to [`ALIGN`]: zero at first, or a part of a mapped file.
+/// Fixed memory aligned to [`ALIGN`]: zero at first, or a part of a mapped file.
 #[derive(Debug)]
 pub struct AlignedBuffer {
     start: NonNull<u8>,
     bytes: usize,
-    /// Whose memory it is, if it is not the buffer's own.
-    lender: Option<Arc<Mapping>>,
-    // Invariant: `start` lies `bytes` bytes before the end of the lender's memory or further; without a
-    // lender it came from `memory::get(bytes, ..)`, or dangles if `bytes == 0`.
+    /// Owner of the memory, if it is not the buffer itself.
+    owner: Option<Arc<Mapping>>,
+    // Invariant: `start` lies `bytes` bytes before the end of the owner's memory or further; without a
+    // owner it came from `memory::get(bytes, ..)`, or dangles if `bytes == 0`.
 }
 
 // SAFETY: the buffer owns its memory, and hands out raw pointers only.
 unsafe impl Send for AlignedBuffer {}
-// SAFETY: as above; whoever uses the pointer answers for the accesses.
+// SAFETY: as above; the user of the pointer is responsible for the accesses.
 unsafe impl Sync for AlignedBuffer {}
 
 impl Default for AlignedBuffer {
-    /// No bytes.
+    /// Makes an empty buffer.
     fn default() -> Self {
         Self {
             start: NonNull::<u64>::dangling().cast(),
             bytes: 0,
-            lender: None,
+            owner: None,
         }
     }
 }
 
 impl AlignedBuffer {
-    /// `bytes` bytes of zeros on pages as by default; `what` names it in the error.
+    /// Allocates `bytes` zero bytes with the default page settings; `what` names them in the error.
     pub fn new(bytes: usize, what: &str) -> Result<Self> {
-        Self::on(Pages::default(), bytes, what)
+        Self::with_pages(Pages::default(), bytes, what)
     }
 
-    /// `bytes` bytes of zeros; `what` names it in the error.
+    /// Allocates `bytes` zero bytes; `what` names them in the error.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] if the system refuses.
-    pub fn on(pages: Pages, bytes: usize, what: &str) -> Result<Self> {
+    pub fn with_pages(pages: Pages, bytes: usize, what: &str) -> Result<Self> {
         if bytes == 0 {
             return Ok(Self::default());
         }
@@ -83,17 +83,17 @@ impl AlignedBuffer {
         Ok(Self {
             start,
             bytes,
-            lender: None,
+            owner: None,
         })
     }
 
-    /// `bytes` bytes of a mapped file from `offset` on. Buffers of one mapping must not overlap where any of
-    /// them is written to.
+    /// Makes a buffer of `bytes` bytes of a mapped file from `offset` on. Buffers of one mapping must not
+    /// overlap where any of them is written to.
     ///
     /// # Panics
     /// If the mapping does not hold them, or `offset` is not aligned.
     #[must_use]
-    pub fn part_of(mapping: &Arc<Mapping>, offset: usize, bytes: usize) -> Self {
+    pub fn from_mapping(mapping: &Arc<Mapping>, offset: usize, bytes: usize) -> Self {
         let end = offset.checked_add(bytes);
         assert!(end.is_some_and(|end| end <= mapping.len()) && offset.is_multiple_of(ALIGN));
         // SAFETY: inside the mapping.
@@ -101,24 +101,24 @@ impl AlignedBuffer {
         Self {
             start: NonNull::new(start).expect("an address inside a mapping"),
             bytes,
-            lender: Some(Arc::clone(mapping)),
+            owner: Some(Arc::clone(mapping)),
         }
     }
 
-    /// Where the memory starts; valid for [`len`](Self::len) bytes while the buffer lives.
+    /// Returns the start of the memory, valid for [`len`](Self::len) bytes while the buffer lives.
     #[must_use]
     #[inline]
     pub fn as_ptr(&self) -> *mut u8 {
         self.start.as_ptr()
     }
 
-    /// Its size in bytes.
+    /// Returns the size in bytes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.bytes
     }
 
-    /// Whether it has no bytes.
+    /// Returns whether it is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.bytes == 0
@@ -127,14 +127,14 @@ impl AlignedBuffer {
 
 impl Drop for AlignedBuffer {
     fn drop(&mut self) {
-        if self.bytes != 0 && self.lender.is_none() {
-            // SAFETY: by the invariant; given back only here.
+        if self.bytes != 0 && self.owner.is_none() {
+            // SAFETY: by the invariant; freed only here.
             unsafe { memory::give_back(self.start, self.bytes) };
         }
     }
 }
 
-/// Where buffers come from.
+/// Allocator of buffers.
 mod memory {
     use super::{ALIGN, Pages};
     use std::alloc::{Layout, alloc_zeroed, dealloc};
@@ -144,7 +144,7 @@ mod memory {
         Layout::from_size_align(bytes, ALIGN).ok()
     }
 
-    /// Zeroed memory of `bytes` bytes, which are not 0; `None` if there is none.
+    /// Allocates `bytes` zero bytes, which are not 0; `None` if the system refuses.
     pub(super) fn get(bytes: usize, pages: Pages) -> Option<NonNull<u8>> {
         #[cfg(target_os = "linux")]
         if bytes >= super::HUGE_PAGE {
@@ -156,19 +156,19 @@ mod memory {
     }
 
     /// # Safety
-    /// `start` came from `get(bytes, ..)` and is not used any more.
+    /// `start` came from `get(bytes, ..)` and is not used afterwards.
     pub(super) unsafe fn give_back(start: NonNull<u8>, bytes: usize) {
         #[cfg(target_os = "linux")]
         if bytes >= super::HUGE_PAGE {
-            // SAFETY: the caller's.
+            // SAFETY: by the caller's contract.
             return unsafe { mapped::give_back(start, bytes) };
         }
         let layout = layout(bytes).expect("get accepted these bytes");
-        // SAFETY: the caller's; `get` allocated with the same layout.
+        // SAFETY: by the caller's contract; `get` allocated with the same layout.
         unsafe { dealloc(start.as_ptr(), layout) };
     }
 
-    /// Memory from the system: zero without being touched, and aligned to huge pages.
+    /// Memory mapped from the system: zero without being touched, and aligned to huge pages.
     #[cfg(target_os = "linux")]
     mod mapped {
         use super::super::{HUGE_PAGE, Pages};
@@ -182,7 +182,7 @@ mod memory {
                     ptr::null_mut(),
                     whole,
                     libc::PROT_READ | libc::PROT_WRITE,
-                    // Not reserved: what is never touched shall not count as used.
+                    // Not reserved: untouched memory shall not count as used.
                     libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
                     -1,
                     0,
@@ -193,10 +193,10 @@ mod memory {
             }
             let base = base.cast::<u8>();
             let before = base.align_offset(HUGE_PAGE);
-            // The system maps whole pages, so what is cut off behind starts at a page.
+            // The system maps whole pages, so the part cut off at the end starts at a page.
             let kept = bytes.next_multiple_of(page());
             let behind = whole.next_multiple_of(page()) - before - kept;
-            // SAFETY: both ends lie in the new mapping and outside of what is kept.
+            // SAFETY: both ends lie in the new mapping and outside the part that is kept.
             unsafe {
                 if before > 0 {
                     libc::munmap(base.cast(), before);
@@ -207,8 +207,8 @@ mod memory {
             }
             // SAFETY: inside the mapping.
             let start = unsafe { base.add(before) };
-            // SAFETY: the range is ours alone; advice changes how it is backed, not what it holds. The
-            // results for huge pages are ignored because they are a wish.
+            // SAFETY: this thread owns the range; advice changes how it is backed, not its contents. The
+            // results for huge pages are ignored because they are advice.
             unsafe {
                 if pages.huge {
                     libc::madvise(start.cast(), kept, libc::MADV_HUGEPAGE);
@@ -218,7 +218,7 @@ mod memory {
                 if pages.prefault
                     && libc::madvise(start.cast(), kept, libc::MADV_POPULATE_WRITE) != 0
                 {
-                    // Kernels before 5.14 do not know the advice; others say here that memory is short.
+                    // Kernels before 5.14 do not know the advice; later ones report a lack of memory here.
                     if std::io::Error::last_os_error().raw_os_error() != Some(libc::EINVAL) {
                         libc::munmap(start.cast(), kept);
                         return None;
@@ -232,21 +232,21 @@ mod memory {
         }
 
         /// # Safety
-        /// `start` came from `get(bytes, ..)` and is not used any more.
+        /// `start` came from `get(bytes, ..)` and is not used afterwards.
         pub(super) unsafe fn give_back(start: NonNull<u8>, bytes: usize) {
             // SAFETY: `get` kept exactly this range.
             unsafe { libc::munmap(start.as_ptr().cast(), bytes.next_multiple_of(page())) };
         }
 
-        /// Bytes of a small page.
+        /// Returns the size of a small page.
         fn page() -> usize {
-            // SAFETY: asks for a constant of the system.
+            // SAFETY: queries a constant of the system.
             unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
         }
     }
 }
 
-/// A fixed array of values that all start as zero, such as atomics.
+/// Fixed array of values that all start as zero, such as atomics.
 #[cfg(not(aif_loom))]
 #[derive(Debug)]
 pub struct ZeroedArray<T> {
@@ -258,7 +258,7 @@ pub struct ZeroedArray<T> {
 
 #[cfg(not(aif_loom))]
 impl<T: Zeroable> ZeroedArray<T> {
-    /// `len` zeros; `what` names it in the error.
+    /// Allocates `len` zeros; `what` names them in the error.
     pub fn new(len: usize, pages: Pages, what: &str) -> Result<Self> {
         const { assert!(align_of::<T>() <= ALIGN && !std::mem::needs_drop::<T>()) };
         let bytes = len
@@ -267,9 +267,9 @@ impl<T: Zeroable> ZeroedArray<T> {
                 what: what.into(),
                 bytes: usize::MAX,
             })?;
-        // Zero bytes are valid values: that is what `Zeroable` promises.
+        // Zero bytes are valid values by the contract of `Zeroable`.
         Ok(Self {
-            memory: AlignedBuffer::on(pages, bytes, what)?,
+            memory: AlignedBuffer::with_pages(pages, bytes, what)?,
             len,
             kind: std::marker::PhantomData,
         })
@@ -287,14 +287,14 @@ impl<T> Deref for ZeroedArray<T> {
     }
 }
 
-/// A fixed array of values that all start as zero; loom's atomics are more than their bytes.
+/// Fixed array of values that all start as zero; loom's atomics are more than their bytes.
 #[cfg(aif_loom)]
 #[derive(Debug)]
 pub struct ZeroedArray<T>(Box<[T]>);
 
 #[cfg(aif_loom)]
 impl<T: Zeroable> ZeroedArray<T> {
-    /// `len` zeros.
+    /// Makes `len` zeros.
     pub fn new(len: usize, _pages: Pages, _what: &str) -> Result<Self> {
         Ok(Self((0..len).map(|_| T::zero()).collect()))
     }
@@ -328,7 +328,8 @@ mod tests {
         ];
         let choices = [(true, false), (true, true), (false, false), (false, true)];
         for (bytes, (huge, prefault)) in sizes.into_iter().flat_map(|b| choices.map(|c| (b, c))) {
-            let buffer = AlignedBuffer::on(Pages { huge, prefault }, bytes, "a test").unwrap();
+            let buffer =
+                AlignedBuffer::with_pages(Pages { huge, prefault }, bytes, "a test").unwrap();
             assert_eq!(buffer.len(), bytes);
             if bytes > 0 {
                 let align = if bytes < HUGE_PAGE { ALIGN } else { HUGE_PAGE };

@@ -1,19 +1,19 @@
-//! Which of many keys had come before.
+//! First occurrences among many keys.
 
-/// The places of all keys that did not come before, ascending; `None` if that is all of them.
+/// Returns the indices of the first occurrences of all keys, ascending; `None` if all keys differ.
 ///
 /// # Panics
 /// With 2^31 keys or more.
 #[must_use]
 pub fn distinct(keys: &[u64]) -> Option<Vec<i64>> {
     assert!(keys.len() < 1 << 31, "{} keys are too many", keys.len());
-    // At most half full, so that probes are short; 0 is free, else a place plus one.
+    // At most half full, so that probes are short; 0 is free, else an index plus one.
     let slots = (2 * keys.len()).next_power_of_two().max(2);
     let shift = 64 - slots.trailing_zeros();
     let mut table = vec![0u32; slots];
     let mut places: Option<Vec<i64>> = None;
     for (place, &key) in keys.iter().enumerate() {
-        // Fibonacci hashing: neighbours, which ids often are, land far apart.
+        // Fibonacci hashing: consecutive ids are spread over the table.
         let mut slot = (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> shift) as usize;
         let seen = loop {
             match table[slot] {
@@ -34,7 +34,7 @@ pub fn distinct(keys: &[u64]) -> Option<Vec<i64>> {
     places
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(aif_loom)))]
 mod tests {
     use super::distinct;
     use proptest::prelude::*;

@@ -1,14 +1,13 @@
-//! The one error type of the crate. A message says what was given, what was expected, and how to fix it.
+//! Error type of the crate. A message says what was given, what was expected, and how to fix it.
 
 use std::fmt;
 
-/// The result of everything in this crate that can fail.
+/// Result type of the crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What can go wrong.
+/// Error of an operation.
 ///
-/// A variant stands for what the caller can do about it, and the Python binding maps each to one
-/// exception class; the message inside carries the values.
+/// Variants are distinguished by what the caller can do about them; the message carries the values.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
@@ -20,32 +19,41 @@ pub enum Error {
     Request(String),
     /// The system refused memory. Nothing was changed beyond what `what` says.
     OutOfMemory {
-        /// What the memory was for, and how far the operation had come.
+        /// Purpose of the memory, and how far the operation had come.
         what: String,
-        /// How many bytes were asked for.
+        /// Number of bytes requested.
         bytes: usize,
     },
-    /// A bounded cache has no row left, because readers still hold all that were given up.
+    /// A bounded cache has no row left, because readers still hold all retired ones.
     RowsHeld {
-        /// Rows that wait for readers to leave.
+        /// Rows retired but still visible to readers.
         retired: usize,
-        /// Rows the bound allows, the slack included.
+        /// Maximum number of rows, including the slack.
         limit: usize,
     },
-    /// The system refused something with a file.
+    /// The system refused an operation on a file.
     File {
-        /// What was asked of it, after "a file refused".
-        what: &'static str,
-        /// What the system said.
-        said: String,
-        /// The system's number for it.
+        /// The operation, as a verb and its object.
+        operation: &'static str,
+        /// Message of the system.
+        reason: String,
+        /// `errno` of the system.
         code: Option<i32>,
     },
     /// A cache handle that belongs to no living cache.
     StaleHandle(u64),
-    /// A panic interrupted a writer, so that what it guarded cannot be trusted any more.
+    /// A panic interrupted a writer, so that the state it guarded may be inconsistent.
     Poisoned(&'static str),
-    /// A bounded queue is full.
+    /// The queue of a scheduler's lane is full.
+    QueueFull {
+        /// Name of the lane.
+        lane: &'static str,
+        /// Tasks in its queue.
+        queued: usize,
+        /// Maximum number of queued tasks.
+        limit: usize,
+    },
+    /// A task was refused because it would end too late or because calls of its name hang.
     Overloaded(String),
     /// A deadline passed before the work was started or finished.
     DeadlineExceeded(String),
@@ -67,13 +75,24 @@ impl fmt::Display for Error {
                 "the system refused {bytes} bytes for {what}; free memory, lower the number of rows, \
                  or bound the cache with capacity_bytes"
             ),
+            Self::QueueFull {
+                lane,
+                queued,
+                limit,
+            } => write!(
+                f,
+                "the {lane} lane already holds {queued} queued tasks, and its limit is {limit}; send less, raise \
+                 the limit, or give the lane more threads"
+            ),
             Self::RowsHeld { retired, limit } => write!(
                 f,
                 "no row is free: {retired} replaced rows still wait for readers, and the bound allows {limit} rows; \
                  a reader has been inside the cache for very long, or capacity_bytes is too small for the write rate: \
                  raise it, or write smaller batches"
             ),
-            Self::File { what, said, .. } => write!(f, "a file refused {what}: {said}"),
+            Self::File {
+                operation, reason, ..
+            } => write!(f, "the system refused to {operation}: {reason}"),
             Self::StaleHandle(handle) => write!(
                 f,
                 "cache handle {handle} belongs to no living cache; keep the EmbeddingCache alive for as long as \
@@ -81,8 +100,8 @@ impl fmt::Display for Error {
             ),
             Self::Poisoned(what) => write!(
                 f,
-                "{what} was left half-changed when a writer panicked; it can still be read, but not written: \
-                 build a new one from its contents"
+                "{what} was left half-changed when a writer panicked: single keys can still be looked up, but nothing \
+                 can be written or listed; make a new one and fill it from the source of its rows"
             ),
         }
     }
@@ -91,11 +110,11 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {}
 
 impl Error {
-    /// What the system said when `what` was asked of a file.
-    pub(crate) fn file(what: &'static str, error: &std::io::Error) -> Self {
+    /// Makes the error of an operation on a file that the system refused.
+    pub(crate) fn file(operation: &'static str, error: &std::io::Error) -> Self {
         Self::File {
-            what,
-            said: error.to_string(),
+            operation,
+            reason: error.to_string(),
             code: error.raw_os_error(),
         }
     }
@@ -107,21 +126,27 @@ mod tests {
 
     #[test]
     fn messages_carry_the_values() {
-        let text = Error::RowsHeld {
+        let held = Error::RowsHeld {
             retired: 7,
             limit: 9,
-        }
-        .to_string();
-        assert!(
-            text.contains("7 replaced rows") && text.contains("9 rows"),
-            "{text}"
-        );
-        let text = Error::OutOfMemory {
+        };
+        let memory = Error::OutOfMemory {
             what: "a segment".into(),
             bytes: 4096,
+        };
+        let full = Error::QueueFull {
+            lane: "compute",
+            queued: 5,
+            limit: 4,
+        };
+        for (error, expected) in [
+            (held, ["7 replaced rows", "9 rows"]),
+            (memory, ["4096 bytes", "for a segment"]),
+            (full, ["compute lane already holds 5 queued", "limit is 4"]),
+            (Error::StaleHandle(12), ["handle 12", "no living cache"]),
+        ] {
+            let text = error.to_string();
+            assert!(expected.iter().all(|part| text.contains(part)), "{text}");
         }
-        .to_string();
-        assert!(text.contains("4096 bytes for a segment"), "{text}");
-        assert!(Error::StaleHandle(12).to_string().contains("handle 12"));
     }
 }

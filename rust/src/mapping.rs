@@ -1,34 +1,34 @@
-//! Bytes of a file as memory that may be written to without changing the file.
+//! Copy-on-write mapping of a file into memory.
 
 use crate::error::{Error, Result};
 use std::fs::File;
 use std::ptr::NonNull;
 
-/// The bytes of a part of a file, followed by zeros: pages that nobody writes to are those of the system's
-/// own cache of the file, shared with every process that maps it; a page that is written to becomes a copy.
+/// Part of a file in memory, followed by zeros. Pages that are not written to belong to the system's page
+/// cache, shared with every process that maps the file; a page that is written to becomes a private copy.
 ///
-/// The file must stay as it is while it is mapped: to cut it short makes a read of what is gone end the
-/// process. To delete it, or to rename another over it, is harmless.
+/// The file must not change while it is mapped: after truncation, a read beyond its end kills the process.
+/// Deleting it, or renaming another file over it, is harmless.
 #[derive(Debug)]
 pub struct Mapping {
     start: NonNull<u8>,
     bytes: usize,
-    // Invariant: `start` came from `system::get(.., bytes)`, which are not 0.
+    // Invariant: `start` came from `system::get` with these `bytes`, which are not 0.
 }
 
 // SAFETY: the mapping owns its memory, and hands out raw pointers only.
 unsafe impl Send for Mapping {}
-// SAFETY: as above; whoever uses the pointer answers for the accesses.
+// SAFETY: as above; the user of the pointer is responsible for the accesses.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps `filled` bytes of `file` from `offset` on, in `bytes` bytes of address space. What lies between
-    /// the two is zero from the first whole page on; what is left of the last page of the file's part shows
-    /// the file's next bytes. With `prefault` the pages are mapped at once.
+    /// Maps `filled` bytes of `file` from `offset` on, in `bytes` bytes of address space. The remainder is
+    /// zero from the first whole page on; the rest of the last page of the file's part shows the file's
+    /// next bytes. With `prefault` all pages are mapped at once.
     ///
     /// # Errors
-    /// [`Error::Request`] if `offset` is no multiple of [`PAGE`], or the file is shorter than that;
-    /// [`Error::OutOfMemory`] and [`Error::File`] as the system says.
+    /// [`Error::Request`] if `offset` is not a multiple of [`PAGE`], or the file is too short;
+    /// [`Error::OutOfMemory`] and [`Error::File`] from the system.
     pub fn new(
         file: &File,
         offset: u64,
@@ -38,7 +38,7 @@ impl Mapping {
     ) -> Result<Self> {
         let length = file
             .metadata()
-            .map_err(|error| Error::file("its length", &error))?
+            .map_err(|error| Error::file("measure a file", &error))?
             .len();
         let end = offset.checked_add(filled as u64);
         if filled > 0 && (!offset.is_multiple_of(PAGE as u64) || end.is_none_or(|end| end > length))
@@ -49,53 +49,72 @@ impl Mapping {
             )));
         }
         let bytes = bytes.max(filled).max(1);
-        let start = system::get(file, offset, filled, bytes, prefault)?;
+        let part = Part {
+            file,
+            offset,
+            filled,
+            bytes,
+            prefault,
+        };
+        let start = system::get(&part)?;
         Ok(Self { start, bytes })
     }
 
-    /// Where the memory starts; valid for [`len`](Self::len) bytes while the mapping lives.
+    /// Returns the start of the memory, valid for [`len`](Self::len) bytes while the mapping lives.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
         self.start.as_ptr()
     }
 
-    /// Its size in bytes, the zeros behind the file's included.
+    /// Returns the size in bytes, including the zeros after the file's part.
     #[must_use]
     pub fn len(&self) -> usize {
         self.bytes
     }
 
-    /// Never: a mapping has at least one byte.
+    /// Returns false: a mapping has at least one byte.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         false
     }
 }
 
+/// Part of a file to map; see [`Mapping::new`].
+struct Part<'a> {
+    file: &'a File,
+    offset: u64,
+    filled: usize,
+    bytes: usize,
+    /// Ignored where files are not mapped.
+    #[cfg_attr(not(target_os = "linux"), allow(dead_code))]
+    prefault: bool,
+}
+
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: by the invariant; given back only here.
+        // SAFETY: by the invariant; freed only here.
         unsafe { system::give_back(self.start, self.bytes) };
     }
 }
 
-/// What offsets are multiples of: the largest small page of the systems that we know.
+/// Granularity of offsets: the largest small page of the supported systems.
 pub const PAGE: usize = 64 << 10;
 
 #[cfg(target_os = "linux")]
 mod system {
-    use super::{Error, File, NonNull, PAGE, Result};
+    use super::{Error, NonNull, PAGE, Part, Result};
     use std::io;
     use std::os::fd::AsRawFd;
     use std::ptr;
 
-    pub(super) fn get(
-        file: &File,
-        offset: u64,
-        filled: usize,
-        bytes: usize,
-        prefault: bool,
-    ) -> Result<NonNull<u8>> {
+    pub(super) fn get(part: &Part<'_>) -> Result<NonNull<u8>> {
+        let &Part {
+            file,
+            offset,
+            filled,
+            bytes,
+            prefault,
+        } = part;
         let refused = || Error::OutOfMemory {
             what: "the address space of a mapped file".into(),
             bytes,
@@ -119,8 +138,8 @@ mod system {
         }
         let taken = Taken { start, whole };
         if filled > 0 {
-            // SAFETY: replaces the first pages of the mapping just made, which nobody uses yet, by a private
-            // mapping of the file: what is written to it stays in this process.
+            // SAFETY: replaces the first pages of the mapping just made, which is not yet used, by a
+            // private mapping of the file: writes to it stay in this process.
             let file = unsafe {
                 libc::mmap(
                     start,
@@ -133,12 +152,13 @@ mod system {
             };
             if file == libc::MAP_FAILED {
                 return Err(Error::file(
-                    "to be mapped as memory",
+                    "map a file as memory",
                     &io::Error::last_os_error(),
                 ));
             }
             if prefault {
-                // SAFETY: advice on a range that is ours alone. A wish: older kernels do not know it.
+                // SAFETY: advice on a range that this thread owns. Older kernels do not know it and ignore
+                // it.
                 unsafe { libc::madvise(start, filled, libc::MADV_POPULATE_READ) };
             }
         }
@@ -146,7 +166,7 @@ mod system {
         NonNull::new(start.cast()).ok_or_else(refused)
     }
 
-    /// Gives the address space back unless all went well.
+    /// Unmaps the address space on an early return.
     struct Taken {
         start: *mut libc::c_void,
         whole: usize,
@@ -154,35 +174,30 @@ mod system {
 
     impl Drop for Taken {
         fn drop(&mut self) {
-            // SAFETY: what `get` has just mapped and nobody uses.
+            // SAFETY: mapped by `get` just now and not used by anyone.
             unsafe { libc::munmap(self.start, self.whole) };
         }
     }
 
     /// # Safety
-    /// `start` came from `get(.., bytes, ..)` and is not used any more.
+    /// `start` came from `get` with these `bytes` and is not used afterwards.
     pub(super) unsafe fn give_back(start: NonNull<u8>, bytes: usize) {
-        // SAFETY: the caller's; `get` mapped exactly this range.
+        // SAFETY: by the caller's contract; `get` mapped exactly this range.
         unsafe { libc::munmap(start.as_ptr().cast(), bytes.next_multiple_of(PAGE)) };
     }
 }
 
-/// Where files are not mapped, they are read.
+/// Fallback without memory mapping: the file is read.
 #[cfg(not(target_os = "linux"))]
 mod system {
-    use super::{Error, File, NonNull, Result};
+    use super::{Error, NonNull, Part, Result};
     use std::alloc::{Layout, alloc_zeroed, dealloc};
     use std::io::{Read, Seek, SeekFrom};
 
     const ALIGN: usize = 64;
 
-    pub(super) fn get(
-        mut file: &File,
-        offset: u64,
-        filled: usize,
-        bytes: usize,
-        _prefault: bool,
-    ) -> Result<NonNull<u8>> {
+    pub(super) fn get(part: &Part<'_>) -> Result<NonNull<u8>> {
+        let (mut file, offset, filled, bytes) = (part.file, part.offset, part.filled, part.bytes);
         let refused = || Error::OutOfMemory {
             what: "the bytes of a file".into(),
             bytes,
@@ -190,24 +205,24 @@ mod system {
         let layout = Layout::from_size_align(bytes, ALIGN).map_err(|_| refused())?;
         // SAFETY: `bytes` is not 0.
         let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(refused)?;
-        // SAFETY: at least `filled` bytes that are ours alone, all of them zero.
+        // SAFETY: at least `filled` bytes that this thread owns, all of them zero.
         let place = unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), filled) };
         let read = file
             .seek(SeekFrom::Start(offset))
             .and_then(|_| file.read_exact(place));
         if let Err(error) = read {
-            // SAFETY: allocated above and used by nobody.
+            // SAFETY: allocated above and not used by anyone.
             unsafe { dealloc(start.as_ptr(), layout) };
-            return Err(Error::file("to be read", &error));
+            return Err(Error::file("read a file", &error));
         }
         Ok(start)
     }
 
     /// # Safety
-    /// `start` came from `get(.., bytes, ..)` and is not used any more.
+    /// `start` came from `get` with these `bytes` and is not used afterwards.
     pub(super) unsafe fn give_back(start: NonNull<u8>, bytes: usize) {
         let layout = Layout::from_size_align(bytes, ALIGN).expect("get accepted these bytes");
-        // SAFETY: the caller's; `get` allocated with the same layout.
+        // SAFETY: by the caller's contract; `get` allocated with the same layout.
         unsafe { dealloc(start.as_ptr(), layout) };
     }
 }

@@ -1,18 +1,26 @@
-//! Counters that many threads may bump without slowing each other down.
+//! Sharded counters, which many threads increment without contention.
 
 use crate::sync::plain::{AtomicU64, AtomicUsize, Ordering};
 
-/// How many lines a counter is spread over.
+/// Lists fields with their names.
+macro_rules! fields {
+    ($of:ident; $($field:ident)*) => {
+        [$((stringify!($field), $of.$field)),*]
+    };
+}
+pub(crate) use fields;
+
+/// Cache lines of a counter.
 const SHARDS: usize = 8;
 
-/// One count on a cache line of its own (two, because processors prefetch lines in pairs).
+/// Count on a cache line of its own (two, because processors prefetch lines in pairs).
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Shard(AtomicU64);
 
-/// A number that only grows. Threads add to different cache lines; reading adds the lines up.
+/// Monotonic counter. Threads add to different cache lines; reading adds up the lines.
 ///
-/// It orders nothing: a sum read while others add may miss their latest additions.
+/// Relaxed: a sum read while others add may miss their latest additions.
 #[derive(Debug, Default)]
 pub struct Counter {
     shards: [Shard; SHARDS],
@@ -29,7 +37,7 @@ impl Counter {
         }
     }
 
-    /// What was added so far.
+    /// Returns the sum of all additions.
     #[must_use]
     pub fn sum(&self) -> u64 {
         self.shards

@@ -1,24 +1,24 @@
-//! Buffers that are lent out and come back.
+//! Pool of reusable buffers.
 
 use crate::buffer::AlignedBuffer;
 use crate::error::Result;
 use crate::sync::plain::{Arc, Mutex, PoisonError};
 use std::sync::MutexGuard;
 
-/// Buffers are made in multiples of this many bytes, so that batches of nearly one size share them.
+/// Granularity of buffer sizes in bytes, so that batches of similar size share buffers.
 const GRANULE: usize = 4 << 10;
 
-/// Keeps returned buffers for whoever needs one next.
+/// Pool of returned buffers.
 ///
-/// New memory comes as pages that the system zeroes when they are first written, which for a batch of rows
-/// takes as long as the copying itself; a buffer that comes back has its pages.
+/// The system zeroes the pages of new memory on the first write, which for a batch of rows takes as long as
+/// the copying itself; a returned buffer keeps its pages.
 #[derive(Debug)]
 pub struct BufferPool {
     free: Mutex<Vec<AlignedBuffer>>,
     limit_bytes: usize,
 }
 
-/// A buffer on loan. It is the holder's alone until it is dropped, and goes back to its pool then.
+/// Buffer on loan. The holder has exclusive access until it is dropped and returns to its pool.
 #[derive(Debug)]
 pub struct Lease {
     buffer: AlignedBuffer,
@@ -26,7 +26,7 @@ pub struct Lease {
 }
 
 impl BufferPool {
-    /// A pool that keeps at most `limit_bytes` of returned buffers and frees what exceeds them.
+    /// Makes a pool that keeps at most `limit_bytes` of returned buffers and frees the excess.
     #[must_use]
     pub fn new(limit_bytes: usize) -> Arc<Self> {
         Arc::new(Self {
@@ -35,7 +35,7 @@ impl BufferPool {
         })
     }
 
-    /// A buffer of at least `bytes` bytes. Its contents are whatever was there before.
+    /// Lends a buffer of at least `bytes` bytes with arbitrary contents.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`](crate::error::Error::OutOfMemory) if a new one is needed and refused.
@@ -50,13 +50,13 @@ impl BufferPool {
         })
     }
 
-    /// Bytes of buffers that are here and on loan to nobody.
+    /// Returns the bytes of buffers that are not on loan.
     #[must_use]
     pub fn free_bytes(&self) -> usize {
         self.lock().iter().map(AlignedBuffer::len).sum()
     }
 
-    /// The smallest returned buffer that is long enough and not twice too long.
+    /// Takes the smallest returned buffer that is long enough and not twice too long.
     fn returned(&self, bytes: usize) -> Option<AlignedBuffer> {
         let mut free = self.lock();
         let fits = |buffer: &AlignedBuffer| {
@@ -68,25 +68,25 @@ impl BufferPool {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<AlignedBuffer>> {
-        // A poisoned list is whole: nothing panics while it is changed.
+        // A poisoned list is consistent: nothing panics while it is changed.
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Lease {
-    /// Where the memory starts; valid for [`len`](Self::len) bytes while the lease lives.
+    /// Returns the start of the memory, valid for [`len`](Self::len) bytes while the lease lives.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
         self.buffer.as_ptr()
     }
 
-    /// Its size in bytes: at least what was asked for.
+    /// Returns the size in bytes, at least the requested one.
     #[must_use]
     pub fn len(&self) -> usize {
         self.buffer.len()
     }
 
-    /// Whether it has no bytes.
+    /// Returns whether it is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -99,7 +99,7 @@ impl Drop for Lease {
         let mut free = self.pool.lock();
         let kept: usize = free.iter().map(AlignedBuffer::len).sum();
         let fits = kept + buffer.len() <= self.pool.limit_bytes;
-        // Without memory for the list, the buffer is freed like any other: dropped below, unlocked.
+        // Without memory for the list, the buffer is freed: dropped below, without the lock.
         if fits && free.try_reserve(1).is_ok() {
             free.push(buffer);
         } else {

@@ -1,35 +1,39 @@
-//! Quantities as a model takes them: standardised, cut, and each beside whether it is there.
+//! Standardisation of numeric features.
 
-/// How the values of one feature are standardised.
+/// Parameters for the standardisation of one feature.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Standard {
     /// Subtracted from the (transformed) value.
     pub mean: f64,
-    /// Divides what is left.
+    /// Divisor of the difference.
     pub std: f64,
     /// Bound of the result on both sides.
     pub clip: f64,
-    /// Whether `sign(x) ln(1 + |x|)` is standardised in place of `x`.
+    /// True to standardise `sign(x) ln(1 + |x|)` instead of `x`.
     pub log1p: bool,
 }
 
-/// What could not be taken as it was.
+/// Counts of values that were replaced or clipped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Odd {
+pub struct Anomalies {
     /// Values that are not a number.
     pub missing: usize,
-    /// Infinite ones, which count as missing too but not here.
+    /// Infinite values, which are treated as missing too.
     pub infinite: usize,
     /// Values beyond the bound.
     pub clipped: usize,
 }
 
-/// Turn each value into (standardised value, 1); what is not finite into (0, 0). In double precision, rounded
-/// once at the end.
+/// Converts each value into (standardised value, 1), or (0, 0) if it is not finite. In double precision,
+/// rounded once at the end.
 ///
 /// # Panics
 /// If `out` has another length.
-pub fn standardise<T: Copy + Into<f64>>(values: &[T], by: &Standard, out: &mut [[f32; 2]]) -> Odd {
+pub fn standardise<T: Copy + Into<f64>>(
+    values: &[T],
+    by: &Standard,
+    out: &mut [[f32; 2]],
+) -> Anomalies {
     assert_eq!(values.len(), out.len());
     if by.log1p {
         each(values, by, out, |x| x.abs().ln_1p().copysign(x))
@@ -43,7 +47,7 @@ fn each<T: Copy + Into<f64>>(
     by: &Standard,
     out: &mut [[f32; 2]],
     transformed: impl Fn(f64) -> f64,
-) -> Odd {
+) -> Anomalies {
     let mut absent = 0;
     let mut clipped = 0;
     for (value, out) in values.iter().zip(out) {
@@ -52,11 +56,11 @@ fn each<T: Copy + Into<f64>>(
         let standard = (transformed(value) - by.mean) / by.std;
         absent += usize::from(!there);
         clipped += usize::from(there && standard.abs() > by.clip);
-        // NaN where the value is: `clamp` leaves it, and the choice replaces it.
+        // NaN for a NaN value: `clamp` keeps it, and the selection replaces it.
         let standard = standard.clamp(-by.clip, by.clip) as f32;
         *out = if there { [standard, 1.0] } else { [0.0, 0.0] };
     }
-    // Told apart only where there are any: most columns are whole.
+    // Distinguished only where there are any: most columns have none.
     let infinite = match absent {
         0 => 0,
         _ => values
@@ -64,25 +68,25 @@ fn each<T: Copy + Into<f64>>(
             .filter(|&&value| Into::<f64>::into(value).is_infinite())
             .count(),
     };
-    Odd {
+    Anomalies {
         missing: absent - infinite,
         infinite,
         clipped,
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(aif_loom)))]
 mod tests {
-    use super::{Odd, Standard, standardise};
+    use super::{Anomalies, Standard, standardise};
     use proptest::prelude::*;
 
-    fn plainly(value: f64, by: &Standard, odd: &mut Odd) -> [f32; 2] {
+    fn plainly(value: f64, by: &Standard, anomalies: &mut Anomalies) -> [f32; 2] {
         if value.is_nan() {
-            odd.missing += 1;
+            anomalies.missing += 1;
             return [0.0, 0.0];
         }
         if value.is_infinite() {
-            odd.infinite += 1;
+            anomalies.infinite += 1;
             return [0.0, 0.0];
         }
         let sign = if value < 0.0 { -1.0 } else { 1.0 };
@@ -93,11 +97,11 @@ mod tests {
         };
         let standard = (value - by.mean) / by.std;
         if standard > by.clip {
-            odd.clipped += 1;
+            anomalies.clipped += 1;
             return [by.clip as f32, 1.0];
         }
         if standard < -by.clip {
-            odd.clipped += 1;
+            anomalies.clipped += 1;
             return [-by.clip as f32, 1.0];
         }
         [standard as f32, 1.0]
@@ -113,7 +117,7 @@ mod tests {
             log1p: bool,
         ) {
             let by = Standard { mean, std, clip, log1p };
-            let mut expected = Odd::default();
+            let mut expected = Anomalies::default();
             let plain: Vec<_> = values.iter().map(|v| plainly(*v, &by, &mut expected)).collect();
             let mut out = vec![[7.0; 2]; values.len()];
             prop_assert_eq!(standardise(&values, &by, &mut out), expected);

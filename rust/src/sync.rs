@@ -1,7 +1,7 @@
-//! The only file that names atomics and locks: those of `std`, or those of loom under `--cfg aif_loom`.
+//! Atomics and locks: those of `std`, or those of loom under `--cfg aif_loom`. No other file names them.
 //!
-//! [`plain`] holds what stays `std` in both: counters and registries that order nothing, which loom
-//! would only pay for.
+//! [`plain`] holds those that are `std`'s in both: counters and registries that order nothing, which would
+//! only slow loom down.
 
 #[cfg(not(aif_loom))]
 pub use std::sync::{
@@ -15,7 +15,7 @@ pub use loom::sync::{
     atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
 };
 
-/// What is `std`'s even under loom, because no reader or writer synchronises through it.
+/// Types of `std` even under loom, because no reader or writer synchronises through them.
 pub mod plain {
     pub use std::sync::{
         Arc, Mutex, OnceLock, PoisonError, RwLock, Weak,
@@ -23,10 +23,10 @@ pub mod plain {
     };
 }
 
-/// Watches that the plain memory it stands for is never written while it is read.
+/// Checks that the plain memory it guards is never written while it is read.
 ///
-/// Nothing outside loom; under loom a cell whose accesses must be ordered by happens-before, so that
-/// a model fails on a data race and not only on the wrong bytes it may lead to.
+/// Does nothing outside loom; under loom a cell whose accesses must be ordered by happens-before, so that a
+/// model fails on a data race and not only on the wrong bytes it may lead to.
 #[cfg(not(aif_loom))]
 #[derive(Debug, Default)]
 pub struct RaceWatch;
@@ -46,7 +46,7 @@ impl RaceWatch {
     }
 }
 
-/// Watches that the plain memory it stands for is never written while it is read.
+/// Checks that the plain memory it guards is never written while it is read.
 #[cfg(aif_loom)]
 #[derive(Debug, Default)]
 pub struct RaceWatch(loom::cell::UnsafeCell<()>);
@@ -64,16 +64,16 @@ impl RaceWatch {
     }
 }
 
-// SAFETY: the cell holds nothing; loom itself reports accesses that are not ordered.
+// SAFETY: the cell is empty; loom itself reports accesses that are not ordered.
 #[cfg(aif_loom)]
 unsafe impl Sync for RaceWatch {}
 
-/// Types of which zero is a value.
+/// Types with a zero value.
 ///
 /// # Safety
 /// Outside loom, a value whose bytes are all zero must be valid and equal to [`zero`](Self::zero).
 pub unsafe trait Zeroable {
-    /// Zero.
+    /// Returns zero.
     fn zero() -> Self;
 }
 

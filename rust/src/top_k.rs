@@ -1,9 +1,10 @@
-//! The best of many scores, in order.
+//! Selection of the highest scores, in order.
 
-/// Writes the `best.len()` highest of `scores`, the highest first, and their places; of equal scores the
-/// earlier is the better one.
+/// Writes the `best.len()` highest of `scores`, the highest first, and their indices; of equal scores the
+/// earlier comes first.
 ///
-/// Scores are in the total order of IEEE 754: `-0` is below `+0`, and a NaN is beyond the infinity of its sign.
+/// Scores are compared in the total order of IEEE 754: `-0` is below `+0`, and a NaN is beyond the infinity
+/// of its sign.
 ///
 /// # Panics
 /// If `best` and `order` are not of one length, or longer than `scores`.
@@ -18,7 +19,7 @@ pub fn top_k(scores: &[f32], best: &mut [f32], order: &mut [i32]) {
     if k == 0 {
         return;
     }
-    // One integer a score, the better the smaller: selecting and sorting integers takes no branches.
+    // One integer a score, ascending as scores descend: selecting and sorting integers takes no branches.
     let mut ranks: Vec<u64> = (0u64..)
         .zip(scores)
         .map(|(place, &score)| u64::from(descending(score)) << 32 | place)
@@ -35,16 +36,17 @@ pub fn top_k(scores: &[f32], best: &mut [f32], order: &mut [i32]) {
     }
 }
 
-/// An integer that is the smaller, the higher the score.
+/// Returns an integer that is the smaller, the higher the score.
 #[inline]
 fn descending(score: f32) -> u32 {
     let bits = score.to_bits();
-    // Of negative numbers all bits but the sign grow as the number falls; the sign of positive ones is 0.
+    // Of negative numbers all bits but the sign grow as the number decreases; the sign of positive ones is
+    // 0.
     let flipped = (bits.cast_signed() >> 31).cast_unsigned() >> 1;
     !(bits ^ flipped ^ 1 << 31)
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(aif_loom)))]
 mod tests {
     use super::top_k;
     use proptest::prelude::*;

@@ -1,8 +1,8 @@
-//! What a cache does when the system refuses memory: a write fails with an error, the process lives, and
-//! the cache goes on with what it has.
+//! Cache behaviour when the system refuses memory: a write fails with an error, the process survives, and
+//! the cache remains usable.
 //!
-//! Each case runs in a process of its own, which lowers the limit of its address space. Linux only, and
-//! not under the sanitizers, which take terabytes of address space for themselves.
+//! Each case runs in a process of its own, which lowers the limit of its address space. Linux only, and not
+//! under the sanitizers, which reserve terabytes of address space.
 
 #![cfg(target_os = "linux")]
 
@@ -13,18 +13,18 @@ use aif_core::error::Error;
 use common::Rows;
 use std::process::Command;
 
-/// Names the case to a child process.
+/// Environment variable that names the case to a child process.
 const CASE: &str = "AIF_MEMORY_CASE";
 
-/// What a child may take beyond what it has when it starts.
+/// Address space that a child may take beyond its size at the start.
 const LEFT_BYTES: u64 = 96 << 20;
 
-/// Runs this program once more for the test `name`, as the process that will run out of memory.
+/// Runs this program again for the test `name`, as the process that will run out of memory.
 fn in_a_child(name: &str, case: fn()) {
     if std::env::var(CASE).is_ok_and(|wanted| wanted == name) {
         limit_address_space();
         case();
-        // Only a case that came to its end says so.
+        // Only a case that ran to its end prints this.
         println!("{name} has ended well");
         return;
     }
@@ -45,7 +45,7 @@ fn in_a_child(name: &str, case: fn()) {
     );
 }
 
-/// Lets this process have [`LEFT_BYTES`] more address space than it has now.
+/// Limits the address space of this process to [`LEFT_BYTES`] more than it has now.
 fn limit_address_space() {
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
     let pages: u64 = pages.split_whitespace().next().unwrap().parse().unwrap();
@@ -99,7 +99,7 @@ fn check(cache: &EmbeddingCache, rows: &Rows, keys: std::ops::Range<u64>, versio
     }
 }
 
-/// Fills a cache of rows of `tail` elements until there is no memory, and uses it then.
+/// Fills a cache of rows of `tail` elements until memory runs out, and continues to use it.
 fn runs_out(tail: usize, config: CacheConfig) {
     let rows = Rows::new(tail);
     let cache = EmbeddingCache::new(rows.layout(), config).unwrap();
@@ -112,7 +112,7 @@ fn runs_out(tail: usize, config: CacheConfig) {
     assert_eq!((cache.len() as u64, cache.stats().evictions), (end, 0));
     check(&cache, &rows, 0..end, 1);
 
-    // Asked again and again, it takes what finds room after all, and nothing else changes.
+    // Repeated writes take what fits after all, and nothing else changes.
     let mut refused = 0;
     for _ in 0..50 {
         match rows.upsert(&cache, &[(end, 1)]) {
@@ -125,7 +125,7 @@ fn runs_out(tail: usize, config: CacheConfig) {
     assert_eq!(cache.len() as u64, end);
     check(&cache, &rows, 0..end, 1);
 
-    // Deleted rows are room for new versions of other keys, once readers have come and gone.
+    // Deleted rows make room for new versions of other keys, once readers have come and gone.
     let half: Vec<u64> = (0..end / 2).collect();
     assert_eq!(cache.delete(&half), Ok(half.len()));
     for _ in 0..1000 {
@@ -144,7 +144,7 @@ fn runs_out(tail: usize, config: CacheConfig) {
     check(&cache, &rows, 1..2, 1);
 }
 
-/// Long rows: it is their segments that do not fit.
+/// Long rows: their segments do not fit.
 #[test]
 fn no_memory_for_rows_is_an_error_and_no_end() {
     in_a_child("no_memory_for_rows_is_an_error_and_no_end", || {
@@ -152,7 +152,7 @@ fn no_memory_for_rows_is_an_error_and_no_end() {
     });
 }
 
-/// The shortest rows: the table is a fair part of all.
+/// The shortest rows: the table is a large share of the memory.
 #[test]
 fn no_memory_for_short_rows_is_an_error_and_no_end() {
     in_a_child("no_memory_for_short_rows_is_an_error_and_no_end", || {
@@ -160,7 +160,7 @@ fn no_memory_for_short_rows_is_an_error_and_no_end() {
     });
 }
 
-/// A bound beyond what there is: the eviction order grows with the rows, and nothing is evicted yet.
+/// A bound beyond the available memory: the eviction order grows with the rows, and nothing is evicted yet.
 #[test]
 fn a_bound_beyond_memory_is_no_promise() {
     in_a_child("a_bound_beyond_memory_is_no_promise", || {

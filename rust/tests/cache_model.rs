@@ -1,10 +1,10 @@
-//! The embedding cache against a plain model of it: std's `HashMap`, a clock that is a number, and an
+//! Comparison of the embedding cache with a plain model: std's `HashMap`, a clock that is a number, and an
 //! eviction order that is a list.
 //!
-//! The model predicts everything that can be seen from outside: which keys have a row and of which
-//! version and age, every count, and in a full cache which key goes. One thing it is told: whether an
-//! insert rebuilt the table, which depends on where keys hash to. When it did, all expired rows must
-//! have gone and no others.
+//! The model predicts everything visible from outside: which keys have a row and of which version and age,
+//! every count, and in a full cache which key is evicted. Its one input from the cache: whether an insert
+//! rebuilt the table, which depends on the hashes of the keys. After a rebuild all expired rows must be
+//! gone and no others.
 
 mod common;
 
@@ -14,11 +14,11 @@ use proptest::prelude::*;
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-/// S3-FIFO as `eviction` and the paper tell it, with queues that are queues. What is told nowhere else is
-/// how the ghost forgets: it keeps tags of hashes, eight to a bucket, and a ninth drives out the oldest.
+/// S3-FIFO as documented in `s3_fifo` and the paper, with plain queues. The forgetting of the ghost is
+/// modelled too: it keeps tags of hashes, eight to a bucket, and a ninth replaces the oldest.
 #[derive(Default)]
 struct S3Fifo {
-    /// The newest first, with the uses that a key of the main queue has left.
+    /// The newest first, with the remaining uses of a key of the main queue.
     small: VecDeque<u64>,
     main: VecDeque<(u64, u8)>,
     /// Reads and updates since the policy last asked, up to three.
@@ -32,7 +32,7 @@ impl S3Fifo {
         (max_rows / 10).max(1)
     }
 
-    /// As many as the main queue is long.
+    /// Length of the main queue.
     fn reach(max_rows: usize) -> usize {
         (max_rows - Self::small_target(max_rows)).max(1)
     }
@@ -73,7 +73,7 @@ impl S3Fifo {
         self.marks.remove(&key);
     }
 
-    /// Gives up a key; those that have expired count as not read.
+    /// Evicts a key; expired ones count as unread.
     fn victim(&mut self, max_rows: usize, expired: impl Fn(u64) -> bool) -> u64 {
         loop {
             if self.small.len() >= Self::small_target(max_rows) || self.main.is_empty() {
@@ -111,16 +111,16 @@ impl S3Fifo {
     }
 }
 
-/// What the cache should be.
+/// Expected state of the cache.
 struct Model {
     ttl_ticks: Option<u64>,
     max_rows: Option<usize>,
     millis: u64,
-    /// Version and tick of writing, of expired rows too as long as they have not been removed.
+    /// Version and tick of writing, also of expired rows that have not been removed.
     rows: HashMap<u64, (u64, u64)>,
-    /// Of a cache that has a bound.
+    /// Present in a bounded cache.
     order: Option<S3Fifo>,
-    /// The counts, of which the model fills those that it predicts.
+    /// Counts that the model predicts.
     stats: Stats,
 }
 
@@ -138,7 +138,7 @@ impl Model {
         rows.map(|(&key, _)| key).collect()
     }
 
-    /// Version and stamp of a row that has not expired.
+    /// Returns version and stamp of a row that has not expired.
     fn living(&self, key: u64) -> Option<(u64, u64)> {
         self.rows
             .get(&key)
@@ -159,7 +159,7 @@ impl Model {
         }
     }
 
-    /// `expired_removed` is the cache's count after the write, by which it tells that it rebuilt its table.
+    /// `expired_removed` is the cache's count after the write, which shows that it rebuilt its table.
     fn upsert(&mut self, key: u64, version: u64, expired_removed: u64) {
         let row = (version, self.tick());
         if let Some(known) = self.rows.get_mut(&key) {
@@ -231,7 +231,8 @@ enum Step {
     Advance { millis: u64 },
 }
 
-/// Few keys, so that they meet; among them both ends of the 64-bit range, and keys whose slots look alike.
+/// Few keys, so that they collide; among them both ends of the 64-bit range, and keys whose slots look
+/// alike.
 fn key() -> impl Strategy<Value = u64> {
     prop_oneof![
         1 => Just(0),
@@ -260,7 +261,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..60)
 }
 
-/// A cache and its model, of the same settings and the same history.
+/// Cache and model of the same settings and the same history.
 struct Pair {
     cache: EmbeddingCache,
     clock: ManualClock,
@@ -308,8 +309,8 @@ impl Pair {
                 (key, self.version)
             })
             .collect();
-        // The model must know at which key the table was rebuilt only if that takes rows away: then
-        // keys go one by one.
+        // The model must know at which key the table was rebuilt only if that removes rows: then keys are
+        // written one by one.
         let size = if self.model.expired_keys().is_empty() {
             batch.len().max(1)
         } else {
@@ -371,7 +372,7 @@ impl Pair {
         self.compare()
     }
 
-    /// Compares all that can be seen without changing anything.
+    /// Compares everything visible without changing anything.
     fn compare(&self) -> Result<(), TestCaseError> {
         let mut listed = self.cache.keys().unwrap();
         listed.sort_unstable();
@@ -391,8 +392,8 @@ impl Pair {
         let predicted = Stats {
             live_rows: rows.len() as u64,
             payload_bytes: (rows.len() * payload) as u64,
-            // Not predicted: what is still on its way back, what a row costs beside its bytes, and rows
-            // beyond the bound, which there are if this thread was off the processor while it waited.
+            // Not predicted: rows not yet released, overhead bytes, and rows beyond the bound, which exist
+            // if this thread was preempted while it waited.
             retired_rows: stats.retired_rows,
             max_rows: stats.max_rows,
             overhead_bytes: stats.overhead_bytes,
@@ -424,7 +425,7 @@ proptest! {
         for step in &steps {
             pair.step(step)?;
         }
-        // Every row in full, and whose time has passed.
+        // Every row in full, including expired ones.
         let mut keys: Vec<u64> = pair.model.rows.keys().copied().collect();
         keys.sort_unstable();
         pair.step(&Step::Gather(keys.clone()))?;

@@ -1,13 +1,18 @@
-//! The scheduler, used by many threads in every way at once, and stopped in the middle of it: whatever happens,
-//! each task is told exactly one end, no lane runs more tasks than it has threads, and all counts add up.
+//! Stress test of the scheduler: many threads use it in every way at once, and it is stopped meanwhile.
+//! Each task ends exactly once, no lane runs more tasks than it has threads, and all counts add up.
 //!
-//! A round is a scheduler from its start to its stop. Rounds follow each other for a short time, or for
+//! A round is a scheduler from its start to its stop. Rounds are repeated for a short time, or for
 //! `AIF_STRESS_SECONDS`.
+
+#[path = "common/run_or_queue.rs"]
+mod run_or_queue;
 
 use aif_core::error::Error;
 use aif_core::sched::{
-    CircuitState, Config, End, Job, Lane, LaneStats, Scheduler, Signal, Target, Ticket, Turn, wait,
+    CircuitState, Config, Job, JobCall, JobOutcome, Lane, LaneStats, RunInline, Running, Scheduler,
+    Signal, Target, Ticket, wait,
 };
+use run_or_queue::RunOrQueue;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
@@ -19,12 +24,12 @@ const LONG: Option<Duration> = Some(Duration::from_secs(60));
 
 fn time() -> Duration {
     let seconds = std::env::var("AIF_STRESS_SECONDS").ok();
-    seconds.map_or(Duration::from_secs(1), |seconds| {
+    seconds.map_or(Duration::from_millis(500), |seconds| {
         Duration::from_secs_f64(seconds.parse().expect("AIF_STRESS_SECONDS is a number"))
     })
 }
 
-/// xorshift64*; a seed of its own for each thread and round, so that a failure's round can be told.
+/// xorshift64*; a seed of its own for each thread and round, so that a failing round can be identified.
 struct Random(u64);
 
 impl Random {
@@ -36,7 +41,7 @@ impl Random {
     }
 }
 
-/// What the tasks and the callers of a round have seen, for each lane.
+/// Observations of the tasks and the callers of a round, for each lane.
 #[derive(Default)]
 struct Seen {
     accepted: AtomicU64,
@@ -58,7 +63,7 @@ impl Seen {
 
     fn refused(&self, error: &Error) {
         match error {
-            Error::Overloaded(_) => Self::up(&self.overloaded),
+            Error::Overloaded(_) | Error::QueueFull { .. } => Self::up(&self.overloaded),
             Error::Scheduler(text) if text.contains("shut down") => Self::up(&self.stopped),
             other => panic!("{other}"),
         }
@@ -79,7 +84,7 @@ impl Round {
     /// Does the work of a task: spins, sleeps, submits and waits, or panics.
     fn work(self: &Arc<Self>, lane: Lane, kind: u64, depth: u64) {
         let seen = self.seen(lane);
-        // A task that waits or calls nested work is not running meanwhile, others may be on its thread.
+        // A task that waits or calls nested work is not running meanwhile; others may be on its thread.
         let enter = || {
             let inside = seen.inside.fetch_add(1, Ordering::SeqCst) + 1;
             seen.most.fetch_max(inside, Ordering::SeqCst);
@@ -96,7 +101,7 @@ impl Round {
         match kind % 11 {
             0 if depth > 0 => {
                 if let Some(ticket) = self.submit(lane, None, kind / 11, depth - 1) {
-                    // Refused if it would close a circle, or if too many wait already.
+                    // Refused if it would close a cycle, or if too many wait already.
                     match wait(Target::Task(&ticket), LONG) {
                         Ok(()) | Err(Error::Scheduler(_)) => {}
                         Err(error) => panic!("{error}"),
@@ -111,21 +116,21 @@ impl Round {
 
     fn job(self: &Arc<Self>, lane: Lane, kind: u64, depth: u64) -> Job {
         let round = self.clone();
-        Box::new(move |turn| {
+        Box::new(move |call| {
             let seen = round.seen(lane);
-            match turn {
-                Turn::Run(running) => {
+            match call {
+                JobCall::Run(running) => {
                     let outcome = catch_unwind(AssertUnwindSafe(|| round.work(lane, kind, depth)));
                     let (count, end) = match outcome {
-                        Ok(()) => (&seen.completed, End::Completed),
-                        Err(_) => (&seen.panicked, End::Panicked),
+                        Ok(()) => (&seen.completed, JobOutcome::Completed),
+                        Err(_) => (&seen.panicked, JobOutcome::Panicked),
                     };
                     Seen::up(count);
-                    running.end(end);
+                    running.finish(end);
                 }
-                Turn::Expired(_) => Seen::up(&seen.expired),
-                Turn::Refused(_) => Seen::up(&seen.shed),
-                Turn::Cancelled | Turn::Stopped => Seen::up(&seen.cancelled),
+                JobCall::Expired(_) => Seen::up(&seen.expired),
+                JobCall::Refused(_) => Seen::up(&seen.shed),
+                JobCall::Cancelled | JobCall::Stopped => Seen::up(&seen.cancelled),
             }
         })
     }
@@ -154,8 +159,8 @@ impl Round {
     }
 
     fn run(self: &Arc<Self>, lane: Lane, deadline: Option<Instant>, kind: u64, depth: u64) {
-        // In the blocking lane without one, so that no circuit is in the way: its error would not tell whether the
-        // task was refused when it came or when its turn came.
+        // In the blocking lane without a name, so that no circuit is in the way: its error would not tell
+        // whether the task was refused at submission or later.
         let name = ["", "run"][lane as usize];
         let round = self.clone();
         let seen = self.seen(lane);
@@ -183,7 +188,7 @@ impl Round {
                         Seen::up(&seen.accepted);
                         Seen::up(&seen.expired);
                     }
-                    // Either the queue was emptied, or the wait refused and the task was taken back.
+                    // Either the queue was emptied, or the wait was refused and the task removed.
                     Error::Scheduler(text) if !text.contains("came after") => {
                         Seen::up(&seen.accepted);
                         Seen::up(&seen.cancelled);
@@ -194,7 +199,7 @@ impl Round {
         }
     }
 
-    /// One caller, until the scheduler is stopped.
+    /// Runs one caller until the scheduler is stopped.
     fn call(self: &Arc<Self>, random: &mut Random) {
         let mut mine: Vec<Ticket> = Vec::new();
         while !self.scheduler.is_stopped() {
@@ -209,7 +214,7 @@ impl Round {
                 0..=5 => mine.extend(self.submit(lane, deadline, kind, 3)),
                 6..=8 => self.run(lane, deadline, kind, 3),
                 9 => {
-                    // A storm: all of mine, begun or not.
+                    // Cancels all of its tasks, started or not.
                     for ticket in &mine {
                         ticket.cancel();
                     }
@@ -281,7 +286,7 @@ impl Round {
 #[test]
 fn every_task_has_one_end_and_every_count_adds_up() {
     let until = Instant::now() + time();
-    // Of all rounds, so that none of the ways to end is missing from the test itself.
+    // Of all rounds, so that no kind of end is missing from the test itself.
     let mut totals = [0_u64; 8];
     let mut round = 0_u64;
     while round < 12 || Instant::now() < until {
@@ -292,7 +297,7 @@ fn every_task_has_one_end_and_every_count_adds_up() {
             hang: round
                 .is_multiple_of(2)
                 .then_some(Duration::from_micros(200)),
-            // So that a thread is left that finds the circuit open.
+            // So that a thread remains that finds the circuit open.
             hang_share: 0.4,
             admission: round % 5 != 4,
             ..Config::default()
@@ -347,9 +352,9 @@ fn every_task_has_one_end_and_every_count_adds_up() {
     );
 }
 
-/// The last to be told of a task's end is somebody who waits for it outside, and nobody sleeps on.
+/// Every waiter outside the scheduler is woken by the end of its task, however it ends.
 #[test]
-fn whoever_waits_is_woken_by_the_end_whatever_it_is() {
+fn every_waiter_is_woken_however_its_task_ends() {
     let until = Instant::now() + time() / 2;
     let mut rounds = 0_u64;
     while rounds < 50 || Instant::now() < until {

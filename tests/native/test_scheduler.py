@@ -281,7 +281,7 @@ def test_wait_compute_task_that_would_park_is_refused(scheduler, occupy, kind):
             "other scheduler": lambda: occupy("compute", other),
         }[kind]()
         awaited = busy.futures[0] if busy else concurrent.futures.Future()
-        with pytest.raises(SchedulerError, match="could only park it"):
+        with pytest.raises(SchedulerError, match="could only block it"):
             scheduler.submit("compute", scheduler.wait, awaited).result(LONG_S)
         if busy:
             busy.release()
@@ -329,7 +329,7 @@ def test_wait_timeout_leaves_task_running(scheduler, occupy):
         lambda: scheduler.wait(busy, 5),
         lambda: scheduler.submit("blocking", scheduler.wait, busy, 5).result(LONG_S),
     ):
-        with pytest.raises(DeadlineExceededError, match="the task goes on"):
+        with pytest.raises(DeadlineExceededError, match="the task continues"):
             wait()
 
     def times_out():

@@ -1,4 +1,4 @@
-//! `RowLayout` and `EmbeddingCache` for Python: checks and conversion.
+//! `RowLayout` and `EmbeddingCache` for Python: argument checks and conversion.
 
 mod columns;
 mod lease;
@@ -10,7 +10,7 @@ use aif_core::cache::{self, CacheConfig, DType, registry};
 use aif_core::error::Error;
 use aif_core::pool::BufferPool;
 use columns::{Input, Output};
-use numpy::{PyArray1, PyArrayMethods};
+use numpy::{Element, PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use std::fs::File;
@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The named columns of a row, each with a dtype and a shape, at fixed offsets.
+/// Named columns of a row, each with a dtype and a shape, at fixed offsets.
 #[pyclass(frozen, eq, hash, module = "aif_jax._native")]
 #[derive(PartialEq, Eq, Hash)]
 pub(crate) struct RowLayout(cache::RowLayout);
@@ -92,32 +92,32 @@ type SnapshotArrays<'py> = (
     Bound<'py, PyArray1<f32>>,
 );
 
-/// A concurrent store of fixed-size rows under 64-bit keys.
+/// Concurrent store of fixed-size rows under 64-bit keys.
 #[pyclass(frozen, module = "aif_jax._native")]
 pub(crate) struct EmbeddingCache {
     /// Invariant: taken by `drop` alone.
     cache: ManuallyDrop<Arc<cache::EmbeddingCache>>,
     handle: u64,
-    /// Where new arrays for gathered rows come from.
+    /// Source of new arrays for gathered rows.
     pool: Arc<BufferPool>,
     flights: once::Flights,
 }
 
-/// Caches from this size on are taken down by a thread of their own, since the system takes its time to take
-/// the memory back, and an object is dropped with the GIL held. Releasing it there is no way out: whoever dropped
-/// the last reference may hold a lock that another thread waits for with the GIL.
+/// Minimum size of caches that are freed by a thread of their own: unmapping takes time, and an object is
+/// dropped with the GIL held. The GIL cannot be released there, since the dropping thread may hold a lock
+/// that another thread waits for with the GIL.
 const LARGE_BYTES: u64 = 16 << 20;
 
 impl Drop for EmbeddingCache {
     fn drop(&mut self) {
         // SAFETY: the only place that takes it, and `self` is not used afterwards.
         let cache = unsafe { ManuallyDrop::take(&mut self.cache) };
-        // Here, so that its handle is dead from now on, whenever the memory is gone.
+        // Here, so that its handle is dead from now on, whenever the memory is freed.
         let Some(cache) = Arc::into_inner(cache) else {
             return;
         };
         if cache.memory_usage().total_bytes >= LARGE_BYTES {
-            // Without a thread the closure is dropped here, and the cache with it.
+            // If no thread can be started, the closure is dropped here, and the cache with it.
             drop(
                 std::thread::Builder::new()
                     .name("aif-cache-drop".into())
@@ -127,11 +127,28 @@ impl Drop for EmbeddingCache {
     }
 }
 
-/// Bytes of returned arrays that a cache keeps for the next batches.
+/// Makes an array with one element per key, which `fill` sets with the GIL released.
+fn per_key<'py, T: Element + Copy + Send>(
+    py: Python<'py>,
+    keys: &Bound<'py, PyAny>,
+    initial: T,
+    fill: impl FnOnce(&[u64], &mut [T]) + Send,
+) -> PyResult<Bound<'py, PyArray1<T>>> {
+    let keys = borrow_keys(keys)?;
+    let keys = keys.as_slice()?;
+    let values = detached(py, || {
+        let mut values = vec![initial; keys.len()];
+        fill(keys, &mut values);
+        Ok(values)
+    })?;
+    Ok(PyArray1::from_vec(py, values))
+}
+
+/// Maximum bytes of returned arrays that a cache keeps for the next batches.
 const POOL_BYTES: usize = 64 << 20;
 
 impl EmbeddingCache {
-    fn around(cache: cache::EmbeddingCache) -> Self {
+    fn wrap(cache: cache::EmbeddingCache) -> Self {
         let cache = Arc::new(cache);
         let handle = registry::register(&cache);
         Self {
@@ -175,7 +192,7 @@ impl EmbeddingCache {
         };
         let layout = layout.get().0.clone();
         let cache = detached(py, || cache::EmbeddingCache::new(layout, config))?;
-        Ok(Self::around(cache))
+        Ok(Self::wrap(cache))
     }
 
     #[staticmethod]
@@ -199,7 +216,7 @@ impl EmbeddingCache {
         let cache = detached(py, || {
             cache::EmbeddingCache::over_file(layout, config, &file, offset, keys)
         })?;
-        Ok(Self::around(cache))
+        Ok(Self::wrap(cache))
     }
 
     fn upsert(
@@ -229,14 +246,9 @@ impl EmbeddingCache {
         py: Python<'py>,
         keys: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyArray1<bool>>> {
-        let keys = borrow_keys(keys)?;
-        let keys = keys.as_slice()?;
-        let found = detached(py, || {
-            let mut found = vec![false; keys.len()];
+        per_key(py, keys, false, |keys, found| {
             self.cache.contains(keys, |i, is_there| found[i] = is_there);
-            Ok(found)
-        })?;
-        Ok(PyArray1::from_vec(py, found))
+        })
     }
 
     #[pyo3(signature = (keys, out=None))]
@@ -281,7 +293,7 @@ impl EmbeddingCache {
             let mut found = vec![false; keys.len()];
             let mut places = bytes.chunks_exact_mut(column.bytes());
             self.cache.read_rows(keys, |i, row| {
-                // Rows are seen in the order of the keys, so each has the next place.
+                // Rows are visited in the order of the keys, so each takes the next range.
                 let place = places.next();
                 if let (Some(place), Some(row)) = (place, row) {
                     place.copy_from_slice(&row[column.offset()..][..column.bytes()]);
@@ -322,7 +334,7 @@ impl EmbeddingCache {
         }
         let compute = compute.clone().unbind();
         let row = self.flights.run(py, key, timeout_s, |py| {
-            // Whoever computed it a moment ago has written it by now.
+            // Another thread may have computed and written it just now.
             if let Some(row) = self.get(py, key)? {
                 return Ok(row.unbind());
             }
@@ -384,7 +396,7 @@ impl EmbeddingCache {
             let mut snapshot = self.cache.snapshot()?;
             snapshot.sort_by_key();
             let keys = snapshot.rows().map(|row| row.key).collect();
-            // What the callee raises goes through as it is, and nothing is written.
+            // An exception of the callee is passed on, and nothing is written.
             if let Err(error) =
                 Python::attach(|py| taken.call1(py, (PyArray1::from_vec(py, keys),)).map(drop))
             {
@@ -400,18 +412,13 @@ impl EmbeddingCache {
         py: Python<'py>,
         keys: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyArray1<f32>>> {
-        let keys = borrow_keys(keys)?;
-        let keys = keys.as_slice()?;
-        let ages = detached(py, || {
-            let mut ages = vec![f32::NAN; keys.len()];
+        per_key(py, keys, f32::NAN, |keys, ages| {
             self.cache.ages(keys, |i, age| {
                 if let Some(age) = age {
                     ages[i] = age.as_secs_f32();
                 }
             });
-            Ok(ages)
-        })?;
-        Ok(PyArray1::from_vec(py, ages))
+        })
     }
 
     fn keys<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<u64>>> {
@@ -451,7 +458,7 @@ impl EmbeddingCache {
     }
 }
 
-/// The checksum of each block of bytes.
+/// Return the checksum of each block of bytes.
 #[pyfunction]
 fn block_checksums<'py>(
     py: Python<'py>,

@@ -1,4 +1,4 @@
-//! Core errors as the exceptions of `aif_jax.errors`, and the one way to run native work.
+//! Conversion of core errors into the exceptions of `aif_jax.errors`, and execution of native work.
 
 use aif_core::error::Error;
 use pyo3::exceptions::{PyMemoryError, PyOSError};
@@ -8,7 +8,7 @@ use pyo3::types::PyType;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// The exception `class` of `aif_jax.errors` with this message.
+/// Makes the exception `class` of `aif_jax.errors` with this message.
 ///
 /// The module is imported when the first error is raised: `aif_jax` imports this extension while it
 /// is itself being imported.
@@ -24,20 +24,26 @@ pub(crate) fn raise(py: Python<'_>, class: &str, message: String) -> PyErr {
     }
 }
 
-/// `error` as a Python exception.
+/// Converts `error` into a Python exception.
 pub(crate) fn to_py(py: Python<'_>, error: &Error) -> PyErr {
     let class = match error {
         Error::Config(_) => "ConfigError",
         Error::Layout(_) => "LayoutError",
         Error::Request(_) | Error::StaleHandle(_) => "RequestError",
         Error::OutOfMemory { .. } => return PyMemoryError::new_err(error.to_string()),
-        // With a number, Python makes it the subclass that the number stands for.
+        // Given an errno, Python picks the matching subclass.
         Error::File {
             code: Some(code), ..
         } => {
             return PyOSError::new_err((*code, error.to_string()));
         }
         Error::File { .. } => return PyOSError::new_err(error.to_string()),
+        Error::QueueFull { .. } => {
+            let message = format!(
+                "{error} (the limit is queue_bound of a Scheduler, threads.max_queued of an Engine)"
+            );
+            return raise(py, "OverloadedError", message);
+        }
         Error::Overloaded(_) | Error::RowsHeld { .. } => "OverloadedError",
         Error::DeadlineExceeded(_) => "DeadlineExceededError",
         Error::Scheduler(_) => "SchedulerError",
@@ -46,7 +52,7 @@ pub(crate) fn to_py(py: Python<'_>, error: &Error) -> PyErr {
     raise(py, class, error.to_string())
 }
 
-/// What a panic said.
+/// Returns the message of a panic.
 pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
     panic
         .downcast_ref::<&'static str>()
@@ -57,7 +63,7 @@ pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
 
 /// Runs native `work` with the GIL released; its error or panic becomes a Python exception.
 ///
-/// Every binding goes through here, so that none can forget one of the three.
+/// Every binding uses it, so that none forgets one of the three.
 pub(crate) fn detached<T: Send>(
     py: Python<'_>,
     work: impl FnOnce() -> Result<T, Error> + Send,
@@ -66,11 +72,11 @@ pub(crate) fn detached<T: Send>(
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(to_py(py, &error)),
         Err(panic) => {
-            let said = panic_text(&*panic);
+            let text = panic_text(&*panic);
             Err(raise(
                 py,
                 "AifError",
-                format!("the native half of aif_jax panicked, which is a bug to report: {said}"),
+                format!("the native half of aif_jax panicked, which is a bug to report: {text}"),
             ))
         }
     }

@@ -1,11 +1,12 @@
-//! Features for Python: columns of numbers as a model takes them.
+//! Standardisation of numeric columns for Python.
 
 use crate::errors::{detached, raise};
-use aif_core::standard::{Odd, Standard};
+use aif_core::standard::{Anomalies, Standard};
 use numpy::{Element, PyArray1, PyArray2, PyArrayMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
-/// Up to so many values take some tens of microseconds, for which giving the GIL away is not worth it.
+/// Maximum number of values processed with the GIL held: they take some tens of microseconds, for which
+/// releasing it is not worthwhile.
 const VALUES_WITH_GIL: usize = 8192;
 
 type Standardised<'py> = (Bound<'py, PyArray2<f32>>, usize, usize, usize);
@@ -31,10 +32,10 @@ fn standardise<'py>(
         return Err(raise(py, "SchemaError", message));
     }
     if let Ok(column) = values.cast::<PyArray1<f32>>() {
-        return of(py, column, &by);
+        return standardise_column(py, column, &by);
     }
     if let Ok(column) = values.cast::<PyArray1<f64>>() {
-        return of(py, column, &by);
+        return standardise_column(py, column, &by);
     }
     let given = match values.cast::<PyUntypedArray>() {
         Ok(array) => format!("{}{:?}", array.dtype(), array.shape()),
@@ -51,13 +52,13 @@ fn refused(py: Python<'_>, given: &str) -> PyErr {
     raise(py, "SchemaError", message)
 }
 
-fn of<'py, T: Element + Copy + Into<f64> + Sync>(
+fn standardise_column<'py, T: Element + Copy + Into<f64> + Sync>(
     py: Python<'py>,
     column: &Bound<'py, PyArray1<T>>,
     by: &Standard,
 ) -> PyResult<Standardised<'py>> {
     if column.len() == 0 {
-        // Nowhere at all may be anywhere, and then not be aligned.
+        // The pointer of an empty array is arbitrary and need not be aligned.
         return Ok((PyArray2::zeros(py, [0, 2], false), 0, 0, 0));
     }
     if !column.is_c_contiguous() || !column.data().is_aligned() {
@@ -68,7 +69,7 @@ fn of<'py, T: Element + Copy + Into<f64> + Sync>(
         .map_err(|_| refused(py, "an array that another call is writing to"))?;
     let values = borrowed.as_slice()?;
     let mut out = vec![[0.0f32; 2]; values.len()];
-    let odd: Odd = if values.len() <= VALUES_WITH_GIL {
+    let anomalies: Anomalies = if values.len() <= VALUES_WITH_GIL {
         aif_core::standard::standardise(values, by, &mut out)
     } else {
         detached(py, || {
@@ -77,7 +78,12 @@ fn of<'py, T: Element + Copy + Into<f64> + Sync>(
     };
     let rows = out.len();
     let encoded = PyArray1::from_vec(py, out.into_flattened()).reshape([rows, 2])?;
-    Ok((encoded, odd.missing, odd.infinite, odd.clipped))
+    Ok((
+        encoded,
+        anomalies.missing,
+        anomalies.infinite,
+        anomalies.clipped,
+    ))
 }
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {

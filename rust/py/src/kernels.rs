@@ -12,8 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyDict};
 use std::ptr::NonNull;
 
-/// What XLA calls, by the names under which programs call it: capsules of function pointers, for
-/// ``jax.ffi.register_ffi_target``.
+/// Handlers for XLA as capsules of function pointers, for ``jax.ffi.register_ffi_target``.
 #[pyfunction]
 fn ffi_targets(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     let targets = PyDict::new(py);
@@ -29,7 +28,7 @@ fn ffi_targets(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     Ok(targets)
 }
 
-/// The CPU features that kernels are written for, and whether this CPU has them.
+/// Return the CPU features that kernels are written for, and whether this CPU has them.
 #[pyfunction]
 fn cpu_features(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     let features = PyDict::new(py);
@@ -39,8 +38,8 @@ fn cpu_features(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     Ok(features)
 }
 
-/// The instruction set that each kernel uses. Raises ``ConfigError`` if ``AIF_JAX_KERNELS`` names one
-/// that this CPU lacks.
+/// Return the instruction set that each kernel uses. Raises ``ConfigError`` if ``AIF_JAX_KERNELS`` names
+/// one that this CPU lacks.
 #[pyfunction]
 fn chosen_kernels(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     let level = Level::chosen().map_err(|error| to_py(py, &error))?;
@@ -51,7 +50,8 @@ fn chosen_kernels(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     Ok(chosen)
 }
 
-/// `SimTier` on `NumPy` arrays by a named instruction set, for tests: see ``aif_jax.kernels.simtier``.
+/// Run `SimTier` on `NumPy` arrays with a named instruction set, for tests: see
+/// ``aif_jax.kernels.simtier``.
 #[pyfunction]
 #[pyo3(signature = (cand, seq, channel, edges, *, channels, kind, implementation))]
 #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)] // the shape of a Python function
@@ -93,7 +93,8 @@ fn simtier<'py>(
     Ok(out.into_pyarray(py))
 }
 
-/// The table sum on `NumPy` arrays by a named instruction set, for tests: see ``aif_jax.kernels.table_sum``.
+/// Run the table sum on `NumPy` arrays with a named instruction set, for tests: see
+/// ``aif_jax.kernels.table_sum``.
 #[pyfunction]
 #[pyo3(signature = (table, sig, *, bits, implementation))]
 #[allow(clippy::needless_pass_by_value)] // the shape of a Python function

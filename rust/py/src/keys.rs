@@ -1,4 +1,4 @@
-//! Keys for Python: of strings, and those that came before.
+//! Keys for Python: hashes of strings, and first occurrences.
 
 use crate::errors::{detached, raise};
 use aif_core::cache::key_of;
@@ -6,7 +6,7 @@ use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1, PyUntypedArray, PyUntype
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyString};
 
-/// The keys as a contiguous `uint64[N]` that nobody may write to meanwhile.
+/// Borrows the keys as a contiguous `uint64[N]`, which blocks writes by other bindings meanwhile.
 pub(crate) fn borrow_keys<'py>(keys: &Bound<'py, PyAny>) -> PyResult<PyReadonlyArray1<'py, u64>> {
     let py = keys.py();
     let refuse = |given: String| {
@@ -35,11 +35,11 @@ pub(crate) fn borrow_keys<'py>(keys: &Bound<'py, PyAny>) -> PyResult<PyReadonlyA
         .map_err(|_| refuse("an array that another call is writing to".into()))
 }
 
-/// After so many strings other threads get a turn: a fraction of the time for which the interpreter itself lets
-/// a thread keep the GIL.
+/// Strings hashed before the GIL is offered to other threads: a fraction of the interpreter's switch
+/// interval.
 const STRINGS_AT_ONCE: usize = 1 << 15;
 
-/// The 64-bit keys of strings: XXH3-64 of their UTF-8 bytes, the same on every machine.
+/// Return the 64-bit keys of strings: XXH3-64 of their UTF-8 bytes, the same on every machine.
 #[pyfunction]
 fn hash_strings<'py>(
     py: Python<'py>,
@@ -79,10 +79,11 @@ fn hash_strings<'py>(
     Ok(PyArray1::from_vec(py, keys))
 }
 
-/// Up to so many keys take some tens of microseconds, for which giving the GIL away is not worth it.
+/// Maximum number of keys processed with the GIL held: they take some tens of microseconds, for which
+/// releasing it is not worthwhile.
 const KEYS_WITH_GIL: usize = 8192;
 
-/// The places of all keys that did not come before, ascending; None if that is all of them.
+/// Return the indices of the first occurrences of all keys, ascending; None if all keys differ.
 #[pyfunction]
 fn distinct<'py>(
     py: Python<'py>,

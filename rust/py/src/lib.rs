@@ -9,7 +9,7 @@ mod sched;
 
 use pyo3::prelude::*;
 
-/// The native half of `aif_jax`; import its names from `aif_jax`, not from here.
+/// Native half of `aif_jax`; import its names from `aif_jax`, not from here.
 #[pymodule(gil_used = false)]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;

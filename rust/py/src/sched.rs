@@ -1,34 +1,34 @@
-//! `Scheduler` for Python: checks, conversion, and what becomes of futures.
+//! `Scheduler` for Python: argument checks, conversion, and futures.
 //!
-//! Who holds the GIL when: `submit`, `stats` and the like keep it, since they take no lock for longer than
-//! a push; everything that waits releases it. No thread takes the GIL while it holds a lock of the core,
-//! so the two cannot deadlock. Workers own one thread state each for life, so `threading.local`
-//! keeps its values from task to task, and attach only to run a task and to leave.
+//! `submit`, `stats` and the like hold the GIL, since they hold a lock for no longer than a push; every method
+//! that waits releases it. No thread takes the GIL while it holds a lock of the core, so the two cannot
+//! deadlock. A worker keeps one thread state for life, so `threading.local` keeps its values from task to task,
+//! and attaches only to run a task and to exit.
 
-mod asked;
-mod call;
+mod job;
+mod request;
 mod stats;
 
 use crate::errors::{detached, raise, to_py};
 use aif_core::sched::{
     self, Config, Lane, LaneStats, Signal, Target, Ticket, current_lane, thread_name,
 };
-use asked::{Asked, future_class};
 use pyo3::exceptions::{PyRuntimeWarning, PyTimeoutError, PyTypeError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyCFunction, PyDict, PyList, PyString, PyTuple};
+use request::{TaskRequest, future_class};
 use std::ffi::CString;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How often a thread that waits for the workers looks for Ctrl-C.
-const SIGNALS_EVERY: Duration = Duration::from_millis(50);
+/// Interval at which a thread that waits for the workers checks for Ctrl-C.
+const SIGNAL_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// After so many spans have become dicts, other threads get a turn with the GIL.
-const SPANS_AT_ONCE: usize = 512;
+/// Spans converted into dicts before the GIL is offered to other threads.
+const SPANS_PER_TURN: usize = 512;
 
-/// `time.perf_counter()` at `anchor`, in microseconds: measured, since the two clocks need not be one.
+/// Returns `time.perf_counter()` at `anchor` in microseconds, measured since the two clocks may differ.
 fn perf_counter_us(py: Python<'_>, anchor: Instant) -> PyResult<f64> {
     let clock = py.import("time")?.getattr("perf_counter")?;
     let mut best = (Duration::MAX, 0.0);
@@ -44,7 +44,7 @@ fn perf_counter_us(py: Python<'_>, anchor: Instant) -> PyResult<f64> {
     Ok(best.1)
 }
 
-/// The time that `ms` milliseconds mean; none if they are none, or more than a clock can count.
+/// Converts milliseconds into a duration; `None` if they are `None` or exceed the range of a clock.
 fn duration(py: Python<'_>, name: &str, ms: Option<f64>) -> PyResult<Option<Duration>> {
     match ms {
         Some(ms) if ms.is_nan() => Err(raise(
@@ -58,7 +58,7 @@ fn duration(py: Python<'_>, name: &str, ms: Option<f64>) -> PyResult<Option<Dura
     }
 }
 
-/// The scheduler's side of a future: called when that was cancelled, so that the task's place is free at once.
+/// Canceller of a future's task, called when the future is cancelled, so that the task leaves the queue at once.
 #[pyclass(frozen, module = "aif_jax._native")]
 struct Task(Ticket);
 
@@ -69,9 +69,9 @@ impl Task {
     }
 }
 
-/// The core scheduler, as owned by the Python object and by its exit hook.
+/// Core scheduler, owned by the Python object and by its exit hook.
 struct Pool {
-    /// None only while it is being dropped.
+    /// `None` only while it is being dropped.
     core: Option<sched::Scheduler>,
     pid: u32,
 }
@@ -90,7 +90,7 @@ impl Drop for Pool {
     fn drop(&mut self) {
         let core = self.core.take();
         if self.is_forked() {
-            // The threads stayed behind, and locks may be as they left them.
+            // The threads belong to the parent, and locks may be held by them.
             std::mem::forget(core);
             return;
         }
@@ -104,7 +104,7 @@ impl Drop for Pool {
     }
 }
 
-/// Drops what is queued and joins the workers when the interpreter exits.
+/// Exit hook of the interpreter: drops the queued tasks and joins the workers.
 #[pyclass(frozen, module = "aif_jax._native")]
 struct ExitHook(Arc<Pool>);
 
@@ -121,7 +121,7 @@ impl ExitHook {
     }
 }
 
-/// A thread pool for request graphs. The stub says what each method promises.
+/// Thread pool for request graphs; the stub documents each method.
 #[pyclass(frozen, weakref, module = "aif_jax._native")]
 struct Scheduler {
     pool: Arc<Pool>,
@@ -132,7 +132,7 @@ struct Scheduler {
 
 impl Drop for Scheduler {
     fn drop(&mut self) {
-        // What is queued still runs, as with the executors of the standard library; the exit hook joins.
+        // Queued tasks still run, as with the executors of the standard library; the exit hook joins.
         if !self.pool.is_forked() {
             self.pool.core().stop(false);
         }
@@ -140,14 +140,14 @@ impl Drop for Scheduler {
 }
 
 impl Scheduler {
-    /// The core, unless this process is a fork.
+    /// Returns the core, or an error if this process is a fork.
     fn core(&self, py: Python<'_>) -> PyResult<&sched::Scheduler> {
         if self.pool.is_forked() {
             return Err(raise(
                 py,
                 "SchedulerError",
                 format!(
-                    "this scheduler was made in process {} and its threads stayed there when process {} was \
+                    "this scheduler was made in process {}, and its threads did not follow when process {} was \
                      forked; make a new Scheduler here, or start processes with the \"spawn\" method",
                     self.pool.pid,
                     std::process::id()
@@ -157,15 +157,19 @@ impl Scheduler {
         Ok(self.pool.core())
     }
 
-    /// What `submit` and `run` are asked for, checked.
-    fn asked<'a>(
+    /// Checks the arguments of `submit` and `run`.
+    #[allow(clippy::too_many_arguments)] // those of the Python methods
+    fn request<'a, 'py>(
         &'a self,
-        py: Python<'_>,
+        py: Python<'py>,
         method: &str,
         lane: &str,
-        r#fn: &Bound<'_, PyAny>,
+        r#fn: &Bound<'py, PyAny>,
+        args: &Bound<'py, PyTuple>,
         deadline_ms: Option<f64>,
-    ) -> PyResult<Asked<'a>> {
+        name: &'a str,
+        continuation: bool,
+    ) -> PyResult<TaskRequest<'a, 'py>> {
         let core = self.core(py)?;
         let lane = Lane::from_name(lane).map_err(|error| to_py(py, &error))?;
         if !r#fn.is_callable() {
@@ -175,11 +179,17 @@ impl Scheduler {
             )));
         }
         let deadline = deadline(py, deadline_ms)?;
-        Ok(Asked {
+        Ok(TaskRequest {
             core,
             lane,
             deadline,
-            goes_on: false,
+            continuation,
+            name: if name.is_empty() {
+                default_name(r#fn)?.to_str()?.to_owned().into()
+            } else {
+                name.into()
+            },
+            bound: bound(r#fn, args)?,
         })
     }
 
@@ -198,7 +208,7 @@ impl Scheduler {
         if !wait {
             return Ok(());
         }
-        while !detached(py, || core.join(Some(SIGNALS_EVERY)))? {
+        while !detached(py, || core.join(Some(SIGNAL_CHECK_INTERVAL)))? {
             py.check_signals()?;
         }
         let hook = self
@@ -213,13 +223,29 @@ impl Scheduler {
     }
 }
 
-/// The moment that is `deadline_ms` from now.
+/// Converts the hang limit; one beyond the range of a clock is never reached.
+fn hang_limit(py: Python<'_>, hang_ms: Option<f64>) -> PyResult<Option<Duration>> {
+    match (hang_ms, duration(py, "hang_ms", hang_ms)?) {
+        (Some(ms), Some(Duration::ZERO)) => Err(raise(
+            py,
+            "ConfigError",
+            format!(
+                "hang_ms is 0 or less ({ms}), so that every call would count as hanging; give milliseconds above \
+                 0, or None for a limit learnt from the calls"
+            ),
+        )),
+        (Some(_), None) => Ok(Some(Duration::MAX)),
+        (_, limit) => Ok(limit),
+    }
+}
+
+/// Returns the instant `deadline_ms` from now.
 fn deadline(py: Python<'_>, deadline_ms: Option<f64>) -> PyResult<Option<Instant>> {
     let given = duration(py, "deadline_ms", deadline_ms)?;
     Ok(given.and_then(|given| Instant::now().checked_add(given)))
 }
 
-/// The function and its arguments, as `Context.run` takes them.
+/// Joins the function and its arguments into the arguments of `Context.run`.
 fn bound<'py>(
     r#fn: &Bound<'py, PyAny>,
     args: &Bound<'py, PyTuple>,
@@ -230,8 +256,8 @@ fn bound<'py>(
     PyTuple::new(r#fn.py(), bound)
 }
 
-/// A name for a task that was given none.
-fn name_of<'py>(function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyString>> {
+/// Returns the name of a task that was given none.
+fn default_name<'py>(function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyString>> {
     match function.getattr_opt(intern!(function.py(), "__qualname__"))? {
         Some(name) if name.is_instance_of::<PyString>() => Ok(name.cast_into()?),
         _ => function.get_type().name(),
@@ -259,14 +285,10 @@ impl Scheduler {
             compute_threads,
             queue_bound,
             admission,
-            // Longer than a clock can count is a limit that nothing reaches.
-            hang: match (hang_ms, duration(py, "hang_ms", hang_ms)?) {
-                (Some(_), None) => Some(Duration::MAX),
-                (_, limit) => limit,
-            },
+            hang: hang_limit(py, hang_ms)?,
             hang_share,
-            // One thread state for the life of the worker, released while it sleeps.
-            surround: Arc::new(|work: &mut (dyn FnMut() + Send)| {
+            // One thread state for the life of the worker, detached while it sleeps.
+            worker_scope: Arc::new(|work: &mut (dyn FnMut() + Send)| {
                 Python::try_attach(|py| py.detach(work));
             }),
             ..Config::default()
@@ -299,17 +321,9 @@ impl Scheduler {
         name: &str,
         goes_on: bool,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let asked = Asked {
-            goes_on,
-            ..self.asked(py, "submit", lane, r#fn, deadline_ms)?
-        };
-        let bound = bound(r#fn, args)?;
-        let (future, task) = if name.is_empty() {
-            asked.submit(py, name_of(r#fn)?.to_str()?, bound)?
-        } else {
-            asked.submit(py, name, bound)?
-        };
-        // Before anyone else has the future, who might cancel it.
+        let request = self.request(py, "submit", lane, r#fn, args, deadline_ms, name, goes_on)?;
+        let (future, task) = request.submit(py)?;
+        // Before any other thread has the future, which might cancel it.
         future.setattr(intern!(py, "_aif_task"), Bound::new(py, task)?)?;
         Ok(future)
     }
@@ -326,17 +340,8 @@ impl Scheduler {
         name: &str,
         goes_on: bool,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let asked = Asked {
-            goes_on,
-            ..self.asked(py, "run", lane, r#fn, deadline_ms)?
-        };
-        let bound = bound(r#fn, args)?;
-        let is_forked = || self.pool.is_forked();
-        if name.is_empty() {
-            asked.run(py, name_of(r#fn)?.to_str()?, bound, is_forked)
-        } else {
-            asked.run(py, name, bound, is_forked)
-        }
+        self.request(py, "run", lane, r#fn, args, deadline_ms, name, goes_on)?
+            .run(py, || self.pool.is_forked())
     }
 
     #[pyo3(signature = (lane, name, deadline_ms = None))]
@@ -350,13 +355,13 @@ impl Scheduler {
         let core = self.core(py)?;
         let lane = Lane::from_name(lane).map_err(|error| to_py(py, &error))?;
         let deadline = deadline(py, deadline_ms)?;
-        let outlook = core.predict(lane, name, deadline);
-        Ok((outlook.queue + outlook.run.unwrap_or_default()).as_secs_f64() * 1e3)
+        let prediction = core.predict(lane, name, deadline);
+        Ok((prediction.queue + prediction.run.unwrap_or_default()).as_secs_f64() * 1e3)
     }
 
     fn idle_threads(&self, py: Python<'_>, lane: &str) -> PyResult<usize> {
         let lane = Lane::from_name(lane).map_err(|error| to_py(py, &error))?;
-        Ok(self.core(py)?.idle(lane))
+        Ok(self.core(py)?.idle_threads(lane))
     }
 
     #[pyo3(signature = (future, timeout_ms = None))]
@@ -369,7 +374,7 @@ impl Scheduler {
         self.core(py)?;
         if !future.is_instance(future_class(py)?)? {
             return Err(PyTypeError::new_err(format!(
-                "wait() takes a concurrent.futures.Future, was given {}; await an asyncio future instead",
+                "wait() takes a concurrent.futures.Future, got {}; await an asyncio future instead",
                 future.get_type().name()?
             )));
         }
@@ -379,12 +384,12 @@ impl Scheduler {
         if current_lane().is_none() {
             let seconds = timeout.map(|timeout| timeout.as_secs_f64());
             return match future.call_method1(result, (seconds,)) {
-                // Ours, unless the task itself raised it.
+                // The timeout of this wait, unless the task itself raised one.
                 Err(error) if error.is_instance_of::<PyTimeoutError>(py) && !done()? => Err(raise(
                     py,
                     "DeadlineExceededError",
                     format!(
-                        "the wait of {} ms was over before the task ended; the task goes on: cancel it if \
+                        "the wait of {} ms was over before the task ended; the task continues: cancel it if \
                          nobody needs it, or wait longer",
                         timeout_ms.unwrap_or_default()
                     ),
@@ -412,7 +417,7 @@ impl Scheduler {
         let core = self.core(py)?;
         let lanes = PyDict::new(py);
         for lane in Lane::ALL {
-            // Quantiles are counted up in histograms of some thousand entries.
+            // Quantiles scan histograms of some thousand entries.
             let (stats, names) = detached(py, || Ok((core.stats(lane), core.names(lane))))?;
             let dict = stats::lane_stats(py, &stats, &names)?;
             lanes.set_item(lane.name(), dict)?;
@@ -442,14 +447,14 @@ impl Scheduler {
         let list = PyList::empty(py);
         let at = |nanos: u64| self.clock_us + nanos as f64 / 1e3;
         for (n, span) in trace.spans.into_iter().enumerate() {
-            if n > 0 && n % SPANS_AT_ONCE == 0 {
+            if n > 0 && n % SPANS_PER_TURN == 0 {
                 py.detach(std::thread::yield_now);
             }
             let dict = PyDict::new(py);
             dict.set_item("name", &*span.name)?;
             dict.set_item("lane", span.lane.name())?;
             let mut thread = thread_name(span.lane, span.thread);
-            if span.guest {
+            if span.inline {
                 thread.push_str("-guest");
             }
             dict.set_item("thread", thread)?;
@@ -500,7 +505,7 @@ impl Scheduler {
     }
 }
 
-/// Adds the scheduler's class.
+/// Adds the class to the module.
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Scheduler>()
 }

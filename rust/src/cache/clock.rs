@@ -1,18 +1,18 @@
-//! The coarse clock by which rows age.
+//! Coarse clock for the age of rows.
 
 use crate::sync::plain::{Arc, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Ages are counted in ticks of this many milliseconds: a row's time stamp then takes 4 bytes and
-/// lasts 795 days, after which all rows look equally old.
+/// Resolution of ages in milliseconds: a time stamp takes 4 bytes and lasts 795 days, after which ages
+/// saturate.
 pub const TICK_MS: u64 = 16;
 
-/// Where a cache takes the time from.
+/// Source of the time for a cache.
 #[derive(Clone, Debug)]
 pub enum Clock {
-    /// The system's monotonic clock, from the given moment on.
+    /// Monotonic clock of the system, starting at this instant.
     System(Instant),
-    /// A clock that moves when told to, for tests and replays.
+    /// Manually advanced clock, for tests and replays.
     Manual(ManualClock),
 }
 
@@ -23,7 +23,7 @@ impl Default for Clock {
 }
 
 impl Clock {
-    /// Whole ticks since the clock started.
+    /// Returns whole ticks since the clock's start.
     #[inline]
     pub(super) fn ticks(&self) -> u32 {
         let millis = match self {
@@ -34,7 +34,7 @@ impl Clock {
     }
 }
 
-/// Time that stands still until [`advance`](Self::advance); clones share it.
+/// Clock that moves only by [`advance`](Self::advance); clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct ManualClock(Arc<AtomicU64>);
 
@@ -45,7 +45,7 @@ impl ManualClock {
     }
 }
 
-/// The number of ticks in `time`, rounded up so that nothing expires early.
+/// Converts `time` into ticks, rounded up so that nothing expires early.
 pub(super) fn ticks_of(time: Duration) -> u32 {
     u32::try_from(time.as_nanos().div_ceil(u128::from(TICK_MS) * 1_000_000)).unwrap_or(u32::MAX)
 }

@@ -1,21 +1,21 @@
-//! Copying rows out: from one row into every column of a batch, row after row.
+//! Copying of rows into the columns of a batch.
 
 use super::layout::RowLayout;
 use std::ptr;
 
-/// Columns up to this many bytes are copied by a loop in place, which is faster than a call for so few.
+/// Maximum bytes of a column that is copied by an inline loop, which is faster than a call for so few.
 const INLINE_BYTES: usize = 64;
 
-/// What one step of that loop copies.
+/// Unit of that loop.
 type Piece = [u8; 16];
 
-/// Where the next row of each column goes.
-pub(super) struct Copies {
+/// Copier of rows, with the destination of the next row in each column.
+pub(super) struct RowCopier {
     columns: Vec<ColumnCopy>,
 }
 
 struct ColumnCopy {
-    /// Where the column stands in a row.
+    /// Offset of the column in a row.
     offset: usize,
     bytes: usize,
     to: *mut u8,
@@ -23,10 +23,10 @@ struct ColumnCopy {
 }
 
 impl RowLayout {
-    /// Copying into `columns`, which has one entry per column of the layout.
-    pub(super) fn copies(&self, columns: &[*mut u8]) -> Copies {
+    /// Makes a copier into `columns`, which has one entry per column of the layout.
+    pub(super) fn copier(&self, columns: &[*mut u8]) -> RowCopier {
         let columns = self.columns().iter().zip(columns);
-        Copies {
+        RowCopier {
             columns: columns
                 .map(|(column, &to)| ColumnCopy {
                     offset: column.offset(),
@@ -40,16 +40,17 @@ impl RowLayout {
     }
 }
 
-impl Copies {
-    /// Copies a row to the next place of every column.
+impl RowCopier {
+    /// Copies a row to the next position of every column.
     ///
     /// # Safety
-    /// `row` points to a row of the layout that nobody writes to; every column has another place, which
-    /// overlaps nothing else.
+    /// `row` points to a row of the layout that no thread writes to; every column has another position,
+    /// which overlaps nothing else.
     #[inline]
-    pub(super) unsafe fn next_row(&mut self, row: *const u8) {
+    pub(super) unsafe fn copy_row(&mut self, row: *const u8) {
         for column in &mut self.columns {
-            // SAFETY: the caller's: the column lies inside the row, and its place inside the column.
+            // SAFETY: by the caller's contract the column lies inside the row, and its destination inside
+            // the output.
             unsafe {
                 let from = row.add(column.offset);
                 if column.in_pieces {
@@ -65,13 +66,13 @@ impl Copies {
         }
     }
 
-    /// Zeroes the next place of every column.
+    /// Zeroes the next position of every column.
     ///
     /// # Safety
-    /// Every column has another place.
-    pub(super) unsafe fn next_zeros(&mut self) {
+    /// Every column has another position.
+    pub(super) unsafe fn zero_row(&mut self) {
         for column in &mut self.columns {
-            // SAFETY: the caller's.
+            // SAFETY: by the caller's contract.
             unsafe {
                 ptr::write_bytes(column.to, 0, column.bytes);
                 column.to = column.to.add(column.bytes);

@@ -1,23 +1,23 @@
-//! What a row is made of: named columns, each with an element type and a shape, at fixed offsets.
+//! Row layout: named columns, each with an element type and a shape, at fixed offsets.
 
 use crate::error::{Error, Result};
 use std::fmt;
 
-/// Rows start on cache lines, so that one row never shares a line with another.
+/// Alignment of rows: a cache line, so that two rows never share one.
 pub const ROW_ALIGN: usize = 64;
 
-/// Columns start where any element type may stand.
+/// Alignment of columns, sufficient for every element type.
 const COLUMN_ALIGN: usize = 4;
 
-/// The longest row: 1 GiB. Larger is a mistake in a shape, not a row.
+/// Maximum size of a row: 1 GiB; a larger one is taken for a mistake in a shape.
 const MAX_ROW_BYTES: usize = 1 << 30;
 
-/// Element types that a column may have.
+/// Element type of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
     /// IEEE 754 binary32.
     Float32,
-    /// The upper half of a binary32.
+    /// Upper half of a binary32.
     BFloat16,
     /// IEEE 754 binary16.
     Float16,
@@ -43,7 +43,7 @@ impl DType {
         Self::UInt32,
     ];
 
-    /// Bytes of one element.
+    /// Returns the bytes of one element.
     #[must_use]
     pub const fn size(self) -> usize {
         match self {
@@ -53,7 +53,7 @@ impl DType {
         }
     }
 
-    /// The name that `NumPy` (with `ml_dtypes`) gives this type.
+    /// Returns the name of the type in `NumPy` (with `ml_dtypes`).
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -67,7 +67,7 @@ impl DType {
         }
     }
 
-    /// The type of this name.
+    /// Parses the name of a type.
     pub fn from_name(name: &str) -> Result<Self> {
         Self::ALL
             .into_iter()
@@ -81,7 +81,7 @@ impl DType {
     }
 }
 
-/// One named column of a row.
+/// Named column of a row.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Column {
     name: String,
@@ -92,40 +92,40 @@ pub struct Column {
 }
 
 impl Column {
-    /// The column's name.
+    /// Returns the name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Type of its elements.
+    /// Returns the element type.
     #[must_use]
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// Shape within one row; empty for a scalar.
+    /// Returns the shape within one row; empty for a scalar.
     #[must_use]
     pub fn shape(&self) -> &[usize] {
         &self.shape
     }
 
-    /// Where the column starts within a row, in bytes.
+    /// Returns the offset within a row, in bytes.
     #[must_use]
     pub fn offset(&self) -> usize {
         self.offset
     }
 
-    /// Bytes that the column takes in one row.
+    /// Returns the bytes of the column in one row.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 }
 
-/// The columns of a row and where they stand in it.
+/// Columns of a row and their offsets.
 ///
-/// Columns keep the order they were given in; each starts at a multiple of 4 bytes, and a row is
+/// Columns keep the order in which they were given; each starts at a multiple of 4 bytes, and a row is
 /// rounded up to whole cache lines.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct RowLayout {
@@ -135,7 +135,7 @@ pub struct RowLayout {
 }
 
 impl RowLayout {
-    /// A layout of `columns`, each a name, an element type and a shape within one row.
+    /// Makes a layout of `columns`, each a name, an element type and a shape within one row.
     ///
     /// # Errors
     /// [`Error::Layout`] if there is no column, a name is empty or repeated, a dimension is zero,
@@ -199,19 +199,19 @@ impl RowLayout {
         })
     }
 
-    /// The columns, in order.
+    /// Returns the columns, in order.
     #[must_use]
     pub fn columns(&self) -> &[Column] {
         &self.columns
     }
 
-    /// Bytes of the columns of one row, without padding.
+    /// Returns the bytes of the columns of one row, without padding.
     #[must_use]
     pub fn payload_bytes(&self) -> usize {
         self.payload_bytes
     }
 
-    /// Bytes from one row to the next: a multiple of [`ROW_ALIGN`].
+    /// Returns the bytes from one row to the next: a multiple of [`ROW_ALIGN`].
     #[must_use]
     pub fn row_bytes(&self) -> usize {
         self.row_bytes

@@ -1,6 +1,6 @@
-//! The embedding cache: a concurrent store of fixed-size rows of named columns under 64-bit keys.
+//! Embedding cache: a concurrent store of fixed-size rows of named columns under 64-bit keys.
 //!
-//! One structure serves item rows (unbounded) and user states (bounded bytes, eviction, time to live).
+//! One structure serves item rows (unbounded) and user states (bounded, with eviction and a time to live).
 //!
 //! ```
 //! use aif_core::cache::{CacheConfig, DType, EmbeddingCache, RowLayout};
@@ -18,41 +18,40 @@
 //!
 //! # Consistency
 //! Each row is read and written as a whole: all columns of a row come from one `upsert`, and no read is
-//! torn. Each key behaves as one atomic register: what an `upsert` or `delete` wrote is seen by every
-//! `gather` that starts after it returned, and by later ones of the same thread. A batch is not a
-//! transaction: a `gather` that runs beside an `upsert` of many keys may see some of its rows and not
-//! others, and a failed `upsert` has written the keys before the one that failed.
-//! A `gather` runs under one guard from start to end: rows it can reach are not reused meanwhile.
+//! torn. Each key is an atomic register: a write by `upsert` or `delete` is visible to every `gather` that
+//! starts after it returned, and to later ones of the same thread. A batch is not a transaction: a `gather`
+//! concurrent with an `upsert` of many keys may see some of its rows and not others, and a failed `upsert`
+//! has written the keys before the one that failed. A `gather` runs under one guard from start to end: rows
+//! it can reach are not reused meanwhile.
 //!
 //! # Progress
-//! Readers take no lock and wait for nobody: not for a writer that stopped half-way, not for growth, not
-//! for each other. Writers copy their rows side by side and take turns at the table (one mutex). In a
-//! bounded cache, a writer that finds every row
-//! either live or still visible to a reader waits up to 100 ms for the readers to leave; if they do not,
-//! the cache exceeds its bound by a sixteenth (counted, and kept from then on), up to twice the bound.
-//! Only then a write fails, with [`Error::RowsHeld`]; the key's old row stays.
+//! Readers are lock-free: they wait neither for a stopped writer, nor for growth, nor for each other.
+//! Writers copy their rows in parallel and serialise on the table (one mutex). In a bounded cache, a writer
+//! that finds every row either live or still visible to a reader waits up to 100 ms for the readers to
+//! leave, holding the mutex. If they do not leave, the cache exceeds its bound by a sixteenth (counted, and
+//! kept from then on), up to twice the bound. Only then a write fails, with [`Error::RowsHeld`]; the key's
+//! old row stays.
 //!
 //! # Trade-offs
-//! - A replaced row is memory until every reader that was inside this cache has left. A stalled reader
-//!   delays that, without limit in an unbounded cache; in a bounded one such rows count against the
-//!   bound, and a sixteenth of it (at most 1,024 rows) is kept for them.
-//! - Overhead is 12.8 bytes a slot (17.1 a key at the 75 % that `initial_keys` aims at), and 4 beside each
-//!   row for its time stamp; 30 more if bounded. A growing table moves between 60 % and 86 % load, a bounded
-//!   one between 50 % and 86 %; while it is rebuilt, the old and the new one exist together, which
-//!   [`MemoryUsage`] reports.
-//! - Growth and the removal of deleted keys' slots copy the table (not the rows) under the writers' lock:
-//!   other writers wait for it, readers do not.
-//! - Rows come in segments: eight of each size before the size doubles, the first eight large enough for
-//!   `initial_keys`. From 2 MB on they lie on huge pages where the system gives them.
-//! - Memory is given back to the system when the cache is dropped, not before.
-//! - A [`Snapshot`] keeps the rows of its moment: all that writers replace meanwhile stays memory until it
-//!   is dropped.
-//! - An allocation that grows with the data fails with [`Error::OutOfMemory`]; fixed bookkeeping of some
-//!   tens of bytes a batch (here and in crossbeam) ends the process like any small allocation in Rust.
+//! - A replaced row occupies memory until every reader that was inside this cache has left. A stalled
+//!   reader delays that, without limit in an unbounded cache. In a bounded one such rows count against the
+//!   bound, and a sixteenth of it (at most 1,024 rows) is reserved for them.
+//! - Overhead is 12.8 bytes a slot (17.1 a key at the 75 % load that `initial_keys` aims at) and 4 bytes a
+//!   row for its time stamp; 30 more if bounded. The load of a growing table is between 60 % and 86 %, that
+//!   of a bounded one between 50 % and 86 %. During a rebuild the old and the new table exist together,
+//!   which [`MemoryUsage`] reports.
+//! - Growth and the removal of tombstones copy the table (not the rows) under the writers' mutex: other
+//!   writers wait, readers do not.
+//! - Rows are allocated in segments: eight of each size before the size doubles, the first eight large
+//!   enough for `initial_keys`. Segments of 2 MB or more use huge pages where available.
+//! - Memory is returned to the system when the cache is dropped, not before.
+//! - A [`Snapshot`] retains its rows: all rows that writers replace meanwhile occupy memory until it is
+//!   dropped.
+//! - An allocation that grows with the data fails with [`Error::OutOfMemory`]. Fixed bookkeeping of some
+//!   tens of bytes a batch (here and in crossbeam) aborts the process like any small allocation in Rust.
 
 mod clock;
 mod copy;
-mod eviction;
 mod hash;
 mod layout;
 mod reclaim;
@@ -89,24 +88,24 @@ use std::fmt;
 use std::time::Duration;
 use store::Store;
 
-/// Bytes beside each row of a bounded cache: key, time stamp and mark, the eviction order, and two slots of
-/// the table: one that is in use, and one so that evicted keys' slots need not be cleared away often.
+/// Bytes per row of a bounded cache besides the row: key, time stamp and frequency, the eviction order, and
+/// two slots of the table: one in use, and one so that tombstones need not be removed often.
 const BOUNDED_ROW_BYTES: usize =
     slab::EVICTING_SIDE_BYTES + s3_fifo::ROW_BYTES + table::bytes_for(10) / 5;
 
-/// The smallest table: fewer slots would only grow again at once.
-const LEAST_SLOTS: usize = if cfg!(aif_loom) { 4 } else { 64 };
+/// Minimum slots of a table.
+const MIN_SLOTS: usize = if cfg!(aif_loom) { 4 } else { 64 };
 
-/// How many rows a bounded cache may have.
+/// Size limits of a bounded cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Bound {
-    /// All rows, those that wait for readers included.
+    /// Maximum number of rows, including retired ones.
     rows: usize,
-    /// Rows under keys.
+    /// Maximum number of rows under keys.
     live_rows: usize,
 }
 
-/// What the rows of a bounded cache may become while readers stall, as a multiple of the bound.
+/// Upper limit of the rows of a bounded cache while readers stall, as a multiple of the bound.
 const MAX_OVERRUN: usize = 2;
 
 impl Bound {
@@ -127,33 +126,33 @@ impl Bound {
     }
 }
 
-/// How much a store has from the start, and on what pages.
+/// Initial sizes of a store and its page settings.
 #[derive(Clone, Copy, Debug, Default)]
 struct Sizes {
     bound: Option<Bound>,
-    /// Slots of the first table, and the fewest of any.
+    /// Slots of the first table, and the minimum of later ones.
     slots: usize,
-    /// Rows that will come, if that is known.
+    /// Expected number of rows, 0 if unknown.
     rows: usize,
     pages: Pages,
 }
 
-/// How a cache is made; the default is unbounded, without time to live, on huge pages.
+/// Cache configuration; the default is unbounded, without time to live, on huge pages.
 #[derive(Clone, Debug)]
 pub struct CacheConfig {
-    /// The most bytes to take, overhead included; a second table while it is rebuilt is not. Full, the
-    /// cache evicts by S3-FIFO.
+    /// Maximum bytes, overhead included, except for the second table during a rebuild. A full cache evicts
+    /// by S3-FIFO.
     pub capacity_bytes: Option<usize>,
-    /// Rows older than this are misses. Kept to one [tick](TICK_MS); never early.
+    /// Rows older than this are misses. Resolution is one [tick](TICK_MS); never early.
     pub ttl: Option<Duration>,
-    /// For how many keys to make the table, and the segments of rows, from the start.
+    /// Number of keys for which to size the table and the segments of rows initially.
     pub initial_keys: usize,
-    /// Ask for huge pages wherever 2 MB or more are taken at once.
+    /// Request huge pages for allocations of 2 MB or more.
     pub huge_pages: bool,
-    /// Back memory when it is taken and not when it is first used: a segment of rows then takes longer to
-    /// come, and no row in it waits for a page.
+    /// Back memory on allocation instead of on first use: allocating a segment takes longer, and no access
+    /// to it faults.
     pub prefault: bool,
-    /// Where the time comes from.
+    /// Source of the time.
     pub clock: Clock,
 }
 
@@ -170,7 +169,7 @@ impl Default for CacheConfig {
     }
 }
 
-/// A concurrent store of fixed-size rows under 64-bit keys; see the [module](self) for what it promises.
+/// Concurrent store of fixed-size rows under 64-bit keys; the [module](self) documents its guarantees.
 ///
 /// All methods take `&self` and may be called from any number of threads.
 pub struct EmbeddingCache {
@@ -179,7 +178,7 @@ pub struct EmbeddingCache {
 }
 
 impl EmbeddingCache {
-    /// An empty cache.
+    /// Makes an empty cache.
     ///
     /// # Errors
     /// [`Error::Config`] if the capacity holds fewer than two rows or the time to live is zero;
@@ -206,7 +205,7 @@ impl EmbeddingCache {
         });
         let sizes = Sizes {
             bound,
-            slots: table::slots_for(keys).max(LEAST_SLOTS),
+            slots: table::slots_for(keys).max(MIN_SLOTS),
             rows: bound.map_or(config.initial_keys, |bound| bound.rows),
             pages: Pages {
                 huge: config.huge_pages,
@@ -221,13 +220,13 @@ impl EmbeddingCache {
         })
     }
 
-    /// The layout of its rows.
+    /// Returns the layout of the rows.
     #[must_use]
     pub fn layout(&self) -> &RowLayout {
         &self.store.layout
     }
 
-    /// Writes one row per key, in order; of a key that comes twice the last row stays.
+    /// Writes one row per key, in order; for a repeated key the last row stays.
     ///
     /// `columns` has one buffer per column of the layout, in its order, of exactly
     /// `keys.len() * column.bytes()` bytes.
@@ -242,12 +241,11 @@ impl EmbeddingCache {
         unsafe { self.store.upsert(keys, &columns) }
     }
 
-    /// Copies the rows of `keys`, column by column, into `columns`; returns how many were found.
+    /// Copies the rows of `keys`, column by column, into `columns`; returns the number found.
     ///
-    /// `columns` has one buffer per column of the layout, in its order, of exactly
-    /// `keys.len() * column.bytes()` bytes. `found[i]` becomes 1 if `keys[i]` has a row; else it becomes
-    /// 0 and the row's place in every column is zeroed. (Bytes, because foreign buffers need not hold
-    /// valid `bool`s.)
+    /// `columns` has one buffer per column of the layout, in its order, of exactly `keys.len() *
+    /// column.bytes()` bytes. `found[i]` becomes 1 if `keys[i]` has a row; else it becomes 0 and its range
+    /// of every column is zeroed. (Bytes, because foreign buffers need not hold valid `bool`s.)
     ///
     /// # Errors
     /// [`Error::Layout`] if the buffers do not fit; then nothing was written.
@@ -273,14 +271,15 @@ impl EmbeddingCache {
         Ok(unsafe { self.store.gather(keys, &columns, found) })
     }
 
-    /// Shows `see` each key's place in `keys`, in order, and its row as the layout lays it out, if it has
-    /// one; returns how many have. Nothing is copied: a row does not change while `see` reads it. All run
-    /// under one guard, so rows that writers replace meanwhile stay memory until the last was seen.
-    pub fn read_rows(&self, keys: &[u64], mut see: impl FnMut(usize, Option<&[u8]>)) -> usize {
+    /// Calls `visit` with the index of each key, in order, and its row in the layout's format, if it has
+    /// one; returns the number found. Nothing is copied: a row does not change during the call. All calls
+    /// run under one guard, so rows that writers replace meanwhile occupy memory until the last call
+    /// returns.
+    pub fn read_rows(&self, keys: &[u64], mut visit: impl FnMut(usize, Option<&[u8]>)) -> usize {
         let bytes = self.layout().row_bytes();
         self.store.visit(keys, |place, row| {
             // SAFETY: a row has `row_bytes` bytes, which nobody writes to while the guard of `visit` lives.
-            see(
+            visit(
                 place,
                 row.map(|row| unsafe { std::slice::from_raw_parts(row, bytes) }),
             );
@@ -315,34 +314,36 @@ impl EmbeddingCache {
         self.store.delete(keys)
     }
 
-    /// Deletes everything; the counts go on.
+    /// Deletes all rows; the statistics continue.
     pub fn clear(&self) -> Result<()> {
         self.store.clear()
     }
 
-    /// Calls `see` with each key's place in `keys` and whether it has a row. Counts as no use of the row.
-    pub fn contains(&self, keys: &[u64], mut see: impl FnMut(usize, bool)) {
-        self.store.ages(keys, |i, age| see(i, age.is_some()));
+    /// Calls `visit` with the index of each key and whether it has a row. Does not count as a use of the
+    /// row.
+    pub fn contains(&self, keys: &[u64], mut visit: impl FnMut(usize, bool)) {
+        self.store.ages(keys, |i, age| visit(i, age.is_some()));
     }
 
-    /// Calls `see` with each key's place in `keys` and the time since its row was written, to one
-    /// [tick](TICK_MS). Counts as no use of the row.
-    pub fn ages(&self, keys: &[u64], mut see: impl FnMut(usize, Option<Duration>)) {
+    /// Calls `visit` with the index of each key and the time since its row was written, to one
+    /// [tick](TICK_MS). Does not count as a use of the row.
+    pub fn ages(&self, keys: &[u64], mut visit: impl FnMut(usize, Option<Duration>)) {
         self.store.ages(keys, |i, age| {
-            see(
+            visit(
                 i,
                 age.map(|ticks| Duration::from_millis(u64::from(ticks) * TICK_MS)),
             );
         });
     }
 
-    /// The keys that have a row, in no order. Waits for writers, unlike look-ups.
+    /// Returns the keys that have a row, in no order. Waits for writers, unlike look-ups.
     pub fn keys(&self) -> Result<Vec<u64>> {
         self.store.keys()
     }
 
-    /// All rows that have not expired, as of one moment between writes. Waits for writers, unlike look-ups;
-    /// writers do not wait for the snapshot, but what they replace stays memory until it is dropped.
+    /// Returns all rows that have not expired, as of one moment between writes. Waits for writers, unlike
+    /// look-ups; writers do not wait for the snapshot, but rows they replace occupy memory until it is
+    /// dropped.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] if there is no memory for the list of rows, 12 bytes each.
@@ -350,26 +351,27 @@ impl EmbeddingCache {
         Ok(Snapshot::new(self.store.snapshot()?))
     }
 
-    /// Rows under keys as of the last finished write; expired ones count until they are removed.
+    /// Returns the number of rows under keys as of the last finished write, including expired ones not yet
+    /// removed.
     #[must_use]
     pub fn len(&self) -> usize {
         self.store.live()
     }
 
-    /// Whether there are no rows.
+    /// Returns whether there are no rows.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// How often things happened, and how many rows there are. Takes no lock: the numbers are those of
-    /// slightly different moments.
+    /// Returns event counts and row counts. Takes no lock: the numbers belong to slightly different
+    /// moments.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.store.stats()
     }
 
-    /// Where the bytes are. Takes no lock, like [`stats`](Self::stats).
+    /// Returns the memory usage by purpose. Takes no lock, like [`stats`](Self::stats).
     #[must_use]
     pub fn memory_usage(&self) -> MemoryUsage {
         self.store.memory_usage()

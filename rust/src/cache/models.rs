@@ -1,47 +1,47 @@
-//! Loom models: the store's own readers and writers, in every interleaving that loom can tell apart.
+//! Loom models: the store's readers and writers, in every interleaving that loom distinguishes.
 //!
-//! Reclamation is the counting one, which loom sees into; rows are watched, so that a model fails when
-//! a row is written while it is read or when nothing orders the one before the other. Run them with
+//! Reclamation is the counting one, which loom can explore; rows are watched, so that a model fails when a
+//! row is written while it is read, or when no ordering separates the two. Run them with
 //!
 //! ```text
 //! RUSTFLAGS="--cfg aif_loom" cargo test --release -p aif-core --lib models
 //! ```
 //!
 //! # What is explored
-//! - *A row is taken, filled without the lock, and published*: all models; several rows at a time:
+//! - *Allocate a row, fill it without the lock, publish it*: all models; several rows at a time:
 //!   `small_batches_are_published_together`.
-//! - *Insert of one new key by two writers*: `two_writers_of_a_new_key_leave_one_row`.
-//! - *Update, one slot from the old row to the new*: `an_update_is_seen_whole_or_not_at_all`,
+//! - *Insert one new key by two writers*: `two_writers_of_a_new_key_leave_one_row`.
+//! - *Update a slot from the old row to the new*: `an_update_is_seen_whole_or_not_at_all`,
 //!   `two_writers_of_one_key_are_seen_in_one_order`.
 //! - *Delete*: `a_reused_row_is_never_taken_for_another_keys`,
-//!   `a_key_that_comes_back_does_not_come_back_old`,
-//!   `what_stays_is_found_beside_and_behind_a_deleted_key`; beside the same key's upsert:
-//!   `a_delete_beside_an_upsert_is_before_or_after_it`.
-//! - *A retired row comes back and is written again*: all in which a writer writes more than it adds.
-//! - *A slot gets its key*: `key_0_is_never_taken_for_a_slot_without_a_key`.
-//! - *The table grows*: `growth_hides_nothing`, `one_guard_lasts_over_growth_and_reuse`,
+//!   `a_key_that_comes_back_does_not_come_back_old`, `what_stays_is_found_beside_and_behind_a_deleted_key`;
+//!   concurrent with the same key's upsert: `a_delete_beside_an_upsert_is_before_or_after_it`.
+//! - *Reuse a retired row*: all in which a writer writes more than it adds.
+//! - *Assign a key to a slot*: `key_0_is_never_taken_for_a_slot_without_a_key`.
+//! - *Grow the table*: `growth_hides_nothing`, `one_guard_lasts_over_growth_and_reuse`,
 //!   `two_writers_may_both_find_the_table_full`.
-//! - *The table is rebuilt without deleted keys, without expired ones*:
+//! - *Rebuild the table without tombstones, without expired rows*:
 //!   `a_rebuild_without_deleted_keys_hides_nothing`, `an_expired_row_never_comes_back_as_another`.
-//! - *A full cache evicts*: `an_evicted_row_stays_whole_for_its_readers`,
+//! - *Evict from a full cache*: `an_evicted_row_stays_whole_for_its_readers`,
 //!   `two_writers_of_a_full_cache_keep_its_bound`.
-//! - *An empty table takes the place of all*: `a_cleared_cache_is_full_or_empty`.
+//! - *Replace the table by an empty one*: `a_cleared_cache_is_full_or_empty`.
 //!
 //! # What is not
-//! - Models of one writer beside one reader are explored without a limit. Those of three threads, and that
-//!   of key 0, are explored up to [`PREEMPTIONS`] preemptions: that is where every fault showed that was
-//!   planted in the protocol to try them.
-//! - Epochs, and crossbeam's memory orderings: loom cannot see into them. The counting reclaimer stands
-//!   for the contract of [`Reclaim`]; threads and the sanitizers try the real one (`make stress`).
-//! - Loom takes sequential consistency for acquire and release; nothing here relies on more than these.
-//! - Marks and the counts of [`Stats`](super::Stats): relaxed hints and sums that order nothing. Marks take
-//!   part (a reader sets them, a victim loses them); the counts are those of `std` and not explored.
+//! - Models of one writer and one reader are explored without a limit. Those of three threads, and that of
+//!   key 0, are explored up to [`PREEMPTIONS`] preemptions, with which every fault planted in the protocol
+//!   was found. `LOOM_MAX_PREEMPTIONS` limits all models, for a short run.
+//! - Epochs, and crossbeam's memory orderings: loom cannot see into them. The counting reclaimer stands for
+//!   the contract of [`Reclaim`]; stress tests and sanitizers exercise the real one (`make stress`).
+//! - Loom treats sequential consistency as acquire and release; nothing here relies on more than these.
+//! - Frequencies and the counts of [`Stats`](super::Stats): relaxed hints and sums that order nothing.
+//!   Frequencies take part (a reader increments them, eviction resets them); the counts are those of `std`
+//!   and not explored.
 //! - Rows that are filled under the lock, which is simpler: in the models every batch is filled without it,
-//!   but for the second writer of a full cache.
-//! - The clock stands still in each model, and a writer's wait for readers is cut to nothing.
+//!   except for the second writer of a full cache.
+//! - The clock does not advance in a model, and a writer does not wait for readers.
 //! - Snapshots.
-//! - Reads of a row's bytes are watched as a whole: that no byte is read outside the watch is for the
-//!   thread sanitizer to say.
+//! - Reads of a row's bytes are watched as a whole; the thread sanitizer checks that no byte is read
+//!   outside the watch.
 
 mod rows;
 mod tables;
@@ -54,10 +54,10 @@ use super::{Bound, DType, ManualClock, RowLayout, Sizes};
 use crate::sync::Arc;
 use loom::thread::{self, JoinHandle};
 
-/// One column, whose bytes are all the version.
+/// Layout with one column, whose bytes all hold the version.
 const BYTES: usize = 8;
 
-/// How often threads may be interrupted in the larger models.
+/// Preemption bound of the larger models.
 const PREEMPTIONS: usize = 3;
 
 type Shared = Arc<Store<Counted>>;
@@ -88,7 +88,8 @@ fn write(store: &Store<impl Reclaim>, key: u64, version: u8) {
     write_all(store, [key], version);
 }
 
-/// The versions of `keys`, looked up under one guard; each is checked to be one version in all bytes.
+/// Returns the versions of `keys`, looked up under one guard; each is checked to be one version in all
+/// bytes.
 fn read_all<const N: usize>(store: &Store<impl Reclaim>, keys: [u64; N]) -> [Option<u8>; N] {
     let (mut rows, mut found) = ([[0xaa; BYTES]; N], [9; N]);
     // SAFETY: one column of `BYTES` bytes for each of `N` keys.
@@ -114,7 +115,7 @@ fn beside<T: 'static>(
     thread::spawn(move || work(&store))
 }
 
-/// Explores a larger model up to [`PREEMPTIONS`], or as far as `LOOM_MAX_PREEMPTIONS` says.
+/// Explores a larger model up to [`PREEMPTIONS`], or up to `LOOM_MAX_PREEMPTIONS` if set.
 fn explore(model: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound.get_or_insert(PREEMPTIONS);

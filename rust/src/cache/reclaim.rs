@@ -1,4 +1,5 @@
-//! When a replaced row, or a replaced table, may be used again: after every reader that could see it left.
+//! Memory reclamation: a replaced row or table is reused only after every reader that could see it has
+//! left.
 
 use super::table::Table;
 use crate::sync::plain::{Arc, Weak};
@@ -7,51 +8,50 @@ use crossbeam_epoch::{Collector, Guard, LocalHandle};
 use std::cell::RefCell;
 use std::ptr::{self, NonNull};
 
-/// What was taken out of readers' sight.
+/// Object that readers can no longer find.
 pub(super) enum Retired {
     /// Numbers of rows that no slot names any more.
     Rows(Vec<u32>),
-    /// A table that has been replaced.
-    Table(OldTable),
+    /// Table that has been replaced.
+    Table(RetiredTable),
 }
 
-/// A replaced table that readers may still hold references to: so not a `Box`, which would claim to be
-/// the only way to it. Freed on drop.
-pub(super) struct OldTable(NonNull<Table>);
+/// Replaced table that readers may still reference; not a `Box`, which would assert unique access. Freed on
+/// drop.
+pub(super) struct RetiredTable(NonNull<Table>);
 
-impl OldTable {
+impl RetiredTable {
     /// # Safety
-    /// `table` came from `Box::into_raw`, nobody else frees it, and no reference to it is left when
-    /// this is dropped.
+    /// `table` came from `Box::into_raw`, no other code frees it, and no reference to it is left when this
+    /// is dropped.
     pub(super) unsafe fn new(table: NonNull<Table>) -> Self {
         Self(table)
     }
 
     pub(super) fn table(&self) -> &Table {
-        // SAFETY: `self` owns the table, and everybody else only reads it.
+        // SAFETY: `self` owns the table, and all others only read it.
         unsafe { self.0.as_ref() }
     }
 }
 
-impl Drop for OldTable {
+impl Drop for RetiredTable {
     fn drop(&mut self) {
-        // SAFETY: by the promise made to `new`.
+        // SAFETY: by the contract of `new`.
         drop(unsafe { Box::from_raw(self.0.as_ptr()) });
     }
 }
 
 // SAFETY: a table is `Send`, and this owns one.
-unsafe impl Send for OldTable {}
+unsafe impl Send for RetiredTable {}
 
-/// Keeps what was retired until no reader can hold it.
+/// Holder of retired objects until no reader can reference them.
 ///
 /// # Safety
-/// An implementer MUST not give anything back by [`collect`](Self::collect) while a guard lives that
-/// was made before the thing was handed to [`retire`](Self::retire). A guard made after `collect` gave
-/// a thing back MUST see every store that preceded its `retire`. `pin` MUST not wait for anybody, and
-/// nothing that happens inside `pin`, or when a guard is dropped, may take a lock.
+/// An implementer MUST NOT release an object by [`collect`](Self::collect) while a guard lives that was
+/// made before the object was passed to [`retire`](Self::retire). A guard made after `collect` released an
+/// object MUST see every store that preceded its `retire`. `pin` MUST NOT wait for another thread.
 pub(super) unsafe trait Reclaim: Send + Sync {
-    /// While it lives, nothing its thread can reach is reused.
+    /// Guard of a reader: while it lives, no object its thread can reach is reused.
     type Guard<'a>
     where
         Self: 'a;
@@ -59,33 +59,33 @@ pub(super) unsafe trait Reclaim: Send + Sync {
     /// Enters as a reader.
     fn pin(&self) -> Self::Guard<'_>;
 
-    /// Writer only: hands over what no new reader can find. May be called while guards live.
+    /// Retires objects that no new reader can find. May be called while guards live. Writer only.
     fn retire(&self, what: Retired);
 
-    /// Writer only: passes on what may be used again by now, without waiting.
+    /// Passes released objects to `take`, without waiting. Writer only.
     fn collect(&self, take: &mut dyn FnMut(Retired));
 
-    /// Writer only: tries to bring the moment nearer at which things can be collected.
-    fn nudge(&self);
+    /// Tries to advance towards the release of retired objects. Writer only.
+    fn try_advance(&self);
 }
 
-/// Reclamation by crossbeam's epochs, those of this cache alone: whoever stays long inside another cache,
-/// or in anything else that uses crossbeam, holds up nothing here.
+/// Epoch-based reclamation by crossbeam with a collector per cache: a long read in another cache, or in
+/// other code that uses crossbeam, delays nothing here.
 ///
-/// Deferred work may run inside any thread's `pin`, a reader's too. So all it does is to push one node
-/// onto a stack, without a lock; sorting out and freeing is left to the writer.
+/// Deferred functions may run inside any thread's `pin`, including a reader's. So they only push one node
+/// onto a lock-free stack; sorting and freeing is left to the writer.
 pub(super) struct Epochs {
     collector: Arc<Collector>,
     returned: Arc<Stack>,
 }
 
 thread_local! {
-    /// This thread's place in the epochs of the caches it has used, the latest first.
-    static SEATS: RefCell<Vec<Seat>> = const { RefCell::new(Vec::new()) };
+    /// Registrations of this thread with the collectors of the caches it has used, the latest first.
+    static REGISTRATIONS: RefCell<Vec<Registration>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A thread's registration with one cache's epochs.
-struct Seat {
+/// Registration of a thread with one collector.
+struct Registration {
     collector: Weak<Collector>,
     handle: LocalHandle,
 }
@@ -100,45 +100,54 @@ impl Epochs {
         }
     }
 
-    /// Enters the epochs for the first time on this thread, or again after another cache.
+    /// Registers this thread on its first use of the cache, or moves its registration to the front.
     #[cold]
-    fn pin_at(&self, seats: &mut Vec<Seat>) -> Guard {
-        let ours = |seat: &Seat| ptr::eq(seat.collector.as_ptr(), Arc::as_ptr(&self.collector));
-        if let Some(at) = seats.iter().position(ours) {
-            seats[..=at].rotate_right(1);
+    fn pin_slow(&self, registrations: &mut Vec<Registration>) -> Guard {
+        let ours = |registration: &Registration| {
+            ptr::eq(
+                registration.collector.as_ptr(),
+                Arc::as_ptr(&self.collector),
+            )
+        };
+        if let Some(at) = registrations.iter().position(ours) {
+            registrations[..=at].rotate_right(1);
         } else {
-            // The moment to give up the seats in caches that are gone.
-            seats.retain(|seat| seat.collector.strong_count() > 0);
-            let seat = Seat {
+            // Drops the registrations with caches that are gone.
+            registrations.retain(|registration| registration.collector.strong_count() > 0);
+            let registration = Registration {
                 collector: Arc::downgrade(&self.collector),
                 handle: self.collector.register(),
             };
-            seats.insert(0, seat);
+            registrations.insert(0, registration);
         }
-        seats[0].handle.pin()
+        registrations[0].handle.pin()
     }
 }
 
 // SAFETY: crossbeam runs a deferred function only after every guard of the collector has gone that was
-// pinned when it was deferred, and orders what preceded `defer` before any guard of a later epoch.
-// Things reach the stack, and so `collect`, through such functions only. `pin` and the functions take no
-// lock.
+// pinned when it was deferred, and orders what preceded `defer` before any guard of a later epoch. Objects
+// reach the stack, and so `collect`, through such functions only. `pin` waits for no thread.
 unsafe impl Reclaim for Epochs {
     type Guard<'a> = Guard;
 
     #[inline]
     fn pin(&self) -> Guard {
-        let pinned = SEATS.try_with(|seats| {
-            let mut seats = seats.try_borrow_mut().ok()?;
-            Some(match seats.first() {
-                // The address is not reused while a seat's `Weak` lives.
-                Some(seat) if ptr::eq(seat.collector.as_ptr(), Arc::as_ptr(&self.collector)) => {
-                    seat.handle.pin()
+        let pinned = REGISTRATIONS.try_with(|registrations| {
+            let mut registrations = registrations.try_borrow_mut().ok()?;
+            Some(match registrations.first() {
+                // The address is not reused while the registration's `Weak` lives.
+                Some(registration)
+                    if ptr::eq(
+                        registration.collector.as_ptr(),
+                        Arc::as_ptr(&self.collector),
+                    ) =>
+                {
+                    registration.handle.pin()
                 }
-                _ => self.pin_at(&mut seats),
+                _ => self.pin_slow(&mut registrations),
             })
         });
-        // While a thread ends, its seats may be gone already: it takes one for this guard only.
+        // While a thread exits, its registrations may be gone already: it makes one for this guard only.
         pinned
             .ok()
             .flatten()
@@ -153,7 +162,7 @@ unsafe impl Reclaim for Epochs {
         });
         let guard = self.pin();
         guard.defer(move || returned.push(node));
-        // Else it would lie in this thread's bag until the thread retires more, perhaps never.
+        // Otherwise it would stay in this thread's bag until the thread retires more, perhaps for ever.
         guard.flush();
     }
 
@@ -161,8 +170,8 @@ unsafe impl Reclaim for Epochs {
         self.returned.take_all(take);
     }
 
-    fn nudge(&self) {
-        // An epoch may advance once per pin; a thing is safe two epochs after it was retired.
+    fn try_advance(&self) {
+        // An epoch may advance once per pin; an object is safe two epochs after it was retired.
         for _ in 0..3 {
             self.pin().flush();
         }
@@ -174,11 +183,10 @@ struct Node {
     next: *mut Node,
 }
 
-// SAFETY: a node has one owner at a time; `next` is only followed by the one who took the whole stack.
+// SAFETY: a node has one owner at a time; `next` is followed only by the thread that took the whole stack.
 unsafe impl Send for Node {}
 
-/// A stack that many threads push to and one empties at a stroke. As nothing is popped singly, a node
-/// that comes back at the same address cannot be mistaken for the old one.
+/// Stack with many pushers, emptied as a whole. No single node is popped, so there is no ABA problem.
 struct Stack {
     // Invariant: null, or the head of a chain of leaked boxes that the stack owns.
     top: AtomicPtr<Node>,
@@ -190,7 +198,7 @@ impl Stack {
         loop {
             node.next = top;
             let raw = Box::into_raw(node);
-            // Release: the node's contents come before its address.
+            // Release: the node's contents precede its address.
             match self
                 .top
                 .compare_exchange_weak(top, raw, Ordering::Release, Ordering::Relaxed)
@@ -198,7 +206,7 @@ impl Stack {
                 Ok(_) => return,
                 Err(seen) => {
                     top = seen;
-                    // SAFETY: the exchange failed, so `raw` is still only ours.
+                    // SAFETY: the exchange failed, so this thread still owns `raw`.
                     node = unsafe { Box::from_raw(raw) };
                 }
             }
@@ -206,11 +214,11 @@ impl Stack {
     }
 
     fn take_all(&self, take: &mut dyn FnMut(Retired)) {
-        // Acquire pairs with the Release of every push in the chain: each push that went on top of
-        // another is a read-modify-write and so continues its release sequence.
+        // Acquire pairs with the Release of every push in the chain: each push on top of another is a
+        // read-modify-write and so continues its release sequence.
         let mut next = self.top.swap(ptr::null_mut(), Ordering::Acquire);
         while !next.is_null() {
-            // SAFETY: the swap made the whole chain ours.
+            // SAFETY: the swap transferred the whole chain to this thread.
             let node = unsafe { Box::from_raw(next) };
             next = node.next;
             take(node.what);
@@ -224,11 +232,11 @@ impl Drop for Stack {
     }
 }
 
-/// Reclamation that loom can see through: things wait until a moment without readers.
+/// Reclamation that loom can explore: objects are released at a moment without readers.
 ///
-/// A reader announces itself by a read-modify-write of one counter. `collect` reads the counter by one
-/// too: if it finds zero, all earlier readers' exits happened before it, and every later reader's
-/// entry happens after it and so sees what the writer had stored.
+/// A reader increments one counter by a read-modify-write. `collect` reads the counter by one too: if it is
+/// zero, the exits of all earlier readers happened before, and the entry of every later reader happens
+/// after and so sees what the writer had stored.
 #[cfg(aif_loom)]
 pub(super) mod counted {
     use super::{Reclaim, Retired};
@@ -256,7 +264,7 @@ pub(super) mod counted {
         }
     }
 
-    // SAFETY: as argued above; the lock is taken by writers only.
+    // SAFETY: as argued above; only writers take the lock.
     unsafe impl Reclaim for Counted {
         type Guard<'a> = Guard<'a>;
 
@@ -275,6 +283,6 @@ pub(super) mod counted {
             }
         }
 
-        fn nudge(&self) {}
+        fn try_advance(&self) {}
     }
 }

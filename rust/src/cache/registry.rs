@@ -1,6 +1,6 @@
-//! Process-wide handles of caches, by which compiled programs name them.
+//! Process-wide handles of caches, for compiled programs.
 //!
-//! A program holds a number, not a pointer: a cache that is gone is then an error and never a crash.
+//! A program holds a number, not a pointer: using a dropped cache is an error and never a crash.
 
 use super::EmbeddingCache;
 use crate::sync::plain::{Arc, AtomicU64, Ordering, PoisonError, RwLock, Weak};
@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 
 static CACHES: RwLock<BTreeMap<u64, Weak<EmbeddingCache>>> = RwLock::new(BTreeMap::new());
 
-/// The handle of `cache`: the same for the cache's whole life, never 0, never another cache's later.
+/// Returns the handle of `cache`: constant for the cache's lifetime, never 0, never reused.
 pub fn register(cache: &Arc<EmbeddingCache>) -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     *cache.handle.get_or_init(|| {
         let handle = NEXT.fetch_add(1, Ordering::Relaxed);
-        // A poisoned map is whole: nothing in here panics between two changes.
+        // A poisoned map is consistent: nothing in here panics between two changes.
         let mut caches = CACHES.write().unwrap_or_else(PoisonError::into_inner);
         caches.retain(|_, cache| cache.strong_count() > 0);
         caches.insert(handle, Arc::downgrade(cache));
@@ -21,8 +21,8 @@ pub fn register(cache: &Arc<EmbeddingCache>) -> u64 {
     })
 }
 
-/// The cache of `handle`, kept alive by the result; `None` if it was dropped or there never was one,
-/// which [`Error::StaleHandle`](crate::error::Error::StaleHandle) is for.
+/// Returns the cache of `handle`, kept alive by the result; `None` if it was dropped or never existed (see
+/// [`Error::StaleHandle`](crate::error::Error::StaleHandle)).
 #[must_use]
 pub fn resolve(handle: u64) -> Option<Arc<EmbeddingCache>> {
     CACHES

@@ -1,4 +1,4 @@
-//! Rows in a file, as they lie in memory: written from a snapshot, and mapped to serve without being read.
+//! Rows in a file, in memory format: written from a snapshot, and mapped to be served without reading.
 
 use super::clock;
 use super::hash;
@@ -7,7 +7,7 @@ use super::slab::Slab;
 use super::snapshot::Snapshot;
 use super::store::Store;
 use super::table::{MAX_ROWS, slots_for};
-use super::{CacheConfig, EmbeddingCache, LEAST_SLOTS, RowLayout, Sizes};
+use super::{CacheConfig, EmbeddingCache, MIN_SLOTS, RowLayout, Sizes};
 use crate::buffer::Pages;
 use crate::error::{Error, Result};
 use crate::mapping::Mapping;
@@ -15,25 +15,25 @@ use crate::sync::plain::{OnceLock, Ordering};
 use std::fs::File;
 use std::io::{self, Write};
 
-/// Bytes that have a checksum of their own.
+/// Block size of the checksums in bytes.
 pub const BLOCK_BYTES: usize = 4 << 20;
 
-/// The checksum of each [`BLOCK_BYTES`] bytes, and of the rest: XXH3-64.
+/// Returns the XXH3-64 checksum of each [`BLOCK_BYTES`] bytes, and of the rest.
 #[must_use]
 pub fn block_checksums(bytes: &[u8]) -> Vec<u64> {
     bytes.chunks(BLOCK_BYTES).map(hash::key_of).collect()
 }
 
 impl EmbeddingCache {
-    /// A cache whose first rows are those that lie in a file: row `i` at `offset + i * layout.row_bytes()`
-    /// is that of `keys[i]`. Nothing of them is read here. They are memory of the system's own cache of the
-    /// file, shared with whoever maps it too; what is written later goes to memory of this process, never to
-    /// the file, which must stay as it is meanwhile (see [`Mapping`]).
+    /// Makes a cache whose first rows lie in a file: the row of `keys[i]` at `offset + i *
+    /// layout.row_bytes()`. Nothing is read here. The rows are pages of the system's page cache, shared
+    /// with other processes that map the file. Later writes go to memory of this process, never to the
+    /// file, which must not change meanwhile (see [`Mapping`]).
     ///
     /// # Errors
-    /// [`Error::Config`] if `config` bounds the cache, since rows of a file cannot be evicted; [`Error::Request`]
-    /// if a key comes twice, or the file does not hold that many rows there; [`Error::File`] and
-    /// [`Error::OutOfMemory`] as the system says.
+    /// [`Error::Config`] if `config` bounds the cache, since rows of a file cannot be evicted;
+    /// [`Error::Request`] if a key is repeated, or the file does not hold that many rows there;
+    /// [`Error::File`] and [`Error::OutOfMemory`] from the system.
     pub fn over_file(
         layout: RowLayout,
         config: CacheConfig,
@@ -60,7 +60,7 @@ impl EmbeddingCache {
         let expected = keys.len().max(config.initial_keys);
         let sizes = Sizes {
             bound: None,
-            slots: slots_for(expected).max(LEAST_SLOTS),
+            slots: slots_for(expected).max(MIN_SLOTS),
             rows: keys.len(),
             pages,
         };
@@ -72,9 +72,9 @@ impl EmbeddingCache {
         let filled = filled.ok_or_else(too_many)?;
         let mut slab = Slab::new(&layout, MAX_ROWS, keys.len(), false, pages);
         let room = slab.first_bytes().ok_or_else(too_many)?;
-        slab.lie_in(Mapping::new(file, offset, filled, room, config.prefault)?);
+        slab.back_with(Mapping::new(file, offset, filled, room, config.prefault)?);
         let ttl = config.ttl.map(clock::ticks_of);
-        let store = Store::on(slab, layout, sizes, config.clock, ttl, Epochs::new())?;
+        let store = Store::with_slab(slab, layout, sizes, config.clock, ttl, Epochs::new())?;
         store.adopt(keys)?;
         store.gauges.mapped_bytes.store(filled, Ordering::Relaxed);
         Ok(Self {
@@ -85,10 +85,10 @@ impl EmbeddingCache {
 }
 
 impl Snapshot<'_> {
-    /// Writes the rows, one after the other, whole; returns their [`block_checksums`].
+    /// Writes whole rows, one after the other; returns their [`block_checksums`].
     ///
     /// # Errors
-    /// What `file` says.
+    /// Any error of `file`.
     pub fn write(&self, file: &mut impl Write) -> io::Result<Vec<u64>> {
         let mut checksums = Vec::new();
         let mut block = Vec::with_capacity(BLOCK_BYTES);
@@ -185,8 +185,8 @@ mod tests {
             };
             expect(&sorted, &|key| Some(values(key, bytes)));
             expect(&[1, 2, u64::MAX], &|_| None);
-            // Every other row is deleted or replaced, and twice as many come, so that rows of the file are
-            // used again.
+            // Every other row is deleted or replaced, and twice as many are added, so that rows of the file
+            // are reused.
             for _ in 0..3 {
                 for (i, &key) in sorted.iter().enumerate() {
                     match i % 4 {
@@ -222,10 +222,10 @@ mod tests {
         };
         let default = CacheConfig::default;
         assert_eq!(over(default(), &sorted), None);
-        let said = over(default(), &[5, 6, 7, 8]).unwrap();
-        assert!(said.contains("cannot be mapped"), "{said}");
-        let said = over(default(), &[5, 6, 5]).unwrap();
-        assert!(said.contains("key 5 stands there twice"), "{said}");
+        let text = over(default(), &[5, 6, 7, 8]).unwrap();
+        assert!(text.contains("cannot be mapped"), "{text}");
+        let text = over(default(), &[5, 6, 5]).unwrap();
+        assert!(text.contains("key 5 is repeated"), "{text}");
         let bounded = CacheConfig {
             capacity_bytes: Some(1 << 20),
             ..default()

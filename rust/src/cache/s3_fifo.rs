@@ -1,20 +1,32 @@
-//! S3-FIFO: eviction from two queues, of which the small one keeps out what is never read again.
+//! S3-FIFO eviction: two FIFO queues, of which the small one filters out keys that are not read again.
 //!
-//! Yang et al., *FIFO queues are all you need for cache eviction*, SOSP 2023. New keys enter a small
-//! queue, a tenth of the cache. At its end, a row that was read moves to the main queue; any other goes,
-//! and the ghost remembers its key until as many others have gone as the main queue is long. A key that
-//! comes back within that time enters the main queue at once. At the end of the main queue, a row is put
-//! back to the front once for each time it was read, three at most, before it goes.
+//! Yang et al., *FIFO queues are all you need for cache eviction*, SOSP 2023. New keys enter a small queue,
+//! a tenth of the cache. At its end, a row that was read moves to the main queue; any other is evicted, and
+//! the ghost remembers its key until as many others have been evicted as the main queue is long. A key that
+//! returns within that time enters the main queue directly. At the end of the main queue, a row is
+//! reinserted once for each time it was read, three at most, before it is evicted.
 //!
-//! In the paper a row must be read twice to leave the small queue for the main one. Once was better on
-//! independent requests and on users' sessions; `bench/records` has the figures, and those of SIEVE.
+//! In the paper a row must be read twice to move from the small queue to the main one. Once gave more hits
+//! on independent requests and on user sessions; `bench/records` has the figures, also for SIEVE.
 
-use super::eviction::{Eviction, MOST_MARKS, Rows};
 use crate::error::{Error, Result};
 
 const NONE: u32 = u32::MAX;
 
-/// Bytes that the order takes for each row of the cache: links, state, and the row's share of the ghost.
+/// Maximum use count of a row.
+pub(super) const MAX_FREQUENCY: u8 = 3;
+
+/// Access to the rows in the order. Readers never call the eviction policy: a read increments a counter
+/// beside the row, and the policy takes it when it looks for a victim.
+pub(super) trait Rows {
+    /// Returns and resets the number of reads of the row since the last call, up to [`MAX_FREQUENCY`].
+    fn take_frequency(&mut self, row: u32) -> u8;
+
+    /// Returns the hash of the row's key, which no other key shares.
+    fn hash(&self, row: u32) -> u64;
+}
+
+/// Bytes of the order for each row of the cache: links, state, and the row's share of the ghost.
 pub(super) const ROW_BYTES: usize =
     size_of::<Link>() + size_of::<State>() + size_of::<Bucket>().div_ceil(BUCKET_LOAD);
 
@@ -30,7 +42,7 @@ enum Queue {
     Main = 1,
 }
 
-/// Where a row is, and the uses that it has left there.
+/// Queue of a row, and the uses it has left.
 #[derive(Clone, Copy)]
 struct State {
     queue: Queue,
@@ -38,30 +50,30 @@ struct State {
 }
 
 #[derive(Clone, Copy)]
-struct Ends {
+struct List {
     newest: u32,
     oldest: u32,
     len: usize,
 }
 
-const EMPTY: Ends = Ends {
+const EMPTY: List = List {
     newest: NONE,
     oldest: NONE,
     len: 0,
 };
 
-/// Both queues, as links indexed by row number, and the ghost.
+/// Both queues, linked by row number, and the ghost.
 pub(super) struct S3Fifo {
     links: Vec<Link>,
     states: Vec<State>,
-    queues: [Ends; 2],
-    /// Length from which the small queue gives up rows before the main one does.
+    queues: [List; 2],
+    /// Length from which the small queue evicts before the main one does.
     small_target: usize,
     ghost: Ghost,
 }
 
 impl S3Fifo {
-    /// For a cache of `live_rows` keys.
+    /// Makes the order of a cache of `live_rows` keys.
     pub(super) fn new(live_rows: usize) -> Self {
         let small_target = (live_rows / 10).max(1);
         Self {
@@ -73,7 +85,7 @@ impl S3Fifo {
         }
     }
 
-    fn ends(&mut self, queue: Queue) -> &mut Ends {
+    fn ends(&mut self, queue: Queue) -> &mut List {
         &mut self.queues[queue as usize]
     }
 
@@ -96,7 +108,7 @@ impl S3Fifo {
         self.states[row as usize] = State { queue, uses };
     }
 
-    /// Makes the neighbours of a row in `queue` point at `newer_side` and `older_side`.
+    /// Links the neighbours of a row in `queue` to `newer_side` and `older_side`.
     fn join(&mut self, queue: Queue, link: Link, newer_side: u32, older_side: u32) {
         match link.newer {
             NONE => self.ends(queue).newest = older_side,
@@ -109,8 +121,9 @@ impl S3Fifo {
     }
 }
 
-impl Eviction for S3Fifo {
-    fn reserve(&mut self, rows: usize) -> Result<()> {
+impl S3Fifo {
+    /// Allocates for row numbers below `rows`; nothing else allocates, so that nothing else can fail.
+    pub(super) fn reserve(&mut self, rows: usize) -> Result<()> {
         let rows = rows.max(self.links.len());
         let more = rows - self.links.len();
         let no_memory = |_| Error::OutOfMemory {
@@ -137,7 +150,8 @@ impl Eviction for S3Fifo {
         Ok(())
     }
 
-    fn inserted(&mut self, row: u32, hash: u64) {
+    /// Adds `row`, whose key is new and has this hash.
+    pub(super) fn inserted(&mut self, row: u32, hash: u64) {
         let queue = if self.ghost.take(hash) {
             Queue::Main
         } else {
@@ -146,22 +160,27 @@ impl Eviction for S3Fifo {
         self.push(row, queue, 0);
     }
 
-    fn replaced(&mut self, old: u32, new: u32) {
+    /// Gives the place of row `old` in the order to row `new` of the same key.
+    pub(super) fn replaced(&mut self, old: u32, new: u32) {
         let (link, state) = (*self.link(old), self.states[old as usize]);
         *self.link(new) = link;
         self.states[new as usize] = state;
         self.join(state.queue, link, new, new);
     }
 
-    fn removed(&mut self, row: u32) {
+    /// Removes `row`, whose key was deleted.
+    pub(super) fn removed(&mut self, row: u32) {
         let (link, queue) = (*self.link(row), self.states[row as usize].queue);
         self.join(queue, link, link.newer, link.older);
         self.ends(queue).len -= 1;
     }
 
-    fn victim(&mut self, rows: &mut dyn Rows) -> Option<u32> {
-        // Without readers a row is met once in the small queue and four times in the main one. Those that
-        // read meanwhile have no right to more.
+    /// Removes and returns the row to evict; `None` only if there is none. The number of steps is
+    /// bounded by the number of rows, although readers may touch rows as fast as it takes their
+    /// frequencies.
+    pub(super) fn victim(&mut self, rows: &mut impl Rows) -> Option<u32> {
+        // Without readers a row is visited once in the small queue and four times in the main one;
+        // concurrent readers do not extend that.
         let mut steps = 5 * (self.queues[0].len + self.queues[1].len);
         loop {
             let main_is_empty = self.ends(Queue::Main).len == 0;
@@ -177,13 +196,13 @@ impl Eviction for S3Fifo {
             let kept = self.states[row as usize].uses;
             let uses = match steps {
                 0 => 0,
-                _ => (kept + rows.take_marks(row)).min(MOST_MARKS),
+                _ => (kept + rows.take_frequency(row)).min(MAX_FREQUENCY),
             };
             steps = steps.saturating_sub(1);
             self.removed(row);
             match (from, uses) {
                 (Queue::Small, 0) => {
-                    self.ghost.enter(rows.hash(row));
+                    self.ghost.insert(rows.hash(row));
                     return Some(row);
                 }
                 (Queue::Small, _) => self.push(row, Queue::Main, 0),
@@ -193,41 +212,43 @@ impl Eviction for S3Fifo {
         }
     }
 
-    fn clear(&mut self) {
+    /// Removes all rows.
+    pub(super) fn clear(&mut self) {
         self.queues = [EMPTY; 2];
         self.ghost.clear();
     }
 
-    fn bytes(&self) -> usize {
+    /// Returns the bytes allocated for the order.
+    pub(super) fn bytes(&self) -> usize {
         self.links.capacity() * size_of::<Link>()
             + self.states.capacity() * size_of::<State>()
             + self.ghost.bytes()
     }
 }
 
-/// The last keys that the small queue gave up, as tags in buckets of one cache line.
+/// Ghost: the last keys evicted from the small queue, as tags in buckets of one cache line.
 ///
-/// A key is in if its tag stands in its bucket and at most `reach` keys have entered since. A key that
-/// enters a full bucket overwrites the oldest, and one in some 2^29 is taken for another: either puts one
-/// row into the wrong queue, no more.
+/// A key is present if its tag is in its bucket and at most `reach` keys were inserted since. A key
+/// inserted into a full bucket overwrites the oldest, and one in some 2^29 is mistaken for another: either
+/// puts one row into the wrong queue, no more.
 #[derive(Clone)]
 struct Ghost {
     buckets: Vec<Bucket>,
-    /// Keys that entered, modulo 2^32.
+    /// Number of insertions, modulo 2^32.
     entered: u32,
     reach: u32,
 }
 
-type Bucket = [Trace; 8];
+type Bucket = [GhostEntry; 8];
 
-/// Keys to a bucket on average: about one in twenty then finds its bucket full before its time is over.
+/// Average keys per bucket: about one in twenty finds its bucket full too early.
 const BUCKET_LOAD: usize = 6;
 
 #[derive(Clone, Copy, Default)]
-struct Trace {
-    /// Of the key's hash; 0 if there is none.
+struct GhostEntry {
+    /// Tag of the key's hash; 0 if there is none.
     tag: u32,
-    /// `entered` when it did.
+    /// `entered` at its insertion.
     at: u32,
 }
 
@@ -259,35 +280,35 @@ impl Ghost {
         (&mut self.buckets[at], (hash as u32).max(1))
     }
 
-    fn enter(&mut self, hash: u64) {
+    fn insert(&mut self, hash: u64) {
         let now = self.entered;
         self.entered = now.wrapping_add(1);
         let (bucket, tag) = self.bucket(hash);
-        let age = |trace: &Trace| match trace.tag {
+        let age = |entry: &GhostEntry| match entry.tag {
             0 => u32::MAX,
-            _ => now.wrapping_sub(trace.at),
+            _ => now.wrapping_sub(entry.at),
         };
-        let place = match bucket.iter().position(|trace| trace.tag == tag) {
+        let place = match bucket.iter().position(|entry| entry.tag == tag) {
             Some(place) => place,
             None => (0..8)
                 .max_by_key(|&place| age(&bucket[place]))
                 .expect("eight places"),
         };
-        bucket[place] = Trace { tag, at: now };
+        bucket[place] = GhostEntry { tag, at: now };
     }
 
-    /// Whether the key is in; forgets it.
+    /// Returns whether the key is present, and removes it.
     fn take(&mut self, hash: u64) -> bool {
         let (now, reach) = (self.entered, self.reach);
         if self.buckets.is_empty() {
             return false;
         }
         let (bucket, tag) = self.bucket(hash);
-        let Some(trace) = bucket.iter_mut().find(|trace| trace.tag == tag) else {
+        let Some(entry) = bucket.iter_mut().find(|entry| entry.tag == tag) else {
             return false;
         };
-        let known = now.wrapping_sub(trace.at) <= reach;
-        *trace = Trace::default();
+        let known = now.wrapping_sub(entry.at) <= reach;
+        *entry = GhostEntry::default();
         known
     }
 
@@ -300,15 +321,35 @@ impl Ghost {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(aif_loom)))]
 mod tests {
-    use super::super::eviction::tests::Marks;
-    use super::super::hash::spread;
+    use super::super::hash::mix64;
     use super::*;
     use proptest::prelude::*;
-    use std::collections::VecDeque;
+    use std::collections::{HashMap, VecDeque};
 
-    /// A queue from newest to oldest, walked both ways.
+    /// Frequencies by row; each row's key is its number.
+    #[derive(Default)]
+    struct Frequencies(HashMap<u32, u8>);
+
+    impl Frequencies {
+        fn read(&mut self, row: u32, times: u8) {
+            let frequency = self.0.entry(row).or_default();
+            *frequency = (*frequency + times).min(MAX_FREQUENCY);
+        }
+    }
+
+    impl Rows for Frequencies {
+        fn take_frequency(&mut self, row: u32) -> u8 {
+            self.0.remove(&row).unwrap_or(0)
+        }
+
+        fn hash(&self, row: u32) -> u64 {
+            mix64(row.into())
+        }
+    }
+
+    /// Returns a queue from newest to oldest, walked both ways.
     fn order(s3: &S3Fifo, queue: Queue) -> Vec<u32> {
         let ends = s3.queues[queue as usize];
         let (mut rows, mut at) = (Vec::new(), ends.newest);
@@ -332,21 +373,21 @@ mod tests {
     fn filled(rows: u32) -> S3Fifo {
         let mut s3 = S3Fifo::new(rows as usize);
         s3.reserve(2 * rows as usize).unwrap();
-        (0..rows).for_each(|row| s3.inserted(row, spread(row.into())));
+        (0..rows).for_each(|row| s3.inserted(row, mix64(row.into())));
         s3
     }
 
     #[test]
     fn what_is_read_stays_and_what_comes_back_is_known() {
         let mut s3 = filled(10);
-        let mut marks = Marks::default();
+        let mut marks = Frequencies::default();
         marks.read(0, 1);
         assert_eq!(s3.victim(&mut marks), Some(1), "0 was read and moves");
         assert_eq!(order(&s3, Queue::Main), [0]);
-        s3.inserted(11, spread(1));
+        s3.inserted(11, mix64(1));
         assert_eq!(order(&s3, Queue::Main), [11, 0], "1 comes back");
         assert_eq!(s3.victim(&mut marks), Some(2));
-        s3.inserted(12, spread(77));
+        s3.inserted(12, mix64(77));
         assert_eq!(order(&s3, Queue::Main), [11, 0]);
     }
 
@@ -354,11 +395,11 @@ mod tests {
     fn a_search_ends_although_everything_is_always_marked() {
         struct Busy;
         impl Rows for Busy {
-            fn take_marks(&mut self, _: u32) -> u8 {
-                MOST_MARKS
+            fn take_frequency(&mut self, _: u32) -> u8 {
+                MAX_FREQUENCY
             }
             fn hash(&self, row: u32) -> u64 {
-                spread(row.into())
+                mix64(row.into())
             }
         }
         let mut s3 = filled(10);
@@ -376,14 +417,14 @@ mod tests {
     fn the_ghost_remembers_as_many_as_it_says() {
         let mut ghost = Ghost::new(1000);
         ghost.reserve().unwrap();
-        (0..5000).for_each(|key| ghost.enter(spread(key)));
-        assert_eq!((0..3999).filter(|&key| ghost.take(spread(key))).count(), 0);
-        let known = (4000..5000).filter(|&key| ghost.take(spread(key))).count();
+        (0..5000).for_each(|key| ghost.insert(mix64(key)));
+        assert_eq!((0..3999).filter(|&key| ghost.take(mix64(key))).count(), 0);
+        let known = (4000..5000).filter(|&key| ghost.take(mix64(key))).count();
         assert!(known > 900, "{known}");
-        assert!(!ghost.take(spread(4999)), "taken once");
+        assert!(!ghost.take(mix64(4999)), "taken once");
     }
 
-    /// The same with the plainest queues.
+    /// Reference with plain queues.
     #[derive(Default)]
     struct Expected {
         small: VecDeque<u32>,
@@ -427,7 +468,7 @@ mod tests {
                     self.main.push_front((row, 0));
                 } else {
                     let (row, kept) = self.main.pop_back()?;
-                    match (kept + uses_of(row)).min(MOST_MARKS) {
+                    match (kept + uses_of(row)).min(MAX_FREQUENCY) {
                         0 => return Some(row),
                         uses => self.main.push_front((row, uses - 1)),
                     }
@@ -445,10 +486,10 @@ mod tests {
             for (step, row) in steps {
                 let rows = expected.rows();
                 match (step, rows.contains(&row)) {
-                    // Keys of the same number share a row number, so that some come back.
+                    // Keys of the same number share a row number, so that some return.
                     (0 | 1, false) => {
-                        let known = s3.ghost.clone().take(spread(row.into()));
-                        s3.inserted(row, spread(row.into()));
+                        let known = s3.ghost.clone().take(mix64(row.into()));
+                        s3.inserted(row, mix64(row.into()));
                         if known { expected.main.push_front((row, 0)) } else { expected.small.push_front(row) }
                     }
                     (2, true) => {
@@ -462,7 +503,7 @@ mod tests {
                     }
                     (4, _) => {
                         let uses_of = |other: u32| (other % 4) as u8;
-                        let mut marks = Marks::default();
+                        let mut marks = Frequencies::default();
                         (0..40).for_each(|other| marks.read(other, uses_of(other)));
                         prop_assert_eq!(s3.victim(&mut marks), expected.victim(3, uses_of));
                     }

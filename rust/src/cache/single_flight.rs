@@ -1,4 +1,4 @@
-//! Computing what a cache misses once, although many ask for it at the same moment.
+//! Deduplication of concurrent computations of one missing row.
 
 use crate::sync::{Arc, Condvar, Mutex};
 use std::collections::HashMap;
@@ -6,29 +6,29 @@ use std::sync::PoisonError;
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
-/// One computation at a time for each key; whoever asks meanwhile gets its result.
+/// One computation at a time for each key, whose result all concurrent callers share.
 ///
-/// It keeps nothing: a value is handed to those who wait for it and forgotten. Unlike look-ups, waiting
-/// takes locks and time. The values are clones, so `T` is best something shared.
+/// It stores nothing: a value is passed to the waiting callers and dropped. Unlike look-ups, waiting takes
+/// locks and time. The values are cloned, so `T` is best a shared pointer.
 pub struct SingleFlight<T, E> {
     flights: Mutex<HashMap<u64, Arc<Flight<T, E>>>>,
 }
 
-/// Why [`SingleFlight::run`] gave no value.
+/// Reason for which [`SingleFlight::run`] returned no value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure<E> {
-    /// The computation failed, here or where it was waited for.
+    /// The computation failed, in this call or in the one it waited for.
     Computing(E),
-    /// Another caller's computation took longer than this one was ready to wait.
+    /// The computation of another caller took longer than the timeout.
     TimedOut,
-    /// Another caller computes, and this one may not wait; or it is this thread itself that computes.
+    /// Another caller computes and this one may not wait, or this thread itself computes the key.
     WouldWait,
 }
 
 struct Flight<T, E> {
-    pilot: ThreadId,
+    leader: ThreadId,
     outcome: Mutex<Outcome<T, E>>,
-    landed: Condvar,
+    completed: Condvar,
 }
 
 #[derive(Clone)]
@@ -36,7 +36,7 @@ enum Outcome<T, E> {
     Computing,
     Value(T),
     Failed(E),
-    /// The computation panicked: the next one tries again.
+    /// The computation panicked: the next caller tries again.
     Abandoned,
 }
 
@@ -49,36 +49,36 @@ impl<T: Clone, E: Clone> Default for SingleFlight<T, E> {
 }
 
 impl<T: Clone, E: Clone> SingleFlight<T, E> {
-    /// The value of `compute`, or of another caller's computation for `key` that is under way.
+    /// Returns the value of `compute`, or of another caller's running computation for `key`.
     ///
-    /// `patience` says how long to wait for another's: `None` is without limit, zero is not at all, which
-    /// is for threads that others need, such as a compute worker.
+    /// `timeout` limits the wait for another caller: `None` is without limit, and zero does not wait, which
+    /// is for threads that must not block, such as a compute worker.
     ///
     /// # Errors
-    /// [`Failure`]; everyone who waited for a computation that failed gets its error.
+    /// [`Failure`]; every caller that waited for a failed computation gets its error.
     pub fn run(
         &self,
         key: u64,
-        patience: Option<Duration>,
+        timeout: Option<Duration>,
         compute: impl FnOnce() -> Result<T, E>,
     ) -> Result<T, Failure<E>> {
         let start = Instant::now();
         loop {
-            let (flight, ours) = self.board(key);
-            if ours {
-                let take_off = TakeOff {
+            let (flight, leads) = self.join_or_lead(key);
+            if leads {
+                let guard = CompletionGuard {
                     of: self,
                     key,
                     flight: &flight,
                 };
                 let outcome = compute();
-                take_off.land(match &outcome {
+                guard.complete(match &outcome {
                     Ok(value) => Outcome::Value(value.clone()),
                     Err(error) => Outcome::Failed(error.clone()),
                 });
                 return outcome.map_err(Failure::Computing);
             }
-            match flight.wait(start, patience)? {
+            match flight.wait(start, timeout)? {
                 Outcome::Value(value) => return Ok(value),
                 Outcome::Failed(error) => return Err(Failure::Computing(error)),
                 Outcome::Abandoned | Outcome::Computing => {}
@@ -86,17 +86,17 @@ impl<T: Clone, E: Clone> SingleFlight<T, E> {
         }
     }
 
-    /// The flight of a key, and whether it is new and so the caller's to fly.
-    fn board(&self, key: u64) -> (Arc<Flight<T, E>>, bool) {
-        // A poisoned map is whole: nothing in here panics between two changes.
+    /// Returns the flight of a key, and whether the caller leads it because it is new.
+    fn join_or_lead(&self, key: u64) -> (Arc<Flight<T, E>>, bool) {
+        // A poisoned map is consistent: nothing in here panics between two changes.
         let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(flight) = flights.get(&key) {
             return (Arc::clone(flight), false);
         }
         let flight = Arc::new(Flight {
-            pilot: thread::current().id(),
+            leader: thread::current().id(),
             outcome: Mutex::new(Outcome::Computing),
-            landed: Condvar::new(),
+            completed: Condvar::new(),
         });
         flights.insert(key, Arc::clone(&flight));
         (flight, true)
@@ -104,28 +104,24 @@ impl<T: Clone, E: Clone> SingleFlight<T, E> {
 }
 
 impl<T: Clone, E: Clone> Flight<T, E> {
-    fn wait(
-        &self,
-        start: Instant,
-        patience: Option<Duration>,
-    ) -> Result<Outcome<T, E>, Failure<E>> {
-        if self.pilot == thread::current().id() {
+    fn wait(&self, start: Instant, timeout: Option<Duration>) -> Result<Outcome<T, E>, Failure<E>> {
+        if self.leader == thread::current().id() {
             return Err(Failure::WouldWait);
         }
         let mut outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
         while matches!(*outcome, Outcome::Computing) {
-            outcome = match patience {
+            outcome = match timeout {
                 None => self
-                    .landed
+                    .completed
                     .wait(outcome)
                     .unwrap_or_else(PoisonError::into_inner),
                 Some(Duration::ZERO) => return Err(Failure::WouldWait),
-                Some(patience) => {
-                    let left = patience.saturating_sub(start.elapsed());
+                Some(timeout) => {
+                    let left = timeout.saturating_sub(start.elapsed());
                     if left.is_zero() {
                         return Err(Failure::TimedOut);
                     }
-                    let waited = self.landed.wait_timeout(outcome, left);
+                    let waited = self.completed.wait_timeout(outcome, left);
                     waited.unwrap_or_else(PoisonError::into_inner).0
                 }
             };
@@ -134,27 +130,27 @@ impl<T: Clone, E: Clone> Flight<T, E> {
     }
 }
 
-/// Ends a flight whatever happens, so that nobody waits for a computation that panicked.
-struct TakeOff<'a, T: Clone, E: Clone> {
+/// Guard that completes a flight even on a panic, so that no caller waits for ever.
+struct CompletionGuard<'a, T: Clone, E: Clone> {
     of: &'a SingleFlight<T, E>,
     key: u64,
     flight: &'a Flight<T, E>,
 }
 
-impl<T: Clone, E: Clone> TakeOff<'_, T, E> {
-    fn land(self, outcome: Outcome<T, E>) {
+impl<T: Clone, E: Clone> CompletionGuard<'_, T, E> {
+    fn complete(self, outcome: Outcome<T, E>) {
         *self
             .flight
             .outcome
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = outcome;
-        // The rest is what happens on a panic too.
+        // Dropping the guard does the rest, on a panic too.
     }
 }
 
-impl<T: Clone, E: Clone> Drop for TakeOff<'_, T, E> {
+impl<T: Clone, E: Clone> Drop for CompletionGuard<'_, T, E> {
     fn drop(&mut self) {
-        // From here on, whoever asks computes anew; by now a cache has the value.
+        // From here on, the next caller computes anew; by now a cache has the value.
         let mut flights = self
             .of
             .flights
@@ -171,7 +167,7 @@ impl<T: Clone, E: Clone> Drop for TakeOff<'_, T, E> {
             *outcome = Outcome::Abandoned;
         }
         drop(outcome);
-        self.flight.landed.notify_all();
+        self.flight.completed.notify_all();
     }
 }
 
@@ -205,7 +201,7 @@ mod tests {
         assert_eq!(flights.run(7, None, || Ok(43)), Ok(43), "nothing is kept");
     }
 
-    /// Runs `beside` while a computation for key 7 is under way, which then ends with `outcome`.
+    /// Runs `beside` during a computation for key 7, which then ends with `outcome`.
     fn during(
         flights: &Flights,
         outcome: impl FnOnce() -> Result<u32, String> + Send,
@@ -261,7 +257,7 @@ mod tests {
             &flights,
             || Ok(1),
             || {
-                let run = |patience| flights.run(7, Some(patience), || unreachable!());
+                let run = |timeout| flights.run(7, Some(timeout), || unreachable!());
                 assert_eq!(run(Duration::ZERO), Err(Failure::WouldWait));
                 assert_eq!(run(Duration::from_millis(5)), Err(Failure::TimedOut));
                 let nested = flights.run(9, None, || {
@@ -271,7 +267,7 @@ mod tests {
                 assert_eq!(
                     nested,
                     Ok(9),
-                    "a computation that asks for itself is told so"
+                    "a computation that requests its own key gets an error"
                 );
                 assert_eq!(
                     flights.run(8, Some(Duration::ZERO), || Ok(8)),

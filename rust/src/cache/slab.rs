@@ -1,13 +1,13 @@
-//! The memory of rows: segments that never move, and beside the rows their time stamps and, if rows are
-//! evicted, keys and marks.
+//! Memory of the rows: segments that never move, with the metadata of each row: its time stamp and, if rows
+//! are evicted, its key and frequency.
 //!
-//! Segments grow with the slab, eight of each size before the size doubles, so that at most an eighth
-//! of the slab is memory not yet used, and a fixed directory of 256 reaches all 2^32 rows. If the number of
-//! rows is known beforehand, the first eight segments hold them: the fewer and larger, the more of the
-//! slab lies on huge pages. What is not touched takes address space and no memory.
+//! Segments grow with the slab, eight of each size before the size doubles, so that at most an eighth of
+//! the slab is unused memory, and a fixed directory of 256 entries covers all 2^32 rows. If the number of
+//! rows is known beforehand, the first eight segments hold them: larger segments put more of the slab on
+//! huge pages. Untouched pages take address space and no memory.
 
-use super::eviction::MOST_MARKS;
 use super::layout::RowLayout;
+use super::s3_fifo::MAX_FREQUENCY;
 use crate::buffer::{AlignedBuffer, Pages, ZeroedArray};
 use crate::error::{Error, Result};
 use crate::mapping::Mapping;
@@ -22,27 +22,27 @@ const LOG_PER_SIZE: u32 = PER_SIZE.trailing_zeros();
 /// Entries of the directory: eight for each of the 30 sizes that 2^32 rows can take, and spare ones.
 const DIRECTORY: usize = if cfg!(aif_loom) { 8 } else { 256 };
 
-/// The least bytes of the first segments.
+/// Minimum bytes of the first segments.
 const FIRST_SEGMENT_BYTES: usize = 64 << 10;
 
-/// Bytes beside each row: its time stamp.
+/// Metadata bytes of each row: its time stamp.
 const SIDE_BYTES: usize = size_of::<u32>();
 
-/// Bytes beside each row that can be evicted: also its key and its mark.
+/// Metadata bytes of each row that can be evicted: time stamp, key and frequency.
 pub(super) const EVICTING_SIDE_BYTES: usize = SIDE_BYTES + size_of::<u64>() + size_of::<u8>();
 
-/// A run of rows and what is kept beside them.
+/// Run of rows with their metadata.
 struct Segment {
     rows: AlignedBuffer,
     stamps: ZeroedArray<AtomicU32>,
-    /// For the eviction policy, which gives up rows and not keys; empty if nobody evicts.
+    /// Keys by row, for the eviction order, which returns rows; empty without eviction.
     keys: ZeroedArray<AtomicU64>,
-    /// One byte a row, set by readers; empty if nobody evicts.
-    marks: ZeroedArray<AtomicU8>,
+    /// Use count by row, incremented by readers; empty without eviction.
+    frequencies: ZeroedArray<AtomicU8>,
     watches: Box<[RaceWatch]>,
 }
 
-/// A row's place: its segment and its number in it.
+/// Reference to a row: its segment and its index in it.
 #[derive(Clone, Copy)]
 pub(super) struct RowRef<'a> {
     segment: &'a Segment,
@@ -51,79 +51,79 @@ pub(super) struct RowRef<'a> {
 }
 
 impl RowRef<'_> {
-    /// Writer only, of a row that can be evicted: the key that it was written for.
+    /// Returns the key of a row that can be evicted. Writer only.
     pub(super) fn key(&self) -> u64 {
         self.segment.keys[self.at].load(Ordering::Relaxed)
     }
 
-    /// The tick at which the row was written.
+    /// Returns the tick at which the row was written.
     #[inline]
     pub(super) fn stamp(&self) -> u32 {
-        // Relaxed: whoever got the row number from a slot got this stamp with it, and while its guard
-        // lives nobody writes another.
+        // Relaxed: a thread that read the row number from a slot read this stamp with it, and no other is
+        // written while its guard lives.
         self.segment.stamps[self.at].load(Ordering::Relaxed)
     }
 
-    /// Notes that the row was used. A hint to eviction, ordered with nothing, of which some are lost when
-    /// two readers meet; stored only a few times, so that popular rows do not pass a cache line between
-    /// cores.
+    /// Counts a use of the row. A hint for eviction with relaxed ordering: increments are lost when two
+    /// readers race. A saturated counter is not stored to, so that popular rows do not bounce a cache line
+    /// between cores.
     #[inline]
-    pub(super) fn mark(&self) {
-        if let Some(mark) = self.segment.marks.get(self.at) {
+    pub(super) fn touch(&self) {
+        if let Some(mark) = self.segment.frequencies.get(self.at) {
             let marks = mark.load(Ordering::Relaxed);
-            if marks < MOST_MARKS {
+            if marks < MAX_FREQUENCY {
                 mark.store(marks + 1, Ordering::Relaxed);
             }
         }
     }
 
-    /// How often the row was used since this was last asked, up to [`MOST_MARKS`].
-    pub(super) fn take_marks(&self) -> u8 {
+    /// Returns and resets the number of uses since the last call, up to [`MAX_FREQUENCY`].
+    pub(super) fn take_frequency(&self) -> u8 {
         self.segment
-            .marks
+            .frequencies
             .get(self.at)
             .map_or(0, |mark| mark.swap(0, Ordering::Relaxed))
     }
 
-    /// Takes the marks of the row that this one replaces.
-    pub(super) fn inherit_marks(&self, old: &RowRef<'_>) {
-        if let Some(mark) = self.segment.marks.get(self.at) {
-            mark.store(old.take_marks(), Ordering::Relaxed);
+    /// Takes over the frequency of the row that this one replaces.
+    pub(super) fn inherit_frequency(&self, old: &RowRef<'_>) {
+        if let Some(mark) = self.segment.frequencies.get(self.at) {
+            mark.store(old.take_frequency(), Ordering::Relaxed);
         }
     }
 
-    /// Where the row's bytes are.
+    /// Returns the address of the row's bytes.
     #[inline]
     pub(super) fn bytes(&self) -> *mut u8 {
         self.bytes
     }
 
-    /// Shows `see` what stands beside the row and will be needed: its stamp if `stamps`, its mark if there
-    /// are marks. For prefetching.
+    /// Calls `visit` with the addresses of the metadata that a look-up needs, for prefetching: the stamp if
+    /// `stamps`, and the frequency if there is one.
     #[inline]
-    pub(super) fn side_lines(&self, stamps: bool, see: impl Fn(*const u8)) {
+    pub(super) fn metadata_lines(&self, stamps: bool, visit: impl Fn(*const u8)) {
         if stamps {
-            see((&raw const self.segment.stamps[self.at]).cast());
+            visit((&raw const self.segment.stamps[self.at]).cast());
         }
-        if let Some(mark) = self.segment.marks.get(self.at) {
-            see((&raw const *mark).cast());
+        if let Some(mark) = self.segment.frequencies.get(self.at) {
+            visit((&raw const *mark).cast());
         }
     }
 
-    /// Stands guard over a read or write of the bytes when loom watches.
+    /// Returns the guard under which loom checks reads and writes of the bytes.
     #[inline]
     pub(super) fn watch(&self) -> &RaceWatch {
         &self.segment.watches[self.at]
     }
 
-    /// Writer only, on a row that no reader can reach: whose row it is and since when.
-    pub(super) fn dedicate(&self, key: u64, stamp: u32) {
-        // Relaxed: the slot's Release store publishes both.
+    /// Sets the key and the time stamp of a row that no reader can reach. Writer only.
+    pub(super) fn init_header(&self, key: u64, stamp: u32) {
+        // Relaxed: the Release store of the slot publishes both.
         self.segment.stamps[self.at].store(stamp, Ordering::Relaxed);
         if let Some(place) = self.segment.keys.get(self.at) {
             place.store(key, Ordering::Relaxed);
         }
-        if let Some(mark) = self.segment.marks.get(self.at) {
+        if let Some(mark) = self.segment.frequencies.get(self.at) {
             mark.store(0, Ordering::Relaxed);
         }
     }
@@ -137,17 +137,17 @@ pub(super) struct Slab {
     row_bytes: usize,
     /// log2 of the rows in the smallest segment.
     log_base: u32,
-    /// Rows that may ever be made.
+    /// Maximum number of rows.
     limit: usize,
     evicting: bool,
     pages: Pages,
-    /// What the first segments are parts of, if they are.
+    /// Mapping that backs the first segments, if any.
     mapping: Option<Arc<Mapping>>,
 }
 
 impl Slab {
-    /// A slab of at most `limit` rows of this layout, of which `expected` will come; `evicting` keeps
-    /// beside each row what eviction needs.
+    /// Makes a slab of at most `limit` rows of this layout, sized for `expected` rows; `evicting` adds the
+    /// metadata that eviction needs.
     pub(super) fn new(
         layout: &RowLayout,
         limit: usize,
@@ -173,17 +173,18 @@ impl Slab {
         }
     }
 
-    /// Bytes of the segments of the smallest size together, which can be parts of a mapping.
+    /// Returns the total bytes of the smallest segments, which a mapping can back.
     pub(super) fn first_bytes(&self) -> Option<usize> {
         (PER_SIZE << self.log_base).checked_mul(self.row_bytes)
     }
 
-    /// Before the first segment is made: has the first ones be parts of `mapping`, as far as it goes.
-    pub(super) fn lie_in(&mut self, mapping: Mapping) {
+    /// Backs the first segments with `mapping`, as far as it reaches. Called before the first segment is
+    /// made.
+    pub(super) fn back_with(&mut self, mapping: Mapping) {
         self.mapping = Some(Arc::new(mapping));
     }
 
-    /// Bytes beside each row.
+    /// Returns the metadata bytes of each row.
     pub(super) fn side_bytes(&self) -> usize {
         if self.evicting {
             EVICTING_SIDE_BYTES
@@ -192,7 +193,7 @@ impl Slab {
         }
     }
 
-    /// The segment that a row is in, and the row's number in it.
+    /// Splits a row number into its segment and its index in the segment.
     #[inline]
     fn split(&self, row: u32) -> (usize, usize) {
         let block = (row >> self.log_base) as usize;
@@ -207,11 +208,11 @@ impl Slab {
         (segment, (block_in_segment << self.log_base) | in_block)
     }
 
-    /// The row of this number, which a slot named or which the writer holds.
+    /// Returns the row of this number, which was read from a slot or belongs to the writer.
     #[inline]
     pub(super) fn row(&self, row: u32) -> RowRef<'_> {
         let (segment, at) = self.split(row);
-        // Acquire pairs with `grow`. (The slot's own ordering would do; on x86 it costs nothing.)
+        // Acquire pairs with `grow`. (The slot's own ordering would suffice; on x86 it costs nothing.)
         let segment = self.directory[segment].load(Ordering::Acquire);
         assert!(!segment.is_null(), "row {row} was never made");
         // SAFETY: by the directory's invariant, valid until the slab is dropped, which `&self` prevents.
@@ -222,13 +223,13 @@ impl Slab {
         RowRef { segment, at, bytes }
     }
 
-    /// Rows in the segment that starts at row number `made`.
+    /// Returns the number of rows in the segment that starts at row number `made`.
     pub(super) fn next_rows(&self, made: usize) -> usize {
         let (number, _) = self.split(made as u32);
         (1usize << (number / PER_SIZE) << self.log_base).min(self.limit.saturating_sub(made))
     }
 
-    /// Writer only: adds the segment that starts at row number `made`; returns its rows.
+    /// Adds the segment that starts at row number `made`; returns its number of rows. Writer only.
     pub(super) fn grow(&self, made: usize) -> Result<usize> {
         let rows = self.next_rows(made);
         let what = || format!("rows {made} to {} of the cache", made + rows);
@@ -250,24 +251,24 @@ impl Slab {
             rows: self.memory(made, bytes, &what())?,
             stamps: ZeroedArray::new(rows, self.pages, "the time stamps of rows")?,
             keys: ZeroedArray::new(evicted, self.pages, "the keys of rows")?,
-            marks: ZeroedArray::new(evicted, self.pages, "the eviction marks of rows")?,
+            frequencies: ZeroedArray::new(evicted, self.pages, "the eviction marks of rows")?,
             watches: watches.into_boxed_slice(),
         });
-        // Release: the segment's contents come before its address.
+        // Release: the segment's contents precede its address.
         self.directory[number].store(Box::into_raw(segment), Ordering::Release);
         Ok(rows)
     }
 }
 
 impl Slab {
-    /// Memory for the rows of the segment that starts at row number `made`.
+    /// Allocates memory for the rows of the segment that starts at row number `made`.
     fn memory(&self, made: usize, bytes: usize, what: &str) -> Result<AlignedBuffer> {
         let start = made.saturating_mul(self.row_bytes);
         match &self.mapping {
             Some(mapping) if start.saturating_add(bytes) <= mapping.len() => {
-                Ok(AlignedBuffer::part_of(mapping, start, bytes))
+                Ok(AlignedBuffer::from_mapping(mapping, start, bytes))
             }
-            _ => AlignedBuffer::on(self.pages, bytes, what),
+            _ => AlignedBuffer::with_pages(self.pages, bytes, what),
         }
     }
 }
@@ -302,7 +303,7 @@ mod tests {
         while made < 5000 {
             let rows = slab.grow(made).unwrap();
             for row in made..made + rows {
-                slab.row(row as u32).dedicate(row as u64 * 3, row as u32);
+                slab.row(row as u32).init_header(row as u64 * 3, row as u32);
                 places.push(slab.row(row as u32).bytes() as usize);
             }
             made += rows;
@@ -361,17 +362,17 @@ mod tests {
     fn marks_are_counted_and_taken_once() {
         let slab = Slab::new(&layout(1), 10, 0, true, Pages::default());
         slab.grow(0).unwrap();
-        slab.row(3).mark();
-        slab.row(3).mark();
-        slab.row(4).inherit_marks(&slab.row(3));
-        assert_eq!(slab.row(3).take_marks(), 0);
-        assert_eq!(slab.row(4).take_marks(), 2);
-        assert_eq!(slab.row(4).take_marks(), 0);
-        (0..9).for_each(|_| slab.row(4).mark());
-        assert_eq!(slab.row(4).take_marks(), MOST_MARKS);
+        slab.row(3).touch();
+        slab.row(3).touch();
+        slab.row(4).inherit_frequency(&slab.row(3));
+        assert_eq!(slab.row(3).take_frequency(), 0);
+        assert_eq!(slab.row(4).take_frequency(), 2);
+        assert_eq!(slab.row(4).take_frequency(), 0);
+        (0..9).for_each(|_| slab.row(4).touch());
+        assert_eq!(slab.row(4).take_frequency(), MAX_FREQUENCY);
         let unmarked = Slab::new(&layout(1), 10, 0, false, Pages::default());
         unmarked.grow(0).unwrap();
-        unmarked.row(3).mark();
-        assert_eq!(unmarked.row(3).take_marks(), 0);
+        unmarked.row(3).touch();
+        assert_eq!(unmarked.row(3).take_frequency(), 0);
     }
 }

@@ -1,4 +1,4 @@
-//! All rows of a cache as of one moment, to be looked at while writers go on.
+//! Snapshot of all rows of a cache, readable while writers continue.
 
 use super::clock::TICK_MS;
 use super::reclaim::{Epochs, Reclaim};
@@ -8,17 +8,17 @@ use crate::error::Result;
 use std::slice;
 use std::time::Duration;
 
-/// The rows of one moment, kept from being used again by the guard.
+/// Rows of one moment, kept from reuse by the guard.
 pub(super) struct Rows<'a, R: Reclaim + 'a> {
     store: &'a Store<R>,
     entries: Vec<(u64, u32)>,
-    /// The tick of the moment.
+    /// Tick of that moment.
     now: u32,
     _guard: R::Guard<'a>,
 }
 
 impl<R: Reclaim> Store<R> {
-    /// The rows that have not expired, as of one moment between writes.
+    /// Returns the rows that have not expired, as of one moment between writes.
     pub(super) fn snapshot(&self) -> Result<Rows<'_, R>> {
         let writer = self.lock()?;
         let now = self.clock.ticks();
@@ -42,18 +42,17 @@ impl<R: Reclaim> Store<R> {
     }
 }
 
-/// The rows of a cache as of one moment; see
-/// [`EmbeddingCache::snapshot`](super::EmbeddingCache::snapshot).
+/// Rows of a cache as of one moment; see [`EmbeddingCache::snapshot`](super::EmbeddingCache::snapshot).
 pub struct Snapshot<'a>(Rows<'a, Epochs>);
 
-/// One row of a snapshot.
+/// Row of a snapshot.
 #[derive(Clone, Copy, Debug)]
 pub struct RowView<'a> {
-    /// The row's key.
+    /// Key of the row.
     pub key: u64,
-    /// How old the row was at the snapshot's moment, to one [tick](TICK_MS).
+    /// Age of the row at the moment of the snapshot, to one [tick](TICK_MS).
     pub age: Duration,
-    /// The whole row; the columns stand where the layout says.
+    /// Bytes of the whole row, in the layout's format.
     pub bytes: &'a [u8],
 }
 
@@ -62,24 +61,24 @@ impl<'a> Snapshot<'a> {
         Self(rows)
     }
 
-    /// Number of rows.
+    /// Returns the number of rows.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.entries.len()
     }
 
-    /// Whether there are no rows.
+    /// Returns whether there are no rows.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.entries.is_empty()
     }
 
-    /// Puts the rows into the order of their keys.
+    /// Sorts the rows by key.
     pub fn sort_by_key(&mut self) {
         self.0.entries.sort_unstable_by_key(|&(key, _)| key);
     }
 
-    /// The rows, in no order unless they were sorted, but in the same one each time.
+    /// Returns the rows, in no order unless they were sorted, but in the same one each time.
     #[must_use]
     pub fn rows(&self) -> impl ExactSizeIterator<Item = RowView<'_>> {
         let Rows {
@@ -93,7 +92,7 @@ impl<'a> Snapshot<'a> {
             RowView {
                 key,
                 age: Duration::from_millis(u64::from(now.saturating_sub(row.stamp())) * TICK_MS),
-                // SAFETY: a row of the layout's length, which nobody writes to while the guard lives.
+                // SAFETY: a row of the layout's length, which no thread writes to while the guard lives.
                 bytes: unsafe { slice::from_raw_parts(row.bytes(), store.layout.row_bytes()) },
             }
         })

@@ -1,25 +1,25 @@
-//! The algorithm of the cache: what is shared between readers and the writer, and the readers' half.
+//! Shared state of readers and writers, and the readers' half of the algorithm.
 //!
 //! # Interleavings
 //! A reader pins, loads the table, finds the key's slot, and reads the row that the slot names. A writer
-//! fills a row that nobody can reach, stores its number in the slot (one word), and retires the row that
+//! fills a row that no reader can reach, stores its number in the slot (one word), and retires the row that
 //! the slot named before.
 //! - The slot's Release store and the reader's Acquire load order the row's bytes and stamp before
 //!   anything the reader does with the row number.
-//! - A row is written again only after it came back from the reclaimer: after every reader that was
-//!   pinned when it was retired has left. So bytes under a guard do not change, and one reader sees all
-//!   columns of one version.
-//! - A reader that pins after a row came back sees the slot store that took it away, so it cannot get
-//!   the old row's number.
-//! - A grown table is filled before the pointer to it is stored. Readers in the old table see rows as
-//!   they were at that moment, which their guard keeps intact.
-//! - Readers take no lock and never wait: not for a writer that stands still anywhere in the above, and
-//!   not for each other.
+//! - A row is rewritten only after the reclaimer has released it: after every reader that was pinned when
+//!   it was retired has left. So bytes under a guard do not change, and one reader sees all columns of one
+//!   version.
+//! - A reader that pins after a row was released sees the slot store that unlinked it, so it cannot read
+//!   the old row number.
+//! - A new table is filled before the pointer to it is stored. Readers of the old table see rows as they
+//!   were at that moment, which their guard keeps intact.
+//! - Readers take no lock and never wait, neither for a writer that stops anywhere in the above nor for
+//!   each other.
 
 use super::clock::Clock;
-use super::hash::spread;
+use super::hash::mix64;
 use super::layout::RowLayout;
-use super::reclaim::{OldTable, Reclaim};
+use super::reclaim::{Reclaim, RetiredTable};
 use super::slab::{RowRef, Slab};
 use super::table::{MAX_ROWS, Table};
 use super::writer::Writer;
@@ -32,23 +32,23 @@ use crate::sync::{AtomicPtr, Mutex, Ordering};
 use std::ops::Range;
 use std::ptr::NonNull;
 
-/// Keys that go from one stage of a gather to the next together.
+/// Keys that move from one stage of a gather to the next together.
 const BURST: usize = 8;
 
-/// Bytes of rows that are fetched ahead, a fraction of the second level of cache; of a longer row only so
-/// much is fetched.
+/// Bytes of rows that are prefetched, a fraction of the L2 cache; of a longer row only this many bytes are
+/// prefetched.
 const AHEAD_BYTES: usize = 32 << 10;
 
-/// Bursts whose rows are fetched ahead, at most.
+/// Maximum number of bursts whose rows are prefetched.
 const AHEAD_BURSTS: usize = 2;
 
-/// Keys whose buckets are fetched still further ahead.
+/// Keys whose buckets are prefetched beyond those.
 const AHEAD_BUCKETS: usize = 2 * BURST;
 
 /// Keys between their first stage and the end of their last, in whole bursts.
 const RING: usize = AHEAD_BUCKETS + (AHEAD_BURSTS + 1) * BURST;
 
-/// How often things happened.
+/// Event counters.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     pub(super) hits: Counter,
@@ -61,20 +61,20 @@ pub(super) struct Counters {
     pub(super) expired_removed: Counter,
 }
 
-/// How much there is, kept by the writer for those who must not wait for it.
+/// Gauges maintained by the writer, read without waiting for it.
 #[derive(Debug, Default)]
 pub(super) struct Gauges {
     pub(super) live: AtomicUsize,
     pub(super) retired: AtomicUsize,
     pub(super) made: AtomicUsize,
-    pub(super) dealt: AtomicUsize,
+    pub(super) issued: AtomicUsize,
     pub(super) mapped_bytes: AtomicUsize,
     pub(super) table_bytes: AtomicUsize,
     pub(super) order_bytes: AtomicUsize,
     pub(super) growth_peak_bytes: AtomicUsize,
 }
 
-/// Everything of a cache but its argument checks.
+/// Cache without argument checks.
 pub(super) struct Store<R: Reclaim> {
     pub(super) layout: RowLayout,
     pub(super) slab: Slab,
@@ -87,7 +87,7 @@ pub(super) struct Store<R: Reclaim> {
     /// Rows older than this many ticks are misses.
     pub(super) ttl: Option<u32>,
     pub(super) bound: Option<Bound>,
-    pub(super) least_slots: usize,
+    pub(super) min_slots: usize,
     pub(super) pages: Pages,
     pub(super) counters: Counters,
     pub(super) gauges: Gauges,
@@ -106,11 +106,11 @@ impl<R: Reclaim> Store<R> {
         } = sizes;
         let limit = bound.map_or(MAX_ROWS, |bound| bound.rows * MAX_OVERRUN);
         let slab = Slab::new(&layout, limit, rows, bound.is_some(), pages);
-        Self::on(slab, layout, sizes, clock, ttl, reclaim)
+        Self::with_slab(slab, layout, sizes, clock, ttl, reclaim)
     }
 
-    /// A store whose rows come from `slab`, which has made none yet.
-    pub(super) fn on(
+    /// Makes a store whose rows are allocated from `slab`, which is still empty.
+    pub(super) fn with_slab(
         slab: Slab,
         layout: RowLayout,
         sizes: Sizes,
@@ -138,52 +138,52 @@ impl<R: Reclaim> Store<R> {
             clock,
             ttl,
             bound,
-            least_slots: slots,
+            min_slots: slots,
             pages,
             counters: Counters::default(),
             gauges,
         })
     }
 
-    /// The current table. The guard is what keeps it alive.
+    /// Returns the current table, which the guard keeps alive.
     #[inline]
     fn table<'a>(&'a self, _guard: &'a R::Guard<'_>) -> &'a Table {
-        // Acquire pairs with `swing`: the table's slots come before its address.
-        // SAFETY: by the field's invariant; a replaced table is freed by the reclaimer only, after the
-        // guard, which was made before the load, is gone.
+        // Acquire pairs with `replace_table`: the table's slots precede its address. SAFETY: by the field's
+        // invariant; the reclaimer frees a replaced table only after the guard, which was made before the
+        // load, is gone.
         unsafe { &*self.table.load(Ordering::Acquire) }
     }
 
-    /// Writer only: the current table, for as long as the writer does not swing to another.
+    /// Returns the current table, valid until the writer replaces it. Writer only.
     pub(super) fn writers_table(&self, _writer: &Writer) -> &Table {
-        // SAFETY: by the field's invariant; only the holder of the lock replaces the table, and it
-        // retires the old one only in `swing`, after its last use of this reference.
+        // SAFETY: by the field's invariant; only the holder of the lock replaces the table, and it retires
+        // the old one only in `replace_table`, after its last use of this reference.
         unsafe { &*self.table.load(Ordering::Relaxed) }
     }
 
-    /// Writer only: makes `table` the one that readers find, and returns the old one to be retired.
-    pub(super) fn swing(&self, _writer: &mut Writer, table: Box<Table>) -> OldTable {
+    /// Makes `table` the current one and returns the old one to be retired. Writer only.
+    pub(super) fn replace_table(&self, _writer: &mut Writer, table: Box<Table>) -> RetiredTable {
         self.gauges
             .table_bytes
             .store(table.bytes(), PlainOrdering::Relaxed);
-        // Release: the new table's slots come before its address. Acquire is not needed: only the
-        // lock's holder ever stores here.
+        // Release: the new table's slots precede its address. Acquire is not needed: only the lock's holder
+        // ever stores here.
         let old = self.table.swap(Box::into_raw(table), Ordering::Release);
-        // SAFETY: by the field's invariant, made by `Box::into_raw` and now in nobody's charge; writers
-        // give it to the reclaimer, which drops it after the last reader has left.
-        unsafe { OldTable::new(NonNull::new_unchecked(old)) }
+        // SAFETY: by the field's invariant, made by `Box::into_raw` and now owned by nobody; writers retire
+        // it, and the reclaimer drops it after the last reader has left.
+        unsafe { RetiredTable::new(NonNull::new_unchecked(old)) }
     }
 
-    /// Whether a row has outlived its time. The stamp is not looked at if no row can: it is a cache
-    /// line of its own.
+    /// Returns whether a row has expired. The stamp, a cache line of its own, is not read without a time to
+    /// live.
     #[inline]
     pub(super) fn expired(&self, row: &RowRef<'_>, now: u32) -> bool {
-        // A writer may have stamped the row after this reader looked at the clock.
+        // A writer may have stamped the row after this reader read the clock.
         self.ttl
             .is_some_and(|ttl| now.saturating_sub(row.stamp()) > ttl)
     }
 
-    /// The tick to judge rows by; the clock is not read if no row can expire.
+    /// Returns the current tick, or 0 without reading the clock if no row can expire.
     #[inline]
     fn now_if_ttl(&self) -> u32 {
         if self.ttl.is_some() {
@@ -193,7 +193,7 @@ impl<R: Reclaim> Store<R> {
         }
     }
 
-    /// Copies the rows of `keys` into `columns`, zeroing the missing ones; returns how many were found.
+    /// Copies the rows of `keys` into `columns`, zeroing the missing ones; returns the number found.
     ///
     /// # Safety
     /// `columns` has one entry per column of the layout, `columns[c]` is valid for writes of
@@ -205,27 +205,27 @@ impl<R: Reclaim> Store<R> {
         columns: &[*mut u8],
         found: &mut [u8],
     ) -> usize {
-        let mut copies = self.layout.copies(columns);
+        let mut copier = self.layout.copier(columns);
         self.visit(keys, |place, row| {
             found[place] = u8::from(row.is_some());
-            // SAFETY: the row is under the guard. Rows are copied in the order of the keys, each to the next
-            // place of the caller's columns.
+            // SAFETY: the row is under the guard. Rows are copied in the order of the keys, each to the
+            // next row of the caller's columns.
             unsafe {
                 match row {
-                    Some(row) => copies.next_row(row),
-                    None => copies.next_zeros(),
+                    Some(row) => copier.copy_row(row),
+                    None => copier.zero_row(),
                 }
             }
         })
     }
 
-    /// Shows `see` each key's place in `keys`, in order, and the bytes of its row, if it has one; they do
-    /// not change while `see` runs. Returns how many have one.
+    /// Calls `visit` with the index of each key, in order, and the bytes of its row, if it has one, which
+    /// do not change during the call. Returns the number found.
     #[inline]
     pub(super) fn visit(
         &self,
         keys: &[u64],
-        mut see: impl FnMut(usize, Option<*const u8>),
+        mut visit: impl FnMut(usize, Option<*const u8>),
     ) -> usize {
         let guard = self.reclaim.pin();
         let table = self.table(&guard);
@@ -235,15 +235,15 @@ impl<R: Reclaim> Store<R> {
         let (mut hits, mut expired) = (0, 0);
         let mut hashes = [0; RING];
         let mut rows = [None; RING];
-        // Each key goes through three stages: its bucket is fetched, then the row that the bucket names, and
-        // only the last stage waits for memory and reads. A burst of keys moves through each stage in turn,
-        // so that the memory always has about as much to do.
+        // Each key passes three stages: its bucket is prefetched, then the row that the bucket names, and
+        // only the last stage waits for memory and reads. Bursts of keys pass the stages in turn, so that
+        // the number of outstanding loads stays about constant.
         let burst = |first: usize| first.min(keys.len())..(first + BURST).min(keys.len());
         let ring = |keys: &Range<usize>| keys.start % RING..keys.start % RING + keys.len();
         for first in (0..keys.len() + ahead + AHEAD_BUCKETS).step_by(BURST) {
             let now_seen = burst(first);
             for (hash, &key) in hashes[ring(&now_seen)].iter_mut().zip(&keys[now_seen]) {
-                *hash = spread(key);
+                *hash = mix64(key);
                 prefetch(table.first_line(*hash));
             }
             let Some(first) = first.checked_sub(AHEAD_BUCKETS) else {
@@ -253,7 +253,9 @@ impl<R: Reclaim> Store<R> {
             let places = ring(&looked_up);
             let of_keys = keys[looked_up].iter().zip(&hashes[places.clone()]);
             for (row, (&key, &hash)) in rows[places].iter_mut().zip(of_keys) {
-                *row = table.find(key, hash).map(|row| self.send_for(row, fetched));
+                *row = table
+                    .find(key, hash)
+                    .map(|row| self.fetch_ahead(row, fetched));
             }
             let Some(first) = first.checked_sub(ahead) else {
                 continue;
@@ -262,12 +264,12 @@ impl<R: Reclaim> Store<R> {
             for (row, place) in rows[ring(&arrived)].iter().zip(arrived) {
                 let living = row.filter(|row| !self.expired(row, now));
                 if let Some(row) = living {
-                    row.mark();
+                    row.touch();
                     hits += 1;
-                    row.watch().read(|| see(place, Some(row.bytes())));
+                    row.watch().read(|| visit(place, Some(row.bytes())));
                 } else {
                     expired += u64::from(row.is_some());
-                    see(place, None);
+                    visit(place, None);
                 }
             }
         }
@@ -277,11 +279,11 @@ impl<R: Reclaim> Store<R> {
         hits
     }
 
-    /// The row of this number, with its first `fetched` bytes, a multiple of 64, on their way.
+    /// Returns the row of this number after prefetching its first `fetched` bytes, a multiple of 64.
     #[inline]
-    fn send_for(&self, row: u32, fetched: usize) -> RowRef<'_> {
+    fn fetch_ahead(&self, row: u32, fetched: usize) -> RowRef<'_> {
         let row = self.slab.row(row);
-        row.side_lines(self.ttl.is_some(), prefetch);
+        row.metadata_lines(self.ttl.is_some(), prefetch);
         let bytes = row.bytes();
         let mut offset = 0;
         while offset < fetched {
@@ -291,34 +293,34 @@ impl<R: Reclaim> Store<R> {
         row
     }
 
-    /// Calls `see` with each key's place in `keys` and its age in ticks, if it has a living row. Counts
-    /// and marks nothing.
-    pub(super) fn ages(&self, keys: &[u64], mut see: impl FnMut(usize, Option<u32>)) {
+    /// Calls `visit` with the index of each key and its age in ticks, if it has a live row. Counts neither
+    /// hits nor uses.
+    pub(super) fn ages(&self, keys: &[u64], mut visit: impl FnMut(usize, Option<u32>)) {
         let guard = self.reclaim.pin();
         let table = self.table(&guard);
         let now = self.clock.ticks();
         for (i, &key) in keys.iter().enumerate() {
             let row = table
-                .find(key, spread(key))
+                .find(key, mix64(key))
                 .map(|row| self.slab.row(row))
                 .filter(|row| !self.expired(row, now));
-            see(i, row.map(|row| now.saturating_sub(row.stamp())));
+            visit(i, row.map(|row| now.saturating_sub(row.stamp())));
         }
     }
 }
 
 impl<R: Reclaim> Drop for Store<R> {
     fn drop(&mut self) {
-        // SAFETY: by the field's invariant; `&mut self` says that no reader is left.
+        // SAFETY: by the field's invariant; `&mut self` proves that no reader is left.
         drop(unsafe { Box::from_raw(self.table.load(Ordering::Relaxed)) });
     }
 }
 
-/// Asks for a cache line; a hint without effect on what the program does.
+/// Prefetches a cache line into L1.
 #[inline]
 pub(super) fn prefetch<T>(line: *const T) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch reads nothing as far as the language goes, and faults on no address.
+    // SAFETY: a prefetch reads nothing as far as the language is concerned, and faults on no address.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T0>(line.cast());
@@ -327,8 +329,8 @@ pub(super) fn prefetch<T>(line: *const T) {
     let _ = line;
 }
 
-/// Asks for a cache line of a row, into the second level of cache: the first has too few lines under way at
-/// a time. (On Zen 4, a batch of long rows takes two thirds of the time by that.)
+/// Prefetches a cache line of a row into L2, since L1 supports too few outstanding lines. (On Zen 4 a batch
+/// of long rows takes two thirds of the time.)
 #[inline]
 fn prefetch_row(line: *const u8) {
     #[cfg(target_arch = "x86_64")]

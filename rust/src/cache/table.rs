@@ -1,14 +1,15 @@
-//! The hash table from keys to rows: buckets of one cache line, one writer, any number of readers.
+//! Hash table from keys to rows: buckets of one cache line, one writer, any number of readers.
 //!
-//! A bucket is five slots of 12 bytes, a key and a 32-bit row number each: so a look-up costs one line of
-//! memory in most cases, and a key 17.1 bytes at 75 % load. Keys that find their bucket full go to the next.
+//! A bucket holds five slots of 12 bytes, each a key and a 32-bit row number: a look-up costs one cache
+//! line in most cases, and a key 17.1 bytes at 75 % load. A key whose bucket is full goes to the next
+//! bucket.
 //!
 //! # What readers may meet
-//! A slot belongs to the first key that takes it for as long as the table lives: deleted keys leave their
-//! slot behind, and the table is rebuilt when too many have. So the row number is the only part of a slot
-//! that ever changes, one word, and whoever has read a slot's key and then its row number has a row of that
-//! key: no reader can see half of a change, or one key's row under another. Hence each key is an atomic
-//! register, as Cliff Click's *lock-free wait-free hash table* (2007) has it.
+//! A slot belongs to the first key that takes it for the lifetime of the table: deleted keys leave
+//! tombstones, and the table is rebuilt when there are too many. So the row number is the only word of a
+//! slot that ever changes, and a reader that has read a slot's key and then its row number has a row of
+//! that key: no reader sees half of a change, or one key's row under another. Hence each key is an atomic
+//! register, as in Cliff Click's *lock-free wait-free hash table* (2007).
 //!
 //! Slots of a bucket are taken in order, so a bucket whose last slot is `EMPTY` ends a probe. The writer
 //! leaves at least a seventh of the slots `EMPTY`, so probes end.
@@ -18,33 +19,33 @@ use crate::error::Result;
 use crate::sync::{AtomicU32, AtomicU64, Ordering, Zeroable};
 use std::ops::ControlFlow;
 
-/// A slot without a key.
+/// Slot without a key.
 const EMPTY: u32 = 0;
-/// A slot whose key has no row.
-const GONE: u32 = 1;
-/// Row numbers are stored after the two special values.
+/// Slot whose key has no row.
+const TOMBSTONE: u32 = 1;
+/// Offset of row numbers, after the two special values.
 const FIRST_ROW: u32 = 2;
 
-/// Rows that 32 bits can tell apart from the special slots.
+/// Maximum number of rows that 32 bits distinguish from the special slots.
 pub(super) const MAX_ROWS: usize = (u32::MAX - FIRST_ROW) as usize;
 
 /// Slots of a bucket: as many as fit a cache line; two under loom, so that two keys fill one.
 const BUCKET_SLOTS: usize = if cfg!(aif_loom) { 2 } else { 5 };
 
-/// Slots are used up to this share, those of deleted keys included.
+/// Maximum share of used slots, tombstones included.
 const MAX_LOAD: (usize, usize) = (6, 7);
 
-/// Slots that hold `keys` keys at 75 % load, where a key costs 17.1 bytes.
+/// Returns the number of slots that hold `keys` keys at 75 % load, where a key costs 17.1 bytes.
 pub(super) fn slots_for(keys: usize) -> usize {
     (keys.saturating_mul(4) / 3 + 8).min(MAX_ROWS * 2)
 }
 
-/// Bytes that the table takes for this many slots.
+/// Returns the bytes of a table of this many slots.
 pub(super) const fn bytes_for(slots: usize) -> usize {
     slots.div_ceil(BUCKET_SLOTS) * size_of::<Bucket>()
 }
 
-/// One cache line of slots. The key of a slot is written before its row number first is, and never again.
+/// Cache line of slots. The key of a slot is written before its first row number, and never again.
 #[repr(align(64))]
 #[derive(Debug)]
 struct Bucket {
@@ -65,10 +66,10 @@ unsafe impl Zeroable for Bucket {
 }
 
 impl Bucket {
-    /// The slot of `key`, if the bucket has one with a row number or had one.
+    /// Returns the slot of `key`, if the bucket has one that is or was in use.
     #[inline]
     fn slot_of(&self, key: u64) -> Option<usize> {
-        // All are compared, because which one it is cannot be predicted.
+        // All are compared, because the position cannot be predicted.
         let mut equal = 0u32;
         for (i, slot_key) in self.keys.iter().enumerate() {
             equal |= u32::from(slot_key.load(Ordering::Relaxed) == key) << i;
@@ -76,12 +77,12 @@ impl Bucket {
         (equal != 0).then(|| equal.trailing_zeros() as usize)
     }
 
-    /// What the bucket says about key 0, which slots without a key have too: its row or that it has none, or
-    /// to look further.
+    /// Looks up key 0, which slots without a key also hold: breaks with its row or its absence, or
+    /// continues with the next bucket.
     #[cold]
     fn row_of_zero(&self) -> ControlFlow<Option<u32>> {
         for (key, row) in self.keys.iter().zip(&self.rows) {
-            // Acquire: whoever sees a row number sees the slot's key.
+            // Acquire: a reader that sees a row number sees the slot's key.
             let row = row.load(Ordering::Acquire);
             if row == EMPTY {
                 return ControlFlow::Break(None);
@@ -99,23 +100,23 @@ impl Bucket {
     }
 }
 
-/// Where a key is, or where it would go.
+/// Location of a key in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
-    /// The key's slot and row.
+pub(super) enum Location {
+    /// Slot and row of the key.
     Found { slot: usize, row: u32 },
-    /// The key is absent; it would take this slot.
+    /// The key is absent and would take this slot.
     Absent { slot: usize },
 }
 
-/// The table. Methods that change it are for the one thread that holds the writer's lock.
+/// Hash table. Methods that change it require the writer's lock.
 #[derive(Debug)]
 pub(super) struct Table {
     buckets: ZeroedArray<Bucket>,
 }
 
 impl Table {
-    /// A table of at least `slots` empty slots, of which six in seven may be used.
+    /// Makes a table of at least `slots` empty slots, of which six in seven may be used.
     pub(super) fn new(slots: usize, pages: Pages) -> Result<Self> {
         let buckets = slots.div_ceil(BUCKET_SLOTS).max(1);
         Ok(Self {
@@ -127,13 +128,13 @@ impl Table {
         self.buckets.len() * size_of::<Bucket>()
     }
 
-    /// How many slots may be used, those of deleted keys included, before the table must be rebuilt.
+    /// Returns the number of slots that may be used, tombstones included, before the table must be rebuilt.
     pub(super) fn max_used(&self) -> usize {
         self.buckets.len() * BUCKET_SLOTS * MAX_LOAD.0 / MAX_LOAD.1
     }
 
-    /// The upper end of the hash scales to a bucket, so that a table may have any length, and keys lie in
-    /// the order of their hashes: a rebuild reads and writes from one end to the other.
+    /// Maps the upper bits of the hash to a bucket, so that a table may have any length and keys are stored
+    /// in the order of their hashes: a rebuild reads and writes sequentially.
     #[inline]
     fn start(&self, hash: u64) -> usize {
         ((u128::from(hash) * self.buckets.len() as u128) >> 64) as usize
@@ -148,37 +149,36 @@ impl Table {
         }
     }
 
-    /// What a probe for `hash` reads first, for prefetching.
+    /// Returns the address that a probe for `hash` reads first, for prefetching.
     #[inline]
     pub(super) fn first_line(&self, hash: u64) -> *const u8 {
         (&raw const self.buckets[self.start(hash)]).cast()
     }
 
-    /// The row of `key`, whose hash is `hash`.
+    /// Returns the row of `key`, whose hash is `hash`.
     #[inline]
     pub(super) fn find(&self, key: u64, hash: u64) -> Option<u32> {
         let mut number = self.start(hash);
         for _ in 0..self.buckets.len() {
             let bucket = &self.buckets[number];
             if let Some(i) = bucket.slot_of(key) {
-                // Acquire pairs with `publish`: whoever sees the row number sees the row's bytes, and the
-                // slot's key.
+                // Acquire pairs with `publish`: a reader that sees the row number sees the row's bytes and
+                // the slot's key.
                 let row = bucket.rows[i].load(Ordering::Acquire);
-                // A slot without a key has key 0 until it gets one. Now that there is a row number, the
-                // key is the slot's own.
+                // A slot without a key holds key 0. Since there is a row number, the key is the slot's own.
                 if row >= FIRST_ROW && bucket.keys[i].load(Ordering::Relaxed) == key {
                     return Some(row - FIRST_ROW);
                 }
                 if key != 0 {
                     return None;
                 }
-                // Only for key 0: the slot was another's in the making, or its own without a row.
+                // Only for key 0: the slot was being taken by another key, or is its own without a row.
                 if let ControlFlow::Break(row) = bucket.row_of_zero() {
                     return row;
                 }
             }
-            // Relaxed: nothing is read by way of this word. A key in a later bucket was published when
-            // this one was full, and whoever is to see that key has that in its past.
+            // Relaxed: nothing is read through this word. A key in a later bucket was published when this
+            // bucket was full, and that happens before any read that must see the key.
             if !bucket.is_full(Ordering::Relaxed) {
                 return None;
             }
@@ -187,8 +187,8 @@ impl Table {
         None
     }
 
-    /// Writer only: where the key is or would go.
-    pub(super) fn place(&self, key: u64, hash: u64) -> Place {
+    /// Locates the key, or the slot that it would take. Writer only.
+    pub(super) fn locate(&self, key: u64, hash: u64) -> Location {
         let mut number = self.start(hash);
         loop {
             // Relaxed throughout: only this thread stores to slots.
@@ -197,13 +197,13 @@ impl Table {
                 let slot = number * BUCKET_SLOTS + i;
                 let row = bucket.rows[i].load(Ordering::Relaxed);
                 if row == EMPTY {
-                    return Place::Absent { slot };
+                    return Location::Absent { slot };
                 }
                 if bucket.keys[i].load(Ordering::Relaxed) == key {
-                    return if row == GONE {
-                        Place::Absent { slot }
+                    return if row == TOMBSTONE {
+                        Location::Absent { slot }
                     } else {
-                        Place::Found {
+                        Location::Found {
                             slot,
                             row: row - FIRST_ROW,
                         }
@@ -214,8 +214,8 @@ impl Table {
         }
     }
 
-    /// Writer only: makes `row` what readers find for `key` in the slot that [`place`](Self::place) gave.
-    /// Returns whether an `EMPTY` slot was used.
+    /// Publishes `row` under `key` in the slot returned by [`locate`](Self::locate). Returns whether an
+    /// `EMPTY` slot was used. Writer only.
     pub(super) fn publish(&self, slot: usize, key: u64, row: u32) -> bool {
         let (bucket, i) = (&self.buckets[slot / BUCKET_SLOTS], slot % BUCKET_SLOTS);
         let fresh = bucket.rows[i].load(Ordering::Relaxed) == EMPTY;
@@ -227,16 +227,16 @@ impl Table {
         fresh
     }
 
-    /// Writer only: takes a row out; the slot stays its key's.
-    pub(super) fn take_out(&self, slot: usize) {
+    /// Removes a row and leaves a tombstone. Writer only.
+    pub(super) fn remove(&self, slot: usize) {
         let (bucket, i) = (&self.buckets[slot / BUCKET_SLOTS], slot % BUCKET_SLOTS);
-        // Relaxed: it publishes nothing. That the row is not reused while a reader holds it is the
-        // reclaimer's business.
-        bucket.rows[i].store(GONE, Ordering::Relaxed);
+        // Relaxed: it publishes nothing. The reclaimer ensures that the row is not reused while a reader
+        // holds it.
+        bucket.rows[i].store(TOMBSTONE, Ordering::Relaxed);
     }
 
-    /// The keys that have a row, with their rows, in the order of the table. Beside a writer: those that
-    /// stay throughout, and any of the others.
+    /// Returns the keys that have a row, with their rows, in the order of the table. Concurrent with a
+    /// writer: those that stay throughout, and any of the others.
     pub(super) fn entries(&self) -> impl Iterator<Item = (u64, u32)> + '_ {
         self.buckets.iter().flat_map(|bucket| {
             (0..BUCKET_SLOTS).filter_map(|i| {
@@ -256,10 +256,12 @@ mod tests {
         Table::new(slots, Pages::default()).unwrap()
     }
 
-    /// Puts a key in as if its hash were `hash`.
+    /// Inserts a key as if its hash were `hash`.
     fn put(table: &Table, key: u64, hash: u64, row: u32) -> bool {
-        match table.place(key, hash) {
-            Place::Found { slot, .. } | Place::Absent { slot } => table.publish(slot, key, row),
+        match table.locate(key, hash) {
+            Location::Found { slot, .. } | Location::Absent { slot } => {
+                table.publish(slot, key, row)
+            }
         }
     }
 
@@ -286,12 +288,12 @@ mod tests {
             assert!(put(&table, key, 0, key as u32));
         }
         for key in [0, 5] {
-            let Place::Found { slot, .. } = table.place(key, 0) else {
+            let Location::Found { slot, .. } = table.locate(key, 0) else {
                 panic!("key {key} has a row")
             };
-            table.take_out(slot);
+            table.remove(slot);
             assert_eq!(table.find(key, 0), None);
-            assert_eq!(table.place(key, 0), Place::Absent { slot });
+            assert_eq!(table.locate(key, 0), Location::Absent { slot });
         }
         assert_eq!(table.find(7, 0), Some(7));
         assert!(put(&table, 9, 0, 9), "a new key takes a new slot");

@@ -1,8 +1,8 @@
-//! The whole cache, at its bounds. Against a model and under threads it is tried by the tests in `rust/tests`.
+//! Tests of the whole cache at its limits. Model-based and concurrent tests live in `rust/tests`.
 
 use super::*;
 
-/// Three columns whose bytes all tell which key and version they belong to.
+/// Three columns whose bytes all tell their key and version.
 fn layout() -> RowLayout {
     RowLayout::new([
         ("head", DType::Float32, vec![7]),
@@ -12,9 +12,9 @@ fn layout() -> RowLayout {
     .unwrap()
 }
 
-/// The bytes of version `version` of `key`: every 8-byte word of the row is a function of both.
+/// Returns the bytes of version `version` of `key`: every 8-byte word of the row is a function of both.
 fn row(key: u64, version: u64) -> Vec<Vec<u8>> {
-    let words = hash::spread(key)
+    let words = hash::mix64(key)
         .wrapping_add(version.wrapping_mul(0x9e37_79b9_7f4a_7c15))
         .to_le_bytes();
     layout()
@@ -43,7 +43,7 @@ fn upsert(cache: &EmbeddingCache, rows: &[(u64, u64)]) -> Result<()> {
     )
 }
 
-/// The rows of `keys`, `None` where missing; checks that missing ones were zeroed.
+/// Returns the rows of `keys`, `None` where missing; checks that missing ones were zeroed.
 fn gather(cache: &EmbeddingCache, keys: &[u64]) -> Vec<Option<Vec<Vec<u8>>>> {
     let sizes: Vec<usize> = cache.layout().columns().iter().map(Column::bytes).collect();
     let mut columns: Vec<Vec<u8>> = sizes
@@ -192,7 +192,7 @@ fn an_update_keeps_the_uses_of_the_row_it_replaces() {
     gather(&cache, &[1]);
     upsert(&cache, &[(1, 2)]).unwrap();
     gather(&cache, &[1]);
-    let mut marks = [0, 1].map(|row| cache.store.slab.row(row).take_marks());
+    let mut marks = [0, 1].map(|row| cache.store.slab.row(row).take_frequency());
     marks.sort_unstable();
     assert_eq!(marks, [0, 3], "two reads and the update");
 }
@@ -231,7 +231,7 @@ fn rows_expire_and_are_counted() {
         "an expired row was no row any more"
     );
 
-    // Expired rows go when the table is rebuilt, so that they do not pile up.
+    // Expired rows are dropped when the table is rebuilt, so that they do not accumulate.
     clock.advance(Duration::from_secs(3600));
     for key in 100..2100 {
         upsert(&cache, &[(key, 1)]).unwrap();
@@ -402,7 +402,7 @@ fn a_stalled_reader_costs_memory_up_to_twice_the_bound_and_no_old_row() {
         "the old row stays"
     );
 
-    // Another cache has epochs of its own.
+    // Another cache has its own epochs.
     let other = self::cache(config);
     for version in 0..2 * rows {
         upsert(&other, &[(1, version)]).unwrap();

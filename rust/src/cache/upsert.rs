@@ -1,28 +1,28 @@
-//! Writing rows: taken under the writers' lock, filled without it, published under it.
+//! Writing of rows: allocated under the writers' lock, filled without it, published under it.
 //!
-//! Between taking and publishing, a row is in no list and in no slot: only the call that took it knows it.
-//! So writers fill rows side by side, and wait for each other's work on the table only. Small batches are
-//! not worth the second turn at the lock and are filled under it.
+//! Between allocation and publication, a row is in no list and in no slot: only the call that took it knows
+//! it. So writers fill rows in parallel and serialise on the table only. Small batches do not justify the
+//! second lock acquisition and are filled under the lock.
 
-use super::hash::spread;
+use super::hash::mix64;
 use super::reclaim::Reclaim;
 use super::store::{Store, prefetch};
-use super::writer::after;
+use super::writer::with_progress;
 use crate::error::{Error, Result};
 use std::ptr;
 
-/// Rows that are taken and published at a time.
+/// Rows taken and published at a time.
 const CHUNK_ROWS: usize = 256;
 
-/// Bytes of rows that are taken and published at a time, unless one row is longer.
+/// Bytes of rows taken and published at a time, unless one row is longer.
 const CHUNK_BYTES: usize = 256 << 10;
 
-/// From this size on, a chunk is filled outside the lock: copying it takes several times as long as a turn
-/// at the lock. Under loom always, because that is the way to be explored.
+/// Minimum chunk size to fill outside the lock: copying it takes several times as long as acquiring the
+/// lock. Zero under loom, which explores that path.
 const APART_BYTES: usize = if cfg!(aif_loom) { 0 } else { 4 << 10 };
 
 impl<R: Reclaim> Store<R> {
-    /// Writes one row per key; a key that comes twice keeps its last row.
+    /// Writes one row per key; for a repeated key the last row stays.
     ///
     /// # Safety
     /// `columns` has one entry per column of the layout, and `columns[c]` is valid for reads of
@@ -31,15 +31,15 @@ impl<R: Reclaim> Store<R> {
         let chunk = (CHUNK_BYTES / self.layout.row_bytes()).clamp(1, CHUNK_ROWS);
         for (number, some) in keys.chunks(chunk).enumerate() {
             let first = number * chunk;
-            // SAFETY: the caller's; the chunk is rows `first..` of the columns.
+            // SAFETY: by the caller's contract; the chunk is rows `first..` of the columns.
             unsafe { self.upsert_chunk(some, first, columns) }
-                .map_err(|(done, error)| after(error, first + done, keys.len()))?;
+                .map_err(|(done, error)| with_progress(error, first + done, keys.len()))?;
         }
         Ok(())
     }
 
-    /// Writes the rows of a chunk whose first key is number `first` of the batch; an error comes with the
-    /// number of keys that were written before it.
+    /// Writes the rows of a chunk whose first key has index `first` in the batch. An error comes with the
+    /// number of keys written before it.
     ///
     /// # Safety
     /// As for [`upsert`](Self::upsert), with `first + keys.len()` rows in every column.
@@ -57,7 +57,7 @@ impl<R: Reclaim> Store<R> {
             let mut outcome = Ok(());
             for (i, &key) in keys.iter().enumerate() {
                 let written = self.free_row(&mut writer).and_then(|row| {
-                    // SAFETY: the caller's; the row was free and is only ours.
+                    // SAFETY: by the caller's contract; the row was free and is owned by this call.
                     unsafe { self.fill(row, key, now, first + i, columns) };
                     self.publish(&mut writer, key, row)
                         .inspect_err(|_| Self::put_back(&mut writer, &[row]))
@@ -67,7 +67,7 @@ impl<R: Reclaim> Store<R> {
                     break;
                 }
             }
-            self.settle(&mut writer);
+            self.finish_write(&mut writer);
             return outcome;
         }
 
@@ -89,7 +89,7 @@ impl<R: Reclaim> Store<R> {
         drop(writer);
 
         for (i, (&key, &row)) in keys.iter().zip(rows).enumerate() {
-            // SAFETY: the caller's; the row was free and is only ours.
+            // SAFETY: by the caller's contract; the row was free and is owned by this call.
             unsafe { self.fill(row, key, now, first + i, columns) };
         }
 
@@ -97,7 +97,7 @@ impl<R: Reclaim> Store<R> {
         writer.reserved -= taken;
         let table = self.writers_table(&writer);
         for &key in &keys[..taken] {
-            prefetch(table.first_line(spread(key)));
+            prefetch(table.first_line(mix64(key)));
         }
         for (i, (&key, &row)) in keys.iter().zip(rows).enumerate() {
             if let Err(error) = self.publish(&mut writer, key, row) {
@@ -106,27 +106,27 @@ impl<R: Reclaim> Store<R> {
                 break;
             }
         }
-        self.settle(&mut writer);
+        self.finish_write(&mut writer);
         outcome
     }
 
-    /// How many rows calls may hold at a time outside the lock. In a bounded cache, half of the rows kept
-    /// for those that wait for readers: the other half is for whoever writes under the lock.
+    /// Returns the maximum number of rows that calls may hold outside the lock. In a bounded cache, half of
+    /// the slack: the other half serves writers under the lock.
     fn reservable(&self) -> usize {
         self.bound
             .map_or(usize::MAX, |bound| (bound.rows - bound.live_rows) / 2)
     }
 
-    /// Copies row `i` of every column into a row, and notes whose it is.
+    /// Copies row `i` of every column into a row and sets its metadata.
     ///
     /// # Safety
-    /// As for [`upsert`](Self::upsert), with more than `i` rows in every column. Nobody else has the row.
+    /// As for [`upsert`](Self::upsert), with more than `i` rows in every column. The caller owns the row.
     unsafe fn fill(&self, row: u32, key: u64, now: u32, i: usize, columns: &[*const u8]) {
         let row = self.slab.row(row);
         row.watch().write(|| {
             for (column, &from) in self.layout.columns().iter().zip(columns) {
-                // SAFETY: the column lies inside the row, which no reader can reach and this thread
-                // alone holds; the source is the caller's.
+                // SAFETY: the column lies inside the row, which no reader can reach and this thread owns;
+                // the source is valid by the caller's contract.
                 unsafe {
                     ptr::copy_nonoverlapping(
                         from.add(i * column.bytes()),
@@ -136,6 +136,6 @@ impl<R: Reclaim> Store<R> {
                 }
             }
         });
-        row.dedicate(key, now);
+        row.init_header(key, now);
     }
 }

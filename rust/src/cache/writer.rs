@@ -1,50 +1,49 @@
-//! The writer's half of the algorithm: everything here runs under the one lock, and no reader waits for it.
+//! Writer's half of the algorithm, which runs under one mutex; no reader waits for it.
 //!
-//! Only the copying of new rows does not need the lock; `upsert` does it outside.
+//! Only the copying of new rows does not need the mutex; `upsert` does it outside.
 
-use super::eviction::{Eviction, Rows};
-use super::hash::spread;
+use super::hash::mix64;
 use super::reclaim::{Reclaim, Retired};
-use super::s3_fifo::S3Fifo;
+use super::s3_fifo::{Rows, S3Fifo};
 use super::store::{Store, prefetch};
-use super::table::{MAX_ROWS, Place, Table};
+use super::table::{Location, MAX_ROWS, Table};
 use super::{Bound, MAX_OVERRUN};
 use crate::error::{Error, Result};
 use crate::sync::MutexGuard;
 use crate::sync::plain::Ordering;
 use std::time::{Duration, Instant};
 
-/// Rows handed to the reclaimer at a time.
+/// Rows retired at a time.
 const RETIRE_ROWS: usize = 256;
 
-/// Rows whose slots are fetched ahead together when rows are adopted.
+/// Rows whose slots are prefetched together when rows are adopted.
 const ADOPTED_ROWS: usize = 64;
 
-/// How long a writer waits for readers when a bounded cache has no row left. A gather takes less than
-/// a millisecond, but its thread may be off the processor for some.
-const PATIENCE: Duration = Duration::from_millis(if cfg!(aif_loom) { 0 } else { 100 });
+/// Time that a writer waits for readers when a bounded cache has no row left. A gather takes less than a
+/// millisecond, but its thread may be preempted for longer.
+const READER_WAIT: Duration = Duration::from_millis(if cfg!(aif_loom) { 0 } else { 100 });
 
-/// What only the writer knows.
+/// State of the writers, guarded by the mutex.
 pub(super) struct Writer {
-    /// Rows that nobody uses, in the lists in which they came back.
+    /// Free rows, in the lists in which they were returned.
     free: Vec<Vec<u32>>,
-    /// An empty list for the next rows to hand over, so that not every one is a new allocation.
+    /// Empty list for the next rows to retire, which saves an allocation.
     spare: Vec<u32>,
-    /// Rows out of readers' sight that the reclaimer has not been given yet.
+    /// Unlinked rows that have not been retired yet.
     pending: Vec<u32>,
-    /// Rows that the reclaimer keeps.
+    /// Number of retired rows that the reclaimer holds.
     waiting: usize,
-    /// Rows the slab has made; those from `dealt` on were never used.
+    /// Number of rows in the slab; those from `issued` on were never used.
     made: usize,
-    dealt: usize,
-    /// How far `dealt` may go.
+    issued: usize,
+    /// Upper limit of `issued`.
     limit: usize,
     /// Rows that an `upsert` has taken and not yet published.
     pub(super) reserved: usize,
     live: usize,
     /// Slots of the table that are not `EMPTY`.
     used: usize,
-    eviction: Option<Box<dyn Eviction>>,
+    eviction: Option<S3Fifo>,
 }
 
 impl Writer {
@@ -55,13 +54,12 @@ impl Writer {
             pending: Vec::new(),
             waiting: 0,
             made: 0,
-            dealt: 0,
+            issued: 0,
             reserved: 0,
             limit: bound.map_or(MAX_ROWS, |bound| bound.rows),
             live: 0,
             used: 0,
-            eviction: bound
-                .map(|bound| Box::new(S3Fifo::new(bound.live_rows)) as Box<dyn Eviction>),
+            eviction: bound.map(|bound| S3Fifo::new(bound.live_rows)),
         }
     }
 }
@@ -78,34 +76,38 @@ impl<R: Reclaim> Store<R> {
         let mut deleted = 0;
         let mut done = Ok(());
         for (i, &key) in keys.iter().enumerate() {
-            let Place::Found { slot, row } = self.place(&writer, key, spread(key)) else {
+            let Location::Found { slot, row } = self.locate(&writer, key, mix64(key)) else {
                 continue;
             };
             if writer.pending.try_reserve(1).is_err() {
-                done = Err(after(no_memory("the list of deleted rows"), i, keys.len()));
+                done = Err(with_progress(
+                    no_memory("the list of deleted rows"),
+                    i,
+                    keys.len(),
+                ));
                 break;
             }
             deleted += usize::from(!self.expired(&self.slab.row(row), now));
             if let Some(eviction) = &mut writer.eviction {
                 eviction.removed(row);
             }
-            self.take_out(&mut writer, slot, row);
+            self.remove_row(&mut writer, slot, row);
         }
         self.counters.deletes.add(deleted as u64);
-        self.settle(&mut writer);
+        self.finish_write(&mut writer);
         done.map(|()| deleted)
     }
 
-    /// Deletes everything. Readers that are inside see the rows as they were.
+    /// Deletes all rows. Concurrent readers see the rows as they were.
     pub(super) fn clear(&self) -> Result<()> {
         let mut writer = self.lock()?;
-        let table = Box::new(Table::new(self.least_slots, self.pages)?);
+        let table = Box::new(Table::new(self.min_slots, self.pages)?);
         let live = writer.live;
         writer
             .pending
             .try_reserve(live)
             .map_err(|_| no_memory("the list of deleted rows"))?;
-        let old = self.swing(&mut writer, table);
+        let old = self.replace_table(&mut writer, table);
         writer
             .pending
             .extend(old.table().entries().map(|(_, row)| row));
@@ -115,11 +117,11 @@ impl<R: Reclaim> Store<R> {
             eviction.clear();
         }
         self.counters.deletes.add(live as u64);
-        self.settle(&mut writer);
+        self.finish_write(&mut writer);
         Ok(())
     }
 
-    /// The keys of rows that have not expired, in no order, as of one moment between writes.
+    /// Returns the keys of rows that have not expired, in no order, as of one moment between writes.
     pub(super) fn keys(&self) -> Result<Vec<u64>> {
         let writer = self.lock()?;
         let now = self.clock.ticks();
@@ -134,36 +136,36 @@ impl<R: Reclaim> Store<R> {
         Ok(keys)
     }
 
-    /// Makes `row`, which is filled and which nobody else has, the row of `key`.
+    /// Makes `row`, which is filled and owned by the caller, the row of `key`.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::RowsHeld`]; then nothing was changed and the row is still the
-    /// caller's.
+    /// [`Error::OutOfMemory`], [`Error::RowsHeld`]; then nothing was changed and the caller still owns the
+    /// row.
     pub(super) fn publish(&self, writer: &mut Writer, key: u64, row: u32) -> Result<()> {
-        let hash = spread(key);
-        let mut place = self.place(writer, key, hash);
-        // All that can fail comes before the first change that readers see.
-        if matches!(place, Place::Absent { .. }) && self.make_room(writer)? {
-            place = self.place(writer, key, hash);
+        let hash = mix64(key);
+        let mut location = self.locate(writer, key, hash);
+        // Everything that can fail precedes the first change that readers see.
+        if matches!(location, Location::Absent { .. }) && self.make_room(writer)? {
+            location = self.locate(writer, key, hash);
         }
         writer
             .pending
             .try_reserve(1)
             .map_err(|_| no_memory("the list of replaced rows"))?;
-        match place {
-            Place::Found { slot, row: old } => {
+        match location {
+            Location::Found { slot, row: old } => {
                 self.writers_table(writer).publish(slot, key, row);
                 if let Some(eviction) = &mut writer.eviction {
                     eviction.replaced(old, row);
-                    // A row that was worth replacing is in use, and so was the old one.
+                    // Replacing a row counts as a use of it, and the uses of the old row carry over.
                     let fresh = self.slab.row(row);
-                    fresh.inherit_marks(&self.slab.row(old));
-                    fresh.mark();
+                    fresh.inherit_frequency(&self.slab.row(old));
+                    fresh.touch();
                 }
-                self.give_up(writer, old);
+                self.queue_retired(writer, old);
                 self.counters.updates.add(1);
             }
-            Place::Absent { slot } => {
+            Location::Absent { slot } => {
                 let emptied = self.writers_table(writer).publish(slot, key, row);
                 writer.used += usize::from(emptied);
                 writer.live += 1;
@@ -176,60 +178,60 @@ impl<R: Reclaim> Store<R> {
         Ok(())
     }
 
-    /// Makes the first rows of the slab, which are filled, those of `keys`, which all differ.
+    /// Makes the first rows of the slab, which are filled, the rows of `keys`, which are distinct.
     ///
     /// # Errors
-    /// [`Error::Request`] if a key comes twice, [`Error::OutOfMemory`]; then the store is of no use.
+    /// [`Error::Request`] if a key is repeated, [`Error::OutOfMemory`]; then the store is unusable.
     pub(super) fn adopt(&self, keys: &[u64]) -> Result<()> {
         let mut writer = self.lock()?;
         let now = self.clock.ticks();
         while writer.made < keys.len() {
             self.grow(&mut writer)?;
         }
-        writer.dealt = keys.len();
+        writer.issued = keys.len();
         for (chunk, some) in keys.chunks(ADOPTED_ROWS).enumerate() {
             for &key in some {
-                prefetch(self.writers_table(&writer).first_line(spread(key)));
+                prefetch(self.writers_table(&writer).first_line(mix64(key)));
             }
             for (i, &key) in some.iter().enumerate() {
                 let row = (chunk * ADOPTED_ROWS + i) as u32;
-                let Place::Absent { slot } = self.place(&writer, key, spread(key)) else {
+                let Location::Absent { slot } = self.locate(&writer, key, mix64(key)) else {
                     return Err(Error::Request(format!(
-                        "key {key} stands there twice; a row can be that of one key only"
+                        "key {key} is repeated; give each row a key of its own"
                     )));
                 };
-                self.slab.row(row).dedicate(key, now);
+                self.slab.row(row).init_header(key, now);
                 let emptied = self.writers_table(&writer).publish(slot, key, row);
                 writer.used += usize::from(emptied);
                 writer.live += 1;
             }
         }
         self.counters.inserts.add(keys.len() as u64);
-        self.settle(&mut writer);
+        self.finish_write(&mut writer);
         Ok(())
     }
 
-    fn place(&self, writer: &Writer, key: u64, hash: u64) -> Place {
-        self.writers_table(writer).place(key, hash)
+    fn locate(&self, writer: &Writer, key: u64, hash: u64) -> Location {
+        self.writers_table(writer).locate(key, hash)
     }
 
-    /// Takes a row out of the table. The caller has told the eviction policy and reserved `pending`.
-    fn take_out(&self, writer: &mut Writer, slot: usize, row: u32) {
-        self.writers_table(writer).take_out(slot);
+    /// Removes a row from the table. The caller has updated the eviction order and reserved `pending`.
+    fn remove_row(&self, writer: &mut Writer, slot: usize, row: u32) {
+        self.writers_table(writer).remove(slot);
         writer.live -= 1;
-        self.give_up(writer, row);
+        self.queue_retired(writer, row);
     }
 
-    /// Notes a row that no slot names any more; `pending` has room for it.
-    fn give_up(&self, writer: &mut Writer, row: u32) {
+    /// Queues an unlinked row for retirement; `pending` has room for it.
+    fn queue_retired(&self, writer: &mut Writer, row: u32) {
         writer.pending.push(row);
         if writer.pending.len() >= RETIRE_ROWS {
-            self.hand_over(writer);
+            self.flush_retired(writer);
         }
     }
 
-    /// Gives the pending rows to the reclaimer.
-    fn hand_over(&self, writer: &mut Writer) {
+    /// Retires the pending rows.
+    fn flush_retired(&self, writer: &mut Writer) {
         if !writer.pending.is_empty() {
             let empty = std::mem::take(&mut writer.spare);
             let rows = std::mem::replace(&mut writer.pending, empty);
@@ -238,8 +240,8 @@ impl<R: Reclaim> Store<R> {
         }
     }
 
-    /// Makes the table, and in a bounded cache the number of rows, fit one key more. Returns whether slots
-    /// have moved.
+    /// Makes room in the table, and in a bounded cache among the rows, for one more key. Returns whether
+    /// slots have moved.
     fn make_room(&self, writer: &mut Writer) -> Result<bool> {
         if let Some(bound) = self.bound {
             while writer.live >= bound.live_rows {
@@ -262,30 +264,30 @@ impl<R: Reclaim> Store<R> {
         let victim = writer
             .eviction
             .as_mut()
-            .and_then(|eviction| eviction.victim(&mut Living { store: self, now }));
+            .and_then(|eviction| eviction.victim(&mut LiveRows { store: self, now }));
         let victim = victim.expect("a policy knows every live row, and the cache is full of them");
         let key = self.slab.row(victim).key();
-        match self.place(writer, key, spread(key)) {
-            Place::Found { slot, row } if row == victim => self.take_out(writer, slot, row),
+        match self.locate(writer, key, mix64(key)) {
+            Location::Found { slot, row } if row == victim => self.remove_row(writer, slot, row),
             other => {
-                unreachable!("the policy gave up row {victim} of key {key}, which is {other:?}")
+                unreachable!("the policy evicted row {victim} of key {key}, which is {other:?}")
             }
         }
         self.counters.evictions.add(1);
         Ok(())
     }
 
-    /// Moves the living rows to a new table: a larger one, or one without deleted slots.
+    /// Moves the live rows to a new table: a larger one, or one without tombstones.
     fn rebuild(&self, writer: &mut Writer) -> Result<()> {
         let now = self.clock.ticks();
-        // Half full if keys come and go, so that a rebuild serves for many of them; else three fifths.
+        // At half load if keys come and go, so that rebuilds are rare; else at three fifths.
         let keys = writer.live + 1;
         let slots = if self.bound.is_some() {
             keys.saturating_mul(2)
         } else {
             keys.saturating_mul(5) / 3
         };
-        let slots = slots.max(self.least_slots);
+        let slots = slots.max(self.min_slots);
         let table = Box::new(Table::new(slots, self.pages)?);
         let both = table.bytes() + self.writers_table(writer).bytes();
         self.gauges
@@ -307,7 +309,7 @@ impl<R: Reclaim> Store<R> {
                 writer.pending.push(row);
             } else {
                 // Keys are unique in the old table, so none can be found in the new one.
-                let Place::Absent { slot } = table.place(key, spread(key)) else {
+                let Location::Absent { slot } = table.locate(key, mix64(key)) else {
                     unreachable!()
                 };
                 used += usize::from(table.publish(slot, key, row));
@@ -315,16 +317,16 @@ impl<R: Reclaim> Store<R> {
         }
         self.counters.expired_removed.add(dead as u64);
         (writer.live, writer.used) = (used, used);
-        let old = self.swing(writer, table);
+        let old = self.replace_table(writer, table);
         self.reclaim.retire(Retired::Table(old));
         if writer.pending.len() >= RETIRE_ROWS {
-            self.hand_over(writer);
+            self.flush_retired(writer);
         }
         Ok(())
     }
 
-    /// A row that nobody uses: a returned one, else a new one, else, in a bounded cache, the first that
-    /// readers let go of.
+    /// Returns a free row: a returned one, else a new one, else, in a bounded cache, the first that readers
+    /// release.
     pub(super) fn free_row(&self, writer: &mut Writer) -> Result<u32> {
         if let Some(row) = Self::pop_free(writer) {
             return Ok(row);
@@ -335,20 +337,20 @@ impl<R: Reclaim> Store<R> {
                 return Ok(row);
             }
         }
-        if writer.dealt == writer.limit {
+        if writer.issued == writer.limit {
             if let Some(row) = self.wait_for_row(writer) {
                 return Ok(row);
             }
             self.overrun(writer)?;
         }
-        if writer.dealt == writer.made {
+        if writer.issued == writer.made {
             self.grow(writer)?;
         }
-        writer.dealt += 1;
-        Ok((writer.dealt - 1) as u32)
+        writer.issued += 1;
+        Ok((writer.issued - 1) as u32)
     }
 
-    /// Lets a bounded cache exceed its bound, because readers stall: by a sixteenth at a time, so that a
+    /// Lets a bounded cache exceed its bound because readers stall, by a sixteenth at a time, so that a
     /// long stall is waited for a few times and not at every row.
     fn overrun(&self, writer: &mut Writer) -> Result<()> {
         let rows = self.bound.map_or(MAX_ROWS, |bound| bound.rows);
@@ -376,7 +378,7 @@ impl<R: Reclaim> Store<R> {
         row
     }
 
-    /// Takes a list of rows that nobody uses.
+    /// Adds a list of free rows.
     fn push_free(writer: &mut Writer, mut rows: Vec<u32>) {
         match writer.free.last_mut() {
             Some(list) if list.capacity() - list.len() >= rows.len() => list.append(&mut rows),
@@ -384,11 +386,11 @@ impl<R: Reclaim> Store<R> {
         }
     }
 
-    /// Takes back rows that were not published after all.
+    /// Returns rows that were not published.
     pub(super) fn put_back(writer: &mut Writer, rows: &[u32]) {
         let mut list = std::mem::take(&mut writer.spare);
-        // Rows that came from a list left their places in it. For new rows, when memory is so short that
-        // not even their numbers can be kept, they stay unused.
+        // Rows taken from a list left their places in it. New rows stay unused if memory is too short for
+        // their numbers.
         if list.try_reserve(rows.len()).is_ok() {
             list.extend_from_slice(rows);
             Self::push_free(writer, list);
@@ -404,7 +406,7 @@ impl<R: Reclaim> Store<R> {
         Ok(())
     }
 
-    /// Takes what the reclaimer gives back.
+    /// Takes the rows and tables that the reclaimer releases.
     fn collect(&self, writer: &mut Writer) {
         self.reclaim.collect(&mut |what| match what {
             Retired::Rows(rows) => {
@@ -415,14 +417,14 @@ impl<R: Reclaim> Store<R> {
         });
     }
 
-    /// A row that readers let go of in time.
+    /// Waits for a row that readers release.
     fn wait_for_row(&self, writer: &mut Writer) -> Option<u32> {
-        self.hand_over(writer);
+        self.flush_retired(writer);
         let start = Instant::now();
         while writer.waiting > 0 {
-            self.reclaim.nudge();
+            self.reclaim.try_advance();
             self.collect(writer);
-            if !writer.free.is_empty() || start.elapsed() >= PATIENCE {
+            if !writer.free.is_empty() || start.elapsed() >= READER_WAIT {
                 break;
             }
             std::thread::sleep(Duration::from_micros(50));
@@ -430,31 +432,28 @@ impl<R: Reclaim> Store<R> {
         Self::pop_free(writer)
     }
 
-    /// Ends a write: hands over what it replaced and brings the gauges up to date.
-    pub(super) fn settle(&self, writer: &mut Writer) {
-        self.hand_over(writer);
+    /// Ends a write: retires the rows it replaced and updates the gauges.
+    pub(super) fn finish_write(&self, writer: &mut Writer) {
+        self.flush_retired(writer);
         self.collect(writer);
         self.gauges.live.store(writer.live, Ordering::Relaxed);
         self.gauges.retired.store(writer.waiting, Ordering::Relaxed);
-        self.gauges.dealt.store(writer.dealt, Ordering::Relaxed);
-        let order = writer
-            .eviction
-            .as_ref()
-            .map_or(0, |eviction| eviction.bytes());
+        self.gauges.issued.store(writer.issued, Ordering::Relaxed);
+        let order = writer.eviction.as_ref().map_or(0, S3Fifo::bytes);
         self.gauges.order_bytes.store(order, Ordering::Relaxed);
     }
 }
 
-/// The rows as a policy sees them: those that have expired were not read.
-struct Living<'a, R: Reclaim> {
+/// Rows as seen by the eviction order: an expired row counts as unread.
+struct LiveRows<'a, R: Reclaim> {
     store: &'a Store<R>,
     now: u32,
 }
 
-impl<R: Reclaim> Rows for Living<'_, R> {
-    fn take_marks(&mut self, row: u32) -> u8 {
+impl<R: Reclaim> Rows for LiveRows<'_, R> {
+    fn take_frequency(&mut self, row: u32) -> u8 {
         let row = self.store.slab.row(row);
-        let marks = row.take_marks();
+        let marks = row.take_frequency();
         if self.store.expired(&row, self.now) {
             0
         } else {
@@ -463,7 +462,7 @@ impl<R: Reclaim> Rows for Living<'_, R> {
     }
 
     fn hash(&self, row: u32) -> u64 {
-        spread(self.store.slab.row(row).key())
+        mix64(self.store.slab.row(row).key())
     }
 }
 
@@ -474,8 +473,8 @@ pub(super) fn no_memory(what: &str) -> Error {
     }
 }
 
-/// `error`, saying how far the batch had come.
-pub(super) fn after(error: Error, done: usize, of: usize) -> Error {
+/// Adds the progress of the batch to the message of `error`.
+pub(super) fn with_progress(error: Error, done: usize, of: usize) -> Error {
     match error {
         Error::OutOfMemory { what, bytes } => Error::OutOfMemory {
             what: format!("{what} (after {done} of {of} keys of this batch)"),

@@ -1,14 +1,14 @@
-//! Memory that is kept between calls and grows when a call needs more.
+//! Scratch memory that is reused between calls and grows on demand.
 
 use crate::bf16::Bf16;
 use crate::buffer::AlignedBuffer;
 use crate::error::Result;
 use std::marker::PhantomData;
 
-/// Numbers of which any bytes are one.
+/// Numbers for which all bit patterns are valid.
 ///
 /// # Safety
-/// All bit patterns must be values, and none may need more than a cache line's alignment.
+/// All bit patterns must be valid values, and none may need more than a cache line's alignment.
 pub unsafe trait Number: Copy {}
 
 // SAFETY: floats have no invalid bits.
@@ -16,7 +16,7 @@ unsafe impl Number for f32 {}
 // SAFETY: an integer inside.
 unsafe impl Number for Bf16 {}
 
-/// Numbers from the start of a cache line on.
+/// Growable array of numbers, aligned to a cache line.
 #[derive(Debug)]
 pub struct Aligned<T> {
     buffer: AlignedBuffer,
@@ -33,12 +33,12 @@ impl<T> Default for Aligned<T> {
 }
 
 impl<T: Number> Aligned<T> {
-    /// The first `len` numbers: zeros, or what was left there.
+    /// Returns the first `len` numbers, with arbitrary contents, growing the array if it is shorter.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`](crate::error::Error::OutOfMemory) if there are fewer and the system refuses more;
-    /// what was there is lost when there are more.
-    pub fn of(&mut self, len: usize) -> Result<&mut [T]> {
+    /// [`Error::OutOfMemory`](crate::error::Error::OutOfMemory) if it must grow and the system refuses;
+    /// growing loses the contents.
+    pub fn get_mut(&mut self, len: usize) -> Result<&mut [T]> {
         let bytes = len * size_of::<T>();
         if self.buffer.len() < bytes {
             self.buffer = AlignedBuffer::new(bytes, "numbers of the interaction")?;
@@ -48,7 +48,7 @@ impl<T: Number> Aligned<T> {
         Ok(unsafe { std::slice::from_raw_parts_mut(self.start(), len) })
     }
 
-    /// All numbers that there is room for.
+    /// Returns the whole array.
     #[must_use]
     pub fn all(&self) -> &[T] {
         // SAFETY: as above, lent by `&self`.

@@ -1,11 +1,11 @@
 use super::*;
 
-/// A value that looks random and has few bits, so that sums of products are exact.
+/// Returns a pseudo-random value of few bits, so that sums of products are exact.
 fn small(i: usize) -> f32 {
     ((i * 7919 + 13) % 41) as f32 / 8.0 - 2.5
 }
 
-/// `out + x · W`, number by number.
+/// Computes `out + x · W`, number by number.
 fn naive(x: &[f32], w: &[f32], outputs: usize, out: &[f32], rows: usize) -> Vec<f32> {
     let depth = w.len() / outputs;
     let mut sums = out.to_vec();
@@ -23,7 +23,7 @@ fn levels() -> impl Iterator<Item = Level> {
     Level::ALL.into_iter().filter(|level| level.runs_here())
 }
 
-/// Rows of `width`, from rows of `outputs`, the rest zero.
+/// Pads rows of `outputs` to `width` with zeros.
 fn padded(values: &[f32], outputs: usize, width: usize) -> Vec<f32> {
     let rows = values.chunks_exact(outputs);
     rows.flat_map(|row| {
@@ -54,21 +54,21 @@ fn every_level_multiplies_as_the_definition_does() {
             // Numbers this small are exact in 8 bits and their sums in 24, in any order.
             let parts = w.split_at(depth / 2 * outputs);
             let parts = [Matrix::F32(parts.0), Matrix::F32(parts.1)];
-            let singles = Weights::new(level, outputs, &parts).unwrap();
-            let width = singles.padded_outputs();
+            let f32 = Weights::new(level, outputs, &parts).unwrap();
+            let width = f32.padded_outputs();
             let mut out = padded(&before, outputs, width);
-            singles.multiply(Inputs::F32(&x, depth), &mut out);
+            f32.multiply(Inputs::F32(&x, depth), &mut out);
             let case = format!("{level:?} {depth} {outputs}");
             assert_eq!(out, padded(&expected, outputs, width), "{case}");
-            let Some(halves) = Weights::of_halves(level, outputs, &parts).unwrap() else {
+            let Some(bf16) = Weights::new_bf16(level, outputs, &parts).unwrap() else {
                 continue;
             };
-            let stride = halves.padded_inputs();
+            let stride = bf16.padded_inputs();
             let x = padded(&x, depth, stride);
             let x: Vec<Bf16> = x.into_iter().map(Bf16::round).collect();
             let mut out = padded(&before, outputs, width);
-            halves.multiply(Inputs::Bf16(&x, stride), &mut out);
-            assert_eq!(out, padded(&expected, outputs, width), "{case}, halves");
+            bf16.multiply(Inputs::Bf16(&x, stride), &mut out);
+            assert_eq!(out, padded(&expected, outputs, width), "{case}, bf16");
         }
     }
 }

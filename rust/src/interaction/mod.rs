@@ -1,6 +1,6 @@
-//! The real-time stage on a CPU: from item ids to logits, a block of candidates at a time.
+//! Real-time stage on a CPU: item ids to logits, a block of candidates at a time.
 //!
-//! For each candidate the model wants
+//! For each candidate the model computes
 //!
 //! ```text
 //! H      = shared + h_i + [e_i, w_i, m_i] · M + mean of G_u over its categories
@@ -8,14 +8,15 @@
 //! logits = layers(relu(H))
 //! ```
 //!
-//! whose operands are small except for the item rows. [`Interaction`] lays out what one request's candidates
-//! share; [`Interaction::score`] then reads each row once, where it lies in the cache, and takes its block
-//! through first layer, `SimTier` and layers while all of it stays in the first two levels of cache. Nothing of
-//! the size `[N, h]` is ever written to memory.
+//! whose operands are small except for the item rows. [`Interaction`] packs what the candidates of one
+//! request share; [`Interaction::score`] then reads each row once, in place in the cache, and takes its
+//! block through first layer, `SimTier` and layers while all of it stays in the L1 and L2 caches. Nothing
+//! of the size `[N, h]` is ever written to memory.
 //!
 //! # One candidate, one score
-//! Each sum is taken in an order that depends on the model alone, so a candidate's logits have the same bits
-//! in any company; see [`dense`](crate::dense) for what levels of instruction sets agree on.
+//! Each sum is taken in an order that depends on the model alone, so a candidate's logits have the same
+//! bits whatever the other candidates; [`dense`](crate::dense) documents the agreement between instruction
+//! sets.
 
 mod model;
 mod reader;
@@ -34,26 +35,25 @@ use reader::RowReader;
 use slots::Slots;
 use tiers::TierFeatures;
 
-/// Candidates of a block: few enough that rows, inputs and first layer of one stay in the second level of
-/// cache, a multiple of what products take at once, and so many that each brings weights and sequence to the
-/// first level for enough of them.
+/// Candidates of a block: few enough that rows, inputs and first layer stay in the L2 cache, a multiple of
+/// the rows of a product, and enough to amortise loading weights and sequence into the L1 cache.
 const BLOCK: usize = 8 * ROWS;
 
-/// What the candidates of one request share, laid out for the kernels of one level.
+/// Data shared by the candidates of one request, packed for the kernels of one level.
 #[derive(Debug)]
 pub struct Interaction<'a> {
     level: Level,
     rows: RowKernels,
     reader: RowReader,
-    /// First layer: width, rounded up to whole registers.
+    /// Width of the first layer, rounded up to whole registers.
     width: usize,
-    /// The widest layer, the first one included, rounded up likewise.
+    /// Width of the widest layer, rounded up likewise.
     widest: usize,
     shared: Vec<f32>,
-    /// Factors that `bfloat16` inputs are multiplied with as such.
-    halves: Option<Weights>,
+    /// Factors for inputs that are multiplied as `bfloat16`.
+    bf16: Option<Weights>,
     /// All other weights of the first layer: factors (if they are not above), tiers, pair features.
-    singles: Option<Weights>,
+    f32: Option<Weights>,
     slots: Option<Slots>,
     table: Option<Table<'a>>,
     tiers: Option<TierFeatures>,
@@ -62,11 +62,19 @@ pub struct Interaction<'a> {
     outputs: usize,
 }
 
-/// One thread's memory for the block that it works on; any number of calls may use it, one at a time.
+/// Inputs and outputs of at most [`BLOCK`] candidates; see [`Interaction::score`].
+struct Block<'a> {
+    keys: &'a [u64],
+    pair: &'a [f32],
+    logits: &'a mut [f32],
+    status: &'a mut [u8],
+}
+
+/// Scratch memory of one thread for its current block; reusable by any number of calls, one at a time.
 #[derive(Debug, Default)]
 pub struct Scratch {
-    halves: Aligned<Bf16>,
-    singles: Aligned<f32>,
+    bf16: Aligned<Bf16>,
+    f32: Aligned<f32>,
     first: Aligned<f32>,
     spare: Aligned<f32>,
     rows: reader::Blocks,
@@ -75,19 +83,19 @@ pub struct Scratch {
 }
 
 impl<'a> Interaction<'a> {
-    /// Lays out what the candidates of a request share, for rows of the layout of `cache`.
+    /// Packs the shared data of a request, for rows of the layout of `cache`.
     ///
     /// # Errors
-    /// [`Error::Layout`] if the cache lacks a column or has it in another shape or type; [`Error::Request`] if
-    /// sizes in `model` contradict each other; [`Error::Config`] if the CPU lacks `level`.
+    /// [`Error::Layout`] if the cache lacks a column or has it in another shape or type; [`Error::Request`]
+    /// if sizes in `model` contradict each other; [`Error::Config`] if the CPU lacks `level`.
     pub fn new(level: Level, model: &Model<'a>, cache: &EmbeddingCache) -> Result<Self> {
         let hidden = model.hidden;
         let reader = RowReader::new(cache.layout(), model)?;
         model.check(reader.factored())?;
-        // Factors of 32 bits keep them, and rows are then widened to meet them.
-        let halves = match model.factors {
+        // 32-bit factors are kept as they are, and rows are widened to match.
+        let bf16 = match model.factors {
             Matrix::Bf16(_) if reader.reduced() && reader.factored() > 0 => {
-                Weights::of_halves(level, hidden, &[model.factors])?
+                Weights::new_bf16(level, hidden, &[model.factors])?
             }
             _ => None,
         };
@@ -97,15 +105,15 @@ impl<'a> Interaction<'a> {
             .map(|tiers| TierFeatures::new(level, tiers))
             .transpose()?;
         let mut matrices = Vec::new();
-        if halves.is_none() {
+        if bf16.is_none() {
             matrices.push(model.factors);
         }
         if let Some(tiers) = &model.tiers {
             matrices.push(Matrix::F32(tiers.weights));
         }
         matrices.push(Matrix::F32(model.pair.weights));
-        let singles = Weights::new(level, hidden, &matrices)?;
-        let width = singles.padded_outputs();
+        let f32 = Weights::new(level, hidden, &matrices)?;
+        let width = f32.padded_outputs();
         let mut shared = model.shared.to_vec();
         shared.resize(width, 0.0);
         let mut layers = Vec::new();
@@ -130,13 +138,13 @@ impl<'a> Interaction<'a> {
             .map(|(_, bias): &(Weights, Vec<f32>)| bias.len());
         Ok(Self {
             level,
-            rows: RowKernels::of(level)?,
+            rows: RowKernels::for_level(level)?,
             reader,
             width,
             widest: widths.fold(width, usize::max),
             shared,
-            halves,
-            singles: (singles.inputs() > 0).then_some(singles),
+            bf16,
+            f32: (f32.inputs() > 0).then_some(f32),
             slots: model
                 .slots
                 .as_ref()
@@ -151,13 +159,13 @@ impl<'a> Interaction<'a> {
 
     /// Scores candidates.
     ///
-    /// `pair` are their pair features `[n, width]`, `logits` `[n, outputs]`. `status[i]` says with [`FOUND`]
-    /// whether candidate `i` has a row, and with [`RANKABLE`] whether its logits mean something: its row, or
-    /// that of `missing` in place of a missing one, may be ranked. `missing` is a row of the cache's layout.
+    /// `pair` are their pair features `[n, width]`, `logits` `[n, outputs]`. `status[i]` has the bit
+    /// [`FOUND`] if candidate `i` has a row, and [`RANKABLE`] if its logits are valid: its row, or
+    /// `missing` in place of a missing one, may be ranked. `missing` is a row of the cache's layout.
     ///
     /// # Errors
-    /// [`Error::Request`] if lengths do not belong together; [`Error::Layout`] if `cache` is of another layout
-    /// than the interaction was made for; [`Error::OutOfMemory`].
+    /// [`Error::Request`] if lengths do not match; [`Error::Layout`] if `cache` has another layout than the
+    /// interaction was made for; [`Error::OutOfMemory`].
     #[allow(clippy::too_many_arguments)] // what goes in, what comes out, and where it is worked out
     pub fn score(
         &self,
@@ -173,7 +181,7 @@ impl<'a> Interaction<'a> {
         let n = keys.len();
         if (pair.len(), logits.len(), status.len()) != (n * self.pair_width, n * self.outputs, n) {
             return Err(Error::Request(format!(
-                "{n} candidates with {} pair features, {} logits and {} places for what they are; expected \
+                "{n} candidates with {} pair features, {} logits and {} status bytes; expected \
                  {} features and {} logits of each",
                 pair.len(),
                 logits.len(),
@@ -191,25 +199,33 @@ impl<'a> Interaction<'a> {
         {
             let first = number * BLOCK * self.pair_width;
             let pair = &pair[first..first + keys.len() * self.pair_width];
-            self.block(cache, keys, pair, missing, scratch, logits, status)?;
+            let block = Block {
+                keys,
+                pair,
+                logits,
+                status,
+            };
+            self.block(cache, block, missing, scratch)?;
         }
         Ok(())
     }
 
-    #[allow(clippy::too_many_arguments)] // those of `score`
     fn block(
         &self,
         cache: &EmbeddingCache,
-        keys: &[u64],
-        pair: &[f32],
+        block: Block<'_>,
         missing: Option<&[u8]>,
         scratch: &mut Scratch,
-        logits: &mut [f32],
-        status: &mut [u8],
     ) -> Result<()> {
+        let Block {
+            keys,
+            pair,
+            logits,
+            status,
+        } = block;
         let Scratch {
-            halves,
-            singles,
+            bf16,
+            f32,
             first,
             spare,
             rows,
@@ -218,19 +234,19 @@ impl<'a> Interaction<'a> {
         } = scratch;
         let n = keys.len();
         let padded = n.next_multiple_of(ROWS);
-        // Products read whole multiples of rows, and nobody reads what they make of the last ones.
-        let half_depth = self.halves.as_ref().map_or(0, Weights::padded_inputs);
-        let depth = self.singles.as_ref().map_or(0, Weights::inputs);
-        let halves = halves.of(BLOCK * half_depth)?;
-        let singles = singles.of(BLOCK * depth)?;
-        let first = first.of(BLOCK * self.widest)?;
+        // Products read whole multiples of rows; the results of the excess rows are discarded.
+        let bf16_depth = self.bf16.as_ref().map_or(0, Weights::padded_inputs);
+        let depth = self.f32.as_ref().map_or(0, Weights::inputs);
+        let bf16 = bf16.get_mut(BLOCK * bf16_depth)?;
+        let f32 = f32.get_mut(BLOCK * depth)?;
+        let first = first.get_mut(BLOCK * self.widest)?;
         rows.prepare(&self.reader, BLOCK);
         cache.read_rows(keys, |place, row| {
             status[place] = u8::from(row.is_some()) * FOUND;
             let mut outs = reader::Outs {
                 first: &mut first[place * self.width..][..self.width],
-                halves: &mut halves[place * half_depth..][..half_depth],
-                singles: &mut singles[place * depth..][..depth],
+                bf16: &mut bf16[place * bf16_depth..][..bf16_depth],
+                f32: &mut f32[place * depth..][..depth],
             };
             match row.or(missing) {
                 Some(row) => {
@@ -249,29 +265,29 @@ impl<'a> Interaction<'a> {
             self.add_table(table, rows, n, sums, first)?;
         }
         if let Some(tiers) = &self.tiers {
-            let place = if half_depth == 0 {
+            let place = if bf16_depth == 0 {
                 self.reader.factored()
             } else {
                 0
             };
-            tiers.write(rows, n, counts, singles, depth, place);
+            tiers.write(rows, n, counts, f32, depth, place);
         }
         if self.pair_width > 0 {
-            let rows = singles.chunks_exact_mut(depth);
+            let rows = f32.chunks_exact_mut(depth);
             for (pair, row) in pair.chunks_exact(self.pair_width).zip(rows) {
                 row[depth - self.pair_width..].copy_from_slice(pair);
             }
         }
         let sums = &mut first[..padded * self.width];
-        if let Some(weights) = &self.halves {
-            weights.multiply(Inputs::Bf16(halves, half_depth), sums);
+        if let Some(weights) = &self.bf16 {
+            weights.multiply(Inputs::Bf16(bf16, bf16_depth), sums);
         }
-        if let Some(weights) = &self.singles {
-            weights.multiply(Inputs::F32(singles, depth), sums);
+        if let Some(weights) = &self.f32 {
+            weights.multiply(Inputs::F32(f32, depth), sums);
         }
-        // Two buffers take turns: the inputs of a layer, and its outputs.
+        // Two buffers alternate: the inputs of a layer, and its outputs.
         let (mut values, mut width) = (first, self.width);
-        let mut next = spare.of(BLOCK * self.widest)?;
+        let mut next = spare.get_mut(BLOCK * self.widest)?;
         for (weights, bias) in &self.layers {
             let inputs = &mut values[..padded * width];
             self.rows.relu(inputs);
@@ -291,7 +307,7 @@ impl<'a> Interaction<'a> {
         }
         Ok(())
     }
-    /// Adds the table's rows of each candidate's signature, unless it has no content.
+    /// Adds the table rows of each candidate's signature, unless it has no content.
     fn add_table(
         &self,
         table: &Table<'_>,
@@ -320,5 +336,5 @@ impl<'a> Interaction<'a> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(aif_loom)))]
 mod tests;

@@ -1,17 +1,17 @@
-//! What one request's candidates are scored with, as it comes in.
+//! Model parameters of one request.
 
 use crate::bf16::Matrix;
 use crate::error::{Error, Result};
 use crate::lsh::Sequence;
 
-/// The part of the model that is left for the real-time stage, folded for one user and context.
+/// Part of the model that the real-time stage computes, folded for one user and context.
 #[derive(Clone, Debug)]
 pub struct Model<'a> {
     /// Width of the first layer, `h`.
     pub hidden: usize,
-    /// What every candidate starts from, `[h]`.
+    /// Initial sums of every candidate, `[h]`.
     pub shared: &'a [f32],
-    /// The row's columns that are multiplied with `factors`, in this order.
+    /// Columns of the row that are multiplied with `factors`, in this order.
     pub factored: Vec<&'a str>,
     /// Factors `[sum of the columns' widths, h]`.
     pub factors: Matrix<'a>,
@@ -27,18 +27,18 @@ pub struct Model<'a> {
     pub layers: Vec<Layer<'a>>,
 }
 
-/// Categories of a user, and what an item of one of them adds.
+/// Categories of a user, and their contributions to items of the same category.
 #[derive(Clone, Copy, Debug)]
 pub struct SlotFactors<'a> {
     /// Category of each slot, `[C]`; slots of other values than `first_category` and up are empty.
     pub category: &'a [i32],
-    /// What each slot adds, `[C, h]`.
+    /// Contribution of each slot, `[C, h]`.
     pub rows: Matrix<'a>,
-    /// The least value that names a category: smaller ones of an item do not count.
+    /// Lowest valid category: an item's smaller values do not count.
     pub first_category: i32,
 }
 
-/// A table whose rows a signature's groups of bits select; see [`table_sum`](crate::lsh::table_sum).
+/// Table whose rows a signature's groups of bits select; see [`table_sum`](crate::lsh::table_sum).
 #[derive(Clone, Copy, Debug)]
 pub struct Table<'a> {
     /// Bits of a group.
@@ -49,20 +49,20 @@ pub struct Table<'a> {
     pub width: usize,
 }
 
-/// A histogram of similarities as features.
+/// Histogram of similarities as features.
 #[derive(Clone, Copy, Debug)]
 pub struct Tiers<'a> {
-    /// The sequence that candidates are compared with.
+    /// Sequence that candidates are compared with.
     pub sequence: Sequence<'a>,
-    /// Behaviours that each channel counts, `[channels]`.
+    /// Behaviours in each channel, `[channels]`.
     pub lengths: &'a [f32],
-    /// How counts become features.
+    /// Scaling of counts into features.
     pub scale: TierScale,
     /// Weights of the features, `[channels * tiers, h]`.
     pub weights: &'a [f32],
 }
 
-/// How counts become features of bounded size.
+/// Scaling of counts into features of bounded size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TierScale {
     /// `count / length`.
@@ -72,7 +72,7 @@ pub enum TierScale {
 }
 
 impl TierScale {
-    /// The scale of this name.
+    /// Parses the name of a scale.
     pub fn from_name(name: &str) -> Result<Self> {
         match name {
             "share" => Ok(Self::Share),
@@ -93,7 +93,7 @@ pub struct PairFeatures<'a> {
     pub weights: &'a [f32],
 }
 
-/// A layer after the first, which takes its inputs cut off below zero.
+/// Layer after the first, whose inputs are clamped at zero.
 #[derive(Clone, Copy, Debug)]
 pub struct Layer<'a> {
     /// `[inputs, outputs]`.
@@ -111,7 +111,7 @@ impl Model<'_> {
             .map_or(self.hidden, |layer| layer.bias.len())
     }
 
-    /// Checks that sizes belong together, for columns of `factored` numbers in all.
+    /// Checks that sizes match, for columns of `factored` numbers in all.
     pub(super) fn check(&self, factored: usize) -> Result<()> {
         let h = self.hidden;
         let expect = |what: &str, given: usize, expected: usize| {

@@ -1,33 +1,33 @@
-//! Rows where they lie in the cache, taken apart into the inputs of the first layer.
+//! Reading of rows in the cache into the inputs of the first layer.
 
 use super::model::Model;
 use crate::bf16::Bf16;
 use crate::cache::{Column, DType, RowLayout};
 use crate::error::{Error, Result};
 
-/// Of a candidate's status: it has a row.
+/// Status bit of a candidate that has a row.
 pub const FOUND: u8 = 1;
-/// Of a candidate's status: it may be ranked.
+/// Status bit of a candidate that may be ranked.
 pub const RANKABLE: u8 = 2;
 
-/// Where a float column stands in a row, and how its numbers are kept.
+/// Offset of a float column in a row, and its number format.
 #[derive(Clone, Copy, Debug)]
 struct Floats {
     offset: usize,
     width: usize,
     dtype: DType,
-    /// Where the column's scale stands, if its numbers are steps of one.
+    /// Offset of the column's scale, if its numbers are quantised.
     scale: usize,
 }
 
-/// A column of another kind: where it stands and how many elements it has.
+/// Offset and number of elements of another column.
 #[derive(Clone, Copy, Debug)]
 struct Place {
     offset: usize,
     width: usize,
 }
 
-/// Knows where the columns of a layout are that a model reads.
+/// Finds the columns of a layout that a model reads.
 #[derive(Debug)]
 pub(super) struct RowReader {
     layout: RowLayout,
@@ -40,17 +40,17 @@ pub(super) struct RowReader {
     rankable: Option<Place>,
 }
 
-/// Where the numbers of one row go.
+/// Destinations of the numbers of one row.
 pub(super) struct Outs<'a> {
     /// Sums of the first layer.
     pub first: &'a mut [f32],
     /// Inputs that are multiplied as `bfloat16`; empty if none are.
-    pub halves: &'a mut [Bf16],
+    pub bf16: &'a mut [Bf16],
     /// Other inputs, the factored columns first if they are not above.
-    pub singles: &'a mut [f32],
+    pub f32: &'a mut [f32],
 }
 
-/// What is needed of a block's rows beside the inputs: column after column, row after row.
+/// Data of a block's rows besides the inputs: column after column, row after row.
 #[derive(Debug, Default)]
 pub struct Blocks {
     signatures: Vec<u8>,
@@ -70,7 +70,7 @@ impl Blocks {
         self.has_content.resize(rows, 0.0);
     }
 
-    /// Bytes of a signature, and the signatures of the first `n` rows.
+    /// Returns the bytes of a signature, and the signatures of the first `n` rows.
     pub(super) fn signatures(&self, n: usize) -> (usize, &[u8]) {
         (
             self.signature_bytes,
@@ -78,19 +78,19 @@ impl Blocks {
         )
     }
 
-    /// 1 for each of the first `n` rows that has content, 0 for the others.
+    /// Returns 1 for each of the first `n` rows that has content, 0 for the others.
     pub(super) fn has_content(&self, n: usize) -> &[f32] {
         &self.has_content[..n]
     }
 
-    /// The categories of the first `n` rows.
+    /// Returns the categories of the first `n` rows.
     pub(super) fn categories(&self, n: usize) -> impl Iterator<Item = &[i32]> {
         (0..n).map(|row| &self.categories[row * self.categories_each..][..self.categories_each])
     }
 }
 
 impl RowReader {
-    /// A reader of what `model` wants of rows.
+    /// Makes a reader of the columns that `model` needs.
     pub fn new(layout: &RowLayout, model: &Model<'_>) -> Result<Self> {
         let scales = layout
             .columns()
@@ -184,19 +184,19 @@ impl RowReader {
         })
     }
 
-    /// Numbers of a row that factors are multiplied with.
+    /// Returns the number of values of a row that are multiplied with factors.
     pub fn factored(&self) -> usize {
         self.factored_width
     }
 
-    /// Whether these are kept in less than 32 bits, and so are `bfloat16` numbers once they are read.
+    /// Returns whether these are stored in less than 32 bits, and so are `bfloat16` once they are read.
     pub fn reduced(&self) -> bool {
         self.factored
             .iter()
             .all(|column| column.dtype != DType::Float32)
     }
 
-    /// Checks that rows of a cache, and the row in place of missing ones, are of the layout read here.
+    /// Checks that rows of a cache, and the row in place of missing ones, have the layout read here.
     pub fn fits(&self, layout: &RowLayout, missing: Option<&[u8]>) -> Result<()> {
         if *layout != self.layout {
             return Err(Error::Layout(format!(
@@ -214,7 +214,7 @@ impl RowReader {
         }
     }
 
-    /// Takes a row apart: `place` is its place in the block. Returns [`RANKABLE`] if it may be ranked, else 0.
+    /// Reads a row into position `place` of the block. Returns [`RANKABLE`] if it may be ranked, else 0.
     #[inline]
     pub fn read(
         &self,
@@ -231,29 +231,30 @@ impl RowReader {
         let mut at = 0;
         for column in &self.factored {
             let places = at..at + column.width;
-            if outs.halves.is_empty() {
-                let singles = &mut outs.singles[places];
+            if outs.bf16.is_empty() {
+                let f32 = &mut outs.f32[places];
                 match column.dtype {
-                    // Steps of a scale are rounded, as they are where products take them in 16 bits.
-                    DType::Int8 => column.each(row, singles, |single, value| {
+                    // Products of quantised numbers and their scale are rounded, as they are where products
+                    // take them in 16 bits.
+                    DType::Int8 => column.each(row, f32, |single, value| {
                         *single = Bf16::round(value).widen();
                     }),
-                    _ => column.each(row, singles, |single, value| *single = value),
+                    _ => column.each(row, f32, |single, value| *single = value),
                 }
             } else {
-                let halves = &mut outs.halves[places];
+                let bf16 = &mut outs.bf16[places];
                 if column.dtype == DType::BFloat16 {
                     let numbers = bytes(row, column.offset, 2 * column.width).as_chunks().0;
-                    for (half, &number) in halves.iter_mut().zip(numbers) {
+                    for (half, &number) in bf16.iter_mut().zip(numbers) {
                         *half = Bf16(u16::from_ne_bytes(number));
                     }
                 } else {
-                    column.each(row, halves, |half, value| *half = Bf16::round(value));
+                    column.each(row, bf16, |half, value| *half = Bf16::round(value));
                 }
             }
             at += column.width;
         }
-        if let Some(last) = outs.halves.get_mut(at) {
+        if let Some(last) = outs.bf16.get_mut(at) {
             *last = Bf16::default();
         }
         if let Some(column) = &self.signature {
@@ -275,11 +276,11 @@ impl RowReader {
         })
     }
 
-    /// Fills the place of a row that is not there with numbers that do no harm.
+    /// Fills the position of a missing row with harmless numbers.
     pub fn read_nothing(shared: &[f32], outs: &mut Outs<'_>, place: usize, blocks: &mut Blocks) {
         outs.first.copy_from_slice(shared);
-        outs.halves.fill(Bf16::default());
-        outs.singles.fill(0.0);
+        outs.bf16.fill(Bf16::default());
+        outs.f32.fill(0.0);
         let (each, categories) = (blocks.signature_bytes, blocks.categories_each);
         blocks.signatures[place * each..][..each].fill(0);
         blocks.categories[place * categories..][..categories].fill(0);
@@ -288,26 +289,26 @@ impl RowReader {
 }
 
 impl Floats {
-    /// Shows `see` the numbers of a row's column, widened, each with its place in `outs`.
+    /// Calls `visit` with the numbers of a row's column, widened, each with its destination in `outs`.
     #[inline]
-    fn each<T>(&self, row: &[u8], outs: &mut [T], mut see: impl FnMut(&mut T, f32)) {
+    fn each<T>(&self, row: &[u8], outs: &mut [T], mut visit: impl FnMut(&mut T, f32)) {
         let numbers = bytes(row, self.offset, self.width * self.dtype.size());
-        // Side by side and not by index, so that the loops become vectors.
+        // By iterators instead of indices, so that the loops are vectorised.
         match self.dtype {
             DType::BFloat16 => {
                 for (out, &number) in outs.iter_mut().zip(numbers.as_chunks().0) {
-                    see(out, Bf16(u16::from_ne_bytes(number)).widen());
+                    visit(out, Bf16(u16::from_ne_bytes(number)).widen());
                 }
             }
             DType::Int8 => {
                 let scale = f32_at(row, self.scale);
                 for (out, &number) in outs.iter_mut().zip(numbers) {
-                    see(out, f32::from(number.cast_signed()) * scale);
+                    visit(out, f32::from(number.cast_signed()) * scale);
                 }
             }
             _ => {
                 for (out, &number) in outs.iter_mut().zip(numbers.as_chunks().0) {
-                    see(out, f32::from_ne_bytes(number));
+                    visit(out, f32::from_ne_bytes(number));
                 }
             }
         }

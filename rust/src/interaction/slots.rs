@@ -1,25 +1,25 @@
-//! SIM-hard: what an item's categories find among the user's.
+//! SIM-hard: lookup of an item's categories among the user's.
 
 use super::model::SlotFactors;
 use crate::dense::RowKernels;
 
-/// The user's categories in a small hash table, and what each adds.
+/// Categories of the user in a small hash table, with the contribution of each.
 #[derive(Debug)]
 pub(super) struct Slots {
-    /// Category and slot, or the empty entry; a power of two of them, eight times as many as
-    /// slots at least, so that most look-ups see one entry.
+    /// Category and slot, or the empty entry; a power of two of them, at least eight times as many as
+    /// slots, so that most look-ups see one entry.
     entries: Vec<(i32, u32)>,
     first_category: i32,
-    /// What each slot adds, `[C, width]`.
+    /// Contribution of each slot, `[C, width]`.
     rows: Vec<f32>,
     width: usize,
 }
 
-/// An entry without a category. No category is negative.
+/// Entry without a category. No category is negative.
 const EMPTY: (i32, u32) = (-1, 0);
 
 impl Slots {
-    /// Lays slots out for rows of `hidden` numbers, `width` apart.
+    /// Packs slots for rows of `hidden` numbers, `width` apart.
     pub fn new(slots: &SlotFactors<'_>, hidden: usize, width: usize) -> Self {
         let mut rows = vec![0.0; slots.category.len() * width];
         for (slot, row) in rows.chunks_exact_mut(width).enumerate() {
@@ -36,7 +36,7 @@ impl Slots {
         for (slot, &category) in slots.category.iter().enumerate() {
             if category >= made.first_category {
                 let mut at = made.start(category);
-                // A category that stands there twice adds both.
+                // A repeated category adds both contributions.
                 while made.entries[at] != EMPTY {
                     at = (at + 1) % made.entries.len();
                 }
@@ -51,7 +51,8 @@ impl Slots {
             & (self.entries.len() - 1)
     }
 
-    /// Adds the mean over an item's categories of what their slots add; those without a slot add nothing.
+    /// Adds the mean over an item's categories of the contributions of their slots; those without a slot
+    /// contribute nothing.
     pub fn add(&self, kernels: RowKernels, categories: &[i32], first: &mut [f32]) {
         let mut known = 0;
         for &category in categories {
@@ -60,7 +61,7 @@ impl Slots {
         let weight = 1.0 / known.max(1) as f32;
         for &category in categories {
             let mut at = self.start(category);
-            // A category below the first has no entry, so it need not be looked at apart.
+            // A category below the first has no entry, so it needs no separate check.
             while self.entries[at] != EMPTY {
                 let (found, slot) = self.entries[at];
                 if found == category {

@@ -1,4 +1,4 @@
-//! Every level against the formula, number by number in 64 bits, over random models and rows.
+//! Comparison of every level with the formula, number by number in 64 bits, over random models and rows.
 
 mod case;
 
@@ -63,7 +63,7 @@ fn check(seed: u64, dtype: DType, n: usize) {
                     );
                 }
             }
-            // In other company, in another order: the same bits.
+            // Among other candidates, in another order: the same bits.
             let chosen: Vec<usize> = (0..n)
                 .rev()
                 .filter(|i| i % 3 != seed as usize % 3)

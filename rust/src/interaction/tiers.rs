@@ -5,19 +5,19 @@ use super::reader::Blocks;
 use crate::error::Result;
 use crate::lsh::{Level, SimTier};
 
-/// A sequence made ready, and how its counts become features.
+/// Packed sequence, and the scaling of its counts into features.
 #[derive(Debug)]
 pub(super) struct TierFeatures {
     simtier: SimTier,
     tiers: usize,
-    /// Per channel what a count is multiplied with.
+    /// Factor of the counts of each channel.
     scales: Vec<f32>,
-    /// `log(1 + count)` for every count that there can be, if features are logarithms.
+    /// `log(1 + count)` for every possible count, if features are logarithms.
     logarithms: Vec<f32>,
 }
 
 impl TierFeatures {
-    /// Makes a sequence ready.
+    /// Packs a sequence.
     pub fn new(level: Level, tiers: &Tiers<'_>) -> Result<Self> {
         let sequence = &tiers.sequence;
         let scale = |&length: &f32| {
@@ -43,8 +43,8 @@ impl TierFeatures {
         })
     }
 
-    /// Writes the features of the first `n` candidates of a block to `place` in their rows of inputs, which
-    /// are `depth` long: zeros for a candidate without content.
+    /// Writes the features of the first `n` candidates of a block to offset `place` in their rows of
+    /// inputs, which are `depth` long: zeros for a candidate without content.
     pub fn write(
         &self,
         rows: &Blocks,

@@ -1,20 +1,19 @@
-//! Sign bits in slices: what `SimTier` counts over `simhash` signatures.
+//! Bit-sliced sign bits: `SimTier` counts over `simhash` signatures.
 
 use super::arch::Kernels;
 use super::arch::planes::{Segment, Sliced, VARIANTS, triples};
-use super::edges::Edges;
-use super::pack::{Grouped, LANES, Packed};
-use super::simtier::Sequence;
+use super::pack::{LANES, Packed};
+use super::simtier::Parts;
 use crate::error::Result;
 
-/// A sequence in bit slices, and the distances to count by.
+/// Bit-sliced sequence, and the distances to count by.
 #[derive(Debug)]
 pub(super) struct SlicedBits {
     kernels: Kernels,
     width: usize,
     tables: Packed,
     segments: Vec<Vec<Segment>>,
-    /// The lowest distance that does not reach an edge, for each live edge.
+    /// Lowest distance that does not reach an edge, for each live edge.
     thresholds: Vec<u16>,
     /// Behaviours of each channel.
     behaviours: Vec<i32>,
@@ -22,23 +21,17 @@ pub(super) struct SlicedBits {
 }
 
 impl SlicedBits {
-    /// Lays the behaviours out.
-    pub fn new(
-        kernels: Kernels,
-        sequence: &Sequence<'_>,
-        edges: &Edges,
-        grouped: &Grouped,
-    ) -> Result<Self> {
-        let &Sequence {
-            width, signatures, ..
-        } = sequence;
+    /// Packs the behaviours.
+    pub fn new(parts: &Parts<'_>) -> Result<Self> {
+        let (width, signatures) = (parts.sequence.width, parts.sequence.signatures);
+        let (kernels, edges, grouped) = (parts.kernels, parts.edges, parts.grouped);
         let words = kernels.plane_words;
         let block = words * LANES;
         let size = triples(width) * VARIANTS * words;
         let mut tables = Packed::zeroed(grouped.lanes.len().div_ceil(block) * size * 8)?;
         let blocks = tables.words_mut().chunks_exact_mut(size);
         for (rows, table) in grouped.lanes.chunks(block).zip(blocks) {
-            // SAFETY: `Kernels::of` made sure that the CPU has the level of this kernel.
+            // SAFETY: `Kernels::for_level` made sure that the CPU has the level of this kernel.
             unsafe { (kernels.slice)(rows, signatures, width, table) };
         }
         let bits = 8 * width as i32;
@@ -69,8 +62,8 @@ impl SlicedBits {
             segments: &self.segments,
             thresholds: &self.thresholds,
         };
-        // SAFETY: `Kernels::of` made sure that the CPU has the level of this kernel.
-        unsafe { (self.kernels.count_far)(&sliced, candidates, per_candidate, out) };
+        // SAFETY: `Kernels::for_level` made sure that the CPU has the level of this kernel.
+        unsafe { (self.kernels.count_bits)(&sliced, candidates, per_candidate, out) };
         for out in out.chunks_exact_mut(per_candidate) {
             for (&behaviours, out) in self.behaviours.iter().zip(out.chunks_exact_mut(self.tiers)) {
                 for count in &mut out[..self.thresholds.len()] {

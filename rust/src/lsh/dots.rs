@@ -1,31 +1,30 @@
-//! Dot products of bytes: what `SimTier` counts over `int8` signatures.
+//! Dot products of bytes: `SimTier` counts over `int8` signatures.
 //!
-//! Scores are counted in the narrowest integers in which every comparison with an edge comes out the same:
-//! they are shifted by `base`, which is chosen so that all live edges lie inside the range, and saturated. An
-//! empty lane holds the lowest value, which is below every edge.
+//! Scores are counted in the narrowest integers that preserve every comparison with an edge: they are
+//! shifted by `base`, chosen so that all live edges lie inside the range, and saturated. An empty lane
+//! holds the lowest value, which is below every edge.
 
 #[cfg(target_arch = "x86_64")]
-use super::arch::Near;
+use super::arch::ByteSequence;
 use super::arch::planes::Segment;
-use super::arch::{Count, Kernels, NearKernels, Score};
-use super::edges::Edges;
-use super::pack::{Grouped, LANES, Packed, Span};
-use super::simtier::Sequence;
+use super::arch::{ByteKernels, Count, Kernels, Score};
+use super::pack::{LANES, Packed, Span};
+use super::simtier::Parts;
 use crate::error::Result;
 
-/// Candidates that are scored against one piece of the sequence.
+/// Candidates scored against one piece of the sequence.
 const TILE: usize = 8;
 
-/// Scores of each of them that wait to be counted.
+/// Scores of each candidate that wait to be counted.
 const WAITING: usize = 1024;
 
-/// Bytes of the piece of the sequence, which has to share the first-level cache with those scores.
+/// Bytes of the piece of the sequence, which shares the L1 cache with those scores.
 const PIECE_BYTES: usize = 16 << 10;
 
-/// Blocks that one segment list describes.
+/// Blocks described by one segment list.
 const BLOCKS: usize = 8;
 
-/// A sequence laid out by blocks, and what its scores are compared with.
+/// Sequence packed by blocks, and the thresholds of its scores.
 #[derive(Debug)]
 pub(super) struct Dots {
     kernels: Kernels,
@@ -33,14 +32,14 @@ pub(super) struct Dots {
     spans: Vec<Span>,
     rows: Packed,
     start: Vec<i32>,
-    /// For kernels that count in one go, which not every CPU has.
+    /// For fused kernels, which not every CPU has.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     segments: Vec<Vec<Segment>>,
     live: Live,
     tiers: usize,
 }
 
-/// The live edges, less `base`, in the integers that scores are counted in.
+/// Live edges, less `base`, in the integers that scores are counted in.
 #[derive(Debug)]
 enum Live {
     I16(Vec<i16>),
@@ -48,16 +47,10 @@ enum Live {
 }
 
 impl Dots {
-    /// Lays the behaviours out.
-    pub fn new(
-        kernels: Kernels,
-        sequence: &Sequence<'_>,
-        edges: &Edges,
-        grouped: &Grouped,
-    ) -> Result<Self> {
-        let &Sequence {
-            width, signatures, ..
-        } = sequence;
+    /// Packs the behaviours.
+    pub fn new(parts: &Parts<'_>) -> Result<Self> {
+        let (width, signatures) = (parts.sequence.width, parts.sequence.signatures);
+        let (kernels, edges, grouped) = (parts.kernels, parts.edges, parts.grouped);
         let live = edges.live();
         let (low, high) = (
             live.first().copied().unwrap_or(0),
@@ -91,20 +84,20 @@ impl Dots {
 
     /// Counts how many behaviours of each channel reach each live edge.
     pub fn count_reached(&self, candidates: &[u8], per_candidate: usize, out: &mut [i32]) {
-        match (&self.live, self.kernels.near) {
+        match (&self.live, self.kernels.bytes) {
             #[cfg(target_arch = "x86_64")]
-            (Live::I16(edges), NearKernels::Fused(count)) => {
-                let near = Near {
+            (Live::I16(edges), ByteKernels::Fused(count)) => {
+                let bytes = ByteSequence {
                     width: self.width,
                     rows: self.rows.bytes(),
                     start: &self.start,
                     segments: &self.segments,
                     edges,
                 };
-                // SAFETY: `Kernels::of` made sure that the CPU has the level of this kernel.
-                unsafe { count(&near, candidates, per_candidate, out) };
+                // SAFETY: `Kernels::for_level` made sure that the CPU has the level of this kernel.
+                unsafe { count(&bytes, candidates, per_candidate, out) };
             }
-            (Live::I16(edges), NearKernels::Scores(score, count)) => {
+            (Live::I16(edges), ByteKernels::Scores(score, count)) => {
                 self.by_scores(candidates, per_candidate, out, edges, score, count);
             }
             (Live::I32(edges), _) => {
@@ -123,8 +116,8 @@ impl Dots {
         score: Score<T>,
         count: Count<T>,
     ) {
-        // Tiled, because a long sequence is larger than the first-level cache: a piece of it stays there
-        // while all candidates of a tile are scored against it.
+        // Tiled, because a long sequence exceeds the L1 cache: a piece of it stays there while all
+        // candidates of a tile are scored against it.
         let piece = (PIECE_BYTES / (LANES * self.width)).max(1) * LANES;
         let mut scores = [[T::default(); WAITING]; TILE];
         let outs = out.chunks_mut(TILE * per_candidate);
@@ -140,7 +133,8 @@ impl Dots {
                         let candidates = tile.chunks_exact(self.width);
                         for (candidate, scores) in candidates.zip(&mut scores) {
                             let scores = &mut scores[first - from..last - from];
-                            // SAFETY: `Kernels::of` made sure that the CPU has the level of this kernel.
+                            // SAFETY: `Kernels::for_level` made sure that the CPU has the level of this
+                            // kernel.
                             unsafe { score(rows, &self.start[first..last], candidate, scores) };
                         }
                     }

@@ -1,20 +1,19 @@
-//! The edges of tiers, and how counts of what reaches them become counts of tiers.
+//! Edges of tiers, and the conversion of edge counts into tier counts.
 
 use super::simtier::Sequence;
 
-/// Edges, sorted. Some are reached by every score that the kind of signature can have, some by none; the others
-/// are live.
+/// Sorted edges. Some are reached by every possible score, some by none; the others are live.
 #[derive(Debug)]
 pub(super) struct Edges {
     sorted: Vec<i32>,
-    /// How many are reached by every score.
+    /// Number of edges reached by every score.
     all: usize,
-    /// The end of the live ones.
+    /// One past the last live edge.
     end: usize,
 }
 
 impl Edges {
-    /// The edges of a sequence.
+    /// Sorts the edges of a sequence.
     pub fn new(sequence: &Sequence<'_>) -> Self {
         let (lowest, highest) = sequence.kind.range(sequence.width);
         let mut sorted = sequence.edges.to_vec();
@@ -24,21 +23,21 @@ impl Edges {
         Self { sorted, all, end }
     }
 
-    /// Tiers between them.
+    /// Returns the number of tiers between them.
     pub fn tiers(&self) -> usize {
         self.sorted.len() + 1
     }
 
-    /// The edges that a score may or may not reach.
+    /// Returns the edges that a score may or may not reach.
     pub fn live(&self) -> &[i32] {
         &self.sorted[self.all..self.end]
     }
 
-    /// Turns how many of `behaviours` reach each live edge, the first numbers of `counts`, into how many fall
-    /// in each tier.
-    pub fn turn_into_tiers(&self, behaviours: usize, counts: &mut [i32]) {
+    /// Converts the number of `behaviours` that reach each live edge, the first elements of `counts`, into
+    /// the number in each tier.
+    pub fn to_tier_counts(&self, behaviours: usize, counts: &mut [i32]) {
         let behaviours = behaviours as i32;
-        // From the last tier on, so that no number is written over before it is read.
+        // From the last tier on, so that no number is overwritten before it is read.
         let mut above = 0;
         for tier in (0..counts.len()).rev() {
             let reached = if tier <= self.all {

@@ -1,15 +1,15 @@
-//! Which instruction set the kernels use.
+//! Selection of the instruction set of the kernels.
 
 use crate::error::{Error, Result};
 use crate::sync::plain::OnceLock;
 
-/// Names the variable that forces a level.
+/// Environment variable that forces a level.
 pub const ENVIRONMENT_VARIABLE: &str = "AIF_JAX_KERNELS";
 
-/// An instruction set that kernels are written for.
+/// Instruction set of the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// What the compiler makes of portable code.
+    /// Portable code, as vectorised by the compiler.
     Scalar,
     /// AVX2, FMA and POPCNT on `x86_64`.
     Avx2,
@@ -23,7 +23,7 @@ impl Level {
     /// All levels, the best last.
     pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::AvxVnni, Self::Avx512];
 
-    /// The name by which the environment variable and reports know it.
+    /// Returns the name used by the environment variable and in reports.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -34,7 +34,7 @@ impl Level {
         }
     }
 
-    /// The level of this name, if this CPU has it.
+    /// Returns the level of this name, if this CPU has it.
     pub fn from_name(name: &str) -> Result<Self> {
         Self::ALL
             .into_iter()
@@ -52,14 +52,14 @@ impl Level {
             })
     }
 
-    /// Whether this CPU has it.
+    /// Returns whether this CPU has it.
     #[must_use]
     pub fn runs_here(self) -> bool {
         features(self).iter().all(|&(_, present)| present)
     }
 
-    /// The level that kernels use in this process: the one that the environment variable names, or
-    /// the best that the CPU has. Found out at the first call and kept.
+    /// Returns the level that kernels use in this process: the one named by the environment variable, or
+    /// the best that the CPU has. Determined at the first call and kept.
     pub fn chosen() -> Result<Self> {
         static CHOSEN: OnceLock<Result<Level>> = OnceLock::new();
         CHOSEN
@@ -76,7 +76,7 @@ impl Level {
             .clone()
     }
 
-    /// The CPU features that any level needs, and whether this CPU has them.
+    /// Returns the CPU features that any level needs, and whether this CPU has them.
     #[must_use]
     pub fn cpu_features() -> Vec<(&'static str, bool)> {
         let mut all: Vec<(&'static str, bool)> = Vec::new();
@@ -89,7 +89,7 @@ impl Level {
     }
 }
 
-/// What a level needs, and whether it is there.
+/// Returns the features that a level needs, and whether they are present.
 #[cfg(target_arch = "x86_64")]
 fn features(level: Level) -> &'static [(&'static str, bool)] {
     macro_rules! detected {
@@ -116,7 +116,7 @@ fn features(level: Level) -> &'static [(&'static str, bool)] {
     }
 }
 
-/// What a level needs, and whether it is there.
+/// Returns the features that a level needs, and whether they are present.
 #[cfg(not(target_arch = "x86_64"))]
 fn features(level: Level) -> &'static [(&'static str, bool)] {
     match level {

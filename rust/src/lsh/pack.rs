@@ -1,4 +1,4 @@
-//! A behaviour sequence as the vector units want it: grouped by channel, lanes side by side.
+//! Packing of a behaviour sequence for the vector units: grouped by channel, lanes adjacent.
 
 use super::arch::planes::Segment;
 use crate::buffer::AlignedBuffer;
@@ -7,15 +7,15 @@ use crate::error::Result;
 /// Behaviours of one block, which belong to one channel.
 pub(super) const LANES: usize = 64;
 
-/// A lane that no behaviour fills.
+/// Marker of a lane without a behaviour.
 pub(super) const EMPTY: u32 = u32::MAX;
 
-/// The blocks of one channel.
+/// Blocks of one channel.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Span {
-    /// Its first block.
+    /// First block.
     pub first: usize,
-    /// Its number of blocks.
+    /// Number of blocks.
     pub blocks: usize,
     /// Behaviours in them; the remaining lanes are empty.
     pub behaviours: usize,
@@ -26,7 +26,7 @@ pub(super) struct Span {
 pub(super) struct Grouped {
     /// One span per channel.
     pub spans: Vec<Span>,
-    /// The behaviour in each lane, or [`EMPTY`].
+    /// Behaviour in each lane, or [`EMPTY`].
     pub lanes: Vec<u32>,
 }
 
@@ -62,7 +62,8 @@ impl Grouped {
         Self { spans, lanes }
     }
 
-    /// For every `words` blocks, which of them belong to which channel; a candidate has `tiers` counts for each.
+    /// Returns, for every `words` blocks, the segments that belong to each channel; a candidate has `tiers`
+    /// counts for each.
     pub fn segments(&self, words: usize, tiers: usize) -> Vec<Vec<Segment>> {
         let blocks = self.lanes.len() / LANES;
         let mut segments = vec![Vec::new(); blocks.div_ceil(words)];
@@ -83,7 +84,7 @@ impl Grouped {
         segments
     }
 
-    /// What `value` says of the behaviour in each lane; `empty` where there is none.
+    /// Returns `value` of the behaviour in each lane; `empty` where there is none.
     pub fn map<T: Copy>(&self, empty: T, value: impl Fn(usize) -> T) -> Vec<T> {
         self.lanes
             .iter()
@@ -97,7 +98,7 @@ impl Grouped {
             .collect()
     }
 
-    /// Lays rows of `width` bytes out as `[block][width / group][LANES][group]`; empty lanes are zero.
+    /// Packs rows of `width` bytes as `[block][width / group][LANES][group]`; empty lanes are zero.
     pub fn transpose(&self, rows: &[u8], width: usize, group: usize) -> Result<Packed> {
         match group {
             1 => self.transpose_by::<1>(rows, width),
@@ -127,7 +128,7 @@ impl Grouped {
     }
 }
 
-/// Bytes on a cache line boundary, so that no vector load crosses one.
+/// Bytes aligned to a cache line, so that no vector load crosses one.
 #[derive(Debug)]
 pub(super) struct Packed(AlignedBuffer);
 
@@ -136,25 +137,25 @@ impl Packed {
         AlignedBuffer::new(bytes, "a behaviour sequence laid out for the vector units").map(Self)
     }
 
-    /// The bytes.
+    /// Returns the bytes.
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: the buffer owns `len` bytes, all written (zeroed), and lends them out by `self` only.
         unsafe { std::slice::from_raw_parts(self.0.as_ptr(), self.0.len()) }
     }
 
-    /// The bytes as words.
+    /// Returns the bytes as words.
     pub fn words(&self) -> &[u64] {
         // SAFETY: as above; buffers start on a cache line.
         unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() / 8) }
     }
 
-    /// The words, to write.
+    /// Returns the words, mutable.
     pub fn words_mut(&mut self) -> &mut [u64] {
         // SAFETY: as above, and `&mut self` excludes every other view.
         unsafe { std::slice::from_raw_parts_mut(self.0.as_ptr().cast(), self.0.len() / 8) }
     }
 
-    /// The bytes, to write.
+    /// Returns the bytes, mutable.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as above, and `&mut self` excludes every other view.
         unsafe { std::slice::from_raw_parts_mut(self.0.as_ptr(), self.0.len()) }

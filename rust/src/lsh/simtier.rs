@@ -1,4 +1,4 @@
-//! `SimTier`: for each candidate and channel, how many behaviours fall in each tier of similarity.
+//! `SimTier`: for each candidate and channel, the number of behaviours in each tier of similarity.
 
 use super::Level;
 use super::arch::Kernels;
@@ -8,20 +8,32 @@ use super::edges::Edges;
 use super::pack::Grouped;
 use crate::error::{Error, Result};
 
-/// The most edges a call may have: 32 tiers.
+/// Maximum number of edges: 32 tiers.
 pub const MAX_EDGES: usize = 31;
 
-/// What a signature is, and so what the score of a pair is.
+/// Kind of signature, which defines the score of a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Packed sign bits, 8, 16, 32 or 64 bytes; the score is the number of equal bits.
     SimHash,
-    /// Bytes that are int8, a multiple of 4 up to 1,024; the score is their dot product.
+    /// int8 vectors of 4 to 1,024 bytes, a multiple of 4; the score is their dot product.
     Int8,
 }
 
 impl Kind {
-    /// The kind of this name.
+    /// Score of a pair by its definition.
+    #[cfg(all(test, not(aif_loom)))]
+    pub(crate) fn score(self, candidate: &[u8], behaviour: &[u8]) -> i32 {
+        let pairs = candidate.iter().zip(behaviour);
+        match self {
+            Self::SimHash => pairs.map(|(a, b)| (a ^ b).count_zeros() as i32).sum(),
+            Self::Int8 => pairs
+                .map(|(&a, &b)| i32::from(a as i8) * i32::from(b as i8))
+                .sum(),
+        }
+    }
+
+    /// Parses the name of a kind.
     pub fn from_name(name: &str) -> Result<Self> {
         match name {
             "simhash" => Ok(Self::SimHash),
@@ -32,7 +44,7 @@ impl Kind {
         }
     }
 
-    /// The lowest and the highest score that signatures of this width can have.
+    /// Returns the lowest and the highest score of signatures of this width.
     pub(super) fn range(self, width: usize) -> (i32, i32) {
         match self {
             Self::SimHash => (0, 8 * width as i32),
@@ -41,10 +53,10 @@ impl Kind {
     }
 }
 
-/// One user's sequence, and what to count over it.
+/// Behaviour sequence of one user, and the tiers to count over it.
 #[derive(Clone, Copy, Debug)]
 pub struct Sequence<'a> {
-    /// What the signatures are.
+    /// Kind of the signatures.
     pub kind: Kind,
     /// Bytes of one signature.
     pub width: usize,
@@ -58,7 +70,15 @@ pub struct Sequence<'a> {
     pub edges: &'a [i32],
 }
 
-/// A sequence made ready for counting against any number of candidates, by any number of threads.
+/// Arguments for packing the pairs of a sequence.
+pub(super) struct Parts<'a> {
+    pub(super) kernels: Kernels,
+    pub(super) sequence: &'a Sequence<'a>,
+    pub(super) edges: &'a Edges,
+    pub(super) grouped: &'a Grouped,
+}
+
+/// Packed sequence, to be counted against any number of candidates by any number of threads.
 #[derive(Debug)]
 pub struct SimTier {
     width: usize,
@@ -68,7 +88,7 @@ pub struct SimTier {
     pairs: Pairs,
 }
 
-/// What compares the sequence with candidates.
+/// Kernel data for the kind of signature.
 #[derive(Debug)]
 enum Pairs {
     SimHash(SlicedBits),
@@ -76,19 +96,25 @@ enum Pairs {
 }
 
 impl SimTier {
-    /// Prepares a sequence for kernels of `level`.
+    /// Packs a sequence for kernels of `level`.
     ///
     /// # Errors
-    /// [`Error::Request`] if a size is not as [`Sequence`] says; [`Error::Config`] if the CPU lacks
+    /// [`Error::Request`] if a size is not as [`Sequence`] requires; [`Error::Config`] if the CPU lacks
     /// `level`; [`Error::OutOfMemory`] if the system refuses memory.
     pub fn new(level: Level, sequence: &Sequence<'_>) -> Result<Self> {
         check(sequence)?;
-        let kernels = Kernels::of(level)?;
+        let kernels = Kernels::for_level(level)?;
         let edges = Edges::new(sequence);
         let grouped = Grouped::new(sequence.channel, sequence.channels);
+        let parts = Parts {
+            kernels,
+            sequence,
+            edges: &edges,
+            grouped: &grouped,
+        };
         let pairs = match sequence.kind {
-            Kind::SimHash => Pairs::SimHash(SlicedBits::new(kernels, sequence, &edges, &grouped)?),
-            Kind::Int8 => Pairs::Int8(Dots::new(kernels, sequence, &edges, &grouped)?),
+            Kind::SimHash => Pairs::SimHash(SlicedBits::new(&parts)?),
+            Kind::Int8 => Pairs::Int8(Dots::new(&parts)?),
         };
         Ok(Self {
             width: sequence.width,
@@ -98,16 +124,16 @@ impl SimTier {
         })
     }
 
-    /// Integers in the result of one candidate: channels times tiers.
+    /// Returns the integers in the result of one candidate: channels times tiers.
     #[must_use]
     pub fn counts_per_candidate(&self) -> usize {
         self.behaviours.len() * self.edges.tiers()
     }
 
-    /// Counts for candidates `[n, width]` into `out`, `[n, channels, tiers]`. Allocates nothing.
+    /// Writes the counts of candidates `[n, width]` to `out`, `[n, channels, tiers]`. Allocates nothing.
     ///
     /// # Panics
-    /// If the lengths of `candidates` and `out` do not belong together.
+    /// If the lengths of `candidates` and `out` do not match.
     pub fn count(&self, candidates: &[u8], out: &mut [i32]) {
         assert_eq!(
             (
@@ -117,7 +143,7 @@ impl SimTier {
             (0, out.len()),
             "candidates and counts do not belong together"
         );
-        // First, how many reach each live edge, at the places of the first tiers of each channel.
+        // First the number that reach each live edge, at the positions of the first tiers of each channel.
         let per_candidate = self.counts_per_candidate();
         match &self.pairs {
             Pairs::SimHash(bits) => bits.count_reached(candidates, per_candidate, out),
@@ -126,7 +152,7 @@ impl SimTier {
         for out in out.chunks_exact_mut(per_candidate) {
             let channels = out.chunks_exact_mut(self.edges.tiers());
             for (&behaviours, out) in self.behaviours.iter().zip(channels) {
-                self.edges.turn_into_tiers(behaviours, out);
+                self.edges.to_tier_counts(behaviours, out);
             }
         }
     }
@@ -178,5 +204,5 @@ fn check(sequence: &Sequence<'_>) -> Result<()> {
     Ok(())
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(aif_loom)))]
 mod tests;

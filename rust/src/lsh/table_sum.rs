@@ -1,19 +1,19 @@
-//! The sum of the table rows that a signature's groups of bits select.
+//! Sum of the table rows selected by a signature's groups of bits.
 
 use super::Level;
 use super::arch::Kernels;
 use crate::bf16::Matrix;
 use crate::error::{Error, Result};
 
-/// For each signature, `out = Σ_g table[g, code_g]`: the code of group `g` is made of bits `g·bits` to
-/// `g·bits + bits - 1`, bit 0 being the lowest of byte 0.
+/// Computes for each signature `out = Σ_g table[g, code_g]`: the code of group `g` consists of bits
+/// `g·bits` to `g·bits + bits - 1`, bit 0 being the lowest of byte 0.
 ///
 /// `table` is `[groups, 2^bits, width]` with `groups = 8·signature_bytes / bits`, `signatures`
 /// `[n, signature_bytes]`, `out` `[n, width]`. Rows are added in the order of the groups, in 32 bits.
 ///
 /// # Errors
-/// [`Error::Request`] if `bits` is not 2, 4 or 8 or a length does not fit; [`Error::Config`] if the
-/// CPU lacks `level`.
+/// [`Error::Request`] if `bits` is not 2, 4 or 8 or a length does not match; [`Error::Config`] if the CPU
+/// lacks `level`.
 pub fn table_sum(
     level: Level,
     bits: usize,
@@ -23,7 +23,7 @@ pub fn table_sum(
     width: usize,
     out: &mut [f32],
 ) -> Result<()> {
-    let kernels = Kernels::of(level)?;
+    let kernels = Kernels::for_level(level)?;
     if !matches!(bits, 2 | 4 | 8) {
         return Err(Error::Request(format!(
             "table_sum: bits is {bits}, expected 2, 4 or 8"
@@ -60,7 +60,7 @@ pub fn table_sum(
                 rows.push((rows.len() * codes + code) * width);
             }
         }
-        // SAFETY: `Kernels::of` made sure that the CPU has the level of this kernel.
+        // SAFETY: `Kernels::for_level` made sure that the CPU has the level of this kernel.
         unsafe {
             match table {
                 Matrix::F32(table) => (kernels.add_rows)(table, &rows, out),
@@ -98,7 +98,7 @@ mod tests {
                         .for_each(|(sum, value)| *sum += value);
                 }
             }
-            // Halves are compared with the sum of what they are in 32 bits.
+            // 16-bit tables are compared with the sum of their widened values.
             let halves: Vec<Bf16> = table.iter().map(|&value| Bf16::round(value)).collect();
             let widened: Vec<f32> = halves.iter().map(|half| half.widen()).collect();
             let run = |level, table: Matrix<'_>| {

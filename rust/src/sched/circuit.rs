@@ -1,12 +1,12 @@
-//! Keeps calls that hang from taking all threads of the blocking lane.
+//! Circuit breaker: keeps hanging calls from taking all threads of the blocking lane.
 //!
-//! A task that has run for longer than its name's limit hangs. While `threads * hang_share` of the lane's
-//! threads are held by hanging tasks of one name, its circuit is **open**: further tasks of that name are refused,
-//! and those that stand in the queue are dropped when their turn comes, so that the threads left serve other
-//! names. Once fewer hang, the next task is let through as a **probe**, and the circuit is half open: if the
-//! probe ends within the limit, the circuit closes; if it hangs too, it opens again.
+//! A task that runs for longer than its name's limit hangs. While hanging tasks of one name hold `threads *
+//! hang_share` of the lane's threads, its circuit is **open**: new tasks of that name are refused and
+//! queued ones are dropped when a thread reaches them, so that the remaining threads serve other names.
+//! Once fewer hang, the next task is admitted as a **probe** and the circuit is half open: it closes if the
+//! probe ends within the limit, and opens again if the probe ends late.
 //!
-//! Nobody watches the clock: the state moves when a task of the name comes, and when a probe ends.
+//! No timer drives it: the state changes when a task of the name arrives and when a probe ends.
 
 use crate::sync::plain::{AtomicBool, Mutex, Ordering};
 use std::sync::PoisonError;
@@ -23,41 +23,41 @@ enum State {
     },
 }
 
-/// Whether a name's tasks may pass.
+/// State of a name's circuit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CircuitState {
-    /// They may.
+    /// Tasks are admitted.
     Closed,
-    /// They are refused.
+    /// Tasks are refused.
     Open,
-    /// One of them is finding out whether they may again; the others are refused.
+    /// One task runs as a probe; the others are refused.
     HalfOpen,
 }
 
-/// What becomes of a task that comes to the circuit.
+/// Decision about a task that arrives at the circuit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Passage {
-    Free,
-    /// It passes, and its end must be reported.
+pub(super) enum CircuitDecision {
+    Allow,
+    /// The task is admitted, and its end must be reported.
     Probe,
-    Refused {
-        /// Since when the circuit has not been closed.
+    Reject {
+        /// Time at which the circuit left the closed state.
         since_ns: u64,
-        /// Whether a probe is under way.
+        /// True while a probe runs.
         probing: bool,
     },
 }
 
 #[derive(Default)]
 pub(super) struct Circuit {
-    /// Whether the state is another than `Closed`; read without the lock by everyone who passes.
+    /// True unless the state is `Closed`; read without the lock on every admission.
     tripped: AtomicBool,
     state: Mutex<State>,
 }
 
 impl Circuit {
     pub(super) fn is_tripped(&self) -> bool {
-        // Relaxed: who misses a change is treated as having come before it.
+        // Relaxed: a task that misses a change is treated as having come before it.
         self.tripped.load(Ordering::Relaxed)
     }
 
@@ -66,35 +66,36 @@ impl Circuit {
         self.tripped.store(new != State::Closed, Ordering::Relaxed);
     }
 
-    /// Lets a task pass or not, while `hanging` tasks of its name hang and `limit` are too many.
-    pub(super) fn pass(&self, hanging: usize, limit: usize, now_ns: u64) -> Passage {
+    /// Admits or rejects a task, given `hanging` tasks of its name and the `limit` at which the circuit
+    /// opens.
+    pub(super) fn decide(&self, hanging: usize, limit: usize, now_ns: u64) -> CircuitDecision {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match *state {
-            State::Closed if hanging < limit => Passage::Free,
+            State::Closed if hanging < limit => CircuitDecision::Allow,
             State::Closed => {
                 self.set(&mut state, State::Open { since_ns: now_ns });
-                Passage::Refused {
+                CircuitDecision::Reject {
                     since_ns: now_ns,
                     probing: false,
                 }
             }
             State::Open { since_ns } if hanging < limit => {
                 self.set(&mut state, State::HalfOpen { since_ns });
-                Passage::Probe
+                CircuitDecision::Probe
             }
-            State::Open { since_ns } => Passage::Refused {
+            State::Open { since_ns } => CircuitDecision::Reject {
                 since_ns,
                 probing: false,
             },
-            State::HalfOpen { since_ns } => Passage::Refused {
+            State::HalfOpen { since_ns } => CircuitDecision::Reject {
                 since_ns,
                 probing: true,
             },
         }
     }
 
-    /// Tells how the probe ended: in time, or not, of which never having started is one way.
-    pub(super) fn probed(&self, in_time: bool) {
+    /// Reports the end of the probe: `in_time` is false if it ended late or never started.
+    pub(super) fn finish_probe(&self, in_time: bool) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if let State::HalfOpen { since_ns } = *state {
             let new = if in_time {
@@ -122,24 +123,24 @@ mod tests {
     #[test]
     fn it_opens_probes_one_and_closes() {
         let circuit = Circuit::default();
-        let refused = |probing| Passage::Refused {
+        let refused = |probing| CircuitDecision::Reject {
             since_ns: 5,
             probing,
         };
-        assert_eq!(circuit.pass(2, 3, 1), Passage::Free);
+        assert_eq!(circuit.decide(2, 3, 1), CircuitDecision::Allow);
         assert!(!circuit.is_tripped());
-        assert_eq!(circuit.pass(3, 3, 5), refused(false));
-        assert_eq!(circuit.pass(4, 3, 6), refused(false));
+        assert_eq!(circuit.decide(3, 3, 5), refused(false));
+        assert_eq!(circuit.decide(4, 3, 6), refused(false));
         assert_eq!(circuit.state(), CircuitState::Open);
-        assert_eq!(circuit.pass(2, 3, 7), Passage::Probe);
-        assert_eq!(circuit.pass(0, 3, 8), refused(true));
+        assert_eq!(circuit.decide(2, 3, 7), CircuitDecision::Probe);
+        assert_eq!(circuit.decide(0, 3, 8), refused(true));
         assert_eq!(circuit.state(), CircuitState::HalfOpen);
-        circuit.probed(false);
+        circuit.finish_probe(false);
         assert_eq!(circuit.state(), CircuitState::Open);
-        assert_eq!(circuit.pass(2, 3, 9), Passage::Probe);
-        circuit.probed(true);
+        assert_eq!(circuit.decide(2, 3, 9), CircuitDecision::Probe);
+        circuit.finish_probe(true);
         assert_eq!(circuit.state(), CircuitState::Closed);
         assert!(!circuit.is_tripped());
-        assert_eq!(circuit.pass(2, 3, 10), Passage::Free);
+        assert_eq!(circuit.decide(2, 3, 10), CircuitDecision::Allow);
     }
 }

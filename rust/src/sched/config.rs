@@ -1,33 +1,33 @@
-//! How a scheduler is built.
+//! Scheduler configuration.
 
 use crate::error::{Error, Result};
 use crate::sync::plain::Arc;
 use std::time::Duration;
 
-/// Runs the life of a worker thread inside something that must surround it.
-pub type Surround = Arc<dyn Fn(&mut (dyn FnMut() + Send)) + Send + Sync>;
+/// Wrapper around the main loop of a worker thread.
+pub type WorkerScope = Arc<dyn Fn(&mut (dyn FnMut() + Send)) + Send + Sync>;
 
-/// How a scheduler is built.
+/// Scheduler configuration.
 #[derive(Clone)]
 pub struct Config {
     /// Threads of the blocking lane, at least 1.
     pub blocking_threads: usize,
     /// Threads of the compute lane, at least 1.
     pub compute_threads: usize,
-    /// Tasks that may stand in the queue of each lane, at least 1.
+    /// Maximum number of queued tasks in each lane, at least 1.
     pub queue_bound: usize,
-    /// Whether a task with a deadline is refused when it would probably end after it.
+    /// True to refuse a task that is predicted to miss its deadline.
     pub admission: bool,
-    /// Run time beyond which a blocking task counts as hanging; without it, ten times the 99th percentile of
-    /// its name and at least 1 s, or 10 s for a name of which fewer than eight have run.
+    /// Run time beyond which a blocking task counts as hanging. `None`: ten times the 99th percentile of
+    /// its name and at least 1 s, or 10 s for a name with fewer than eight runs.
     pub hang: Option<Duration>,
-    /// Share of the blocking lane's threads, above 0 and at most 1, that may be held by hanging tasks of one
-    /// name before its circuit opens.
+    /// Share of the blocking lane's threads, above 0 and at most 1, that hanging tasks of one name may hold
+    /// before its circuit opens.
     pub hang_share: f64,
-    /// Spans that a trace holds before it overwrites the oldest.
+    /// Capacity of the trace in spans; the oldest are overwritten.
     pub trace_capacity: usize,
-    /// What surrounds the life of each worker; it must call its argument once.
-    pub surround: Surround,
+    /// Wraps the main loop of each worker; must call its argument exactly once.
+    pub worker_scope: WorkerScope,
 }
 
 impl Default for Config {
@@ -40,16 +40,16 @@ impl Default for Config {
             hang: None,
             hang_share: 0.75,
             trace_capacity: 65_536,
-            surround: Arc::new(|work: &mut (dyn FnMut() + Send)| work()),
+            worker_scope: Arc::new(|work: &mut (dyn FnMut() + Send)| work()),
         }
     }
 }
 
-/// More threads than this in one lane is a mistake and not a plan.
+/// Upper limit of threads in one lane; a larger number is taken for a mistake.
 const MAX_THREADS: usize = 1024;
 
-/// Jobs compile and trace whole models, so a worker gets more stack than the system's main thread.
-/// It is reserved and not used: pages that nobody touches cost nothing.
+/// Stack size of a worker. Jobs compile and trace whole models, so it exceeds the stack of the main thread.
+/// Untouched pages are reserved address space only.
 pub(super) const STACK_BYTES: usize = 16 << 20;
 
 impl Config {
@@ -78,8 +78,8 @@ impl Config {
         }
         if self.hang.is_some_and(|limit| limit.is_zero()) {
             return Err(Error::Config(
-                "hang_ms is 0, so that every call would count as hanging; give milliseconds above 0, or none \
-                 for a limit learnt from the calls"
+                "the hang limit is 0, so that every call would count as hanging; give a longer time, or none for a \
+                 limit learnt from the calls"
                     .into(),
             ));
         }

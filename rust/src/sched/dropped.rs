@@ -1,13 +1,13 @@
-//! Tasks that end without having run, and how they are counted.
+//! Tasks that end without running, and their accounting.
 
 use super::Shared;
-use super::stats::{Count, Meter};
-use super::task::{Task, Turn};
+use super::stats::{Count, LaneCounters};
+use super::task::{JobCall, Task};
 use crate::error::Error;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Why a task will not run.
+/// Reason for which a task does not run.
 pub(super) enum Reason {
     /// Its deadline passed in the queue.
     Expired(Error),
@@ -15,20 +15,20 @@ pub(super) enum Reason {
     Refused(Error),
     /// Its ticket was cancelled.
     Cancelled,
-    /// The queue was emptied.
+    /// The scheduler was stopped and its queue emptied.
     Stopped,
 }
 
-/// Given to a job whose caller is owed an error in place of a result.
+/// Argument of a job that is dropped with an error.
 ///
-/// The task is counted when the job takes the [error](Self::error), so that whoever has it finds it counted,
-/// or when the job says that the caller gave up first. The job alone knows, since the caller may give up at
-/// any moment before it is told. A job that does neither is counted as dropped for the reason that the turn
-/// names.
+/// The task is counted when the job takes the [error](Self::error), so that whoever receives the error
+/// finds it counted, or when the job reports that the caller cancelled first. Only the job knows, since the
+/// caller may cancel until the error is delivered. A job that does neither is counted under the reason of
+/// the call.
 pub struct Dropped<'a> {
-    meter: &'a Meter,
+    counters: &'a LaneCounters,
     reason: &'a Count,
-    /// None once it has been counted.
+    /// `None` once it has been counted.
     error: Option<Error>,
 }
 
@@ -41,58 +41,58 @@ impl fmt::Debug for Dropped<'_> {
 }
 
 impl Dropped<'_> {
-    /// What to tell the caller.
+    /// Returns the error to deliver to the caller.
     ///
     /// # Panics
-    /// Never: the error is taken only here, and by what consumes the value.
+    /// Never: the error is taken only here, by a method that consumes the value.
     #[must_use]
     pub fn error(mut self) -> Error {
-        self.reason.up();
+        self.reason.increment();
         self.error.take().expect("taken once")
     }
 
-    /// The caller gave up before this could be told, so it is counted as cancelled.
+    /// Counts the task as cancelled, because the caller cancelled before the error was delivered.
     pub fn cancelled(mut self) {
         self.error = None;
-        self.meter.cancelled.up();
+        self.counters.cancelled.increment();
     }
 }
 
 impl Drop for Dropped<'_> {
     fn drop(&mut self) {
         if self.error.is_some() {
-            self.reason.up();
+            self.reason.increment();
         }
     }
 }
 
 impl Shared {
-    /// Ends a task that will not run: counts it, tells its job, wakes who waits.
+    /// Ends a task that does not run: counts it, calls its job, wakes its waiters.
     pub(super) fn drop_task(&self, task: Task, reason: Reason) {
-        let meter = self.meter(task.record.lane);
+        let counters = self.counters(task.record.lane);
         let dropped = |error, reason| Dropped {
-            meter,
+            counters,
             reason,
             error: Some(error),
         };
-        let turn = match reason {
-            Reason::Expired(error) => Turn::Expired(dropped(error, &meter.expired)),
-            Reason::Refused(error) => Turn::Refused(dropped(error, &meter.shed)),
+        let call = match reason {
+            Reason::Expired(error) => JobCall::Expired(dropped(error, &counters.expired)),
+            Reason::Refused(error) => JobCall::Refused(dropped(error, &counters.shed)),
             Reason::Cancelled => {
-                meter.cancelled.up();
-                Turn::Cancelled
+                counters.cancelled.increment();
+                JobCall::Cancelled
             }
             Reason::Stopped => {
-                meter.cancelled.up();
-                Turn::Stopped
+                counters.cancelled.increment();
+                JobCall::Stopped
             }
         };
         if task.probe {
-            task.profile.circuit.probed(false);
+            task.profile.circuit.finish_probe(false);
         }
         let Task { record, job, .. } = task;
-        // A job that panics at the news has ended all the same; the panic hook has reported it.
-        drop(catch_unwind(AssertUnwindSafe(|| job(turn))));
+        // A job that panics on being dropped has ended all the same; the panic hook has reported it.
+        drop(catch_unwind(AssertUnwindSafe(|| job(call))));
         record.ended.fire();
     }
 }

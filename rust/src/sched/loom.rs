@@ -1,12 +1,13 @@
-//! Every interleaving of the queue's protocol: each task is taken once, nobody sleeps for ever.
+//! Loom models of the queue: each task is taken once, and no worker sleeps for ever.
 //!
-//! A lost wake-up is a deadlock, which loom reports. Run with
-//! `RUSTFLAGS="--cfg aif_loom" cargo test --release -p aif-core sched::loom`.
+//! A lost wake-up is a deadlock, which loom reports. Run with `RUSTFLAGS="--cfg aif_loom" cargo test
+//! --release -p aif-core sched::loom`; `LOOM_MAX_PREEMPTIONS` lowers the bound.
 
 use super::order::Cost;
-use super::queue::{Aid, Help, Queue, Wake, Wish};
+use super::queue::{HelpPolicy, Queue, WaitAction, WaitRequest, Wake};
 use super::task::{Key, Signal, Waiter};
 use loom::sync::atomic::{AtomicUsize, Ordering};
+use loom::thread::JoinHandle;
 use std::sync::Arc;
 
 impl Cost for usize {
@@ -19,7 +20,7 @@ impl Cost for usize {
 /// would be hours, and three showed every fault that was planted to try them.
 fn explore(model: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(3);
+    builder.preemption_bound.get_or_insert(3);
     builder.check(model);
 }
 
@@ -30,57 +31,69 @@ fn key(sequence: u64) -> Key {
     }
 }
 
-/// Waits for `awaited` as a worker does, and fires `by_task` for each task it helps with; returns the sum of
-/// those.
+/// Waits for `awaited` as a worker does, and fires `by_task` after each task it runs meanwhile; returns
+/// their sum.
 fn help(
     queue: &Arc<Queue<usize>>,
-    seat: usize,
-    aid: Aid,
+    slot: usize,
+    policy: HelpPolicy,
     awaited: &Signal,
     by_task: &Signal,
 ) -> usize {
-    let place = queue.clone() as Arc<dyn Wake>;
-    awaited.add(Waiter { place, seat });
-    let wish = Wish {
+    let owner = queue.clone() as Arc<dyn Wake>;
+    awaited.add_waiter(Waiter { owner, slot });
+    let request = WaitRequest {
         done: &|| awaited.is_fired(),
         own: None,
-        aid,
+        policy,
         until: None,
     };
     let mut sum = 0;
-    while let Help::Run(task) = queue.help(seat, &wish) {
+    while let WaitAction::Run(task) = queue.wait(slot, &request) {
         sum += task;
         by_task.fire();
     }
     sum
 }
 
-/// Runs tasks as a worker does; returns the sum of their values.
-fn work(queue: &Queue<usize>, seat: usize) -> usize {
-    std::iter::from_fn(|| queue.next(seat)).sum()
+/// Runs tasks as a worker does; returns their sum.
+fn work(queue: &Queue<usize>, slot: usize) -> usize {
+    std::iter::from_fn(|| queue.next(slot)).sum()
 }
 
-/// Waits for `signal` as a worker does; returns the sum of the tasks it helped with.
-fn wait(queue: &Arc<Queue<usize>>, seat: usize, signal: &Signal, own: Option<Key>) -> usize {
+fn spawn_worker(queue: &Arc<Queue<usize>>, slot: usize) -> JoinHandle<usize> {
+    let queue = queue.clone();
+    loom::thread::spawn(move || work(&queue, slot))
+}
+
+fn join_all(workers: [JoinHandle<usize>; 2]) -> usize {
+    workers
+        .into_iter()
+        .map(|worker| worker.join().unwrap())
+        .sum()
+}
+
+/// Waits for `signal` as a worker does; returns the sum of the tasks it ran meanwhile.
+fn wait(queue: &Arc<Queue<usize>>, slot: usize, signal: &Signal, own: Option<Key>) -> usize {
     let waiter = Waiter {
-        place: queue.clone() as Arc<dyn Wake>,
-        seat,
+        owner: queue.clone() as Arc<dyn Wake>,
+        slot,
     };
-    signal.add(waiter.clone());
+    signal.add_waiter(waiter.clone());
     let mut sum = 0;
     loop {
-        let help = queue.help(
-            seat,
-            &Wish {
+        let help = queue.wait(
+            slot,
+            &WaitRequest {
                 done: &|| signal.is_fired(),
                 own,
-                aid: Aid::Yes,
+                policy: HelpPolicy::Allowed,
                 until: None,
             },
         );
         match help {
-            Help::Done => break,
-            Help::Run(task) => {
+            WaitAction::Done => break,
+            WaitAction::Run(task) => {
                 sum += task;
                 if own.is_some() {
                     signal.fire();
@@ -89,7 +102,7 @@ fn wait(queue: &Arc<Queue<usize>>, seat: usize, signal: &Signal, own: Option<Key
             other => panic!("{other:?}"),
         }
     }
-    signal.forget(&waiter);
+    signal.remove_waiter(&waiter);
     sum
 }
 
@@ -106,18 +119,11 @@ fn push(queue: &Queue<usize>, sequence: u64, task: usize) {
 fn two_workers_take_each_task_once_and_leave_when_stopped() {
     explore(|| {
         let queue = Arc::new(Queue::new(2, 8, false));
-        let workers = [0, 1].map(|seat| {
-            let queue = queue.clone();
-            loom::thread::spawn(move || work(&queue, seat))
-        });
+        let workers = [0, 1].map(|slot| spawn_worker(&queue, slot));
         push(&queue, 0, 1);
         push(&queue, 1, 10);
         assert!(queue.stop(false).is_empty());
-        let done: usize = workers
-            .into_iter()
-            .map(|worker| worker.join().unwrap())
-            .sum();
-        assert_eq!(done, 11);
+        assert_eq!(join_all(workers), 11);
     });
 }
 
@@ -128,10 +134,7 @@ fn cancelling_and_emptying_take_a_task_from_workers_or_leave_it_to_them() {
         let taken = Arc::new(AtomicUsize::new(0));
         push(&queue, 0, 1);
         push(&queue, 1, 10);
-        let worker = loom::thread::spawn({
-            let queue = queue.clone();
-            move || work(&queue, 0)
-        });
+        let worker = spawn_worker(&queue, 0);
         let canceller = loom::thread::spawn({
             let (queue, taken) = (queue.clone(), taken.clone());
             move || taken.fetch_add(queue.remove(&key(0)).unwrap_or(0), Ordering::Relaxed)
@@ -143,7 +146,7 @@ fn cancelling_and_emptying_take_a_task_from_workers_or_leave_it_to_them() {
     });
 }
 
-/// Pushes a task while the signal fires: the helper may be called for the one and leave for the other.
+/// Pushes a task while the signal fires: the waiter may be woken for the task and leave for the signal.
 fn helper_and_worker(always_help: bool) {
     explore(move || {
         let queue = Arc::new(Queue::new(2, 8, always_help));
@@ -155,10 +158,7 @@ fn helper_and_worker(always_help: bool) {
                 helped + work(&queue, 0)
             }
         });
-        let worker = loom::thread::spawn({
-            let queue = queue.clone();
-            move || work(&queue, 1)
-        });
+        let worker = spawn_worker(&queue, 1);
         push(&queue, 0, 1);
         signal.fire();
         assert!(queue.stop(false).is_empty());
@@ -176,58 +176,58 @@ fn a_task_pushed_to_a_reluctant_helper_is_never_stranded() {
     helper_and_worker(false);
 }
 
-/// All threads wait, and what they wait for is in the queue: only help gets them out. The first helps if
-/// `first` says so, the second always does.
-fn all_wait(always_help: bool, first: Aid) {
+/// All threads wait for the queued task, so one of them must run it. The first helps if `first` allows it,
+/// the second always does.
+fn all_wait(always_help: bool, first: HelpPolicy) {
     explore(move || {
         let queue = Arc::new(Queue::new(2, 8, always_help));
         let signal = Arc::new(Signal::new());
-        let waiters = [(0, first), (1, Aid::Yes)].map(|(seat, aid)| {
+        let waiters = [(0, first), (1, HelpPolicy::Allowed)].map(|(slot, policy)| {
             let (queue, signal) = (queue.clone(), signal.clone());
-            loom::thread::spawn(move || help(&queue, seat, aid, &signal, &signal))
+            loom::thread::spawn(move || help(&queue, slot, policy, &signal, &signal))
         });
         push(&queue, 0, 1);
-        let ran: usize = waiters
-            .into_iter()
-            .map(|waiter| waiter.join().unwrap())
-            .sum();
-        assert_eq!(ran, 1);
+        assert_eq!(join_all(waiters), 1);
     });
 }
 
 #[test]
 fn eager_waiters_run_what_they_all_wait_for() {
-    all_wait(true, Aid::Yes);
+    all_wait(true, HelpPolicy::Allowed);
 }
 
 #[test]
 fn reluctant_waiters_run_what_they_all_wait_for() {
-    all_wait(false, Aid::Yes);
+    all_wait(false, HelpPolicy::Allowed);
 }
 
 #[test]
-fn a_waiter_that_never_helps_is_not_called_in_place_of_one_that_does() {
-    all_wait(false, Aid::No);
+fn a_waiter_that_never_helps_is_not_woken_instead_of_one_that_does() {
+    all_wait(false, HelpPolicy::Never);
 }
 
 #[test]
-fn a_helper_that_leaves_passes_its_call_on() {
+fn a_waiter_that_leaves_passes_its_wake_up_on() {
     explore(|| {
         let queue = Arc::new(Queue::new(2, 8, true));
         let signals = Arc::new([Signal::new(), Signal::new()]);
-        // The first, once it has what it waits for, goes its way and does not come back to the queue. The
-        // second waits for what the task does.
-        let waiters = [0, 1].map(|seat| {
+        // The first leaves once its signal has fired and does not return to the queue. The second waits for
+        // the task.
+        let waiters = [0, 1].map(|slot| {
             let (queue, signals) = (queue.clone(), signals.clone());
-            loom::thread::spawn(move || help(&queue, seat, Aid::Yes, &signals[seat], &signals[1]))
+            loom::thread::spawn(move || {
+                help(
+                    &queue,
+                    slot,
+                    HelpPolicy::Allowed,
+                    &signals[slot],
+                    &signals[1],
+                )
+            })
         });
         push(&queue, 0, 1);
         signals[0].fire();
-        let ran: usize = waiters
-            .into_iter()
-            .map(|waiter| waiter.join().unwrap())
-            .sum();
-        assert_eq!(ran, 1);
+        assert_eq!(join_all(waiters), 1);
     });
 }
 
@@ -254,25 +254,28 @@ fn the_awaited_task_runs_once_by_its_waiter_or_by_a_worker() {
     });
 }
 
-/// A guest comes, if a seat is free, while a task is pushed; returns what the worker ran, having been sent home.
-fn guest_and_push(stop_first: bool) {
+/// An inline worker borrows a slot, if one is free, while a task is pushed; the worker must run the task
+/// and exit.
+fn loan_and_push(stop_first: bool) {
     explore(move || {
         let queue = Arc::new(Queue::new(1, 8, false));
-        let worker = loom::thread::spawn({
+        let worker = spawn_worker(&queue, 0);
+        let borrower = loom::thread::spawn({
             let queue = queue.clone();
-            move || work(&queue, 0)
-        });
-        let guest = loom::thread::spawn({
-            let queue = queue.clone();
-            move || queue.enter().map(|place| queue.leave(place)).is_some()
+            move || {
+                queue
+                    .borrow_slot()
+                    .map(|inline_slot| queue.return_slot(inline_slot))
+                    .is_some()
+            }
         });
         push(&queue, 0, 1);
-        // The task must run, and the worker go home, whether the guest left before or leaves after.
+        // The task must run, and the worker exit, whether the slot is returned before or after.
         if stop_first {
             assert!(queue.stop(false).is_empty());
-            guest.join().unwrap();
+            borrower.join().unwrap();
         } else {
-            guest.join().unwrap();
+            borrower.join().unwrap();
             assert!(queue.stop(false).is_empty());
         }
         assert_eq!(worker.join().unwrap(), 1);
@@ -280,17 +283,17 @@ fn guest_and_push(stop_first: bool) {
 }
 
 #[test]
-fn a_task_pushed_while_a_guest_has_the_seat_runs_when_it_leaves() {
-    guest_and_push(false);
+fn a_task_pushed_while_a_slot_is_on_loan_runs_when_it_is_returned() {
+    loan_and_push(false);
 }
 
 #[test]
-fn a_stop_while_a_guest_has_the_seat_sends_the_worker_home_when_it_leaves() {
-    guest_and_push(true);
+fn a_stop_while_a_slot_is_on_loan_ends_the_worker_when_it_is_returned() {
+    loan_and_push(true);
 }
 
 #[test]
-fn a_task_runs_before_anyone_stops_though_a_guest_came_between() {
+fn a_task_runs_without_a_stop_although_its_slot_was_borrowed() {
     explore(|| {
         let queue = Arc::new(Queue::new(1, 8, false));
         let ran = Arc::new(Signal::new());
@@ -302,29 +305,29 @@ fn a_task_runs_before_anyone_stops_though_a_guest_came_between() {
                 (task, queue.next(0))
             }
         });
-        let guest = loom::thread::spawn({
+        let borrower = loom::thread::spawn({
             let queue = queue.clone();
             move || {
-                if let Some(place) = queue.enter() {
-                    queue.leave(place);
+                if let Some(inline_slot) = queue.borrow_slot() {
+                    queue.return_slot(inline_slot);
                 }
             }
         });
         push(&queue, 0, 1);
-        // Without a stop that would wake everybody: only the push or the guest calls the worker.
-        assert!(ran.park_outsider(None));
-        guest.join().unwrap();
+        // Without a stop that would wake everybody: only the push or the inline worker wakes the worker.
+        assert!(ran.wait_on_thread(None));
+        borrower.join().unwrap();
         assert!(queue.stop(false).is_empty());
         assert_eq!(worker.join().unwrap(), (Some(1), None));
     });
 }
 
 #[test]
-fn two_guests_never_share_a_seat_and_exclude_its_worker() {
+fn two_inline_workers_never_share_a_slot_and_exclude_its_worker() {
     explore(|| {
         let queue = Arc::new(Queue::new(1, 8, false));
         let inside = Arc::new(AtomicUsize::new(0));
-        // Sequentially consistent, so that the check itself cannot miss another.
+        // Sequentially consistent, so that the check itself cannot miss another thread.
         let occupy = |inside: &AtomicUsize| {
             assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
             inside.fetch_sub(1, Ordering::SeqCst);
@@ -340,28 +343,28 @@ fn two_guests_never_share_a_seat_and_exclude_its_worker() {
                 sum
             }
         });
-        let guest = loom::thread::spawn({
+        let borrower = loom::thread::spawn({
             let (queue, inside) = (queue.clone(), inside.clone());
             move || {
-                if let Some(place) = queue.enter() {
+                if let Some(inline_slot) = queue.borrow_slot() {
                     occupy(&inside);
-                    queue.leave(place);
+                    queue.return_slot(inline_slot);
                 }
             }
         });
-        if let Some(place) = queue.enter() {
+        if let Some(inline_slot) = queue.borrow_slot() {
             occupy(&inside);
-            queue.leave(place);
+            queue.return_slot(inline_slot);
         }
         push(&queue, 0, 1);
-        guest.join().unwrap();
+        borrower.join().unwrap();
         assert!(queue.stop(false).is_empty());
         assert_eq!(worker.join().unwrap(), 1);
     });
 }
 
 #[test]
-fn a_guest_that_waits_is_called_in_its_own_place() {
+fn an_inline_worker_that_waits_is_woken_in_its_own_slot() {
     explore(|| {
         let queue = Arc::new(Queue::new(1, 8, true));
         let signal = Arc::new(Signal::new());
@@ -376,11 +379,11 @@ fn a_guest_that_waits_is_called_in_its_own_place() {
             let queue = queue.clone();
             move || push(&queue, 0, 1)
         });
-        // What it waits for is done by the task alone: if the worker has not run it before, it must do so
-        // itself, since the worker's seat is lent.
-        let helped = queue.enter().map(|place| {
-            let sum = help(&queue, place, Aid::Yes, &signal, &signal);
-            queue.leave(place);
+        // Only the task fires its signal: unless the worker has run it before, the inline worker must,
+        // since the slot is on loan.
+        let helped = queue.borrow_slot().map(|inline_slot| {
+            let sum = help(&queue, inline_slot, HelpPolicy::Allowed, &signal, &signal);
+            queue.return_slot(inline_slot);
             sum
         });
         pusher.join().unwrap();

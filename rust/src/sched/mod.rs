@@ -1,37 +1,37 @@
 //! A thread pool for request graphs: two lanes, earliest deadline first.
 //!
-//! A [`Job`] goes to the [`Lane`] that fits it: `blocking` if it waits for something else, `compute` if it
-//! uses the cores. Each lane has its own threads and its own bounded queue, so that waiting never
-//! starves computing. What has expired or was cancelled is dropped before it starts, and its
-//! job is told why. A worker that must wait for another task uses [`wait()`] and helps meanwhile.
+//! A [`Job`] is submitted to one of two [`Lane`]s: `blocking` for calls that wait, `compute` for calls that
+//! use the cores. Each lane has its own threads and its own bounded queue, so that waiting never starves
+//! computing. An expired or cancelled task is dropped before it starts, and its job is called with the
+//! reason. A worker that must wait for another task calls [`wait()`], which runs other tasks meanwhile.
 //!
 //! # Consistency
 //!
-//! - What a thread wrote before [`Scheduler::submit`] is visible to the job; what the job wrote is visible
-//!   to whoever has seen its [`Ticket`] ended.
-//! - Within a lane tasks *start* in order of (deadline, submission) among those in the queue when a thread
-//!   becomes free. Nothing is promised about the order in which they end.
-//! - Deadlines act before the start only; a task that ends late is counted as overrun.
-//! - A task that expires in the queue is told so when a thread reaches it, or when a full queue makes room:
-//!   on time it is not, since nobody watches the clock for it.
+//! - Writes of a thread before [`Scheduler::submit`] are visible to the job; writes of the job are visible
+//!   to every thread that has seen its [`Ticket`] end.
+//! - Within a lane, queued tasks *start* in the order of (deadline, submission). The order in which they
+//!   end is not specified.
+//! - Deadlines act before the start only. A task that ends late is counted as an overrun.
+//! - No timer watches the queue: an expired task is reported when a thread reaches it or when a full queue
+//!   makes room, which may be later than its deadline.
 //!
 //! # Trade-offs
 //!
-//! A lane is a tree under one lock. Tasks of 100 µs and more do not feel it; millions of tasks of one
-//! microsecond would, and should be one task. Every task costs a job box, a record, and two histogram
-//! entries.
+//! A lane is a tree under one lock. The lock is negligible for tasks of 100 µs and more, but not for
+//! millions of tasks of one microsecond; merge those into one task. Every task costs a boxed job, a record
+//! and two histogram entries.
 //!
 //! # Stopping
 //!
-//! [`Scheduler::stop`] refuses new tasks and either empties the queues or lets them run out;
-//! [`Scheduler::join`] waits for the threads. Dropping the scheduler does both, and joins unless the
-//! drop itself happens on a worker.
+//! [`Scheduler::stop`] refuses new tasks and either drops the queued ones or lets them run;
+//! [`Scheduler::join`] waits for the threads. Dropping the scheduler does both, except that it does not
+//! join on one of its own workers.
 
 mod admit;
 mod circuit;
 mod config;
 mod dropped;
-mod guest;
+mod inline;
 mod order;
 mod predict;
 mod profile;
@@ -40,7 +40,7 @@ mod stats;
 mod submit;
 mod task;
 mod trace;
-mod waits;
+mod wait_graph;
 mod worker;
 
 #[cfg(all(test, aif_loom))]
@@ -48,13 +48,13 @@ mod loom;
 #[cfg(all(test, not(aif_loom)))]
 mod tests;
 
-pub use admit::Outlook;
+pub use admit::Prediction;
 pub use circuit::CircuitState;
-pub use config::{Config, Surround};
+pub use config::{Config, WorkerScope};
 pub use dropped::Dropped;
-pub use guest::Seated;
+pub use inline::RunInline;
 pub use stats::{LaneStats, NameStats, Times};
-pub use task::{End, Job, Lane, Signal, Ticket, Turn};
+pub use task::{Deadline, Job, JobCall, JobOutcome, Lane, Signal, Ticket};
 pub use trace::{Span, Spans};
 pub use worker::{Running, Target, current_lane, wait};
 
@@ -63,37 +63,37 @@ use crate::sync::plain::{Arc, AtomicU64, Mutex as PlainMutex, Ordering};
 use crate::sync::{Condvar, Mutex};
 use config::STACK_BYTES;
 use dropped::Reason;
-use predict::Clock;
+use predict::WorkerStatus;
 use profile::{Profile, Profiles};
 use queue::{Queue, lock, sleep};
-use stats::Meter;
+use stats::LaneCounters;
 use std::sync::PoisonError;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use task::{Key, Task};
 use trace::Trace;
-use waits::Waits;
+use wait_graph::WaitGraph;
 
-/// What the threads, the tickets and the scheduler share.
+/// State shared by the threads, the tickets and the scheduler.
 pub(crate) struct Shared {
     queues: [Arc<Queue<Task>>; 2],
-    meters: [Meter; 2],
+    counters: [LaneCounters; 2],
     profiles: [Profiles; 2],
-    clocks: [Box<[Clock]>; 2],
-    /// Whether tasks that would end too late are refused.
+    statuses: [Box<[WorkerStatus]>; 2],
+    /// True if tasks that are predicted to miss their deadline are refused.
     admission: bool,
-    /// A limit for all names, if one was given.
+    /// Hang limit of all names, if one was configured.
     hang: Option<Duration>,
-    /// How many threads of the blocking lane may be held by hanging tasks of one name before its circuit opens.
+    /// Threads of the blocking lane that hanging tasks of one name may hold before its circuit opens.
     hang_limit: usize,
     pid: u32,
-    waits: Waits,
+    wait_graph: WaitGraph,
     trace: Trace,
     anchor: Instant,
     sequence: AtomicU64,
-    /// Threads that have not come to their end.
+    /// Threads that have not exited.
     live: Mutex<usize>,
-    all_gone: Condvar,
+    all_exited: Condvar,
 }
 
 impl Shared {
@@ -101,39 +101,39 @@ impl Shared {
         &self.queues[lane as usize]
     }
 
-    fn meter(&self, lane: Lane) -> &Meter {
-        &self.meters[lane as usize]
+    fn counters(&self, lane: Lane) -> &LaneCounters {
+        &self.counters[lane as usize]
     }
 
     fn profiles(&self, lane: Lane) -> &Profiles {
         &self.profiles[lane as usize]
     }
 
-    /// What each thread of a lane runs.
-    fn clocks(&self, lane: Lane) -> &[Clock] {
-        &self.clocks[lane as usize]
+    /// Status of each thread of a lane.
+    fn statuses(&self, lane: Lane) -> &[WorkerStatus] {
+        &self.statuses[lane as usize]
     }
 
-    /// The number of a worker or guest among all.
-    fn number(&self, lane: Lane, place: usize) -> usize {
+    /// Returns the index of a worker or inline worker among all.
+    fn number(&self, lane: Lane, slot: usize) -> usize {
         match lane {
-            Lane::Blocking => place,
-            Lane::Compute => 2 * self.queues[0].threads() + place,
+            Lane::Blocking => slot,
+            Lane::Compute => 2 * self.queues[0].threads() + slot,
         }
     }
 
-    /// Nanoseconds from the anchor, for about 584 years.
+    /// Returns nanoseconds since the anchor; saturates after about 584 years.
     fn nanos(&self, at: Instant) -> u64 {
         at.saturating_duration_since(self.anchor).as_nanos() as u64
     }
 
-    /// The deadline of a key.
-    fn deadline_ns(&self, deadline: Option<Instant>) -> u64 {
+    /// Returns the deadline as stored in a key.
+    fn deadline_ns(&self, deadline: Deadline) -> u64 {
         deadline.map_or(u64::MAX, |at| self.nanos(at).min(u64::MAX - 1))
     }
 
-    /// The place in the order of a task that comes now.
-    fn key(&self, deadline: Option<Instant>) -> Key {
+    /// Makes the ordering key of a task that is submitted now.
+    fn key(&self, deadline: Deadline) -> Key {
         Key {
             deadline_ns: self.deadline_ns(deadline),
             sequence: self.sequence.fetch_add(1, Ordering::Relaxed),
@@ -151,13 +151,13 @@ impl Shared {
         ))
     }
 
-    /// Whether this process is a fork of the one that made the scheduler.
+    /// Returns whether this process is a fork of the one that made the scheduler.
     fn is_forked(&self) -> bool {
         std::process::id() != self.pid
     }
 }
 
-/// The thread pool. See the module's documentation.
+/// Thread pool with two lanes; see the [module](self).
 pub struct Scheduler {
     shared: Arc<Shared>,
     handles: PlainMutex<Vec<JoinHandle<()>>>,
@@ -177,47 +177,48 @@ impl Scheduler {
                 lane(config.blocking_threads, false),
                 lane(config.compute_threads, true),
             ],
-            meters: [Meter::new(), Meter::new()],
+            counters: [LaneCounters::new(), LaneCounters::new()],
             profiles: [Profiles::new(), Profiles::new()],
-            clocks: [config.blocking_threads, config.compute_threads]
-                .map(|threads| (0..threads).map(|_| Clock::new()).collect()),
+            statuses: [config.blocking_threads, config.compute_threads]
+                .map(|threads| (0..threads).map(|_| WorkerStatus::new()).collect()),
             admission: config.admission,
             hang: config.hang,
             hang_limit: ((config.blocking_threads as f64 * config.hang_share).ceil() as usize)
                 .clamp(1, config.blocking_threads),
             pid: std::process::id(),
-            // One for each thread and one for its guest.
-            waits: Waits::new(2 * (config.blocking_threads + config.compute_threads)),
+            // One for each thread and one for the inline worker that borrows its slot.
+            wait_graph: WaitGraph::new(2 * (config.blocking_threads + config.compute_threads)),
             trace: Trace::new(config.trace_capacity.max(1)),
             anchor: Instant::now(),
             sequence: AtomicU64::new(0),
             live: Mutex::new(0),
-            all_gone: Condvar::new(),
+            all_exited: Condvar::new(),
         });
-        // Made before the threads: if one cannot be had, dropping it sends the others home.
+        // Made before the threads: if one cannot be started, dropping it stops the others.
         let scheduler = Self {
             shared,
             handles: PlainMutex::default(),
         };
         for lane in Lane::ALL {
-            for seat in 0..scheduler.shared.queue(lane).threads() {
-                scheduler.spawn(lane, seat, config.surround.clone())?;
+            for slot in 0..scheduler.shared.queue(lane).threads() {
+                scheduler.spawn(lane, slot, config.worker_scope.clone())?;
             }
         }
         Ok(scheduler)
     }
 
-    fn spawn(&self, lane: Lane, seat: usize, surround: Surround) -> Result<()> {
+    fn spawn(&self, lane: Lane, slot: usize, worker_scope: WorkerScope) -> Result<()> {
         let shared = self.shared.clone();
         *lock(&shared.live) += 1;
         let spawned = std::thread::Builder::new()
-            .name(thread_name(lane, seat))
+            .name(thread_name(lane, slot))
             .stack_size(STACK_BYTES)
             .spawn(move || {
-                surround(&mut || worker::work(&shared, lane, seat));
-                // After the surroundings are gone too: who sees no thread alive may take away what they need.
+                worker_scope(&mut || worker::work(&shared, lane, slot));
+                // Decremented after the worker scope has ended: when no thread is live, the caller may
+                // release what the scope needs.
                 *lock(&shared.live) -= 1;
-                shared.all_gone.notify_all();
+                shared.all_exited.notify_all();
             });
         match spawned {
             Ok(handle) => {
@@ -227,7 +228,7 @@ impl Scheduler {
             Err(error) => {
                 *lock(&self.shared.live) -= 1;
                 Err(Error::Scheduler(format!(
-                    "the system refused thread {seat} of the {} lane ({error}); ask for fewer threads",
+                    "the system refused thread {slot} of the {} lane ({error}); ask for fewer threads",
                     lane.name()
                 )))
             }
@@ -239,7 +240,7 @@ impl Scheduler {
     }
 
     /// Refuses tasks from now on. With `drop_queued` the queued ones are dropped on this thread, otherwise
-    /// they still run. Returns at once; calling it again is allowed.
+    /// they still run. Returns at once and may be called again.
     pub fn stop(&self, drop_queued: bool) {
         for queue in &self.shared.queues {
             for task in queue.stop(drop_queued) {
@@ -248,8 +249,8 @@ impl Scheduler {
         }
     }
 
-    /// Waits until all threads have ended, which they do only after [`stop`](Self::stop); false if `timeout`
-    /// came first.
+    /// Waits until all threads have exited, which they do only after [`stop`](Self::stop). Returns false if
+    /// `timeout` passed first.
     ///
     /// # Errors
     /// [`Error::Scheduler`] on a worker of this scheduler, which would wait for itself.
@@ -268,24 +269,24 @@ impl Scheduler {
             if left.is_some_and(|left| left.is_zero()) {
                 return Ok(false);
             }
-            live = sleep(&self.shared.all_gone, live, left);
+            live = sleep(&self.shared.all_exited, live, left);
         }
         drop(live);
         let handles = std::mem::take(&mut *self.handles());
         for handle in handles {
-            // Jobs' panics are caught inside; one of the surroundings' was reported by the panic hook.
+            // Panics of jobs are caught inside; the panic hook has reported one of the worker scope.
             drop(handle.join());
         }
         Ok(true)
     }
 
-    /// Whether the calling thread is one of this scheduler's.
+    /// Returns whether the calling thread is one of this scheduler's workers.
     #[must_use]
     pub fn is_own_worker(&self) -> bool {
-        worker::me().is_some_and(|me| Arc::ptr_eq(&me.shared, &self.shared))
+        worker::current_worker().is_some_and(|me| Arc::ptr_eq(&me.shared, &self.shared))
     }
 
-    /// Whether [`stop`](Self::stop) was called.
+    /// Returns whether [`stop`](Self::stop) was called.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
         Lane::ALL
@@ -293,18 +294,20 @@ impl Scheduler {
             .any(|&lane| self.shared.queue(lane).is_stopped())
     }
 
-    /// What `lane` has done so far.
+    /// Returns the statistics of `lane`.
     #[must_use]
     pub fn stats(&self, lane: Lane) -> LaneStats {
         let queue = self.shared.queue(lane);
-        self.shared.meter(lane).read(queue.threads(), queue.len())
+        self.shared
+            .counters(lane)
+            .read(queue.threads(), queue.len())
     }
 
-    /// What is known of each name that `lane` has seen, by name; of the first 1,024.
+    /// Returns the statistics of the first 1,024 names of `lane`, sorted by name.
     #[must_use]
     pub fn names(&self, lane: Lane) -> Vec<NameStats> {
         let micros = |nanos: u64| (nanos > 0).then_some(nanos as f64 / 1e3);
-        let profiles = self.shared.profiles(lane).all();
+        let profiles = self.shared.profiles(lane).sorted();
         let of = |profile: &Profile| NameStats {
             name: profile.name.clone(),
             runs: profile.runs(),
@@ -320,24 +323,18 @@ impl Scheduler {
         profiles.iter().map(|profile| of(profile)).collect()
     }
 
-    /// The moment from which spans count their nanoseconds.
+    /// Returns the instant at which the clock of the spans is 0.
     #[must_use]
     pub fn anchor(&self) -> Instant {
         self.shared.anchor
     }
 
-    /// Starts or stops keeping a [`Span`] of every task that runs.
+    /// Starts or stops recording a [`Span`] of every task that runs.
     pub fn trace(&self, enabled: bool) {
         self.shared.trace.enable(enabled);
     }
 
-    /// Whether spans are being kept.
-    #[must_use]
-    pub fn is_tracing(&self) -> bool {
-        self.shared.trace.is_enabled()
-    }
-
-    /// Takes the spans kept so far.
+    /// Removes and returns the recorded spans.
     #[must_use]
     pub fn take_trace(&self) -> Spans {
         self.shared.trace.take()
@@ -347,12 +344,13 @@ impl Scheduler {
 impl Drop for Scheduler {
     fn drop(&mut self) {
         self.stop(true);
-        // On a worker nobody can wait for it; it ends by itself after this task.
+        // On a worker nobody can join it; it exits by itself after this task.
         drop(self.join(None));
     }
 }
 
-/// The name of a worker thread; at most the 15 characters that Linux keeps, up to 100 threads a lane.
+/// Returns the name of a worker thread; at most the 15 characters that Linux keeps, up to 100 threads a
+/// lane.
 #[must_use]
 pub fn thread_name(lane: Lane, thread: usize) -> String {
     format!("aif-{}-{thread}", lane.name())

@@ -1,35 +1,34 @@
-//! The queued tasks of a lane in order of urgency, and how much work goes before one of them.
+//! Queued tasks of a lane in order of urgency, with the amount of work ahead of a task.
 //!
-//! A tree and not a heap, because a cancelled task leaves at once and a waiter takes the very task it waits for:
-//! both remove by key.
+//! A tree instead of a heap, because cancelling and waiting both remove a task by key.
 
 use super::task::Key;
 use std::collections::BTreeMap;
 
-/// What costs a known time to run.
+/// Task with a known cost.
 pub(super) trait Cost {
-    /// Nanoseconds, or 0 if nobody knows.
+    /// Returns the usual run time in nanoseconds, or 0 if unknown.
     fn cost_ns(&self) -> u64;
 }
 
-/// How much goes before a task.
+/// Amount of work ahead of a task.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(super) struct Before {
+pub(super) struct WorkAhead {
     pub(super) tasks: usize,
-    /// What they cost together.
+    /// Their total cost.
     pub(super) cost_ns: u64,
 }
 
-/// Most tasks that are looked at from either end to find out how much goes before one.
-const LOOK_AT: usize = 256;
+/// Maximum number of tasks scanned from either end to find the work ahead of one.
+const MAX_SCANNED: usize = 256;
 
-pub(super) struct Order<T> {
+pub(super) struct TaskOrder<T> {
     tasks: BTreeMap<Key, T>,
-    /// What all of them cost together.
+    /// Total cost of the tasks.
     cost_ns: u64,
 }
 
-impl<T: Cost> Order<T> {
+impl<T: Cost> TaskOrder<T> {
     pub(super) fn new() -> Self {
         Self {
             tasks: BTreeMap::new(),
@@ -50,7 +49,8 @@ impl<T: Cost> Order<T> {
     }
 
     pub(super) fn insert(&mut self, key: Key, task: T) {
-        // Wrapping, here and below: what went in comes out, and the sum of what is inside fits by far.
+        // Wrapping, here and below: every cost added is subtracted again, and the sum of the queued ones
+        // fits.
         self.cost_ns = self.cost_ns.wrapping_add(task.cost_ns());
         self.tasks.insert(key, task);
     }
@@ -67,25 +67,25 @@ impl<T: Cost> Order<T> {
         Some(task)
     }
 
-    /// Empties it.
+    /// Removes and returns all tasks.
     pub(super) fn take(&mut self) -> Vec<T> {
         self.cost_ns = 0;
         std::mem::take(&mut self.tasks).into_values().collect()
     }
 
-    /// How much goes before a task with this key, which is not inside.
+    /// Returns the work ahead of a task with this key, which is not queued.
     ///
-    /// Counted from the nearer end. If that is more than `LOOK_AT` away, the answer is the middle of what is
-    /// possible: what was counted in front, and all that was not counted behind.
-    pub(super) fn before(&self, key: &Key) -> Before {
+    /// Counted from the nearer end. If that is more than `MAX_SCANNED` away, the result is the midpoint of
+    /// the bounds: the tasks counted at the front, and all but those counted at the back.
+    pub(super) fn work_ahead(&self, key: &Key) -> WorkAhead {
         let mut front = self.tasks.range(..key).map(|(_, task)| task.cost_ns());
         let mut back = self.tasks.range(key..).map(|(_, task)| task.cost_ns());
-        let mut least = Before::default();
-        let mut most = Before {
+        let mut least = WorkAhead::default();
+        let mut most = WorkAhead {
             tasks: self.tasks.len(),
             cost_ns: self.cost_ns,
         };
-        for _ in 0..LOOK_AT {
+        for _ in 0..MAX_SCANNED {
             let Some(cost_ns) = front.next() else {
                 return least;
             };
@@ -97,7 +97,7 @@ impl<T: Cost> Order<T> {
             most.tasks -= 1;
             most.cost_ns -= cost_ns;
         }
-        Before {
+        WorkAhead {
             tasks: usize::midpoint(least.tasks, most.tasks),
             cost_ns: u64::midpoint(least.cost_ns, most.cost_ns),
         }
@@ -127,7 +127,7 @@ mod tests {
         fn what_goes_before_is_what_a_scan_finds(
             steps in prop::collection::vec((0..4_u8, 0..200_u64, 1..1000_u32), 1..300)
         ) {
-            let mut order = Order::new();
+            let mut order = TaskOrder::new();
             let mut plain: Vec<(u64, u32)> = Vec::new();
             for (step, place, cost) in steps {
                 match step {
@@ -148,29 +148,29 @@ mod tests {
                     _ => {}
                 }
                 let ahead = plain.iter().filter(|&&(other, _)| other < place);
-                let want = Before {
+                let want = WorkAhead {
                     tasks: ahead.clone().count(),
                     cost_ns: ahead.map(|&(_, cost)| u64::from(cost)).sum(),
                 };
                 if plain.iter().all(|&(other, _)| other != place) {
-                    prop_assert_eq!(order.before(&key(place)), want);
+                    prop_assert_eq!(order.work_ahead(&key(place)), want);
                 }
                 prop_assert_eq!(order.len(), plain.len());
             }
             plain.sort_unstable();
             prop_assert_eq!(order.take(), plain.iter().map(|&(_, cost)| cost).collect::<Vec<_>>());
-            prop_assert_eq!(order.before(&key(u64::MAX)), Before::default());
+            prop_assert_eq!(order.work_ahead(&key(u64::MAX)), WorkAhead::default());
         }
     }
 
     #[test]
     fn far_from_both_ends_it_is_within_what_is_possible() {
-        let mut order = Order::new();
+        let mut order = TaskOrder::new();
         for place in 0..3000 {
             order.insert(key(2 * place), 1_u32);
         }
         for (at, least, most) in [(10, 10, 10), (2950, 2950, 2950), (1000, 256, 2744)] {
-            let before = order.before(&key(2 * at - 1));
+            let before = order.work_ahead(&key(2 * at - 1));
             assert!((least..=most).contains(&before.tasks), "{at}: {before:?}");
             assert_eq!(before.cost_ns, before.tasks as u64);
         }

@@ -1,35 +1,35 @@
-//! When a task would end, from what usually takes how long.
+//! Prediction of queueing time from usual run times.
 //!
-//! A task's thread is free at the latest when all that runs has ended and all that goes before it has been
-//! worked off, by whichever threads are free for it: the level to which the work ahead fills the threads, each
-//! of which is free from the end of what it runs. With exact times this is an upper bound, whatever the order
-//! in which the threads take the tasks. Then its own run time comes on top.
+//! A thread is free for a task at the latest when all running tasks have ended and all work ahead has been
+//! done by whichever threads are free. That is the level of water-filling: the work ahead fills the
+//! threads, each of which becomes free when its current task ends. With exact run times this is an upper
+//! bound for any order in which the threads take the tasks. The task's own run time is added to it.
 //!
-//! Nothing is known of what is still to come: a task submitted later with an earlier deadline goes first all
-//! the same. And what has never been measured counts as nothing.
+//! Future submissions are not considered: a task submitted later with an earlier deadline still goes first.
+//! A name without measurements counts as zero run time.
 
 use crate::sync::plain::{AtomicU64, AtomicUsize, Ordering};
 
-/// What a thread runs, or its guest. It writes, others read; a reader in between sees a task too many or too
-/// few, which is a guess that is off by one task.
-pub(super) struct Clock {
-    /// When its task began, in nanoseconds since the scheduler's start; `u64::MAX` while there is none.
+/// Current task of a thread or of its inline worker. One thread writes, others read; a torn read counts one
+/// task too many or too few, which is acceptable for an estimate.
+pub(super) struct WorkerStatus {
+    /// Start of the task in nanoseconds since the scheduler's anchor; `u64::MAX` while idle.
     start_ns: AtomicU64,
-    /// What the task usually takes, in nanoseconds; 0 if unknown.
+    /// Usual run time of the task in nanoseconds; 0 if unknown.
     mean_ns: AtomicU64,
-    /// Whose task it is: the address of its profile.
+    /// Address of the task's profile.
     profile: AtomicUsize,
 }
 
-/// What a clock shows.
+/// Values of a [`WorkerStatus`].
 #[derive(Clone, Copy)]
-pub(super) struct Shown {
+pub(super) struct CurrentTask {
     pub(super) start_ns: u64,
     pub(super) mean_ns: u64,
     pub(super) profile: usize,
 }
 
-impl Clock {
+impl WorkerStatus {
     pub(super) fn new() -> Self {
         Self {
             start_ns: AtomicU64::new(u64::MAX),
@@ -39,16 +39,16 @@ impl Clock {
     }
 
     // Relaxed, here and below: see the type.
-    pub(super) fn read(&self) -> Shown {
-        Shown {
+    pub(super) fn read(&self) -> CurrentTask {
+        CurrentTask {
             start_ns: self.start_ns.load(Ordering::Relaxed),
             mean_ns: self.mean_ns.load(Ordering::Relaxed),
             profile: self.profile.load(Ordering::Relaxed),
         }
     }
 
-    /// Shows this instead; returns what was shown.
-    pub(super) fn show(&self, new: Shown) -> Shown {
+    /// Stores new values and returns the old ones.
+    pub(super) fn replace(&self, new: CurrentTask) -> CurrentTask {
         let old = self.read();
         self.mean_ns.store(new.mean_ns, Ordering::Relaxed);
         self.profile.store(new.profile, Ordering::Relaxed);
@@ -56,8 +56,8 @@ impl Clock {
         old
     }
 
-    /// In how many nanoseconds the thread is free. What takes longer than usual is expected to take as much
-    /// longer again: it may be about to end, or hang.
+    /// Returns the nanoseconds until the thread is free. A task that exceeds its usual time is expected to
+    /// take as much longer again: it may be about to end, or hang.
     fn remaining_ns(&self, now_ns: u64) -> u64 {
         let shown = self.read();
         if shown.start_ns == u64::MAX || shown.mean_ns == 0 {
@@ -69,17 +69,17 @@ impl Clock {
     }
 }
 
-/// In how many nanoseconds a thread is free for a task with `work_ns` in front of it.
-pub(super) fn wait_ns(clocks: &[Clock], work_ns: u64, now_ns: u64) -> u64 {
+/// Returns the nanoseconds until a thread is free for a task with `work_ns` ahead of it.
+pub(super) fn wait_ns(statuses: &[WorkerStatus], work_ns: u64, now_ns: u64) -> u64 {
     fill(work_ns, || {
-        clocks.iter().map(|clock| clock.remaining_ns(now_ns))
+        statuses.iter().map(|status| status.remaining_ns(now_ns))
     })
 }
 
-/// The level to which `work` fills vessels of the same width whose bottoms are at these heights.
+/// Returns the water level when `work` is poured into vessels of equal width with bottoms at these heights.
 ///
-/// Begins with the level that would be if all vessels were reached, and leaves out those that are not, until
-/// there are none; a few rounds, each of which gives an upper bound.
+/// Starts from the level with all vessels filled and leaves out those above it until none is; each round
+/// gives an upper bound, and a few rounds suffice.
 fn fill<I: Iterator<Item = u64>>(work: u64, bottoms: impl Fn() -> I) -> u64 {
     const ROUNDS: usize = 32;
     let mut level = u64::MAX;
@@ -121,17 +121,17 @@ mod tests {
 
     #[test]
     fn a_task_that_takes_longer_than_usual_is_expected_to_go_on() {
-        let clock = Clock::new();
-        let remaining = |now| clock.remaining_ns(now);
+        let status = WorkerStatus::new();
+        let remaining = |now| status.remaining_ns(now);
         assert_eq!(remaining(50), 0, "nothing runs");
-        let before = clock.show(Shown {
+        let before = status.replace(CurrentTask {
             start_ns: 100,
             mean_ns: 10,
             profile: 1,
         });
         assert_eq!(before.start_ns, u64::MAX);
         assert_eq!([100, 104, 110, 130].map(remaining), [10, 6, 0, 20]);
-        clock.show(Shown {
+        status.replace(CurrentTask {
             start_ns: 100,
             mean_ns: 0,
             profile: 1,
@@ -140,7 +140,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against the plain thing: threads that take the tasks one after the other as they become free.
+        /// Reference: threads take the tasks one after the other as they become free.
         #[test]
         fn with_exact_times_the_wait_is_a_close_upper_bound(
             running in prop::collection::vec(0..1000_u64, 1..20),
@@ -152,11 +152,11 @@ mod tests {
                 free.push(Reverse(at + task));
             }
             let Reverse(start) = free.pop().unwrap();
-            let said = fill(ahead.iter().sum(), || running.iter().copied());
+            let level = fill(ahead.iter().sum(), || running.iter().copied());
             let longest = ahead.iter().copied().max().unwrap_or(0);
-            // Rounded down, so short by less than one.
-            prop_assert!(start <= said + 1, "started at {start}, said {said}");
-            prop_assert!(said <= start + longest, "started at {start}, said {said}");
+            // Rounded down, so less than 1 too low.
+            prop_assert!(start <= level + 1, "started at {start}, level {level}");
+            prop_assert!(level <= start + longest, "started at {start}, level {level}");
         }
     }
 }

@@ -1,44 +1,45 @@
-//! One lane: a bounded queue in order of urgency, and the seats where its threads sleep.
+//! Queue of one lane: bounded, ordered by urgency, with one sleep slot per worker.
 //!
-//! Everything is under one short lock; nothing is dropped or allocated by the caller's types while it is
-//! held, and what is called takes no lock.
+//! All state is under one short lock. While it is held, no caller-defined type is dropped or allocated, and
+//! the closures called take no lock.
 //!
-//! # Guests
+//! # Inline workers
 //!
-//! A caller that runs its work itself takes the seat of an idle thread: that thread sleeps on, *lent*, and the
-//! guest counts in its place, so no more tasks of the lane run at once than it has threads. There is an idle
-//! thread only while every queued task has had a thread called for it, so a guest overtakes nobody. A guest has
-//! a place of its own to sleep in, beside that of the thread whose seat it took: both may sleep at once, the
-//! one inside a wait, the other until its seat comes back.
+//! A caller that runs its work itself borrows the slot of an idle worker. That worker sleeps on, its slot
+//! *on loan*, and the inline worker counts in its place, so no more tasks of the lane run at once than it
+//! has threads. A worker is idle only while every queued task has had a worker woken for it, so an inline
+//! task overtakes no queued one. An inline worker sleeps in a slot of its own, beside the borrowed one:
+//! both may sleep at once, one inside a wait, the other until its slot is returned.
 //!
 //! # No lost wake-up
 //!
-//! A thread sleeps only after it has looked, under the lock, for all that could concern it; whoever
-//! changes any of it takes the lock, marks the sleeper awake, and then notifies that sleeper's own
-//! condition variable. So a change comes either before the look or after the sleep has begun. Three
-//! interleavings need a line each:
+//! A worker sleeps only after it has checked, under the lock, everything that could concern it. A thread
+//! that changes any of it takes the lock, marks the sleeper awake, and then notifies that sleeper's own
+//! condition variable. So a change comes either before the check or after the sleep has begun. Three
+//! interleavings deserve a note:
 //!
-//! - A helper woken for a task finds that what it waits for is done, and leaves. The task would sit
-//!   there while others sleep, so a leaving helper passes the wake-up on.
-//! - A guest leaves while tasks wait that came after all seats were taken. They called nobody, so the guest
-//!   looks, under the lock, as it gives the seat back: the thread either goes to work, or to sleep as if it
-//!   had looked itself. The same goes for a stop meanwhile, which calls only those who sleep as idle.
-//! - The last running thread of a lane that only helps in need begins to wait while tasks are queued.
-//!   Nobody pushes again, so it must look itself, counting itself among the waiting, and if it is not one
-//!   to help it must call one that is.
+//! - A waiting worker is woken for a task, finds its own wait over, and leaves. The task would be stranded
+//!   while others sleep, so a leaving waiter passes the wake-up on.
+//! - An inline worker returns its slot while tasks wait that arrived when all slots were taken. Those woke
+//!   nobody, so the return checks the queue under the lock: the slot's worker is either woken or sleeps as
+//!   if it had checked itself. The same holds for a stop meanwhile, which wakes only workers that sleep as
+//!   idle.
+//! - The last running worker of a lane that helps only when all wait begins to wait while tasks are queued.
+//!   Nobody pushes again, so it checks the queue itself, counting itself among the waiting, and wakes
+//!   another waiter if it may not help.
 
-use super::order::{Before, Cost, Order};
+use super::order::{Cost, TaskOrder, WorkAhead};
 use super::task::Key;
 use crate::sync::{Condvar, Mutex, MutexGuard};
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-/// Takes a lock whose guarded code cannot panic half-way, so that poison says nothing.
+/// Takes a lock whose guarded code cannot panic halfway, so that poisoning can be ignored.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Sleeps until notified or, with a time left, until it has passed.
+/// Waits until notified or, if `left` is given, until it has passed.
 pub(super) fn sleep<'a, T>(
     condvar: &Condvar,
     guard: MutexGuard<'a, T>,
@@ -55,148 +56,150 @@ pub(super) fn sleep<'a, T>(
     }
 }
 
-/// What can be woken at a numbered seat.
+/// Owner of numbered sleep slots.
 pub(super) trait Wake: Send + Sync {
-    /// Wakes the sleeper at `seat`, who then looks again; nothing if nobody sleeps there.
-    fn wake(&self, seat: usize);
+    /// Wakes the sleeper at `slot`, which then checks again. Does nothing if nobody sleeps there.
+    fn wake(&self, slot: usize);
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Seat {
+enum SlotState {
     Awake,
     /// Sleeps for lack of tasks.
     Idle,
-    /// Sleeps inside a wait, and may be called to help.
-    Helper,
-    /// Sleeps inside a wait until what it waits for has happened.
-    Deaf,
-    /// Sleeps until the guest that took its seat gives it back.
-    Lent,
+    /// Sleeps inside a wait, and may be woken to help.
+    WaitingToHelp,
+    /// Sleeps inside a wait until its signal fires.
+    Waiting,
+    /// Sleeps until the inline worker returns its slot.
+    OnLoan,
 }
 
-/// What a task would find if it came now.
+/// Work ahead of a task that is submitted now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Ahead {
-    /// A thread that is idle, or that waits and would help at once.
+    /// A worker is idle, or waits and would help at once.
     Free,
-    /// Queued tasks that go first.
-    Queued(Before),
+    /// Work of the queued tasks that precede it.
+    Queued(WorkAhead),
 }
 
 struct State<T> {
-    tasks: Order<T>,
-    /// A place for each thread, then one for each thread's guest.
-    seats: Vec<Seat>,
-    /// Seats marked `Idle`, the last to fall asleep at the end: its caches are the warmest.
+    tasks: TaskOrder<T>,
+    /// A slot for each worker, then one for the inline worker that borrows it.
+    slots: Vec<SlotState>,
+    /// Slots marked `Idle`, the last to fall asleep at the end: its caches are the warmest.
     idle: Vec<usize>,
-    /// Seats marked `Helper`.
+    /// Slots marked `WaitingToHelp`.
     helpers: Vec<usize>,
-    /// Threads inside a wait and not running a task, asleep or about to look.
+    /// Workers inside a wait that run no task, asleep or about to check.
     waiting: usize,
-    /// Threads that have not left.
+    /// Workers that have not exited.
     threads: usize,
     stopped: bool,
 }
 
-/// Why a queue took no task.
+/// Reason for which a queue refused a task.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Refusal {
-    Full,
+    Full {
+        queued: usize,
+    },
     Stopped,
-    /// The judge said no.
+    /// The `admit` callback refused it.
     Late,
 }
 
-/// What became of a push.
+/// Result of a push.
 pub(super) struct Pushed<T> {
-    /// The task comes back if it was refused.
+    /// The task, if it was refused.
     pub(super) refused: Option<(T, Refusal)>,
-    /// Tasks whose deadline has passed, thrown out to make room.
+    /// Expired tasks that were removed to make room.
     pub(super) expired: Vec<T>,
 }
 
-/// What a waiter shall do next.
+/// Next action of a waiting worker.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Help<T> {
-    /// What it waits for has happened.
+pub(super) enum WaitAction<T> {
+    /// Its wait is over.
     Done,
-    /// Run this task, then come back.
+    /// Run this task, then wait again.
     Run(T),
-    /// A task needs it, but it has already buried as many tasks as it may.
+    /// A task needs it, but it has reached the limit of nested tasks.
     TooDeep,
-    /// The time is over.
+    /// The timeout has passed.
     TimedOut,
 }
 
-/// Whether a waiter runs tasks that it does not wait for.
+/// Permission of a waiting worker to run tasks that it does not wait for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Aid {
-    No,
-    Yes,
-    /// It ought to, but has buried as many as it may.
+pub(super) enum HelpPolicy {
+    Never,
+    Allowed,
+    /// It should help, but has reached the limit of nested tasks.
     Exhausted,
 }
 
-/// What a waiter waits for, and how far it may go meanwhile.
-pub(super) struct Wish<'a> {
-    /// Whether it has happened. Read under the lock.
+/// Condition and limits of a wait.
+pub(super) struct WaitRequest<'a> {
+    /// Returns whether the wait is over. Called under the lock.
     pub(super) done: &'a dyn Fn() -> bool,
-    /// The key of the awaited task if it belongs to this lane: run it rather than wait for it.
+    /// Key of the awaited task if it belongs to this lane: it is run instead of waited for.
     pub(super) own: Option<Key>,
-    /// Whether it runs tasks that it does not wait for.
-    pub(super) aid: Aid,
+    /// Permission to run tasks that it does not wait for.
+    pub(super) policy: HelpPolicy,
     pub(super) until: Option<Instant>,
 }
 
 pub(super) struct Queue<T> {
     state: Mutex<State<T>>,
-    /// One a place, so that a wake-up goes to one sleeper and to the right one.
+    /// One per slot, so that a wake-up reaches exactly the right sleeper.
     condvars: Box<[Condvar]>,
     threads: usize,
     bound: usize,
-    /// Whether waiters always run what is queued, or only when no other thread of the lane runs.
+    /// True if waiting workers always run queued tasks, false if only when all workers of the lane wait.
     always_help: bool,
 }
 
 impl<T: Cost> State<T> {
-    /// Marks who shall look at the queue awake, and names them; the caller notifies.
-    fn call_one(&mut self, always_help: bool) -> Option<usize> {
-        let seat = self.idle.pop().or_else(|| {
+    /// Marks a sleeper awake that should check the queue, and returns its slot for the caller to notify.
+    fn wake_one(&mut self, always_help: bool) -> Option<usize> {
+        let slot = self.idle.pop().or_else(|| {
             let needed = always_help || self.waiting == self.threads;
             if needed { self.helpers.pop() } else { None }
         })?;
-        self.seats[seat] = Seat::Awake;
-        Some(seat)
+        self.slots[slot] = SlotState::Awake;
+        Some(slot)
     }
 
-    fn park(&mut self, seat: usize, kind: Seat) {
-        self.seats[seat] = kind;
+    fn park(&mut self, slot: usize, kind: SlotState) {
+        self.slots[slot] = kind;
         match kind {
-            Seat::Idle => self.idle.push(seat),
-            Seat::Helper => self.helpers.push(seat),
-            Seat::Deaf | Seat::Awake | Seat::Lent => {}
+            SlotState::Idle => self.idle.push(slot),
+            SlotState::WaitingToHelp => self.helpers.push(slot),
+            SlotState::Waiting | SlotState::Awake | SlotState::OnLoan => {}
         }
     }
 
-    /// Marks `seat` awake; false if it was.
-    fn unpark(&mut self, seat: usize) -> bool {
-        match self.seats[seat] {
-            // A seat that is lent comes back by its guest alone.
-            Seat::Awake | Seat::Lent => return false,
-            Seat::Deaf => {}
-            Seat::Idle => self.idle.retain(|&other| other != seat),
-            Seat::Helper => self.helpers.retain(|&other| other != seat),
+    /// Marks `slot` awake. Returns false if it was awake.
+    fn unpark(&mut self, slot: usize) -> bool {
+        match self.slots[slot] {
+            // Only the inline worker returns a slot on loan.
+            SlotState::Awake | SlotState::OnLoan => return false,
+            SlotState::Waiting => {}
+            SlotState::Idle => self.idle.retain(|&other| other != slot),
+            SlotState::WaitingToHelp => self.helpers.retain(|&other| other != slot),
         }
-        self.seats[seat] = Seat::Awake;
+        self.slots[slot] = SlotState::Awake;
         true
     }
 
-    /// What a task with this key would find.
+    /// Returns the work ahead of a task with this key.
     fn ahead(&self, key: &Key, always_help: bool) -> Ahead {
         if !self.idle.is_empty() || (always_help && !self.helpers.is_empty()) {
             Ahead::Free
         } else {
-            Ahead::Queued(self.tasks.before(key))
+            Ahead::Queued(self.tasks.work_ahead(key))
         }
     }
 }
@@ -205,8 +208,8 @@ impl<T: Cost> Queue<T> {
     pub(super) fn new(threads: usize, bound: usize, always_help: bool) -> Self {
         Self {
             state: Mutex::new(State {
-                tasks: Order::new(),
-                seats: vec![Seat::Awake; 2 * threads],
+                tasks: TaskOrder::new(),
+                slots: vec![SlotState::Awake; 2 * threads],
                 idle: Vec::with_capacity(threads),
                 helpers: Vec::with_capacity(threads),
                 waiting: 0,
@@ -232,28 +235,28 @@ impl<T: Cost> Queue<T> {
         lock(&self.state).tasks.len()
     }
 
-    /// Threads that would take up a task at once, or whose seats a guest could take.
+    /// Returns the number of workers that would start a task at once, or whose slot could be borrowed.
     pub(super) fn idle(&self) -> usize {
         lock(&self.state).idle.len()
     }
 
-    fn notify(&self, seat: Option<usize>) {
-        if let Some(seat) = seat {
-            self.condvars[seat].notify_one();
+    fn notify(&self, slot: Option<usize>) {
+        if let Some(slot) = slot {
+            self.condvars[slot].notify_one();
         }
     }
 
-    /// Queues `task`. A full queue first gives up what has expired: in order of deadline it is in front; if it
-    /// still is full, a `bounded` task is refused.
+    /// Queues `task`. A full queue first drops its expired tasks, which are at the front of the order; if
+    /// it is still full, a `bounded` task is refused.
     ///
-    /// `judge`, called under the lock, is told what goes before the task, and may refuse it.
+    /// `admit` is called under the lock with the work ahead of the task, and may refuse it.
     pub(super) fn push(
         &self,
         key: Key,
         task: T,
         now_ns: u64,
         bounded: bool,
-        judge: Option<&mut dyn FnMut(Ahead) -> bool>,
+        admit: Option<&mut dyn FnMut(Ahead) -> bool>,
     ) -> Pushed<T> {
         let mut expired = Vec::new();
         let mut state = lock(&self.state);
@@ -268,29 +271,30 @@ impl<T: Cost> Queue<T> {
                 expired.extend(state.tasks.pop());
             }
             if bounded && state.tasks.len() >= self.bound {
-                let refused = Some((task, Refusal::Full));
+                let queued = state.tasks.len();
+                let refused = Some((task, Refusal::Full { queued }));
                 return Pushed { refused, expired };
             }
         }
-        if let Some(judge) = judge
-            && !judge(state.ahead(&key, self.always_help))
+        if let Some(admit) = admit
+            && !admit(state.ahead(&key, self.always_help))
         {
             let refused = Some((task, Refusal::Late));
             return Pushed { refused, expired };
         }
         state.tasks.insert(key, task);
-        let seat = state.call_one(self.always_help);
+        let slot = state.wake_one(self.always_help);
         drop(state);
-        self.notify(seat);
+        self.notify(slot);
         Pushed {
             refused: None,
             expired,
         }
     }
 
-    /// The most urgent task for the worker at `seat`, who sleeps until there is one; none when the
-    /// queue is stopped and empty, after which the worker must not come back.
-    pub(super) fn next(&self, seat: usize) -> Option<T> {
+    /// Returns the most urgent task for the worker at `slot`, which sleeps until there is one. Returns
+    /// `None` once the queue is stopped and empty, after which the worker must not call again.
+    pub(super) fn next(&self, slot: usize) -> Option<T> {
         let mut state = lock(&self.state);
         loop {
             if let Some(task) = state.tasks.pop() {
@@ -300,112 +304,112 @@ impl<T: Cost> Queue<T> {
                 state.threads -= 1;
                 return None;
             }
-            state.park(seat, Seat::Idle);
-            while state.seats[seat] != Seat::Awake {
-                state = sleep(&self.condvars[seat], state, None);
+            state.park(slot, SlotState::Idle);
+            while state.slots[slot] != SlotState::Awake {
+                state = sleep(&self.condvars[slot], state, None);
             }
         }
     }
 
-    /// What the worker at `seat`, who waits, shall do next; sleeps while that is nothing.
-    pub(super) fn help(&self, seat: usize, wish: &Wish<'_>) -> Help<T> {
+    /// Returns the next action of the waiting worker at `slot`, which sleeps until there is one.
+    pub(super) fn wait(&self, slot: usize, request: &WaitRequest<'_>) -> WaitAction<T> {
         let mut state = lock(&self.state);
         state.waiting += 1;
         let next = loop {
-            if (wish.done)() {
-                break Help::Done;
+            if (request.done)() {
+                break WaitAction::Done;
             }
-            if let Some(task) = wish.own.and_then(|key| state.tasks.remove(&key)) {
-                break Help::Run(task);
+            if let Some(task) = request.own.and_then(|key| state.tasks.remove(&key)) {
+                break WaitAction::Run(task);
             }
             let needed = self.always_help || state.waiting == state.threads;
             if needed && !state.tasks.is_empty() {
-                match wish.aid {
-                    Aid::No => {}
-                    Aid::Exhausted => break Help::TooDeep,
-                    Aid::Yes => {
+                match request.policy {
+                    HelpPolicy::Never => {}
+                    HelpPolicy::Exhausted => break WaitAction::TooDeep,
+                    HelpPolicy::Allowed => {
                         if let Some(task) = state.tasks.pop() {
-                            break Help::Run(task);
+                            break WaitAction::Run(task);
                         }
                     }
                 }
             }
-            let left = wish
+            let left = request
                 .until
                 .map(|until| until.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {
-                break Help::TimedOut;
+                break WaitAction::TimedOut;
             }
             if !state.tasks.is_empty() {
-                // This thread may have been the last to run, and not one to help.
-                let other = state.call_one(self.always_help);
+                // This worker may have been the last to run, and not be allowed to help.
+                let other = state.wake_one(self.always_help);
                 self.notify(other);
             }
-            let kind = if wish.aid == Aid::No {
-                Seat::Deaf
+            let kind = if request.policy == HelpPolicy::Never {
+                SlotState::Waiting
             } else {
-                Seat::Helper
+                SlotState::WaitingToHelp
             };
-            state.park(seat, kind);
-            while state.seats[seat] != Seat::Awake {
-                state = sleep(&self.condvars[seat], state, left);
+            state.park(slot, kind);
+            while state.slots[slot] != SlotState::Awake {
+                state = sleep(&self.condvars[slot], state, left);
                 if left.is_some() {
-                    // Awake by time or by call: the loop finds out which.
-                    state.unpark(seat);
+                    // Awake by timeout or by a wake-up: the loop finds out which.
+                    state.unpark(slot);
                 }
             }
         };
         state.waiting -= 1;
-        // This thread may have been called for a task that it does not take.
-        let other = if matches!(next, Help::Run(_)) || state.tasks.is_empty() {
+        // This worker may have been woken for a task that it does not take.
+        let other = if matches!(next, WaitAction::Run(_)) || state.tasks.is_empty() {
             None
         } else {
-            state.call_one(self.always_help)
+            state.wake_one(self.always_help)
         };
         drop(state);
         self.notify(other);
         next
     }
 
-    /// What a task with this key would find in front of it now.
+    /// Returns the work ahead of a task with this key if it were pushed now.
     pub(super) fn ahead(&self, key: &Key) -> Ahead {
         lock(&self.state).ahead(key, self.always_help)
     }
 
-    /// Takes the seat of an idle thread for the caller, if there is one; returns the guest's place, which must
-    /// be given back with [`leave`](Self::leave).
-    pub(super) fn enter(&self) -> Option<usize> {
+    /// Borrows the slot of an idle worker for the caller, if there is one. Returns the inline worker's own
+    /// slot, which must be handed to [`return_slot`](Self::return_slot).
+    pub(super) fn borrow_slot(&self) -> Option<usize> {
         let mut state = lock(&self.state);
         if state.stopped || state.idle.is_empty() {
             return None;
         }
-        // The one that has slept longest: those whose caches are warm are left for what is pushed.
-        let seat = state.idle.remove(0);
-        state.seats[seat] = Seat::Lent;
-        Some(self.threads + seat)
+        // The longest asleep: workers with warm caches are left for pushed tasks.
+        let slot = state.idle.remove(0);
+        state.slots[slot] = SlotState::OnLoan;
+        Some(self.threads + slot)
     }
 
-    /// Gives the seat back from which a guest came to `place`.
-    pub(super) fn leave(&self, place: usize) {
-        let seat = place - self.threads;
+    /// Returns the borrowed slot of the inline worker at `inline_slot`.
+    pub(super) fn return_slot(&self, inline_slot: usize) {
+        let slot = inline_slot - self.threads;
         let mut state = lock(&self.state);
-        debug_assert_eq!(state.seats[seat], Seat::Lent);
+        debug_assert_eq!(state.slots[slot], SlotState::OnLoan);
         if state.tasks.is_empty() && !state.stopped {
-            state.park(seat, Seat::Idle);
+            state.park(slot, SlotState::Idle);
             return;
         }
-        state.seats[seat] = Seat::Awake;
+        state.slots[slot] = SlotState::Awake;
         drop(state);
-        self.notify(Some(seat));
+        self.notify(Some(slot));
     }
 
-    /// Takes the task out, if nobody has.
+    /// Removes the task, if no worker has taken it.
     pub(super) fn remove(&self, key: &Key) -> Option<T> {
         lock(&self.state).tasks.remove(key)
     }
 
-    /// Refuses tasks from now on and sends the workers home once the queue is empty. With `empty` it is
-    /// emptied at once and the tasks come back.
+    /// Refuses tasks from now on and lets the workers exit once the queue is empty. With `empty` all queued
+    /// tasks are removed at once and returned.
     pub(super) fn stop(&self, empty: bool) -> Vec<T> {
         let mut state = lock(&self.state);
         state.stopped = true;
@@ -414,9 +418,9 @@ impl<T: Cost> Queue<T> {
         } else {
             Vec::new()
         };
-        while let Some(seat) = state.idle.pop() {
-            state.seats[seat] = Seat::Awake;
-            self.condvars[seat].notify_one();
+        while let Some(slot) = state.idle.pop() {
+            state.slots[slot] = SlotState::Awake;
+            self.condvars[slot].notify_one();
         }
         drop(state);
         tasks
@@ -428,10 +432,10 @@ impl<T: Cost> Queue<T> {
 }
 
 impl<T: Cost + Send> Wake for Queue<T> {
-    fn wake(&self, seat: usize) {
-        let called = lock(&self.state).unpark(seat);
+    fn wake(&self, slot: usize) {
+        let called = lock(&self.state).unpark(slot);
         if called {
-            self.condvars[seat].notify_one();
+            self.condvars[slot].notify_one();
         }
     }
 }

@@ -1,6 +1,7 @@
-//! What each lane has done: counters, and histograms of times.
+//! Statistics of lanes: counters and histograms of times.
 
 use super::circuit::CircuitState;
+use crate::metrics::fields;
 use crate::sync::plain::{AtomicU64, Mutex, Ordering};
 use hdrhistogram::Histogram;
 use std::sync::PoisonError;
@@ -9,85 +10,100 @@ use std::time::Duration;
 /// Quantiles of one kind of time, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Times {
-    /// How many were recorded.
+    /// Number of recorded times.
     pub count: u64,
     /// Median, to two significant digits.
     pub p50_us: f64,
     /// 99th percentile, to two significant digits.
     pub p99_us: f64,
-    /// The longest, exact.
+    /// Maximum, exact.
     pub max_us: f64,
 }
 
-/// What one lane has done so far.
+/// Statistics of one lane.
 ///
-/// Every accepted task ends in exactly one way, so once nothing is queued or running
-/// `submitted = completed + failed + cancelled + expired + shed + panicked`. While tasks run the numbers are
-/// read one after the other and may differ by those in motion.
+/// Every accepted task ends in exactly one way: once nothing is queued or running, `submitted` is the sum
+/// of `completed`, `failed`, `cancelled`, `expired`, `shed` and `panicked`. While tasks run, the numbers
+/// are read one after the other and may be off by the tasks in motion.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LaneStats {
     /// Threads of the lane.
     pub threads: usize,
-    /// Tasks in the queue now.
+    /// Tasks in the queue.
     pub queued: usize,
-    /// Tasks begun and not ended, those that wait included.
+    /// Tasks started and not ended, including those that wait.
     pub running: u64,
     /// Tasks accepted.
     pub submitted: u64,
-    /// Tasks that gave a result.
+    /// Tasks that returned a result.
     pub completed: u64,
-    /// Tasks that gave an error.
+    /// Tasks that returned an error.
     pub failed: u64,
-    /// Tasks dropped before they began because they were cancelled or the scheduler stopped.
+    /// Tasks dropped before their start because they were cancelled or the scheduler stopped.
     pub cancelled: u64,
-    /// Tasks dropped before they began because their deadline had passed.
+    /// Tasks dropped before their start because their deadline had passed.
     pub expired: u64,
-    /// Tasks dropped before they began because calls of their name hung when their turn came.
+    /// Tasks dropped before their start because the circuit of their name was open.
     pub shed: u64,
-    /// Tasks refused because the queue was full or stopped. None of the refused are among the submitted.
+    /// Tasks refused because the queue was full or stopped. Refused tasks are not among the submitted.
     pub rejected: u64,
-    /// Tasks refused because they would have ended after their deadline.
+    /// Tasks refused because they were predicted to end after their deadline.
     pub refused_late: u64,
-    /// Tasks refused because calls of their name hang.
+    /// Tasks refused because the circuit of their name was open.
     pub refused_open: u64,
     /// Tasks that panicked.
     pub panicked: u64,
-    /// Tasks that ended after their deadline, since a running one is never interrupted.
+    /// Tasks that ended after their deadline; a running task is never interrupted.
     pub overrun: u64,
-    /// From submission to start.
+    /// Time from submission to start.
     pub queue: Times,
-    /// From start to end, waits inside it included.
+    /// Time from start to end, including waits.
     pub run: Times,
-    /// Time that workers of this lane spent in `wait`, running others' tasks included.
+    /// Time that workers of this lane spent in `wait`, including tasks they ran meanwhile.
     pub wait: Times,
 }
 
-/// What is known of the tasks of one name in one lane.
+impl LaneStats {
+    /// Returns the counts by name, without `threads` and `queued`.
+    #[must_use]
+    pub fn counts(&self) -> [(&'static str, u64); 12] {
+        fields!(self; running submitted completed failed cancelled expired shed rejected refused_late
+            refused_open panicked overrun)
+    }
+
+    /// Returns the times by name.
+    #[must_use]
+    pub fn times(&self) -> [(&'static str, Times); 3] {
+        fields!(self; queue run wait)
+    }
+}
+
+/// Statistics of one name in one lane.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NameStats {
-    /// The name.
+    /// Name of the tasks.
     pub name: Box<str>,
-    /// Tasks that ran to an end of any kind.
+    /// Finished tasks.
     pub runs: u64,
-    /// Tasks that run now.
+    /// Tasks running now.
     pub running: usize,
-    /// Mean run time, of the last 16 or so; none before the eighth.
+    /// Mean run time of about the last 16 tasks; `None` before the eighth.
     pub mean_us: Option<f64>,
-    /// What a task is expected to take when it is let in: mean plus twice the mean deviation.
+    /// Run time that admission expects: mean plus twice the mean deviation.
     pub likely_us: Option<f64>,
-    /// 99th percentile of run times, roughly.
+    /// Approximate 99th percentile of run times.
     pub p99_us: Option<f64>,
-    /// Beyond this run time a task counts as hanging.
+    /// Run time beyond which a task counts as hanging.
     pub hang_us: f64,
-    /// Tasks refused because they would have ended after their deadline.
+    /// Tasks refused because they were predicted to end after their deadline.
     pub refused_late: u64,
-    /// Tasks refused, or dropped when their turn came, because others of this name hang.
+    /// Tasks refused, or dropped before their start, because the circuit was open.
     pub refused_open: u64,
-    /// Whether tasks of this name may pass.
+    /// State of the circuit.
     pub circuit: CircuitState,
 }
 
-/// Two digits keep a histogram of one hour in nanoseconds at about 40 kB.
+/// Significant digits of a histogram; with two, one hour in nanoseconds takes about 40 kB.
 const DIGITS: u8 = 2;
 
 struct Timer(Mutex<(Histogram<u64>, u64)>);
@@ -122,17 +138,17 @@ impl Timer {
     }
 }
 
-/// A counter that orders nothing.
+/// Relaxed counter.
 #[derive(Default)]
 pub(super) struct Count(AtomicU64);
 
 impl Count {
-    pub(super) fn up(&self) {
+    pub(super) fn increment(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Takes back an `up` that turned out to be wrong.
-    pub(super) fn down(&self) {
+    /// Takes back an `increment` for a task that was refused after all.
+    pub(super) fn decrement(&self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 
@@ -141,8 +157,8 @@ impl Count {
     }
 }
 
-/// The live counterpart of [`LaneStats`].
-pub(super) struct Meter {
+/// Live counters behind [`LaneStats`].
+pub(super) struct LaneCounters {
     pub(super) submitted: Count,
     pub(super) begun: Count,
     pub(super) ended: Count,
@@ -161,7 +177,7 @@ pub(super) struct Meter {
     wait: Timer,
 }
 
-impl Meter {
+impl LaneCounters {
     pub(super) fn new() -> Self {
         Self {
             submitted: Count::default(),
@@ -193,7 +209,7 @@ impl Meter {
     }
 
     pub(super) fn read(&self, threads: usize, queued: usize) -> LaneStats {
-        // Ended first: a task in motion then counts as running, never as fewer than none.
+        // `ended` first: a task in motion then counts as running, and the difference is never negative.
         let ended = self.ended.get();
         LaneStats {
             threads,

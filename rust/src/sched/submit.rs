@@ -1,14 +1,14 @@
-//! The way into the queue.
+//! Submission of tasks to a lane.
 
 use super::Scheduler;
 use super::dropped::Reason;
 use super::queue::{Ahead, Pushed, Refusal};
-use super::task::{Job, Lane, Record, Task, Ticket};
+use super::task::{Deadline, Job, Lane, Record, Task, Ticket};
 use crate::error::{Error, Result};
 use crate::sync::plain::Arc;
 use std::time::Instant;
 
-/// Why nothing is taken any more.
+/// Returns the error of a submission after the stop.
 pub(super) fn stopped(name: &str) -> Error {
     Error::Scheduler(format!(
         "task {name:?} came after the scheduler was shut down; submit before shutdown, or make a new scheduler"
@@ -16,34 +16,28 @@ pub(super) fn stopped(name: &str) -> Error {
 }
 
 impl Scheduler {
-    /// Queues `job`. With a `deadline` it goes before all that have a later one or none, and is dropped
-    /// if it has not started by then.
+    /// Queues `job`. With a `deadline` it precedes all tasks with a later one or none, and is dropped if it
+    /// has not started by then.
     ///
-    /// When the queue is full, tasks that have expired are dropped on this thread to make room.
+    /// A full queue first drops its expired tasks on this thread to make room.
     ///
     /// # Errors
     /// [`Error::Overloaded`] when the queue is full, when the job would probably end after its deadline, or
     /// when blocking calls of the same name hang; [`Error::Scheduler`] after [`stop`](Self::stop). The job is
     /// then dropped without being called.
-    pub fn submit(
-        &self,
-        lane: Lane,
-        deadline: Option<Instant>,
-        name: &str,
-        job: Job,
-    ) -> Result<Ticket> {
+    pub fn submit(&self, lane: Lane, deadline: Deadline, name: &str, job: Job) -> Result<Ticket> {
         self.enqueue(lane, deadline, name, job, true)
     }
 
-    /// Like [`submit`](Self::submit), for the next step of something that was taken on before: the queue's bound
-    /// does not apply, since to refuse the step would waste those that were done.
+    /// Like [`submit`](Self::submit), for the next step of a request whose first step was accepted: the
+    /// queue bound does not apply, since refusing the step would waste the earlier ones.
     ///
     /// # Errors
-    /// Those of `submit`, but never because the queue is full.
+    /// As for `submit`, except that a full queue is not an error.
     pub fn submit_next(
         &self,
         lane: Lane,
-        deadline: Option<Instant>,
+        deadline: Deadline,
         name: &str,
         job: Job,
     ) -> Result<Ticket> {
@@ -53,7 +47,7 @@ impl Scheduler {
     fn enqueue(
         &self,
         lane: Lane,
-        deadline: Option<Instant>,
+        deadline: Deadline,
         name: &str,
         job: Job,
         bounded: bool,
@@ -62,14 +56,14 @@ impl Scheduler {
         let queued = Instant::now();
         let now_ns = shared.nanos(queued);
         let key = shared.key(deadline);
-        let profile = shared.profiles(lane).of(name);
+        let profile = shared.profiles(lane).get_or_insert(name);
         let record = Arc::new(Record::new(lane, key));
         let ticket = Ticket {
             record: record.clone(),
             shared: Arc::downgrade(&self.shared),
         };
         let queue = shared.queue(lane);
-        let meter = shared.meter(lane);
+        let counters = shared.counters(lane);
         let mut task = Task {
             record,
             job,
@@ -79,20 +73,20 @@ impl Scheduler {
             probe: false,
         };
         if key.deadline_ns <= now_ns && !queue.is_stopped() {
-            meter.submitted.up();
+            counters.submitted.increment();
             let error = shared.expired(name, lane, key, queued, queued);
             shared.drop_task(task, Reason::Expired(error));
             return Ok(ticket);
         }
         task.probe = shared
-            .pass(lane, &profile, now_ns)
-            .inspect_err(|_| meter.refused_open.up())?;
+            .check_circuit(lane, &profile, now_ns)
+            .inspect_err(|_| counters.refused_open.increment())?;
         // Counted before it can run, so that no reader sees more ends than submissions.
-        meter.submitted.up();
-        let mut outlook = None;
-        let mut judge = |ahead: Ahead| {
-            outlook = shared.too_late(lane, &profile, key, ahead, now_ns);
-            outlook.is_none()
+        counters.submitted.increment();
+        let mut prediction = None;
+        let mut admit = |ahead: Ahead| {
+            prediction = shared.predict_late(lane, &profile, key, ahead, now_ns);
+            prediction.is_none()
         };
         let judged = shared.admission && key.deadline_ns != u64::MAX;
         let Pushed { refused, expired } = queue.push(
@@ -100,7 +94,7 @@ impl Scheduler {
             task,
             now_ns,
             bounded,
-            if judged { Some(&mut judge) } else { None },
+            if judged { Some(&mut admit) } else { None },
         );
         for task in expired {
             let (name, key) = (&task.profile.name, task.record.key);
@@ -110,26 +104,25 @@ impl Scheduler {
         let Some((task, refusal)) = refused else {
             return Ok(ticket);
         };
-        meter.submitted.down();
+        counters.submitted.decrement();
         if task.probe {
-            profile.circuit.probed(false);
+            profile.circuit.finish_probe(false);
         }
         Err(match refusal {
             Refusal::Late => {
-                let outlook = outlook.unwrap_or_default();
-                shared.refuse_late(lane, &profile, &outlook, key.deadline_ns - now_ns)
+                let prediction = prediction.unwrap_or_default();
+                shared.late_error(lane, &profile, &prediction, key.deadline_ns - now_ns)
             }
-            Refusal::Full => {
-                meter.rejected.up();
-                Error::Overloaded(format!(
-                    "the {} lane already holds {} queued tasks, which is its bound; send less, raise \
-                     queue_bound, or give the lane more threads",
-                    lane.name(),
-                    queue.bound()
-                ))
+            Refusal::Full { queued } => {
+                counters.rejected.increment();
+                Error::QueueFull {
+                    lane: lane.name(),
+                    queued,
+                    limit: queue.bound(),
+                }
             }
             Refusal::Stopped => {
-                meter.rejected.up();
+                counters.rejected.increment();
                 stopped(name)
             }
         })

@@ -1,31 +1,31 @@
-//! What is scheduled: jobs, their order, and the ticket that stands for one.
+//! Jobs, their keys, and the tickets that stand for submitted jobs.
 
 use super::Shared;
 use super::dropped::{Dropped, Reason};
 use super::order::Cost;
 use super::profile::Profile;
 use super::queue::{Wake, lock, sleep};
-use super::worker::{Running, Target, wait};
+use super::worker::Running;
 use crate::error::{Error, Result};
 use crate::sync::plain::{Arc, AtomicUsize, Ordering as Plain, Weak};
 use crate::sync::{AtomicBool, Condvar, Mutex, Ordering};
 use std::fmt;
 use std::time::Instant;
 
-/// The two kinds of work, kept apart so that waiting never starves computing.
+/// Kind of work; separate lanes keep waiting calls from starving computing ones.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Lane {
     /// Calls that wait for something else: retrieval, feature stores. Many threads.
     Blocking,
-    /// Programs that use the cores. Few threads, since each program brings its own pool.
+    /// Calls that use the cores. Few threads, since each program brings its own pool.
     Compute,
 }
 
 impl Lane {
-    /// Both, in the order of their numbers.
+    /// Both lanes, in the order of their discriminants.
     pub const ALL: [Self; 2] = [Self::Blocking, Self::Compute];
 
-    /// `blocking` or `compute`.
+    /// Returns `blocking` or `compute`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -34,7 +34,7 @@ impl Lane {
         }
     }
 
-    /// The lane of this name.
+    /// Parses the name of a lane.
     ///
     /// # Errors
     /// [`Error::Config`] for any other name.
@@ -51,51 +51,55 @@ impl Lane {
     }
 }
 
-/// The order of tasks in a lane: earliest deadline first, none last, then first come, first served.
+/// Time by which a task should have ended; `None` for no deadline.
+pub type Deadline = Option<Instant>;
+
+/// Order of tasks in a lane: earliest deadline first, tasks without one last, ties in the order of
+/// submission.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Key {
-    /// Nanoseconds since the scheduler's start; `u64::MAX` for none.
+    /// Nanoseconds since the scheduler's anchor; `u64::MAX` for none.
     pub(super) deadline_ns: u64,
     pub(super) sequence: u64,
 }
 
-/// Why a job is called: to run, or to tell its caller that it will not.
+/// Reason for calling a job: to run it, or to report that it will not run.
 #[derive(Debug)]
-pub enum Turn<'a> {
-    /// Do the work, and say how it ended.
+pub enum JobCall<'a> {
+    /// Run the work and report its outcome.
     Run(Running<'a>),
-    /// The deadline passed in the queue. Its error says by how much.
+    /// The deadline passed in the queue. The error says by how much.
     Expired(Dropped<'a>),
-    /// Its turn came while calls of its name hang. Its error says how many.
+    /// The circuit of its name was open when a thread reached it. The error says how many calls hang.
     Refused(Dropped<'a>),
-    /// [`Ticket::cancel`] took it out of the queue.
+    /// [`Ticket::cancel`] removed it from the queue.
     Cancelled,
     /// The scheduler was stopped and its queue emptied.
     Stopped,
 }
 
-/// What became of a job that was told to run.
+/// Outcome of a job that was called to run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum End {
-    /// It has a result.
+pub enum JobOutcome {
+    /// It returned a result.
     Completed,
-    /// It has an error to report.
+    /// It returned an error.
     Failed,
-    /// It panicked, which a job may catch itself in order to report it.
+    /// It panicked; a job may catch the panic itself in order to report it.
     Panicked,
-    /// Its caller had lost interest before it began.
+    /// Its caller cancelled it before the work began.
     Cancelled,
-    /// It still had to wait for something before it could begin, and [its deadline came](Running::expired).
+    /// Its [deadline passed](Running::expired) while it waited between its call and its work.
     Expired,
 }
 
-/// A piece of work, which carries its own way of handing over its result.
+/// Unit of work that delivers its own result.
 ///
-/// Once accepted it is called exactly once: on a worker with [`Turn::Run`], or with the reason why it is
-/// dropped, on the thread that drops it. A panic is caught and counted, and the worker lives on.
-pub type Job = Box<dyn FnOnce(Turn<'_>) + Send>;
+/// Once accepted it is called exactly once: on a worker with [`JobCall::Run`], or with the reason for
+/// dropping it, on the thread that drops it. A panic is caught and counted, and the worker continues.
+pub type Job = Box<dyn FnOnce(JobCall<'_>) + Send>;
 
-/// Something that happens once and can be waited for with [`wait`](super::wait()).
+/// One-shot event that can be waited for with [`wait`](super::wait()).
 #[derive(Default)]
 pub struct Signal {
     fired: AtomicBool,
@@ -104,13 +108,13 @@ pub struct Signal {
 
 #[derive(Clone)]
 pub(super) struct Waiter {
-    pub(super) place: Arc<dyn Wake>,
-    pub(super) seat: usize,
+    pub(super) owner: Arc<dyn Wake>,
+    pub(super) slot: usize,
 }
 
 impl Waiter {
     fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.place, &other.place) && self.seat == other.seat
+        Arc::ptr_eq(&self.owner, &other.owner) && self.slot == other.slot
     }
 }
 
@@ -123,122 +127,123 @@ impl fmt::Debug for Signal {
 }
 
 impl Signal {
-    /// A signal that has not been fired.
+    /// Makes a signal that has not fired.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Whether it has happened. What was written before [`fire`](Self::fire) is then visible.
+    /// Returns whether it has fired. Writes before [`fire`](Self::fire) are then visible.
     pub fn is_fired(&self) -> bool {
         self.fired.load(Ordering::Acquire)
     }
 
-    /// Says that it has happened, and wakes all who wait for it. Later calls do nothing.
+    /// Fires the signal and wakes all waiters. Later calls do nothing.
     pub fn fire(&self) {
         let waiters = {
             let mut waiters = lock(&self.waiters);
-            // Release: pairs with `is_fired`. Under the lock, so that nobody is added after the taking.
+            // Release: pairs with `is_fired`. Under the lock, so that no waiter is added after the list is
+            // taken.
             self.fired.store(true, Ordering::Release);
             std::mem::take(&mut *waiters)
         };
         for waiter in waiters {
-            waiter.place.wake(waiter.seat);
+            waiter.owner.wake(waiter.slot);
         }
     }
 
-    /// Has `waiter` woken when this fires. If it has fired already, nothing will wake the waiter, and it
-    /// sees so before it sleeps.
-    pub(super) fn add(&self, waiter: Waiter) {
+    /// Registers `waiter` to be woken by `fire`. If the signal has fired already, the waiter is not woken
+    /// and must check before it sleeps.
+    pub(super) fn add_waiter(&self, waiter: Waiter) {
         let mut waiters = lock(&self.waiters);
         if !self.is_fired() {
             waiters.push(waiter);
         }
     }
 
-    pub(super) fn forget(&self, waiter: &Waiter) {
+    pub(super) fn remove_waiter(&self, waiter: &Waiter) {
         lock(&self.waiters).retain(|other| !other.is(waiter));
     }
 
-    /// Parks a thread that is no worker. False if `until` came first.
-    pub(super) fn park_outsider(&self, until: Option<Instant>) -> bool {
-        let parker = Arc::new(Outsider::default());
+    /// Blocks a thread that is not a worker. Returns false if `until` came first.
+    pub(super) fn wait_on_thread(&self, until: Option<Instant>) -> bool {
+        let parker = Arc::new(ThreadParker::default());
         let waiter = Waiter {
-            place: parker.clone(),
-            seat: 0,
+            owner: parker.clone(),
+            slot: 0,
         };
-        self.add(waiter.clone());
-        let mut called = lock(&parker.called);
-        while !*called && !self.is_fired() {
+        self.add_waiter(waiter.clone());
+        let mut woken = lock(&parker.woken);
+        while !*woken && !self.is_fired() {
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {
                 break;
             }
-            called = sleep(&parker.condvar, called, left);
+            woken = sleep(&parker.condvar, woken, left);
         }
-        drop(called);
-        self.forget(&waiter);
+        drop(woken);
+        self.remove_waiter(&waiter);
         self.is_fired()
     }
 }
 
-/// The place where one thread that is no worker sleeps.
+/// Sleep slot of one thread that is not a worker.
 #[derive(Default)]
-struct Outsider {
-    called: Mutex<bool>,
+struct ThreadParker {
+    woken: Mutex<bool>,
     condvar: Condvar,
 }
 
-impl Wake for Outsider {
+impl Wake for ThreadParker {
     fn wake(&self, _seat: usize) {
-        *lock(&self.called) = true;
+        *lock(&self.woken) = true;
         self.condvar.notify_one();
     }
 }
 
-/// What outlives a task: who runs it, and whether it has ended.
+/// State that outlives a task: its worker and its end.
 #[derive(Debug)]
 pub(super) struct Record {
     pub(super) lane: Lane,
     pub(super) key: Key,
-    /// The number of the worker on whose stack it is, or `NOBODY`.
+    /// Index of the worker on whose stack it is, or `NO_WORKER`.
     runner: AtomicUsize,
     pub(super) ended: Signal,
 }
 
-const NOBODY: usize = usize::MAX;
+const NO_WORKER: usize = usize::MAX;
 
 impl Record {
     pub(super) fn new(lane: Lane, key: Key) -> Self {
         Self {
             lane,
             key,
-            runner: AtomicUsize::new(NOBODY),
+            runner: AtomicUsize::new(NO_WORKER),
             ended: Signal::new(),
         }
     }
 
-    // Relaxed: a circle of waits is only ever looked for under the lock of `Waits`, and each of its tasks
-    // was begun by the thread that then took that lock to say what it waits for.
+    // Relaxed: cycles are searched under the lock of `WaitGraph` only, and each task in one was started by
+    // the thread that then took that lock to record its wait.
     pub(super) fn begin(&self, worker: usize) {
         self.runner.store(worker, Plain::Relaxed);
     }
 
     pub(super) fn runner(&self) -> Option<usize> {
         let runner = self.runner.load(Plain::Relaxed);
-        (runner != NOBODY).then_some(runner)
+        (runner != NO_WORKER).then_some(runner)
     }
 }
 
-/// A job in a queue.
+/// Job in a queue.
 pub(super) struct Task {
     pub(super) record: Arc<Record>,
     pub(super) job: Job,
     pub(super) profile: Arc<Profile>,
-    /// What the profile said when it was queued.
+    /// Mean run time of its name when it was queued.
     pub(super) cost_ns: u64,
     pub(super) queued: Instant,
-    /// Whether the circuit of its name waits for its end.
+    /// True if the circuit of its name waits for its end.
     pub(super) probe: bool,
 }
 
@@ -248,7 +253,7 @@ impl Cost for Task {
     }
 }
 
-/// Stands for a submitted job: cancels it, or is waited for. It keeps nothing of the job alive.
+/// Handle of a submitted job, to cancel it or to wait for it. It keeps no part of the job alive.
 #[derive(Clone)]
 pub struct Ticket {
     pub(super) record: Arc<Record>,
@@ -264,31 +269,31 @@ impl fmt::Debug for Ticket {
 }
 
 impl Ticket {
-    /// Whether the job has run or was dropped, and has been counted.
+    /// Returns whether the job has run or was dropped, and has been counted.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.record.ended.is_fired()
     }
 
-    /// The lane it was submitted to.
+    /// Returns the lane to which the job was submitted.
     #[must_use]
     pub fn lane(&self) -> Lane {
         self.record.lane
     }
 
-    /// Takes the job out of the queue, and calls it with [`Turn::Cancelled`] on this thread.
+    /// Removes the job from the queue and calls it with [`JobCall::Cancelled`] on this thread.
     ///
-    /// False if it has begun or ended; a running job is never interrupted.
+    /// Returns false if it has started or ended; a running job is never interrupted.
     #[expect(
         clippy::must_use_candidate,
-        reason = "whoever cancels has done all they can"
+        reason = "a caller that cancels need not know whether the task ran"
     )]
     pub fn cancel(&self) -> bool {
         self.take_back(|_| Reason::Cancelled)
     }
 
-    /// Takes the job out of the queue if its deadline has passed, and calls it with [`Turn::Expired`] on this
-    /// thread. False if it has not, or if the job has begun or ended.
+    /// If its deadline has passed, removes the job from the queue and calls it with [`JobCall::Expired`] on
+    /// this thread. Returns false if the deadline has not passed, or if the job has started or ended.
     #[must_use]
     pub fn expire(&self) -> bool {
         let now = Instant::now();
@@ -312,24 +317,6 @@ impl Ticket {
                 true
             }
             None => false,
-        }
-    }
-
-    /// Waits until the job has ended; if `deadline` comes while it is queued, it is dropped.
-    ///
-    /// # Errors
-    /// [`Error::Scheduler`] where [`wait()`](super::wait()) gives it.
-    pub fn wait_or_expire(&self, deadline: Option<Instant>) -> Result<()> {
-        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-        match wait(Target::Task(self), left) {
-            Err(Error::DeadlineExceeded(_)) if self.expire() => Ok(()),
-            // It runs: then it ends, and late.
-            Err(Error::DeadlineExceeded(_)) => wait(Target::Task(self), None),
-            Err(error) => {
-                self.cancel();
-                Err(error)
-            }
-            Ok(()) => Ok(()),
         }
     }
 }

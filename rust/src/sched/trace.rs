@@ -1,4 +1,4 @@
-//! A bounded record of what ran when, kept only while somebody asked for it.
+//! Bounded trace of the tasks that ran, recorded only while enabled.
 
 use super::task::Lane;
 use crate::sync::plain::Mutex;
@@ -9,28 +9,28 @@ use std::sync::PoisonError;
 /// One task that ran. Times are nanoseconds since [`Scheduler::anchor`](super::Scheduler::anchor).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
-    /// The name given at submission.
+    /// Name given at submission.
     pub name: Box<str>,
-    /// The lane it ran in.
+    /// Lane in which it ran.
     pub lane: Lane,
-    /// The number of its thread within the lane.
+    /// Index of its thread within the lane.
     pub thread: usize,
-    /// Whether it ran on its caller's thread, in that thread's seat.
-    pub guest: bool,
-    /// When it was submitted.
+    /// True if it ran on its caller's thread, in the slot of that worker.
+    pub inline: bool,
+    /// Time of submission.
     pub queued_ns: u64,
-    /// When it began.
+    /// Start time.
     pub start_ns: u64,
-    /// When it ended.
+    /// End time.
     pub end_ns: u64,
 }
 
-/// What a trace held when it was taken.
+/// Contents of a trace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Spans {
-    /// In the order in which the tasks ended.
+    /// Spans in the order in which the tasks ended.
     pub spans: Vec<Span>,
-    /// Older ones that were overwritten.
+    /// Older spans that were overwritten.
     pub lost: u64,
 }
 

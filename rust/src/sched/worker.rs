@@ -1,13 +1,13 @@
-//! The threads: what each does with a task, and how it waits.
+//! Worker threads: task execution and waiting inside tasks.
 
 use super::Shared;
 use super::admit::profile_id;
 use super::dropped::Reason;
-use super::predict::Shown;
+use super::predict::CurrentTask;
 use super::profile::Profile;
-use super::queue::{Aid, Help, Wish};
+use super::queue::{HelpPolicy, WaitAction, WaitRequest};
 use super::stats::Count;
-use super::task::{End, Lane, Record, Signal, Task, Ticket, Turn, Waiter};
+use super::task::{JobCall, JobOutcome, Lane, Record, Signal, Task, Ticket, Waiter};
 use super::trace::Span;
 use crate::error::{Error, Result};
 use crate::sync::plain::{Arc, Ordering};
@@ -17,24 +17,24 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-/// How many tasks that nobody on its stack waits for a worker may bury under one another while it waits.
-/// Each delays those below it, so a few are help and many are a traffic jam.
-const MAX_BURIED: usize = 8;
+/// Maximum number of unrelated tasks nested on one stack by helping. Each delays the tasks below it, so a
+/// few help and many obstruct.
+const MAX_NESTED_HELP: usize = 8;
 
 thread_local! {
     static ME: RefCell<Option<Rc<Worker>>> = const { RefCell::new(None) };
 }
 
-/// What can be waited for.
+/// Event to wait for.
 #[derive(Clone, Copy, Debug)]
 pub enum Target<'a> {
-    /// The end of a task.
+    /// End of a task.
     Task(&'a Ticket),
-    /// Anything else that somebody will fire.
+    /// Any other event, fired by its owner.
     Signal(&'a Signal),
 }
 
-/// The lane whose worker the calling thread is, if it is one of any scheduler.
+/// Returns the lane of the calling thread if it is a worker of any scheduler.
 #[must_use]
 pub fn current_lane() -> Option<Lane> {
     ME.with_borrow(|me| me.as_ref().map(|me| me.lane))
@@ -42,17 +42,17 @@ pub fn current_lane() -> Option<Lane> {
 
 /// Waits until `target` has happened, or for at most `timeout`.
 ///
-/// On a worker the wait is put to use: if the awaited task still stands in the queue of the worker's own
-/// lane it is run here and now. Otherwise a compute worker runs other tasks of its lane, the most urgent
-/// first. A blocking worker does so only while it waits for something that is no task of its scheduler
-/// and all other threads of its lane wait too, so that none is left to run them. A task helped with is
-/// finished before the wait looks again, so a timeout may be overrun by it.
+/// A worker runs tasks while it waits. If the awaited task is still queued in the worker's own lane, the
+/// worker runs it. Otherwise a compute worker runs other tasks of its lane, the most urgent first. A
+/// blocking worker does so only while it waits for something other than a task of its scheduler and all
+/// other threads of its lane wait too, so that no thread is left to run them. The wait continues after such
+/// a task has ended, so it may exceed its timeout.
 ///
 /// # Errors
 /// - [`Error::DeadlineExceeded`] when `timeout` has passed.
 /// - [`Error::Scheduler`] on a compute worker that waits for anything but a compute task of its own
-///   scheduler, since it could only park; when the wait would close a circle of waits; and
-///   when a compute worker would have to help but too many tasks lie buried on its stack already.
+///   scheduler, since it could only block; when the wait would close a cycle of waits; and when a compute
+///   worker would have to help but has reached the limit of nested tasks.
 pub fn wait(target: Target<'_>, timeout: Option<Duration>) -> Result<()> {
     let signal = match target {
         Target::Task(ticket) => &ticket.record.ended,
@@ -64,64 +64,64 @@ pub fn wait(target: Target<'_>, timeout: Option<Duration>) -> Result<()> {
     let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     match ME.with_borrow(Clone::clone) {
         Some(me) => me.wait(target, signal, until),
-        None if signal.park_outsider(until) => Ok(()),
+        None if signal.wait_on_thread(until) => Ok(()),
         None => Err(timed_out()),
     }
 }
 
 fn timed_out() -> Error {
     Error::DeadlineExceeded(
-        "the wait timed out before its task ended; the task goes on: cancel it if nobody needs it, \
+        "the wait timed out before its task ended; the task continues: cancel it if nobody needs it, \
          or wait longer"
             .into(),
     )
 }
 
-/// The life of one worker thread.
-pub(super) fn work(shared: &Arc<Shared>, lane: Lane, seat: usize) {
-    let me = Rc::new(Worker::new(shared.clone(), lane, seat));
+/// Main loop of one worker thread.
+pub(super) fn work(shared: &Arc<Shared>, lane: Lane, slot: usize) {
+    let me = Rc::new(Worker::new(shared.clone(), lane, slot));
     ME.set(Some(me.clone()));
-    while let Some(task) = shared.queue(lane).next(seat) {
+    while let Some(task) = shared.queue(lane).next(slot) {
         me.run(task);
     }
     ME.set(None);
 }
 
-/// What the calling thread is, if it is a worker.
-pub(super) fn me() -> Option<Rc<Worker>> {
+/// Returns the worker that the calling thread is, if any.
+pub(super) fn current_worker() -> Option<Rc<Worker>> {
     ME.with_borrow(Clone::clone)
 }
 
-/// Makes the calling thread this worker, or none; returns what it was.
-pub(super) fn become_worker(worker: Option<Rc<Worker>>) -> Option<Rc<Worker>> {
+/// Sets the worker that the calling thread is; returns the previous one.
+pub(super) fn replace_current_worker(worker: Option<Rc<Worker>>) -> Option<Rc<Worker>> {
     ME.replace(worker)
 }
 
-/// A thread of the pool, or a guest in its seat.
+/// Thread of the pool, or inline worker in a borrowed slot.
 pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
     pub(super) lane: Lane,
-    /// Its place in the queue: for the guest of a thread, the one beside that thread's.
-    pub(super) seat: usize,
-    /// Tasks on this stack that wait under others which they do not wait for.
-    buried: Cell<usize>,
+    /// Slot in the queue; an inline worker has its own, beside the borrowed one.
+    pub(super) slot: usize,
+    /// Suspended tasks on this stack below tasks that they do not wait for.
+    nested_help: Cell<usize>,
 }
 
-/// A task that begins.
-pub(super) struct Begun<'a> {
+/// Task that has been taken from the queue to run.
+pub(super) struct StartedTask<'a> {
     pub(super) record: &'a Record,
     pub(super) profile: &'a Profile,
     pub(super) queued: Instant,
     pub(super) start: Instant,
-    /// Whether the circuit of its name waits for its end.
+    /// True if the circuit of its name waits for its end.
     pub(super) probe: bool,
 }
 
-/// Given to a job that runs, so that it can say that the work is over before it hands over the result:
-/// whoever has the result then finds it counted.
+/// Handle of a running job, with which it reports its outcome before it delivers the result: a caller that
+/// has the result then finds the task counted.
 pub struct Running<'a> {
     worker: &'a Worker,
-    task: &'a Begun<'a>,
+    task: &'a StartedTask<'a>,
     traced: bool,
     ended: &'a Cell<bool>,
 }
@@ -135,13 +135,13 @@ impl fmt::Debug for Running<'_> {
 }
 
 impl Running<'_> {
-    /// Why the work should not begin any more, for a job that had to wait between its turn and its work: the
-    /// deadline has passed. Such a job ends as [`End::Expired`].
+    /// Returns the error of a task whose deadline has passed, for a job that had to wait between its call
+    /// and its work. Such a job ends as [`JobOutcome::Expired`].
     #[must_use]
     pub fn expired(&self) -> Option<Error> {
         let shared = &self.worker.shared;
         let now = Instant::now();
-        let Begun {
+        let StartedTask {
             record,
             profile,
             queued,
@@ -151,29 +151,33 @@ impl Running<'_> {
             .then(|| shared.expired(&profile.name, self.worker.lane, record.key, queued, now))
     }
 
-    /// Says how the work ended. A job that returns without it has [completed](End::Completed).
-    pub fn end(self, end: End) {
-        let meter = self.worker.shared.meter(self.worker.lane);
-        match end {
-            End::Completed => self.count(&meter.completed),
-            End::Failed => self.count(&meter.failed),
-            End::Panicked => self.count(&meter.panicked),
-            End::Cancelled => self.count_unbegun(&meter.cancelled),
-            End::Expired => self.count_unbegun(&meter.expired),
+    /// Reports how the work ended. A job that returns without it has [completed](JobOutcome::Completed).
+    pub fn finish(self, outcome: JobOutcome) {
+        let counters = self.worker.shared.counters(self.worker.lane);
+        match outcome {
+            JobOutcome::Completed => self.count(&counters.completed),
+            JobOutcome::Failed => self.count(&counters.failed),
+            JobOutcome::Panicked => self.count(&counters.panicked),
+            JobOutcome::Cancelled => self.count_unbegun(&counters.cancelled),
+            JobOutcome::Expired => self.count_unbegun(&counters.expired),
         }
     }
 
-    /// It never did anything, so it has no times.
+    /// Counts an outcome without run times, since the work never began.
     fn count_unbegun(&self, count: &Count) {
         self.leave_name(false);
         self.ended.set(true);
-        count.up();
-        self.worker.shared.meter(self.worker.lane).ended.up();
+        count.increment();
+        self.worker
+            .shared
+            .counters(self.worker.lane)
+            .ended
+            .increment();
     }
 
     fn count(&self, count: &Count) {
         let shared = &*self.worker.shared;
-        let Begun {
+        let StartedTask {
             record,
             profile,
             queued,
@@ -182,61 +186,61 @@ impl Running<'_> {
         } = *self.task;
         let end = Instant::now();
         let run_ns = (end - start).as_nanos() as u64;
-        let meter = shared.meter(self.worker.lane);
-        meter.ran(start - queued, end - start);
-        profile.learn(run_ns, shared.nanos(end));
+        let counters = shared.counters(self.worker.lane);
+        counters.ran(start - queued, end - start);
+        profile.record(run_ns, shared.nanos(end));
         self.leave_name(run_ns <= shared.hang_ns(profile));
         if shared.nanos(end) > record.key.deadline_ns {
-            meter.overrun.up();
+            counters.overrun.increment();
         }
         if self.traced {
             shared.trace.push(Span {
                 name: profile.name.clone(),
                 lane: self.worker.lane,
                 thread: self.worker.thread(),
-                guest: self.worker.is_guest(),
+                inline: self.worker.is_inline(),
                 queued_ns: shared.nanos(queued),
                 start_ns: shared.nanos(start),
                 end_ns: shared.nanos(end),
             });
         }
         self.ended.set(true);
-        count.up();
-        meter.ended.up();
+        count.increment();
+        counters.ended.increment();
     }
 
-    /// Takes the task out of those of its name that run.
+    /// Removes the task from the running ones of its name.
     fn leave_name(&self, in_time: bool) {
         // Relaxed: a count that orders nothing.
         self.task.profile.running.fetch_sub(1, Ordering::Relaxed);
         if self.task.probe {
-            self.task.profile.circuit.probed(in_time);
+            self.task.profile.circuit.finish_probe(in_time);
         }
     }
 }
 
 impl Worker {
-    pub(super) fn new(shared: Arc<Shared>, lane: Lane, seat: usize) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, lane: Lane, slot: usize) -> Self {
         Self {
             shared,
             lane,
-            seat,
-            buried: Cell::new(0),
+            slot,
+            nested_help: Cell::new(0),
         }
     }
 
-    /// Its number among all workers and guests.
+    /// Returns its index among all workers and inline workers.
     pub(super) fn number(&self) -> usize {
-        self.shared.number(self.lane, self.seat)
+        self.shared.number(self.lane, self.slot)
     }
 
-    /// The number within the lane of the thread that it is, or whose seat it has.
+    /// Returns the index within the lane of its thread, or of the thread whose slot it borrowed.
     fn thread(&self) -> usize {
-        self.seat % self.shared.queue(self.lane).threads()
+        self.slot % self.shared.queue(self.lane).threads()
     }
 
-    fn is_guest(&self) -> bool {
-        self.seat >= self.shared.queue(self.lane).threads()
+    fn is_inline(&self) -> bool {
+        self.slot >= self.shared.queue(self.lane).threads()
     }
 
     fn run(&self, task: Task) {
@@ -251,7 +255,7 @@ impl Worker {
         let probe = if task.probe {
             Ok(true)
         } else {
-            shared.pass(self.lane, &task.profile, now_ns)
+            shared.check_circuit(self.lane, &task.profile, now_ns)
         };
         let probe = match probe {
             Ok(probe) => probe,
@@ -264,31 +268,31 @@ impl Worker {
             queued,
             ..
         } = task;
-        let begun = Begun {
+        let begun = StartedTask {
             record: &record,
             profile: &profile,
             queued,
             start,
             probe,
         };
-        // Its panic has been counted, and reported by the panic hook.
-        drop(self.perform(&begun, |running| job(Turn::Run(running))));
+        // A panic has been counted, and reported by the panic hook.
+        drop(self.execute(&begun, |running| job(JobCall::Run(running))));
         record.ended.fire();
     }
 
-    /// Does the work of a task, and counts it.
-    pub(super) fn perform<R>(
+    /// Runs the work of a task and counts it.
+    pub(super) fn execute<R>(
         &self,
-        task: &Begun<'_>,
+        task: &StartedTask<'_>,
         work: impl FnOnce(Running<'_>) -> R,
     ) -> std::thread::Result<R> {
         let shared = &*self.shared;
-        shared.meter(self.lane).begun.up();
+        shared.counters(self.lane).begun.increment();
         // Relaxed: a count that orders nothing.
         task.profile.running.fetch_add(1, Ordering::Relaxed);
         task.record.begin(self.number());
-        let clock = &shared.clocks(self.lane)[self.thread()];
-        let before = clock.show(Shown {
+        let status = &shared.statuses(self.lane)[self.thread()];
+        let before = status.replace(CurrentTask {
             start_ns: shared.nanos(task.start),
             mean_ns: task.profile.mean_ns(),
             profile: profile_id(task.profile),
@@ -301,34 +305,34 @@ impl Worker {
             ended: &ended,
         };
         let outcome = catch_unwind(AssertUnwindSafe(|| work(running())));
-        if self.is_guest() && shared.is_forked() {
-            // Locks and counts stayed with the parent.
+        if self.is_inline() && shared.is_forked() {
+            // Locks and counters belong to the parent.
             return outcome;
         }
         if !ended.get() {
-            running().end(if outcome.is_ok() {
-                End::Completed
+            running().finish(if outcome.is_ok() {
+                JobOutcome::Completed
             } else {
-                End::Panicked
+                JobOutcome::Panicked
             });
         }
-        clock.show(before);
+        status.replace(before);
         outcome
     }
 
-    /// Whether to run tasks of others while waiting.
+    /// Returns whether to run unrelated tasks while waiting.
     ///
-    /// A compute thread must never stand still while there is work. A blocking thread may, that is its
-    /// trade, and helping would only delay it: what it waits for moves without it if it is a task, since
-    /// every chain of waits ends at a task that runs. Only a signal of unknown origin may depend on
-    /// what stands in the queue, so there it helps, if all the others wait too.
-    fn aid(&self, for_own_task: bool) -> Aid {
-        let room = self.buried.get() < MAX_BURIED;
+    /// A compute thread must not idle while tasks are queued. A blocking thread may: helping would only
+    /// delay it, and an awaited task makes progress without it, since every chain of waits ends at a
+    /// running task. Only a signal of unknown origin may depend on a queued task, so there it helps if all
+    /// other threads of the lane wait too.
+    fn help_policy(&self, for_own_task: bool) -> HelpPolicy {
+        let room = self.nested_help.get() < MAX_NESTED_HELP;
         match self.lane {
-            Lane::Compute if room => Aid::Yes,
-            Lane::Compute => Aid::Exhausted,
-            Lane::Blocking if room && !for_own_task => Aid::Yes,
-            Lane::Blocking => Aid::No,
+            Lane::Compute if room => HelpPolicy::Allowed,
+            Lane::Compute => HelpPolicy::Exhausted,
+            Lane::Blocking if room && !for_own_task => HelpPolicy::Allowed,
+            Lane::Blocking => HelpPolicy::Never,
         }
     }
 
@@ -342,9 +346,8 @@ impl Worker {
         if self.lane == Lane::Compute && record.is_none_or(|record| record.lane != Lane::Compute) {
             return Err(Error::Scheduler(
                 "a compute worker may wait only for compute tasks of its own scheduler: anything else \
-                 could only park it, and compute threads are few; end this task here and submit the \
-                 rest when the awaited result is there (Future.add_done_callback), or wait in the \
-                 blocking lane"
+                 could only block it, and compute threads are few; end this task here and submit the \
+                 rest from a callback of the awaited result, or wait in the blocking lane"
                     .into(),
             ));
         }
@@ -355,52 +358,50 @@ impl Worker {
             .map(|record| record.key);
         let number = self.number();
         let waiter = Waiter {
-            place: queue.clone(),
-            seat: self.seat,
+            owner: queue.clone(),
+            slot: self.slot,
         };
-        signal.add(waiter.clone());
+        signal.add_waiter(waiter.clone());
         let result = loop {
             if let Some(record) = record
-                && !self.shared.waits.enter(number, record)
+                && !self.shared.wait_graph.try_add(number, record)
             {
                 break Err(Error::Scheduler(
                     "this wait would never end: the awaited task waits, through others, for a task on \
-                     this very thread; hand results on with Future.add_done_callback instead of \
-                     waiting inside tasks"
+                     this very thread; hand results on in callbacks instead of waiting inside tasks"
                         .into(),
                 ));
             }
-            let help = queue.help(
-                self.seat,
-                &Wish {
+            let action = queue.wait(
+                self.slot,
+                &WaitRequest {
                     done: &|| signal.is_fired(),
                     own,
-                    aid: self.aid(record.is_some()),
+                    policy: self.help_policy(record.is_some()),
                     until,
                 },
             );
-            self.shared.waits.leave(number);
-            match help {
-                Help::Done => break Ok(()),
-                Help::TimedOut => break Err(timed_out()),
-                Help::TooDeep => {
+            self.shared.wait_graph.remove(number);
+            match action {
+                WaitAction::Done => break Ok(()),
+                WaitAction::TimedOut => break Err(timed_out()),
+                WaitAction::TooDeep => {
                     break Err(Error::Scheduler(format!(
-                        "{MAX_BURIED} waiting tasks already lie under one another on this thread of the \
-                         {} lane and more are queued; wait less inside tasks, or give the lane more \
-                         threads",
+                        "{MAX_NESTED_HELP} waiting tasks are already nested on this thread of the {} lane and more \
+                         are queued; wait less inside tasks, or give the lane more threads",
                         self.lane.name()
                     )));
                 }
-                Help::Run(task) if own == Some(task.record.key) => self.run(task),
-                Help::Run(task) => {
-                    self.buried.set(self.buried.get() + 1);
+                WaitAction::Run(task) if own == Some(task.record.key) => self.run(task),
+                WaitAction::Run(task) => {
+                    self.nested_help.set(self.nested_help.get() + 1);
                     self.run(task);
-                    self.buried.set(self.buried.get() - 1);
+                    self.nested_help.set(self.nested_help.get() - 1);
                 }
             }
         };
-        signal.forget(&waiter);
-        self.shared.meter(self.lane).waited(started.elapsed());
+        signal.remove_waiter(&waiter);
+        self.shared.counters(self.lane).waited(started.elapsed());
         result
     }
 }

@@ -1,13 +1,13 @@
-//! The part of `xla/ffi/api/c_api.h` that the handlers use, field for field.
+//! Part of `xla/ffi/api/c_api.h` that the handlers use, field for field.
 //!
-//! XLA promises that fields are only ever added, at the end, and that every structure says its size:
-//! a field is read or written only where that size covers it.
+//! XLA only ever adds fields at the end, and every structure contains its size: a field is read or written
+//! only where that size covers it.
 
 #![allow(clippy::struct_field_names)] // the names are the header's
 
 use std::ffi::{c_char, c_int, c_void};
 
-/// What XLA calls: a handler, registered by the address of this function.
+/// Handler that XLA calls, registered by the address of this function.
 pub type Handler = unsafe extern "C" fn(*mut CallFrame) -> *mut Error;
 
 /// `XLA_FFI_Extension_Metadata`

@@ -1,4 +1,4 @@
-//! One call by XLA: checked, decoded, and its outcome handed back.
+//! Decoding and checking of one call by XLA, and the return of its outcome.
 
 use super::api::{
     ATTRIBUTE_SCALAR, ATTRIBUTE_STRING, Api, Attributes, BUFFER, Buffer, ByteSpan, CallFrame,
@@ -13,7 +13,7 @@ use std::mem::offset_of;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::null_mut;
 
-/// Element types that a buffer can be read or written as.
+/// Element types of readable and writable buffers.
 ///
 /// # Safety
 /// `DTYPE` must be XLA's number of a type with the same size, alignment and valid bit patterns.
@@ -43,10 +43,10 @@ unsafe impl Element for Bf16 {
     const DTYPE: c_int = dtype::BF16;
 }
 
-/// An array of XLA's, operand or result.
+/// Operand or result of a call.
 ///
-/// Invariant: `data` is valid for `bytes` bytes during the call; for writing too, and by nobody else, if
-/// it is a result.
+/// Invariant: `data` is valid for `bytes` bytes during the call; if it is a result, also for writing, with
+/// exclusive access.
 #[derive(Debug)]
 pub(super) struct Array<'call> {
     /// `XLA_FFI_DataType` of its elements.
@@ -62,10 +62,10 @@ impl<'call> Array<'call> {
     /// Reads the description of a buffer.
     ///
     /// # Safety
-    /// `buffer` points to an `XLA_FFI_Buffer` whose data lives for `'call`, and is not written by anybody
-    /// else if it is a result.
+    /// `buffer` points to an `XLA_FFI_Buffer` whose data lives for `'call`, with exclusive access if it is
+    /// a result.
     unsafe fn decode(buffer: *mut c_void) -> Result<Self> {
-        // SAFETY: the caller's promise.
+        // SAFETY: by the caller's contract.
         let buffer = unsafe { &*buffer.cast::<Buffer>() };
         let rank = usize::try_from(buffer.rank).unwrap_or(0);
         let dims = if rank == 0 {
@@ -90,27 +90,27 @@ impl<'call> Array<'call> {
         })
     }
 
-    /// Whether its elements are of type `T`.
+    /// Returns whether its elements are of type `T`.
     pub fn is<T: Element>(&self) -> bool {
         self.dtype == T::DTYPE
     }
 
-    /// Its elements, if they are of type `T`; `name` names it in the error.
+    /// Returns its elements, if they are of type `T`; `name` names it in the error.
     pub fn slice<T: Element>(&self, name: &str) -> Result<&'call [T]> {
         let start = self.start::<T>(name)?;
-        // SAFETY: by the invariant; `start` checked type, alignment and null. Results are only ever read
-        // through `slice_mut`, because handlers get them as such.
+        // SAFETY: by the invariant; `start` checked type, alignment and null. Results are read only through
+        // `slice_mut`, because handlers get them mutably.
         Ok(unsafe { std::slice::from_raw_parts(start, self.elements) })
     }
 
-    /// A result's elements, if they are of type `T`; `name` names it in the error.
+    /// Returns a result's elements, if they are of type `T`; `name` names it in the error.
     pub fn slice_mut<T: Element>(&mut self, name: &str) -> Result<&mut [T]> {
         let start = self.start::<T>(name)?;
-        // SAFETY: as above, and `&mut self` keeps the view alone.
+        // SAFETY: as above, and `&mut self` makes the view exclusive.
         Ok(unsafe { std::slice::from_raw_parts_mut(start, self.elements) })
     }
 
-    /// A result's bytes, for elements of `size` bytes; the caller has checked the type.
+    /// Returns a result's bytes, for elements of `size` bytes; the caller has checked the type.
     pub fn bytes_mut(&mut self, size: usize) -> &mut [u8] {
         if self.elements == 0 || self.data.is_null() {
             return &mut [];
@@ -141,7 +141,7 @@ impl<'call> Array<'call> {
     }
 }
 
-/// The means to ask something of XLA during a call.
+/// Access to XLA's functions during a call.
 #[derive(Clone, Copy)]
 pub(super) struct Runtime {
     /// XLA's functions.
@@ -150,13 +150,13 @@ pub(super) struct Runtime {
     pub context: *mut ExecutionContext,
 }
 
-/// One call, decoded.
+/// Decoded call.
 pub(super) struct Call<'call> {
-    /// What XLA can be asked for.
+    /// XLA's functions.
     pub runtime: Runtime,
     /// The operands.
     pub operands: Vec<Array<'call>>,
-    /// Where the results go.
+    /// Results to write.
     pub results: Vec<Array<'call>>,
     attributes: &'call Attributes,
 }
@@ -165,9 +165,9 @@ impl<'call> Call<'call> {
     /// Checks and decodes a frame.
     ///
     /// # Safety
-    /// `frame` points to a call frame of XLA's that lives for `'call`, in the execute stage.
+    /// `frame` points to a call frame of XLA that lives for `'call`, in the execute stage.
     unsafe fn decode(frame: *const CallFrame) -> Result<Self> {
-        // SAFETY: the caller's promise, and the size was checked by `enter`.
+        // SAFETY: by the caller's contract, and the size was checked by `enter`.
         let frame = unsafe { &*frame };
         // SAFETY: arrays of a frame in the execute stage are filled in and live as long as the call.
         let (operands, results) = unsafe { (arrays(&frame.args)?, arrays(&frame.rets)?) };
@@ -183,7 +183,7 @@ impl<'call> Call<'call> {
         })
     }
 
-    /// Checks that the call has this many operands and (at least) results.
+    /// Checks the number of operands and the minimum number of results.
     pub fn expect(&self, operands: usize, results: usize) -> Result<()> {
         if self.operands.len() == operands && self.results.len() == results {
             return Ok(());
@@ -195,7 +195,7 @@ impl<'call> Call<'call> {
         )))
     }
 
-    /// An attribute that is a 64-bit integer, not negative.
+    /// Returns a non-negative 64-bit integer attribute.
     pub fn integer(&self, name: &str) -> Result<usize> {
         let value = self.attribute(name, ATTRIBUTE_SCALAR)?.cast::<Scalar>();
         // SAFETY: an attribute of this kind is an `XLA_FFI_Scalar`.
@@ -211,12 +211,12 @@ impl<'call> Call<'call> {
         let value = unsafe { scalar.value.cast::<i64>().read_unaligned() };
         usize::try_from(value).map_err(|_| {
             Error::Request(format!(
-                "attribute {name}: {value}, expected no negative number"
+                "attribute {name}: {value}, expected a number of at least 0"
             ))
         })
     }
 
-    /// An attribute that is a string.
+    /// Returns a string attribute.
     pub fn string(&self, name: &str) -> Result<&'call str> {
         let value = self.attribute(name, ATTRIBUTE_STRING)?.cast::<ByteSpan>();
         // SAFETY: an attribute of this kind is an `XLA_FFI_ByteSpan`, alive during the call.
@@ -248,7 +248,7 @@ impl<'call> Call<'call> {
 /// # Safety
 /// `span` points to a byte span that lives for `'call`.
 unsafe fn bytes<'call>(span: *const ByteSpan) -> &'call [u8] {
-    // SAFETY: the caller's promise.
+    // SAFETY: by the caller's contract.
     let span = unsafe { &*span };
     if span.len == 0 {
         return &[];
@@ -269,13 +269,13 @@ unsafe fn arrays<'call>(values: &Values) -> Result<Vec<Array<'call>>> {
                     "argument {i} is not a buffer but of kind {kind}"
                 )));
             }
-            // SAFETY: it is a buffer; the rest is the caller's promise.
+            // SAFETY: it is a buffer; the rest by the caller's contract.
             unsafe { Array::decode(value) }
         })
         .collect()
 }
 
-/// What every handler does with a frame: answers questions for metadata, or runs `body`; never unwinds.
+/// Entry of every handler: answers metadata queries, or runs `body`; never unwinds.
 ///
 /// # Safety
 /// `frame` is a call frame that XLA has passed to a handler.
@@ -286,7 +286,7 @@ pub(super) unsafe fn enter(
     // SAFETY: `struct_size` and `extension` are the first fields of every version.
     let (size, mut extension) = unsafe { ((*frame).struct_size, (*frame).extension) };
     while !extension.is_null() {
-        // SAFETY: a link of the chain that XLA gave us; its kind says what it is.
+        // SAFETY: a link of the chain that XLA passed; its kind determines its type.
         unsafe {
             if (*extension).kind == EXTENSION_METADATA {
                 describe((*extension.cast::<MetadataExtension>()).metadata);
@@ -296,9 +296,9 @@ pub(super) unsafe fn enter(
         }
     }
     if size < offset_of!(CallFrame, attributes) + size_of::<Attributes>() {
-        // Without the fields there is no way to report, and nothing of ours to run.
+        // Without these fields nothing can be reported or run.
         eprintln!(
-            "aif_jax: XLA passed a call frame of {size} bytes, which is none of any known version"
+            "aif_jax: XLA passed a call frame of {size} bytes, which belongs to no known version"
         );
         std::process::abort();
     }
@@ -308,7 +308,7 @@ pub(super) unsafe fn enter(
         return null_mut();
     }
     let outcome = catch_unwind(AssertUnwindSafe(|| {
-        // SAFETY: the caller's promise, and the stage is checked.
+        // SAFETY: by the caller's contract, and the stage is checked.
         body(&mut unsafe { Call::decode(frame) }?)
     }));
     let (code, text) = match outcome {
@@ -322,14 +322,14 @@ pub(super) unsafe fn enter(
             (code, format!("aif_jax: {error}"))
         }
         Err(panic) => {
-            let said = panic
+            let text = panic
                 .downcast_ref::<&'static str>()
                 .copied()
                 .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
                 .unwrap_or("a panic without a message");
             (
                 INTERNAL,
-                format!("aif_jax: a kernel panicked, which is a bug to report: {said}"),
+                format!("aif_jax: a kernel panicked, which is a bug to report: {text}"),
             )
         }
     };
@@ -337,16 +337,16 @@ pub(super) unsafe fn enter(
     unsafe { report(api, code, &text) }
 }
 
-/// Tells XLA which version of the interface this is written for.
+/// Reports the version of the interface to XLA.
 ///
 /// # Safety
 /// `metadata` points to XLA's metadata structure.
 unsafe fn describe(metadata: *mut Metadata) {
-    // SAFETY: the caller's promise; a field is written only where the size covers it.
+    // SAFETY: by the caller's contract; a field is written only where the size covers it.
     unsafe {
         let size = (*metadata).struct_size;
         if size >= offset_of!(Metadata, traits) {
-            // The lowest version that has all that is used here, and so the longest to be accepted.
+            // The lowest version that has everything used here, and so the longest to be accepted.
             (*metadata).api_version.major = 0;
             (*metadata).api_version.minor = 1;
         }
@@ -356,7 +356,7 @@ unsafe fn describe(metadata: *mut Metadata) {
     }
 }
 
-/// Makes an XLA error of a text.
+/// Makes an XLA error with a message.
 ///
 /// # Safety
 /// `api` points to XLA's functions.
@@ -368,7 +368,7 @@ unsafe fn report(api: *const Api, code: c_int, text: &str) -> *mut XlaError {
         message: message.as_ptr(),
         code,
     };
-    // SAFETY: the caller's promise; the function is in every version, and copies the message.
+    // SAFETY: by the caller's contract; the function exists in every version, and copies the message.
     unsafe {
         match (*api).error_create {
             Some(create) => create(&raw mut args),

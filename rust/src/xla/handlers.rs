@@ -1,4 +1,4 @@
-//! The functions that XLA is given, by name.
+//! Handlers of XLA custom calls, by name.
 
 use super::api::{CallFrame, Error as XlaError, Handler, dtype};
 use super::call::{Array, Call, enter};
@@ -13,7 +13,7 @@ use crate::top_k::top_k;
 use std::ffi::c_int;
 use std::ops::DerefMut;
 
-/// The handlers by the names under which programs call them.
+/// Handlers by the names under which programs call them.
 pub const TARGETS: [(&str, Handler); 5] = [
     ("aif_simtier", aif_simtier),
     ("aif_table_sum", aif_table_sum),
@@ -22,11 +22,11 @@ pub const TARGETS: [(&str, Handler); 5] = [
     ("aif_top_k", aif_top_k),
 ];
 
-/// Bytes that kernels go through in about a hundred microseconds: the size of a piece of shared work,
-/// large enough that handing it out costs little beside it.
+/// Bytes that kernels process in about a hundred microseconds: the size of a piece of shared work, large
+/// enough to amortise its dispatch.
 const PIECE_BYTES: usize = 2 << 20;
 
-/// Bytes of rows that are gathered in the same time.
+/// Bytes of rows gathered in the same time.
 const GATHERED_BYTES: usize = 512 << 10;
 
 unsafe extern "C" fn aif_simtier(frame: *mut CallFrame) -> *mut XlaError {
@@ -104,8 +104,8 @@ fn simtier(call: &mut Call<'_>) -> Result<()> {
         };
         SimTier::new(level, &sequence)
     };
-    // One sequence for all candidates is laid out once and its candidates are shared out; of many, each
-    // is a piece of its own.
+    // A sequence shared by all candidates is packed once and its candidates are divided; of many, each is a
+    // piece of its own.
     let one = sequence_at.constant && channel_at.constant && edges_at.constant;
     let shared = if one && batches > 0 {
         Some(prepare(0)?)
@@ -189,7 +189,7 @@ fn table_sum(call: &mut Call<'_>) -> Result<()> {
     lock(&failed).take().map_or(Ok(()), Err)
 }
 
-/// `scores f32[..., N]` -> `f32[..., k], i32[..., k]`: the best, and their places.
+/// `scores f32[..., N]` -> `f32[..., k], i32[..., k]`: the highest, and their indices.
 fn best(call: &mut Call<'_>) -> Result<()> {
     call.expect(1, 2)?;
     let scores = &call.operands[0];
@@ -200,7 +200,7 @@ fn best(call: &mut Call<'_>) -> Result<()> {
     let (best_lead, &[k]) = split(best, "best")?;
     if best_lead != lead || order.dims != best.dims || k > n || i32::try_from(n).is_err() {
         return Err(Error::Request(format!(
-            "top_k: scores {:?} do not make the best {:?} and their places {:?}",
+            "top_k: scores {:?} do not make the best {:?} and their indices {:?}",
             scores.dims, best.dims, order.dims
         )));
     }
@@ -265,7 +265,7 @@ fn gather_rows(call: &mut Call<'_>) -> Result<()> {
         .iter()
         .map(|&[l, h]| whole(l, h))
         .collect();
-    // Row by row the gather waits for memory, which several threads can do at once.
+    // Gathering row by row waits for memory, which several threads can do at once.
     let per_piece = (GATHERED_BYTES / layout.payload_bytes()).max(64);
     let mut columns: Vec<_> = columns
         .iter_mut()
@@ -308,7 +308,7 @@ fn xla_dtype(dtype: DType) -> c_int {
     }
 }
 
-/// The batch axes of an array and its last `N` ones.
+/// Splits the dimensions of an array into the batch axes and the last `N`.
 fn split<'a, const N: usize>(
     array: &'a Array<'_>,
     name: &str,
@@ -321,12 +321,12 @@ fn split<'a, const N: usize>(
     })
 }
 
-/// Part `index` of `values`, in parts of `size`.
+/// Returns part `index` of `values`, in parts of `size`.
 fn part<T>(values: &[T], index: usize, size: usize) -> &[T] {
     &values[index * size..][..size]
 }
 
-/// `values` in `count` parts of `size`, which may be 0.
+/// Splits `values` into `count` parts of `size`, which may be 0.
 fn batched<T>(mut values: &mut [T], size: usize, count: usize) -> impl Iterator<Item = &mut [T]> {
     (0..count).map(move |_| {
         let (part, rest) = std::mem::take(&mut values).split_at_mut(size);
@@ -335,12 +335,12 @@ fn batched<T>(mut values: &mut [T], size: usize, count: usize) -> impl Iterator<
     })
 }
 
-/// The lock of a piece or an error, neither of which a panic elsewhere can have left half-changed.
+/// Locks a piece or an error, neither of which a panic elsewhere can have left half-changed.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> impl DerefMut<Target = T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// An operand as a matrix of floats.
+/// Reads an operand as a matrix of floats.
 pub(super) fn matrix<'call>(array: &Array<'call>, name: &str) -> Result<Matrix<'call>> {
     if array.is::<Bf16>() {
         return Ok(Matrix::Bf16(array.slice(name)?));
@@ -348,11 +348,11 @@ pub(super) fn matrix<'call>(array: &Array<'call>, name: &str) -> Result<Matrix<'
     Ok(Matrix::F32(array.slice(name)?))
 }
 
-/// Where an operand's part for one batch is, when its batch axes of size 1 stand for any size.
+/// Offsets of an operand's part for each batch, when its batch axes of size 1 are broadcast.
 struct Broadcast {
     /// Size of each batch axis of the result, and the operand's step along it; last axis first.
     axes: Vec<(usize, usize)>,
-    /// Whether all batches share one part.
+    /// Returns whether all batches share one part.
     constant: bool,
 }
 

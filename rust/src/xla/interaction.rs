@@ -1,4 +1,4 @@
-//! `aif_interaction`: from item ids to logits in one call.
+//! `aif_interaction`: item ids to logits in one call.
 
 use super::call::{Array, Call};
 use super::handlers::{lock, matrix};
@@ -12,18 +12,18 @@ use crate::lsh::{Kind, Level, Sequence};
 use crate::sync::plain::{Arc, Mutex, OnceLock};
 use std::cell::RefCell;
 
-/// Candidates that are claimed together: so many that a claim costs nothing beside them, and so few that
-/// threads end at nearly the same time.
+/// Candidates claimed together: enough that the claim is negligible, and few enough that threads end at
+/// nearly the same time.
 const PIECE: usize = 192;
 
 /// Operands before those of the layers.
 const OPERANDS: usize = 16;
 
-/// Where the pair features are among them.
+/// Index of the pair features among them.
 const PAIR: usize = 14;
 
 thread_local! {
-    /// Memory for blocks of candidates, kept because new memory comes as pages that the system must zero.
+    /// Scratch memory for blocks of candidates, kept because the system must zero new pages.
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
@@ -69,7 +69,10 @@ pub(super) fn interaction(call: &mut Call<'_>) -> Result<()> {
         .map(|&[low, high]| u64::from(high) << 32 | u64::from(low))
         .collect();
     let outputs = model.outputs();
-    let (handle, missing) = (living(handle, "handle")?, living(missing, "missing")?);
+    let (handle, missing) = (
+        resolve_handle(handle, "handle")?,
+        resolve_handle(missing, "missing")?,
+    );
     let [logits, status] = &mut call.results[..] else {
         unreachable!("counted")
     };
@@ -89,7 +92,7 @@ pub(super) fn interaction(call: &mut Call<'_>) -> Result<()> {
     let (status, padding) = status.slice_mut::<u8>("status")?.split_at_mut(real);
     padding.fill(0);
     let Some(cache) = handle else {
-        // A program is run once without a cache when it is warmed or proven.
+        // A program is run once without a cache when it is warmed or checked.
         return if real == 0 {
             Ok(())
         } else {
@@ -98,8 +101,10 @@ pub(super) fn interaction(call: &mut Call<'_>) -> Result<()> {
             )))
         };
     };
-    let missing = missing.map(|other| in_place(&other, &cache)).transpose()?;
-    // Laid out while the helpers wake up, which takes them as long.
+    let missing = missing
+        .map(|other| fallback_row(&other, &cache))
+        .transpose()?;
+    // Packed while the helpers wake up, which takes as long.
     let ready = OnceLock::new();
     let prepare = || {
         let interaction = Interaction::new(level, &model, &cache)?;
@@ -222,8 +227,8 @@ fn model<'call>(call: &Call<'call>) -> Result<Model<'call>> {
     })
 }
 
-/// The row that stands in for missing ones: what `other` has under key 0.
-fn in_place(other: &EmbeddingCache, cache: &EmbeddingCache) -> Result<Vec<u8>> {
+/// Returns the row that stands in for missing ones: the row of key 0 in `other`.
+fn fallback_row(other: &EmbeddingCache, cache: &EmbeddingCache) -> Result<Vec<u8>> {
     let mut found = None;
     other.read_rows(&[0], |_, row| found = row.map(<[u8]>::to_vec));
     found.filter(|_| other.layout() == cache.layout()).ok_or_else(|| {
@@ -233,8 +238,8 @@ fn in_place(other: &EmbeddingCache, cache: &EmbeddingCache) -> Result<Vec<u8>> {
     })
 }
 
-/// The cache of a handle; `None` for handle 0.
-fn living(handle: &Array<'_>, name: &str) -> Result<Option<Arc<EmbeddingCache>>> {
+/// Returns the cache of a handle; `None` for handle 0.
+fn resolve_handle(handle: &Array<'_>, name: &str) -> Result<Option<Arc<EmbeddingCache>>> {
     let &[low, high] = handle.slice::<u32>(name)? else {
         return Err(Error::Request(format!(
             "interaction: {name} has shape {:?}, expected [2]",

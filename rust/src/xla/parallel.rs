@@ -1,11 +1,10 @@
-//! Shares the work of one call with XLA's own threads, without ever waiting for one of them to come.
+//! Work sharing with XLA's own threads, without ever waiting for a task that has not started.
 //!
-//! A handler may itself run on a thread of the pool, so a task that it schedules may never start before
-//! it returns, and waiting for it would be waiting for itself. Hence: pieces of work are claimed from one
-//! counter; the caller claims too, until none is left, and then waits only for pieces that somebody has
-//! claimed, who by that is running. A helper that comes late finds nothing to claim and touches nothing
-//! but the counter, which it owns a share of. One that comes early, while the caller prepares, waits for the
-//! caller, which runs.
+//! A handler may itself run on a thread of the pool, so a task that it schedules may not start before it
+//! returns, and waiting for it could deadlock. Hence pieces of work are claimed from one counter; the
+//! caller claims too, until none is left, and then waits only for claimed pieces, which are running. A
+//! helper that starts late finds nothing to claim and touches nothing but the counter, of which it is a
+//! shared owner. One that starts early waits for the caller, which is running its preparation.
 
 use super::api::{Api, ErrorDestroyArgs, ExecutionContext, NumThreadsArgs, ScheduleArgs, Task};
 use super::call::Runtime;
@@ -16,17 +15,17 @@ use std::mem::offset_of;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::null_mut;
 
-/// What caller and helpers share.
+/// State shared by caller and helpers.
 struct Job {
-    /// Whether the pieces may be claimed: one of the three below.
+    /// State of the job: one of the three values below.
     state: AtomicUsize,
-    /// The next piece to claim.
+    /// Next piece to claim.
     next: AtomicUsize,
-    /// Pieces that are finished.
+    /// Finished pieces.
     done: AtomicUsize,
-    /// Pieces that there are.
+    /// Total number of pieces.
     pieces: usize,
-    /// Whether a piece panicked.
+    /// True if a piece panicked.
     panicked: AtomicBool,
     /// Invariant: valid until `done == pieces`; called only for a claimed piece.
     body: *const Borrowed<'static>,
@@ -39,7 +38,7 @@ const READY: usize = 1;
 /// There is nothing to do: the preparation failed.
 const VOID: usize = 2;
 
-/// The work of one piece.
+/// Function that runs one piece.
 type Borrowed<'a> = dyn Fn(usize) + Sync + 'a;
 
 // SAFETY: `body` is `Sync` and only called, under the invariant; all else is atomic.
@@ -50,7 +49,7 @@ unsafe impl Sync for Job {}
 impl Job {
     /// Waits until the caller is ready, then claims and runs pieces until none is left.
     fn work(&self) {
-        // Acquire: pairs with the caller's release; what it prepared is then visible.
+        // Acquire: pairs with the caller's release; its preparation is then visible.
         match spin_until(|| match self.state.load(Ordering::Acquire) {
             PREPARING => None,
             state => Some(state),
@@ -59,8 +58,8 @@ impl Job {
             _ => return,
         }
         loop {
-            // Relaxed: the counter only divides the pieces; what they read was there before the job was
-            // shared, which scheduling it orders.
+            // Relaxed: the counter only divides the pieces; their inputs were written before the job was
+            // scheduled, which orders them.
             let piece = self.next.fetch_add(1, Ordering::Relaxed);
             if piece >= self.pieces {
                 return;
@@ -72,29 +71,29 @@ impl Job {
             if catch_unwind(run).is_err() {
                 self.panicked.store(true, Ordering::Relaxed);
             }
-            // Release: whoever sees this piece done also sees what it wrote.
+            // Release: a thread that sees this piece done also sees its results.
             self.done.fetch_add(1, Ordering::Release);
         }
     }
 }
 
-/// Calls `body` once for each of `0..pieces`, on this thread and, if XLA has any to spare, on others.
+/// Calls `body` once for each of `0..pieces`, on this thread and, if XLA has idle ones, on others.
 ///
 /// # Panics
-/// If `body` did, after all pieces are done.
+/// If `body` panicked, after all pieces are done.
 pub(super) fn for_each(runtime: Runtime, pieces: usize, body: &(dyn Fn(usize) + Sync)) {
     let ready: Result<()> = for_each_after(runtime, pieces, || Ok(()), body);
     debug_assert!(ready.is_ok(), "nothing was prepared");
 }
 
-/// The same after `prepare`, which runs on this thread while the helpers wake up; what it fails with is
-/// returned, and `body` then is not called.
+/// As `for_each`, after `prepare`, which runs on this thread while the helpers wake up. If it fails, its
+/// error is returned and `body` is not called.
 ///
 /// # Errors
 /// Those of `prepare`.
 ///
 /// # Panics
-/// If `prepare` or `body` did.
+/// If `prepare` or `body` panicked.
 pub(super) fn for_each_after(
     runtime: Runtime,
     pieces: usize,
@@ -110,9 +109,9 @@ pub(super) fn for_each_after(
         return Ok(());
     }
     #[allow(clippy::transmute_ptr_to_ptr)] // a cast may not lengthen a lifetime
-    // SAFETY: only the lifetime changes. The job outlives this call when a helper comes late, and then
+    // SAFETY: only the lifetime changes. The job outlives this call when a helper starts late, and then
     // does not call `body`: this function returns only when all pieces are done, or without ever having
-    // said that they may be claimed.
+    // allowed claims.
     let body =
         unsafe { std::mem::transmute::<*const Borrowed<'_>, *const Borrowed<'static>>(body) };
     let job = Arc::new(Job {
@@ -125,14 +124,14 @@ pub(super) fn for_each_after(
     });
     for _ in 0..helpers {
         let share = Arc::into_raw(Arc::clone(&job)).cast_mut().cast();
-        // SAFETY: `help` takes the share over, once.
+        // SAFETY: `help` takes over the share, once.
         if !unsafe { schedule(runtime, help, share) } {
-            // SAFETY: nobody took it over.
+            // SAFETY: the pool did not take it over.
             drop(unsafe { Arc::from_raw(share.cast_const().cast::<Job>()) });
             break;
         }
     }
-    // However this ends, the helpers are told.
+    // Releases the helpers on every exit.
     let mut announce = Announce {
         job: &job,
         state: VOID,
@@ -141,8 +140,7 @@ pub(super) fn for_each_after(
     announce.state = READY;
     drop(announce);
     job.work();
-    // The pieces that are missing are running; they are short.
-    // Acquire: pairs with the release of each piece.
+    // The missing pieces are running; they are short. Acquire: pairs with the release of each piece.
     spin_until(|| (job.done.load(Ordering::Acquire) >= pieces).then_some(()));
     assert!(
         !job.panicked.load(Ordering::Relaxed),
@@ -151,7 +149,7 @@ pub(super) fn for_each_after(
     Ok(())
 }
 
-/// Tells the helpers how the preparation went, also when it panics.
+/// Guard that reports the outcome of the preparation to the helpers, also on a panic.
 struct Announce<'a> {
     job: &'a Job,
     state: usize,
@@ -164,7 +162,7 @@ impl Drop for Announce<'_> {
     }
 }
 
-/// Waits for what another thread, which is running, will have done in some microseconds.
+/// Spins until another running thread has reached a state, some microseconds later.
 fn spin_until<T>(mut look: impl FnMut() -> Option<T>) -> T {
     let mut spins = 0u32;
     loop {
@@ -180,13 +178,13 @@ fn spin_until<T>(mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// A helper: XLA's thread pool calls it with a share of a job.
+/// Helper: XLA's thread pool calls it with a share of a job.
 unsafe extern "C" fn help(share: *mut c_void) {
     // SAFETY: `for_each` made the pointer by `Arc::into_raw` for this one call.
     unsafe { Arc::from_raw(share.cast_const().cast::<Job>()) }.work();
 }
 
-/// The number of threads of XLA's pool; 1 if there is none.
+/// Returns the number of threads of XLA's pool; 1 if there is none.
 fn threads(runtime: Runtime) -> usize {
     let mut threads = 0i64;
     let mut args = NumThreadsArgs {
@@ -213,7 +211,7 @@ fn threads(runtime: Runtime) -> usize {
     usize::try_from(threads).unwrap_or(1)
 }
 
-/// Gives a task to XLA's pool; returns whether it took it.
+/// Schedules a task on XLA's pool; returns whether it was accepted.
 ///
 /// # Safety
 /// `task` may be called with `data`, once, on any thread, at any later time.
@@ -240,17 +238,17 @@ unsafe fn schedule(runtime: Runtime, task: Task, data: *mut c_void) -> bool {
     true
 }
 
-/// Gives back an error that XLA returned to us.
+/// Destroys an error that XLA returned.
 ///
 /// # Safety
-/// `error` is such an error, not given back yet.
+/// `error` is such an error, not destroyed yet.
 unsafe fn destroy(runtime: Runtime, error: *mut super::api::Error) {
     let mut args = ErrorDestroyArgs {
         struct_size: size_of::<ErrorDestroyArgs>(),
         extension: null_mut(),
         error,
     };
-    // SAFETY: the caller's promise; the function is in every version.
+    // SAFETY: by the caller's contract; the function exists in every version.
     unsafe {
         if let Some(destroy) = (*runtime.api).error_destroy {
             destroy(&raw mut args);

@@ -1,27 +1,26 @@
-//! Whether what many threads saw of one key is what an atomic register would have shown them.
+//! Check that the history of one key is that of an atomic register.
 //!
-//! Gibbons and Korach, *Testing Shared Memories*, SIAM Journal on Computing 26(4), 1997, section 4: if every
-//! write writes a value of its own, it can be decided from the intervals of the operations alone.
-//! All operations on one value form a cluster, whose zone lies between the earliest end and the latest
-//! start in it. If the earliest end comes first, the register held the value at least for that long
-//! (a forward zone); else all operations of the cluster share a moment in the zone, and the value may
-//! have been held for that moment only (a backward zone). The history is that of an atomic register
-//! exactly if no read ends before its write starts, no two forward zones overlap, and no backward zone
-//! lies within a forward one.
+//! Gibbons and Korach, *Testing Shared Memories*, SIAM Journal on Computing 26(4), 1997, section 4: if
+//! every write writes a distinct value, the intervals of the operations decide it. All operations on one
+//! value form a cluster, whose zone lies between the earliest end and the latest start in it. If the
+//! earliest end comes first, the register held the value at least for that long (a forward zone); else all
+//! operations of the cluster share a moment in the zone, and the value may have been held for that moment
+//! only (a backward zone). The history is that of an atomic register exactly if no read ends before its
+//! write starts, no two forward zones overlap, and no backward zone lies within a forward one.
 
 use std::collections::HashMap;
 
-/// One read or write of a register.
+/// Read or write of a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event {
     pub value: u64,
     pub writes: bool,
-    /// Moments before and after it, all different.
+    /// Moments before and after it, all distinct.
     pub start: u64,
     pub end: u64,
 }
 
-/// What is wrong with a history of one register, if anything. Its first write must be in it.
+/// Returns the first violation in a history of one register, if any. Its first write must be included.
 pub fn fault(history: &[Event]) -> Option<String> {
     // Of each value: the start of its write, the earliest end and the latest start.
     let mut clusters: HashMap<u64, (Option<u64>, u64, u64)> = HashMap::new();
@@ -55,7 +54,7 @@ pub fn fault(history: &[Event]) -> Option<String> {
         }
     }
     for (start, end, value) in backward {
-        // Forward zones do not overlap, so only the last that starts before can hold this one.
+        // Forward zones do not overlap, so only the last that starts before can contain this one.
         let before = forward.partition_point(|zone| zone.0 < start);
         if let Some(zone) = before.checked_sub(1).map(|at| forward[at])
             && end < zone.1
@@ -71,7 +70,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Whether some order of the operations that respects time is what a register does: all are tried.
+    /// Returns whether any order of the operations that respects time is that of a register, by trying all.
     fn explained(held: Option<u64>, left: &[Event]) -> bool {
         left.is_empty()
             || left.iter().enumerate().any(|(i, event)| {

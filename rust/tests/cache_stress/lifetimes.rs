@@ -1,4 +1,4 @@
-//! Threads and caches that do not last.
+//! Short-lived threads and caches.
 
 use crate::common::Rows;
 use crate::stage::{READERS, Random, WRITERS, check_conservation, lasts, time};
@@ -7,9 +7,9 @@ use aif_core::sync::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
-/// Threads live for a moment, caches not much longer, and the last owner of a cache may be any thread; what
-/// a thread wrote into its cache it reads from it, and what was retired by threads that are gone comes
-/// back.
+/// Threads live for a moment, caches not much longer, and the last owner of a cache may be any thread. A
+/// thread reads from a cache what it wrote into it, and rows retired by threads that have exited are
+/// released.
 #[test]
 fn threads_and_caches_come_and_go() {
     let until = Instant::now() + time();
@@ -33,7 +33,7 @@ fn threads_and_caches_come_and_go() {
             let key = |visit: u64| seed << 32 | visit;
             rows.upsert(&cache, &[(key(last), version)]).unwrap();
             let found = rows.gather(&cache, &[key(last)]);
-            // While this thread was off the processor, others may have evicted it.
+            // While this thread was preempted, others may have evicted it.
             let evicted = found == [None] && number.is_multiple_of(2);
             assert!(found == [Some(version)] || evicted, "{found:?}");
             let before: Vec<u64> = (last.saturating_sub(50)..last).map(key).collect();

@@ -1,5 +1,5 @@
-//! Threads against each other over the embedding cache: every row says in all its bytes whose it is, what
-//! readers see is held against what writers did, and what went in is counted out.
+//! Stress tests of the embedding cache: every row identifies its key and version in all its bytes, reads
+//! are checked against writes, and all counts must balance.
 //!
 //! Each test runs for a moment, or for `AIF_STRESS_SECONDS`; `make stress` runs them long and under the
 //! address and thread sanitizers.

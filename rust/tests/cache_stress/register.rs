@@ -1,4 +1,4 @@
-//! What all threads see of keys that many threads write.
+//! Histories of keys that many threads write.
 
 use crate::common::Rows;
 use crate::history::{Event, fault};
@@ -10,15 +10,15 @@ use std::time::Instant;
 
 const KEYS: u64 = 6;
 
-/// A cache whose use is recorded.
+/// Cache whose operations are recorded.
 struct Recorded {
     cache: EmbeddingCache,
     rows: Rows,
-    /// The next moment: all threads count on.
+    /// Returns the next moment, which all threads share.
     moments: AtomicU64,
 }
 
-/// What was done with which key.
+/// Operations by key.
 type Events = Vec<(u64, Event)>;
 
 impl Recorded {
@@ -28,8 +28,7 @@ impl Recorded {
         (start, result, self.moments.fetch_add(1, Ordering::SeqCst))
     }
 
-    /// Writes `value` under keys of which none comes twice: one that another replaces at once may stay
-    /// unseen.
+    /// Writes `value` under distinct keys: a value that another replaces at once may stay unseen.
     fn write(&self, keys: &[u64], value: u64, events: &mut Events) {
         let batch: Vec<(u64, u64)> = keys.iter().map(|&key| (key, value)).collect();
         let (start, written, end) = self.timed(|| self.rows.upsert(&self.cache, &batch));
@@ -57,9 +56,9 @@ impl Recorded {
     }
 }
 
-/// Many writers write the same few keys, in rows of two kilobytes. Of each key, what all threads saw is
-/// explained by one order of all writes and reads that respects time, while other keys come, so that
-/// the table grows.
+/// Many writers write the same few keys, in rows of two kilobytes. For each key, one order of all writes
+/// and reads that respects time explains what all threads saw, while other keys are inserted and the table
+/// grows.
 #[test]
 fn a_key_is_an_atomic_register_for_any_number_of_writers() {
     let until = Instant::now() + time();

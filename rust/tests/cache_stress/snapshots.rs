@@ -6,9 +6,9 @@ use aif_core::cache::CacheConfig;
 use aif_core::sync::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// A writer brings key after key to a new version, each a write of its own, while the table grows. In every
-/// snapshot there is one key up to which all have the new version, and none beyond: it shows one moment.
-/// It still does after the writer has gone round several times.
+/// A writer moves key after key to a new version, each in a write of its own, while the table grows. In
+/// every snapshot there is one key up to which all have the new version, and none beyond: it shows one
+/// moment. It is unchanged after the writer has gone round several times.
 #[test]
 fn a_snapshot_is_of_one_moment_and_stays_so() {
     const KEYS: u64 = 40;

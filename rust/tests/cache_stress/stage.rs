@@ -1,4 +1,4 @@
-//! What the stress tests share: how long they run, random choices, and a ledger that readers are held to.
+//! Helpers of the stress tests: run time, random choices, and a ledger against which readers are checked.
 
 use crate::common::{Rows, mix, unmix};
 use aif_core::cache::{CacheConfig, EmbeddingCache, Stats};
@@ -7,24 +7,24 @@ use aif_core::sync::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-/// More threads than cores, so that they are interrupted anywhere.
+/// More threads than cores, so that they are preempted anywhere.
 pub const WRITERS: u64 = 3;
 pub const READERS: u64 = 4;
 
-/// A number that belongs to `writer` alone.
+/// Returns a number that is unique to `writer`.
 pub fn own(number: u64, writer: u64) -> u64 {
     number / WRITERS * WRITERS + writer
 }
 
-/// Keys that start at eight places of any table only, and of which every second pair carries one tag: long
-/// runs, full of markers, in which slots look alike.
+/// Returns keys that start at eight buckets of any table only, and of which every second pair shares one
+/// tag: long runs, full of tombstones, in which slots look alike.
 pub fn crowded(number: u64) -> u64 {
     unmix((number & 7) << 61 | number << 33 | number & 1)
 }
 
-/// How long a stress test runs: `AIF_STRESS_SECONDS`, else a moment.
+/// Returns the time for which a stress test runs: `AIF_STRESS_SECONDS`, else a fraction of a second.
 pub fn time() -> Duration {
-    std::env::var("AIF_STRESS_SECONDS").map_or(Duration::from_millis(700), |text| {
+    std::env::var("AIF_STRESS_SECONDS").map_or(Duration::from_millis(300), |text| {
         let seconds = text.parse::<f64>().ok().filter(|seconds| *seconds > 0.0);
         Duration::from_secs_f64(seconds.unwrap_or_else(|| {
             panic!("AIF_STRESS_SECONDS is {text:?}; give a number of seconds above 0")
@@ -32,14 +32,14 @@ pub fn time() -> Duration {
     })
 }
 
-/// Whether a test goes on: for its time, and on a busy machine up to a minute longer, until `enough` has
-/// happened for its checks to mean something.
+/// Returns whether a test continues: for its time, and on a busy machine up to a minute longer, until
+/// `enough` has happened for its checks to be meaningful.
 pub fn lasts(until: Instant, enough: impl Fn() -> bool) -> bool {
     let now = Instant::now();
     now < until || (now < until + Duration::from_secs(60) && !enough())
 }
 
-/// Random numbers that a thread can draw again from the same seed.
+/// Reproducible random numbers of a thread.
 pub struct Random(u64);
 
 impl Random {
@@ -56,13 +56,13 @@ impl Random {
         self.next() % end
     }
 
-    /// Between one and `most` numbers below `end`.
+    /// Returns between one and `most` numbers below `end`.
     pub fn some_below(&mut self, end: u64, most: u64) -> Vec<u64> {
         (0..=self.below(most)).map(|_| self.below(end)).collect()
     }
 }
 
-/// What a key's only writer last wrote: the version, or the one that says that nothing is there.
+/// Last write of a key's only writer: the version, or the one that marks a deletion.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct State(u64);
 
@@ -84,13 +84,13 @@ impl State {
     }
 }
 
-/// What each of several threads does, by its number.
+/// Role of each of several threads, by its number.
 type Work<'a> = &'a (dyn Fn(u64) + Sync);
 
-/// A cache, its rows, and what each key's only writer last began and finished to write. A reader that
-/// finds a key may not see less than was finished before it looked, nor more than was begun when it had.
+/// Cache, its rows, and for each key the last write that its only writer began and finished. A reader of a
+/// key may not see less than was finished before its look-up, nor more than was begun after it.
 ///
-/// Keys are counted: `name` gives the key of a number.
+/// Keys are numbered: `name` gives the key of a number.
 pub struct Stage {
     pub cache: EmbeddingCache,
     pub rows: Rows,
@@ -175,7 +175,7 @@ impl Stage {
         });
     }
 
-    /// The only writer of some keys.
+    /// Only writer of some keys.
     pub fn writer(&self) -> Writer<'_> {
         Writer {
             stage: self,
@@ -183,8 +183,8 @@ impl Stage {
         }
     }
 
-    /// A reader of all keys. One that does not look into the ledger shares nothing with the writers but
-    /// the cache, so that nothing else orders the two.
+    /// Reader of all keys. One without the ledger shares nothing with the writers but the cache, so that
+    /// nothing else orders the two.
     pub fn reader(&self, looks: bool) -> Reader<'_> {
         Reader {
             stage: self,
@@ -193,12 +193,13 @@ impl Stage {
         }
     }
 
-    /// The moments that a row of this number may be of.
+    /// Returns the range of versions that a row of this number may have.
     fn state(states: &[AtomicU64], number: u64) -> State {
         State(states[number as usize].load(Ordering::SeqCst))
     }
 
-    /// With all threads gone: every listed key has the row that was written last, and no other has one.
+    /// Checks, with all threads gone, that every listed key has the row that was written last, and no other
+    /// key has one.
     pub fn check_rows(&self) {
         let numbers: Vec<u64> = (0..self.keys()).collect();
         let names: Vec<u64> = numbers.iter().map(|&number| (self.name)(number)).collect();
@@ -227,16 +228,16 @@ impl Stage {
     }
 }
 
-/// Writes keys that nobody else writes, and keeps the ledger.
+/// Writer of keys that no other thread writes; it keeps the ledger.
 pub struct Writer<'a> {
     stage: &'a Stage,
-    /// That was written last.
+    /// Version written last.
     pub version: u64,
 }
 
 impl Writer<'_> {
-    /// Writes a version of its own under each number, in order. After an error the ledger leaves open
-    /// which of them were written.
+    /// Writes a version of its own under each number, in order. After an error the ledger leaves open which
+    /// of them were written.
     pub fn upsert(&mut self, numbers: &[u64]) -> Result<()> {
         let stage = self.stage;
         let rows: Vec<(u64, u64)> = numbers
@@ -272,7 +273,7 @@ impl Writer<'_> {
     }
 }
 
-/// Reads keys, and remembers the latest version it saw of each.
+/// Reader that remembers the latest version it saw of each key.
 pub struct Reader<'a> {
     stage: &'a Stage,
     looks: bool,
@@ -280,9 +281,9 @@ pub struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Gathers keys in one batch and checks each as a read of an atomic register. If `lasting`, nothing
-    /// but their writers takes rows away. `number` and version of each row found go to `see`.
-    pub fn gather(&mut self, numbers: &[u64], lasting: bool, mut see: impl FnMut(u64, u64)) {
+    /// Gathers keys in one batch and checks each as a read of an atomic register. If `lasting`, only their
+    /// writers remove rows. `number` and version of each row found are passed to `visit`.
+    pub fn gather(&mut self, numbers: &[u64], lasting: bool, mut visit: impl FnMut(u64, u64)) {
         let stage = self.stage;
         let look = |states: &[AtomicU64]| -> Vec<State> {
             let looked = numbers.iter().filter(|_| self.looks);
@@ -317,15 +318,15 @@ impl Reader<'_> {
                 "number {number}: {version} after {latest}"
             );
             *latest = version;
-            see(number, version);
+            visit(number, version);
             seen += 1;
         }
         stage.seen.fetch_add(seen, Ordering::Relaxed);
     }
 }
 
-/// With all other threads gone: what went in is there, or was taken out and counted; what was replaced
-/// comes back; no byte is counted twice or not at all.
+/// Checks the balance with all other threads gone: every insert is present, or was removed and counted;
+/// every replaced row is released; no byte is counted twice or not at all.
 pub fn check_conservation(cache: &EmbeddingCache) {
     let stats = cache.stats();
     assert_eq!(
@@ -348,11 +349,11 @@ pub fn check_conservation(cache: &EmbeddingCache) {
     );
 }
 
-/// Waits until every replaced row has come back.
+/// Waits until every replaced row is released.
 pub fn drain(cache: &EmbeddingCache) {
-    // With nobody inside, epochs move on with every some hundred entries, and some of what waits comes
-    // back each time. A thread leaves its place when its thread-locals are dropped, which on a busy machine
-    // may be a while after it was joined. So the bound is time without progress, not rounds.
+    // Without readers, epochs advance with every few hundred pins, and some retired rows are released each
+    // time. A thread's registration is dropped with its thread-locals, which on a busy machine may be a
+    // while after it was joined. So the bound is time without progress, not rounds.
     let (mut least, mut since) = (u64::MAX, Instant::now());
     loop {
         for _ in 0..1000 {
@@ -374,7 +375,7 @@ pub fn drain(cache: &EmbeddingCache) {
     }
 }
 
-/// Rows that the cache has taken from its memory, used and unused.
+/// Returns the rows that the cache has allocated, used and unused.
 pub fn rows_taken(cache: &EmbeddingCache) -> u64 {
     let memory = cache.memory_usage();
     let bytes =
@@ -382,7 +383,7 @@ pub fn rows_taken(cache: &EmbeddingCache) -> u64 {
     bytes / cache.layout().row_bytes() as u64
 }
 
-/// Whether a write was refused because readers held all rows; other errors are faults.
+/// Returns whether a write was refused because readers held all rows; other errors are failures.
 pub fn was_held_up(written: Result<()>) -> bool {
     match written {
         Ok(()) => false,
@@ -391,10 +392,10 @@ pub fn was_held_up(written: Result<()>) -> bool {
     }
 }
 
-/// Beyond the end of a test whose stalled reader ends it: it waits for others, and they must not stop first.
+/// Beyond the end of a test whose stalled reader ends it: it waits for others, which must not stop first.
 pub const LATER: Duration = Duration::from_secs(3600);
 
-/// Waits until `count` has grown by `by`: somebody goes on.
+/// Waits until `count` has grown by `by`, which shows that another thread makes progress.
 pub fn wait_for(count: &dyn Fn() -> u64, by: u64, who: &str) {
     let (start, patience) = (count(), Instant::now() + Duration::from_secs(60));
     while count() < start + by {

@@ -9,8 +9,8 @@ use aif_core::cache::CacheConfig;
 use aif_core::sync::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// A reader stays inside again and again. Meanwhile other readers and the writers go on, the table grows,
-/// and what the stalled reader may still look at stays; when it leaves, all comes back.
+/// A reader stays inside again and again. Meanwhile other readers and the writers continue, the table
+/// grows, and rows that the stalled reader may still read stay; when it leaves, all are released.
 #[test]
 fn a_stalled_reader_delays_memory_only() {
     let until = Instant::now() + time();
@@ -62,7 +62,7 @@ fn a_stalled_reader_delays_memory_only() {
                 let before = stats();
                 wait_for(&|| stats().hits, 1000, "a reader");
                 wait_for(&|| stats().updates, 1000, "a writer");
-                // Of what was replaced since this reader came, nothing has come back. (The numbers are of
+                // No row replaced since this reader entered has been released. (The numbers are of
                 // different moments: that of the retired rows is the later one.)
                 let updates = stats().updates - before.updates;
                 stage.cache.delete(&[]).unwrap();
@@ -86,7 +86,7 @@ fn a_stalled_reader_delays_memory_only() {
     stage.check_rows();
     check_conservation(&stage.cache);
 
-    // Back to where it was: the next thousand updates need no memory that was not there.
+    // Back to the start: the next thousand updates need no new memory.
     let taken = rows_taken(&stage.cache);
     let mut keys = stage.writer();
     for _ in 0..1000 {
@@ -130,7 +130,7 @@ fn a_stalled_reader_of_a_full_cache_may_stop_writers_but_no_reader() {
     };
     let stall = |_| {
         let mut random = Random::new(7);
-        // Full, before anybody stalls.
+        // Full, before any reader stalls.
         wait_for(&|| stage.cache.stats().evictions, 1, "a writer");
         while Instant::now() < until {
             stage.cache.contains(&[0], |_, _| {
@@ -155,6 +155,6 @@ fn a_stalled_reader_of_a_full_cache_may_stop_writers_but_no_reader() {
         rows_taken(&stage.cache) <= 2 * (stats.max_rows + stats.max_rows / 15 + 1),
         "{stats:?}"
     );
-    // With nobody inside, a write goes through.
+    // Without readers inside, a write succeeds.
     stage.writer().upsert(&[1]).unwrap();
 }

@@ -1,4 +1,4 @@
-//! What is counted, by the cache and by those who use it.
+//! Agreement of the cache's counts with those of its users.
 
 use crate::common::Rows;
 use crate::stage::{
@@ -8,8 +8,8 @@ use aif_core::cache::{CacheConfig, EmbeddingCache, Stats};
 use aif_core::sync::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// Writers insert, update, delete and clear the same keys as each other. What they are told adds up; then
-/// every row that was ever taken can be used again.
+/// Writers insert, update, delete and clear the same keys. Their results add up; then every allocated row
+/// can be used again.
 fn add_up(config: CacheConfig) {
     let bounded = config.capacity_bytes.is_some();
     let rows = Rows::new(200);
@@ -79,7 +79,7 @@ fn add_up(config: CacheConfig) {
     assert_eq!(listed.len() as u64, stats.live_rows);
     assert!(rows.gather(&cache, &listed).iter().all(Option::is_some));
 
-    // What was taken is enough for as many rows again: none was lost.
+    // The allocation suffices for as many rows again: none was lost.
     cache.clear().unwrap();
     drain(&cache);
     let memory = cache.memory_usage();

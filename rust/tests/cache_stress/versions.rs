@@ -1,4 +1,4 @@
-//! What a reader sees of keys that one thread writes: nothing older after something newer, and nothing hidden.
+//! Views of keys that one thread writes: nothing older after something newer, and nothing hidden.
 
 use crate::common::{Rows, mix};
 use crate::stage::{READERS, Random, Stage, WRITERS, check_conservation, crowded, own, time};
@@ -6,8 +6,8 @@ use aif_core::cache::{CacheConfig, Clock, ManualClock, Stats, TICK_MS};
 use aif_core::sync::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Caches grow from nothing to 60,000 keys while readers hold their keys to account; rows are deleted and
-/// written anew meanwhile. Nothing that stays is ever hidden.
+/// Caches grow from nothing to 60,000 keys while readers check their keys; rows are deleted and rewritten
+/// meanwhile. No key that stays is ever hidden.
 #[test]
 fn growth_hides_nothing_and_no_version_comes_back() {
     let until = Instant::now() + time();
@@ -73,7 +73,7 @@ fn growth_hides_nothing_and_no_version_comes_back() {
 }
 
 /// A cache of some hundred rows evicts, expires, rebuilds and is cleared while a clock jumps. Rows that had
-/// expired before a reader looked are not shown.
+/// expired before a look-up are not shown.
 #[test]
 fn a_full_cache_evicts_and_expires_under_readers() {
     const TTL_TICKS: u64 = 20;
@@ -89,8 +89,8 @@ fn a_full_cache_evicts_and_expires_under_readers() {
     };
     let until = Instant::now() + time();
     let stage = Stage::new(Rows::new(60), config, 500, crowded, until, enough);
-    // The clock stands between the two; `stamped` has for each number a version and the latest tick at which
-    // it may have been stamped.
+    // The clock is between the two; `stamped` has for each number a version and the latest tick at which it
+    // may have been stamped.
     let (passed, coming) = (AtomicU64::new(0), AtomicU64::new(0));
     let stamped: Vec<AtomicU64> = (0..stage.keys()).map(|_| AtomicU64::new(0)).collect();
     let write = |writer: u64| {
@@ -155,7 +155,7 @@ fn a_full_cache_evicts_and_expires_under_readers() {
     check_conservation(&stage.cache);
     let stats = stage.cache.stats();
     assert!(enough(&stats) && stage.readers_met_rows(), "{stats:?}");
-    // The sleeping clock left rows that are too old; without them the ledger holds.
+    // The clock left rows that are too old; apart from them the ledger holds.
     clock.advance(Duration::from_secs(3600));
     assert!(stage.cache.keys().unwrap().is_empty());
 }

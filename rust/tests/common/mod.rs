@@ -1,11 +1,11 @@
-//! Rows that say in every byte whose they are, for the tests of the cache.
+//! Rows that identify themselves in every byte, for the tests of the cache.
 
 #![allow(dead_code, reason = "each test program uses its part of this")]
 
 use aif_core::cache::{Column, DType, EmbeddingCache, RowLayout, RowView};
 use aif_core::error::Result;
 
-/// Spreads `x` over all 64 bits (the finaliser of `MurmurHash3`, which is also how the cache spreads keys).
+/// Mixes `x` into all 64 bits with the finaliser of `MurmurHash3`, the hash of the cache's table.
 pub fn mix(mut x: u64) -> u64 {
     x ^= x >> 33;
     x = x.wrapping_mul(0xff51_afd7_ed55_8ccd);
@@ -14,10 +14,9 @@ pub fn mix(mut x: u64) -> u64 {
     x ^ (x >> 33)
 }
 
-/// The key that [`mix`] takes to `hash`: with it keys can be made that start at the same slot of the
-/// cache's table, and that look alike in it.
+/// Inverse of [`mix`]: it makes keys that start at the same slot of the cache's table and look alike in it.
 pub fn unmix(mut hash: u64) -> u64 {
-    // A shift by more than half the width undoes itself; the factors are inverse modulo 2^64.
+    // A shift by more than half the width is its own inverse; the factors are inverse modulo 2^64.
     hash ^= hash >> 33;
     hash = hash.wrapping_mul(0x9cb4_b2f8_1293_37db);
     hash ^= hash >> 33;
@@ -25,16 +24,17 @@ pub fn unmix(mut hash: u64) -> u64 {
     hash ^ (hash >> 33)
 }
 
-/// Makes and reads rows of one layout. The first eight bytes tell key and version; every other byte is a
-/// function of these and of its place, so that a torn row, another key's row, a row in the wrong place
-/// and a row that was used again while it was read all show.
+/// Rows of one layout. The first eight bytes hold key and version; every other byte is a function of these
+/// and of its offset, so that a torn row, another key's row, a misplaced row and a row reused during a read
+/// are all detected.
 #[derive(Clone)]
 pub struct Rows {
     layout: RowLayout,
 }
 
 impl Rows {
-    /// Rows with `tail` 16-bit elements at the end, behind columns whose sizes do not divide each other.
+    /// Makes rows with `tail` 16-bit elements at the end, behind columns whose sizes do not divide each
+    /// other.
     pub fn new(tail: usize) -> Self {
         let layout = RowLayout::new([
             ("head", DType::UInt32, vec![2]),
@@ -51,7 +51,7 @@ impl Rows {
         self.layout.clone()
     }
 
-    /// Bytes that a row takes in the cache.
+    /// Returns the bytes of a row in the cache.
     pub fn row_bytes(&self) -> usize {
         self.layout.row_bytes()
     }
@@ -92,10 +92,10 @@ impl Rows {
         cache.upsert(&keys, &slices)
     }
 
-    /// The version that the columns of a row of `key` say they are of.
+    /// Returns the version that the columns of a row of `key` hold.
     ///
     /// # Panics
-    /// If not all bytes say the same.
+    /// If not all bytes agree.
     fn version<'a>(&self, key: u64, column: impl Fn(usize) -> &'a [u8]) -> u64 {
         let head = u64::from_le_bytes(column(0).try_into().unwrap());
         let version = head.wrapping_sub(mix(key));
@@ -109,7 +109,7 @@ impl Rows {
         version
     }
 
-    /// The version of a whole row, as a snapshot shows it.
+    /// Returns the version of a whole row, as a snapshot shows it.
     pub fn version_of(&self, row: &RowView<'_>) -> u64 {
         let columns = self.layout.columns();
         self.version(row.key, |c| {
@@ -117,7 +117,7 @@ impl Rows {
         })
     }
 
-    /// The versions of `keys`, `None` where there is no row.
+    /// Returns the versions of `keys`, `None` where there is no row.
     ///
     /// # Panics
     /// If a row is not one version of its key in all its bytes, or a missing row is not all zeros.

@@ -1,4 +1,4 @@
-//! Columns of rows as `NumPy` arrays: what may be read from, written to, and made.
+//! Conversion between columns of rows and `NumPy` arrays.
 
 use super::lease::LeasedBuffer;
 use crate::errors::{detached, raise};
@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyMapping, PySlice, PyTuple};
 use std::sync::Arc;
 
-/// A column to read: its bytes, borrowed so that no other call of ours writes to them meanwhile.
+/// Input column: its bytes, borrowed so that no other binding writes to them meanwhile.
 pub(crate) struct Input<'py>(PyReadonlyArray1<'py, u8>);
 
 impl Input<'_> {
@@ -22,7 +22,7 @@ impl Input<'_> {
     }
 }
 
-/// A column to write: its bytes, borrowed so that no other call of ours touches them meanwhile.
+/// Output column: its bytes, borrowed so that no other binding touches them meanwhile.
 pub(crate) struct Output<'py>(PyReadwriteArray1<'py, u8>);
 
 impl Output<'_> {
@@ -31,7 +31,7 @@ impl Output<'_> {
     }
 }
 
-/// The columns of `rows` rows out of a mapping from names to arrays `[rows, *shape]`.
+/// Reads the columns of `rows` rows from a mapping of names to arrays `[rows, *shape]`.
 pub(crate) fn inputs<'py>(
     layout: &RowLayout,
     rows: usize,
@@ -55,11 +55,11 @@ pub(crate) fn inputs<'py>(
     layout.columns().iter().map(read).collect()
 }
 
-/// From this size on, new arrays come from the pool: smaller ones cost the allocator no new pages.
+/// Minimum bytes of new arrays that come from the pool: smaller ones cost the allocator no new pages.
 const POOLED_BYTES: usize = 64 << 10;
 
-/// Where to put the columns of `rows` rows: the arrays of `out`, or new ones, as a dict of arrays
-/// `[rows, *shape]` and as their bytes. Large new ones are on loan from `pool`.
+/// Returns the destinations for the columns of `rows` rows: the arrays of `out`, or new ones, as a dict of
+/// arrays `[rows, *shape]` and as their bytes. Large new ones are on loan from `pool`.
 pub(crate) fn outputs<'py>(
     py: Python<'py>,
     layout: &RowLayout,
@@ -69,7 +69,7 @@ pub(crate) fn outputs<'py>(
 ) -> PyResult<(Bound<'py, PyDict>, Vec<Output<'py>>)> {
     let out = out.map(|out| named(layout, "out", out)).transpose()?;
     let mut loan = match &out {
-        None => Loan::of(py, layout, rows, pool)?,
+        None => Loan::lease(py, layout, rows, pool)?,
         Some(_) => None,
     };
     let dict = PyDict::new(py);
@@ -96,15 +96,15 @@ pub(crate) fn outputs<'py>(
     Ok((dict, outputs))
 }
 
-/// One leased buffer, given out in pieces that start on cache lines.
+/// Leased buffer, divided into pieces that start on cache lines.
 struct Loan<'py> {
     buffer: Bound<'py, LeasedBuffer>,
     used: usize,
 }
 
 impl<'py> Loan<'py> {
-    /// Room for the columns of `rows` rows; `None` if they are too small to be worth it.
-    fn of(
+    /// Leases room for the columns of `rows` rows; `None` if they are too small to justify it.
+    fn lease(
         py: Python<'py>,
         layout: &RowLayout,
         rows: usize,
@@ -132,7 +132,7 @@ impl<'py> Loan<'py> {
         }))
     }
 
-    /// The next piece as an array `[rows, *shape]`.
+    /// Returns the next piece as an array `[rows, *shape]`.
     fn array(&mut self, column: &Column, rows: usize) -> PyResult<Bound<'py, PyUntypedArray>> {
         let py = self.buffer.py();
         let shape = PyTuple::new(py, batch_shape(column, rows))?;
@@ -143,7 +143,7 @@ impl<'py> Loan<'py> {
     }
 }
 
-/// `given` as a mapping that has exactly the layout's columns.
+/// Checks that `given` is a mapping with exactly the layout's columns.
 fn named<'py>(
     layout: &RowLayout,
     what: &str,
@@ -192,7 +192,7 @@ fn named<'py>(
     Err(raise(py, "LayoutError", message))
 }
 
-/// `given` if it is a contiguous array `[rows, *shape]` of the column's dtype.
+/// Checks that `given` is a contiguous array `[rows, *shape]` of the column's dtype.
 fn checked<'py>(
     column: &Column,
     rows: usize,
@@ -215,7 +215,7 @@ fn checked<'py>(
         ));
     };
     let dtype = array.dtype();
-    // `ml_dtypes` has no type numbers of its own, so its types are told by name and size.
+    // `ml_dtypes` has no type numbers of its own, so its types are recognised by name and size.
     let name = dtype.getattr("name")?.extract::<String>()?;
     let native = dtype.byteorder()
         != if cfg!(target_endian = "little") {
@@ -246,7 +246,7 @@ fn checked<'py>(
     Ok(array.clone())
 }
 
-/// The bytes of a contiguous array, as a view.
+/// Returns the bytes of a contiguous array, as a view.
 fn flat_bytes<'py>(array: &Bound<'py, PyUntypedArray>) -> PyResult<Bound<'py, PyArray1<u8>>> {
     let bytes = numpy::dtype::<u8>(array.py());
     let view = array
@@ -255,7 +255,7 @@ fn flat_bytes<'py>(array: &Bound<'py, PyUntypedArray>) -> PyResult<Bound<'py, Py
     Ok(view.cast_into::<PyArray1<u8>>()?)
 }
 
-/// A new array `[rows, *shape]` that starts on a cache line, so that JAX can take it without a copy.
+/// Makes an array `[rows, *shape]` that starts on a cache line, so that JAX can take it without a copy.
 fn aligned<'py>(
     py: Python<'py>,
     column: &Column,
@@ -284,14 +284,14 @@ fn aligned<'py>(
     Ok(array.cast_into::<PyUntypedArray>()?)
 }
 
-/// `[rows, *shape]`.
+/// Returns `[rows, *shape]`.
 fn batch_shape(column: &Column, rows: usize) -> Vec<usize> {
     std::iter::once(rows)
         .chain(column.shape().iter().copied())
         .collect()
 }
 
-/// `NumPy`'s descriptor of the column's dtype.
+/// Returns `NumPy`'s descriptor of the column's dtype.
 fn descriptor<'py>(py: Python<'py>, column: &Column) -> PyResult<Bound<'py, PyArrayDescr>> {
     let name = column.dtype().name();
     if name == "bfloat16" {
@@ -301,7 +301,7 @@ fn descriptor<'py>(py: Python<'py>, column: &Column) -> PyResult<Bound<'py, PyAr
     PyArrayDescr::new(py, name)
 }
 
-/// Takes the first axis, of length 1, off every column of `dict`.
+/// Removes the first axis, of length 1, from every column of `dict`.
 pub(crate) fn drop_batch_axis(layout: &RowLayout, dict: &Bound<'_, PyDict>) -> PyResult<()> {
     let py = dict.py();
     for column in layout.columns() {
@@ -314,7 +314,7 @@ pub(crate) fn drop_batch_axis(layout: &RowLayout, dict: &Bound<'_, PyDict>) -> P
     Ok(())
 }
 
-/// One row, a mapping from names to arrays of the columns' shapes, as a batch of one.
+/// Converts one row, a mapping from names to arrays of the columns' shapes, into a batch of one.
 pub(crate) fn with_batch_axis<'py>(
     layout: &RowLayout,
     row: &Bound<'py, PyAny>,
@@ -340,7 +340,7 @@ pub(crate) fn with_batch_axis<'py>(
     Ok(dict)
 }
 
-/// The array `[rows, *shape]` with these bytes.
+/// Makes the array `[rows, *shape]` with these bytes.
 pub(crate) fn from_bytes<'py>(
     py: Python<'py>,
     column: &Column,
@@ -353,7 +353,7 @@ pub(crate) fn from_bytes<'py>(
         .call_method1("reshape", (shape,))
 }
 
-/// A dict with arrays of its own.
+/// Copies the arrays of a dict.
 pub(crate) fn copies<'py>(
     layout: &RowLayout,
     dict: &Bound<'py, PyDict>,

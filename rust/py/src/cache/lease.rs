@@ -5,8 +5,8 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use std::ffi::c_int;
 
-/// What arrays of a gathered batch have as their base. It goes back to its pool when the last array, and
-/// whatever JAX made of them without a copy, is gone.
+/// Base object of the arrays of a gathered batch. It returns to its pool when the last array, and whatever
+/// JAX made of them without a copy, is gone.
 #[pyclass(frozen, module = "aif_jax._native")]
 pub(crate) struct LeasedBuffer(Lease);
 

@@ -1,4 +1,4 @@
-//! `get_or_compute`: one Python computation at a time for each key.
+//! `get_or_compute`: one concurrent Python computation for each key.
 
 use crate::errors::raise;
 use aif_core::cache::{Failure, SingleFlight};
@@ -8,15 +8,15 @@ use pyo3::types::PyDict;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Rows and errors are shared by all who waited for them.
+/// Rows and errors are shared by all callers that waited for them.
 #[derive(Default)]
 pub(crate) struct Flights(SingleFlight<Arc<Py<PyDict>>, Arc<PyErr>>);
 
-/// How often a thread that waits looks whether it was interrupted.
-const SIGNALS_EVERY: Duration = Duration::from_millis(100);
+/// Interval at which a waiting thread checks for interrupts.
+const SIGNAL_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 impl Flights {
-    /// The row that `compute` gives, here or in another thread that is at it already.
+    /// Returns the row that `compute` gives, in this thread or in another that computes it already.
     pub(crate) fn run<'py>(
         &self,
         py: Python<'py>,
@@ -24,7 +24,7 @@ impl Flights {
         timeout_s: Option<f64>,
         compute: impl FnOnce(Python<'_>) -> PyResult<Py<PyDict>> + Send,
     ) -> PyResult<Bound<'py, PyDict>> {
-        let patience = match timeout_s {
+        let timeout = match timeout_s {
             _ if sched::current_lane() == Some(Lane::Compute) => Duration::ZERO,
             None => Duration::MAX,
             Some(seconds) => Duration::try_from_secs_f64(seconds).map_err(|_| {
@@ -36,9 +36,9 @@ impl Flights {
         let start = Instant::now();
         let mut compute = Some(compute);
         loop {
-            let left = patience.saturating_sub(start.elapsed());
+            let left = timeout.saturating_sub(start.elapsed());
             let outcome = py.detach(|| {
-                self.0.run(key, Some(left.min(SIGNALS_EVERY)), || {
+                self.0.run(key, Some(left.min(SIGNAL_CHECK_INTERVAL)), || {
                     let compute = compute.take().expect("a computation of ours ends the loop");
                     Python::attach(compute).map(Arc::new).map_err(Arc::new)
                 })
@@ -46,12 +46,12 @@ impl Flights {
             match outcome {
                 Ok(row) => return Ok(row.bind(py).clone()),
                 Err(Failure::Computing(error)) => return Err(error.clone_ref(py)),
-                Err(Failure::TimedOut) if start.elapsed() < patience => py.check_signals()?,
+                Err(Failure::TimedOut) if start.elapsed() < timeout => py.check_signals()?,
                 Err(Failure::TimedOut) => {
                     let message = format!(
                         "key {key} was still being computed by another thread after {:.3} s; raise timeout_s, \
                          or look at what computes it",
-                        patience.as_secs_f64()
+                        timeout.as_secs_f64()
                     );
                     return Err(raise(py, "DeadlineExceededError", message));
                 }

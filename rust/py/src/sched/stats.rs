@@ -1,4 +1,4 @@
-//! Statistics as dicts.
+//! Conversion of statistics into dicts.
 
 use aif_core::sched::{CircuitState, LaneStats, NameStats, Times};
 use pyo3::prelude::*;
@@ -10,35 +10,18 @@ pub(super) fn lane_stats<'py>(
     names: &[NameStats],
 ) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
-    for (name, value) in [
-        ("threads", stats.threads as u64),
-        ("queued", stats.queued as u64),
-        ("running", stats.running),
-        ("submitted", stats.submitted),
-        ("completed", stats.completed),
-        ("failed", stats.failed),
-        ("cancelled", stats.cancelled),
-        ("expired", stats.expired),
-        ("shed", stats.shed),
-        ("rejected", stats.rejected),
-        ("refused_late", stats.refused_late),
-        ("refused_open", stats.refused_open),
-        ("panicked", stats.panicked),
-        ("overrun", stats.overrun),
-    ] {
+    dict.set_item("threads", stats.threads)?;
+    dict.set_item("queued", stats.queued)?;
+    for (name, value) in stats.counts() {
         dict.set_item(name, value)?;
     }
-    for (name, times) in [
-        ("queue", &stats.queue),
-        ("run", &stats.run),
-        ("wait", &stats.wait),
-    ] {
+    for (name, times) in stats.times() {
         let Times {
             count,
             p50_us,
             p99_us,
             max_us,
-        } = *times;
+        } = times;
         let inner = PyDict::new(py);
         inner.set_item("count", count)?;
         inner.set_item("p50_us", p50_us)?;

@@ -1,18 +1,34 @@
-//! What becomes of rows: written, replaced, deleted, evicted, used again.
+//! Models of rows: written, replaced, deleted, evicted, reused.
 
 use super::super::Bound;
-use super::super::hash::unspread;
-use super::{beside, explore, read, read_all, store, write, write_all};
+use super::super::hash::unmix64;
+use super::{Shared, beside, explore, read, read_all, store, write, write_all};
+use loom::thread::JoinHandle;
 
-/// Updates reuse the rows they replaced, as soon as that is allowed: a reader sees one of the versions
-/// whole, never older ones after newer ones, and never nothing.
+/// Version 1 of key 7 in a table of four slots.
+fn one_key() -> Shared {
+    let store = store(4, None);
+    write(&store, 7, 1);
+    store
+}
+
+/// Writes versions of key 7 while `reader` reads it; the last one stays.
+fn write_beside<const N: usize>(store: &Shared, versions: [u8; N], reader: JoinHandle<()>) {
+    for version in versions {
+        write(store, 7, version);
+    }
+    reader.join().unwrap();
+    assert_eq!(read(store, 7), versions.last().copied());
+}
+
+/// Updates reuse the rows they replaced as soon as that is allowed: a reader sees one whole version, never
+/// an older one after a newer one, and never nothing.
 ///
-/// Explores publish, update, retire, reuse. Not: growth, absence, a second writer.
+/// Explores publish, update, retire, reuse. Does not cover growth, absence, a second writer.
 #[test]
 fn an_update_is_seen_whole_or_not_at_all() {
     loom::model(|| {
-        let store = store(4, None);
-        write(&store, 7, 1);
+        let store = one_key();
         let reader = beside(&store, |store| {
             let first = read(store, 7).expect("the key is never absent");
             let second = read(store, 7).expect("the key is never absent");
@@ -21,18 +37,16 @@ fn an_update_is_seen_whole_or_not_at_all() {
                 "{first}, {second}"
             );
         });
-        write(&store, 7, 2);
-        write(&store, 7, 3);
-        reader.join().unwrap();
-        assert_eq!(read(&store, 7), Some(3));
+        write_beside(&store, [2, 3], reader);
     });
 }
 
 /// Two writers of one key and a reader of it: all agree on one order of the three versions, in which the
-/// reader does not go back. A row that one writer has filled, or is filling, is never the other's.
+/// reader never goes back. A row that one writer fills is never the other's.
 ///
-/// Explores writers against each other at every step of an upsert, with returned rows for both, and publish,
-/// update, retire and reuse beside a reader. Not: the key's insert (it is there from the start), growth.
+/// Explores writers against each other at every step of an upsert, with returned rows for both, and
+/// publish, update, retire and reuse beside a reader. Does not cover the key's insert (it exists from the
+/// start), growth.
 #[test]
 fn two_writers_of_one_key_are_seen_in_one_order() {
     explore(|| {
@@ -56,10 +70,10 @@ fn two_writers_of_one_key_are_seen_in_one_order() {
 }
 
 /// Two writers write the same two keys, each in one batch: a reader sees neither key go back, and at the
-/// end both keys are of the same batch, since the rows of a batch as small as this are published together.
+/// end both keys are of the same batch, since the rows of so small a batch are published together.
 ///
-/// Explores several rows taken at a time, filled side by side and published in turn. Not: a batch of more
-/// than one chunk.
+/// Explores several rows taken at a time, filled in parallel and published in turn. Does not cover a batch
+/// of more than one chunk.
 #[test]
 fn small_batches_are_published_together() {
     explore(|| {
@@ -84,9 +98,9 @@ fn small_batches_are_published_together() {
     });
 }
 
-/// Two writers bring the same new key: one of them inserts it and the other updates it, and it has one row.
+/// Two writers write the same new key: one of them inserts it and the other updates it, and it has one row.
 ///
-/// Explores two inserts that meet in one slot, before a reader. Not: a key that was there.
+/// Explores two inserts that meet in one slot, before a reader. Does not cover an existing key.
 #[test]
 fn two_writers_of_a_new_key_leave_one_row() {
     explore(|| {
@@ -110,14 +124,15 @@ fn two_writers_of_a_new_key_leave_one_row() {
     });
 }
 
-/// A deleted key's row goes to another key of the same bucket: a reader of either never gets the other's
-/// row.
+/// A deleted key's row is reused by another key of the same bucket: a reader of either never gets the
+/// other's row.
 ///
-/// Explores delete, insert of another key, reuse of the row. Not: the slot, which stays the deleted key's.
+/// Explores delete, insert of another key, reuse of the row. Does not cover reuse of the slot, which stays
+/// the deleted key's.
 #[test]
 fn a_reused_row_is_never_taken_for_another_keys() {
     loom::model(|| {
-        let (one, two) = (unspread(5), unspread(6));
+        let (one, two) = (unmix64(5), unmix64(6));
         let store = store(4, None);
         write(&store, one, 11);
         let reader = beside(&store, move |store| {
@@ -131,15 +146,13 @@ fn a_reused_row_is_never_taken_for_another_keys() {
     });
 }
 
-/// A key that is deleted and written again: a reader sees the old row, nothing, or the new row, in this
-/// order.
+/// A key is deleted and written again: a reader sees the old row, nothing, or the new row, in this order.
 ///
-/// Explores delete and insert of the same key in its slot. Not: a rebuild between the two.
+/// Explores delete and insert of the same key in its slot. Does not cover a rebuild between the two.
 #[test]
 fn a_key_that_comes_back_does_not_come_back_old() {
     loom::model(|| {
-        let store = store(4, None);
-        write(&store, 7, 1);
+        let store = one_key();
         let reader = beside(&store, |store| {
             let order = [Some(1), None, Some(2)];
             let [first, second] = [7, 7].map(|key| {
@@ -149,21 +162,18 @@ fn a_key_that_comes_back_does_not_come_back_old() {
             assert!(first <= second);
         });
         assert_eq!(store.delete(&[7]), Ok(1));
-        write(&store, 7, 2);
-        reader.join().unwrap();
-        assert_eq!(read(&store, 7), Some(2));
+        write_beside(&store, [2], reader);
     });
 }
 
 /// One writer deletes a key, another updates it: the key ends with the new row or with none, the reader
-/// sees no other order than that, and nothing is lost count of.
+/// sees no other order than that, and all counts add up.
 ///
-/// Explores a delete at every step of another thread's upsert. Not: growth.
+/// Explores a delete at every step of another thread's upsert. Does not cover growth.
 #[test]
 fn a_delete_beside_an_upsert_is_before_or_after_it() {
     explore(|| {
-        let store = store(4, None);
-        write(&store, 7, 1);
+        let store = one_key();
         let deleting = beside(&store, |store| assert_eq!(store.delete(&[7]), Ok(1)));
         let writing = beside(&store, |store| write(store, 7, 2));
         let seen = [read(&store, 7), read(&store, 7)];
@@ -182,15 +192,16 @@ fn a_delete_beside_an_upsert_is_before_or_after_it() {
     });
 }
 
-/// Three rows, of which one may be under a key: what a full cache is in the models.
+/// Three rows, of which one may be under a key: the smallest full cache.
 const SMALL: Bound = Bound {
     rows: 3,
     live_rows: 1,
 };
 
-/// A full cache gives up a row while it is read, and uses it again.
+/// A full cache evicts a row while it is read, and reuses it.
 ///
-/// Explores evict, retire, reuse, and a mark that a reader sets meanwhile. Not: two writers.
+/// Explores evict, retire, reuse, and a frequency that a reader increments meanwhile. Does not cover two
+/// writers.
 #[test]
 fn an_evicted_row_stays_whole_for_its_readers() {
     loom::model(|| {
@@ -206,10 +217,11 @@ fn an_evicted_row_stays_whole_for_its_readers() {
     });
 }
 
-/// Two writers bring a key each to a cache that holds one: one of the two stays, whole, and the cache
-/// never holds both.
+/// Two writers add a key each to a cache that holds one: one of the two stays, whole, and the cache never
+/// holds both.
 ///
-/// Explores eviction at every step of another thread's upsert. Not: which of several rows a policy takes.
+/// Explores eviction at every step of another thread's upsert. Does not cover the choice among several
+/// rows.
 #[test]
 fn two_writers_of_a_full_cache_keep_its_bound() {
     explore(|| {

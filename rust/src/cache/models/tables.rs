@@ -1,77 +1,89 @@
-//! What becomes of tables and slots: taken, grown, rebuilt, replaced.
+//! Models of tables and slots: taken, grown, rebuilt, replaced.
 
 use super::super::ManualClock;
 use super::super::clock::TICK_MS;
-use super::super::hash::unspread;
+use super::super::hash::unmix64;
 use super::{Shared, aging_store, beside, explore, read, read_all, store, write};
+use loom::thread::JoinHandle;
 use std::time::Duration;
 
 /// Three keys whose probes start at the same bucket, which two of them fill, in a table of `slots` slots.
 fn crowd(slots: usize) -> (Shared, [u64; 3]) {
     let store = store(slots, None);
-    let keys = [1, 2, 3].map(unspread);
+    let keys = [1, 2, 3].map(unmix64);
     for (key, version) in keys.into_iter().zip(1..) {
         write(&store, key, version);
     }
     (store, keys)
 }
 
-/// In a full bucket a key is deleted, and a new key of this bucket goes to the next: what stands beside it
-/// and what stands in the next bucket are found throughout.
+/// Keys 0 to 2 in a table of four slots.
+fn three_keys() -> Shared {
+    let store = store(4, None);
+    for key in 0..3 {
+        write(&store, key, key as u8);
+    }
+    store
+}
+
+/// Deletes the second key of a crowd and writes another beside the reader, and checks the outcome.
+fn replace_key(store: &Shared, crowd: [u64; 3], other: u64, reader: JoinHandle<()>) {
+    assert_eq!(store.delete(&[crowd[1]]), Ok(1));
+    write(store, other, 4);
+    reader.join().unwrap();
+    let [kept, deleted, third] = crowd;
+    assert_eq!(
+        read_all(store, [kept, deleted, third, other]),
+        [Some(1), None, Some(3), Some(4)]
+    );
+}
+
+/// In a full bucket a key is deleted, and a new key of this bucket goes to the next: the keys beside it and
+/// in the next bucket are found throughout.
 ///
-/// Explores probes that pass a deleted key's slot. Not: a probe round the end of the table.
+/// Explores probes that pass a tombstone. Does not cover a probe round the end of the table.
 #[test]
 fn what_stays_is_found_beside_and_behind_a_deleted_key() {
     loom::model(|| {
         let (store, [kept, deleted, behind]) = crowd(8);
-        let other = unspread(4);
+        let other = unmix64(4);
         let reader = beside(&store, move |store| {
             assert_eq!(read(store, behind), Some(3));
-            assert!(matches!(read(store, deleted), None | Some(2)));
-            assert!(matches!(read(store, other), None | Some(4)));
+            for (key, version) in [(deleted, 2), (other, 4)] {
+                let seen = read(store, key);
+                assert!(seen.is_none_or(|seen| seen == version), "{seen:?}");
+            }
         });
-        assert_eq!(store.delete(&[deleted]), Ok(1));
-        write(&store, other, 4);
-        reader.join().unwrap();
-        assert_eq!(
-            read_all(&store, [kept, deleted, behind, other]),
-            [Some(1), None, Some(3), Some(4)]
-        );
+        replace_key(&store, [kept, deleted, behind], other, reader);
     });
 }
 
-/// The table is full of slots, one of them a deleted key's, and is rebuilt without it: keys change their
-/// slots, and what stays is found throughout, in the old table or in the new one.
+/// The table is full of slots, one of them a tombstone, and is rebuilt without it: keys change their slots,
+/// and the remaining ones are found throughout, in the old table or in the new one.
 ///
-/// Explores a rebuild that gives slots to other keys. Not: growth in size.
+/// Explores a rebuild that gives slots to other keys. Does not cover growth in size.
 #[test]
 fn a_rebuild_without_deleted_keys_hides_nothing() {
     loom::model(|| {
         let (store, [kept, deleted, moved]) = crowd(4);
-        let other = unspread(4);
+        let other = unmix64(4);
         let reader = beside(&store, move |store| {
             assert_eq!(read(store, moved), Some(3));
             assert!(matches!(read(store, deleted), None | Some(2)));
             assert_eq!(read(store, kept), Some(1));
         });
-        assert_eq!(store.delete(&[deleted]), Ok(1));
-        write(&store, other, 4);
-        reader.join().unwrap();
-        assert_eq!(
-            read_all(&store, [kept, deleted, moved, other]),
-            [Some(1), None, Some(3), Some(4)]
-        );
+        replace_key(&store, [kept, deleted, moved], other, reader);
     });
 }
 
 /// Key 0 comes and goes in a bucket where other keys come: slots without a key look as if they had key 0,
 /// and a reader never takes another key's row for it, nor none for one.
 ///
-/// Explores a slot that gets its key while it is looked at. Not: key 0 behind a full bucket.
+/// Explores a slot that gets its key while it is read. Does not cover key 0 behind a full bucket.
 #[test]
 fn key_0_is_never_taken_for_a_slot_without_a_key() {
     explore(|| {
-        let (store, other) = (store(4, None), unspread(1));
+        let (store, other) = (store(4, None), unmix64(1));
         let reader = beside(&store, move |store| {
             let order = [None, Some(1), None];
             let first = read(store, 0);
@@ -88,16 +100,13 @@ fn key_0_is_never_taken_for_a_slot_without_a_key() {
     });
 }
 
-/// The table grows while a reader looks: what was there before is found throughout.
+/// The table grows during a look-up: existing keys are found throughout.
 ///
-/// Explores growth beside single look-ups. Not: an update meanwhile.
+/// Explores growth beside single look-ups. Does not cover a concurrent update.
 #[test]
 fn growth_hides_nothing() {
     loom::model(|| {
-        let store = store(4, None);
-        for key in 0..3 {
-            write(&store, key, key as u8);
-        }
+        let store = three_keys();
         let reader = beside(&store, |store| {
             assert_eq!(read(store, 0), Some(0));
             assert!(matches!(read(store, 3), None | Some(3)));
@@ -113,17 +122,15 @@ fn growth_hides_nothing() {
 }
 
 /// A reader keeps one guard over several keys while one of them is updated, the table grows and retired
-/// rows are wanted again: each of its rows is whole and of its key, and the replaced table is not freed
+/// rows are requested again: each of its rows is whole and of its key, and the replaced table is not freed
 /// under it.
 ///
-/// Explores a guard that outlasts update, growth and attempts at reuse. Not: two tables in succession.
+/// Explores a guard that outlasts update, growth and attempts at reuse. Does not cover two tables in
+/// succession.
 #[test]
 fn one_guard_lasts_over_growth_and_reuse() {
     loom::model(|| {
-        let store = store(4, None);
-        for key in 0..3 {
-            write(&store, key, key as u8);
-        }
+        let store = three_keys();
         let reader = beside(&store, |store| {
             let [updated, kept] = read_all(store, [0, 2]);
             assert!(matches!(updated, Some(0 | 10)), "{updated:?}");
@@ -136,10 +143,10 @@ fn one_guard_lasts_over_growth_and_reuse() {
     });
 }
 
-/// Two writers bring one new key each to a table with room for one: whoever comes second grows it, and
-/// neither key is lost; a reader finds what was there throughout.
+/// Two writers add one new key each to a table with room for one: the second grows it, and neither key is
+/// lost; a reader finds the existing keys throughout.
 ///
-/// Explores an upsert at every step of another thread's growth. Not: writers of the same key.
+/// Explores an upsert at every step of another thread's growth. Does not cover writers of the same key.
 #[test]
 fn two_writers_may_both_find_the_table_full() {
     explore(|| {
@@ -158,10 +165,10 @@ fn two_writers_may_both_find_the_table_full() {
 }
 
 /// An expired row is dropped when the table is rebuilt, and the next key gets it: a reader of the expired
-/// key finds nothing throughout, since it judges key and stamp of the same row.
+/// key finds nothing throughout, since it checks key and stamp of the same row.
 ///
-/// Explores rebuilding that retires a row and a table together, and the row's reuse. Not: a clock that
-/// moves meanwhile.
+/// Explores rebuilding that retires a row and a table together, and the row's reuse. Does not cover a clock
+/// that advances meanwhile.
 #[test]
 fn an_expired_row_never_comes_back_as_another() {
     loom::model(|| {
@@ -185,10 +192,10 @@ fn an_expired_row_never_comes_back_as_another() {
     });
 }
 
-/// The cache is cleared and filled anew while a reader looks for two keys under one guard: it finds both
-/// or, in the new table, neither; never a new key's row under an old key.
+/// The cache is cleared and refilled while a reader looks up two keys under one guard: it finds both or, in
+/// the new table, neither; never a new key's row under an old key.
 ///
-/// Explores a table replaced at a stroke, all its rows retired, one of them reused. Not: growth.
+/// Explores replacing the table, retiring all its rows, reusing one of them. Does not cover growth.
 #[test]
 fn a_cleared_cache_is_full_or_empty() {
     loom::model(|| {

@@ -1,23 +1,23 @@
-//! The loop that all instruction sets share, over whatever they call a register.
+//! Loops shared by all instruction sets, generic over the register type.
 
-/// What a level keeps in one register, and what it does with it.
+/// Vector register of one level and its operations.
 ///
 /// # Safety
 /// For all methods: the CPU has the instruction set. Pointers are valid for a register's width.
 pub(super) trait Register: Copy {
-    /// What inputs and weights are made of: one number, or two that are multiplied together.
+    /// Element of inputs and weights: one number, or a pair that is multiplied together.
     type Input: Copy;
     /// Outputs of a register.
     const LANES: usize;
 
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
-    /// The weights of one input for a register of outputs.
+    /// Loads the weights of one input for a register of outputs.
     type Weights: Copy;
     unsafe fn weights(from: *const Self::Input) -> Self::Weights;
-    /// An input in every lane.
-    unsafe fn spread(input: Self::Input) -> Self::Weights;
-    /// `self + input * weights`, lane by lane.
+    /// Broadcasts an input to every lane.
+    unsafe fn splat(input: Self::Input) -> Self::Weights;
+    /// Computes `self + input * weights`, lane by lane.
     unsafe fn add_product(self, input: Self::Weights, weights: Self::Weights) -> Self;
 }
 
@@ -39,7 +39,7 @@ pub(super) unsafe fn product<V: Register, const ROWS: usize, const VECTORS: usiz
 ) {
     let mut row = 0;
     while row < rows {
-        // SAFETY: the caller's: `row + ROWS <= rows`, and all of these are inside what it gave.
+        // SAFETY: by the caller's contract: `row + ROWS <= rows`, and all of these are inside its buffers.
         unsafe {
             let (x, out) = (x.add(row * stride), out.add(row * width));
             let mut sums: [[V; VECTORS]; ROWS] = std::array::from_fn(|r| {
@@ -49,7 +49,7 @@ pub(super) unsafe fn product<V: Register, const ROWS: usize, const VECTORS: usiz
                 let weights: [V::Weights; VECTORS] =
                     std::array::from_fn(|c| V::weights(w.add((i * VECTORS + c) * V::LANES)));
                 for (r, sums) in sums.iter_mut().enumerate() {
-                    let input = V::spread(*x.add(r * stride + i));
+                    let input = V::splat(*x.add(r * stride + i));
                     for (sum, &weights) in sums.iter_mut().zip(&weights) {
                         *sum = sum.add_product(input, weights);
                     }
@@ -65,7 +65,7 @@ pub(super) unsafe fn product<V: Register, const ROWS: usize, const VECTORS: usiz
     }
 }
 
-/// `out += scale * x`, number by number.
+/// Computes `out += scale * x`, element by element.
 #[inline(always)]
 #[allow(clippy::inline_always)] // as above
 pub(super) fn add_scaled_in_place(out: &mut [f32], scale: f32, x: &[f32]) {
@@ -74,7 +74,7 @@ pub(super) fn add_scaled_in_place(out: &mut [f32], scale: f32, x: &[f32]) {
     }
 }
 
-/// Cuts off below zero; a NaN stays one, so that a broken score is noticed.
+/// Clamps negative numbers to zero; a NaN stays one, so that a broken score is noticed.
 #[inline(always)]
 #[allow(clippy::inline_always)] // as above
 pub(super) fn relu_in_place(values: &mut [f32]) {
@@ -82,6 +82,66 @@ pub(super) fn relu_in_place(values: &mut [f32]) {
         *value = if *value < 0.0 { 0.0 } else { *value };
     }
 }
+
+/// Defines the loads and stores of a [`Register`] by two instructions.
+macro_rules! load_store {
+    ($load:ident, $store:ident) => {
+        #[inline(always)]
+        #[allow(clippy::inline_always)]
+        unsafe fn load(from: *const f32) -> Self {
+            // SAFETY: by the contract of the trait.
+            Self(unsafe { $load(from) })
+        }
+
+        #[inline(always)]
+        #[allow(clippy::inline_always)]
+        unsafe fn store(self, to: *mut f32) {
+            // SAFETY: by the contract of the trait.
+            unsafe { $store(to, self.0) }
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+pub(super) use load_store;
+
+/// Defines a [`Register`] of 32-bit floats by its instructions.
+macro_rules! f32_register {
+    ($name:ident, $vector:ty, $lanes:literal, $load:ident, $store:ident, $splat:ident, $multiply_add:ident) => {
+        #[derive(Clone, Copy)]
+        struct $name($vector);
+
+        impl Register for $name {
+            type Input = f32;
+            type Weights = Self;
+            const LANES: usize = $lanes;
+
+            load_store!($load, $store);
+
+            #[inline(always)]
+            #[allow(clippy::inline_always)]
+            unsafe fn weights(from: *const f32) -> Self {
+                // SAFETY: by the contract of the trait.
+                unsafe { Self::load(from) }
+            }
+
+            #[inline(always)]
+            #[allow(clippy::inline_always)]
+            unsafe fn splat(input: f32) -> Self {
+                // SAFETY: by the contract of the trait.
+                Self(unsafe { $splat(input) })
+            }
+
+            #[inline(always)]
+            #[allow(clippy::inline_always)]
+            unsafe fn add_product(self, input: Self, weights: Self) -> Self {
+                // SAFETY: by the contract of the trait.
+                Self(unsafe { $multiply_add(input.0, weights.0, self.0) })
+            }
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+pub(super) use f32_register;
 
 /// Defines the loops over single rows, compiled for an instruction set.
 macro_rules! row_kernels {
@@ -113,7 +173,7 @@ macro_rules! kernel {
             rows: usize,
         ) {
             const { assert!(crate::dense::ROWS % $rows == 0) };
-            // SAFETY: the caller's; strides and depths in inputs of `$per_input` elements.
+            // SAFETY: by the caller's contract; strides and depths in inputs of `$per_input` elements.
             unsafe {
                 $crate::dense::arch::loops::product::<$register, $rows, $vectors>(
                     x.cast(),

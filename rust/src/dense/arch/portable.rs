@@ -1,15 +1,9 @@
-//! Eight floats side by side, which the compiler makes vectors of for whatever it builds for.
+//! Eight floats in an array, which the compiler vectorises for its target.
 
 use super::Kernels;
 use super::loops::{Register, kernel, row_kernels};
 
-pub(super) const KERNELS: Kernels = Kernels {
-    lanes: Eight::LANES,
-    singles: &[one, two],
-    halves: None,
-    add_scaled,
-    relu,
-};
+pub(super) const KERNELS: Kernels = Kernels::f32_only(Eight::LANES, &[one, two], add_scaled, relu);
 
 #[derive(Clone, Copy)]
 struct Eight([f32; 8]);
@@ -21,24 +15,24 @@ impl Register for Eight {
 
     #[inline]
     unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: the caller's.
+        // SAFETY: by the contract of the trait.
         Self(unsafe { from.cast::<[f32; 8]>().read_unaligned() })
     }
 
     #[inline]
     unsafe fn store(self, to: *mut f32) {
-        // SAFETY: the caller's.
+        // SAFETY: by the contract of the trait.
         unsafe { to.cast::<[f32; 8]>().write_unaligned(self.0) }
     }
 
     #[inline]
     unsafe fn weights(from: *const f32) -> Self {
-        // SAFETY: the caller's.
+        // SAFETY: by the contract of the trait.
         unsafe { Self::load(from) }
     }
 
     #[inline]
-    unsafe fn spread(input: f32) -> Self {
+    unsafe fn splat(input: f32) -> Self {
         Self([input; 8])
     }
 

@@ -1,10 +1,10 @@
-//! A random model with its rows and one request, and what the formula says of it in 64 bits.
+//! Random model with its rows and one request, and the result of the formula in 64 bits.
 
 use super::super::*;
 use crate::cache::{CacheConfig, DType, RowLayout};
 use crate::lsh::{Kind, Sequence};
 
-/// A generator of numbers that look random.
+/// Pseudo-random number generator.
 pub(super) struct Random(pub(super) u64);
 
 impl Random {
@@ -33,7 +33,7 @@ impl Random {
     }
 }
 
-/// A float column as it is stored, and the numbers that it stands for.
+/// Float column as it is stored, and the numbers it represents.
 pub(super) fn column(
     random: &mut Random,
     dtype: DType,
@@ -71,14 +71,14 @@ pub(super) fn column(
     (stored, read, scales)
 }
 
-/// Everything that a case is made of, with owners for what the model borrows.
+/// Parts of a case, with owners for what the model borrows.
 pub(super) struct Case {
     pub(super) hidden: usize,
     pub(super) widths: Vec<usize>,
     pub(super) dtype: DType,
     pub(super) cache: EmbeddingCache,
     pub(super) keys: Vec<u64>,
-    /// Numbers of each key's row: `h`, then the factored columns.
+    /// Values of each key's row: `h`, then the factored columns.
     pub(super) h: Vec<f32>,
     pub(super) columns: Vec<Vec<f32>>,
     pub(super) has_content: Vec<f32>,
@@ -109,7 +109,7 @@ pub(super) const CHANNELS: usize = 2;
 pub(super) const FIRST_KEY: u64 = 1 << 40;
 
 impl Case {
-    /// A case of `n` candidates, some of which have no row.
+    /// Makes a case of `n` candidates, some of which have no row.
     #[allow(clippy::too_many_lines)] // one random part after the other
     pub(super) fn new(random: &mut Random, dtype: DType, n: usize) -> Self {
         let hidden = [8, 16, 20, 64, 72][random.below(5)];
@@ -189,7 +189,7 @@ impl Case {
             layers.push((random.floats(inputs * outputs), random.floats(outputs)));
             inputs = outputs;
         }
-        // Factors of reduced rows are of 8 bits, as the model's are.
+        // Factors of reduced rows have 8 bits, as the model's do.
         let factors = random.floats(factored * hidden).into_iter();
         let factors = factors.map(|value| Bf16::round(value).widen()).collect();
         let slots = random.below(6);
@@ -286,7 +286,7 @@ impl Case {
         })
     }
 
-    /// The formula for candidate `i` with its row.
+    /// Evaluates the formula for candidate `i` with its row.
     pub(super) fn expected(&self, i: usize) -> Vec<f64> {
         let h = self.hidden;
         let mut first: Vec<f64> = (0..h)
@@ -325,13 +325,7 @@ impl Case {
         }
         let tiers = self.edges.len() + 1;
         for (theirs, &channel) in self.sequence.chunks_exact(width).zip(&self.channel) {
-            let pairs = own.iter().zip(theirs);
-            let score: i32 = match self.kind {
-                Kind::SimHash => pairs.map(|(a, b)| (a ^ b).count_zeros() as i32).sum(),
-                Kind::Int8 => pairs
-                    .map(|(&a, &b)| i32::from(a as i8) * i32::from(b as i8))
-                    .sum(),
-            };
+            let score = self.kind.score(own, theirs);
             let tier = self.edges.iter().filter(|&&edge| score >= edge).count();
             if self.scale == TierScale::Share && channel >= 0 {
                 let share = self.has_content[i] / self.lengths[channel as usize];
@@ -350,13 +344,7 @@ impl Case {
                     .zip(&self.channel)
                     .filter(|(_, c)| **c == channel as i32)
                 {
-                    let pairs = own.iter().zip(theirs);
-                    let score: i32 = match self.kind {
-                        Kind::SimHash => pairs.map(|(a, b)| (a ^ b).count_zeros() as i32).sum(),
-                        Kind::Int8 => pairs
-                            .map(|(&a, &b)| i32::from(a as i8) * i32::from(b as i8))
-                            .sum(),
-                    };
+                    let score = self.kind.score(own, theirs);
                     counts[self.edges.iter().filter(|&&edge| score >= edge).count()] += 1;
                 }
                 for (tier, &count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {

@@ -1,7 +1,7 @@
 //! AVX2: products of int8 by pairs of int16.
 
 use super::super::pack::LANES;
-use super::{Kernels, NearKernels, avx2_planes, portable};
+use super::{ByteKernels, Kernels, avx2_planes, portable};
 use crate::bf16::Bf16;
 use std::arch::x86_64::{
     __m256i, _mm_loadu_si128, _mm256_add_epi32, _mm256_cmpgt_epi16, _mm256_cmpgt_epi32,
@@ -13,10 +13,10 @@ use std::arch::x86_64::{
 pub(super) const KERNELS: Kernels = Kernels {
     plane_words: 4,
     slice: avx2_planes::slice,
-    count_far: avx2_planes::count,
+    count_bits: avx2_planes::count,
     int8_group: 2,
     int8_offset: 0,
-    near: NearKernels::Scores(int8_i16, count_i16),
+    bytes: ByteKernels::Scores(int8_i16, count_i16),
     int8_i32,
     count_i32,
     add_rows,
@@ -26,7 +26,7 @@ pub(super) const KERNELS: Kernels = Kernels {
 /// Counts of 16-bit lanes move to 32 bits before they can overflow.
 const I16_STEPS: usize = i16::MAX as usize;
 
-/// Types that a register can be filled with: plain integers of 32 bytes together.
+/// Types that fill a register: plain integers, 32 bytes in all.
 macro_rules! memory {
     ($load:ident, $store:ident, $lane:ty, $lanes:literal) => {
         #[inline]
@@ -48,7 +48,7 @@ macro_rules! memory {
 memory!(load_i16, store_i16, i16, 16);
 memory!(load_i32, store_i32, i32, 8);
 
-/// Scores of a half of a block, 8 lanes a register.
+/// Returns the scores of half a block, 8 lanes a register.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn int8(block: &[u8], start: &[i32; LANES], candidate: &[u8], half: usize) -> [__m256i; 4] {

@@ -1,6 +1,6 @@
-//! Bit planes of 256 pairs, which AVX2 has two-operand logic for; their ones are counted by words.
+//! Bit planes of 256 pairs with two-operand logic; ones are counted by words.
 
-// Whatever works on planes has to end up inside a function of one instruction set.
+// Inlined, so that the code is compiled for the instruction set of its caller.
 #![allow(clippy::inline_always)]
 
 use super::planes::{self, Plane, Sliced};
@@ -9,7 +9,7 @@ use std::arch::x86_64::{
     _mm256_setzero_si256, _mm256_storeu_si256, _mm256_xor_si256,
 };
 
-/// A register of the AVX2 level.
+/// Register of the AVX2 level.
 #[derive(Clone, Copy)]
 struct Ymm(__m256i);
 
@@ -66,7 +66,7 @@ pub(super) fn count(
     per_candidate: usize,
     out: &mut [i32],
 ) {
-    // SAFETY: the features of this function are those of the instructions.
+    // SAFETY: this function is compiled for the features of the instructions.
     unsafe { planes::count::<Ymm>(sequence, candidates, per_candidate, out) };
 }
 

@@ -3,7 +3,7 @@
 use super::super::pack::LANES;
 use super::avx512_planes::{self, Zmm};
 use super::planes::{self, Plane};
-use super::{Kernels, Near, NearKernels, portable};
+use super::{ByteKernels, ByteSequence, Kernels, portable};
 use crate::bf16::Bf16;
 use std::arch::x86_64::{
     __m512i, _mm512_cmpge_epi16_mask, _mm512_cmpge_epi32_mask, _mm512_dpbusd_epi32,
@@ -15,23 +15,23 @@ use std::arch::x86_64::{
 pub(super) const KERNELS: Kernels = Kernels {
     plane_words: 8,
     slice: avx512_planes::slice,
-    count_far: avx512_planes::count,
+    count_bits: avx512_planes::count,
     int8_group: 4,
     int8_offset: 128,
-    near: NearKernels::Fused(count_near),
+    bytes: ByteKernels::Fused(count_bytes),
     int8_i32,
     count_i32,
     add_rows,
     add_half_rows,
 };
 
-/// Candidates that are scored together, so that a piece of the sequence is loaded once for all of them.
+/// Candidates scored together, so that a piece of the sequence is loaded once for all of them.
 const CANDIDATES: usize = 4;
 
-/// Edges that are counted together, so that scores are loaded once for all of them.
+/// Edges counted together, so that scores are loaded once for all of them.
 const EDGES: usize = 4;
 
-/// Scores of one block against `N` candidates, 16 lanes a register.
+/// Returns the scores of one block against `N` candidates, 16 lanes a register.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn int8<const N: usize>(
@@ -104,11 +104,16 @@ fn count_i32(scores: &[i32], edges: &[i32], counts: &mut [i32]) {
     }
 }
 
-/// Counts near pairs of bytes.
+/// Counts bytes pairs of bytes.
 #[target_feature(
     enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,avx512vpopcntdq"
 )]
-fn count_near(sequence: &Near<'_>, candidates: &[u8], per_candidate: usize, out: &mut [i32]) {
+fn count_bytes(
+    sequence: &ByteSequence<'_>,
+    candidates: &[u8],
+    per_candidate: usize,
+    out: &mut [i32],
+) {
     out.fill(0);
     let width = sequence.width;
     let together = candidates.chunks(CANDIDATES * width);
@@ -131,7 +136,7 @@ fn count_near(sequence: &Near<'_>, candidates: &[u8], per_candidate: usize, out:
     enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,avx512vpopcntdq"
 )]
 fn count_near_together<const N: usize>(
-    sequence: &Near<'_>,
+    sequence: &ByteSequence<'_>,
     candidates: [&[u8]; N],
     per_candidate: usize,
     out: &mut [i32],
@@ -143,22 +148,22 @@ fn count_near_together<const N: usize>(
     }
 }
 
-/// As above, where a binary search among the edges takes `STEPS` steps.
+/// As above, with a binary search of `STEPS` steps among the edges.
 ///
-/// The masks that the steps give are the bits of a pair's tier, highest first: bit planes, which are counted as
-/// those of distances are.
+/// The masks of the steps are the bits of a pair's tier, highest first: bit planes, which are counted like
+/// those of distances.
 #[inline]
 #[target_feature(
     enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,avx512vpopcntdq"
 )]
 fn count_near_steps<const N: usize, const STEPS: usize>(
-    sequence: &Near<'_>,
+    sequence: &ByteSequence<'_>,
     candidates: [&[u8]; N],
     per_candidate: usize,
     out: &mut [i32],
 ) {
-    // `steps[k]` holds at `n` the edge to compare with in the step that adds `2^k` to `n` edges reached. What
-    // is beyond the edges stands for one that any score may reach, and no one asks for its count.
+    // `steps[k]` holds at `n` the edge to compare with in the step that adds `2^k` to `n` edges reached.
+    // Entries beyond the edges stand for one that any score may reach; their counts are not read.
     let mut steps = [_mm512_setzero_si512(); STEPS];
     for (k, step) in steps.iter_mut().enumerate() {
         let lanes: [i16; 32] = std::array::from_fn(|n| {
@@ -186,7 +191,7 @@ fn count_near_steps<const N: usize, const STEPS: usize>(
             }
         }
         for (planes, out) in planes.iter().zip(out.chunks_exact_mut(per_candidate)) {
-            // SAFETY: the features of this function are those of the instructions; planes have 8 words.
+            // SAFETY: this function is compiled for the features of the instructions; planes have 8 words.
             unsafe {
                 let plane = |k: usize| Zmm::load(planes[k].as_ptr());
                 let four = planes::at_least_16(plane(3), plane(2), plane(1), plane(0));
@@ -206,7 +211,7 @@ fn count_near_steps<const N: usize, const STEPS: usize>(
     }
 }
 
-/// The bits of how many edges each score reaches, the lowest first.
+/// Returns the bits of the number of edges that each score reaches, the lowest first.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn search<const STEPS: usize>(scores: __m512i, steps: &[__m512i; STEPS]) -> [u32; STEPS] {

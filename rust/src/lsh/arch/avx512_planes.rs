@@ -1,7 +1,7 @@
-//! Bit planes of 512 pairs: logic of three operands (VPTERNLOG), counts of 64-bit lanes (VPOPCNTDQ), moved
-//! together by VBMI.
+//! Bit planes of 512 pairs: logic of three operands (VPTERNLOG), counts of 64-bit lanes (VPOPCNTDQ),
+//! permuted by VBMI.
 
-// Whatever works on planes has to end up inside a function of one instruction set.
+// Inlined, so that the code is compiled for the instruction set of its caller.
 #![allow(clippy::inline_always)]
 
 use super::planes::{self, CODES, PADDED, Plane, Segment, Sliced, codes_of_all};
@@ -15,14 +15,14 @@ use std::arch::x86_64::{
 };
 use std::mem::MaybeUninit;
 
-/// A register of the AVX-512 level.
+/// Register of the AVX-512 level.
 #[derive(Clone, Copy)]
 pub(super) struct Zmm(pub __m512i);
 
-/// Thresholds whose counts travel in one register, a byte each in every lane.
+/// Thresholds whose counts share one register, a byte each in every lane.
 const TOGETHER: usize = 8;
 
-/// Byte `8·lane + i` to `8·i + lane`.
+/// Permutation of byte `8·lane + i` to `8·i + lane`.
 const TRANSPOSED: [u8; 64] = {
     let mut index = [0; 64];
     let mut at = 0;
@@ -33,7 +33,7 @@ const TRANSPOSED: [u8; 64] = {
     index
 };
 
-/// Where the bits of each of 32 triples begin: the byte and the next one, and a shift.
+/// Position of the bits of each of 32 triples: the byte and the next one, and a shift.
 const TRIPLE_BYTES: [u16; CODES] = triples(false);
 const TRIPLE_SHIFTS: [u16; CODES] = triples(true);
 
@@ -52,7 +52,7 @@ const fn triples(shifts: bool) -> [u16; CODES] {
     table
 }
 
-/// The codes of each value of a triple, whatever the bits above its three.
+/// Codes of each value of a triple, independent of the bits above its three.
 const VALUE_CODES: [u16; CODES] = {
     let all = codes_of_all(Zmm::WORDS);
     let mut table = [0; CODES];
@@ -157,7 +157,7 @@ impl Plane for Zmm {
             let together = (n - from).min(TOGETHER);
             // SAFETY: by the rule of the trait; counts are read and written inside `out`, as its slices show.
             unsafe {
-                // Each lane has up to 64 ones, which a byte holds: its bytes come in from above.
+                // Each lane has up to 64 ones, which fits a byte: its bytes are shifted in from above.
                 let mut counts = _mm512_setzero_si512();
                 for i in from..from + together {
                     let ones = _mm512_popcnt_epi64(plane(i).0);
@@ -190,7 +190,7 @@ pub(super) fn count(
     per_candidate: usize,
     out: &mut [i32],
 ) {
-    // SAFETY: the features of this function are those of the instructions.
+    // SAFETY: this function is compiled for the features of the instructions.
     unsafe { planes::count::<Zmm>(sequence, candidates, per_candidate, out) };
 }
 

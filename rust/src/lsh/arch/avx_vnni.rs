@@ -1,9 +1,9 @@
-//! AVX-VNNI: dot products of bytes by four in registers of 256 bits, for CPUs that have them but not AVX-512. All
-//! else is AVX2's.
+//! AVX-VNNI: dot products of bytes by four in registers of 256 bits, for CPUs that have them but not
+//! AVX-512. All other kernels are those of AVX2.
 
 use super::super::pack::LANES;
 use super::avx2::{self, load_i32, store_dots_i16, store_i32};
-use super::{Kernels, NearKernels};
+use super::{ByteKernels, Kernels};
 use std::arch::x86_64::{
     __m256i, _mm256_dpbusd_avx_epi32, _mm256_loadu_si256, _mm256_set1_epi32, _mm256_setzero_si256,
 };
@@ -11,12 +11,12 @@ use std::arch::x86_64::{
 pub(super) const KERNELS: Kernels = Kernels {
     int8_group: 4,
     int8_offset: 128,
-    near: NearKernels::Scores(int8_i16, avx2::count_i16),
+    bytes: ByteKernels::Scores(int8_i16, avx2::count_i16),
     int8_i32,
     ..avx2::KERNELS
 };
 
-/// Scores of a block, 8 lanes a register.
+/// Writes the scores of a block, 8 lanes a register.
 #[inline]
 #[target_feature(enable = "avx2,avxvnni")]
 fn int8(block: &[u8], start: &[i32; LANES], candidate: &[u8]) -> [__m256i; 8] {

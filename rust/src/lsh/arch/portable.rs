@@ -1,29 +1,29 @@
-//! Plain loops over small arrays, which the compiler vectorises for what it builds for.
+//! Plain loops over small arrays, which the compiler vectorises for its target.
 
-// Whatever works on planes has to end up inside a function of one instruction set.
+// Inlined, so that the code is compiled for the instruction set of its caller.
 #![allow(clippy::inline_always)]
 
 use super::super::pack::LANES;
 use super::planes::{self, Plane, Sliced};
-use super::{Kernels, NearKernels};
+use super::{ByteKernels, Kernels};
 use crate::bf16::Bf16;
 
 pub(super) const KERNELS: Kernels = Kernels {
     plane_words: WORDS,
     slice,
-    count_far,
+    count_bits,
     int8_group: 1,
     int8_offset: 0,
-    near: NearKernels::Scores(int8, count::<i16, u16, 65_535>),
+    bytes: ByteKernels::Scores(int8, count::<i16, u16, 65_535>),
     int8_i32: int8,
     count_i32: count::<i32, u32, { usize::MAX }>,
     add_rows,
     add_half_rows,
 };
 
-/// Integers that scores are kept in.
+/// Integer type of scores.
 trait Lane: Copy + PartialOrd {
-    /// The nearest value to `score`.
+    /// Returns the nearest value to `score`.
     fn saturate(score: i32) -> Self;
 }
 
@@ -40,10 +40,10 @@ macro_rules! lane {
 
 lane!(i16, i32);
 
-/// Words of a plane: two registers of 128 bits, which every CPU of 64 bits has.
+/// Words of a plane: two registers of 128 bits, which every 64-bit CPU has.
 const WORDS: usize = 4;
 
-/// A plane in plain words.
+/// Plane in plain words.
 #[derive(Clone, Copy)]
 struct Words([u64; WORDS]);
 
@@ -52,13 +52,13 @@ impl Plane for Words {
 
     #[inline(always)]
     unsafe fn load(from: *const u64) -> Self {
-        // SAFETY: readable by the rule of the trait.
+        // SAFETY: readable by the contract of the trait.
         Self(unsafe { from.cast::<[u64; WORDS]>().read_unaligned() })
     }
 
     #[inline(always)]
     unsafe fn store(self, to: *mut u64) {
-        // SAFETY: writable by the rule of the trait.
+        // SAFETY: writable by the contract of the trait.
         unsafe { to.cast::<[u64; WORDS]>().write_unaligned(self.0) };
     }
 
@@ -92,7 +92,7 @@ fn slice(rows: &[u32], signatures: &[u8], width: usize, table: &mut [u64]) {
     planes::slice::<WORDS>(rows, signatures, width, table);
 }
 
-fn count_far(sequence: &Sliced<'_>, candidates: &[u8], per_candidate: usize, out: &mut [i32]) {
+fn count_bits(sequence: &Sliced<'_>, candidates: &[u8], per_candidate: usize, out: &mut [i32]) {
     // SAFETY: plain words need no instruction set.
     unsafe { planes::count::<Words>(sequence, candidates, per_candidate, out) };
 }
@@ -140,10 +140,10 @@ fn add_half_rows(table: &[Bf16], rows: &[usize], out: &mut [f32]) {
     add_rows_in_place(table, rows, out);
 }
 
-/// The sum of rows, a piece of the row at a time, so that the running sum stays in registers.
+/// Sums rows, a piece of the row at a time, so that the running sum stays in registers.
 ///
-/// Inlined into functions of each instruction set, which is all that it takes. Rows are added one after
-/// the other in every lane, so that all of them round alike.
+/// Inlined into functions of each instruction set, which vectorises it. Rows are added one after the other
+/// in every lane, so that all levels round alike.
 #[inline(always)]
 pub(super) fn add_rows_in_place<T: Copy + Into<f32>>(table: &[T], rows: &[usize], out: &mut [f32]) {
     const PIECE: usize = 64;

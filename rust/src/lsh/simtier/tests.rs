@@ -1,10 +1,10 @@
-//! Every level against the definition.
+//! Comparison of every level with the definition.
 
 use super::*;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-/// The definition, pair by pair.
+/// Definition of the counts, pair by pair.
 fn naive(sequence: &Sequence<'_>, candidates: &[u8]) -> Vec<i32> {
     let tiers = sequence.edges.len() + 1;
     let mut counts = Vec::new();
@@ -15,13 +15,7 @@ fn naive(sequence: &Sequence<'_>, candidates: &[u8]) -> Vec<i32> {
             .chunks_exact(sequence.width)
             .zip(sequence.channel)
         {
-            let pairs = candidate.iter().zip(row);
-            let score: i32 = match sequence.kind {
-                Kind::SimHash => pairs.map(|(a, b)| (a ^ b).count_zeros() as i32).sum(),
-                Kind::Int8 => pairs
-                    .map(|(&a, &b)| i32::from(a as i8) * i32::from(b as i8))
-                    .sum(),
-            };
+            let score = sequence.kind.score(candidate, row);
             let tier = sequence.edges.iter().filter(|&&edge| score >= edge).count();
             if (0..sequence.channels as i32).contains(&channel) {
                 one[channel as usize * tiers + tier] += 1;
@@ -71,23 +65,23 @@ proptest! {
     fn every_level_counts_what_the_definition_counts(
         (rows, candidates) in (vec(byte(), 0..6000), vec(byte(), 0..1300)),
         channel in vec(-2..4i32, 6000),
-        (near, far) in (vec(-9..530i32, 0..=MAX_EDGES), vec(any::<i32>(), 0..=MAX_EDGES)),
+        (bytes, far) in (vec(-9..530i32, 0..=MAX_EDGES), vec(any::<i32>(), 0..=MAX_EDGES)),
         large in vec(-40_000..40_000i32, 0..=MAX_EDGES),
     ) {
         for width in [8, 16, 32, 64] {
-            check_all(Kind::SimHash, width, &rows, &candidates, &channel, &near);
+            check_all(Kind::SimHash, width, &rows, &candidates, &channel, &bytes);
             check_all(Kind::SimHash, width, &rows, &candidates, &channel, &far);
         }
         for width in [4, 20, 64, 256] {
-            for edges in [&near, &large, &far] {
+            for edges in [&bytes, &large, &far] {
                 check_all(Kind::Int8, width, &rows, &candidates, &channel, edges);
             }
         }
     }
 }
 
-/// Sequences that end anywhere in a block, that fill several, and that no narrow counter could count: one
-/// channel has nearly all behaviours, one a few, one none.
+/// Sequences that end anywhere in a block, that fill several, and that would overflow any narrow counter:
+/// one channel has nearly all behaviours, one a few, one none.
 #[test]
 fn sequences_of_any_length_are_counted() {
     let mut state = 1u64;
@@ -100,7 +94,7 @@ fn sequences_of_any_length_are_counted() {
     for length in [0, 1, 63, 64, 65, 511, 513, 5_000, 70_000] {
         for (kind, width) in [(Kind::SimHash, 8), (Kind::SimHash, 32), (Kind::Int8, 8)] {
             let mut rows: Vec<u8> = (0..length * width).map(|_| random()).collect();
-            // Most behaviours are the first candidate, so that one tier counts nearly all.
+            // Most behaviours equal the first candidate, so that one tier counts nearly all.
             let candidates: Vec<u8> = (0..3 * width).map(|_| random()).collect();
             for (row, to) in rows.chunks_exact_mut(width).enumerate() {
                 if row % 16 != 0 {
@@ -117,7 +111,7 @@ fn sequences_of_any_length_are_counted() {
     }
 }
 
-/// A tile of candidates, and one more, as many as leave the last tile with one.
+/// A tile of candidates plus one, so that the last tile has one.
 #[test]
 fn any_number_of_candidates_is_counted() {
     let rows: Vec<u8> = (0..100 * 64u32).map(|i| (i * i % 251) as u8).collect();

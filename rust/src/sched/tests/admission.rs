@@ -1,8 +1,8 @@
-//! Which tasks are refused because they would end too late.
+//! Refusal of tasks that would end too late.
 
 use super::*;
 
-/// Runs `name` often enough that its run time, `ms` and a little, is known.
+/// Runs `name` often enough that its run time, a little over `ms`, is known.
 fn teach(scheduler: &Scheduler, lane: Lane, name: &str, ms: u64) {
     for _ in 0..8 {
         let nap = job(move || std::thread::sleep(Duration::from_millis(ms)));
@@ -50,7 +50,7 @@ fn without_a_history_or_a_deadline_or_the_switch_nothing_is_refused() {
     let (to, from) = mpsc::channel();
     for (name, deadline) in [("new", Some(in_ms(5))), ("nap", None)] {
         scheduler
-            .submit(Lane::Compute, deadline, name, telling(name, &to))
+            .submit(Lane::Compute, deadline, name, reporting(name, &to))
             .unwrap();
     }
     drop((release, from));
@@ -69,7 +69,7 @@ fn what_goes_first_and_what_runs_count_and_what_goes_later_does_not() {
     let scheduler = scheduler(1, 1, 64);
     teach(&scheduler, Lane::Compute, "nap", 20);
     let nap = || job(|| std::thread::sleep(Duration::from_millis(20)));
-    // Runs for 20 ms as far as anyone knows, and then on.
+    // Expected to run for 20 ms, and runs on.
     let (release, _) = hold(&scheduler, Lane::Compute, "nap");
     for _ in 0..10 {
         scheduler
@@ -85,7 +85,7 @@ fn what_goes_first_and_what_runs_count_and_what_goes_later_does_not() {
     assert!(first.run.unwrap() >= Duration::from_millis(20));
     let unknown = scheduler.predict(Lane::Compute, "unknown", None);
     assert_eq!((unknown.run, unknown.ahead), (None, 10));
-    // 100 ms are enough if it goes first, and not for two, nor behind ten.
+    // 100 ms suffice if it goes first, but not for two tasks, nor behind ten.
     scheduler
         .submit(Lane::Compute, Some(in_ms(150)), "nap", nap())
         .unwrap();
@@ -103,7 +103,7 @@ fn what_goes_first_and_what_runs_count_and_what_goes_later_does_not() {
         }
     }
     let free = scheduler.predict(Lane::Blocking, "nap", None);
-    assert_eq!(free, Outlook::default(), "the other lane is idle");
+    assert_eq!(free, Prediction::default(), "the other lane is idle");
     drop(release);
 }
 
@@ -132,14 +132,14 @@ fn a_name_refused_for_its_run_time_is_measured_again() {
     let mut refused = 0;
     let mut ran = 0;
     let until = in_ms(20_000);
-    // It has become fast; one task a second finds out, and each counts.
+    // It has become fast; one task a second measures, and each counts.
     while scheduler.names(Lane::Compute)[0].likely_us.unwrap() > 10_000.0 {
         assert!(Instant::now() < until, "it never learns");
         match scheduler.submit(Lane::Compute, Some(in_ms(10)), "once slow", job(|| ())) {
             Ok(ticket) => {
                 wait(Target::Task(&ticket), LONG).unwrap();
                 ran += 1;
-                // Without a deadline nothing is refused, and the history learns as well.
+                // Without a deadline nothing is refused, and the history is updated as well.
                 for _ in 0..60 {
                     let ticket = scheduler
                         .submit(Lane::Compute, None, "once slow", job(|| ()))

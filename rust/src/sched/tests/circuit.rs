@@ -1,4 +1,4 @@
-//! Blocking calls that hang.
+//! Circuit breaker for blocking calls that hang.
 
 use super::*;
 
@@ -48,7 +48,7 @@ fn calls_that_hang_leave_threads_to_others_until_a_probe_ends_in_time() {
         drop(release);
         wait(Target::Task(&ticket), LONG).unwrap();
     }
-    // The probe hangs as well, and so do others find out.
+    // The probe hangs as well, and the next task sees it.
     let (release, probe) = hold(&scheduler, Lane::Blocking, "stuck");
     assert_eq!(circuit(&scheduler, "stuck"), CircuitState::HalfOpen);
     let error = run_one(&scheduler, "stuck").unwrap_err();
@@ -74,7 +74,7 @@ fn those_in_the_queue_are_shed_when_their_turn_comes() {
     let (to, from) = mpsc::channel();
     for name in ["stuck", "healthy", "stuck"] {
         scheduler
-            .submit(Lane::Blocking, None, name, telling(name, &to))
+            .submit(Lane::Blocking, None, name, reporting(name, &to))
             .unwrap();
     }
     std::thread::sleep(Duration::from_millis(40));
@@ -111,7 +111,7 @@ fn a_probe_that_never_begins_leaves_the_circuit_open_to_the_next() {
     let busy: Vec<_> = (0..4).map(|_| occupy(&scheduler, Lane::Blocking)).collect();
     let (to, from) = mpsc::channel();
     let probe = scheduler
-        .submit(Lane::Blocking, None, "stuck", telling("probe", &to))
+        .submit(Lane::Blocking, None, "stuck", reporting("probe", &to))
         .unwrap();
     assert_eq!(circuit(&scheduler, "stuck"), CircuitState::HalfOpen);
     assert!(probe.cancel());

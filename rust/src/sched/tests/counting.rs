@@ -92,9 +92,9 @@ fn nothing_is_lost_or_done_twice_under_load() {
                 start.wait();
                 for n in 0..EACH {
                     let (done, told) = (done.clone(), told.clone());
-                    let work: Job = Box::new(move |turn| {
+                    let work: Job = Box::new(move |call| {
                         told.fetch_add(1, Ordering::Relaxed);
-                        if matches!(turn, Turn::Run(_)) {
+                        if matches!(call, JobCall::Run(_)) {
                             assert!(done.lock().unwrap().insert((thread, n)));
                         }
                     });
@@ -128,20 +128,24 @@ fn nothing_is_lost_or_done_twice_under_load() {
 }
 
 #[test]
-fn whoever_has_a_result_finds_it_counted() {
+fn a_delivered_result_is_already_counted() {
     let scheduler = scheduler(1, 1, 16);
     scheduler.trace(true);
-    for (n, end) in [End::Completed, End::Failed, End::Cancelled]
-        .into_iter()
-        .enumerate()
+    for (n, end) in [
+        JobOutcome::Completed,
+        JobOutcome::Failed,
+        JobOutcome::Cancelled,
+    ]
+    .into_iter()
+    .enumerate()
     {
         let (to, from) = mpsc::channel();
         let (release, released) = mpsc::channel::<()>();
-        let work: Job = Box::new(move |turn| {
-            let Turn::Run(running) = turn else {
+        let work: Job = Box::new(move |call| {
+            let JobCall::Run(running) = call else {
                 unreachable!("nobody drops it");
             };
-            running.end(end);
+            running.finish(end);
             to.send(()).unwrap();
             let _ = released.recv();
         });
@@ -189,9 +193,9 @@ fn a_dropped_task_is_counted_as_its_caller_sees_it_and_before_it_knows() {
         let (to, from) = mpsc::channel();
         let (release, released) = mpsc::channel::<()>();
         let (hold, ticket) = occupy(&scheduler, Lane::Compute);
-        let work: Job = Box::new(move |turn| {
-            let Turn::Expired(dropped) = turn else {
-                unreachable!("it expires: {turn:?}");
+        let work: Job = Box::new(move |call| {
+            let JobCall::Expired(dropped) = call else {
+                unreachable!("it expires: {call:?}");
             };
             to.send(tell(dropped)).unwrap();
             let _ = released.recv();

@@ -32,12 +32,12 @@ fn stopping_runs_or_drops_what_is_queued() {
         let (to, from) = mpsc::channel();
         for _ in 0..10 {
             scheduler
-                .submit(Lane::Blocking, None, "", telling("queued", &to))
+                .submit(Lane::Blocking, None, "", reporting("queued", &to))
                 .unwrap();
         }
         scheduler.stop(drop_queued);
         let error = scheduler
-            .submit(Lane::Compute, None, "after", telling("after", &to))
+            .submit(Lane::Compute, None, "after", reporting("after", &to))
             .unwrap_err();
         assert!(matches!(&error, Error::Scheduler(text) if text.contains("\"after\"")));
         assert!(!scheduler.join(Some(Duration::from_millis(20))).unwrap());
@@ -58,7 +58,7 @@ fn dropping_the_scheduler_drops_the_queue_and_joins() {
     let (release, running) = occupy(&scheduler, Lane::Compute);
     let (to, from) = mpsc::channel();
     scheduler
-        .submit(Lane::Compute, None, "", telling("queued", &to))
+        .submit(Lane::Compute, None, "", reporting("queued", &to))
         .unwrap();
     let releaser = std::thread::spawn(move || {
         let told = from.recv_timeout(LONG.unwrap()).unwrap();
@@ -76,19 +76,12 @@ fn a_task_may_drop_the_last_handle_of_its_scheduler() {
     let (begun, begins) = mpsc::channel();
     let (to, from) = mpsc::channel();
     let inner = scheduler.clone();
-    scheduler
-        .submit(
-            Lane::Blocking,
-            None,
-            "",
-            job(move || {
-                begins.recv().unwrap();
-                assert!(inner.join(None).is_err(), "it would wait for itself");
-                drop(inner);
-                to.send(()).unwrap();
-            }),
-        )
-        .unwrap();
+    submit(&scheduler, Lane::Blocking, move || {
+        begins.recv().unwrap();
+        assert!(inner.join(None).is_err(), "it would wait for itself");
+        drop(inner);
+        to.send(()).unwrap();
+    });
     drop(scheduler);
     begun.send(()).unwrap();
     from.recv_timeout(LONG.unwrap()).unwrap();

@@ -1,14 +1,17 @@
-//! The scheduler with real threads.
+//! Tests of the scheduler with real threads.
 
 mod admission;
 mod circuit;
 mod counting;
 mod ending;
-mod guests;
+mod inline;
 mod order;
+#[path = "../../../tests/common/run_or_queue.rs"]
+mod run_or_queue;
 mod waiting;
 
 use super::*;
+use run_or_queue::RunOrQueue;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -26,29 +29,46 @@ fn scheduler(blocking: usize, compute: usize, bound: usize) -> Scheduler {
     .unwrap()
 }
 
-/// A job that runs `work`, and panics if it is dropped instead.
+/// Makes a job that runs `work`, and panics if it is dropped instead.
 fn job(work: impl FnOnce() + Send + 'static) -> Job {
-    Box::new(move |turn| {
+    Box::new(move |call| {
         assert!(
-            matches!(turn, Turn::Run(_)),
-            "dropped, though it should run: {turn:?}"
+            matches!(call, JobCall::Run(_)),
+            "dropped, though it should run: {call:?}"
         );
         work();
     })
 }
 
-/// A job that says what it was told.
-fn telling(name: &'static str, to: &Sender<(&'static str, String)>) -> Job {
+/// Makes a job that reports the reason of its call.
+fn reporting(name: &'static str, to: &Sender<(&'static str, String)>) -> Job {
     let to = to.clone();
-    Box::new(move |turn| {
-        let told = match turn {
-            Turn::Run(_) => "run".into(),
-            Turn::Expired(dropped) | Turn::Refused(dropped) => dropped.error().to_string(),
-            Turn::Cancelled => "cancelled".into(),
-            Turn::Stopped => "stopped".into(),
+    Box::new(move |call| {
+        let told = match call {
+            JobCall::Run(_) => "run".into(),
+            JobCall::Expired(dropped) | JobCall::Refused(dropped) => dropped.error().to_string(),
+            JobCall::Cancelled => "cancelled".into(),
+            JobCall::Stopped => "stopped".into(),
         };
         to.send((name, told)).unwrap();
     })
+}
+
+/// Submits a job that runs `work`.
+fn submit(scheduler: &Scheduler, lane: Lane, work: impl FnOnce() + Send + 'static) -> Ticket {
+    scheduler.submit(lane, None, "", job(work)).unwrap()
+}
+
+/// Submits a job to the compute lane that reports the reason of its call under its name.
+fn submit_reporting(
+    scheduler: &Scheduler,
+    deadline: Deadline,
+    name: &'static str,
+    to: &Sender<(&'static str, String)>,
+) -> Ticket {
+    scheduler
+        .submit(Lane::Compute, deadline, name, reporting(name, to))
+        .unwrap()
 }
 
 /// Occupies one thread of `lane` from the return of this function until the sender is dropped.

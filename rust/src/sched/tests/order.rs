@@ -1,4 +1,4 @@
-//! Which task goes first, and which does not go at all.
+//! Order of tasks, expiry and cancellation.
 
 use super::*;
 
@@ -15,7 +15,7 @@ fn the_earliest_deadline_goes_first_and_none_last() {
         ("in 40 s", Some(in_ms(40_000))),
     ] {
         scheduler
-            .submit(Lane::Compute, deadline, name, telling(name, &to))
+            .submit(Lane::Compute, deadline, name, reporting(name, &to))
             .unwrap();
     }
     drop(release);
@@ -60,9 +60,14 @@ fn a_full_queue_refuses_and_says_so() {
     let error = scheduler
         .submit(Lane::Blocking, None, "", refused)
         .unwrap_err();
-    assert!(
-        matches!(&error, Error::Overloaded(text) if text.contains("blocking lane already holds 2"))
-    );
+    assert!(matches!(
+        &error,
+        Error::QueueFull {
+            lane: "blocking",
+            queued: 2,
+            limit: 2
+        }
+    ));
     drop(release);
     scheduler.stop(false);
     scheduler.join(None).unwrap();
@@ -82,14 +87,10 @@ fn expired_tasks_make_room_in_a_full_queue() {
     let (to, from) = mpsc::channel();
     let soon = Some(in_ms(5));
     for name in ["a", "b"] {
-        scheduler
-            .submit(Lane::Compute, soon, name, telling(name, &to))
-            .unwrap();
+        submit_reporting(&scheduler, soon, name, &to);
     }
     std::thread::sleep(Duration::from_millis(10));
-    scheduler
-        .submit(Lane::Compute, None, "c", telling("c", &to))
-        .unwrap();
+    submit_reporting(&scheduler, None, "c", &to);
     for name in ["a", "b"] {
         let (who, told) = from.try_recv().unwrap();
         assert_eq!(who, name);
@@ -104,17 +105,8 @@ fn an_expired_task_is_dropped_before_it_starts() {
     let scheduler = scheduler(1, 1, 16);
     let (release, _) = occupy(&scheduler, Lane::Compute);
     let (to, from) = mpsc::channel();
-    let late = scheduler
-        .submit(Lane::Compute, Some(in_ms(5)), "late", telling("late", &to))
-        .unwrap();
-    let past = scheduler
-        .submit(
-            Lane::Compute,
-            Some(scheduler.anchor()),
-            "past",
-            telling("past", &to),
-        )
-        .unwrap();
+    let late = submit_reporting(&scheduler, Some(in_ms(5)), "late", &to);
+    let past = submit_reporting(&scheduler, Some(scheduler.anchor()), "past", &to);
     assert!(past.has_ended(), "nothing to wait for");
     std::thread::sleep(Duration::from_millis(10));
     drop(release);
@@ -139,15 +131,11 @@ fn cancelling_frees_the_place_at_once_and_never_stops_what_runs() {
     let scheduler = scheduler(1, 1, 1);
     let (release, running) = occupy(&scheduler, Lane::Compute);
     let (to, from) = mpsc::channel();
-    let first = scheduler
-        .submit(Lane::Compute, None, "", telling("first", &to))
-        .unwrap();
+    let first = submit_reporting(&scheduler, None, "first", &to);
     assert!(first.cancel() && first.has_ended());
     assert_eq!(from.try_recv().unwrap(), ("first", "cancelled".into()));
     assert!(!first.cancel(), "a second time");
-    let second = scheduler
-        .submit(Lane::Compute, None, "", telling("second", &to))
-        .unwrap();
+    let second = submit_reporting(&scheduler, None, "second", &to);
     assert!(!running.cancel());
     drop(release);
     wait(Target::Task(&second), LONG).unwrap();
@@ -187,10 +175,6 @@ fn impossible_settings_are_refused() {
             "{error}"
         );
     }
-    assert!(
-        Lane::from_name("gpu")
-            .unwrap_err()
-            .to_string()
-            .contains("\"gpu\"")
-    );
+    let error = Lane::from_name("gpu").unwrap_err();
+    assert!(error.to_string().contains("\"gpu\""), "{error}");
 }

@@ -1,8 +1,8 @@
-//! Tasks that wait for tasks: help, circles, refusals.
+//! Waiting inside tasks: helping, cycles, refusals.
 
 use super::*;
 
-/// The `n`th Fibonacci number, each half a task of its own.
+/// Returns the `n`th Fibonacci number, each half a task of its own.
 fn fibonacci(scheduler: &Arc<Scheduler>, lane: Lane, n: u64) -> u64 {
     if n < 2 {
         return n;
@@ -57,7 +57,7 @@ fn a_waiting_compute_worker_helps_with_others_tasks() {
         )
         .unwrap();
     begins.recv().unwrap();
-    // One thread is busy and the other waits: only by help can this run.
+    // One thread is busy and the other waits: only by helping can this run.
     let other = scheduler
         .submit(Lane::Compute, None, "", job(|| ()))
         .unwrap();
@@ -84,7 +84,7 @@ fn blocking_workers_help_when_all_of_them_wait() {
         })
         .collect();
     began.wait();
-    // What both wait for is itself a task of their lane, though no wait says so.
+    // The awaited event is itself a task of their lane, though no wait says so.
     scheduler
         .submit(Lane::Blocking, None, "", job(move || signal.fire()))
         .unwrap();
@@ -122,7 +122,7 @@ fn a_compute_worker_refuses_to_park() {
 }
 
 #[test]
-fn a_circle_of_waits_is_an_error() {
+fn a_cycle_of_waits_is_an_error() {
     for lane in Lane::ALL {
         let scheduler = Arc::new(scheduler(2, 2, 16));
         let tickets: Arc<Mutex<Vec<Ticket>>> = Arc::default();
@@ -160,17 +160,10 @@ fn a_wait_times_out() {
     let outside = wait(Target::Task(&busy), soon).unwrap_err();
     let (to, from) = mpsc::channel();
     let awaited = busy.clone();
-    scheduler
-        .submit(
-            Lane::Blocking,
-            None,
-            "",
-            job(move || {
-                to.send(wait(Target::Task(&awaited), soon).unwrap_err())
-                    .unwrap();
-            }),
-        )
-        .unwrap();
+    submit(&scheduler, Lane::Blocking, move || {
+        to.send(wait(Target::Task(&awaited), soon).unwrap_err())
+            .unwrap();
+    });
     let inside = from.recv_timeout(LONG.unwrap()).unwrap();
     for error in [outside, inside] {
         assert!(matches!(&error, Error::DeadlineExceeded(text) if text.contains("timed out")));
@@ -181,7 +174,7 @@ fn a_wait_times_out() {
 
 #[test]
 fn helping_has_a_depth_and_says_so() {
-    // The first thread is busy with what everybody waits for, so the second can only pile them up.
+    // The first thread is busy with the awaited task, so the second can only nest them.
     let scheduler = Arc::new(scheduler(1, 2, 64));
     let (release, busy) = occupy(&scheduler, Lane::Compute);
     let (to, from) = mpsc::channel();
@@ -196,7 +189,7 @@ fn helping_has_a_depth_and_says_so() {
     assert!(
         first
             .to_string()
-            .contains("8 waiting tasks already lie under")
+            .contains("8 waiting tasks are already nested")
     );
     drop(release);
     for task in &tasks {
@@ -223,7 +216,7 @@ fn blocking_tasks_that_wait_for_computing_do_not_pile_up() {
             n
         })
         .collect();
-    // None is buried under a later one, so two threads keep nearly to the order.
+    // None is nested under a later one, so two threads nearly keep the order.
     for (place, n) in (0..).zip(order) {
         assert!(n <= place + 1, "task {n} came in place {place}");
     }

@@ -38,8 +38,8 @@ impl Table {
             huge: true,
             prefault: true,
         };
-        let memory =
-            AlignedBuffer::on(pages, rows * row_bytes, "the table").expect("memory for the table");
+        let memory = AlignedBuffer::with_pages(pages, rows * row_bytes, "the table")
+            .expect("memory for the table");
         let batches = (0..BATCHES)
             .map(|seed| draw(rows, BATCH, Popularity::Uniform, seed as u64))
             .collect();

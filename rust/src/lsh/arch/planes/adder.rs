@@ -1,6 +1,6 @@
-//! Distances as sums of table entries.
+//! Distances as sums of table entries, by a tree of full adders.
 
-// Bits have no better names than letters.
+// Single-letter names follow the convention for adders.
 #![allow(clippy::many_single_char_names)]
 
 use super::layout::VARIANTS;
@@ -9,26 +9,26 @@ use super::plane::{Code, Plane};
 /// Bit planes of the largest distance, 512.
 pub(super) const PLANES: usize = 10;
 
-/// The bit planes of the distances of a block's behaviours.
+/// Returns the bit planes of the distances of a block's behaviours.
 ///
 /// # Safety
-/// As [`Plane`] says; the table has `TRIPLES` triples, and as many codes by [`Plane::encode`]
-/// with three more behind.
+/// As for [`Plane`]; the table has `TRIPLES` triples, and there are as many codes by [`Plane::encode`] plus
+/// three more.
 #[inline(always)]
 pub(super) unsafe fn distances<P: Plane, const TRIPLES: usize>(
     table: &[u64],
     codes: &[Code],
 ) -> [P; PLANES] {
     debug_assert!(table.len() == TRIPLES * VARIANTS * P::WORDS && codes.len() >= TRIPLES + 3);
-    // SAFETY: by the rule of this function.
+    // SAFETY: by the contract of this function.
     unsafe {
         let mut adder = Adder::<P> {
             table: table.as_ptr(),
             codes: codes.as_ptr(),
             sums: [P::zeros(); 6],
         };
-        // What is left is added up column by column, from the lowest. Every width has a sum of its own, in
-        // which all planes stand by name: the compiler keeps named ones in registers.
+        // The rest is added up column by column, from the lowest. Every width has a sum of its own, in
+        // which all planes are named variables: the compiler keeps those in registers.
         let none = P::zeros();
         match TRIPLES {
             22 => {
@@ -89,21 +89,21 @@ pub(super) unsafe fn distances<P: Plane, const TRIPLES: usize>(
     }
 }
 
-/// Sum and carry of two bits.
+/// Returns sum and carry of two bits.
 #[inline(always)]
 unsafe fn half<P: Plane>(a: P, b: P) -> (P, P) {
     // SAFETY: passed on.
     unsafe { (P::xor(a, b), P::and(a, b)) }
 }
 
-/// Sum and carry of three bits.
+/// Returns sum and carry of three bits.
 #[inline(always)]
 unsafe fn full<P: Plane>(a: P, b: P, c: P) -> (P, P) {
     // SAFETY: passed on.
     unsafe { (P::sum(a, b, c), P::carry(a, b, c)) }
 }
 
-/// Sum and carries of four bits.
+/// Returns sum and carries of four bits.
 #[inline(always)]
 unsafe fn add_4<P: Plane>([a, b, c, d]: [P; 4]) -> (P, [P; 2]) {
     // SAFETY: passed on.
@@ -114,7 +114,7 @@ unsafe fn add_4<P: Plane>([a, b, c, d]: [P; 4]) -> (P, [P; 2]) {
     }
 }
 
-/// Sum and carries of five bits.
+/// Returns sum and carries of five bits.
 #[inline(always)]
 unsafe fn add_5<P: Plane>([a, b, c, d, e]: [P; 5]) -> (P, [P; 2]) {
     // SAFETY: passed on.
@@ -125,7 +125,7 @@ unsafe fn add_5<P: Plane>([a, b, c, d, e]: [P; 5]) -> (P, [P; 2]) {
     }
 }
 
-/// Sum and carries of six bits.
+/// Returns sum and carries of six bits.
 #[inline(always)]
 unsafe fn add_6<P: Plane>([a, b, c, d, e, f]: [P; 6]) -> (P, [P; 3]) {
     // SAFETY: passed on.
@@ -136,10 +136,10 @@ unsafe fn add_6<P: Plane>([a, b, c, d, e, f]: [P; 6]) -> (P, [P; 3]) {
     }
 }
 
-/// The tree of adders: running sums of each weight, and three carries of weight `n` for every `n` triples.
+/// Tree of adders: running sums of each weight, and three carries of weight `n` for every `n` triples.
 ///
-/// A running sum enters one adder for every two pieces of the tree, and enters it last: the CPU then has
-/// enough to do that does not wait for it.
+/// A running sum enters one adder for every two subtrees, as the last operand, so that other work is
+/// available while it is computed.
 struct Adder<P> {
     table: *const u64,
     codes: *const Code,
@@ -164,12 +164,13 @@ macro_rules! take {
 }
 
 impl<P: Plane> Adder<P> {
-    /// The two bits of the next triple, whose code is lowest in `codes`, from which it is taken.
+    /// Returns the two bits of the next triple, whose code is lowest in `codes`, and removes the code.
     #[inline(always)]
     unsafe fn next(&mut self, codes: &mut u64) -> (P, P) {
         let (low, high) = (*codes as u8, (*codes >> 8) as u8);
         *codes >>= 16;
-        // SAFETY: by the rule of `distances` the code leads to entries of the triple, and there is one more.
+        // SAFETY: by the contract of `distances` the code selects entries of the triple, and there is one
+        // more.
         unsafe {
             let planes = (
                 P::load(self.table.add(low.into())),
@@ -180,10 +181,10 @@ impl<P: Plane> Adder<P> {
         }
     }
 
-    /// The next `N` codes, at most 4, in one load: loads are what there are most of.
+    /// Returns the next `N` codes, at most 4, in one load: the kernel is bound by loads.
     #[inline(always)]
     unsafe fn codes<const N: usize>(&mut self) -> u64 {
-        // SAFETY: by the rule of `distances` there are as many more, and 4 can be read at any of them.
+        // SAFETY: by the contract of `distances` there are as many more, and 4 can be read at any of them.
         unsafe {
             let codes = self.codes.cast::<u64>().read_unaligned();
             self.codes = self.codes.add(N);

@@ -1,17 +1,17 @@
-//! A sequence as tables of bit planes.
+//! Tables of bit planes of a sequence.
 
 use crate::lsh::pack::{EMPTY, LANES};
 
 /// Table entries of a triple: 2 low bits, 8 high bits.
 pub(in crate::lsh) const VARIANTS: usize = 10;
 
-/// Triples of a signature of `width` bytes.
+/// Returns the number of triples of a signature of `width` bytes.
 pub(in crate::lsh) const fn triples(width: usize) -> usize {
     (8 * width).div_ceil(3)
 }
 
-/// Writes the table `[triples][VARIANTS][W]` of a block: `rows` are the behaviours in its lanes, [`EMPTY`] where
-/// there is none and missing at the end. An empty lane is at distance 0 from everything.
+/// Writes the table `[triples][VARIANTS][W]` of a block: `rows` are the behaviours in its lanes, [`EMPTY`]
+/// where there is none and missing at the end. An empty lane has distance 0 from every candidate.
 #[inline(always)]
 pub(in crate::lsh) fn slice<const W: usize>(
     rows: &[u32],
@@ -55,7 +55,7 @@ pub(in crate::lsh) fn slice<const W: usize>(
     }
 }
 
-/// Transposes `W` matrices of 64 x 64 bits side by side (Warren, *Hacker's Delight*, 7-3).
+/// Transposes `W` adjacent matrices of 64 x 64 bits (Warren, *Hacker's Delight*, 7-3).
 #[inline(always)]
 fn transpose<const W: usize>(rows: &mut [[u64; W]; 64]) {
     let mut step = 32;

@@ -1,15 +1,15 @@
-//! Hamming distances in bit slices: a register holds one bit of each of its pairs, and registers are added up
-//! as one adds on paper.
+//! Bit-sliced Hamming distances: a register holds one bit of each of its pairs, and registers are added up
+//! by carry-save adders.
 //!
-//! The 3 bits of a signature that stand at the same triple of places can differ from the candidate's in 8 ways,
-//! and how many differ is a number of 2 bits. For each block of behaviours and each triple a table holds those
-//! two bits for all ways: the low one for either parity of the candidate's bits, the high one for each value
-//! of them. So a candidate's distances are the sum of two table entries a triple, which a tree of full adders
-//! takes: 1.3 adders a triple and register of pairs, each two instructions where the CPU has functions of
-//! three operands, no counting of bits and nothing to unpack. (Carry-save adders as in W. Muła, N. Kurz and
-//! D. Lemire, "Faster Population Counts Using AVX2 Instructions", arXiv 1611.07612.)
+//! The 3 bits of a signature at one triple of positions can differ from the candidate's in 8 ways, and the
+//! number of differences has 2 bits. For each block of behaviours and each triple a table holds those two
+//! bits for all ways: the low one for either parity of the candidate's bits, the high one for each value of
+//! them. So a candidate's distances are the sum of two table entries a triple, computed by a tree of full
+//! adders: 1.3 adders a triple and register of pairs, each two instructions where the CPU has functions of
+//! three operands, without popcounts or unpacking. (Carry-save adders as in W. Muła, N. Kurz and D. Lemire,
+//! "Faster Population Counts Using AVX2 Instructions", arXiv 1611.07612.)
 
-// Whatever works on planes has to end up inside a function of one instruction set.
+// Inlined, so that the code is compiled for the instruction set of its caller.
 #![allow(clippy::inline_always)]
 
 mod adder;
@@ -25,10 +25,10 @@ use adder::distances;
 use std::mem::MaybeUninit;
 use tally::tally_far;
 
-/// Codes that a tile of candidates may take: 32 candidates of 256 bits.
+/// Maximum number of codes of a tile of candidates: 32 candidates of 256 bits.
 const TILE_CODES: usize = 32 * 96;
 
-/// What is counted: a sequence in slices.
+/// Argument of the counting kernel: a bit-sliced sequence.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::lsh) struct Sliced<'a> {
     /// Bytes of a signature.
@@ -37,15 +37,15 @@ pub(in crate::lsh) struct Sliced<'a> {
     pub tables: &'a [u64],
     /// The segments of each block.
     pub segments: &'a [Vec<Segment>],
-    /// Distances, from 1 to the signature's bits.
+    /// Distances, from 1 to the number of bits of a signature.
     pub thresholds: &'a [u16],
 }
 
-/// Counts, for each candidate and segment, the behaviours at each threshold or farther, into `out`, which has
+/// Counts, for each candidate and segment, the behaviours at or beyond each threshold into `out`, which has
 /// `per_candidate` counts for each.
 ///
 /// # Safety
-/// As [`Plane`] says.
+/// As for [`Plane`].
 #[inline(always)]
 pub(in crate::lsh) unsafe fn count<P: Plane>(
     sequence: &Sliced<'_>,

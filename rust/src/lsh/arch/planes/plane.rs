@@ -1,67 +1,68 @@
-//! A register of bits, and what is done to it.
+//! Register of bits, and its operations.
 
 use std::mem::MaybeUninit;
 
-/// Codes that are made together, from 12 bytes of a candidate.
+/// Codes made together, from 12 bytes of a candidate.
 pub(in crate::lsh) const CODES: usize = 32;
 
-/// Bytes that the longest candidate is copied into, for all of its codes and a load of 16 bytes at the last 12.
+/// Bytes of the buffer for the longest candidate, with room for all of its codes and a load of 16 bytes at
+/// the last 12.
 pub(in crate::lsh) const PADDED: usize = 6 * 12 + 4;
 
-/// Words of a plane that belong to one channel, and where its counts lie in those of a candidate.
+/// Words of a plane that belong to one channel, and the offset of its counts in those of a candidate.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::lsh) struct Segment {
-    /// Its first word in the block.
+    /// First word in the block.
     pub first: usize,
-    /// The word after its last.
+    /// One past the last word.
     pub end: usize,
-    /// Where its counts start.
+    /// Offset of its counts.
     pub at: usize,
 }
 
-/// A register of bits, one a pair.
+/// Register of bits, one a pair.
 ///
 /// # Safety
 /// Callers of all functions must be compiled for the instruction set of the type, and the CPU must have it.
-#[allow(clippy::missing_safety_doc)] // said once for all
+#[allow(clippy::missing_safety_doc)] // stated once for all methods
 pub(in crate::lsh) trait Plane: Copy {
-    /// Words of 64 bits in it.
+    /// Number of 64-bit words.
     const WORDS: usize;
 
-    /// The words at `from`, which need no alignment; they must be readable.
+    /// Loads the words at `from`, which need no alignment; they must be readable.
     unsafe fn load(from: *const u64) -> Self;
-    /// Writes the words to `to`, which must be writable.
+    /// Stores the words at `to`, which must be writable.
     unsafe fn store(self, to: *mut u64);
-    /// All bits zero.
+    /// Returns zero bits.
     unsafe fn zeros() -> Self;
-    /// All bits one.
+    /// Returns one bits.
     unsafe fn ones() -> Self;
     unsafe fn and(a: Self, b: Self) -> Self;
     unsafe fn or(a: Self, b: Self) -> Self;
     unsafe fn xor(a: Self, b: Self) -> Self;
 
-    /// The low bit of `a + b + c`.
+    /// Returns the low bit of `a + b + c`.
     #[inline(always)]
     unsafe fn sum(a: Self, b: Self, c: Self) -> Self {
         // SAFETY: by the rule of the trait.
         unsafe { Self::xor(Self::xor(a, b), c) }
     }
 
-    /// The high bit of `a + b + c`.
+    /// Returns the high bit of `a + b + c`.
     #[inline(always)]
     unsafe fn carry(a: Self, b: Self, c: Self) -> Self {
         // SAFETY: by the rule of the trait.
         unsafe { Self::or(Self::and(a, b), Self::and(Self::xor(a, b), c)) }
     }
 
-    /// `a | (b & c)`.
+    /// Returns `a | (b & c)`.
     #[inline(always)]
     unsafe fn or_and(a: Self, b: Self, c: Self) -> Self {
         // SAFETY: by the rule of the trait.
         unsafe { Self::or(a, Self::and(b, c)) }
     }
 
-    /// `a & (b | c)`.
+    /// Returns `a & (b | c)`.
     #[inline(always)]
     unsafe fn and_or(a: Self, b: Self, c: Self) -> Self {
         // SAFETY: by the rule of the trait.
@@ -87,7 +88,8 @@ pub(in crate::lsh) trait Plane: Copy {
         }
     }
 
-    /// Adds the ones of planes `0..n` to the counts of each segment, which start at `out[segment.at]`.
+    /// Adds the number of ones of planes `0..n` to the counts of each segment, which start at
+    /// `out[segment.at]`.
     #[inline(always)]
     unsafe fn tally(
         plane: impl Fn(usize) -> Self,
@@ -110,10 +112,10 @@ pub(in crate::lsh) trait Plane: Copy {
     }
 }
 
-/// Where in the table the low and the high bit of a triple stand, in words from its first entry.
+/// Positions of the low and the high bit of a triple in the table, in words from its first entry.
 pub(in crate::lsh) type Code = [u8; 2];
 
-/// The codes of a triple in which the candidate's bits are 0, 1, .., 7, if planes have so many words.
+/// Returns the codes of a triple for the candidate's bits 0, 1, .., 7, if planes have so many words.
 pub(in crate::lsh) const fn codes_of_all(words: usize) -> [Code; 8] {
     let mut all = [[0; 2]; 8];
     let mut value = 0u8;

@@ -1,6 +1,6 @@
-//! Counts of distances that are at least something.
+//! Counts of distances at or beyond thresholds.
 
-// Bits have no better names than letters.
+// Single-letter names follow the convention for adders.
 #![allow(clippy::many_single_char_names)]
 
 use super::adder::PLANES;
@@ -12,7 +12,7 @@ use super::plane::{Plane, Segment};
 /// these planes.
 ///
 /// # Safety
-/// As [`Plane`] says; thresholds are from 1 to the bits of a signature.
+/// As for [`Plane`]; thresholds are from 1 to the bits of a signature.
 #[inline(always)]
 pub(super) unsafe fn tally_far<P: Plane, const TRIPLES: usize>(
     planes: &[P; PLANES],
@@ -21,11 +21,11 @@ pub(super) unsafe fn tally_far<P: Plane, const TRIPLES: usize>(
     out: &mut [i32],
 ) {
     let p = planes;
-    // SAFETY: passed on; by the rule of this function, no threshold is beyond the highest value below.
+    // SAFETY: by the caller's contract; no threshold is beyond the highest value below.
     unsafe {
         let (ones, zeros) = (P::ones(), P::zeros());
         let low = at_least_16(p[3], p[2], p[1], p[0]);
-        // The highest plane is set at the one distance of all bits only: the lower ones then count as set.
+        // The highest plane is set only at the distance of all bits: the lower ones then count as set.
         if TRIPLES < 43 {
             let some = P::or(p[6], p[5]);
             let high = [
@@ -64,11 +64,11 @@ pub(super) unsafe fn tally_far<P: Plane, const TRIPLES: usize>(
     }
 }
 
-/// Counts the numbers of two digits that are at least each threshold: `high` and `low` hold whether a digit is
-/// at least 0, 1, and so on.
+/// Counts the two-digit numbers that reach each threshold: `high` and `low` hold whether a digit is at
+/// least 0, 1, and so on.
 ///
 /// # Safety
-/// As [`Plane`] says; `high` has an entry for the high digit of each threshold and one more.
+/// As for [`Plane`]; `high` has an entry for the high digit of each threshold and one more.
 #[inline(always)]
 unsafe fn tally_digits<P: Plane>(
     high: &[P],
@@ -78,7 +78,7 @@ unsafe fn tally_digits<P: Plane>(
     out: &mut [i32],
 ) {
     let reached = |i: usize| {
-        // SAFETY: `tally` asks for the planes of thresholds; the rest by the rule of this function.
+        // SAFETY: `tally` passes the planes of thresholds; the rest by the contract of this function.
         unsafe {
             let threshold = usize::from(*thresholds.get_unchecked(i));
             let (digit, next) = (threshold >> 4, low[threshold & 15]);
@@ -90,7 +90,7 @@ unsafe fn tally_digits<P: Plane>(
     unsafe { P::tally(reached, thresholds.len(), segments, out) };
 }
 
-/// Whether the number of four bits, the highest first, is at least 0, 1, .., 15.
+/// Returns whether the number of four bits, the highest first, is at least 0, 1, .., 15.
 #[inline(always)]
 pub(in crate::lsh) unsafe fn at_least_16<P: Plane>(a: P, b: P, c: P, d: P) -> [P; 16] {
     // SAFETY: passed on.

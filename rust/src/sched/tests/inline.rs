@@ -1,10 +1,10 @@
-//! Work on its caller's thread, in a seat of the lane.
+//! Inline execution on the caller's thread.
 
 use super::*;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::{current, scope, sleep};
 
-/// Waits until `done`, which another thread is about to bring about.
+/// Waits until `done`, which another thread is about to cause.
 fn until(done: impl Fn() -> bool) {
     let patience = Instant::now() + LONG.unwrap();
     while !done() {
@@ -13,8 +13,8 @@ fn until(done: impl Fn() -> bool) {
     }
 }
 
-/// Waits until all threads of the scheduler are asleep: until then none has a seat to lend.
-fn settle(scheduler: &Scheduler) {
+/// Waits until all threads of the scheduler are asleep: before that no slot can be borrowed.
+fn wait_until_idle(scheduler: &Scheduler) {
     for lane in Lane::ALL {
         let me = current().id();
         until(|| {
@@ -26,25 +26,25 @@ fn settle(scheduler: &Scheduler) {
 }
 
 #[test]
-fn a_guest_runs_on_its_own_thread_and_counts_like_a_task() {
+fn inline_work_runs_on_the_callers_thread_and_counts_like_a_task() {
     let scheduler = scheduler(1, 2, 16);
-    settle(&scheduler);
+    wait_until_idle(&scheduler);
     let before = scheduler.stats(Lane::Compute);
     scheduler.trace(true);
     let me = current().id();
-    let running = scheduler.run_here(Lane::Compute, None, "here", |_| {
+    let running = scheduler.run_inline(Lane::Compute, None, "here", |_| {
         assert_eq!(current().id(), me);
         assert_eq!(current_lane(), Some(Lane::Compute));
         scheduler.stats(Lane::Compute).running
     });
-    assert!(matches!(running, Ok(Seated::Ran(1))));
+    assert!(matches!(running, Ok(RunInline::Done(1))));
     assert_eq!(current_lane(), None);
     let stats = scheduler.stats(Lane::Compute);
     assert!(conserved(&stats), "{stats:?}");
     assert_eq!(stats.completed, before.completed + 1);
     let Spans { spans, .. } = scheduler.take_trace();
     assert_eq!(spans.len(), 1);
-    assert!(spans[0].guest && &*spans[0].name == "here" && spans[0].thread < 2);
+    assert!(spans[0].inline && &*spans[0].name == "here" && spans[0].thread < 2);
     let names = scheduler.names(Lane::Compute);
     assert_eq!(
         (&*names[0].name, names[0].runs, names[0].running),
@@ -53,17 +53,17 @@ fn a_guest_runs_on_its_own_thread_and_counts_like_a_task() {
 }
 
 #[test]
-fn tasks_that_came_meanwhile_run_when_a_guest_leaves() {
+fn tasks_submitted_meanwhile_run_when_the_slot_is_returned() {
     let scheduler = scheduler(1, 1, 16);
-    settle(&scheduler);
+    wait_until_idle(&scheduler);
     let mut queued = None;
     scheduler
-        .run_here(Lane::Compute, None, "", |_| {
+        .run_inline(Lane::Compute, None, "", |_| {
             let ticket = scheduler
                 .submit(Lane::Compute, None, "", job(|| ()))
                 .unwrap();
             sleep(Duration::from_millis(10));
-            assert!(!ticket.has_ended(), "the only seat is taken");
+            assert!(!ticket.has_ended(), "the only slot is on loan");
             queued = Some(ticket);
         })
         .unwrap();
@@ -99,9 +99,9 @@ fn a_full_lane_queues_the_work_in_order_and_runs_it_elsewhere() {
 }
 
 #[test]
-fn panics_reach_the_caller_and_free_the_seat() {
+fn panics_reach_the_caller_and_free_the_slot() {
     let scheduler = scheduler(1, 1, 16);
-    settle(&scheduler);
+    wait_until_idle(&scheduler);
     let before = scheduler.stats(Lane::Compute);
     let panicking = |scheduler: &Scheduler| {
         // Without a message on stderr, unlike `panic!`.
@@ -112,7 +112,7 @@ fn panics_reach_the_caller_and_free_the_seat() {
     };
     panicking(&scheduler);
     assert_eq!(current_lane(), None);
-    settle(&scheduler);
+    wait_until_idle(&scheduler);
     let (release, _) = occupy(&scheduler, Lane::Compute);
     scope(|scope| {
         scope.spawn(|| panicking(&scheduler));
@@ -125,27 +125,27 @@ fn panics_reach_the_caller_and_free_the_seat() {
 }
 
 #[test]
-fn stopping_waits_for_guests_and_sends_their_threads_home() {
+fn stopping_waits_for_inline_work_and_ends_its_worker() {
     let scheduler = scheduler(1, 1, 16);
-    settle(&scheduler);
+    wait_until_idle(&scheduler);
     scope(|scope| {
         let (to, from) = mpsc::channel();
         let (release, released) = mpsc::channel::<()>();
-        let guest = &scheduler;
+        let inner = &scheduler;
         scope.spawn(move || {
-            guest
-                .run_here(Lane::Compute, None, "", |_| {
+            inner
+                .run_inline(Lane::Compute, None, "", |_| {
                     to.send(()).unwrap();
                     let _ = released.recv();
-                    assert!(guest.join(None).is_err(), "it would wait for itself");
-                    assert!(guest.run(Lane::Compute, None, "", || ()).is_err());
+                    assert!(inner.join(None).is_err(), "it would wait for itself");
+                    assert!(inner.run(Lane::Compute, None, "", || ()).is_err());
                 })
                 .unwrap();
         });
         from.recv().unwrap();
         scheduler.stop(false);
         let soon = Some(Duration::from_millis(20));
-        assert!(!scheduler.join(soon).unwrap(), "one seat is taken");
+        assert!(!scheduler.join(soon).unwrap(), "one slot is on loan");
         drop(release);
         assert!(scheduler.join(LONG).unwrap());
     });
@@ -156,10 +156,10 @@ fn stopping_waits_for_guests_and_sends_their_threads_home() {
 }
 
 #[test]
-fn a_guest_waits_as_a_worker_does() {
+fn inline_work_waits_as_a_worker_does() {
     for lane in Lane::ALL {
         let scheduler = Arc::new(scheduler(1, 1, 64));
-        settle(&scheduler);
+        wait_until_idle(&scheduler);
         let inner = scheduler.clone();
         let sum = scheduler
             .run(lane, None, "", move || {
@@ -173,7 +173,7 @@ fn a_guest_waits_as_a_worker_does() {
                         inner.submit(lane, None, "", add).unwrap()
                     })
                     .collect();
-                // The only seat of the lane is this one, so it runs them itself.
+                // The only slot of the lane is this one, so this thread runs them itself.
                 for ticket in tickets.iter().rev() {
                     wait(Target::Task(ticket), LONG).unwrap();
                 }
@@ -186,23 +186,23 @@ fn a_guest_waits_as_a_worker_does() {
 }
 
 #[test]
-fn the_thread_whose_seat_is_lent_sleeps_while_the_guest_waits_in_it() {
+fn a_worker_whose_slot_is_on_loan_sleeps_while_the_borrower_waits() {
     let scheduler = Arc::new(scheduler(1, 2, 16));
-    settle(&scheduler);
+    wait_until_idle(&scheduler);
     let (release, busy) = occupy(&scheduler, Lane::Compute);
     let inner = scheduler.clone();
-    let guest = std::thread::spawn(move || {
+    let caller = std::thread::spawn(move || {
         let work = |_: Running<'_>| wait(Target::Task(&busy), LONG).unwrap();
         assert!(matches!(
-            inner.run_here(Lane::Compute, None, "guest", work),
-            Ok(Seated::Ran(()))
+            inner.run_inline(Lane::Compute, None, "inline", work),
+            Ok(RunInline::Done(()))
         ));
     });
     until(|| scheduler.stats(Lane::Compute).running == 2);
     sleep(Duration::from_millis(10));
-    // The guest helps while it waits, and it alone can: one thread is busy, the other has no seat.
+    // Only the inline worker can run the task: one thread is busy, and the other's slot is on loan.
     let (to, from) = mpsc::channel();
-    let asked = scheduler
+    let request = scheduler
         .submit(
             Lane::Compute,
             None,
@@ -210,30 +210,30 @@ fn the_thread_whose_seat_is_lent_sleeps_while_the_guest_waits_in_it() {
             job(move || to.send(current().id()).unwrap()),
         )
         .unwrap();
-    wait(Target::Task(&asked), LONG).unwrap();
-    assert_eq!(from.recv().unwrap(), guest.thread().id());
+    wait(Target::Task(&request), LONG).unwrap();
+    assert_eq!(from.recv().unwrap(), caller.thread().id());
     drop(release);
-    guest.join().unwrap();
+    caller.join().unwrap();
     scheduler.stop(false);
     assert!(scheduler.join(LONG).unwrap());
 }
 
 #[test]
-fn a_blocking_worker_may_be_a_guest_of_the_compute_lane_and_not_the_other_way() {
+fn a_blocking_worker_may_run_inline_in_the_compute_lane_and_not_the_other_way() {
     let scheduler = Arc::new(scheduler(1, 1, 16));
-    settle(&scheduler);
+    wait_until_idle(&scheduler);
     let inner = scheduler.clone();
     let (to, from) = mpsc::channel();
     let work = job(move || {
         let ran = inner
-            .run_here(Lane::Compute, None, "", |_| {
+            .run_inline(Lane::Compute, None, "", |_| {
                 let error = inner.run(Lane::Blocking, None, "", || ()).unwrap_err();
                 assert!(error.to_string().contains("its own lane only"), "{error}");
                 current_lane()
             })
             .unwrap();
-        let Seated::Ran(inside) = ran else {
-            panic!("an idle thread has a seat");
+        let RunInline::Done(inside) = ran else {
+            panic!("an idle worker lends its slot");
         };
         to.send((inside, current_lane())).unwrap();
     });
@@ -243,7 +243,7 @@ fn a_blocking_worker_may_be_a_guest_of_the_compute_lane_and_not_the_other_way() 
 }
 
 #[test]
-fn a_circle_through_nested_work_is_an_error() {
+fn a_cycle_through_nested_work_is_an_error() {
     let scheduler = Arc::new(scheduler(2, 2, 16));
     let inner = scheduler.clone();
     let (hand, handed) = mpsc::channel::<Ticket>();
@@ -256,7 +256,7 @@ fn a_circle_through_nested_work_is_an_error() {
             let other = nested.submit(Lane::Compute, None, "", work).unwrap();
             wait(Target::Task(&other), LONG)
         };
-        // Either may be the last to close the circle, and whoever is gives up.
+        // Either may be the last to close the cycle, and the last gives up.
         drop(inner.run(Lane::Compute, None, "", work).unwrap());
     });
     let outer = scheduler.submit(Lane::Compute, None, "", outer).unwrap();
@@ -270,9 +270,9 @@ fn a_circle_through_nested_work_is_an_error() {
 }
 
 #[test]
-fn deadlines_hold_for_guests_too() {
+fn deadlines_apply_to_inline_work() {
     let scheduler = scheduler(1, 1, 16);
-    settle(&scheduler);
+    wait_until_idle(&scheduler);
     let past = Some(scheduler.anchor());
     let error = scheduler
         .run(Lane::Compute, past, "late", || ())
@@ -280,7 +280,7 @@ fn deadlines_hold_for_guests_too() {
     assert!(matches!(&error, Error::DeadlineExceeded(text) if text.contains("\"late\"")));
     let (release, _) = occupy(&scheduler, Lane::Compute);
     let start = Instant::now();
-    // No thread comes to it before the end of the test: the caller itself watches the clock.
+    // No thread reaches it before the end of the test: the caller itself watches the clock.
     let error = scheduler
         .run(Lane::Compute, Some(in_ms(20)), "queued", || ())
         .unwrap_err();
@@ -294,19 +294,19 @@ fn deadlines_hold_for_guests_too() {
             })
             .unwrap();
     }
-    settle(&scheduler);
+    wait_until_idle(&scheduler);
     let error = scheduler
         .run(Lane::Compute, Some(in_ms(5)), "nap", || ())
         .unwrap_err();
     assert!(matches!(&error, Error::Overloaded(text) if text.contains("\"nap\" would end")));
-    settle(&scheduler);
+    wait_until_idle(&scheduler);
     let stats = scheduler.stats(Lane::Compute);
     assert!(conserved(&stats), "{stats:?}");
     assert_eq!((stats.expired, stats.refused_late), (2, 1));
 }
 
 #[test]
-fn guests_and_tasks_together_never_exceed_the_threads() {
+fn inline_work_and_tasks_together_never_exceed_the_threads() {
     const THREADS: usize = 2;
     let scheduler = Arc::new(scheduler(THREADS, THREADS, 4096));
     let now = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
@@ -348,7 +348,7 @@ fn guests_and_tasks_together_never_exceed_the_threads() {
                             )
                             .unwrap_or_else(|error| panic!("{error}"));
                         if n % 100 == 99 {
-                            // Lets the queues run dry, so that guests find seats.
+                            // Lets the queues run dry, so that inline workers find slots.
                             sleep(Duration::from_millis(1));
                         }
                     }

@@ -1,107 +1,100 @@
-//! One call of `submit` or `run`, from its checked arguments to a future or a result.
+//! Calls of `submit` and `run`, from their checked arguments to a future or a result.
 
-use super::call::{Call, told};
-use super::{SIGNALS_EVERY, Task};
+use super::job::{PyJob, call_guarded};
+use super::{SIGNAL_CHECK_INTERVAL, Task};
 use crate::errors::{detached, raise, to_py};
 use aif_core::error::Error;
-use aif_core::sched::{self, Lane, Running, Scheduler, Seated, Target};
+use aif_core::sched::{self, Lane, RunInline, Running, Scheduler, Target};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyTuple, PyType};
+use std::borrow::Cow;
 use std::time::Instant;
 
-/// `concurrent.futures.Future`.
+/// Returns `concurrent.futures.Future`.
 pub(super) fn future_class(py: Python<'_>) -> PyResult<&Bound<'_, PyType>> {
     static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
     CLASS.import(py, "concurrent.futures", "Future")
 }
 
-/// `aif_jax.futures.TaskFuture`, which tells the scheduler when it is cancelled.
+/// Returns `aif_jax.futures.TaskFuture`, which cancels its task when it is cancelled.
 fn task_future_class(py: Python<'_>) -> PyResult<&Bound<'_, PyType>> {
     static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
     CLASS.import(py, "aif_jax.futures", "TaskFuture")
 }
 
-/// A copy of the context variables as they are now.
+/// Copies the current context variables.
 fn copy_context(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     static COPY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     COPY.import(py, "contextvars", "copy_context")?.call0()
 }
 
-/// Where and until when something shall run.
-pub(super) struct Asked<'a> {
+/// Checked arguments of a task.
+pub(super) struct TaskRequest<'a, 'py> {
     pub(super) core: &'a Scheduler,
     pub(super) lane: Lane,
     pub(super) deadline: Option<Instant>,
-    /// Whether it is the next step of something that was taken on before.
-    pub(super) goes_on: bool,
+    /// True for the next step of a request whose first step was accepted.
+    pub(super) continuation: bool,
+    pub(super) name: Cow<'a, str>,
+    /// The function and its arguments.
+    pub(super) bound: Bound<'py, PyTuple>,
 }
 
-impl Asked<'_> {
-    /// Queues it; returns its future, and the scheduler's side of that.
-    pub(super) fn submit<'py>(
-        &self,
-        py: Python<'py>,
-        name: &str,
-        bound: Bound<'py, PyTuple>,
-    ) -> PyResult<(Bound<'py, PyAny>, Task)> {
+impl<'py> TaskRequest<'_, 'py> {
+    /// Queues the task; returns its future and the canceller of that future.
+    pub(super) fn submit(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, Task)> {
         let future = task_future_class(py)?.call0()?;
-        let job = Call {
+        let job = PyJob {
             future: future.clone().unbind(),
             context: copy_context(py)?.unbind(),
-            bound: bound.unbind(),
+            bound: self.bound.clone().unbind(),
         }
         .into_job();
-        let ticket = if self.goes_on {
-            self.core.submit_next(self.lane, self.deadline, name, job)
+        let ticket = if self.continuation {
+            self.core
+                .submit_next(self.lane, self.deadline, &self.name, job)
         } else {
-            self.core.submit(self.lane, self.deadline, name, job)
+            self.core.submit(self.lane, self.deadline, &self.name, job)
         }
         .map_err(|error| to_py(py, &error))?;
         Ok((future, Task(ticket)))
     }
 
-    /// Runs it here if a thread of the lane is idle, otherwise queues it and waits.
-    pub(super) fn run<'py>(
+    /// Runs the task inline if a thread of the lane is idle, otherwise queues it and waits.
+    pub(super) fn run(
         &self,
         py: Python<'py>,
-        name: &str,
-        bound: Bound<'py, PyTuple>,
         is_forked: impl Fn() -> bool,
     ) -> PyResult<Bound<'py, PyAny>> {
         let context = copy_context(py)?;
-        let here = |running: Running<'_>| {
-            let (end, result) = told(py, || {
-                context.call_method1(intern!(py, "run"), bound.clone())
+        let inline = |running: Running<'_>| {
+            let (outcome, result) = call_guarded(py, || {
+                context.call_method1(intern!(py, "run"), self.bound.clone())
             });
             if !is_forked() {
-                running.end(end);
+                running.finish(outcome);
             }
             result
         };
         match self
             .core
-            .run_here(self.lane, self.deadline, name, here)
+            .run_inline(self.lane, self.deadline, &self.name, inline)
             .map_err(|error| to_py(py, &error))?
         {
-            Seated::Ran(result) => result,
-            Seated::Full(_) => self.queue_and_wait(py, name, bound),
+            RunInline::Done(result) => result,
+            RunInline::NoIdleWorker(_) => self.queue_and_wait(py),
         }
     }
 
-    fn queue_and_wait<'py>(
-        &self,
-        py: Python<'py>,
-        name: &str,
-        bound: Bound<'py, PyTuple>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        let (future, Task(ticket)) = self.submit(py, name, bound)?;
+    fn queue_and_wait(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let (future, Task(ticket)) = self.submit(py)?;
         loop {
             let now = Instant::now();
             let left = match self.deadline {
-                Some(at) if at > now => SIGNALS_EVERY.min(at - now),
-                _ => SIGNALS_EVERY,
+                Some(at) if at > now => SIGNAL_CHECK_INTERVAL.min(at - now),
+                _ => SIGNAL_CHECK_INTERVAL,
             };
             match detached(py, || Ok(sched::wait(Target::Task(&ticket), Some(left))))? {
                 Ok(()) => break,
@@ -110,7 +103,7 @@ impl Asked<'_> {
                         ticket.cancel();
                         return Err(interrupt);
                     }
-                    // If it is still queued then, nobody else need tell it.
+                    // A task that is still queued then is dropped here.
                     let _ = ticket.expire();
                 }
                 Err(error) => {
@@ -127,7 +120,8 @@ impl Asked<'_> {
                 py,
                 "SchedulerError",
                 format!(
-                    "the scheduler was shut down, and its queue emptied, while task {name:?} waited for a thread"
+                    "the scheduler was shut down, and its queue emptied, while task {:?} waited for a thread",
+                    self.name
                 ),
             ));
         }

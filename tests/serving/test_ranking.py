@@ -1,23 +1,30 @@
 """Rankings of an engine: scores of the unfolded model, and items left out by policy."""
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from aif_jax.bundle import Bundle
-from aif_jax.errors import (
-    UnknownItemError,
-)
+from aif_jax.bundle import Bundle, export_bundle
+from aif_jax.errors import UnknownItemError
 from aif_jax.features import item_keys
 from aif_jax.nearline import BehaviourTable, ItemIndex, Tables, build_tables
-from aif_jax.serving import (
-    Engine,
-    InMemoryUsers,
-    Ranking,
-)
+from aif_jax.serving import Engine, InMemoryUsers, Ranking
 from aif_jax.types import ItemRecords, UserRecord
-from support.served import CONFIG, CONTEXT, K_MAX, UNCACHED, Make, World, assert_ranks_as, assert_same
+from support.served import (
+    CONFIG,
+    CONTEXT,
+    K_MAX,
+    UNCACHED,
+    Make,
+    World,
+    assert_ranks_as,
+    assert_same,
+    make_model,
+    tables_of,
+)
 
 
 @pytest.mark.parametrize("user", range(10))
@@ -40,6 +47,19 @@ def test_ranking_any_size_scores_as_unfolded_model(
     assert report.candidates == n
     assert report.rung == 0
     assert report.version == engine.version
+
+
+def test_ranking_model_that_reads_no_histories_scores_as_unfolded_model(
+    make: Make, world: World, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(CONFIG, blocks=("profile_item", "context", "pair"))
+    world = dataclasses.replace(world, model=make_model(3, config))
+    served = tables_of(export_bundle(world.model, tmp_path / "bundle", k_max=K_MAX), world)
+    ids, pair = world.candidates(20)
+    record = world.record(1)
+    with make(served, users={1: record}.get) as engine:
+        ranking = engine.begin(1, CONTEXT).rank(ids, pair, k=K_MAX)
+    assert_ranks_as(ranking, ids, *world.scores(record, ids, pair, CONTEXT))
 
 
 def test_ranking_ids_keep_kind_and_all_bits(engine: Engine, world: World) -> None:

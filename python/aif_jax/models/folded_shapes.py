@@ -46,6 +46,9 @@ class FoldedShapes:
         for block in self.blocks:
             self.behaviour_columns |= block.behaviour_columns
             self.item_columns |= block.row_columns
+        if not self.behaviour_columns:
+            # No block reads histories; the table still knows which items exist, and a row needs a column.
+            self.behaviour_columns["has_content"] = ((1,), F4)
         narrowed = reduced_columns(self.item_columns)
         for name in narrowed:
             self.item_columns[name] = (self.item_columns[name][0], row_dtype(precision))

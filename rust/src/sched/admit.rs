@@ -1,6 +1,6 @@
 //! Admission control: refuses tasks that would miss their deadline and tasks of names whose calls hang.
 
-use super::circuit::CircuitDecision;
+use super::circuit::{CircuitDecision, Probe};
 use super::predict::wait_ns;
 use super::profile::Profile;
 use super::queue::Ahead;
@@ -115,18 +115,23 @@ impl Shared {
         limit.as_nanos().min(u128::from(u64::MAX)) as u64
     }
 
-    /// Admits a task through the circuit of its name. Returns true if it is the probe.
+    /// Admits a task through the circuit of its name. Returns its number if it is a probe.
     ///
     /// # Errors
     /// [`Error::Overloaded`] while the circuit is open.
-    pub(super) fn check_circuit(&self, lane: Lane, profile: &Profile, now_ns: u64) -> Result<bool> {
+    pub(super) fn check_circuit(
+        &self,
+        lane: Lane,
+        profile: &Profile,
+        now_ns: u64,
+    ) -> Result<Option<Probe>> {
         let limit = self.hang_limit;
         let unaffected = || {
             // Relaxed: a task that starts at this moment does not hang yet.
             profile.running.load(Ordering::Relaxed) < limit && !profile.circuit.is_tripped()
         };
         if lane != Lane::Blocking || !profile.learns() || unaffected() {
-            return Ok(false);
+            return Ok(None);
         }
         let hang_ns = self.hang_ns(profile);
         let id = profile_id(profile);
@@ -136,9 +141,9 @@ impl Shared {
             .map(super::predict::WorkerStatus::read)
             .filter(|shown| shown.profile == id && now_ns.saturating_sub(shown.start_ns) > hang_ns)
             .count();
-        match profile.circuit.decide(hanging, limit, now_ns) {
-            CircuitDecision::Allow => Ok(false),
-            CircuitDecision::Probe => Ok(true),
+        match profile.circuit.decide(hanging, limit, now_ns, hang_ns) {
+            CircuitDecision::Allow => Ok(None),
+            CircuitDecision::Probe(probe) => Ok(Some(probe)),
             CircuitDecision::Reject { since_ns, probing } => {
                 profile.refused_open.increment();
                 let then = if probing {

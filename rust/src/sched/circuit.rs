@@ -4,11 +4,12 @@
 //! hang_share` of the lane's threads, its circuit is **open**: new tasks of that name are refused and
 //! queued ones are dropped when a thread reaches them, so that the remaining threads serve other names.
 //! Once fewer hang, the next task is admitted as a **probe** and the circuit is half open: it closes if the
-//! probe ends within the limit, and opens again if the probe ends late.
+//! probe ends within the limit, and opens again if the probe ends late or hangs. A probe that has hung no
+//! longer decides: the next one does, and the end of the hung one is ignored.
 //!
 //! No timer drives it: the state changes when a task of the name arrives and when a probe ends.
 
-use crate::sync::plain::{AtomicBool, Mutex, Ordering};
+use crate::sync::plain::{AtomicBool, AtomicU64, Mutex, Ordering};
 use std::sync::PoisonError;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -20,8 +21,14 @@ enum State {
     },
     HalfOpen {
         since_ns: u64,
+        probe: Probe,
+        probe_ns: u64,
     },
 }
+
+/// Number of a probe among those of its circuit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Probe(u64);
 
 /// State of a name's circuit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,7 +46,7 @@ pub enum CircuitState {
 pub(super) enum CircuitDecision {
     Allow,
     /// The task is admitted, and its end must be reported.
-    Probe,
+    Probe(Probe),
     Reject {
         /// Time at which the circuit left the closed state.
         since_ns: u64,
@@ -53,6 +60,8 @@ pub(super) struct Circuit {
     /// True unless the state is `Closed`; read without the lock on every admission.
     tripped: AtomicBool,
     state: Mutex<State>,
+    /// Number of the latest probe; written with the lock of the state held.
+    probes: AtomicU64,
 }
 
 impl Circuit {
@@ -66,10 +75,23 @@ impl Circuit {
         self.tripped.store(new != State::Closed, Ordering::Relaxed);
     }
 
-    /// Admits or rejects a task, given `hanging` tasks of its name and the `limit` at which the circuit
-    /// opens.
-    pub(super) fn decide(&self, hanging: usize, limit: usize, now_ns: u64) -> CircuitDecision {
+    /// Admits or rejects a task, given `hanging` tasks of its name, the `limit` at which the circuit opens
+    /// and the time `hang_ns` after which a task hangs.
+    pub(super) fn decide(
+        &self,
+        hanging: usize,
+        limit: usize,
+        now_ns: u64,
+        hang_ns: u64,
+    ) -> CircuitDecision {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let State::HalfOpen {
+            since_ns, probe_ns, ..
+        } = *state
+            && now_ns.saturating_sub(probe_ns) > hang_ns
+        {
+            self.set(&mut state, State::Open { since_ns });
+        }
         match *state {
             State::Closed if hanging < limit => CircuitDecision::Allow,
             State::Closed => {
@@ -80,24 +102,36 @@ impl Circuit {
                 }
             }
             State::Open { since_ns } if hanging < limit => {
-                self.set(&mut state, State::HalfOpen { since_ns });
-                CircuitDecision::Probe
+                // Relaxed: the lock orders it.
+                let probe = Probe(self.probes.fetch_add(1, Ordering::Relaxed));
+                let half_open = State::HalfOpen {
+                    since_ns,
+                    probe,
+                    probe_ns: now_ns,
+                };
+                self.set(&mut state, half_open);
+                CircuitDecision::Probe(probe)
             }
             State::Open { since_ns } => CircuitDecision::Reject {
                 since_ns,
                 probing: false,
             },
-            State::HalfOpen { since_ns } => CircuitDecision::Reject {
+            State::HalfOpen { since_ns, .. } => CircuitDecision::Reject {
                 since_ns,
                 probing: true,
             },
         }
     }
 
-    /// Reports the end of the probe: `in_time` is false if it ended late or never started.
-    pub(super) fn finish_probe(&self, in_time: bool) {
+    /// Reports the end of a probe: `in_time` is false if it ended late or never started. A probe that has
+    /// been replaced by another decides nothing.
+    pub(super) fn finish_probe(&self, ended: Probe, in_time: bool) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if let State::HalfOpen { since_ns } = *state {
+        if let State::HalfOpen {
+            since_ns, probe, ..
+        } = *state
+            && probe == ended
+        {
             let new = if in_time {
                 State::Closed
             } else {
@@ -120,27 +154,56 @@ impl Circuit {
 mod tests {
     use super::*;
 
+    const HANG_NS: u64 = 100;
+
+    fn refused(probing: bool) -> CircuitDecision {
+        CircuitDecision::Reject {
+            since_ns: 5,
+            probing,
+        }
+    }
+
+    fn probed(decision: CircuitDecision) -> Probe {
+        match decision {
+            CircuitDecision::Probe(probe) => probe,
+            other => panic!("expected a probe, got {other:?}"),
+        }
+    }
+
     #[test]
     fn it_opens_probes_one_and_closes() {
         let circuit = Circuit::default();
-        let refused = |probing| CircuitDecision::Reject {
-            since_ns: 5,
-            probing,
-        };
-        assert_eq!(circuit.decide(2, 3, 1), CircuitDecision::Allow);
+        assert_eq!(circuit.decide(2, 3, 1, HANG_NS), CircuitDecision::Allow);
         assert!(!circuit.is_tripped());
-        assert_eq!(circuit.decide(3, 3, 5), refused(false));
-        assert_eq!(circuit.decide(4, 3, 6), refused(false));
+        assert_eq!(circuit.decide(3, 3, 5, HANG_NS), refused(false));
+        assert_eq!(circuit.decide(4, 3, 6, HANG_NS), refused(false));
         assert_eq!(circuit.state(), CircuitState::Open);
-        assert_eq!(circuit.decide(2, 3, 7), CircuitDecision::Probe);
-        assert_eq!(circuit.decide(0, 3, 8), refused(true));
+        let probe = probed(circuit.decide(2, 3, 7, HANG_NS));
+        assert_eq!(circuit.decide(0, 3, 8, HANG_NS), refused(true));
         assert_eq!(circuit.state(), CircuitState::HalfOpen);
-        circuit.finish_probe(false);
+        circuit.finish_probe(probe, false);
         assert_eq!(circuit.state(), CircuitState::Open);
-        assert_eq!(circuit.decide(2, 3, 9), CircuitDecision::Probe);
-        circuit.finish_probe(true);
+        let probe = probed(circuit.decide(2, 3, 9, HANG_NS));
+        circuit.finish_probe(probe, true);
         assert_eq!(circuit.state(), CircuitState::Closed);
         assert!(!circuit.is_tripped());
-        assert_eq!(circuit.decide(2, 3, 10), CircuitDecision::Allow);
+        assert_eq!(circuit.decide(2, 3, 10, HANG_NS), CircuitDecision::Allow);
+    }
+
+    #[test]
+    fn a_probe_that_hangs_is_replaced_and_its_end_is_ignored() {
+        let circuit = Circuit::default();
+        assert_eq!(circuit.decide(3, 3, 5, HANG_NS), refused(false));
+        let hung = probed(circuit.decide(2, 3, 10, HANG_NS));
+        assert_eq!(circuit.decide(2, 3, 10 + HANG_NS, HANG_NS), refused(true));
+        // As many as may hang, the probe among them: open, as before it.
+        assert_eq!(circuit.decide(3, 3, 11 + HANG_NS, HANG_NS), refused(false));
+        let next = probed(circuit.decide(1, 3, 12 + HANG_NS, HANG_NS));
+        circuit.finish_probe(hung, true);
+        assert_eq!(circuit.state(), CircuitState::HalfOpen);
+        circuit.finish_probe(next, true);
+        assert_eq!(circuit.state(), CircuitState::Closed);
+        circuit.finish_probe(hung, false);
+        assert_eq!(circuit.state(), CircuitState::Closed);
     }
 }

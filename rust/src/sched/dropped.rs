@@ -87,8 +87,8 @@ impl Shared {
                 JobCall::Stopped
             }
         };
-        if task.probe {
-            task.profile.circuit.finish_probe(false);
+        if let Some(probe) = task.probe {
+            task.profile.circuit.finish_probe(probe, false);
         }
         let Task { record, job, .. } = task;
         // A job that panics on being dropped has ended all the same; the panic hook has reported it.

@@ -111,8 +111,8 @@ impl Scheduler {
         } else if let Some(slot) = queue.borrow_slot() {
             Some(slot)
         } else {
-            if probe {
-                profile.circuit.finish_probe(false);
+            if let Some(probe) = probe {
+                profile.circuit.finish_probe(probe, false);
             }
             return Ok(RunInline::NoIdleWorker(work));
         };
@@ -123,8 +123,8 @@ impl Scheduler {
             if let Some(slot) = slot {
                 queue.return_slot(slot);
             }
-            if probe {
-                profile.circuit.finish_probe(false);
+            if let Some(probe) = probe {
+                profile.circuit.finish_probe(probe, false);
             }
             return Err(shared.late_error(lane, &profile, &prediction, key.deadline_ns - now_ns));
         }

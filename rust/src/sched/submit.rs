@@ -70,7 +70,7 @@ impl Scheduler {
             cost_ns: profile.mean_ns(),
             profile: profile.clone(),
             queued,
-            probe: false,
+            probe: None,
         };
         if key.deadline_ns <= now_ns && !queue.is_stopped() {
             counters.submitted.increment();
@@ -105,8 +105,8 @@ impl Scheduler {
             return Ok(ticket);
         };
         counters.submitted.decrement();
-        if task.probe {
-            profile.circuit.finish_probe(false);
+        if let Some(probe) = task.probe {
+            profile.circuit.finish_probe(probe, false);
         }
         Err(match refusal {
             Refusal::Late => {

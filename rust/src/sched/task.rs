@@ -1,6 +1,7 @@
 //! Jobs, their keys, and the tickets that stand for submitted jobs.
 
 use super::Shared;
+use super::circuit::Probe;
 use super::dropped::{Dropped, Reason};
 use super::order::Cost;
 use super::profile::Profile;
@@ -243,8 +244,8 @@ pub(super) struct Task {
     /// Mean run time of its name when it was queued.
     pub(super) cost_ns: u64,
     pub(super) queued: Instant,
-    /// True if the circuit of its name waits for its end.
-    pub(super) probe: bool,
+    /// Its number as a probe, if the circuit of its name waits for its end.
+    pub(super) probe: Option<Probe>,
 }
 
 impl Cost for Task {

@@ -2,6 +2,7 @@
 
 use super::Shared;
 use super::admit::profile_id;
+use super::circuit::Probe;
 use super::dropped::Reason;
 use super::predict::CurrentTask;
 use super::profile::Profile;
@@ -113,8 +114,8 @@ pub(super) struct StartedTask<'a> {
     pub(super) profile: &'a Profile,
     pub(super) queued: Instant,
     pub(super) start: Instant,
-    /// True if the circuit of its name waits for its end.
-    pub(super) probe: bool,
+    /// Its number as a probe, if the circuit of its name waits for its end.
+    pub(super) probe: Option<Probe>,
 }
 
 /// Handle of a running job, with which it reports its outcome before it delivers the result: a caller that
@@ -213,8 +214,8 @@ impl Running<'_> {
     fn leave_name(&self, in_time: bool) {
         // Relaxed: a count that orders nothing.
         self.task.profile.running.fetch_sub(1, Ordering::Relaxed);
-        if self.task.probe {
-            self.task.profile.circuit.finish_probe(in_time);
+        if let Some(probe) = self.task.probe {
+            self.task.profile.circuit.finish_probe(probe, in_time);
         }
     }
 }
@@ -252,10 +253,9 @@ impl Worker {
             let error = shared.expired(&task.profile.name, self.lane, key, task.queued, start);
             return shared.drop_task(task, Reason::Expired(error));
         }
-        let probe = if task.probe {
-            Ok(true)
-        } else {
-            shared.check_circuit(self.lane, &task.profile, now_ns)
+        let probe = match task.probe {
+            Some(probe) => Ok(Some(probe)),
+            None => shared.check_circuit(self.lane, &task.profile, now_ns),
         };
         let probe = match probe {
             Ok(probe) => probe,

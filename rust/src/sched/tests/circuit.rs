@@ -67,6 +67,29 @@ fn calls_that_hang_leave_threads_to_others_until_a_probe_ends_in_time() {
 }
 
 #[test]
+fn a_probe_that_never_ends_does_not_keep_the_circuit_from_closing() {
+    let scheduler = with_circuit();
+    let held = [0, 1].map(|_| hold(&scheduler, Lane::Blocking, "stuck"));
+    std::thread::sleep(Duration::from_millis(40));
+    run_one(&scheduler, "stuck").unwrap_err();
+    for (release, ticket) in held {
+        drop(release);
+        wait(Target::Task(&ticket), LONG).unwrap();
+    }
+    let (release, hung) = hold(&scheduler, Lane::Blocking, "stuck");
+    assert_eq!(circuit(&scheduler, "stuck"), CircuitState::HalfOpen);
+    std::thread::sleep(Duration::from_millis(40));
+    // What is called has recovered; only the first probe sits in a socket that nobody answers.
+    run_one(&scheduler, "stuck").unwrap();
+    assert_eq!(circuit(&scheduler, "stuck"), CircuitState::Closed);
+    drop(release);
+    wait(Target::Task(&hung), LONG).unwrap();
+    assert_eq!(circuit(&scheduler, "stuck"), CircuitState::Closed);
+    let stats = scheduler.stats(Lane::Blocking);
+    assert!(conserved(&stats), "{stats:?}");
+}
+
+#[test]
 fn those_in_the_queue_are_shed_when_their_turn_comes() {
     let scheduler = with_circuit();
     let stuck = [0, 1].map(|_| hold(&scheduler, Lane::Blocking, "stuck"));

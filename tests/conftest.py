@@ -14,7 +14,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 pytest_plugins = ("support.served",)
 
 QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
-"""XLA's older emitters, without LLVM's optimisations, compile in a third of the time; the programs run slower."""
+"""XLA's older emitters, without LLVM's optimisations, compile in a third of the time; programs run slower."""
 
 LONGEST = ("cli/test_demo", "test_readme", "cli/test_commands", "stress/test_faults", "training/test_loop")
 """Files that take minutes: begun first, so that no worker is left alone with one."""

@@ -17,6 +17,7 @@ from support.model_cases import (
     make_group,
     make_schema,
     only,
+    optimised_jit,
     quick_jit,
     random_config,
     random_model,
@@ -108,7 +109,7 @@ def test_stage_score_in_any_company_has_the_same_bits(kind):
     pair = make_group(rng, schema, "pair", (n,)) | {"raw_bid": rng.random(n).astype(np.float32)}
     weights = folded.weights_of("stage")
 
-    @jax.jit
+    @optimised_jit
     def stage(columns, valid, pair):
         return folded.stage_scores(weights, state, columns, valid, context, pair)[0]
 

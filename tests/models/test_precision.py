@@ -19,6 +19,7 @@ from support.model_cases import (
     make_group,
     make_schema,
     only,
+    optimised_jit,
     quick_jit,
     random_config,
     random_model,
@@ -307,7 +308,7 @@ def test_int8_stage_score_in_any_company_has_the_same_bits():
     chosen = rng.integers(0, len(items["content"]), 1008)
     pair = make_group(rng, schema, "pair", (1008,))
     weights = folded.weights_of("stage")
-    stage = jax.jit(
+    stage = optimised_jit(
         lambda rows, pair: folded.stage_scores(
             weights, state, rows, jnp.ones(len(rows["e"]), bool), context, pair
         )[0]

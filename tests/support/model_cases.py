@@ -19,6 +19,11 @@ def quick_jit(function):
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": "0"})
 
 
+def optimised_jit(function):
+    """Compile as users do, whatever `XLA_FLAGS` says: for properties of the last bits."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": "3"})
+
+
 def make_schema(**groups: bool) -> Schema:
     """A schema of every kind of feature; groups, ``multi`` and ``category`` may be switched off."""
     types = groups.pop("types", 2)

@@ -15,7 +15,7 @@ from aif_jax.serving import Engine
 from aif_jax.types import UserRecord
 from support.redis_server import connect, serve
 from support.served import ENGINE_CONFIG
-from support.waiting import wait_for
+from support.waiting import eventually
 
 STREAM = "items"
 
@@ -125,7 +125,7 @@ def _plain(value):
 def follow_until(follower, archive, entry):
     with follower:
         follower.start()
-        wait_for(lambda: archive.position == position_of(entry) or follower.stats()["failure"])
+        assert eventually(lambda: archive.position == position_of(entry) or follower.stats()["failure"])
     return follower.stats()
 
 
@@ -218,15 +218,15 @@ def test_follower_waits_for_redis_server(tmp_path, bundle, world):
             write_update(client, STREAM, item(world, 0))
             with Follower(RedisStream(client, STREAM, "mine"), [archive]) as follower:
                 follower.start()
-                wait_for(lambda: world.ids[0] in archive.table)
+                assert eventually(lambda: world.ids[0] in archive.table)
                 client.save()
                 process.kill()
                 process.wait(10)
-                wait_for(lambda: follower.stats()["source_errors"] > 1)
+                assert eventually(lambda: follower.stats()["source_errors"] > 1)
                 assert "ConnectionError" in follower.stats()["trouble"]
                 with serve(tmp_path / "redis", port=port, save="3600 1"):
                     last = write_update(client, STREAM, item(world, 1))
-                    wait_for(lambda: archive.position == position_of(last))
+                    assert eventually(lambda: archive.position == position_of(last))
                     assert world.ids[1] in archive.table
                     assert follower.stats()["trouble"] is None
 
@@ -245,8 +245,8 @@ def test_redis_stream_failed_acknowledgement_is_repeated(client, world, bundle, 
         with Follower(RedisStream(client, STREAM, "mine"), [archive]) as follower:
             follower.start()
             write_update(client, STREAM, item(world, 0))
-            wait_for(lambda: world.ids[0] in archive.table)
-            wait_for(lambda: not away and not client.xpending(STREAM, "mine")["pending"])
+            assert eventually(lambda: world.ids[0] in archive.table)
+            assert eventually(lambda: not away and not client.xpending(STREAM, "mine")["pending"])
             assert follower.stats()["source_errors"] == 2
-            wait_for(lambda: follower.stats()["trouble"] is None)
+            assert eventually(lambda: follower.stats()["trouble"] is None)
             assert follower.stats()["updates"] == 1

@@ -11,7 +11,7 @@ import pytest
 
 from aif_jax._native import EmbeddingCache, RowLayout, distinct, hash_strings
 from aif_jax.errors import ConfigError, LayoutError, RequestError
-from support.held import eventually
+from support.waiting import eventually
 
 COLUMNS = [
     ("h", "float32", (6,)),

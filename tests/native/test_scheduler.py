@@ -17,8 +17,8 @@ import pytest
 from aif_jax._native import Scheduler
 from aif_jax.errors import ConfigError, DeadlineExceededError, OverloadedError, RequestError, SchedulerError
 from aif_jax.futures import TaskFuture
-from support.held import eventually
 from support.lanes import LANES, LONG_S, Occupied, conserved, until_queued
+from support.waiting import eventually
 
 
 @pytest.fixture
@@ -133,8 +133,13 @@ def test_submit_expired_task_is_dropped_with_reason(scheduler, occupy):
 def test_submit_deadline_passing_while_worker_waits_for_gil_expires(scheduler):
     ran = []
     before = sys.getswitchinterval()
-    # Until the threads have started and asked for the GIL once, they have it handed on.
-    time.sleep(0.1)
+    # Threads that start ask for the GIL, and have it handed on: wait until all have.
+    for lane, threads in (("blocking", 3), ("compute", 2)):
+        met = threading.Barrier(threads)
+        for future in [scheduler.submit(lane, met.wait, LONG_S) for _ in range(threads)]:
+            future.result(LONG_S)
+    assert eventually(lambda: scheduler.stats()["compute"]["run"]["count"] == 2)
+    started = scheduler.stats()["compute"]
     sys.setswitchinterval(10.0)
     try:
         future = scheduler.submit("compute", ran.append, 1, deadline_ms=20)
@@ -147,7 +152,9 @@ def test_submit_deadline_passing_while_worker_waits_for_gil_expires(scheduler):
     assert isinstance(future.exception(LONG_S), DeadlineExceededError)
     assert ran == []
     stats = scheduler.stats()["compute"]
-    assert (stats["expired"], stats["submitted"], stats["run"]["count"]) == (1, 1, 0)
+    assert stats["expired"] == 1
+    assert stats["submitted"] - started["submitted"] == 1
+    assert stats["run"]["count"] == started["run"]["count"]
 
 
 @pytest.mark.parametrize("deadline_ms", [0, -1.5, -math.inf])

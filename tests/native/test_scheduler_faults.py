@@ -12,8 +12,8 @@ import pytest
 
 from aif_jax._native import Scheduler
 from aif_jax.errors import DeadlineExceededError, OverloadedError, SchedulerError
-from support.held import eventually
 from support.lanes import LONG_S, conserved, until_queued
+from support.waiting import eventually
 
 
 @pytest.mark.parametrize("abandon", ["cancelled", "forgotten"])

@@ -9,8 +9,8 @@ import pytest
 
 from aif_jax._native import Scheduler
 from aif_jax.errors import ConfigError, DeadlineExceededError, OverloadedError, RequestError, SchedulerError
-from support.held import eventually
 from support.lanes import LANES, LONG_S, Occupied, conserved, until_queued
+from support.waiting import eventually
 
 
 @pytest.fixture

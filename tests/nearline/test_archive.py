@@ -12,7 +12,7 @@ from aif_jax.bundle import Bundle
 from aif_jax.errors import ItemIndexError, VersionMismatchError
 from aif_jax.nearline import Archive, BehaviourTable, ItemIndex, Replica, RowTable
 from support.served import World
-from support.waiting import wait_for
+from support.waiting import eventually
 
 TABLES = [ItemIndex, BehaviourTable]
 
@@ -303,7 +303,7 @@ def test_replica_follows_through_checkpoints(bundle: Bundle, world: World, tmp_p
         assert len(told) == 12
         replica.start(0.005)
         index.delete(world.ids[20:21])
-        wait_for(lambda: world.ids[20] not in copy)
+        assert eventually(lambda: world.ids[20] not in copy)
         replica.close()
         same(Replica(tmp_path).open(ItemIndex, bundle), copy)
 

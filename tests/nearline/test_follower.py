@@ -27,7 +27,7 @@ from aif_jax.nearline import (
 )
 from aif_jax.nearline.merging import merged
 from support.served import World
-from support.waiting import wait_for
+from support.waiting import eventually
 
 
 def single(world: World, row: int, **changes: Any) -> Upsert:
@@ -243,9 +243,9 @@ def test_follower_in_thread_writes_checkpoints_and_reports_failure(
             follower.start()
             with pytest.raises(ItemIndexError, match="call start once"):
                 follower.start()
-            wait_for(lambda: follower.stats()["failure"] is not None)
+            assert eventually(lambda: follower.stats()["failure"] is not None)
             assert follower.stats()["failure"] == "ItemIndexError: the stream is broken"
-        wait_for(lambda: archive.stats()["checkpoints"] > 1)
+        assert eventually(lambda: archive.stats()["checkpoints"] > 1)
         same(archive.table, expected(bundle, updates))
     with Archive(tmp_path) as archive:
         same(archive.open(ItemIndex, bundle), expected(bundle, updates))
@@ -289,7 +289,7 @@ def test_follower_updates_during_build_reach_both_generations(
         for follower in followers:
             follower.start()
         for follower in followers:
-            wait_for(lambda follower=follower: "following" not in repr(follower))
+            assert eventually(lambda follower=follower: "following" not in repr(follower))
             assert follower.stats()["failure"] is None
         same(one.table, expected(bundle, before))
         same(two.table, expected(other_bundle, before))
@@ -321,5 +321,5 @@ def test_follower_repr_shows_whether_it_follows(bundle: Bundle, tmp_path: Path) 
             follower.start()
             assert repr(follower) == "Follower(1 archive, 0 updates, 0 bad items, following)"
             more.set()
-            wait_for(lambda: "following" not in repr(follower))
+            assert eventually(lambda: "following" not in repr(follower))
             assert repr(follower) == "Follower(1 archive, 0 updates, 0 bad items, ended by ItemIndexError)"

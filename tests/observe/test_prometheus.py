@@ -13,8 +13,8 @@ from aif_jax.bundle import Bundle
 from aif_jax.errors import AifError, ConfigError
 from aif_jax.nearline import Tables
 from aif_jax.observe.prometheus import PrometheusMetrics
-from support.held import eventually
 from support.served import Make, World
+from support.waiting import eventually
 
 
 def values(metrics: PrometheusMetrics) -> dict[tuple[str, ...], float]:

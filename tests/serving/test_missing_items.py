@@ -15,8 +15,8 @@ from aif_jax.features import item_keys
 from aif_jax.nearline import ItemIndex, Tables, Upsert
 from aif_jax.serving import Engine, EngineConfig, Filters, InMemoryUsers, MissingItems, Shapes, Threads
 from aif_jax.types import ItemRecords
-from support.held import eventually
 from support.served import K_MAX, N_ITEMS, Make, World, assert_same, part_of, ran, ways
+from support.waiting import eventually
 
 COMPUTE = EngineConfig(
     k=10,

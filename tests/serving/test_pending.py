@@ -18,8 +18,9 @@ from aif_jax.serving import Engine, InMemoryUsers, Report, Threads
 from aif_jax.serving import engine as engine_module
 from aif_jax.serving.request import Phase
 from aif_jax.types import Request, UserRecord
-from support.held import GatedUsers, eventually, until
+from support.held import GatedUsers, until
 from support.served import K_MAX, Make, World, ran, ways
+from support.waiting import eventually
 
 # --- arguments -------------------------------------------------------------------------------------
 

@@ -16,8 +16,8 @@ from aif_jax.errors import AifError, PublishError, RequestError, SchedulerError,
 from aif_jax.serving import Engine, GoldenRequest, InMemoryUsers, MissingItems, PublishChecks
 from aif_jax.serving.generation import Generation
 from aif_jax.types import Candidates, ItemRecords
-from support.held import eventually
 from support.served import ENGINE_CONFIG, K_MAX, Make, Served, World, part_of, ran, tables_of, ways
+from support.waiting import eventually
 
 USERS = range(1, 8)
 

@@ -20,8 +20,9 @@ from aif_jax.serving import Engine, EngineConfig, Filters, Shapes, Threads, user
 from aif_jax.serving.ladder import USER
 from aif_jax.serving.many import Window
 from aif_jax.types import Candidates, Request, UserRecord
-from support.held import Held, eventually, settled, until
+from support.held import Held, settled, until
 from support.served import ENGINE_CONFIG, UNCACHED, Make, Served, World, assert_same, ran
+from support.waiting import eventually
 
 BROKEN = 99
 """A user whose record is malformed."""

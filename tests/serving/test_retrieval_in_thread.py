@@ -13,8 +13,9 @@ from aif_jax.errors import DeadlineExceededError, RequestError, RetrievalError
 from aif_jax.serving import Engine, InMemoryUsers
 from aif_jax.serving.report import Ranking
 from aif_jax.types import Candidates, Request
-from support.held import GatedUsers, Held, computed, eventually, until
+from support.held import GatedUsers, Held, computed, until
 from support.served import Make, World, assert_same
+from support.waiting import eventually
 
 
 def threads_of(ranking: Ranking) -> dict[str, int]:

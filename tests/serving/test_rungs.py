@@ -25,7 +25,7 @@ from aif_jax.serving.ladder import Ladder
 from aif_jax.serving.report import Ranking
 from aif_jax.serving.request import Phase
 from aif_jax.types import ItemRecords, UserRecord
-from support.held import GatedUsers, eventually, until
+from support.held import GatedUsers, until
 from support.served import (
     CONTEXT,
     K_MAX,
@@ -40,6 +40,7 @@ from support.served import (
     ran,
     ways,
 )
+from support.waiting import eventually
 
 WITHIN = {"float32": 1e-4, "bfloat16": 0.05, "int8": 0.05}
 

@@ -13,8 +13,8 @@ from aif_jax.errors import PublishError, RequestError, SchedulerError, VersionMi
 from aif_jax.serving import Engine, Filters, InMemoryUsers, PublishChecks, Shadow, shadow
 from aif_jax.serving.generation import Generation
 from aif_jax.types import Candidates
-from support.held import eventually
 from support.served import ENGINE_CONFIG, K_MAX, Make, Served, World, tables_of
+from support.waiting import eventually
 
 USERS = range(1, 8)
 

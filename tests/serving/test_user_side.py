@@ -12,8 +12,9 @@ import pytest
 from aif_jax.errors import AifError
 from aif_jax.serving import Pending, Shapes, Threads, user_side
 from aif_jax.types import UserRecord
-from support.held import Held, eventually, settled
+from support.held import Held, settled
 from support.served import UNCACHED, Make, World, assert_same
+from support.waiting import eventually
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ from aif_jax.errors import (
 from aif_jax.nearline.store import RowStore
 from aif_jax.serving import Engine, InMemoryUsers, UserStateCache
 from aif_jax.types import UserRecord
-from support.held import GatedUsers, eventually
+from support.held import GatedUsers
 from support.served import ONE_SIZE, UNCACHED, Make, World, assert_ranks_as
+from support.waiting import eventually
 
 
 class Records:

@@ -1,12 +1,12 @@
 """Engines and user sources that are held up, and waiting for what an engine does."""
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 from aif_jax.serving import Engine
 from aif_jax.types import UserRecord
+from support.waiting import eventually
 
 
 class GatedUsers:
@@ -61,16 +61,6 @@ class Held:
 
     def release(self) -> None:
         self._gate.set()
-
-
-def eventually(holds: Callable[[], Any], within_s: float = 30.0) -> bool:
-    """Wait until a condition holds; return whether it did in time."""
-    end = time.perf_counter() + within_s
-    while not holds():
-        if time.perf_counter() > end:
-            return False
-        time.sleep(0.001)
-    return True
 
 
 def until(engine: Engine, holds: Callable[[dict[str, Any]], Any]) -> bool:

@@ -4,7 +4,7 @@ import threading
 from typing import Any
 
 from aif_jax._native import Scheduler
-from support.held import eventually
+from support.waiting import eventually
 
 LANES = ("blocking", "compute")
 LONG_S = 60.0

@@ -77,7 +77,7 @@ def names(
     world: World,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[dict[str, Any]]:
-    """What the page says that its examples have, in a directory that holds the paths they name."""
+    """Names that the page gives its examples, in a directory with the paths that they use."""
     home = tmp_path_factory.mktemp("page")
     for name in ("today", "damaged", "edited", "incomplete"):
         shutil.copytree(bundle.path, home / "bundles" / name)

@@ -1,8 +1,9 @@
 """Repository check: what no linter knows. `make lint` runs it; it prints each finding and exits 1 if any.
 
 It looks for broken relative links in the documents, Python modules that nothing imports, files that hold more
-than one concept by their length, leftovers, large or binary files, Makefile targets that the documents name
-but the Makefile lacks, and figures that the README quotes but no record beside them holds.
+than one concept by their length, docstrings that are indirect questions, leftovers, large or binary files,
+Makefile targets that the documents name but the Makefile lacks, and figures that the README quotes but no
+record beside them holds.
 """
 
 import re
@@ -19,6 +20,7 @@ LEFTOVERS = re.compile(
     r"\b(TODO|FIXME|XXX|HACK)\b|todo!\(|unimplemented!\(|NotImplementedError|breakpoint\(\)|dbg!\("
 )
 LINK = re.compile(r"\[[^\]]*\]\((?!https?://|#|mailto:)([^)#\s]+)")
+RIDDLE = re.compile(r'^\s*"""(What|Which|How|Whether|When|Where|From)\b')
 MAKE = re.compile(r"`make ([a-z][a-z-]*)")
 ENTRY_POINTS = {"__init__", "__main__", "conftest", "tidy", "wheel_check"}
 
@@ -59,6 +61,12 @@ def findings() -> list[str]:
                 found.append(
                     f"{name}: {lines} lines, expected at most {MAX_LINES}; give each concept its own file"
                 )
+            if path.suffix == ".py" and "bench" not in name.parts:
+                found += [
+                    f"{name}:{number}: docstring is an indirect question: {line.strip()[:60]}"
+                    for number, line in enumerate(text.splitlines(), 1)
+                    if RIDDLE.match(line)
+                ]
             if path != Path(__file__).resolve():
                 found += [
                     f"{name}:{number}: leftover: {line.strip()[:80]}"

@@ -59,7 +59,7 @@ class Bin:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What the model is compared with: a floor or another model.
+    """Comparison of the model: a floor or another model.
 
     Attributes:
         kind: ``floor`` or ``model``.

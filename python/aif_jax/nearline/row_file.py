@@ -39,7 +39,7 @@ from aif_jax.types import named_dtype
 
 _MAGIC = b"AIFROWS2"
 ROWS_AT = 65536
-"""Where the rows begin; also what the room for them is rounded up to."""
+"""Offset of the rows in bytes; the room for them is a multiple of it."""
 _ALIGN = 64
 _MOVED = 4096
 """Rows that are moved at a time where some were taken out."""

@@ -49,7 +49,7 @@ class UserSide:
     finished_s: float
     choice: Choice = FULL
     joined: bool = False
-    """Whether its state was computed for another request."""
+    """True if its state was computed for another request."""
     batch: int = 0
     """Users whose states were computed in one call, its own included; 0 if it was not computed."""
 

@@ -29,7 +29,7 @@ _BUILDS_WITHIN_S = 240.0
 
 @dataclasses.dataclass(frozen=True)
 class Exit:
-    """How a process ended.
+    """End of a process.
 
     Attributes:
         way: what was under way.

@@ -19,7 +19,7 @@ HANGS_FOR_S = 20.0
 
 
 class SourceDownError(Exception):
-    """What a user source or a retrieval raises that is down."""
+    """Error of a user source or a retrieval that is down."""
 
 
 class Hang:
@@ -44,7 +44,7 @@ class Hang:
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """What goes wrong with one request; ``None`` where nothing does.
+    """Fault of one request; ``None`` for no fault.
 
     Attributes:
         user: called by the user source instead of looking the user up; returns what the source returns.
@@ -58,7 +58,7 @@ class Fault:
 NONE = Fault()
 
 Faults = Callable[[int], Fault]
-"""From the number of a request to what goes wrong with it."""
+"""Function of a request's number: its fault."""
 
 
 class Injected:

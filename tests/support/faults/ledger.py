@@ -30,7 +30,7 @@ class Entry:
 
     @property
     def lost(self) -> bool:
-        """Whether there is neither answer nor error."""
+        """Return whether there is neither answer nor error."""
         return self.answer is None and not self.error
 
 

@@ -24,7 +24,7 @@ _SETTLES_S = 30.0
 
 @dataclasses.dataclass(frozen=True)
 class Account:
-    """What became of a scenario's requests.
+    """Outcomes of the requests of a scenario.
 
     Attributes:
         scenario: its name.
@@ -54,7 +54,7 @@ class Account:
 
     @property
     def good(self) -> bool:
-        """Whether all is as it must be."""
+        """Return whether everything is as it must be."""
         return not (self.wrong or self.unexpected or self.lost or self.left) and self.healthy
 
 

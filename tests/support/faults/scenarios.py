@@ -13,7 +13,7 @@ from support.faults.service import Service
 
 DEADLINE_MS = 250.0
 LATE = frozenset({"DeadlineExceededError", "OverloadedError"})
-"""What any request with a deadline may end in while threads hang."""
+"""Errors that a request with a deadline may end in while threads hang."""
 
 Drive = Callable[[Callers, int, int], Ledger]
 """Makes requests: from callers, how many, and the first number."""

@@ -14,7 +14,7 @@ from bars.lines import BARS
 from bars.of_stage import ROOFLINE
 from results import Result, Row, Section, Step, arguments, row_of, sizes, steps, write
 from stage import contenders, roofline
-from stage.contenders import COLD, HAND_ROLLED, SEQUENTIAL, STAGE, TOWERS_JAX, TOWERS_NUMPY, WHAT
+from stage.contenders import HAND_ROLLED, SEQUENTIAL, STAGE, WHAT
 from stage.request import Case
 from stage.staged import Stage
 from stage.timing import WARMUP, Times, fastest, interleaved
@@ -24,8 +24,7 @@ from workload import PRECISIONS, SMALL, Built, W, build, in_precision
 CASES = ((4096, 1024), (512, 1024), (2048, 1024), (8192, 1024), (4096, 256), (4096, 4096))
 """Candidates N and history L of the requests; the first is the one that bars are about."""
 
-KINDS = dict.fromkeys((COLD, TOWERS_NUMPY, TOWERS_JAX), "weaker")
-KINDS |= dict.fromkeys((STAGE, *(f"{STAGE}, {precision}" for precision in PRECISIONS)), "ours")
+KINDS = dict.fromkeys((STAGE, *(f"{STAGE}, {precision}" for precision in PRECISIONS)), "ours")
 
 
 def main(given_arguments: list[str] | None = None) -> Path:

@@ -13,8 +13,7 @@ import time
 from pathlib import Path
 
 from bars import of_cache, of_load, of_quality, of_stage, plan
-from bars.found import exit_code, measured
-from bars.lines import BARS
+from bars.lines import BARS, exit_code, measured
 from render import markdown
 from results import Result, Section, sizes, steps
 from stage.environment import environment

@@ -1,6 +1,6 @@
 """Every measurement from Python, one part after the other, and one report of it.
 
-`python bench/run_all.py`: under forty minutes on two cores; `--quick` is over in five, checks answers and
+`python bench/run_all.py`: under half an hour on two cores; `--quick` is over in five, checks answers and
 means nothing. Writes `suites.json` (pytest-benchmark), a folder a program and `report.html` into a folder of
 its own. A part that fails is named in the report, the others run, and the exit code is 1.
 """
@@ -17,7 +17,7 @@ from results import read
 BENCH = Path(__file__).resolve().parent
 PROGRAMS = {
     "compare_stage": ("--rounds=12", "8 minutes"), "overlap": ("--rounds=150", "2 minutes"),
-    "open_loop": ("", "5 minutes"), "publish": ("", "3 minutes"), "item_index": ("", "5 minutes"),
+    "open_loop": ("", "5 minutes"), "publish": ("", "3 minutes"),
 }  # fmt: skip
 """By name an option of a full run, and how long it takes on two cores."""
 

@@ -1,9 +1,11 @@
 """Item rows: computed into an index, replaced, read by id, written to a snapshot and read back."""
 
+import itertools
+
 import numpy as np
 import pytest
 
-from aif_jax.nearline import ItemIndex
+from aif_jax.nearline import ItemIndex, Upsert, build_snapshot
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +62,17 @@ def test_snapshot_open_reads_rows(benchmark, built, some, tmp_path):
     ItemIndex.build(built.bundle, ids, columns, content).save(tmp_path / "rows")
     same_rows(ItemIndex.open(built.bundle, tmp_path / "rows"), ids, rows)
     benchmark(lambda: ItemIndex.open(built.bundle, tmp_path / "rows"))
+
+
+def test_build_snapshot_computes_and_writes_rows(benchmark, built, some, tmp_path):
+    ids, columns, content, rows = some
+    benchmark.group = f"a snapshot of {len(ids):,} item rows"
+    files = map(tmp_path.joinpath, map(str, itertools.count()))
+
+    def build():
+        file = next(files)
+        build_snapshot(ItemIndex, built.bundle, [Upsert(ids, columns, content)], file)
+        return file
+
+    same_rows(ItemIndex.open(built.bundle, build()), ids, rows)
+    benchmark(build)

@@ -11,8 +11,7 @@ from aif_jax.errors import ConfigError, DataError
 from aif_jax.models import build_model
 from aif_jax.training import CandidateLists, Evaluator, preset
 from bars import of_quality
-from bars.found import measured
-from bars.lines import BARS
+from bars.lines import BARS, measured
 from studies import run
 from studies.cost import measure_costs
 from studies.pictures import frontier

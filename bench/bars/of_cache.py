@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bars.found import Measurement, Value
+from bars.lines import Measurement, Value
 from bars.plan import Shared
 from cache_rows import Rows
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bars.found import Measurement, Value
+from bars.lines import Measurement, Value
 from bars.plan import Shared
 from load import offering, overlapping, publishing
 from load.offering import Engined

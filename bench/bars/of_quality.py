@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bars.found import InconclusiveError, Measurement, NotMeasuredError, Value
+from bars.lines import InconclusiveError, Measurement, NotMeasuredError, Value
 
 KINDS = {"quality": "growing", "quality_frozen": "frozen"}
 """By bar, which histories of the table it is about."""

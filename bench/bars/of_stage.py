@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bars.found import Measurement, Value
+from bars.lines import Measurement, Value
 from bars.plan import Shared
 from stage import contenders, roofline
 from stage.request import Case
@@ -12,7 +12,6 @@ from stage.staged import stage_contender
 from stage.timing import fastest, interleaved
 from stage.xla_simtier import timed_ways
 
-RIVALS = (contenders.SEQUENTIAL, contenders.ONNX, contenders.HAND_ROLLED)
 ROOFLINE = "stage_roofline"
 TRIES = 3
 """How often the machine's limits are measured until nothing else was running meanwhile."""
@@ -36,12 +35,12 @@ def _ratios(shared: Shared) -> Mapping[str, Value]:
     served = {"float32": case.built, "bfloat16": shared.bfloat16}
     shared.step("SimTier in pure XLA: choosing a way")
     way = fastest(timed_ways(case.built.model.config, case.n, case.length, plan.choosing_rounds))
-    checked = contenders.contenders_of(case, served, way, plan.choosing_rounds, shared.step, only=RIVALS)
+    checked = contenders.contenders_of(case, served, way, plan.choosing_rounds, shared.step)
     shared.step("stage and rivals in turns")
     times = interleaved(checked.contenders, plan.stage_rounds)
     how = (
         f"{shared.sizes}; median of {plan.stage_rounds} rounds; {checked.settings}; shorter than make "
-        "bench-stage: fewer rounds, rivals that no bar is about left out"
+        "bench-stage: fewer rounds"
     )
     return {bar: Value(*found, how) for bar, found in contenders.ratios_of_bars(times).items()}
 

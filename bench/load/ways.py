@@ -51,11 +51,7 @@ class Sequential:
         self._retrieval_s = retrieval_s
         model = SequentialModel(service.shared, attention, simtier)
         catalogue = device_catalogue(service.built)
-        program = jax.jit(
-            lambda state, catalogue, batch, *request: model.rank(
-                state, catalogue, model.user_side(state, catalogue, batch), *request
-            )
-        )
+        program = jax.jit(model.rank_whole)
         self._call: Callable[..., Any] = lambda *given: ready(program(model.state, catalogue, *given))
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="sequential")
 

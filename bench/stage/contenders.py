@@ -1,8 +1,7 @@
 """All contenders of one case, their answers checked, and the bars that are ratios of two of them."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
-from functools import cache
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -13,21 +12,16 @@ from stage.request import Case
 from stage.sequential import as_defined, sequential
 from stage.staged import Stage, stage_contender
 from stage.timing import Contender, Times, check_same, overlap
-from stage.weaker import TwoTower, cold, two_tower
 from stage.xla_simtier import WAYS
 from workload import Built
 
-SEQUENTIAL, ONNX, HAND_ROLLED, COLD, STAGE = "sequential", "ONNX Runtime", "hand-rolled", "cold", "stage"
-TOWERS_NUMPY, TOWERS_JAX = "two towers, NumPy", "two towers, JAX"
+SEQUENTIAL, ONNX, HAND_ROLLED, STAGE = "sequential", "ONNX Runtime", "hand-rolled", "stage"
 
 WHAT = {
     SEQUENTIAL: "JAX: user side, item tower, exact attention and SimTier per request, in one call, "
     "each part in the fastest form found",
     ONNX: "the same in ONNX Runtime",
     HAND_ROLLED: "JAX: cached folded rows by position, user side done, best pure-XLA SimTier, one call",
-    COLD: "JAX: COLD, a smaller model without the long sequence; everything per request, one call",
-    TOWERS_NUMPY: "another, weaker model: one dot product a candidate, vectors by position; NumPy",
-    TOWERS_JAX: "the same in JAX, one call",
     STAGE: "this project: ids in, rows from the cache, user side done",
 }
 
@@ -54,44 +48,27 @@ class Checked:
 
 
 def contenders_of(
-    case: Case,
-    served: Mapping[str, Built],
-    way: str,
-    choosing_rounds: int,
-    step: Step = lambda _: None,
-    only: Collection[str] = tuple(WHAT),
+    case: Case, served: Mapping[str, Built], way: str, choosing_rounds: int, step: Step = lambda _: None
 ) -> Checked:
-    """Build and check the contenders of a case, with the rivals' way of SimTier in `stage.xla_simtier.WAYS`.
+    """Build and check the contenders of a case.
 
-    ``served`` holds the workload by precision; the stage is always there, in each of them.
+    ``served`` holds the workload by precision; ``way`` names the rivals' SimTier in `stage.xla_simtier.WAYS`.
     """
     simtier, settings = WAYS[way], f"SimTier of the rivals in XLA: {way}"
     step("definitions")
     exact, linear = as_defined(case, "exact, as defined"), as_defined(case, "linear")
     stages = {precision: stage_contender(case, built, precision) for precision, built in served.items()}
     stage = stages["float32"]
-    block = 0
-    if ONNX in only:
-        step("ONNX Runtime: choosing a block")
-        block = fastest_block(case, choosing_rounds)
-        settings += f"; ONNX Runtime takes {block} candidates at a time"
-
-    @cache
-    def towers() -> TwoTower:
-        return two_tower(case)
-
+    step("ONNX Runtime: choosing a block")
+    block = fastest_block(case, choosing_rounds)
+    settings += f"; ONNX Runtime takes {block} candidates at a time"
     step("contenders, and their answers")
-    # By name a contender and its definition, made only if wanted.
-    makers: dict[str, Callable[[], tuple[Contender, Contender]]] = {
-        SEQUENTIAL: lambda: (sequential(case, simtier, SEQUENTIAL), exact),
-        ONNX: lambda: (onnx_sequential(case, ONNX, block), exact),
-        HAND_ROLLED: lambda: (hand_rolled(case, simtier, stage, HAND_ROLLED), linear),
-        COLD: lambda: cold(case, COLD),
-        TOWERS_NUMPY: lambda: (towers().numpy(), towers().definition()),
-        TOWERS_JAX: lambda: (towers().jax(), towers().definition()),
-        STAGE: lambda: (stage, linear),
-    }
-    pairs = [make() for name, make in makers.items() if name in only or name == STAGE]
+    pairs = [
+        (sequential(case, simtier, SEQUENTIAL), exact),
+        (onnx_sequential(case, ONNX, block), exact),
+        (hand_rolled(case, simtier, stage, HAND_ROLLED), linear),
+        (stage, linear),
+    ]
     answers = {
         contender.name: f"within {check_same(contender, definition):.1e} of the {definition.name}"
         for contender, definition in pairs

@@ -77,6 +77,12 @@ class SequentialModel:
         best, order = jax.lax.top_k(scores, self.case.k)
         return order, best
 
+    def rank_whole(
+        self, state: Any, catalogue: Any, batch: Any, *request: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return the same, user side included."""
+        return self.rank(state, catalogue, self.user_side(state, catalogue, batch), *request)
+
     def rank_as_defined(self, state: Any, catalogue: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
         """Return the same from the model's own definition."""
         logits = nnx.merge(self.graph, state)(batch, catalogue, train=False)[0]
@@ -126,31 +132,22 @@ def blocked_attention(
     return jax.lax.map(block, content.reshape(-1, size, width)).reshape(n, -1)
 
 
-def sequential(case: Case, attention: Attention, simtier: Way | None, name: str) -> Contender:
-    """Return the sequential way: user side included, all in one call."""
-    model = SequentialModel(case, attention, simtier)
-    catalogue = device_catalogue(case.built)
+def sequential(case: Case, simtier: Way, name: str) -> Contender:
+    """Return the sequential way with exact attention: user side included, all in one call."""
+    model = SequentialModel(case, "exact", simtier)
+    catalogue, batch = device_catalogue(case.built), case.batch()
+    program = jax.jit(model.rank_whole)
 
-    @jax.jit
-    def program(state: Any, catalogue: Any, batch: Any, *request: Any) -> tuple[jax.Array, jax.Array]:
-        return model.rank(state, catalogue, model.user_side(state, catalogue, batch), *request)
+    def run(turn: int) -> tuple[np.ndarray, np.ndarray]:
+        request = case.positions[turn], case.context, case.pair[turn]
+        return ready(program(model.state, catalogue, batch, *request))
 
-    batch = case.batch()
-    return Contender(name, lambda turn: ready(program(model.state, catalogue, batch, *_request(case, turn))))
-
-
-def sequential_after_user(case: Case, attention: Attention, simtier: Way | None, name: str) -> Contender:
-    """Return the sequential way with the user side done beforehand: item tower and interactions."""
-    model = SequentialModel(case, attention, simtier)
-    catalogue = device_catalogue(case.built)
-    side = jax.block_until_ready(jax.jit(model.user_side)(model.state, catalogue, case.batch()))
-    program = jax.jit(model.rank)
-    return Contender(name, lambda turn: ready(program(model.state, catalogue, side, *_request(case, turn))))
+    return Contender(name, run)
 
 
-def as_defined(case: Case, attention: Literal["exact, as defined", "linear"], simtier: bool) -> Contender:
-    """Return what answers are checked against: the model's own definition, products in full precision."""
-    model = SequentialModel(case, attention, reference if simtier else None)
+def as_defined(case: Case, attention: Literal["exact, as defined", "linear"]) -> Contender:
+    """Return the model's own definition, products in full precision; answers are checked against it."""
+    model = SequentialModel(case, attention, reference)
     catalogue = device_catalogue(case.built)
     program = jax.jit(model.rank_as_defined)
     context = {n: np.broadcast_to(value, (1, case.n, *value.shape)) for n, value in case.context.items()}
@@ -162,10 +159,6 @@ def as_defined(case: Case, attention: Literal["exact, as defined", "linear"], si
             return ready(program(model.state, catalogue, {**case.batch(), **request}))
 
     return Contender(f"definition, {attention}", run)
-
-
-def _request(case: Case, turn: int) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    return case.positions[turn], case.context, case.pair[turn]
 
 
 def ready(results: tuple[jax.Array, jax.Array]) -> tuple[np.ndarray, np.ndarray]:

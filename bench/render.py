@@ -137,8 +137,8 @@ def draw(plot: Held, rows: Sequence[Held]) -> Any:
     A plot has ``name`` (of its files), ``title``, ``kind``, ``x`` and ``y`` (labels), ``log`` (axes) and
 
     - of kind ``bars``: nothing else; it draws the values of the section's rows, in the colours of ``kinds``;
-    - of kind ``lines`` and ``points``: ``series``, each with ``name``, ``kind`` (see `COLOURS`), ``x``, ``y``
-      and ``dashed``; ``spans`` are shaded, ``[from, to]`` on the x axis.
+    - of kind ``lines`` and ``points``: ``series``, each with ``name``, ``kind`` (see `COLOURS`), ``x``,
+      ``y``, ``dashed``, and ``labels`` of single points; ``spans`` are shaded, ``[from, to]`` on the x axis.
     """
     if plot["kind"] == "bars":
         figure, axes = plt.subplots(figsize=(9, 0.45 * len(rows) + 1.2))
@@ -148,12 +148,14 @@ def draw(plot: Held, rows: Sequence[Held]) -> Any:
         for low, high in plot.get("spans", ()):
             axes.axvspan(low, high, color="#f3d9b1", linewidth=0, zorder=0)
         for series in plot["series"]:
-            points = plot["kind"] == "points"
+            points = plot["kind"] == "points" or "labels" in series
             axes.plot(
                 series["x"], series["y"], color=COLOURS[series["kind"]], label=series["name"],
                 marker="." if points else "o", ms=2.5 if points else 4,
                 linestyle="" if points else "--" if series.get("dashed") else "-",
             )  # fmt: skip
+            for x, y, label in zip(series["x"], series["y"], series.get("labels", ()), strict=False):
+                axes.annotate(label, (x, y), (4, 4), textcoords="offset points", fontsize=8)
         axes.grid(axis="y", color=COLOURS["weaker"], linewidth=0.6)
         axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3)
         axes.set_ylabel(plot["y"])

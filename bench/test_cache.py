@@ -17,45 +17,45 @@ def rows(request, sizes):
 
 
 @pytest.fixture
-def group(benchmark, rows, request):
+def timed(benchmark, rows, request):
+    """Check what a gather of one batch returns, and time it over all batches in turns."""
     name = request.node.callspec.params["rows"]
     benchmark.group = f"gather {rows.size.batch:,} rows of {rows.size.rows:,}, {name}"
 
+    def timed(gather, batches):
+        found = gather(batches[3])
+        expected = rows.array[rows.batches[3]]
+        if isinstance(found, np.ndarray):
+            np.testing.assert_array_equal(found, expected)
+        else:
+            assert found[1].all()
+            for column, wanted in rows.split(expected).items():
+                np.testing.assert_array_equal(found[0][column].view(np.uint8), wanted.view(np.uint8))
+        del found
+        following = itertools.cycle(batches)
 
-@pytest.mark.usefixtures("group")
-class TestGather:
-    def test_cache_gather_into_given_arrays(self, benchmark, rows):
-        out = rows.split(np.empty((rows.size.batch, rows.size.row_bytes), np.uint8))
-        columns, found = rows.cache.gather(rows.asked[3], out)
-        assert found.all()
-        for name, column in rows.split(rows.array[rows.batches[3]]).items():
-            np.testing.assert_array_equal(columns[name].view(np.uint8), column.view(np.uint8))
-        following = itertools.cycle(rows.asked)
-        benchmark(lambda: rows.cache.gather(next(following), out))
+        def run():
+            gather(next(following))  # which frees leased arrays
 
-    def test_cache_gather_into_leased_arrays(self, benchmark, rows):
-        columns, found = rows.cache.gather(rows.asked[3])
-        assert found.all()
-        for name, column in rows.split(rows.array[rows.batches[3]]).items():
-            np.testing.assert_array_equal(columns[name].view(np.uint8), column.view(np.uint8))
-        del columns
-        following = itertools.cycle(rows.asked)
-        benchmark(lambda: rows.cache.gather(next(following)) and None)
+        benchmark(run)
 
-    def test_numpy_take_by_position(self, benchmark, rows):
-        out = np.empty((rows.size.batch, rows.size.row_bytes), np.uint8)
-        np.take(rows.array, rows.batches[3], axis=0, out=out, mode="clip")
-        np.testing.assert_array_equal(out, rows.array[rows.batches[3]])
-        following = itertools.cycle(rows.batches)
-        benchmark(lambda: np.take(rows.array, next(following), axis=0, out=out, mode="clip"))
+    return timed
 
-    def test_dictionary_rows_stacked(self, benchmark, rows):
-        table = dict(zip(rows.keys.tolist(), rows.array, strict=True))
-        asked = [keys.tolist() for keys in rows.asked]
 
-        def gather(keys):
-            return np.stack([table[key] for key in keys])
+def test_cache_gather_into_given_arrays(rows, timed):
+    out = rows.split(np.empty((rows.size.batch, rows.size.row_bytes), np.uint8))
+    timed(lambda keys: rows.cache.gather(keys, out), rows.asked)
 
-        np.testing.assert_array_equal(gather(asked[3]), rows.array[rows.batches[3]])
-        following = itertools.cycle(asked)
-        benchmark(lambda: gather(next(following)))
+
+def test_cache_gather_into_leased_arrays(rows, timed):
+    timed(rows.cache.gather, rows.asked)
+
+
+def test_numpy_take_by_position(rows, timed):
+    out = np.empty((rows.size.batch, rows.size.row_bytes), np.uint8)
+    timed(lambda batch: np.take(rows.array, batch, axis=0, out=out, mode="clip"), rows.batches)
+
+
+def test_dictionary_rows_stacked(rows, timed):
+    table = dict(zip(rows.keys.tolist(), rows.array, strict=True))
+    timed(lambda keys: np.stack([table[key] for key in keys]), [keys.tolist() for keys in rows.asked])

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from cache_rows import SIZES, Size
 from load import offering, publishing
-from load.service import Service, Truth, serving
+from load.service import Service, Truth, make_service
 from results import Step
-from workload import SMALL, Built, W, Workload, build, in_precision
+from workload import SMALL, Built, W, Workload, in_precision
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,9 +72,7 @@ class Shared:
     def service(self) -> Service:
         """The workload with many users."""
         self.step(f"building {self.plan.workload.items:,} items")
-        built = build(self.plan.workload, self.folder)
-        self.step("behaviours of all items")
-        return serving(built)
+        return make_service(self.plan.workload, self.folder)
 
     @cached_property
     def bfloat16(self) -> Built:

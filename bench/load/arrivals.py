@@ -69,15 +69,15 @@ def open_loop(
     Raises:
         AssertionError: an answer is wrong, or a request got neither answer nor error.
     """
-    rng = np.random.default_rng(seed)
-    gaps = rng.exponential(1.0 / rate, max(8, round(rate * seconds)))
+    gaps = np.random.default_rng(seed).exponential(1.0 / rate, max(8, round(rate * seconds)))
     requests = [Sent(number, due) for number, due in enumerate(np.cumsum(gaps).tolist())]
-    return asyncio.run(_run(way, requests, wrong, deadline_ms))
+    cpu = time.process_time()
+    asyncio.run(send(way, requests, time.perf_counter() + 0.02, deadline_ms))
+    return _summary(requests, wrong, deadline_ms, time.process_time() - cpu)
 
 
-async def _run(way: Way, requests: list[Sent], wrong: Wrong, deadline_ms: float | None) -> Load:
-    loop = asyncio.get_running_loop()
-    origin, cpu = time.perf_counter() + 0.02, time.process_time()
+async def send(way: Way, requests: list[Sent], origin: float, deadline_ms: float | None = None) -> None:
+    """Send requests when they are due, by a time of `time.perf_counter`, and wait for all of them."""
 
     async def serve(request: Sent) -> None:
         left = None
@@ -96,10 +96,8 @@ async def _run(way: Way, requests: list[Sent], wrong: Wrong, deadline_ms: float 
         # Also when it is late: others must get their turn.
         await asyncio.sleep(max(0.0, wait))
         request.sent_s = time.perf_counter() - origin
-        tasks.append(loop.create_task(serve(request)))
+        tasks.append(asyncio.create_task(serve(request)))
     await asyncio.gather(*tasks)
-    cpu = time.process_time() - cpu
-    return _summary(requests, wrong, deadline_ms, cpu)
 
 
 def _summary(requests: list[Sent], wrong: Wrong, deadline_ms: float | None, cpu_s: float) -> Load:

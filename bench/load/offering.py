@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import functools
 import gc
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from load.service import Answer, Service, Truth
 from load.ways import Engined, Overlapped, Sequential, Way, engine_config
 from results import Step
 from stage.xla_simtier import ONE_CORE, WAYS
+from stage.xla_simtier import Way as SimTierWay
 
 SIMTIER = (ONE_CORE, "popcount, 8 behaviours at a time, all candidates")
 """Ways of SimTier in pure XLA that need the least work; the rivals get the one that serves most."""
@@ -111,13 +113,8 @@ def measure(service: Service, plan: Plan, step: Step) -> Found:
         also = Sequential(service, retrieval_s, WAYS[name], int(threads.split()[0]), "linear")
         ways.append(Checked(also, linear.wrong, best.setting))
         step("overlapped: choosing threads and SimTier")
-        ways.append(
-            _best(
-                lambda simtier, threads: Overlapped(service, retrieval_s, WAYS[simtier], threads),
-                linear.wrong,
-                plan,
-            )
-        )
+        by_hand = functools.partial(Overlapped, service, retrieval_s)
+        ways.append(_best(by_hand, linear.wrong, plan))
         engine = engine_as_it_comes(service, linear, plan)
         ways.append(engine)
         # As a server should when it is warm: else each collection walks all of JAX, for 0.1 s.
@@ -141,12 +138,8 @@ def measure(service: Service, plan: Plan, step: Step) -> Found:
 
 def best_sequential(service: Service, exact: Truth, plan: Plan) -> Checked:
     """Return the sequential way with exact attention, with the threads and the SimTier that serve most."""
-    return _best(
-        lambda simtier, threads: Sequential(
-            service, plan.retrieval_ms / 1e3, WAYS[simtier], threads, "exact"
-        ),
-        exact.wrong, plan,
-    )  # fmt: skip
+    make = functools.partial(Sequential, service, plan.retrieval_ms / 1e3, attention="exact")
+    return _best(make, exact.wrong, plan)
 
 
 def engine_as_it_comes(service: Service, linear: Truth, plan: Plan) -> Checked:
@@ -154,7 +147,7 @@ def engine_as_it_comes(service: Service, linear: Truth, plan: Plan) -> Checked:
     compute = plan.compute_threads
     config = engine_config(service, **({} if compute is None else {"threads": Threads(compute=compute)}))
     threads = f"{config.threads.blocking} blocking and {config.threads.compute} compute threads"
-    return Checked(Engined(service, plan.retrieval_ms / 1e3, config), linear.wrong, threads)
+    return Checked(Engined(service, plan.retrieval_ms / 1e3, config=config), linear.wrong, threads)
 
 
 class Nothing:
@@ -163,29 +156,27 @@ class Nothing:
     name = "nothing"
 
     def __init__(self, answers: list[Answer], retrieval_s: float):
-        self._answers = answers
-        self._retrieval_s = retrieval_s
+        self._answers, self._retrieval_s = answers, retrieval_s
 
     async def serve(self, number: int, deadline_ms: float | None) -> Answer:
-        """Answer from memory."""
         await asyncio.sleep(self._retrieval_s)
         return self._answers[number % len(self._answers)]
 
     def close(self) -> None:
-        """Have nothing to stop."""
+        """Nothing to stop."""
 
 
-def _best(make: Callable[[str, int], Way], wrong: Wrong, plan: Plan) -> Checked:
+def _best(make: Callable[[SimTierWay, int], Way], wrong: Wrong, plan: Plan) -> Checked:
     """Return the way with the setting that serves most."""
     tried: dict[tuple[str, int], float] = {}
     for simtier in SIMTIER:
         for threads in plan.threads:
-            way = make(simtier, threads)
+            way = make(WAYS[simtier], threads)
             closed_loop(way, plan.callers, plan.seconds / 8, wrong)
             tried[simtier, threads] = closed_loop(way, plan.callers, plan.seconds / 4, wrong)[0]
             way.close()
     simtier, threads = max(tried, key=lambda setting: tried[setting])
-    return Checked(make(simtier, threads), wrong, f"{simtier}; {threads} threads")
+    return Checked(make(WAYS[simtier], threads), wrong, f"{simtier}; {threads} threads")
 
 
 def saturate(ways: list[Checked], plan: Plan, step: Step) -> dict[str, Saturated]:

@@ -7,8 +7,8 @@ import asyncio
 import dataclasses
 import gc
 import random
-import threading
 import time
+import types
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -23,7 +23,7 @@ from aif_jax.serving.generation import Generation
 from aif_jax.serving.priors import Priors
 from aif_jax.serving.stage import Shared
 from aif_jax.serving.user_program import compute_state
-from aif_jax.types import Candidates, Request, UserRecord
+from aif_jax.types import Candidates, UserRecord
 from load.service import REQUESTS, Answer, Service, Truth
 from load.ways import engine_config
 from stage.request import CONTEXT
@@ -60,44 +60,39 @@ class Parts:
     def stage(self, number: int, shared: Shared | None = None) -> Answer:
         """Score the candidates of a request for its user side, both checked and computed beforehand."""
         shared, candidates = shared or self._shared[number % REQUESTS], self._candidates[number % REQUESTS]
-        scored = self._generation.score(shared, candidates, self._service.k)
+        scored = self._generation.score(shared, candidates, self._service.shared.k)
         return Answer(candidates.ids[scored.order], scored.scores)
 
     def by_item_prior(self, number: int) -> Answer:
         """Rank the candidates of a request by their items' priors."""
         candidates = self._candidates[number % REQUESTS]
-        scored = Priors(self._generation).by_item_prior(candidates, self._service.k)
+        scored = Priors(self._generation).by_item_prior(candidates, self._service.shared.k)
         return Answer(candidates.ids[scored.order], scored.scores)
 
 
 class Retrieval:
-    """A retrieval that takes some milliseconds and remembers when it last ran.
-
-    ``kind`` is ``sleeps``, or ``is a coroutine`` (that sleeps).
-    """
+    """A retrieval that takes some milliseconds and remembers when it last ran."""
 
     def __init__(self, service: Service, ms: float, kind: str):
-        self._service = service
-        self.ms = ms
         self.began_s = self.ended_s = 0.0
-        self.function: Callable[[Request], Any] = {"sleeps": self._sleep, "is a coroutine": self._coroutine}[
-            kind
-        ]
 
-    def _sleep(self, request: Request) -> Candidates:
-        self.began_s = time.perf_counter()
-        time.sleep(self.ms / 1e3)
-        return self._found(request)
+        def found(request: Any) -> Candidates:
+            candidates = service.candidates(int(request.user))
+            self.ended_s = time.perf_counter()
+            return candidates
 
-    async def _coroutine(self, request: Request) -> Candidates:
-        self.began_s = time.perf_counter()
-        await asyncio.sleep(self.ms / 1e3)
-        return self._found(request)
+        def sleep(request: Any) -> Candidates:
+            self.began_s = time.perf_counter()
+            time.sleep(ms / 1e3)
+            return found(request)
 
-    def _found(self, request: Request) -> Candidates:
-        found = self._service.candidates(int(request.user))
-        self.ended_s = time.perf_counter()
-        return found
+        async def coroutine(request: Any) -> Candidates:
+            self.began_s = time.perf_counter()
+            await asyncio.sleep(ms / 1e3)
+            return found(request)
+
+        kinds: dict[str, Callable[[Any], Any]] = {"sleeps": sleep, "is a coroutine": coroutine}
+        self.function = kinds[kind]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,11 +149,11 @@ class Found:
 class Asker:
     """An engine with the retrieval of one cell, asked from one thread or one event loop."""
 
-    def __init__(self, service: Service, cell: Cell, loop: "Loop"):
+    def __init__(self, service: Service, cell: Cell, runner: asyncio.Runner):
         self.cell = cell
         self._service = service
         self.retrieval = Retrieval(service, cell.ms, cell.retrieval)
-        self._loop = loop
+        self._runner = runner
         self._asked = 0
         built = service.built
         self.engine = Engine(
@@ -178,13 +173,13 @@ class Asker:
         user = number if self.cell.warm else number + REQUESTS * (1 + self._asked)
         self._asked += 1
         if self.cell.call == "rank_async":
-            return self._loop.run(self._ask_async, user)
+            return self._runner.run(self._ask_async(user))
         began = time.perf_counter()
         if self.cell.call == "rank":
             ranking = self.engine.rank(user, CONTEXT)
         else:
             pending = self.engine.begin(user, CONTEXT)
-            found = self.retrieval.function(_Asked(user))
+            found = self.retrieval.function(types.SimpleNamespace(user=user))
             ranking = pending.rank(found.ids, found.pair)
         return ranking, began, time.perf_counter()
 
@@ -192,30 +187,6 @@ class Asker:
         began = time.perf_counter()
         ranking = await self.engine.rank_async(user, CONTEXT)
         return ranking, began, time.perf_counter()
-
-
-@dataclasses.dataclass(frozen=True)
-class _Asked:
-    user: int
-
-
-class Loop:
-    """An event loop in a thread of its own, for callers that are coroutines."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="callers")
-        self._thread.start()
-
-    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a coroutine function to its end."""
-        return asyncio.run_coroutine_threadsafe(function(*arguments), self._loop).result()
-
-    def close(self) -> None:
-        """Stop the loop."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
 
 def measure(
@@ -231,9 +202,8 @@ def measure(
     users: list[float] = []
     stages: dict[float, list[float]] = {ms: [] for ms in sorted({cell.ms for cell in cells})}
     with ExitStack() as stack:
-        loop = Loop()
-        stack.callback(loop.close)
-        askers = [Asker(service, cell, loop) for cell in cells]
+        runner = stack.enter_context(asyncio.Runner())
+        askers = [Asker(service, cell, runner) for cell in cells]
         for asker in askers:
             stack.callback(asker.engine.close)
             asker.warm()

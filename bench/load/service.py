@@ -28,6 +28,7 @@ class Answer:
     ids: np.ndarray
     scores: np.ndarray
     rung: int = 0
+    version: str = ""  # of the engine's generation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,16 +42,6 @@ class Service:
     cases: tuple[Case, ...]  # one for each different request, with its user
 
     @property
-    def k(self) -> int:
-        """Results of a request."""
-        return self.cases[0].k
-
-    @property
-    def n(self) -> int:
-        """Candidates of a request."""
-        return self.cases[0].n
-
-    @cached_property
     def shared(self) -> Case:
         """The case whose candidates and features all requests take in turns."""
         return self.cases[0]
@@ -76,13 +67,11 @@ class Service:
 
 
 def make_service(workload: Workload, folder: Path) -> Service:
-    """Build a workload whose users have different histories, all of the workload's length."""
-    return serving(build(workload, folder))
+    """Build a workload whose users have different histories, all of the workload's length.
 
-
-def serving(built: Built) -> Service:
-    """Return a built workload with many users, and with all of its items in the behaviour table."""
-    workload = built.workload
+    All of its items are in the behaviour table.
+    """
+    built = build(workload, folder)
     source, length = built.source, workload.long_length
     behaviours = BehaviourTable.build(built.bundle, source.ids, source.columns, source.content)
     built = dataclasses.replace(built, tables=built.tables._replace(behaviours=behaviours))
@@ -134,7 +123,7 @@ class Truth:
         return ""
 
     def _computed(self, number: int, rung: int) -> Answer:
-        service, n = self._service, self._service.n
+        service, n = self._service, self._service.shared.n
         positions, context, pair = service.operands(number)
         request = {
             "item": positions[None],
@@ -145,10 +134,6 @@ class Truth:
         with jax.default_matmul_precision("highest"):
             order, scores = self._program(batch)
         return Answer(service.built.source.ids[positions[order]], scores, rung)
-
-
-def _all(_: Service, batch: dict[str, Any]) -> dict[str, Any]:
-    return batch
 
 
 def _without_long(_: Service, batch: dict[str, Any]) -> dict[str, Any]:
@@ -171,7 +156,7 @@ def _item_alone(service: Service, batch: dict[str, Any]) -> dict[str, Any]:
 
 
 KNOWN: dict[int, Callable[[Service, dict[str, Any]], dict[str, Any]]] = {
-    0: _all, 1: _without_long, 2: _nothing, 3: _item_alone,
+    0: lambda _, batch: batch, 1: _without_long, 2: _nothing, 3: _item_alone,
 }  # fmt: skip
 """By rung, the batch of the definition: everything; all but the long sequence; nothing of the user; nor of
 the request."""

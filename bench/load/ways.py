@@ -24,6 +24,7 @@ from stage.request import CONTEXT, device_catalogue
 from stage.sequential import Attention, SequentialModel, ready
 from stage.staged import stage_contender
 from stage.xla_simtier import Way as SimTierWay
+from workload import Built
 
 
 class Way(Protocol):
@@ -35,9 +36,7 @@ class Way(Protocol):
         """Answer a request; `deadline_ms` counts from now, and only ways that know of deadlines heed it."""
         ...
 
-    def close(self) -> None:
-        """Stop the threads."""
-        ...
+    def close(self) -> None: ...
 
 
 class Sequential:
@@ -56,19 +55,16 @@ class Sequential:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="sequential")
 
     def compute(self, number: int) -> Answer:
-        """Compute everything for a request."""
         positions, context, pair = self._service.operands(number)
         batch = self._service.batches[number % REQUESTS]
         order, scores = self._call(batch, positions, context, pair)
         return Answer(self._service.built.source.ids[positions[order]], scores)
 
     async def serve(self, number: int, deadline_ms: float | None) -> Answer:
-        """Wait for retrieval, then compute."""
         await asyncio.sleep(self._retrieval_s)
         return await asyncio.get_running_loop().run_in_executor(self._pool, self.compute, number)
 
     def close(self) -> None:
-        """Stop the threads."""
         self._pool.shutdown(cancel_futures=True)
 
 
@@ -88,11 +84,10 @@ class Overlapped:
         self._generation.warm()
         stage = stage_contender(shared, built)
         scores, (self._weights, self._rows, _) = hand_rolled_scores(shared, simtier, stage)
-        self._program = jax.jit(lambda *given: jax.lax.top_k(scores(*given), service.k))
+        self._program = jax.jit(lambda *given: jax.lax.top_k(scores(*given), service.shared.k))
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="overlapped")
 
     def user_side(self, number: int) -> UserState:
-        """Compute a user's state."""
         state = compute_state(
             number, self._service.user(number), self._service.shared.length, self._generation
         )
@@ -100,54 +95,55 @@ class Overlapped:
         return state
 
     def stage(self, number: int, state: UserState) -> Answer:
-        """Score the candidates for a user state."""
         positions, context, pair = self._service.operands(number)
         leaves = {path.removeprefix("state/"): leaf[0] for path, leaf in state.leaves.items()}
         best, order = self._program(self._weights, self._rows, leaves, positions, context, pair)
         return Answer(self._service.built.source.ids[positions[np.asarray(order)]], np.asarray(best))
 
     async def serve(self, number: int, deadline_ms: float | None) -> Answer:
-        """Run the user side while retrieval runs, then the stage."""
         loop = asyncio.get_running_loop()
         user = loop.run_in_executor(self._pool, self.user_side, number)
         await asyncio.sleep(self._retrieval_s)
         return await loop.run_in_executor(self._pool, self.stage, number, await user)
 
     def close(self) -> None:
-        """Stop the threads."""
         self._pool.shutdown(cancel_futures=True)
 
 
 class Engined:
-    """This project's engine as it comes, users from a dictionary; it knows of deadlines and may refuse."""
+    """This project's engine as it comes, users from a dictionary; it knows of deadlines and may refuse.
+
+    Every request is by a user whom the engine has not met, or by one of a number of ``users`` in turns.
+    """
 
     name = "engine"
 
-    def __init__(self, service: Service, retrieval_s: float, config: EngineConfig | None = None):
-        built = service.built
+    def __init__(
+        self, service: Service, retrieval_s: float, *, built: Built | None = None, users: int = 0,
+        config: EngineConfig | None = None,
+    ):  # fmt: skip
+        built = built or service.built
 
         async def retrieve(request: Request) -> Candidates:
             await asyncio.sleep(retrieval_s)
             return service.candidates(int(request.user))
 
         config = config or engine_config(service)
-        self._asked = itertools.count()
+        self._asked, self._users = itertools.count(1), users
         self.engine = Engine(built.bundle, built.tables, users=service.user, retrieve=retrieve, config=config)
 
     async def serve(self, number: int, deadline_ms: float | None) -> Answer:
-        """Rank through the engine."""
-        # A user whom the engine has not met, who asks the same.
-        user = number % REQUESTS + REQUESTS * next(self._asked)
+        user = number % self._users if self._users else number % REQUESTS + REQUESTS * next(self._asked)
         ranking = await self.engine.rank_async(user, CONTEXT, deadline_ms=deadline_ms)
-        assert ranking.report.user_state == "computed" or ranking.report.rung
-        return Answer(ranking.ids, ranking.scores, ranking.report.rung)
+        report = ranking.report
+        assert self._users or report.user_state == "computed" or report.rung
+        return Answer(ranking.ids, ranking.scores, report.rung, report.version)
 
     def close(self) -> None:
-        """Close the engine."""
         self.engine.close()
 
 
 def engine_config(service: Service, **changes: Any) -> EngineConfig:
     """Return the settings of an engine for the service's requests: sizes only, unless changed."""
-    shapes = Shapes(candidates=(service.n,), histories=(service.shared.length,))
-    return EngineConfig(**{"k": service.k, "shapes": shapes, **changes})
+    shapes = Shapes(candidates=(service.shared.n,), histories=(service.shared.length,))
+    return EngineConfig(**{"k": service.shared.k, "shapes": shapes, **changes})

@@ -56,21 +56,12 @@ def measure_costs(
     """Measure variants side by side.
 
     The user has the longest history that a model reads, the catalogue at least twice as many items as there
-    are candidates; if the data set has fewer, its items come again under other ids.
-
-    Args:
-        dataset: gives schema, items and users.
-        preset: the config of ``aif``.
-        variants: what is measured; of those that are the same model, one is, and its cost is given for all.
-        candidates: ``N``, a multiple of 16 of at least `K`.
-        rounds: timed requests of each.
-        seed: of weights, candidates, histories and order.
-        step: called with what is being done.
+    are candidates; if the data set has fewer, its items come again under other ids. Of variants that are the
+    same model, one is measured.
 
     Returns:
         By variant: ``way`` (``engine``, or ``sequential``: the whole model in one compiled call after
-        retrieval), ``parameters``, ``item_bytes``, ``user_bytes`` (``None`` where there is none),
-        ``candidates``, ``history``, ``rounds``, quartiles of ``stage_ms`` and ``request_ms``, and ``made``.
+        retrieval), sizes, bytes (``None`` where there is none), and quartiles of stage and request.
 
     Raises:
         ConfigError: the number of candidates or of rounds is out of bounds.

@@ -2,8 +2,8 @@
 
     python bench/studies/run.py movielens-1m:PATH --out DIR --variants cold,aif,exact --seeds 5 --cost
 
-Writes table.json and table.md, with costs pareto.svg too. Rows are files in DIR/rows: a run that was
-interrupted resumes, and more variants or seeds are added to what is there. `make bars TABLE=DIR/table.json`
+Writes table.json, a page and with costs pictures. Rows are files in DIR/rows: a run that was interrupted
+resumes, and more variants or seeds are added to what is there. `make bars TABLE=DIR/table.json`
 reads the bars of quality.
 """
 
@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from aif_jax.cli.fields import load_for, read_fields
 from aif_jax.training import can_sample, keep_freed_memory, preset
+from results import Result, write
 from studies.cost import measure_costs
-from studies.pictures import pareto_plot
 from studies.study import JUDGES, Row, Study, metrics_of
-from studies.table import markdown, summarise
+from studies.table import sections, summarise
 from studies.variants import VARIANTS, chosen
 
 
@@ -65,13 +65,13 @@ def main(arguments: list[str] | None = None) -> None:
         costs = measure_costs(study.dataset, study.model, variants, step=print)
         path.write_text(json.dumps({"models": models, "costs": costs}, indent=1))
     summary = summarise(study, rows, costs)
-    text = markdown(summary)
-    files = {"table.json": json.dumps(summary, indent=1), "table.md": text}
-    if costs:
-        files["pareto.svg"] = pareto_plot(summary)
-    for name, content in files.items():
-        (given.out / name).write_text(content, encoding="utf-8")
-    print(f"\n{text}\nwritten to {given.out}: {', '.join(files)}")
+    (given.out / "table.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    result = Result(
+        program="studies/run", title=f"Models on {dataset.name}", question="How good is each, at what cost?",
+        plan={name: str(value) for name, value in vars(given).items()}, sections=sections(summary),
+        answers=f"Rows made: {'; '.join(summary['made'])}.",
+    )  # fmt: skip
+    write(result, given.out)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,8 @@
 """A study: variants trained with several seeds on one data set, a row for each, kept in files and resumed."""
 
 import dataclasses
-import datetime
-import importlib.metadata
 import io
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +14,7 @@ import numpy as np
 from aif_jax.data import TEST, TRAIN, Dataset
 from aif_jax.data.digests import digest_of_arrays, digest_of_columns, digest_of_histories, digest_of_labels
 from aif_jax.errors import ConfigError, DataError
-from aif_jax.machine import cores, cpu_model
+from aif_jax.files import write_atomic
 from aif_jax.training import (
     REFIT,
     WHOLE_REQUESTS,
@@ -32,6 +29,7 @@ from aif_jax.training import (
 )
 from aif_jax.training.identity import differing
 from aif_jax.training.metrics import auc, user_aucs
+from stage.environment import environment
 from studies.retention import retention
 from studies.variants import TEACHER, VARIANTS, Variant
 
@@ -48,9 +46,7 @@ class Row:
     """One variant trained with one seed. No id and no logit of an impression is in it.
 
     Attributes:
-        facts: JSON-serialisable: ``identity`` (data, lists, model, training), ``made``, ``metrics`` and
-            ``frozen`` (see `aif_jax.training.Metrics`), ``cold_auc``, ``retention``, ``judge`` (digest of
-            the scores that judged), ``parameters``, ``steps``, ``examples_per_s``.
+        facts: JSON-serialisable, see `Study._train`; ``judge`` is the digest of the scores that judged.
         arrays: of each user with both classes, without ids: impressions ``weights``, AUCs ``growing`` and
             ``frozen``; among cold items ``cold_weights`` and ``cold``. Of a judge also ``scores``.
     """
@@ -62,12 +58,9 @@ class Row:
         """Write the row to a file, whole or not at all."""
         members = {"facts": np.frombuffer(json.dumps(dict(self.facts)).encode(), np.uint8), **self.arrays}
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        with open(part, "wb") as stream:
-            np.savez_compressed(stream, **members)  # type: ignore[arg-type]
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, path)
+        stream = io.BytesIO()
+        np.savez_compressed(stream, **members)  # type: ignore[arg-type]
+        write_atomic(path, stream.getvalue())
 
     @classmethod
     def read(cls, path: Path) -> "Row":
@@ -89,17 +82,8 @@ class Row:
 class Study:
     """Rows of some variants and seeds; a row that is in ``folder/rows`` is never trained again.
 
-    Args:
-        dataset: one that has a preset.
-        folder: where rows and checkpoints are kept.
-        variants: what is compared.
-        seeds: how often each is trained.
-        epochs: instead of the preset's.
-        lists: candidate lists for retention.
-        candidates: in each of them, see `aif_jax.training.candidate_lists`.
-        changes: fields of `ModelConfig` that differ from the preset in all variants.
-        judge: of `JUDGES`, which ranker judges what is kept.
-        progress: show a progress bar for each row.
+    ``candidates`` are in each of the ``lists`` that retention is measured over; ``changes`` are fields of
+    `ModelConfig` that differ from the data set's preset in all variants.
 
     Raises:
         ConfigError: there is no preset for this data set, no such judge, or a row is of another study.
@@ -118,7 +102,6 @@ class Study:
         candidates: int = 1000,
         changes: Mapping[str, Any] | None = None,
         judge: str = "exact",
-        progress: bool = True,
     ) -> None:
         if judge not in JUDGES or seeds < 1 or lists < 1 or candidates < 2:
             raise ConfigError(
@@ -130,7 +113,7 @@ class Study:
         self.model = model.replace(**(changes or {}))
         self._training = training if epochs is None else training.replace(epochs=epochs)
         self.dataset = dataset.with_validation_in_training() if dataset.name in REFIT else dataset
-        self.head, self._progress = self.model.heads[0], progress
+        self.head = self.model.heads[0]
         self.judge = dataclasses.replace(VARIANTS[judge], name=f"ranker_{judge}")
         whole = dataset.name in WHOLE_REQUESTS
         self.lists: CandidateLists = candidate_lists(
@@ -138,8 +121,7 @@ class Study:
             whole_requests=whole,
         )  # fmt: skip
         rows, schema = self.dataset.impressions, self.dataset.fit_schema()
-        part = rows.split == TEST
-        self.known = np.flatnonzero(part & (np.asarray(rows.label_mask[self.head]) > 0))
+        self.known = np.flatnonzero((rows.split == TEST) & (np.asarray(rows.label_mask[self.head]) > 0))
         trained = np.bincount(rows.item[rows.split == TRAIN], minlength=self.dataset.n_items)
         self.cold = trained[rows.item[self.known]] <= COLD
         assert self.lists.positives is not None
@@ -157,8 +139,7 @@ class Study:
     def run(self, on_row: Callable[[str, Row, bool], None] = lambda *_: None) -> dict[str, list[Row]]:
         """Train what is missing, and return the rows of each variant by seed.
 
-        Args:
-            on_row: called with the name of each row, the row, and whether it was there before.
+        ``on_row`` is called with the name of each row, the row, and whether it was there before.
         """
         found: dict[str, list[Row]] = {variant.name: [] for variant in self.variants}
         for variant, seed in self._pairs():
@@ -167,21 +148,15 @@ class Study:
             on_row(f"{variant.name}-{seed}", found[variant.name][-1], kept is not None)
         return found
 
-    def ranker(self) -> Row:
-        """Return the frozen ranker's row; train it if it is not there."""
-        return self._kept(self.judge, JUDGE_SEED) or self._train(self.judge, JUDGE_SEED)
-
     def _pairs(self) -> list[tuple[Variant, int]]:
         return [(variant, seed) for seed in range(self.seeds) for variant in self.variants]
-
-    def _path(self, variant: Variant, seed: int) -> Path:
-        return self.folder / "rows" / f"{variant.name}-{seed}.npz"
 
     def _identity(self, variant: Variant) -> dict[str, Any]:
         shared = variant.trained(self._training).replace(seed=0, checkpoint_dir="", checkpoint_interval=0)
         return {**self._data, "model": variant.config(self.model).to_json(), "training": shared.to_json()}
 
-    def _kept(self, variant: Variant, seed: int) -> Row | None:
+    def _kept(self, variant: Variant, seed: int | None) -> Row | None:
+        """Return a row that was kept, of the teacher without a seed, if it is there."""
         path = self._path(variant, seed)
         if not path.exists():
             return None
@@ -192,13 +167,18 @@ class Study:
             )
         return row
 
+    def _path(self, variant: Variant, seed: int | None) -> Path:
+        name = "teacher.npz" if seed is None else f"rows/{variant.name}-{seed}.npz"
+        return self.folder / name
+
     def _train(self, variant: Variant, seed: int) -> Row:
-        judge = None if variant is self.judge else self.ranker()
+        ranker = self.judge, JUDGE_SEED
+        judge = None if variant is self.judge else self._kept(*ranker) or self._train(*ranker)
         checkpoints = self.folder / "checkpoints" / f"{variant.name}-{seed}"
         config = variant.trained(self._training).replace(seed=seed, checkpoint_dir=str(checkpoints))
         dataset = variant.dataset(self.dataset, seed)
         lessons = self._lessons(config) if config.taught else {}
-        result = train(variant.config(self.model), dataset, config, **lessons, progress=self._progress)
+        result = train(variant.config(self.model), dataset, config, **lessons, progress=True)
         still_set = dataset.with_frozen_histories("test")
         evaluator, still = (
             Evaluator(each, result.model, "test", buckets=config.long_buckets)
@@ -247,19 +227,17 @@ class Study:
 
     def _lessons(self, config: TrainConfig) -> dict[str, np.ndarray]:
         """Return what a teacher says of the training part, which is trained once and kept."""
-        path = self.folder / "teacher.npz"
-        if not path.exists():
+        teacher = self._kept(TEACHER, None)
+        if teacher is None:
             checkpoints = self.folder / "checkpoints" / "teacher"
             training = self._training.replace(seed=TEACHER_SEED, checkpoint_dir=str(checkpoints))
-            model = train(TEACHER.config(self.model), self.dataset, training, progress=self._progress).model
+            model = train(TEACHER.config(self.model), self.dataset, training, progress=True).model
             buckets = training.long_buckets
-            said = predict(model, self.dataset, "train", buckets=buckets).astype(np.float16)
+            logits = predict(model, self.dataset, "train", buckets=buckets).astype(np.float16)
             last = bottom_items(model, self.dataset, seed=TEACHER_SEED, buckets=buckets)
             facts = {"identity": self._identity(TEACHER)}
-            Row(facts=facts, arrays={"teacher": said, "bottom": last}).write(path)
-        teacher = Row.read(path)
-        if differ := differing(self._identity(TEACHER), teacher.facts["identity"]):
-            raise ConfigError(f"{path} differs in {', '.join(differ)}; choose another folder, or remove it.")
+            teacher = Row(facts=facts, arrays={"teacher": logits, "bottom": last})
+            teacher.write(self._path(TEACHER, None))
         wanted = ["teacher"] * config.distils + ["bottom"] * bool(config.negative_bottom)
         return {name: teacher.arrays[name] for name in wanted}
 
@@ -298,9 +276,7 @@ def bottom_items(
 
 def where() -> dict[str, Any]:
     """Return the date, this machine and the versions."""
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "aif_jax")}
-    date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return {"date": date, "cpu": cpu_model(), "cores": cores(), **versions}
+    return {name: environment()[name] for name in ("date", "cpu", "cores", "jax", "aif_jax")}
 
 
 def metrics_of(row: Row, kind: str = "metrics") -> Metrics:

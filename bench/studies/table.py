@@ -1,4 +1,4 @@
-"""The table of a study: JSON-serialisable values, and Markdown for people."""
+"""The table of a study: JSON-serialisable values, and pages for people."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 
 from aif_jax.errors import DataError
-from aif_jax.evaluation import Estimate, PairedBootstrap
+from aif_jax.evaluation import PairedBootstrap
 from aif_jax.training import floors
-from studies.retention import POSITIVES, SURVIVORS
+from results import Row as Figure
+from results import Section
 from studies.study import COLD, Row, Study, metrics_of
 
 MODEL, BEST, BASELINE = "aif", "exact", "cold"
+COSTS = {"request_ms": "request, ms (median)", "item_bytes": "bytes of an item row",
+         "user_bytes": "bytes of a user state"}  # fmt: skip
 
 
 def summarise(
@@ -34,15 +37,11 @@ def summarise(
         raise DataError("rows were judged by different rankers; keep those of one, remove the others.")
     paired = {
         kind: PairedBootstrap.of_gauc(
-            first.arrays["weights"], {name: [run.arrays[kind] for run in runs] for name, runs in rows.items()}
+            first.arrays[weights], {name: [run.arrays[kind] for run in runs] for name, runs in rows.items()}
         )
-        for kind in ("growing", "frozen")
+        for kind, weights in (("growing", "weights"), ("frozen", "weights"), ("cold", "cold_weights"))
+        if first.arrays[weights].size > 1
     }
-    if first.arrays["cold_weights"].size > 1:
-        paired["cold"] = PairedBootstrap.of_gauc(
-            first.arrays["cold_weights"],
-            {name: [run.arrays["cold"] for run in runs] for name, runs in rows.items()},
-        )
 
     def difference(kind: str, name: str) -> dict[str, float] | None:
         if kind not in paired or name == against:
@@ -74,12 +73,11 @@ def summarise(
             "examples_per_s": float(np.mean(speeds)) if speeds else None,
             "cost": (costs or {}).get(variant.name),
         }
-    lost = None
-    if {MODEL, BEST, BASELINE} <= rows.keys():
-        lost = {
-            kind: dataclasses.asdict(paired[kind].lost(MODEL, BEST, BASELINE))
-            for kind in ("growing", "frozen")
-        }
+    lost = {
+        kind: dataclasses.asdict(paired[kind].lost(MODEL, BEST, BASELINE))
+        for kind in ("growing", "frozen")
+        if {MODEL, BEST, BASELINE} <= rows.keys()
+    }
     return {
         "data": study.dataset.name,
         "head": study.head,
@@ -96,85 +94,112 @@ def summarise(
             for name, found in floors(study.dataset, heads=(study.head,)).items()
         },
         "variants": variants,
-        "lost": lost,
-        "made": sorted({_made(row.facts["made"]) for runs in rows.values() for row in runs}),
+        "lost": lost or None,
+        "made": sorted({str(row.facts["made"]) for runs in rows.values() for row in runs}),
     }
 
 
-def markdown(summary: Mapping[str, Any]) -> str:
-    """Return the tables in Markdown, with a sentence on what `aif` loses against `exact`."""
-    seeds, variants = summary["seeds"], summary["variants"]
-    over = f"{seeds} seeds; mean ± standard deviation over them" if seeds > 1 else "one seed"
-    who = "users and seeds" if seeds > 1 else "users"
-    quality = {
-        f"floor: {name}": [f"{each['auc']:.4f}", f"{each['gauc']:.4f}", *[""] * 3, f"{each['log_loss']:.4f}"]
-        for name, each in summary["floors"].items()
-    } | {
-        f"`{name}`: {each['text']}": [
-            _shown(each["auc"]), _shown(each["gauc"]), _gap(each["gauc_against"]),
-            _shown(each["frozen_gauc"]), _gap(each["frozen_gauc_against"]), _shown(each["log_loss"]),
-            f"{each['parameters']:,}", f"{each['examples_per_s'] or 0:,.0f}/s",
+def sections(summary: Mapping[str, Any]) -> list[Section]:
+    """Return the tables of a summary as sections of a result, with pictures of quality against cost."""
+    variants, seeds = summary["variants"], summary["seeds"]
+
+    def table(title: str, text: str, columns: Mapping[str, str]) -> Section:
+        rows = [
+            Figure(f"`{name}`", None, also={head: _shown(each[key]) for head, key in columns.items()})
+            for name, each in variants.items()
         ]
-        for name, each in variants.items()
-    }  # fmt: skip
-    kept = {
-        f"`{name}`": [
-            f"{found['mean']:.3f}"
-            for found in (*each["survivors"].values(), *each["positives"].values(), each["ndcg"])
-        ]
-        for name, each in variants.items()
-    }
-    cold = {
-        f"`{name}`": [_shown(each["cold_auc"]), _shown(each["cold_gauc"]), _gap(each["cold_gauc_against"])]
-        for name, each in variants.items()
-    }
-    parts = [
+        return Section(title, text, rows)
+
+    quality = table(
+        "Quality",
         f"{summary['data']}, head `{summary['head']}`: {summary['impressions']:,} impressions of "
-        f"{summary['users']:,} users in the test part, {over}. Differences of GAUC are to "
-        f"`{summary['against']}`, with the standard error of a paired bootstrap over {who}. Frozen: "
-        "histories end where a user's test rows begin, so that no label of one is an input of a later one.",
-        _table(
-            ["AUC", "GAUC", "difference", "GAUC, frozen", "difference", "log loss", "weights", "trained"],
-            quality,
-        ),
-        f"Retention, over {summary['lists']:,} lists of {summary['candidates']:,.0f} candidates: share of "
-        f"the best K of the frozen ranker (`{summary['judge']}`) in the model's best M, share of the "
-        "positives, and NDCG@10 of the ranker's order of the best 100. Chance keeps M of all.",
-        _table(
-            [*(f"{k} of {m}" for k, m in SURVIVORS), *(f"positives in {m}" for m in POSITIVES), "NDCG@10"],
-            kept,
-        ),
-        f"Cold items, frozen histories: {summary['cold_impressions']:,} impressions of items with at most "
-        f"{COLD} impressions in the training part.",
-        _table(["AUC", "GAUC", "difference"], cold),
+        f"{summary['users']:,} users in the test part; mean ± standard deviation over {seeds} seeds. "
+        f"Differences of GAUC are to `{summary['against']}` ± the standard error of a paired bootstrap. "
+        "Frozen: histories end where a user's test rows begin, so that no label is an input of a later one.",
+        {
+            "AUC": "auc", "GAUC": "gauc", "difference": "gauc_against", "GAUC, frozen": "frozen_gauc",
+            "difference, frozen": "frozen_gauc_against", "log loss": "log_loss", "weights": "parameters",
+            "examples a second": "examples_per_s", "model": "text",
+        },
+    )  # fmt: skip
+    names = {"auc": "AUC", "gauc": "GAUC", "log_loss": "log loss"}
+    floor_rows = [
+        Figure(f"floor: {name}", None, also={names[key]: f"{value:.4f}" for key, value in each.items()})
+        for name, each in summary["floors"].items()
     ]
-    measured = {f"`{name}`": each["cost"] for name, each in variants.items() if each["cost"]}
-    if measured:
-        some = next(iter(measured.values()))
-        parts += [
-            f"Cost of a request, float32: {some['candidates']:,} candidates, the longest history, the user "
-            f"state cached; median (quartiles) of {some['rounds']} rounds in turns, {_made(some['made'])}. "
-            "`exact` does not fold: it runs as a whole after retrieval, user side included.",
-            _table(
-                ["stage, ms", "request, ms", "bytes an item", "bytes a user", "weights"],
-                {
-                    name: [
-                        _times(each["stage_ms"]), _times(each["request_ms"]),
-                        *(f"{each[what] or 0:,}" for what in ("item_bytes", "user_bytes", "parameters")),
-                    ]
-                    for name, each in measured.items()
-                },
-            ),
+    kept = [
+        Figure(f"`{name}`", None, also={
+            **{f"survivors {n}": _shown(found) for n, found in each["survivors"].items()},
+            **{f"positives in {n}": _shown(found) for n, found in each["positives"].items()},
+            "NDCG@10": _shown(each["ndcg"]),
+        })
+        for name, each in variants.items()
+    ]  # fmt: skip
+    retained = (
+        f"Over {summary['lists']:,} lists of {summary['candidates']:,.0f} candidates: share of the best K of "
+        f"the frozen ranker (`{summary['judge']}`) in the model's best M (K@M), share of the positives, and "
+        "NDCG@10 of the ranker's order of the best 100. Chance keeps M of all."
+    )
+    found = [
+        dataclasses.replace(quality, rows=[*floor_rows, *quality.rows]),
+        Section("Retention", retained, kept),
+        table(
+            "Cold items, frozen histories",
+            f"{summary['cold_impressions']:,} impressions of items with at most {COLD} in the training part.",
+            {"AUC": "cold_auc", "GAUC": "cold_gauc", "difference": "cold_gauc_against"},
+        ),
+    ]
+    if measured := {name: each for name, each in variants.items() if each["cost"]}:
+        found.append(_costs(measured))
+    rows = [
+        Figure(f"{kind} histories", each["share"], "ratio", also={
+            f"gain of {BEST} over {BASELINE}, GAUC": _shown(each["gain"]), "upper 95 % bound": each["upper"],
+        })
+        for kind, each in (summary["lost"] or {}).items()
+    ]  # fmt: skip
+    return [*found, Section(f"Share of the gain that {MODEL} loses", rows=rows)] if rows else found
+
+
+def _costs(variants: Mapping[str, Any]) -> Section:
+    text = (
+        "A request in float32, the longest history, the user state cached; rounds in turns. `exact` does not "
+        "fold: it runs as a whole after retrieval, user side included."
+    )
+    rows, plots = [], []
+    for name, each in variants.items():
+        cost = each["cost"]
+        low, middle, high = cost["request_ms"]
+        stage = cost["stage_ms"] and cost["stage_ms"][1]
+        sizes = {COSTS[key]: cost[key] for key in ("item_bytes", "user_bytes")}
+        rows.append(Figure(f"`{name}`", middle, quartiles=(low, high), also={"stage, ms": stage, **sizes}))
+    for key, label in COSTS.items():
+        points = [
+            (cost[1] if isinstance(cost, list) else cost, each["frozen_gauc"]["mean"], name)
+            for name, each in variants.items()
+            if (cost := each["cost"][key]) is not None
+        ]
+        x, y, names = zip(*points, strict=True) if points else ((), (), ())
+        best = frontier(x, y)
+        series = [
+            {"name": "models", "kind": "rival", "x": x, "y": y, "labels": names},
+            {"name": "none is better at its cost", "kind": "ours", "x": [x[i] for i in best],
+             "y": [y[i] for i in best]},
         ]  # fmt: skip
-    if (lost := summary["lost"]) is not None:
-        parts.append(f"{_lost(lost['growing'])}; with frozen histories, {_lost(lost['frozen'])}.")
-    return "\n\n".join([*parts, f"Rows made: {'; '.join(summary['made'])}."]) + "\n"
+        plots.append({"name": f"pareto-{key}", "kind": "lines", "title": "Quality against cost", "x": label,
+                      "y": "GAUC, frozen histories", "series": series})  # fmt: skip
+    return Section("Cost", text, rows, plots=plots)
 
 
-def _table(header: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
-    lines = [["model", *header], ["---"] * (1 + len(header))]
-    lines += [[name, *cells, *[""] * (len(header) - len(cells))] for name, cells in rows.items()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def frontier(costs: Sequence[float], qualities: Sequence[float]) -> list[int]:
+    """Return the points that no other beats, in order of cost.
+
+    A point is beaten by one that costs no more and is better, or costs less and is as good.
+    """
+    kept: list[int] = []
+    for i in sorted(range(len(costs)), key=lambda i: (costs[i], -qualities[i])):
+        if not kept or qualities[i] > qualities[kept[-1]]:
+            kept.append(i)
+    return kept
 
 
 def _gauc(row: Row) -> float:
@@ -188,26 +213,10 @@ def _spread(values: Sequence[float]) -> dict[str, float | None]:
     return {"mean": float(np.mean(values)), "sd": sd}
 
 
-def _shown(found: Mapping[str, float | None]) -> str:
-    return f"{found['mean']:.4f}" + ("" if found["sd"] is None else f" ± {found['sd']:.4f}")
-
-
-def _gap(found: Mapping[str, float] | None) -> str:
-    return "" if found is None else f"{found['value']:+.4f} ± {found['standard_error']:.4f}"
-
-
-def _times(quartiles: Sequence[float] | None) -> str:
-    return "none" if quartiles is None else "{1:.2f} ({0:.2f} to {2:.2f})".format(*quartiles)
-
-
-def _lost(lost: Mapping[str, Any]) -> str:
-    gain = Estimate(**lost["gain"])
-    found = f"`{BEST}` gains {gain.value:+.4f} ± {gain.standard_error:.4f} GAUC over `{BASELINE}`"
-    if lost["share"] is None:
-        return f"{found}, too little to say which share of it `{MODEL}` loses"
-    return f"{found}, of which `{MODEL}` loses {lost['share']:.0%}, at most {lost['upper']:.0%} (95 %)"
-
-
-def _made(made: Mapping[str, Any]) -> str:
-    machine = f"{made['cpu']} ({made['cores']} cores)"
-    return f"{made['date']}, {machine}, jax {made['jax']}, aif_jax {made['aif_jax']}"
+def _shown(found: Any) -> str | float | None:
+    """Return a spread or a difference in words, other figures as they are."""
+    if not isinstance(found, Mapping):
+        return found
+    if "mean" in found:
+        return f"{found['mean']:.4f}" + ("" if found["sd"] is None else f" ± {found['sd']:.4f}")
+    return f"{found['value']:+.4f} ± {found['standard_error']:.4f}"

@@ -12,7 +12,7 @@ import numpy as np
 
 from bars.lines import BARS
 from bars.of_stage import ROOFLINE
-from results import Result, Row, Section, Step, arguments, row_of, sizes, steps, write
+from results import Result, Row, Section, Step, arguments, quartiles, row_of, sizes, steps, write
 from stage import contenders, roofline
 from stage.contenders import HAND_ROLLED, SEQUENTIAL, STAGE, WHAT
 from stage.request import Case
@@ -114,8 +114,7 @@ def _floor(
     if roofline.busy(limits):
         sections.insert(0, Section("The machine was busy", _BUSY))
     floor = sum(part.floor_ms for part in roofline.parts_of(case, case.built, best))
-    middle, low, high = (float(np.quantile(times[STAGE], share)) / floor for share in (0.5, 0.25, 0.75))
-    return sections, {ROOFLINE: (middle, (low, high))}
+    return sections, {ROOFLINE: quartiles(times[STAGE] / floor)}
 
 
 _READING = (

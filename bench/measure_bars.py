@@ -5,7 +5,6 @@ and means nothing. Prints a table and writes `bars.json`. Exits with 1 if a meas
 missed is shown, and exits with 1 only with `--strict`.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from pathlib import Path
 from bars import of_cache, of_load, of_quality, of_stage, plan
 from bars.lines import BARS, exit_code, measured
 from render import markdown
-from results import Result, Section, sizes, steps
+from results import Result, Section, parser_of, sizes, steps
 from stage.environment import environment
 
 STEPS = {"full": 36, "quick": 31}
@@ -24,18 +23,15 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print and write the bars; return the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds; values mean nothing")
+    parser = parser_of(__doc__, RESULTS / "bars.json")
     parser.add_argument("--items", type=int, default=1_000_000, help="items of the catalogue")
     parser.add_argument("--table", type=Path, help="table.json of studies/run.py, for the bars of quality")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a bar is missed")
     parser.add_argument("--only", nargs="+", choices=BARS, help="measure these, and what comes with them")
-    parser.add_argument("--out", type=Path, help="file of the results (default: bench/results/bars.json)")
     given = parser.parse_args(arguments)
-    out = given.out or (Path("runs/bars-quick.json") if given.quick else RESULTS / "bars.json")
-    size = plan.quick() if given.quick else plan.full(given.items)
+    quick_out = given.quick and given.out == parser.get_default("out")
+    out = Path("runs/bars-quick.json") if quick_out else given.out
+    size = plan.plan_of(given.items, quick=given.quick)
     began = time.perf_counter()
     result = Result(
         program="measure_bars", title="Bars of the design",

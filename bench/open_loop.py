@@ -16,7 +16,7 @@ from load.arrivals import Load
 from load.offering import UNLOADED_TIMES, Curve, Found, Plan
 from load.service import make_service
 from load.ways import Engined, Overlapped
-from results import Result, Row, Section, arguments, row_of, sizes, steps, workload, write
+from results import Result, Row, Section, arguments, quartiles, row_of, sizes, steps, workload, write
 
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.25, 1.6, 2.0)
 SHED = 0.9
@@ -69,8 +69,7 @@ def main(given_arguments: list[str] | None = None) -> Path:
 
 def _bars(found: Found) -> Section:
     times = found.saturation[Engined.name].rates / found.saturation["sequential"].rates
-    low, middle, high = (float(q) for q in np.quantile(times, (0.25, 0.5, 0.75)))
-    rows = [BARS["saturation"].row(middle, (low, high))]
+    rows = [BARS["saturation"].row(*quartiles(times))]
     ours = next(curve for curve in found.curves if curve.way == Engined.name)
     in_time, in_full = ours.most(lambda load: load.in_time)[1], ours.most(lambda load: load.in_full)[1]
     for name, kept in (("in time", in_time), ("in full", in_full)):

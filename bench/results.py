@@ -78,26 +78,38 @@ def quantile(values: Sequence[float], share: float) -> float:
     return float(np.quantile(values, share))
 
 
+def quartiles(values: Sequence[float] | np.ndarray) -> tuple[float, tuple[float, float]]:
+    """Return the median of values, and their 25 % and 75 % quantiles."""
+    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
+    return middle, (low, high)
+
+
 def row_of(
     name: str, values: Sequence[float], unit: str = "ms", *, tails: bool = False, **fields: Any
 ) -> Row:
     """Return the median of values with their quartiles, and with `TAILS` and their number if wanted."""
-    low, middle, high = (quantile(values, share) for share in (0.25, 0.5, 0.75))
     if tails:
         also = {tail: quantile(values, share) for tail, share in TAILS.items()}
         fields["also"] = {**also, "number": len(values), **fields.get("also", {})}
-    return Row(name, middle, unit, (low, high), **fields)
+    middle, spread = quartiles(values)
+    return Row(name, middle, unit, spread, **fields)
 
 
 # -- programs -------------------------------------------------------------------------------------
 
 
-def arguments(doc: str | None, out: str, items: int = W.items) -> argparse.ArgumentParser:
-    """Return a parser with the arguments that all programs share."""
+def parser_of(doc: str | None, out: Path) -> argparse.ArgumentParser:
+    """Return a parser with what every program takes: whether it is quick, and where results are written."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes, few requests; times mean nothing")
+    parser.add_argument("--out", type=Path, default=out, help="where results are written")
+    return parser
+
+
+def arguments(doc: str | None, out: str, items: int = W.items) -> argparse.ArgumentParser:
+    """Return a parser with the arguments that all programs share which build a workload."""
+    parser = parser_of(doc, Path("runs") / out)
     parser.add_argument("--items", type=int, default=items, help="items of the catalogue")
-    parser.add_argument("--out", type=Path, default=Path("runs") / out, help="folder of the results")
     parser.add_argument("--record", type=Path, help="where the page is written besides")
     return parser
 

@@ -5,14 +5,13 @@ means nothing. Writes `suites.json` (pytest-benchmark), a folder a program and `
 its own. A part that fails is named in the report, the others run, and the exit code is 1.
 """
 
-import argparse
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from render import html
-from results import read
+from results import parser_of, read
 
 BENCH = Path(__file__).resolve().parent
 PROGRAMS = {
@@ -36,11 +35,7 @@ def parts(out: Path, *, quick: bool) -> dict[str, tuple[list[str], str]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run all parts and write the report; return the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds; times mean nothing")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of everything")
+    parser = parser_of(__doc__, Path("runs/bench"))
     parser.add_argument("--bars", type=Path, default=BENCH / "results/bars.json", help="shown if it exists")
     parser.add_argument("--only", nargs="*", help="parts to run; none: only write the report again")
     given = parser.parse_args(arguments)

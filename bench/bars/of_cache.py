@@ -9,39 +9,35 @@ import numpy as np
 from bars.lines import Measurement, Value
 from bars.plan import Shared
 from cache_rows import Rows
+from results import quartiles
 
 SETTLING, TIMED = 2, 6
 """Batches of a turn, before and while it is timed."""
 
-WINDOW_S = 0.5
-BATCH = 1024
-WRITE_ROWS = 1000
-"""Rows that the writer replaces at a time."""
-
-SHARE_A_SECOND = 0.1
-"""Share of the rows that it replaces a second."""
+WINDOW_S, BATCH = 0.5, 1024
+WRITE_ROWS, SHARE_A_SECOND = 1000, 0.1
+"""Rows that the writer replaces at a time, and the share of all that it replaces a second."""
 
 
 def measurements(shared: Shared) -> list[Measurement]:
     """Return the measurements of the cache; they share one set of rows, which is gone after them."""
-    both = ("cache_gather", "cache_beside_writer")
-    return [(both, lambda: _both(shared))]
 
+    def both() -> Mapping[str, Value]:
+        plan = shared.plan
+        shared.step(f"{plan.rows.rows:,} rows of {plan.rows.row_bytes:,} bytes into the cache")
+        rows = Rows(plan.rows)
+        shared.step("gathers of the cache and of NumPy in turns")
+        gather = _gather(rows, plan.cache_rounds)
+        shared.step("gathers with and without a writer in turns")
+        return {"cache_gather": gather, "cache_beside_writer": _beside_writer(rows, plan.writer_windows)}
 
-def _both(shared: Shared) -> Mapping[str, Value]:
-    plan = shared.plan
-    shared.step(f"{plan.rows.rows:,} rows of {plan.rows.row_bytes:,} bytes into the cache")
-    rows = Rows(plan.rows)
-    shared.step("gathers of the cache and of NumPy in turns")
-    gather = _gather(rows, plan.cache_rounds)
-    shared.step("gathers with and without a writer in turns")
-    return {"cache_gather": gather, "cache_beside_writer": _beside_writer(rows, plan.writer_windows)}
+    return [(("cache_gather", "cache_beside_writer"), both)]
 
 
 def _gather(rows: Rows, rounds: int) -> Value:
     size = rows.size
-    out = rows.split(np.empty((size.batch, size.row_bytes), np.uint8))
     taken = np.empty((size.batch, size.row_bytes), np.uint8)
+    out = rows.split(taken.copy())
 
     def ours(turn: int) -> None:
         rows.cache.gather(rows.asked[turn], out)
@@ -67,52 +63,66 @@ def _gather(rows: Rows, rounds: int) -> Value:
                 turn = (turn + 1) % len(rows.batches)
                 run(turn)
             times[name].append((time.perf_counter() - began) / TIMED)
-    ratios = np.array(times["cache"]) / np.array(times["take"])
-    low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
     how = (
         f"{size.batch:,} of {size.rows:,} rows of {size.row_bytes:,} bytes in {len(size.columns)} columns; "
         f"median of {rounds} rounds of {TIMED} batches each"
     )
-    return Value(float(middle), (float(low), float(high)), how)
+    return Value(*quartiles(np.array(times["cache"]) / np.array(times["take"])), how)
 
 
-def _beside_writer(rows: Rows, windows: int) -> Value:
-    """Measure windows without and with a writer in turns; the writer puts back what is there already."""
-    writing, over = threading.Event(), threading.Event()
-    written, failed = [0], []
-    # Split beforehand: the writer would hold Python's lock while it copies.
-    columns = rows.split(rows.array)
+class _Writer:
+    """A thread that puts back the rows that are there already, while it is asked to."""
 
-    def write() -> None:
-        every_s = WRITE_ROWS / (SHARE_A_SECOND * rows.size.rows)
+    def __init__(self, rows: Rows):
+        self.rows, self.written = rows, 0
+        self.writing, self._over = threading.Event(), threading.Event()
+        # Split beforehand: the writer would hold Python's lock while it copies.
+        self._columns = rows.split(rows.array)
+        self._failed: list[Exception] = []
+        self._thread = threading.Thread(target=self._write, name="writer")
+
+    def __enter__(self) -> "_Writer":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        if self._failed:
+            raise self._failed[0]
+
+    def _write(self) -> None:
+        every_s = WRITE_ROWS / (SHARE_A_SECOND * self.rows.size.rows)
         due = time.perf_counter()
-        while not over.is_set():
-            if not writing.wait(0.01):
+        while not self._over.is_set():
+            if not self.writing.wait(0.01):
                 due = time.perf_counter()
                 continue
-            first = written[0] % rows.size.rows
+            first = self.written % self.rows.size.rows
             part = slice(first, first + WRITE_ROWS)
+            columns = {name: column[part] for name, column in self._columns.items()}
             try:
-                rows.cache.upsert(rows.keys[part], {name: column[part] for name, column in columns.items()})
+                self.rows.cache.upsert(self.rows.keys[part], columns)
             except Exception as error:
-                failed.append(error)
+                self._failed.append(error)
                 return
-            written[0] += WRITE_ROWS
+            self.written += WRITE_ROWS
             due += every_s
             time.sleep(max(0.0, due - time.perf_counter()))
 
+
+def _beside_writer(rows: Rows, windows: int) -> Value:
+    """Measure windows without and with a writer in turns."""
     keys = [asked[:BATCH] for asked in rows.asked]
     size = len(keys[0])
     expected = [rows.split(rows.array[batch[:BATCH]]) for batch in rows.batches]
     out = rows.split(np.empty((size, rows.size.row_bytes), np.uint8))
     rates_of: dict[bool, list[float]] = {False: [], True: []}
     beside_s = 0.0
-    writer = threading.Thread(target=write, name="writer")
-    writer.start()
-    try:
+    with _Writer(rows) as writer:
         for window in range(2 * windows):
             beside = bool(window % 2)
-            (writing.set if beside else writing.clear)()
+            (writer.writing.set if beside else writer.writing.clear)()
             took, turn, began = [], 0, time.perf_counter()
             while time.perf_counter() - began < WINDOW_S:
                 turn = (turn + 1) % len(keys)
@@ -125,18 +135,11 @@ def _beside_writer(rows: Rows, windows: int) -> Value:
                     assert (out[name][place].view(np.uint8) == column[place].view(np.uint8)).all(), name
             rates_of[beside].append(size * len(took) / sum(took))
             beside_s += (time.perf_counter() - began) if beside else 0.0
-    finally:
-        over.set()
-        writer.join()
-    assert not failed, f"the writer failed: {failed[0]}"
-    shares = np.array(rates_of[True]) / np.array(rates_of[False])
-    low, middle, high = np.quantile(shares, (0.25, 0.5, 0.75))
-    rate = written[0] / beside_s / rows.size.rows
+    rate = writer.written / beside_s / rows.size.rows
     how = (
         f"batches of {size:,} of {rows.size.rows:,} rows of {rows.size.row_bytes:,} bytes, two threads, one "
-        f"reads and one replaced {rate:.1%} of the rows a second; median of {windows} pairs of windows of "
-        f"{WINDOW_S:g} s; the Rust program beside_writer measures it without Python"
+        f"replaced {rate:.1%} of the rows a second; median of {windows} pairs of windows of {WINDOW_S:g} s"
     )
     # A writer that could not keep up makes the bar easy.
     assert rate >= 0.8 * SHARE_A_SECOND, f"the writer replaced only {rate:.1%} of the rows a second"
-    return Value(float(middle), (float(low), float(high)), how)
+    return Value(*quartiles(np.array(rates_of[True]) / np.array(rates_of[False])), how)

@@ -10,6 +10,7 @@ from load import offering, overlapping, publishing
 from load.offering import Engined
 from load.overlapping import Cell
 from load.service import Truth
+from results import quartiles
 
 OVERLAP = {"overlap_sleeps": ("sleeps", "rank"), "overlap_coroutine": ("is a coroutine", "rank_async")}
 """By bar the kind of retrieval, and the call that is made for it."""
@@ -44,8 +45,7 @@ def _overlap(shared: Shared) -> Mapping[str, Value]:
             f"at a time; p50 of {rounds} requests and their quartiles; shorter than make bench-load: one "
             "time of retrieval, no warm states"
         )
-        low, middle, high = (float(q) for q in np.quantile(own, (0.25, 0.5, 0.75)))
-        found[bar] = Value(middle, (low, high), how, {f"asked_by_{MIXED[bar]}": float(np.median(other))})
+        found[bar] = Value(*quartiles(own), how, {f"asked_by_{MIXED[bar]}": float(np.median(other))})
     return found
 
 
@@ -67,8 +67,7 @@ def _saturation(shared: Shared) -> Mapping[str, Value]:
         f"retrieval sleeps {plan.retrieval_ms:g} ms; median of {plan.rounds} rounds of {plan.seconds / 2:g} "
         f"s; sequential: {ways[0].setting}; engine: {ways[1].setting}; make bench-load adds the load curves"
     )
-    low, middle, high = (float(q) for q in np.quantile(times, (0.25, 0.5, 0.75)))
-    return {"saturation": Value(middle, (low, high), how)}
+    return {"saturation": Value(*quartiles(times), how)}
 
 
 def _publish(shared: Shared) -> Mapping[str, Value]:
@@ -97,5 +96,4 @@ def resampled(during: np.ndarray, before: np.ndarray, seed: int = 0) -> tuple[fl
         / np.quantile(rng.choice(before, len(before)), 0.99)
         for _ in range(RESAMPLES)
     ]
-    low, high = np.quantile(ratios, (0.25, 0.75))
-    return float(low), float(high)
+    return quartiles(ratios)[1]

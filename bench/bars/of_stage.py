@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from bars.lines import Measurement, Value
 from bars.plan import Shared
+from results import quartiles
 from stage import contenders, roofline
 from stage.request import Case
 from stage.staged import stage_contender
@@ -63,6 +62,5 @@ def _roofline(shared: Shared, build: bool) -> Mapping[str, Value]:
     stage = stage_contender(case, case.built)
     times = interleaved([*roofline.programs(case, stage), stage], plan.stage_rounds)[stage.name]
     floor = sum(part.floor_ms for part in roofline.parts_of(case, case.built, roofline.best(limits)))
-    middle, *quartiles = (float(np.quantile(times, share)) / floor for share in (0.5, 0.25, 0.75))
     how = f"{shared.sizes}; median of {plan.stage_rounds} rounds over the floor of the same run"
-    return {ROOFLINE: Value(middle, (quartiles[0], quartiles[1]), how)}
+    return {ROOFLINE: Value(*quartiles(times / floor), how)}

@@ -28,38 +28,28 @@ class Plan:
     writer_windows: int  # pairs of windows, without and with a writer
 
 
-def full(items: int) -> Plan:
-    """Return the bars' own workload with as many rounds as ten minutes have room for."""
+def plan_of(items: int, *, quick: bool) -> Plan:
+    """Return the bars' own workload with as many rounds as ten minutes have room for.
+
+    A quick plan has small sizes: answers are checked, values mean nothing.
+    """
+    rows = SIZES["item row in 6 columns"]
+    if quick:
+        return Plan(
+            meaningful=False, workload=SMALL, rows=dataclasses.replace(rows, rows=20_000, batch=256),
+            stage_rounds=3, choosing_rounds=1, overlap_rounds=4, retrieval_ms=2.0,
+            load=offering.Plan(retrieval_ms=2.0, seconds=0.4, shares=(), rounds=2, threads=(2,)),
+            publish=publishing.Plan(rate=60.0, seconds=3.0, warm=10, publishes=2),
+            cache_rounds=5, writer_windows=2,
+        )  # fmt: skip
     return Plan(
-        meaningful=True,
-        workload=dataclasses.replace(W, items=items),
-        rows=dataclasses.replace(SIZES["item row in 6 columns"], rows=items),
-        stage_rounds=25,
-        choosing_rounds=3,
-        overlap_rounds=250,
-        retrieval_ms=10.0,
+        meaningful=True, workload=dataclasses.replace(W, items=items),
+        rows=dataclasses.replace(rows, rows=items),
+        stage_rounds=25, choosing_rounds=3, overlap_rounds=250, retrieval_ms=10.0,
         load=offering.Plan(retrieval_ms=10.0, seconds=4.0, shares=(), rounds=7, threads=(1, 2, 3)),
         publish=publishing.Plan(rate=100.0, seconds=75.0, warm=100, publishes=10),
-        cache_rounds=150,
-        writer_windows=20,
-    )
-
-
-def quick() -> Plan:
-    """Return small sizes: answers are checked, values mean nothing."""
-    return Plan(
-        meaningful=False,
-        workload=SMALL,
-        rows=dataclasses.replace(SIZES["item row in 6 columns"], rows=20_000, batch=256),
-        stage_rounds=3,
-        choosing_rounds=1,
-        overlap_rounds=4,
-        retrieval_ms=2.0,
-        load=offering.Plan(retrieval_ms=2.0, seconds=0.4, shares=(), rounds=2, threads=(2,)),
-        publish=publishing.Plan(rate=60.0, seconds=3.0, warm=10, publishes=2),
-        cache_rounds=5,
-        writer_windows=2,
-    )
+        cache_rounds=150, writer_windows=20,
+    )  # fmt: skip
 
 
 class Shared:

@@ -3,9 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-import numpy as np
-
-from results import Step
+from results import Step, quartiles
 from stage.hand_rolled import hand_rolled
 from stage.onnx_sequential import fastest_block, onnx_sequential
 from stage.request import Case
@@ -83,8 +81,7 @@ def contenders_of(
 
 def ratio(times: Times, rival: str, ours: str) -> Ratio:
     """Return how many times longer the rival takes: median and quartiles over the rounds' own ratios."""
-    low, middle, high = (float(q) for q in np.quantile(times[rival] / times[ours], (0.25, 0.5, 0.75)))
-    return middle, (low, high)
+    return quartiles(times[rival] / times[ours])
 
 
 def ratios_of_bars(times: Times) -> dict[str, Ratio]:

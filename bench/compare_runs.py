@@ -1,7 +1,8 @@
 """Figures of a saved run beside those of another one, of any program of bench/.
 
-`python bench/compare_runs.py BASELINE CURRENT`, of two `result.json`, `bars.json` or `suites.json`. Exits
-with 1 if a figure is worse by more than a tenth, or is gone. Times of two machines cannot be compared.
+`python bench/compare_runs.py BASELINE CURRENT`, of two `result.json` or `bars.json`. Exits with 1 if a
+figure is worse by more than a tenth, or is gone. Times of two machines cannot be compared. Suites:
+`pytest bench --benchmark-compare`.
 """
 
 import sys

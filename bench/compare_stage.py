@@ -6,7 +6,6 @@
 import dataclasses
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from bars.lines import BARS
 from bars.of_stage import ROOFLINE
 from results import Result, Row, Section, Step, arguments, quartiles, row_of, sizes, steps, write
 from stage import contenders, roofline
-from stage.contenders import HAND_ROLLED, SEQUENTIAL, STAGE, WHAT
+from stage.contenders import STAGE, WHAT
 from stage.request import Case
 from stage.staged import Stage
 from stage.timing import WARMUP, Times, fastest, interleaved
@@ -23,8 +22,6 @@ from workload import PRECISIONS, SMALL, Built, W, build, in_precision
 
 CASES = ((4096, 1024), (512, 1024), (2048, 1024), (8192, 1024), (4096, 256), (4096, 4096))
 """Candidates N and history L of the requests; the first is the one that bars are about."""
-
-KINDS = dict.fromkeys((STAGE, *(f"{STAGE}, {precision}" for precision in PRECISIONS)), "ours")
 
 
 def main(given_arguments: list[str] | None = None) -> Path:
@@ -48,7 +45,6 @@ def main(given_arguments: list[str] | None = None) -> Path:
     )  # fmt: skip
     bars: dict[str, contenders.Ratio] = {}
     floor: list[Section] = []
-    by_case: dict[tuple[int, int], Times] = {}
     total = 2 + len(cases) * (4 + rounds + WARMUP) + rounds + WARMUP
     with steps(total) as step, tempfile.TemporaryDirectory() as folder:
         step(f"building {whole.items:,} items in every precision")
@@ -60,13 +56,12 @@ def main(given_arguments: list[str] | None = None) -> Path:
             way = fastest(timed_ways(built.model.config, n, length, choosing))
             checked = contenders.contenders_of(case, served, way, choosing, step)
             times = interleaved(checked.contenders, rounds, lambda at=where: step(f"{at}: timing"))
-            if not by_case:
+            if not bars:
                 floor, over = _floor(case, served, checked.stage, rounds, not given.quick, step)
                 bars = contenders.ratios_of_bars(times) | over
-            by_case[n, length] = times
             result.sections.append(_section(where, times, checked.answers, checked.settings))
     result.sections.insert(0, Section("Bars", rows=[BARS[name].row(*found) for name, found in bars.items()]))
-    result.sections += [*floor, _growth(by_case)]
+    result.sections += floor
     return write(result, given.out, given.record)
 
 
@@ -78,76 +73,38 @@ def _section(title: str, times: Times, answers: dict[str, str], settings: str) -
         )
         for name in sorted(times, key=lambda name: float(np.median(times[name])))
     ]  # fmt: skip
-    plot = {
-        "name": f"contenders {title}".replace(" ", "").replace(",", ""), "kind": "bars", "kinds": KINDS,
-        "title": f"One request after retrieval, {title}", "x": "milliseconds; black: quartiles", "log": "x",
-    }  # fmt: skip
-    return Section(title, f"{settings}.", rows, ratio="times the stage", plots=(plot,))
+    return Section(title, f"{settings}.", rows, ratio="times the stage")
 
 
 def _floor(
     case: Case, served: dict[str, Built], stage: Stage, rounds: int, build_peaks: bool, step: Step
 ) -> tuple[list[Section], dict[str, contenders.Ratio]]:
-    """Return the floor of each precision with the parts' own times, and the bar on it."""
+    """Return the floor of each precision, and the bar on it."""
     row = roofline.row_bytes(case.built)
     try:
         limits = roofline.measured_peaks(case.built.workload.items, row, build=build_peaks)
     except FileNotFoundError as error:
         return [Section("Roofline", f"Left out: {error}")], {}
-    times = interleaved([*roofline.programs(case, stage), stage], rounds, lambda: step("the stage's parts"))
+    times = interleaved([stage], rounds, lambda: step("the stage by itself"))[STAGE]
     best, sections = roofline.best(limits), []
     for precision, built in served.items():
         parts = roofline.parts_of(case, built, best, precision)
-        # Of the parts only those in float32 are timed.
         rows = [
-            Row(part.name, part.floor_ms, also={
-                "by itself, ms": float(np.median(times[part.program])) if precision == "float32" else None,
-                "work": part.work, "limit": part.limit,
-            })
-            for part in parts
-        ]  # fmt: skip
-        alone = float(np.median(times[STAGE])) if precision == "float32" else None
-        rows.append(
-            Row("the whole stage", sum(part.floor_ms for part in parts), also={"by itself, ms": alone})
-        )
-        sections.append(Section(f"Roofline, {precision}", _READING, rows, value="floor"))
+            Row(part.name, part.floor_ms, also={"work": part.work, "limit": part.limit}) for part in parts
+        ]
+        rows.append(Row("the whole stage", sum(part.floor_ms for part in parts)))
+        text = "Limits are the best rates of one thread and of two, in the same run."
+        sections.append(Section(f"Roofline, {precision}", text, rows, value="floor"))
     if roofline.busy(limits):
         sections.insert(0, Section("The machine was busy", _BUSY))
     floor = sum(part.floor_ms for part in roofline.parts_of(case, case.built, best))
-    return sections, {ROOFLINE: quartiles(times[STAGE] / floor)}
+    return sections, {ROOFLINE: quartiles(times / floor)}
 
 
-_READING = (
-    "Limits are the best rates of one thread and of two, in the same run. Parts by themselves are programs "
-    "of their own, which the stage may have fused, timed in turns with the whole stage only."
-)
 _BUSY = (
     "Its threads together did less arithmetic than as many cores should while its limits were measured: the "
     "floor is too high and its bar too easy. Run again."
 )
-
-
-def _growth(cases: dict[tuple[int, int], Times]) -> Section:
-    """Draw how the time grows with candidates and with the history."""
-    n, length = next(iter(cases))
-    panels = {
-        f"candidates, a history of {length:,}": sorted(case for case in cases if case[1] == length),
-        f"history, {n:,} candidates": sorted(case for case in cases if case[0] == n),
-    }
-    kinds = {STAGE: "ours", HAND_ROLLED: "by hand", SEQUENTIAL: "rival"}
-    plots = []
-    for place, (title, shown) in enumerate(panels.items() if len(cases) > 1 else ()):
-        series: list[Any] = [
-            {
-                "name": name, "kind": kind, "x": [case[place] for case in shown],
-                "y": [float(np.median(cases[case][name])) for case in shown],
-            }
-            for name, kind in kinds.items()
-        ]  # fmt: skip
-        name = f"growth-{title.partition(',')[0]}"
-        words = {"title": f"Growth with {title}", "x": title.partition(",")[0], "y": "milliseconds"}
-        plots.append({"name": name, "kind": "lines", "log": "xy", "series": series, **words})
-    return Section("Growth with the size of a request", plots=plots)
 
 
 if __name__ == "__main__":

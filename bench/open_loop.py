@@ -5,24 +5,20 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from bars.lines import BARS
 from load import offering
-from load.arrivals import Load
 from load.offering import UNLOADED_TIMES, Curve, Found, Plan
 from load.service import make_service
-from load.ways import Engined, Overlapped
+from load.ways import Engined
 from results import Result, Row, Section, arguments, quartiles, row_of, sizes, steps, workload, write
 
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.25, 1.6, 2.0)
 SHED = 0.9
 """Share of its best goodput that a way should keep past saturation."""
-
-KINDS = {Engined.name: "ours", Overlapped.name: "by hand", "sequential": "rival"}
 
 
 def main(given_arguments: list[str] | None = None) -> Path:
@@ -55,9 +51,7 @@ def main(given_arguments: list[str] | None = None) -> Path:
         f"due. An answer is in time within {UNLOADED_TIMES:g} times the way's own unloaded latency, which "
         "the engine is given as deadline.",
         meaningful=not given.quick,
-        sections=[
-            _bars(found), _saturation(found, plan), *map(_curve, found.curves), _pictures(found.curves),
-        ],
+        sections=[_bars(found), _saturation(found, plan), *map(_curve, found.curves)],
         notes=[
             f"The generator by itself, at {found.generator.offered:.0f} requests a second: "
             f"{found.generator.core_ms:.3f} core-ms a request, retrieval's sleep included; 99th percentile "
@@ -119,32 +113,6 @@ def _curve(curve: Curve) -> Section:
         f"{in_full:.0f} in full; past saturation {kept:.0%} and {full_kept:.0%} of that."
     )
     return Section(f"Load on {curve.way}", text, rows, value="p50")
-
-
-def _pictures(curves: list[Curve]) -> Section:
-    def series(curve: Curve, label: str, of: Callable[[Load], float], dashed: bool) -> dict[str, object]:
-        offered, values = [load.offered for _, load in curve.loads], [of(load) for _, load in curve.loads]
-        return {"name": label, "kind": KINDS[curve.way], "x": offered, "y": values, "dashed": dashed}
-
-    latency, in_time = [], []
-    for curve in curves:
-        latency.append(series(curve, f"{curve.way}, p50", lambda load: load.quantile(0.5), False))
-        latency.append(series(curve, f"{curve.way}, p99", lambda load: load.quantile(0.99), True))
-        in_time.append(series(curve, curve.way, lambda load: load.in_time, False))
-        in_time.append(series(curve, f"{curve.way}, in full", lambda load: load.in_full, True))
-    shared = {"kind": "lines", "x": "requests offered a second"}
-    plots = (
-        {
-            **shared,
-            "name": "latency",
-            "title": "Latency of answers",
-            "y": "ms",
-            "log": "y",
-            "series": latency,
-        },
-        {**shared, "name": "goodput", "title": "Answers in time", "y": "a second", "series": in_time},
-    )
-    return Section("Load curves", plots=plots)
 
 
 if __name__ == "__main__":

@@ -60,18 +60,7 @@ def _section(found: dict[str, Any], plan: Plan) -> Section:
         f"computed ahead; one took {min(took):.2f} to {max(took):.2f} s. Programs were compiled before: the "
         "bundles share an architecture."
     )
-    versions = sorted({version for _, _, version in found["done"]})
-    series = []
-    for version, kind in zip(versions, ("ours", "rival"), strict=False):
-        points = [(due, ms) for due, ms, by_version in found["done"] if by_version == version]
-        x, y = ([point[axis] for point in points] for axis in (0, 1))
-        series.append({"name": f"answered by {version[:8]}", "kind": kind, "x": x, "y": y})
-    plot = {
-        "name": "publish", "kind": "points", "title": "Latency of requests", "y": "ms", "series": series,
-        "x": "seconds; shaded while a publish is under way",
-        "spans": [[swap["start_s"], swap["end_s"]] for swap in found["swaps"]],
-    }  # fmt: skip
-    return Section("Milliseconds from when a request was due", text, rows, "p50 (quartiles)", plots=(plot,))
+    return Section("Milliseconds from when a request was due", text, rows, "p50 (quartiles)")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,7 +46,6 @@ class Section:
     rows: Sequence[Row] = ()
     value: str = "median (quartiles)"  # heading of the column of values
     ratio: str = ""  # heading of the column of ratios
-    plots: Sequence[Mapping[str, Any]] = ()  # pictures, see `render.draw`
 
 
 @dataclasses.dataclass
@@ -136,8 +134,8 @@ def steps(total: int) -> Iterator[Step]:
 
 
 def write(result: Result, out: Path, record: Path | None = None) -> Path:
-    """Write ``result.json``, ``page.md`` and pictures into a folder, print the page; return the folder."""
-    from render import markdown, pictures
+    """Write ``result.json`` and ``page.md`` into a folder, print the page; return the folder."""
+    from render import markdown
 
     result.environment["load_1_min_at_end"] = environment()["load_1_min"]
     given = sys.argv[1:] if Path(sys.argv[0]).stem == Path(result.program).stem else []
@@ -145,7 +143,6 @@ def write(result: Result, out: Path, record: Path | None = None) -> Path:
     held = json.loads(json.dumps(result.to_json()))
     out.mkdir(parents=True, exist_ok=True)
     (out / "result.json").write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
-    pictures(held, out)
     text = markdown(held)
     for path in (out / "page.md", *([record] if record else [])):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,55 +152,19 @@ def write(result: Result, out: Path, record: Path | None = None) -> Path:
     return out
 
 
-# -- reading --------------------------------------------------------------------------------------
-
-
 def read(file: Path) -> dict[str, Any]:
-    """Return a saved run in the shape of a result.
-
-    Args:
-        file: a ``result.json`` or ``bars.json``, or what ``pytest --benchmark-json`` wrote.
+    """Return the result that a ``result.json`` or ``bars.json`` holds.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: it is neither.
     """
     try:
         held: Any = json.loads(file.read_text(encoding="utf-8"))
-        if "benchmarks" in held:
-            return _of_suites(held)
         for row in [row for section in held["sections"] for row in section["rows"]]:
             _ = row["name"], row["value"], row["unit"], row["better"]
         _ = held["environment"]["cpu"]
-        return held
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"{file} is neither a result.json or bars.json of this tree nor what pytest-benchmark writes "
-            f"(--benchmark-json): {type(error).__name__}: {error}"
+            f"{file} is neither a result.json nor a bars.json of bench/: {type(error).__name__}: {error}"
         ) from error
-
-
-def _of_suites(held: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what pytest-benchmark wrote as a result: a section for each group, the fastest first."""
-    groups: dict[str, list[Any]] = defaultdict(list)
-    for one in held["benchmarks"]:
-        groups[one["group"] or one["fullname"].partition("::")[0]].append(one)
-    sections = []
-    for group, every in groups.items():
-        every.sort(key=lambda one: one["stats"]["median"])
-        fastest = every[0]["stats"]["median"]
-        rows = [
-            Row(
-                one["name"].removeprefix("test_"), 1e3 * one["stats"]["median"], "ms",
-                (1e3 * one["stats"]["q1"], 1e3 * one["stats"]["q3"]), one["stats"]["median"] / fastest,
-                also={k: v for k, v in one.get("extra_info", {}).items() if isinstance(v, float | str)},
-            )
-            for one in every
-        ]  # fmt: skip
-        sections.append(Section(group, rows=rows, ratio="times the fastest"))
-    cpu = held["machine_info"]["cpu"]
-    at = {"cpu": cpu.get("brand_raw", held["machine_info"]["machine"]), "cores": cpu.get("count", "?")}
-    return Result(
-        program="pytest bench", title="Suites", question="How long do single operations take?", plan={},
-        answers="Each benchmark checked its answer before it was timed.", sections=sections,
-        environment={**at, "date": held.get("datetime", "")}, command="pytest bench --benchmark-only",
-    ).to_json()  # fmt: skip
+    return held

@@ -1,4 +1,4 @@
-"""The programs at small sizes: every answer checked, every picture drawn."""
+"""The programs at small sizes: every answer checked."""
 
 import pytest
 
@@ -20,8 +20,6 @@ def run(tmp_path):
     def run(program):
         out = program.main(["--quick", "--out", str(tmp_path / "out")])
         found = read(out / "result.json")["sections"]
-        for plot in (plot for section in found for plot in section["plots"]):
-            assert all((out / f"{plot['name']}.{kind}").stat().st_size > 5_000 for kind in ("png", "svg"))
         return {section["title"]: {row["name"]: row for row in section["rows"]} for section in found}
 
     return run

@@ -58,9 +58,9 @@ def _roofline(shared: Shared, build: bool) -> Mapping[str, Value]:
             "did less arithmetic than as many cores should), so the floor would be too high and the bar too "
             "easy; run again when nothing else runs"
         )
-    shared.step("the stage's parts in turns")
+    shared.step("the stage by itself")
     stage = stage_contender(case, case.built)
-    times = interleaved([*roofline.programs(case, stage), stage], plan.stage_rounds)[stage.name]
+    times = interleaved([stage], plan.stage_rounds)[stage.name]
     floor = sum(part.floor_ms for part in roofline.parts_of(case, case.built, roofline.best(limits)))
     how = f"{shared.sizes}; median of {plan.stage_rounds} rounds over the floor of the same run"
     return {ROOFLINE: Value(*quartiles(times / floor), how)}

@@ -1,4 +1,4 @@
-"""The stage's floor: the time of each part of its work at the machine's best rate, and by itself.
+"""The stage's floor: the time of each part of its work at the machine's best rate.
 
 Parts follow one another and have different limits, so the floor is their sum. Work that is not counted costs
 the floor nothing: a lower floor is a harder bar.
@@ -10,26 +10,14 @@ import subprocess
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from aif_jax.kernels import simtier
-from aif_jax.models.signature import edges_of
-from stage.hand_rolled import slots_of
-from stage.request import TURNS, Case
-from stage.staged import Stage
-from stage.timing import Contender
+from stage.request import Case
 from workload import Built
 
 _SIGNATURE_BITS = 256
 """Bits of the signatures that the rate is about."""
-
-_EMPTY = np.empty(0)
-
-
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "target" / "release" / "peaks"
 BUILD = ("cargo", "build", "--release", "--quiet", "-p", "aif-bench", "--bin", "peaks")
@@ -91,13 +79,12 @@ def measured_peaks(rows: int, row_bytes: int, *, build: bool) -> list[Peaks]:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One part of the stage: how much work, the rate that bounds it, and the program that times it alone."""
+    """One part of the stage: how much work, and the rate that bounds it."""
 
     name: str
     work: str
     limit: str
     floor_ms: float
-    program: str
 
 
 def row_bytes(built: Built) -> int:
@@ -134,80 +121,16 @@ def parts_of(case: Case, built: Built, peaks: Peaks, precision: str = "float32")
     simtier_part = Part(
         "SimTier", f"{pairs / 1e6:.2f} M pairs of {config.signature_bits} bits, {edges} edges",
         f"{peaks.signature_pairs / 1e9:.1f} G pairs/s, {peaks.score_compares / 1e9:.0f} G comparisons/s",
-        simtier_s * 1e3, "simtier",
+        simtier_s * 1e3,
     )  # fmt: skip
-    parts = {
-        "product": ("product with [e, w, m]", product, "FLOP", flops),
-        "mlp": ("MLP", mlp, "FLOP", peaks.fma_f32_flops),
-        "thin": ("tiers and slots times weights", thin, "FLOP", peaks.fma_f32_flops),
-        "rows": (f"rows of {row} bytes, at random", n * row, "B", peaks.random_rows_bytes),
-        "top_k": (f"top {case.k}", n * 4, "B", peaks.streaming_bytes),
-    }
-    return [simtier_part] + [
-        Part(name, f"{work / 1e6:.2f} M{unit}", f"{rate / 1e9:.1f} G{unit}/s", work / rate * 1e3, program)
-        for program, (name, work, unit, rate) in parts.items()
+    parts = [
+        ("product with [e, w, m]", product, "FLOP", flops),
+        ("MLP", mlp, "FLOP", peaks.fma_f32_flops),
+        ("tiers and slots times weights", thin, "FLOP", peaks.fma_f32_flops),
+        (f"rows of {row} bytes, at random", n * row, "B", peaks.random_rows_bytes),
+        (f"top {case.k}", n * 4, "B", peaks.streaming_bytes),
     ]
-
-
-def programs(case: Case, stage: Stage) -> list[Contender]:
-    """Return a program for each part by itself, with the project's own kernels where it has some.
-
-    Their operands are random but for signatures, categories and the user state, and lie in memory already.
-    """
-    built, config = case.built, case.built.bundle.config
-    rng = np.random.default_rng(3)
-    state = {path.removeprefix("state/"): jnp.asarray(leaf)[0] for path, leaf in stage.state.items()}
-    columns, _ = built.tables.items.gather(case.ids[0])
-    edges, weights = jnp.asarray(edges_of(config)), built.bundle.weights
-    first = weights["first.simtier.kernel"]
-
-    def normal(*shape: int) -> jax.Array:
-        return jax.device_put(rng.normal(size=shape).astype(np.float32))
-
-    def mlp(x: jax.Array) -> jax.Array:
-        for number in range(len(config.head_layers)):
-            kernel, bias = weights[f"heads.layer_{number}.kernel"], weights[f"heads.layer_{number}.bias"]
-            x = jax.nn.relu(jax.nn.relu(x) @ kernel + bias)
-        return x @ weights["heads.out.kernel"]
-
-    def thin(counts: jax.Array, category: jax.Array) -> jax.Array:
-        tiers = counts[:, 0].astype(jnp.float32) / jnp.maximum(state["tier_length"], 1.0)
-        return tiers @ first + slots_of(category, state["sim_category"]) @ state["sim"]
-
-    def counted(cand: jax.Array) -> jax.Array:
-        return simtier(cand, state["signature"], state["channel"], edges, channels=1, kind=config.signature)
-
-    signature, category = (jax.device_put(columns[name]) for name in ("signature", "category"))
-    counts = jax.jit(counted)(signature)
-    width = config.width + config.bridges + config.content_width
-
-    def product(left: jax.Array, right: jax.Array) -> jax.Array:
-        return left @ right
-
-    def best(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
-        best, order = jax.lax.top_k(scores, case.k)
-        return order, best
-
-    out = {name: np.empty_like(column) for name, column in columns.items()}
-
-    def rows(turn: int) -> tuple[np.ndarray, np.ndarray]:
-        built.tables.items.gather(case.ids[turn % TURNS], out)
-        return _EMPTY, _EMPTY
-
-    def compiled(name: str, function: Any, *operands: jax.Array) -> Contender:
-        program = jax.jit(function).lower(*operands).compile()
-
-        def run(_: int) -> tuple[np.ndarray, np.ndarray]:
-            jax.block_until_ready(program(*operands))
-            return _EMPTY, _EMPTY
-
-        return Contender(name, run)
-
-    return [
-        compiled("simtier", counted, signature),
-        compiled("product", product, normal(case.n, width), normal(width, config.hidden)),
-        compiled("mlp", mlp, normal(case.n, config.hidden)),
-        compiled("thin", thin, counts, category),
-        Contender("rows", rows),
-        compiled("top_k", best, normal(case.n)),
+    return [simtier_part] + [
+        Part(name, f"{work / 1e6:.2f} M{unit}", f"{rate / 1e9:.1f} G{unit}/s", work / rate * 1e3)
+        for name, work, unit, rate in parts
     ]

@@ -2,7 +2,7 @@
 
     python bench/studies/run.py movielens-1m:PATH --out DIR --variants cold,aif,exact --seeds 5 --cost
 
-Writes table.json, a page and with costs pictures. Rows are files in DIR/rows: a run that was interrupted
+Writes table.json, a page, and with costs pareto.svg. Rows are files in DIR/rows: a run that was interrupted
 resumes, and more variants or seeds are added to what is there. `make bars TABLE=DIR/table.json`
 reads the bars of quality.
 """
@@ -19,7 +19,7 @@ from aif_jax.training import can_sample, keep_freed_memory, preset
 from results import Result, write
 from studies.cost import measure_costs
 from studies.study import JUDGES, Row, Study, metrics_of
-from studies.table import sections, summarise
+from studies.table import picture, sections, summarise
 from studies.variants import VARIANTS, chosen
 
 
@@ -66,6 +66,8 @@ def main(arguments: list[str] | None = None) -> None:
         path.write_text(json.dumps({"models": models, "costs": costs}, indent=1))
     summary = summarise(study, rows, costs)
     (given.out / "table.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    if costs:
+        (given.out / "pareto.svg").write_text(picture(summary), encoding="utf-8")
     result = Result(
         program="studies/run", title=f"Models on {dataset.name}", question="How good is each, at what cost?",
         plan={name: str(value) for name, value in vars(given).items()}, sections=sections(summary),

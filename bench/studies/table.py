@@ -1,16 +1,17 @@
 """The table of a study: JSON-serialisable values, and pages for people."""
 
 import dataclasses
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
+import results
 from aif_jax.errors import DataError
 from aif_jax.evaluation import PairedBootstrap
 from aif_jax.training import floors
-from results import Row as Figure
-from results import Section
 from studies.study import COLD, Row, Study, metrics_of
 
 MODEL, BEST, BASELINE = "aif", "exact", "cold"
@@ -99,16 +100,16 @@ def summarise(
     }
 
 
-def sections(summary: Mapping[str, Any]) -> list[Section]:
-    """Return the tables of a summary as sections of a result, with pictures of quality against cost."""
+def sections(summary: Mapping[str, Any]) -> list[results.Section]:
+    """Return the tables of a summary as sections of a result."""
     variants, seeds = summary["variants"], summary["seeds"]
 
-    def table(title: str, text: str, columns: Mapping[str, str]) -> Section:
+    def table(title: str, text: str, columns: Mapping[str, str]) -> results.Section:
         rows = [
-            Figure(f"`{name}`", None, also={head: _shown(each[key]) for head, key in columns.items()})
+            results.Row(f"`{name}`", None, also={head: _shown(each[key]) for head, key in columns.items()})
             for name, each in variants.items()
         ]
-        return Section(title, text, rows)
+        return results.Section(title, text, rows)
 
     quality = table(
         "Quality",
@@ -124,11 +125,11 @@ def sections(summary: Mapping[str, Any]) -> list[Section]:
     )  # fmt: skip
     names = {"auc": "AUC", "gauc": "GAUC", "log_loss": "log loss"}
     floor_rows = [
-        Figure(f"floor: {name}", None, also={names[key]: f"{value:.4f}" for key, value in each.items()})
+        results.Row(f"floor: {name}", None, also={names[key]: f"{value:.4f}" for key, value in each.items()})
         for name, each in summary["floors"].items()
     ]
     kept = [
-        Figure(f"`{name}`", None, also={
+        results.Row(f"`{name}`", None, also={
             **{f"survivors {n}": _shown(found) for n, found in each["survivors"].items()},
             **{f"positives in {n}": _shown(found) for n, found in each["positives"].items()},
             "NDCG@10": _shown(each["ndcg"]),
@@ -142,7 +143,7 @@ def sections(summary: Mapping[str, Any]) -> list[Section]:
     )
     found = [
         dataclasses.replace(quality, rows=[*floor_rows, *quality.rows]),
-        Section("Retention", retained, kept),
+        results.Section("Retention", retained, kept),
         table(
             "Cold items, frozen histories",
             f"{summary['cold_impressions']:,} impressions of items with at most {COLD} in the training part.",
@@ -152,42 +153,49 @@ def sections(summary: Mapping[str, Any]) -> list[Section]:
     if measured := {name: each for name, each in variants.items() if each["cost"]}:
         found.append(_costs(measured))
     rows = [
-        Figure(f"{kind} histories", each["share"], "ratio", also={
+        results.Row(f"{kind} histories", each["share"], "ratio", also={
             f"gain of {BEST} over {BASELINE}, GAUC": _shown(each["gain"]), "upper 95 % bound": each["upper"],
         })
         for kind, each in (summary["lost"] or {}).items()
     ]  # fmt: skip
-    return [*found, Section(f"Share of the gain that {MODEL} loses", rows=rows)] if rows else found
+    return [*found, results.Section(f"Share of the gain that {MODEL} loses", rows=rows)] if rows else found
 
 
-def _costs(variants: Mapping[str, Any]) -> Section:
+def _costs(variants: Mapping[str, Any]) -> results.Section:
     text = (
         "A request in float32, the longest history, the user state cached; rounds in turns. `exact` does not "
         "fold: it runs as a whole after retrieval, user side included."
     )
-    rows, plots = [], []
+    rows = []
     for name, each in variants.items():
         cost = each["cost"]
         low, middle, high = cost["request_ms"]
         stage = cost["stage_ms"] and cost["stage_ms"][1]
         sizes = {COSTS[key]: cost[key] for key in ("item_bytes", "user_bytes")}
-        rows.append(Figure(f"`{name}`", middle, quartiles=(low, high), also={"stage, ms": stage, **sizes}))
-    for key, label in COSTS.items():
+        rows.append(
+            results.Row(f"`{name}`", middle, quartiles=(low, high), also={"stage, ms": stage, **sizes})
+        )
+    return results.Section("Cost", text, rows)
+
+
+def picture(summary: Mapping[str, Any]) -> str:
+    """Return an SVG, a panel for each cost: GAUC with frozen histories, and the line that none beats."""
+    figure = Figure(figsize=(5.0 * len(COSTS), 4.4), layout="constrained")
+    for axes, (key, label) in zip(figure.subplots(1, len(COSTS), sharey=True), COSTS.items(), strict=True):
         points = [
             (cost[1] if isinstance(cost, list) else cost, each["frozen_gauc"]["mean"], name)
-            for name, each in variants.items()
-            if (cost := each["cost"][key]) is not None
+            for name, each in summary["variants"].items()
+            if each["cost"] and (cost := each["cost"][key]) is not None
         ]
-        x, y, names = zip(*points, strict=True) if points else ((), (), ())
-        best = frontier(x, y)
-        series = [
-            {"name": "models", "kind": "rival", "x": x, "y": y, "labels": names},
-            {"name": "none is better at its cost", "kind": "ours", "x": [x[i] for i in best],
-             "y": [y[i] for i in best]},
-        ]  # fmt: skip
-        plots.append({"name": f"pareto-{key}", "kind": "lines", "title": "Quality against cost", "x": label,
-                      "y": "GAUC, frozen histories", "series": series})  # fmt: skip
-    return Section("Cost", text, rows, plots=plots)
+        best = [points[i][:2] for i in frontier(*([point[axis] for point in points] for axis in (0, 1)))]
+        axes.plot(*zip(*best, strict=True), color="#2a7f62", drawstyle="steps-post")
+        for x, y, name in points:
+            axes.plot(x, y, "o", color="#2a7f62" if (x, y) in best else "#777777")
+            axes.annotate(name, (x, y), (4, 4), textcoords="offset points", fontsize=8)
+        axes.set(xlabel=label, ylabel="GAUC, frozen histories", title=summary["data"])
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
 
 
 def frontier(costs: Sequence[float], qualities: Sequence[float]) -> list[int]:

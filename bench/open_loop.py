@@ -62,7 +62,7 @@ def main(given_arguments: list[str] | None = None) -> Path:
 
 
 def _bars(found: Found) -> Section:
-    times = found.saturation[Engined.name].rates / found.saturation["sequential"].rates
+    times = found.saturation[Engined.name][0] / found.saturation["sequential"][0]
     rows = [BARS["saturation"].row(*quartiles(times))]
     ours = next(curve for curve in found.curves if curve.way == Engined.name)
     in_time, in_full = ours.most(lambda load: load.in_time)[1], ours.most(lambda load: load.in_full)[1]
@@ -76,13 +76,13 @@ def _bars(found: Found) -> Section:
 
 
 def _saturation(found: Found, plan: Plan) -> Section:
-    ours = found.saturation[Engined.name].rates
+    ours = found.saturation[Engined.name][0]
     rows = [
         row_of(
-            name, way.rates.tolist(), "/s", better="higher", ratio=float(np.median(ours / way.rates)),
-            also={"core-ms each": float(np.median(way.core_ms))}, note=found.settings[name],
+            name, rates.tolist(), "/s", better="higher", ratio=float(np.median(ours / rates)),
+            also={"core-ms each": float(np.median(core_ms))}, note=found.settings[name],
         )
-        for name, way in found.saturation.items()
+        for name, (rates, core_ms) in found.saturation.items()
     ]  # fmt: skip
     text = f"{plan.callers} callers that ask again at once, in turns."
     return Section("Saturation", text, rows, "answers (quartiles)", "engine, times as many")

@@ -6,16 +6,15 @@ import math
 import numpy as np
 import pytest
 
-from aif_jax.data import TRAIN, load
+from aif_jax.data import load
 from aif_jax.errors import ConfigError, DataError
-from aif_jax.models import build_model
-from aif_jax.training import CandidateLists, Evaluator, preset
+from aif_jax.training import preset
 from bars import of_quality
 from bars.lines import BARS, measured
 from studies import run
 from studies.cost import measure_costs
 from studies.retention import NDCG_K, NDCG_M, POSITIVES, SURVIVORS, retention
-from studies.study import Study, bottom_items
+from studies.study import Study
 from studies.table import frontier
 from studies.variants import VARIANTS, chosen
 
@@ -79,39 +78,20 @@ def test_frontier_holds_what_no_other_point_beats(seed):
 
 
 def test_variants_are_models_of_the_preset_and_unknown_names_are_refused():
-    model, training = preset("movielens-1m")
+    model, _ = preset("movielens-1m")
     configs = {name: variant.config(model) for name, variant in VARIANTS.items()}
     assert configs["aif"] == model
     assert set(model.blocks) - set(configs["aif-bridge"].blocks) == {"bridge"}
     assert configs["aif_short"].long_length == model.short_length
     assert configs["aif_shown"].heads == (*model.heads, "shown")
-    assert VARIANTS["aif_bottom"].trained(training).negatives
-    assert {each.name for each in chosen("all", sampled=False)}.isdisjoint({"aif_shown", "aif_bottom"})
+    assert {each.name for each in chosen("all", sampled=False)}.isdisjoint({"aif_shown", "aif_negatives"})
     for names in ("moon", "aif,aif", ""):
         with pytest.raises(ConfigError, match="expected different ones of two_tower"):
             chosen(names)
     dataset = load("synthetic:small", content_width=8)
-    shuffled = VARIANTS["aif_shuffled"].dataset(dataset, 5).content.vectors
+    shuffled = VARIANTS["aif_shuffled"].data(dataset, 5).content.vectors
     assert (shuffled != dataset.content.vectors).any()
     np.testing.assert_array_equal(np.sort(shuffled, axis=0), np.sort(dataset.content.vectors, axis=0))
-
-
-def test_bottom_items_are_the_lowest_of_the_training_items():
-    dataset = load("synthetic:small", content_width=32)
-    model = build_model(
-        preset("synthetic")[0].replace(**SMALL, architecture="cold"), dataset.fit_schema(), seed=5
-    )
-    known, rows = np.flatnonzero(dataset.trained_items()), dataset.impressions
-    found = bottom_items(model, dataset, pool=len(known), keep=7)
-    users = np.flatnonzero((found >= 0).any(axis=1))
-    np.testing.assert_array_equal(users, np.unique(rows.user[rows.split == TRAIN]))
-    last = [np.flatnonzero((rows.split == TRAIN) & (rows.user == user)) for user in users[:5]]
-    ends = np.array([mine[np.lexsort((mine, rows.history_end[mine]))[-1]] for mine in last])
-    lists = CandidateLists(ends, np.tile(known.astype(np.int32), (5, 1)))
-    scores = Evaluator(dataset, model, "train").score_lists(model, lists, main_head=True)
-    for user, mine in zip(users, scores, strict=False):
-        lowest = np.sort(mine)[:7]
-        np.testing.assert_allclose(mine[np.searchsorted(known, found[user])], lowest, rtol=1e-5)
 
 
 @pytest.mark.thorough

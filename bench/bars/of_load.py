@@ -61,7 +61,7 @@ def _saturation(shared: Shared) -> Mapping[str, Value]:
     finally:
         for checked in ways:
             checked.way.close()
-    times = found[Engined.name].rates / found[ways[0].way.name].rates
+    times = found[Engined.name][0] / found[ways[0].way.name][0]
     how = (
         f"{shared.sizes}; {plan.callers} callers that ask again at once, every user new to the engine, "
         f"retrieval sleeps {plan.retrieval_ms:g} ms; median of {plan.rounds} rounds of {plan.seconds / 2:g} "

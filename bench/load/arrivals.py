@@ -57,6 +57,7 @@ class Load:
 
 
 _SETTLING = 0.2
+REFUSALS = (OverloadedError, DeadlineExceededError)
 
 
 def open_loop(
@@ -104,41 +105,31 @@ def _summary(requests: list[Sent], wrong: Wrong, deadline_ms: float | None, cpu_
     end = requests[-1].due_s
     begin = end * _SETTLING
     counted = [request for request in requests if request.due_s >= begin]
-    rungs: Counter[int] = Counter()
-    errors: Counter[str] = Counter()
-    latencies, unexpected, in_time, in_full = [], set(), 0, 0
     for request in requests:
-        if request.answer is not None:
+        if request.answer is None:
+            assert request.error is not None, f"request {request.number} got neither answer nor error"
+        else:
             fault = wrong(request.number, request.answer)
             assert not fault, f"request {request.number}: {fault}"
-        else:
-            assert request.error is not None, f"request {request.number} got neither answer nor error"
-            if not isinstance(request.error, (OverloadedError, DeadlineExceededError)):
-                unexpected.add(f"{type(request.error).__name__}: {request.error}")
-    for request in counted:
-        if request.answer is None:
-            errors[type(request.error).__name__] += 1
-            continue
-        rungs[request.answer.rung] += 1
-        latency = (request.done_s - request.due_s) * 1e3
-        latencies.append(latency)
-        kept = deadline_ms is None or latency <= deadline_ms
-        in_time += kept
-        in_full += kept and request.answer.rung == 0
+    errors = [request.error for request in requests if request.error is not None]
+    unexpected = [error for error in errors if not isinstance(error, REFUSALS)]
+    found = [(request, request.answer) for request in counted if request.answer is not None]
+    latencies = np.array([(request.done_s - request.due_s) * 1e3 for request, _ in found])
+    in_time = latencies <= (float("inf") if deadline_ms is None else deadline_ms)
+    full = np.array([answer.rung == 0 for _, answer in found], bool)
     window = end - begin
-    answered = sum(request.answer is not None for request in requests)
     return Load(
         offered=len(counted) / window,
         latencies_ms=np.sort(latencies),
         throughput=len(latencies) / window,
-        in_time=in_time / window,
-        in_full=in_full / window,
+        in_time=int(in_time.sum()) / window,
+        in_full=int((in_time & full).sum()) / window,
         answered=len(latencies),
         counted=len(counted),
-        rungs=dict(rungs),
-        errors=dict(errors),
-        unexpected=tuple(sorted(unexpected)),
-        core_ms=cpu_s * 1e3 / max(1, answered),
+        rungs=dict(Counter(answer.rung for _, answer in found)),
+        errors=dict(Counter(type(request.error).__name__ for request in counted if request.error)),
+        unexpected=tuple(sorted({f"{type(error).__name__}: {error}" for error in unexpected})),
+        core_ms=cpu_s * 1e3 / max(1, len(requests) - len(errors)),
         late_ms=float(np.quantile([(r.sent_s - r.due_s) * 1e3 for r in requests], 0.99)),
     )
 
@@ -150,24 +141,21 @@ def closed_loop(way: Way, callers: int, seconds: float, wrong: Wrong) -> tuple[f
         AssertionError: an answer is wrong.
         Exception: what a request raised.
     """
+    number, done = iter(range(1 << 40)), []
+
+    async def caller(start: float) -> None:
+        while True:
+            mine = next(number)
+            done.append((mine, await way.serve(mine, None)))
+            if time.perf_counter() - start >= seconds:
+                return
 
     async def run() -> tuple[float, float]:
-        number, done = iter(range(1 << 40)), []
-        start = time.perf_counter()
-        cpu = time.process_time()
+        start, cpu = time.perf_counter(), time.process_time()
+        await asyncio.gather(*(caller(start) for _ in range(callers)))
+        return time.perf_counter() - start, time.process_time() - cpu
 
-        async def caller() -> None:
-            while True:
-                mine = next(number)
-                done.append((mine, await way.serve(mine, None)))
-                if time.perf_counter() - start >= seconds:
-                    return
-
-        await asyncio.gather(*(caller() for _ in range(callers)))
-        spent, cpu = time.perf_counter() - start, time.process_time() - cpu
-        for mine, answer in done:
-            fault = wrong(mine, answer)
-            assert not fault, f"request {mine}: {fault}"
-        return len(done) / spent, cpu * 1e3 / len(done)
-
-    return asyncio.run(run())
+    spent, cpu = asyncio.run(run())
+    for mine, answer in done:
+        assert not (fault := wrong(mine, answer)), f"request {mine}: {fault}"
+    return len(done) / spent, cpu * 1e3 / len(done)

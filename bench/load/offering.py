@@ -11,8 +11,8 @@ import numpy as np
 
 from aif_jax.serving import Threads
 from load.arrivals import Load, Wrong, closed_loop, open_loop
-from load.service import Answer, Service, Truth
-from load.ways import Engined, Overlapped, Sequential, Way, engine_config
+from load.service import Service, Truth
+from load.ways import Engined, Nothing, Overlapped, Sequential, Way, engine_config
 from results import Step
 from stage.xla_simtier import ONE_CORE, WAYS
 from stage.xla_simtier import Way as SimTierWay
@@ -51,7 +51,6 @@ class Curve:
     """One way from a tenth of its saturation to twice as much; shares are of its saturation."""
 
     way: str
-    saturation: float  # answers a second
     unloaded_ms: float
     deadline_ms: float
     loads: list[tuple[float, Load]]  # by share
@@ -76,19 +75,15 @@ class Curve:
         return max(kept, default=0.0)
 
 
-@dataclasses.dataclass(frozen=True)
-class Saturated:
-    """One way at saturation: answers a second and core-milliseconds each, one a round."""
-
-    rates: np.ndarray
-    core_ms: np.ndarray
+Saturated = dict[str, tuple[np.ndarray, np.ndarray]]
+"""By way, answers a second and core-milliseconds each, one a round."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
     """Saturation and setting by way, curves, and the generator by itself."""
 
-    saturation: dict[str, Saturated]
+    saturation: Saturated
     settings: dict[str, str]
     curves: list[Curve]
     generator: Load
@@ -103,7 +98,6 @@ def measure(service: Service, plan: Plan, step: Step) -> Found:
     step("the right answers")
     linear, exact = Truth(service, "linear"), Truth(service, "exact, as defined")
     retrieval_s = plan.retrieval_ms / 1e3
-
     ways: list[Checked] = []
     try:
         step("sequential: choosing threads and SimTier")
@@ -113,22 +107,19 @@ def measure(service: Service, plan: Plan, step: Step) -> Found:
         also = Sequential(service, retrieval_s, WAYS[name], int(threads.split()[0]), "linear")
         ways.append(Checked(also, linear.wrong, best.setting))
         step("overlapped: choosing threads and SimTier")
-        by_hand = functools.partial(Overlapped, service, retrieval_s)
-        ways.append(_best(by_hand, linear.wrong, plan))
+        ways.append(_best(functools.partial(Overlapped, service, retrieval_s), linear.wrong, plan))
         engine = engine_as_it_comes(service, linear, plan)
         ways.append(engine)
         # As a server should when it is warm: else each collection walks all of JAX, for 0.1 s.
         gc.collect()
         gc.freeze()
         saturation = saturate(ways, plan, step)
-        curves = [
-            _curve(checked, float(np.median(saturation[checked.way.name].rates)), plan, step)
-            for checked in ways
-            if checked.way is not also
-        ]
+        rate_of = {name: float(np.median(rates)) for name, (rates, _) in saturation.items()}
+        curved = [checked for checked in ways if checked.way is not also]
+        curves = [_curve(checked, rate_of[checked.way.name], plan, step) for checked in curved]
         step("the generator by itself")
-        rate = float(np.median(saturation[engine.way.name].rates))
-        generator = open_loop(Nothing(linear.answers, retrieval_s), rate, plan.seconds, linear.wrong)
+        nothing = Nothing(linear.answers, retrieval_s)
+        generator = open_loop(nothing, rate_of[engine.way.name], plan.seconds, linear.wrong)
     finally:
         gc.unfreeze()
         for checked in ways:
@@ -147,23 +138,8 @@ def engine_as_it_comes(service: Service, linear: Truth, plan: Plan) -> Checked:
     compute = plan.compute_threads
     config = engine_config(service, **({} if compute is None else {"threads": Threads(compute=compute)}))
     threads = f"{config.threads.blocking} blocking and {config.threads.compute} compute threads"
-    return Checked(Engined(service, plan.retrieval_ms / 1e3, config=config), linear.wrong, threads)
-
-
-class Nothing:
-    """A server that answers from memory, after retrieval: only the cost of sending is left."""
-
-    name = "nothing"
-
-    def __init__(self, answers: list[Answer], retrieval_s: float):
-        self._answers, self._retrieval_s = answers, retrieval_s
-
-    async def serve(self, number: int, deadline_ms: float | None) -> Answer:
-        await asyncio.sleep(self._retrieval_s)
-        return self._answers[number % len(self._answers)]
-
-    def close(self) -> None:
-        """Nothing to stop."""
+    way = Engined(service, plan.retrieval_ms / 1e3, config=config)
+    return Checked(way, linear.wrong, threads)
 
 
 def _best(make: Callable[[SimTierWay, int], Way], wrong: Wrong, plan: Plan) -> Checked:
@@ -179,8 +155,8 @@ def _best(make: Callable[[SimTierWay, int], Way], wrong: Wrong, plan: Plan) -> C
     return Checked(make(WAYS[simtier], threads), wrong, f"{simtier}; {threads} threads")
 
 
-def saturate(ways: list[Checked], plan: Plan, step: Step) -> dict[str, Saturated]:
-    """Return answers a second and core-milliseconds of each way, in turns."""
+def saturate(ways: list[Checked], plan: Plan, step: Step) -> Saturated:
+    """Saturate the ways in turns, after a round that is not counted."""
     rates: dict[str, list[tuple[float, float]]] = {checked.way.name: [] for checked in ways}
     for turn in range(-1, plan.rounds):
         step("saturation, in turns")
@@ -189,12 +165,12 @@ def saturate(ways: list[Checked], plan: Plan, step: Step) -> dict[str, Saturated
             found = closed_loop(checked.way, plan.callers, seconds, checked.wrong)
             if turn >= 0:
                 rates[checked.way.name].append(found)
-    return {name: Saturated(*np.array(found).T) for name, found in rates.items()}
+    return {name: tuple(np.array(found).T) for name, found in rates.items()}
 
 
 def _curve(checked: Checked, saturation: float, plan: Plan, step: Step) -> Curve:
     step(f"{checked.way.name}: unloaded")
-    unloaded = _unloaded_ms(checked, plan)
+    unloaded = asyncio.run(_unloaded_ms(checked, plan))
     deadline = UNLOADED_TIMES * unloaded
     loads: list[tuple[float, Load]] = []
     for number, share in enumerate(plan.shares):
@@ -202,20 +178,16 @@ def _curve(checked: Checked, saturation: float, plan: Plan, step: Step) -> Curve
         rate = share * saturation
         load = open_loop(checked.way, rate, plan.seconds, checked.wrong, deadline_ms=deadline, seed=number)
         loads.append((share, load))
-    return Curve(checked.way.name, saturation, unloaded, deadline, loads)
+    return Curve(checked.way.name, unloaded, deadline, loads)
 
 
-def _unloaded_ms(checked: Checked, plan: Plan) -> float:
+async def _unloaded_ms(checked: Checked, plan: Plan) -> float:
     """Return the median latency of requests that are alone."""
-
-    async def ask() -> float:
-        taken = []
-        for number in range(max(10, round(plan.seconds * 10))):
-            began = time.perf_counter()
-            answer = await checked.way.serve(number, None)
-            taken.append((time.perf_counter() - began) * 1e3)
-            assert not (fault := checked.wrong(number, answer)), fault
-            await asyncio.sleep(0.005)
-        return float(np.median(taken))
-
-    return asyncio.run(ask())
+    taken = []
+    for number in range(max(10, round(plan.seconds * 10))):
+        began = time.perf_counter()
+        answer = await checked.way.serve(number, None)
+        taken.append((time.perf_counter() - began) * 1e3)
+        assert not (fault := checked.wrong(number, answer)), fault
+        await asyncio.sleep(0.005)
+    return float(np.median(taken))

@@ -6,7 +6,6 @@ ids, a fixed user per request without a source to ask, and threads of whatever n
 
 import asyncio
 import itertools
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -21,54 +20,78 @@ from aif_jax.types import Candidates, Request
 from load.service import REQUESTS, Answer, Service
 from stage.hand_rolled import hand_rolled_scores
 from stage.request import CONTEXT, device_catalogue
-from stage.sequential import Attention, SequentialModel, ready
+from stage.sequential import Attention, SequentialModel
 from stage.staged import stage_contender
 from stage.xla_simtier import Way as SimTierWay
 from workload import Built
 
 
 class Way(Protocol):
-    """One way to serve."""
+    """One way to serve.
+
+    `serve` answers a request; ``deadline_ms`` counts from now, and only ways that know of deadlines heed it.
+    """
 
     name: str
 
-    async def serve(self, number: int, deadline_ms: float | None) -> Answer:
-        """Answer a request; `deadline_ms` counts from now, and only ways that know of deadlines heed it."""
-        ...
+    async def serve(self, number: int, deadline_ms: float | None) -> Answer: ...
 
     def close(self) -> None: ...
 
 
-class Sequential:
+class Nothing:
+    """A server that answers from memory, after retrieval: only the cost of sending is left."""
+
+    name = "nothing"
+
+    def __init__(self, answers: list[Answer], retrieval_s: float):
+        self._answers, self._retrieval_s = answers, retrieval_s
+
+    async def serve(self, number: int, deadline_ms: float | None) -> Answer:
+        await asyncio.sleep(self._retrieval_s)
+        return self._answers[number % len(self._answers)]
+
+    def close(self) -> None:
+        """Nothing to stop."""
+
+
+class _Pooled:
+    """A way that computes in threads of its own."""
+
+    def __init__(self, service: Service, retrieval_s: float, threads: int):
+        self._service, self._retrieval_s = service, retrieval_s
+        self._pool = ThreadPoolExecutor(threads)
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def _answer(self, number: int, order: Any, scores: Any) -> Answer:
+        positions = self._service.operands(number)[0]
+        return Answer(self._service.built.source.ids[positions[np.asarray(order)]], np.asarray(scores))
+
+
+class Sequential(_Pooled):
     """Everything after retrieval, in one compiled call per request: `SequentialModel` with one attention."""
 
     def __init__(
         self, service: Service, retrieval_s: float, simtier: SimTierWay, threads: int, attention: Attention
     ):
+        super().__init__(service, retrieval_s, threads)
         self.name = "sequential" if attention == "exact" else f"sequential, {attention} attention"
-        self._service = service
-        self._retrieval_s = retrieval_s
         model = SequentialModel(service.shared, attention, simtier)
-        catalogue = device_catalogue(service.built)
-        program = jax.jit(model.rank_whole)
-        self._call: Callable[..., Any] = lambda *given: ready(program(model.state, catalogue, *given))
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="sequential")
+        self._program = jax.jit(model.rank_whole)
+        self._shared = model.state, device_catalogue(service.built)
 
     def compute(self, number: int) -> Answer:
-        positions, context, pair = self._service.operands(number)
         batch = self._service.batches[number % REQUESTS]
-        order, scores = self._call(batch, positions, context, pair)
-        return Answer(self._service.built.source.ids[positions[order]], scores)
+        return self._answer(number, *self._program(*self._shared, batch, *self._service.operands(number)))
 
     async def serve(self, number: int, deadline_ms: float | None) -> Answer:
         await asyncio.sleep(self._retrieval_s)
         return await asyncio.get_running_loop().run_in_executor(self._pool, self.compute, number)
 
-    def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
 
-
-class Overlapped:
+class Overlapped(_Pooled):
     """The overlap written by hand: cached folded rows, pure XLA, the user side in another thread.
 
     The user side is this project's own, from record to state.
@@ -77,37 +100,30 @@ class Overlapped:
     name = "overlapped in plain Python"
 
     def __init__(self, service: Service, retrieval_s: float, simtier: SimTierWay, threads: int):
-        self._service = service
-        self._retrieval_s = retrieval_s
+        super().__init__(service, retrieval_s, threads)
         built, shared = service.built, service.shared
         self._generation = Generation(built.bundle, built.tables, engine_config(service))
         self._generation.warm()
         stage = stage_contender(shared, built)
         scores, (self._weights, self._rows, _) = hand_rolled_scores(shared, simtier, stage)
-        self._program = jax.jit(lambda *given: jax.lax.top_k(scores(*given), service.shared.k))
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="overlapped")
+        self._program = jax.jit(lambda *given: jax.lax.top_k(scores(*given), shared.k))
 
     def user_side(self, number: int) -> UserState:
-        state = compute_state(
-            number, self._service.user(number), self._service.shared.length, self._generation
-        )
+        record, length = self._service.user(number), self._service.shared.length
+        state = compute_state(number, record, length, self._generation)
         jax.block_until_ready(state.leaves)
         return state
 
     def stage(self, number: int, state: UserState) -> Answer:
-        positions, context, pair = self._service.operands(number)
         leaves = {path.removeprefix("state/"): leaf[0] for path, leaf in state.leaves.items()}
-        best, order = self._program(self._weights, self._rows, leaves, positions, context, pair)
-        return Answer(self._service.built.source.ids[positions[np.asarray(order)]], np.asarray(best))
+        best, order = self._program(self._weights, self._rows, leaves, *self._service.operands(number))
+        return self._answer(number, order, best)
 
     async def serve(self, number: int, deadline_ms: float | None) -> Answer:
         loop = asyncio.get_running_loop()
         user = loop.run_in_executor(self._pool, self.user_side, number)
         await asyncio.sleep(self._retrieval_s)
         return await loop.run_in_executor(self._pool, self.stage, number, await user)
-
-    def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
 
 
 class Engined:

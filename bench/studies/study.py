@@ -21,9 +21,7 @@ from aif_jax.training import (
     CandidateLists,
     Evaluator,
     Metrics,
-    TrainConfig,
     candidate_lists,
-    predict,
     preset,
     train,
 )
@@ -31,9 +29,9 @@ from aif_jax.training.identity import differing
 from aif_jax.training.metrics import auc, user_aucs
 from stage.environment import environment
 from studies.retention import retention
-from studies.variants import TEACHER, VARIANTS, Variant
+from studies.variants import VARIANTS, Variant
 
-JUDGE_SEED, TEACHER_SEED = 10_007, 20_011
+JUDGE_SEED = 10_007
 JUDGES = ("exact", "exact_shown")
 """The frozen rankers that may judge: one that learnt from impressions, one that knows what is shown too."""
 
@@ -152,11 +150,15 @@ class Study:
         return [(variant, seed) for seed in range(self.seeds) for variant in self.variants]
 
     def _identity(self, variant: Variant) -> dict[str, Any]:
-        shared = variant.trained(self._training).replace(seed=0, checkpoint_dir="", checkpoint_interval=0)
+        shared = self._training.replace(**variant.training).replace(
+            seed=0, checkpoint_dir="", checkpoint_interval=0
+        )
         return {**self._data, "model": variant.config(self.model).to_json(), "training": shared.to_json()}
 
-    def _kept(self, variant: Variant, seed: int | None) -> Row | None:
-        """Return a row that was kept, of the teacher without a seed, if it is there."""
+    def _path(self, variant: Variant, seed: int) -> Path:
+        return self.folder / "rows" / f"{variant.name}-{seed}.npz"
+
+    def _kept(self, variant: Variant, seed: int) -> Row | None:
         path = self._path(variant, seed)
         if not path.exists():
             return None
@@ -167,18 +169,15 @@ class Study:
             )
         return row
 
-    def _path(self, variant: Variant, seed: int | None) -> Path:
-        name = "teacher.npz" if seed is None else f"rows/{variant.name}-{seed}.npz"
-        return self.folder / name
-
     def _train(self, variant: Variant, seed: int) -> Row:
         ranker = self.judge, JUDGE_SEED
         judge = None if variant is self.judge else self._kept(*ranker) or self._train(*ranker)
         checkpoints = self.folder / "checkpoints" / f"{variant.name}-{seed}"
-        config = variant.trained(self._training).replace(seed=seed, checkpoint_dir=str(checkpoints))
-        dataset = variant.dataset(self.dataset, seed)
-        lessons = self._lessons(config) if config.taught else {}
-        result = train(variant.config(self.model), dataset, config, **lessons, progress=True)
+        config = self._training.replace(**variant.training).replace(
+            seed=seed, checkpoint_dir=str(checkpoints)
+        )
+        dataset = variant.data(self.dataset, seed)
+        result = train(variant.config(self.model), dataset, config, progress=True)
         still_set = dataset.with_frozen_histories("test")
         evaluator, still = (
             Evaluator(each, result.model, "test", buckets=config.long_buckets)
@@ -224,54 +223,6 @@ class Study:
         impressions = self.dataset.impressions
         found = user_aucs(impressions.user[known], impressions.labels[self.head][known], logits[known, 0])
         return found.impressions, found.aucs
-
-    def _lessons(self, config: TrainConfig) -> dict[str, np.ndarray]:
-        """Return what a teacher says of the training part, which is trained once and kept."""
-        teacher = self._kept(TEACHER, None)
-        if teacher is None:
-            checkpoints = self.folder / "checkpoints" / "teacher"
-            training = self._training.replace(seed=TEACHER_SEED, checkpoint_dir=str(checkpoints))
-            model = train(TEACHER.config(self.model), self.dataset, training, progress=True).model
-            buckets = training.long_buckets
-            logits = predict(model, self.dataset, "train", buckets=buckets).astype(np.float16)
-            last = bottom_items(model, self.dataset, seed=TEACHER_SEED, buckets=buckets)
-            facts = {"identity": self._identity(TEACHER)}
-            teacher = Row(facts=facts, arrays={"teacher": logits, "bottom": last})
-            teacher.write(self._path(TEACHER, None))
-        wanted = ["teacher"] * config.distils + ["bottom"] * bool(config.negative_bottom)
-        return {name: teacher.arrays[name] for name in wanted}
-
-
-def bottom_items(
-    ranker: Any,
-    dataset: Dataset,
-    *,
-    pool: int = 256,
-    keep: int = 32,
-    seed: int = 0,
-    buckets: Sequence[int] = (),
-) -> np.ndarray:
-    """Return the items that a ranker puts last for each user, for ``train(..., bottom=)``.
-
-    For each user with training rows a pool is drawn from the items that the training part has seen, and
-    scored by the main head in the context and with the history of the user's last training row.
-
-    Returns:
-        int32 ``[n_users, keep]``, the last first; -1 for users without training rows, and where the pool is
-        smaller.
-    """
-    rows, known = dataset.impressions, np.flatnonzero(dataset.trained_items())
-    training = np.flatnonzero(rows.split == TRAIN)
-    order = training[np.lexsort((training, rows.history_end[training], rows.user[training]))]
-    users, first = np.unique(rows.user[order][::-1], return_index=True)
-    rng = np.random.default_rng(seed)
-    drawn = np.stack([rng.permutation(known)[:pool] for _ in users]).astype(np.int32)
-    evaluator = Evaluator(dataset, ranker, "train", buckets=buckets)
-    scores = evaluator.score_lists(ranker, CandidateLists(order[::-1][first], drawn), main_head=True)
-    lowest = np.argsort(scores, axis=1, kind="stable")[:, :keep]
-    found = np.full((dataset.n_users, keep), -1, np.int32)
-    found[users, : lowest.shape[1]] = np.take_along_axis(drawn, lowest, axis=1)
-    return found
 
 
 def where() -> dict[str, Any]:

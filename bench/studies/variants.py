@@ -9,7 +9,6 @@ import numpy as np
 from aif_jax.config import BLOCKS, ModelConfig
 from aif_jax.data import SHOWN, Dataset
 from aif_jax.errors import ConfigError
-from aif_jax.training import TrainConfig
 
 NEGATIVES = 8
 """Sampled items that are added to each request of up to 16 impressions, in variants that learn from such."""
@@ -17,36 +16,19 @@ NEGATIVES = 8
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A model to be trained beside others.
+    """A model to be trained beside others, by what differs from ``aif`` of the data set's preset."""
 
-    Attributes:
-        name: short, also that of its files.
-        text: what it is, in words.
-        changes: fields of `ModelConfig` that differ from the data set's preset.
-        model: changes the preset before, where the new fields depend on its; ``None`` for nothing.
-        data: from a data set and the seed of a row to what the row is trained on; events and impressions,
-            their order and their labels must stay, labels may be added. ``None`` for nothing.
-        training: fields of `TrainConfig` that differ from the preset.
-    """
-
-    name: str
+    name: str  # also that of its files
     text: str
-    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    model: Callable[[ModelConfig], ModelConfig] | None = None
-    data: Callable[[Dataset, int], Dataset] | None = None
-    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of `ModelConfig`
+    model: Callable[[ModelConfig], ModelConfig] = lambda preset: preset  # before these changes
+    # From a data set and the seed of a row to what the row is trained on; rows and their labels must stay.
+    data: Callable[[Dataset, int], Dataset] = lambda dataset, _: dataset
+    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of `TrainConfig`
 
     def config(self, preset: ModelConfig) -> ModelConfig:
         """Return the model's config, given that of ``aif``."""
-        return (preset if self.model is None else self.model(preset)).replace(**self.changes)
-
-    def trained(self, preset: TrainConfig) -> TrainConfig:
-        """Return how the model is trained, given how ``aif`` is."""
-        return preset.replace(**self.training)
-
-    def dataset(self, dataset: Dataset, seed: int) -> Dataset:
-        """Return what a row with a seed is trained and tested on."""
-        return dataset if self.data is None else self.data(dataset, seed)
+        return self.model(preset).replace(**self.changes)
 
 
 def with_shuffled_content(dataset: Dataset, seed: int) -> Dataset:
@@ -103,31 +85,18 @@ _ALL = (
     Variant("aif_sign", "aif with sign attention", {"long_attention": "sign"}),
     Variant("aif_collision", "aif with collision attention", {"long_attention": "collision"}),
     Variant("aif_int8", "aif with int8 signatures", {"signature": "int8"}),
-    Variant("aif_distilled", "aif taught by a wider aif with int8 signatures, which does not judge it",
-            training={"distillation_weight": 1.0}),
     Variant("aif_negatives", f"aif that learns from {NEGATIVES} sampled items a request too, as negatives",
             training={"negatives": NEGATIVES}),
-    Variant("aif_bottom", "the same, half of them from what its teacher puts last for the user",
-            training={"negatives": NEGATIVES, "negative_bottom": 0.5}),
     _shown("aif", "aif"), _shown("cold", "cold"), _shown("exact", "exact"),
 )  # fmt: skip
 
 VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _ALL}
 """By name, in the order of the table."""
 
-TEACHER = Variant(
-    "teacher", "aif with wider layers and int8 signatures",
-    {"hidden": 128, "head_layers": (64,), "signature": "int8"},
-)  # fmt: skip
-"""Not `exact`, which judges: a model taught by the judge's kin would keep what that likes for being alike."""
-
 
 def chosen(names: str, *, sampled: bool = True) -> list[Variant]:
-    """Return variants by their names, separated by commas, or ``all``.
-
-    Args:
-        names: of `VARIANTS`.
-        sampled: whether ``all`` has those that learn from sampled items, see `aif_jax.training.can_sample`.
+    """Return variants by their names, separated by commas, or ``all``, without those that learn from samples
+    unless items can be ``sampled`` (`aif_jax.training.can_sample`).
 
     Raises:
         ConfigError: a name is unknown or comes twice.

@@ -87,10 +87,10 @@ format: $(VENV)/.dev ## Rewrite the sources in the house format
 bars: $(VENV)/.dev ## Every bar of the design, measured side by side in one run of ten minutes (TABLE=table.json, STRICT=1)
 	$(BIN)/python bench/measure_bars.py $(if $(TABLE),--table $(TABLE)) $(if $(STRICT),--strict)
 
-bench: $(VENV)/.dev ## Everything that is measured from Python, and one report of it: runs/bench/report.html (40 minutes)
+bench: $(VENV)/.dev ## Everything that is measured from Python, and one report of it: runs/bench/report.md (half an hour)
 	$(BIN)/python bench/run_all.py $(if $(QUICK),--quick)
 
-bench-compare: $(VENV)/.dev ## Figures over 10 % worse than in a saved run (BASELINE=bars.json, suites.json or result.json, CURRENT=...)
+bench-compare: $(VENV)/.dev ## Figures over 10 % worse than in a saved run (BASELINE=bars.json or result.json, CURRENT=...)
 	$(BIN)/python bench/compare_runs.py $(BASELINE) $(CURRENT)
 
 bench-stage: $(VENV)/.dev ## The real-time stage beside what people would use instead, and its floor (ten minutes)

@@ -5,32 +5,17 @@ figure is worse by more than a tenth, or is gone. Times of two machines cannot b
 `pytest bench --benchmark-compare`.
 """
 
+import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 from results import read
 
 WORSE = 0.10
 
 
-def worse(before: dict[str, Any], after: dict[str, Any] | None) -> float | None:
-    """Return how many times worse a figure became: infinity if it is gone, ``None`` if there was none."""
-    if before["value"] is None:
-        return None
-    if after is None or after["value"] is None:
-        return float("inf")
-    old, new = before["value"], after["value"]
-    if before["better"] == "higher":
-        old, new = new, old
-    return new / old if old else float("inf") if new else 1.0
-
-
-def main(arguments: list[str]) -> int:
-    """Compare two files; return the exit code."""
-    if len(arguments) != 2:
-        sys.exit(f"{(__doc__ or '').strip()}\n\ngot {len(arguments)} files, expected two")
-    runs = [read(Path(file)) for file in arguments]
+def main(baseline: str, current: str) -> int:
+    runs = [read(Path(file)) for file in (baseline, current)]
     for where in dict.fromkeys(f"{run['program']}, {run['environment']['cpu']}" for run in runs):
         print(where)
     # Sections name sizes, and other sizes are other figures.
@@ -38,14 +23,21 @@ def main(arguments: list[str]) -> int:
         {f"{row['name']} ({part['title']})": row for part in run["sections"] for row in part["rows"]}
         for run in runs
     )
-    found = {name: worse(row, now.get(name)) for name, row in before.items()}
-    for name, times in found.items():
-        if times is not None:
-            mark, unit = "WORSE" if times > 1 + WORSE else "", before[name]["unit"]
-            values = " -> ".join(str(row and row["value"]) for row in (before[name], now.get(name)))
-            print(f"{mark:5} {name}: {values} {unit}, {times:.2f} times as bad")
-    return int(any(times is not None and times > 1 + WORSE for times in found.values()))
+    code = 0
+    for name, row in before.items():
+        old, new = row["value"], now.get(name, {}).get("value")
+        if old is not None:
+            # How often as bad, whichever way is better; a figure that is gone is as bad as can be.
+            bad, good = (new, old) if row["better"] == "lower" else (old, new)
+            times = bad / good if bad and good else float("inf") if new is None else 1.0
+            code |= times > 1 + WORSE
+            mark = "WORSE" if times > 1 + WORSE else ""
+            print(f"{mark:5} {name}: {old} -> {new} {row['unit']}, {times:.2f} times as bad")
+    return int(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("baseline", help="the saved run")
+    parser.add_argument("current", help="the run that is judged")
+    sys.exit(main(**vars(parser.parse_args())))

@@ -11,12 +11,12 @@ import numpy as np
 
 from bars.lines import BARS
 from bars.of_stage import ROOFLINE
-from results import Result, Row, Section, Step, arguments, quartiles, row_of, sizes, steps, write
+from results import Result, Row, Section, arguments, quartiles, row_of, sizes, step, write
 from stage import contenders, roofline
 from stage.contenders import STAGE, WHAT
 from stage.request import Case
 from stage.staged import Stage
-from stage.timing import WARMUP, Times, fastest, interleaved
+from stage.timing import Times, fastest, interleaved
 from stage.xla_simtier import timed_ways
 from workload import PRECISIONS, SMALL, Built, W, build, in_precision
 
@@ -25,7 +25,6 @@ CASES = ((4096, 1024), (512, 1024), (2048, 1024), (8192, 1024), (4096, 256), (40
 
 
 def main(given_arguments: list[str] | None = None) -> Path:
-    """Run the comparison; return the folder with the results."""
     parser = arguments(__doc__, "compare_stage", items=1_000_000)
     parser.add_argument("--rounds", type=int, default=40, help="timed rounds of each case")
     given = parser.parse_args(given_arguments)
@@ -45,8 +44,7 @@ def main(given_arguments: list[str] | None = None) -> Path:
     )  # fmt: skip
     bars: dict[str, contenders.Ratio] = {}
     floor: list[Section] = []
-    total = 2 + len(cases) * (4 + rounds + WARMUP) + rounds + WARMUP
-    with steps(total) as step, tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         step(f"building {whole.items:,} items in every precision")
         built = build(whole, Path(folder))
         served = {precision: in_precision(built, precision, Path(folder)) for precision in PRECISIONS}
@@ -54,10 +52,11 @@ def main(given_arguments: list[str] | None = None) -> Path:
             case, where = Case(built, n, length), f"N = {n:,}, L = {length:,}"
             step(f"{where}: choosing a SimTier in pure XLA")
             way = fastest(timed_ways(built.model.config, n, length, choosing))
-            checked = contenders.contenders_of(case, served, way, choosing, step)
-            times = interleaved(checked.contenders, rounds, lambda at=where: step(f"{at}: timing"))
+            checked = contenders.contenders_of(case, served, way, choosing)
+            step(f"{where}: timing")
+            times = interleaved(checked.contenders, rounds)
             if not bars:
-                floor, over = _floor(case, served, checked.stage, rounds, not given.quick, step)
+                floor, over = _floor(case, served, checked.stage, rounds, not given.quick)
                 bars = contenders.ratios_of_bars(times) | over
             result.sections.append(_section(where, times, checked.answers, checked.settings))
     result.sections.insert(0, Section("Bars", rows=[BARS[name].row(*found) for name, found in bars.items()]))
@@ -77,7 +76,7 @@ def _section(title: str, times: Times, answers: dict[str, str], settings: str) -
 
 
 def _floor(
-    case: Case, served: dict[str, Built], stage: Stage, rounds: int, build_peaks: bool, step: Step
+    case: Case, served: dict[str, Built], stage: Stage, rounds: int, build_peaks: bool
 ) -> tuple[list[Section], dict[str, contenders.Ratio]]:
     """Return the floor of each precision, and the bar on it."""
     row = roofline.row_bytes(case.built)
@@ -85,26 +84,17 @@ def _floor(
         limits = roofline.measured_peaks(case.built.workload.items, row, build=build_peaks)
     except FileNotFoundError as error:
         return [Section("Roofline", f"Left out: {error}")], {}
-    times = interleaved([stage], rounds, lambda: step("the stage by itself"))[STAGE]
+    step("the stage by itself")
+    times = interleaved([stage], rounds)[STAGE]
     best, sections = roofline.best(limits), []
     for precision, built in served.items():
-        parts = roofline.parts_of(case, built, best, precision)
-        rows = [
-            Row(part.name, part.floor_ms, also={"work": part.work, "limit": part.limit}) for part in parts
-        ]
-        rows.append(Row("the whole stage", sum(part.floor_ms for part in parts)))
+        rows, floor = roofline.parts_of(case, built, best, precision)
+        rows.append(Row("the whole stage", floor))
         text = "Limits are the best rates of one thread and of two, in the same run."
         sections.append(Section(f"Roofline, {precision}", text, rows, value="floor"))
     if roofline.busy(limits):
-        sections.insert(0, Section("The machine was busy", _BUSY))
-    floor = sum(part.floor_ms for part in roofline.parts_of(case, case.built, best))
-    return sections, {ROOFLINE: quartiles(times / floor)}
-
-
-_BUSY = (
-    "Its threads together did less arithmetic than as many cores should while its limits were measured: the "
-    "floor is too high and its bar too easy. Run again."
-)
+        sections.insert(0, Section("The machine was busy", roofline.BUSY))
+    return sections, {ROOFLINE: quartiles(times / roofline.parts_of(case, case.built, best)[1])}
 
 
 if __name__ == "__main__":

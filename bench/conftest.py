@@ -15,8 +15,6 @@ from workload import SMALL, Built, W, Workload, build
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Sizes of the suites."""
-
     workload: Workload  # of stage, engine and nearline
     cache_share: float  # of the cache's rows
     tasks: int  # of the scheduler at once
@@ -49,23 +47,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def sizes(pytestconfig: pytest.Config) -> Sizes:
-    """Small sizes if the run is quick."""
     return QUICK if pytestconfig.getoption("--quick") else FULL
 
 
 @pytest.fixture(scope="session")
 def built(sizes: Sizes, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """The workload in memory."""
     return build(sizes.workload, tmp_path_factory.mktemp("workload"))
 
 
 @pytest.fixture(scope="session")
 def case(built: Built) -> Case:
-    """Requests over the workload."""
     return Case(built, built.workload.candidates, built.workload.long_length)
 
 
 @pytest.fixture(scope="session")
 def definition(case: Case) -> Contender:
-    """The right answers of the model that is served."""
     return as_defined(case, "linear")

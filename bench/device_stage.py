@@ -22,15 +22,12 @@ import jax
 import numpy as np
 
 from aif_jax.bundle import Bundle
-from aif_jax.features import EncodeReport
 from aif_jax.nearline import ItemIndex
 from aif_jax.nearline.device_rows import DeviceRows
-from aif_jax.serving.candidates import check_candidates
-from aif_jax.serving.config import EngineConfig, Shapes
 from aif_jax.serving.device_stage import DeviceStage
-from aif_jax.serving.generation import Generation
-from aif_jax.serving.user_program import compute_state
 from results import Result, Row, Section, arguments, row_of, sizes, workload, write
+from stage.request import Case
+from stage.staged import stage_contender
 from workload import Workload, build
 
 TOLERANCE = 1e-4
@@ -50,26 +47,15 @@ def timed(name: str, call: Callable[[], Any], rounds: int) -> Row:
 def rank_on_cpu(workload: Workload, folder: Path, rounds: int) -> None:
     """Build the workload, rank, time, and save the inputs and the answer."""
     built = build(workload, folder)
-    shapes = Shapes(candidates=(workload.candidates,), histories=(workload.long_length,))
-    bundle = built.bundle
-    generation = Generation(bundle, built.tables, EngineConfig(k=workload.k, shapes=shapes))
-    generation.warm()
-    state = compute_state(1, built.user, workload.long_length, generation).leaves
-    context = bundle.schema.encode_one("context", {"page": 1})
-    candidates = check_candidates(
-        built.candidates, built.pair, bundle.schema, generation.raw_pair, EncodeReport()
-    )
-    shared = generation.prepare(state, workload.long_length, context)
-
-    def rank() -> Any:
-        return generation.score(shared, candidates, workload.k)
-
-    expected, times = rank(), timed("", rank, rounds)
+    case = Case(built, workload.candidates, workload.long_length)
+    stage = stage_contender(case, built)
+    (order, scores), candidates = stage.run(0), stage.requests[0]
+    times = timed("", lambda: stage.run(0), rounds)
     arrays = {
-        **state,
-        **{f"context/{name}": value for name, value in context.items()},
+        **stage.state,
+        **{f"context/{name}": value for name, value in case.context.items()},
         **{f"pair/{name}": column for name, column in candidates.pair.items()},
-        "keys": candidates.keys, "order": expected.order, "scores": expected.scores,
+        "keys": candidates.keys, "order": order, "scores": scores,
         "cpu_ms": (times.value, *(times.quartiles or ())),
     }  # fmt: skip
     np.savez(folder / "ranked.npz", **{name: np.asarray(array) for name, array in arrays.items()})
@@ -151,7 +137,6 @@ def measure(workload: Workload, folder: Path, rounds: int) -> Result:
 
 
 def main(given_arguments: list[str] | None = None) -> Path | None:
-    """Measure; return the folder with the results."""
     parser = arguments(__doc__, "device_stage")
     parser.add_argument("--rounds", type=int, default=200, help="requests to time")
     parser.add_argument("--cpu-part", type=Path, help=argparse.SUPPRESS)

@@ -14,15 +14,13 @@ from pathlib import Path
 from bars import of_cache, of_load, of_quality, of_stage, plan
 from bars.lines import BARS, exit_code, measured
 from render import markdown
-from results import Result, Section, parser_of, sizes, steps
+from results import Result, Section, parser_of, sizes
 from stage.environment import environment
 
-STEPS = {"full": 36, "quick": 31}
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, print and write the bars; return the exit code."""
     parser = parser_of(__doc__, RESULTS / "bars.json")
     parser.add_argument("--items", type=int, default=1_000_000, help="items of the catalogue")
     parser.add_argument("--table", type=Path, help="table.json of studies/run.py, for the bars of quality")
@@ -39,8 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
         answers="Each is a ratio or a time of this run; every answer was checked before it was timed.",
         meaningful=size.meaningful, command="python bench/measure_bars.py",
     )  # fmt: skip
-    with steps(STEPS["quick" if given.quick else "full"]) as step, tempfile.TemporaryDirectory() as folder:
-        shared = plan.Shared(size, Path(folder), step)
+    with tempfile.TemporaryDirectory() as folder:
+        shared = plan.Shared(size, Path(folder))
         every = [
             *of_cache.measurements(shared),
             *of_stage.measurements(shared, build_peaks=not given.quick),

@@ -14,7 +14,7 @@ from load import offering
 from load.offering import UNLOADED_TIMES, Curve, Found, Plan
 from load.service import make_service
 from load.ways import Engined
-from results import Result, Row, Section, arguments, quartiles, row_of, sizes, steps, workload, write
+from results import Result, Row, Section, arguments, quartiles, row_of, sizes, step, workload, write
 
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.25, 1.6, 2.0)
 SHED = 0.9
@@ -22,7 +22,6 @@ SHED = 0.9
 
 
 def main(given_arguments: list[str] | None = None) -> Path:
-    """Measure; return the folder with the results."""
     parser = arguments(__doc__, "open_loop")
     parser.add_argument("--seconds", type=float, default=5.0, help="of arrivals at each load")
     parser.add_argument("--retrieval-ms", type=float, default=10.0, help="how long retrieval sleeps")
@@ -34,12 +33,9 @@ def main(given_arguments: list[str] | None = None) -> Path:
         threads=(2,) if given.quick else (1, 2, 3), compute_threads=given.compute_threads,
     )  # fmt: skip
     whole = workload(given)
-    with (
-        steps(5 + 1 + plan.rounds + 3 * (1 + len(plan.shares))) as step,
-        tempfile.TemporaryDirectory() as name,
-    ):
+    with tempfile.TemporaryDirectory() as folder:
         step("building")
-        found = offering.measure(make_service(whole, Path(name)), plan, step)
+        found = offering.measure(make_service(whole, Path(folder)), plan)
     result = Result(
         program="open_loop", title="Open-loop load",
         question="How many requests a second does each way serve, and how late, below and beyond saturation?",

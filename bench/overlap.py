@@ -10,7 +10,7 @@ from bars.lines import BARS
 from load import overlapping
 from load.overlapping import FIELDS, Cell
 from load.service import Truth, make_service
-from results import Result, Row, Section, arguments, quantile, row_of, sizes, steps, workload, write
+from results import Result, Row, Section, arguments, quantile, row_of, sizes, step, workload, write
 
 WAYS = (
     ("sleeps", "rank"), ("sleeps", "begin and rank"), ("sleeps", "rank_async"),
@@ -27,7 +27,6 @@ def cells(times_ms: tuple[float, ...], warm_ms: float) -> list[Cell]:
 
 
 def main(given_arguments: list[str] | None = None) -> Path:
-    """Measure; return the folder with the results."""
     parser = arguments(__doc__, "overlap")
     parser.add_argument("--rounds", type=int, default=600, help="requests made in every way")
     given = parser.parse_args(given_arguments)
@@ -43,14 +42,13 @@ def main(given_arguments: list[str] | None = None) -> Path:
         "rounds.",
         meaningful=not given.quick,
     )  # fmt: skip
-    with steps(2 + rounds + 2) as step, tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         step("building")
         service = make_service(whole, Path(folder))
         step("the right answers")
         truth = Truth(service, "linear")
-        found = overlapping.measure(
-            service, truth, asked, rounds, lambda: step("requests in turns with their parts")
-        )
+        step("requests in turns with their parts")
+        found = overlapping.measure(service, truth, asked, rounds)
     beyond, medians = [], []
     stage_ms = {ms: quantile(taken, 0.5) for ms, taken in found.stage_ms.items()}
     for cell, samples in found.samples.items():

@@ -13,11 +13,10 @@ from typing import Any
 from bars.lines import BARS
 from load.publishing import Plan, measure, times_by_phase
 from load.service import REQUESTS, make_service
-from results import Result, Section, arguments, quantile, row_of, sizes, steps, workload, write
+from results import Result, Section, arguments, quantile, row_of, sizes, step, workload, write
 
 
 def main(given_arguments: list[str] | None = None) -> Path:
-    """Measure; return the folder with the results."""
     parser = arguments(__doc__, "publish")
     parser.add_argument("--rate", type=float, default=100.0, help="requests a second")
     parser.add_argument("--seconds", type=float, default=90.0, help="of arrivals; publishes in their middle")
@@ -30,10 +29,10 @@ def main(given_arguments: list[str] | None = None) -> Path:
         parser.error(f"--users: got {given.users}, expected a multiple of {REQUESTS}")
     seconds = 6.0 if given.quick else given.seconds
     plan, whole = Plan(rate=given.rate, seconds=seconds, warm=given.warm, users=given.users), workload(given)
-    with steps(4) as step, tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         step("building")
         service = make_service(whole, Path(folder))
-        found = measure(service, plan, step, Path(folder))
+        found = measure(service, plan, Path(folder))
     result = Result(
         program="publish", title="Publishes under load", question="What do requests notice of a publish?",
         plan={**sizes(whole), "rate": given.rate, "seconds": seconds, "publishes": found["published"]},

@@ -11,7 +11,6 @@ Held = Mapping[str, Any]
 
 
 def markdown(result: Held) -> str:
-    """Return a result as Markdown."""
     template = Template((Path(__file__).parent / "page.md.j2").read_text(encoding="utf-8"))
     text = template.render(result=result, where=where(result["environment"]), table_of=table_of)
     return text.strip() + "\n"
@@ -19,15 +18,11 @@ def markdown(result: Held) -> str:
 
 def where(at: Held) -> str:
     """Return in words where and on what something was measured."""
-    words = [f"{at['cpu']}, {at['cores']} cores"]
-    if "memory_gb" in at:
-        words[0] += f", {at['memory_gb']} GB, {at['system']}"
     versions = {"device": "device", "jax": "jax", "numpy": "NumPy", "python": "Python"}
+    words = [f"{at['cpu']}, {at['cores']} cores, {at['memory_gb']} GB, {at['system']}"]
     words += [f"{name} {at[key]}" for key, name in versions.items() if key in at]
-    if "commit" in at:
-        words.append(f"commit {at['commit']}{' with changes' if at['changed_since_commit'] else ''}")
-    if "load_1_min_at_end" in at:
-        words.append(f"load before and after {at['load_1_min']} and {at['load_1_min_at_end']}")
+    words.append(f"commit {at['commit']}{' with changes' if at['changed_since_commit'] else ''}")
+    words.append(f"load before and after {at['load_1_min']} and {at.get('load_1_min_at_end', 'unknown')}")
     return "; ".join(words)
 
 

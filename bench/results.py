@@ -8,25 +8,19 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from stage.environment import environment
 from workload import SMALL, W, Workload
 
-Step = Callable[[str], None]
-"""Called at the start of every step with its name."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One figure."""
-
     name: str  # unique within its section
     value: float | None  # a median, unless the section says otherwise; `None` if there is none, see `note`
     unit: str = "ms"  # of value and quartiles: `ms`, `s`, `ratio`, `/s`, `bytes`
@@ -39,8 +33,6 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A table of figures."""
-
     title: str
     text: str = ""  # how to read it
     rows: Sequence[Row] = ()
@@ -64,7 +56,6 @@ class Result:
     command: str = ""  # to run it again
 
     def to_json(self) -> dict[str, Any]:
-        """Return the result as `json.dumps` takes it."""
         return dataclasses.asdict(self)
 
 
@@ -72,7 +63,6 @@ TAILS = {"p99": 0.99, "p99.9": 0.999, "max": 1.0}
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """Return a quantile of values."""
     return float(np.quantile(values, share))
 
 
@@ -113,24 +103,20 @@ def arguments(doc: str | None, out: str, items: int = W.items) -> argparse.Argum
 
 
 def workload(given: argparse.Namespace) -> Workload:
-    """Return the workload that the arguments ask for."""
     return SMALL if given.quick else dataclasses.replace(W, items=given.items)
 
 
 def sizes(of: Workload) -> dict[str, Any]:
-    """Return the sizes of a workload as a plan holds them."""
     names = ("items", "candidates", "short_length", "long_length", "k")
     return {**{name: getattr(of, name) for name in names}, "config": of.config.to_json()}
 
 
-@contextmanager
-def steps(total: int) -> Iterator[Step]:
-    """Show a bar over a number of steps."""
-    columns = (TextColumn("{task.description:<52}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda what: progress.update(task, advance=1, description=what)
-        progress.update(task, completed=total, description="done")
+_BEGAN = time.monotonic()
+
+
+def step(what: str) -> None:
+    """Print what is done now, and how long the program has run."""
+    print(f"{time.monotonic() - _BEGAN:6.0f} s  {what}", flush=True)
 
 
 def write(result: Result, out: Path, record: Path | None = None) -> Path:

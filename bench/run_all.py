@@ -30,7 +30,6 @@ def parts(out: Path, *, quick: bool) -> dict[str, list[str]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run all parts and write the report; return the exit code."""
     parser = parser_of(__doc__, Path("runs/bench"))
     parser.add_argument("--bars", type=Path, default=BENCH / "results/bars.json", help="shown if it exists")
     given = parser.parse_args(arguments)

@@ -8,13 +8,13 @@ import pytest
 
 import measure_bars
 from bars import of_quality
-from bars.lines import BARS, Bar, InconclusiveError, NotMeasuredError, Value, exit_code, measured, named
+from bars.lines import BARS, Bar, InconclusiveError, NotMeasuredError, Value, exit_code, measured
 from bars.of_load import resampled
 from results import read
 
 FAST = Bar("fast", "times as fast", 2.0, 4.0)
 SMALL = Bar("small", "share of the size", 1.0, 0.5, "lower")
-TWO = named((FAST, SMALL))
+TWO = {"fast": FAST, "small": SMALL}
 NONE = float("nan")
 
 

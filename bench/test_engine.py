@@ -21,7 +21,6 @@ def group(benchmark, case):
 
 @pytest.fixture(scope="module")
 def engine(built, case):
-    """An engine to which every user has the workload's record; `KNOWN`'s state is cached."""
     config = EngineConfig(k=case.k, shapes=Shapes(candidates=(case.n,), histories=(case.length,)))
     found = Candidates(case.ids[0], case.raw_pair[0])
 

@@ -7,65 +7,41 @@ import pytest
 from aif_jax import kernels
 from aif_jax.kernels import integer_edges, simtier, table_sum, top_k
 
-IMPLEMENTATIONS = ("native", "reference")
+
+def simtier_of_candidates_and_history(rng, of):
+    bits, edges = 256, integer_edges(tuple(np.linspace(-0.9, 0.9, 15)), "simhash", 256)
+    cand, seq = (
+        rng.integers(0, 256, (size, bits // 8), dtype=np.uint8) for size in (of.candidates, of.long_length)
+    )
+    name = f"SimTier, {of.candidates:,} x {of.long_length:,} signatures of {bits} bits, 16 tiers"
+    operands = cand, seq, np.zeros(of.long_length, np.int32)
+    return name, simtier, operands, {"edges": edges, "channels": 1, "kind": "simhash"}
 
 
-@pytest.fixture(params=IMPLEMENTATIONS)
-def implementation(request):
-    if request.param == "native":
+def table_sum_over_signatures(rng, of):
+    bits, group, hidden = 256, 4, of.config.hidden
+    table = rng.normal(size=(bits // group, 2**group, hidden)).astype(np.float32)
+    signatures = rng.integers(0, 256, (of.candidates, bits // 8), dtype=np.uint8)
+    name = f"table sum, {of.candidates:,} signatures of {bits} bits in groups of {group}, rows of {hidden}"
+    return name, table_sum, (table, signatures), {"bits": group}
+
+
+def top_k_of_scores(rng, of):
+    scores = rng.normal(size=of.candidates).astype(np.float32)
+    return f"the best {of.k} of {of.candidates:,} scores", top_k, (scores,), {"k": of.k}
+
+
+@pytest.mark.parametrize("implementation", ["native", "reference"])
+@pytest.mark.parametrize(
+    "made", [simtier_of_candidates_and_history, table_sum_over_signatures, top_k_of_scores]
+)
+def test_kernel(benchmark, sizes, made, implementation):
+    if implementation == "native":
         assert kernels.implementations()["native"], kernels.implementations()["reason"]
-    return request.param
-
-
-def timed(benchmark, operator, operands, implementation):
-    """Check a compiled operator against its definition, and time it."""
+    benchmark.group, kernel, operands, options = made(np.random.default_rng(0), sizes.workload)
     program, definition = (
-        jax.jit(lambda *given, which=which: operator(*given, implementation=which))
+        jax.jit(lambda *given, which=which: kernel(*given, **options, implementation=which))
         for which in (implementation, "reference")
     )
-    found, expected = program(*operands), definition(*operands)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    jax.tree.map(np.testing.assert_array_equal, program(*operands), definition(*operands))
     benchmark(lambda: jax.block_until_ready(program(*operands)))
-
-
-def test_simtier_of_candidates_and_history(benchmark, sizes, implementation):
-    n, length, bits = sizes.workload.candidates, sizes.workload.long_length, 256
-    benchmark.group = f"SimTier, {n:,} x {length:,} signatures of {bits} bits, 16 tiers"
-    rng = np.random.default_rng(0)
-    edges = integer_edges(tuple(np.linspace(-0.9, 0.9, 15)), "simhash", bits)
-    operands = (
-        rng.integers(0, 256, (n, bits // 8), dtype=np.uint8),
-        rng.integers(0, 256, (length, bits // 8), dtype=np.uint8),
-        np.zeros(length, np.int32),
-    )
-
-    def operator(cand, seq, channel, implementation):
-        return simtier(cand, seq, channel, edges, channels=1, kind="simhash", implementation=implementation)
-
-    timed(benchmark, operator, operands, implementation)
-
-
-def test_table_sum_over_signatures(benchmark, sizes, implementation):
-    n, hidden, bits, group = sizes.workload.candidates, sizes.workload.config.hidden, 256, 4
-    benchmark.group = f"table sum, {n:,} signatures of {bits} bits in groups of {group}, rows of {hidden}"
-    rng = np.random.default_rng(0)
-    operands = (
-        rng.normal(size=(bits // group, 2**group, hidden)).astype(np.float32),
-        rng.integers(0, 256, (n, bits // 8), dtype=np.uint8),
-    )
-
-    def operator(table, sig, implementation):
-        return table_sum(table, sig, bits=group, implementation=implementation)
-
-    timed(benchmark, operator, operands, implementation)
-
-
-def test_top_k_of_scores(benchmark, sizes, implementation):
-    n, k = sizes.workload.candidates, sizes.workload.k
-    benchmark.group = f"the best {k} of {n:,} scores"
-    scores = np.random.default_rng(0).normal(size=n).astype(np.float32)
-
-    def operator(scores, implementation):
-        return top_k(scores, k, implementation=implementation)
-
-    timed(benchmark, operator, (scores,), implementation)

@@ -10,7 +10,7 @@ from aif_jax.errors import DeadlineExceededError, OverloadedError
 from aif_jax.types import UserRecord
 from load import arrivals
 from load.overlapping import Parts
-from load.service import KNOWN, Answer, Truth, make_service
+from load.service import RUNGS, Answer, Truth, make_service
 from workload import SMALL
 
 
@@ -29,8 +29,8 @@ def test_truth_knows_every_rung(tmp_path):
             parts.by_item_prior(number),
         )
         for rung, answer in enumerate(answers):
-            faults = [truth.wrong(number, dataclasses.replace(answer, rung=other)) for other in KNOWN]
-            assert [other for other in KNOWN if not faults[other]] == [rung], faults
+            faults = [truth.wrong(number, dataclasses.replace(answer, rung=other)) for other in RUNGS]
+            assert [other for other in RUNGS if not faults[other]] == [rung], faults
     assert "no definition" in truth.wrong(0, dataclasses.replace(answers[0], rung=9))
 
 

@@ -47,8 +47,8 @@ def test_report_names_absent_parts_and_failures(tmp_path, monkeypatch):
 def test_compare_runs_bars_knows_the_better_direction(tmp_path, capsys):
     before = saved(tmp_path / "before.json", times=8.0, p99=1.0, other=8.0, gone=2.0, quality=None)
     now = saved(tmp_path / "now.json", times=7.0, p99=1.2, other=9.0, quality=0.2)
-    assert compare_runs.main([before, before]) == 0
-    assert compare_runs.main([before, now]) == 1
+    assert compare_runs.main(before, before) == 0
+    assert compare_runs.main(before, now) == 1
     assert re.findall(r"WORSE (\w+)", capsys.readouterr().out) == ["times", "p99", "gone"]
 
 

@@ -2,38 +2,29 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from aif_jax import _native
 
 
-def test_scheduler_submit_small_tasks(benchmark, sizes):
+def submitted(pool, tasks, *queue):
+    futures = [pool.submit(*queue, abs, -n) for n in range(tasks)]
+    return [future.result() for future in futures]
+
+
+WAYS = {
+    "thread pool, submit": lambda scheduler, pool, tasks: submitted(pool, tasks),
+    "scheduler, submit": lambda scheduler, pool, tasks: submitted(scheduler, tasks, "blocking"),
+    "scheduler, run": lambda scheduler, pool, tasks: [
+        scheduler.run("blocking", abs, -n) for n in range(tasks)
+    ],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_small_tasks_return_results(benchmark, sizes, way):
     benchmark.group = f"{sizes.tasks} small tasks, submit to result"
-    with _native.Scheduler(blocking_threads=2, compute_threads=1) as scheduler:
-
-        def run():
-            futures = [scheduler.submit("blocking", abs, -n) for n in range(sizes.tasks)]
-            return [future.result() for future in futures]
-
-        assert run() == list(range(sizes.tasks))
-        benchmark(run)
-
-
-def test_thread_pool_submit_small_tasks(benchmark, sizes):
-    benchmark.group = f"{sizes.tasks} small tasks, submit to result"
-    with ThreadPoolExecutor(2) as pool:
-
-        def run():
-            return [future.result() for future in [pool.submit(abs, -n) for n in range(sizes.tasks)]]
-
-        assert run() == list(range(sizes.tasks))
-        benchmark(run)
-
-
-def test_scheduler_run_small_tasks(benchmark, sizes):
-    benchmark.group = f"{sizes.tasks} small tasks, submit to result"
-    with _native.Scheduler(blocking_threads=2, compute_threads=1) as scheduler:
-
-        def run():
-            return [scheduler.run("blocking", abs, -n) for n in range(sizes.tasks)]
-
-        assert run() == list(range(sizes.tasks))
-        benchmark(run)
+    scheduler = _native.Scheduler(blocking_threads=2, compute_threads=1)
+    with scheduler, ThreadPoolExecutor(2) as pool:
+        assert WAYS[way](scheduler, pool, sizes.tasks) == list(range(sizes.tasks))
+        benchmark(WAYS[way], scheduler, pool, sizes.tasks)

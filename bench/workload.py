@@ -1,7 +1,6 @@
 """Workloads: a model with random weights, a catalogue, a user; all of it follows from sizes and a seed."""
 
 import dataclasses
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ from aif_jax.types import UserRecord
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workload:
-    """Sizes of one workload."""
-
     items: int = 100_000  # of the catalogue
     candidates: int = 4096  # N
     short_length: int = 100  # S
@@ -68,16 +65,16 @@ class Built:
 
     workload: Workload
     model: Aif
-    bundle: Bundle
     catalogue: dict[str, np.ndarray]
-    tables: Tables
     user: UserRecord
     candidates: np.ndarray
     pair: dict[str, np.ndarray]
     source: Source
+    bundle: Bundle
+    tables: Tables
 
 
-def build(workload: Workload, folder: Path | None = None) -> Built:
+def build(workload: Workload, folder: Path) -> Built:
     """Build model, bundle, index, behaviour table and one user with a full history."""
     rng = np.random.default_rng(workload.seed)
     n, config = workload.items, workload.config
@@ -119,50 +116,41 @@ def build(workload: Workload, folder: Path | None = None) -> Built:
     user = UserRecord(
         features={"country": 3, "age": 30.0}, items=ids[history], types=np.zeros(len(history), np.int32)
     )
+    catalogue = {name: np.asarray(column) for name, column in add_signatures(config, catalogue).items()}
     source = Source(ids, columns, content)
-    bundle, tables = _served(model, source, user, workload.k, folder, {})
     return Built(
-        workload=workload,
-        model=model,
-        bundle=bundle,
-        catalogue={name: np.asarray(column) for name, column in add_signatures(config, catalogue).items()},
-        tables=tables,
-        user=user,
+        workload=workload, model=model, catalogue=catalogue, user=user, source=source,
         candidates=ids[rng.choice(n, workload.candidates, replace=False)],
         pair={"retrieval_score": rng.normal(size=workload.candidates).astype(np.float32)},
-        source=source,
-    )
+        **_served(model, source, user, workload.k, folder),
+    )  # fmt: skip
 
 
-def with_other_weights(built: Built, seed: int, folder: Path | None = None) -> Built:
-    """Return a workload over the same items and user, with a model of other random weights."""
+def with_other_weights(built: Built, seed: int, folder: Path) -> Built:
     model = build_model(built.workload.config, built.model.schema, seed=seed)
     assert isinstance(model, Aif)
-    folder = Path(tempfile.mkdtemp()) if folder is None else folder
-    bundle, tables = _served(
-        model, built.source, built.user, built.workload.k, folder / f"weights-{seed}", {}
-    )
-    return dataclasses.replace(built, model=model, bundle=bundle, tables=tables)
+    served = _served(model, built.source, built.user, built.workload.k, folder / f"weights-{seed}")
+    return dataclasses.replace(built, model=model, **served)
 
 
-def in_precision(built: Built, precision: str, folder: Path | None = None) -> Built:
+def in_precision(built: Built, precision: str, folder: Path) -> Built:
     """Return a workload whose bundle and tables are of another of the `PRECISIONS`."""
     if precision == "float32":
         return built
-    bundle, tables = _served(
-        built.model, built.source, built.user, built.workload.k, folder, {"precision": precision}
-    )
-    return dataclasses.replace(built, bundle=bundle, tables=tables)
+    k, folder = built.workload.k, folder / precision
+    served = _served(built.model, built.source, built.user, k, folder, precision=precision)
+    return dataclasses.replace(built, **served)
 
 
 def _served(
-    model: Aif, source: Source, user: UserRecord, k: int, folder: Path | None, options: dict[str, Any]
-) -> tuple[Bundle, Tables]:
-    folder = Path(tempfile.mkdtemp()) if folder is None else folder
-    bundle = export_bundle(model, folder / "-".join(["bundle", *options.values()]), k_max=k, **options)
+    model: Aif, source: Source, user: UserRecord, k: int, folder: Path, **options: Any
+) -> dict[str, Any]:
+    """Export a model and build its tables; return ``bundle`` and ``tables``."""
+    bundle = export_bundle(model, folder / "bundle", k_max=k, **options)
     seen = np.unique(user.items) - source.ids[0]
     histories = {name: [column[int(row)] for row in seen] for name, column in source.columns.items()}
-    return bundle, Tables(
+    tables = Tables(
         ItemIndex.build(bundle, source.ids, source.columns, source.content),
         BehaviourTable.build(bundle, source.ids[seen], histories, source.content[seen]),
     )
+    return {"bundle": bundle, "tables": tables}

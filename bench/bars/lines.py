@@ -3,15 +3,13 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 from results import Row
 
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """A promise."""
-
     name: str  # its row in `bars.json`
     what: str  # the comparison in words
     needed: float  # the least that is good enough
@@ -41,54 +39,40 @@ class Bar:
         return Row(self.name, value, self.unit, quartiles, better=self.better, also=also, note=note)
 
 
-def named(bars: Iterable[Bar]) -> dict[str, Bar]:
-    """Return bars by name."""
-    return {bar.name: bar for bar in bars}
-
-
-BARS = named(
-    (
-        Bar("stage_float32", "stage in float32, times faster than the sequential model in JAX", 8, 12),
-        Bar("stage_bfloat16", "stage in 16 bit, times faster than the sequential model in JAX", 12, 18),
-        Bar("stage_onnx", "stage in float32, times faster than ONNX Runtime", 5, 8),
-        Bar("stage_hand_rolled", "stage in float32, times faster than the hand-rolled alternative", 3, 6),
-        Bar("stage_roofline", "stage in float32 over the roofline", 2, 1.4, "lower"),
-        Bar(
-            "overlap_sleeps", "p50 beyond max(retrieval, user side) + stage, retrieval sleeps",
-            0.3, 0.1, "lower", "ms",
-        ),
-        Bar(
-            "overlap_coroutine", "p50 beyond max(retrieval, user side) + stage, retrieval is a coroutine",
-            0.3, 0.1, "lower", "ms",
-        ),
-        Bar("saturation", "requests a second at saturation, cold user states, times sequential", 5, 8),
-        Bar("publish_p99", "p99 during a publish over p99 before", 1.2, 1.0, "lower"),
-        Bar("cache_gather", "gather of item rows by key over NumPy take by position", 1.0, 0.7, "lower"),
-        Bar("cache_beside_writer", "reader's rate beside a writer, share of its rate alone", 0.9, 0.98),
-        Bar(
-            "quality", "gain of exact over cold in GAUC that aif loses, upper 95 % bound",
-            0.25, 0.0, "lower",
-        ),
-        Bar(
-            "quality_frozen", "the same with histories that end where the test part begins",
-            0.25, 0.0, "lower",
-        ),
-    )
-)  # fmt: skip
+BARS = {bar.name: bar for bar in (
+    Bar("stage_float32", "stage in float32, times faster than the sequential model in JAX", 8, 12),
+    Bar("stage_bfloat16", "stage in 16 bit, times faster than the sequential model in JAX", 12, 18),
+    Bar("stage_onnx", "stage in float32, times faster than ONNX Runtime", 5, 8),
+    Bar("stage_hand_rolled", "stage in float32, times faster than the hand-rolled alternative", 3, 6),
+    Bar("stage_roofline", "stage in float32 over the roofline", 2, 1.4, "lower"),
+    Bar(
+        "overlap_sleeps", "p50 beyond max(retrieval, user side) + stage, retrieval sleeps",
+        0.3, 0.1, "lower", "ms",
+    ),
+    Bar(
+        "overlap_coroutine", "p50 beyond max(retrieval, user side) + stage, retrieval is a coroutine",
+        0.3, 0.1, "lower", "ms",
+    ),
+    Bar("saturation", "requests a second at saturation, cold user states, times sequential", 5, 8),
+    Bar("publish_p99", "p99 during a publish over p99 before", 1.2, 1.0, "lower"),
+    Bar("cache_gather", "gather of item rows by key over NumPy take by position", 1.0, 0.7, "lower"),
+    Bar("cache_beside_writer", "reader's rate beside a writer, share of its rate alone", 0.9, 0.98),
+    Bar(
+        "quality", "gain of exact over cold in GAUC that aif loses, upper 95 % bound",
+        0.25, 0.0, "lower",
+    ),
+    Bar(
+        "quality_frozen", "the same with histories that end where the test part begins",
+        0.25, 0.0, "lower",
+    ),
+)}  # fmt: skip
 """In the order of the table."""
 
-RATIOS = ("share",)
-"""Further figures that are ratios themselves."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Value:
-    """A measurement."""
-
+class Value(NamedTuple):
     value: float  # the median over the rounds, unless `how` says otherwise
     spread: tuple[float, float]  # its 25 % and 75 % quantiles over the rounds
-    how: str  # sizes, rounds, and what was left out to be quick
-    also: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # further figures of the same run
+    how: str  # sizes, rounds, further figures, and what was left out to be quick
 
 
 class NotMeasuredError(Exception):
@@ -119,7 +103,7 @@ def measured(
     for names, measure in measurements:
         try:
             values = measure()
-            found |= {name: _row(bars[name], values[name]) for name in names}
+            found |= {name: bars[name].row(*values[name]) for name in names}
         except (NotMeasuredError, InconclusiveError) as error:
             found |= {name: bars[name].row(None, None, str(error), error.holds) for name in names}
         except Exception as error:
@@ -128,13 +112,6 @@ def measured(
             found |= {name: bars[name].row(None, None, reason, "failed") for name in names}
     nothing = "nothing in this run measures it"
     return {n: found.get(n) or bar.row(None, None, nothing, "not measured") for n, bar in bars.items()}
-
-
-def _row(bar: Bar, found: Value) -> Row:
-    # Times of one machine say nothing beside another's, so they stay out where the bar is a ratio.
-    shown = {name: x for name, x in found.also.items() if bar.unit == "ms" or name in RATIOS}
-    notes = [found.how, *(f"{name.replace('_', ' ')} {x:.3g}" for name, x in shown.items() if x is not None)]
-    return bar.row(found.value, found.spread, "; ".join(notes))
 
 
 def exit_code(found: Mapping[str, Row], *, strict: bool) -> int:

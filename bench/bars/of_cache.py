@@ -9,7 +9,7 @@ import numpy as np
 from bars.lines import Measurement, Value
 from bars.plan import Shared
 from cache_rows import Rows
-from results import quartiles
+from results import quartiles, step
 
 SETTLING, TIMED = 2, 6
 """Batches of a turn, before and while it is timed."""
@@ -24,11 +24,11 @@ def measurements(shared: Shared) -> list[Measurement]:
 
     def both() -> Mapping[str, Value]:
         plan = shared.plan
-        shared.step(f"{plan.rows.rows:,} rows of {plan.rows.row_bytes:,} bytes into the cache")
+        step(f"{plan.rows.rows:,} rows of {plan.rows.row_bytes:,} bytes into the cache")
         rows = Rows(plan.rows)
-        shared.step("gathers of the cache and of NumPy in turns")
+        step("gathers of the cache and of NumPy in turns")
         gather = _gather(rows, plan.cache_rounds)
-        shared.step("gathers with and without a writer in turns")
+        step("gathers with and without a writer in turns")
         return {"cache_gather": gather, "cache_beside_writer": _beside_writer(rows, plan.writer_windows)}
 
     return [(("cache_gather", "cache_beside_writer"), both)]

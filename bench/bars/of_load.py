@@ -10,7 +10,7 @@ from load import offering, overlapping, publishing
 from load.offering import Engined
 from load.overlapping import Cell
 from load.service import Truth
-from results import quartiles
+from results import quartiles, step
 
 OVERLAP = {"overlap_sleeps": ("sleeps", "rank"), "overlap_coroutine": ("is a coroutine", "rank_async")}
 """By bar the kind of retrieval, and the call that is made for it."""
@@ -22,7 +22,6 @@ RESAMPLES = 500
 
 
 def measurements(shared: Shared) -> list[Measurement]:
-    """Return the measurements of the engine."""
     return [
         (tuple(OVERLAP), lambda: _overlap(shared)),
         (("saturation",), lambda: _saturation(shared)),
@@ -35,17 +34,17 @@ def _overlap(shared: Shared) -> Mapping[str, Value]:
     calls = [(bar, kind, call) for bar, (kind, own) in OVERLAP.items() for call in (own, MIXED[bar])]
     cells = {(bar, call): Cell(ms, kind, call, warm=False) for bar, kind, call in calls}
     service, truth = shared.service, shared.linear
-    shared.step("requests in turns with their parts")
-    measured = overlapping.measure(service, truth, list(cells.values()), rounds, lambda: None)
+    step("requests in turns with their parts")
+    measured = overlapping.measure(service, truth, list(cells.values()), rounds)
     found = {}
     for bar, (kind, call) in OVERLAP.items():
         own, other = (measured.beyond(cells[bar, which]) for which in (call, MIXED[bar]))
         how = (
             f"{shared.sizes}; retrieval of {ms:g} ms {kind}, asked by {call}, user states cold, one request "
-            f"at a time; p50 of {rounds} requests and their quartiles; shorter than make bench-load: one "
-            "time of retrieval, no warm states"
+            f"at a time; p50 of {rounds} requests and their quartiles; asked by {MIXED[bar]} "
+            f"{np.median(other):.3g}"
         )
-        found[bar] = Value(*quartiles(own), how, {f"asked_by_{MIXED[bar]}": float(np.median(other))})
+        found[bar] = Value(*quartiles(own), how)
     return found
 
 
@@ -54,10 +53,10 @@ def _saturation(shared: Shared) -> Mapping[str, Value]:
     exact, linear = Truth(service, "exact, as defined"), shared.linear
     ways: list[offering.Checked] = []
     try:
-        shared.step("sequential: choosing threads and SimTier")
+        step("sequential: choosing threads and SimTier")
         ways.append(offering.best_sequential(service, exact, plan))
         ways.append(offering.engine_as_it_comes(service, linear, plan))
-        found = offering.saturate(ways, plan, shared.step)
+        found = offering.saturate(ways, plan)
     finally:
         for checked in ways:
             checked.way.close()
@@ -72,7 +71,7 @@ def _saturation(shared: Shared) -> Mapping[str, Value]:
 
 def _publish(shared: Shared) -> Mapping[str, Value]:
     plan = shared.plan.publish
-    found = publishing.measure(shared.service, plan, shared.step, shared.folder)
+    found = publishing.measure(shared.service, plan, shared.folder)
     faults = found["faults"]
     assert not faults, f"{len(faults)} requests failed or got a wrong answer, the first: {faults[0]}"
     times = publishing.times_by_phase(found)

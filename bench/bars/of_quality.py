@@ -12,8 +12,6 @@ KINDS = {"quality": "growing", "quality_frozen": "frozen"}
 
 
 def measurements(table: Path | None) -> list[Measurement]:
-    """Return what reads the bars from a ``table.json``."""
-
     def reading(bar: str) -> Measurement:
         return (bar,), lambda: {bar: _read(table, KINDS[bar])}
 
@@ -37,6 +35,6 @@ def _read(path: Path | None, kind: str) -> Value:
         )
     how = (
         f"{table['data']}, {table['seeds']} seeds, {kind} histories; {said}; the upper 95 % bound of the "
-        f"share lost; in place of quartiles, the share itself and the bound; from {path}"
+        f"share lost; quartiles: share and bound; share {lost['share']:.3g}; from {path}"
     )
-    return Value(lost["upper"], (lost["share"], lost["upper"]), how, {"share": lost["share"]})
+    return Value(lost["upper"], (lost["share"], lost["upper"]), how)

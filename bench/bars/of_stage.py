@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from bars.lines import Measurement, Value
 from bars.plan import Shared
-from results import quartiles
+from results import quartiles, step
 from stage import contenders, roofline
 from stage.request import Case
 from stage.staged import stage_contender
@@ -17,7 +17,6 @@ TRIES = 3
 
 
 def measurements(shared: Shared, *, build_peaks: bool) -> list[Measurement]:
-    """Return the measurements of the stage."""
     return [
         (tuple(contenders.COMPARISONS), lambda: _ratios(shared)),
         ((ROOFLINE,), lambda: _roofline(shared, build_peaks)),
@@ -32,10 +31,10 @@ def _case(shared: Shared) -> Case:
 def _ratios(shared: Shared) -> Mapping[str, Value]:
     plan, case = shared.plan, _case(shared)
     served = {"float32": case.built, "bfloat16": shared.bfloat16}
-    shared.step("SimTier in pure XLA: choosing a way")
+    step("SimTier in pure XLA: choosing a way")
     way = fastest(timed_ways(case.built.model.config, case.n, case.length, plan.choosing_rounds))
-    checked = contenders.contenders_of(case, served, way, plan.choosing_rounds, shared.step)
-    shared.step("stage and rivals in turns")
+    checked = contenders.contenders_of(case, served, way, plan.choosing_rounds)
+    step("stage and rivals in turns")
     times = interleaved(checked.contenders, plan.stage_rounds)
     how = (
         f"{shared.sizes}; median of {plan.stage_rounds} rounds; {checked.settings}; shorter than make "
@@ -48,19 +47,15 @@ def _roofline(shared: Shared, build: bool) -> Mapping[str, Value]:
     plan, case = shared.plan, _case(shared)
     row = roofline.row_bytes(case.built)
     for attempt in range(TRIES):
-        shared.step("the machine's limits")
+        step("the machine's limits")
         limits = roofline.measured_peaks(plan.workload.items, row, build=build and not attempt)
         if not plan.meaningful or not roofline.busy(limits):
             break
     else:
-        raise RuntimeError(
-            f"the machine was busy each of {TRIES} times that its limits were measured (its threads together "
-            "did less arithmetic than as many cores should), so the floor would be too high and the bar too "
-            "easy; run again when nothing else runs"
-        )
-    shared.step("the stage by itself")
+        raise RuntimeError(f"{TRIES} times: {roofline.BUSY}")
+    step("the stage by itself")
     stage = stage_contender(case, case.built)
     times = interleaved([stage], plan.stage_rounds)[stage.name]
-    floor = sum(part.floor_ms for part in roofline.parts_of(case, case.built, roofline.best(limits)))
+    floor = roofline.parts_of(case, case.built, roofline.best(limits))[1]
     how = f"{shared.sizes}; median of {plan.stage_rounds} rounds over the floor of the same run"
     return {ROOFLINE: Value(*quartiles(times / floor), how)}

@@ -7,14 +7,12 @@ from pathlib import Path
 from cache_rows import SIZES, Size
 from load import offering, publishing
 from load.service import Service, Truth, make_service
-from results import Step
+from results import step
 from workload import SMALL, Built, W, Workload, in_precision
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Sizes and rounds."""
-
     meaningful: bool
     workload: Workload  # of stage and engine
     rows: Size  # of the cache
@@ -55,29 +53,25 @@ def plan_of(items: int, *, quick: bool) -> Plan:
 class Shared:
     """Workload, tables and right answers, each made when it is first asked for."""
 
-    def __init__(self, plan: Plan, folder: Path, step: Step):
-        self.plan, self.folder, self.step = plan, folder, step
+    def __init__(self, plan: Plan, folder: Path):
+        self.plan, self.folder = plan, folder
 
     @cached_property
     def service(self) -> Service:
-        """The workload with many users."""
-        self.step(f"building {self.plan.workload.items:,} items")
+        step(f"building {self.plan.workload.items:,} items")
         return make_service(self.plan.workload, self.folder)
 
     @cached_property
     def bfloat16(self) -> Built:
-        """The workload with tables in 16 bit."""
-        self.step("tables in 16 bit")
+        step("tables in 16 bit")
         return in_precision(self.service.built, "bfloat16", self.folder)
 
     @cached_property
     def linear(self) -> Truth:
-        """Right answers of what is served."""
-        self.step("the right answers")
+        step("the right answers")
         return Truth(self.service, "linear")
 
     @property
     def sizes(self) -> str:
-        """The workload in words."""
         w = self.plan.workload
         return f"{w.items:,} items, N {w.candidates:,}, L {w.long_length:,}, top {w.k}"

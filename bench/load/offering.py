@@ -13,7 +13,7 @@ from aif_jax.serving import Threads
 from load.arrivals import Load, Wrong, closed_loop, open_loop
 from load.service import Service, Truth
 from load.ways import Engined, Nothing, Overlapped, Sequential, Way, engine_config
-from results import Step
+from results import step
 from stage.xla_simtier import ONE_CORE, WAYS
 from stage.xla_simtier import Way as SimTierWay
 
@@ -26,8 +26,6 @@ UNLOADED_TIMES = 3.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Sizes of a run."""
-
     retrieval_ms: float  # how long retrieval sleeps
     seconds: float  # of arrivals at each load
     shares: tuple[float, ...]  # loads, as shares of a way's own saturation, ascending
@@ -89,7 +87,7 @@ class Found:
     generator: Load
 
 
-def measure(service: Service, plan: Plan, step: Step) -> Found:
+def measure(service: Service, plan: Plan) -> Found:
     """Measure the ways.
 
     Raises:
@@ -113,10 +111,10 @@ def measure(service: Service, plan: Plan, step: Step) -> Found:
         # As a server should when it is warm: else each collection walks all of JAX, for 0.1 s.
         gc.collect()
         gc.freeze()
-        saturation = saturate(ways, plan, step)
+        saturation = saturate(ways, plan)
         rate_of = {name: float(np.median(rates)) for name, (rates, _) in saturation.items()}
         curved = [checked for checked in ways if checked.way is not also]
-        curves = [_curve(checked, rate_of[checked.way.name], plan, step) for checked in curved]
+        curves = [_curve(checked, rate_of[checked.way.name], plan) for checked in curved]
         step("the generator by itself")
         nothing = Nothing(linear.answers, retrieval_s)
         generator = open_loop(nothing, rate_of[engine.way.name], plan.seconds, linear.wrong)
@@ -143,7 +141,6 @@ def engine_as_it_comes(service: Service, linear: Truth, plan: Plan) -> Checked:
 
 
 def _best(make: Callable[[SimTierWay, int], Way], wrong: Wrong, plan: Plan) -> Checked:
-    """Return the way with the setting that serves most."""
     tried: dict[tuple[str, int], float] = {}
     for simtier in SIMTIER:
         for threads in plan.threads:
@@ -155,7 +152,7 @@ def _best(make: Callable[[SimTierWay, int], Way], wrong: Wrong, plan: Plan) -> C
     return Checked(make(WAYS[simtier], threads), wrong, f"{simtier}; {threads} threads")
 
 
-def saturate(ways: list[Checked], plan: Plan, step: Step) -> Saturated:
+def saturate(ways: list[Checked], plan: Plan) -> Saturated:
     """Saturate the ways in turns, after a round that is not counted."""
     rates: dict[str, list[tuple[float, float]]] = {checked.way.name: [] for checked in ways}
     for turn in range(-1, plan.rounds):
@@ -168,7 +165,7 @@ def saturate(ways: list[Checked], plan: Plan, step: Step) -> Saturated:
     return {name: tuple(np.array(found).T) for name, found in rates.items()}
 
 
-def _curve(checked: Checked, saturation: float, plan: Plan, step: Step) -> Curve:
+def _curve(checked: Checked, saturation: float, plan: Plan) -> Curve:
     step(f"{checked.way.name}: unloaded")
     unloaded = asyncio.run(_unloaded_ms(checked, plan))
     deadline = UNLOADED_TIMES * unloaded

@@ -6,6 +6,7 @@ Every round asks the same request once in every way, in an order drawn anew, and
 import asyncio
 import dataclasses
 import gc
+import itertools
 import random
 import time
 import types
@@ -64,7 +65,6 @@ class Parts:
         return Answer(candidates.ids[scored.order], scored.scores)
 
     def by_item_prior(self, number: int) -> Answer:
-        """Rank the candidates of a request by their items' priors."""
         candidates = self._candidates[number % REQUESTS]
         scored = Priors(self._generation).by_item_prior(candidates, self._service.shared.k)
         return Answer(candidates.ids[scored.order], scored.scores)
@@ -97,8 +97,6 @@ class Retrieval:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One way to ask."""
-
     ms: float  # how long retrieval takes
     retrieval: str  # its kind, see `Retrieval`
     call: str  # `rank`, `rank_async`, or `begin and rank` (the caller retrieves)
@@ -106,15 +104,12 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Its name in tables."""
         state = "warm" if self.warm else "cold"
         return f"retrieval of {self.ms:g} ms {self.retrieval}, {self.call}, {state}"
 
 
 @dataclasses.dataclass
 class Sample:
-    """One request, in milliseconds."""
-
     total: float  # from the call to its return
     retrieval: float  # of this request, from start to end of the function itself
     user_side: float  # of this request, by its report; 0 when the state was cached but for fetching it
@@ -150,28 +145,19 @@ class Asker:
     """An engine with the retrieval of one cell, asked from one thread or one event loop."""
 
     def __init__(self, service: Service, cell: Cell, runner: asyncio.Runner):
-        self.cell = cell
-        self._service = service
+        self.cell, self._runner = cell, runner
         self.retrieval = Retrieval(service, cell.ms, cell.retrieval)
-        self._runner = runner
-        self._asked = 0
-        built = service.built
-        self.engine = Engine(
-            built.bundle, built.tables,
-            users=service.user, retrieve=self.retrieval.function, config=engine_config(service),
-        )  # fmt: skip
-
-    def warm(self) -> None:
-        """Let the engine meet the users whose states are to be warm."""
-        for user in range(REQUESTS) if self.cell.warm else ():
-            found = self._service.candidates(user)
+        built, config, retrieve = service.built, engine_config(service), self.retrieval.function
+        self.engine = Engine(built.bundle, built.tables, users=service.user, retrieve=retrieve, config=config)
+        self._new = itertools.count(1)
+        for user in range(REQUESTS) if cell.warm else ():
+            found = service.candidates(user)
             self.engine.begin(user).rank(found.ids, found.pair)
 
     def ask(self, number: int) -> tuple[Ranking, float, float]:
         """Ask a request; return the ranking, and when the call began and ended."""
         # The same request by a user whom the engine has not met, unless the state is to be warm.
-        user = number if self.cell.warm else number + REQUESTS * (1 + self._asked)
-        self._asked += 1
+        user = number if self.cell.warm else number + REQUESTS * next(self._new)
         if self.cell.call == "rank_async":
             return self._runner.run(self._ask_async(user))
         began = time.perf_counter()
@@ -189,9 +175,7 @@ class Asker:
         return ranking, began, time.perf_counter()
 
 
-def measure(
-    service: Service, truth: Truth, cells: list[Cell], rounds: int, each_round: Callable[[], None]
-) -> Found:
+def measure(service: Service, truth: Truth, cells: list[Cell], rounds: int) -> Found:
     """Measure the cells in turns.
 
     Raises:
@@ -206,7 +190,6 @@ def measure(
         askers = [Asker(service, cell, runner) for cell in cells]
         for asker in askers:
             stack.callback(asker.engine.close)
-            asker.warm()
         # As a server should when it is warm: else each collection walks all of JAX, for 0.1 s.
         gc.collect()
         gc.freeze()
@@ -214,23 +197,20 @@ def measure(
         order = random.Random(0)
         for number in range(-2, rounds):
             request = number % REQUESTS
-            user_ms = _timed(parts.user_side, request)[1]
-            stage_ms = {}
-            for ms in stages:
+            users.append(_timed(parts.user_side, request)[1])
+            for ms, taken in stages.items():
                 # As idle before as it is while retrieval sleeps: threads and caches must wake up there too.
                 time.sleep(ms / 1e3)
-                answer, stage_ms[ms] = _timed(parts.stage, request)
+                answer, spent = _timed(parts.stage, request)
+                taken.append(spent)
                 assert not (fault := truth.wrong(request, answer)), f"stage alone: {fault}"
             for asker in order.sample(askers, len(askers)):
                 sample, answer = _sample(asker, request)
                 assert not (fault := truth.wrong(request, answer)), f"{asker.cell.name}: {fault}"
-                if number >= 0:
-                    samples[asker.cell].append(sample)
-            if number >= 0:
-                users.append(user_ms)
-                for ms, spent in stage_ms.items():
-                    stages[ms].append(spent)
-            each_round()
+                samples[asker.cell].append(sample)
+            if number < 0:  # warming up
+                for kept in (*samples.values(), users, *stages.values()):
+                    kept.clear()
     return Found(samples, users, stages)
 
 

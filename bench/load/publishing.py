@@ -15,7 +15,7 @@ from aif_jax.serving import GoldenRequest, PublishChecks
 from load.arrivals import Sent, send
 from load.service import REQUESTS, Service
 from load.ways import Engined
-from results import Step
+from results import step
 from stage.request import CONTEXT
 from workload import Built, with_other_weights
 
@@ -24,8 +24,6 @@ RETRIEVAL_S = 0.010
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run."""
-
     rate: float  # requests a second
     seconds: float  # of arrivals; publishes are in their middle third
     warm: int  # users whose states are computed ahead
@@ -83,7 +81,7 @@ def times_by_phase(found: dict[str, Any]) -> dict[str, list[float]]:
     return times
 
 
-def measure(service: Service, plan: Plan, step: Step, folder: Path) -> dict[str, Any]:
+def measure(service: Service, plan: Plan, folder: Path) -> dict[str, Any]:
     """Send requests to an engine that publishes another model and the first one in turns.
 
     Returns:

@@ -1,8 +1,7 @@
 """The service that is loaded: users, their requests, and the right answer to each of them."""
 
 import dataclasses
-from collections.abc import Callable
-from functools import cached_property
+import functools
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,7 +46,6 @@ class Service:
         return self.cases[0]
 
     def user(self, number: int) -> UserRecord:
-        """Return the record of the user who asks."""
         return self.cases[number % REQUESTS].built.user
 
     def candidates(self, number: int) -> Candidates:
@@ -60,7 +58,7 @@ class Service:
         turn = number % TURNS
         return self.shared.positions[turn], self.shared.context, self.shared.pair[turn]
 
-    @cached_property
+    @functools.cached_property
     def batches(self) -> tuple[dict[str, Any], ...]:
         """The user's part of each different request as the unfolded model takes it, encoded beforehand."""
         return tuple(case.batch() for case in self.cases)
@@ -100,20 +98,16 @@ class Truth:
         program = jax.jit(model.rank_as_defined)
         catalogue = device_catalogue(service.built)
         self._program = lambda batch: ready(program(model.state, catalogue, batch))
-        self._answers: dict[tuple[int, int], Answer] = {}
+        self._computed = functools.cache(self._compute)
         self.answers = [self.answer(number) for number in range(REQUESTS)]
         """Those of full quality."""
 
     def answer(self, number: int, rung: int = 0) -> Answer:
         """Return the right answer to a request, computed when it is first asked for."""
-        key = (number % REQUESTS, rung)
-        if key not in self._answers:
-            self._answers[key] = self._computed(*key)
-        return self._answers[key]
+        return self._computed(number % REQUESTS, rung)
 
     def wrong(self, number: int, answer: Answer) -> str:
-        """Return what is wrong with an answer, or nothing."""
-        if answer.rung not in KNOWN:
+        if answer.rung not in RUNGS:
             return f"no definition of rung {answer.rung}"
         expected = self.answer(number, answer.rung)
         try:
@@ -122,41 +116,26 @@ class Truth:
             return str(error)
         return ""
 
-    def _computed(self, number: int, rung: int) -> Answer:
-        service, n = self._service, self._service.shared.n
-        positions, context, pair = service.operands(number)
-        request = {
-            "item": positions[None],
-            "context": {f: np.broadcast_to(v, (1, n, *v.shape)) for f, v in context.items()},
-            "pair": {feature: column[None] for feature, column in pair.items()},
-        }
-        batch = KNOWN[rung](service, {**service.batches[number], **request})
+    def _compute(self, number: int, rung: int) -> Answer:
+        service, shared = self._service, self._service.shared
+        batch = {**service.batches[number], **shared.request(number % TURNS)}
         with jax.default_matmul_precision("highest"):
-            order, scores = self._program(batch)
-        return Answer(service.built.source.ids[positions[order]], scores, rung)
+            order, scores = self._program(_known(service, batch, rung))
+        return Answer(shared.ids[number % TURNS][order], scores, rung)
 
 
-def _without_long(_: Service, batch: dict[str, Any]) -> dict[str, Any]:
-    absent = {name: np.full_like(batch[name], -1) for name in ("long_item", "long_type")}
-    return {**batch, **absent}
+RUNGS = range(4)
 
 
-def _nothing(service: Service, batch: dict[str, Any]) -> dict[str, Any]:
-    absent = {name: np.full_like(batch[name], -1) for name in ("short_item", "short_type")}
-    nobody = service.built.bundle.schema.encode("user", {}, 1, strict=False)
-    return {**_without_long(service, batch), **absent, "user": nobody}
+def _known(service: Service, batch: dict[str, Any], rung: int) -> dict[str, Any]:
+    """Return what the definition of a rung knows of a batch.
 
-
-def _item_alone(service: Service, batch: dict[str, Any]) -> dict[str, Any]:
-    missing = {
-        group: {feature: np.zeros_like(values) for feature, values in batch[group].items()}
-        for group in ("context", "pair")
-    }
-    return {**_nothing(service, batch), **missing}
-
-
-KNOWN: dict[int, Callable[[Service, dict[str, Any]], dict[str, Any]]] = {
-    0: lambda _, batch: batch, 1: _without_long, 2: _nothing, 3: _item_alone,
-}  # fmt: skip
-"""By rung, the batch of the definition: everything; all but the long sequence; nothing of the user; nor of
-the request."""
+    From rung 1 not the long sequence, from 2 nothing of the user, and from 3 nothing of the request.
+    """
+    absent = ["long_item", "long_type"] * (rung >= 1) + ["short_item", "short_type"] * (rung >= 2)
+    batch = {**batch, **{name: np.full_like(batch[name], -1) for name in absent}}
+    if rung >= 2:
+        batch["user"] = service.built.bundle.schema.encode("user", {}, 1, strict=False)
+    for group in ("context", "pair") if rung >= 3 else ():
+        batch[group] = {feature: np.zeros_like(values) for feature, values in batch[group].items()}
+    return batch

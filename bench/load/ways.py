@@ -56,8 +56,6 @@ class Nothing:
 
 
 class _Pooled:
-    """A way that computes in threads of its own."""
-
     def __init__(self, service: Service, retrieval_s: float, threads: int):
         self._service, self._retrieval_s = service, retrieval_s
         self._pool = ThreadPoolExecutor(threads)

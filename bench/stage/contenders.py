@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-from results import Step, quartiles
+from results import quartiles, step
 from stage.hand_rolled import hand_rolled
 from stage.onnx_sequential import fastest_block, onnx_sequential
 from stage.request import Case
@@ -45,9 +45,7 @@ class Checked:
     settings: str  # how the rivals were set up, in words
 
 
-def contenders_of(
-    case: Case, served: Mapping[str, Built], way: str, choosing_rounds: int, step: Step = lambda _: None
-) -> Checked:
+def contenders_of(case: Case, served: Mapping[str, Built], way: str, choosing_rounds: int) -> Checked:
     """Build and check the contenders of a case.
 
     ``served`` holds the workload by precision; ``way`` names the rivals' SimTier in `stage.xla_simtier.WAYS`.

@@ -71,7 +71,6 @@ class Graph:
         return name
 
     def input(self, name: str, array: np.ndarray) -> str:
-        """Declare an input of an array's dtype and shape."""
         kind = helper.np_dtype_to_tensor_dtype(array.dtype)
         self.inputs.append(helper.make_tensor_value_info(name, kind, array.shape))
         return name
@@ -91,7 +90,6 @@ class Graph:
         return self.linear(self.Relu(self.linear(x, f"{name}.layer_0")), f"{name}.layer_1")
 
     def rows(self, name: str, index: str) -> str:
-        """Return rows of a table among the weights."""
         return self.Gather(self.weights[name], index, axis=0)
 
     def attend(
@@ -102,7 +100,6 @@ class Graph:
         return self.MatMul(self.Softmax(logits, axis=-1), values, outputs=outputs)
 
     def sum(self, x: str, axis: int, keep: bool = True) -> str:
-        """Return the sum over one axis."""
         return self.ReduceSum(x, np.array([axis]), keepdims=int(keep))
 
     def mean(self, total: str, count: str) -> str:
@@ -111,7 +108,6 @@ class Graph:
 
 
 def _session(graph: onnx.GraphProto) -> ort.InferenceSession:
-    """Return a graph ready to run, optimised as far as ONNX Runtime goes."""
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
     model.ir_version = IR_VERSION
     options = ort.SessionOptions()
@@ -242,7 +238,6 @@ def _over_behaviours(
 
 
 def fastest_block(case: Case, rounds: int) -> int:
-    """Return how many candidates at a time are the fastest."""
     sizes = [size for size in BLOCKS if size < case.n and case.n % size == 0]
     contenders = [onnx_sequential(case, str(size), size) for size in (*sizes, case.n)]
     return int(fastest(interleaved(contenders, rounds)))

@@ -22,20 +22,16 @@ FIRST_CATEGORY, NO_CATEGORY = 2, -1
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Requests of one size over a built workload."""
-
     built: Built
     n: int  # candidates
     length: int  # behaviours of the user's history
 
     @property
     def k(self) -> int:
-        """Results of a request."""
         return min(self.built.workload.k, self.n)
 
     @property
     def user(self) -> UserRecord:
-        """The user with a history of ``length`` behaviours, most recent first."""
         user = self.built.user
         return dataclasses.replace(
             user, items=np.asarray(user.items)[: self.length], types=np.asarray(user.types)[: self.length]
@@ -90,9 +86,22 @@ class Case:
             "long_type": types[None],
         }
 
-    def batch(self) -> dict[str, Any]:
-        """Return the user's part of a batch as the unfolded model takes it, with one candidate in it."""
-        return {"user": self.user_inputs, **self.sequences, "item": self.positions[0][None, :1]}
+    def batch(self, turn: int | None = None) -> dict[str, Any]:
+        """Return the user's part of a batch as the unfolded model takes it, and the request of a turn.
+
+        Without a turn it has one candidate.
+        """
+        user = {"user": self.user_inputs, **self.sequences, "item": self.positions[0][None, :1]}
+        return user if turn is None else {**user, **self.request(turn)}
+
+    def request(self, turn: int) -> dict[str, Any]:
+        """Return the request of a turn as the unfolded model takes it."""
+        context = self.context.items()
+        return {
+            "item": self.positions[turn][None],
+            "context": {name: np.broadcast_to(v, (1, self.n, *v.shape)) for name, v in context},
+            "pair": {name: column[None] for name, column in self.pair[turn].items()},
+        }
 
 
 _CATALOGUES: dict[int, dict[str, jax.Array]] = {}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from results import Row
 from stage.request import Case
 from workload import Built
 
@@ -39,6 +40,10 @@ class Peaks:
     streaming_bytes: float  # read from end to end
 
 
+BUSY = (
+    "The machine was busy while its limits were measured (its threads together did less arithmetic than as "
+    "many cores should): the floor is too high and its bar too easy. Run again when nothing else runs."
+)
 ARITHMETIC = ("fma_f32_flops", "dot_bf16_flops", "signature_pairs", "score_compares")
 
 
@@ -77,26 +82,15 @@ def measured_peaks(rows: int, row_bytes: int, *, build: bool) -> list[Peaks]:
     return [Peaks(**rates) for rates in json.loads(done.stdout)["rates"]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """One part of the stage: how much work, and the rate that bounds it."""
-
-    name: str
-    work: str
-    limit: str
-    floor_ms: float
-
-
 def row_bytes(built: Built) -> int:
-    """Return bytes of one item row of the workload's index."""
     return sum(
         int(np.prod(shape)) * np.dtype(dtype).itemsize
         for dtype, shape in built.tables.items.store.columns.values()
     )
 
 
-def parts_of(case: Case, built: Built, peaks: Peaks, precision: str = "float32") -> list[Part]:
-    """Return the parts of the stage of one case and their floors.
+def parts_of(case: Case, built: Built, peaks: Peaks, precision: str = "float32") -> tuple[list[Row], float]:
+    """Return the floors of the parts of the stage of one case, and their sum, in milliseconds.
 
     Raises:
         ValueError: the processor lacks instructions whose rate is needed.
@@ -117,20 +111,17 @@ def parts_of(case: Case, built: Built, peaks: Peaks, precision: str = "float32")
     thin = 2 * n * config.hidden * (config.tiers + 2)  # tiers, and the two slots of an item's categories
     sizes = (config.hidden, *config.head_layers, len(config.heads))
     mlp = sum(2 * n * a * b for a, b in pairwise(sizes))
-    row = row_bytes(built)
-    simtier_part = Part(
-        "SimTier", f"{pairs / 1e6:.2f} M pairs of {config.signature_bits} bits, {edges} edges",
-        f"{peaks.signature_pairs / 1e9:.1f} G pairs/s, {peaks.score_compares / 1e9:.0f} G comparisons/s",
-        simtier_s * 1e3,
-    )  # fmt: skip
-    parts = [
+    row, pair_rate = row_bytes(built), peaks.signature_pairs
+    limit = f"{pair_rate / 1e9:.1f} G pairs/s, {peaks.score_compares / 1e9:.0f} G comparisons/s"
+    work = f"{pairs / 1e6:.2f} M pairs of {config.signature_bits} bits, {edges} edges"
+    rows = [Row("SimTier", simtier_s * 1e3, also={"work": work, "limit": limit})]
+    for name, amount, unit, rate in (
         ("product with [e, w, m]", product, "FLOP", flops),
         ("MLP", mlp, "FLOP", peaks.fma_f32_flops),
         ("tiers and slots times weights", thin, "FLOP", peaks.fma_f32_flops),
         (f"rows of {row} bytes, at random", n * row, "B", peaks.random_rows_bytes),
         (f"top {case.k}", n * 4, "B", peaks.streaming_bytes),
-    ]
-    return [simtier_part] + [
-        Part(name, f"{work / 1e6:.2f} M{unit}", f"{rate / 1e9:.1f} G{unit}/s", work / rate * 1e3)
-        for name, work, unit, rate in parts
-    ]
+    ):
+        also = {"work": f"{amount / 1e6:.2f} M{unit}", "limit": f"{rate / 1e9:.1f} G{unit}/s"}
+        rows.append(Row(name, amount / rate * 1e3, also=also))
+    return rows, sum(row.value or 0.0 for row in rows)

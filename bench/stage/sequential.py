@@ -80,11 +80,9 @@ class SequentialModel:
     def rank_whole(
         self, state: Any, catalogue: Any, batch: Any, *request: Any
     ) -> tuple[jax.Array, jax.Array]:
-        """Return the same, user side included."""
         return self.rank(state, catalogue, self.user_side(state, catalogue, batch), *request)
 
     def rank_as_defined(self, state: Any, catalogue: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-        """Return the same from the model's own definition."""
         logits = nnx.merge(self.graph, state)(batch, catalogue, train=False)[0]
         best, order = jax.lax.top_k(self.score(logits, {}), self.case.k)
         return order, best
@@ -150,13 +148,10 @@ def as_defined(case: Case, attention: Literal["exact, as defined", "linear"]) ->
     model = SequentialModel(case, attention, reference)
     catalogue = device_catalogue(case.built)
     program = jax.jit(model.rank_as_defined)
-    context = {n: np.broadcast_to(value, (1, case.n, *value.shape)) for n, value in case.context.items()}
 
     def run(turn: int) -> tuple[np.ndarray, np.ndarray]:
-        pair = {name: column[None] for name, column in case.pair[turn].items()}
-        request = {"item": case.positions[turn][None], "context": context, "pair": pair}
         with jax.default_matmul_precision("highest"):
-            return ready(program(model.state, catalogue, {**case.batch(), **request}))
+            return ready(program(model.state, catalogue, case.batch(turn)))
 
     return Contender(f"definition, {attention}", run)
 

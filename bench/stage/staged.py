@@ -1,7 +1,7 @@
 """This project's real-time stage: a request's ids to the best candidates, the user state computed before."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,9 @@ USER = 7
 
 @dataclasses.dataclass(frozen=True)
 class Stage(Contender):
-    """The stage as a contender."""
-
     state: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # operands by path, leading axis 1
     kind: str = ""  # which programs run, `native` or `portable`
+    requests: Sequence[Any] = ()  # candidates of each turn, checked
 
 
 def stage_contender(case: Case, built: Built, precision: str = "float32") -> Stage:
@@ -52,4 +51,4 @@ def stage_contender(case: Case, built: Built, precision: str = "float32") -> Sta
 
     name = "stage" if precision == "float32" else f"stage, {precision}"
     leaves = {path: np.asarray(leaf) for path, leaf in state.leaves.items()}
-    return Stage(name, run, leaves, bundle.kind)
+    return Stage(name, run, leaves, bundle.kind, requests)

@@ -83,9 +83,7 @@ def overlap(contender: Contender, definition: Contender) -> float:
     return min(shares)
 
 
-def interleaved(
-    contenders: Sequence[Contender], rounds: int, each_round: Callable[[], None] = lambda: None
-) -> Times:
+def interleaved(contenders: Sequence[Contender], rounds: int) -> Times:
     """Time contenders whose answers were checked, each round with the same request for all."""
     order = random.Random(0)
     times: dict[str, list[float]] = {contender.name: [] for contender in contenders}
@@ -101,10 +99,8 @@ def interleaved(
             spent = (time.perf_counter() - began) * 1e3
             if number >= 0:
                 times[contender.name].append(spent)
-        each_round()
     return {name: np.asarray(ms) for name, ms in times.items()}
 
 
 def fastest(times: Times) -> str:
-    """Return the name of the fastest by median."""
     return min(times, key=lambda name: float(np.median(times[name])))

@@ -30,14 +30,13 @@ from aif_jax.models.store import weights_of
 from aif_jax.nearline import build_tables
 from aif_jax.serving import Engine, EngineConfig, Shapes, UserStateCache
 from aif_jax.types import ItemRecords, UserRecord
+from results import step
+from stage.request import TURNS
 from studies.study import where
 from studies.variants import Variant
 
 K = 200
 """Results of a request: the most that the table of retention asks for."""
-
-TURNS = 8
-"""Sets of candidates that take turns, so that no request finds its rows in the processor's cache."""
 
 Clock = Callable[[int], tuple[float | None, float]]
 """Answers the request of a turn; milliseconds of the stage (``None`` without one) and of the whole."""
@@ -51,7 +50,6 @@ def measure_costs(
     candidates: int = 4096,
     rounds: int = 31,
     seed: int = 0,
-    step: Callable[[str], None] = lambda _: None,
 ) -> dict[str, dict[str, Any]]:
     """Measure variants side by side.
 
@@ -73,27 +71,23 @@ def measure_costs(
             "and at least 1."
         )
     world = _World(dataset, candidates, seed)
-    configs = {variant.name: variant.config(preset) for variant in variants}
-    distinct: dict[str, str] = {}
-    for name, config in configs.items():
-        distinct.setdefault(repr(config), name)
-    clocks: dict[str, Clock] = {}
+    keys = {variant.name: repr(variant.config(preset)) for variant in variants}
     models: dict[str, Any] = {}
+    clocks: dict[str, Clock] = {}
     with contextlib.ExitStack() as stack:
-        for name in distinct.values():
-            step(f"cost of {name}: building and compiling")
-            models[name] = model = build_model(configs[name], world.schema, seed=seed)
-            sequential = isinstance(model, Exact)
-            clocks[name] = _sequential(model, world) if sequential else _served(model, world, stack)
+        for variant in variants:
+            if (key := keys[variant.name]) not in models:
+                step(f"cost of {variant.name}: building and compiling")
+                models[key] = model = build_model(variant.config(preset), world.schema, seed=seed)
+                whole = isinstance(model, Exact)
+                clocks[key] = _sequential(model, world) if whole else _served(model, world, stack)
         step(f"cost: {rounds} rounds of {len(clocks)} models")
         times = _interleaved(clocks, rounds, seed)
-    costs = {name: _cost(model, world, times[name]) for name, model in models.items()}
-    return {name: costs[distinct[repr(config)]] for name, config in configs.items()}
+    costs = {key: _cost(model, world, times[key]) for key, model in models.items()}
+    return {name: costs[key] for name, key in keys.items()}
 
 
 class _World:
-    """A catalogue, a user and requests, the same for all variants."""
-
     def __init__(self, dataset: Dataset, candidates: int, seed: int) -> None:
         self.dataset, self.candidates, self._seed = dataset, candidates, seed
         self.schema: Schema = dataset.fit_schema()
@@ -114,13 +108,11 @@ class _World:
         self.columns = take_columns(columns, self.rows)
 
     def history(self, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return catalogue positions and types of a history of some length."""
         rng = np.random.default_rng(self._seed)
         types = rng.integers(0, len(self.schema.behaviour_types), length).astype(np.int32)
         return rng.integers(0, len(self.ids), length), types
 
     def record(self, length: int) -> UserRecord:
-        """Return the user as a user source gives it."""
         items, types = self.history(length)
         return dataclasses.replace(self.dataset.user_record(self.user), items=self.ids[items], types=types)
 

@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     kept = json.loads(path.read_text()) if path.exists() else {"models": None}
     costs = kept["costs"] if kept["models"] == models else None
     if given.cost:
-        costs = measure_costs(study.dataset, study.model, variants, step=print)
+        costs = measure_costs(study.dataset, study.model, variants)
         path.write_text(json.dumps({"models": models, "costs": costs}, indent=1))
     summary = summarise(study, rows, costs)
     (given.out / "table.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")

@@ -35,6 +35,7 @@ JUDGE_SEED = 10_007
 JUDGES = ("exact", "exact_shown")
 """The frozen rankers that may judge: one that learnt from impressions, one that knows what is shown too."""
 
+CANDIDATES = 1000  # in each list
 COLD = 10
 """Training impressions up to which an item counts as cold."""
 
@@ -53,7 +54,6 @@ class Row:
     arrays: Mapping[str, np.ndarray]
 
     def write(self, path: Path) -> None:
-        """Write the row to a file, whole or not at all."""
         members = {"facts": np.frombuffer(json.dumps(dict(self.facts)).encode(), np.uint8), **self.arrays}
         path.parent.mkdir(parents=True, exist_ok=True)
         stream = io.BytesIO()
@@ -62,11 +62,6 @@ class Row:
 
     @classmethod
     def read(cls, path: Path) -> "Row":
-        """Read what `write` wrote.
-
-        Raises:
-            DataError: the file is broken.
-        """
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as found:
                 arrays = {name: found[name] for name in found.files}
@@ -80,8 +75,8 @@ class Row:
 class Study:
     """Rows of some variants and seeds; a row that is in ``folder/rows`` is never trained again.
 
-    ``candidates`` are in each of the ``lists`` that retention is measured over; ``changes`` are fields of
-    `ModelConfig` that differ from the data set's preset in all variants.
+    Retention is measured over a number of ``lists``; ``changes`` are fields of `ModelConfig` that differ from
+    the data set's preset in all variants.
 
     Raises:
         ConfigError: there is no preset for this data set, no such judge, or a row is of another study.
@@ -97,14 +92,13 @@ class Study:
         seeds: int = 5,
         epochs: int | None = None,
         lists: int = 1000,
-        candidates: int = 1000,
         changes: Mapping[str, Any] | None = None,
         judge: str = "exact",
     ) -> None:
-        if judge not in JUDGES or seeds < 1 or lists < 1 or candidates < 2:
+        if judge not in JUDGES or seeds < 1 or lists < 1:
             raise ConfigError(
-                f"judge, seeds, lists, candidates: got {judge!r}, {seeds}, {lists} and {candidates}, "
-                f"expected one of {', '.join(JUDGES)}, at least 1, 1 and 2."
+                f"judge, seeds, lists: got {judge!r}, {seeds} and {lists}, expected one of "
+                f"{', '.join(JUDGES)}, and at least 1."
             )
         self.folder, self.variants, self.seeds = Path(folder), tuple(variants), seeds
         model, training = preset(dataset.name)
@@ -112,10 +106,11 @@ class Study:
         self._training = training if epochs is None else training.replace(epochs=epochs)
         self.dataset = dataset.with_validation_in_training() if dataset.name in REFIT else dataset
         self.head = self.model.heads[0]
+        self._pairs = [(variant, seed) for seed in range(seeds) for variant in variants]
         self.judge = dataclasses.replace(VARIANTS[judge], name=f"ranker_{judge}")
         whole = dataset.name in WHOLE_REQUESTS
         self.lists: CandidateLists = candidate_lists(
-            self.dataset, "test", self.head, lists=lists, unseen=candidates - (not whole), seed=JUDGE_SEED,
+            self.dataset, "test", self.head, lists=lists, unseen=CANDIDATES - (not whole), seed=JUDGE_SEED,
             whole_requests=whole,
         )  # fmt: skip
         rows, schema = self.dataset.impressions, self.dataset.fit_schema()
@@ -131,7 +126,7 @@ class Study:
             "lists": digest_of_arrays(self.lists.rows, self.lists.items, self.lists.positives),
             "judge": judge,
         }
-        for variant, seed in [(self.judge, JUDGE_SEED), *self._pairs()]:
+        for variant, seed in [(self.judge, JUDGE_SEED), *self._pairs]:
             self._kept(variant, seed)
 
     def run(self, on_row: Callable[[str, Row, bool], None] = lambda *_: None) -> dict[str, list[Row]]:
@@ -140,14 +135,11 @@ class Study:
         ``on_row`` is called with the name of each row, the row, and whether it was there before.
         """
         found: dict[str, list[Row]] = {variant.name: [] for variant in self.variants}
-        for variant, seed in self._pairs():
+        for variant, seed in self._pairs:
             kept = self._kept(variant, seed)
             found[variant.name].append(kept or self._train(variant, seed))
             on_row(f"{variant.name}-{seed}", found[variant.name][-1], kept is not None)
         return found
-
-    def _pairs(self) -> list[tuple[Variant, int]]:
-        return [(variant, seed) for seed in range(self.seeds) for variant in self.variants]
 
     def _identity(self, variant: Variant) -> dict[str, Any]:
         shared = self._training.replace(**variant.training).replace(
@@ -178,10 +170,9 @@ class Study:
         )
         dataset = variant.data(self.dataset, seed)
         result = train(variant.config(self.model), dataset, config, progress=True)
-        still_set = dataset.with_frozen_histories("test")
         evaluator, still = (
             Evaluator(each, result.model, "test", buckets=config.long_buckets)
-            for each in (dataset, still_set)
+            for each in (dataset, dataset.with_frozen_histories("test"))
         )
         logits, frozen = evaluator.predict(result.model), still.predict(result.model)
         plain = judge is None and variant.name == "ranker_exact"
@@ -192,7 +183,7 @@ class Study:
         kept = self.lists.positives
         assert kept is not None
         judged_by = scores if judge is None else judge.arrays["scores"]
-        growing, quiet = self._by_user(logits), self._by_user(frozen)
+        weights, growing = self._by_user(logits)
         cold_weights, cold = self._by_user(frozen, self.cold)
         labels = self.dataset.impressions.labels[self.head][self.known]
         row = Row(
@@ -209,7 +200,7 @@ class Study:
                 "examples_per_s": result.examples_per_s,
             },
             arrays={
-                "weights": growing[0], "growing": growing[1], "frozen": quiet[1],
+                "weights": weights, "growing": growing, "frozen": self._by_user(frozen)[1],
                 "cold_weights": cold_weights, "cold": cold, **({"scores": scores} if judge is None else {}),
             },
         )  # fmt: skip
@@ -226,10 +217,8 @@ class Study:
 
 
 def where() -> dict[str, Any]:
-    """Return the date, this machine and the versions."""
     return {name: environment()[name] for name in ("date", "cpu", "cores", "jax", "aif_jax")}
 
 
 def metrics_of(row: Row, kind: str = "metrics") -> Metrics:
-    """Return the metrics of a row, ``metrics`` or ``frozen``."""
     return Metrics.from_json(row.facts[kind])

@@ -58,18 +58,18 @@ def summarise(
         speeds = [run.facts["examples_per_s"] for run in runs if run.facts["examples_per_s"] > 0]
         variants[variant.name] = {
             "text": variant.text,
-            "auc": _spread([each.auc for each in plain]),
-            "gauc": _spread([each.gauc for each in plain]),
-            "gauc_against": difference("growing", variant.name),
+            **{
+                name: _spread([getattr(each, name) for each in plain]) for name in ("auc", "gauc", "log_loss")
+            },
             "frozen_gauc": _spread([each.gauc for each in still]),
+            "cold_auc": _spread([run.facts["cold_auc"] for run in runs]),
+            "cold_gauc": _spread([_gauc(run) for run in runs]),
+            "gauc_against": difference("growing", variant.name),
             "frozen_gauc_against": difference("frozen", variant.name),
-            "log_loss": _spread([each.log_loss for each in plain]),
+            "cold_gauc_against": difference("cold", variant.name),
             "survivors": {n: _spread([each["survivors"][n] for each in kept]) for n in kept[0]["survivors"]},
             "positives": {n: _spread([each["positives"][n] for each in kept]) for n in kept[0]["positives"]},
             "ndcg": _spread([each["ndcg"] for each in kept]),
-            "cold_auc": _spread([run.facts["cold_auc"] for run in runs]),
-            "cold_gauc": _spread([_gauc(run) for run in runs]),
-            "cold_gauc_against": difference("cold", variant.name),
             "parameters": runs[0].facts["parameters"],
             "examples_per_s": float(np.mean(speeds)) if speeds else None,
             "cost": (costs or {}).get(variant.name),
@@ -102,7 +102,14 @@ def summarise(
 
 def sections(summary: Mapping[str, Any]) -> list[results.Section]:
     """Return the tables of a summary as sections of a result."""
-    variants, seeds = summary["variants"], summary["seeds"]
+    seeds, variants = summary["seeds"], {}
+    for name, each in summary["variants"].items():
+        kept = {
+            **{f"survivors {n}": found for n, found in each["survivors"].items()},
+            **{f"positives in {n}": found for n, found in each["positives"].items()},
+            "NDCG@10": each["ndcg"],
+        }
+        variants[name] = {**each, **kept}
 
     def table(title: str, text: str, columns: Mapping[str, str]) -> results.Section:
         rows = [
@@ -128,14 +135,6 @@ def sections(summary: Mapping[str, Any]) -> list[results.Section]:
         results.Row(f"floor: {name}", None, also={names[key]: f"{value:.4f}" for key, value in each.items()})
         for name, each in summary["floors"].items()
     ]
-    kept = [
-        results.Row(f"`{name}`", None, also={
-            **{f"survivors {n}": _shown(found) for n, found in each["survivors"].items()},
-            **{f"positives in {n}": _shown(found) for n, found in each["positives"].items()},
-            "NDCG@10": _shown(each["ndcg"]),
-        })
-        for name, each in variants.items()
-    ]  # fmt: skip
     retained = (
         f"Over {summary['lists']:,} lists of {summary['candidates']:,.0f} candidates: share of the best K of "
         f"the frozen ranker (`{summary['judge']}`) in the model's best M (K@M), share of the positives, and "
@@ -143,7 +142,7 @@ def sections(summary: Mapping[str, Any]) -> list[results.Section]:
     )
     found = [
         dataclasses.replace(quality, rows=[*floor_rows, *quality.rows]),
-        results.Section("Retention", retained, kept),
+        table("Retention", retained, {name: name for name in kept}),
         table(
             "Cold items, frozen histories",
             f"{summary['cold_impressions']:,} impressions of items with at most {COLD} in the training part.",

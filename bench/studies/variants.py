@@ -27,7 +27,6 @@ class Variant:
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of `TrainConfig`
 
     def config(self, preset: ModelConfig) -> ModelConfig:
-        """Return the model's config, given that of ``aif``."""
         return self.model(preset).replace(**self.changes)
 
 

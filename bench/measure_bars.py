@@ -14,8 +14,7 @@ from pathlib import Path
 from bars import of_cache, of_load, of_quality, of_stage, plan
 from bars.lines import BARS, exit_code, measured
 from render import markdown
-from results import Result, Section, parser_of, sizes
-from stage.environment import environment
+from results import Result, Section, environment, parser_of, sizes
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -47,7 +47,7 @@ def main(given_arguments: list[str] | None = None) -> Path:
         f"due. An answer is in time within {UNLOADED_TIMES:g} times the way's own unloaded latency, which "
         "the engine is given as deadline.",
         meaningful=not given.quick,
-        sections=[_bars(found), _saturation(found, plan), *map(_curve, found.curves)],
+        sections=[_saturation(found, plan), *map(_curve, found.curves)],
         notes=[
             f"The generator by itself, at {found.generator.offered:.0f} requests a second: "
             f"{found.generator.core_ms:.3f} core-ms a request, retrieval's sleep included; 99th percentile "
@@ -55,20 +55,6 @@ def main(given_arguments: list[str] | None = None) -> Path:
         ],
     )  # fmt: skip
     return write(result, given.out, given.record)
-
-
-def _bars(found: Found) -> Section:
-    times = found.saturation[Engined.name][0] / found.saturation["sequential"][0]
-    rows = [BARS["saturation"].row(*quartiles(times))]
-    ours = next(curve for curve in found.curves if curve.way == Engined.name)
-    in_time, in_full = ours.most(lambda load: load.in_time)[1], ours.most(lambda load: load.in_full)[1]
-    for name, kept in (("in time", in_time), ("in full", in_full)):
-        also = {
-            "what": "the engine's answers past saturation, share of the best up to there",
-            "needed": f">= {SHED}", "holds": "yes" if kept >= SHED else "NO",
-        }  # fmt: skip
-        rows.append(Row(name, kept, "ratio", better="higher", also=also))
-    return Section("Bars", rows=rows)
 
 
 def _saturation(found: Found, plan: Plan) -> Section:
@@ -80,7 +66,8 @@ def _saturation(found: Found, plan: Plan) -> Section:
         )
         for name, (rates, core_ms) in found.saturation.items()
     ]  # fmt: skip
-    text = f"{plan.callers} callers that ask again at once, in turns."
+    rows.append(BARS["saturation"].row(*quartiles(ours / found.saturation["sequential"][0])))
+    text = f"{plan.callers} callers that ask again at once, in turns; the bar compares the rounds."
     return Section("Saturation", text, rows, "answers (quartiles)", "engine, times as many")
 
 
@@ -106,7 +93,8 @@ def _curve(curve: Curve) -> Section:
     text = (
         f"Unloaded {curve.unloaded_ms:.1f} ms, deadline {curve.deadline_ms:.1f} ms, within which p99 stays "
         f"up to {curve.within_deadline():.0f} answers a second. At best {in_time:.0f} a second in time and "
-        f"{in_full:.0f} in full; past saturation {kept:.0%} and {full_kept:.0%} of that."
+        f"{in_full:.0f} in full; past saturation {kept:.0%} and {full_kept:.0%} of that, "
+        f"where {SHED:.0%} are wanted."
     )
     return Section(f"Load on {curve.way}", text, rows, value="p50")
 

@@ -2,8 +2,8 @@
 
 Each way counts, for candidates uint8 ``[N, sb]``, behaviours uint8 ``[L, sb]``, ``counted`` bool ``[L]`` and
 ascending edges int32 ``[T-1]`` over the number of equal bits, the counted behaviours in each tier: int32
-``[N, T]``. One behaviour type, simhash signatures. Ways that store the scores of all pairs (a product or a
-bit count at once) were far behind on every machine and are left out (`records/2026-11-25-stage.md`).
+``[N, T]``. One behaviour type, simhash signatures. Products, and ways that
+store the scores of all pairs, were behind on every machine and are left out (`records/2026-11-25-stage.md`).
 """
 
 from collections.abc import Callable
@@ -28,21 +28,6 @@ def reference(cand: jax.Array, seq: jax.Array, counted: jax.Array, edges: np.nda
         cand, seq, channel, jnp.asarray(edges), channels=1, kind="simhash", implementation="reference"
     )
     return counts[:, 0]
-
-
-def product_in_blocks(size: int) -> Way:
-    """Return the float product for ``size`` candidates at a time, so that the scores stay in cache."""
-
-    def way(cand: jax.Array, seq: jax.Array, counted: jax.Array, edges: np.ndarray) -> jax.Array:
-        theirs = _signs(seq)
-
-        def block(own: jax.Array) -> jax.Array:
-            return _reached_by_product(_signs(own), theirs, counted, edges)
-
-        reached = jax.lax.map(block, _blocks(cand, size))
-        return _tiers(reached.reshape(len(cand), -1), counted)
-
-    return way
 
 
 def popcount_by_behaviour(parts: int, size: int, unroll: int = 1) -> Way:
@@ -80,7 +65,6 @@ ONE_CORE = "popcount, behaviour by behaviour"
 """The way that needs the least work, all of it on one core."""
 
 WAYS: dict[str, Way] = {
-    "float product, 64 candidates at a time": product_in_blocks(64),
     ONE_CORE: popcount_by_behaviour(1, 512),
     "popcount, behaviour by behaviour, in 2 halves": popcount_by_behaviour(2, 512),
     "popcount, 2 behaviours at a time, all candidates": popcount_by_behaviour(1, 8192, unroll=2),
@@ -107,16 +91,6 @@ def timed_ways(config: ModelConfig, n: int, length: int, rounds: int) -> Times:
     return interleaved([contender(name) for name in WAYS], rounds)
 
 
-def _reached_by_product(
-    own: jax.Array, theirs: jax.Array, counted: jax.Array, edges: np.ndarray
-) -> jax.Array:
-    dots = jax.lax.dot_general(own, theirs, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-    limits = (2 * edges - own.shape[1]).astype(np.float32)
-    return jnp.stack(
-        [jnp.sum((dots >= limit) & counted, axis=1, dtype=jnp.int32) for limit in limits], axis=-1
-    )
-
-
 def _tiers(reached: jax.Array, counted: jax.Array) -> jax.Array:
     total = jnp.broadcast_to(jnp.sum(counted, dtype=jnp.int32), (reached.shape[0], 1))
     at_least = jnp.concatenate([total, reached, jnp.zeros_like(total)], axis=1)
@@ -128,10 +102,6 @@ def _blocks(cand: jax.Array, size: int) -> jax.Array:
     if len(cand) % size:
         size = 16  # candidates come in multiples of 16
     return cand.reshape(-1, size, cand.shape[1])
-
-
-def _signs(packed: jax.Array) -> jax.Array:
-    return 2.0 * jnp.unpackbits(packed, axis=-1, bitorder="little").astype(jnp.float32) - 1.0
 
 
 def _words(packed: jax.Array) -> jax.Array:

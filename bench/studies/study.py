@@ -27,7 +27,7 @@ from aif_jax.training import (
 )
 from aif_jax.training.identity import differing
 from aif_jax.training.metrics import auc, user_aucs
-from stage.environment import environment
+from results import environment
 from studies.retention import retention
 from studies.variants import VARIANTS, Variant
 

@@ -1,4 +1,4 @@
-"""Results of benchmark programs in one JSON shape, and what all programs share: arguments, environment, progress, files.
+"""Results of benchmark programs in one JSON shape, where they were measured, and what all programs share.
 
 A ``result.json`` is a `Result`; its fields are the documentation of the shape. `render.py` makes a page of
 it, `compare_runs.py` compares two.

@@ -25,6 +25,12 @@ class Sizes:
 FULL = Sizes(workload=W, cache_share=1.0, tasks=200, rows=8192, train_users=2000)
 QUICK = Sizes(workload=SMALL, cache_share=0.01, tasks=50, rows=256, train_users=60)
 
+SECONDS = {
+    "test_cache": 30, "test_engine": 40, "test_kernels": 20, "test_nearline": 40, "test_bars": 60,
+    "test_programs": 180, "test_scheduler": 5, "test_stage": 90, "test_training": 90,
+}  # fmt: skip
+"""Time of a file on two cores, in seconds."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="benchmarks: small sizes, once, answers only")
@@ -43,6 +49,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--quick") and left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Announce the benchmarks and their time, before the first one."""
+    report = session.config.pluginmanager.get_plugin("terminalreporter")
+    files = dict.fromkeys(item.path.stem for item in session.items)
+    if report is None or not files:
+        return
+    if session.config.getoption("--quick"):
+        plan = "each once at small sizes, answers only: about a minute on two cores"
+    else:
+        minutes = max(1, round(sum(SECONDS.get(file, 1) for file in files) / 60))
+        plan = f"timed at full sizes: about {minutes} min on two cores (--quick: answers only, one minute)"
+    report.ensure_newline()
+    report.write_line(f"{len(session.items)} benchmarks of {', '.join(files)}; {plan}.")
 
 
 @pytest.fixture(scope="session")

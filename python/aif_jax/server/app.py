@@ -166,7 +166,8 @@ def create_app(
             message = f"{given}: got another method than the path takes, which is in the header Allow."
         else:
             message = f"{given}: {error.detail}"
-        return _error(status, status.phrase.title().replace(" ", ""), message, error.headers)
+        name = status.phrase.title().replace(" ", "")
+        return _error(status, name, message, error.headers)
 
     app = Starlette(
         routes=routes,

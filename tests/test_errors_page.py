@@ -59,6 +59,7 @@ CASES = (
     "Missed deadline",
     "Overloaded engine",
     "Closed engine",
+    "Engine in another process",
     "Bad `--data` on the command line",
 )
 

@@ -81,3 +81,7 @@ class PublishError(AifError):
 
 class SchedulerError(AifError, RuntimeError):
     """The scheduler was shut down, forked, or would have had to wait for itself."""
+
+
+class ProcessError(SchedulerError, TypeError):
+    """An object was used after a fork or pickled, or gevent has replaced the threads that it needs."""

@@ -19,12 +19,13 @@ from aif_jax.bundle.tensors import load_tensors
 from aif_jax.config import ModelConfig, Precision
 from aif_jax.errors import AifError, BundleError, ConfigError
 from aif_jax.features import Schema
+from aif_jax.processes import OfOneProcess, begin_jax
 
 if TYPE_CHECKING:
     from aif_jax.models.baselines import Model
 
 
-class Bundle:
+class Bundle(OfOneProcess, guards=("call", "program")):
     """An exported model. Load one with `Bundle.load`; it is immutable and may be used from any thread.
 
     Attributes:
@@ -40,6 +41,8 @@ class Bundle:
         compilation_cache: cache of compiled programs between processes; ``None`` for none.
     """
 
+    unpickled = "give the other process the path, and load it there: Bundle.load(path)."
+
     def __init__(
         self,
         *,
@@ -48,6 +51,8 @@ class Bundle:
         description: Mapping[str, Any],
         weights: Mapping[str, np.ndarray],
     ):
+        super().__init__()
+        begin_jax()
         self.path = path
         self.version: str = manifest["version"]
         self.config = ModelConfig.from_json(description["model"])
@@ -87,6 +92,7 @@ class Bundle:
         Raises:
             BundleError: a file is missing or broken, or no programs could be proven.
             ConfigError: ``prefer`` is none of the three, or ``compilation_cache`` cannot be a cache.
+            ProcessError: the process was forked by one that had loaded a bundle.
         """
         if prefer not in ("auto", *KINDS):
             raise ConfigError(f"prefer: got {prefer!r}, expected 'auto', 'native' or 'portable'.")

@@ -23,6 +23,7 @@ from aif_jax.errors import ArchiveError, ItemIndexError, VersionMismatchError
 from aif_jax.files import make_directory
 from aif_jax.nearline.change_log import About, ChangeLog, Position, Reached, Sealed, read_log
 from aif_jax.nearline.table import RowTable
+from aif_jax.processes import OfOneProcess
 
 _NAME = re.compile(r"(\d{6,})\.(rows|log)")
 _T = TypeVar("_T", bound=RowTable)
@@ -51,7 +52,7 @@ class Opened:
     position: Position | None
 
 
-class Archive:
+class Archive(OfOneProcess, guards=("start", "open", "batch", "checkpoint", "stats")):
     """Keeps one table in a directory: every change is on disk before the call that makes it returns.
 
     Args:
@@ -62,7 +63,10 @@ class Archive:
         ItemIndexError: another process writes there, or the directory cannot be made.
     """
 
+    unpickled = "give the other process the directory: a Replica follows it, and one process may write there."
+
     def __init__(self, directory: str | Path, *, keep: int = 2):
+        super().__init__()
         if keep < 1:
             raise ItemIndexError(f"keep: got {keep}, expected at least 1 snapshot.")
         self.directory, self._keep = Path(directory), keep
@@ -229,7 +233,12 @@ class Archive:
         }  # fmt: skip
 
     def close(self) -> None:
-        """Stop keeping the table, which can still be used, and let others write here; nothing is lost."""
+        """Stop keeping the table, which can still be used, and let others write here; nothing is lost.
+
+        In a forked child it does nothing: the archive is the parent's.
+        """
+        if self.forked:
+            return
         with self._checkpointing:
             self._release()
             if self._lock >= 0:

@@ -18,6 +18,7 @@ from aif_jax.nearline.row_program import BATCH
 from aif_jax.nearline.table import RowTable, counted
 from aif_jax.nearline.update_source import Delivery, UpdateSource
 from aif_jax.nearline.updates import Delete, Upsert
+from aif_jax.processes import OfOneProcess
 
 _WAIT_S = 0.2
 _MOST_PAUSE_S = 5.0
@@ -41,7 +42,7 @@ class BadItem:
     reason: AifError
 
 
-class Follower:
+class Follower(OfOneProcess, guards=("run", "start", "stats")):
     """Applies updates of a source to the tables of one or more archives.
 
     Each archive keeps its position: after a restart, updates that it holds already are skipped. So updates
@@ -63,6 +64,8 @@ class Follower:
         checkpoint_bytes: growth of a log after which a new snapshot is written, in a thread of its own.
     """
 
+    unpickled = "make it in the process that keeps the archives."
+
     def __init__(
         self,
         source: UpdateSource,
@@ -73,6 +76,7 @@ class Follower:
         pause_s: float = 0.02,
         checkpoint_bytes: int = 1 << 30,
     ):
+        super().__init__()
         if not archives:
             raise ItemIndexError("archives: got none, expected at least one that keeps a table.")
         self._source, self._archives = source, tuple(archives)
@@ -134,7 +138,9 @@ class Follower:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop after the current updates. The archives stay open."""
+        """Stop after the current updates. The archives stay open. In a forked child it does nothing."""
+        if self.forked:
+            return
         self._stop.set()
         if self._thread is not None:
             self._thread.join()

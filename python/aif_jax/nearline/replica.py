@@ -10,6 +10,7 @@ from aif_jax.errors import AifError, ItemIndexError
 from aif_jax.nearline.archive import files_of, log_path, recover, replay_log
 from aif_jax.nearline.change_log import Position, Sealed
 from aif_jax.nearline.table import RowTable
+from aif_jax.processes import OfOneProcess
 
 _T = TypeVar("_T", bound=RowTable)
 
@@ -17,7 +18,7 @@ _ATTEMPTS = 5
 """Attempts to open an archive while its writer changes it."""
 
 
-class Replica:
+class Replica(OfOneProcess, guards=("open", "poll", "start", "stats")):
     """Follows the archive of another process. All rows of the snapshot are pages that the processes share.
 
     The rows come from the log as the writer computed them: following takes no model and little time. A change
@@ -27,7 +28,10 @@ class Replica:
         directory: that of the `Archive`.
     """
 
+    unpickled = "give the other process the directory, and make a Replica there: Replica(directory)."
+
     def __init__(self, directory: str | Path):
+        super().__init__()
         self.directory = Path(directory)
         self.position: Position | None = None
         """Position in the stream of updates up to which the table is complete."""
@@ -112,7 +116,9 @@ class Replica:
         }  # fmt: skip
 
     def close(self) -> None:
-        """Stop following. The table can still be used."""
+        """Stop following. The table can still be used. In a forked child it does nothing."""
+        if self.forked:
+            return
         self._stop.set()
         if self._thread is not None:
             self._thread.join()

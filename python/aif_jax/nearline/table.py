@@ -16,6 +16,7 @@ from aif_jax.nearline.row_file import ROWS_AT, RowFileWriter, open_row_file
 from aif_jax.nearline.row_program import RowProgram, batches
 from aif_jax.nearline.store import ColumnSpecs, RowStore
 from aif_jax.nearline.updates import Upsert
+from aif_jax.processes import OfOneProcess
 from aif_jax.types import ItemRecords
 
 Progress = Callable[[int, int], None]
@@ -27,7 +28,13 @@ Listener = Callable[[np.ndarray], None]
 _CHUNK = 65536
 
 
-class RowTable:
+class RowTable(
+    OfOneProcess,
+    guards=(
+        "upsert", "add", "warm", "delete", "subscribe", "__contains__", "ids", "gather", "default_row",
+        "stats", "save", "write_snapshot", "pause", "replay",
+    ),
+):  # fmt: skip
     """Rows by item id, in memory, of one bundle version. Read from any thread while others write.
 
     Subclasses name the program that computes the rows (``stage``) and the kind of rows in a snapshot
@@ -37,8 +44,11 @@ class RowTable:
     kind: ClassVar[str]
     stage: ClassVar[Literal["item", "behaviour"]]
     keeps_deleted: ClassVar[bool]
+    unpickled = "save it, and open the file in the other process: save(path), open(bundle, path)."
 
     def __init__(self, bundle: Bundle, *, expected_rows: int = 0):
+        super().__init__()
+        bundle.check_process()
         self.bundle = bundle
         self.encoding = EncodeReport()
         """Counts of values that encoding did not recognise, over the table's life."""

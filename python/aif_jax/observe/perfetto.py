@@ -3,11 +3,11 @@
 Format: Chrome's "Trace Event Format", complete events (``"ph": "X"``), times in microseconds.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from aif_jax.serving import Failure, Report, Task
+from aif_jax.strict_json import dumps
 
 _THREADS = "threads of the scheduler"
 
@@ -32,7 +32,7 @@ def chrome_trace(requests: Iterable[Report | Failure], *, aligned: bool = False)
         events.extend(_request_events(request, name, at if aligned else origin))
         if not aligned:
             events.extend(_task_event(task, origin, name) for task in request.tasks)
-    return json.dumps({"traceEvents": events, "displayTimeUnit": "ms"})
+    return dumps({"traceEvents": events, "displayTimeUnit": "ms"}).decode()
 
 
 def _began_s(request: Report | Failure) -> float:

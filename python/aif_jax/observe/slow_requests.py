@@ -1,5 +1,6 @@
 """The slowest recent requests, and those that failed, with their timelines."""
 
+import dataclasses
 import heapq
 import itertools
 import threading
@@ -11,6 +12,9 @@ from typing import Any
 from aif_jax.errors import ConfigError
 from aif_jax.observe.perfetto import chrome_trace
 from aif_jax.serving import Failure, Observer, Report
+from aif_jax.strict_json import plain
+
+_MAX_CHARS = 1000
 
 
 class SlowRequests(Observer):
@@ -62,7 +66,9 @@ class SlowRequests(Observer):
                 heapq.heapreplace(self._now, entry)
 
     def failed(self, failure: Failure) -> None:
-        """Keep the failure."""
+        """Keep the failure, with the first thousand characters of its message and its user's id."""
+        message, user = (plain(text, max_chars=_MAX_CHARS) for text in (failure.message, failure.user))
+        failure = dataclasses.replace(failure, message=message, user=user)
         with self._lock:
             self._failures.append(failure)
 
@@ -89,11 +95,12 @@ class SlowRequests(Observer):
         return chrome_trace([*self.worst(), *self.failures()])
 
     def to_json(self) -> dict[str, Any]:
-        """Return the kept requests as JSON-serialisable values."""
-        return {
+        """Return the kept requests as values that strict JSON can hold, long texts cut."""
+        kept = {
             "worst": [report.to_json() for report in self.worst()],
             "failures": [failure.to_json() for failure in self.failures()],
         }
+        return plain(kept, max_chars=_MAX_CHARS)
 
     def _turn(self) -> None:
         now = self._clock()

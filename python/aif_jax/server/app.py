@@ -4,15 +4,18 @@ Run it with any ASGI server, for example ``uvicorn.run(create_app(engine))``. Th
 the application; its owner closes it.
 """
 
-import dataclasses
-import json
-from collections.abc import Awaitable, Callable, Mapping
+import http as protocol
+import logging
+import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from aif_jax.errors import (
@@ -25,15 +28,22 @@ from aif_jax.errors import (
     UnknownUserError,
 )
 from aif_jax.observe import SlowRequests
-from aif_jax.serving import Engine, Filters, Ranking
+from aif_jax.server.body import BodyTimeoutError, Bounds, TooLargeError, read_body
+from aif_jax.serving import Engine, Ranking
+from aif_jax.strict_json import dumps, plain, shortened, text_of
 
 if TYPE_CHECKING:
     from aif_jax.observe.prometheus import PrometheusMetrics
 
-_FIELDS = {"user", "context", "k", "deadline_ms", "candidates", "pair", "filters", "report"}
-_FILTERS = {field.name for field in dataclasses.fields(Filters) if field.init}
+_log = logging.getLogger(__name__)
+
+_MAX_MESSAGE = 1000
+"""Characters of an error's message that are sent."""
+
 _STATUS: tuple[tuple[type[AifError], int], ...] = (
     (UnknownUserError, 404),
+    (TooLargeError, 413),
+    (BodyTimeoutError, 408),
     (RequestError, 400),
     (OverloadedError, 503),
     (SchedulerError, 503),
@@ -44,7 +54,15 @@ _STATUS: tuple[tuple[type[AifError], int], ...] = (
 
 
 def create_app(
-    engine: Engine, *, metrics: "PrometheusMetrics | None" = None, slow: SlowRequests | None = None
+    engine: Engine,
+    *,
+    metrics: "PrometheusMetrics | None" = None,
+    slow: SlowRequests | None = None,
+    max_body_bytes: int = 4 << 20,
+    max_candidates: int = 50_000,
+    max_depth: int = 16,
+    max_concurrent: int = 256,
+    body_timeout_s: float = 30.0,
 ) -> Starlette:
     """Return an ASGI application.
 
@@ -54,7 +72,8 @@ def create_app(
       one each candidate), ``filters`` (an object with ``exclude``, item ids that must not be in the answer,
       and ``categories``, of which the answer's items must be), ``report`` (true to get the report too). It
       returns ``ids``, ``scores``, ``heads``, ``version`` and, if requested, ``report``.
-    - ``GET /health`` returns the version that serves, with status 503 if the engine was closed.
+    - ``GET /health`` returns the version that serves, with status 503 if the engine was closed, or was made
+      before this process was forked.
     - ``GET /stats`` returns `Engine.stats`.
     - ``GET /metrics``, if ``metrics`` is given, returns Prometheus's text format.
     - ``GET /slow``, if ``slow`` is given, returns the slowest and the failed recent requests, and
@@ -62,44 +81,100 @@ def create_app(
 
     ``metrics`` and ``slow`` have to be among the engine's observers.
 
-    Errors are JSON, ``{"error": name, "message": text}``, with status 400 for
-    malformed requests, 404 for unknown users, 502 if retrieval failed, 503 if overloaded and 504 if late.
+    JSON is strict both ways: UTF-8 without lone surrogates, without NaN and infinities, and no key twice in
+    an object. A number that is not finite is sent as ``null``.
+
+    Errors of every status are JSON, ``{"error": name, "message": text}``: 400 for malformed requests, 404
+    for unknown users and paths, 405 for other methods, 408 for a body that does not arrive, 413 for one
+    beyond a bound, 502 if retrieval or the user source failed, 503 if overloaded, closed or forked, 504 if
+    late, and 500, with an entry in the log, for what nobody foresaw.
+
+    Args:
+        engine: ranks.
+        metrics: see above.
+        slow: see above.
+        max_body_bytes: bytes of a body.
+        max_candidates: candidates of a body.
+        max_depth: arrays and objects of a body that may stand one inside the other.
+        max_concurrent: requests to rank at a time, those whose bodies are on their way included: times
+            ``max_body_bytes``, the memory that bodies can take. More are refused with status 503.
+        body_timeout_s: seconds in which a body has to arrive.
+
+    Raises:
+        ConfigError: a bound is not positive.
     """
+    bounds = Bounds(
+        max_body_bytes=max_body_bytes, max_candidates=max_candidates, max_depth=max_depth,
+        max_concurrent=max_concurrent, body_timeout_s=body_timeout_s,
+    )  # fmt: skip
+    places = threading.BoundedSemaphore(max_concurrent)
 
-    async def rank(http: HttpRequest) -> JSONResponse:
-        body = _read(await http.body())
-        user, context = body.get("user"), body.get("context")
-        deadline_ms, k = body.get("deadline_ms"), body.get("k")
-        filters = _filters(body.get("filters"))
-        if "candidates" in body:
-            pending = engine.begin(user, context, deadline_ms=deadline_ms)  # type: ignore[arg-type]
-            ranking = await pending.rank_async(body["candidates"], body.get("pair"), k=k, filters=filters)
+    async def rank(http: HttpRequest) -> Response:
+        if not places.acquire(blocking=False):
+            raise OverloadedError(
+                f"rank: {max_concurrent} requests are under way, and the limit is {max_concurrent}; send "
+                "less, or raise max_concurrent of create_app."
+            )
+        try:
+            return await admitted(http)
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody reads it
+        except Exception as error:
+            if isinstance(error, (AifError, HTTPException)) or not _of_user_source(error):
+                raise
+            return _error(502, type(error).__name__, f"the user source raised: {text_of(error)}")
+        finally:
+            places.release()
+
+    async def admitted(http: HttpRequest) -> Response:
+        body = await read_body(http, bounds)
+        if body.candidates is not None:
+            pending = engine.begin(body.user, body.context, deadline_ms=body.deadline_ms)
+            ranking = await pending.rank_async(body.candidates, body.pair, k=body.k, filters=body.filters)
         else:
-            ranking = await engine.rank_async(user, context, k=k, deadline_ms=deadline_ms, filters=filters)  # type: ignore[arg-type]
-        return JSONResponse(_answer(ranking, report=bool(body.get("report"))))
+            ranking = await engine.rank_async(
+                body.user, body.context, k=body.k, deadline_ms=body.deadline_ms, filters=body.filters
+            )
+        return _json(_answer(ranking, report=body.report))
 
-    async def health(_: HttpRequest) -> JSONResponse:
-        status = ("closed", 503) if engine.closed else ("ok", 200)
-        return JSONResponse(
-            {"status": status[0], "version": engine.version, "program": engine.bundle.kind}, status[1]
-        )
-
-    async def stats(_: HttpRequest) -> JSONResponse:
-        return JSONResponse(engine.stats())
+    async def health(_: HttpRequest) -> Response:
+        state = "forked" if engine.forked else "closed" if engine.closed else "ok"
+        answer = {"status": state, "version": engine.version, "program": engine.bundle.kind}
+        return _json(answer, 200 if state == "ok" else 503)
 
     routes = [
-        Route("/rank", _explaining(rank), methods=["POST"]),
+        Route("/rank", rank, methods=["POST"]),
         Route("/health", health, methods=["GET"]),
-        Route("/stats", stats, methods=["GET"]),
+        Route("/stats", _json_of(engine.stats), methods=["GET"]),
     ]
     if metrics is not None:
         routes.append(Route("/metrics", _metrics(metrics), methods=["GET"]))
     if slow is not None:
         routes += [
-            Route("/slow", _json(slow.to_json), methods=["GET"]),
+            Route("/slow", _json_of(slow.to_json), methods=["GET"]),
             Route("/slow/trace", _trace(slow), methods=["GET"]),
         ]
-    return Starlette(routes=routes)
+
+    async def refused(http: HttpRequest, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        status, given = protocol.HTTPStatus(error.status_code), f"{http.method} {shortened(http.url.path)}"
+        if status == protocol.HTTPStatus.NOT_FOUND:
+            message = (
+                f"{given}: there is no such path; there are {', '.join(route.path for route in routes)}."
+            )
+        elif status == protocol.HTTPStatus.METHOD_NOT_ALLOWED:
+            message = f"{given}: got another method than the path takes, which is in the header Allow."
+        else:
+            message = f"{given}: {error.detail}"
+        name = status.phrase.title().replace(" ", "")
+        return _error(status, name, message, error.headers)
+
+    app = Starlette(
+        routes=routes,
+        exception_handlers={AifError: _foreseen, HTTPException: refused, Exception: _unforeseen},
+    )
+    app.router.redirect_slashes = False  # a redirect would be an answer without JSON
+    return app
 
 
 # Plain functions: Starlette runs them in a thread, so that a long answer does not hold up requests.
@@ -109,8 +184,8 @@ def _metrics(metrics: "PrometheusMetrics") -> Callable[[HttpRequest], Response]:
     return lambda _: Response(metrics.scrape(), headers={"content-type": metrics.content_type})
 
 
-def _json(values: Callable[[], Any]) -> Callable[[HttpRequest], Response]:
-    return lambda _: JSONResponse(values())
+def _json_of(values: Callable[[], Any]) -> Callable[[HttpRequest], Response]:
+    return lambda _: _json(values())
 
 
 def _trace(slow: SlowRequests) -> Callable[[HttpRequest], Response]:
@@ -118,43 +193,12 @@ def _trace(slow: SlowRequests) -> Callable[[HttpRequest], Response]:
     return lambda _: Response(slow.trace(), media_type="application/json", headers=name)
 
 
-def _read(body: bytes) -> Mapping[str, Any]:
-    try:
-        values = json.loads(body)
-    except ValueError as error:
-        raise RequestError(f"body: is not JSON ({error}).") from error
-    if not isinstance(values, dict):
-        raise RequestError(f"body: got a JSON {type(values).__name__}, expected an object.")
-    if unknown := sorted(values.keys() - _FIELDS):
-        raise RequestError(f"body: fields {unknown} are unknown; known are {sorted(_FIELDS)}.")
-    if "user" not in values:
-        raise RequestError("body: has no user; expected an integer or a string.")
-    if "pair" in values and "candidates" not in values:
-        raise RequestError("body: has pair features but no candidates that they could belong to.")
-    for name in ("context", "pair"):
-        if not isinstance(values.get(name, {}), dict):
-            raise RequestError(
-                f"{name}: got a {type(values[name]).__name__}, expected an object of features."
-            )
-    if not isinstance(values.get("candidates", []), (list, dict)):
-        given = type(values["candidates"]).__name__
-        raise RequestError(f"candidates: got a {given}, expected a list of item ids or an object of columns.")
-    deadline_ms = values.get("deadline_ms")
-    if isinstance(deadline_ms, bool) or not isinstance(deadline_ms, (int, float, type(None))):
-        raise RequestError(f"deadline_ms: got {deadline_ms!r}, expected a number of milliseconds.")
-    return values
+def _json(values: Any, status: int = 200, headers: Any = None) -> Response:
+    return Response(dumps(values), status, headers, media_type="application/json")
 
 
-def _filters(values: Any) -> Filters | None:
-    if values is None:
-        return None
-    if not isinstance(values, dict):
-        raise RequestError(
-            f"filters: got a {type(values).__name__}, expected an object of {sorted(_FILTERS)}."
-        )
-    if unknown := sorted(values.keys() - _FILTERS):
-        raise RequestError(f"filters: {unknown} are unknown; known are {sorted(_FILTERS)}.")
-    return Filters(**values)
+def _error(status: int, name: str, message: str, headers: Any = None) -> Response:
+    return _json({"error": name, "message": plain(message, max_chars=_MAX_MESSAGE)}, status, headers)
 
 
 def _answer(ranking: Ranking, *, report: bool) -> dict[str, Any]:
@@ -167,16 +211,25 @@ def _answer(ranking: Ranking, *, report: bool) -> dict[str, Any]:
     return {**answer, "report": ranking.report.to_json()} if report else answer
 
 
-def _explaining(
-    handler: Callable[[HttpRequest], Awaitable[JSONResponse]],
-) -> Callable[[HttpRequest], Awaitable[JSONResponse]]:
-    """Return the errors that aif_jax raises on purpose as answers; the server logs all others."""
+async def _foreseen(_: HttpRequest, error: Exception) -> Response:
+    """Return an error that aif_jax raises on purpose as an answer."""
+    status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+    if status == 500:
+        _log.error("a request to rank failed", exc_info=error)
+    return _error(status, type(error).__name__, text_of(error))
 
-    async def explained(http: HttpRequest) -> JSONResponse:
-        try:
-            return await handler(http)
-        except AifError as error:
-            status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
-            return JSONResponse({"error": type(error).__name__, "message": str(error)}, status)
 
-    return explained
+async def _unforeseen(_: HttpRequest, error: Exception) -> Response:
+    """Return any other error as an answer; the server logs it, too."""
+    return _error(500, type(error).__name__, text_of(error))
+
+
+def _of_user_source(error: BaseException) -> bool:
+    """Return whether the user source raised an error: the engine passes such errors on as they are."""
+    trace = error.__traceback__
+    while trace is not None:
+        frame = trace.tb_frame
+        if (frame.f_globals.get("__name__"), frame.f_code.co_name) == ("aif_jax.serving.user_side", "_fetch"):
+            return True
+        trace = trace.tb_next
+    return False

@@ -7,11 +7,13 @@ from typing import Any, Literal, NamedTuple, Self, TypedDict, Unpack, overload
 
 import numpy as np
 
+from aif_jax import processes
 from aif_jax.aio import EventLoop
 from aif_jax.bundle import Bundle, compilations, loads
 from aif_jax.errors import SchedulerError
 from aif_jax.features.filters import Filters, filters_for_each
 from aif_jax.nearline import Tables
+from aif_jax.processes import OfOneProcess
 from aif_jax.serving.admission import Admission
 from aif_jax.serving.candidates import check_request
 from aif_jax.serving.config import EngineConfig
@@ -39,7 +41,7 @@ class ManyArgs(TypedDict, total=False):
     filters: Filters | Sequence[Filters | None] | None
 
 
-class Engine:
+class Engine(OfOneProcess, guards=("publish", "rollback", "drop_previous", "shadow", "invalidate", "stats")):
     """Ranks candidates for users with one bundle and the tables it computed. Safe to call from any thread.
 
     Everything is compiled while the engine is made; no request compiles anything. Close it, or use it as a
@@ -70,11 +72,14 @@ class Engine:
     Raises:
         VersionMismatchError: a table was computed by another bundle version.
         ConfigError: the config does not fit the bundle, or ``items`` not the config.
+        ProcessError: bundle or tables were made before this process was forked, or gevent is in the way.
 
     Attributes:
         config: settings.
         hooks: for tests.
     """
+
+    unpickled = "make one in each process: Engine(Bundle.load(path), tables, ...)."
 
     def __init__(
         self,
@@ -89,6 +94,9 @@ class Engine:
         observers: Sequence[Observer] = (),
         progress: Progress | None = None,
     ):
+        super().__init__()
+        processes.check_threads()
+        processes.check_all(bundle, *tables)
         self.config = config or EngineConfig()
         self.config.check_items(items)
         self._sources = Sources(users, retrieve, fallback, items)
@@ -324,6 +332,7 @@ class Engine:
             ConfigError: the engine's config does not fit the bundle.
             SchedulerError: the engine is closed.
         """
+        processes.check_all(bundle, *tables)
         return self._generations.publish(
             lambda: self._made(bundle, tables, progress),
             bundle, tables, self.config, self._held, golden, checks, warm, warm_s,
@@ -389,6 +398,7 @@ class Engine:
             RequestError: a share or number is out of its range.
             AifError: see `publish`.
         """
+        processes.check_all(bundle, *tables)
         config = ShadowConfig(share=share, seed=seed, max_waiting=max_waiting)
         prechecks = PreChecks(bundle, tables, self.config, self._held, checks, user_states=False)
         with self._generations.prepared(prechecks) as coverage:
@@ -488,13 +498,13 @@ class Engine:
         }
 
     def close(self) -> None:
-        """Drop queued work, finish running work, and stop the threads.
+        """Drop queued work, finish running work, and stop the threads. In a forked child it does nothing.
 
         Raises:
             SchedulerError: called by a ``retrieve`` or a user source in one of the engine's own threads, for
                 whose end it would wait; nothing was changed.
         """
-        if self._closed:
+        if self._closed or self.forked:
             return
         if self._loop.runs_here() or self._workers.runs_here():
             raise SchedulerError(
@@ -528,6 +538,8 @@ class Engine:
         member: GroupMember | None = None,
     ) -> Pending:
         """Check the arguments of a request, and make it in the generation that serves."""
+        if self._made_after != processes.forks:
+            raise processes.of_another_process("Engine")
         deadline = Deadline(deadline_ms, time.perf_counter())
         try:
             release = self._generations.current

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from aif_jax import processes
 from aif_jax.aio import Waiter, result_of
 from aif_jax.errors import DeadlineExceededError, OverloadedError, RequestError
 from aif_jax.features import EncodeReport, Filters
@@ -117,6 +118,7 @@ class Services:
     open: OpenRequests
     shadows: Shadows
     around_scoring: Callable[[Callable[[], Ranking]], Ranking] | None = None
+    made_after: int = dataclasses.field(default_factory=lambda: processes.forks)
 
 
 class Pending:
@@ -432,6 +434,8 @@ class Pending:
         Raises:
             RequestError: it is used up already.
         """
+        if self._services.made_after != processes.forks:
+            raise processes.of_another_process("Pending")
         with self._lock:
             if self.phase not in _UNRANKED:
                 why = self._why_over or _RANKED

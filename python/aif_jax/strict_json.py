@@ -1,0 +1,175 @@
+"""Strict JSON (RFC 8259): input that means one thing only, and output that every parser reads."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import numpy as np
+
+from aif_jax.errors import RequestError
+
+MAX_SHOWN = 200
+"""Characters of a given value that a message quotes."""
+
+_MAX_NESTED = 32
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+# Only such numbers can be infinite as a float, or an integer of more than 64 bits.
+_WIDE = re.compile(r"[0-9]{21}|[eE]\+?[0-9]{3}")
+_MAX_DIGITS = 20
+
+
+def parse(content: bytes, *, max_depth: int, interruptible: bool = False) -> Any:
+    """Parse JSON in UTF-8.
+
+    Args:
+        content: the text.
+        max_depth: arrays and objects that may stand one inside the other.
+        interruptible: let other threads run between two numbers, which takes half as long again.
+
+    Raises:
+        RequestError: it is not JSON, not UTF-8, too deep, has a key twice in an object, a lone surrogate, a
+            number that is not finite as a float, or an integer of more than 20 digits.
+    """
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"body: is not UTF-8 (byte {error.start} is {content[error.start]:#04x}); send JSON in UTF-8."
+        ) from error
+    if (depth := _depth(text, max_depth)) > max_depth:
+        raise RequestError(
+            f"body: got {depth} or more arrays and objects one inside the other, expected at most "
+            f"{max_depth}; send flat columns, or raise max_depth of create_app."
+        )
+    careful: dict[str, Any] = {}
+    if interruptible or _WIDE.search(text):
+        careful = {"parse_int": _integer, "parse_float": _float}
+    try:
+        values = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, **careful)
+    except RequestError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"body: is not JSON ({error}).") from error
+    if _SURROGATE.search(text):
+        try:
+            json.dumps(values, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                "body: a string holds half of a surrogate pair, which is not a character; escape characters "
+                r"above U+FFFF as two \u, or send them in UTF-8."
+            ) from error
+    return values
+
+
+def dumps(values: Any) -> bytes:
+    """Return values as JSON in UTF-8; those that JSON cannot hold become what `plain` makes of them."""
+    try:
+        return _dumped(values)
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        return _dumped(plain(values))
+
+
+def plain(value: Any, *, max_chars: int | None = None, depth: int = 0) -> Any:
+    """Return a value as JSON can hold it: NaN and infinities as ``None``, anything unknown as its text.
+
+    Args:
+        value: anything.
+        max_chars: bound of every text, the rest is cut off; ``None`` for none.
+        depth: of this value inside the one that was given.
+    """
+    if value is None or isinstance(value, (bool, np.bool_)):
+        return None if value is None else bool(value)
+    if isinstance(value, str):
+        return shortened(value.encode("utf-8", "backslashreplace").decode(), max_chars)
+    if isinstance(value, (int, np.integer)):
+        number = int(value)
+        return number if number.bit_length() <= 128 else f"an integer of {number.bit_length()} bits"
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, (bytes, bytearray)):
+        return shortened(bytes(value).decode("utf-8", "backslashreplace"), max_chars)
+    if depth < _MAX_NESTED:
+        if isinstance(value, Mapping):
+            return {
+                str(plain(key, max_chars=max_chars, depth=_MAX_NESTED)): plain(
+                    item, max_chars=max_chars, depth=depth + 1
+                )
+                for key, item in value.items()
+            }
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
+        if isinstance(value, (list, tuple, set, frozenset)):
+            return [plain(item, max_chars=max_chars, depth=depth + 1) for item in value]
+    return plain(text_of(value), max_chars=max_chars)
+
+
+def text_of(value: object) -> str:
+    """Return the text of an error, or the ``repr`` of another value; the name of its class if that fails."""
+    try:
+        return str(value) if isinstance(value, BaseException) else repr(value)
+    except Exception:
+        return f"<{type(value).__name__}>"
+
+
+def shortened(text: str, max_chars: int | None = MAX_SHOWN) -> str:
+    """Return a text, cut if it is longer than that, with its length."""
+    if max_chars is None or len(text) <= max_chars:
+        return text
+    return f"{text[:max_chars]}... ({len(text):,} characters)"
+
+
+def _dumped(values: Any) -> bytes:
+    return json.dumps(values, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _depth(text: str, max_depth: int) -> int:
+    """Return the depth of nesting, or the first depth beyond the bound."""
+    if text.count("[") + text.count("{") <= max_depth:
+        return 0
+    depth = deepest = 0
+    for token in _TOKEN.finditer(text):
+        sign = token[0][0]
+        if sign in "[{":
+            depth += 1
+            if depth > max_depth:
+                return depth
+            deepest = max(deepest, depth)
+        elif sign in "]}":
+            depth -= 1
+    return deepest
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise RequestError(f"body: the key {shortened(twice)!r} is given twice in one object; give it once.")
+    return values
+
+
+def _constant(name: str) -> NoReturn:
+    raise RequestError(
+        f"body: got {name}, which is not JSON; send a finite number, or null for a missing one."
+    )
+
+
+def _float(digits: str) -> float:
+    if not math.isfinite(number := float(digits)):
+        raise RequestError(
+            f"body: got the number {shortened(digits)}, which is beyond the range of a float (1.8e308); send "
+            "a finite number, or null for a missing one."
+        )
+    return number
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise RequestError(
+            f"body: got the integer {shortened(digits)}, expected at most {_MAX_DIGITS} digits; send ids as "
+            "integers of 64 bits or as strings, and other large numbers as floats, such as 1e30."
+        )
+    return int(digits)

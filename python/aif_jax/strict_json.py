@@ -16,18 +16,15 @@ MAX_SHOWN = 200
 _MAX_NESTED = 32
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-# Only such numbers can be infinite as a float, or an integer of more than 64 bits.
-_WIDE = re.compile(r"[0-9]{21}|[eE]\+?[0-9]{3}")
 _MAX_DIGITS = 20
 
 
-def parse(content: bytes, *, max_depth: int, interruptible: bool = False) -> Any:
-    """Parse JSON in UTF-8.
+def parse(content: bytes, *, max_depth: int) -> Any:
+    """Parse JSON in UTF-8. Other threads can run between two of its numbers.
 
     Args:
         content: the text.
         max_depth: arrays and objects that may stand one inside the other.
-        interruptible: let other threads run between two numbers, which takes half as long again.
 
     Raises:
         RequestError: it is not JSON, not UTF-8, too deep, has a key twice in an object, a lone surrogate, a
@@ -44,11 +41,10 @@ def parse(content: bytes, *, max_depth: int, interruptible: bool = False) -> Any
             f"body: got {depth} or more arrays and objects one inside the other, expected at most "
             f"{max_depth}; send flat columns, or raise max_depth of create_app."
         )
-    careful: dict[str, Any] = {}
-    if interruptible or _WIDE.search(text):
-        careful = {"parse_int": _integer, "parse_float": _float}
     try:
-        values = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, **careful)
+        values = json.loads(
+            text, object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer, parse_float=_float
+        )
     except RequestError:
         raise
     except (ValueError, RecursionError) as error:

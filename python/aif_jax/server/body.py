@@ -102,8 +102,7 @@ def _too_large(given: str, bounds: Bounds) -> TooLargeError:
 
 
 def _checked(content: bytes, bounds: Bounds) -> RankBody:
-    large = len(content) > _IN_LOOP_BYTES
-    values = parse(content, max_depth=bounds.max_depth, interruptible=large)
+    values = parse(content, max_depth=bounds.max_depth)
     if not isinstance(values, dict):
         raise RequestError(f"body: got a JSON {type(values).__name__}, expected an object.")
     if unknown := sorted(values.keys() - _FIELDS):

@@ -426,3 +426,41 @@ fn a_thread_may_use_many_caches_in_turn() {
         }
     }
 }
+
+#[test]
+fn a_cache_whose_writer_panicked_can_be_read_and_listed_but_not_written() {
+    let cache = EmbeddingCache::new(layout(), CacheConfig::default()).unwrap();
+    upsert(&cache, &[(1, 0), (2, 0)]).unwrap();
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let _writer = cache.store.lock().unwrap();
+            // Without a message on stderr, unlike `panic!`.
+            std::panic::resume_unwind(Box::new("on purpose"));
+        });
+        assert!(writer.join().is_err());
+    });
+    for error in [
+        upsert(&cache, &[(3, 0)]).unwrap_err(),
+        cache.delete(&[1]).unwrap_err(),
+        cache.clear().unwrap_err(),
+    ] {
+        assert_eq!(error, Error::Poisoned("the cache"));
+        assert!(error.to_string().contains("can still be read and listed"));
+    }
+    let mut keys = cache.keys().unwrap();
+    keys.sort_unstable();
+    assert_eq!(keys, [1, 2]);
+    assert_eq!(
+        gather(&cache, &[1, 2, 3]),
+        [Some(row(1, 0)), Some(row(2, 0)), None]
+    );
+    let snapshot = cache.snapshot().unwrap();
+    let head = &cache.layout().columns()[0];
+    assert_eq!(snapshot.len(), 2);
+    for listed in snapshot.rows() {
+        assert_eq!(
+            listed.bytes[head.offset()..][..head.bytes()],
+            row(listed.key, 0)[0]
+        );
+    }
+}

@@ -11,6 +11,7 @@ use super::{Bound, MAX_OVERRUN};
 use crate::error::{Error, Result};
 use crate::sync::MutexGuard;
 use crate::sync::plain::Ordering;
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 /// Rows retired at a time.
@@ -69,6 +70,12 @@ impl<R: Reclaim> Store<R> {
         self.writer.lock().map_err(|_| Error::Poisoned("the cache"))
     }
 
+    /// Excludes writers in order to list the rows, also after a writer panicked: each of its stores left a
+    /// table that readers may use, and no other writer changes it any more.
+    pub(super) fn lock_to_list(&self) -> MutexGuard<'_, Writer> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Deletes keys; returns how many had a row that had not expired.
     pub(super) fn delete(&self, keys: &[u64]) -> Result<usize> {
         let mut writer = self.lock()?;
@@ -123,7 +130,7 @@ impl<R: Reclaim> Store<R> {
 
     /// Returns the keys of rows that have not expired, in no order, as of one moment between writes.
     pub(super) fn keys(&self) -> Result<Vec<u64>> {
-        let writer = self.lock()?;
+        let writer = self.lock_to_list();
         let now = self.clock.ticks();
         let mut keys = Vec::new();
         keys.try_reserve_exact(writer.live)

@@ -39,7 +39,7 @@
 //! - Overhead is 12.8 bytes a slot (17.1 a key at the 75 % load that `initial_keys` aims at) and 4 bytes a
 //!   row for its time stamp; 30 more if bounded. The load of a growing table is between 60 % and 86 %, that
 //!   of a bounded one between 50 % and 86 %. During a rebuild the old and the new table exist together,
-//!   which [`MemoryUsage`] reports.
+//!   which [`MemoryUsage`] reports; the old one is freed by the first write after its readers have left.
 //! - Growth and the removal of tombstones copy the table (not the rows) under the writers' mutex: other
 //!   writers wait, readers do not.
 //! - Rows are allocated in segments: eight of each size before the size doubles, the first eight large

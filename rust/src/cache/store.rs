@@ -70,6 +70,7 @@ pub(super) struct Gauges {
     pub(super) issued: AtomicUsize,
     pub(super) mapped_bytes: AtomicUsize,
     pub(super) table_bytes: AtomicUsize,
+    pub(super) retired_table_bytes: AtomicUsize,
     pub(super) order_bytes: AtomicUsize,
     pub(super) growth_peak_bytes: AtomicUsize,
 }

@@ -464,3 +464,41 @@ fn a_cache_whose_writer_panicked_can_be_read_and_listed_but_not_written() {
         );
     }
 }
+
+#[test]
+fn replaced_tables_are_counted_while_a_reader_is_inside_and_freed_by_the_next_write() {
+    let cache = EmbeddingCache::new(layout(), CacheConfig::default()).unwrap();
+    let grow = |keys: std::ops::Range<u64>| {
+        let rows: Vec<_> = keys.map(|key| (key, 0)).collect();
+        upsert(&cache, &rows).unwrap();
+        cache.memory_usage()
+    };
+    let before = grow(0..40);
+    assert_eq!(before.retired_table_bytes, 0);
+    let snapshot = cache.snapshot().unwrap();
+    let during = grow(40..2000);
+    assert!(
+        during.retired_table_bytes >= before.table_bytes,
+        "{during:?}"
+    );
+    assert_eq!(
+        during.total_bytes,
+        during.payload_bytes
+            + during.padding_bytes
+            + during.retired_bytes
+            + during.free_bytes
+            + during.table_bytes
+            + during.retired_table_bytes
+            + during.side_bytes
+            + during.order_bytes
+    );
+    drop(snapshot);
+    let after = grow(2000..2001);
+    assert_eq!(after.retired_table_bytes, 0, "{after:?}");
+    // Without readers, the batch that replaces a table frees it.
+    let grown = grow(2001..20_000);
+    assert!(grown.table_bytes > after.table_bytes);
+    assert_eq!(grown.retired_table_bytes, 0, "{grown:?}");
+    cache.clear().unwrap();
+    assert_eq!(cache.memory_usage().retired_table_bytes, 0);
+}

@@ -3,15 +3,14 @@
 //! Only the copying of new rows does not need the mutex; `upsert` does it outside.
 
 use super::hash::mix64;
-use super::reclaim::{Reclaim, Retired};
+use super::reclaim::{Reclaim, Retired, RetiredTable};
 use super::s3_fifo::{Rows, S3Fifo};
 use super::store::{Store, prefetch};
 use super::table::{Location, MAX_ROWS, Table};
 use super::{Bound, MAX_OVERRUN};
 use crate::error::{Error, Result};
 use crate::sync::MutexGuard;
-use crate::sync::plain::Ordering;
-use std::sync::PoisonError;
+use crate::sync::plain::{Ordering, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Rows retired at a time.
@@ -34,6 +33,8 @@ pub(super) struct Writer {
     pending: Vec<u32>,
     /// Number of retired rows that the reclaimer holds.
     waiting: usize,
+    /// Bytes of the retired tables that the reclaimer holds.
+    waiting_table_bytes: usize,
     /// Number of rows in the slab; those from `issued` on were never used.
     made: usize,
     issued: usize,
@@ -54,6 +55,7 @@ impl Writer {
             spare: Vec::new(),
             pending: Vec::new(),
             waiting: 0,
+            waiting_table_bytes: 0,
             made: 0,
             issued: 0,
             reserved: 0,
@@ -118,7 +120,7 @@ impl<R: Reclaim> Store<R> {
         writer
             .pending
             .extend(old.table().entries().map(|(_, row)| row));
-        self.reclaim.retire(Retired::Table(old));
+        self.retire_table(&mut writer, old);
         (writer.live, writer.used) = (0, 0);
         if let Some(eviction) = &mut writer.eviction {
             eviction.clear();
@@ -247,6 +249,11 @@ impl<R: Reclaim> Store<R> {
         }
     }
 
+    fn retire_table(&self, writer: &mut Writer, table: RetiredTable) {
+        writer.waiting_table_bytes += table.table().bytes();
+        self.reclaim.retire(Retired::Table(table));
+    }
+
     /// Makes room in the table, and in a bounded cache among the rows, for one more key. Returns whether
     /// slots have moved.
     fn make_room(&self, writer: &mut Writer) -> Result<bool> {
@@ -325,7 +332,7 @@ impl<R: Reclaim> Store<R> {
         self.counters.expired_removed.add(dead as u64);
         (writer.live, writer.used) = (used, used);
         let old = self.replace_table(writer, table);
-        self.reclaim.retire(Retired::Table(old));
+        self.retire_table(writer, old);
         if writer.pending.len() >= RETIRE_ROWS {
             self.flush_retired(writer);
         }
@@ -420,7 +427,7 @@ impl<R: Reclaim> Store<R> {
                 writer.waiting -= rows.len();
                 Self::push_free(writer, rows);
             }
-            Retired::Table(table) => drop(table),
+            Retired::Table(table) => writer.waiting_table_bytes -= table.table().bytes(),
         });
     }
 
@@ -439,12 +446,19 @@ impl<R: Reclaim> Store<R> {
         Self::pop_free(writer)
     }
 
-    /// Ends a write: retires the rows it replaced and updates the gauges.
+    /// Ends a write: retires the rows it replaced, frees replaced tables and updates the gauges.
     pub(super) fn finish_write(&self, writer: &mut Writer) {
         self.flush_retired(writer);
+        if writer.waiting_table_bytes > 0 {
+            // Inserts retire nothing, and so would not advance.
+            self.reclaim.try_advance();
+        }
         self.collect(writer);
         self.gauges.live.store(writer.live, Ordering::Relaxed);
         self.gauges.retired.store(writer.waiting, Ordering::Relaxed);
+        self.gauges
+            .retired_table_bytes
+            .store(writer.waiting_table_bytes, Ordering::Relaxed);
         self.gauges.issued.store(writer.issued, Ordering::Relaxed);
         let order = writer.eviction.as_ref().map_or(0, S3Fifo::bytes);
         self.gauges.order_bytes.store(order, Ordering::Relaxed);

@@ -114,7 +114,8 @@ class EmbeddingCache:
         """Make an unbounded cache whose first rows lie in a file, which is mapped and not read.
 
         They are pages of the system's page cache, shared with other processes that map the file. Later writes
-        stay in this process; the file must not change (it may be deleted or replaced).
+        stay in this process; the file must not be written to or truncated while the cache lives, since
+        that changes rows or ends the process (it may be deleted, or replaced by renaming).
 
         Args:
             layout: the columns of a row.

@@ -212,9 +212,13 @@ impl EmbeddingCache {
             prefault,
             ..CacheConfig::default()
         };
-        let file = File::open(path)?;
+        // Without the GIL: a file system that hangs must not stop the interpreter.
+        let file = py.detach(|| File::open(path))?;
         let cache = detached(py, || {
-            cache::EmbeddingCache::over_file(layout, config, &file, offset, keys)
+            // SAFETY: nobody writes to the file. It is opened for reading only here, and the contract of this
+            // method is that it does not change: `aif_jax` writes such a file once, under a temporary name,
+            // renames it into place, and replaces it by renaming another over it.
+            unsafe { cache::EmbeddingCache::over_file(layout, config, &file, offset, keys) }
         })?;
         Ok(Self::wrap(cache))
     }
@@ -390,7 +394,7 @@ impl EmbeddingCache {
         path: PathBuf,
         taken: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyArray1<u64>>> {
-        let mut file = File::options().append(true).open(path)?;
+        let mut file = py.detach(|| File::options().append(true).open(path))?;
         let taken = taken.clone().unbind();
         let written = detached(py, || {
             let mut snapshot = self.cache.snapshot()?;

@@ -49,8 +49,9 @@ impl<R: Reclaim> Store<R> {
         first: usize,
         columns: &[*const u8],
     ) -> std::result::Result<(), (usize, Error)> {
-        let now = self.clock.ticks();
         let mut writer = self.lock().map_err(|error| (0, error))?;
+        // Under the lock: the time that a writer waits for its turn does not count as age of its rows.
+        let now = self.clock.ticks();
         let apart = keys.len() * self.layout.row_bytes() >= APART_BYTES
             && writer.reserved + keys.len() <= self.reservable();
         if !apart {

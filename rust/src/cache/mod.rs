@@ -126,7 +126,7 @@ impl Bound {
     }
 }
 
-/// Initial sizes of a store and its page settings.
+/// Initial sizes of a store, its page settings and its hash seed.
 #[derive(Clone, Copy, Debug, Default)]
 struct Sizes {
     bound: Option<Bound>,
@@ -135,6 +135,7 @@ struct Sizes {
     /// Expected number of rows, 0 if unknown.
     rows: usize,
     pages: Pages,
+    hash_seed: u64,
 }
 
 /// Cache configuration; the default is unbounded, without time to live, on huge pages.
@@ -154,6 +155,15 @@ pub struct CacheConfig {
     pub prefault: bool,
     /// Source of the time.
     pub clock: Clock,
+    /// Seed of the hash by which keys are placed in memory, for reproducible order and evictions. `None`: a
+    /// random one, which nobody who chooses keys can know.
+    pub hash_seed: Option<u64>,
+}
+
+impl CacheConfig {
+    fn hash_seed(&self) -> u64 {
+        self.hash_seed.unwrap_or_else(hash::random_seed)
+    }
 }
 
 impl Default for CacheConfig {
@@ -165,6 +175,7 @@ impl Default for CacheConfig {
             huge_pages: true,
             prefault: false,
             clock: Clock::default(),
+            hash_seed: None,
         }
     }
 }
@@ -211,6 +222,7 @@ impl EmbeddingCache {
                 huge: config.huge_pages,
                 prefault: config.prefault,
             },
+            hash_seed: config.hash_seed(),
         };
         let ttl = config.ttl.map(clock::ticks_of);
         let store = Store::new(layout, sizes, config.clock, ttl, Epochs::new())?;

@@ -67,6 +67,7 @@ impl EmbeddingCache {
             slots: slots_for(expected).max(MIN_SLOTS),
             rows: keys.len(),
             pages,
+            hash_seed: config.hash_seed(),
         };
         let too_many = || Error::OutOfMemory {
             what: "the rows of a file".into(),

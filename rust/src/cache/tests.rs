@@ -502,3 +502,22 @@ fn replaced_tables_are_counted_while_a_reader_is_inside_and_freed_by_the_next_wr
     cache.clear().unwrap();
     assert_eq!(cache.memory_usage().retired_table_bytes, 0);
 }
+
+#[test]
+fn keys_chosen_to_lie_together_do_not_under_a_random_seed() {
+    // All of these start at the first slot of a table that hashes them without a seed.
+    let keys: Vec<u64> = (0..1000).map(hash::unmix64).collect();
+    let starts = |hash_seed| {
+        let config = CacheConfig {
+            hash_seed,
+            ..CacheConfig::default()
+        };
+        let cache = EmbeddingCache::new(layout(), config).unwrap();
+        let starts = keys.iter().map(|&key| cache.store.hash(key) >> 48);
+        starts.collect::<std::collections::HashSet<_>>().len()
+    };
+    assert_eq!(starts(Some(0)), 1);
+    for _ in 0..10 {
+        assert!(starts(None) > 500);
+    }
+}

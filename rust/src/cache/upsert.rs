@@ -4,7 +4,6 @@
 //! it. So writers fill rows in parallel and serialise on the table only. Small batches do not justify the
 //! second lock acquisition and are filled under the lock.
 
-use super::hash::mix64;
 use super::reclaim::Reclaim;
 use super::store::{Store, prefetch};
 use super::writer::with_progress;
@@ -98,7 +97,7 @@ impl<R: Reclaim> Store<R> {
         writer.reserved -= taken;
         let table = self.writers_table(&writer);
         for &key in &keys[..taken] {
-            prefetch(table.first_line(mix64(key)));
+            prefetch(table.first_line(self.hash(key)));
         }
         for (i, (&key, &row)) in keys.iter().zip(rows).enumerate() {
             if let Err(error) = self.publish(&mut writer, key, row) {

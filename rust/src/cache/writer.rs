@@ -2,7 +2,6 @@
 //!
 //! Only the copying of new rows does not need the mutex; `upsert` does it outside.
 
-use super::hash::mix64;
 use super::reclaim::{Reclaim, Retired, RetiredTable};
 use super::s3_fifo::{Rows, S3Fifo};
 use super::store::{Store, prefetch};
@@ -85,7 +84,7 @@ impl<R: Reclaim> Store<R> {
         let mut deleted = 0;
         let mut done = Ok(());
         for (i, &key) in keys.iter().enumerate() {
-            let Location::Found { slot, row } = self.locate(&writer, key, mix64(key)) else {
+            let Location::Found { slot, row } = self.locate(&writer, key, self.hash(key)) else {
                 continue;
             };
             if writer.pending.try_reserve(1).is_err() {
@@ -151,7 +150,7 @@ impl<R: Reclaim> Store<R> {
     /// [`Error::OutOfMemory`], [`Error::RowsHeld`]; then nothing was changed and the caller still owns the
     /// row.
     pub(super) fn publish(&self, writer: &mut Writer, key: u64, row: u32) -> Result<()> {
-        let hash = mix64(key);
+        let hash = self.hash(key);
         let mut location = self.locate(writer, key, hash);
         // Everything that can fail precedes the first change that readers see.
         if matches!(location, Location::Absent { .. }) && self.make_room(writer)? {
@@ -200,11 +199,11 @@ impl<R: Reclaim> Store<R> {
         writer.issued = keys.len();
         for (chunk, some) in keys.chunks(ADOPTED_ROWS).enumerate() {
             for &key in some {
-                prefetch(self.writers_table(&writer).first_line(mix64(key)));
+                prefetch(self.writers_table(&writer).first_line(self.hash(key)));
             }
             for (i, &key) in some.iter().enumerate() {
                 let row = (chunk * ADOPTED_ROWS + i) as u32;
-                let Location::Absent { slot } = self.locate(&writer, key, mix64(key)) else {
+                let Location::Absent { slot } = self.locate(&writer, key, self.hash(key)) else {
                     return Err(Error::Request(format!(
                         "key {key} is repeated; give each row a key of its own"
                     )));
@@ -281,7 +280,7 @@ impl<R: Reclaim> Store<R> {
             .and_then(|eviction| eviction.victim(&mut LiveRows { store: self, now }));
         let victim = victim.expect("a policy knows every live row, and the cache is full of them");
         let key = self.slab.row(victim).key();
-        match self.locate(writer, key, mix64(key)) {
+        match self.locate(writer, key, self.hash(key)) {
             Location::Found { slot, row } if row == victim => self.remove_row(writer, slot, row),
             other => {
                 unreachable!("the policy evicted row {victim} of key {key}, which is {other:?}")
@@ -323,7 +322,7 @@ impl<R: Reclaim> Store<R> {
                 writer.pending.push(row);
             } else {
                 // Keys are unique in the old table, so none can be found in the new one.
-                let Location::Absent { slot } = table.locate(key, mix64(key)) else {
+                let Location::Absent { slot } = table.locate(key, self.hash(key)) else {
                     unreachable!()
                 };
                 used += usize::from(table.publish(slot, key, row));
@@ -483,7 +482,7 @@ impl<R: Reclaim> Rows for LiveRows<'_, R> {
     }
 
     fn hash(&self, row: u32) -> u64 {
-        mix64(self.store.slab.row(row).key())
+        self.store.hash(self.store.slab.row(row).key())
     }
 }
 

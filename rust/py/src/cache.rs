@@ -2,7 +2,6 @@
 
 mod columns;
 mod lease;
-mod once;
 
 use crate::errors::{detached, raise, to_py};
 use crate::keys::borrow_keys;
@@ -100,7 +99,6 @@ pub(crate) struct EmbeddingCache {
     handle: u64,
     /// Source of new arrays for gathered rows.
     pool: Arc<BufferPool>,
-    flights: once::Flights,
 }
 
 /// Minimum size of caches that are freed by a thread of their own: unmapping takes time, and an object is
@@ -155,7 +153,6 @@ impl EmbeddingCache {
             cache: ManuallyDrop::new(cache),
             handle,
             pool: BufferPool::new(POOL_BYTES),
-            flights: once::Flights::default(),
         }
     }
 }
@@ -323,31 +320,6 @@ impl EmbeddingCache {
         }
         columns::drop_batch_axis(self.cache.layout(), &dict)?;
         Ok(Some(dict))
-    }
-
-    #[pyo3(signature = (key, compute, *, timeout_s=None))]
-    fn get_or_compute<'py>(
-        &self,
-        py: Python<'py>,
-        key: u64,
-        compute: &Bound<'py, PyAny>,
-        timeout_s: Option<f64>,
-    ) -> PyResult<Bound<'py, PyDict>> {
-        if let Some(row) = self.get(py, key)? {
-            return Ok(row);
-        }
-        let compute = compute.clone().unbind();
-        let row = self.flights.run(py, key, timeout_s, |py| {
-            // Another thread may have computed and written it just now.
-            if let Some(row) = self.get(py, key)? {
-                return Ok(row.unbind());
-            }
-            let row = columns::with_batch_axis(self.cache.layout(), &compute.bind(py).call0()?)?;
-            self.upsert(py, PyArray1::from_slice(py, &[key]).as_any(), row.as_any())?;
-            columns::drop_batch_axis(self.cache.layout(), &row)?;
-            Ok(row.unbind())
-        })?;
-        columns::copies(self.cache.layout(), &row)
     }
 
     fn snapshot<'py>(&self, py: Python<'py>) -> PyResult<SnapshotArrays<'py>> {

@@ -58,7 +58,6 @@ mod reclaim;
 pub mod registry;
 mod rows_file;
 mod s3_fifo;
-mod single_flight;
 mod slab;
 mod snapshot;
 mod stats;
@@ -76,7 +75,6 @@ pub use clock::{Clock, ManualClock, TICK_MS};
 pub use hash::key_of;
 pub use layout::{Column, DType, ROW_ALIGN, RowLayout};
 pub use rows_file::{BLOCK_BYTES, block_checksums};
-pub use single_flight::{Failure, SingleFlight};
 pub use snapshot::{RowView, Snapshot};
 pub use stats::{MemoryUsage, Stats};
 

@@ -64,7 +64,7 @@ else
 	prove "Miri (the pure parts of the core)" \
 		env MIRIFLAGS="-Zmiri-disable-isolation" PROPTEST_CASES=1 CARGO_TARGET_DIR=target/proof \
 		cargo "+$nightly" miri test --quiet -p aif-core --lib -- \
-		cache::hash cache::table cache::layout cache::single_flight metrics pool bf16 \
+		cache::hash cache::table cache::layout metrics pool bf16 \
 		sched::circuit --skip a_full_load --skip the_pool_keeps_no_more
 fi
 

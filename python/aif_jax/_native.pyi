@@ -114,7 +114,8 @@ class EmbeddingCache:
         """Make an unbounded cache whose first rows lie in a file, which is mapped and not read.
 
         They are pages of the system's page cache, shared with other processes that map the file. Later writes
-        stay in this process; the file must not change (it may be deleted or replaced).
+        stay in this process; the file must not be written to or truncated while the cache lives, since
+        that changes rows or ends the process (it may be deleted, or replaced by renaming).
 
         Args:
             layout: the columns of a row.
@@ -183,26 +184,6 @@ class EmbeddingCache:
         """
     def get(self, key: int) -> dict[str, np.ndarray] | None:
         """Return the columns of one row, each of the column's shape, or `None` if the key has none."""
-    def get_or_compute(
-        self, key: int, compute: Callable[[], Mapping[str, Any]], *, timeout_s: float | None = None
-    ) -> dict[str, np.ndarray]:
-        """Return the columns of one row, computing and keeping it if the key has none.
-
-        When several threads request a key at once, `compute` runs in one of them and the others wait for it,
-        without the GIL. A task in the compute lane of a `Scheduler` raises instead of waiting, as other tasks
-        need its thread.
-
-        Args:
-            key: the key.
-            compute: returns one row, an array of the column's shape and dtype for each column.
-            timeout_s: maximum wait for another thread's computation, in seconds; `None`: without limit.
-
-        Raises:
-            LayoutError: what `compute` returned does not match the layout.
-            DeadlineExceededError: another thread's computation took longer than `timeout_s`.
-            SchedulerError: the key is being computed, and this thread may not wait for it.
-            Exception: what `compute` raised, in every thread that waited for it.
-        """
     def snapshot(self) -> tuple[npt.NDArray[np.uint64], dict[str, np.ndarray], npt.NDArray[np.float32]]:
         """Return all rows as of one moment between writes: copies that writers do not change.
 
@@ -245,12 +226,12 @@ class EmbeddingCache:
     def memory_usage(self) -> dict[str, int]:
         """Return the memory usage by purpose.
 
-        payload_bytes, padding_bytes, retired_bytes, free_bytes (rows to be reused), table_bytes, side_bytes
-        (time stamps, and keys and frequencies if rows are evicted), order_bytes (of the eviction order),
-        total_bytes (all of these), mapped_bytes (of these, rows in a mapped file, shared while nobody writes
-        to them), untouched_bytes (reserved address space, not in the total), growth_peak_bytes (most that two
-        tables took during growth), pooled_bytes (of returned arrays, kept for the next batches; not in the
-        total).
+        payload_bytes, padding_bytes, retired_bytes, free_bytes (rows to be reused), table_bytes,
+        retired_table_bytes (replaced, and waiting for readers to leave), side_bytes (time stamps, and keys
+        and frequencies if rows are evicted), order_bytes (of the eviction order), total_bytes (all of
+        these), mapped_bytes (of these, rows in a mapped file, shared while nobody writes to them),
+        untouched_bytes (reserved address space, not in the total), growth_peak_bytes (most that two tables
+        took during growth), pooled_bytes (of returned arrays, kept for the next batches; not in the total).
         """
     def clear(self) -> None:
         """Delete all rows; the statistics continue."""

@@ -100,8 +100,8 @@ impl fmt::Display for Error {
             ),
             Self::Poisoned(what) => write!(
                 f,
-                "{what} was left half-changed when a writer panicked: single keys can still be looked up, but nothing \
-                 can be written or listed; make a new one and fill it from the source of its rows"
+                "{what} was left half-changed when a writer panicked: its rows can still be read and listed, but \
+                 nothing can be written; make a new one and fill it from those rows or from their source"
             ),
         }
     }

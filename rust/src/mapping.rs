@@ -26,10 +26,14 @@ impl Mapping {
     /// zero from the first whole page on; the rest of the last page of the file's part shows the file's
     /// next bytes. With `prefault` all pages are mapped at once.
     ///
+    /// # Safety
+    /// While the mapping lives, nobody writes to the mapped part of the file or truncates the file: such a
+    /// write changes memory behind references to it, and a read beyond the end kills the process.
+    ///
     /// # Errors
     /// [`Error::Request`] if `offset` is not a multiple of [`PAGE`], or the file is too short;
     /// [`Error::OutOfMemory`] and [`Error::File`] from the system.
-    pub fn new(
+    pub unsafe fn new(
         file: &File,
         offset: u64,
         filled: usize,
@@ -250,13 +254,24 @@ mod tests {
         file
     }
 
+    fn map(
+        file: &File,
+        offset: u64,
+        filled: usize,
+        bytes: usize,
+        prefault: bool,
+    ) -> Result<Mapping> {
+        // SAFETY: the file has no name, and the tests only read it once it is filled.
+        unsafe { Mapping::new(file, offset, filled, bytes, prefault) }
+    }
+
     #[test]
     fn a_mapping_shows_the_file_and_writes_stay_out_of_it() {
         let content: Vec<u8> = (0..3 * PAGE + 100).map(|i| (i % 251) as u8).collect();
         let mut file = file(&content);
         for prefault in [false, true] {
             let filled = 2 * PAGE + 50;
-            let mapping = Mapping::new(&file, PAGE as u64, filled, 6 * PAGE + 1, prefault).unwrap();
+            let mapping = map(&file, PAGE as u64, filled, 6 * PAGE + 1, prefault).unwrap();
             assert_eq!(mapping.len(), 6 * PAGE + 1);
             // SAFETY: the mapping's own bytes, which nothing else touches.
             let memory = unsafe { std::slice::from_raw_parts_mut(mapping.as_ptr(), mapping.len()) };
@@ -275,9 +290,9 @@ mod tests {
     fn a_part_that_the_file_does_not_have_is_refused() {
         let file = file(&[1; 10]);
         for (offset, bytes) in [(0, 11), (PAGE as u64, 1), (1, 1), (u64::MAX - 65535, 70000)] {
-            let error = Mapping::new(&file, offset, bytes, 0, false).unwrap_err();
+            let error = map(&file, offset, bytes, 0, false).unwrap_err();
             assert!(error.to_string().contains("of 10 bytes"), "{error}");
         }
-        assert_eq!(Mapping::new(&file, 0, 0, 0, false).unwrap().len(), 1);
+        assert_eq!(map(&file, 0, 0, 0, false).unwrap().len(), 1);
     }
 }

@@ -279,6 +279,7 @@ impl Pair {
             ttl: ttl_ms.map(Duration::from_millis),
             initial_keys,
             clock: Clock::Manual(clock.clone()),
+            hash_seed: Some(0),
             ..CacheConfig::default()
         };
         let cache = EmbeddingCache::new(rows.layout(), config).unwrap();

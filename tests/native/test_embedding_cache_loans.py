@@ -1,16 +1,15 @@
-"""Memory that the cache lends, rows computed once, snapshots."""
+"""Memory that the cache lends, and snapshots."""
 
 import gc
 import threading
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aif_jax._native import EmbeddingCache, RowLayout, Scheduler
-from aif_jax.errors import DeadlineExceededError, LayoutError, RequestError, SchedulerError
+from aif_jax._native import EmbeddingCache, RowLayout
+from aif_jax.errors import RequestError
 
 WIDTH = 64
 
@@ -93,111 +92,6 @@ class TestLoans:
         for asked, result in results:
             np.testing.assert_allclose(np.asarray(result), asked.astype(np.float32) * WIDTH, rtol=1e-6)
         assert len(places) < 60, "memory does come back"
-
-
-class TestGetOrCompute:
-    def row(self, value: float) -> dict[str, np.ndarray | np.int32]:
-        return {"row": np.full(WIDTH, value, np.float32), "count": np.int32(value)}
-
-    def test_get_or_compute_many_callers_compute_once(self):
-        cache, calls = make(), []
-
-        def compute():
-            calls.append(threading.get_ident())
-            time.sleep(0.05)
-            return self.row(5)
-
-        barrier = threading.Barrier(8)
-        rows: list[dict[str, np.ndarray] | None] = [None] * 8
-
-        def ask(i: int) -> None:
-            barrier.wait()
-            rows[i] = cache.get_or_compute(7, compute)
-
-        threads = [threading.Thread(target=ask, args=(i,)) for i in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(calls) == 1
-        for row in rows:
-            assert row is not None
-            np.testing.assert_array_equal(row["row"], np.full(WIDTH, 5))
-            assert row["count"].shape == ()
-            row["row"][:] = 0  # each has arrays of its own
-        np.testing.assert_array_equal(cache.get_or_compute(7, pytest.fail)["row"], np.full(WIDTH, 5))
-
-    def test_get_or_compute_error_reaches_all_waiters_and_is_not_kept(self):
-        cache, started, ends = make(), threading.Event(), threading.Event()
-
-        def fails():
-            started.set()
-            ends.wait(10)
-            raise ZeroDivisionError("on purpose")
-
-        outcomes: list[BaseException] = []
-
-        def ask() -> None:
-            try:
-                cache.get_or_compute(7, fails)
-            except ZeroDivisionError as error:
-                outcomes.append(error)
-
-        first = threading.Thread(target=ask)
-        first.start()
-        assert started.wait(10)
-        second = threading.Thread(target=ask)
-        second.start()
-        time.sleep(0.05)
-        ends.set()
-        first.join()
-        second.join()
-        assert len(outcomes) == 2
-        assert cache.get_or_compute(7, lambda: self.row(1))["count"] == 1
-
-    def test_get_or_compute_timeout_or_compute_worker_is_refused(self):
-        cache, started, ends = make(), threading.Event(), threading.Event()
-
-        def slow():
-            started.set()
-            ends.wait(10)
-            return self.row(1)
-
-        thread = threading.Thread(target=cache.get_or_compute, args=(7, slow))
-        thread.start()
-        try:
-            assert started.wait(10)
-            with pytest.raises(DeadlineExceededError, match="raise timeout_s"):
-                cache.get_or_compute(7, slow, timeout_s=0.02)
-            with pytest.raises(RequestError, match="timeout_s is -1"):
-                cache.get_or_compute(7, slow, timeout_s=-1)
-            with Scheduler(blocking_threads=1, compute_threads=1) as scheduler:
-                task = scheduler.submit("compute", cache.get_or_compute, 7, slow)
-                with pytest.raises(SchedulerError, match="compute worker"):
-                    task.result(10)
-        finally:
-            ends.set()
-            thread.join()
-
-    def test_get_or_compute_asking_for_own_key_is_refused(self):
-        cache = make()
-        with pytest.raises(SchedulerError, match="computes that key itself"):
-            cache.get_or_compute(7, lambda: cache.get_or_compute(7, dict))
-
-    @pytest.mark.parametrize(
-        ("result", "says"),
-        [
-            ({"row": np.zeros(WIDTH, np.float32)}, r"missing: \[\"count\"\]"),
-            ({"row": np.zeros(3, np.float32), "count": np.int32(0)}, r"shape \[3\]; one row of it has"),
-            ({"row": np.zeros(WIDTH), "count": np.int32(0)}, "dtype float64"),
-            (None, "what compute returns must map"),
-        ],
-    )
-    def test_get_or_compute_row_that_does_not_fit_is_refused(self, result, says: str):
-        cache = make()
-        with pytest.raises(LayoutError, match=says):
-            cache.get_or_compute(7, lambda: result)
-        assert len(cache) == 0
 
 
 def test_snapshot_while_others_write_is_of_one_moment():

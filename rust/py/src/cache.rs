@@ -2,7 +2,6 @@
 
 mod columns;
 mod lease;
-mod once;
 
 use crate::errors::{detached, raise, to_py};
 use crate::keys::borrow_keys;
@@ -100,7 +99,6 @@ pub(crate) struct EmbeddingCache {
     handle: u64,
     /// Source of new arrays for gathered rows.
     pool: Arc<BufferPool>,
-    flights: once::Flights,
 }
 
 /// Minimum size of caches that are freed by a thread of their own: unmapping takes time, and an object is
@@ -155,7 +153,6 @@ impl EmbeddingCache {
             cache: ManuallyDrop::new(cache),
             handle,
             pool: BufferPool::new(POOL_BYTES),
-            flights: once::Flights::default(),
         }
     }
 }
@@ -212,9 +209,13 @@ impl EmbeddingCache {
             prefault,
             ..CacheConfig::default()
         };
-        let file = File::open(path)?;
+        // Without the GIL: a file system that hangs must not stop the interpreter.
+        let file = py.detach(|| File::open(path))?;
         let cache = detached(py, || {
-            cache::EmbeddingCache::over_file(layout, config, &file, offset, keys)
+            // SAFETY: nobody writes to the file. It is opened for reading only here, and the contract of this
+            // method is that it does not change: `aif_jax` writes such a file once, under a temporary name,
+            // renames it into place, and replaces it by renaming another over it.
+            unsafe { cache::EmbeddingCache::over_file(layout, config, &file, offset, keys) }
         })?;
         Ok(Self::wrap(cache))
     }
@@ -321,31 +322,6 @@ impl EmbeddingCache {
         Ok(Some(dict))
     }
 
-    #[pyo3(signature = (key, compute, *, timeout_s=None))]
-    fn get_or_compute<'py>(
-        &self,
-        py: Python<'py>,
-        key: u64,
-        compute: &Bound<'py, PyAny>,
-        timeout_s: Option<f64>,
-    ) -> PyResult<Bound<'py, PyDict>> {
-        if let Some(row) = self.get(py, key)? {
-            return Ok(row);
-        }
-        let compute = compute.clone().unbind();
-        let row = self.flights.run(py, key, timeout_s, |py| {
-            // Another thread may have computed and written it just now.
-            if let Some(row) = self.get(py, key)? {
-                return Ok(row.unbind());
-            }
-            let row = columns::with_batch_axis(self.cache.layout(), &compute.bind(py).call0()?)?;
-            self.upsert(py, PyArray1::from_slice(py, &[key]).as_any(), row.as_any())?;
-            columns::drop_batch_axis(self.cache.layout(), &row)?;
-            Ok(row.unbind())
-        })?;
-        columns::copies(self.cache.layout(), &row)
-    }
-
     fn snapshot<'py>(&self, py: Python<'py>) -> PyResult<SnapshotArrays<'py>> {
         let layout = self.cache.layout();
         let (keys, columns, ages) = detached(py, || {
@@ -390,7 +366,7 @@ impl EmbeddingCache {
         path: PathBuf,
         taken: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyArray1<u64>>> {
-        let mut file = File::options().append(true).open(path)?;
+        let mut file = py.detach(|| File::options().append(true).open(path))?;
         let taken = taken.clone().unbind();
         let written = detached(py, || {
             let mut snapshot = self.cache.snapshot()?;

@@ -3,8 +3,8 @@
 use crate::sync::plain::{Arc, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Resolution of ages in milliseconds: a time stamp takes 4 bytes and lasts 795 days, after which ages
-/// saturate.
+/// Resolution of ages in milliseconds: a time stamp takes 4 bytes and lasts 795 days. After that the
+/// clock stands still: rows no longer age, and those written from then on never expire.
 pub const TICK_MS: u64 = 16;
 
 /// Source of the time for a cache.

@@ -1,6 +1,10 @@
 //! Hash functions: keys of strings, and hashes of keys.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
+
 /// Returns the 64-bit key of a string id: its XXH3-64 hash with seed 0, the same on every machine.
+///
+/// The function is public and not cryptographic: whoever chooses ids can choose two with the same key.
 #[must_use]
 pub fn key_of(id: &[u8]) -> u64 {
     xxhash_rust::xxh3::xxh3_64(id)
@@ -11,6 +15,11 @@ pub fn key_of(id: &[u8]) -> u64 {
 #[inline]
 pub(super) fn mix64(key: u64) -> u64 {
     mix_with(key, 0xff51_afd7_ed55_8ccd, 0xc4ce_b9fe_1a85_ec53)
+}
+
+/// Returns a random number, another one on each call.
+pub(super) fn random_seed() -> u64 {
+    RandomState::new().build_hasher().finish()
 }
 
 /// Inverse of [`mix64`], for tests that need collisions.

@@ -39,7 +39,7 @@
 //! - Overhead is 12.8 bytes a slot (17.1 a key at the 75 % load that `initial_keys` aims at) and 4 bytes a
 //!   row for its time stamp; 30 more if bounded. The load of a growing table is between 60 % and 86 %, that
 //!   of a bounded one between 50 % and 86 %. During a rebuild the old and the new table exist together,
-//!   which [`MemoryUsage`] reports.
+//!   which [`MemoryUsage`] reports; the old one is freed by the first write after its readers have left.
 //! - Growth and the removal of tombstones copy the table (not the rows) under the writers' mutex: other
 //!   writers wait, readers do not.
 //! - Rows are allocated in segments: eight of each size before the size doubles, the first eight large
@@ -58,7 +58,6 @@ mod reclaim;
 pub mod registry;
 mod rows_file;
 mod s3_fifo;
-mod single_flight;
 mod slab;
 mod snapshot;
 mod stats;
@@ -76,7 +75,6 @@ pub use clock::{Clock, ManualClock, TICK_MS};
 pub use hash::key_of;
 pub use layout::{Column, DType, ROW_ALIGN, RowLayout};
 pub use rows_file::{BLOCK_BYTES, block_checksums};
-pub use single_flight::{Failure, SingleFlight};
 pub use snapshot::{RowView, Snapshot};
 pub use stats::{MemoryUsage, Stats};
 
@@ -126,7 +124,7 @@ impl Bound {
     }
 }
 
-/// Initial sizes of a store and its page settings.
+/// Initial sizes of a store, its page settings and its hash seed.
 #[derive(Clone, Copy, Debug, Default)]
 struct Sizes {
     bound: Option<Bound>,
@@ -135,6 +133,7 @@ struct Sizes {
     /// Expected number of rows, 0 if unknown.
     rows: usize,
     pages: Pages,
+    hash_seed: u64,
 }
 
 /// Cache configuration; the default is unbounded, without time to live, on huge pages.
@@ -154,6 +153,15 @@ pub struct CacheConfig {
     pub prefault: bool,
     /// Source of the time.
     pub clock: Clock,
+    /// Seed of the hash by which keys are placed in memory, for reproducible order and evictions. `None`: a
+    /// random one, which nobody who chooses keys can know.
+    pub hash_seed: Option<u64>,
+}
+
+impl CacheConfig {
+    fn hash_seed(&self) -> u64 {
+        self.hash_seed.unwrap_or_else(hash::random_seed)
+    }
 }
 
 impl Default for CacheConfig {
@@ -165,6 +173,7 @@ impl Default for CacheConfig {
             huge_pages: true,
             prefault: false,
             clock: Clock::default(),
+            hash_seed: None,
         }
     }
 }
@@ -211,6 +220,7 @@ impl EmbeddingCache {
                 huge: config.huge_pages,
                 prefault: config.prefault,
             },
+            hash_seed: config.hash_seed(),
         };
         let ttl = config.ttl.map(clock::ticks_of);
         let store = Store::new(layout, sizes, config.clock, ttl, Epochs::new())?;

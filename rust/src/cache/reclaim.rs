@@ -100,7 +100,8 @@ impl Epochs {
         }
     }
 
-    /// Registers this thread on its first use of the cache, or moves its registration to the front.
+    /// Registers this thread on its first use of the cache, or moves its registration to the front. The
+    /// first use allocates, and may free what caches that are gone have left.
     #[cold]
     fn pin_slow(&self, registrations: &mut Vec<Registration>) -> Guard {
         let ours = |registration: &Registration| {

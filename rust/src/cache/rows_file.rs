@@ -28,13 +28,17 @@ impl EmbeddingCache {
     /// Makes a cache whose first rows lie in a file: the row of `keys[i]` at `offset + i *
     /// layout.row_bytes()`. Nothing is read here. The rows are pages of the system's page cache, shared
     /// with other processes that map the file. Later writes go to memory of this process, never to the
-    /// file, which must not change meanwhile (see [`Mapping`]).
+    /// file.
+    ///
+    /// # Safety
+    /// While the cache lives, nobody writes to these rows of the file or truncates it (see [`Mapping::new`]).
+    /// Deleting it, or renaming another file over it, is harmless.
     ///
     /// # Errors
     /// [`Error::Config`] if `config` bounds the cache, since rows of a file cannot be evicted;
     /// [`Error::Request`] if a key is repeated, or the file does not hold that many rows there;
     /// [`Error::File`] and [`Error::OutOfMemory`] from the system.
-    pub fn over_file(
+    pub unsafe fn over_file(
         layout: RowLayout,
         config: CacheConfig,
         file: &File,
@@ -63,6 +67,7 @@ impl EmbeddingCache {
             slots: slots_for(expected).max(MIN_SLOTS),
             rows: keys.len(),
             pages,
+            hash_seed: config.hash_seed(),
         };
         let too_many = || Error::OutOfMemory {
             what: "the rows of a file".into(),
@@ -72,7 +77,9 @@ impl EmbeddingCache {
         let filled = filled.ok_or_else(too_many)?;
         let mut slab = Slab::new(&layout, MAX_ROWS, keys.len(), false, pages);
         let room = slab.first_bytes().ok_or_else(too_many)?;
-        slab.back_with(Mapping::new(file, offset, filled, room, config.prefault)?);
+        // SAFETY: by the caller's contract; the slab, and so the cache, owns the mapping.
+        let mapping = unsafe { Mapping::new(file, offset, filled, room, config.prefault) }?;
+        slab.back_with(mapping);
         let ttl = config.ttl.map(clock::ticks_of);
         let store = Store::with_slab(slab, layout, sizes, config.clock, ttl, Epochs::new())?;
         store.adopt(keys)?;
@@ -156,6 +163,16 @@ mod tests {
         (file, sorted, checksums)
     }
 
+    fn over_rows(
+        layout: RowLayout,
+        config: CacheConfig,
+        file: &File,
+        keys: &[u64],
+    ) -> Result<EmbeddingCache> {
+        // SAFETY: the file has no name, and the test only reads it from now on.
+        unsafe { EmbeddingCache::over_file(layout, config, file, PAGE as u64, keys) }
+    }
+
     #[test]
     fn what_a_snapshot_wrote_is_served_where_it_lies_and_changes_stay_out_of_the_file() {
         for (rows, bytes) in [(0, 100), (1, 1), (1000, 100), (5000, 1100), (20_000, 20)] {
@@ -165,14 +182,7 @@ mod tests {
             file.seek(SeekFrom::Start(PAGE as u64)).unwrap();
             file.read_to_end(&mut before).unwrap();
             assert_eq!(block_checksums(&before), checksums);
-            let cache = EmbeddingCache::over_file(
-                layout(bytes),
-                CacheConfig::default(),
-                &file,
-                PAGE as u64,
-                &sorted,
-            );
-            let cache = cache.unwrap();
+            let cache = over_rows(layout(bytes), CacheConfig::default(), &file, &sorted).unwrap();
             assert_eq!(cache.len(), sorted.len());
             assert_eq!(
                 cache.memory_usage().mapped_bytes,
@@ -216,7 +226,7 @@ mod tests {
     fn what_does_not_fit_is_refused() {
         let (file, sorted, _) = written(&[5, 6, 7], 64);
         let over = |config, keys: &[u64]| {
-            EmbeddingCache::over_file(layout(64), config, &file, PAGE as u64, keys)
+            over_rows(layout(64), config, &file, keys)
                 .err()
                 .map(|error| error.to_string())
         };

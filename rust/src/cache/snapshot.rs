@@ -20,7 +20,7 @@ pub(super) struct Rows<'a, R: Reclaim + 'a> {
 impl<R: Reclaim> Store<R> {
     /// Returns the rows that have not expired, as of one moment between writes.
     pub(super) fn snapshot(&self) -> Result<Rows<'_, R>> {
-        let writer = self.lock()?;
+        let writer = self.lock_to_list();
         let now = self.clock.ticks();
         let mut entries = Vec::new();
         entries

@@ -60,6 +60,8 @@ pub struct MemoryUsage {
     pub free_bytes: u64,
     /// Hash table.
     pub table_bytes: u64,
+    /// Replaced hash tables that readers may still see.
+    pub retired_table_bytes: u64,
     /// Metadata of rows: keys, time stamps and frequencies.
     pub side_bytes: u64,
     /// Eviction order.
@@ -79,9 +81,9 @@ pub struct MemoryUsage {
 impl MemoryUsage {
     /// Returns the numbers by name.
     #[must_use]
-    pub fn entries(&self) -> [(&'static str, u64); 11] {
-        fields!(self; payload_bytes padding_bytes retired_bytes free_bytes table_bytes side_bytes order_bytes
-            mapped_bytes total_bytes untouched_bytes growth_peak_bytes)
+    pub fn entries(&self) -> [(&'static str, u64); 12] {
+        fields!(self; payload_bytes padding_bytes retired_bytes free_bytes table_bytes retired_table_bytes
+            side_bytes order_bytes mapped_bytes total_bytes untouched_bytes growth_peak_bytes)
     }
 }
 
@@ -131,6 +133,7 @@ impl<R: Reclaim> Store<R> {
         let issued = load(&self.gauges.issued);
         let side = self.slab.side_bytes() as u64;
         let table_bytes = load(&self.gauges.table_bytes);
+        let retired_table_bytes = load(&self.gauges.retired_table_bytes);
         let order_bytes = load(&self.gauges.order_bytes);
         // Saturating throughout: a concurrent write has updated some of the gauges and not yet the others.
         MemoryUsage {
@@ -139,10 +142,11 @@ impl<R: Reclaim> Store<R> {
             retired_bytes: retired * row,
             free_bytes: issued.saturating_sub(live + retired) * row,
             table_bytes,
+            retired_table_bytes,
             side_bytes: issued * side,
             order_bytes,
             mapped_bytes: load(&self.gauges.mapped_bytes),
-            total_bytes: issued * (row + side) + table_bytes + order_bytes,
+            total_bytes: issued * (row + side) + table_bytes + retired_table_bytes + order_bytes,
             untouched_bytes: load(&self.gauges.made).saturating_sub(issued) * (row + side),
             growth_peak_bytes: load(&self.gauges.growth_peak_bytes),
         }

@@ -70,6 +70,7 @@ pub(super) struct Gauges {
     pub(super) issued: AtomicUsize,
     pub(super) mapped_bytes: AtomicUsize,
     pub(super) table_bytes: AtomicUsize,
+    pub(super) retired_table_bytes: AtomicUsize,
     pub(super) order_bytes: AtomicUsize,
     pub(super) growth_peak_bytes: AtomicUsize,
 }
@@ -88,6 +89,7 @@ pub(super) struct Store<R: Reclaim> {
     pub(super) ttl: Option<u32>,
     pub(super) bound: Option<Bound>,
     pub(super) min_slots: usize,
+    hash_seed: u64,
     pub(super) pages: Pages,
     pub(super) counters: Counters,
     pub(super) gauges: Gauges,
@@ -122,6 +124,7 @@ impl<R: Reclaim> Store<R> {
             bound,
             slots,
             pages,
+            hash_seed,
             ..
         } = sizes;
         let table = Box::new(Table::new(slots, pages)?);
@@ -139,10 +142,18 @@ impl<R: Reclaim> Store<R> {
             ttl,
             bound,
             min_slots: slots,
+            hash_seed,
             pages,
             counters: Counters::default(),
             gauges,
         })
+    }
+
+    /// Returns the hash of `key` in this store. Without its seed nobody can choose keys that lie together in
+    /// the table, which would make all look-ups near them slow.
+    #[inline]
+    pub(super) fn hash(&self, key: u64) -> u64 {
+        mix64(key ^ self.hash_seed)
     }
 
     /// Returns the current table, which the guard keeps alive.
@@ -243,7 +254,7 @@ impl<R: Reclaim> Store<R> {
         for first in (0..keys.len() + ahead + AHEAD_BUCKETS).step_by(BURST) {
             let now_seen = burst(first);
             for (hash, &key) in hashes[ring(&now_seen)].iter_mut().zip(&keys[now_seen]) {
-                *hash = mix64(key);
+                *hash = self.hash(key);
                 prefetch(table.first_line(*hash));
             }
             let Some(first) = first.checked_sub(AHEAD_BUCKETS) else {
@@ -301,7 +312,7 @@ impl<R: Reclaim> Store<R> {
         let now = self.clock.ticks();
         for (i, &key) in keys.iter().enumerate() {
             let row = table
-                .find(key, mix64(key))
+                .find(key, self.hash(key))
                 .map(|row| self.slab.row(row))
                 .filter(|row| !self.expired(row, now));
             visit(i, row.map(|row| now.saturating_sub(row.stamp())));

@@ -426,3 +426,98 @@ fn a_thread_may_use_many_caches_in_turn() {
         }
     }
 }
+
+#[test]
+fn a_cache_whose_writer_panicked_can_be_read_and_listed_but_not_written() {
+    let cache = EmbeddingCache::new(layout(), CacheConfig::default()).unwrap();
+    upsert(&cache, &[(1, 0), (2, 0)]).unwrap();
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let _writer = cache.store.lock().unwrap();
+            // Without a message on stderr, unlike `panic!`.
+            std::panic::resume_unwind(Box::new("on purpose"));
+        });
+        assert!(writer.join().is_err());
+    });
+    for error in [
+        upsert(&cache, &[(3, 0)]).unwrap_err(),
+        cache.delete(&[1]).unwrap_err(),
+        cache.clear().unwrap_err(),
+    ] {
+        assert_eq!(error, Error::Poisoned("the cache"));
+        assert!(error.to_string().contains("can still be read and listed"));
+    }
+    let mut keys = cache.keys().unwrap();
+    keys.sort_unstable();
+    assert_eq!(keys, [1, 2]);
+    assert_eq!(
+        gather(&cache, &[1, 2, 3]),
+        [Some(row(1, 0)), Some(row(2, 0)), None]
+    );
+    let snapshot = cache.snapshot().unwrap();
+    let head = &cache.layout().columns()[0];
+    assert_eq!(snapshot.len(), 2);
+    for listed in snapshot.rows() {
+        assert_eq!(
+            listed.bytes[head.offset()..][..head.bytes()],
+            row(listed.key, 0)[0]
+        );
+    }
+}
+
+#[test]
+fn replaced_tables_are_counted_while_a_reader_is_inside_and_freed_by_the_next_write() {
+    let cache = EmbeddingCache::new(layout(), CacheConfig::default()).unwrap();
+    let grow = |keys: std::ops::Range<u64>| {
+        let rows: Vec<_> = keys.map(|key| (key, 0)).collect();
+        upsert(&cache, &rows).unwrap();
+        cache.memory_usage()
+    };
+    let before = grow(0..40);
+    assert_eq!(before.retired_table_bytes, 0);
+    let snapshot = cache.snapshot().unwrap();
+    let during = grow(40..2000);
+    assert!(
+        during.retired_table_bytes >= before.table_bytes,
+        "{during:?}"
+    );
+    assert_eq!(
+        during.total_bytes,
+        during.payload_bytes
+            + during.padding_bytes
+            + during.retired_bytes
+            + during.free_bytes
+            + during.table_bytes
+            + during.retired_table_bytes
+            + during.side_bytes
+            + during.order_bytes
+    );
+    drop(snapshot);
+    let after = grow(2000..2001);
+    assert_eq!(after.retired_table_bytes, 0, "{after:?}");
+    // Without readers, the batch that replaces a table frees it.
+    let grown = grow(2001..20_000);
+    assert!(grown.table_bytes > after.table_bytes);
+    assert_eq!(grown.retired_table_bytes, 0, "{grown:?}");
+    cache.clear().unwrap();
+    assert_eq!(cache.memory_usage().retired_table_bytes, 0);
+}
+
+#[test]
+fn keys_chosen_to_lie_together_do_not_under_a_random_seed() {
+    // All of these start at the first slot of a table that hashes them without a seed.
+    let keys: Vec<u64> = (0..1000).map(hash::unmix64).collect();
+    let starts = |hash_seed| {
+        let config = CacheConfig {
+            hash_seed,
+            ..CacheConfig::default()
+        };
+        let cache = EmbeddingCache::new(layout(), config).unwrap();
+        let starts = keys.iter().map(|&key| cache.store.hash(key) >> 48);
+        starts.collect::<std::collections::HashSet<_>>().len()
+    };
+    assert_eq!(starts(Some(0)), 1);
+    for _ in 0..10 {
+        assert!(starts(None) > 500);
+    }
+}

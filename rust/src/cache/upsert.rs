@@ -4,7 +4,6 @@
 //! it. So writers fill rows in parallel and serialise on the table only. Small batches do not justify the
 //! second lock acquisition and are filled under the lock.
 
-use super::hash::mix64;
 use super::reclaim::Reclaim;
 use super::store::{Store, prefetch};
 use super::writer::with_progress;
@@ -49,8 +48,9 @@ impl<R: Reclaim> Store<R> {
         first: usize,
         columns: &[*const u8],
     ) -> std::result::Result<(), (usize, Error)> {
-        let now = self.clock.ticks();
         let mut writer = self.lock().map_err(|error| (0, error))?;
+        // Under the lock: the time that a writer waits for its turn does not count as age of its rows.
+        let now = self.clock.ticks();
         let apart = keys.len() * self.layout.row_bytes() >= APART_BYTES
             && writer.reserved + keys.len() <= self.reservable();
         if !apart {
@@ -97,7 +97,7 @@ impl<R: Reclaim> Store<R> {
         writer.reserved -= taken;
         let table = self.writers_table(&writer);
         for &key in &keys[..taken] {
-            prefetch(table.first_line(mix64(key)));
+            prefetch(table.first_line(self.hash(key)));
         }
         for (i, (&key, &row)) in keys.iter().zip(rows).enumerate() {
             if let Err(error) = self.publish(&mut writer, key, row) {

@@ -2,15 +2,14 @@
 //!
 //! Only the copying of new rows does not need the mutex; `upsert` does it outside.
 
-use super::hash::mix64;
-use super::reclaim::{Reclaim, Retired};
+use super::reclaim::{Reclaim, Retired, RetiredTable};
 use super::s3_fifo::{Rows, S3Fifo};
 use super::store::{Store, prefetch};
 use super::table::{Location, MAX_ROWS, Table};
 use super::{Bound, MAX_OVERRUN};
 use crate::error::{Error, Result};
 use crate::sync::MutexGuard;
-use crate::sync::plain::Ordering;
+use crate::sync::plain::{Ordering, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Rows retired at a time.
@@ -33,6 +32,8 @@ pub(super) struct Writer {
     pending: Vec<u32>,
     /// Number of retired rows that the reclaimer holds.
     waiting: usize,
+    /// Bytes of the retired tables that the reclaimer holds.
+    waiting_table_bytes: usize,
     /// Number of rows in the slab; those from `issued` on were never used.
     made: usize,
     issued: usize,
@@ -53,6 +54,7 @@ impl Writer {
             spare: Vec::new(),
             pending: Vec::new(),
             waiting: 0,
+            waiting_table_bytes: 0,
             made: 0,
             issued: 0,
             reserved: 0,
@@ -69,6 +71,12 @@ impl<R: Reclaim> Store<R> {
         self.writer.lock().map_err(|_| Error::Poisoned("the cache"))
     }
 
+    /// Excludes writers in order to list the rows, also after a writer panicked: each of its stores left a
+    /// table that readers may use, and no other writer changes it any more.
+    pub(super) fn lock_to_list(&self) -> MutexGuard<'_, Writer> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Deletes keys; returns how many had a row that had not expired.
     pub(super) fn delete(&self, keys: &[u64]) -> Result<usize> {
         let mut writer = self.lock()?;
@@ -76,7 +84,7 @@ impl<R: Reclaim> Store<R> {
         let mut deleted = 0;
         let mut done = Ok(());
         for (i, &key) in keys.iter().enumerate() {
-            let Location::Found { slot, row } = self.locate(&writer, key, mix64(key)) else {
+            let Location::Found { slot, row } = self.locate(&writer, key, self.hash(key)) else {
                 continue;
             };
             if writer.pending.try_reserve(1).is_err() {
@@ -111,7 +119,7 @@ impl<R: Reclaim> Store<R> {
         writer
             .pending
             .extend(old.table().entries().map(|(_, row)| row));
-        self.reclaim.retire(Retired::Table(old));
+        self.retire_table(&mut writer, old);
         (writer.live, writer.used) = (0, 0);
         if let Some(eviction) = &mut writer.eviction {
             eviction.clear();
@@ -123,7 +131,7 @@ impl<R: Reclaim> Store<R> {
 
     /// Returns the keys of rows that have not expired, in no order, as of one moment between writes.
     pub(super) fn keys(&self) -> Result<Vec<u64>> {
-        let writer = self.lock()?;
+        let writer = self.lock_to_list();
         let now = self.clock.ticks();
         let mut keys = Vec::new();
         keys.try_reserve_exact(writer.live)
@@ -142,7 +150,7 @@ impl<R: Reclaim> Store<R> {
     /// [`Error::OutOfMemory`], [`Error::RowsHeld`]; then nothing was changed and the caller still owns the
     /// row.
     pub(super) fn publish(&self, writer: &mut Writer, key: u64, row: u32) -> Result<()> {
-        let hash = mix64(key);
+        let hash = self.hash(key);
         let mut location = self.locate(writer, key, hash);
         // Everything that can fail precedes the first change that readers see.
         if matches!(location, Location::Absent { .. }) && self.make_room(writer)? {
@@ -191,11 +199,11 @@ impl<R: Reclaim> Store<R> {
         writer.issued = keys.len();
         for (chunk, some) in keys.chunks(ADOPTED_ROWS).enumerate() {
             for &key in some {
-                prefetch(self.writers_table(&writer).first_line(mix64(key)));
+                prefetch(self.writers_table(&writer).first_line(self.hash(key)));
             }
             for (i, &key) in some.iter().enumerate() {
                 let row = (chunk * ADOPTED_ROWS + i) as u32;
-                let Location::Absent { slot } = self.locate(&writer, key, mix64(key)) else {
+                let Location::Absent { slot } = self.locate(&writer, key, self.hash(key)) else {
                     return Err(Error::Request(format!(
                         "key {key} is repeated; give each row a key of its own"
                     )));
@@ -240,6 +248,11 @@ impl<R: Reclaim> Store<R> {
         }
     }
 
+    fn retire_table(&self, writer: &mut Writer, table: RetiredTable) {
+        writer.waiting_table_bytes += table.table().bytes();
+        self.reclaim.retire(Retired::Table(table));
+    }
+
     /// Makes room in the table, and in a bounded cache among the rows, for one more key. Returns whether
     /// slots have moved.
     fn make_room(&self, writer: &mut Writer) -> Result<bool> {
@@ -267,7 +280,7 @@ impl<R: Reclaim> Store<R> {
             .and_then(|eviction| eviction.victim(&mut LiveRows { store: self, now }));
         let victim = victim.expect("a policy knows every live row, and the cache is full of them");
         let key = self.slab.row(victim).key();
-        match self.locate(writer, key, mix64(key)) {
+        match self.locate(writer, key, self.hash(key)) {
             Location::Found { slot, row } if row == victim => self.remove_row(writer, slot, row),
             other => {
                 unreachable!("the policy evicted row {victim} of key {key}, which is {other:?}")
@@ -309,7 +322,7 @@ impl<R: Reclaim> Store<R> {
                 writer.pending.push(row);
             } else {
                 // Keys are unique in the old table, so none can be found in the new one.
-                let Location::Absent { slot } = table.locate(key, mix64(key)) else {
+                let Location::Absent { slot } = table.locate(key, self.hash(key)) else {
                     unreachable!()
                 };
                 used += usize::from(table.publish(slot, key, row));
@@ -318,7 +331,7 @@ impl<R: Reclaim> Store<R> {
         self.counters.expired_removed.add(dead as u64);
         (writer.live, writer.used) = (used, used);
         let old = self.replace_table(writer, table);
-        self.reclaim.retire(Retired::Table(old));
+        self.retire_table(writer, old);
         if writer.pending.len() >= RETIRE_ROWS {
             self.flush_retired(writer);
         }
@@ -413,7 +426,7 @@ impl<R: Reclaim> Store<R> {
                 writer.waiting -= rows.len();
                 Self::push_free(writer, rows);
             }
-            Retired::Table(table) => drop(table),
+            Retired::Table(table) => writer.waiting_table_bytes -= table.table().bytes(),
         });
     }
 
@@ -432,12 +445,19 @@ impl<R: Reclaim> Store<R> {
         Self::pop_free(writer)
     }
 
-    /// Ends a write: retires the rows it replaced and updates the gauges.
+    /// Ends a write: retires the rows it replaced, frees replaced tables and updates the gauges.
     pub(super) fn finish_write(&self, writer: &mut Writer) {
         self.flush_retired(writer);
+        if writer.waiting_table_bytes > 0 {
+            // Inserts retire nothing, and so would not advance.
+            self.reclaim.try_advance();
+        }
         self.collect(writer);
         self.gauges.live.store(writer.live, Ordering::Relaxed);
         self.gauges.retired.store(writer.waiting, Ordering::Relaxed);
+        self.gauges
+            .retired_table_bytes
+            .store(writer.waiting_table_bytes, Ordering::Relaxed);
         self.gauges.issued.store(writer.issued, Ordering::Relaxed);
         let order = writer.eviction.as_ref().map_or(0, S3Fifo::bytes);
         self.gauges.order_bytes.store(order, Ordering::Relaxed);
@@ -462,7 +482,7 @@ impl<R: Reclaim> Rows for LiveRows<'_, R> {
     }
 
     fn hash(&self, row: u32) -> u64 {
-        mix64(self.store.slab.row(row).key())
+        self.store.hash(self.store.slab.row(row).key())
     }
 }
 

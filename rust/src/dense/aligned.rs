@@ -2,7 +2,7 @@
 
 use crate::bf16::Bf16;
 use crate::buffer::AlignedBuffer;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use std::marker::PhantomData;
 
 /// Numbers for which all bit patterns are valid.
@@ -36,12 +36,17 @@ impl<T: Number> Aligned<T> {
     /// Returns the first `len` numbers, with arbitrary contents, growing the array if it is shorter.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`](crate::error::Error::OutOfMemory) if it must grow and the system refuses;
-    /// growing loses the contents.
+    /// [`Error::OutOfMemory`] if it must grow and the system refuses; growing loses the contents.
     pub fn get_mut(&mut self, len: usize) -> Result<&mut [T]> {
-        let bytes = len * size_of::<T>();
+        const WHAT: &str = "numbers of the interaction";
+        let bytes = len
+            .checked_mul(size_of::<T>())
+            .ok_or_else(|| Error::OutOfMemory {
+                what: WHAT.into(),
+                bytes: usize::MAX,
+            })?;
         if self.buffer.len() < bytes {
-            self.buffer = AlignedBuffer::new(bytes, "numbers of the interaction")?;
+            self.buffer = AlignedBuffer::new(bytes, WHAT)?;
         }
         // SAFETY: the buffer has the bytes, aligned, initialised (zeroed, then only written as `T`), and
         // lends them by `&mut self` only; any bits are a `T`.

@@ -148,7 +148,8 @@ impl Weights {
     ///
     /// # Panics
     /// If `out` is not a multiple of [`ROWS`] rows, `inputs` has fewer rows, a row of inputs is shorter
-    /// than [`padded_inputs`](Self::padded_inputs), or inputs are of another kind than the weights.
+    /// than [`padded_inputs`](Self::padded_inputs), inputs are of another kind than the weights, or the
+    /// stride of `bfloat16` inputs is odd.
     pub fn multiply(&self, inputs: Inputs<'_>, out: &mut [f32]) {
         let (width, depth) = (self.padded_outputs(), self.padded_inputs());
         let rows = out.len() / width;
@@ -159,7 +160,13 @@ impl Weights {
         );
         let (len, stride) = match inputs {
             Inputs::F32(values, stride) => (values.len(), stride),
-            Inputs::Bf16(values, stride) => (values.len(), stride),
+            Inputs::Bf16(values, stride) => {
+                assert!(
+                    stride.is_multiple_of(2),
+                    "rows of bfloat16 inputs, {stride} apart, are not whole pairs"
+                );
+                (values.len(), stride)
+            }
         };
         assert!(
             stride >= depth && (rows == 0 || len >= (rows - 1) * stride + depth),

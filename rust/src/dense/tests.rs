@@ -114,6 +114,44 @@ fn fused_levels_agree_to_the_bit() {
 }
 
 #[test]
+fn scratch_memory_of_more_bytes_than_an_address_is_refused() {
+    let mut numbers = Aligned::<f32>::default();
+    for len in [(1 << 62) + 1, usize::MAX] {
+        let error = numbers.get_mut(len).unwrap_err();
+        assert!(matches!(error, Error::OutOfMemory { .. }), "{error:?}");
+    }
+    assert!(numbers.all().is_empty());
+}
+
+#[test]
+fn bf16_inputs_may_start_at_any_number_but_rows_start_at_pairs() {
+    let (depth, outputs) = (6, 16);
+    let w: Vec<f32> = (0..depth * outputs).map(small).collect();
+    let numbers = (0..=ROWS * (depth + 1)).map(|i| Bf16::round(small(i)));
+    let numbers: Vec<Bf16> = numbers.collect();
+    for level in levels() {
+        let Some(weights) = Weights::new_bf16(level, outputs, &[Matrix::F32(&w)]).unwrap() else {
+            continue;
+        };
+        let multiply = |x: &[Bf16], stride| {
+            let mut out = vec![0.0; ROWS * weights.padded_outputs()];
+            weights.multiply(Inputs::Bf16(x, stride), &mut out);
+            out
+        };
+        // One of the two lies across the boundaries of pairs.
+        let shifted = &numbers[1..];
+        let copied = shifted.to_vec();
+        assert_eq!(multiply(shifted, depth), multiply(&copied, depth));
+        let odd = std::panic::catch_unwind(|| multiply(&numbers, depth + 1)).unwrap_err();
+        let message = odd.downcast_ref::<String>().unwrap();
+        assert!(
+            message.contains("7 apart, are not whole pairs"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
 fn sizes_that_do_not_fit_are_refused() {
     let error = Weights::new(Level::Scalar, 3, &[Matrix::F32(&[0.0; 4])]).unwrap_err();
     assert!(matches!(error, Error::Request(_)), "{error:?}");

@@ -26,7 +26,8 @@ pub struct Config {
     pub hang_share: f64,
     /// Capacity of the trace in spans; the oldest are overwritten.
     pub trace_capacity: usize,
-    /// Wraps the main loop of each worker; must call its argument exactly once.
+    /// Wraps the main loop of each worker; must call its argument exactly once. If it panics or does not
+    /// call it, its lane has a thread less.
     pub worker_scope: WorkerScope,
 }
 

@@ -214,11 +214,17 @@ impl Scheduler {
             .name(thread_name(lane, slot))
             .stack_size(STACK_BYTES)
             .spawn(move || {
-                worker_scope(&mut || worker::work(&shared, lane, slot));
-                // Decremented after the worker scope has ended: when no thread is live, the caller may
-                // release what the scope needs.
-                *lock(&shared.live) -= 1;
-                shared.all_exited.notify_all();
+                // Dropped after the worker scope has ended, by unwinding or not: when no thread is live, the
+                // caller may release what the scope needs.
+                let mut thread = LiveThread {
+                    shared,
+                    lane,
+                    finished: false,
+                };
+                worker_scope(&mut || {
+                    worker::work(&thread.shared, lane, slot);
+                    thread.finished = true;
+                });
             });
         match spawned {
             Ok(handle) => {
@@ -338,6 +344,24 @@ impl Scheduler {
     #[must_use]
     pub fn take_trace(&self) -> Spans {
         self.shared.trace.take()
+    }
+}
+
+/// Worker thread that counts as live until this is dropped.
+struct LiveThread {
+    shared: Arc<Shared>,
+    lane: Lane,
+    /// True after its main loop has ended because the scheduler was stopped.
+    finished: bool,
+}
+
+impl Drop for LiveThread {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.shared.queue(self.lane).lose_worker();
+        }
+        *lock(&self.shared.live) -= 1;
+        self.shared.all_exited.notify_all();
     }
 }
 

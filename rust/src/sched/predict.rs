@@ -10,8 +10,8 @@
 
 use crate::sync::plain::{AtomicU64, AtomicUsize, Ordering};
 
-/// Current task of a thread or of its inline worker. One thread writes, others read; a torn read counts one
-/// task too many or too few, which is acceptable for an estimate.
+/// Current task of a thread or of its inline worker. One thread writes, others read; a read during a change
+/// finds the thread idle, which is acceptable for an estimate.
 pub(super) struct WorkerStatus {
     /// Start of the task in nanoseconds since the scheduler's anchor; `u64::MAX` while idle.
     start_ns: AtomicU64,
@@ -38,21 +38,29 @@ impl WorkerStatus {
         }
     }
 
-    // Relaxed, here and below: see the type.
     pub(super) fn read(&self) -> CurrentTask {
+        // Acquire: a reader that sees a value of the next task sees below that the start has changed.
+        let start_ns = self.start_ns.load(Ordering::Acquire);
+        let mean_ns = self.mean_ns.load(Ordering::Acquire);
+        let profile = self.profile.load(Ordering::Acquire);
+        let changed = self.start_ns.load(Ordering::Relaxed) != start_ns;
         CurrentTask {
-            start_ns: self.start_ns.load(Ordering::Relaxed),
-            mean_ns: self.mean_ns.load(Ordering::Relaxed),
-            profile: self.profile.load(Ordering::Relaxed),
+            start_ns: if changed { u64::MAX } else { start_ns },
+            mean_ns,
+            profile,
         }
     }
 
     /// Stores new values and returns the old ones.
     pub(super) fn replace(&self, new: CurrentTask) -> CurrentTask {
         let old = self.read();
-        self.mean_ns.store(new.mean_ns, Ordering::Relaxed);
-        self.profile.store(new.profile, Ordering::Relaxed);
-        self.start_ns.store(new.start_ns, Ordering::Relaxed);
+        // Idle in between: otherwise a reader could pair the new name with the old start, and take a task
+        // that has just begun for one that hangs.
+        self.start_ns.store(u64::MAX, Ordering::Relaxed);
+        // Release: the change of the start precedes both.
+        self.mean_ns.store(new.mean_ns, Ordering::Release);
+        self.profile.store(new.profile, Ordering::Release);
+        self.start_ns.store(new.start_ns, Ordering::Release);
         old
     }
 
@@ -137,6 +145,35 @@ mod tests {
             profile: 1,
         });
         assert_eq!(remaining(1000), 0, "nothing is known");
+    }
+
+    #[test]
+    fn a_reader_never_pairs_a_task_with_the_start_of_another() {
+        const TASKS: u64 = 200_000;
+        let status = WorkerStatus::new();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for task in 1..=TASKS {
+                    status.replace(CurrentTask {
+                        start_ns: task,
+                        mean_ns: task,
+                        profile: task as usize,
+                    });
+                }
+            });
+            loop {
+                let seen = status.read();
+                if seen.start_ns != u64::MAX {
+                    assert_eq!(
+                        (seen.mean_ns, seen.profile as u64),
+                        (seen.start_ns, seen.start_ns)
+                    );
+                    if seen.start_ns == TASKS {
+                        break;
+                    }
+                }
+            }
+        });
     }
 
     proptest! {

@@ -311,6 +311,20 @@ impl<T: Cost> Queue<T> {
         }
     }
 
+    /// Removes a worker whose thread ends although [`next`](Self::next) did not end it.
+    pub(super) fn lose_worker(&self) {
+        let mut state = lock(&self.state);
+        state.threads -= 1;
+        // All workers that are left may wait, so that one of them has to help now.
+        let woken = if state.tasks.is_empty() {
+            None
+        } else {
+            state.wake_one(self.always_help)
+        };
+        drop(state);
+        self.notify(woken);
+    }
+
     /// Returns the next action of the waiting worker at `slot`, which sleeps until there is one.
     pub(super) fn wait(&self, slot: usize, request: &WaitRequest<'_>) -> WaitAction<T> {
         let mut state = lock(&self.state);

@@ -113,6 +113,11 @@ impl Stage {
         until: Instant,
         enough: fn(&Stats) -> bool,
     ) -> Self {
+        // Known, so that `unmix` makes keys that collide.
+        let config = CacheConfig {
+            hash_seed: Some(0),
+            ..config
+        };
         let states = || (0..keys).map(|_| AtomicU64::new(0)).collect();
         Self {
             cache: EmbeddingCache::new(rows.layout(), config).unwrap(),
@@ -343,6 +348,7 @@ pub fn check_conservation(cache: &EmbeddingCache) {
             + memory.padding_bytes
             + memory.free_bytes
             + memory.table_bytes
+            + memory.retired_table_bytes
             + memory.side_bytes
             + memory.order_bytes,
         "{memory:?}"

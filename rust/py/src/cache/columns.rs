@@ -314,32 +314,6 @@ pub(crate) fn drop_batch_axis(layout: &RowLayout, dict: &Bound<'_, PyDict>) -> P
     Ok(())
 }
 
-/// Converts one row, a mapping from names to arrays of the columns' shapes, into a batch of one.
-pub(crate) fn with_batch_axis<'py>(
-    layout: &RowLayout,
-    row: &Bound<'py, PyAny>,
-) -> PyResult<Bound<'py, PyDict>> {
-    let py = row.py();
-    let row = named(layout, "what compute returns", row)?;
-    let numpy = py.import("numpy")?;
-    let dict = PyDict::new(py);
-    for column in layout.columns() {
-        let array = numpy.call_method1("asarray", (row.get_item(column.name())?,))?;
-        let shape: Vec<usize> = array.getattr("shape")?.extract()?;
-        if shape != column.shape() {
-            let message = format!(
-                "compute returned column {:?} with shape {shape:?}; one row of it has shape {:?}",
-                column.name(),
-                column.shape()
-            );
-            return Err(raise(py, "LayoutError", message));
-        }
-        let shape = PyTuple::new(py, batch_shape(column, 1))?;
-        dict.set_item(column.name(), array.call_method1("reshape", (shape,))?)?;
-    }
-    Ok(dict)
-}
-
 /// Makes the array `[rows, *shape]` with these bytes.
 pub(crate) fn from_bytes<'py>(
     py: Python<'py>,
@@ -351,19 +325,4 @@ pub(crate) fn from_bytes<'py>(
     PyArray1::from_vec(py, bytes)
         .call_method1("view", (descriptor(py, column)?,))?
         .call_method1("reshape", (shape,))
-}
-
-/// Copies the arrays of a dict.
-pub(crate) fn copies<'py>(
-    layout: &RowLayout,
-    dict: &Bound<'py, PyDict>,
-) -> PyResult<Bound<'py, PyDict>> {
-    let own = PyDict::new(dict.py());
-    for column in layout.columns() {
-        let array = dict
-            .get_item(column.name())?
-            .expect("the caller filled every column");
-        own.set_item(column.name(), array.call_method0("copy")?)?;
-    }
-    Ok(own)
 }

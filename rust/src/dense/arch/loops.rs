@@ -49,7 +49,8 @@ pub(super) unsafe fn product<V: Register, const ROWS: usize, const VECTORS: usiz
                 let weights: [V::Weights; VECTORS] =
                     std::array::from_fn(|c| V::weights(w.add((i * VECTORS + c) * V::LANES)));
                 for (r, sums) in sums.iter_mut().enumerate() {
-                    let input = V::splat(*x.add(r * stride + i));
+                    // Unaligned: a pair needs no more alignment than its numbers.
+                    let input = V::splat(x.add(r * stride + i).read_unaligned());
                     for (sum, &weights) in sums.iter_mut().zip(&weights) {
                         *sum = sum.add_product(input, weights);
                     }

@@ -86,3 +86,57 @@ fn a_task_may_drop_the_last_handle_of_its_scheduler() {
     begun.send(()).unwrap();
     from.recv_timeout(LONG.unwrap()).unwrap();
 }
+
+/// Makes a scheduler of 2 blocking threads and 1 compute thread whose threads run inside `scope`.
+fn scoped(scope: impl Fn(&mut (dyn FnMut() + Send)) + Send + Sync + 'static) -> Scheduler {
+    Scheduler::new(&Config {
+        blocking_threads: 2,
+        compute_threads: 1,
+        worker_scope: Arc::new(scope),
+        ..Config::default()
+    })
+    .unwrap()
+}
+
+#[test]
+fn threads_whose_scope_unwinds_or_skips_the_loop_are_joined() {
+    // Without a message on stderr, unlike `panic!`.
+    let unwind = || std::panic::resume_unwind(Box::new("on purpose"));
+    for scheduler in [
+        scoped(|_| ()),
+        scoped(move |_| unwind()),
+        scoped(move |work| {
+            work();
+            unwind();
+        }),
+    ] {
+        scheduler.stop(true);
+        let joined = scheduler.join(LONG).unwrap();
+        if !joined {
+            // Dropping it would wait for ever.
+            std::mem::forget(scheduler);
+        }
+        assert!(joined);
+    }
+}
+
+#[test]
+fn a_waiting_worker_helps_in_place_of_a_lost_one() {
+    let lost = thread_name(Lane::Blocking, 0);
+    let scheduler = scoped(move |work| {
+        if std::thread::current().name() != Some(&lost) {
+            work();
+        }
+    });
+    let signal = Arc::new(Signal::new());
+    let awaited = signal.clone();
+    let waiter = scheduler.submit(
+        Lane::Blocking,
+        None,
+        "",
+        job(move || wait(Target::Signal(&awaited), LONG).unwrap()),
+    );
+    submit(&scheduler, Lane::Blocking, move || signal.fire());
+    wait(Target::Task(&waiter.unwrap()), LONG).unwrap();
+    assert_eq!(scheduler.stats(Lane::Blocking).panicked, 0);
+}

@@ -41,10 +41,10 @@ test-thorough: $(VENV)/.dev ## Tests that are long by nature: real training, the
 test-bench: $(VENV)/.dev ## Every benchmark once, at small sizes: the answers are checked, the times mean nothing
 	$(BIN)/python -m pytest bench --quick
 
-# Two cases of each test: what older versions lack shows in any. With XLA_FLAGS set, though to nothing, tests/conftest.py
+# One case of each test: what older versions lack shows in any. With XLA_FLAGS set, though to nothing, tests/conftest.py
 # adds no flag of its own, so that these programs are compiled as users compile theirs.
-test-lowest: $(LOWEST)/.dev ## The tests of all that touches jax and flax, two cases each, against the lowest supported versions
-	XLA_FLAGS= $(LOWEST)/bin/python -m pytest $(IN_PARALLEL) -m "not thorough" --cases 2 tests/kernels tests/models tests/training tests/bundle \
+test-lowest: $(LOWEST)/.dev ## The tests of all that touches jax and flax, one case each, against the lowest supported versions
+	XLA_FLAGS= $(LOWEST)/bin/python -m pytest $(IN_PARALLEL) -m "not thorough" --cases 1 tests/kernels tests/models tests/training tests/bundle \
 		$(addprefix tests/serving/test_,$(addsuffix .py,device_stage engine engine_close engine_compilation pending ranking retrieval rungs)) \
 		tests/nearline/test_device_rows.py tests/cli/test_commands.py tests/native/test_embedding_cache_loans.py
 

@@ -32,7 +32,7 @@ leave_out() {
 }
 
 prove "stress ($AIF_STRESS_SECONDS s a test)" \
-	cargo test --quiet -p aif-core --test cache_stress --test sched_stress -- --test-threads=1
+	cargo test --quiet --test cache_stress --test sched_stress -- --test-threads=1 # as `cargo test` built it
 
 prove "loom ($LOOM_MAX_PREEMPTIONS preemptions)" \
 	env RUSTFLAGS="--cfg aif_loom" CARGO_TARGET_DIR=target/proof CARGO_PROFILE_DEV_DEBUG=false CARGO_INCREMENTAL=0 \

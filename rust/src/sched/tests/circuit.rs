@@ -13,6 +13,19 @@ fn with_circuit() -> Scheduler {
     .unwrap()
 }
 
+/// A scheduler whose circuit of "stuck" is open; none of its calls hang any more.
+fn with_open_circuit() -> Scheduler {
+    let scheduler = with_circuit();
+    let held = [0, 1].map(|_| hold(&scheduler, Lane::Blocking, "stuck"));
+    std::thread::sleep(Duration::from_millis(40));
+    run_one(&scheduler, "stuck").unwrap_err();
+    for (release, ticket) in held {
+        drop(release);
+        wait(Target::Task(&ticket), LONG).unwrap();
+    }
+    scheduler
+}
+
 fn circuit(scheduler: &Scheduler, name: &str) -> CircuitState {
     let names = scheduler.names(Lane::Blocking);
     names
@@ -68,14 +81,7 @@ fn calls_that_hang_leave_threads_to_others_until_a_probe_ends_in_time() {
 
 #[test]
 fn a_probe_that_never_ends_does_not_keep_the_circuit_from_closing() {
-    let scheduler = with_circuit();
-    let held = [0, 1].map(|_| hold(&scheduler, Lane::Blocking, "stuck"));
-    std::thread::sleep(Duration::from_millis(40));
-    run_one(&scheduler, "stuck").unwrap_err();
-    for (release, ticket) in held {
-        drop(release);
-        wait(Target::Task(&ticket), LONG).unwrap();
-    }
+    let scheduler = with_open_circuit();
     let (release, hung) = hold(&scheduler, Lane::Blocking, "stuck");
     assert_eq!(circuit(&scheduler, "stuck"), CircuitState::HalfOpen);
     std::thread::sleep(Duration::from_millis(40));
@@ -123,14 +129,7 @@ fn those_in_the_queue_are_shed_when_their_turn_comes() {
 
 #[test]
 fn a_probe_that_never_begins_leaves_the_circuit_open_to_the_next() {
-    let scheduler = with_circuit();
-    let held = [0, 1].map(|_| hold(&scheduler, Lane::Blocking, "stuck"));
-    std::thread::sleep(Duration::from_millis(40));
-    run_one(&scheduler, "stuck").unwrap_err();
-    for (release, ticket) in held {
-        drop(release);
-        wait(Target::Task(&ticket), LONG).unwrap();
-    }
+    let scheduler = with_open_circuit();
     let busy: Vec<_> = (0..4).map(|_| occupy(&scheduler, Lane::Blocking)).collect();
     let (to, from) = mpsc::channel();
     let probe = scheduler

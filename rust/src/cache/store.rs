@@ -159,9 +159,9 @@ impl<R: Reclaim> Store<R> {
     /// Returns the current table, which the guard keeps alive.
     #[inline]
     fn table<'a>(&'a self, _guard: &'a R::Guard<'_>) -> &'a Table {
-        // Acquire pairs with `replace_table`: the table's slots precede its address. SAFETY: by the field's
-        // invariant; the reclaimer frees a replaced table only after the guard, which was made before the
-        // load, is gone.
+        // Acquire pairs with `replace_table`: the table's slots precede its address.
+        // SAFETY: by the field's invariant; the reclaimer frees a replaced table only after the guard, which was
+        // made before the load, is gone.
         unsafe { &*self.table.load(Ordering::Acquire) }
     }
 

@@ -86,8 +86,8 @@ pub(super) fn for_each(runtime: Runtime, pieces: usize, body: &(dyn Fn(usize) + 
     debug_assert!(ready.is_ok(), "nothing was prepared");
 }
 
-/// As `for_each`, after `prepare`, which runs on this thread while the helpers wake up. If it fails, its
-/// error is returned and `body` is not called.
+/// Runs `prepare` on this thread while the helpers wake up, then `for_each`. If `prepare` fails, its error
+/// is returned and `body` is not called.
 ///
 /// # Errors
 /// Those of `prepare`.

@@ -148,7 +148,7 @@ fn count_near_together<const N: usize>(
     }
 }
 
-/// As above, with a binary search of `STEPS` steps among the edges.
+/// Counts like `count_near_together`, by a binary search of `STEPS` steps among the edges.
 ///
 /// The masks of the steps are the bits of a pair's tier, highest first: bit planes, which are counted like
 /// those of distances.

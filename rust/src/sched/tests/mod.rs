@@ -84,7 +84,7 @@ fn hold(scheduler: &Scheduler, lane: Lane, name: &str) -> (Sender<()>, Ticket) {
     (release, ticket)
 }
 
-/// As [`hold`], under a name of no interest.
+/// Holds a thread by [`hold`], under a name of no interest.
 fn occupy(scheduler: &Scheduler, lane: Lane) -> (Sender<()>, Ticket) {
     hold(scheduler, lane, "occupy")
 }

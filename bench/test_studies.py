@@ -12,10 +12,8 @@ from aif_jax.training import preset
 from bars import of_quality
 from bars.lines import BARS, measured
 from studies import run
-from studies.cost import measure_costs
 from studies.retention import NDCG_K, NDCG_M, POSITIVES, SURVIVORS, retention
 from studies.study import Study
-from studies.table import frontier
 from studies.variants import VARIANTS, chosen
 
 SMALL = {
@@ -66,17 +64,6 @@ def test_retention_equals_plain_sorting(seed):
         assert found[name] == pytest.approx(values)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_frontier_holds_what_no_other_point_beats(seed):
-    rng = np.random.default_rng(seed)
-    costs, qualities = rng.integers(0, 6, 12).tolist(), rng.integers(0, 6, 12).tolist()
-    points = list(zip(costs, qualities, strict=True))
-    wanted = {
-        (c, q) for c, q in points if not any((a <= c and b > q) or (a < c and b >= q) for a, b in points)
-    }
-    assert [points[i] for i in frontier(costs, qualities)] == sorted(wanted)
-
-
 def test_variants_are_models_of_the_preset_and_unknown_names_are_refused():
     model, _ = preset("movielens-1m")
     configs = {name: variant.config(model) for name, variant in VARIANTS.items()}
@@ -120,17 +107,3 @@ def test_study_trains_each_row_once_and_its_table_gives_the_bars(tmp_path, capsy
     (out / "rows" / "cold-0.npz").write_bytes(b"spoilt")
     with pytest.raises(DataError, match=r"cold-0\.npz: cannot be read as a row"):
         run.main([*arguments, "cold,aif"])
-
-
-@pytest.mark.thorough
-def test_costs_are_of_what_serves_each_variant():
-    dataset, model = load("synthetic:small", content_width=32), preset("synthetic")[0].replace(**SMALL)
-    found = measure_costs(dataset, model, chosen("aif,exact,aif_shuffled"), candidates=208, rounds=2)
-    assert (found["aif"]["way"], found["exact"]["way"]) == ("engine", "sequential")
-    assert found["aif_shuffled"] is found["aif"]
-    assert found["aif"]["item_bytes"] > 0 < found["aif"]["user_bytes"]
-    assert found["exact"]["stage_ms"] is found["exact"]["item_bytes"] is None
-    low, middle, high = found["aif"]["request_ms"]
-    assert 0 < low <= middle <= high
-    with pytest.raises(ConfigError, match="got 100 and 31"):
-        measure_costs(dataset, model, chosen("aif"), candidates=100)

@@ -1,1 +1,1 @@
-"""Studies of this repository's model: variants, seeds, retention against the exact model, cost."""
+"""Studies of this repository's model: variants, seeds, retention against the exact model."""

@@ -1,8 +1,8 @@
-"""Train variants beside each other and write their table: quality with paired errors, retention, cost.
+"""Train variants beside each other and write their table: quality with paired errors, retention.
 
-    python bench/studies/run.py movielens-1m:PATH --out DIR --variants cold,aif,exact --seeds 5 --cost
+    python bench/studies/run.py movielens-1m:PATH --out DIR --variants cold,aif,exact --seeds 5
 
-Writes table.json, a page, and with costs pareto.svg. Rows are files in DIR/rows: a run that was interrupted
+Writes table.json and a page. Rows are files in DIR/rows: a run that was interrupted
 resumes, and more variants or seeds are added to what is there. `make bars TABLE=DIR/table.json`
 reads the bars of quality.
 """
@@ -17,9 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from aif_jax.cli.fields import load_for, read_fields
 from aif_jax.training import can_sample, keep_freed_memory, preset
 from results import Result, write
-from studies.cost import measure_costs
 from studies.study import JUDGES, Row, Study, metrics_of
-from studies.table import picture, sections, summarise
+from studies.table import sections, summarise
 from studies.variants import VARIANTS, chosen
 
 
@@ -37,14 +36,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, help="JSON of ModelConfig fields that differ in all rows")
     parser.add_argument("--lists", type=int, default=1000, help="candidate lists for retention")
     parser.add_argument("--judge", choices=JUDGES, default=JUDGES[0], help="which ranker judges")
-    parser.add_argument("--cost", action="store_true", help="measure what serving costs, of all anew")
     given = parser.parse_args(arguments)
     changes = read_fields(given.config)
     dataset = load_for(given.data, changes)
     sampled = can_sample(dataset.schema, preset(dataset.name)[0].replace(**changes))
     variants = chosen(given.variants, sampled=sampled)
-    if not given.cost:  # what serving costs is measured in a process like those that serve
-        keep_freed_memory()
+    keep_freed_memory()
     study = Study(
         dataset, given.out, variants, seeds=given.seeds, epochs=given.epochs, lists=given.lists,
         changes=changes, judge=given.judge,
@@ -56,20 +53,10 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{name:24} GAUC {metrics_of(row).gauc:.4f}  10 of 100 {survivors:.3f}  {how}", flush=True)
 
     rows = study.run(on_row)
-    # Costs are kept with the models that they are of.
-    path = given.out / "cost.json"
-    models = {variant.name: repr(variant.config(study.model)) for variant in variants}
-    kept = json.loads(path.read_text()) if path.exists() else {"models": None}
-    costs = kept["costs"] if kept["models"] == models else None
-    if given.cost:
-        costs = measure_costs(study.dataset, study.model, variants)
-        path.write_text(json.dumps({"models": models, "costs": costs}, indent=1))
-    summary = summarise(study, rows, costs)
+    summary = summarise(study, rows)
     (given.out / "table.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
-    if costs:
-        (given.out / "pareto.svg").write_text(picture(summary), encoding="utf-8")
     result = Result(
-        program="studies/run", title=f"Models on {dataset.name}", question="How good is each, at what cost?",
+        program="studies/run", title=f"Models on {dataset.name}", question="How good is each?",
         plan={name: str(value) for name, value in vars(given).items()}, sections=sections(summary),
         answers=f"Rows made: {'; '.join(summary['made'])}.",
     )  # fmt: skip

@@ -1,12 +1,10 @@
 """The table of a study: JSON-serialisable values, and pages for people."""
 
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 import results
 from aif_jax.errors import DataError
@@ -15,19 +13,14 @@ from aif_jax.training import floors
 from studies.study import COLD, Row, Study, metrics_of
 
 MODEL, BEST, BASELINE = "aif", "exact", "cold"
-COSTS = {"request_ms": "request, ms (median)", "item_bytes": "bytes of an item row",
-         "user_bytes": "bytes of a user state"}  # fmt: skip
 
 
-def summarise(
-    study: Study, rows: Mapping[str, Sequence[Row]], costs: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def summarise(study: Study, rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     """Return means and spreads over the seeds, paired differences, and the floors.
 
     Args:
         study: what was run.
         rows: all of its rows, by variant.
-        costs: by variant, as far as they were measured, see `studies.cost`.
 
     Raises:
         DataError: rows were judged by different rankers.
@@ -72,7 +65,6 @@ def summarise(
             "ndcg": _spread([each["ndcg"] for each in kept]),
             "parameters": runs[0].facts["parameters"],
             "examples_per_s": float(np.mean(speeds)) if speeds else None,
-            "cost": (costs or {}).get(variant.name),
         }
     lost = {
         kind: dataclasses.asdict(paired[kind].lost(MODEL, BEST, BASELINE))
@@ -149,8 +141,6 @@ def sections(summary: Mapping[str, Any]) -> list[results.Section]:
             {"AUC": "cold_auc", "GAUC": "cold_gauc", "difference": "cold_gauc_against"},
         ),
     ]
-    if measured := {name: each for name, each in variants.items() if each["cost"]}:
-        found.append(_costs(measured))
     rows = [
         results.Row(f"{kind} histories", each["share"], "ratio", also={
             f"gain of {BEST} over {BASELINE}, GAUC": _shown(each["gain"]), "upper 95 % bound": each["upper"],
@@ -158,55 +148,6 @@ def sections(summary: Mapping[str, Any]) -> list[results.Section]:
         for kind, each in (summary["lost"] or {}).items()
     ]  # fmt: skip
     return [*found, results.Section(f"Share of the gain that {MODEL} loses", rows=rows)] if rows else found
-
-
-def _costs(variants: Mapping[str, Any]) -> results.Section:
-    text = (
-        "A request in float32, the longest history, the user state cached; rounds in turns. `exact` does not "
-        "fold: it runs as a whole after retrieval, user side included."
-    )
-    rows = []
-    for name, each in variants.items():
-        cost = each["cost"]
-        low, middle, high = cost["request_ms"]
-        stage = cost["stage_ms"] and cost["stage_ms"][1]
-        sizes = {COSTS[key]: cost[key] for key in ("item_bytes", "user_bytes")}
-        rows.append(
-            results.Row(f"`{name}`", middle, quartiles=(low, high), also={"stage, ms": stage, **sizes})
-        )
-    return results.Section("Cost", text, rows)
-
-
-def picture(summary: Mapping[str, Any]) -> str:
-    """Return an SVG, a panel for each cost: GAUC with frozen histories, and the line that none beats."""
-    figure = Figure(figsize=(5.0 * len(COSTS), 4.4), layout="constrained")
-    for axes, (key, label) in zip(figure.subplots(1, len(COSTS), sharey=True), COSTS.items(), strict=True):
-        points = [
-            (cost[1] if isinstance(cost, list) else cost, each["frozen_gauc"]["mean"], name)
-            for name, each in summary["variants"].items()
-            if each["cost"] and (cost := each["cost"][key]) is not None
-        ]
-        best = [points[i][:2] for i in frontier(*([point[axis] for point in points] for axis in (0, 1)))]
-        axes.plot(*zip(*best, strict=True), color="#2a7f62", drawstyle="steps-post")
-        for x, y, name in points:
-            axes.plot(x, y, "o", color="#2a7f62" if (x, y) in best else "#777777")
-            axes.annotate(name, (x, y), (4, 4), textcoords="offset points", fontsize=8)
-        axes.set(xlabel=label, ylabel="GAUC, frozen histories", title=summary["data"])
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
-
-
-def frontier(costs: Sequence[float], qualities: Sequence[float]) -> list[int]:
-    """Return the points that no other beats, in order of cost.
-
-    A point is beaten by one that costs no more and is better, or costs less and is as good.
-    """
-    kept: list[int] = []
-    for i in sorted(range(len(costs)), key=lambda i: (costs[i], -qualities[i])):
-        if not kept or qualities[i] > qualities[kept[-1]]:
-            kept.append(i)
-    return kept
 
 
 def _gauc(row: Row) -> float:

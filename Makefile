@@ -115,10 +115,10 @@ wheel: $(VENV)/.dev ## Build the wheel into dist/
 wheel-check: wheel ## Install the wheel into a new environment without cargo and run the demo from it
 	$(PYTHON) tests/wheel_check.py dist/*.whl
 
-docs: $(VENV)/.dev ## API pages of both halves, into target/doc and build/docs
+docs: $(VENV)/.dev ## The documentation site into build/docs, broken links refused, and the Rust API into target/doc
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --quiet -p aif-core
-	$(BIN)/pdoc --output-directory build/docs aif_jax
-	@echo "Python: build/docs/index.html   Rust: target/doc/aif_core/index.html"
+	@echo "Site: build/docs/index.html   Rust: target/doc/aif_core/index.html"
 
 clean: ## Remove what the other targets made (not the cargo cache)
 	rm -rf $(VENV) $(LOWEST) dist build runs

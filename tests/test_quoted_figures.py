@@ -1,4 +1,4 @@
-"""Figures of the README that no record holds."""
+"""Figures of a document that no record holds."""
 
 import pytest
 
@@ -16,8 +16,8 @@ def document(tmp_path):
     (tmp_path / "bench/records/a.md").write_text(RECORD)
 
     def write(section):
-        file = tmp_path / "README.md"
-        file.write_text(f"# Title\n\n## Measured\n\n{section}\n\n## More\n\n9.99 ms and no record\n")
+        file = tmp_path / "page.md"
+        file.write_text(f"# Title\n\n{section}\n\n9.99 ms and no record\n")
         return file
 
     return write
@@ -43,6 +43,7 @@ def test_unrecorded_figure_of_a_record_is_not_found(document, section):
         (f"{LINKED}\n\n| stage | 1.58 |", "1.58 stands in none of bench/records/a.md"),
         (f"| stage | 3.1 |\n\n{LINKED}", "3.1 stands in none"),
         ("It took 25 ms ([record](bench/records/a.md)).", "25 stands in none"),
+        (f"{LINKED}\n\n- It took 25 ms.", "25 stands in none"),
         ("Fast:\n\n| stage | 1.59 |", "no record is named beside the table '| stage | 1.59 |'"),
     ],
 )

@@ -2,7 +2,7 @@
 
 It looks for broken relative links in the documents, Python modules that nothing imports, files that hold more
 than one concept by their length, docstrings that are indirect questions, leftovers, large or binary files,
-Makefile targets that the documents name but the Makefile lacks, and figures that the README quotes but no
+Makefile targets that the documents name but the Makefile lacks, and figures of docs/benchmarks.md that no
 record beside them holds.
 """
 
@@ -79,7 +79,7 @@ def findings() -> list[str]:
                     found.append(f"{name}: link to {target}, which does not exist")
             targets = set(re.findall(r"^([a-z-]+):", texts[ROOT / "Makefile"], re.MULTILINE))
             found += [f"{name}: `make {t}` is not a target" for t in set(MAKE.findall(text)) - targets]
-    found += unrecorded(ROOT / "README.md")
+    found += unrecorded(ROOT / "docs" / "benchmarks.md")
     found += _orphans({p: t for p, t in texts.items() if p.suffix == ".py"})
     return found
 

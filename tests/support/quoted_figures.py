@@ -1,31 +1,32 @@
-"""Figures that a document quotes stand in the record that it names: `make lint` runs it on the README.
+"""Figures that a document quotes stand in the record that it names: `make lint` checks docs/benchmarks.md.
 
-A paragraph that links to records may hold only figures of these records, rounded or not; and a table those of
-the paragraph before it, or after it. What `make demo` prints anyone can see, so a table below it needs none.
+A paragraph that links to records may hold only figures of these records, rounded or not; a table or a list
+that links to none, those of the paragraph before it, or after it. What `make demo` prints anyone can see, so
+a table below it needs none.
 """
 
 import re
 from pathlib import Path
 
-RECORD = re.compile(r"\]\((bench/records/[^)#]+)")
+RECORD = re.compile(r"\]\(((?:\.\./)?bench/records/[^)#]+\.md)")
 LINK = re.compile(r"\[[^\]]*\]\([^)]*\)|`[^`]*`")
 MEASURED = re.compile(r"(?<![\w.])(\d[\d,]*\.\d+|\d[\d,]*(?= (?:ms|%|times|bytes|GB|requests a second)\b))")
 NUMBER = re.compile(r"(?<![\w.,])\d[\d,]*(?:\.\d+)?")
-HEADING = "## Measured"
 PRINTED = "`make demo"
 
 
 def unrecorded(document: Path) -> list[str]:
-    """Return one line for each figure of the section on measurements that no record beside it holds."""
-    _, _, section = document.read_text(encoding="utf-8").partition(f"{HEADING}\n")
-    blocks = [block for block in re.split(r"\n\s*\n", section.partition("\n## ")[0]) if block.strip()]
+    """Return one line for each figure of a document that no record beside it holds."""
+    blocks = [block for block in re.split(r"\n\s*\n", document.read_text(encoding="utf-8")) if block.strip()]
     found = []
     for place, block in enumerate(blocks):
         table = block.lstrip().startswith("|")
         before, after = "".join(blocks[place - 1 : place]), "".join(blocks[place + 1 : place + 2])
         if table and PRINTED in before:
             continue
-        near = (RECORD.findall(before) or RECORD.findall(after)) if table else RECORD.findall(block)
+        near = RECORD.findall(block)
+        if table or block.lstrip().startswith("- "):
+            near = near or RECORD.findall(before) or RECORD.findall(after)
         records = sorted(set(near))
         if not records:
             if table:

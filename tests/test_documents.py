@@ -1,0 +1,62 @@
+"""Code blocks of the documents: those of a page run in order, with the names that the page says it has."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aif_jax.bundle import Bundle
+from aif_jax.nearline import Tables
+from aif_jax.serving import Engine, InMemoryUsers
+from support.served import ENGINE_CONFIG, World, tables_of
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+SERVED = ("your-model", "serving", "publishing", "observing")
+"""Pages whose examples need a bundle that serves."""
+
+
+@pytest.fixture(scope="module")
+def names(bundle: Bundle, other_bundle: Bundle, tables: Tables, world: World) -> Iterator[dict[str, Any]]:
+    users = InMemoryUsers({"ann": world.record(5), "bob": world.record(6)})
+
+    def retrieve(_: Any) -> Any:
+        return world.ids[:30]
+
+    with Engine(bundle, tables, users=users, retrieve=retrieve, config=ENGINE_CONFIG) as engine:
+        yield {
+            "bundle": bundle, "tables": tables, "users": users, "item_ids": world.ids, "engine": engine,
+            "retrieve": retrieve, "new_bundle": other_bundle, "new_tables": tables_of(other_bundle, world)[1],
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("page", SERVED)
+def test_document_code_blocks_run(page: str, names: dict[str, Any]) -> None:
+    path = DOCS / f"{page}.md"
+    blocks = BLOCK.findall(path.read_text(encoding="utf-8"))
+    assert blocks
+    given = dict(names)
+    for block in blocks:
+        exec(compile(block, str(path), "exec"), given)
+
+
+@pytest.mark.thorough
+def test_document_commands_run_in_order(tmp_path: Path) -> None:
+    text = (DOCS / "getting-started.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```console\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    for line in block.splitlines():
+        program, *arguments = line.split()
+        done = subprocess.run(
+            [Path(sys.executable).with_name(program), *arguments],
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+
+
+def test_document_every_page_with_code_is_run() -> None:
+    run = {*SERVED, "errors", "evaluation", "nearline"}
+    assert {path.stem for path in DOCS.glob("*.md") if BLOCK.search(path.read_text(encoding="utf-8"))} <= run

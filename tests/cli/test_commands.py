@@ -1,8 +1,14 @@
 """The `aif` command end to end on made-up data, and the errors that a user sees."""
 
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -188,3 +194,41 @@ def test_main_own_error_is_shown_without_traceback(
     shown = capsys.readouterr().err
     assert "/no/such/thing" in shown
     assert "Traceback" not in shown
+
+
+def test_serve_command_answers_over_http_until_told_to_stop(road: Path, tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(
+        "from aif_jax import UserRecord\n"
+        "def users(user):\n"
+        "    return UserRecord() if user == 'ann' else None\n"
+        f"def retrieve(request):\n    return {load(DATA).items['ids'][:20].tolist()!r}\n"
+    )
+    aif = Path(sys.executable).with_name("aif")
+    arguments = [aif, "serve", road / "bundle", road / "index", "--port=0", f"--cache={tmp_path / 'cache'}"]
+    arguments += ["--users=shop:users", "--retrieve=shop:retrieve"]
+    wide = os.environ | {"COLUMNS": "300"}
+    with subprocess.Popen(arguments, cwd=tmp_path, env=wide, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            (address,) = re.findall(r"http://[0-9.]+:[0-9]+", line)
+            answer = httpx.post(f"{address}/rank", json={"user": "ann", "k": 3}, timeout=60)
+            assert (answer.status_code, len(answer.json()["ids"])) == (200, 3)
+            assert httpx.post(f"{address}/rank", json={"user": "bob"}).status_code == 404
+            assert "aif_rankings_total" in httpx.get(f"{address}/metrics").text
+        finally:
+            process.terminate()
+        assert process.wait(60) in (0, -signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("shop", "got 'shop', expected MODULE:NAME"),
+        ("no_such_module:f", "no_such_module:f cannot be imported"),
+        ("json:__name__", "is a str, expected a function"),
+    ],
+)
+def test_serve_command_users_that_are_no_function_are_refused(road: Path, name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        run("serve", road / "bundle", road / "index", "--users", name)

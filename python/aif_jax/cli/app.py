@@ -28,6 +28,8 @@ EXTRAS = {
     "pyarrow": "train",
     "usearch": "usearch",
     "matplotlib": "demo",
+    "starlette": "server",
+    "uvicorn": "server",
 }
 DATA_HELP = (
     "synthetic, synthetic:small, movielens-1m:PATH, movielens-1m-new-users:PATH, movielens-100k:PATH or "
@@ -206,6 +208,39 @@ def rank(
     from aif_jax.cli.ranking import run_rank
 
     run_rank(bundle, index, data, user=user, candidates=candidates, k=k, console=Console())
+
+
+@app.command()
+def serve(
+    bundle: Annotated[Path, typer.Argument(help="OUT of `aif export`.")],
+    index: Annotated[Path, typer.Argument(help="OUT of `aif index build`.")],
+    users: Annotated[
+        str | None, typer.Option(help="The user source, MODULE:NAME: from a user id to a UserRecord.")
+    ] = None,
+    data: Annotated[str | None, typer.Option("--data", help=f"Or the users of {DATA_HELP}.")] = None,
+    retrieve: Annotated[
+        str | None,
+        typer.Option(help="Retrieval, MODULE:NAME; without it each request brings its candidates."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(help="Port to listen on; 0 for any that is free.", min=0, max=65_535)
+    ] = 8000,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Folder of compiled programs; by default a private one, such as ~/.cache/aif_jax."),
+    ] = None,
+) -> None:
+    """Serve a bundle over HTTP until the process is told to stop."""
+    if (users is None) == (data is None):
+        raise typer.BadParameter("give either --users or --data")
+    _needs("starlette", "uvicorn")
+    from aif_jax.cli.serving import run_serve
+
+    run_serve(
+        bundle, index, users=users, data=data, retrieve=retrieve, host=host, port=port, cache=cache,
+        console=Console(),
+    )  # fmt: skip
 
 
 @app.command()

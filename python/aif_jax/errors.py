@@ -59,6 +59,10 @@ class UnknownUserError(RequestError, KeyError):
     __str__ = Exception.__str__  # KeyError would show the message's repr
 
 
+class UserSourceError(AifError):
+    """The user source raised, which is the cause of this error, or returned a record that cannot be read."""
+
+
 class UnknownItemError(RequestError):
     """A candidate has no item row, and the engine is configured to refuse such candidates."""
 

@@ -7,7 +7,7 @@ import pytest
 import redis
 import redis.asyncio
 
-from aif_jax.errors import ConfigError, DataError, UnknownUserError
+from aif_jax.errors import ConfigError, DataError, UnknownUserError, UserSourceError
 from aif_jax.integrations.redis import START, RedisUsers, stream_end, write_update, write_user
 from aif_jax.integrations.redis_stream import RedisStream, position_of
 from aif_jax.nearline import Archive, BehaviourTable, Delete, Follower, ItemIndex, Upsert
@@ -85,9 +85,9 @@ def test_redis_connection_errors_pass_through(tmp_path, bundle, tables, world):
         with pytest.raises(redis.ConnectionError):
             RedisStream(client, STREAM, "mine").read(None, 0.01)
         with Engine(bundle, tables, users=users, config=ENGINE_CONFIG) as engine:
-            with pytest.raises(redis.ConnectionError):
+            with pytest.raises(UserSourceError, match="raised ConnectionError"):
                 engine.begin(1).rank(world.ids[:5], k=2)
-            assert engine.stats()["requests"]["error:ConnectionError"] == 1
+            assert engine.stats()["requests"]["error:UserSourceError"] == 1
 
 
 def test_redis_users_asynchronous_client_is_refused(port):

@@ -13,6 +13,7 @@ from aif_jax.errors import (
     DeadlineExceededError,
     OverloadedError,
     RequestError,
+    UserSourceError,
 )
 from aif_jax.serving import Engine, InMemoryUsers, Report, Threads
 from aif_jax.serving import engine as engine_module
@@ -253,8 +254,8 @@ def test_engine_one_error_raised_again_is_counted_each_time(make: Make, world: W
 
     engine = make(users=source, retrieve=lambda request: world.ids[:5])
     for _ in range(2):
-        with pytest.raises(ConnectionError):
+        with pytest.raises(UserSourceError):
             engine.rank(3)
-        with pytest.raises(ConnectionError):
+        with pytest.raises(UserSourceError):
             ran(engine.rank_async, 3)
-    assert engine.stats()["requests"]["error:ConnectionError"] == 4
+    assert engine.stats()["requests"]["error:UserSourceError"] == 4

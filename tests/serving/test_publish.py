@@ -252,7 +252,7 @@ def test_publish_users_that_cannot_be_warmed_are_counted(
         engine.rank(user)
     down.set()
     published = engine.publish(*two)
-    assert (published.warmed, published.not_warmed) == (6, {"ConnectionError": 1})
+    assert (published.warmed, published.not_warmed) == (6, {"UserSourceError": 1})
 
 
 def test_invalidate_while_publish_warms_drops_new_state(

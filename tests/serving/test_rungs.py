@@ -17,6 +17,7 @@ from aif_jax.errors import (
     DeadlineExceededError,
     OverloadedError,
     UnknownItemError,
+    UserSourceError,
 )
 from aif_jax.models import Folded
 from aif_jax.nearline import ItemIndex, build_tables
@@ -330,7 +331,7 @@ def test_rungs_failing_source_raises_or_degrades_by_config(
 ) -> None:
     source.error = ConnectionError("down")
     ids, pair = world.candidates(40)
-    with pytest.raises(ConnectionError, match="down"):
+    with pytest.raises(UserSourceError, match="down"):
         gated().begin(5, CONTEXT, deadline_ms=deadline_ms).rank(ids, pair)
     engine = gated(on_user_source_error="degrade")
     ranking = engine.begin(5, CONTEXT, deadline_ms=deadline_ms).rank(ids, pair)

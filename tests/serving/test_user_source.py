@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aif_jax.errors import RequestError, UnknownUserError
+from aif_jax.errors import UnknownUserError, UserSourceError
 from aif_jax.serving import Engine
 from aif_jax.types import UserRecord
 from support.served import Make, World
@@ -51,7 +51,7 @@ def test_user_source_unknown_user_follows_policy(make: Make, engine: Engine, wor
 )
 def test_user_source_malformed_record_is_refused(make: Make, world: World, record: Any, message: str) -> None:
     engine = make(users=lambda user: record)
-    with pytest.raises(RequestError, match=f"user 'ann'.*{message}"):
+    with pytest.raises(UserSourceError, match=f"user 'ann'.*{message}"):
         engine.begin("ann").rank(world.ids[:5])
 
 
@@ -60,9 +60,12 @@ def test_user_source_error_reaches_the_caller(make: Make, world: World) -> None:
         raise ConnectionError("feature store is down")
 
     engine = make(users=broken)
-    with pytest.raises(ConnectionError, match="feature store is down"):
+    with pytest.raises(
+        UserSourceError, match="'ann': the user source raised ConnectionError: feature"
+    ) as info:
         engine.begin("ann").rank(world.ids[:5])
-    assert engine.stats()["requests"]["error:ConnectionError"] == 1
+    assert isinstance(info.value.__cause__, ConnectionError)
+    assert engine.stats()["requests"]["error:UserSourceError"] == 1
 
 
 def test_user_record_reversed_views_rank_as_plain_arrays(make: Make, world: World) -> None:

@@ -1,15 +1,16 @@
 """User records as input of the user program: encoded features, behaviours as keys and type numbers."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from aif_jax.errors import RequestError, SchemaError
+from aif_jax.errors import RequestError, SchemaError, UserSourceError
 from aif_jax.features.ids import item_keys
 from aif_jax.features.report import EncodeReport
 from aif_jax.features.schema import Schema
+from aif_jax.strict_json import shortened, text_of
 from aif_jax.types import UserId, UserRecord
 
 
@@ -28,19 +29,35 @@ class History:
     truncated: int
 
 
-def checked_record(user: UserId, record: Any) -> UserRecord:
+def fetch_record(source: Callable[[Any], UserRecord | None], user: UserId) -> UserRecord | None:
+    """Return a user's record from a source, its types checked; ``None`` for an unknown user.
+
+    Raises:
+        UserSourceError: the source raised, or returned something else.
+    """
+    try:
+        record = source(user)
+    except Exception as error:
+        raise UserSourceError(
+            f"user {shortened(text_of(user))}: the user source raised {type(error).__name__}: "
+            f"{shortened(text_of(error))}"
+        ) from error
+    return None if record is None else _checked(user, record)
+
+
+def _checked(user: UserId, record: Any) -> UserRecord:
     """Check the types in what a user source returned; values are checked when they are read.
 
     Raises:
-        RequestError: it is not a `UserRecord`, or a field has another type than documented there.
+        UserSourceError: it is not a `UserRecord`, or a field has another type than documented there.
     """
     if not isinstance(record, UserRecord):
-        raise RequestError(
+        raise UserSourceError(
             f"user {user!r}: the user source returned a {type(record).__name__}, expected a UserRecord "
             "or None."
         )
     if not isinstance(record.features, Mapping):
-        raise RequestError(
+        raise UserSourceError(
             f"user {user!r}: the source's features: got {_shown(record.features)}, expected a mapping from "
             "names to values; {} for a user without features."
         )
@@ -50,7 +67,7 @@ def checked_record(user: UserId, record: Any) -> UserRecord:
             len(column)
             column[:0]
         except (TypeError, KeyError):
-            raise RequestError(
+            raise UserSourceError(
                 f"user {user!r}: the source's {name}: got {_shown(column)}, expected an array or list, most "
                 "recent first; () for a user without behaviours."
             ) from None
@@ -70,18 +87,18 @@ def read_history(user: UserId, record: UserRecord, schema: Schema, longest: int)
     """Check and cut the behaviours of a record.
 
     Raises:
-        RequestError: items and types are not of one length, a type is unknown, or an id is malformed.
+        UserSourceError: items and types are not of one length, a type is unknown, or an id is malformed.
     """
     total = len(record.items)
     if len(record.types) != total:
-        raise RequestError(
+        raise UserSourceError(
             f"user {user!r}: the source gave {total} items and {len(record.types)} types; "
             "expected one type for each item."
         )
     try:
         keys = item_keys(record.items[:longest])
     except RequestError as error:
-        raise RequestError(f"user {user!r}: the source's items: {error}") from error
+        raise UserSourceError(f"user {user!r}: the source's items: {error}") from error
     return History(keys, _type_numbers(user, record.types[:longest], schema), max(0, total - longest))
 
 
@@ -91,13 +108,13 @@ def read_features(
     """Encode the features of a record, ``[1, ...]`` each; those that the schema does not name are counted.
 
     Raises:
-        RequestError: a value is of the wrong kind.
+        UserSourceError: a value is of the wrong kind.
     """
     columns = {name: [value] for name, value in record.features.items()}
     try:
         return schema.encode("user", columns, 1, report=report, strict=False)
     except SchemaError as error:
-        raise RequestError(f"user {user!r}: the source's features: {error}") from error
+        raise UserSourceError(f"user {user!r}: the source's features: {error}") from error
 
 
 def _type_numbers(user: UserId, types: Any, schema: Schema) -> np.ndarray:
@@ -107,7 +124,7 @@ def _type_numbers(user: UserId, types: Any, schema: Schema) -> np.ndarray:
         try:
             return np.fromiter((number[name] for name in types), np.int32, len(types))
         except KeyError as error:
-            raise RequestError(
+            raise UserSourceError(
                 f"user {user!r}: unknown behaviour type {error.args[0]!r}; the model knows "
                 f"{', '.join(names)}."
             ) from None
@@ -115,11 +132,11 @@ def _type_numbers(user: UserId, types: Any, schema: Schema) -> np.ndarray:
     if len(numbers) == 0:
         return np.zeros(0, np.int32)
     if numbers.dtype.kind not in "iu" or numbers.ndim != 1:
-        raise RequestError(
+        raise UserSourceError(
             f"user {user!r}: behaviour types have dtype {numbers.dtype}, expected names or their numbers."
         )
     if numbers.min() < 0 or numbers.max() >= len(names):
-        raise RequestError(
+        raise UserSourceError(
             f"user {user!r}: behaviour types go from {numbers.min()} to {numbers.max()}, expected 0 to "
             f"{len(names) - 1} ({', '.join(names)})."
         )

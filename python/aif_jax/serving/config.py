@@ -182,7 +182,7 @@ class EngineConfig:
         unknown_user: ``error`` refuses users unknown to the source, ``default`` ranks without a record.
         unknown_columns: ``error`` refuses tables with columns that are not pair features, ``ignore`` skips.
         on_deadline: ``degrade`` answers in time with what is there (`aif_jax.serving.ladder`); or ``error``.
-        on_user_source_error: ``error`` passes on what it raised, ``degrade`` ranks with the user prior.
+        on_user_source_error: ``error`` raises `UserSourceError`, ``degrade`` ranks with the user prior.
         max_memory_bytes: memory of all generations, host and device, over which none is added; ``None``: any.
         max_pending_age_s: age in seconds at which a handle from `Engine.begin` that was never ranked expires.
 

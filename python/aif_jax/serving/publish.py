@@ -15,7 +15,7 @@ from typing import Any
 
 from aif_jax.bundle import Bundle, compilations
 from aif_jax.errors import AifError, PublishError, RequestError, SchedulerError
-from aif_jax.features.records import checked_record
+from aif_jax.features.records import fetch_record
 from aif_jax.machine import throttled
 from aif_jax.nearline import Coverage, Tables
 from aif_jax.nearline.coverage import MissingKeys, coverage_of
@@ -25,7 +25,7 @@ from aif_jax.serving.generation import Needs, check_budget, check_versions, need
 from aif_jax.serving.release import Release
 from aif_jax.serving.shadow import Answer, answer, compared
 from aif_jax.serving.user_program import compute_state, long_bucket
-from aif_jax.types import UserId, UserRecord
+from aif_jax.types import UserId
 
 _POLL_S = 0.05
 _POLL_RATIO = 10.0
@@ -302,7 +302,7 @@ def warm_users(
             break
         moment = release.user_states.moment()
         try:
-            record = _record(release, user)
+            record = fetch_record(release.users, user)
             if record is None:
                 continue
             with throttled():
@@ -322,12 +322,8 @@ def _ranked(release: Release, request: GoldenRequest) -> Answer:
     k = generation.sizes.k if request.k is None else checked_k(request.k, generation.bundle.k_max)
     args = RankArgs(candidates=request.candidates, pair=request.pair, k=k, filters=None, called_s=0.0)
     with throttled():
-        return answer(generation, request.user, _record(release, request.user), context, args, k)
-
-
-def _record(release: Release, user: UserId) -> UserRecord | None:
-    record = release.users(user)
-    return None if record is None else checked_record(user, record)
+        record = fetch_record(release.users, request.user)
+        return answer(generation, request.user, record, context, args, k)
 
 
 class Generations:

@@ -11,7 +11,7 @@ from typing import Any
 
 from aif_jax import processes
 from aif_jax.aio import Waiter, result_of
-from aif_jax.errors import DeadlineExceededError, OverloadedError, RequestError
+from aif_jax.errors import DeadlineExceededError, OverloadedError, RequestError, UserSourceError
 from aif_jax.features import EncodeReport, Filters
 from aif_jax.serving.account import Account, RankTimes, describe
 from aif_jax.serving.admission import Admission, Ticket
@@ -157,7 +157,7 @@ class Pending:
 
     __slots__ = (
         "_group", "_lock", "_record", "_release", "_retrieval", "_retrieval_reason", "_services", "_settled",
-        "_side", "_source_failed", "_tasks", "_ticket", "_user_error", "_went_on", "_why_over", "_work",
+        "_side", "_tasks", "_ticket", "_user_error", "_went_on", "_why_over", "_work",
         "context", "deadline", "phase", "user", "user_phase", "version",
     )  # fmt: skip
 
@@ -185,11 +185,10 @@ class Pending:
         self.user_phase = UserPhase.IDLE
         # Why the handle cannot be ranked any more.
         self._why_over = ""
-        # The user side under way, its result or the error in its place, whether the source raised that.
+        # The user side under way, its result or the error in its place.
         self._work: UserWork | None = None
         self._side: UserSide | None = None
         self._user_error: BaseException | None = None
-        self._source_failed = False
         # Resolved when the user side is settled; made by the one who waits, if there is anything to wait for.
         self._settled: concurrent.futures.Future[None] | None = None
         # Whether the request continued without its user side.
@@ -361,9 +360,7 @@ class Pending:
         if over:  # closed meanwhile
             admission.done(admitted.ticket)
         elif admitted.level == "stage":
-            self._user_failed(
-                OverloadedError(f"user {self.user!r}: there is no time for its user side."), False
-            )
+            self._user_failed(OverloadedError(f"user {self.user!r}: there is no time for its user side."))
 
     def _start(self) -> None:
         """Start the user side, once: IDLE -> FETCHING, or FAILED if it is refused and may be gone without."""
@@ -380,7 +377,7 @@ class Pending:
         except OverloadedError as error:
             if not self._release.ladder.degrades(self.deadline.ms):
                 raise
-            self._user_failed(error, False)
+            self._user_failed(error)
 
     def _user_fetched(self, record: UserRecord) -> None:
         """Take note of the user's record: FETCHING -> COMPUTING."""
@@ -402,13 +399,13 @@ class Pending:
         elif late:
             self._services.observers.count("late_user_sides")
 
-    def _user_failed(self, error: BaseException, source: bool) -> None:
+    def _user_failed(self, error: BaseException) -> None:
         """Take the error in the user side's place: IDLE, FETCHING, COMPUTING -> FAILED."""
         self._services.admission.user_done(self._ticket)
         with self._lock:
             first = self.user_phase in _UNSETTLED
             if first:
-                self.user_phase, self._user_error, self._source_failed = UserPhase.FAILED, error, source
+                self.user_phase, self._user_error = UserPhase.FAILED, error
             waited = self._settled
         if first and waited is not None:
             waited.set_result(None)
@@ -510,7 +507,7 @@ class Pending:
             if not self._release.ladder.degrades(self.deadline.ms):
                 raise
             task = self._tasks.submit("blocking", "retrieve", call, always=True)
-            self._user_failed(error, False)
+            self._user_failed(error)
             return task
 
     def _retrieval_ms(self) -> float | None:
@@ -603,7 +600,7 @@ class Pending:
             raise self._late()
         error = self._user_error
         # Its own error comes first, but a queue that was full does not keep a request from an answer.
-        if error is None or (isinstance(error, OverloadedError) and not self._source_failed):
+        if error is None or isinstance(error, OverloadedError):
             raise self._tasks.too_late("stage")
         raise error
 
@@ -657,7 +654,7 @@ class Pending:
 
     def _reason(self, error: BaseException) -> Reason | None:
         """Return why the request continues without its user side; ``None`` if it does not."""
-        if self._source_failed:
+        if isinstance(error, UserSourceError):
             degrade = self._release.generation.config.on_user_source_error == "degrade"
             return "user source failed" if degrade else None
         if not self._release.ladder.degrades(self.deadline.ms):

@@ -22,7 +22,7 @@ import numpy as np
 from aif_jax.aio import SHUT_DOWN
 from aif_jax.errors import RequestError, SchedulerError, SchemaError, UnknownUserError
 from aif_jax.features import EncodeReport, bucket_for
-from aif_jax.features.records import checked_record
+from aif_jax.features.records import fetch_record
 from aif_jax.serving.generation import Generation
 from aif_jax.serving.ladder import FULL, Choice, Ladder
 from aif_jax.serving.report import Task
@@ -64,7 +64,7 @@ class UserWork:
         tasks: run the steps.
         fetched: called with the record when the user source has answered.
         computed: called with the result.
-        failed: called with the error in its place, and whether the user source raised it.
+        failed: called with the error in its place.
         member: its membership in a group, if it has one.
         sides: run it, once it was started.
         record, unknown: the user's record; whether the source did not know the user.
@@ -73,7 +73,6 @@ class UserWork:
         moment: `UserStates.moment` before the record was fetched.
         flight: the computation that others may join.
         submitted_s: time at which it was handed to the compute lane.
-        source_failed: whether the user source raised.
         dropped: whether nobody asks for the result any more.
         quiet: whether the end of a cancelled task is no failure.
         queued: tasks that may not have started.
@@ -84,7 +83,7 @@ class UserWork:
     tasks: Tasks
     fetched: Callable[[UserRecord], None]
     computed: "Callable[[UserSide], None]"
-    failed: Callable[[BaseException, bool], None]
+    failed: Callable[[BaseException], None]
     member: "GroupMember | None" = None
     sides: "UserSides | None" = None
     record: UserRecord = _NOTHING
@@ -94,7 +93,6 @@ class UserWork:
     moment: int = 0
     flight: "Flight | None" = None
     submitted_s: float = 0.0
-    source_failed: bool = False
     dropped: bool = False
     quiet: bool = False
     queued: "list[Future[Any]]" = dataclasses.field(default_factory=list)
@@ -126,7 +124,7 @@ class UserWork:
         else:
             error = task.exception()
         if error is not None:
-            self.failed(error, self.source_failed)
+            self.failed(error)
 
 
 class UserGroup:
@@ -294,7 +292,7 @@ class UserSides:
                 if not work.dropped and self._leads(work):
                     led.append(work)
             except Exception as error:
-                work.failed(error, False)
+                work.failed(error)
         for length in sorted({work.length for work in led}):
             left = [work for work in led if work.length == length]
             while left:
@@ -328,13 +326,7 @@ class UserSides:
     def _fetch(self, work: UserWork) -> None:
         """In the blocking lane: fetch the record and look for a cached state, or go to the compute lane."""
         began_s, work.moment = time.perf_counter(), self._states.moment()
-        try:
-            record = self.users(work.user)
-            if record is not None:
-                record = checked_record(work.user, record)
-        except Exception:
-            work.source_failed = True
-            raise
+        record = fetch_record(self.users, work.user)
         work.times = (began_s, time.perf_counter())
         if record is None:
             if self._refuses_unknown:
@@ -385,13 +377,13 @@ class UserSides:
             else:
                 work.computed(self._side(work, state, joined=True))
         except Exception as error:
-            work.failed(error, False)
+            work.failed(error)
 
     def _submit_group(self, works: Sequence[UserWork]) -> None:
         def over(error: BaseException | None) -> None:
             for work in works:
                 if error is not None:
-                    work.failed(error, False)
+                    work.failed(error)
                 self._flights.land(work.flight)
 
         submitted_s = time.perf_counter()
@@ -416,7 +408,7 @@ class UserSides:
     def _compute_group(self, works: Sequence[UserWork]) -> None:
         """In the compute lane: run the user program for a group."""
         for work, error in self._run(works, FULL).items():
-            work.failed(error, False)
+            work.failed(error)
 
     def _run(self, works: Sequence[UserWork], choice: Choice) -> dict[UserWork, Exception]:
         """Compute states in one call and hand in the user sides; return the errors.

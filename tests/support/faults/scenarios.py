@@ -75,7 +75,7 @@ def scenarios(service: Service) -> list[Scenario]:
         ),
         Scenario(
             name="user source raises", drive=_ask, faults=some(Fault(user=injection.down), 3),
-            errors=frozenset({"SourceDownError"}),
+            errors=frozenset({"UserSourceError"}),
         ),
         Scenario(
             name="user source hangs", drive=_ask_in_time, let_go=source_hangs.let_go,
@@ -84,7 +84,7 @@ def scenarios(service: Service) -> list[Scenario]:
         Scenario(
             name="user source returns garbage", drive=_ask,
             faults=some(as_source(injection.garbage_records(service)), 3),
-            errors=frozenset({"RequestError"}),
+            errors=frozenset({"UserSourceError"}),
         ),
         Scenario(
             name="a worker panics", drive=_ask, noisy=True,

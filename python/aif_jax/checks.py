@@ -1,11 +1,25 @@
-"""Checks of settings, and what every class of settings shares."""
+"""Checks of settings and of the contents of files, and what every class of settings shares."""
 
+import contextlib
 import dataclasses
+import functools
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+import sys
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
-from aif_jax.errors import ConfigError
+from aif_jax.errors import AifError, ConfigError
+from aif_jax.strict_json import shortened
+
+_MAX_FLOAT = sys.float_info.max
+_WORDS = {
+    int: "a whole number",
+    float: "a finite number",
+    str: "a string",
+    bool: "true or false",
+    type(None): "null",
+}
 
 
 def check(name: str, value: object, holds: bool, expected: str) -> None:
@@ -18,7 +32,7 @@ def check(name: str, value: object, holds: bool, expected: str) -> None:
         expected: the condition in words.
     """
     if not holds:
-        raise ConfigError(f"{name}: got {value!r}, expected {expected}.")
+        raise ConfigError(f"{name}: got {shortened(repr(value))}, expected {expected}.")
 
 
 def whole(name: str, value: Any, minimum: int, *, step: int = 1, none: bool = False) -> None:
@@ -49,7 +63,62 @@ def choice(name: str, value: object, allowed: Sequence[object]) -> None:
 def ascending(name: str, values: Sequence[Any]) -> None:
     """Raise `ConfigError` unless each value of a setting is larger than the one before."""
     if any(low >= high for low, high in itertools.pairwise(values)):
-        raise ConfigError(f"{name}: {values} is not strictly ascending.")
+        raise ConfigError(f"{name}: {shortened(repr(values))} is not strictly ascending.")
+
+
+@contextlib.contextmanager
+def well_formed(where: object, error: type[AifError], fix: str) -> Iterator[None]:
+    """Refuse contents that do not fit the block, which reads them: what it raises becomes an error of ours.
+
+    A checksum tells only that a file is as somebody wrote it, which may have been another program.
+
+    Args:
+        where: the file, for the message.
+        error: class of the error.
+        fix: advice that ends the message.
+
+    Raises:
+        AifError: the block raised an error by which Python tells that a value does not fit; others pass.
+    """
+    try:
+        yield
+    except AifError:
+        raise
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+        MemoryError,
+    ) as e:
+        why = shortened(f"{type(e).__name__}: {e}")
+        raise error(f"{where}: has other contents than this release reads ({why}); {fix}.") from e
+
+
+def check_types(
+    owner: Any, error: type[AifError] = ConfigError, *, about: str = "", but: Sequence[str] = ()
+) -> None:
+    """Check that each field of a dataclass has the type that it is declared with; lists become tuples.
+
+    Args:
+        owner: the object, as its ``__post_init__`` gets it.
+        error: class of the error.
+        about: words before the field's name in the message.
+        but: fields that are not checked.
+
+    Raises:
+        AifError: a field has another type, of the class ``error``.
+    """
+    for name, kind in _declared(type(owner)).items():
+        if name in but:
+            continue
+        value = getattr(owner, name)
+        if isinstance(value, list) and get_origin(kind) is tuple:
+            object.__setattr__(owner, name, value := tuple(value))
+        if not _fits(value, kind):
+            raise error(f"{about}{name}: got {shortened(repr(value))}, expected {_in_words(kind)}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +127,9 @@ class Config:
 
     _about: ClassVar[str] = ""
     """Whose settings these are, for messages."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed, validated again."""
@@ -75,6 +147,42 @@ class Config:
             ConfigError: a field is unknown or invalid.
         """
         known = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(values, Mapping):
+            raise ConfigError(
+                f"{cls._about} config: got a {type(values).__name__}, expected an object of fields."
+            )
         if unknown := sorted(set(values) - known):
-            raise ConfigError(f"unknown {cls._about} config fields {unknown}; known are {sorted(known)}.")
+            given = shortened(repr(unknown))
+            raise ConfigError(f"unknown {cls._about} config fields {given}; known are {sorted(known)}.")
         return cls(**values)
+
+
+@functools.cache
+def _declared(kind: type) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Return whether a value has a type; an integer is a number too, a boolean is neither."""
+    if get_origin(kind) is Literal:
+        return any(value is word or (type(value) is type(word) and value == word) for word in get_args(kind))
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_fits(part, get_args(kind)[0]) for part in value)
+    if get_origin(kind) in (Union, types.UnionType):
+        return any(_fits(value, one) for one in get_args(kind))
+    if kind in (int, float):
+        number = isinstance(value, (int, kind)) and not isinstance(value, bool)
+        return number and (kind is int or -_MAX_FLOAT <= value <= _MAX_FLOAT)
+    return isinstance(value, kind)
+
+
+def _in_words(kind: Any) -> str:
+    arguments = get_args(kind)
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(repr, arguments))}"
+    if get_origin(kind) is tuple:
+        return f"a list, each {_in_words(arguments[0])}"
+    if arguments:
+        return " or ".join(map(_in_words, arguments))
+    return _WORDS.get(kind, f"a {kind.__name__}")

@@ -126,8 +126,7 @@ class ModelConfig(Config):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("blocks", "head_layers", "item_layers", "heads", "tier_edges"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        super().__post_init__()
         for name, words in _CHOICES.items():
             choice(name, getattr(self, name), words)
         for block in self.blocks:

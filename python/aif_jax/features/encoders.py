@@ -8,9 +8,11 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
+from aif_jax.checks import check_types
 from aif_jax.errors import SchemaError
 from aif_jax.features.tokens import Tokens
 from aif_jax.lookup import find
+from aif_jax.strict_json import shortened
 
 T = TypeVar("T")
 
@@ -40,6 +42,7 @@ class Vocabulary:
     min_count: int = 1
 
     def __post_init__(self) -> None:
+        check_types(self, SchemaError, but=("values",))  # their types are checked all at once
         if self.max_size is not None and self.max_size < 1:
             raise SchemaError(f"max_size: got {self.max_size}, expected at least 1, or None for no bound.")
         if self.min_count < 1:
@@ -194,6 +197,7 @@ class Hashing:
     buckets: int
 
     def __post_init__(self) -> None:
+        check_types(self, SchemaError)
         if not 1 <= self.buckets <= 2**31 - 3:
             raise SchemaError(f"buckets: got {self.buckets}, expected 1 to 2^31 - 3.")
 
@@ -253,15 +257,21 @@ def from_kind(what: str, fields: Mapping[str, Any], makers: Mapping[str, Callabl
     Raises:
         SchemaError: the kind is unknown or the fields do not fit.
     """
+    if not isinstance(fields, Mapping):
+        raise SchemaError(f"{what}: got a {type(fields).__name__}, expected an object with its kind.")
     arguments = dict(fields)
     kind = arguments.pop("kind", None)
     if not isinstance(kind, str) or kind not in makers:
         *others, last = map(repr, makers)
-        raise SchemaError(f"{what} kind: got {kind!r}, expected {', '.join(others)} or {last}.")
+        raise SchemaError(
+            f"{what} kind: got {shortened(repr(kind))}, expected {', '.join(others)} or {last}."
+        )
     try:
         return makers[kind](**arguments)
     except TypeError as error:
-        raise SchemaError(f"{what} {fields!r} has fields that do not fit its kind: {error}.") from error
+        raise SchemaError(
+            f"{what} {shortened(repr(fields))} has fields that do not fit its kind: {shortened(str(error))}."
+        ) from error
 
 
 def _vocabulary(*, values: Any, **fields: Any) -> Vocabulary:

@@ -7,15 +7,19 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from aif_jax import _native
+from aif_jax.checks import check_types
 from aif_jax.errors import SchemaError
 from aif_jax.features.encoders import UNKNOWN, Encoder, Vocabulary, encoder_from_json, from_kind
 from aif_jax.features.report import EncodeReport
 from aif_jax.features.tokens import Tokens, ragged, tokens
+from aif_jax.strict_json import shortened
 
 
-def _check_name(name: str) -> None:
-    if not name.isidentifier():
-        raise SchemaError(f"feature {name!r}: expected a name of letters, digits and underscores.")
+def _check(feature: Any) -> None:
+    check_types(feature, SchemaError, about="feature: ")
+    if not feature.name.isidentifier():
+        given = shortened(repr(feature.name))
+        raise SchemaError(f"feature {given}: expected a name of letters, digits and underscores.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +30,7 @@ class _Coded:
     encoder: Encoder = dataclasses.field(default_factory=Vocabulary)
 
     def __post_init__(self) -> None:
-        _check_name(self.name)
+        _check(self)
 
     @property
     def fitted(self) -> bool:
@@ -162,7 +166,7 @@ class Numeric:
     std: float | None = None
 
     def __post_init__(self) -> None:
-        _check_name(self.name)
+        _check(self)
         if self.transform not in ("identity", "log1p"):
             raise SchemaError(
                 f"feature {self.name!r}: transform {self.transform!r} is not 'identity' or 'log1p'."

@@ -7,9 +7,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from aif_jax.checks import check_types
 from aif_jax.errors import SchemaError
 from aif_jax.features.kinds import Categorical, Feature, MultiValued, Numeric, feature_from_json
 from aif_jax.features.report import EncodeReport
+from aif_jax.strict_json import shortened
 
 Group = Literal["user", "item", "context", "pair", "train_only"]
 GROUPS: tuple[Group, ...] = ("user", "item", "context", "pair", "train_only")
@@ -55,8 +57,7 @@ class Schema:
     item_id: str | None = None
 
     def __post_init__(self) -> None:
-        for field in (*GROUPS, "behaviour_types"):
-            object.__setattr__(self, field, tuple(getattr(self, field)))
+        check_types(self, SchemaError, about="schema: ")
         for group in GROUPS:
             names = [feature.name for feature in self.features(group)]
             if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -249,12 +250,16 @@ class Schema:
         Raises:
             SchemaError: another version, or fields that do not fit.
         """
+        if not isinstance(values, Mapping):
+            raise SchemaError(f"schema: got a {type(values).__name__}, expected an object of its fields.")
         fields = dict(values)
         if (version := fields.pop("version", None)) != _VERSION:
-            raise SchemaError(f"schema version: got {version!r}, this release reads {_VERSION}.")
+            raise SchemaError(
+                f"schema version: got {shortened(repr(version))}, this release reads {_VERSION}."
+            )
         try:
             for group in GROUPS:
                 fields[group] = tuple(feature_from_json(feature) for feature in fields.get(group, ()))
             return cls(**fields)
         except TypeError as error:
-            raise SchemaError(f"schema fields do not fit: {error}.") from error
+            raise SchemaError(f"schema fields do not fit: {shortened(str(error))}.") from error

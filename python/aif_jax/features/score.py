@@ -12,6 +12,7 @@ from aif_jax.config import ModelConfig
 from aif_jax.errors import ConfigError
 from aif_jax.features.kinds import Numeric
 from aif_jax.features.schema import Schema
+from aif_jax.strict_json import shortened
 
 _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: lambda a, b: a + b,
@@ -25,6 +26,9 @@ _FUNCTIONS: dict[str, tuple[int, str]] = {
     "min": (2, "minimum"), "max": (2, "maximum"), "log": (1, "log"), "exp": (1, "exp"),
 }  # fmt: skip
 """Functions by name: their number of arguments, and their name in NumPy and JAX."""
+
+_MAX_DEPTH = 100
+_MAX_NUMBER = float(np.finfo(np.float32).max)
 
 
 class Score:
@@ -47,6 +51,7 @@ class Score:
 
     def __init__(self, expression: str, heads: tuple[str, ...], pair: tuple[str, ...] = ()) -> None:
         self.expression = expression
+        self._given = shortened(repr(expression))
         self.heads = heads
         if twice := sorted(set(heads) & {f"logit_{head}" for head in heads}):
             raise ConfigError(f"score: {twice[0]!r} would be a head and another's logit; rename the head.")
@@ -56,14 +61,15 @@ class Score:
         self._pair = pair
         try:
             self._tree = ast.parse(expression.strip(), mode="eval").body
-        except (SyntaxError, ValueError) as error:
-            raise ConfigError(f"score: {expression!r} is not an expression: {error}.") from error
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            why = shortened(str(error)) or type(error).__name__
+            raise ConfigError(f"score: {self._given} is not an expression: {why}.") from error
         used: set[str] = set()
-        self._check(self._tree, used)
+        self._check(self._tree, used, 0)
         self.raw = tuple(sorted(used & set(pair)))
         if not used - set(pair):
             raise ConfigError(
-                f"score: {expression!r} uses no head, so that the model would have no effect; "
+                f"score: {self._given} uses no head, so that the model would have no effect; "
                 f"heads are {list(heads)}."
             )
 
@@ -96,30 +102,36 @@ class Score:
             names[f"logit_{head}"] = logits[..., number]
         return names
 
-    def _check(self, node: ast.expr, used: set[str]) -> None:
+    def _check(self, node: ast.expr, used: set[str], depth: int) -> None:
+        if depth > _MAX_DEPTH:
+            raise ConfigError(
+                f"score: {self._given} is nested more than {_MAX_DEPTH} deep; expected a short formula."
+            )
         match node:
             case ast.Constant(value=value) if type(value) in (int, float):
-                return
+                if value > _MAX_NUMBER:
+                    raise ConfigError(
+                        f"score: {self._given} holds a number over {_MAX_NUMBER:.4g}, the largest of float32."
+                    )
             case ast.Name(id=name):
                 self._check_name(name)
                 used.add(name)
             case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=operand):
-                self._check(operand, used)
+                self._check(operand, used, depth + 1)
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-                self._check(left, used)
-                self._check(right, used)
+                self._check(left, used, depth + 1)
+                self._check(right, used, depth + 1)
             case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
                 n = _FUNCTIONS[name][0]
                 if len(args) != n:
-                    raise ConfigError(
-                        f"score: {name} in {self.expression!r} got {len(args)} values, expected {n}."
-                    )
+                    raise ConfigError(f"score: {name} in {self._given} got {len(args)} values, expected {n}.")
                 for arg in args:
-                    self._check(arg, used)
+                    self._check(arg, used, depth + 1)
             case _:
+                part = shortened(repr(ast.get_source_segment(self.expression.strip(), node)))
                 raise ConfigError(
-                    f"score: {ast.unparse(node)!r} in {self.expression!r} is not allowed; use numbers, "
-                    f"names, + - * / **, brackets, and {', '.join(sorted(_FUNCTIONS))}."
+                    f"score: {part} in {self._given} is not allowed; use numbers, names, + - * / **, "
+                    f"brackets, and {', '.join(sorted(_FUNCTIONS))}."
                 )
 
     def _check_name(self, name: str) -> None:
@@ -128,11 +140,11 @@ class Score:
             raise ConfigError(f"score: pair feature {name!r} has the name of a function; rename the feature.")
         if name in self._clash:
             raise ConfigError(
-                f"score: {name!r} in {self.expression!r} is a head and a pair feature; rename the feature."
+                f"score: {name!r} in {self._given} is a head and a pair feature; rename the feature."
             )
         if name not in known:
             raise ConfigError(
-                f"score: {name!r} in {self.expression!r} is no head and no numeric pair feature; "
+                f"score: {shortened(repr(name))} in {self._given} is no head and no numeric pair feature; "
                 f"known are {', '.join(known)}."
             )
 

@@ -85,8 +85,7 @@ class TrainConfig(Config):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("long_buckets", "head_weights", "negative_heads"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        super().__post_init__()
         for name in ("epochs", "batch_size", "group", "checkpoints_kept"):
             whole(name, getattr(self, name), 1)
         for name in (

@@ -16,6 +16,7 @@ from aif_jax.bundle.compilation_cache import CompilationCache, open_cache
 from aif_jax.bundle.files import CONFIG, GOLDEN, KERNEL_ABI, KINDS, STAGES, WEIGHTS, ProgramKind, Stage
 from aif_jax.bundle.programs import Call, Program, Signature
 from aif_jax.bundle.tensors import load_tensors
+from aif_jax.checks import well_formed, whole
 from aif_jax.config import ModelConfig, Precision
 from aif_jax.errors import AifError, BundleError, ConfigError
 from aif_jax.features import Schema
@@ -59,6 +60,8 @@ class Bundle(OfOneProcess, guards=("call", "program")):
         self.schema = Schema.from_json(description["schema"])
         self.precision: Precision = files.precision_of(description)
         self.sizes: Mapping[str, int] = MappingProxyType(dict(description["sizes"]))
+        for name in {"k_max", *self.sizes}:
+            whole(f"sizes: {name}", self.sizes[name], 0)
         self.notes: Mapping[str, Any] = MappingProxyType(dict(description["notes"]))
         self.metrics: Mapping[str, Any] = MappingProxyType(dict(description["metrics"]))
         self.weights: Mapping[str, jax.Array] = MappingProxyType(
@@ -101,15 +104,22 @@ class Bundle(OfOneProcess, guards=("call", "program")):
         contents = {name: files.read_verified(path, manifest, name) for name in manifest["files"]}
         if missing := [name for name in (CONFIG, WEIGHTS, GOLDEN) if name not in contents]:
             raise BundleError(f"{path}: the manifest lists no {', '.join(missing)}; export the model again.")
-        description = json.loads(contents[CONFIG])
         try:
             weights = load_tensors(contents[WEIGHTS])
             vectors = load_tensors(contents[GOLDEN])
-        except SafetensorError as error:
+        except (SafetensorError, ValueError) as error:
             raise BundleError(f"{path}: weights or golden vectors cannot be read: {error}.") from error
-        bundle = cls(path=path, manifest=manifest, description=description, weights=weights)
+        with well_formed(path / CONFIG, BundleError, "copy the bundle again, or export it again"):
+            description = json.loads(contents[CONFIG])
+            signatures = {
+                stage: {
+                    kind: Signature.from_json(one) for kind, one in description["programs"][stage].items()
+                }
+                for stage in STAGES
+            }
+            bundle = cls(path=path, manifest=manifest, description=description, weights=weights)
         bundle.compilation_cache = open_cache(compilation_cache, kernel_abi=KERNEL_ABI)
-        bundle._choose(prefer, description["programs"], contents, vectors)
+        bundle._choose(prefer, signatures, contents, vectors)
         return bundle
 
     @classmethod
@@ -165,7 +175,7 @@ class Bundle(OfOneProcess, guards=("call", "program")):
     def _choose(
         self,
         prefer: str,
-        signatures: Mapping[str, Any],
+        signatures: Mapping[str, Mapping[str, Signature]],
         contents: Mapping[str, bytes],
         vectors: Mapping[str, np.ndarray],
     ) -> None:
@@ -176,7 +186,7 @@ class Bundle(OfOneProcess, guards=("call", "program")):
                 self._programs = {
                     stage: Program(
                         stage, kind, contents[f"programs/{stage}.{kind}"],
-                        Signature.from_json(signatures[stage][kind]),
+                        signatures[stage][kind],
                     )
                     for stage in STAGES
                 }  # fmt: skip
@@ -194,7 +204,7 @@ class Bundle(OfOneProcess, guards=("call", "program")):
         )
 
     def _cannot_run(
-        self, signatures: Mapping[str, Any], contents: Mapping[str, bytes], kind: str
+        self, signatures: Mapping[str, Mapping[str, Signature]], contents: Mapping[str, bytes], kind: str
     ) -> str | None:
         if any(kind not in signatures[stage] for stage in STAGES):
             return "the bundle was exported without such programs"

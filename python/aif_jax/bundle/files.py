@@ -9,12 +9,14 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
+from aif_jax.checks import well_formed
 from aif_jax.config import Precision, check_precision
 from aif_jax.errors import BundleError
 from aif_jax.files import make_directory, real_path, replace_directory, sync_directory, temporary_directory
+from aif_jax.strict_json import shortened
 
 Stage = Literal["behaviour", "item", "user", "stage"]
 ProgramKind = Literal["native", "portable"]
@@ -114,22 +116,28 @@ def read_manifest(path: Path) -> dict[str, Any]:
         ) from None
     except NotADirectoryError:
         raise BundleError(f"{path}: is a file; expected the directory that export_bundle wrote.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{file}: is not JSON ({error}); {_RESTORE}.") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise BundleError(f"{file}: has no list of files; {_RESTORE}.")
     if manifest.get("format") != FORMAT:
         raise BundleError(
-            f"{file}: has format {manifest.get('format')!r}, this release reads {FORMAT}; "
+            f"{file}: has format {shortened(repr(manifest.get('format')))}, this release reads {FORMAT}; "
             "export the model again with this release, or load the bundle with the one that wrote it."
         )
+    for name, entry in manifest["files"].items():
+        place = PurePosixPath(name)
+        if place.is_absolute() or ".." in place.parts:
+            raise BundleError(f"{file}: lists {shortened(name)!r}, which is no name in a bundle; {_RESTORE}.")
+        if not isinstance(entry, dict) or [type(entry.get(key)) for key in ("bytes", "sha256")] != [int, str]:
+            raise BundleError(f"{file}: lists no size and hash of {shortened(name)!r}; {_RESTORE}.")
     given = manifest.get("version")
-    expected = hashlib.sha256(
-        canonical_json({key: value for key, value in manifest.items() if key != "version"})
-    ).hexdigest()
+    rest = {key: value for key, value in manifest.items() if key != "version"}
+    with well_formed(file, BundleError, _RESTORE):
+        expected = hashlib.sha256(canonical_json(rest)).hexdigest()
     if given != expected:
         raise BundleError(
-            f"{file}: says version {given}, but its contents have the hash {expected}: "
+            f"{file}: says version {shortened(repr(given))}, but its contents have the hash {expected}: "
             f"it was altered; {_RESTORE}."
         )
     return manifest

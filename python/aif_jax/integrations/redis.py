@@ -225,7 +225,7 @@ def _to_json(fields: Mapping[str, Any], where: str) -> str:
 def _from_json(value: bytes | str, where: str) -> dict[str, Any]:
     try:
         fields = json.loads(value, parse_constant=_no_constant)
-    except ValueError as error:  # also of bytes that are not UTF-8
+    except (ValueError, RecursionError) as error:  # also of bytes that are not UTF-8
         start = value[:40]
         raise DataError(f"{where}: is not JSON ({error}); it begins with {start!r}.") from error
     if not isinstance(fields, dict):
@@ -264,7 +264,7 @@ def _array(
     expected = f"{where}: {name!r}: expected {np.dtype(dtype).name} with {axes} axes"
     try:
         array = np.asarray(fields[name], np.float32 if dtype is np.float32 else None)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{expected}, got {error}.") from error
     if array.dtype != dtype or array.ndim != axes:
         raise DataError(f"{expected}, got {array.dtype.name} with shape {array.shape}.")

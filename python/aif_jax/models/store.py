@@ -10,11 +10,13 @@ from flax import nnx, traverse_util
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from aif_jax.checks import well_formed
 from aif_jax.config import ModelConfig
 from aif_jax.errors import BundleError
 from aif_jax.features import Schema
 from aif_jax.files import write_atomic
 from aif_jax.models.baselines import Model, build_model
+from aif_jax.strict_json import shortened
 
 CONFIG, WEIGHTS = "model.json", "weights.safetensors"
 _FORMAT = 1
@@ -55,14 +57,17 @@ def load_model(path: Path) -> tuple[Model, dict[str, Any]]:
     try:
         description = json.loads((path / CONFIG).read_text(encoding="utf-8"))
         weights = load_file(path / WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise BundleError(
             f"{path}: not a saved model ({error}); expected {CONFIG} and {WEIGHTS}, "
             "as `aif train` writes them."
         ) from error
-    if description.get("format") != _FORMAT:
-        raise BundleError(f"{path}: format {description.get('format')!r}, this release reads {_FORMAT}.")
-    model = build_model(ModelConfig.from_json(description["model"]), Schema.from_json(description["schema"]))
+    found = description.get("format") if isinstance(description, dict) else description
+    if found != _FORMAT:
+        raise BundleError(f"{path}: format {shortened(repr(found))}, this release reads {_FORMAT}.")
+    with well_formed(path / CONFIG, BundleError, "train the model again, or copy it again"):
+        schema = Schema.from_json(description["schema"])
+        model = build_model(ModelConfig.from_json(description["model"]), schema)
     set_weights(model, weights, str(path))
     return model, description
 

@@ -23,6 +23,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from aif_jax.checks import well_formed
 from aif_jax.errors import ArchiveError, ItemIndexError
 from aif_jax.files import move_into_place
 from aif_jax.nearline.row_file import joined_names, split_names
@@ -247,10 +248,14 @@ def read_log(path: Path, start: int = 0, *, about: About | None = None) -> Itera
                 if end > size or _checksum(kind, length, synced, [body]) != checksum:
                     _refuse_if_acknowledged(path, place)
                     return
-                if kind == _Kind.ABOUT:
-                    _check_about(path, json.loads(body), about)
-                else:
-                    yield _change(path, place, kind, body, about), end
+                change = None
+                with well_formed(f"{path}: the record at byte {place:,}", ItemIndexError, _FIX):
+                    if kind == _Kind.ABOUT:
+                        _check_about(path, json.loads(body), about)
+                    else:
+                        change = _change(path, place, kind, body, about)
+                if change is not None:
+                    yield change, end
     except OSError as error:
         raise ItemIndexError(f"{path}: cannot be read ({error.strerror}); {_FIX}.") from error
 
@@ -289,6 +294,10 @@ def _change(path: Path, place: int, kind: int, body: bytes, about: About | None)
         return Deleted(np.frombuffer(body, "<u8"))
     if kind == _Kind.POSITION:
         position = json.loads(body)
+        if position is not None and not (
+            isinstance(position, list) and all(type(part) in (int, str) for part in position)
+        ):
+            raise ValueError(f"the position {position!r}")
         return Reached(None if position is None else tuple(position))
     if kind == _Kind.SEALED:
         return Sealed()
@@ -296,7 +305,7 @@ def _change(path: Path, place: int, kind: int, body: bytes, about: About | None)
 
 
 def _rows(body: bytes, columns: ColumnSpecs) -> Rows:
-    n, joined = struct.unpack_from("<QQ", body)
+    n, joined = map(int, np.frombuffer(body, "<u8", 2))
     place = 16
     keys = np.frombuffer(body, "<u8", n, place)
     place += keys.nbytes
@@ -310,6 +319,8 @@ def _rows(body: bytes, columns: ColumnSpecs) -> Rows:
         # A copy, because names leave columns at odd addresses.
         read[name] = np.frombuffer(body[place : place + count * dtype.itemsize], dtype).reshape((n, *shape))
         place += count * dtype.itemsize
+    if place != len(body) or len(names or keys) != n:
+        raise ValueError(f"{n} rows of {place} bytes in {len(body)}, with {len(names or keys)} ids")
     return Rows(keys, read, names)
 
 

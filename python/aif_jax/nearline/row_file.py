@@ -32,6 +32,7 @@ from typing import IO, Any, Self
 import numpy as np
 
 from aif_jax import _native
+from aif_jax.checks import well_formed
 from aif_jax.errors import ItemIndexError
 from aif_jax.files import make_directory, move_into_place, real_path, temporary_file
 from aif_jax.nearline.store import ColumnSpecs, row_layout
@@ -256,7 +257,7 @@ def open_row_file(path: Path, *, kind: str | None = None, verify: bool = True) -
     """
     path = Path(path)
     try:
-        with open(path, "rb") as stream:
+        with open(path, "rb") as stream, well_formed(path, ItemIndexError, _FIX):
             return _read(path, stream, kind, verify)
     except OSError as error:
         raise ItemIndexError(f"{path}: cannot be read ({error.strerror}); check the path.") from error
@@ -316,9 +317,15 @@ def _read(path: Path, stream: IO[bytes], kind: str | None, verify: bool) -> RowF
         raise ItemIndexError(
             f"{path}: the bytes between its magic and its rows are not zero: altered; {_FIX}."
         )
+    sizes = [footer["rows"], footer["row_bytes"]]
+    sizes += [entry[name] for entry in footer["sections"].values() for name in ("offset", "bytes")]
+    if any(type(number) is not int or number < 0 for number in sizes):
+        raise ItemIndexError(f"{path}: its footer holds sizes that are no whole numbers; {_FIX}.")
     sections: dict[str, bytes] = {}
     reached = ROWS_AT + footer["rows"] * footer["row_bytes"]
     for name, entry in footer["sections"].items():
+        if not reached <= entry["offset"] <= entry["offset"] + entry["bytes"] <= size:
+            raise ItemIndexError(f"{path}: section {name!r} lies outside the file; {_FIX}.")
         if _holds_more_than_zeros(stream, reached, entry["offset"]):
             raise ItemIndexError(f"{path}: the bytes before section {name!r} are not zero: altered; {_FIX}.")
         stream.seek(entry["offset"])
@@ -334,13 +341,20 @@ def _read(path: Path, stream: IO[bytes], kind: str | None, verify: bool) -> RowF
         raise ItemIndexError(f"{path}: has {size} bytes, expected {reached + length + _END}; {_FIX}.")
     if verify:
         _verify(path, footer, np.frombuffer(sections["blocks"], "<u8"))
-    return RowFile(
+    found = RowFile(
         path=path, kind=footer["kind"], version=footer["version"],
         columns={name: (named_dtype(dtype), tuple(shape)) for name, dtype, shape in footer["columns"]},
         keys=np.frombuffer(sections["keys"], "<u8"),
         names=split_names(sections["names"]) if "names" in sections else None,
         notes=footer["notes"],
     )  # fmt: skip
+    counts = {len(found.keys), len(found.keys if found.names is None else found.names), footer["rows"]}
+    if len(counts) > 1 or found.row_bytes != footer["row_bytes"]:
+        raise ItemIndexError(
+            f"{path}: holds {len(found.keys)} keys of {found.row_bytes} bytes a row, its footer says "
+            f"{footer['rows']} of {footer['row_bytes']}; {_FIX}."
+        )
+    return found
 
 
 def _holds_more_than_zeros(stream: IO[bytes], start: int, end: int) -> bool:

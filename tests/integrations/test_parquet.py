@@ -87,6 +87,15 @@ def test_parquet_updates_are_followed_and_resumed(bundle: Bundle, world: World, 
         assert waiting.stats()["delay_ms"]["p99"] > 0
 
 
+def test_parquet_updates_file_without_rows_is_passed(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": pa.array([], pa.int64())}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"id": [5]}), tmp_path / "b.parquet")
+    source = ParquetUpdates(tmp_path, endless=False)
+    read = [source.read(None, 0.0) for _ in range(3)]
+    assert [[delivery.position for delivery in some or ()] for some in read] == [[], [("b.parquet", 1)], []]
+    assert read[2] is None
+
+
 def test_records_keep_missing_values_and_string_ids(bundle: Bundle, tmp_path: Path) -> None:
     rows = pa.table({
         "id": ["a", "b", "c"], "price": [1.0, None, 3.0], "item": [5, None, 7],

@@ -86,6 +86,7 @@ class ParquetUpdates:
                     return ()
                 return None
             passed = int(self._reached[1]) if path.name == self._reached[0] else 0
+            self._reached = (path.name, passed)  # before any row of it: it may have none
             self._reading = self._deliveries(path, passed)
             deliveries = next(self._reading, [])
         if deliveries:

@@ -16,7 +16,8 @@ MAX_SHOWN = 200
 _MAX_NESTED = 32
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_MAX_DIGITS = 20
+MAX_DIGITS = 20
+"""Digits of an integer."""
 
 
 def parse(content: bytes, *, max_depth: int) -> Any:
@@ -163,9 +164,9 @@ def _float(digits: str) -> float:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > _MAX_DIGITS:
+    if len(digits) > MAX_DIGITS:
         raise RequestError(
-            f"body: got the integer {shortened(digits)}, expected at most {_MAX_DIGITS} digits; send ids as "
+            f"body: got the integer {shortened(digits)}, expected at most {MAX_DIGITS} digits; send ids as "
             "integers of 64 bits or as strings, and other large numbers as floats, such as 1e30."
         )
     return int(digits)

@@ -1,8 +1,9 @@
 """The HTTP application: routes, status codes, messages."""
 
 import asyncio
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from aif_jax.bundle import Bundle
-from aif_jax.nearline import Tables
+from aif_jax.nearline import ItemIndex, Tables
 from aif_jax.observe import SlowRequests
 from aif_jax.observe.prometheus import PrometheusMetrics
 from aif_jax.server import create_app
@@ -71,6 +72,20 @@ def test_rank_route_given_candidates_are_ranked(client: Client, own: Engine, wor
     assert given["heads"].keys() == {"ctr", "cvr"}
     assert given["version"] == own.version
     assert "report" not in given
+
+
+@pytest.mark.parametrize("kind", [int, "item {}".format])
+def test_rank_route_ids_are_answered_as_given(
+    bundle: Bundle, tables: Tables, users: InMemoryUsers, world: World, kind: Callable[[int], Any]
+) -> None:
+    ids = [kind(2**64 - 1 - place) for place in range(20)]  # as floats, the integers would be one
+    columns = {name: column[:20] for name, column in world.columns.items()}
+    index = ItemIndex.build(bundle, ids, columns, world.content[:20])
+    with Engine(bundle, Tables(index, tables.behaviours), users=users, config=ENGINE_CONFIG) as engine:
+        body = {"user": 4, "k": 10, "candidates": ids, "filters": {"exclude": ids[10:15]}}
+        answer = json.loads(Client(engine).post("/rank", json=body).text)
+    assert len(answer["ids"]) == 10
+    assert set(answer["ids"]) <= {*ids[:10], *ids[15:]}
 
 
 def test_rank_route_without_candidates_retrieves(client: Client, own: Engine) -> None:

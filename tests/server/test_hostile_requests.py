@@ -5,6 +5,7 @@ import contextlib
 import gzip
 import json
 import math
+import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -12,13 +13,16 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 
 from aif_jax.bundle import Bundle
 from aif_jax.errors import ConfigError
 from aif_jax.nearline import Tables
 from aif_jax.observe import SlowRequests
+from aif_jax.observe.prometheus import PrometheusMetrics
 from aif_jax.server import create_app
 from aif_jax.serving import Engine, InMemoryUsers
+from aif_jax.strict_json import parse
 from support.served import ENGINE_CONFIG, GENRES, World
 
 DOCUMENTED = {200, 400, 404, 405, 408, 413, 502, 503, 504}
@@ -252,6 +256,21 @@ def test_body_without_stated_length_is_read_up_to_the_bound(observed: Engine) ->
     assert read <= 7000
 
 
+@pytest.mark.parametrize(("padding", "in_loop"), [(0, True), (1 << 17, False)])
+def test_body_is_parsed_in_the_event_loop_only_if_small(
+    observed: Engine, padding: int, in_loop: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+
+    def noted(content: bytes, **bounds: Any) -> Any:
+        threads.append(threading.get_ident())
+        return parse(content, **bounds)
+
+    monkeypatch.setattr("aif_jax.server.body.parse", noted)
+    assert Client(create_app(observed)).post(content=b" " * padding + b'{"user": 4}').status_code == 200
+    assert (threads == [threading.get_ident()]) == in_loop  # the loop runs in this thread
+
+
 @pytest.mark.parametrize(
     "bound",
     [{"max_body_bytes": 0}, {"max_candidates": 1.5}, {"max_depth": -1}, {"max_concurrent": True},
@@ -343,9 +362,12 @@ def test_errors_of_the_framework_are_json(client: Client) -> None:
 def test_user_source_that_raises_is_502(client: Client) -> None:
     for body in ({"user": 8}, {"user": 8, "candidates": [1]}):
         answer = client.post(json=body)
-        assert (answer.status_code, strict(answer)["error"]) == (502, "LookupError")
-        assert "the user source raised: the feature store is down" in strict(answer)["message"]
-    assert strict(client.send("GET", "/slow"))["failures"][0]["error"] == "LookupError"
+        assert (answer.status_code, strict(answer)["error"]) == (502, "UserSourceError")
+        assert (
+            "user 8: the user source raised LookupError: the feature store is down"
+            in strict(answer)["message"]
+        )
+    assert strict(client.send("GET", "/slow"))["failures"][0]["error"] == "UserSourceError"
 
 
 def test_error_that_nobody_foresaw_is_500_in_json(observed: Engine) -> None:
@@ -367,10 +389,20 @@ def test_slow_route_is_strict_json_whatever_came_in(bundle: Bundle, tables: Tabl
     def users(user: Any) -> Any:
         raise Mute
 
-    slow = SlowRequests(failures=20)
-    with Engine(bundle, tables, users=users, config=ENGINE_CONFIG, observers=[slow]) as engine:
-        client = Client(create_app(engine, slow=slow))
-        strange = [b"\xff\xfe", "\ud800", math.nan, 10**5000, "x" * 1_000_000, None, object(), ("a", b"b")]
+    slow, metrics = SlowRequests(failures=20), PrometheusMetrics()
+    with Engine(bundle, tables, users=users, config=ENGINE_CONFIG, observers=[slow, metrics]) as engine:
+        client = Client(create_app(engine, slow=slow, metrics=metrics))
+        strange = [
+            "\0\x1b\r\n\x7f\u2028",
+            b"\xff\xfe",
+            "\ud800",
+            math.nan,
+            10**5000,
+            "x" * 1_000_000,
+            None,
+            object(),
+            ("a", b"b"),
+        ]
         for user in strange:
             with pytest.raises(Exception):  # noqa: B017, PT011, any error at all
                 engine.begin(user, deadline_ms=None).rank([1])
@@ -384,3 +416,7 @@ def test_slow_route_is_strict_json_whatever_came_in(bundle: Bundle, tables: Tabl
         assert len(answer.content) < 40_000
         strict(client.send("GET", "/slow/trace"))
         strict(client.send("GET", "/stats"))
+        families = text_string_to_metric_families(client.send("GET", "/metrics").text)
+        assert sum(
+            sample.value for family in families for sample in family.samples if "failed" in sample.name
+        )

@@ -26,9 +26,11 @@ from aif_jax.errors import (
     RetrievalError,
     SchedulerError,
     UnknownUserError,
+    UserSourceError,
 )
 from aif_jax.observe import SlowRequests
 from aif_jax.server.body import BodyTimeoutError, Bounds, TooLargeError, read_body
+from aif_jax.server.openapi import describe
 from aif_jax.serving import Engine, Ranking
 from aif_jax.strict_json import dumps, plain, shortened, text_of
 
@@ -49,6 +51,7 @@ _STATUS: tuple[tuple[type[AifError], int], ...] = (
     (SchedulerError, 503),
     (DeadlineExceededError, 504),
     (RetrievalError, 502),
+    (UserSourceError, 502),
 )
 """HTTP status of an error; the first that fits."""
 
@@ -78,11 +81,13 @@ def create_app(
     - ``GET /metrics``, if ``metrics`` is given, returns Prometheus's text format.
     - ``GET /slow``, if ``slow`` is given, returns the slowest and the failed recent requests, and
       ``GET /slow/trace`` their timelines as a file for https://ui.perfetto.dev.
+    - ``GET /openapi.json`` returns the OpenAPI document of these routes, for the bundle that serves.
 
     ``metrics`` and ``slow`` have to be among the engine's observers.
 
     JSON is strict both ways: UTF-8 without lone surrogates, without NaN and infinities, and no key twice in
-    an object. A number that is not finite is sent as ``null``.
+    an object. A number that is not finite is sent as ``null``. Ids are answered as the candidates have them:
+    integers of 64 bits stay JSON numbers, which a client must not read as floats (exact up to 2^53 only).
 
     Errors of every status are JSON, ``{"error": name, "message": text}``: 400 for malformed requests, 404
     for unknown users and paths, 405 for other methods, 408 for a body that does not arrive, 413 for one
@@ -119,10 +124,6 @@ def create_app(
             return await admitted(http)
         except ClientDisconnect:
             return Response(status_code=400)  # nobody reads it
-        except Exception as error:
-            if isinstance(error, (AifError, HTTPException)) or not _of_user_source(error):
-                raise
-            return _error(502, type(error).__name__, f"the user source raised: {text_of(error)}")
         finally:
             places.release()
 
@@ -142,6 +143,10 @@ def create_app(
         answer = {"status": state, "version": engine.version, "program": engine.bundle.kind}
         return _json(answer, 200 if state == "ok" else 503)
 
+    def document() -> Any:
+        schema, k_max = engine.bundle.schema, engine.bundle.k_max
+        return describe(schema, k_max, bounds, _STATUS, [route.path for route in routes])
+
     routes = [
         Route("/rank", rank, methods=["POST"]),
         Route("/health", health, methods=["GET"]),
@@ -154,6 +159,8 @@ def create_app(
             Route("/slow", _json_of(slow.to_json), methods=["GET"]),
             Route("/slow/trace", _trace(slow), methods=["GET"]),
         ]
+
+    routes.append(Route("/openapi.json", _json_of(document), methods=["GET"]))
 
     async def refused(http: HttpRequest, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -222,14 +229,3 @@ async def _foreseen(_: HttpRequest, error: Exception) -> Response:
 async def _unforeseen(_: HttpRequest, error: Exception) -> Response:
     """Return any other error as an answer; the server logs it, too."""
     return _error(500, type(error).__name__, text_of(error))
-
-
-def _of_user_source(error: BaseException) -> bool:
-    """Return whether the user source raised an error: the engine passes such errors on as they are."""
-    trace = error.__traceback__
-    while trace is not None:
-        frame = trace.tb_frame
-        if (frame.f_globals.get("__name__"), frame.f_code.co_name) == ("aif_jax.serving.user_side", "_fetch"):
-            return True
-        trace = trace.tb_next
-    return False

@@ -13,8 +13,11 @@ from aif_jax.errors import RequestError
 from aif_jax.serving import Filters
 from aif_jax.strict_json import parse, shortened
 
-_FIELDS = {"user", "context", "k", "deadline_ms", "candidates", "pair", "filters", "report"}
-_FILTERS = {field.name for field in dataclasses.fields(Filters) if field.init}
+FIELDS = ("user", "context", "k", "deadline_ms", "candidates", "pair", "filters", "report")
+"""Fields of a body."""
+
+FILTERS = tuple(field.name for field in dataclasses.fields(Filters) if field.init)
+"""Fields of its filters."""
 
 _IN_LOOP_BYTES = 1 << 16
 """Larger bodies are parsed in a thread."""
@@ -105,8 +108,8 @@ def _checked(content: bytes, bounds: Bounds) -> RankBody:
     values = parse(content, max_depth=bounds.max_depth)
     if not isinstance(values, dict):
         raise RequestError(f"body: got a JSON {type(values).__name__}, expected an object.")
-    if unknown := sorted(values.keys() - _FIELDS):
-        raise RequestError(f"body: fields {_listed(unknown)} are unknown; known are {sorted(_FIELDS)}.")
+    if unknown := sorted(values.keys() - set(FIELDS)):
+        raise RequestError(f"body: fields {_listed(unknown)} are unknown; known are {sorted(FIELDS)}.")
     if "user" not in values:
         raise RequestError("body: has no user; expected an integer or a string.")
     if "pair" in values and "candidates" not in values:
@@ -144,10 +147,10 @@ def _filters(values: Any) -> Filters | None:
         return None
     if not isinstance(values, dict):
         raise RequestError(
-            f"filters: got a {type(values).__name__}, expected an object of {sorted(_FILTERS)}."
+            f"filters: got a {type(values).__name__}, expected an object of {sorted(FILTERS)}."
         )
-    if unknown := sorted(values.keys() - _FILTERS):
-        raise RequestError(f"filters: {_listed(unknown)} are unknown; known are {sorted(_FILTERS)}.")
+    if unknown := sorted(values.keys() - set(FILTERS)):
+        raise RequestError(f"filters: {_listed(unknown)} are unknown; known are {sorted(FILTERS)}.")
     return Filters(**values)
 
 

@@ -15,7 +15,7 @@ SLOWEST := --durations 10 --durations-min 1
 NATIVE := $(shell find rust -name '*.rs' -o -name 'Cargo.toml') Cargo.toml Cargo.lock pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-all test-thorough test-bench test-lowest stress proof lint format bars bench bench-compare bench-stage bench-load bench-native wheel wheel-check docs clean
+.PHONY: help demo test test-rust test-python test-all test-thorough test-bench test-lowest stress fuzz proof lint format bars bench bench-compare bench-stage bench-load bench-native wheel wheel-check docs clean
 
 help: ## Show this list
 	@echo "aif_jax: pre-ranking by asynchronous inference. Needs Python 3.11+, cargo and make; the rest sets itself up."
@@ -64,6 +64,9 @@ stress: $(VENV)/.dev ## Cache, scheduler, engine under faults: long stress tests
 		CARGO_TARGET_DIR=target/tsan $(SANITIZED) -Zbuild-std --lib --test cache_model --test cache_stress --test sched_stress -- --test-threads=1
 	@echo "5/5 An engine under faults: sources that raise, hang, lie and panic, requests given up, loops closed, processes that exit."
 	AIF_FAULT_REQUESTS=$$((121 + 30 * $(STRESS_SECONDS))) $(BIN)/python -m pytest tests/stress
+
+fuzz: $(VENV)/.dev ## Every reader of files and messages, or TARGET, on inputs that coverage guides (SECONDS=60 each; needs atheris)
+	PYTHONPATH=tests $(BIN)/python -m fuzz.run $(TARGET) --seconds $(or $(SECONDS),60)
 
 proof: ## Short runs of stress, loom, AddressSanitizer and Miri, a minute after a build; steps whose tools are missing are left out
 	rust/proof.sh

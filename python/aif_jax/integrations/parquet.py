@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from aif_jax.checks import well_formed
 from aif_jax.errors import DataError
 from aif_jax.features import Ragged
 from aif_jax.nearline import Delete, Delivery, Update, Upsert
@@ -208,14 +209,16 @@ def _raw(column: pa.Array) -> Any:
 
 def _content(column: pa.Array, where: str) -> np.ndarray:
     rows = column.to_pylist()
-    widths = {len(row) for row in rows if row is not None}
-    if len(widths) > 1:
-        raise DataError(
-            f"{where}: content of different widths, {sorted(widths)}; expected one width for all items."
-        )
-    width = widths.pop() if widths else 0
-    missing = [float("nan")] * width
-    return np.array([missing if row is None else row for row in rows], np.float32).reshape(len(rows), width)
+    with well_formed(f"{where}: {_CONTENT!r}", DataError, "write a list of numbers for each item, or null"):
+        widths = {len(row) for row in rows if row is not None}
+        if len(widths) > 1:
+            raise DataError(
+                f"{where}: content of different widths, {sorted(widths)}; expected one width for all items."
+            )
+        width = widths.pop() if widths else 0
+        missing = [float("nan")] * width
+        rows = [missing if row is None else row for row in rows]
+        return np.array(rows, np.float32).reshape(len(rows), width)
 
 
 def _flags(column: pa.Array, missing: bool) -> np.ndarray:

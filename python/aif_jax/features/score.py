@@ -108,7 +108,7 @@ class Score:
                 f"score: {self._given} is nested more than {_MAX_DEPTH} deep; expected a short formula."
             )
         match node:
-            case ast.Constant(value=value) if type(value) in (int, float):
+            case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
                 if value > _MAX_NUMBER:
                     raise ConfigError(
                         f"score: {self._given} holds a number over {_MAX_NUMBER:.4g}, the largest of float32."

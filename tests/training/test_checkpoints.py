@@ -1,3 +1,5 @@
+import resource
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -52,6 +54,38 @@ def test_checkpoint_store_same_step_twice_raises(tmp_path):
         store.save(1, arrays(), {})
         with pytest.raises(TrainingError, match="step 1 already"):
             store.save(1, arrays(), {})
+
+
+@pytest.mark.parametrize("name", ["bias", "item.table"])
+def test_checkpoint_store_array_that_is_not_finite_is_named_and_not_saved(tmp_path, name):
+    with CheckpointStore(tmp_path, kept=1) as store:
+        store.save(1, arrays(), {})
+        spoilt = arrays()
+        spoilt["params"][name] = spoilt["params"][name] * jnp.nan
+        with pytest.raises(TrainingError, match=rf"step 2: params\.{name} holds values that are not finite"):
+            store.save(2, spoilt, {})
+    with CheckpointStore(tmp_path) as store:
+        assert store.latest_step() == 1
+
+
+def test_checkpoint_store_on_full_disk_keeps_checkpoint_and_leaves_nothing(tmp_path):
+    big = {"x": np.random.default_rng(0).random(100_000)}
+    with CheckpointStore(tmp_path) as store:
+        store.save(1, arrays(), {})
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    message = r"cannot be written \(File too large\).*needs 800,000 bytes"
+    try:
+        with pytest.raises(TrainingError, match=message), CheckpointStore(tmp_path) as store:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+            store.save(2, big, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    (tmp_path / "2.orbax-checkpoint-tmp").mkdir()  # of a killed process
+    with CheckpointStore(tmp_path) as store:
+        assert [path.name for path in tmp_path.iterdir()] == ["1"]
+        assert store.latest_step() == 1
+        store.save(2, big, {})
 
 
 def test_checkpoint_store_mismatch_names_first_arrays(tmp_path):

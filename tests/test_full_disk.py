@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import resource
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,9 +16,8 @@ from aif_jax.files import write_atomic
 from aif_jax.models.store import load_model, save_model
 from aif_jax.nearline import Archive, ItemIndex, build_snapshot
 from aif_jax.types import ItemRecords
+from support.full_disk import PAGE, filled_disk, limited_file_size
 from support.served import World
-
-PAGE = 4096
 
 
 @dataclasses.dataclass
@@ -40,33 +38,9 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
             if subprocess.run(mount, capture_output=True, check=False).returncode:
                 pytest.skip("no disk can be mounted here")
             mounted.callback(subprocess.run, ["umount", "--lazy", str(folder)], check=True)
-            yield Disk(folder, lambda room: filled(folder, room))
+            yield Disk(folder, lambda room: filled_disk(folder, room))
     else:
-        yield Disk(folder, limited)
-
-
-@contextlib.contextmanager
-def filled(folder: Path, room: int) -> Iterator[None]:
-    """Fill a disk but for some bytes."""
-    filler = folder / "filler"
-    with open(filler, "wb", buffering=0) as stream:
-        with contextlib.suppress(OSError):
-            while True:
-                stream.write(bytes(PAGE))
-        stream.truncate(stream.tell() - -(-room // PAGE) * PAGE)
-        yield
-    filler.unlink()
-
-
-@contextlib.contextmanager
-def limited(room: int) -> Iterator[None]:
-    """Limit the size of files that this process writes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        yield Disk(folder, limited_file_size)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

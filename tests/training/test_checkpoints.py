@@ -1,11 +1,10 @@
-import resource
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from aif_jax.errors import TrainingError
 from aif_jax.training.checkpoints import CheckpointStore
+from support.full_disk import limited_file_size
 
 
 def arrays(scale=1.0):
@@ -72,14 +71,11 @@ def test_checkpoint_store_on_full_disk_keeps_checkpoint_and_leaves_nothing(tmp_p
     big = {"x": np.random.default_rng(0).random(100_000)}
     with CheckpointStore(tmp_path) as store:
         store.save(1, arrays(), {})
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    message = r"cannot be written \(File too large\).*needs 800,000 bytes"
-    try:
-        with pytest.raises(TrainingError, match=message), CheckpointStore(tmp_path) as store:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
-            store.save(2, big, {})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    store = CheckpointStore(tmp_path)
+    with limited_file_size(100_000):
+        store.save(2, big, {})
+        with pytest.raises(TrainingError, match=r"cannot be written \(File too large\).*needs 800,000 bytes"):
+            store.close()
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
     (tmp_path / "2.orbax-checkpoint-tmp").mkdir()  # of a killed process
     with CheckpointStore(tmp_path) as store:

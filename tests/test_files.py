@@ -334,7 +334,7 @@ def test_replace_directory_is_never_seen_absent(folder: Path) -> None:
 
     reader = threading.Thread(target=look)
     reader.start()
-    for _ in range(200):
+    for _ in range(100):
         fill(folder, NEW)
     done.set()
     reader.join()

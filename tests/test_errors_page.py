@@ -161,6 +161,7 @@ def steadied(text: str, hashes: dict[str, str]) -> str:
     text = re.sub(r"\b[0-9a-f]{64}\b", number, text)
     text = re.sub(r"\b\d+\.\d ms\b", "N.N ms", text)
     text = re.sub(r"[\d,]+ are free", "N are free", text)
+    text = re.sub(r"it had [\d,]+ bytes and has [\d,]+", "it had N bytes and has N", text)
     wrapped = [
         textwrap.wrap(line, WIDTH, break_long_words=False, break_on_hyphens=False)
         for line in text.splitlines()

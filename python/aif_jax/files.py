@@ -52,12 +52,14 @@ def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o666, begins: by
             the old one back.
     """
     content = data.encode() if isinstance(data, str) else data
-    with refusals(path, len(content)), temporary_file(real_path(path), mode=mode, begins=begins) as made:
-        stream, scratch = made
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-        move_into_place(scratch, real_path(path))
+    place = real_path(path)
+    with refusals(path, len(content)):
+        check_replaceable_file(path, begins)
+        with temporary_file(place, mode=mode) as (stream, scratch):
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+            move_into_place(scratch, place)
 
 
 def write_directory(path: Path, files: Mapping[str, bytes], prove: Callable[[Path], _T]) -> _T:
@@ -79,7 +81,7 @@ def write_directory(path: Path, files: Mapping[str, bytes], prove: Callable[[Pat
     place = real_path(path)
     with refusals(path, sum(map(len, files.values()))):
         make_directory(place.parent)
-        _check_kind(place, stat.S_IFDIR)
+        _check_kind(path, stat.S_IFDIR)
         with temporary_directory(place) as scratch:
             for name, content in files.items():
                 target = scratch / name
@@ -112,23 +114,19 @@ def refusals(path: Path, needed: int | None = None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def temporary_file(path: Path, *, mode: int = 0o666, begins: bytes = b"") -> Iterator[tuple[IO[bytes], Path]]:
+def temporary_file(path: Path, *, mode: int = 0o666) -> Iterator[tuple[IO[bytes], Path]]:
     """Make a file beside ``path``, to be written, synced and then moved there by `move_into_place`.
 
-    If it is not moved, it is removed at the end of the block.
+    If it is not moved, it is removed at the end of the block. What is there must be replaceable, see
+    `check_replaceable_file`.
 
     Args:
         path: where it will be, from `real_path`.
         mode: see `write_atomic`.
-        begins: see `write_atomic`.
 
     Yields:
         The file, open for reading and writing, and its temporary path.
-
-    Raises:
-        WriteError: what has the name is not replaced.
     """
-    check_replaceable_file(path, begins)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     descriptor, scratch = _claim(path, lambda name: os.open(name, flags, mode))
     stream = open(descriptor, "w+b")  # noqa: SIM115
@@ -198,7 +196,7 @@ def replace_directory(scratch: Path, path: Path) -> None:
 
 
 def check_replaceable_file(path: Path, begins: bytes) -> None:
-    """Check that a file may be written to a path from `real_path`; see `write_atomic`.
+    """Check that a file may be written to a path, which may be a symbolic link; see `write_atomic`.
 
     Raises:
         WriteError: what has the name is no regular file, or neither empty nor begins so.
@@ -290,7 +288,7 @@ def _free(path: Path) -> str:
 def _check_kind(path: Path, expected: int) -> None:
     """Raise if something of another kind than expected (`stat.S_IFREG`, `stat.S_IFDIR`) has the name."""
     try:
-        found = stat.S_IFMT(os.lstat(path).st_mode)
+        found = stat.S_IFMT(os.lstat(real_path(path)).st_mode)
     except FileNotFoundError:
         return
     if found != expected:

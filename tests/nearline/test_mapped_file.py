@@ -24,12 +24,12 @@ def built(bundle: Bundle, world: World, count: int = 60) -> ItemIndex:
 
 
 def flip(path: Path) -> None:
-    """Alter one byte of the rows, as a writer in place does."""
-    with open(path, "r+b") as stream:
-        stream.seek(ROWS_AT + 100)
-        byte = stream.read(1)[0]
-        stream.seek(-1, os.SEEK_CUR)
-        stream.write(bytes([byte ^ 1]))
+    """Alter one byte of the rows, as a writer in place does, at another time than the file's."""
+    before = path.stat().st_mtime_ns
+    with open(path, "r+b", buffering=0) as stream:
+        byte = os.pread(stream.fileno(), 1, ROWS_AT + 100)[0] ^ 1
+        while path.stat().st_mtime_ns == before:
+            os.pwrite(stream.fileno(), bytes([byte]), ROWS_AT + 100)
 
 
 def cut(path: Path) -> None:

@@ -142,11 +142,11 @@ class RowFileWriter:
         with contextlib.ExitStack() as failed, self._writes(self._size(rows)):
             failed.callback(self._open.close)
             make_directory(self.path.parent)
+            check_replaceable_file(path, _MAGIC[:-1])
             if partial is None:
-                made = temporary_file(self.path, mode=0o644, begins=_MAGIC[:-1])
+                made = temporary_file(self.path, mode=0o644)
                 self._stream, self.partial = self._open.enter_context(made)
             else:
-                check_replaceable_file(self.path, _MAGIC[:-1])
                 self.partial = partial
                 self._stream = open_partial(partial, self._size(rows) if rows else 0)
                 self._open.callback(close_unflushed, self._stream)

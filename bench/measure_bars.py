@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from aif_jax.files import make_directory, write_atomic
 from bars import of_cache, of_load, of_quality, of_stage, plan
 from bars.lines import BARS, exit_code, measured
 from render import markdown
@@ -49,8 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     result.sections.append(Section("Bars", rows=list(found.values()), value="measured (quartiles)"))
     result.environment["load_1_min_at_end"] = environment()["load_1_min"]
     held = json.loads(json.dumps(result.to_json(), allow_nan=False))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
+    make_directory(out.parent)
+    write_atomic(out, json.dumps(held, indent=1) + "\n", begins=b"{")
     print(f"\n{markdown(held)}\n{time.perf_counter() - began:.0f} s; written: {out}")
     return exit_code(found, strict=given.strict)
 

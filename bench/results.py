@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from aif_jax.files import make_directory, write_atomic
 from aif_jax.machine import cores, cpu_model
 from workload import SMALL, W, Workload
 
@@ -162,12 +163,12 @@ def write(result: Result, out: Path, record: Path | None = None) -> Path:
     given = sys.argv[1:] if Path(sys.argv[0]).stem == Path(result.program).stem else []
     result.command = result.command or " ".join([f"python bench/{result.program}.py", *given])
     held = json.loads(json.dumps(result.to_json()))
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "result.json").write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
+    make_directory(out)
+    write_atomic(out / "result.json", json.dumps(held, indent=1) + "\n", begins=b"{")
     text = markdown(held)
     for path in (out / "page.md", *([record] if record else [])):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        make_directory(path.parent)
+        write_atomic(path, text, begins=b"#")
     print(text)
     print(f"Written: {out}", *([record] if record else []))
     return out

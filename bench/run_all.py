@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from aif_jax.files import make_directory, write_atomic
 from render import markdown
 from results import parser_of, read
 
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--bars", type=Path, default=BENCH / "results/bars.json", help="shown if it exists")
     given = parser.parse_args(arguments)
     out: Path = given.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory(out)
     failed = {}
     for name, command in parts(out, quick=given.quick).items():
         print(f"\n== {name}", flush=True)
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     pages += [f"Not in this run: {name}.\n" for name, file in files.items() if not file.exists()]
     print("\n", *pages, f"Written: {out / 'report.md'}")
     pages += [markdown(read(file)) for file in files.values() if file.exists()]
-    (out / "report.md").write_text("\n".join(pages), encoding="utf-8")
+    write_atomic(out / "report.md", "\n".join(pages))
     return int(bool(failed))
 
 

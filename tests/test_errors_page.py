@@ -19,14 +19,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from aif_jax.bundle import Bundle
+from aif_jax.bundle import Bundle, export_bundle
 from aif_jax.features import item_keys
+from aif_jax.models.store import set_weights, weights_of
 from aif_jax.nearline import ItemIndex, Tables
 from aif_jax.serving import Engine, Filters, InMemoryUsers, MissingItems, Threads
 from aif_jax.types import UserRecord
-from support.served import ENGINE_CONFIG, World
+from support.full_disk import limited_file_size
+from support.served import ENGINE_CONFIG, World, make_model
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "errors.md"
 REWRITE = "AIF_JAX_REWRITE"
@@ -52,6 +55,10 @@ CASES = (
     "`retrieve` that returns nonsense",
     "Broken file in a bundle",
     "Missing file in a bundle",
+    "Weights that are not finite",
+    "Path that holds something else",
+    "Full disk",
+    "Snapshot that was written to",
     "Index of another version",
     "No generation to go back to",
     "Feature that the schema lacks",
@@ -91,6 +98,11 @@ def names(
     (home / "bundles" / "incomplete" / "golden.safetensors").unlink()
     other_index = ItemIndex.build(other_bundle, [1], {})
     other_index.save(home / "rows" / "yesterday.aifrows")
+    diverged = make_model(3)
+    broken = weights_of(diverged)
+    first = next(iter(broken))
+    broken[first] = np.full_like(broken[first], np.nan)
+    set_weights(diverged, broken, "this page")
 
     def slow_users(user: Any) -> UserRecord | None:
         time.sleep(1)
@@ -102,6 +114,8 @@ def names(
         today = Bundle.load("bundles/today")
         with Engine(today, tables, users=users, config=ENGINE_CONFIG) as engine:
             yield {
+                "export_bundle": export_bundle, "model": world.model, "diverged": diverged,
+                "little_room": limited_file_size, "shutil": shutil,
                 "Bundle": Bundle, "Engine": Engine, "Filters": Filters, "ItemIndex": ItemIndex,
                 "MissingItems": MissingItems, "Threads": Threads, "UserRecord": UserRecord,
                 "item_keys": item_keys, "replace": dataclasses.replace, "time": time,
@@ -146,6 +160,8 @@ def steadied(text: str, hashes: dict[str, str]) -> str:
 
     text = re.sub(r"\b[0-9a-f]{64}\b", number, text)
     text = re.sub(r"\b\d+\.\d ms\b", "N.N ms", text)
+    text = re.sub(r"[\d,]+ are free", "N are free", text)
+    text = re.sub(r"it had [\d,]+ bytes and has [\d,]+", "it had N bytes and has N", text)
     wrapped = [
         textwrap.wrap(line, WIDTH, break_long_words=False, break_on_hyphens=False)
         for line in text.splitlines()

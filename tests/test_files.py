@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -13,7 +14,17 @@ from typing import Any
 import pytest
 
 from aif_jax import files
-from aif_jax.files import real_path, replace_directory, temporary_directory, temporary_file, write_atomic
+from aif_jax.errors import WriteError
+from aif_jax.files import (
+    foreign_names,
+    real_path,
+    remove_leftovers,
+    replace_directory,
+    temporary_directory,
+    temporary_file,
+    write_atomic,
+    write_directory,
+)
 
 OLD, NEW = b"old" * 1000, b"the new one" * 1000
 
@@ -156,9 +167,9 @@ def test_write_atomic_of_new_file_follows_umask(path: Path, umask: int, mode: in
 
 def test_write_atomic_over_directory_or_without_parent_fails_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(WriteError, match="is a directory, which is not replaced"):
         write_atomic(tmp_path / "folder", NEW)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(WriteError, match=r"cannot be written \(No such file"):
         write_atomic(tmp_path / "none" / "file", NEW)
     assert names(tmp_path) == ["folder"]
 
@@ -266,6 +277,7 @@ def test_replace_directory_creates_and_replaces(folder: Path) -> None:
 def test_replace_directory_ended_at_rename_keeps_old_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
+    monkeypatch.setattr(files, "_exchanged", lambda *_: False)
     fill(folder, OLD)
     rename, calls = os.rename, list[int]()
 
@@ -306,3 +318,119 @@ def test_replace_directory_through_link_keeps_link(folder: Path) -> None:
     assert link.is_symlink()
     assert (folder / "file").read_bytes() == NEW
     assert names(folder.parent) == ["bundle", "current"]
+
+
+def test_replace_directory_is_never_seen_absent(folder: Path) -> None:
+    fill(folder, OLD)
+    with temporary_directory(real_path(folder)) as scratch:
+        if not files._exchanged(scratch, real_path(folder)):
+            pytest.skip("this system cannot let two directories change places")
+    fill(folder, OLD)
+    done, seen = threading.Event(), set[bool]()
+
+    def look() -> None:
+        while not done.is_set():
+            seen.add(folder.exists())
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    for _ in range(100):
+        fill(folder, NEW)
+    done.set()
+    reader.join()
+    assert seen == {True}
+    assert names(folder.parent) == ["bundle"]
+
+
+def test_write_directory_that_is_not_proven_keeps_old_one(folder: Path) -> None:
+    def refuses(scratch: Path) -> None:
+        assert (scratch / "in" / "file").read_bytes() == NEW
+        assert (folder / "file").read_bytes() == OLD
+        raise ValueError("no")
+
+    fill(folder, OLD)
+    with pytest.raises(ValueError, match="no"):
+        write_directory(folder, {"in/file": NEW}, refuses)
+    assert (folder / "file").read_bytes() == OLD
+    assert names(folder.parent) == ["bundle"]
+    assert write_directory(folder, {"in/file": NEW}, lambda scratch: scratch.name) != "bundle"
+    assert foreign_names(folder, ()) == ["in/file"]
+
+
+def test_write_directory_keeps_permissions_of_directory(folder: Path) -> None:
+    fill(folder, OLD)
+    folder.chmod(0o750)
+    write_directory(folder, {"file": NEW}, lambda _: None)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o750
+
+
+# -- what is not ours ----------------------------------------------------------------------------------------
+
+
+def make_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+
+
+def make_device(path: Path) -> None:
+    try:
+        os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("only root makes devices")
+
+
+def make_circle(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+KINDS = [make_pipe, make_socket, make_device, make_circle]
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_write_atomic_over_what_is_no_file_is_refused(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    path = Path(os.path.relpath(tmp_path / "it"))
+    make(path)
+    before = os.lstat(path)
+    for write in (
+        lambda: write_atomic(path, NEW),
+        lambda: write_directory(path, {"file": NEW}, lambda _: None),
+    ):
+        with pytest.raises(WriteError, match=r"is a .*, which is not replaced"):
+            write()
+    after = os.lstat(path)
+    assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
+    assert names(tmp_path) == ["it"]
+
+
+def test_write_atomic_over_file_of_other_format_is_refused(path: Path) -> None:
+    path.write_bytes(b"GIF89a")
+    with pytest.raises(WriteError, match=r"begins with b'GI', expected b'\{\\n'"):
+        write_atomic(path, b"{\n}", begins=b"{\n")
+    assert path.read_bytes() == b"GIF89a"
+    path.write_bytes(b"")
+    for content in (b"{\n}", b"{\n }"):
+        write_atomic(path, content, begins=b"{\n")
+        assert path.read_bytes() == content
+    assert names(path.parent) == ["table.json"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_write_atomic_by_root_keeps_owner_of_replaced_file(path: Path) -> None:
+    path.write_bytes(OLD)
+    os.chown(path, 12345, 12346)
+    write_atomic(path, NEW)
+    assert (path.stat().st_uid, path.stat().st_gid) == (12345, 12346)
+
+
+def test_remove_leftovers_removes_temporaries_of_any_name_that_nobody_holds(tmp_path: Path) -> None:
+    kept = [".a.partial-", ".a.partial-1", "a.partial-00000000", ".b.replaced-00000000"]
+    for name in (*kept, ".a.partial-00000000"):
+        (tmp_path / name).write_bytes(OLD)
+    (tmp_path / ".c.partial-00000000").mkdir()
+    with temporary_file(tmp_path / "held") as (_, held):
+        remove_leftovers(tmp_path)
+        assert names(tmp_path) == sorted([*kept, held.name])

@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from aif_jax.cli.fields import load_for, read_fields
+from aif_jax.files import write_atomic
 from aif_jax.training import can_sample, keep_freed_memory, preset
 from results import Result, write
 from studies.study import JUDGES, Row, Study, metrics_of
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     rows = study.run(on_row)
     summary = summarise(study, rows)
-    (given.out / "table.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    write_atomic(given.out / "table.json", json.dumps(summary, indent=1), begins=b"{")
     result = Result(
         program="studies/run", title=f"Models on {dataset.name}", question="How good is each?",
         plan={name: str(value) for name, value in vars(given).items()}, sections=sections(summary),

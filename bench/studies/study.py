@@ -14,7 +14,7 @@ import numpy as np
 from aif_jax.data import TEST, TRAIN, Dataset
 from aif_jax.data.digests import digest_of_arrays, digest_of_columns, digest_of_histories, digest_of_labels
 from aif_jax.errors import ConfigError, DataError
-from aif_jax.files import write_atomic
+from aif_jax.files import make_directory, write_atomic
 from aif_jax.training import (
     REFIT,
     WHOLE_REQUESTS,
@@ -55,7 +55,7 @@ class Row:
 
     def write(self, path: Path) -> None:
         members = {"facts": np.frombuffer(json.dumps(dict(self.facts)).encode(), np.uint8), **self.arrays}
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
         stream = io.BytesIO()
         np.savez_compressed(stream, **members)  # type: ignore[arg-type]
         write_atomic(path, stream.getvalue())

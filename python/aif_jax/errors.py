@@ -33,6 +33,12 @@ class BundleError(AifError):
     """A bundle cannot be loaded: a file is missing, broken, or made by an incompatible version."""
 
 
+class WriteError(AifError, OSError):
+    """A file or directory cannot be written: the disk refuses, or something of another kind has its name."""
+
+    __str__ = Exception.__str__  # OSError would put "[Errno 28]" before the message
+
+
 class VersionMismatchError(AifError):
     """A bundle, an item index and a behaviour table do not belong to one generation."""
 

@@ -22,6 +22,7 @@ from aif_jax.bundle.files import (
 )
 from aif_jax.bundle.golden import CachedRows
 from aif_jax.errors import BundleError, ConfigError
+from aif_jax.models.store import load_model, save_model, set_weights, weights_of
 from support.processes import shared_compilations
 from support.served import CONFIG, K_MAX, SCHEMA, make_model
 
@@ -33,7 +34,7 @@ def rewritten(bundle: Bundle, path: Path, changes: dict[str, bytes | None], **he
     contents = {name: changes.get(name, content) for name, content in contents.items()}
     given = {"jax": manifest["jax"], "kernel_abi": manifest["kernel_abi"], **header}
     kept = {name: content for name, content in contents.items() if content is not None}
-    write_bundle_files(path, kept, given, overwrite=False)
+    write_bundle_files(path, kept, given, read_manifest, overwrite=False)
     return path
 
 
@@ -169,8 +170,57 @@ def test_refresh_rebuilds_programs(bundle: Bundle, tmp_path: Path) -> None:
         Bundle.load(path)
     refreshed = Bundle.refresh(path)
     assert refreshed.kind == "native"
+    assert refreshed.path == path
     assert refreshed.metrics == bundle.metrics
     assert refreshed.version == bundle.version  # the same contents again
+
+
+def test_refresh_that_is_not_proven_keeps_bundle(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = rewritten(bundle, tmp_path / "b", {}, jax="0.0.1")
+    version = read_manifest(path)["version"]
+    with monkeypatch.context() as patch:
+        patch.setattr("aif_jax.bundle.golden.difference", lambda *_: "other numbers")
+        with pytest.raises(BundleError, match=r"b: is not written.*does not load.*other numbers"):
+            Bundle.refresh(path)
+    assert Bundle.load(path).version == version
+    assert [entry.name for entry in tmp_path.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_export_bundle_weights_that_are_not_finite_are_named_and_keep_bundle(
+    bundle: Bundle, tmp_path: Path, value: float
+) -> None:
+    path = rewritten(bundle, tmp_path / "b", {})
+    model = make_model(3)
+    weights = weights_of(model)
+    name = "heads.out.kernel" if "heads.out.kernel" in weights else next(iter(weights))
+    weights[name] = weights[name].copy()
+    weights[name].reshape(-1)[-1] = value
+    set_weights(model, weights, "here")
+    with pytest.raises(
+        BundleError, match=rf"{name} has 1 of [\d,]+ values that are not finite, the first is"
+    ):
+        export_bundle(model, path, overwrite=True)
+    assert Bundle.load(path).version == bundle.version
+    save_model(make_model(3), tmp_path / "model", metrics={}, notes={})
+    with pytest.raises(BundleError, match=rf"{name} has 1 of"):
+        save_model(model, tmp_path / "model", metrics={}, notes={})
+    load_model(tmp_path / "model")
+
+
+def test_export_bundle_calibration_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"calibration\.scale has 1 of 2 values that are not finite"):
+        export_bundle(make_model(3), tmp_path / "b", calibration={"ctr": (float("nan"), 0.0)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_save_model_over_directory_with_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(BundleError, match=r"holds notes\.txt, which is no part of a saved model"):
+        save_model(make_model(3), tmp_path, metrics={}, notes={})
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_load_imports_no_model_code(bundle: Bundle) -> None:

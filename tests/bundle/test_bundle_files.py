@@ -1,17 +1,30 @@
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from aif_jax.bundle.files import MANIFEST, read_manifest, read_verified, write_bundle_files
+from aif_jax.bundle import files as bundle_files
+from aif_jax.bundle.files import (
+    MANIFEST,
+    read_bundle_files,
+    read_manifest,
+    read_verified,
+    write_bundle_files,
+)
 from aif_jax.errors import BundleError
 
 FILES = {"config.json": b'{"a": 1}', "programs/item.native": b"\x00\x01\x02", "empty": b""}
 
 
+def version_of(path: Path) -> str:
+    return read_bundle_files(path)[0]["version"]
+
+
 def write(path: Path, files: dict[str, bytes] = FILES, *, overwrite: bool = False) -> str:
-    return write_bundle_files(path, files, {"jax": "0.0"}, overwrite=overwrite)
+    return write_bundle_files(path, files, {"jax": "0.0"}, version_of, overwrite=overwrite)
 
 
 def test_bundle_files_written_read_back(tmp_path: Path) -> None:
@@ -28,7 +41,7 @@ def test_write_bundle_files_makes_parents_or_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "runs" / "today" / "bundle")
     assert read_manifest(tmp_path / "runs" / "today" / "bundle")["jax"] == "0.0"
     (tmp_path / "file").write_text("not a directory")
-    with pytest.raises(BundleError, match=r"file/runs/bundle: cannot be written \(.*file.*\)"):
+    with pytest.raises(BundleError, match=r"file/runs: cannot be written \(Not a directory\)"):
         write(tmp_path / "file" / "runs" / "bundle")
 
 
@@ -90,9 +103,57 @@ def test_write_bundle_files_overwrites_only_bundles_on_request(tmp_path: Path) -
     write(path, {"config.json": b"new"}, overwrite=True)
     assert read_verified(path, read_manifest(path), "config.json") == b"new"
     assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
-    (tmp_path / "photos").mkdir()
+
+
+@pytest.mark.parametrize("manifest", [None, "{}", "[]", "nonsense", '{"files": 1}', '{"name": "an app"}'])
+def test_write_bundle_files_over_directory_that_is_no_bundle_is_refused(
+    tmp_path: Path, manifest: str | None
+) -> None:
+    if manifest is not None:
+        (tmp_path / MANIFEST).write_text(manifest)
+    (tmp_path / "photo").write_text("of the sea")
     with pytest.raises(BundleError, match="is not a bundle"):
-        write(tmp_path / "photos", overwrite=True)
+        write(tmp_path, overwrite=True)
+    assert (tmp_path / "photo").read_text() == "of the sea"
+
+
+def test_write_bundle_files_over_bundle_with_other_files_is_refused(tmp_path: Path) -> None:
+    version = write(tmp_path / "bundle")
+    (tmp_path / "bundle" / "programs" / "items.aifrows").write_text("rows")
+    with pytest.raises(BundleError, match=r"holds programs/items\.aifrows beside the bundle"):
+        write(tmp_path / "bundle", {"config.json": b"new"}, overwrite=True)
+    assert version_of(tmp_path / "bundle") == version
+
+
+def test_write_bundle_files_that_do_not_load_keep_old_bundle(tmp_path: Path) -> None:
+    version = write(tmp_path / "bundle")
+
+    def refuses(path: Path) -> None:
+        assert version_of(path) != version
+        raise BundleError("other golden vectors")
+
+    with pytest.raises(BundleError, match=r"bundle: is not written.*does not load: other golden vectors"):
+        write_bundle_files(tmp_path / "bundle", {"config.json": b"new"}, {}, refuses, overwrite=True)
+    assert version_of(tmp_path / "bundle") == version
+    assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_read_bundle_files_replaced_meanwhile_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "bundle")
+    read, replaced = bundle_files.read_verified, list[str]()
+
+    def late(path: Path, manifest: Mapping[str, Any], name: str) -> bytes:
+        if not replaced:
+            replaced.append("the first file is read")
+            replaced.append(write(tmp_path / "bundle", {"config.json": b"new"}, overwrite=True))
+        return read(path, manifest, name)
+
+    monkeypatch.setattr(bundle_files, "read_verified", late)
+    manifest, contents = read_bundle_files(tmp_path / "bundle")
+    assert manifest["version"] == replaced[1]
+    assert contents == {"config.json": b"new"}
 
 
 def test_write_bundle_files_crash_keeps_old_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +164,7 @@ def test_write_bundle_files_crash_keeps_old_bundle(tmp_path: Path, monkeypatch: 
         raise OSError("the disk went away")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="went away"):
+    with pytest.raises(BundleError, match="went away"):
         write(path, {"config.json": b"new"}, overwrite=True)
     assert read_manifest(path)["version"] == version
     assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
@@ -122,7 +183,8 @@ def test_write_bundle_files_failed_rename_restores_old_bundle(
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", fail)
-    with pytest.raises(OSError, match="went away"):
+    monkeypatch.setattr("aif_jax.files._exchanged", lambda *_: False)
+    with pytest.raises(BundleError, match="went away"):
         write(path, {"config.json": b"new"}, overwrite=True)
     assert read_manifest(path)["version"] == version
     assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]

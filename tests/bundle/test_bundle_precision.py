@@ -53,7 +53,7 @@ def with_description(bundle: Bundle, path: Path, **changes: Any) -> Path:
     kept = {name: value for name, value in description.items() if value is not None}
     contents[CONFIG_FILE] = json.dumps(kept).encode()
     header = {"jax": manifest["jax"], "kernel_abi": manifest["kernel_abi"]}
-    write_bundle_files(path, contents, header, overwrite=False)
+    write_bundle_files(path, contents, header, read_manifest, overwrite=False)
     return path
 
 

@@ -254,11 +254,20 @@ def test_cache_failed_save_is_counted(tmp_path: Path) -> None:
     shutil.rmtree(cache.directory)
     cache.save("double", compiled(), IN_TREE, OUT_TREE, run)
     assert cache.counts().not_saved == 1
-    assert "FileNotFoundError" in cache.explain()
+    assert "WriteError" in cache.explain()
+    assert "No such file" in cache.explain()
     cache = kept(tmp_path / "cache")
     cache.save("double", compiled(), IN_TREE, IN_TREE, run)
     assert cache.counts().not_saved == 1
     assert not list(cache.directory.glob(".*partial*"))
+
+
+def test_cache_removes_what_killed_processes_left(tmp_path: Path) -> None:
+    cache = kept(tmp_path / "cache")
+    left = cache.directory / ".double.executable.partial-0123abcd"
+    left.write_bytes(b"half")
+    kept(tmp_path / "cache")
+    assert not left.exists()
 
 
 def test_cache_in_untrusted_directory_is_refused(tmp_path: Path) -> None:

@@ -108,6 +108,41 @@ def test_build_snapshot_over_leftovers_of_another_build_is_refused(
     )
 
 
+@pytest.mark.usefixtures("no_pause")
+@pytest.mark.parametrize("name", ["rows", "keys", "state.json"])
+def test_build_snapshot_over_leftovers_that_were_cut_short_is_refused(
+    bundle: Bundle, world: World, tmp_path: Path, name: str
+) -> None:
+    def broken_off() -> Iterator[Upsert]:
+        yield from list(catalogue(world))[:2]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_snapshot(ItemIndex, bundle, broken_off(), tmp_path / "rows")
+    left = tmp_path / "rows.building" / name
+    left.write_bytes(left.read_bytes()[:-8])
+    with pytest.raises(ItemIndexError, match=r"(cut short|cannot be read as the state).*resume=False"):
+        build_snapshot(ItemIndex, bundle, catalogue(world), tmp_path / "rows")
+    assert not (tmp_path / "rows").exists()
+
+
+def test_build_snapshot_beside_another_build_or_other_files_is_refused(
+    bundle: Bundle, world: World, tmp_path: Path
+) -> None:
+    def meanwhile() -> Iterator[Upsert]:
+        yield from list(catalogue(world))[:1]
+        with pytest.raises(ItemIndexError, match="another build writes there"):
+            build_snapshot(ItemIndex, bundle, catalogue(world), tmp_path / "rows")
+        yield from list(catalogue(world))[1:]
+
+    assert build_snapshot(ItemIndex, bundle, meanwhile(), tmp_path / "rows").rows == 150
+    (tmp_path / "rows.building").mkdir()
+    (tmp_path / "rows.building" / "notes").write_text("mine")
+    with pytest.raises(ItemIndexError, match="holds notes, which is no part of a build"):
+        build_snapshot(ItemIndex, bundle, catalogue(world), tmp_path / "rows", resume=False)
+    assert (tmp_path / "rows.building" / "notes").read_text() == "mine"
+
+
 def test_build_snapshot_leaves_out_bad_items_and_refuses_too_many(
     bundle: Bundle, world: World, tmp_path: Path
 ) -> None:

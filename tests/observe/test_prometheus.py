@@ -44,6 +44,7 @@ def test_prometheus_scrape_counts_requests(make: Make, world: World) -> None:
     assert scraped["aif_failed_request_seconds_count",] == 1
     assert scraped["aif_bundle", f"version={engine.version}"] == 1
     assert scraped["aif_table_rows", "table=items"] == len(world.ids)
+    assert scraped["aif_table_overwritten", "table=items"] == 0
     states = [number for (name, *_), number in scraped.items() if name == "aif_user_cache_states"]
     assert sum(states) == 2
     assert scraped["aif_tasks_total", "end=completed", "lane=blocking"] == 4

@@ -4,6 +4,7 @@ import pytest
 
 from aif_jax.errors import TrainingError
 from aif_jax.training.checkpoints import CheckpointStore
+from support.full_disk import limited_file_size
 
 
 def arrays(scale=1.0):
@@ -52,6 +53,35 @@ def test_checkpoint_store_same_step_twice_raises(tmp_path):
         store.save(1, arrays(), {})
         with pytest.raises(TrainingError, match="step 1 already"):
             store.save(1, arrays(), {})
+
+
+@pytest.mark.parametrize("name", ["bias", "item.table"])
+def test_checkpoint_store_array_that_is_not_finite_is_named_and_not_saved(tmp_path, name):
+    with CheckpointStore(tmp_path, kept=1) as store:
+        store.save(1, arrays(), {})
+        spoilt = arrays()
+        spoilt["params"][name] = spoilt["params"][name] * jnp.nan
+        with pytest.raises(TrainingError, match=rf"step 2: params\.{name} holds values that are not finite"):
+            store.save(2, spoilt, {})
+    with CheckpointStore(tmp_path) as store:
+        assert store.latest_step() == 1
+
+
+def test_checkpoint_store_on_full_disk_keeps_checkpoint_and_leaves_nothing(tmp_path):
+    big = {"x": np.random.default_rng(0).random(100_000)}
+    with CheckpointStore(tmp_path) as store:
+        store.save(1, arrays(), {})
+    store = CheckpointStore(tmp_path)
+    with limited_file_size(100_000):
+        store.save(2, big, {})
+        with pytest.raises(TrainingError, match=r"cannot be written \(File too large\).*needs 800,000 bytes"):
+            store.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    (tmp_path / "2.orbax-checkpoint-tmp").mkdir()  # of a killed process
+    with CheckpointStore(tmp_path) as store:
+        assert [path.name for path in tmp_path.iterdir()] == ["1"]
+        assert store.latest_step() == 1
+        store.save(2, big, {})
 
 
 def test_checkpoint_store_mismatch_names_first_arrays(tmp_path):

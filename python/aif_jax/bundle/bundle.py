@@ -100,8 +100,7 @@ class Bundle(OfOneProcess, guards=("call", "program")):
         if prefer not in ("auto", *KINDS):
             raise ConfigError(f"prefer: got {prefer!r}, expected 'auto', 'native' or 'portable'.")
         path = Path(path)
-        manifest = files.read_manifest(path)
-        contents = {name: files.read_verified(path, manifest, name) for name in manifest["files"]}
+        manifest, contents = files.read_bundle_files(path)
         if missing := [name for name in (CONFIG, WEIGHTS, GOLDEN) if name not in contents]:
             raise BundleError(f"{path}: the manifest lists no {', '.join(missing)}; export the model again.")
         try:
@@ -132,11 +131,14 @@ class Bundle(OfOneProcess, guards=("call", "program")):
 
         Returns:
             The bundle, loaded anew.
+
+        Raises:
+            BundleError: the bundle cannot be read, or the new one is not proven or cannot be written: the old
+                one is as it was.
         """
         from aif_jax.bundle.export import refresh_bundle
 
-        refresh_bundle(Path(path))
-        return cls.load(path)
+        return _named(refresh_bundle(Path(path), cls.load), path)
 
     @property
     def k_max(self) -> int:
@@ -264,24 +266,37 @@ def export_bundle(
         calibration: ``(scale, offset)`` of each head's logit.
         metrics: the model's quality, JSON-serialisable, kept in the bundle.
         notes: further values to keep, JSON-serialisable.
-        overwrite: replace a bundle that is at ``path`` already.
+        overwrite: replace a bundle that is at ``path`` already, once the new one is on disk, loaded, and its
+            programs are proven on the golden vectors. Until then, and on any error, the old one stays.
 
     Returns:
-        The bundle, loaded from ``path``, its programs proven on the golden vectors.
+        The bundle, loaded from what was written, its programs proven on the golden vectors.
 
     Raises:
         ConfigError: the architecture does not fold, ``k_max`` is not positive, there is no such precision, or
             ``score`` is not an expression over heads and pair features.
-        BundleError: something is at ``path`` already, or nothing can be written there.
+        BundleError: something is at ``path`` already, or nothing can be written there; a parameter is not
+            finite, which is named; or the new bundle is not proven.
     """
     from aif_jax.bundle.export import write_bundle
     from aif_jax.models.folding import fold
+    from aif_jax.models.store import check_finite, weights_of
 
     if isinstance(k_max, bool) or not isinstance(k_max, int) or k_max < 1:
         raise ConfigError(f"k_max: got {k_max!r}, expected a whole number of at least 1.")
+    files.check_replaceable(Path(path), overwrite=overwrite)
+    check_finite(weights_of(model), "the model's parameters")
     folded = fold(model, score=score, calibration=calibration, precision=precision)
-    write_bundle(Path(path), folded, k_max, metrics or {}, notes or {}, overwrite=overwrite)
-    return Bundle.load(path)
+    made = write_bundle(
+        Path(path), folded, k_max, metrics or {}, notes or {}, Bundle.load, overwrite=overwrite
+    )
+    return _named(made, path)
+
+
+def _named(bundle: Bundle, path: str | Path) -> Bundle:
+    """Return a bundle that was loaded before it got its name."""
+    bundle.path = Path(path)
+    return bundle
 
 
 def _under(vectors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -29,7 +29,7 @@ from jax.experimental import serialize_executable
 
 from aif_jax import _native, kernels, machine
 from aif_jax.errors import ConfigError
-from aif_jax.files import write_atomic
+from aif_jax.files import remove_leftovers, write_atomic
 
 VARIABLE = "AIF_JAX_COMPILATION_CACHE"
 """Environment variable that names a cache for every bundle that is loaded without one of its own."""
@@ -80,12 +80,12 @@ class CompilationCache:
         self._counting = threading.Lock()
         for folder in (self.place, self.directory):
             _make_trusted(folder)
+        remove_leftovers(self.directory)
         described = self.directory / _FACTS
         if not described.exists():
             # For people only; a cache that cannot be written to still serves.
             with contextlib.suppress(OSError):
-                facts_json = json.dumps(self.facts, indent=1, sort_keys=True).encode()
-                write_atomic(described, facts_json, mode=0o644)
+                write_atomic(described, json.dumps(self.facts, indent=1, sort_keys=True), mode=0o644)
 
     def load(self, entry: str, in_tree: Any, out_tree: Any, run: Callable[[Any], Any]) -> Any | None:
         """Return an executable that was saved on this kind of machine, or ``None``; never raises.

@@ -4,9 +4,9 @@ Only this part of bundles needs the model's code, so it is imported when somethi
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ from aif_jax.bundle.tensors import load_tensors
 from aif_jax.config import ModelConfig
 from aif_jax.errors import BundleError
 from aif_jax.features import Schema
+from aif_jax.models.store import check_finite
 
 if TYPE_CHECKING:
     from aif_jax.models.folding import Folded
@@ -31,10 +32,11 @@ _DIMS: dict[Stage, tuple[str, ...]] = {
     "behaviour": ("m",), "item": ("m",), "user": ("b", "l"), "stage": ("n", "l"),
 }  # fmt: skip
 _GOLDEN_ITEMS = 64
+_T = TypeVar("_T")
 
 
-def refresh_bundle(path: Path) -> None:
-    """Replace a bundle's programs by ones of the jax that is installed now."""
+def refresh_bundle(path: Path, load: Callable[[Path], _T]) -> _T:
+    """Replace a bundle's programs by ones of the jax that is installed now; `write_bundle` tells the rest."""
     from aif_jax.models.folding import Folded
 
     manifest = files.read_manifest(path)
@@ -42,12 +44,13 @@ def refresh_bundle(path: Path) -> None:
     weights = load_tensors(files.read_verified(path, manifest, WEIGHTS))
     config, schema = ModelConfig.from_json(description["model"]), Schema.from_json(description["schema"])
     folded = Folded(config, schema, weights, files.precision_of(description))
-    write_bundle(
+    return write_bundle(
         path,
         folded,
         description["sizes"]["k_max"],
         description["metrics"],
         description["notes"],
+        load,
         overwrite=True,
     )
 
@@ -58,14 +61,20 @@ def write_bundle(
     k_max: int,
     metrics: Mapping[str, Any],
     notes: Mapping[str, Any],
+    load: Callable[[Path], _T],
     *,
     overwrite: bool,
-) -> None:
+) -> _T:
     """Write the bundle of a folded model; `export_bundle` describes the arguments.
 
+    Returns:
+        The result of ``load``, which is called with the new bundle's directory before that gets its name.
+
     Raises:
-        BundleError: something is at ``path`` already, or nothing can be written there.
+        BundleError: something is at ``path`` already, nothing can be written there, a folded weight is not
+            finite, or the new bundle does not load.
     """
+    check_finite(folded.weights, "the folded weights")
     config = folded.config
     contents: dict[str, bytes] = {}
     signatures: dict[str, dict[str, Any]] = {}
@@ -95,7 +104,7 @@ def write_bundle(
     contents[WEIGHTS] = save_safetensors(folded.weights)
     contents[GOLDEN] = save_safetensors(_golden_vectors(folded, k_max))
     header = {"jax": jax.__version__, "kernel_abi": KERNEL_ABI}
-    files.write_bundle_files(path, contents, header, overwrite=overwrite)
+    return files.write_bundle_files(path, contents, header, load, overwrite=overwrite)
 
 
 def _export_stage(folded: "Folded", stage: Stage, kind: ProgramKind, k_max: int) -> tuple[bytes, Signature]:

@@ -4,18 +4,16 @@
 that entry) as the bundle's version. Nothing in a bundle is ever unpickled or executed as Python.
 """
 
-import contextlib
 import hashlib
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from aif_jax.checks import well_formed
 from aif_jax.config import Precision, check_precision
-from aif_jax.errors import BundleError
-from aif_jax.files import make_directory, real_path, replace_directory, sync_directory, temporary_directory
+from aif_jax.errors import BundleError, WriteError
+from aif_jax.files import foreign_names, write_directory
 from aif_jax.strict_json import shortened
 
 Stage = Literal["behaviour", "item", "user", "stage"]
@@ -29,6 +27,17 @@ KERNEL_ABI = 2
 
 MANIFEST = "manifest.json"
 CONFIG, WEIGHTS, GOLDEN = "config.json", "weights.safetensors", "golden.safetensors"
+_NAMES = {
+    MANIFEST,
+    CONFIG,
+    WEIGHTS,
+    GOLDEN,
+    *(f"programs/{stage}.{kind}" for stage in STAGES for kind in KINDS),
+}
+"""Files that a bundle may hold."""
+_ATTEMPTS = 3
+"""Attempts to read a bundle that is replaced meanwhile."""
+_T = TypeVar("_T")
 _RESTORE = "copy the bundle again from where it was exported, or export it again"
 
 
@@ -39,34 +48,32 @@ def canonical_json(values: Any) -> bytes:
 
 
 def write_bundle_files(
-    path: Path, files: Mapping[str, bytes], header: Mapping[str, Any], *, overwrite: bool
-) -> str:
+    path: Path,
+    files: Mapping[str, bytes],
+    header: Mapping[str, Any],
+    prove: Callable[[Path], _T],
+    *,
+    overwrite: bool,
+) -> _T:
     """Write a bundle directory, whole or not at all.
 
     Args:
         path: of the bundle; parent directories that do not exist are made.
         files: contents by name; a name may hold one ``/``.
         header: what else the manifest holds (jax version, kernel ABI).
-        overwrite: replace a bundle that is there already; see `replace_directory`.
+        prove: loads the new bundle from the path that it is given, before it gets its name.
+        overwrite: replace a bundle that is there already; see `aif_jax.files.replace_directory`.
 
     Returns:
-        The version: the SHA-256 of the manifest, in hexadecimal.
+        The result of ``prove``.
 
     Raises:
-        BundleError: something is there already and ``overwrite`` is off, what is there is not a bundle, or
-            the directory cannot be made.
+        BundleError: something is there already and ``overwrite`` is off, what is there is not a bundle or
+            holds other files too, the new bundle does not load, or the directory cannot be written. What was
+            there is as it was.
     """
     path = Path(path)
-    if path.exists():
-        if not overwrite:
-            raise BundleError(
-                f"{path}: exists already; expected a new path. Choose another, or pass overwrite=True."
-            )
-        if not (path / MANIFEST).is_file():
-            raise BundleError(
-                f"{path}: is not a bundle (no {MANIFEST} in it), so it is not overwritten; "
-                "choose another path, or remove it by hand."
-            )
+    check_replaceable(path, overwrite=overwrite)
     manifest: dict[str, Any] = {
         "format": FORMAT,
         **header,
@@ -75,29 +82,70 @@ def write_bundle_files(
             for name, content in files.items()
         },
     }
-    version = hashlib.sha256(canonical_json(manifest)).hexdigest()
-    manifest["version"] = version
-    place = real_path(path)
-    with contextlib.ExitStack() as stack:
+    manifest["version"] = hashlib.sha256(canonical_json(manifest)).hexdigest()
+
+    def proven(scratch: Path) -> _T:
         try:
-            make_directory(place.parent)
-            scratch = stack.enter_context(temporary_directory(place))
-        except OSError as error:
+            return prove(scratch)
+        except BundleError as error:
             raise BundleError(
-                f"{path}: cannot be written ({error.strerror}: {error.filename}); expected a path under a "
-                "directory that can be written to."
+                f"{path}: is not written, and what was there is as it was: the new bundle does not load: "
+                f"{error}"
             ) from error
-        for name, content in {**files, MANIFEST: json.dumps(manifest, indent=1).encode()}.items():
-            target = scratch / name
-            target.parent.mkdir(exist_ok=True)
-            with open(target, "wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-        for folder in {(scratch / name).parent for name in files} | {scratch}:
-            sync_directory(folder)
-        replace_directory(scratch, place)
-    return version
+
+    try:
+        return write_directory(path, {**files, MANIFEST: json.dumps(manifest, indent=1).encode()}, proven)
+    except WriteError as error:
+        raise BundleError(str(error)) from error
+
+
+def check_replaceable(path: Path, *, overwrite: bool) -> None:
+    """Check that a bundle may be written to a path.
+
+    Raises:
+        BundleError: something is there already and ``overwrite`` is off, or it is not a bundle, or it holds
+            files that no bundle has.
+    """
+    if not path.exists():
+        return
+    if not overwrite:
+        raise BundleError(
+            f"{path}: exists already; expected a new path. Choose another, or pass overwrite=True."
+        )
+    try:
+        listed = json.loads((path / MANIFEST).read_bytes())["files"]
+        known = _NAMES | set(listed)
+    except (OSError, ValueError, LookupError, TypeError):
+        raise BundleError(
+            f"{path}: is not a bundle (no {MANIFEST} of one in it), so it is not overwritten; "
+            "choose another path, or remove it by hand."
+        ) from None
+    if foreign := foreign_names(path, known):
+        raise BundleError(
+            f"{path}: holds {', '.join(foreign[:3])}{' and more' if len(foreign) > 3 else ''} beside the "
+            "bundle, so it is not overwritten, which would delete that; move it elsewhere, or choose another "
+            "path."
+        )
+
+
+def read_bundle_files(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Read and check a bundle's manifest and all its files; again if it was replaced meanwhile.
+
+    Returns:
+        The manifest, and the contents by name.
+
+    Raises:
+        BundleError: one of them is missing, unreadable or altered.
+    """
+    manifest = read_manifest(path)
+    for _ in range(_ATTEMPTS):
+        try:
+            return manifest, {name: read_verified(path, manifest, name) for name in manifest["files"]}
+        except BundleError:
+            before, manifest = manifest, read_manifest(path)
+            if before == manifest:
+                raise
+    raise BundleError(f"{path}: is replaced faster than it can be read; load it when that has ended.")
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from aif_jax.cli.fields import load_for
 from aif_jax.config import Precision
 from aif_jax.data.content import fit_width
 from aif_jax.data.dataset import Dataset
+from aif_jax.files import make_directory
 from aif_jax.models.store import load_model
 from aif_jax.nearline import BehaviourTable, ItemIndex, Tables
 from aif_jax.progress import progress_bar
@@ -41,7 +42,7 @@ def run_index_build(bundle_path: Path, data: str, out: Path, *, console: Console
     """Build and save the item index and the behaviour table of a data set's catalogue."""
     bundle = Bundle.load(bundle_path)
     tables = tables_of(bundle, load_for(data, bundle.config.to_json()), console=console)
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory(out)
     tables.items.save(out / ITEMS)
     tables.behaviours.save(out / BEHAVIOURS)
     console.print(

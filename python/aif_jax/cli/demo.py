@@ -22,6 +22,7 @@ from aif_jax.cli.latency import Comparison, SequentialServer, compare
 from aif_jax.cli.requests import DrawnRequests, draw_requests
 from aif_jax.data import load
 from aif_jax.data.dataset import Dataset
+from aif_jax.files import make_directory, write_atomic
 from aif_jax.integrations.usearch import TwoTowerRetriever
 from aif_jax.models import add_signatures
 from aif_jax.models.store import save_model, weights_of
@@ -63,7 +64,7 @@ def run_demo(
     console.rule("[bold]1  data")
     dataset = load(data)
     out = Path("runs") / f"demo-{dataset.name}" if out is None else out
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory(out)
     about = dataset.summary
     console.print(about, highlight=False)
     if dataset.name in REFIT:
@@ -148,10 +149,9 @@ def run_demo(
 
     result.write_json(out / "demo.json")
     write_report(result, out / "report.html")
-    (out / "timeline.svg").write_text(as_svg(result.timelines, standalone=True), encoding="utf-8")
-    (out / "trace.json").write_text(
-        chrome_trace([r.report for r in comparison.rankings[:20]], aligned=True), encoding="utf-8"
-    )
+    write_atomic(out / "timeline.svg", as_svg(result.timelines, standalone=True), begins=b"<")
+    trace = chrome_trace([ranking.report for ranking in comparison.rankings[:20]], aligned=True)
+    write_atomic(out / "trace.json", trace, begins=b"{")
     console.rule()
     console.print(
         f"report  {out / 'report.html'}\ntrace   {out / 'trace.json'}  (open it in ui.perfetto.dev)"

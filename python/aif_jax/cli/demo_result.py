@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from aif_jax.files import write_atomic
 from aif_jax.timeline import Bar
 
 
@@ -46,7 +47,7 @@ class DemoResult:
         """Write everything as JSON."""
         values = dataclasses.asdict(self)
         values["timelines"] = {way: [bar._asdict() for bar in bars] for way, bars in self.timelines.items()}
-        path.write_text(json.dumps(values, indent=1), encoding="utf-8")
+        write_atomic(path, json.dumps(values, indent=1), begins=b"{")
 
 
 def percentiles(values_ms: Sequence[float]) -> dict[str, float]:

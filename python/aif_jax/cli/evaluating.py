@@ -17,6 +17,7 @@ from aif_jax.evaluation import (
     open_scorer,
     picture,
 )
+from aif_jax.files import make_directory, write_atomic
 from aif_jax.training import REFIT
 
 _NAMES = {"auc": "AUC", "gauc": "GAUC", "log_loss": "log loss", "calibration_error": "calibration"}
@@ -82,9 +83,9 @@ def run_evaluation(
         for table in tables(name, head, "" if other is None else other.name):
             console.print(table)
     out = Path("runs") / f"evaluation-{scorer.name}" if out is None else out
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory(out)
     found.write(out / "evaluation.json")
-    (out / "evaluation.svg").write_bytes(picture(found))
+    write_atomic(out / "evaluation.svg", picture(found), begins=b"<")
     console.print(f"\nwrote  {out / 'evaluation.json'}\nwrote  {out / 'evaluation.svg'}", highlight=False)
     return found
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from aif_jax.cli.demo_result import DemoResult, percentiles
+from aif_jax.files import write_atomic
 from aif_jax.timeline import as_svg
 
 STYLE = """
@@ -79,11 +80,12 @@ def write_report(result: DemoResult, path: Path) -> None:
         "<h2>Sizes and machine</h2>",
         _table(["what", "value"], [[k, v] for k, v in result.facts.items()]),
     ]
-    path.write_text(
+    write_atomic(
+        path,
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>aif_jax demo</title>"
         f"<style>{STYLE}</style>"
         f"<body>{''.join(body)}</body></html>",
-        encoding="utf-8",
+        begins=b"<!doctype html>",
     )
 
 

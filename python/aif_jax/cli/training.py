@@ -9,6 +9,7 @@ from rich.table import Table
 from aif_jax.cli.fields import load_for, read_fields
 from aif_jax.config import ModelConfig
 from aif_jax.errors import ConfigError
+from aif_jax.files import write_atomic
 from aif_jax.models.store import save_model
 from aif_jax.training import REFIT, evaluate, floors, preset, train
 from aif_jax.training.evaluate import Metrics
@@ -52,9 +53,8 @@ def run_training(
         metrics=metrics.to_json(),
         notes={"data": dataset.name, "seed": seed, "steps": result.steps},
     )
-    (out / "metrics.json").write_text(
-        json.dumps({"test": metrics.to_json(), "history": [e.to_json() for e in result.history]}, indent=1)
-    )
+    summary = {"test": metrics.to_json(), "history": [epoch.to_json() for epoch in result.history]}
+    write_atomic(out / "metrics.json", json.dumps(summary, indent=1), begins=b"{")
     rows = {f"floor: {name}": found for name, found in floors(dataset, heads=model_config.heads[:1]).items()}
     console.print(metrics_table({**rows, architecture: metrics}))
     console.print(

@@ -21,6 +21,7 @@ from aif_jax.errors import ConfigError, DataError
 from aif_jax.evaluation.paired import Estimate, PairedBootstrap, PooledAuc, Ratio, Statistic
 from aif_jax.evaluation.scoring import Scorer, Scores, check_fit
 from aif_jax.evaluation.slices import Slice, slices_of
+from aif_jax.files import write_atomic
 from aif_jax.machine import cores, cpu_model
 from aif_jax.models.baselines import Model
 from aif_jax.training import WHOLE_REQUESTS, CandidateLists, candidate_lists
@@ -169,8 +170,12 @@ class Evaluation:
         return cls(**kept, heads={name: _head_from(head) for name, head in values["heads"].items()})
 
     def write(self, path: Path) -> None:
-        """Write `to_json` to a file."""
-        path.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        """Write `to_json` to a file.
+
+        Raises:
+            WriteError: the disk refuses, or there is a file that is no JSON object; it is as it was.
+        """
+        write_atomic(path, json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", begins=b"{")
 
 
 def evaluate_model(

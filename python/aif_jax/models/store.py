@@ -12,9 +12,9 @@ from safetensors.numpy import load_file, save
 
 from aif_jax.checks import well_formed
 from aif_jax.config import ModelConfig
-from aif_jax.errors import BundleError
+from aif_jax.errors import BundleError, WriteError
 from aif_jax.features import Schema
-from aif_jax.files import write_atomic
+from aif_jax.files import foreign_names, write_directory
 from aif_jax.models.baselines import Model, build_model
 from aif_jax.strict_json import shortened
 
@@ -27,14 +27,21 @@ def save_model(model: Model, path: Path, *, metrics: Mapping[str, Any], notes: M
 
     Args:
         model: what was trained.
-        path: the directory; made if absent. The weights are written before the description, so that a
-            directory with a description is whole.
+        path: the directory; a model that is there is replaced, once the new one has been read back.
         metrics: its quality, JSON-serialisable.
         notes: what else to keep with it (data set, seed), JSON-serialisable.
+
+    Raises:
+        BundleError: a parameter is not finite, which is named; the directory holds other files; or it cannot
+            be written. What was there is as it was.
     """
-    path.mkdir(parents=True, exist_ok=True)
-    (path / CONFIG).unlink(missing_ok=True)
-    write_atomic(path / WEIGHTS, save(weights_of(model)))
+    if path.is_dir() and (foreign := foreign_names(path, (CONFIG, WEIGHTS))):
+        raise BundleError(
+            f"{path}: holds {', '.join(foreign[:3])}, which is no part of a saved model, so it is not "
+            "replaced; choose another directory."
+        )
+    weights = weights_of(model)
+    check_finite(weights, "the model's parameters")
     description = {
         "format": _FORMAT,
         "model": model.config.to_json(),
@@ -42,7 +49,11 @@ def save_model(model: Model, path: Path, *, metrics: Mapping[str, Any], notes: M
         "metrics": dict(metrics),
         "notes": dict(notes),
     }
-    write_atomic(path / CONFIG, json.dumps(description, indent=1).encode())
+    files = {WEIGHTS: save(weights), CONFIG: json.dumps(description, indent=1).encode()}
+    try:
+        write_directory(path, files, load_model)
+    except WriteError as error:
+        raise BundleError(str(error)) from error
 
 
 def load_model(path: Path) -> tuple[Model, dict[str, Any]]:
@@ -76,6 +87,35 @@ def weights_of(model: nnx.Module) -> dict[str, np.ndarray]:
     """Return the parameters of a model by dotted name."""
     flat = traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(model, nnx.Param)), sep=".")
     return {name: np.asarray(value) for name, value in sorted(flat.items())}
+
+
+def check_finite(weights: Mapping[str, np.ndarray], what: str) -> None:
+    """Check that no weight is infinite or NaN.
+
+    Args:
+        weights: arrays by dotted name.
+        what: what they are, for the message.
+
+    Raises:
+        BundleError: one is, which is named with the place of the first such value.
+    """
+    wrong = {
+        name: bad for name, array in weights.items()
+        if array.dtype.kind not in "iub" and len(bad := np.argwhere(~np.isfinite(array)))
+    }  # fmt: skip
+    if wrong:
+        name, places = next(iter(wrong.items()))
+        first = places[0].tolist()
+        others = (
+            f", and so are some of {len(wrong) - 1} more ({', '.join(list(wrong)[1:4])})"
+            if wrong.keys() - {name}
+            else ""
+        )
+        raise BundleError(
+            f"{what}: {name} has {len(places):,} of {weights[name].size:,} values that are not finite, the "
+            f"first is {weights[name][tuple(first)]} at {first}{others}; a model that diverged is not "
+            "written. Train again with a lower learning rate, or take an earlier checkpoint."
+        )
 
 
 def set_weights(model: nnx.Module, weights: Mapping[str, np.ndarray], origin: str) -> None:

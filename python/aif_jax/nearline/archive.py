@@ -20,7 +20,7 @@ from typing import Any, Self, TypeVar
 
 from aif_jax.bundle import Bundle
 from aif_jax.errors import ArchiveError, ItemIndexError, VersionMismatchError
-from aif_jax.files import make_directory
+from aif_jax.files import make_directory, remove_leftovers
 from aif_jax.nearline.change_log import About, ChangeLog, Position, Reached, Sealed, read_log
 from aif_jax.nearline.table import RowTable
 from aif_jax.processes import OfOneProcess
@@ -94,7 +94,8 @@ class Archive(OfOneProcess, guards=("start", "open", "batch", "checkpoint", "sta
                 f"{directory}: another process writes there; expected to be the only one. Follow it with a "
                 "Replica, or choose another directory."
             ) from error
-        for partial in self.directory.glob("*.partial-*"):
+        remove_leftovers(self.directory)
+        for partial in self.directory.glob("*.log.partial-new"):
             partial.unlink(missing_ok=True)  # of a process that is gone: nobody else writes here
 
     # -- tables -----------------------------------------------------------------------------------
@@ -175,6 +176,7 @@ class Archive(OfOneProcess, guards=("start", "open", "batch", "checkpoint", "sta
                 delivered again; rows that were changed by then stay changed.
         """
         table, _ = self._kept()
+        table.overwritten()  # goes to the log
         with table.pause(sync=False):
             yield
             _, log = self._kept()
@@ -198,15 +200,17 @@ class Archive(OfOneProcess, guards=("start", "open", "batch", "checkpoint", "sta
 
             def begin_log() -> dict[str, Any]:
                 path = log_path(self.directory, number)
-                log = ChangeLog(path.with_name(f"{path.name}.partial-new"), _about(table))
+                temporary, log = path.with_name(f"{path.name}.partial-new"), None
                 try:
+                    log = ChangeLog(temporary, _about(table))
                     log.reached(self._position)
                     log.sync()
                     if self._log is not None:
                         self._log.seal()
                 except BaseException:
-                    log.close()
-                    log.path.unlink(missing_ok=True)
+                    if log is not None:
+                        log.close()
+                    temporary.unlink(missing_ok=True)
                     raise
                 # A crash before this leaves a sealed log without a successor, which counts as an empty one.
                 log.move(path)
@@ -216,18 +220,25 @@ class Archive(OfOneProcess, guards=("start", "open", "batch", "checkpoint", "sta
 
             try:
                 table.write_snapshot(_rows_path(self.directory, number), begin_log)
-            except OSError as error:
+            except ArchiveError:
+                raise
+            except (OSError, ItemIndexError) as error:
+                reason = (isinstance(error, OSError) and error.strerror) or str(error).removesuffix(".")
                 raise ArchiveError(
-                    f"{self.directory}: no snapshot could be written ({error.strerror}). The one before and "
-                    "its logs hold everything; make room, and checkpoint again."
+                    f"{self.directory}: no snapshot could be written ({reason}). The one before and its logs "
+                    "hold everything; mend that, and checkpoint again."
                 ) from error
             self._counts["checkpoints"] += 1
             self._saved_s = time.monotonic()
             self._prune()
 
     def stats(self) -> dict[str, Any]:
-        """Return the newest log's number and bytes, the position, and the seconds since the last snapshot."""
+        """Return the newest log's number and bytes, the position, and the seconds since the last snapshot.
+
+        ``overwritten`` is that of the table, see `RowTable.overwritten`.
+        """
         return {
+            "overwritten": None if self._table is None else self._table.overwritten(),
             "number": self._number, "log_bytes": 0 if self._log is None else self._log.bytes,
             "position": self._position, "since_snapshot_s": time.monotonic() - self._saved_s, **self._counts,
         }  # fmt: skip

@@ -1,7 +1,9 @@
 """Out-of-core, resumable build of a snapshot from a catalogue."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
+import fcntl
 import functools
 import hashlib
 import itertools
@@ -18,18 +20,21 @@ import numpy as np
 
 from aif_jax import _native
 from aif_jax.bundle import Bundle
-from aif_jax.errors import AifError, ItemIndexError
+from aif_jax.errors import AifError, ItemIndexError, WriteError
 from aif_jax.features import EncodeReport, item_keys
-from aif_jax.files import make_directory, real_path, write_atomic
+from aif_jax.files import close_unflushed, foreign_names, make_directory, real_path, refusals, write_atomic
 from aif_jax.nearline.change_log import Position
 from aif_jax.nearline.records import take
-from aif_jax.nearline.row_file import RowFileWriter, joined_names, split_names
+from aif_jax.nearline.row_file import RowFileWriter, joined_names, open_partial, split_names
 from aif_jax.nearline.row_program import RowProgram, batches
 from aif_jax.nearline.table import RowTable, collision
 from aif_jax.types import ItemRecords
 
 _SYNC_S = 2.0
 """Seconds after which computed rows are synced to the disk, and count as done."""
+
+_FILES = ("rows", "keys", "names", "state.json")
+"""Files of the folder of a build."""
 
 _NAMED = 20
 """Bad items that a report names with their reasons, at most."""
@@ -116,7 +121,8 @@ def build_snapshot(
 
     Raises:
         ItemIndexError: too many items are bad, two string ids have the same hash, the interrupted build was
-            of another bundle version or another catalogue, or the file cannot be written.
+            of another bundle version or another catalogue or was cut short since, another build writes
+            there, or the file cannot be written. What was there is as it was, and the rows so far are kept.
     """
     with _Building(table_type, bundle, Path(path), resume) as building:
         return building.run(catalogue, total, max_bad_share, position, progress)
@@ -146,8 +152,24 @@ class _Building:
         self._table_type, self._path = table_type, real_path(path)
         self._program = RowProgram(bundle, table_type.stage)
         self._folder = self._path.with_name(f"{self._path.name}.building")
+        self._open = contextlib.ExitStack()
+        with contextlib.ExitStack() as failed:
+            failed.callback(self._open.close)
+            self._begin(table_type, bundle, path, resume)
+            failed.pop_all()
+
+    def _begin(self, table_type: type[RowTable], bundle: Bundle, path: Path, resume: bool) -> None:
+        with self._writes():
+            make_directory(self._folder)
+            self._lock()
+        if foreign := [each for each in foreign_names(self._folder, _FILES) if ".partial-" not in each]:
+            raise ItemIndexError(
+                f"{self._folder}: holds {', '.join(foreign[:3])}, which is no part of a build, so nothing is "
+                "written there; move that, or choose another path."
+            )
         if not resume:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            for name in os.listdir(self._folder):
+                (self._folder / name).unlink()
         self._state: dict[str, Any] = {
             "version": bundle.version, "kind": table_type.kind, "batches": 0, "rows": 0, "names": 0,
             "strings": None, "digest": "", "bad": {}, "named": [],
@@ -156,25 +178,47 @@ class _Building:
         rows = self._state["rows"]
         named = [(item, reason) for item, reason in self._state["named"]]
         self._report = BuildReport(rows=rows, resumed=rows, bad=Counter(self._state["bad"]), named=named)
-        try:
-            make_directory(self._folder)
-        except OSError as error:
-            raise ItemIndexError(
-                f"{path}: cannot be written ({error.strerror}: {error.filename}); expected a path under a "
-                "directory that can be written to."
-            ) from error
         about = {"kind": table_type.kind, "version": bundle.version, "columns": table_type.columns_of(bundle)}
-        self._rows = RowFileWriter(path, **about, partial=self._folder / "rows", rows=rows)
-        self._keys = _Appended(self._folder / "keys", 8 * rows)
-        self._names = _Appended(self._folder / "names", self._state["names"])
+        self._rows = self._open.enter_context(
+            RowFileWriter(path, **about, partial=self._folder / "rows", rows=rows)
+        )
+        with self._writes():
+            self._keys = _Appended(self._folder / "keys", 8 * rows)
+            self._open.callback(self._keys.close)
+            self._names = _Appended(self._folder / "names", self._state["names"])
+            self._open.callback(self._names.close)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._rows.__exit__(*exception)
-        self._keys.close()
-        self._names.close()
+        self._open.close()
+
+    def _lock(self) -> None:
+        """Lock the folder until the end.
+
+        Raises:
+            ItemIndexError: another build has.
+        """
+        descriptor = os.open(self._folder, os.O_RDONLY | os.O_CLOEXEC)
+        self._open.callback(os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ItemIndexError(
+                f"{self._folder}: another build writes there; wait for it, or choose another path."
+            ) from error
+        except OSError:  # no locks here
+            return
+
+    @contextlib.contextmanager
+    def _writes(self) -> Iterator[None]:
+        """Turn what the disk refuses in a block into an `ItemIndexError`."""
+        try:
+            with refusals(self._folder):
+                yield
+        except WriteError as error:
+            raise ItemIndexError(f"{error} The rows so far are kept.") from error
 
     def run(
         self,
@@ -301,10 +345,11 @@ class _Building:
             if self._state["strings"] not in (None, strings):
                 raise ItemIndexError("ids: got integers and strings; use one kind throughout.")
             self._state["strings"] = strings
-            for keys in batch.keys:
-                self._keys.append(keys.astype("<u8").tobytes())
-            if strings:
-                self._names.append(joined_names(batch.names))
+            with self._writes():
+                for keys in batch.keys:
+                    self._keys.append(keys.astype("<u8").tobytes())
+                if strings:
+                    self._names.append(joined_names(batch.names))
         for item, error in batch.bad:
             self._report.leave_out(item, str(error), type(error).__name__)
         self._report.rows += count
@@ -335,8 +380,9 @@ class _Building:
     def _sync(self) -> None:
         """Sync all files, then write the state: the number of rows and names that are valid."""
         self._rows.sync()
-        self._keys.sync()
-        self._names.sync()
+        with self._writes():
+            self._keys.sync()
+            self._names.sync()
         report = self._report
         self._state |= {
             "rows": report.rows,
@@ -344,13 +390,21 @@ class _Building:
             "bad": report.bad,
             "named": report.named,
         }
-        write_atomic(self._folder / "state.json", json.dumps(self._state).encode())
+        with self._writes():
+            write_atomic(self._folder / "state.json", json.dumps(self._state))
 
     def _read_state(self) -> None:
         path = self._folder / "state.json"
-        if not path.exists():
-            return
-        found = json.loads(path.read_text(encoding="utf-8"))
+        if not path.exists() or not (self._folder / "rows").exists():
+            return  # without rows, what a build left that had finished
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(found, dict) or found.keys() != self._state.keys():
+                raise ValueError("its fields are others")
+        except ValueError as error:
+            raise ItemIndexError(
+                f"{path}: cannot be read as the state of a build ({error}); pass resume=False to start over."
+            ) from error
         for name in ("version", "kind"):
             if found[name] != self._state[name]:
                 raise ItemIndexError(
@@ -385,13 +439,11 @@ class _Building:
 
 
 class _Appended:
-    """A file that is appended to, cut to its valid bytes when it is opened."""
+    """A file that is appended to, cut to its valid bytes when it is opened; see `open_partial`."""
 
     def __init__(self, path: Path, size: int):
         self._path = path
-        self._stream = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
-        self._stream.truncate(size)
-        self._stream.seek(size)
+        self._stream = open_partial(path, size)
         self.bytes = size
 
     def append(self, content: bytes) -> None:
@@ -407,7 +459,7 @@ class _Appended:
         os.fsync(self._stream.fileno())
 
     def close(self) -> None:
-        self._stream.close()
+        close_unflushed(self._stream)
 
 
 def _chained(digest: str, records: ItemRecords) -> str:

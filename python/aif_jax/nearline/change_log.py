@@ -127,7 +127,11 @@ class ChangeLog:
                 f"{path}: cannot be written ({error.strerror}); check the directory."
             ) from error
         if not end:
-            self._append(_Kind.ABOUT, [json.dumps(about.to_json()).encode()])
+            try:
+                self._append(_Kind.ABOUT, [json.dumps(about.to_json()).encode()])
+            except ArchiveError:
+                self.close()
+                raise
 
     def rows(self, keys: np.ndarray, columns: Mapping[str, np.ndarray], names: Sequence[str] | None) -> None:
         """Append rows that are about to be written.

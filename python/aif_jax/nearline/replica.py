@@ -82,12 +82,13 @@ class Replica(OfOneProcess, guards=("open", "poll", "start", "stats")):
         """Apply the changes since the last call, and return their number.
 
         Raises:
-            ItemIndexError: the log is altered, or its writer deleted it before this replica read it: open
-                the archive again.
+            ItemIndexError: the log is altered, its writer deleted it before this replica read it, or the
+                snapshot was written to (`RowTable.check_file`): open the archive again.
         """
         with self._polling:
             if self._table is None:
                 raise ItemIndexError(f"{self.directory}: the replica is not open; call open first.")
+            self._table.check_file()
             before = self._changes
             while self._poll(self._table):
                 pass

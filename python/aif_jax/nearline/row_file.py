@@ -16,8 +16,8 @@ mapped and served without being read. The end of the file covers the whole: a fi
 when it is opened, and so is one with any altered byte (of the rows, unless it is opened with
 ``verify=False``, which reads none of them).
 
-A file is written to a temporary and renamed over the old one when the disk has all of it, see
-`aif_jax.files`: a crash leaves the previous snapshot as it was.
+A file is written to a temporary and renamed over the old one when the disk has all of it and it has been read
+back, see `aif_jax.files`: a crash, a full disk and a fault leave the previous snapshot as it was.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -33,8 +33,17 @@ import numpy as np
 
 from aif_jax import _native
 from aif_jax.checks import well_formed
-from aif_jax.errors import ItemIndexError
-from aif_jax.files import make_directory, move_into_place, real_path, temporary_file
+from aif_jax.errors import ItemIndexError, WriteError
+from aif_jax.files import (
+    check_replaceable_file,
+    close_unflushed,
+    make_directory,
+    move_into_place,
+    real_path,
+    refusals,
+    temporary_file,
+)
+from aif_jax.nearline.mapped_file import MappedFile
 from aif_jax.nearline.store import ColumnSpecs, row_layout
 from aif_jax.types import named_dtype
 
@@ -53,22 +62,29 @@ class RowFile:
     """Contents of a snapshot file. The rows themselves are not read.
 
     Attributes:
-        path: the file.
+        file: the file that was opened, whatever has its path by now.
         kind: kind of rows: ``item_index`` or ``behaviour_table``.
         version: version of the bundle that computed them.
         columns: dtype and shape within one row, by name.
         keys: uint64 ``[n]``, in the order of the rows.
         names: the string id of each key, or ``None`` where ids are integers.
         notes: further values, JSON.
+        mapped: the rows' bytes, uint8 ``[n * row_bytes]``, mapped.
     """
 
-    path: Path
+    file: MappedFile
     kind: str
     version: str
     columns: ColumnSpecs
     keys: np.ndarray
     names: list[str] | None
     notes: Mapping[str, Any]
+    mapped: np.ndarray
+
+    @property
+    def path(self) -> Path:
+        """The path that was opened."""
+        return self.file.path
 
     @property
     def row_bytes(self) -> int:
@@ -82,10 +98,10 @@ class RowFile:
         if not n or 0 in shape:
             return np.zeros((n, *shape), dtype)
         layout = row_layout(self.columns)
-        rows = np.memmap(self.path, np.uint8, "r", ROWS_AT, (n, layout.row_bytes))
+        rows = self.mapped.reshape(n, layout.row_bytes)
         start = layout.offsets[name]
         size = dtype.itemsize * int(np.prod(shape))
-        return np.asarray(rows)[:, start : start + size].view(dtype).reshape((n, *shape))
+        return rows[:, start : start + size].view(dtype).reshape((n, *shape))
 
 
 class RowFileWriter:
@@ -103,7 +119,8 @@ class RowFileWriter:
         rows: rows of the partial file to keep.
 
     Raises:
-        ItemIndexError: ``path`` is a directory, or no file can be made there.
+        ItemIndexError: the disk refuses, as in every method; or what is at ``path`` is no snapshot, and not
+            replaced; or the partial file is shorter than its rows.
     """
 
     def __init__(
@@ -116,51 +133,57 @@ class RowFileWriter:
         partial: Path | None = None,
         rows: int = 0,
     ):
-        self.path = real_path(path)
+        self._given, self.path = path, real_path(path)
         self._about = {"kind": kind, "version": version}
         self._columns = columns
         self._layout = row_layout(columns)
-        if self.path.is_dir():
-            raise ItemIndexError(f"{path}: is a directory; expected the name of the file to write.")
-        try:
-            make_directory(self.path.parent)
-            self._open = contextlib.ExitStack()
-            self._stream: IO[bytes]
-            if partial is None:
-                self._stream, self.partial = self._open.enter_context(temporary_file(self.path, mode=0o644))
-            else:
-                descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-                self._stream = self._open.enter_context(open(descriptor, "r+b"))  # noqa: SIM115
-                self.partial = partial
-        except OSError as error:
-            raise ItemIndexError(
-                f"{path}: cannot be written ({error.strerror}: {error.filename}); expected a path under a "
-                "directory that can be written to."
-            ) from error
-        self._stream.truncate(ROWS_AT + rows * self._layout.row_bytes if rows else 0)
-        self._stream.seek(0, os.SEEK_END)
-        if not rows:
-            self._write(_MAGIC.ljust(ROWS_AT, b"\0"))
-        self._stream.flush()
         self._packed = np.zeros((0, self._layout.row_bytes), np.uint8)
+        self._open = contextlib.ExitStack()
+        self._stream: IO[bytes]
+        with contextlib.ExitStack() as failed, self._writes(self._size(rows)):
+            failed.callback(self._open.close)
+            make_directory(self.path.parent)
+            check_replaceable_file(path, _MAGIC[:-1])
+            if partial is None:
+                made = temporary_file(self.path, mode=0o644)
+                self._stream, self.partial = self._open.enter_context(made)
+            else:
+                self.partial = partial
+                self._stream = open_partial(partial, self._size(rows) if rows else 0)
+                self._open.callback(close_unflushed, self._stream)
+            self._stream.seek(0, os.SEEK_END)
+            if not rows:
+                self._write(_MAGIC.ljust(ROWS_AT, b"\0"))
+            self._stream.flush()
+            failed.pop_all()
 
     def write_rows(self, columns: Mapping[str, np.ndarray], n: int) -> None:
-        """Append n rows, given as columns ``[n, ...]``."""
+        """Append n rows, given as columns ``[n, ...]``.
+
+        Raises:
+            ItemIndexError: the disk refuses; the rows before are as they were.
+        """
         if len(self._packed) < n:
             self._packed = np.zeros((n, self._layout.row_bytes), np.uint8)
         rows = self._packed[:n]  # padding stays zero
         for name, offset in self._layout.offsets.items():
             raw = np.ascontiguousarray(columns[name]).view(np.uint8).reshape(n, -1)
             rows[:, offset : offset + raw.shape[1]] = raw
-        self._write(rows.reshape(-1).data)
+        with self._writes(self._stream.tell() + rows.nbytes):
+            self._write(rows.reshape(-1).data)
 
     def sync(self) -> None:
         """Return when the disk has all rows so far."""
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
+        with self._writes(self._stream.tell()):
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
 
     def keep(self, places: np.ndarray) -> None:
         """Remove all rows but those at some places, ascending ``[m]``."""
+        with self._writes():
+            self._keep(places)
+
+    def _keep(self, places: np.ndarray) -> None:
         self._stream.flush()
         size = self._layout.row_bytes
         first = int(np.argmax(places != np.arange(len(places)))) if len(places) else 0
@@ -175,11 +198,12 @@ class RowFileWriter:
 
     def checksums(self, n: int) -> np.ndarray:
         """Return the checksums of the n rows that were written, for `finish`."""
-        self._stream.flush()
+        with self._writes(self._size(n)):
+            self._stream.flush()
         size = n * self._layout.row_bytes
         if not size:
             return np.empty(0, np.uint64)
-        return _native.block_checksums(np.asarray(np.memmap(self.partial, np.uint8, "r", ROWS_AT, (size,))))
+        return _native.block_checksums(_mapped(self._stream, size))
 
     def write_table(self, cache: _native.EmbeddingCache, taken: Callable[[np.ndarray], object]) -> np.ndarray:
         """Write the rows of a cache as of one moment; return the checksums for `finish`.
@@ -188,12 +212,13 @@ class RowFileWriter:
             cache: whose rows have this file's columns.
             taken: called with the keys, uint64 ``[n]``, once they are known; see `EmbeddingCache.write_rows`.
         """
-        return cache.write_rows(self.partial, taken)
+        with self._writes(self._size(len(cache))):
+            return cache.write_rows(self.partial, taken)
 
     def finish(
         self, keys: np.ndarray, checksums: np.ndarray, names: Sequence[str] | None, notes: Mapping[str, Any]
     ) -> None:
-        """Write the sections after the rows, and move the file to its place.
+        """Write the sections after the rows, read the file back as `open_row_file` does, and rename it.
 
         Args:
             keys: uint64 ``[n]``, that of each row.
@@ -202,16 +227,31 @@ class RowFileWriter:
             notes: further values to keep, JSON.
 
         Raises:
-            ItemIndexError: a string id holds a zero character, which the format uses as separator.
+            ItemIndexError: a string id holds a zero character, which the format uses as separator; the disk
+                refuses; or the file cannot be read back as it was written. What was there is as it was.
         """
         self._stream.seek(0, os.SEEK_END)
-        expected = ROWS_AT + len(keys) * self._layout.row_bytes
+        expected = self._size(len(keys))
         if self._stream.tell() != expected:
             raise AssertionError(f"{self._stream.tell()} bytes were written, expected {expected}")
-        self._pad(ROWS_AT)
         sections = {"keys": keys.astype("<u8").tobytes(), "blocks": checksums.astype("<u8").tobytes()}
         if names is not None:
             sections["names"] = joined_names(names)
+        with self._writes(expected + sum(map(len, sections.values()))):
+            self._end(len(keys), sections, notes)
+            self._stream.seek(0)
+            try:
+                _read(self.partial, self._stream, self._about["kind"], True)
+            except ItemIndexError as error:
+                raise ItemIndexError(
+                    f"{self._given}: is not written, and what was there is as it was: the new snapshot "
+                    f"cannot be read back: {error}"
+                ) from error
+            move_into_place(self.partial, self.path)
+
+    def _end(self, rows: int, sections: Mapping[str, bytes], notes: Mapping[str, Any]) -> None:
+        """Write sections and footer, and return when the disk has them."""
+        self._pad(ROWS_AT)
         entries: dict[str, dict[str, Any]] = {}
         for name, content in sections.items():
             self._pad(_ALIGN)
@@ -221,14 +261,13 @@ class RowFileWriter:
             }  # fmt: skip
             self._write(content)
         footer = json.dumps({
-            **self._about, "rows": len(keys), "row_bytes": self._layout.row_bytes,
+            **self._about, "rows": rows, "row_bytes": self._layout.row_bytes,
             "columns": [[name, dtype.name, list(shape)] for name, (dtype, shape) in self._columns.items()],
             "notes": dict(notes), "sections": entries,
         }).encode()  # fmt: skip
         self._write(footer + len(footer).to_bytes(8, "little") + hashlib.sha256(footer).digest() + _MAGIC)
         self._stream.flush()
         os.fsync(self._stream.fileno())
-        move_into_place(self.partial, self.path)
 
     def __enter__(self) -> Self:
         return self
@@ -241,6 +280,38 @@ class RowFileWriter:
 
     def _write(self, content: bytes | memoryview) -> None:
         self._stream.write(content)
+
+    def _size(self, rows: int) -> int:
+        return ROWS_AT + rows * self._layout.row_bytes
+
+    @contextlib.contextmanager
+    def _writes(self, needed: int | None = None) -> Iterator[None]:
+        """Turn what the disk refuses in a block into an `ItemIndexError`, see `refusals`."""
+        try:
+            with refusals(self._given, needed):
+                yield
+        except WriteError as error:
+            raise ItemIndexError(str(error)) from error
+
+
+def open_partial(path: Path, size: int) -> IO[bytes]:
+    """Open a file that a broken-off write left, cut to its valid bytes; made if absent.
+
+    Raises:
+        ItemIndexError: it is shorter than that.
+        OSError: the system refuses.
+    """
+    stream = open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b")  # noqa: SIM115
+    found = os.fstat(stream.fileno()).st_size
+    if found < size:
+        stream.close()
+        raise ItemIndexError(
+            f"{path}: has {found:,} bytes, expected {size:,} at least: it was cut short since the build that "
+            "left it; pass resume=False to start over."
+        )
+    stream.truncate(size)
+    stream.seek(size)
+    return stream
 
 
 def open_row_file(path: Path, *, kind: str | None = None, verify: bool = True) -> RowFile:
@@ -284,6 +355,7 @@ def split_names(joined: bytes) -> list[str]:
 
 
 def _read(path: Path, stream: IO[bytes], kind: str | None, verify: bool) -> RowFile:
+    file = MappedFile(path, stream.fileno())
     size = os.fstat(stream.fileno()).st_size
     begins = stream.read(len(_MAGIC))
     if begins[:-1] == _MAGIC[:-1] and begins != _MAGIC:
@@ -339,14 +411,16 @@ def _read(path: Path, stream: IO[bytes], kind: str | None, verify: bool) -> RowF
         reached = entry["offset"] + entry["bytes"]
     if reached != size - _END - length:
         raise ItemIndexError(f"{path}: has {size} bytes, expected {reached + length + _END}; {_FIX}.")
+    mapped = _mapped(stream, footer["rows"] * footer["row_bytes"])
+    file.rows, file.blocks = (ROWS_AT, ROWS_AT + len(mapped)), np.frombuffer(sections["blocks"], "<u8")
     if verify:
-        _verify(path, footer, np.frombuffer(sections["blocks"], "<u8"))
+        _verify(path, footer, mapped, file.blocks)
     found = RowFile(
-        path=path, kind=footer["kind"], version=footer["version"],
+        file=file, kind=footer["kind"], version=footer["version"],
         columns={name: (named_dtype(dtype), tuple(shape)) for name, dtype, shape in footer["columns"]},
         keys=np.frombuffer(sections["keys"], "<u8"),
         names=split_names(sections["names"]) if "names" in sections else None,
-        notes=footer["notes"],
+        notes=footer["notes"], mapped=mapped,
     )  # fmt: skip
     counts = {len(found.keys), len(found.keys if found.names is None else found.names), footer["rows"]}
     if len(counts) > 1 or found.row_bytes != footer["row_bytes"]:
@@ -363,11 +437,15 @@ def _holds_more_than_zeros(stream: IO[bytes], start: int, end: int) -> bool:
     return stream.read(end - start).strip(b"\0") != b""
 
 
-def _verify(path: Path, footer: Mapping[str, Any], expected: np.ndarray) -> None:
-    size = footer["rows"] * footer["row_bytes"]
-    found = np.empty(0, np.uint64)
-    if size:
-        found = _native.block_checksums(np.asarray(np.memmap(path, np.uint8, "r", ROWS_AT, (size,))))
+def _mapped(stream: IO[bytes], size: int) -> np.ndarray:
+    """Map the bytes of the rows, uint8 ``[size]``, of the file that is open, whatever has its name."""
+    if not size:
+        return np.empty(0, np.uint8)
+    return np.asarray(np.memmap(stream, np.uint8, "r", ROWS_AT, (size,)))
+
+
+def _verify(path: Path, footer: Mapping[str, Any], mapped: np.ndarray, expected: np.ndarray) -> None:
+    found = _native.block_checksums(mapped) if len(mapped) else np.empty(0, np.uint64)
     wrong = np.flatnonzero(found != expected) if len(found) == len(expected) else np.zeros(1, int)
     if len(wrong):
         first = int(wrong[0]) * _native.BLOCK_BYTES // max(footer["row_bytes"], 1)

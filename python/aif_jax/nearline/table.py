@@ -12,6 +12,7 @@ from aif_jax.bundle import Bundle
 from aif_jax.errors import ItemIndexError, VersionMismatchError
 from aif_jax.features import EncodeReport, item_keys
 from aif_jax.nearline.change_log import ChangeLog, Deleted, Rows
+from aif_jax.nearline.mapped_file import MappedFile
 from aif_jax.nearline.row_file import ROWS_AT, RowFileWriter, open_row_file
 from aif_jax.nearline.row_program import RowProgram, batches
 from aif_jax.nearline.store import ColumnSpecs, RowStore
@@ -26,6 +27,8 @@ Listener = Callable[[np.ndarray], None]
 """Called with keys, uint64 ``[n]``, whose rows were just written or deleted."""
 
 _CHUNK = 65536
+_ATTEMPTS = 3
+"""Attempts to open a file that is replaced meanwhile."""
 
 
 class RowTable(
@@ -59,6 +62,7 @@ class RowTable(
         self._listeners: tuple[Listener, ...] = ()
         self._log: ChangeLog | None = None
         self._sync_each = True
+        self._file: MappedFile | None = None
 
     # -- building ---------------------------------------------------------------------------------
 
@@ -229,13 +233,29 @@ class RowTable(
         return self._program.run(self._program.encode({}, 1), self._program.content(None, 1))
 
     def stats(self) -> dict[str, Any]:
-        """Return row counts, memory, and counts of values that encoding did not recognise."""
+        """Return row counts, memory, counts of values that encoding did not recognise, and `overwritten`."""
         return {
             "rows": len(self), "version": self.version, "encoding": self.encoding.as_dict(),
-            **self.store.cache.memory_usage(),
+            "overwritten": self.overwritten(), **self.store.cache.memory_usage(),
         }  # fmt: skip
 
     # -- snapshots --------------------------------------------------------------------------------
+
+    def overwritten(self) -> str | None:
+        """Return in words how the mapped file of the rows was written to; ``None`` if it was not.
+
+        Cheap, and an error in the log the first time; see `MappedFile.overwritten`.
+        """
+        return None if self._file is None else self._file.overwritten()
+
+    def check_file(self) -> None:
+        """Check that nobody has written to the mapped file of the rows, if there is one.
+
+        Raises:
+            ItemIndexError: somebody has, so that rows may be wrong.
+        """
+        if self._file is not None:
+            self._file.check()
 
     def save(self, path: str | Path) -> None:
         """Write a snapshot; the previous one at ``path`` stays usable until the new one is complete.
@@ -246,7 +266,8 @@ class RowTable(
             path: the file; parent directories that do not exist are made.
 
         Raises:
-            ItemIndexError: no file can be made there.
+            ItemIndexError: what is there is no snapshot; the disk refuses; the new file cannot be read back;
+                or this table's own file was written to (`check_file`). What was there is as it was.
         """
         self.write_snapshot(Path(path), lambda: {})
 
@@ -257,6 +278,7 @@ class RowTable(
             path: the file.
             at_moment: returns notes to keep with the rows, JSON.
         """
+        self.check_file()  # rows that somebody spoilt must not get new checksums
         keys, names, notes = np.empty(0, np.uint64), None, {}
 
         def taken(found: np.ndarray) -> None:
@@ -290,15 +312,28 @@ class RowTable(
             verify: read all rows once, and compare their checksums. Without it a row that the disk has
                 altered is served.
             mapped: serve the rows from the mapped file, whose pages processes share; changes stay in this
-                process. The file must not be written to meanwhile (it may be replaced or deleted). Otherwise
-                they are copied into memory of this process, on huge pages.
+                process. The file must not be written to meanwhile (it may be replaced or deleted); see
+                `check_file`. Otherwise they are copied into memory of this process, on huge pages.
             prefault: map all pages of the file at once.
 
         Raises:
             ItemIndexError: the file is missing, cut short, altered or of another kind.
             VersionMismatchError: another bundle version computed the rows.
         """
-        file = open_row_file(Path(path), kind=cls.kind, verify=verify)
+        for _ in range(_ATTEMPTS):
+            table, file = cls._opened(bundle, Path(path), verify, mapped, prefault)
+            # The rows were mapped by the path, which leads to the file with these keys as long as it has it.
+            if not mapped or file.has_name():
+                return table
+        raise ItemIndexError(
+            f"{path}: is replaced faster than it can be opened; open it when that has ended."
+        )
+
+    @classmethod
+    def _opened(
+        cls, bundle: Bundle, path: Path, verify: bool, mapped: bool, prefault: bool
+    ) -> tuple[Self, MappedFile]:
+        file = open_row_file(path, kind=cls.kind, verify=verify)
         if file.version != bundle.version:
             raise VersionMismatchError(
                 f"{path}: holds rows of bundle version {file.version}, but the bundle at {bundle.path} is "
@@ -312,6 +347,7 @@ class RowTable(
             )
         if mapped:
             table.store = RowStore.over_file(file.columns, file.path, ROWS_AT, file.keys, prefault=prefault)
+            table._file = file.file
         else:
             columns = {name: file.column(name) for name in file.columns}
             for start in range(0, len(file.keys), _CHUNK):
@@ -320,7 +356,7 @@ class RowTable(
                 table.store.upsert(file.keys[part], chunk)
         if file.names is not None:
             table._names = dict(zip(file.keys.tolist(), file.names, strict=True))
-        return table
+        return table, file.file
 
     # -- changes on disk --------------------------------------------------------------------------
 

@@ -181,10 +181,14 @@ class PrometheusMetrics(Observer, Collector):
     def _tables(self, tables: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
         rows = self._gauge("table_rows", "Rows of a table.", ("table",))
         size = self._gauge("table_bytes", "Bytes of a table, with everything that belongs to it.", ("table",))
+        spoilt = self._gauge(
+            "table_overwritten", "1 if the mapped file of a table was written to.", ("table",)
+        )
         for table, stats in tables.items():
             rows.add_metric([table], stats["rows"])
             size.add_metric([table], stats["total_bytes"])
-        yield from (rows, size)
+            spoilt.add_metric([table], int(stats["overwritten"] is not None))
+        yield from (rows, size, spoilt)
 
     def _memory(self, memory: Mapping[str, Any]) -> Iterator[Metric]:
         size = self._gauge("generation_bytes", "Bytes that a generation needs.", ("generation", "part"))

@@ -42,6 +42,8 @@ _log = logging.getLogger(__name__)
 _MAX_MESSAGE = 1000
 """Characters of an error's message that are sent."""
 
+_TABLES = ("item_index", "behaviour_table")
+
 _STATUS: tuple[tuple[type[AifError], int], ...] = (
     (UnknownUserError, 404),
     (TooLargeError, 413),
@@ -75,8 +77,8 @@ def create_app(
       one each candidate), ``filters`` (an object with ``exclude``, item ids that must not be in the answer,
       and ``categories``, of which the answer's items must be), ``report`` (true to get the report too). It
       returns ``ids``, ``scores``, ``heads``, ``version`` and, if requested, ``report``.
-    - ``GET /health`` returns the version that serves, with status 503 if the engine was closed, or was made
-      before this process was forked.
+    - ``GET /health`` returns the version that serves, with status 503 if the engine was closed, was made
+      before this process was forked, or serves rows from a mapped file that somebody has written to.
     - ``GET /stats`` returns `Engine.stats`.
     - ``GET /metrics``, if ``metrics`` is given, returns Prometheus's text format.
     - ``GET /slow``, if ``slow`` is given, returns the slowest and the failed recent requests, and
@@ -140,6 +142,8 @@ def create_app(
 
     async def health(_: HttpRequest) -> Response:
         state = "forked" if engine.forked else "closed" if engine.closed else "ok"
+        if state == "ok" and any(engine.stats()[name]["overwritten"] for name in _TABLES):
+            state = "overwritten"
         answer = {"status": state, "version": engine.version, "program": engine.bundle.kind}
         return _json(answer, 200 if state == "ok" else 503)
 

@@ -201,12 +201,14 @@ class Generation:
 
 
 def check_versions(bundle: Bundle, tables: Tables) -> None:
-    """Check that tables were computed by a bundle.
+    """Check that tables were computed by a bundle, and that nobody writes to their files.
 
     Raises:
+        ItemIndexError: somebody does, see `RowTable.check_file`.
         VersionMismatchError: they were not.
     """
     for name, table in (("item index", tables.items), ("behaviour table", tables.behaviours)):
+        table.check_file()
         if table.version != bundle.version:
             raise VersionMismatchError(
                 f"the {name} was computed by bundle version {table.version}, but the bundle at "

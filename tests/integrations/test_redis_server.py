@@ -220,7 +220,7 @@ MALFORMED = {
     "binary value": {"update": b"\xff\x00{"},
     "deep": {"update": "[" * 100_000},
     "long integer": {"update": '{"version": 1, "upsert": {"ids": [' + "9" * 5000 + "]}}"},
-    "huge number": {"update": '{"version": 1, "upsert": {"ids": [1], "columns": {"price": [1' + "0" * 400 + "]}}}"},
+    "huge number": {"update": f'{{"version":1,"upsert":{{"ids":[1],"columns":{{"price":[{10**400}]}}}}}}'},
     "negative id": {"update": '{"version": 1, "delete": {"ids": [-1]}}'},
     "lone surrogate": {"update": '{"version": 1, "delete": {"ids": ["\\ud800"]}}'},
     "short column": {"update": '{"version": 1, "upsert": {"ids": [1, 2], "columns": {"price": [1.0]}}}'},
@@ -253,11 +253,11 @@ def test_redis_stream_malformed_entries_leave_good_ones_alone(client, world, bun
 
 
 @pytest.mark.parametrize("timeout_s", [0.05, 0.5])
-def test_redis_stream_idle_waits_less_than_client(client, world, bundle, tmp_path, timeout_s):
-    options = {**client.get_connection_kwargs(), "socket_timeout": timeout_s}
-    with redis.Redis(**options) as hasty, Archive(tmp_path) as archive:
+def test_redis_stream_idle_waits_less_than_client(port, world, bundle, tmp_path, timeout_s):
+    with redis.Redis(port=port, socket_timeout=timeout_s) as client, Archive(tmp_path) as archive:
+        client.flushall()
         archive.start(ItemIndex(bundle))
-        with Follower(RedisStream(hasty, STREAM, "mine"), [archive]) as follower:
+        with Follower(RedisStream(client, STREAM, "mine"), [archive]) as follower:
             follower.start()
             assert eventually(lambda: client.exists(STREAM))
             idle = time.perf_counter()

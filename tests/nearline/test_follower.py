@@ -1,6 +1,9 @@
 """Followers apply each update of a stream once, whenever they are stopped."""
 
+import asyncio
+import dataclasses
 import errno
+import json
 import os
 import re
 import threading
@@ -25,8 +28,11 @@ from aif_jax.nearline import (
     IterableUpdates,
     Update,
     Upsert,
+    read_dead_letters,
 )
+from aif_jax.nearline.dead_letters import DeadLetter, DeadLetters
 from aif_jax.nearline.merging import Entry, checked, joined, runs
+from aif_jax.nearline.row_program import RowProgram
 from support.served import World
 from support.waiting import eventually
 
@@ -340,3 +346,202 @@ def test_follower_repr_shows_whether_it_follows(bundle: Bundle, tmp_path: Path) 
             more.set()
             assert eventually(lambda: "following" not in repr(follower))
             assert repr(follower) == "Follower(1 archive, 0 updates, 0 bad items, ended by SystemExit)"
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+def test_follower_bad_update_does_not_change_good_ones_beside_it(
+    bundle: Bundle, world: World, tmp_path: Path
+) -> None:
+    good = single(world, 3, price=[1.0])
+    updates: list[Any] = [
+        Delete([-1]),
+        Upsert([5, 6], {"price": [1.0]}),
+        good,
+        single(world, 3, price=["dear"]),  # the same item: the good row stays
+        single(world, 4),
+        Upsert([*world.ids[5:7].tolist(), -1], {"price": [1.0, 2.0, 3.0]}),
+        Delete([int(world.ids[4]), -1]),
+        Upsert(["text"], {}),
+        Upsert(world.ids[:1], {"price": [10**400]}),
+        Upsert(np.ma.masked_array(world.ids[7:9], [False, True]), {"price": [1.0, 2.0]}),
+        Upsert((item for item in [1]), {}),
+        Upsert([1], None),  # type: ignore[arg-type]
+        Unprintable(),
+        None,
+    ]
+    with Archive(tmp_path / "items") as items, Archive(tmp_path / "behaviours") as behaviours:
+        items.start(ItemIndex.build(bundle, world.ids[:1], {}))
+        behaviours.start(BehaviourTable.build(bundle, world.ids[:1], {}))
+        follower = Follower(IterableUpdates(updates), [items, behaviours])
+        follower.run()
+        stats = follower.stats()
+        assert (stats["failure"], stats["trouble"], stats["apply_errors"]) == (None, None, 0)
+        assert set(items.table.ids().tolist()) == {int(world.ids[row]) for row in (0, 3, 5, 6, 7)}
+        alone = expected(bundle, [good])
+        keys = item_keys(world.ids[3:4])
+        assert np.array_equal(items.table.gather(keys)[0]["h"], alone.gather(keys)[0]["h"])
+        assert [items.position, behaviours.position] == [(14,), (14,)]
+    for folder in ("items", "behaviours"):
+        letters = list(read_dead_letters(tmp_path / folder))
+        assert [letter.position for letter in letters] == [
+            (n,) for n in (1, 2, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14)
+        ]
+        assert json.loads(letters[1].raw[0])["columns"] == {"price": [1.0]}
+        assert letters[3].reasons[0][0] == (-1,)
+
+
+def test_follower_source_that_lies_is_shown_and_asked_again(
+    bundle: Bundle, world: World, tmp_path: Path
+) -> None:
+    good = [Delivery((number,), single(world, number)) for number in range(1, 6)]
+    answers: list[Any] = [
+        Unprintable(),
+        asyncio.CancelledError(),
+        5,
+        [*good[:2], None, Delivery(None, Delete([1])), Delivery((1.5,), Delete([1])), good[0], good[2]],  # type: ignore[arg-type]
+        [Delivery(("text",), Delete([1])), good[3], dataclasses.replace(good[1], position=(2,))],
+        [Delivery(("text",), Delete([1]))],
+        [dataclasses.replace(good[4], time_s="yesterday")],
+        [],
+        None,
+    ]
+
+    class Lying:
+        def read(self, after: Any, wait_s: float) -> Any:
+            answer = answers.pop(0)
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer
+
+        def acknowledge(self, position: Any) -> None:
+            raise Unprintable
+
+    with Archive(tmp_path) as archive:
+        archive.start(ItemIndex(bundle))
+        follower = Follower(Lying(), [archive])
+        follower.run()
+        stats = follower.stats()
+        assert sorted(archive.table.ids().tolist()) == sorted(world.ids[1:6].tolist())
+        assert (archive.position, stats["set_aside"], stats["repeated"]) == ((5,), 5, 1)
+        assert stats["source_errors"] == 4 + 3  # and as many failed acknowledgements
+    assert [letter.position for letter in read_dead_letters(tmp_path)] == [None] * 5
+
+
+def test_follower_callback_that_raises_is_counted(bundle: Bundle, tmp_path: Path) -> None:
+    def refuse(bad: BadItem) -> None:
+        raise Unprintable
+
+    with Archive(tmp_path) as archive:
+        archive.start(ItemIndex(bundle))
+        follower = Follower(IterableUpdates([Delete([-1]), Upsert([1], {})]), [archive], on_bad=refuse)
+        follower.run()
+        stats = follower.stats()
+        assert (stats["on_bad_errors"], stats["trouble"], 1 in archive.table) == (
+            1,
+            "on_bad: Unprintable: <Unprintable>",
+            True,
+        )
+
+
+def test_follower_error_that_is_no_updates_fault_is_waited_for(
+    bundle: Bundle, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates = stream(world, 20, seed=6)
+    run, failures = RowProgram.run, iter([True] * 3)
+
+    def sometimes(*given: Any) -> Any:
+        if next(failures, False):
+            raise RuntimeError("the device is lost")
+        return run(*given)
+
+    monkeypatch.setattr(RowProgram, "run", sometimes)
+    with Archive(tmp_path) as archive:
+        archive.start(ItemIndex(bundle))
+        follower = Follower(IterableUpdates([*updates, Delete([-1])]), [archive])
+        follower.run()
+        stats = follower.stats()
+        assert stats["apply_errors"] >= 1
+        assert (stats["set_aside"], stats["trouble"]) == (1, None)
+        same(archive.table, expected(bundle, updates))
+
+
+def test_dead_letters_that_disk_refuses_hold_up_position(
+    bundle: Bundle, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, failures = os.pwrite, iter([True] * 2)
+
+    def sometimes(*given: Any) -> int:
+        if next(failures, False):
+            assert archive.position is None
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(*given)
+
+    monkeypatch.setattr(os, "pwrite", sometimes)
+    with Archive(tmp_path) as archive:
+        archive.start(ItemIndex(bundle))
+        seen: list[BadItem] = []
+        follower = Follower(IterableUpdates([single(world, 0), Delete([-1])]), [archive], on_bad=seen.append)
+        follower.run()
+        assert (follower.stats()["disk_full"], len(seen)) == (2, 1)
+    assert [letter.position for letter in read_dead_letters(tmp_path)] == [(2,)]
+
+
+def test_dead_letters_keep_their_bound_and_newest(tmp_path: Path) -> None:
+    letters = DeadLetters(tmp_path, 1 << 20)
+    for number in range(60):
+        letters.write([DeadLetter((number,), (((number,), "DataError", "x" * 5000),), (b"y" * 30_000, b"z"))])
+        letters.write([DeadLetter((number,), (((number,), "DataError", "said"),), (b"y" * 30_000, b"z"))])
+        letters.confirm()
+        assert letters.bytes <= 1 << 20
+    letters.write([DeadLetter((60,), (), (b"y" * (10 << 20), b"z"))])
+    letters.confirm()
+    letters.close()
+    found = list(read_dead_letters(tmp_path))
+    assert [letter.position for letter in found] == [(number,) for number in range(letters.dropped, 61)]
+    assert found[0].raw == (b"y" * 30_000, b"z")
+    assert found[0].reasons == (((letters.dropped,), "DataError", "said"),)
+    assert found[-1].raw_bytes == (10 << 20) + 1
+    assert letters.bytes <= 1 << 20
+
+
+def test_dead_letters_of_killed_writer_are_read_once(tmp_path: Path) -> None:
+    letter = DeadLetter((1,), ((("a",), "DataError", "said"),), (b"\xff",))
+    for _ in range(2):  # killed before the position was written, so that it comes again
+        DeadLetters(tmp_path, 1 << 20).write([letter])
+    path = tmp_path / "dead-letters.jsonl"
+    with path.open("ab") as file:
+        file.write(b'{"position": [2], "rea')
+    (found,) = read_dead_letters(tmp_path)
+    assert dataclasses.replace(found, set_aside_s=0.0) == dataclasses.replace(letter, raw_bytes=1)
+    DeadLetters(tmp_path, 1 << 20).write([dataclasses.replace(letter, position=(2,))])
+    assert [letter.position for letter in read_dead_letters(tmp_path)] == [(1,), (2,)]
+
+
+def test_iterable_updates_that_raise_are_asked_again_and_lose_none(world: World) -> None:
+    class Shaky:
+        failures = 2
+
+        def __iter__(self) -> Any:
+            for number in range(5):
+                if number == 3 and self.failures:
+                    self.failures -= 1
+                    raise OSError("away")
+                yield Delete([number])
+
+    source = IterableUpdates(Shaky(), limit=4)  # type: ignore[arg-type]
+    read: list[Any] = []
+    errors = 0
+    while True:
+        try:
+            found = source.read((len(read),) if read else None, 0.0)
+        except OSError:
+            errors += 1
+            continue
+        if found is None:
+            break
+        read += [one.position for one in found]
+    assert (read, errors) == ([(number,) for number in range(1, 6)], 1)

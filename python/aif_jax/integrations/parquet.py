@@ -208,13 +208,16 @@ def _check_schema(batch: pa.RecordBatch, where: str) -> None:
         kind = batch.schema.field(_DELETED).type
         if not (pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
             raise DataError(
-                f"{where}: the column {_DELETED!r} is {kind}, expected bool (or the integers 0 and 1): true where "
-                "the item is deleted."
+                f"{where}: the column {_DELETED!r} is {kind}, expected bool (or the integers 0 and 1): "
+                "true where the item is deleted."
             )
 
 
 def _updates(batch: pa.RecordBatch, where: str) -> Iterator[tuple[int, Update | AifError, tuple[bytes, ...]]]:
-    """Yield updates, or the errors of rows that are none; the number of rows up to its end; an error's rows."""
+    """Yield updates, or the errors of rows that are none, after the number of rows up to its end.
+
+    The last of the three are the bytes of the row of an error.
+    """
     done = 0
     pending = [batch]
     while pending:

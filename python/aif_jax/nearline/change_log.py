@@ -244,7 +244,7 @@ class ChangeLog:
                 if not _whole(record):
                     raise ArchiveError(
                         f"{self.path}: the disk has lost what it has not confirmed, from byte {place:,}. "
-                        "Open the archive again, and the stream of updates from the position that it has then."
+                        "Open the archive again, and the stream from the position that it has then."
                     )
                 _pwrite(self._file, record, place)
                 place += len(record)

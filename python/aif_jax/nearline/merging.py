@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from aif_jax.nearline.records import concatenated, take
 from aif_jax.nearline.update_source import Delivery, own_error
 from aif_jax.nearline.updates import Delete, Update, Upsert
 from aif_jax.strict_json import shortened
+from aif_jax.types import ItemRecords
+
+_R = TypeVar("_R", bound=ItemRecords)
 
 
 def checked(update: object) -> Update | AifError:
@@ -28,24 +31,32 @@ def checked(update: object) -> Update | AifError:
             return Delete(_rows(update.ids, "ids", None))
         if not isinstance(update, Upsert):
             return ItemIndexError(f"stream: got a {type(update).__name__}, expected Upsert or Delete.")
-        ids = _rows(update.ids, "ids", None)
-        if not isinstance(update.columns, Mapping):
-            return ItemIndexError(
-                f"columns: got a {type(update.columns).__name__}, expected raw features by name."
-            )
-        if others := [name for name in update.columns if not isinstance(name, str)]:
-            return ItemIndexError(
-                f"columns: got a name of type {type(others[0]).__name__}, expected strings."
-            )
-        return dataclasses.replace(
-            update,
-            ids=ids,
-            columns={name: _rows(column, name, len(ids)) for name, column in update.columns.items()},
-            content=None if update.content is None else _array(update.content, "content", len(ids)),
-            rankable=None if update.rankable is None else _array(update.rankable, "rankable", len(ids)),
-        )
+        return checked_records(update)
     except Exception as error:  # an object need not be what its type says
         return own_error(error, "stream")
+
+
+def checked_records(records: _R) -> _R:
+    """Return records whose ids, columns, content and flags are arrays or lists of one length.
+
+    Raises:
+        RequestError: these are no such records.
+    """
+    if not isinstance(records, ItemRecords):
+        raise RequestError(f"records: got a {type(records).__name__}, expected ItemRecords.")
+    ids = _rows(records.ids, "ids", None)
+    if not isinstance(records.columns, Mapping):
+        raise RequestError(f"columns: got a {type(records.columns).__name__}, expected raw features by name.")
+    if others := [name for name in records.columns if not isinstance(name, str)]:
+        raise RequestError(f"columns: got a name of type {type(others[0]).__name__}, expected strings.")
+    n, content, rankable = len(ids), records.content, records.rankable
+    return dataclasses.replace(
+        records,
+        ids=ids,
+        columns={name: _rows(column, name, n) for name, column in records.columns.items()},
+        content=None if content is None else _array(content, "content", n),
+        rankable=None if rankable is None else _array(rankable, "rankable", n),
+    )
 
 
 class Entry(NamedTuple):

@@ -176,7 +176,7 @@ def test_follower_too_many_bad_items_are_shown_and_passed_over(
         follower = Follower(IterableUpdates(endless(), limit=50), [archive], max_bad_share=0.5, pause_s=0)
         follower.run()
         assert shown[0] is not None
-        assert re.search(r"80% of the last 1,000 items.*Does the stream fit", shown[0])
+        assert re.search(r"80% of the last 1,000 updates.*Does the stream fit", shown[0])
         stats = follower.stats()
         assert (stats["trouble"], stats["set_aside"], archive.position) == (None, 1120, (3400,))
         silent = Follower(IterableUpdates(updates, limit=50), [archive], max_bad_share=None, pause_s=0)
@@ -492,16 +492,16 @@ def test_dead_letters_that_disk_refuses_hold_up_position(
 
 def test_dead_letters_keep_their_bound_and_newest(tmp_path: Path) -> None:
     letters = DeadLetters(tmp_path, 1 << 20)
-    for number in range(60):
+    for number in range(45):
         letters.write([DeadLetter((number,), (((number,), "DataError", "x" * 5000),), (b"y" * 30_000, b"z"))])
         letters.write([DeadLetter((number,), (((number,), "DataError", "said"),), (b"y" * 30_000, b"z"))])
         letters.confirm()
         assert letters.bytes <= 1 << 20
-    letters.write([DeadLetter((60,), (), (b"y" * (10 << 20), b"z"))])
+    letters.write([DeadLetter((45,), (), (b"y" * (10 << 20), b"z"))])
     letters.confirm()
     letters.close()
     found = list(read_dead_letters(tmp_path))
-    assert [letter.position for letter in found] == [(number,) for number in range(letters.dropped, 61)]
+    assert [letter.position for letter in found] == [(number,) for number in range(letters.dropped, 46)]
     assert found[0].raw == (b"y" * 30_000, b"z")
     assert found[0].reasons == (((letters.dropped,), "DataError", "said"),)
     assert found[-1].raw_bytes == (10 << 20) + 1

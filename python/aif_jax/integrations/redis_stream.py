@@ -98,13 +98,15 @@ class RedisStream:
             raise
 
     def _passed_over(self, after: Position | None, first: Position) -> bool:
-        """Return whether the group has given entries before the first one that never arrived here.
+        """Return whether there are entries before the first one that never arrived here.
 
-        A client repeats a command whose connection broke, and then gets the entries after those of the lost
-        reply.
+        A client repeats a command whose connection broke, and the group then gives it the entries after those
+        of the lost reply.
         """
-        start = "-" if after is None else f"({_entry(after)}"
-        return bool(self._client.xpending_range(self._stream, self._group, start, f"({_entry(first)}", 1))
+        start = "-" if after is None else f"{after[0]}-{int(after[1]) + 1}"
+        milliseconds, number = map(int, first)
+        end = f"{milliseconds}-{number - 1}" if number else f"{milliseconds - 1}"
+        return bool(raw_reply(self._client, "XRANGE", self._stream, start, end, "COUNT", 1))
 
     def _begin(self, after: Position | None) -> None:
         entry = START if after is None else _entry(after)

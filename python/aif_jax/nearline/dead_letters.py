@@ -72,7 +72,11 @@ class DeadLetters:
     @property
     def bytes(self) -> int:
         """Bytes of both files."""
-        return sum(path.stat().st_size for path in (self.path, self._older) if path.exists())
+        total = 0
+        for path in (self.path, self._older):
+            with contextlib.suppress(OSError):  # there is none, or it is just being renamed
+                total += path.stat().st_size
+        return total
 
     def write(self, letters: Sequence[DeadLetter]) -> None:
         """Replace the letters since the last `confirm` by these, and return when the disk has them.

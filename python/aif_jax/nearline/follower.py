@@ -70,7 +70,7 @@ class Follower(OfOneProcess, guards=("run", "start", "stats")):
         archives: archives of the tables that follow it, such as an item index and a behaviour table. Tables
             that keep deleted items ignore deletions.
         on_bad: called with each item that is set aside, once the disk has it.
-        max_bad_share: share of items that may be set aside, looked at after every thousand; more are shown as
+        max_bad_share: share of updates that may be set aside, looked at after every thousand; more are shown as
             ``trouble`` until a thousand with fewer, since then the stream hardly fits the bundle. Following
             goes on: whoever can write bad entries must not be able to stop the good ones. ``None`` for no
             bound.
@@ -315,17 +315,17 @@ class Follower(OfOneProcess, guards=("run", "start", "stats")):
             self._troubles["on_bad"] = f"on_bad: {described(error)}"
 
     def _check_share(self) -> None:
-        good, bad = self._counts["upserted"], self._bad.total()
-        seen = good + bad - sum(self._looked)
+        updates, bad = self._counts["updates"], self._counts["set_aside"]
+        seen = updates - self._looked[0]
         if self._max_bad_share is None or seen < 1000:
             return
-        share = (bad - self._looked[1]) / seen
-        self._looked = (good, bad)
+        share = (bad - self._looked[1]) / seen / len(self._archives)
+        self._looked = (updates, bad)
         if share <= self._max_bad_share:
             self._troubles.pop("bad_share", None)
             return
         self._troubles["bad_share"] = (
-            f"{share:.0%} of the last {seen:,} items could not be applied, expected at most "
+            f"{share:.0%} of the last {seen:,} updates could not be applied, expected at most "
             f"{self._max_bad_share:.0%} (max_bad_share): {dict(self._bad)}. Does the stream fit this bundle?"
         )
 

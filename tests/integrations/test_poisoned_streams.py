@@ -24,7 +24,7 @@ SEED = int(os.environ.get("AIF_SEED", "1"))
 
 
 class Killed(KeyboardInterrupt):
-    """What nothing catches: the process ends here."""
+    """The end of the process: nothing catches it."""
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,9 @@ from aif_jax.nearline.table import RowTable
 from aif_jax.nearline.update_source import Delivery, own_error
 from aif_jax.nearline.updates import Update, Upsert
 
+_NO_FAULT = (ArchiveError, ProcessError, KeyboardInterrupt, SystemExit)
+"""Errors that are never those of an update."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SetAside:
@@ -68,9 +71,9 @@ class _Application:
             return
         try:
             self._apply(joined(run))
-        except (ArchiveError, ProcessError):
+        except _NO_FAULT:
             raise
-        except Exception:
+        except BaseException:
             middle = len(run) // 2
             self.apply_run(run[:middle])
             self.apply_run(run[middle:])
@@ -81,9 +84,9 @@ class _Application:
             return
         try:
             self._apply(update)
-        except (ArchiveError, ProcessError):
+        except _NO_FAULT:
             raise
-        except Exception as error:
+        except BaseException as error:  # panics of native libraries included
             if len(update.ids) > 1:
                 for half in halves(update):
                     self._apply_one(delivery, half)
@@ -99,12 +102,14 @@ class _Application:
         self.done["deleted"] += removed
         self.done["ignored"] += len(keys) - removed
 
-    def _fault(self, update: Update, error: Exception) -> AifError:
+    def _fault(self, update: Update, error: BaseException) -> AifError:
         """Return the error of an item whose fault it is; raise it again if the item can be read."""
         if isinstance(error, (DataError, ItemIndexError, RequestError, SchemaError)):
             return error
         try:
             self._table.check(update)
-        except Exception as found:
+        except _NO_FAULT:
+            raise
+        except BaseException as found:
             return own_error(found, "stream")
         raise error

@@ -70,10 +70,10 @@ class Follower(OfOneProcess, guards=("run", "start", "stats")):
         archives: archives of the tables that follow it, such as an item index and a behaviour table. Tables
             that keep deleted items ignore deletions.
         on_bad: called with each item that is set aside, once the disk has it.
-        max_bad_share: share of updates that may be set aside, looked at after every thousand; more are shown as
-            ``trouble`` until a thousand with fewer, since then the stream hardly fits the bundle. Following
-            goes on: whoever can write bad entries must not be able to stop the good ones. ``None`` for no
-            bound.
+        max_bad_share: share of updates that may be set aside, looked at after every thousand; more are shown
+            as ``trouble`` until a thousand with fewer, since then the stream hardly fits the bundle.
+            Following goes on: whoever can write bad entries must not be able to stop the good ones. ``None``
+            for no bound.
         pause_s: minimum seconds from the end of one batch to the beginning of the next, unless there is a
             backlog. A program computes 256 rows in the time of one, so a pause makes fewer and larger
             batches: it leaves the cores to requests, and updates are seen that much later.

@@ -12,6 +12,9 @@ from aif_jax.nearline.updates import Delete, Update
 from aif_jax.strict_json import dumps, shortened, text_of
 from aif_jax.types import ItemRecords
 
+_MOST_PARTS, _MOST_CHARS = 16, 4096
+"""Bounds of a position."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Delivery:
@@ -156,21 +159,28 @@ def checked_deliveries(found: Any, after: Position | None) -> tuple[list[Deliver
             checked.append(Delivery((), DataError(wrong), raw=raw_of(one)))
             continue
         if not _is_position(position := one.position):
-            wrong = f"position: got {shortened(text_of(position))}, expected a tuple of integers and strings."
+            wrong = (
+                f"position: got {shortened(text_of(position))}, expected a tuple of integers of 64 bits and "
+                f"strings of at most {_MOST_CHARS:,} characters."
+            )
         elif position in seen:
             repeated += 1
             continue
         elif not _comparable(position, after):
             strangers += 1
-            wrong = f"position: got {position}, which does not compare with that of the archive, {after}."
+            wrong = (
+                f"position: got {shortened(text_of(position))}, which does not compare with that of the "
+                f"archive, {after}."
+            )
         elif last is not None and not (_comparable(position, last) and position > last):
-            wrong = f"position: got {position} behind {last}, expected ascending positions."
+            wrong = (
+                f"position: got {shortened(text_of(position))} behind {shortened(text_of(last))}, expected "
+                "ascending positions."
+            )
         else:
             last = position
             seen.add(position)
-            time_s = one.time_s
-            known = isinstance(time_s, (int, float)) and math.isfinite(time_s)
-            checked.append(one if known or time_s is None else dataclasses.replace(one, time_s=None))
+            checked.append(dataclasses.replace(one, time_s=_seconds(one.time_s)))
             continue
         checked.append(Delivery((), DataError(f"source: {wrong}"), raw=raw_of(one)))
     if strangers == len(checked) > 0:
@@ -204,7 +214,23 @@ def raw_of(delivery: Any) -> tuple[bytes, ...]:
 
 
 def _is_position(position: Any) -> bool:
-    return type(position) is tuple and bool(position) and all(type(part) in (int, str) for part in position)
+    return (
+        type(position) is tuple
+        and 0 < len(position) <= _MOST_PARTS
+        and all(
+            (type(part) is int and part.bit_length() <= 64)
+            or (type(part) is str and len(part) <= _MOST_CHARS)
+            for part in position
+        )
+    )
+
+
+def _seconds(time_s: Any) -> float | None:
+    try:
+        seconds = float(time_s)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return seconds if math.isfinite(seconds) else None
 
 
 def _comparable(position: Position, other: Position | None) -> bool:

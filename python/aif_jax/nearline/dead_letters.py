@@ -141,8 +141,12 @@ def read_dead_letters(directory: str | Path) -> Iterator[DeadLetter]:
     Raises:
         DataError: a file cannot be read, or a line of it is not as it was written.
 
-    >>> for letter in read_dead_letters("items/"):  # doctest: +SKIP
-    ...     print(letter.position, letter.reasons)
+    >>> from tempfile import TemporaryDirectory
+    >>> letter = DeadLetter((7,), (((5,), "SchemaError", "price: got 'dear'."),), (b'{"price": "dear"}',))
+    >>> with TemporaryDirectory() as directory:
+    ...     DeadLetters(Path(directory), LEAST_BYTES).write([letter])
+    ...     [(found.position, found.raw) for found in read_dead_letters(directory)]
+    [((7,), (b'{"price": "dear"}',))]
     """
     seen: set[str] = set()
     for path in (Path(directory) / _OLDER, Path(directory) / _NEWEST):

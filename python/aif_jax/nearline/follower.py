@@ -281,7 +281,8 @@ class Follower(OfOneProcess, guards=("run", "start", "stats")):
 
     def _applied_to(self, archive: Archive, letters: DeadLetters, fresh: Sequence[Delivery]) -> bool:
         position = next((one.position for one in reversed(fresh) if one.position), None)
-        for pause_s in _pauses():
+        pauses = _pauses()
+        while True:
             try:
                 with archive.batch(position) if position else contextlib.nullcontext():
                     done, aside = apply_deliveries(archive.table, fresh)
@@ -294,7 +295,7 @@ class Follower(OfOneProcess, guards=("run", "start", "stats")):
             except BaseException as error:
                 self._counts[_kind(error)] += 1
                 self._troubles["archive"] = f"{archive.directory}: {described(error)}"
-                if self._stop.wait(pause_s):
+                if self._stop.wait(next(pauses)):
                     return False
         self._troubles.pop("archive", None)
         self._counts.update(done)

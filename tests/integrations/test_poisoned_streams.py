@@ -123,5 +123,6 @@ def test_killed_follower_of_poisoned_stream_has_rows_of_dictionary(
                 if life < kills:
                     time.sleep(rng.random() * 0.3)
                     follower.kill()
+                follower.stdout.read()  # to its end, so that it can say that it is done
         assert follower.returncode == 0
         check(stream, bundle, expected)

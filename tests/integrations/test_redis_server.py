@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import redis
 import redis.asyncio
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from aif_jax.errors import ConfigError, DataError, UnknownUserError, UserSourceError
 from aif_jax.integrations.redis import START, RedisUsers, stream_end, write_update, write_user
@@ -252,9 +254,10 @@ def test_redis_stream_malformed_entries_leave_good_ones_alone(client, world, bun
     }
 
 
-@pytest.mark.parametrize("timeout_s", [0.05, 0.5])
+@pytest.mark.parametrize("timeout_s", [0.05, 0.15, 0.3])
 def test_redis_stream_idle_waits_less_than_client(port, world, bundle, tmp_path, timeout_s):
-    with redis.Redis(port=port, socket_timeout=timeout_s) as client, Archive(tmp_path) as archive:
+    once = Retry(NoBackoff(), 0)
+    with redis.Redis(port=port, socket_timeout=timeout_s, retry=once) as client, Archive(tmp_path) as archive:
         client.flushall()
         archive.start(ItemIndex(bundle))
         with Follower(RedisStream(client, STREAM, "mine"), [archive]) as follower:

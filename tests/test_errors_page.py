@@ -67,6 +67,7 @@ CASES = (
     "Overloaded engine",
     "Closed engine",
     "Engine in another process",
+    "Bad entry of a stream",
     "Bad `--data` on the command line",
 )
 

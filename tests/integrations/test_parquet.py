@@ -12,8 +12,10 @@ import pytest
 from aif_jax.bundle import Bundle
 from aif_jax.errors import DataError
 from aif_jax.integrations.parquet import ParquetUpdates, catalogue_batches
-from aif_jax.nearline import Archive, Follower, ItemIndex
+from aif_jax.nearline import Archive, Follower, ItemIndex, read_dead_letters
+from aif_jax.nearline.applying import apply_deliveries
 from support.served import World
+from support.waiting import eventually
 
 
 def table(world: World, rows: slice, **more: object) -> pa.Table:
@@ -65,7 +67,7 @@ def test_parquet_updates_are_followed_and_resumed(bundle: Bundle, world: World, 
             some += 1
             for delivery in delivered[:2]:
                 with archive.batch(delivery.position):
-                    Follower(ParquetUpdates(changes), [archive])._apply(archive.table, [delivery])
+                    apply_deliveries(archive.table, [delivery])
         follower = Follower(ParquetUpdates(changes, endless=False, rows=7), [archive])
         follower.run()
         same(archive.table, expected)
@@ -130,3 +132,97 @@ def test_parquet_bad_files_are_refused(tmp_path: Path) -> None:
         list(catalogue_batches(tmp_path / "empty"))
     with pytest.raises(DataError, match="is not a directory"):
         ParquetUpdates(tmp_path / "nowhere")
+
+
+def cut(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def broken_within(world: World, path: Path) -> None:
+    """Write twenty rows in four groups, the third of which is altered."""
+    pq.write_table(table(world, slice(0, 20)), path, row_group_size=5, compression="gzip")
+    column = pq.read_metadata(path).row_group(2).column(0)
+    content = bytearray(path.read_bytes())
+    start = column.dictionary_page_offset or column.data_page_offset
+    content[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+    path.write_bytes(bytes(content))
+
+
+def test_parquet_updates_unreadable_files_are_set_aside_and_passed_over(
+    bundle: Bundle, world: World, tmp_path: Path
+) -> None:
+    changes = tmp_path / "changes"
+    changes.mkdir()
+    good = table(world, slice(100, 101))
+    (changes / "a.parquet").write_text("no Parquet at all")
+    pq.write_table(good, changes / "b.parquet")
+    cut(changes / "b.parquet", 200)
+    pq.write_table(pa.table({"item": [1]}), changes / "c.parquet")
+    pq.write_table(pa.table({"id": [1.5]}), changes / "d.parquet")
+    pq.write_table(table(world, slice(30, 32), deleted=["false", "false"]), changes / "e.parquet")
+    broken_within(world, changes / "f.parquet")
+    (changes / "g.parquet").write_bytes(b"")
+    pq.write_table(table(world, slice(0, 0)), changes / "h.parquet")
+    pq.write_table(good, changes / "i.parquet")
+    with Archive(tmp_path / "items") as archive:
+        archive.start(ItemIndex(bundle))
+        follower = Follower(ParquetUpdates(changes, endless=False, rows=5), [archive])
+        follower.run()
+        stats = follower.stats()
+        assert (stats["set_aside"], stats["source_errors"], stats["trouble"]) == (7, 0, None)
+        assert sorted(archive.table.ids().tolist()) == sorted([*world.ids[:10].tolist(), int(world.ids[100])])
+        again = Follower(ParquetUpdates(changes, endless=False), [archive])
+        again.run()
+        assert again.stats()["updates"] == 0
+    letters = list(read_dead_letters(tmp_path / "items"))
+    assert [letter.position[0] for letter in letters if letter.position] == [
+        f"{c}.parquet" for c in "abcdefg"
+    ]
+    for letter, said in zip(
+        letters,
+        ("row 0", "row 0", "no column 'id'", "'id' is double", "'deleted' is string", "row 10", "row 0"),
+        strict=True,
+    ):
+        assert said in letter.reasons[0][2]
+        assert letter.raw[0].endswith(letter.position[0].encode())  # type: ignore[index, union-attr]
+
+
+def test_parquet_updates_bad_rows_are_set_aside_alone(bundle: Bundle, world: World, tmp_path: Path) -> None:
+    changes = tmp_path / "changes"
+    changes.mkdir()
+    rows = pa.table({
+        "id": pa.array([1, None, 3, 4, 5, 6], pa.int64()),
+        "price": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+        "content": [None, None, [1.0, 0.0], world.content[0].tolist(), [3.0] * 8, None],
+        "deleted": [False, False, False, None, False, True],
+    })  # fmt: skip
+    pq.write_table(rows, changes / "a.parquet")
+    no_content = pa.table({"id": [8, 9], "content": pa.array([None, None], pa.list_(pa.float32()))})
+    pq.write_table(no_content, changes / "b.parquet")
+    with Archive(tmp_path / "items") as archive:
+        archive.start(ItemIndex.build(bundle, [6], {}))
+        follower = Follower(ParquetUpdates(changes, endless=False), [archive])
+        follower.run()
+        assert sorted(archive.table.ids().tolist()) == [1, 4, 8, 9]
+    letters = list(read_dead_letters(tmp_path / "items"))
+    assert [letter.position for letter in letters] == [("a.parquet", row) for row in (2, 3, 5)]
+    (row,) = pa.ipc.open_stream(letters[0].raw[0]).read_all().to_pylist()
+    assert (row["id"], row["price"]) == (None, 2.0)
+
+
+def test_parquet_updates_directory_that_is_away_is_waited_for(
+    bundle: Bundle, world: World, tmp_path: Path
+) -> None:
+    changes = tmp_path / "changes"
+    changes.mkdir()
+    with Archive(tmp_path / "items") as archive:
+        archive.start(ItemIndex(bundle))
+        source = ParquetUpdates(changes)
+        changes.rename(tmp_path / "away")
+        pq.write_table(table(world, slice(0, 2)), tmp_path / "away" / "a.parquet")
+        with Follower(source, [archive]) as follower:
+            follower.start()
+            assert eventually(lambda: follower.stats()["source_errors"] > 1)
+            (tmp_path / "away").rename(changes)
+            assert eventually(lambda: world.ids[1] in archive.table)
+            assert follower.stats()["trouble"] is None

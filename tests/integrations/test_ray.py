@@ -77,11 +77,12 @@ def test_build_with_ray_reports_error_of_actor(cluster, world, bundle):
         build_with_ray(bundle, dataset)
     with pytest.raises(ray.exceptions.RayError, match=r"SchemaError: item: columns \['in_stock', 'vector'\]"):
         build_with_ray(bundle, dataset, id_column="sku")
-    short = ray.data.from_items([{"id": 1, "vector": [1.0]}])
-    with pytest.raises(
-        ray.exceptions.RayError, match=r"content: got .*shape \(1, 1\)|content: got a row of shape"
-    ):
+    short = ray.data.from_items([{"id": 41, "vector": [1.0]}])
+    with pytest.raises(ray.exceptions.RayError, match=r"item 41.*shape"):
         build_with_ray(bundle, short, content_column="vector")
+    long = [{"id": 40 + row, "vector": [3.0 if row == 2 else 0.0] * 8} for row in range(4)]
+    with pytest.raises(ray.exceptions.RayError, match=r"DataError: item 42, row \d of its batch: .*length 8"):
+        build_with_ray(bundle, ray.data.from_items(long), content_column="vector")
 
 
 def test_build_with_ray_node_with_other_bundle_is_refused(cluster, world, bundle, other_bundle):

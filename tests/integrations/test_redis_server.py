@@ -1,16 +1,20 @@
 """Users and item updates through a redis-server of this test's own."""
 
 import dataclasses
+import re
+import time
 
 import numpy as np
 import pytest
 import redis
 import redis.asyncio
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from aif_jax.errors import ConfigError, DataError, UnknownUserError, UserSourceError
 from aif_jax.integrations.redis import START, RedisUsers, stream_end, write_update, write_user
 from aif_jax.integrations.redis_stream import RedisStream, position_of
-from aif_jax.nearline import Archive, BehaviourTable, Delete, Follower, ItemIndex, Upsert
+from aif_jax.nearline import Archive, BehaviourTable, Delete, Follower, ItemIndex, Upsert, read_dead_letters
 from aif_jax.serving import Engine
 from aif_jax.types import UserRecord
 from support.redis_server import connect, serve
@@ -201,13 +205,95 @@ def test_redis_stream_trimmed_too_far_is_refused(client, world, bundle, tmp_path
     client.xdel(STREAM, first)
     with Archive(tmp_path) as archive:
         archive.start(ItemIndex(bundle), position_of(first))
-        with pytest.raises(
-            DataError, match=rf"does not hold the entry {first} any more.*build the rows again"
-        ):
-            Follower(RedisStream(client, STREAM, "mine"), [archive]).run()
+        said = rf"does not hold the entry {first} any more.*build the rows again"
+        with pytest.raises(DataError, match=said):
+            RedisStream(client, STREAM, "mine").read(archive.position, 0.01)
+        with Follower(RedisStream(client, STREAM, "mine"), [archive]) as follower:
+            follower.start()
+            assert eventually(lambda: follower.stats()["source_errors"] > 1)
+            assert re.search(said, follower.stats()["trouble"])
         client.delete(STREAM)
         with pytest.raises(DataError, match=rf"does not hold the entry {first} any more.*it is empty"):
-            Follower(RedisStream(client, STREAM, "mine"), [archive]).run()
+            RedisStream(client, STREAM, "mine").read(archive.position, 0.01)
+
+
+MALFORMED = {
+    "binary field name": {b"\xff\xfe": "x"},
+    "binary value": {"update": b"\xff\x00{"},
+    "deep": {"update": "[" * 100_000},
+    "long integer": {"update": '{"version": 1, "upsert": {"ids": [' + "9" * 5000 + "]}}"},
+    "huge number": {"update": f'{{"version":1,"upsert":{{"ids":[1],"columns":{{"price":[{10**400}]}}}}}}'},
+    "negative id": {"update": '{"version": 1, "delete": {"ids": [-1]}}'},
+    "lone surrogate": {"update": '{"version": 1, "delete": {"ids": ["\\ud800"]}}'},
+    "short column": {"update": '{"version": 1, "upsert": {"ids": [1, 2], "columns": {"price": [1.0]}}}'},
+    "mixed ids": {"update": '{"version": 1, "upsert": {"ids": [[1]], "columns": {}}}'},
+    "unknown column": {"update": '{"version": 1, "upsert": {"ids": [1], "columns": {"colour": ["red"]}}}'},
+}  # fmt: skip
+
+
+def test_redis_stream_malformed_entries_leave_good_ones_alone(client, world, bundle, tmp_path):
+    sent = []
+    for row, fields in enumerate(MALFORMED.values()):
+        write_update(client, STREAM, item(world, row))
+        sent.append(position_of(_plain(client.xadd(STREAM, fields))))
+    client.xadd(STREAM, {b"\xff": b"\xfe"})
+    assert position_of(stream_end(client, STREAM)) > sent[-1]
+    last = write_update(client, STREAM, item(world, len(sent)))
+    with Archive(tmp_path) as archive:
+        archive.start(ItemIndex(bundle))
+        stats = follow_until(Follower(RedisStream(client, STREAM, "mine"), [archive]), archive, last)
+        assert (stats["source_errors"], stats["trouble"], stats["set_aside"]) == (0, None, len(sent) + 1)
+        assert sorted(archive.table.ids().tolist()) == sorted(world.ids[: len(sent) + 1].tolist())
+    letters = list(read_dead_letters(tmp_path))
+    assert [letter.position for letter in letters][:-1] == sent
+    assert letters[0].raw == (b"\xff\xfe", b"x")
+    assert letters[2].raw == (b"update", b"[" * 100_000)
+    client.execute_command("XADD", STREAM, "*", *letters[1].raw)
+    assert client.execute_command("XREVRANGE", STREAM, "+", "-", "COUNT", 1, NEVER_DECODE=True)[0][1] == {
+        b"update": b"\xff\x00{"
+    }
+
+
+@pytest.mark.parametrize("timeout_s", [0.05, 0.15, 0.3])
+def test_redis_stream_idle_waits_less_than_client(port, world, bundle, tmp_path, timeout_s):
+    once = Retry(NoBackoff(), 0)
+    with redis.Redis(port=port, socket_timeout=timeout_s, retry=once) as client, Archive(tmp_path) as archive:
+        client.flushall()
+        archive.start(ItemIndex(bundle))
+        with Follower(RedisStream(client, STREAM, "mine"), [archive]) as follower:
+            follower.start()
+            assert eventually(lambda: client.exists(STREAM))
+            idle = time.perf_counter()
+            while time.perf_counter() < idle + 0.6:
+                assert follower.stats()["trouble"] is None
+            write_update(client, STREAM, item(world, 0))
+            assert eventually(lambda: follower.stats()["upserted"] == 1)
+            assert (follower.stats()["source_errors"], follower.stats()["trouble"]) == (0, None)
+
+
+def test_redis_stream_reply_lost_by_repeating_client_is_read_again(
+    client, world, bundle, tmp_path, monkeypatch
+):
+    for row in range(3):
+        write_update(client, STREAM, item(world, row))
+    source, send, lost = RedisStream(client, STREAM, "mine", limit=3), client.execute_command, []
+
+    def repeated(*command, **options):
+        reply = send(*command, **options)
+        if command[0] == "XREADGROUP" and not lost:
+            lost.append(reply)
+            last = write_update(client, STREAM, item(world, 3))
+            lost.append(last)
+            return send(*command, **options)  # as the client does whose connection broke before the reply
+        return reply
+
+    monkeypatch.setattr(client, "execute_command", repeated)
+    with Archive(tmp_path) as archive:
+        archive.start(ItemIndex(bundle))
+        with Follower(source, [archive]) as follower:
+            follower.start()
+            assert eventually(lambda: len(lost) == 2 and archive.position == position_of(lost[1]))
+        assert sorted(archive.table.ids().tolist()) == sorted(world.ids[:4].tolist())
 
 
 def test_follower_waits_for_redis_server(tmp_path, bundle, world):

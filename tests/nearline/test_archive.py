@@ -241,7 +241,7 @@ def test_archive_full_disk_refuses_change_only(
         same(index, archive.open(ItemIndex, bundle))
 
 
-def test_archive_unconfirmed_sync_refuses_further_writes(
+def test_archive_unconfirmed_sync_refuses_writes_until_disk_has_all(
     bundle: Bundle, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index = made(bundle, world, 12)
@@ -252,12 +252,70 @@ def test_archive_unconfirmed_sync_refuses_further_writes(
             raise OSError(errno.EIO, "Input/output error")
 
         monkeypatch.setattr(os, "fdatasync", fail)
-        with pytest.raises(ItemIndexError, match=r"not confirmed.*Input/output error"):
+        for item in (0, 1):
+            with pytest.raises(ItemIndexError, match=r"not confirmed.*Input/output error.*next write tries"):
+                index.delete(world.ids[item : item + 1])
+        assert world.ids[1] in index
+        monkeypatch.undo()
+        again: list[int] = []
+        write = os.pwrite
+        monkeypatch.setattr(os, "pwrite", lambda *given: again.append(len(given[1])) or write(*given))
+        index.delete(world.ids[1:2])
+        assert again  # the system does not write a page again whose sync has failed
+    with Archive(tmp_path) as archive:
+        same(index, archive.open(ItemIndex, bundle))
+
+
+def test_archive_unconfirmed_write_that_disk_lost_stays_refused(
+    bundle: Bundle, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = made(bundle, world, 12)
+    with Archive(tmp_path) as archive:
+        archive.start(index)
+        length = (tmp_path / "000001.log").stat().st_size
+
+        def lose(file: int) -> None:
+            os.pwrite(file, bytes(8), length + 24)
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(os, "fdatasync", lose)
+        with pytest.raises(ItemIndexError, match="not confirmed"):
             index.delete(world.ids[:1])
         monkeypatch.undo()
-        with pytest.raises(ItemIndexError, match="Open the archive again"):
-            index.delete(world.ids[1:2])
-        assert world.ids[1] in index
+        for _ in range(2):
+            with pytest.raises(ItemIndexError, match=r"has lost.*Open the archive again"):
+                index.delete(world.ids[1:2])
+
+
+def test_archive_log_that_cannot_be_sealed_goes_on(
+    bundle: Bundle, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = made(bundle, world, 12)
+    sync, failing = os.fdatasync, {2}
+    with Archive(tmp_path) as archive:
+        archive.start(index)
+        replica = Replica(tmp_path)
+        copy = replica.open(ItemIndex, bundle)
+        calls = iter(range(1, 100))
+
+        def sometimes(file: int) -> None:
+            if next(calls) in failing:  # the first one is that of the new log, the second that of the sealed
+                replica.poll()
+                raise OSError(errno.EIO, "Input/output error")
+            sync(file)
+
+        monkeypatch.setattr(os, "fdatasync", sometimes)
+        with pytest.raises(ItemIndexError, match="not confirmed"):
+            archive.checkpoint()
+        index.delete(world.ids[:1])
+        replica.poll()
+        same(index, copy)
+        archive.checkpoint()
+        index.delete(world.ids[1:2])
+        replica.poll()
+        same(index, copy)
+    with Archive(tmp_path) as archive:
+        same(index, archive.open(ItemIndex, bundle))
 
 
 def test_archive_second_writer_and_misuse_are_refused(
@@ -321,6 +379,31 @@ def test_replica_behind_deleted_log_is_refused(bundle: Bundle, world: World, tmp
         with pytest.raises(ItemIndexError, match=r"deleted before it was read.*Open the archive again"):
             replica.poll()
         assert world.ids[0] not in replica.open(ItemIndex, bundle)
+
+
+def test_replica_in_thread_goes_on_after_any_error(
+    bundle: Bundle, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = made(bundle, world, 10)
+    with Archive(tmp_path) as archive:
+        archive.start(index)
+        replica = Replica(tmp_path)
+        copy = replica.open(ItemIndex, bundle)
+        failing = [True]
+
+        def refuse(_: np.ndarray) -> None:
+            if failing:
+                raise OSError(errno.EMFILE, "Too many open files")
+
+        copy.subscribe(refuse)
+        replica.start(0.001)
+        index.delete(world.ids[:1])
+        assert eventually(lambda: replica.stats()["failures"] > 1)
+        assert "Too many open files" in replica.stats()["failure"]
+        index.delete(world.ids[1:2])
+        failing.clear()
+        assert eventually(lambda: world.ids[1] not in copy and replica.stats()["failure"] is None)
+        replica.close()
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells whose a page is")

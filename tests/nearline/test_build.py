@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from aif_jax.bundle import Bundle
-from aif_jax.errors import ItemIndexError
+from aif_jax.errors import ItemIndexError, RequestError
 from aif_jax.nearline import BehaviourTable, BuildProgress, ItemIndex, RowTable, Upsert, build, build_snapshot
 from support.served import World
 
@@ -173,6 +173,22 @@ def test_build_snapshot_leaves_out_bad_items_and_refuses_too_many(
 
     with pytest.raises(ItemIndexError, match=r"more than 100 of 150 items are bad.*colour"):
         build_snapshot(ItemIndex, bundle, hopeless(), tmp_path / "rows")
+
+
+def test_build_snapshot_names_items_whatever_their_values_raise(bundle: Bundle, tmp_path: Path) -> None:
+    prices: list[Any] = [1.0, 10**400, 3.0, [4.0]]
+    report = build_snapshot(
+        ItemIndex, bundle, [Upsert([11, 12, 13, 14], {"price": prices})], tmp_path / "rows", max_bad_share=0.5
+    )
+    assert report.rows == 2
+    assert [item for item, _ in report.named] == [12, 14]
+    assert all(reason for _, reason in report.named)
+    for wrong, said in (
+        (Upsert([1, 2], {"price": [1.0]}), "price: has 1 rows, expected 2"),
+        (5, "got a int"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            build_snapshot(ItemIndex, bundle, [wrong], tmp_path / "other")  # type: ignore[list-item]
 
 
 def test_build_snapshot_repeated_item_keeps_first_row(bundle: Bundle, world: World, tmp_path: Path) -> None:

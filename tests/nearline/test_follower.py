@@ -1,7 +1,11 @@
 """Followers apply each update of a stream once, whenever they are stopped."""
 
+import asyncio
+import dataclasses
 import errno
+import json
 import os
+import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +15,7 @@ import numpy as np
 import pytest
 
 from aif_jax.bundle import Bundle
-from aif_jax.errors import ArchiveError, ItemIndexError, SchemaError
+from aif_jax.errors import ItemIndexError, SchemaError
 from aif_jax.features import Ragged, item_keys
 from aif_jax.nearline import (
     Archive,
@@ -24,8 +28,11 @@ from aif_jax.nearline import (
     IterableUpdates,
     Update,
     Upsert,
+    read_dead_letters,
 )
-from aif_jax.nearline.merging import merged
+from aif_jax.nearline.dead_letters import DeadLetter, DeadLetters
+from aif_jax.nearline.merging import Entry, checked, joined, runs
+from aif_jax.nearline.row_program import RowProgram
 from support.served import World
 from support.waiting import eventually
 
@@ -142,7 +149,8 @@ def test_follower_bad_items_are_left_out_and_reported(bundle: Bundle, world: Wor
         archive.start(ItemIndex(bundle))
         follower = Follower(IterableUpdates(updates), [archive], on_bad=bad.append)  # type: ignore[arg-type]
         follower.run()
-        assert follower.stats()["bad"] == {"ItemIndexError": 2, "SchemaError": 1}
+        stats = follower.stats()
+        assert (stats["bad"], stats["set_aside"]) == ({"ItemIndexError": 2, "SchemaError": 1}, 3)
         assert [(one.position, one.ids) for one in bad] == [
             ((2,), (world.ids[3],)), ((3,), (world.ids[1],)), ((4,), ()),
         ]  # fmt: skip
@@ -152,14 +160,28 @@ def test_follower_bad_items_are_left_out_and_reported(bundle: Bundle, world: Wor
         )]))  # fmt: skip
 
 
-def test_follower_too_many_bad_items_raises(bundle: Bundle, world: World, tmp_path: Path) -> None:
+def test_follower_too_many_bad_items_are_shown_and_passed_over(
+    bundle: Bundle, world: World, tmp_path: Path
+) -> None:
     updates = [single(world, row % 3, **({"colour": ["red"]} if row % 5 else {})) for row in range(1400)]
+    shown: list[str | None] = []
+
+    def endless() -> Any:
+        yield from updates
+        shown.append(follower.stats()["trouble"])
+        yield from (single(world, row % 3) for row in range(2000))
+
     with Archive(tmp_path) as archive:
         archive.start(ItemIndex(bundle))
-        follower = Follower(IterableUpdates(updates, limit=50), [archive], max_bad_share=0.5, pause_s=0)
-        with pytest.raises(ItemIndexError, match=r"75% of the last 1,\d* items.*Does the stream fit"):
-            follower.run()
-        Follower(IterableUpdates(updates, limit=50), [archive], max_bad_share=None, pause_s=0).run()
+        follower = Follower(IterableUpdates(endless(), limit=50), [archive], max_bad_share=0.5, pause_s=0)
+        follower.run()
+        assert shown[0] is not None
+        assert re.search(r"80% of the last 1,000 updates.*Does the stream fit", shown[0])
+        stats = follower.stats()
+        assert (stats["trouble"], stats["set_aside"], archive.position) == (None, 1120, (3400,))
+        silent = Follower(IterableUpdates(updates, limit=50), [archive], max_bad_share=None, pause_s=0)
+        silent.run()
+        assert silent.stats()["trouble"] is None
 
 
 def test_follower_waits_for_full_disk_and_unavailable_source(
@@ -204,31 +226,31 @@ def test_follower_waits_for_full_disk_and_unavailable_source(
         same(archive.table, expected(bundle, updates))
 
 
-def test_follower_unconfirmed_sync_raises_and_restart_repeats_updates(
+def test_follower_disk_that_does_not_confirm_is_waited_for(
     bundle: Bundle, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     updates = stream(world, 30, seed=3)
     sync, calls = os.fdatasync, iter(range(100))
 
     def sometimes(file: int) -> None:
-        if next(calls) == 2:
+        if next(calls) in (2, 4, 5):
             raise OSError(errno.EIO, "Input/output error")
         sync(file)
 
     with Archive(tmp_path) as archive:
         archive.start(ItemIndex(bundle))
         monkeypatch.setattr(os, "fdatasync", sometimes)
-        with pytest.raises(ArchiveError, match="not confirmed"):
-            Follower(IterableUpdates(updates, limit=5), [archive]).run()
-        monkeypatch.undo()
-        assert archive.position == (10,)
-    with Archive(tmp_path) as archive:
-        archive.open(ItemIndex, bundle)
-        Follower(IterableUpdates(updates, limit=5), [archive]).run()
+        follower = Follower(IterableUpdates(updates, limit=5), [archive])
+        follower.run()
+        stats = follower.stats()
+        assert (stats["disk_errors"], stats["trouble"], stats["updates"]) == (3, None, 30)
         same(archive.table, expected(bundle, updates))
+    with Archive(tmp_path) as archive:
+        same(archive.open(ItemIndex, bundle), expected(bundle, updates))
+        assert archive.position == (30,)
 
 
-def test_follower_in_thread_writes_checkpoints_and_reports_failure(
+def test_follower_in_thread_writes_checkpoints_and_waits_for_broken_source(
     bundle: Bundle, world: World, tmp_path: Path
 ) -> None:
     updates = stream(world, 40, seed=4)
@@ -243,15 +265,16 @@ def test_follower_in_thread_writes_checkpoints_and_reports_failure(
             follower.start()
             with pytest.raises(ItemIndexError, match="call start once"):
                 follower.start()
-            assert eventually(lambda: follower.stats()["failure"] is not None)
-            assert follower.stats()["failure"] == "ItemIndexError: the stream is broken"
+            assert eventually(lambda: follower.stats()["source_errors"] > 1)
+            assert follower.stats()["trouble"] == "source: ItemIndexError: the stream is broken"
+            assert follower.stats()["failure"] is None
         assert eventually(lambda: archive.stats()["checkpoints"] > 1)
         same(archive.table, expected(bundle, updates))
     with Archive(tmp_path) as archive:
         same(archive.open(ItemIndex, bundle), expected(bundle, updates))
 
 
-def test_merged_joins_alike_upserts_and_keeps_last_of_an_item() -> None:
+def test_runs_join_alike_upserts_and_keep_last_of_an_item() -> None:
     def upsert(item: Any, price: Any, **more: Any) -> Upsert:
         return Upsert([item], {"price": price, **more})
 
@@ -265,9 +288,9 @@ def test_merged_joins_alike_upserts_and_keeps_last_of_an_item() -> None:
         Delivery((7,), upsert(7, [7.0, 7.5])),
         Delivery((8,), upsert(8, [8.0])),
     ]
-    found = [(position, update) for position, update in merged(deliveries)]
-    assert [position for position, _ in found] == [(3,), (5,), (6,), (7,), (8,)]
-    first, second = found[0][1], found[1][1]
+    found = list(runs([Entry(one, checked(one.update)) for one in deliveries]))
+    assert [[one.delivery.position[0] for one in run] for run in found] == [[1, 2, 3], [4, 5], [6], [7], [8]]
+    first, second = joined(found[0]), joined(found[1])
     assert isinstance(first, Upsert)
     assert isinstance(second, Upsert)
     assert (first.ids, first.columns) == ([2, 1], {"price": [2.0, 3.0]})
@@ -313,7 +336,7 @@ def test_follower_repr_shows_whether_it_follows(bundle: Bundle, tmp_path: Path) 
     def blocking() -> Any:
         more.wait(60)
         yield from ()
-        raise ItemIndexError("the stream is broken")
+        raise SystemExit("the program ends")
 
     with Archive(tmp_path) as archive:
         archive.start(ItemIndex(bundle))
@@ -322,4 +345,203 @@ def test_follower_repr_shows_whether_it_follows(bundle: Bundle, tmp_path: Path) 
             assert repr(follower) == "Follower(1 archive, 0 updates, 0 bad items, following)"
             more.set()
             assert eventually(lambda: "following" not in repr(follower))
-            assert repr(follower) == "Follower(1 archive, 0 updates, 0 bad items, ended by ItemIndexError)"
+            assert repr(follower) == "Follower(1 archive, 0 updates, 0 bad items, ended by SystemExit)"
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+def test_follower_bad_update_does_not_change_good_ones_beside_it(
+    bundle: Bundle, world: World, tmp_path: Path
+) -> None:
+    good = single(world, 3, price=[1.0])
+    updates: list[Any] = [
+        Delete([-1]),
+        Upsert([5, 6], {"price": [1.0]}),
+        good,
+        single(world, 3, price=["dear"]),  # the same item: the good row stays
+        single(world, 4),
+        Upsert([*world.ids[5:7].tolist(), -1], {"price": [1.0, 2.0, 3.0]}),
+        Delete([int(world.ids[4]), -1]),
+        Upsert(["text"], {}),
+        Upsert(world.ids[:1], {"price": [10**400]}),
+        Upsert(np.ma.masked_array(world.ids[7:9], [False, True]), {"price": [1.0, 2.0]}),
+        Upsert((item for item in [1]), {}),
+        Upsert([1], None),  # type: ignore[arg-type]
+        Unprintable(),
+        None,
+    ]
+    with Archive(tmp_path / "items") as items, Archive(tmp_path / "behaviours") as behaviours:
+        items.start(ItemIndex.build(bundle, world.ids[:1], {}))
+        behaviours.start(BehaviourTable.build(bundle, world.ids[:1], {}))
+        follower = Follower(IterableUpdates(updates), [items, behaviours])
+        follower.run()
+        stats = follower.stats()
+        assert (stats["failure"], stats["trouble"], stats["apply_errors"]) == (None, None, 0)
+        assert set(items.table.ids().tolist()) == {int(world.ids[row]) for row in (0, 3, 5, 6, 7)}
+        alone = expected(bundle, [good])
+        keys = item_keys(world.ids[3:4])
+        assert np.array_equal(items.table.gather(keys)[0]["h"], alone.gather(keys)[0]["h"])
+        assert [items.position, behaviours.position] == [(14,), (14,)]
+    for folder in ("items", "behaviours"):
+        letters = list(read_dead_letters(tmp_path / folder))
+        assert [letter.position for letter in letters] == [
+            (n,) for n in (1, 2, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14)
+        ]
+        assert json.loads(letters[1].raw[0])["columns"] == {"price": [1.0]}
+        assert letters[3].reasons[0][0] == (-1,)
+
+
+def test_follower_source_that_lies_is_shown_and_asked_again(
+    bundle: Bundle, world: World, tmp_path: Path
+) -> None:
+    good = [Delivery((number,), single(world, number)) for number in range(1, 6)]
+    answers: list[Any] = [
+        Unprintable(),
+        asyncio.CancelledError(),
+        5,
+        [*good[:2], None, Delivery(None, Delete([1])), Delivery((1.5,), Delete([1])), good[0], good[2]],  # type: ignore[arg-type]
+        [Delivery(("text",), Delete([1])), good[3], dataclasses.replace(good[1], position=(2,))],
+        [Delivery(("text",), Delete([1]))],
+        [dataclasses.replace(good[4], time_s=10**400), Delivery((10**5000,), Delete([1]))],
+        [],
+        None,
+    ]
+
+    class Lying:
+        def read(self, after: Any, wait_s: float) -> Any:
+            answer = answers.pop(0)
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer
+
+        def acknowledge(self, position: Any) -> None:
+            raise Unprintable
+
+    with Archive(tmp_path) as archive:
+        archive.start(ItemIndex(bundle))
+        follower = Follower(Lying(), [archive])
+        follower.run()
+        stats = follower.stats()
+        assert sorted(archive.table.ids().tolist()) == sorted(world.ids[1:6].tolist())
+        assert (archive.position, stats["set_aside"], stats["repeated"]) == ((5,), 6, 1)
+        assert stats["source_errors"] == 4 + 3  # and as many failed acknowledgements
+    assert [letter.position for letter in read_dead_letters(tmp_path)] == [None] * 6
+
+
+def test_follower_callback_that_raises_is_counted(bundle: Bundle, tmp_path: Path) -> None:
+    def refuse(bad: BadItem) -> None:
+        raise Unprintable
+
+    with Archive(tmp_path) as archive:
+        archive.start(ItemIndex(bundle))
+        follower = Follower(IterableUpdates([Delete([-1]), Upsert([1], {})]), [archive], on_bad=refuse)
+        follower.run()
+        stats = follower.stats()
+        assert (stats["on_bad_errors"], stats["trouble"], 1 in archive.table) == (
+            1,
+            "on_bad: Unprintable: <Unprintable>",
+            True,
+        )
+
+
+def test_follower_error_that_is_no_updates_fault_is_waited_for(
+    bundle: Bundle, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates = stream(world, 20, seed=6)
+    run, failures = RowProgram.run, iter([True] * 3)
+
+    def sometimes(*given: Any) -> Any:
+        if next(failures, False):
+            raise RuntimeError("the device is lost")
+        return run(*given)
+
+    monkeypatch.setattr(RowProgram, "run", sometimes)
+    with Archive(tmp_path) as archive:
+        archive.start(ItemIndex(bundle))
+        follower = Follower(IterableUpdates([*updates, Delete([-1])]), [archive])
+        follower.run()
+        stats = follower.stats()
+        assert stats["apply_errors"] >= 1
+        assert (stats["set_aside"], stats["trouble"]) == (1, None)
+        same(archive.table, expected(bundle, updates))
+
+
+def test_dead_letters_that_disk_refuses_hold_up_position(
+    bundle: Bundle, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, failures = os.pwrite, iter([True] * 2)
+
+    def sometimes(*given: Any) -> int:
+        if next(failures, False):
+            assert archive.position is None
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(*given)
+
+    monkeypatch.setattr(os, "pwrite", sometimes)
+    with Archive(tmp_path) as archive:
+        archive.start(ItemIndex(bundle))
+        seen: list[BadItem] = []
+        follower = Follower(IterableUpdates([single(world, 0), Delete([-1])]), [archive], on_bad=seen.append)
+        follower.run()
+        assert (follower.stats()["disk_full"], len(seen)) == (2, 1)
+    assert [letter.position for letter in read_dead_letters(tmp_path)] == [(2,)]
+
+
+def test_dead_letters_keep_their_bound_and_newest(tmp_path: Path) -> None:
+    letters = DeadLetters(tmp_path, 1 << 20)
+    for number in range(45):
+        letters.write([DeadLetter((number,), (((number,), "DataError", "x" * 5000),), (b"y" * 30_000, b"z"))])
+        letters.write([DeadLetter((number,), (((number,), "DataError", "said"),), (b"y" * 30_000, b"z"))])
+        letters.confirm()
+        assert letters.bytes <= 1 << 20
+    letters.write([DeadLetter((45,), (), (b"y" * (10 << 20), b"z"))])
+    letters.confirm()
+    letters.close()
+    found = list(read_dead_letters(tmp_path))
+    assert [letter.position for letter in found] == [(number,) for number in range(letters.dropped, 46)]
+    assert found[0].raw == (b"y" * 30_000, b"z")
+    assert found[0].reasons == (((letters.dropped,), "DataError", "said"),)
+    assert found[-1].raw_bytes == (10 << 20) + 1
+    assert letters.bytes <= 1 << 20
+
+
+def test_dead_letters_of_killed_writer_are_read_once(tmp_path: Path) -> None:
+    letter = DeadLetter((1,), ((("a",), "DataError", "said"),), (b"\xff",))
+    for _ in range(2):  # killed before the position was written, so that it comes again
+        DeadLetters(tmp_path, 1 << 20).write([letter])
+    path = tmp_path / "dead-letters.jsonl"
+    with path.open("ab") as file:
+        file.write(b'{"position": [2], "rea')
+    (found,) = read_dead_letters(tmp_path)
+    assert dataclasses.replace(found, set_aside_s=0.0) == dataclasses.replace(letter, raw_bytes=1)
+    DeadLetters(tmp_path, 1 << 20).write([dataclasses.replace(letter, position=(2,))])
+    assert [letter.position for letter in read_dead_letters(tmp_path)] == [(1,), (2,)]
+
+
+def test_iterable_updates_that_raise_are_asked_again_and_lose_none(world: World) -> None:
+    class Shaky:
+        failures = 2
+
+        def __iter__(self) -> Any:
+            for number in range(5):
+                if number == 3 and self.failures:
+                    self.failures -= 1
+                    raise OSError("away")
+                yield Delete([number])
+
+    source = IterableUpdates(Shaky(), limit=4)  # type: ignore[arg-type]
+    read: list[Any] = []
+    errors = 0
+    while True:
+        try:
+            found = source.read((len(read),) if read else None, 0.0)
+        except OSError:
+            errors += 1
+            continue
+        if found is None:
+            break
+        read += [one.position for one in found]
+    assert (read, errors) == ([(number,) for number in range(1, 6)], 1)

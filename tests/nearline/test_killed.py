@@ -11,22 +11,11 @@ from pathlib import Path
 from aif_jax.bundle import Bundle
 from aif_jax.nearline import ItemIndex, Replica
 from aif_jax.nearline.archive import recover
-from support.killed_writer import CATALOGUE, ITEMS, PRICES, UPDATES, changes
+from support.killed_writer import CATALOGUE, ITEMS, UPDATES, changes, rows_by_price
 from support.processes import shared_compilations
 
 KILLS = int(os.environ.get("AIF_KILLS", "1"))
 AT_A_TIME = 30
-
-
-def rows_by_price(bundle: Bundle) -> dict[tuple[int, int], bytes]:
-    ids, columns, content = CATALOGUE[0][:ITEMS], CATALOGUE[1], CATALOGUE[2][:ITEMS]
-    own = {name: column[:ITEMS] for name, column in columns.items()}
-    found: dict[tuple[int, int], bytes] = {}
-    for price in range(PRICES):
-        index = ItemIndex.build(bundle, ids, {**own, "price": [float(price)] * ITEMS}, content)
-        rows = index.gather(ids)[0]["h"]
-        found |= {(row, price): rows[row].tobytes() for row in range(ITEMS)}
-    return found
 
 
 def test_archive_of_killed_writer_loses_no_update(bundle: Bundle, tmp_path: Path) -> None:

@@ -44,8 +44,12 @@ def test_follower_metrics_scrape_shows_updates_and_lag(bundle: Bundle, world: Wo
         'aif_follower_upserted_total{follower="items"} 2.0',
         'aif_follower_deleted_total{follower="items"} 1.0',
         'aif_follower_bad_items_total{error="SchemaError",follower="items"} 1.0',
+        'aif_follower_set_aside_total{follower="items"} 1.0',
+        'aif_follower_dead_letters_dropped_total{follower="items"} 0.0',
         'aif_follower_going{follower="items"} 1.0',
     ):
         assert line in scraped
+    (letters,) = [line for line in scraped if line.startswith("aif_follower_dead_letter_bytes{")]
+    assert float(letters.split()[1]) == (tmp_path / "dead-letters.jsonl").stat().st_size
     (lag,) = [line for line in scraped if line.startswith("aif_follower_lag_seconds{")]
     assert 59 < float(lag.split()[1]) < 120

@@ -44,6 +44,18 @@ def updates() -> list[Update]:
     return [Delete(ids[row : row + 1]) if price is None else every[row, price] for row, price in changes()]
 
 
+def rows_by_price(bundle: Bundle) -> dict[tuple[int, int], bytes]:
+    """Return the rows of all items by item and price."""
+    ids, columns, content = CATALOGUE[0][:ITEMS], CATALOGUE[1], CATALOGUE[2][:ITEMS]
+    own = {name: column[:ITEMS] for name, column in columns.items()}
+    found: dict[tuple[int, int], bytes] = {}
+    for price in range(PRICES):
+        index = ItemIndex.build(bundle, ids, {**own, "price": [float(price)] * ITEMS}, content)
+        rows = index.gather(ids)[0]["h"]
+        found |= {(row, price): rows[row].tobytes() for row in range(ITEMS)}
+    return found
+
+
 class Told(IterableUpdates):
     """Delivers different numbers of updates at a time, and says what is acknowledged."""
 

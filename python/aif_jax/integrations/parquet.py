@@ -7,6 +7,7 @@ for items that may be candidates; all others are raw item features. A file of ch
 """
 
 import itertools
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,12 +18,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from aif_jax.checks import well_formed
-from aif_jax.errors import DataError
+from aif_jax.errors import AifError, DataError
 from aif_jax.features import Ragged
 from aif_jax.nearline import Delete, Delivery, Update, Upsert
 from aif_jax.nearline.change_log import Position
+from aif_jax.nearline.update_source import own_error
 
 _ID, _CONTENT, _RANKABLE, _DELETED = "id", "content", "rankable", "deleted"
+
+_END = 1 << 62
+"""In place of a row's number: the end of a file, whatever it held."""
 
 
 def catalogue_batches(paths: str | Path | Sequence[str | Path], *, rows: int = 16_384) -> Iterator[Upsert]:
@@ -52,6 +57,10 @@ class ParquetUpdates:
     (a time, say), and must be complete when it gets it: write it elsewhere and rename it. Files that were
     acknowledged may be deleted.
 
+    A row that is no update is delivered as its error. So is a file that is not Parquet or not of the format
+    above, once and as a whole, and the rest of one that is broken within; following goes on with the next
+    file. Mend it, and add it again under a greater name.
+
     Args:
         directory: directory of the files.
         endless: wait for more; otherwise the stream ends with the last file.
@@ -65,6 +74,8 @@ class ParquetUpdates:
         self._directory, self._endless, self._rows = Path(directory), endless, rows
         self._reading: Iterator[list[Delivery]] = iter(())
         self._reached: Position | None = None
+        self._done = ""
+        """The last file that was read to its end."""
         if not self._directory.is_dir():
             raise DataError(
                 f"{directory}: is not a directory; expected one to which Parquet files are added."
@@ -74,22 +85,25 @@ class ParquetUpdates:
         """Return the changes of a batch of rows; see `UpdateSource`.
 
         Raises:
-            DataError: a file does not have the format of the module.
+            OSError: the system does not give a file or the directory.
         """
         if self._reached is None:
             self._reached = ("", 0) if after is None else after
-        deliveries = next(self._reading, None)
-        if deliveries is None:
-            path = self._next(self._reached)
-            if path is None:
-                if self._endless:
-                    time.sleep(wait_s)
-                    return ()
-                return None
-            passed = int(self._reached[1]) if path.name == self._reached[0] else 0
-            self._reached = (path.name, passed)  # before any row of it: it may have none
-            self._reading = self._deliveries(path, passed)
-            deliveries = next(self._reading, [])
+        try:
+            deliveries = next(self._reading, None)
+            if deliveries is None:
+                path = self._next(self._reached)
+                if path is None:
+                    if self._endless:
+                        time.sleep(wait_s)
+                        return ()
+                    return None
+                passed = int(self._reached[1]) if path.name == self._reached[0] else 0
+                self._reading = self._deliveries(path, passed)
+                deliveries = next(self._reading, ())
+        except OSError:
+            self._reading, self._reached = iter(()), after
+            raise
         if deliveries:
             self._reached = deliveries[-1].position
         return deliveries
@@ -98,27 +112,35 @@ class ParquetUpdates:
         """Do nothing: files stay until their owner deletes them."""
 
     def _next(self, reached: Position) -> Path | None:
-        """Return the first file with a row after a position."""
-        for path in sorted(self._directory.glob("*.parquet")):
-            if path.name > str(reached[0]):
-                return path
-            if path.name == reached[0] and _metadata(path).num_rows > int(reached[1]):
-                return path
-        return None
+        """Return the first file that has not been read to its end."""
+        names = [name for name in os.listdir(self._directory) if name.endswith(".parquet")]
+        later = [name for name in names if (name, _END) > reached and name > self._done]
+        return self._directory / min(later) if later else None
 
     def _deliveries(self, path: Path, passed: int) -> Iterator[list[Delivery]]:
         """Yield the changes of each batch of rows, those of the first ``passed`` rows left out."""
         made_s = path.stat().st_mtime
-        done = 0
-        for batch in _batches(path, self._rows):
-            some: list[Delivery] = []
-            for change in _changes(batch):
-                start, done = done, done + change.num_rows
+        done, failed = 0, None
+        try:
+            for batch in _raw_batches(path, self._rows):
+                if not done:
+                    _check_schema(batch, str(path))
+                start, done = done, done + batch.num_rows
                 if done > passed:
-                    change = change.slice(max(passed - start, 0))
-                    some.append(Delivery((path.name, done), _update(change, str(path)), made_s))
-            if some:
-                yield some
+                    skipped = max(passed - start, 0)
+                    yield [
+                        Delivery((path.name, start + skipped + row), update, made_s, raw)
+                        for row, update, raw in _updates(batch.slice(skipped), str(path))
+                    ]
+        except OSError as error:
+            if error.errno is not None:  # that is the system's; Arrow's own are of what a file holds
+                raise
+            failed = own_error(error, f"{path}, from row {done} on")
+        except Exception as error:
+            failed = own_error(error, f"{path}, from row {done} on")
+        if failed is not None:
+            yield [Delivery((path.name, _END), failed, made_s, (os.fsencode(path),))]
+        self._done = path.name
 
 
 def records(batch: pa.RecordBatch, where: str) -> Upsert:
@@ -169,10 +191,56 @@ def _metadata(path: Path) -> pq.FileMetaData:
 
 def _batches(path: Path, rows: int) -> Iterator[pa.RecordBatch]:
     try:
-        with pq.ParquetFile(path) as file:
-            yield from file.iter_batches(rows)
+        yield from _raw_batches(path, rows)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as Parquet ({error}).") from error
+
+
+def _raw_batches(path: Path, rows: int) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(path) as file:
+        yield from file.iter_batches(rows)
+
+
+def _check_schema(batch: pa.RecordBatch, where: str) -> None:
+    """Raise a `DataError` if no row of the batch can be an update."""
+    records(batch.slice(0, 0), where)
+    if _DELETED in batch.schema.names:
+        kind = batch.schema.field(_DELETED).type
+        if not (pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
+            raise DataError(
+                f"{where}: the column {_DELETED!r} is {kind}, expected bool (or the integers 0 and 1): "
+                "true where the item is deleted."
+            )
+
+
+def _updates(batch: pa.RecordBatch, where: str) -> Iterator[tuple[int, Update | AifError, tuple[bytes, ...]]]:
+    """Yield updates, or the errors of rows that are none, after the number of rows up to its end.
+
+    The last of the three are the bytes of the row of an error.
+    """
+    done = 0
+    pending = [batch]
+    while pending:
+        part = pending.pop()
+        try:
+            made = [(change.num_rows, _update(change, where)) for change in _changes(part)]
+        except Exception as error:
+            if (n := part.num_rows) > 1:
+                pending += [part.slice(n // 2), part.slice(0, n // 2)]
+                continue
+            done += 1
+            yield done, own_error(error, where), (_arrow_bytes(part),)
+            continue
+        for rows, update in made:
+            done += rows
+            yield done, update, ()
+
+
+def _arrow_bytes(batch: pa.RecordBatch) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as stream:
+        stream.write_batch(batch)
+    return sink.getvalue().to_pybytes()
 
 
 def _changes(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
@@ -207,7 +275,7 @@ def _raw(column: pa.Array) -> Any:
     return column.to_pylist()
 
 
-def _content(column: pa.Array, where: str) -> np.ndarray:
+def _content(column: pa.Array, where: str) -> np.ndarray | None:
     rows = column.to_pylist()
     with well_formed(f"{where}: {_CONTENT!r}", DataError, "write a list of numbers for each item, or null"):
         widths = {len(row) for row in rows if row is not None}
@@ -215,7 +283,9 @@ def _content(column: pa.Array, where: str) -> np.ndarray:
             raise DataError(
                 f"{where}: content of different widths, {sorted(widths)}; expected one width for all items."
             )
-        width = widths.pop() if widths else 0
+        if not widths:
+            return None
+        width = widths.pop()
         missing = [float("nan")] * width
         rows = [missing if row is None else row for row in rows]
         return np.array(rows, np.float32).reshape(len(rows), width)

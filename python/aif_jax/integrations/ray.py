@@ -13,8 +13,11 @@ import numpy as np
 from aif_jax.bundle import Bundle
 from aif_jax.errors import ConfigError, DataError, VersionMismatchError
 from aif_jax.features import item_keys
-from aif_jax.nearline import ItemIndex, RowTable
+from aif_jax.nearline import ItemIndex, RowTable, Upsert
+from aif_jax.nearline.records import take
 from aif_jax.nearline.store import ColumnSpecs
+from aif_jax.nearline.update_source import described
+from aif_jax.strict_json import shortened, text_of
 
 _ID, _ROW, _REPORT = "id", "row", "report"
 
@@ -71,8 +74,8 @@ def build_with_ray(
         ConfigError: ray is not installed, or a number is under 1.
         DataError: the dataset is not one of Ray Data.
         ray.exceptions.RayError: an actor failed. The text names its error: one of `ItemIndex.build`, a
-            DataError for a missing column, a VersionMismatchError if a node has another bundle at
-            ``bundle.path``. An id that is repeated in several batches is refused by `from_rows`.
+            DataError that names a bad item or a missing column, a VersionMismatchError if a node has another
+            bundle at ``bundle.path``. An id that is repeated in several batches is refused by `from_rows`.
             Ray keeps the actors of a failed run for as long as the error is referenced.
     """
     if workers < 1 or batch_rows < 1:
@@ -134,8 +137,12 @@ class _Worker:
             given[role] = columns.pop(name)
         ids, content = given.pop("id"), given.pop("content", None)
         if content is not None:
-            content = _matrix(content, self._bundle.config.content_width)
-        built = self._table.build(self._bundle, ids, columns, content, **given)
+            content = _matrix(content, self._bundle.config.content_width, ids)
+        try:
+            built = self._table.build(self._bundle, ids, columns, content, **given)
+        except Exception as error:
+            self._name_row(Upsert(ids, columns, content, given.get("rankable")))
+            raise error
         keys = item_keys(ids)
         rows, _ = built.gather(keys)
         report = np.full(len(keys), "", object)
@@ -147,16 +154,30 @@ class _Worker:
             _REPORT: report,
         }
 
+    def _name_row(self, records: Upsert) -> None:
+        """Raise a `DataError` that names the first row of a batch that is bad by itself, if one is."""
+        table = self._table(self._bundle)
+        for row, item in enumerate(records.ids):
+            try:
+                table.check(take(records, np.array([row])))
+            except Exception as error:
+                raise DataError(
+                    f"item {shortened(text_of(item))}, row {row} of its batch: {described(error)}"
+                ) from error
 
-def _matrix(column: np.ndarray, width: int) -> np.ndarray:
-    """Return content as ``[n, width]``, rows of zeros for null."""
+
+def _matrix(column: np.ndarray, width: int, ids: Any) -> np.ndarray:
+    """Return content as ``[n, width]``, rows of zeros for null; ``ids`` name the rows in errors."""
     if column.dtype != object:
         return column
     rows = np.zeros((len(column), width), np.float32)
     for row, value in enumerate(column):
         if value is not None:
             if np.shape(value) != (width,):
-                raise DataError(f"content: got a row of shape {np.shape(value)}, expected ({width},).")
+                raise DataError(
+                    f"item {shortened(text_of(ids[row]))}: its content has shape {np.shape(value)}, expected "
+                    f"({width},)."
+                )
             rows[row] = value
     return rows
 

@@ -35,6 +35,7 @@ import numpy as np
 from aif_jax.errors import ConfigError, DataError, RequestError
 from aif_jax.features import Ragged
 from aif_jax.nearline import Delete, Update, Upsert
+from aif_jax.strict_json import shortened
 from aif_jax.types import UserId, UserRecord
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def stream_end(client: "Redis | RedisCluster", stream: str) -> str:
     Call it *before* reading the catalogue that an index is built from, so that changes made meanwhile are
     followed.
     """
-    last = synchronous(client).xrevrange(stream, count=1)
+    last = raw_reply(synchronous(client), "XREVRANGE", stream, "+", "-", "COUNT", 1)
     return as_text(last[0][0]) if last else START
 
 
@@ -187,18 +188,23 @@ def encode_update(update: Update, where: str) -> str:
 
 
 def decode_update(entry: Mapping[Any, Any], where: str) -> Update:
-    """Read the fields of a stream entry; ``where`` names it in errors.
+    """Read the fields of a stream entry, names and values as bytes or text; ``where`` names it in errors.
 
     Raises:
         DataError: it does not have the format of the module.
     """
-    texts = {as_text(name): value for name, value in entry.items()}
-    if texts.keys() != {_FIELD}:
-        raise DataError(f"{where}: got the fields {sorted(texts)}, expected one, {_FIELD!r}.")
-    fields = _from_json(texts[_FIELD], where)
+    names = [name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name for name in entry]
+    if names != [_FIELD]:
+        raise DataError(
+            f"{where}: got the fields {shortened(str(sorted(map(str, names))))}, expected one, {_FIELD!r}."
+        )
+    (value,) = entry.values()
+    fields = _from_json(value, where)
     kinds = fields.keys() - {"version"}
     if kinds not in ({"upsert"}, {"delete"}):
-        raise DataError(f"{where}: got {sorted(kinds)}, expected either 'upsert' or 'delete'.")
+        raise DataError(
+            f"{where}: got {shortened(str(sorted(kinds)))}, expected either 'upsert' or 'delete'."
+        )
     (kind,) = kinds
     body = _field(fields, kind, dict, None, where)
     known = ("ids",) if kind == "delete" else ("ids", "columns", "content", "rankable")
@@ -231,7 +237,7 @@ def _from_json(value: bytes | str, where: str) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise DataError(f"{where}: got a JSON {type(fields).__name__}, expected an object.")
     if (version := fields.get("version")) != _VERSION:
-        raise DataError(f"{where}: got version {version!r}, this release reads {_VERSION}.")
+        raise DataError(f"{where}: got version {shortened(repr(version))}, this release reads {_VERSION}.")
     return fields
 
 
@@ -252,7 +258,9 @@ def _field(fields: Mapping[str, Any], name: str, kind: type, default: Any, where
 
 def _refuse_others(fields: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
     if others := sorted(fields.keys() - set(known)):
-        raise DataError(f"{where}: got the fields {others}, expected only {', '.join(known)}.")
+        raise DataError(
+            f"{where}: got the fields {shortened(str(others))}, expected only {', '.join(known)}."
+        )
 
 
 def _array(
@@ -298,6 +306,14 @@ def _plain(value: Any, where: str) -> Any:
 def as_text(value: bytes | str) -> str:
     """Return a reply as text, whether or not the client decodes."""
     return value.decode() if isinstance(value, bytes) else value
+
+
+def raw_reply(client: Any, *command: Any) -> Any:
+    """Return the reply to a command, its text as bytes even if the client decodes.
+
+    A client that decodes fails for the whole reply if one string in it is not UTF-8.
+    """
+    return client.execute_command(*command, NEVER_DECODE=True)
 
 
 def synchronous(client: Any) -> Any:

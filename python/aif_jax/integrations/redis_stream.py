@@ -3,18 +3,24 @@
 Entries are those that `aif_jax.integrations.redis.write_update` appends.
 """
 
+import functools
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aif_jax.errors import ConfigError, DataError
-from aif_jax.integrations.redis import START, as_text, decode_update, synchronous
-from aif_jax.nearline import Delivery
+from aif_jax.integrations.redis import START, as_text, decode_update, raw_reply, synchronous
+from aif_jax.nearline import Delivery, decoded
 from aif_jax.nearline.change_log import Position
 
 if TYPE_CHECKING:
     from redis import Redis, RedisCluster
 
+_LATE_S = 0.1
+"""Redis looks ten times a second for clients that have waited for long enough."""
+
+_POLL_S = 0.02
 _ENTRY = re.compile(r"(\d+)-(\d+)")
 
 
@@ -30,8 +36,11 @@ class RedisStream:
     is gone, updates may be lost, and reading raises an error. Trim by length, and leave room for the slowest
     follower.
 
+    An entry that is no update is delivered as its error, whatever its bytes are.
+
     Args:
-        client: client of the server.
+        client: client of the server. A read waits for less than half of its ``socket_timeout``; with one of
+            up to 0.2 s not at all, and the stream is looked at every 20 ms.
         stream: key of the stream.
         group: name of the consumer group; made if absent.
         limit: maximum of entries that are delivered together.
@@ -46,6 +55,9 @@ class RedisStream:
         self._client: Any = synchronous(client)
         self._stream, self._group, self._limit = stream, group, limit
         self._begun = False
+        # A read that waits for longer than the client does is an error.
+        timeout_s = self._client.get_connection_kwargs().get("socket_timeout")
+        self._most_wait_s = float("inf") if timeout_s is None else timeout_s / 2 - _LATE_S
 
     def read(self, after: Position | None, wait_s: float) -> Sequence[Delivery]:
         """Return the next entries; see `UpdateSource`.
@@ -56,25 +68,26 @@ class RedisStream:
         if not self._begun:
             self._begin(after)
             self._begun = True
+        wait_ms = int(min(wait_s, self._most_wait_s) * 1e3)
+        block = ("BLOCK", wait_ms) if wait_ms > 0 else ()
+        group = ("GROUP", self._group, "follower", "COUNT", self._limit, *block)
         try:
-            reply = self._client.xreadgroup(
-                self._group,
-                "follower",
-                {self._stream: ">"},
-                count=self._limit,
-                block=max(1, int(wait_s * 1e3)),
-            )
-        except Exception:
+            reply = raw_reply(self._client, "XREADGROUP", *group, "STREAMS", self._stream, ">")
+            if not reply:
+                if not block:
+                    time.sleep(min(wait_s, _POLL_S))
+                return ()
+            # A list of pairs by RESP2, a mapping of lists of entries by RESP3.
+            parts = reply.values() if isinstance(reply, Mapping) else [entries for _, entries in reply]
+            deliveries = [
+                self._delivery(as_text(entry), fields) for part in parts for entry, fields in _flat(part)
+            ]
+            self._begun = not self._passed_over(after, deliveries[0].position)
+        except BaseException:
             # The connection may have broken after the group moved on: set it back before reading on.
             self._begun = False
             raise
-        if not reply:
-            return ()
-        # A list of pairs by RESP2, a mapping of lists of entries by RESP3.
-        entries = (
-            reply[0][1] if isinstance(reply, list) else [one for part in reply.values() for one in part[0]]
-        )
-        return [self._delivery(as_text(entry), fields) for entry, fields in entries]
+        return deliveries if self._begun else ()
 
     def acknowledge(self, position: Position) -> None:
         """Acknowledge all entries up to a position that were read.
@@ -92,6 +105,17 @@ class RedisStream:
         except Exception:
             self._begun = False
             raise
+
+    def _passed_over(self, after: Position | None, first: Position) -> bool:
+        """Return whether there are entries before the first one that never arrived here.
+
+        A client repeats a command whose connection broke, and the group then gives it the entries after those
+        of the lost reply.
+        """
+        start = "-" if after is None else f"{after[0]}-{int(after[1]) + 1}"
+        milliseconds, number = map(int, first)
+        end = f"{milliseconds}-{number - 1}" if number else f"{milliseconds - 1}"
+        return bool(raw_reply(self._client, "XRANGE", self._stream, start, end, "COUNT", 1))
 
     def _begin(self, after: Position | None) -> None:
         entry = START if after is None else _entry(after)
@@ -112,9 +136,9 @@ class RedisStream:
         Raises:
             DataError: it is.
         """
-        if entry == START or self._client.xrange(self._stream, min=entry, max=entry, count=1):
+        if entry == START or raw_reply(self._client, "XRANGE", self._stream, entry, entry):
             return
-        first = self._client.xrange(self._stream, count=1)
+        first = raw_reply(self._client, "XRANGE", self._stream, "-", "+", "COUNT", 1)
         begins = f"it begins at {as_text(first[0][0])}" if first else "it is empty"
         raise DataError(
             f"stream {self._stream!r}: does not hold the entry {entry} any more, after which reading "
@@ -129,11 +153,15 @@ class RedisStream:
                 f"stream {self._stream!r}: got the entry {entry!r}, expected MILLISECONDS-NUMBER."
             )
         position = (int(match[1]), int(match[2]))
-        try:
-            update = decode_update(fields, f"stream {self._stream!r}, entry {entry}")
-        except DataError as error:
-            return Delivery(position, error)
-        return Delivery(position, update, position[0] / 1e3)
+        where = f"stream {self._stream!r}, entry {entry}"
+        update = decoded(functools.partial(decode_update, fields, where), where)
+        raw = tuple(part for pair in fields.items() for part in pair) if isinstance(fields, Mapping) else ()
+        return Delivery(position, update, position[0] / 1e3, raw)
+
+
+def _flat(entries: Any) -> Any:
+    """Return pairs of id and fields, which a client of RESP3 gives inside of one more list."""
+    return entries[0] if len(entries) == 1 and isinstance(entries[0], list) else entries
 
 
 def position_of(entry: str) -> Position:

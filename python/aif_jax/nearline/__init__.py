@@ -6,6 +6,8 @@ from aif_jax.nearline.build import BuildProgress as BuildProgress
 from aif_jax.nearline.build import BuildReport as BuildReport
 from aif_jax.nearline.build import build_snapshot as build_snapshot
 from aif_jax.nearline.coverage import Coverage as Coverage
+from aif_jax.nearline.dead_letters import DeadLetter as DeadLetter
+from aif_jax.nearline.dead_letters import read_dead_letters as read_dead_letters
 from aif_jax.nearline.follower import BadItem as BadItem
 from aif_jax.nearline.follower import Follower as Follower
 from aif_jax.nearline.item_index import ItemIndex as ItemIndex
@@ -16,6 +18,7 @@ from aif_jax.nearline.tables import build_tables as build_tables
 from aif_jax.nearline.update_source import Delivery as Delivery
 from aif_jax.nearline.update_source import IterableUpdates as IterableUpdates
 from aif_jax.nearline.update_source import UpdateSource as UpdateSource
+from aif_jax.nearline.update_source import decoded as decoded
 from aif_jax.nearline.updates import Delete as Delete
 from aif_jax.nearline.updates import Update as Update
 from aif_jax.nearline.updates import Upsert as Upsert

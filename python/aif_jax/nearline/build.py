@@ -24,10 +24,13 @@ from aif_jax.errors import AifError, ItemIndexError, WriteError
 from aif_jax.features import EncodeReport, item_keys
 from aif_jax.files import close_unflushed, foreign_names, make_directory, real_path, refusals, write_atomic
 from aif_jax.nearline.change_log import Position
+from aif_jax.nearline.merging import checked_records
 from aif_jax.nearline.records import take
 from aif_jax.nearline.row_file import RowFileWriter, joined_names, open_partial, split_names
 from aif_jax.nearline.row_program import RowProgram, batches
 from aif_jax.nearline.table import RowTable, collision
+from aif_jax.nearline.update_source import described, own_error
+from aif_jax.strict_json import shortened
 from aif_jax.types import ItemRecords
 
 _SYNC_S = 2.0
@@ -123,6 +126,7 @@ def build_snapshot(
         ItemIndexError: too many items are bad, two string ids have the same hash, the interrupted build was
             of another bundle version or another catalogue or was cut short since, another build writes
             there, or the file cannot be written. What was there is as it was, and the rows so far are kept.
+        RequestError: a batch is no `ItemRecords`, or has a column of another length than its ids.
     """
     with _Building(table_type, bundle, Path(path), resume) as building:
         return building.run(catalogue, total, max_bad_share, position, progress)
@@ -253,7 +257,7 @@ class _Building:
 
     def _ahead(self, catalogue: Iterable[ItemRecords], max_bad_share: float) -> Iterator[_Batch]:
         """Yield the batches that are not done; the next is encoded in a thread while one is computed."""
-        batches_in = iter(catalogue)
+        batches_in = map(checked_records, catalogue)
         self._skip(batches_in)
         digest = self._state["digest"]
 
@@ -302,17 +306,18 @@ class _Building:
                 features = self._program.encode(some.columns, len(places), report)
                 content = self._program.content(some.content, len(places))
                 extra = self._table_type.extra_of(some)
-            except AifError as error:
+            except Exception as error:
                 if len(places) > 1:
                     middle = len(places) // 2
                     encode(places[:middle])
                     encode(places[middle:])
                     return
-                batch.bad.append((_plain(some.ids[0]), error))
+                item = _plain(some.ids[0])
+                batch.bad.append((item, own_error(error, f"item {shortened(repr(item))}")))
                 if len(batch.bad) > most:
                     raise ItemIndexError(
                         f"{self._path}: more than {most:,} of {len(records.ids):,} items are bad, "
-                        f"{some.ids[0]!r} for one: {error} The rows so far are kept: correct the "
+                        f"{item!r} for one: {described(error)} The rows so far are kept: correct the "
                         "catalogue, or raise max_bad_share."
                     ) from error
                 return

@@ -115,7 +115,7 @@ class ChangeLog:
         self._broken: str | None = None
         self._file = -1
         try:
-            self._file = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_CREAT, 0o644)
+            self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT, 0o644)
             self.bytes = end
             """The log's length."""
             self._synced = self.bytes
@@ -159,26 +159,33 @@ class ChangeLog:
         self._append(_Kind.POSITION, [json.dumps(position).encode()])
 
     def seal(self) -> None:
-        """Append that another log continues this one, and close it; errors as of `rows`."""
+        """Append that another log continues this one, and close it.
+
+        Raises:
+            ArchiveError: the disk refuses; the log goes on as it was.
+        """
+        before = self.bytes
         self._append(_Kind.SEALED, [])
-        self.sync()
+        try:
+            self.sync()
+        except ArchiveError:
+            self.bytes = before
+            raise
         self.close()
 
     def sync(self) -> None:
         """Return when the disk has all records.
 
         Raises:
-            ArchiveError: the disk refuses. The content of the disk is then unknown, so that nothing more can
-                be appended: open the archive again.
+            ArchiveError: the disk refuses. The content of the disk is then unknown: the next call of any
+                method writes again what was not confirmed, and raises this error until the disk has it.
         """
-        self._check()
+        self._repair()
         try:
-            # macOS has no fdatasync.
-            getattr(os, "fdatasync", os.fsync)(self._file)
-            self._synced = self.bytes
+            self._confirm()
         except OSError as error:
-            self._broken = f"the disk has not confirmed what was written ({error.strerror})"
-            self._check()
+            self._broken = "the disk has not confirmed what was written"
+            raise self._unconfirmed(error) from error
 
     def move(self, path: Path) -> None:
         """Rename the log, which the disk has."""
@@ -192,7 +199,7 @@ class ChangeLog:
             self._file = -1
 
     def _append(self, kind: _Kind, parts: Sequence[bytes | memoryview]) -> None:
-        self._check()
+        self._repair()
         length = sum(len(part) for part in parts)
         checksum = _checksum(kind, length, self._synced, parts)
         head = _HEAD.pack(checksum, kind, length, self._synced)
@@ -215,15 +222,47 @@ class ChangeLog:
         try:
             os.ftruncate(self._file, self.bytes)
             os.lseek(self._file, self.bytes, os.SEEK_SET)
-        except OSError as error:
-            self._broken = f"half a record cannot be taken back ({error.strerror})"
+        except OSError:
+            self._broken = "half a record cannot be taken back"
 
-    def _check(self) -> None:
-        if self._broken is not None:
-            raise ArchiveError(
-                f"{self.path}: {self._broken}; nothing more is written to it. Open the archive again, and "
-                "the stream of updates from the position that it has then."
-            )
+    def _confirm(self) -> None:
+        # macOS has no fdatasync.
+        getattr(os, "fdatasync", os.fsync)(self._file)
+        self._synced = self.bytes
+
+    def _repair(self) -> None:
+        """Write again what a failed sync has left unconfirmed: the system does not try that a second time.
+
+        Raises:
+            ArchiveError: the disk still refuses, or has lost what was written.
+        """
+        if self._broken is None:
+            return
+        try:
+            os.ftruncate(self._file, self.bytes)
+            place = self._synced
+            while place < self.bytes:
+                head = os.pread(self._file, _HEAD.size, place)
+                length = _HEAD.unpack(head)[2] if len(head) == _HEAD.size else self.bytes
+                record = head + _pread(self._file, min(length, self.bytes - place), place + len(head))
+                if not _whole(record):
+                    raise ArchiveError(
+                        f"{self.path}: the disk has lost what it has not confirmed, from byte {place:,}. "
+                        "Open the archive again, and the stream from the position that it has then."
+                    )
+                _pwrite(self._file, record, place)
+                place += len(record)
+            os.lseek(self._file, self.bytes, os.SEEK_SET)
+            self._confirm()
+        except OSError as error:
+            raise self._unconfirmed(error) from error
+        self._broken = None
+
+    def _unconfirmed(self, error: OSError) -> ArchiveError:
+        return ArchiveError(
+            f"{self.path}: {self._broken} ({error.strerror}). Nothing more is written to it until the disk "
+            "has that, which the next write tries again: check the disk."
+        )
 
 
 def read_log(path: Path, start: int = 0, *, about: About | None = None) -> Iterator[tuple[Change, int]]:
@@ -252,7 +291,7 @@ def read_log(path: Path, start: int = 0, *, about: About | None = None) -> Itera
                 if end > size or _checksum(kind, length, synced, [body]) != checksum:
                     _refuse_if_acknowledged(path, place)
                     return
-                change = None
+                change: Change | None = None
                 with well_formed(f"{path}: the record at byte {place:,}", ItemIndexError, _FIX):
                     if kind == _Kind.ABOUT:
                         _check_about(path, json.loads(body), about)
@@ -336,6 +375,30 @@ def _check_about(path: Path, found: Mapping[str, Any], about: About | None) -> N
             f"{path}: is the log of another table, which differs in {', '.join(differing)}: got "
             f"{[found.get(name) for name in differing]}, expected {[expected[name] for name in differing]}."
         )
+
+
+def _whole(record: bytes) -> bool:
+    """Return whether bytes are one record."""
+    if len(record) < _HEAD.size:
+        return False
+    checksum, kind, length, synced = _HEAD.unpack_from(record)
+    body = memoryview(record)[_HEAD.size :]
+    return len(body) == length and _checksum(kind, length, synced, [body]) == checksum
+
+
+def _pread(file: int, length: int, place: int) -> bytes:
+    parts: list[bytes] = []
+    while length and (part := os.pread(file, length, place)):
+        parts.append(part)
+        place, length = place + len(part), length - len(part)
+    return b"".join(parts)
+
+
+def _pwrite(file: int, content: bytes, place: int) -> None:
+    rest = memoryview(content)
+    while len(rest):
+        written = os.pwrite(file, rest, place)
+        place, rest = place + written, rest[written:]
 
 
 def _raw(array: np.ndarray) -> memoryview:

@@ -1,75 +1,160 @@
-"""Merging of consecutive updates: the program computes 256 rows as fast as one."""
+"""Checked form of updates, and merging of consecutive ones: the program computes 256 rows as fast as one."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from aif_jax.errors import AifError
-from aif_jax.nearline.change_log import Position
+from aif_jax.errors import AifError, ItemIndexError, RequestError
+from aif_jax.features import Ragged
+from aif_jax.features.columns import plain_column
 from aif_jax.nearline.records import concatenated, take
-from aif_jax.nearline.update_source import Delivery
-from aif_jax.nearline.updates import Update, Upsert
+from aif_jax.nearline.update_source import Delivery, own_error
+from aif_jax.nearline.updates import Delete, Update, Upsert
+from aif_jax.strict_json import shortened
+from aif_jax.types import ItemRecords
+
+_R = TypeVar("_R", bound=ItemRecords)
 
 
-def merged(deliveries: Sequence[Delivery]) -> Iterator[tuple[Position, Update | AifError]]:
-    """Join consecutive upserts of the same columns; of an item, the last upsert counts.
+def checked(update: object) -> Update | AifError:
+    """Return an update whose ids, columns, content and flags are arrays or lists of one length, or its error.
 
-    Yields:
-        An update, and the position of the last one in it.
+    Values are not looked at; that is what the table does.
     """
-    run: list[Upsert] = []
-    position: Position = ()
-    for delivery in deliveries:
-        update = delivery.update
-        if run and not (isinstance(update, Upsert) and _alike(run[-1], update)):
-            yield position, _joined(run)
-            run = []
-        position = delivery.position
-        if isinstance(update, Upsert):
-            run.append(update)
-        else:
-            yield position, update
-    if run:
-        yield position, _joined(run)
+    try:
+        if isinstance(update, BaseException):
+            return own_error(update, "stream")
+        if isinstance(update, Delete):
+            return Delete(_rows(update.ids, "ids", None))
+        if not isinstance(update, Upsert):
+            return ItemIndexError(f"stream: got a {type(update).__name__}, expected Upsert or Delete.")
+        return checked_records(update)
+    except Exception as error:  # an object need not be what its type says
+        return own_error(error, "stream")
 
 
-def one_by_one(update: Upsert) -> Iterator[Upsert]:
-    """Cut an upsert into its items."""
-    for place in range(len(update.ids)):
-        yield take(update, np.array([place]))
+def checked_records(records: _R) -> _R:
+    """Return records whose ids, columns, content and flags are arrays or lists of one length.
 
-
-def _alike(first: Upsert, second: Upsert) -> bool:
-    """Return whether both have the same columns, each as long as their ids."""
-    return (
-        first.columns.keys() == second.columns.keys()
-        and (first.content is None) == (second.content is None)
-        and (first.rankable is None) == (second.rankable is None)
-        and all(_even(update) for update in (first, second))
+    Raises:
+        RequestError: these are no such records.
+    """
+    if not isinstance(records, ItemRecords):
+        raise RequestError(f"records: got a {type(records).__name__}, expected ItemRecords.")
+    ids = _rows(records.ids, "ids", None)
+    if not isinstance(records.columns, Mapping):
+        raise RequestError(f"columns: got a {type(records.columns).__name__}, expected raw features by name.")
+    if others := [name for name in records.columns if not isinstance(name, str)]:
+        raise RequestError(f"columns: got a name of type {type(others[0]).__name__}, expected strings.")
+    n, content, rankable = len(ids), records.content, records.rankable
+    return dataclasses.replace(
+        records,
+        ids=ids,
+        columns={name: _rows(column, name, n) for name, column in records.columns.items()},
+        content=None if content is None else _array(content, "content", n),
+        rankable=None if rankable is None else _array(rankable, "rankable", n),
     )
 
 
-def _even(update: Upsert) -> bool:
-    n = len(update.ids)
-    parts = [*update.columns.values(), *(x for x in (update.content, update.rankable) if x is not None)]
-    return all(hasattr(part, "__len__") and len(part) == n for part in parts)
+class Entry(NamedTuple):
+    """A delivery, and its update or error after `checked`."""
+
+    delivery: Delivery
+    update: Update | AifError
 
 
-def _joined(run: Sequence[Upsert]) -> Upsert:
+def runs(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+    """Cut entries into runs: consecutive upserts of the same columns, and every other one alone."""
+    run: list[Entry] = []
+    for one in entries:
+        if run and not _alike(run[-1].update, one.update):
+            yield run
+            run = []
+        run.append(one)
+    if run:
+        yield run
+
+
+def joined(run: Sequence[Entry]) -> Any:
+    """Return the update of a run; of an item, the last upsert counts."""
     if len(run) == 1:
-        return run[0]
-    first = run[0]
+        return run[0].update
+    updates: list[Any] = [one.update for one in run]
+    first = updates[0]
     whole = dataclasses.replace(
         first,
-        ids=concatenated([update.ids for update in run]),
-        columns={name: concatenated([update.columns[name] for update in run]) for name in first.columns},
-        content=None if first.content is None else np.concatenate([np.asarray(u.content) for u in run]),
-        rankable=None if first.rankable is None else np.concatenate([np.asarray(u.rankable) for u in run]),
+        ids=concatenated([update.ids for update in updates]),
+        columns={name: concatenated([update.columns[name] for update in updates]) for name in first.columns},
+        content=None if first.content is None else np.concatenate([update.content for update in updates]),
+        rankable=None if first.rankable is None else np.concatenate([update.rankable for update in updates]),
     )
     last = {_key(item): place for place, item in enumerate(whole.ids)}
     return whole if len(last) == len(whole.ids) else take(whole, np.array(sorted(last.values())))
+
+
+def halves(update: Update) -> Iterator[Update]:
+    """Cut an update of several items into two."""
+    n = len(update.ids)
+    for places in (np.arange(n // 2), np.arange(n // 2, n)):
+        if isinstance(update, Upsert):
+            yield take(update, places)
+        else:
+            yield Delete(take(Upsert(update.ids, {}), places).ids)
+
+
+def _alike(first: object, second: object) -> bool:
+    return (
+        isinstance(first, Upsert)
+        and isinstance(second, Upsert)
+        and first.columns.keys() == second.columns.keys()
+        and _shape(first.content) == _shape(second.content)
+        and _shape(first.rankable) == _shape(second.rankable)
+    )
+
+
+def _shape(array: np.ndarray | None) -> object:
+    return None if array is None else (array.dtype, array.shape[1:])
+
+
+def _rows(column: Any, name: str, n: int | None) -> Any:
+    """Return a column as an array, a `Ragged` or a list, missing values as ``None``.
+
+    Raises:
+        RequestError: it is something else, or has another number of rows than n.
+    """
+    rows = plain_column(column)
+    if isinstance(rows, np.ma.MaskedArray):
+        rows = rows.tolist()
+    if isinstance(rows, np.ndarray):
+        sized = rows.ndim > 0
+    else:
+        sized = hasattr(rows, "__len__") and not isinstance(rows, (str, bytes, Mapping))
+        if sized and not isinstance(rows, (list, Ragged)):
+            rows = list(itertools.islice(rows, len(rows) + 1))
+    if not sized:
+        raise RequestError(
+            f"{shortened(name)}: got a {type(column).__name__}, expected a list or array, a value an item."
+        )
+    _check_rows(name, len(rows), n)
+    return rows
+
+
+def _array(values: Any, name: str, n: int) -> np.ndarray:
+    if isinstance(values, np.ma.MaskedArray) and values.mask.any():
+        raise RequestError(
+            f"{name}: {values.mask.sum()} values are masked, expected none; give NaN for no content."
+        )
+    array = np.asarray(values)
+    _check_rows(name, len(array) if array.ndim else 1, n)
+    return array
+
+
+def _check_rows(name: str, given: int, n: int | None) -> None:
+    if n is not None and given != n:
+        raise RequestError(f"{shortened(name)}: has {given:,} rows, expected {n:,}, one for each id.")
 
 
 def _key(item: Any) -> Any:

@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from aif_jax.bundle import Bundle
-from aif_jax.errors import AifError, ItemIndexError
+from aif_jax.errors import ItemIndexError
 from aif_jax.nearline.archive import files_of, log_path, recover, replay_log
 from aif_jax.nearline.change_log import Position, Sealed
 from aif_jax.nearline.table import RowTable
 from aif_jax.processes import OfOneProcess
+from aif_jax.strict_json import text_of
 
 _T = TypeVar("_T", bound=RowTable)
 
 _ATTEMPTS = 5
 """Attempts to open an archive while its writer changes it."""
+
+_MOST_PAUSE_S = 5.0
 
 
 class Replica(OfOneProcess, guards=("open", "poll", "start", "stats")):
@@ -38,6 +41,7 @@ class Replica(OfOneProcess, guards=("open", "poll", "start", "stats")):
         self._table: RowTable | None = None
         self._number, self._end, self._changes = 0, 0, 0
         self._failure: str | None = None
+        self._failures = 0
         self._polling = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -95,7 +99,7 @@ class Replica(OfOneProcess, guards=("open", "poll", "start", "stats")):
             return self._changes - before
 
     def start(self, interval_s: float = 0.02) -> None:
-        """Poll in a thread of its own until `close`.
+        """Poll in a thread of its own until `close`; after an error again, with pauses of up to 5 s.
 
         Args:
             interval_s: seconds between two looks at the log.
@@ -108,12 +112,14 @@ class Replica(OfOneProcess, guards=("open", "poll", "start", "stats")):
         self._thread.start()
 
     def stats(self) -> dict[str, Any]:
-        """Return the position in the log, and the reason if following has ended."""
-        path = log_path(self.directory, self._number)
-        behind = path.stat().st_size - self._end if path.exists() else 0
+        """Return the position in the log, the error that it waits for, if any, and the number of errors."""
+        try:
+            behind = log_path(self.directory, self._number).stat().st_size - self._end
+        except OSError:  # the log has not begun, or was deleted
+            behind = 0
         return {
             "number": self._number, "position": self.position, "changes": self._changes,
-            "behind_bytes": max(behind, 0), "failure": self._failure,
+            "behind_bytes": max(behind, 0), "failure": self._failure, "failures": self._failures,
         }  # fmt: skip
 
     def close(self) -> None:
@@ -131,12 +137,15 @@ class Replica(OfOneProcess, guards=("open", "poll", "start", "stats")):
         self.close()
 
     def _follow(self, interval_s: float) -> None:
-        while not self._stop.wait(interval_s):
+        pause_s = interval_s
+        while not self._stop.wait(pause_s):
             try:
                 self.poll()
-            except AifError as error:
-                self._failure = str(error)
-                return
+                self._failure, pause_s = None, interval_s
+            except Exception as error:
+                self._failure = f"{type(error).__name__}: {text_of(error)}"
+                self._failures += 1
+                pause_s = min(2 * max(pause_s, 0.01), _MOST_PAUSE_S)
 
     def _poll(self, table: RowTable) -> bool:
         """Apply the rest of the current log; return whether another log continues it."""
@@ -150,11 +159,14 @@ class Replica(OfOneProcess, guards=("open", "poll", "start", "stats")):
                 "more often, or have the writer keep more."
             )
         for mark, end, changes in replay_log(table, path, self._end):
-            self._changes += changes
-            self._end = end
             if isinstance(mark, Sealed):
+                # If the disk has refused the next log, the writer goes on in this one.
+                if not log_path(self.directory, self._number + 1).exists():
+                    return False
                 self._number, self._end = self._number + 1, 0
                 return True
+            self._changes += changes
+            self._end = end
             if mark is not None:
                 self.position = mark
         return False

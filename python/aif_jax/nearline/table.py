@@ -16,7 +16,7 @@ from aif_jax.nearline.mapped_file import MappedFile
 from aif_jax.nearline.row_file import ROWS_AT, RowFileWriter, open_row_file
 from aif_jax.nearline.row_program import RowProgram, batches
 from aif_jax.nearline.store import ColumnSpecs, RowStore
-from aif_jax.nearline.updates import Upsert
+from aif_jax.nearline.updates import Update, Upsert
 from aif_jax.processes import OfOneProcess
 from aif_jax.types import ItemRecords
 
@@ -417,6 +417,14 @@ class RowTable(
     def apply(self, update: Upsert) -> int:
         """Compute and store the rows of an update; return their number. See `upsert`."""
         return self.upsert(update.ids, update.columns, update.content)
+
+    def check(self, update: Update) -> None:
+        """Raise the error of an update that cannot be read; compute and store nothing."""
+        n = len(item_keys(update.ids))
+        if isinstance(update, Upsert):
+            self._program.content(update.content, n)
+            self.extra_of(update)
+            self._program.encode(update.columns, n)
 
     # -- inside -----------------------------------------------------------------------------------
 

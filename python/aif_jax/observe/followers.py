@@ -16,8 +16,13 @@ _COUNTS = {
     "deleted": "Items that were deleted, for every table.",
     "ignored": "Items whose deletion a table ignored.",
     "repeated": "Updates that a table held already.",
+    "set_aside": "Updates of which something could not be applied, for every table: they are dead letters.",
+    "dead_letters_dropped": "Dead letters that were deleted to keep their bound.",
     "source_errors": "Errors of the source.",
     "disk_full": "Attempts that a full disk refused.",
+    "disk_errors": "Attempts that a disk refused for another reason.",
+    "apply_errors": "Attempts that failed for a reason that is in no update.",
+    "on_bad_errors": "Errors of the callback for items that are set aside.",
     "checkpoints_failed": "Snapshots that could not be written.",
 }
 
@@ -49,7 +54,7 @@ class FollowerMetrics(Collector):
             yield family
         bad = CounterMetricFamily(
             f"{self._prefix}_follower_bad_items",
-            "Items that were left out, by the error.",
+            "Items that were set aside, by the error.",
             labels=("follower", "error"),
         )
         lag = GaugeMetricFamily(
@@ -59,13 +64,19 @@ class FollowerMetrics(Collector):
         )
         going = GaugeMetricFamily(
             f"{self._prefix}_follower_going",
-            "1 if it follows, 0 if an error holds it up or has ended it.",
+            "1 if it follows and nothing is wrong, 0 otherwise.",
+            labels=("follower",),
+        )
+        letters = GaugeMetricFamily(
+            f"{self._prefix}_follower_dead_letter_bytes",
+            "Bytes of the files of updates that were set aside.",
             labels=("follower",),
         )
         for name, found in stats.items():
+            letters.add_metric([name], found["dead_letter_bytes"])
             for error, number in found["bad"].items():
                 bad.add_metric([name, error], number)
             if found["lag_s"] is not None:
                 lag.add_metric([name], found["lag_s"])
             going.add_metric([name], float(found["trouble"] is None and found["failure"] is None))
-        yield from (bad, lag, going)
+        yield from (bad, lag, going, letters)

@@ -36,7 +36,9 @@ WRITERS = {
     "python/aif_jax/evaluation/pictures.py": ("figure.savefig(buffer, ",),
     # An archive's lock holds nothing; its logs are appended to, record by record, each with a checksum.
     "python/aif_jax/nearline/archive.py": ("os.open(self.directory / 'lock', ",),
-    "python/aif_jax/nearline/change_log.py": ("os.open(path, os.O_WRONLY ",),
+    "python/aif_jax/nearline/change_log.py": ("os.open(path, os.O_RDWR ",),
+    # Entries that were set aside are appended to a file; full, it becomes the older one of two.
+    "python/aif_jax/nearline/dead_letters.py": ("os.open(self.path, ", "os.replace(self.path, "),
     # A build that was broken off continues its partial files; what is left of it is removed.
     "python/aif_jax/nearline/row_file.py": ("open(os.open(path, ", "os.open(path, os.O_RDWR "),
     "python/aif_jax/nearline/build.py": ("shutil.rmtree(self._folder, ",),

@@ -132,6 +132,85 @@ def test_forked_child_every_entry_is_refused_and_parent_continues(bundle: Bundle
     assert rows == "3"
 
 
+HARMLESS = {
+    "check_process", "forked", "close", "stop", "version", "closed", "bundle", "tables", "k_max", "signature",
+    "explain", "spec", "table_spec", "program_key",
+}  # fmt: skip
+"""Public members that a forked child may use: they read a constant, or do nothing there."""
+
+
+def test_forked_child_every_public_member_is_refused_or_known_to_be_harmless(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    lines = run(
+        f"""
+        import inspect
+        from aif_jax.nearline import Replica
+        from aif_jax.nearline.device_rows import DeviceRows
+        from aif_jax.processes import OfOneProcess
+        harmless = {HARMLESS!r}
+        bundle = Bundle.load(path)
+        tables = build_tables(bundle, ItemRecords(ids=[7, 8, 9], columns={{}}))
+        archive = Archive(folder)
+        archive.start(tables.items)
+        engine = engine_of(bundle, tables)
+        made = [
+            bundle, *tables, archive, Replica(folder), Follower(IterableUpdates([]), [archive]), engine,
+            DeviceRows(tables.items), engine.shadow(bundle, tables), engine.begin(1),
+        ]
+        values = {{"users": [1], "contexts": None, "filters": None}}
+
+        def use(one, name):
+            if isinstance(inspect.getattr_static(type(one), name), (classmethod, staticmethod)):
+                return
+            member = getattr(one, name)
+            if not callable(member):
+                return
+            wanted = [p for p in inspect.signature(member).parameters.values()
+                      if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+            by_name = {{p.name: values.get(p.name) for p in wanted if p.kind is p.KEYWORD_ONLY}}
+            result = member(*[values.get(p.name) for p in wanted if p.kind is not p.KEYWORD_ONLY], **by_name)
+            if inspect.iscoroutine(result):
+                asyncio.run(result)
+            if hasattr(result, "__enter__") and not isinstance(result, type(one)):
+                result.__enter__()
+
+        child = os.fork()
+        if child == 0:
+            own = {{"__len__", "__contains__"}}
+            internal = {{"begin", "expire", "retrieve_and_rank", "retrieve_and_rank_async"}}
+            for one in made:
+                kind = type(one).__name__
+                names = {{n for n in dir(type(one)) if n[0] != "_" or n in own}} - harmless
+                names -= internal if kind == "Pending" else set()
+                for name in sorted(names):
+                    static = inspect.getattr_static(type(one), name)
+                    if not (callable(static) or isinstance(static, property)):
+                        continue
+                    try:
+                        use(one, name)
+                    except ProcessError:
+                        print("refused", kind, name, flush=True)
+                    except BaseException as error:
+                        print("open", kind, name, type(error).__name__, error, flush=True)
+                    else:
+                        if not isinstance(static, (classmethod, staticmethod)):
+                            print("open", kind, name, flush=True)
+                repr(one)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        for one in reversed(made):
+            getattr(one, "close", getattr(one, "stop", lambda: None))()
+        """,
+        bundle,
+        tmp_path,
+    )
+    assert [line for line in lines if not line.startswith("refused")] == []
+    refused = {tuple(line.split()[1:]) for line in lines}
+    assert len(refused) > 50
+    assert {("ItemIndex", "__len__"), ("Archive", "position"), ("DeviceRows", "dispatch")} <= refused
+
+
 def test_fork_before_anything_was_loaded_serves_in_child(bundle: Bundle, tmp_path: Path) -> None:
     lines = run(
         """

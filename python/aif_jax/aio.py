@@ -255,8 +255,14 @@ class EventLoop:
         """Wait for the result of `submit`.
 
         Raises:
-            SchedulerError: the loop was closed meanwhile.
+            SchedulerError: the loop was closed meanwhile; or the caller runs in it and waits for itself.
         """
+        if self.runs_here():
+            task.cancel()
+            raise SchedulerError(
+                "a coroutine that the engine runs, such as its retrieve, called a method that waits for "
+                "another coroutine of the engine, so it would wait for itself; await rank_async instead."
+            )
         try:
             return task.result()
         except concurrent.futures.CancelledError as error:

@@ -4,13 +4,14 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import numbers
 import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
-from aif_jax.errors import AifError, ConfigError
-from aif_jax.strict_json import shortened
+from aif_jax.errors import AifError, ConfigError, RequestError
+from aif_jax.strict_json import shortened, text_of
 
 _MAX_FLOAT = sys.float_info.max
 _WORDS = {
@@ -20,6 +21,11 @@ _WORDS = {
     bool: "true or false",
     type(None): "null",
 }
+
+
+def shown(value: object) -> str:
+    """Return a value as messages quote it: at most 200 characters, and its class if it cannot be shown."""
+    return shortened(text_of(value))
 
 
 def check(name: str, value: object, holds: bool, expected: str) -> None:
@@ -32,7 +38,7 @@ def check(name: str, value: object, holds: bool, expected: str) -> None:
         expected: the condition in words.
     """
     if not holds:
-        raise ConfigError(f"{name}: got {shortened(repr(value))}, expected {expected}.")
+        raise ConfigError(f"{name}: got {shown(value)}, expected {expected}.")
 
 
 def whole(name: str, value: Any, minimum: int, *, step: int = 1, none: bool = False) -> None:
@@ -53,6 +59,41 @@ def whole(name: str, value: Any, minimum: int, *, step: int = 1, none: bool = Fa
         fits or (none and value is None),
         f"a {number} of at least {minimum}" + ", or None" * none,
     )
+
+
+def is_real(value: object) -> bool:
+    """Return whether a value is a real number, of Python or of NumPy: no truth value and no text."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def number(name: str, value: Any, unit: str, *, zero: bool = False, none: bool = False) -> None:
+    """Raise `ConfigError` unless a setting is a positive real number.
+
+    Args:
+        name: of the setting.
+        value: as it was given.
+        unit: of the number, for the message.
+        zero: whether 0 fits too.
+        none: whether ``None`` fits too.
+    """
+    fits = is_real(value) and (value >= 0 if zero else value > 0)
+    kind = f"{'0 or more' if zero else 'more than 0'} {unit}"
+    check(name, value, fits or (none and value is None), kind + ", or None" * none)
+
+
+def milliseconds(name: str, value: Any) -> float:
+    """Return a time of a request as a float; `RequestError` if it is not a number."""
+    if is_real(value):
+        with contextlib.suppress(OverflowError):
+            return float(value)
+    raise RequestError(
+        f"{name}: got {type(value).__name__} {shown(value)}, expected a number of milliseconds, or None."
+    )
+
+
+def one_of(name: str, value: object, words: Any) -> None:
+    """Raise `ConfigError` unless a setting is one of the words of a ``Literal``."""
+    check(name, value, value in get_args(words), " or ".join(map(repr, get_args(words))))
 
 
 def choice(name: str, value: object, allowed: Sequence[object]) -> None:

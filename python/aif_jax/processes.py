@@ -31,8 +31,8 @@ _INSTEAD = (
 class OfOneProcess:
     """Base of objects that neither a fork nor a pickle takes to another process.
 
-    A subclass calls ``super().__init__()`` and names the methods that are refused in a forked child, before
-    they take a lock or call JAX: ``class Table(OfOneProcess, guards=("upsert",))``.
+    A subclass calls ``super().__init__()`` and names the methods and properties that are refused in a forked
+    child, before they take a lock or call JAX: ``class Table(OfOneProcess, guards=("upsert",))``.
     """
 
     unpickled: ClassVar[str]
@@ -41,7 +41,12 @@ class OfOneProcess:
     def __init_subclass__(cls, *, guards: tuple[str, ...] = (), **given: Any):
         super().__init_subclass__(**given)
         for name in guards:
-            setattr(cls, name, _guarded(cls.__dict__[name]))
+            member = cls.__dict__[name]
+            if isinstance(member, property):
+                assert member.fget is not None, "a guarded property can be read"
+                setattr(cls, name, property(_guarded(member.fget)))
+            else:
+                setattr(cls, name, _guarded(member))
 
     def __init__(self) -> None:
         self._made_after = forks

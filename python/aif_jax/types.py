@@ -35,6 +35,7 @@ class UserRecord:
         items: item ids of the user's behaviours, most recent first, ``[L]``; integers or strings.
         types: behaviour type of each, by name or by its index in the schema, ``[L]``.
         revision: changes whenever features or history change; part of the key of a cached user state.
+            ``None``: the engine takes a digest of what the model reads of the record, at each request.
 
     >>> users = {17: UserRecord({"town": "York", "age": 31}, items=[9, 7], types=["buy", "click"])}
     >>> users[17].features["town"]
@@ -46,7 +47,7 @@ class UserRecord:
     features: Mapping[str, Any] = field(default_factory=dict)
     items: Any = ()
     types: Any = ()
-    revision: int = 0
+    revision: Any = None
 
 
 @dataclass(frozen=True, slots=True)

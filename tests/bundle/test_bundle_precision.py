@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -20,7 +21,18 @@ from aif_jax.integrations.ray import _join, _Worker
 from aif_jax.models import fold
 from aif_jax.nearline import BehaviourTable, ItemIndex, Tables
 from aif_jax.serving import Engine, InMemoryUsers, Shapes
-from support.served import CONFIG, ENGINE_CONFIG, K_MAX, SCHEMA, World, make_model
+from support.served import (
+    CONFIG,
+    ENGINE_CONFIG,
+    K_MAX,
+    ONE_SIZE,
+    SCHEMA,
+    TINY,
+    World,
+    assert_same,
+    make_model,
+    tables_of,
+)
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 CONTEXT = {"hour": 17}
@@ -197,3 +209,19 @@ def test_ray_worker_rows_keep_precision(bundles: Bundles, world: World, precisio
             atol=1.0 * (precision == "int8"),
         )
     assert SCHEMA.item_id in world.columns
+
+
+def test_bundle_under_64_bits_is_the_same_and_serves(world: World, tmp_path: Path) -> None:
+    """JAX_ENABLE_X64 is for other programs of the process."""
+    model, users = make_model(7, TINY), {1: world.record(1)}
+    try:
+        jax.config.update("jax_enable_x64", True)
+        wide = export_bundle(model, tmp_path / "wide", k_max=K_MAX)
+        config = dataclasses.replace(ENGINE_CONFIG, shapes=ONE_SIZE)
+        with Engine(*tables_of(wide, world), users=users, config=config) as engine:
+            ranking = engine.begin(1).rank(*world.candidates(20))
+            jax.config.update("jax_enable_x64", False)
+            assert_same(engine.begin(1).rank(*world.candidates(20)), ranking)
+    finally:
+        jax.config.update("jax_enable_x64", False)
+    assert export_bundle(model, tmp_path / "plain", k_max=K_MAX).version == wide.version

@@ -33,9 +33,11 @@ def test_top_k_orders_by_score_then_position(implementation):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_top_k_orders_negative_zero_after_zero(implementation):
-    scores = np.asarray([-0.0, 0.0, -1.0, -0.0, 0.0], np.float32)
-    assert best(implementation, scores, 5)[1].tolist() == [1, 4, 0, 3, 2]
+def test_top_k_zeros_of_both_signs_are_equal(implementation):
+    scores = np.asarray([-0.0, 0.0, -1.0, -0.0, 0.0, 1.0], np.float32)
+    found, order = best(implementation, scores, 6)
+    assert order.tolist() == [5, 0, 1, 3, 4, 2]
+    assert not np.signbit(found[1:5]).any()
 
 
 def test_top_k_of_batch_axes_equals_vmap():

@@ -545,3 +545,19 @@ def test_iterable_updates_that_raise_are_asked_again_and_lose_none(world: World)
             break
         read += [one.position for one in found]
     assert (read, errors) == ([(number,) for number in range(1, 6)], 1)
+
+
+def test_iterable_updates_of_a_generator_that_uses_its_arrays_again_are_kept() -> None:
+    ids, prices = np.zeros(1, np.uint64), [0.0]
+
+    def updates() -> Any:
+        for number in range(5):
+            ids[:], prices[0] = number, float(number)
+            yield Upsert(ids, {"price": prices})
+        yield Delete(ids)
+
+    deliveries = IterableUpdates(updates()).read(None, 0.0)
+    assert deliveries is not None
+    *upserts, last = [delivery.update for delivery in deliveries]
+    assert [(int(u.ids[0]), u.columns["price"]) for u in upserts] == [(n, [float(n)]) for n in range(5)]
+    assert isinstance(last, Delete)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from aif_jax.serving.ladder import FINISH, FULL, Choice, Ladder, LatencyEstimates
+from aif_jax.estimates import LatencyEstimates
+from aif_jax.serving.ladder import FINISH, FULL, Choice, Ladder
 
 CANDIDATES, HISTORIES = (32, 64), (8, 24)
 

@@ -263,3 +263,15 @@ def test_ranking_without_known_items_is_empty(engine: Engine) -> None:
     assert len(ranking) == 0
     assert ranking.report.missing_items == 3
     assert ranking.heads.keys() == {"ctr", "cvr"}
+
+
+@pytest.mark.parametrize("n", [20, 100])
+def test_ranking_zeros_of_both_signs_are_in_order_of_arrival(engine: Engine, world: World, n: int) -> None:
+    ids, _ = world.candidates(n)
+    bids = np.where(np.arange(n) % 2, 0.0, -0.0)  # the score is a product with the bid
+    ranking = engine.begin(5).rank(ids, {"bid": bids}, k=K_MAX)
+    assert ranking.ids.tolist() == ids[:K_MAX].tolist()
+    assert ranking.scores.tolist() == [0.0] * K_MAX
+    bids[7] = 1.0
+    ranking = engine.begin(5).rank(ids, {"bid": bids}, k=K_MAX)
+    assert ranking.ids.tolist() == [ids[7], *np.delete(ids, 7)[: K_MAX - 1].tolist()]

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from aif_jax.errors import OverloadedError, RequestError
+from aif_jax.estimates import LatencyEstimates
 from aif_jax.serving.admission import Admitted, Ticket
-from aif_jax.serving.ladder import Ladder, LatencyEstimates
+from aif_jax.serving.ladder import Ladder
 from aif_jax.serving.observer import Observers
-from aif_jax.serving.request import OpenRequests, Pending, Phase, Services, UserPhase
+from aif_jax.serving.release import OpenRequests
+from aif_jax.serving.request import Pending, Phase, Services, UserPhase
 from aif_jax.serving.shadow import Shadows
 from aif_jax.serving.tasks import Deadline
 from aif_jax.serving.user_side import UserWork
@@ -51,7 +53,7 @@ class Parts:
         self.retrieval = SimpleNamespace(is_coroutine=False)
         observers = Observers(())
         self.services = Services(
-            workers=None,  # type: ignore[arg-type]
+            workers=SimpleNamespace(check_outside=lambda: None),  # type: ignore[arg-type]
             admission=self,  # type: ignore[arg-type]
             observers=observers,
             open=OpenRequests(30.0, observers),

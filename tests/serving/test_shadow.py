@@ -189,7 +189,7 @@ def test_shadow_candidates_that_cannot_be_copied_are_counted(make: Make, one: Se
     with engine.shadow(*one, share=1.0) as candidate:
         ranking = engine.begin(5).rank(ids, {**pair, "bid": Column(pair["bid"])})
         assert ranking.scores.tobytes() == expected.scores.tobytes()
-        assert done(candidate)["failed"] == {"BufferError": 1}
+        assert done(candidate)["failed"] == {"RequestError": 1}
 
 
 def test_shadow_compares_full_answers_only_with_one_fetch(

@@ -249,3 +249,26 @@ def test_user_states_no_room_is_counted_and_request_is_ranked(
 def test_user_states_cache_too_small_for_one_state_is_refused(make: Make) -> None:
     with pytest.raises(ConfigError, match=r"user_states\.max_bytes: got 1000, of which .* history of 24"):
         make(shapes=ONE_SIZE, user_states=UserStateCache(max_bytes=1000))
+
+
+def test_user_states_changed_record_without_revision_is_computed_again(make: Make, world: World) -> None:
+    """The source gives another record, or changes the one that it gave."""
+    first, second = world.record(1), world.record(2)
+    items, features = first.items.copy(), dict(first.features)
+    records = {1: UserRecord(features, items, first.types)}
+    engine = make(users=records.get)
+
+    def state() -> str:
+        return engine.begin(1).rank(world.ids[:20]).report.user_state
+
+    assert [state(), state()] == ["computed", "hit"]
+    items[0] = second.items[-1]
+    assert [state(), state()] == ["computed", "hit"]
+    features["country"] = "it"
+    assert [state(), state()] == ["computed", "hit"]
+    features["seen_at"] = 17.0  # which the model does not read
+    records[1] = UserRecord(features, items.tolist(), first.types)
+    assert [state(), state()] == ["computed", "hit"]  # ids of another type may be other ids
+    records[1] = UserRecord(dict(features), items.tolist(), first.types.copy())
+    assert state() == "hit"
+    assert counts(engine)["stale"] == 3

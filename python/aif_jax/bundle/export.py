@@ -78,14 +78,17 @@ def write_bundle(
     config = folded.config
     contents: dict[str, bytes] = {}
     signatures: dict[str, dict[str, Any]] = {}
-    for stage in STAGES:
-        signatures[stage] = {}
-        for kind in KINDS:
-            if kind == "native" and not kernels.implementations()["native"]:
-                continue
-            content, signature = _export_stage(folded, stage, kind, k_max)
-            contents[f"programs/{stage}.{kind}"] = content
-            signatures[stage][kind] = signature.to_json()
+    # Rows, states and scores are of 32 bits at most, whatever JAX_ENABLE_X64 says for the process.
+    with jax.enable_x64(False):
+        for stage in STAGES:
+            signatures[stage] = {}
+            for kind in KINDS:
+                if kind == "native" and not kernels.implementations()["native"]:
+                    continue
+                content, signature = _export_stage(folded, stage, kind, k_max)
+                contents[f"programs/{stage}.{kind}"] = content
+                signatures[stage][kind] = signature.to_json()
+        golden = _golden_vectors(folded, k_max)
     description = {
         "model": config.to_json(),
         "schema": folded.schema.to_json(),
@@ -102,7 +105,7 @@ def write_bundle(
     except (TypeError, ValueError) as error:
         raise BundleError(f"metrics or notes cannot be written as JSON: {error}.") from error
     contents[WEIGHTS] = save_safetensors(folded.weights)
-    contents[GOLDEN] = save_safetensors(_golden_vectors(folded, k_max))
+    contents[GOLDEN] = save_safetensors(golden)
     header = {"jax": jax.__version__, "kernel_abi": KERNEL_ABI}
     return files.write_bundle_files(path, contents, header, load, overwrite=overwrite)
 

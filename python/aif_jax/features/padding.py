@@ -1,6 +1,6 @@
 """Shape buckets: compiled programs take a few sizes only, and smaller arrays are padded to the next one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -60,3 +60,46 @@ def pad_to(array: np.ndarray, n: int, axis: int = 0, fill: float | int | bool = 
     index[axis] = slice(0, size)
     padded[tuple(index)] = array
     return padded
+
+
+def joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Return arrays one after the other; a single one as it is."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def joined_rows(users: Sequence[Mapping[str, np.ndarray]], size: int) -> dict[str, np.ndarray]:
+    """Lay out features, ``[1, ...]`` of each user, as ``[size, ...]``."""
+    if size == 1:
+        return dict(users[0])
+    # Places without a user repeat the first one; nobody reads their states.
+    filled = [*users, *[users[0]] * (size - len(users))]
+    return {name: np.concatenate([features[name] for features in filled]) for name in users[0]}
+
+
+def laid_out(
+    name: str,
+    columns: Mapping[str, np.ndarray],
+    types: np.ndarray,
+    spans: Sequence[tuple[int, int]],
+    size: int,
+    length: int,
+) -> dict[str, np.ndarray]:
+    """Lay out behaviours ``[n, ...]``, of which each user has a span, as ``[size, length, ...]``.
+
+    Those without a row have type -1, as padding does.
+    """
+    operands = {f"{name}/{column}": _placed(rows, spans, size, length) for column, rows in columns.items()}
+    operands[f"{name}_type"] = _placed(types, spans, size, length, fill=-1)
+    return operands
+
+
+def _placed(
+    rows: np.ndarray, spans: Sequence[tuple[int, int]], size: int, length: int, fill: int = 0
+) -> np.ndarray:
+    if size == 1 and spans and spans[0][1] - spans[0][0] >= length:
+        return rows[None, :length]
+    placed = np.full((size, length, *rows.shape[1:]), fill, rows.dtype)
+    for place, (start, end) in zip(placed, spans, strict=False):
+        count = min(end - start, length)
+        place[:count] = rows[start : start + count]
+    return placed

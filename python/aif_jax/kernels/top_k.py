@@ -14,8 +14,8 @@ def top_k(
 ) -> tuple[jax.Array, jax.Array]:
     """Return the ``k`` highest scores, the highest first, and their positions.
 
-    Equal scores come in the order of their positions. Scores are in the total order of IEEE 754: -0 comes
-    after +0, and no score may be NaN.
+    Equal scores come in the order of their positions. 0.0 and -0.0 are equal, and returned as 0.0. No score
+    may be NaN.
 
     Args:
         scores: float32 ``[..., N]``.
@@ -45,4 +45,5 @@ def top_k(
         best, order = jax.lax.top_k(scores, k)
         return best, order
 
-    return dispatch(implementation, native, reference, scores)
+    # Both put -0.0 after 0.0, by the total order of IEEE 754. (To add 0.0 would do, but XLA leaves that out.)
+    return dispatch(implementation, native, reference, jnp.where(scores == 0, jnp.zeros_like(scores), scores))

@@ -20,7 +20,7 @@ from flax import nnx
 from aif_jax.config import PRIOR, ModelConfig, Precision
 from aif_jax.errors import ConfigError, RequestError
 from aif_jax.features import Schema
-from aif_jax.kernels import RANKABLE, Form, Operands, cached_interaction, interaction
+from aif_jax.kernels import RANKABLE, Form, Operands, cached_interaction, interaction, top_k
 from aif_jax.models.baselines import Model, TwoTower
 from aif_jax.models.blocks.base import Arrays
 from aif_jax.models.folded_shapes import FoldedShapes, Spec
@@ -277,7 +277,7 @@ class Folded(FoldedShapes):
         if k < 1 or (isinstance(n, int) and k > n):
             raise RequestError(f"k: got {k}, expected 1 to {n}, the number of (padded) candidates.")
         score, logits = self.stage_scores(weights, state, rows, valid, context, pair)
-        best, order = jax.lax.top_k(score, k)
+        best, order = top_k(score, k)
         return order, best, jax.nn.sigmoid(jnp.take(logits, order, axis=0, mode="clip"))
 
     def _interaction(

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from aif_jax.features.score import score_of
+from aif_jax.kernels import top_k
 from aif_jax.models.aif import Aif
 from aif_jax.types import Columns
 
@@ -38,7 +39,7 @@ class Sequential:
         ) -> tuple[jax.Array, jax.Array]:
             logits = nnx.merge(graph, state)(batch, catalogue, train=False)[0]
             scores = score(logits, {name: jnp.asarray(column) for name, column in raw.items()})
-            best, order = jax.lax.top_k(jnp.where(jnp.asarray(batch["item"])[0] >= 0, scores, -jnp.inf), k)
+            best, order = top_k(jnp.where(jnp.asarray(batch["item"])[0] >= 0, scores, -jnp.inf), k)
             return order, best
 
         self._program = jax.jit(program)

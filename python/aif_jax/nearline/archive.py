@@ -52,7 +52,7 @@ class Opened:
     position: Position | None
 
 
-class Archive(OfOneProcess, guards=("start", "open", "batch", "checkpoint", "stats")):
+class Archive(OfOneProcess, guards=("start", "open", "table", "position", "batch", "checkpoint", "stats")):
     """Keeps one table in a directory: every change is on disk before the call that makes it returns.
 
     Args:

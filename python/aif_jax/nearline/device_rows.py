@@ -46,6 +46,8 @@ from aif_jax.errors import ConfigError, ItemIndexError
 from aif_jax.features import bucket_for, pad_to
 from aif_jax.nearline.item_index import ItemIndex
 from aif_jax.nearline.store import ColumnSpecs
+from aif_jax.processes import OfOneProcess
+from aif_jax.strict_json import text_of
 
 MISSING = -1
 """Slot of a key that has no row."""
@@ -127,7 +129,10 @@ class RowPacking:
         return values.reshape(n, -1)[:, : int(np.prod(shape))].reshape(n, *shape)
 
 
-class DeviceRows:
+class DeviceRows(
+    OfOneProcess,
+    guards=("sync", "apply", "remove", "__len__", "slots", "dispatch", "read", "stats", "on_growth"),
+):
     """The rows of an item index in the memory of one device.
 
     It may be used from any thread. Close it to give the memory back.
@@ -150,9 +155,12 @@ class DeviceRows:
         packing: the places of the columns in a row of the table.
     """
 
+    unpickled = "make them in each process, of an index that it opened."
+
     def __init__(
         self, index: ItemIndex, device: Device | None = None, *, capacity: int = 0, immediate: bool = True
     ):
+        super().__init__()
         if device is not None and not isinstance(device, jax.Device):
             raise ConfigError(
                 f"device: got {device!r}, expected one of jax.devices(), or None for the first."
@@ -369,7 +377,9 @@ class DeviceRows:
             }  # fmt: skip
 
     def close(self) -> None:
-        """Stop following the index and give the device's memory back."""
+        """Stop following the index and give the device's memory back. In a forked child it does nothing."""
+        if self.forked:
+            return
         self._closed = True
         self._unsubscribe()
         with self._writing, self._dispatching:
@@ -426,7 +436,8 @@ class DeviceRows:
                 self._table = program(before, *operands)
             except BaseException as error:
                 if before.is_deleted():
-                    self._broken = f"were lost in an update that failed ({type(error).__name__}: {error})"
+                    said = f"{type(error).__name__}: {text_of(error)}"
+                    self._broken = f"were lost in an update that failed ({said})"
                 raise
             self._counts["updates"] += 1
             if len(new):

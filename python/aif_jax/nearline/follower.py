@@ -192,7 +192,7 @@ class Follower(OfOneProcess, guards=("run", "start", "stats")):
         ``delay_ms``, p50 and p99 of the same over the last 4,096, if the source gives times; ``position`` of
         every archive.
         """
-        delays = np.array(self._delays_s)
+        delays, failure = np.array(self._delays_s), self._failure
         percentiles = (
             {f"p{p}": float(np.percentile(delays, p)) * 1e3 for p in (50, 99)} if len(delays) else None
         )
@@ -202,7 +202,7 @@ class Follower(OfOneProcess, guards=("run", "start", "stats")):
             "dead_letters_dropped": sum(letters.dropped for letters in self._letters),
             "dead_letter_bytes": sum(letters.bytes for letters in self._letters),
             "trouble": "; ".join(list(self._troubles.values())) or None,
-            "failure": None if self._failure is None else described(self._failure),
+            "failure": None if failure is None else described(failure),
             "lag_s": self._lag_s,
             "delay_ms": percentiles or None,
             "position": [archive.position for archive in self._archives],

@@ -16,7 +16,7 @@ RANKABLE_COLUMN = "rankable"
 """Column of 1 for items that may be ranked and 0 for the others, uint8 ``[n, 1]``."""
 
 
-class ItemIndex(RowTable, guards=("set_rankable",)):
+class ItemIndex(RowTable, guards=("set_rankable", "default_row", "apply")):
     """Item rows of a catalogue under one bundle version, which the real-time stage reads for its candidates.
 
     An item in the index may be not *rankable* (out of stock, say): it keeps its row and is not a candidate.

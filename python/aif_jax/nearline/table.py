@@ -34,8 +34,8 @@ _ATTEMPTS = 3
 class RowTable(
     OfOneProcess,
     guards=(
-        "upsert", "add", "warm", "delete", "subscribe", "__contains__", "ids", "gather", "default_row",
-        "stats", "save", "write_snapshot", "pause", "replay",
+        "upsert", "add", "apply", "warm", "delete", "subscribe", "__len__", "__contains__", "ids", "gather",
+        "default_row", "stats", "save", "write_snapshot", "log_to", "pause", "replay",
     ),
 ):  # fmt: skip
     """Rows by item id, in memory, of one bundle version. Read from any thread while others write.
@@ -195,6 +195,8 @@ class RowTable(
         # Tracebacks show a table whose construction failed, too.
         if (store := getattr(self, "store", None)) is None:
             return f"{type(self).__name__}(without rows)"
+        if self.forked:
+            return f"{type(self).__name__}(of another process)"
         rows, size = counted(len(self), "row"), store.cache.layout.row_bytes
         return f"{type(self).__name__}({rows} of {size:,} bytes, bundle {self.version[:8]})"
 

@@ -2,7 +2,10 @@
 
 from typing import NamedTuple
 
+from aif_jax import processes
 from aif_jax.bundle import Bundle
+from aif_jax.checks import shown
+from aif_jax.errors import ConfigError, VersionMismatchError
 from aif_jax.nearline.behaviour_table import BehaviourTable
 from aif_jax.nearline.item_index import ItemIndex
 from aif_jax.types import ItemRecords
@@ -43,3 +46,31 @@ def build_tables(bundle: Bundle, records: ItemRecords) -> Tables:
         ItemIndex.build(bundle, *catalogue, rankable=records.rankable),
         BehaviourTable.build(bundle, *catalogue),
     )
+
+
+def check_tables(bundle: Bundle, tables: Tables) -> None:
+    """Check that tables were computed by a bundle, in this process.
+
+    Raises:
+        ConfigError: they are no bundle and tables, or in another order.
+        ItemIndexError: somebody writes to their files, see `RowTable.check_file`.
+        VersionMismatchError: another bundle version computed them.
+        ProcessError: they were made before this process was forked.
+    """
+    kinds = {"bundle": Bundle, "item index": ItemIndex, "behaviour table": BehaviourTable}
+    both = tables if isinstance(tables, tuple) and len(tables) == 2 else (tables, None)
+    for (name, kind), part in zip(kinds.items(), (bundle, *both), strict=True):
+        if not isinstance(part, kind):
+            raise ConfigError(
+                f"{name}: got {type(part).__name__} {shown(part)}, expected a {kind.__name__}; an engine "
+                "takes a bundle and Tables(items, behaviours), in this order."
+            )
+    processes.check_all(bundle, *tables)
+    for name, table in (("item index", tables.items), ("behaviour table", tables.behaviours)):
+        table.check_file()
+        if table.version != bundle.version:
+            raise VersionMismatchError(
+                f"the {name} was computed by bundle version {table.version}, but the bundle at "
+                f"{bundle.path} is version {bundle.version}; build the {name} with this bundle, or serve the "
+                "other one."
+            )

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from aif_jax.errors import AifError, DataError
+from aif_jax.features.copies import copied
 from aif_jax.nearline.change_log import Position
 from aif_jax.nearline.records import concatenated
-from aif_jax.nearline.updates import Delete, Update
+from aif_jax.nearline.updates import Delete, Update, Upsert
 from aif_jax.strict_json import dumps, shortened, text_of
 from aif_jax.types import ItemRecords
 
@@ -59,6 +60,16 @@ class UpdateSource(Protocol):
         ...
 
 
+def _copied(update: Update) -> Update:
+    if not isinstance(update, (Upsert, Delete)):
+        return update  # for the error of the follower
+    try:
+        fields = {field.name: copied(getattr(update, field.name)) for field in dataclasses.fields(update)}
+    except AifError:  # a generator, for example, which the follower sets aside
+        return update
+    return type(update)(**fields)
+
+
 class IterableUpdates:
     """Updates of an iterable, numbered from ``(1,)`` on.
 
@@ -90,7 +101,8 @@ class IterableUpdates:
                 update = next(self._iterator)
                 self._read, self._error = self._read + 1, None
                 if self._read > passed:
-                    some.append(Delivery((self._read,), update))
+                    # Copied: a generator may use its arrays again for the next update.
+                    some.append(Delivery((self._read,), _copied(update)))
         except StopIteration:
             if self._error is not None and not some:  # a generator that has raised has no more to give
                 raise self._error from None

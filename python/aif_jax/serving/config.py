@@ -2,9 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
-from aif_jax.checks import check, whole
+from aif_jax.checks import check, number, one_of, whole
 from aif_jax.machine import default_compute_threads
 
 MissingPolicy = Literal["drop", "default", "error", "compute"]
@@ -23,16 +23,6 @@ def _ascending(name: str, sizes: Any, fewest: int, least: int, step: int) -> tup
         whole(name, size, least, step=step)
     check(name, sizes, sorted({*sizes}) == [*sizes], "sizes in ascending order")
     return tuple(sizes)
-
-
-def _number(name: str, value: Any, unit: str, *, zero: bool = False, none: bool = False) -> None:
-    good = isinstance(value, (int, float)) and (value >= 0 if zero else value > 0)
-    kind = f"{'0 or more' if zero else 'more than 0'} {unit}"
-    check(name, value, good or (none and value is None), kind + ", or None" * none)
-
-
-def _one_of(name: str, value: object, words: Any) -> None:
-    check(name, value, value in get_args(words), " or ".join(map(repr, get_args(words))))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,10 +73,10 @@ class MissingItems:
     retry_s: float = 5.0
 
     def __post_init__(self) -> None:
-        _one_of("missing_items.policy", self.policy, MissingPolicy)
+        one_of("missing_items.policy", self.policy, MissingPolicy)
         whole("missing_items.max_items", self.max_items, 1)
-        _number("missing_items.max_wait_ms", self.max_wait_ms, "milliseconds")
-        _number("missing_items.retry_s", self.retry_s, "seconds", zero=True)
+        number("missing_items.max_wait_ms", self.max_wait_ms, "milliseconds")
+        number("missing_items.retry_s", self.retry_s, "seconds", zero=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +96,7 @@ class ItemRows:
     device_capacity: int = 0
 
     def __post_init__(self) -> None:
-        _one_of("item_rows.where", self.where, Where)
+        one_of("item_rows.where", self.where, Where)
         whole("item_rows.device_capacity", self.device_capacity, 0)
 
 
@@ -127,7 +117,7 @@ class UserStateCache:
 
     def __post_init__(self) -> None:
         whole("user_states.max_bytes", self.max_bytes, 0)
-        _number("user_states.ttl_s", self.ttl_s, "seconds", none=True)
+        number("user_states.ttl_s", self.ttl_s, "seconds", none=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -206,13 +196,13 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name, group in (("shapes", Shapes), ("user_states", UserStateCache), ("threads", Threads)):
             check(name, value := getattr(self, name), isinstance(value, group), f"{group.__name__}(...)")
-        _one_of("unknown_user", self.unknown_user, UnknownUser)
-        _one_of("unknown_columns", self.unknown_columns, UnknownColumns)
-        _one_of("on_deadline", self.on_deadline, OnFailure)
-        _one_of("on_user_source_error", self.on_user_source_error, OnFailure)
+        one_of("unknown_user", self.unknown_user, UnknownUser)
+        one_of("unknown_columns", self.unknown_columns, UnknownColumns)
+        one_of("on_deadline", self.on_deadline, OnFailure)
+        one_of("on_user_source_error", self.on_user_source_error, OnFailure)
         whole("k", self.k, 1, none=True)
         whole("max_memory_bytes", self.max_memory_bytes, 1, none=True)
-        _number("max_pending_age_s", self.max_pending_age_s, "seconds")
+        number("max_pending_age_s", self.max_pending_age_s, "seconds")
 
     def check_items(self, items: object) -> None:
         """Raise `ConfigError` unless an item source is given where it is needed, and only there."""

@@ -1,7 +1,7 @@
 """The engine: the public interface of serving. `aif_jax.serving.request` describes how a request runs."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal, NamedTuple, Self, TypedDict, Unpack, overload
 
@@ -11,19 +11,22 @@ from aif_jax import processes
 from aif_jax.aio import EventLoop
 from aif_jax.bundle import Bundle, compilations, loads
 from aif_jax.errors import SchedulerError
-from aif_jax.features.filters import Filters, filters_for_each
+from aif_jax.features.copies import copied
+from aif_jax.features.filters import Filters
+from aif_jax.memory import Needs, memory_stats
 from aif_jax.nearline import Tables
+from aif_jax.nearline.tables import check_tables
 from aif_jax.processes import OfOneProcess
 from aif_jax.serving.admission import Admission
 from aif_jax.serving.candidates import check_request
 from aif_jax.serving.config import EngineConfig
-from aif_jax.serving.generation import Generation, Needs, memory_stats
-from aif_jax.serving.many import Context, Window, context_for_each, rank_in_order, rank_side_by_side
+from aif_jax.serving.generation import Generation
+from aif_jax.serving.many import Context, Window, for_each, own_context, rank_in_order, rank_side_by_side
 from aif_jax.serving.observer import Observer, Observers
 from aif_jax.serving.publish import Generations, GoldenRequest, PreChecks, Publication, PublishChecks
-from aif_jax.serving.release import Release, Sources
+from aif_jax.serving.release import OpenRequests, Release, Sources
 from aif_jax.serving.report import Ranking
-from aif_jax.serving.request import OpenRequests, Pending, Services
+from aif_jax.serving.request import Pending, Services
 from aif_jax.serving.retrieval import Fallback
 from aif_jax.serving.shadow import Shadow, ShadowConfig, Shadows
 from aif_jax.serving.stage import Progress
@@ -57,7 +60,8 @@ class Engine(OfOneProcess, guards=("publish", "rollback", "drop_previous", "shad
         bundle: the model.
         tables: item rows and rows of the items in histories, of the same bundle version, from `build_tables`;
             may be written to while the engine runs.
-        users: the user source: from a user id to a `UserRecord`, or ``None`` for an unknown user.
+        users: the user source: from a user id to a `UserRecord`, or ``None`` for an unknown user; a function
+            or a mapping. Its records are copied when they are fetched.
         retrieve: from a `Request` to item ids or `Candidates`, plain or coroutine function; needed by
             `rank`, `rank_async` and `rank_many`, not by `begin`.
         fallback: candidates for when ``retrieve`` raises, is late or returns something else: ids,
@@ -71,7 +75,8 @@ class Engine(OfOneProcess, guards=("publish", "rollback", "drop_previous", "shad
 
     Raises:
         VersionMismatchError: a table was computed by another bundle version.
-        ConfigError: the config does not fit the bundle, or ``items`` not the config.
+        ConfigError: the config does not fit the bundle, ``items`` not the config, or an argument is of
+            another kind.
         ProcessError: bundle or tables were made before this process was forked, or gevent is in the way.
 
     Attributes:
@@ -86,7 +91,7 @@ class Engine(OfOneProcess, guards=("publish", "rollback", "drop_previous", "shad
         bundle: Bundle,
         tables: Tables,
         *,
-        users: UserSource | Callable[[Any], UserRecord | None],
+        users: UserSource | Callable[[Any], UserRecord | None] | Mapping[UserId, UserRecord],
         retrieve: Retrieve | Callable[[Request], Any] | None = None,
         fallback: Fallback = None,
         items: ItemSource | Callable[[Any], ItemRecords | None] | None = None,
@@ -96,10 +101,10 @@ class Engine(OfOneProcess, guards=("publish", "rollback", "drop_previous", "shad
     ):
         super().__init__()
         processes.check_threads()
-        processes.check_all(bundle, *tables)
+        check_tables(bundle, tables)
         self.config = config or EngineConfig()
         self.config.check_items(items)
-        self._sources = Sources(users, retrieve, fallback, items)
+        self._sources = Sources.of(users, retrieve, fallback, items)
         self._loop = EventLoop()
         self._workers = Workers(self.config.threads)
         try:
@@ -186,7 +191,7 @@ class Engine(OfOneProcess, guards=("publish", "rollback", "drop_previous", "shad
         pending.begin(start=False)
         return pending.retrieve_and_rank(k, filters)
 
-    async def rank_async(
+    def rank_async(
         self,
         user: UserId,
         context: Context | None = None,
@@ -194,12 +199,19 @@ class Engine(OfOneProcess, guards=("publish", "rollback", "drop_previous", "shad
         k: int | None = None,
         deadline_ms: float | None = None,
         filters: Filters | None = None,
-    ) -> Ranking:
+    ) -> Coroutine[Any, Any, Ranking]:
         """Rank like `rank`, without blocking the event loop: a plain ``retrieve`` runs in a thread.
+
+        The context is copied when it is called.
 
         >>> len(asyncio.run(engine.rank_async("ann", k=3)))
         3
         """
+        return self._ranked_later(user, own_context(context), k, deadline_ms, filters)
+
+    async def _ranked_later(
+        self, user: UserId, context: Any, k: int | None, deadline_ms: float | None, filters: Filters | None
+    ) -> Ranking:
         pending = self._opened(user, context, deadline_ms, own=True)
         pending.begin(start=False)
         return await pending.retrieve_and_rank_async(k, filters)
@@ -247,7 +259,7 @@ class Engine(OfOneProcess, guards=("publish", "rollback", "drop_previous", "shad
         Raises:
             AifError: see `rank`.
         """
-        each, context = filters_for_each(filters, users), context_for_each(contexts, len(users))
+        users, each, context = for_each(users, filters, contexts)
         return rank_in_order(
             len(users),
             Window.of(self.config, deadline_ms),
@@ -266,7 +278,7 @@ class Engine(OfOneProcess, guards=("publish", "rollback", "drop_previous", "shad
         self, users: Sequence[UserId], *, return_exceptions: bool, **given: Unpack[ManyArgs]
     ) -> list[Ranking | BaseException]: ...
 
-    async def rank_many_async(
+    def rank_many_async(
         self,
         users: Sequence[UserId],
         *,
@@ -275,14 +287,16 @@ class Engine(OfOneProcess, guards=("publish", "rollback", "drop_previous", "shad
         deadline_ms: float | None = None,
         filters: Filters | Sequence[Filters | None] | None = None,
         return_exceptions: bool = False,
-    ) -> list[Any]:
+    ) -> Coroutine[Any, Any, list[Any]]:
         """Rank like `rank_many`, side by side and without blocking the event loop: retrievals overlap too.
+
+        The arguments are copied when it is called.
 
         >>> [len(ranking) for ranking in asyncio.run(engine.rank_many_async(["ann", "bob"], k=3))]
         [3, 3]
         """
-        each, context = filters_for_each(filters, users), context_for_each(contexts, len(users))
-        return await rank_side_by_side(
+        users, each, context = for_each(users, filters, contexts)
+        return rank_side_by_side(
             len(users),
             Window.of(self.config, deadline_ms),
             lambda n, member: self._begun(users[n], context[n], deadline_ms, member, start=False),
@@ -308,7 +322,8 @@ class Engine(OfOneProcess, guards=("publish", "rollback", "drop_previous", "shad
         The new generation is compiled, tried on the golden requests and given states of recent users while
         the running one serves. Then every request that begins gets the new one; those that were begun before
         end as they began. The generation that served before is kept for `rollback`, and the one before that
-        is closed when its last request is over. Called from several threads, they take turns.
+        is closed when its last request is over. If the running version is published again, `rollback` goes
+        on leading to another version, where there is one. Called from several threads, they take turns.
 
         >>> engine.publish(new_bundle, new_tables, checks=PublishChecks(min_coverage=0.99)).coverage.items
         1.0
@@ -332,7 +347,6 @@ class Engine(OfOneProcess, guards=("publish", "rollback", "drop_previous", "shad
             ConfigError: the engine's config does not fit the bundle.
             SchedulerError: the engine is closed.
         """
-        processes.check_all(bundle, *tables)
         return self._generations.publish(
             lambda: self._made(bundle, tables, progress),
             bundle, tables, self.config, self._held, golden, checks, warm, warm_s,
@@ -341,7 +355,10 @@ class Engine(OfOneProcess, guards=("publish", "rollback", "drop_previous", "shad
     def rollback(self) -> str:
         """Serve the generation again that served before the last `publish`; return its version.
 
-        It is ready, so this takes no time. Another rollback takes it back. See `publish` for an example.
+        It is ready, so this takes no time. Another rollback takes it back.
+
+        >>> engine.publish(new_bundle, new_tables).previous == engine.rollback()
+        True
 
         Raises:
             PublishError: there is none.
@@ -398,7 +415,6 @@ class Engine(OfOneProcess, guards=("publish", "rollback", "drop_previous", "shad
             RequestError: a share or number is out of its range.
             AifError: see `publish`.
         """
-        processes.check_all(bundle, *tables)
         config = ShadowConfig(share=share, seed=seed, max_waiting=max_waiting)
         prechecks = PreChecks(bundle, tables, self.config, self._held, checks, user_states=False)
         with self._generations.prepared(prechecks) as coverage:
@@ -448,11 +464,9 @@ class Engine(OfOneProcess, guards=("publish", "rollback", "drop_previous", "shad
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{len(self._services.open)} open requests"
-        release = self._generations.current
-        return (
-            f"Engine(bundle {release.version[:12]}, {len(release.generation.tables.items):,} items, "
-            f"{release.generation.bundle.kind} programs, {state})"
-        )
+        bundle, items = self.bundle, self.tables.items
+        about = "of another process" if self.forked else f"{len(items):,} items"
+        return f"Engine(bundle {bundle.version[:12]}, {about}, {bundle.kind} programs, {state})"
 
     def stats(self) -> dict[str, Any]:
         """Return counters and sizes.
@@ -468,7 +482,7 @@ class Engine(OfOneProcess, guards=("publish", "rollback", "drop_previous", "shad
         `publish`: 0, unless something else compiles. ``compilation_cache`` holds the counters of the bundle's
         cache (`CacheCounts`) and its place; empty without one. ``generations`` counts publishes and
         rollbacks, and holds the version that a rollback goes to and the open requests of both. ``memory``
-        holds the bytes of each generation by part (`aif_jax.serving.generation`), and of all together, where
+        holds the bytes of each generation by part (`aif_jax.memory`), and of all together, where
         shared parts count once; ``shadows`` the findings of those that run (`Shadow.stats`). ``programs``
         counts, over the whole life of the process and for all bundles, programs compiled and programs loaded
         from a cache instead.
@@ -499,6 +513,11 @@ class Engine(OfOneProcess, guards=("publish", "rollback", "drop_previous", "shad
 
     def close(self) -> None:
         """Drop queued work, finish running work, and stop the threads. In a forked child it does nothing.
+
+        >>> engine = Engine(bundle, tables, users=users)
+        >>> engine.close()
+        >>> engine.closed
+        True
 
         Raises:
             SchedulerError: called by a ``retrieve`` or a user source in one of the engine's own threads, for
@@ -540,9 +559,11 @@ class Engine(OfOneProcess, guards=("publish", "rollback", "drop_previous", "shad
         """Check the arguments of a request, and make it in the generation that serves."""
         if self._made_after != processes.forks:
             raise processes.of_another_process("Engine")
-        deadline = Deadline(deadline_ms, time.perf_counter())
+        began_s, wanted_ms = time.perf_counter(), None
         try:
-            release = self._generations.current
+            self._workers.check_outside()
+            deadline = Deadline(deadline_ms, began_s)
+            wanted_ms, release = deadline.ms, self._generations.current
             while self._closed or not release.enter():
                 if self._closed:
                     raise SchedulerError("the engine is closed; make a new one.")
@@ -550,15 +571,15 @@ class Engine(OfOneProcess, guards=("publish", "rollback", "drop_previous", "shad
             try:
                 if own and self._sources.retrieve is None:
                     release.retrieval.require()
-                check_request(user, context, deadline_ms, release.generation.bundle.schema)
+                check_request(user, context, deadline.ms, release.generation.bundle.schema)
                 # Copied: it is read in another thread, later, and the caller may use the mapping again.
-                given = dict(context) if context else {}
+                given = copied(context) if context else {}
                 return Pending(self._services, release, user, given, deadline, own=own, member=member)
             except BaseException:
                 release.leave()
                 raise
         except BaseException as error:
-            self._observers.failed(error, user, self.version, deadline_ms, deadline.began_s)
+            self._observers.failed(error, user, self.version, wanted_ms, began_s)
             raise
 
     def _begun(

@@ -1,16 +1,18 @@
 """A generation: one bundle, its tables, its compiled programs, and the memory that it needs."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import jax
 import numpy as np
 
 from aif_jax.bundle import Bundle
 from aif_jax.bundle.programs import Call
-from aif_jax.errors import PublishError, UnknownItemError, VersionMismatchError
+from aif_jax.errors import UnknownItemError
+from aif_jax.memory import Needs, Part
 from aif_jax.nearline import Tables
 from aif_jax.nearline.device_rows import DeviceRows, device_bytes
+from aif_jax.nearline.tables import check_tables
 from aif_jax.serving.candidates import EncodedCandidates
 from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.device_stage import DeviceStage
@@ -24,22 +26,6 @@ from aif_jax.serving.stage import (
     Stage,
     zeros,
 )
-
-
-class Part(NamedTuple):
-    """Bytes of one part, and what they belong to: generations that share it need them once."""
-
-    bytes: int
-    owner: object
-
-
-Needs: TypeAlias = Mapping[str, Part]
-"""Memory that a generation needs, by part: ``item_index``, ``behaviour_table``, ``user_states``, ``weights``,
-and ``device_rows`` where it has them.
-
-Counted are tables as they are now, user states at their bound, rows on a device, and weights; host and device
-together. Not counted: memory that programs take while they run, and what a table takes while it grows.
-"""
 
 
 class Generation:
@@ -61,7 +47,7 @@ class Generation:
     """
 
     def __init__(self, bundle: Bundle, tables: Tables, config: EngineConfig):
-        check_versions(bundle, tables)
+        check_tables(bundle, tables)
         self.bundle = bundle
         self.tables = tables
         self.config = config
@@ -200,23 +186,6 @@ class Generation:
         )  # fmt: skip
 
 
-def check_versions(bundle: Bundle, tables: Tables) -> None:
-    """Check that tables were computed by a bundle, and that nobody writes to their files.
-
-    Raises:
-        ItemIndexError: somebody does, see `RowTable.check_file`.
-        VersionMismatchError: they were not.
-    """
-    for name, table in (("item index", tables.items), ("behaviour table", tables.behaviours)):
-        table.check_file()
-        if table.version != bundle.version:
-            raise VersionMismatchError(
-                f"the {name} was computed by bundle version {table.version}, but the bundle at "
-                f"{bundle.path} is version {bundle.version}; build the {name} with this bundle, or serve the "
-                "other one."
-            )
-
-
 def rows_on_device(config: EngineConfig) -> bool:
     """Return whether the real-time stage reads item rows from a device."""
     where = config.item_rows.where
@@ -255,46 +224,3 @@ def _needs(
     if device is not None:
         parts["device_rows"] = Part(device, object())
     return parts
-
-
-def memory_stats(generations: Mapping[str, Needs], max_bytes: int | None) -> dict[str, Any]:
-    """Return bytes by generation and part with their ``total``, and ``total_bytes`` and ``max_bytes``."""
-    return {
-        "generations": {name: _bytes(needs) for name, needs in generations.items()},
-        "total_bytes": _total(generations), "max_bytes": max_bytes,
-    }  # fmt: skip
-
-
-def check_budget(max_bytes: int | None, generations: Mapping[str, Needs]) -> None:
-    """Check that generations have room beside each other.
-
-    Args:
-        max_bytes: of all together; ``None`` for no bound.
-        generations: needs of each, by a name for the message.
-
-    Raises:
-        PublishError: they have not.
-    """
-    needed = _total(generations)
-    if max_bytes is None or needed <= max_bytes:
-        return
-    each = "; ".join(
-        f"{name}: " + ", ".join(f"{part.replace('_', ' ')} {n:,}" for part, n in _bytes(needs).items())
-        for name, needs in generations.items()
-    )
-    raise PublishError(
-        f"generations beside each other need {needed:,} bytes, but max_memory_bytes is {max_bytes:,}. "
-        f"{each}. (A part that several share counts once.) Nothing was changed: raise the bound, call "
-        "drop_previous to go without a rollback, stop shadows, lower user_states.max_bytes, or export with a "
-        "smaller precision."
-    )
-
-
-def _total(generations: Mapping[str, Needs]) -> int:
-    parts = {id(part.owner): part.bytes for needs in generations.values() for part in needs.values()}
-    return sum(parts.values())
-
-
-def _bytes(needs: Needs) -> dict[str, int]:
-    parts = {name: part.bytes for name, part in needs.items()}
-    return {**parts, "total": sum(parts.values())}

@@ -6,10 +6,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from aif_jax.errors import RequestError
+from aif_jax.features.copies import copied
+from aif_jax.features.filters import Filters, filters_for_each
 from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.report import Ranking
 from aif_jax.serving.request import Pending
 from aif_jax.serving.user_side import GroupMember, UserGroup
+from aif_jax.types import UserId
 
 Context = Mapping[str, Any]
 
@@ -17,18 +20,29 @@ _PANIC = ("pyo3_runtime", "PanicException")
 """Module and name of a panic in native code as Python sees it: not an Exception, one class an extension."""
 
 
-def context_for_each(contexts: Sequence[Context | None] | None, n: int) -> Sequence[Context | None]:
-    """Return one context for each of n users.
+def own_context(context: Any) -> Any:
+    """Return a copy of a request's context; what is none as it is, for the error when the request begins."""
+    return copied(context) if isinstance(context, Mapping) else context
+
+
+def for_each(
+    users: Sequence[UserId],
+    filters: Filters | Sequence[Filters | None] | None,
+    contexts: Sequence[Context | None] | None,
+) -> tuple[list[UserId], list[Filters | None], list[Context | None]]:
+    """Return copies of users, of one filter for each, and of one context for each.
 
     Raises:
-        RequestError: there are more or fewer.
+        RequestError: there are more or fewer filters or contexts than users, or a filter is something else.
     """
+    users = list(users)
+    each, n = filters_for_each(filters, users), len(users)
     if contexts is None:
-        return [None] * n
+        return users, each, [None] * n
     if isinstance(contexts, Mapping) or len(contexts) != n:
         given = "one mapping" if isinstance(contexts, Mapping) else f"{len(contexts)}"
         raise RequestError(f"contexts: got {given} for {n} users, expected a list of one for each user.")
-    return contexts
+    return users, each, [own_context(context) for context in contexts]
 
 
 class Window(NamedTuple):

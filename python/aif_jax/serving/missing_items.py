@@ -23,6 +23,7 @@ from aif_jax.features import item_keys
 from aif_jax.nearline import ItemIndex
 from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.tasks import Tasks
+from aif_jax.strict_json import text_of
 from aif_jax.types import ItemRecords, ItemSource
 
 OVER_BOUND, BUSY, LATE, UNKNOWN = "over_bound", "busy", "late", "unknown"
@@ -263,5 +264,5 @@ class MissingRows:
                     self._refused[key] = (until, reason)
                 self._counts["unknown" if reason == UNKNOWN else "failed"] += 1
             if error is not None:
-                self._last_error = f"{type(error).__name__}: {error}"
+                self._last_error = f"{type(error).__name__}: {text_of(error)}"
         batch.done.set_result(None)

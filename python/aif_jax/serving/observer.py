@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from aif_jax.serving.report import Facts, Report, Task, shown_user
+from aif_jax.strict_json import text_of
 from aif_jax.types import UserId
 
 _log = logging.getLogger(__name__)
@@ -164,7 +165,7 @@ class Observers:
         self.count(f"error:{type(error).__name__}")
         if self._observers:
             failure = Failure(
-                version=version, user=shown_user(user), error=type(error).__name__, message=str(error),
+                version=version, user=shown_user(user), error=type(error).__name__, message=text_of(error),
                 deadline_ms=deadline_ms, began_s=began_s, total_ms=(time.perf_counter() - began_s) * 1e3,
                 tasks=tuple(tasks),
             )  # fmt: skip

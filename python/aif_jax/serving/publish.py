@@ -14,17 +14,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from aif_jax.bundle import Bundle, compilations
+from aif_jax.checks import is_real, shown
 from aif_jax.errors import AifError, PublishError, RequestError, SchedulerError
-from aif_jax.features.records import fetch_record
 from aif_jax.machine import throttled
+from aif_jax.memory import Needs, check_budget
 from aif_jax.nearline import Coverage, Tables
 from aif_jax.nearline.coverage import MissingKeys, coverage_of
+from aif_jax.nearline.tables import check_tables
 from aif_jax.serving.candidates import RankArgs, checked_k
 from aif_jax.serving.config import EngineConfig
-from aif_jax.serving.generation import Needs, check_budget, check_versions, needs_ahead
+from aif_jax.serving.generation import needs_ahead
 from aif_jax.serving.release import Release
 from aif_jax.serving.shadow import Answer, answer, compared
 from aif_jax.serving.user_program import compute_state, long_bucket
+from aif_jax.serving.user_side import fetched
 from aif_jax.types import UserId
 
 _POLL_S = 0.05
@@ -58,16 +61,12 @@ class PublishChecks:
     coverage_within_s: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_overlap <= 1 or not self.max_drift >= 0:
-            raise RequestError(
-                f"min_overlap, max_drift: got {self.min_overlap} and {self.max_drift}, expected a share from "
-                "0 to 1, and 0 or more."
-            )
-        if not 0 <= self.min_coverage <= 1 or not self.coverage_within_s >= 0:
-            raise RequestError(
-                f"min_coverage, coverage_within_s: got {self.min_coverage} and {self.coverage_within_s}, "
-                "expected a share from 0 to 1, and 0 or more seconds."
-            )
+        shares = {"min_overlap": self.min_overlap, "min_coverage": self.min_coverage}
+        others = {"max_drift": self.max_drift, "coverage_within_s": self.coverage_within_s}
+        for name, value in {**shares, **others}.items():
+            if not is_real(value) or not 0 <= value <= (1 if name in shares else math.inf):
+                expected = "a share from 0 to 1" if name in shares else "0 or more"
+                raise RequestError(f"{name}: got {shown(value)}, expected {expected}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,7 +149,7 @@ class PreChecks:
 
     def __post_init__(self) -> None:
         # Waiting would not help with these.
-        check_versions(self.bundle, self.tables)
+        check_tables(self.bundle, self.tables)
         self.config.sizes(k_max=self.bundle.k_max, long_length=self.bundle.config.long_length)
         self._until_s = time.monotonic() + self.checks.coverage_within_s
 
@@ -302,7 +301,7 @@ def warm_users(
             break
         moment = release.user_states.moment()
         try:
-            record = fetch_record(release.users, user)
+            record = fetched(release.users, user, release.generation)
             if record is None:
                 continue
             with throttled():
@@ -322,7 +321,7 @@ def _ranked(release: Release, request: GoldenRequest) -> Answer:
     k = generation.sizes.k if request.k is None else checked_k(request.k, generation.bundle.k_max)
     args = RankArgs(candidates=request.candidates, pair=request.pair, k=k, filters=None, called_s=0.0)
     with throttled():
-        record = fetch_record(release.users, request.user)
+        record = fetched(release.users, request.user, generation)
         return answer(generation, request.user, record, context, args, k)
 
 
@@ -390,8 +389,7 @@ class Generations:
                 with self._lock:
                     if self._closed:
                         raise SchedulerError("the engine was closed meanwhile; nothing was published.")
-                    before, self._previous, self.current = self._previous, running, release
-                    self._retired += [] if before is None else [before]
+                    before = self._replace(release)
                     self._counts["published"] += 1
             except BaseException:
                 release.retire()
@@ -405,6 +403,22 @@ class Generations:
                 drifts=tuple(drifts), warmed=warmed, not_warmed=not_warmed, prepared_s=prepared_s,
                 coverage=coverage, waited_s=prechecks.waited_s,
             )  # fmt: skip
+
+    def _replace(self, release: Release) -> Release | None:
+        """Let requests begin with a release; return the one to retire. The caller holds the lock.
+
+        A rollback must lead to something else: the running release is not kept if the same version takes its
+        place, unless its tables are others and there is no other version to go back to.
+        """
+        running, before = self.current, self._previous
+        again = release.version == running.version and (
+            release.generation.tables == running.generation.tables
+            or (before is not None and before.version != running.version)
+        )
+        gone = running if again else before
+        self.current, self._previous = release, before if again else running
+        self._retired += [] if gone is None else [gone]
+        return gone
 
     @contextlib.contextmanager
     def prepared(self, prechecks: PreChecks) -> Iterator[Coverage]:
@@ -443,7 +457,7 @@ class Generations:
                 raise SchedulerError(_CLOSED)
             if self._previous is None:
                 raise PublishError(
-                    "rollback: nothing was published, so there is no generation to go back to."
+                    "rollback: nothing else was published, so there is no generation to go back to."
                 )
             self.current, self._previous = self._previous, self.current
             self._counts["rolled_back"] += 1

@@ -1,20 +1,25 @@
-"""A release: a generation ready to serve, with the parts of an engine that change with it."""
+"""A release: a generation ready to serve, with the parts that change with it; and the requests under way."""
 
 import dataclasses
 import threading
-from collections.abc import Callable
-from typing import Any
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from aif_jax.aio import EventLoop
 from aif_jax.bundle import Bundle
+from aif_jax.checks import shown
+from aif_jax.errors import ConfigError
 from aif_jax.nearline import Tables
 from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.generation import Generation
 from aif_jax.serving.ladder import Ladder
 from aif_jax.serving.missing_items import MissingRows
+from aif_jax.serving.observer import Observers
 from aif_jax.serving.priors import Priors
-from aif_jax.serving.retrieval import Fallback, Retrieval
+from aif_jax.serving.retrieval import Fallback, Retrieval, checked_fallback
 from aif_jax.serving.stage import Progress
+from aif_jax.serving.tasks import Deadline
 from aif_jax.serving.user_side import UserSides
 from aif_jax.serving.user_states import UserStates
 from aif_jax.types import ItemRecords, ItemSource, Request, Retrieve, UserRecord, UserSource
@@ -28,6 +33,21 @@ class Sources:
     retrieve: Retrieve | Callable[[Request], Any] | None
     fallback: Fallback
     items: ItemSource | Callable[[Any], ItemRecords | None] | None
+
+    @classmethod
+    def of(cls, users: Any, retrieve: Any, fallback: Fallback, items: Any) -> "Sources":
+        """Return sources as an engine is given them.
+
+        Raises:
+            ConfigError: one of them cannot be called, or the fallback is not candidates.
+        """
+        users = users.get if isinstance(users, Mapping) else users
+        for name, source in (("users", users), ("retrieve", retrieve), ("items", items)):
+            if not callable(source) and (source is not None or name == "users"):
+                given = f"{type(source).__name__} {shown(source)}"
+                also = ", or a mapping from user ids to records" if name == "users" else ""
+                raise ConfigError(f"{name}: got {given}, expected a function of one argument{also}.")
+        return cls(users, retrieve, checked_fallback(fallback), items)
 
 
 class Release:
@@ -45,7 +65,7 @@ class Release:
 
     Raises:
         VersionMismatchError: a table was computed by another bundle version.
-        ConfigError: the config or the fallback does not fit.
+        ConfigError: the config does not fit.
     """
 
     def __init__(
@@ -103,3 +123,67 @@ class Release:
     def open(self) -> int:
         """Number of requests that hold it open."""
         return self._open
+
+
+class OpenRequest(Protocol):
+    """Part of a request that its engine may end."""
+
+    deadline: Deadline
+
+    def expire(self, age_s: float) -> bool:
+        """End it because its caller did not rank it in time; return whether it was open."""
+        ...
+
+    def close(self) -> None:
+        """End it because the engine closes."""
+        ...
+
+
+class OpenRequests:
+    """The requests of an engine that are not ranked yet. Safe to use from any thread.
+
+    Args:
+        max_age_s: seconds after which a handle that nobody ranked expires.
+        observers: count expired ones.
+    """
+
+    def __init__(self, max_age_s: float, observers: Observers):
+        self._max_age_s = max_age_s
+        self._observers = observers
+        self._open: dict[int, OpenRequest] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(self, pending: OpenRequest) -> None:
+        """Hold on to a request; expire older ones when the oldest is due."""
+        with self._lock:
+            old = next(iter(self._open.values()), None)  # the one that began first
+            self._open[id(pending)] = pending
+        if old is not None and old.deadline.began_s < pending.deadline.began_s - self._max_age_s:
+            self.expire()
+
+    def remove(self, pending: OpenRequest) -> None:
+        """Let go of a request."""
+        with self._lock:
+            self._open.pop(id(pending), None)
+
+    def expire(self) -> None:
+        """End the handles that nobody ranked in time, and count them."""
+        oldest = time.perf_counter() - self._max_age_s
+        old: list[OpenRequest] = []
+        with self._lock:
+            for pending in self._open.values():  # in the order in which they began
+                if pending.deadline.began_s > oldest:
+                    break
+                old.append(pending)
+        if expired := sum(pending.expire(self._max_age_s) for pending in old):
+            self._observers.count("expired", expired)
+
+    def close(self) -> None:
+        """End all of them."""
+        with self._lock:
+            pendings = list(self._open.values())
+        for pending in pendings:
+            pending.close()

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from aif_jax import timeline
+from aif_jax.checks import shown
 from aif_jax.types import UserId
 
 Retrieval = Literal["caller", "own", "fallback"]
@@ -56,7 +57,7 @@ def shown_user(user: Any) -> UserId:
     """Return a user id, or what was given for one, as JSON can show it."""
     if isinstance(user, str):
         return user
-    return int(user) if isinstance(user, (int, np.integer)) else repr(user)
+    return int(user) if isinstance(user, (int, np.integer)) else shown(user)
 
 
 class Report(NamedTuple):

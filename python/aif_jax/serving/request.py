@@ -6,20 +6,21 @@ import dataclasses
 import enum
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from aif_jax import processes
 from aif_jax.aio import Waiter, result_of
 from aif_jax.errors import DeadlineExceededError, OverloadedError, RequestError, UserSourceError
 from aif_jax.features import EncodeReport, Filters
+from aif_jax.features.copies import copied
 from aif_jax.serving.account import Account, RankTimes, describe
 from aif_jax.serving.admission import Admission, Ticket
 from aif_jax.serving.candidates import ParsedCandidates, RankArgs, checked_k, encode, parse
 from aif_jax.serving.ladder import Choice, Reason
 from aif_jax.serving.missing_items import PendingRows
 from aif_jax.serving.observer import Observers
-from aif_jax.serving.release import Release
+from aif_jax.serving.release import OpenRequests, Release
 from aif_jax.serving.report import Ranking, Retrieval
 from aif_jax.serving.retrieval import Found, Outcome, blamed
 from aif_jax.serving.shadow import FinishedRequest, Shadows
@@ -53,56 +54,6 @@ _UNSETTLED = (UserPhase.IDLE, UserPhase.FETCHING, UserPhase.COMPUTING)
 _UNRANKED = (Phase.OPEN, Phase.RETRIEVING)
 _RANKED = "it was ranked already"
 _SHED = Choice(3, "overloaded")
-
-
-class OpenRequests:
-    """The requests of an engine that are not ranked yet. Safe to use from any thread.
-
-    Args:
-        max_age_s: seconds after which a handle that nobody ranked expires.
-        observers: count expired ones.
-    """
-
-    def __init__(self, max_age_s: float, observers: Observers):
-        self._max_age_s = max_age_s
-        self._observers = observers
-        self._open: dict[int, Pending] = {}
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._open)
-
-    def add(self, pending: "Pending") -> None:
-        """Hold on to a request; expire older ones when the oldest is due."""
-        with self._lock:
-            old = next(iter(self._open.values()), None)  # the one that began first
-            self._open[id(pending)] = pending
-        if old is not None and old.deadline.began_s < pending.deadline.began_s - self._max_age_s:
-            self.expire()
-
-    def remove(self, pending: "Pending") -> None:
-        """Let go of a request."""
-        with self._lock:
-            self._open.pop(id(pending), None)
-
-    def expire(self) -> None:
-        """End the handles that nobody ranked in time, and count them."""
-        oldest = time.perf_counter() - self._max_age_s
-        old: list[Pending] = []
-        with self._lock:
-            for pending in self._open.values():  # in the order in which they began
-                if pending.deadline.began_s > oldest:
-                    break
-                old.append(pending)
-        if expired := sum(pending.expire(self._max_age_s) for pending in old):
-            self._observers.count("expired", expired)
-
-    def close(self) -> None:
-        """End all of them."""
-        with self._lock:
-            pendings = list(self._open.values())
-        for pending in pendings:
-            pending.close()
 
 
 @dataclasses.dataclass(slots=True)
@@ -241,6 +192,7 @@ class Pending:
                 a bundle whose item rows have no prior, allows no lower rung.
         """
         try:
+            self._services.workers.check_outside()
             args = RankArgs(candidates, pair, k, filters, time.perf_counter())
             self._claim()
             ranking = self._rank(args)
@@ -249,17 +201,29 @@ class Pending:
             raise
         return self._deliver(ranking)
 
-    async def rank_async(
+    def rank_async(
         self,
         candidates: Any,
         pair: Mapping[str, Any] | None = None,
         *,
         k: int | None = None,
         filters: Filters | None = None,
-    ) -> Ranking:
-        """Rank like `rank`, without blocking the event loop: the stage runs in the engine's threads."""
+    ) -> Coroutine[Any, Any, Ranking]:
+        """Rank like `rank`, without blocking the event loop: the stage runs in the engine's threads.
+
+        Candidates and pair features are copied when it is called.
+
+        >>> asyncio.run(engine.begin("ann").rank_async(candidates, k=3)).ids.shape
+        (3,)
+
+        Raises:
+            RequestError: candidates or pair features cannot be copied; the handle is not used up.
+        """
+        return self._ranked_later(RankArgs(copied(candidates), copied(pair), k, filters, 0.0))
+
+    async def _ranked_later(self, args: RankArgs) -> Ranking:
         try:
-            args = RankArgs(candidates, pair, k, filters, time.perf_counter())
+            args = args._replace(called_s=time.perf_counter())
             self._claim()
             ranking = await self._rank_async(args)
         except BaseException as error:
@@ -274,7 +238,11 @@ class Pending:
         >>> pending.cancel()
         >>> pending.phase
         <Phase.OVER: 'over'>
+
+        Raises:
+            ProcessError: the handle was made before this process was forked.
         """
+        self._check_process()
         if self._end(_UNRANKED, "it was cancelled"):
             self._services.observers.count("abandoned")
 
@@ -431,14 +399,17 @@ class Pending:
         Raises:
             RequestError: it is used up already.
         """
-        if self._services.made_after != processes.forks:
-            raise processes.of_another_process("Pending")
+        self._check_process()
         with self._lock:
             if self.phase not in _UNRANKED:
                 why = self._why_over or _RANKED
                 raise RequestError(f"this handle cannot be ranked: {why}; begin a new request.")
             self.phase = Phase.RANKING
         self._services.open.remove(self)
+
+    def _check_process(self) -> None:
+        if self._services.made_after != processes.forks:
+            raise processes.of_another_process("Pending")
 
     def _take_over(self) -> bool:
         """Keep the thread that retrieves from ranking: RETRIEVING -> OPEN; return whether in time."""
@@ -519,7 +490,7 @@ class Pending:
 
     def _request(self, k: int | None, filters: Filters | None) -> Request:
         k = self._release.generation.sizes.k if k is None else k
-        return Request(user=self.user, context=self.context, k=k, filters=filters)
+        return Request(user=self.user, context=dict(self.context), k=k, filters=filters)
 
     # -- ranking ----------------------------------------------------------------------------------
 

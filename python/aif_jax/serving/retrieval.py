@@ -3,12 +3,13 @@
 import concurrent.futures
 import inspect
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from aif_jax.aio import EventLoop, TimeLimit, Waiter, result_of
+from aif_jax.checks import shown
 from aif_jax.errors import (
     ConfigError,
     DeadlineExceededError,
@@ -18,8 +19,10 @@ from aif_jax.errors import (
     SchedulerError,
 )
 from aif_jax.features import EncodeReport
+from aif_jax.features.copies import copied
 from aif_jax.serving.candidates import check_candidates
 from aif_jax.serving.generation import Generation
+from aif_jax.strict_json import text_of
 from aif_jax.types import Candidates, Request, Retrieve
 
 Fallback: TypeAlias = Candidates | Callable[[Request], Any] | Any
@@ -60,9 +63,6 @@ class Retrieval:
         generation: whose schema candidates must fit.
         loop: runs coroutines of plain callers.
 
-    Raises:
-        ConfigError: the fallback is a coroutine function, or not candidates.
-
     Attributes:
         is_coroutine: whether ``retrieve`` is a coroutine function.
         has_fallback: whether there is a fallback.
@@ -75,7 +75,6 @@ class Retrieval:
         generation: Generation,
         loop: EventLoop,
     ):
-        _check_fallback(fallback)
         self._retrieve: Callable[[Request], Any] | None = retrieve
         self._fallback = fallback
         self._generation = generation
@@ -123,9 +122,11 @@ class Retrieval:
         task, failure = None, None
         if self.is_coroutine:
             limit_s = _seconds(limit_ms)
-            task, failure = _begun(lambda: self._loop.submit(lambda: retrieve(request), limit_s), start)
+            task, failure = _begun(
+                lambda: self._loop.submit(lambda: _awaited(retrieve(request)), limit_s), start
+            )
         elif self.has_fallback and limit_ms is not None:
-            task, failure = _begun(lambda: submit(lambda: retrieve(request)), start)
+            task, failure = _begun(lambda: submit(lambda: _handed_over(retrieve(request))), start)
         else:
             start()
         if failure is None:
@@ -145,7 +146,7 @@ class Retrieval:
                     result = await self.require()(request)
             except Exception as error:
                 raise _explained(error, request, limit_ms, began_s) from error
-            return Outcome(self._checked(result), None)
+            return Outcome(self._checked(_handed_over(result)), None)
         except NO_CANDIDATES as error:
             return self._instead(request, error)
 
@@ -176,7 +177,7 @@ class Retrieval:
         if task is not None:
             try:
                 joined = await self._joined(task, waiter, request, limit_ms, take_over, began_s)
-                return Outcome(joined[1] or self._checked(joined[0]), None), joined[2]
+                return Outcome(joined[1] or self._checked(_handed_over(joined[0])), None), joined[2]
             except NO_CANDIDATES as error:
                 failure = error
         assert failure is not None, "it ran, or could not"
@@ -225,9 +226,9 @@ class Retrieval:
             result = self._fallback(request)
         except Exception as raised:
             raise RetrievalError(
-                f"fallback raised {type(raised).__name__} for user {request.user!r}: {raised}"
+                f"fallback raised {type(raised).__name__} for user {request.user!r}: {text_of(raised)}"
             ) from raised
-        return Outcome(parse(result), reason)
+        return Outcome(parse(_handed_over(result)), reason)
 
     def _result(self, task: Task | None, request: Request, limit_ms: float | None, began_s: float) -> Any:
         """Return what ``retrieve`` returned: here, in the loop, or in a thread that is given up in time."""
@@ -242,7 +243,7 @@ class Retrieval:
             if not isinstance(result, _USUAL) and inspect.isawaitable(result):
                 if left_ms is not None:
                     left_ms -= (time.perf_counter() - began_s) * 1e3
-                result = self._loop.run(result, _seconds(left_ms))
+                result = _handed_over(self._loop.run(result, _seconds(left_ms)))
         except SchedulerError:
             raise
         except Exception as error:
@@ -262,7 +263,8 @@ class Retrieval:
             found = self._checked(result)
         except RetrievalError:
             return result, None, None  # raised where it is looked at again
-        return result, found, go_on(found)
+        came_of_it = go_on(found)
+        return result, found if came_of_it is not None else _handed_over(found), came_of_it
 
     async def _joined(
         self,
@@ -333,19 +335,41 @@ def parse(result: Any) -> Found:
     Raises:
         RetrievalError: it is not candidates.
     """
+    if isinstance(result, Found):
+        return result
     if isinstance(result, Candidates):
         return Found(result.ids, result.pair)
     if isinstance(result, np.ndarray):
         return Found(result, {})
     arrow = hasattr(result, "__arrow_c_stream__") or hasattr(result, "__arrow_c_array__")
     if isinstance(result, (str, bytes)) or not (arrow or hasattr(result, "__len__")):
-        text = repr(result)
         raise RetrievalError(
-            f"retrieve returned a {type(result).__name__} "
-            f"({text if len(text) <= 60 else text[:57] + '...'}), expected an array or list of item ids, "
-            "Candidates(ids, pair), or a table."
+            f"retrieve returned a {type(result).__name__} ({shown(result)}), expected an array or list of "
+            "item ids, Candidates(ids, pair), or a table."
         )
     return Found(result, {})
+
+
+def _handed_over(result: Any) -> Any:
+    """Return a copy of candidates that a thread or coroutine gave, which may use its arrays again meanwhile.
+
+    Anything else is returned as it is.
+
+    Raises:
+        RetrievalError: they cannot be copied.
+    """
+    try:
+        found = parse(result)
+    except RetrievalError:
+        return result
+    try:
+        return Found(copied(found.ids), copied(found.pair))
+    except RequestError as error:
+        raise RetrievalError(f"retrieve returned what cannot be ranked: {error}") from error
+
+
+async def _awaited(awaitable: Awaitable[Any]) -> Any:
+    return _handed_over(await awaitable)
 
 
 def blamed(error: BaseException) -> BaseException:
@@ -368,15 +392,16 @@ def _explained(
             f"user {request.user!r}: retrieval was not done within the {max(0.0, limit_ms):.1f} ms that "
             "were left of the deadline; make it faster, or give the request more time."
         )
-    return RetrievalError(f"retrieve raised {type(error).__name__} for user {request.user!r}: {error}")
+    name = type(error).__name__
+    return RetrievalError(f"retrieve raised {name} for user {request.user!r}: {text_of(error)}")
 
 
 def _seconds(limit_ms: float | None) -> float | None:
     return None if limit_ms is None else max(0.0, limit_ms / 1e3)
 
 
-def _check_fallback(fallback: Fallback) -> None:
-    """Check the fallback of an engine.
+def checked_fallback(fallback: Fallback) -> Fallback:
+    """Return a copy of the candidates that are an engine's fallback; a function as it is.
 
     Raises:
         ConfigError: it is a coroutine function, or not candidates.
@@ -384,13 +409,14 @@ def _check_fallback(fallback: Fallback) -> None:
     if inspect.iscoroutinefunction(fallback):
         raise ConfigError("fallback: got a coroutine function, expected ids, Candidates or a plain function.")
     if fallback is None or callable(fallback):
-        return
+        return fallback
     try:
-        ids, _ = parse(fallback)
-        empty = len(ids) == 0
+        found = _handed_over(parse(fallback))
+        empty = len(found.ids) == 0
     except RetrievalError as error:
         raise ConfigError(f"fallback: {str(error).removeprefix('retrieve returned ')}") from error
     if empty:
         raise ConfigError(
             "fallback: there are no candidates; expected at least one id, or None for no fallback."
         )
+    return found

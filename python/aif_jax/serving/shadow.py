@@ -5,7 +5,6 @@ A shadow compares its answers with those that were given. Requests keep their an
 
 import atexit
 import contextlib
-import copy
 import dataclasses
 import itertools
 import queue
@@ -19,12 +18,16 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from aif_jax import machine
+from aif_jax.checks import is_real, shown
 from aif_jax.errors import RequestError, SchedulerError
 from aif_jax.features import EncodeReport
+from aif_jax.features.copies import copied
+from aif_jax.memory import Needs
 from aif_jax.nearline import Coverage
+from aif_jax.processes import OfOneProcess
 from aif_jax.serving.candidates import RankArgs, check_context, encode, parse
 from aif_jax.serving.config import UnknownColumns
-from aif_jax.serving.generation import Generation, Needs
+from aif_jax.serving.generation import Generation
 from aif_jax.serving.report import Ranking
 from aif_jax.serving.user_program import compute_state, long_bucket
 from aif_jax.types import UserId, UserRecord
@@ -122,27 +125,11 @@ class FinishedRequest(NamedTuple):
 
     def copied(self) -> "FinishedRequest":
         """Return a copy that stays as it is when callers reuse their arrays."""
-        record, args, ranking = self.record, self.args, self.ranking
-        if record is not None:
-            items, types = _copied(record.items), _copied(record.types)
-            record = dataclasses.replace(record, features=dict(record.features), items=items, types=types)
+        args, ranking = self.args, self.ranking  # the record and the context are the request's own
         return self._replace(
-            record=record,
-            context=dict(self.context),
-            args=args._replace(candidates=_copied(args.candidates), pair=_copied(args.pair)),
+            args=args._replace(candidates=copied(args.candidates), pair=copied(args.pair)),
             ranking=Ranking(ranking.ids.copy(), ranking.scores.copy(), ranking.heads, ranking.facts),
         )
-
-
-def _copied(value: Any) -> Any:
-    """Return a copy of candidates, of a column, or of a mapping of columns."""
-    if value is None or isinstance(value, tuple):
-        return value
-    if isinstance(value, (np.ndarray, list)):
-        return value.copy()
-    if isinstance(value, Mapping):
-        return {name: _copied(column) for name, column in value.items()}
-    return copy.deepcopy(value)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,14 +150,15 @@ class ShadowConfig:
     max_waiting: int = 64
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1 or self.max_waiting < 1:
+        numbers = is_real(self.share) and is_real(self.max_waiting)
+        if not numbers or not 0 <= self.share <= 1 or self.max_waiting < 1:
             raise RequestError(
-                f"share, max_waiting: got {self.share} and {self.max_waiting}, expected a share from 0 to "
-                "1, and at least 1."
+                f"share, max_waiting: got {shown(self.share)} and {shown(self.max_waiting)}, expected a "
+                "share from 0 to 1, and at least 1."
             )
 
 
-class Shadow:
+class Shadow(OfOneProcess, guards=("stats", "offer")):
     """Candidate generation that ranks a share of finished requests again; made by `Engine.shadow`.
 
     A thread of its own ranks them in their order. It rests five times as long as each took, so it works a
@@ -183,7 +171,13 @@ class Shadow:
         config: sampling.
         coverage: coverage of the running tables by those of the generation.
         on_stop: called with the shadow after its end.
+
+    >>> with engine.shadow(new_bundle, new_tables, share=1.0, seed=3) as shadow:
+    ...     shadow.version == new_bundle.version, shadow.stats()["seed"]
+    (True, 3)
     """
+
+    unpickled = "start one in each process: engine.shadow(bundle, tables)."
 
     def __init__(
         self,
@@ -192,6 +186,7 @@ class Shadow:
         coverage: Coverage,
         on_stop: Callable[["Shadow"], None],
     ):
+        super().__init__()
         self.generation = generation
         """The candidate generation."""
         self.coverage = coverage
@@ -231,6 +226,10 @@ class Shadow:
         ``overlap_mean`` and ``overlap_p10`` (nine tenths are above it) are of the share of the best k that
         both answers have; ``drift_mean``, ``drift_p90`` and ``drift_max`` of the largest difference of the
         score of an item that both have.
+
+        >>> with engine.shadow(new_bundle, new_tables, share=0.5) as shadow:
+        ...     sorted(shadow.stats())[:4]
+        ['against', 'compared', 'coverage', 'drift_max']
         """
         with self._counting:
             counts, failed, against = dict(self._counts), dict(self._failed), dict(self._against)
@@ -251,8 +250,15 @@ class Shadow:
     def stop(self) -> None:
         """End the shadow: finish the running comparison, drop what waits, close the generation.
 
-        `stats` keeps its last values. A second call does nothing.
+        `stats` keeps its last values. A second call does nothing, nor does one in a forked child.
+
+        >>> shadow = engine.shadow(new_bundle, new_tables)
+        >>> shadow.stop()
+        >>> shadow.stats()["stopped"]
+        True
         """
+        if self.forked:
+            return
         with self._ending:
             if self._stopping.is_set():
                 return

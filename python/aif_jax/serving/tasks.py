@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from typing import Any, Literal
 
 from aif_jax import _native
+from aif_jax.checks import milliseconds
 from aif_jax.errors import DeadlineExceededError, SchedulerError
 from aif_jax.serving.config import Threads
 from aif_jax.serving.report import Task
@@ -32,14 +33,17 @@ class Deadline:
         began_s: begin of the request, on the clock of ``time.perf_counter``.
         ms: milliseconds from then; ``None`` for no deadline.
         due_s: the time itself; infinite without a deadline.
+
+    Raises:
+        RequestError: ``ms`` is not a number.
     """
 
     __slots__ = ("began_s", "due_s", "ms")
 
     def __init__(self, ms: float | None, began_s: float):
-        self.ms = ms
+        self.ms = ms if ms is None or type(ms) is float else milliseconds("deadline_ms", ms)
         self.began_s = began_s
-        self.due_s = math.inf if ms is None else began_s + ms / 1e3
+        self.due_s = math.inf if self.ms is None else began_s + self.ms / 1e3
 
     def left_ms(self) -> float | None:
         """Return the milliseconds that are left, negative after it; ``None`` without a deadline."""
@@ -71,6 +75,19 @@ class Workers:
     def runs_here(self) -> bool:
         """Return whether the calling thread is inside a task."""
         return getattr(self.here, "task", False)
+
+    def check_outside(self) -> None:
+        """Check that the caller is not a task, which would hold a thread and wait for another one.
+
+        Raises:
+            SchedulerError: it is.
+        """
+        if getattr(self.here, "task", False):
+            raise SchedulerError(
+                "a user source, an item source or retrieve asked the engine that called it to rank, while it "
+                "holds one of the engine's threads: with all of them held so, each would wait for ever; rank "
+                "with another engine there, or before the request."
+            )
 
     def close(self) -> None:
         """Run the queued tasks whose deadline has not passed, and stop the threads."""
@@ -117,26 +134,23 @@ class Tasks:
             OverloadedError: too many tasks are queued.
             SchedulerError: the engine is closed.
         """
-        left_ms = None if self.deadline.ms is None else self._left_ms(name)
-        try:
-            task = self.workers.scheduler.submit(
-                lane, self._run, lane, name, time.perf_counter(), function, *arguments,
-                deadline_ms=left_ms, name=name, goes_on=self.accepted or always,
-            )  # fmt: skip
-        except SchedulerError as error:
-            if not self.workers.closed:
-                raise
-            raise SchedulerError(_CLOSED) from error
+        scheduler = self.workers.scheduler
+        task = self._hand(scheduler.submit, lane, name, function, arguments, self.accepted or always)
         self.accepted = True
         return task
 
     def run(self, lane: Lane, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function as a task, in this thread if the lane has an idle one; see `submit`."""
+        return self._hand(self.workers.scheduler.run, lane, name, function, arguments, True)
+
+    def _hand(
+        self, to: Callable[..., Any], lane: Lane, name: str, function: Any, arguments: Any, goes_on: bool
+    ) -> Any:
         left_ms = None if self.deadline.ms is None else self._left_ms(name)
         try:
-            return self.workers.scheduler.run(
+            return to(
                 lane, self._run, lane, name, time.perf_counter(), function, *arguments,
-                deadline_ms=left_ms, name=name, goes_on=True,
+                deadline_ms=left_ms, name=name, goes_on=goes_on,
             )  # fmt: skip
         except SchedulerError as error:
             if not self.workers.closed:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aif_jax.features import EncodeReport, bucket_for
+from aif_jax.features.padding import joined, joined_rows, laid_out
 from aif_jax.features.records import History, read_features, read_history
 from aif_jax.serving.generation import Generation
 from aif_jax.serving.user_states import UserState
@@ -64,16 +65,16 @@ def compute_states(
     if not good:
         return [one for one in read if isinstance(one, Exception)]
     size = bucket_for(len(good), generation.sizes.users)
-    operands = _features([one.features for one in good], size)
+    operands = joined_rows([one.features for one in good], size)
     histories = [one.history for one in good]
-    columns, found = generation.tables.behaviours.gather(_joined([history.keys for history in histories]))
-    types = np.where(found, _joined([history.types for history in histories]), np.int32(-1))
+    columns, found = generation.tables.behaviours.gather(joined([history.keys for history in histories]))
+    types = np.where(found, joined([history.types for history in histories]), np.int32(-1))
     spans, start = [], 0
     for history in histories:
         spans.append((start, start + len(history.keys)))
         start += len(history.keys)
-    operands |= _sequence("short", columns, types, spans, size, short)
-    operands |= _sequence("long", columns, types, spans if long else [], size, length)
+    operands |= laid_out("short", columns, types, spans, size, short)
+    operands |= laid_out("long", columns, types, spans if long else [], size, length)
     leaves = generation.user_call(length, size)(operands)
     states = iter(
         UserState(
@@ -100,48 +101,6 @@ def _read(user: UserId, record: UserRecord, generation: Generation, longest: int
         return _Read(features, read_history(user, record, schema, longest), report)
     except Exception as error:
         return error
-
-
-def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-
-
-def _features(users: Sequence[Mapping[str, np.ndarray]], size: int) -> dict[str, np.ndarray]:
-    """Lay out features, ``[1, ...]`` of each user, as ``[size, ...]``."""
-    if size == 1:
-        return dict(users[0])
-    # Places without a user repeat the first one; nobody reads their states.
-    filled = [*users, *[users[0]] * (size - len(users))]
-    return {name: np.concatenate([features[name] for features in filled]) for name in users[0]}
-
-
-def _sequence(
-    name: str,
-    columns: Mapping[str, np.ndarray],
-    types: np.ndarray,
-    spans: Sequence[tuple[int, int]],
-    size: int,
-    length: int,
-) -> dict[str, np.ndarray]:
-    """Lay out behaviours ``[n, ...]``, of which each user has a span, as ``[size, length, ...]``.
-
-    Those without a row have type -1, as padding does.
-    """
-    operands = {f"{name}/{column}": _placed(rows, spans, size, length) for column, rows in columns.items()}
-    operands[f"{name}_type"] = _placed(types, spans, size, length, fill=-1)
-    return operands
-
-
-def _placed(
-    rows: np.ndarray, spans: Sequence[tuple[int, int]], size: int, length: int, fill: int = 0
-) -> np.ndarray:
-    if size == 1 and spans and spans[0][1] - spans[0][0] >= length:
-        return rows[None, :length]
-    placed = np.full((size, length, *rows.shape[1:]), fill, rows.dtype)
-    for place, (start, end) in zip(placed, spans, strict=False):
-        count = min(end - start, length)
-        place[:count] = rows[start : start + count]
-    return placed
 
 
 def _parts(leaves: Mapping[str, Any], size: int) -> list[dict[str, Any]]:

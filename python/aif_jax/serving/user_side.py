@@ -3,7 +3,8 @@
 It runs while the caller retrieves. It takes values and gives its results to functions; it knows no request.
 
 **Single flight.** Requests of one user at the same time share one run of the user program, if their records
-have the same revision; each fetches its own record, so that a change counts from then on.
+have the same revision; each fetches its own record, so that a change counts from then on. A record without a
+revision gets one of its content.
 
 **Groups.** Requests that `Engine.rank_many` begins together have their states computed in one call, when the
 records of all of them are there or never will be. A publish in between parts a group.
@@ -22,6 +23,7 @@ import numpy as np
 from aif_jax.aio import SHUT_DOWN
 from aif_jax.errors import RequestError, SchedulerError, SchemaError, UnknownUserError
 from aif_jax.features import EncodeReport, bucket_for
+from aif_jax.features.copies import own_record
 from aif_jax.features.records import fetch_record
 from aif_jax.serving.generation import Generation
 from aif_jax.serving.ladder import FULL, Choice, Ladder
@@ -245,6 +247,19 @@ class SingleFlight:
             then(flight.state)
 
 
+def fetched(
+    users: UserSource | Callable[[Any], UserRecord | None], user: UserId, generation: Generation
+) -> UserRecord | None:
+    """Return a copy of a user's record with a revision; ``None`` for an unknown user.
+
+    Raises:
+        UserSourceError: the source raised, or returned something else, or what cannot be copied.
+    """
+    record = fetch_record(users, user)
+    names, longest = generation.bundle.schema.names("user"), generation.sizes.histories[-1]
+    return None if record is None else own_record(user, record, names, longest)
+
+
 class UserSides:
     """Runs the user sides of one generation's requests. Safe to use from any thread.
 
@@ -326,7 +341,7 @@ class UserSides:
     def _fetch(self, work: UserWork) -> None:
         """In the blocking lane: fetch the record and look for a cached state, or go to the compute lane."""
         began_s, work.moment = time.perf_counter(), self._states.moment()
-        record = fetch_record(self.users, work.user)
+        record = fetched(self.users, work.user, self._generation)
         work.times = (began_s, time.perf_counter())
         if record is None:
             if self._refuses_unknown:

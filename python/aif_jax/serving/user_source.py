@@ -4,6 +4,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from aif_jax.features.copies import copied
 from aif_jax.types import UserId, UserRecord
 
 
@@ -38,11 +39,9 @@ class InMemoryUsers:
         """Add or replace a user; the revision counts up, so that no state of the old record is used."""
         with self._lock:
             before = self._records.get(user)
-            record = UserRecord(
-                features=dict(features or {}),
-                items=items,
-                types=types,
-                revision=0 if before is None else before.revision + 1,
-            )
+            known = None if before is None else before.revision
+            # Copied: under this revision nothing may change any more.
+            revision = known + 1 if isinstance(known, int) else 0
+            record = UserRecord(copied(features or {}), copied(items), copied(types), revision)
             self._records[user] = record
         return record

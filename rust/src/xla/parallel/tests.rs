@@ -121,11 +121,16 @@ struct Frame {
     runs: Vec<PlainUsize>,
 }
 
+#[allow(clippy::default_constructed_unit_structs)] // a cell under loom
+fn watch() -> RaceWatch {
+    RaceWatch::default()
+}
+
 impl Frame {
     fn new(pieces: usize) -> Self {
         Self {
-            prepared: RaceWatch::default(),
-            places: (0..pieces).map(|_| RaceWatch::default()).collect(),
+            prepared: watch(),
+            places: (0..pieces).map(|_| watch()).collect(),
             runs: (0..pieces).map(|_| PlainUsize::new(0)).collect(),
         }
     }
@@ -251,6 +256,7 @@ mod threads {
                 }
             });
             with_pool(threads as i64, accepts, |runtime| {
+                Frame::run(runtime, pieces);
                 Frame::fail(runtime, pieces.max(2), round % 2 == 0);
             });
         }

@@ -54,10 +54,10 @@ stress: $(VENV)/.dev ## Cache, scheduler, engine under faults: long stress tests
 	@echo "1/5 Concurrent threads, $(STRESS_SECONDS) s a test; random sequences against the model; allocation failures."
 	AIF_STRESS_SECONDS=$(STRESS_SECONDS) PROPTEST_CASES=20000 cargo test --quiet -p aif-core --test 'cache_*' --test sched_stress -- --test-threads=1
 	@echo "2/5 Loom: all interleavings of small models of cache and scheduler, up to the bound that each model states."
-	RUSTFLAGS="--cfg aif_loom" CARGO_TARGET_DIR=target/loom cargo test --quiet --release -p aif-core --lib -- models:: sched::loom
+	RUSTFLAGS="--cfg aif_loom" CARGO_TARGET_DIR=target/loom cargo test --quiet --release -p aif-core --lib -- models:: sched::loom xla::parallel
 	@echo "3/5 AddressSanitizer and LeakSanitizer: use after free, leaks."
 	RUSTFLAGS="-Zsanitizer=address" ASAN_OPTIONS=allocator_may_return_null=1 CARGO_TARGET_DIR=target/asan \
-		$(SANITIZED) --lib --test cache_model --test cache_stress --test sched_stress -- --test-threads=1
+		$(SANITIZED) --lib --test cache_model --test cache_stress --test sched_stress --test untrusted -- --test-threads=1
 	@echo "4/5 ThreadSanitizer: data races. The standard library is instrumented too, so that its locks are seen, which needs"
 	@echo "    its source: rustup component add rust-src"
 	RUSTFLAGS="-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer" TSAN_OPTIONS=allocator_may_return_null=1 \

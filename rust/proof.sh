@@ -36,15 +36,16 @@ prove "stress ($AIF_STRESS_SECONDS s a test)" \
 
 prove "loom ($LOOM_MAX_PREEMPTIONS preemptions)" \
 	env RUSTFLAGS="--cfg aif_loom" CARGO_TARGET_DIR=target/proof CARGO_PROFILE_DEV_DEBUG=false CARGO_INCREMENTAL=0 \
-	cargo test --quiet -p aif-core --lib -- models:: sched::loom
+	cargo test --quiet -p aif-core --lib -- models:: sched::loom xla::parallel
 
 # Sanitizers are unstable options; RUSTC_BOOTSTRAP allows them on a stable toolchain that ships their runtime.
 if ls "$(rustc --print sysroot)/lib/rustlib/$host/lib/"librustc*rt.asan.a >/dev/null 2>&1; then
-	prove "AddressSanitizer" \
-		env RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" ASAN_OPTIONS=allocator_may_return_null=1 \
-		CARGO_TARGET_DIR=target/proof CARGO_PROFILE_DEV_OPT_LEVEL=0 CARGO_PROFILE_DEV_DEBUG=false CARGO_INCREMENTAL=0 \
-		AIF_STRESS_SECONDS=0.3 \
-		cargo test --quiet -p aif-core --target "$host" --test cache_stress --test sched_stress -- --test-threads=1
+	sanitized=(env RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" ASAN_OPTIONS=allocator_may_return_null=1
+		CARGO_TARGET_DIR=target/proof CARGO_PROFILE_DEV_OPT_LEVEL=0 CARGO_PROFILE_DEV_DEBUG=false CARGO_INCREMENTAL=0
+		AIF_STRESS_SECONDS=0.3 cargo test --quiet -p aif-core --target "$host")
+	prove "AddressSanitizer" "${sanitized[@]}" --test cache_stress --test sched_stress -- --test-threads=1
+	prove "AddressSanitizer (work sharing, input from outside)" "${sanitized[@]}" --lib --test untrusted -- \
+		xla::parallel refused edges
 else
 	leave_out "AddressSanitizer" "this toolchain has no runtime of it for $host"
 fi

@@ -227,11 +227,12 @@ class EmbeddingCache:
         """Return the memory usage by purpose.
 
         payload_bytes, padding_bytes, retired_bytes, free_bytes (rows to be reused), table_bytes,
-        retired_table_bytes (replaced, and waiting for readers to leave), side_bytes (time stamps, and keys
-        and frequencies if rows are evicted), order_bytes (of the eviction order), total_bytes (all of
-        these), mapped_bytes (of these, rows in a mapped file, shared while nobody writes to them),
-        untouched_bytes (reserved address space, not in the total), growth_peak_bytes (most that two tables
-        took during growth), pooled_bytes (of returned arrays, kept for the next batches; not in the total).
+        retired_table_bytes (replaced, and waiting for readers to leave), new_table_bytes (being filled by a
+        rebuild), side_bytes (time stamps, and keys and frequencies if rows are evicted), order_bytes (of the
+        eviction order), total_bytes (all of these), mapped_bytes (of these, rows in a mapped file, shared
+        while nobody writes to them), untouched_bytes (reserved address space, not in the total),
+        growth_peak_bytes (most that two tables took during growth), pooled_bytes (of returned arrays, kept
+        for the next batches; not in the total).
         """
     def clear(self) -> None:
         """Delete all rows; the statistics continue."""

@@ -9,10 +9,11 @@
 //! - [`mod@distinct`]: first occurrences among many keys;
 //! - [`standard`]: standardisation of numeric columns;
 //! - [`mapping`]: memory-mapped files;
+//! - [`process`]: detection of forks;
 //! - [`pool`]: pool of buffers for batches of rows;
 //! - [`xla`]: C ABI by which XLA calls those kernels from inside a compiled program.
 //!
-//! Nothing here depends on Python. Imports run one way: `sync, error, bf16 -> mapping -> buffer -> {cache,
+//! Nothing here depends on Python. Imports run one way: `sync, error, bf16 -> process -> mapping -> buffer -> {cache,
 //! sched, lsh -> dense, distinct, pool, standard, top_k} -> interaction -> xla`.
 
 pub mod bf16;
@@ -26,6 +27,7 @@ pub mod lsh;
 pub mod mapping;
 pub mod metrics;
 pub mod pool;
+pub mod process;
 pub mod sched;
 pub mod standard;
 pub mod sync;

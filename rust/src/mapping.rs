@@ -123,7 +123,6 @@ mod system {
             what: "the address space of a mapped file".into(),
             bytes,
         };
-        let offset = libc::off_t::try_from(offset).map_err(|_| refused())?;
         let whole = bytes.checked_next_multiple_of(PAGE).ok_or_else(refused)?;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new private mapping without a file at an address that the system chooses.
@@ -141,7 +140,9 @@ mod system {
             return Err(refused());
         }
         let taken = Taken { start, whole };
+        // Without rows the offset is of no account, also one that no file has.
         if filled > 0 {
+            let offset = libc::off_t::try_from(offset).map_err(|_| refused())?;
             // SAFETY: replaces the first pages of the mapping just made, which is not yet used, by a
             // private mapping of the file: writes to it stay in this process.
             let file = unsafe {

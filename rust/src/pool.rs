@@ -2,6 +2,7 @@
 
 use crate::buffer::AlignedBuffer;
 use crate::error::Result;
+use crate::process::Process;
 use crate::sync::plain::{Arc, Mutex, PoisonError};
 use std::sync::MutexGuard;
 
@@ -16,6 +17,7 @@ const GRANULE: usize = 4 << 10;
 pub struct BufferPool {
     free: Mutex<Vec<AlignedBuffer>>,
     limit_bytes: usize,
+    process: Process,
 }
 
 /// Buffer on loan. The holder has exclusive access until it is dropped and returns to its pool.
@@ -32,6 +34,7 @@ impl BufferPool {
         Arc::new(Self {
             free: Mutex::default(),
             limit_bytes,
+            process: Process::current(),
         })
     }
 
@@ -96,6 +99,11 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         let buffer = std::mem::take(&mut self.buffer);
+        if !self.pool.process.is_current() {
+            // In the child of a fork the pool may be locked for ever. The child keeps the memory.
+            std::mem::forget(buffer);
+            return;
+        }
         let mut free = self.pool.lock();
         let kept: usize = free.iter().map(AlignedBuffer::len).sum();
         let fits = kept + buffer.len() <= self.pool.limit_bytes;

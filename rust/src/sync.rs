@@ -19,8 +19,25 @@ pub use loom::sync::{
 pub mod plain {
     pub use std::sync::{
         Arc, Mutex, OnceLock, PoisonError, RwLock, Weak,
-        atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicPtr, AtomicU64, AtomicUsize, Ordering},
     };
+}
+
+#[cfg(not(aif_loom))]
+pub use std::thread::yield_now;
+
+#[cfg(aif_loom)]
+pub use loom::thread::yield_now;
+
+/// Suspends the thread for this time, so that others run. Under loom, which has no time, only yields.
+pub fn pause(time: std::time::Duration) {
+    #[cfg(not(aif_loom))]
+    std::thread::sleep(time);
+    #[cfg(aif_loom)]
+    {
+        let _ = time;
+        yield_now();
+    }
 }
 
 /// Checks that the plain memory it guards is never written while it is read.

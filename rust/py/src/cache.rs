@@ -8,6 +8,7 @@ use crate::keys::borrow_keys;
 use aif_core::cache::{self, CacheConfig, DType, registry};
 use aif_core::error::Error;
 use aif_core::pool::BufferPool;
+use aif_core::process::Process;
 use columns::{Input, Output};
 use numpy::{Element, PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
@@ -94,8 +95,9 @@ type SnapshotArrays<'py> = (
 /// Concurrent store of fixed-size rows under 64-bit keys.
 #[pyclass(frozen, module = "aif_jax._native")]
 pub(crate) struct EmbeddingCache {
-    /// Invariant: taken by `drop` alone.
-    cache: ManuallyDrop<Arc<cache::EmbeddingCache>>,
+    /// Invariant: taken by `drop` alone. Use `cache()`, which refuses in the child of a fork.
+    inner: ManuallyDrop<Arc<cache::EmbeddingCache>>,
+    process: Process,
     handle: u64,
     /// Source of new arrays for gathered rows.
     pool: Arc<BufferPool>,
@@ -108,8 +110,12 @@ const LARGE_BYTES: u64 = 16 << 20;
 
 impl Drop for EmbeddingCache {
     fn drop(&mut self) {
+        if !self.process.is_current() {
+            // The locks may be held by threads of the parent. Its memory is shared until written to.
+            return;
+        }
         // SAFETY: the only place that takes it, and `self` is not used afterwards.
-        let cache = unsafe { ManuallyDrop::take(&mut self.cache) };
+        let cache = unsafe { ManuallyDrop::take(&mut self.inner) };
         // Here, so that its handle is dead from now on, whenever the memory is freed.
         let Some(cache) = Arc::into_inner(cache) else {
             return;
@@ -150,10 +156,26 @@ impl EmbeddingCache {
         let cache = Arc::new(cache);
         let handle = registry::register(&cache);
         Self {
-            cache: ManuallyDrop::new(cache),
+            inner: ManuallyDrop::new(cache),
+            process: Process::current(),
             handle,
             pool: BufferPool::new(POOL_BYTES),
         }
+    }
+
+    /// Returns the core, or an error if this process is a fork of the one that made it: a lock may be held
+    /// there by a thread that does not exist here.
+    fn cache(&self, py: Python<'_>) -> PyResult<&cache::EmbeddingCache> {
+        if self.process.is_current() {
+            return Ok(&self.inner);
+        }
+        let message = format!(
+            "EmbeddingCache: was made in process {}, and its locks and readers did not follow when process {} \
+             was forked; make a new cache here, or start processes by multiprocessing.get_context('spawn')",
+            self.process.id(),
+            std::process::id()
+        );
+        Err(raise(py, "ProcessError", message))
     }
 }
 
@@ -226,20 +248,22 @@ impl EmbeddingCache {
         keys: &Bound<'_, PyAny>,
         columns: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
+        let cache = self.cache(py)?;
         let keys = borrow_keys(keys)?;
         let keys = keys.as_slice()?;
-        let inputs = columns::inputs(self.cache.layout(), keys.len(), columns)?;
+        let inputs = columns::inputs(cache.layout(), keys.len(), columns)?;
         let slices = inputs
             .iter()
             .map(Input::bytes)
             .collect::<PyResult<Vec<&[u8]>>>()?;
-        detached(py, || self.cache.upsert(keys, &slices))
+        detached(py, || cache.upsert(keys, &slices))
     }
 
     fn delete(&self, py: Python<'_>, keys: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let cache = self.cache(py)?;
         let keys = borrow_keys(keys)?;
         let keys = keys.as_slice()?;
-        detached(py, || self.cache.delete(keys))
+        detached(py, || cache.delete(keys))
     }
 
     fn contains<'py>(
@@ -247,8 +271,9 @@ impl EmbeddingCache {
         py: Python<'py>,
         keys: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyArray1<bool>>> {
+        let cache = self.cache(py)?;
         per_key(py, keys, false, |keys, found| {
-            self.cache.contains(keys, |i, is_there| found[i] = is_there);
+            cache.contains(keys, |i, is_there| found[i] = is_there);
         })
     }
 
@@ -259,17 +284,18 @@ impl EmbeddingCache {
         keys: &Bound<'py, PyAny>,
         out: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<(Bound<'py, PyDict>, Bound<'py, PyArray1<bool>>)> {
+        let cache = self.cache(py)?;
         let keys = borrow_keys(keys)?;
         let keys = keys.as_slice()?;
         let (dict, mut outputs) =
-            columns::outputs(py, self.cache.layout(), keys.len(), out, &self.pool)?;
+            columns::outputs(py, cache.layout(), keys.len(), out, &self.pool)?;
         let mut slices = outputs
             .iter_mut()
             .map(Output::bytes)
             .collect::<PyResult<Vec<&mut [u8]>>>()?;
         let found = detached(py, || {
             let mut found = vec![0u8; keys.len()];
-            self.cache.gather_into(keys, &mut slices, &mut found)?;
+            cache.gather_into(keys, &mut slices, &mut found)?;
             Ok(found.into_iter().map(|found| found != 0).collect())
         })?;
         Ok((dict, PyArray1::from_vec(py, found)))
@@ -281,9 +307,10 @@ impl EmbeddingCache {
         keys: &Bound<'py, PyAny>,
         name: &str,
     ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyArray1<bool>>)> {
+        let cache = self.cache(py)?;
         let keys = borrow_keys(keys)?;
         let keys = keys.as_slice()?;
-        let layout = self.cache.layout();
+        let layout = cache.layout();
         let Some(column) = layout.columns().iter().find(|c| c.name() == name) else {
             let message =
                 format!("there is no column {name:?} in {layout:?}; name one of its columns");
@@ -293,7 +320,7 @@ impl EmbeddingCache {
             let mut bytes = vec![0; keys.len() * column.bytes()];
             let mut found = vec![false; keys.len()];
             let mut places = bytes.chunks_exact_mut(column.bytes());
-            self.cache.read_rows(keys, |i, row| {
+            cache.read_rows(keys, |i, row| {
                 // Rows are visited in the order of the keys, so each takes the next range.
                 let place = places.next();
                 if let (Some(place), Some(row)) = (place, row) {
@@ -308,24 +335,26 @@ impl EmbeddingCache {
     }
 
     fn get<'py>(&self, py: Python<'py>, key: u64) -> PyResult<Option<Bound<'py, PyDict>>> {
-        let (dict, mut outputs) = columns::outputs(py, self.cache.layout(), 1, None, &self.pool)?;
+        let cache = self.cache(py)?;
+        let (dict, mut outputs) = columns::outputs(py, cache.layout(), 1, None, &self.pool)?;
         let mut slices = outputs
             .iter_mut()
             .map(Output::bytes)
             .collect::<PyResult<Vec<&mut [u8]>>>()?;
-        let hits = detached(py, || self.cache.gather_into(&[key], &mut slices, &mut [0]))?;
+        let hits = detached(py, || cache.gather_into(&[key], &mut slices, &mut [0]))?;
         drop(outputs);
         if hits == 0 {
             return Ok(None);
         }
-        columns::drop_batch_axis(self.cache.layout(), &dict)?;
+        columns::drop_batch_axis(cache.layout(), &dict)?;
         Ok(Some(dict))
     }
 
     fn snapshot<'py>(&self, py: Python<'py>) -> PyResult<SnapshotArrays<'py>> {
-        let layout = self.cache.layout();
+        let cache = self.cache(py)?;
+        let layout = cache.layout();
         let (keys, columns, ages) = detached(py, || {
-            let snapshot = self.cache.snapshot()?;
+            let snapshot = cache.snapshot()?;
             let no_memory = |column: &cache::Column| Error::OutOfMemory {
                 what: format!("column {:?} of a snapshot", column.name()),
                 bytes: snapshot.len() * column.bytes(),
@@ -366,10 +395,11 @@ impl EmbeddingCache {
         path: PathBuf,
         taken: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyArray1<u64>>> {
+        let cache = self.cache(py)?;
         let mut file = py.detach(|| File::options().append(true).open(path))?;
         let taken = taken.clone().unbind();
         let written = detached(py, || {
-            let mut snapshot = self.cache.snapshot()?;
+            let mut snapshot = cache.snapshot()?;
             snapshot.sort_by_key();
             let keys = snapshot.rows().map(|row| row.key).collect();
             // An exception of the callee is passed on, and nothing is written.
@@ -388,8 +418,9 @@ impl EmbeddingCache {
         py: Python<'py>,
         keys: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyArray1<f32>>> {
+        let cache = self.cache(py)?;
         per_key(py, keys, f32::NAN, |keys, ages| {
-            self.cache.ages(keys, |i, age| {
+            cache.ages(keys, |i, age| {
                 if let Some(age) = age {
                     ages[i] = age.as_secs_f32();
                 }
@@ -398,39 +429,50 @@ impl EmbeddingCache {
     }
 
     fn keys<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<u64>>> {
-        Ok(PyArray1::from_vec(py, detached(py, || self.cache.keys())?))
+        let cache = self.cache(py)?;
+        Ok(PyArray1::from_vec(py, detached(py, || cache.keys())?))
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        numbers(py, self.cache.stats().entries())
+        let cache = self.cache(py)?;
+        numbers(py, cache.stats().entries())
     }
 
     fn memory_usage<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let dict = numbers(py, self.cache.memory_usage().entries())?;
+        let cache = self.cache(py)?;
+        let dict = numbers(py, cache.memory_usage().entries())?;
         dict.set_item("pooled_bytes", self.pool.free_bytes())?;
         Ok(dict)
     }
 
     fn clear(&self, py: Python<'_>) -> PyResult<()> {
-        detached(py, || self.cache.clear())
+        let cache = self.cache(py)?;
+        detached(py, || cache.clear())
     }
 
-    fn __len__(&self) -> usize {
-        self.cache.len()
+    fn __len__(&self, py: Python<'_>) -> PyResult<usize> {
+        Ok(self.cache(py)?.len())
     }
 
     #[getter]
-    fn handle(&self) -> u64 {
-        self.handle
+    fn handle(&self, py: Python<'_>) -> PyResult<u64> {
+        self.cache(py)?;
+        Ok(self.handle)
     }
 
     #[getter]
     fn layout(&self) -> RowLayout {
-        RowLayout(self.cache.layout().clone())
+        RowLayout(self.inner.layout().clone())
     }
 
     fn __repr__(&self) -> String {
-        format!("{:?}", self.cache)
+        if !self.process.is_current() {
+            return format!(
+                "<EmbeddingCache of process {}, unusable after a fork>",
+                self.process.id()
+            );
+        }
+        format!("{:?}", self.inner)
     }
 }
 

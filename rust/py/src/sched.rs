@@ -10,6 +10,7 @@ mod request;
 mod stats;
 
 use crate::errors::{detached, raise, to_py};
+use aif_core::process::Process;
 use aif_core::sched::{
     self, Config, Lane, LaneStats, Signal, Target, Ticket, current_lane, thread_name,
 };
@@ -73,12 +74,12 @@ impl Task {
 struct Pool {
     /// `None` only while it is being dropped.
     core: Option<sched::Scheduler>,
-    pid: u32,
+    process: Process,
 }
 
 impl Pool {
     fn is_forked(&self) -> bool {
-        std::process::id() != self.pid
+        !self.process.is_current()
     }
 
     fn core(&self) -> &sched::Scheduler {
@@ -149,7 +150,7 @@ impl Scheduler {
                 format!(
                     "this scheduler was made in process {}, and its threads did not follow when process {} was \
                      forked; make a new Scheduler here, or start processes with the \"spawn\" method",
-                    self.pool.pid,
+                    self.pool.process.id(),
                     std::process::id()
                 ),
             ));
@@ -297,7 +298,7 @@ impl Scheduler {
         let clock_us = perf_counter_us(py, core.anchor())?;
         let pool = Arc::new(Pool {
             core: Some(core),
-            pid: std::process::id(),
+            process: Process::current(),
         });
         let hook = Py::new(py, ExitHook(pool.clone()))?;
         py.import("atexit")?
@@ -484,7 +485,7 @@ impl Scheduler {
         if self.pool.is_forked() {
             return format!(
                 "<Scheduler of process {}, unusable after a fork>",
-                self.pool.pid
+                self.pool.process.id()
             );
         }
         let core = self.pool.core();

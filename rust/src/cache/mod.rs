@@ -28,9 +28,10 @@
 //! Readers are lock-free: they wait neither for a stopped writer, nor for growth, nor for each other.
 //! Writers copy their rows in parallel and serialise on the table (one mutex). In a bounded cache, a writer
 //! that finds every row either live or still visible to a reader waits up to 100 ms for the readers to
-//! leave, holding the mutex. If they do not leave, the cache exceeds its bound by a sixteenth (counted, and
-//! kept from then on), up to twice the bound. Only then a write fails, with [`Error::RowsHeld`]; the key's
-//! old row stays.
+//! leave. It releases the mutex meanwhile: whoever needs no new row goes on. If the readers do not leave,
+//! the cache exceeds its bound by a sixteenth (counted, and kept from then on), up to twice the bound. Only
+//! then the write fails, with [`Error::RowsHeld`]; the key's old row stays. Later writes that need a row
+//! fail at once, until readers have released one.
 //!
 //! # Trade-offs
 //! - A replaced row occupies memory until every reader that was inside this cache has left. A stalled
@@ -40,8 +41,8 @@
 //!   row for its time stamp; 30 more if bounded. The load of a growing table is between 60 % and 86 %, that
 //!   of a bounded one between 50 % and 86 %. During a rebuild the old and the new table exist together,
 //!   which [`MemoryUsage`] reports; the old one is freed by the first write after its readers have left.
-//! - Growth and the removal of tombstones copy the table (not the rows) under the writers' mutex: other
-//!   writers wait, readers do not.
+//! - Growth and the removal of tombstones copy the table (not the rows), 64 buckets at each write, under
+//!   the writers' mutex. Readers do not wait. Until the end of a rebuild, a write looks its key up twice.
 //! - Rows are allocated in segments: eight of each size before the size doubles, the first eight large
 //!   enough for `initial_keys`. Segments of 2 MB or more use huge pages where available.
 //! - Memory is returned to the system when the cache is dropped, not before.
@@ -54,6 +55,7 @@ mod clock;
 mod copy;
 mod hash;
 mod layout;
+mod rebuild;
 mod reclaim;
 pub mod registry;
 mod rows_file;

@@ -22,6 +22,9 @@
 //!   `two_writers_may_both_find_the_table_full`.
 //! - *Rebuild the table without tombstones, without expired rows*:
 //!   `a_rebuild_without_deleted_keys_hides_nothing`, `an_expired_row_never_comes_back_as_another`.
+//! - *Rebuild the table in steps*: `writes_between_the_steps_of_a_rebuild_are_in_the_new_table`.
+//! - *Wait for readers*: all of a full cache; beside other writes:
+//!   `a_writer_that_waits_for_a_reader_lets_others_write`.
 //! - *Evict from a full cache*: `an_evicted_row_stays_whole_for_its_readers`,
 //!   `two_writers_of_a_full_cache_keep_its_bound`.
 //! - *Replace the table by an empty one*: `a_cleared_cache_is_full_or_empty`.
@@ -38,7 +41,7 @@
 //!   and not explored.
 //! - Rows that are filled under the lock, which is simpler: in the models every batch is filled without it,
 //!   except for the second writer of a full cache.
-//! - The clock does not advance in a model, and a writer does not wait for readers.
+//! - The clock does not advance in a model, and a writer waits for readers once.
 //! - Snapshots.
 //! - Reads of a row's bytes are watched as a whole; the thread sanitizer checks that no byte is read
 //!   outside the watch.

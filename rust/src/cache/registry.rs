@@ -1,12 +1,15 @@
 //! Process-wide handles of caches, for compiled programs.
 //!
-//! A program holds a number, not a pointer: using a dropped cache is an error and never a crash.
+//! A program holds a number, not a pointer: using a dropped cache is an error and never a crash. So is using,
+//! in the child of a fork, a cache of the parent.
 
 use super::EmbeddingCache;
+use crate::process::PerProcess;
 use crate::sync::plain::{Arc, AtomicU64, Ordering, PoisonError, RwLock, Weak};
 use std::collections::BTreeMap;
 
-static CACHES: RwLock<BTreeMap<u64, Weak<EmbeddingCache>>> = RwLock::new(BTreeMap::new());
+/// Caches of this process by handle.
+static CACHES: PerProcess<RwLock<BTreeMap<u64, Weak<EmbeddingCache>>>> = PerProcess::new();
 
 /// Returns the handle of `cache`: constant for the cache's lifetime, never 0, never reused.
 pub fn register(cache: &Arc<EmbeddingCache>) -> u64 {
@@ -14,7 +17,7 @@ pub fn register(cache: &Arc<EmbeddingCache>) -> u64 {
     *cache.handle.get_or_init(|| {
         let handle = NEXT.fetch_add(1, Ordering::Relaxed);
         // A poisoned map is consistent: nothing in here panics between two changes.
-        let mut caches = CACHES.write().unwrap_or_else(PoisonError::into_inner);
+        let mut caches = CACHES.get().write().unwrap_or_else(PoisonError::into_inner);
         caches.retain(|_, cache| cache.strong_count() > 0);
         caches.insert(handle, Arc::downgrade(cache));
         handle
@@ -26,6 +29,7 @@ pub fn register(cache: &Arc<EmbeddingCache>) -> u64 {
 #[must_use]
 pub fn resolve(handle: u64) -> Option<Arc<EmbeddingCache>> {
     CACHES
+        .get()
         .read()
         .unwrap_or_else(PoisonError::into_inner)
         .get(&handle)

@@ -62,6 +62,8 @@ pub struct MemoryUsage {
     pub table_bytes: u64,
     /// Replaced hash tables that readers may still see.
     pub retired_table_bytes: u64,
+    /// New table that a rebuild has not filled yet.
+    pub new_table_bytes: u64,
     /// Metadata of rows: keys, time stamps and frequencies.
     pub side_bytes: u64,
     /// Eviction order.
@@ -81,9 +83,9 @@ pub struct MemoryUsage {
 impl MemoryUsage {
     /// Returns the numbers by name.
     #[must_use]
-    pub fn entries(&self) -> [(&'static str, u64); 12] {
+    pub fn entries(&self) -> [(&'static str, u64); 13] {
         fields!(self; payload_bytes padding_bytes retired_bytes free_bytes table_bytes retired_table_bytes
-            side_bytes order_bytes mapped_bytes total_bytes untouched_bytes growth_peak_bytes)
+            new_table_bytes side_bytes order_bytes mapped_bytes total_bytes untouched_bytes growth_peak_bytes)
     }
 }
 
@@ -134,7 +136,9 @@ impl<R: Reclaim> Store<R> {
         let side = self.slab.side_bytes() as u64;
         let table_bytes = load(&self.gauges.table_bytes);
         let retired_table_bytes = load(&self.gauges.retired_table_bytes);
+        let new_table_bytes = load(&self.gauges.new_table_bytes);
         let order_bytes = load(&self.gauges.order_bytes);
+        let tables = table_bytes + retired_table_bytes + new_table_bytes;
         // Saturating throughout: a concurrent write has updated some of the gauges and not yet the others.
         MemoryUsage {
             payload_bytes: live * payload,
@@ -143,10 +147,11 @@ impl<R: Reclaim> Store<R> {
             free_bytes: issued.saturating_sub(live + retired) * row,
             table_bytes,
             retired_table_bytes,
+            new_table_bytes,
             side_bytes: issued * side,
             order_bytes,
             mapped_bytes: load(&self.gauges.mapped_bytes),
-            total_bytes: issued * (row + side) + table_bytes + retired_table_bytes + order_bytes,
+            total_bytes: issued * (row + side) + tables + order_bytes,
             untouched_bytes: load(&self.gauges.made).saturating_sub(issued) * (row + side),
             growth_peak_bytes: load(&self.gauges.growth_peak_bytes),
         }

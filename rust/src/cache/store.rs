@@ -71,6 +71,7 @@ pub(super) struct Gauges {
     pub(super) mapped_bytes: AtomicUsize,
     pub(super) table_bytes: AtomicUsize,
     pub(super) retired_table_bytes: AtomicUsize,
+    pub(super) new_table_bytes: AtomicUsize,
     pub(super) order_bytes: AtomicUsize,
     pub(super) growth_peak_bytes: AtomicUsize,
 }
@@ -177,6 +178,7 @@ impl<R: Reclaim> Store<R> {
         self.gauges
             .table_bytes
             .store(table.bytes(), PlainOrdering::Relaxed);
+        self.gauges.new_table_bytes.store(0, PlainOrdering::Relaxed);
         // Release: the new table's slots precede its address. Acquire is not needed: only the lock's holder
         // ever stores here.
         let old = self.table.swap(Box::into_raw(table), Ordering::Release);
@@ -196,7 +198,7 @@ impl<R: Reclaim> Store<R> {
 
     /// Returns the current tick, or 0 without reading the clock if no row can expire.
     #[inline]
-    fn now_if_ttl(&self) -> u32 {
+    pub(super) fn now_if_ttl(&self) -> u32 {
         if self.ttl.is_some() {
             self.clock.ticks()
         } else {

@@ -17,7 +17,7 @@
 use crate::buffer::{Pages, ZeroedArray};
 use crate::error::Result;
 use crate::sync::{AtomicU32, AtomicU64, Ordering, Zeroable};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 /// Slot without a key.
 const EMPTY: u32 = 0;
@@ -30,7 +30,7 @@ const FIRST_ROW: u32 = 2;
 pub(super) const MAX_ROWS: usize = (u32::MAX - FIRST_ROW) as usize;
 
 /// Slots of a bucket: as many as fit a cache line; two under loom, so that two keys fill one.
-const BUCKET_SLOTS: usize = if cfg!(aif_loom) { 2 } else { 5 };
+pub(super) const BUCKET_SLOTS: usize = if cfg!(aif_loom) { 2 } else { 5 };
 
 /// Maximum share of used slots, tombstones included.
 const MAX_LOAD: (usize, usize) = (6, 7);
@@ -126,6 +126,10 @@ impl Table {
 
     pub(super) fn bytes(&self) -> usize {
         self.buckets.len() * size_of::<Bucket>()
+    }
+
+    pub(super) fn buckets(&self) -> usize {
+        self.buckets.len()
     }
 
     /// Returns the number of slots that may be used, tombstones included, before the table must be rebuilt.
@@ -238,11 +242,24 @@ impl Table {
     /// Returns the keys that have a row, with their rows, in the order of the table. Concurrent with a
     /// writer: those that stay throughout, and any of the others.
     pub(super) fn entries(&self) -> impl Iterator<Item = (u64, u32)> + '_ {
-        self.buckets.iter().flat_map(|bucket| {
-            (0..BUCKET_SLOTS).filter_map(|i| {
+        self.entries_in(0..self.buckets.len())
+            .map(|(_, key, row)| (key, row))
+    }
+
+    /// Returns slot, key and row of each key that has a row in these buckets, like
+    /// [`entries`](Self::entries).
+    pub(super) fn entries_in(
+        &self,
+        buckets: Range<usize>,
+    ) -> impl Iterator<Item = (usize, u64, u32)> + '_ {
+        buckets.flat_map(|number| {
+            let bucket = &self.buckets[number];
+            (0..BUCKET_SLOTS).filter_map(move |i| {
                 let row = bucket.rows[i].load(Ordering::Acquire);
-                (row >= FIRST_ROW)
-                    .then(|| (bucket.keys[i].load(Ordering::Relaxed), row - FIRST_ROW))
+                (row >= FIRST_ROW).then(|| {
+                    let key = bucket.keys[i].load(Ordering::Relaxed);
+                    (number * BUCKET_SLOTS + i, key, row - FIRST_ROW)
+                })
             })
         })
     }

@@ -415,6 +415,73 @@ fn a_stalled_reader_costs_memory_up_to_twice_the_bound_and_no_old_row() {
 }
 
 #[test]
+fn others_go_on_while_a_writer_waits_for_readers() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    let cache = cache(CacheConfig {
+        capacity_bytes: Some(16_000),
+        ..CacheConfig::default()
+    });
+    let inside = cache.snapshot().unwrap();
+    // Number of the upsert that runs: the writer waits several times, until it is refused.
+    let (running, refused) = (AtomicUsize::new(0), AtomicUsize::new(usize::MAX));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 1.. {
+                running.store(number, Ordering::SeqCst);
+                if upsert(&cache, &[(1, number as u64)]).is_err() {
+                    refused.store(number, Ordering::SeqCst);
+                    return;
+                }
+            }
+        });
+        // Calls that began and ended during one and the same upsert. (One that waits with the lock lets
+        // none do so, but for the instant before it has the lock.)
+        let (mut within, mut most) = ((0, 0), 0);
+        while refused.load(Ordering::SeqCst) == usize::MAX {
+            let before = running.load(Ordering::SeqCst);
+            assert_eq!(cache.delete(&[u64::MAX]), Ok(0));
+            cache.keys().unwrap();
+            drop(cache.snapshot().unwrap());
+            let after = running.load(Ordering::SeqCst);
+            if before == after {
+                within = (after, if within.0 == after { within.1 + 1 } else { 1 });
+                most = most.max(within.1);
+            }
+        }
+        assert!(most >= 20, "{most} calls during one upsert");
+    });
+    // From now on a write is refused at once: it would wait for the same readers.
+    let start = std::time::Instant::now();
+    for version in 0..1000 {
+        let error = upsert(&cache, &[(1, version)]).unwrap_err();
+        assert!(matches!(error, Error::RowsHeld { .. }), "{error}");
+    }
+    assert!(start.elapsed() < Duration::from_secs(50), "each waited");
+    drop(inside);
+    upsert(&cache, &[(1, 1)]).unwrap();
+    assert_eq!(gather(&cache, &[1]), [Some(row(1, 1))]);
+}
+
+#[test]
+fn a_write_copies_a_bounded_part_of_a_table_that_grows() {
+    for capacity_bytes in [None, Some(12 << 20)] {
+        let cache = cache(CacheConfig {
+            capacity_bytes,
+            ..CacheConfig::default()
+        });
+        let (mut longest, mut writes) = (0, 0);
+        for key in 0..100_000 {
+            upsert(&cache, &[(key, key)]).unwrap();
+            let rebuilds = cache.memory_usage().new_table_bytes > 0;
+            writes = if rebuilds { writes + 1 } else { 0 };
+            longest = longest.max(writes);
+        }
+        // The last rebuild copied thousands of buckets, 64 at a write.
+        assert!(longest > 50, "the longest rebuild took {longest} writes");
+    }
+}
+
+#[test]
 fn a_thread_may_use_many_caches_in_turn() {
     let caches: Vec<EmbeddingCache> = (0..20).map(|_| cache(CacheConfig::default())).collect();
     for round in 0..3 {
@@ -489,6 +556,7 @@ fn replaced_tables_are_counted_while_a_reader_is_inside_and_freed_by_the_next_wr
             + during.free_bytes
             + during.table_bytes
             + during.retired_table_bytes
+            + during.new_table_bytes
             + during.side_bytes
             + during.order_bytes
     );

@@ -50,13 +50,17 @@ impl<R: Reclaim> Store<R> {
     ) -> std::result::Result<(), (usize, Error)> {
         let mut writer = self.lock().map_err(|error| (0, error))?;
         // Under the lock: the time that a writer waits for its turn does not count as age of its rows.
-        let now = self.clock.ticks();
+        let mut now = self.clock.ticks();
         let apart = keys.len() * self.layout.row_bytes() >= APART_BYTES
             && writer.reserved + keys.len() <= self.reservable();
         if !apart {
             let mut outcome = Ok(());
             for (i, &key) in keys.iter().enumerate() {
-                let written = self.free_row(&mut writer).and_then(|row| {
+                let row;
+                (writer, row) = self
+                    .take_row(writer, &mut now)
+                    .map_err(|error| (i, error))?;
+                let written = row.and_then(|row| {
                     // SAFETY: by the caller's contract; the row was free and is owned by this call.
                     unsafe { self.fill(row, key, now, first + i, columns) };
                     self.publish(&mut writer, key, row)
@@ -67,15 +71,21 @@ impl<R: Reclaim> Store<R> {
                     break;
                 }
             }
-            self.finish_write(&mut writer);
+            self.finish_write(writer);
             return outcome;
         }
 
         let mut rows = [0; CHUNK_ROWS];
         let mut taken = 0;
         let mut outcome = Ok(());
+        // Beforehand, since others may take rows while this call waits for one.
+        writer.reserved += keys.len();
         while taken < keys.len() {
-            match self.free_row(&mut writer) {
+            let row;
+            (writer, row) = self
+                .take_row(writer, &mut now)
+                .map_err(|error| (taken, error))?;
+            match row {
                 Ok(row) => rows[taken] = row,
                 Err(error) => {
                     outcome = Err((taken, error));
@@ -85,7 +95,7 @@ impl<R: Reclaim> Store<R> {
             taken += 1;
         }
         let rows = &rows[..taken];
-        writer.reserved += taken;
+        writer.reserved -= keys.len() - taken;
         drop(writer);
 
         for (i, (&key, &row)) in keys.iter().zip(rows).enumerate() {
@@ -106,7 +116,7 @@ impl<R: Reclaim> Store<R> {
                 break;
             }
         }
-        self.finish_write(&mut writer);
+        self.finish_write(writer);
         outcome
     }
 

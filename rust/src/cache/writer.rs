@@ -2,14 +2,15 @@
 //!
 //! Only the copying of new rows does not need the mutex; `upsert` does it outside.
 
+use super::rebuild::Rebuild;
 use super::reclaim::{Reclaim, Retired, RetiredTable};
 use super::s3_fifo::{Rows, S3Fifo};
 use super::store::{Store, prefetch};
 use super::table::{Location, MAX_ROWS, Table};
 use super::{Bound, MAX_OVERRUN};
 use crate::error::{Error, Result};
-use crate::sync::MutexGuard;
 use crate::sync::plain::{Ordering, PoisonError};
+use crate::sync::{MutexGuard, pause};
 use std::time::{Duration, Instant};
 
 /// Rows retired at a time.
@@ -19,8 +20,11 @@ const RETIRE_ROWS: usize = 256;
 const ADOPTED_ROWS: usize = 64;
 
 /// Time that a writer waits for readers when a bounded cache has no row left. A gather takes less than a
-/// millisecond, but its thread may be preempted for longer.
+/// millisecond, but its thread may be preempted for longer. Loom has no time: there a writer waits once.
 const READER_WAIT: Duration = Duration::from_millis(if cfg!(aif_loom) { 0 } else { 100 });
+
+/// Time between two looks of a waiting writer.
+const LOOK_EVERY: Duration = Duration::from_micros(50);
 
 /// State of the writers, guarded by the mutex.
 pub(super) struct Writer {
@@ -29,11 +33,16 @@ pub(super) struct Writer {
     /// Empty list for the next rows to retire, which saves an allocation.
     spare: Vec<u32>,
     /// Unlinked rows that have not been retired yet.
-    pending: Vec<u32>,
+    pub(super) pending: Vec<u32>,
     /// Number of retired rows that the reclaimer holds.
     waiting: usize,
     /// Bytes of the retired tables that the reclaimer holds.
     waiting_table_bytes: usize,
+    /// Tables that the reclaimer has released. Freeing one takes milliseconds, so it is done without the lock.
+    released_tables: Vec<RetiredTable>,
+    /// True from the moment a write was refused until readers release a row.
+    refusing: bool,
+    pub(super) rebuild: Option<Rebuild>,
     /// Number of rows in the slab; those from `issued` on were never used.
     made: usize,
     issued: usize,
@@ -41,10 +50,10 @@ pub(super) struct Writer {
     limit: usize,
     /// Rows that an `upsert` has taken and not yet published.
     pub(super) reserved: usize,
-    live: usize,
+    pub(super) live: usize,
     /// Slots of the table that are not `EMPTY`.
-    used: usize,
-    eviction: Option<S3Fifo>,
+    pub(super) used: usize,
+    pub(super) eviction: Option<S3Fifo>,
 }
 
 impl Writer {
@@ -55,6 +64,9 @@ impl Writer {
             pending: Vec::new(),
             waiting: 0,
             waiting_table_bytes: 0,
+            released_tables: Vec::new(),
+            refusing: false,
+            rebuild: None,
             made: 0,
             issued: 0,
             reserved: 0,
@@ -84,6 +96,10 @@ impl<R: Reclaim> Store<R> {
         let mut deleted = 0;
         let mut done = Ok(());
         for (i, &key) in keys.iter().enumerate() {
+            if let Err(error) = self.step_rebuild(&mut writer) {
+                done = Err(with_progress(error, i, keys.len()));
+                break;
+            }
             let Location::Found { slot, row } = self.locate(&writer, key, self.hash(key)) else {
                 continue;
             };
@@ -99,10 +115,10 @@ impl<R: Reclaim> Store<R> {
             if let Some(eviction) = &mut writer.eviction {
                 eviction.removed(row);
             }
-            self.remove_row(&mut writer, slot, row);
+            self.remove_row(&mut writer, slot, key, row);
         }
         self.counters.deletes.add(deleted as u64);
-        self.finish_write(&mut writer);
+        self.finish_write(writer);
         done.map(|()| deleted)
     }
 
@@ -115,6 +131,7 @@ impl<R: Reclaim> Store<R> {
             .pending
             .try_reserve(live)
             .map_err(|_| no_memory("the list of deleted rows"))?;
+        writer.rebuild = None;
         let old = self.replace_table(&mut writer, table);
         writer
             .pending
@@ -125,7 +142,7 @@ impl<R: Reclaim> Store<R> {
             eviction.clear();
         }
         self.counters.deletes.add(live as u64);
-        self.finish_write(&mut writer);
+        self.finish_write(writer);
         Ok(())
     }
 
@@ -151,8 +168,9 @@ impl<R: Reclaim> Store<R> {
     /// row.
     pub(super) fn publish(&self, writer: &mut Writer, key: u64, row: u32) -> Result<()> {
         let hash = self.hash(key);
-        let mut location = self.locate(writer, key, hash);
         // Everything that can fail precedes the first change that readers see.
+        self.step_rebuild(writer)?;
+        let mut location = self.locate(writer, key, hash);
         if matches!(location, Location::Absent { .. }) && self.make_room(writer)? {
             location = self.locate(writer, key, hash);
         }
@@ -162,7 +180,7 @@ impl<R: Reclaim> Store<R> {
             .map_err(|_| no_memory("the list of replaced rows"))?;
         match location {
             Location::Found { slot, row: old } => {
-                self.writers_table(writer).publish(slot, key, row);
+                self.put(writer, slot, key, row);
                 if let Some(eviction) = &mut writer.eviction {
                     eviction.replaced(old, row);
                     // Replacing a row counts as a use of it, and the uses of the old row carry over.
@@ -174,8 +192,7 @@ impl<R: Reclaim> Store<R> {
                 self.counters.updates.add(1);
             }
             Location::Absent { slot } => {
-                let emptied = self.writers_table(writer).publish(slot, key, row);
-                writer.used += usize::from(emptied);
+                self.put(writer, slot, key, row);
                 writer.live += 1;
                 if let Some(eviction) = &mut writer.eviction {
                     eviction.inserted(row, hash);
@@ -209,13 +226,12 @@ impl<R: Reclaim> Store<R> {
                     )));
                 };
                 self.slab.row(row).init_header(key, now);
-                let emptied = self.writers_table(&writer).publish(slot, key, row);
-                writer.used += usize::from(emptied);
+                self.put(&mut writer, slot, key, row);
                 writer.live += 1;
             }
         }
         self.counters.inserts.add(keys.len() as u64);
-        self.finish_write(&mut writer);
+        self.finish_write(writer);
         Ok(())
     }
 
@@ -224,8 +240,8 @@ impl<R: Reclaim> Store<R> {
     }
 
     /// Removes a row from the table. The caller has updated the eviction order and reserved `pending`.
-    fn remove_row(&self, writer: &mut Writer, slot: usize, row: u32) {
-        self.writers_table(writer).remove(slot);
+    fn remove_row(&self, writer: &mut Writer, slot: usize, key: u64, row: u32) {
+        self.unlink(writer, slot, key);
         writer.live -= 1;
         self.queue_retired(writer, row);
     }
@@ -233,6 +249,11 @@ impl<R: Reclaim> Store<R> {
     /// Queues an unlinked row for retirement; `pending` has room for it.
     fn queue_retired(&self, writer: &mut Writer, row: u32) {
         writer.pending.push(row);
+        self.flush_if_long(writer);
+    }
+
+    /// Retires the pending rows if they are many.
+    pub(super) fn flush_if_long(&self, writer: &mut Writer) {
         if writer.pending.len() >= RETIRE_ROWS {
             self.flush_retired(writer);
         }
@@ -248,24 +269,20 @@ impl<R: Reclaim> Store<R> {
         }
     }
 
-    fn retire_table(&self, writer: &mut Writer, table: RetiredTable) {
+    pub(super) fn retire_table(&self, writer: &mut Writer, table: RetiredTable) {
         writer.waiting_table_bytes += table.table().bytes();
         self.reclaim.retire(Retired::Table(table));
     }
 
     /// Makes room in the table, and in a bounded cache among the rows, for one more key. Returns whether
-    /// slots have moved.
+    /// the table was replaced.
     fn make_room(&self, writer: &mut Writer) -> Result<bool> {
         if let Some(bound) = self.bound {
             while writer.live >= bound.live_rows {
                 self.evict(writer)?;
             }
         }
-        let is_full = writer.used + 1 > self.writers_table(writer).max_used();
-        if is_full {
-            self.rebuild(writer)?;
-        }
-        Ok(is_full)
+        self.make_slot(writer)
     }
 
     fn evict(&self, writer: &mut Writer) -> Result<()> {
@@ -281,7 +298,9 @@ impl<R: Reclaim> Store<R> {
         let victim = victim.expect("a policy knows every live row, and the cache is full of them");
         let key = self.slab.row(victim).key();
         match self.locate(writer, key, self.hash(key)) {
-            Location::Found { slot, row } if row == victim => self.remove_row(writer, slot, row),
+            Location::Found { slot, row } if row == victim => {
+                self.remove_row(writer, slot, key, row);
+            }
             other => {
                 unreachable!("the policy evicted row {victim} of key {key}, which is {other:?}")
             }
@@ -290,77 +309,61 @@ impl<R: Reclaim> Store<R> {
         Ok(())
     }
 
-    /// Moves the live rows to a new table: a larger one, or one without tombstones.
-    fn rebuild(&self, writer: &mut Writer) -> Result<()> {
-        let now = self.clock.ticks();
-        // At half load if keys come and go, so that rebuilds are rare; else at three fifths.
-        let keys = writer.live + 1;
-        let slots = if self.bound.is_some() {
-            keys.saturating_mul(2)
-        } else {
-            keys.saturating_mul(5) / 3
-        };
-        let slots = slots.max(self.min_slots);
-        let table = Box::new(Table::new(slots, self.pages)?);
-        let both = table.bytes() + self.writers_table(writer).bytes();
-        self.gauges
-            .growth_peak_bytes
-            .fetch_max(both, Ordering::Relaxed);
-        let old = self.writers_table(writer);
-        let is_dead = |row| self.expired(&self.slab.row(row), now);
-        let dead = old.entries().filter(|&(_, row)| is_dead(row)).count();
-        writer
-            .pending
-            .try_reserve(dead)
-            .map_err(|_| no_memory("the list of expired rows"))?;
-        let mut used = 0;
-        for (key, row) in old.entries() {
-            if is_dead(row) {
-                if let Some(eviction) = &mut writer.eviction {
-                    eviction.removed(row);
-                }
-                writer.pending.push(row);
-            } else {
-                // Keys are unique in the old table, so none can be found in the new one.
-                let Location::Absent { slot } = table.locate(key, self.hash(key)) else {
-                    unreachable!()
-                };
-                used += usize::from(table.publish(slot, key, row));
+    /// Takes a row for the caller. In a bounded cache without one, waits without the lock for readers to
+    /// release one, and then sets `now` to the tick at which the lock was back.
+    ///
+    /// # Errors
+    /// The outer error: [`Error::Poisoned`], by a writer that panicked meanwhile. The inner one:
+    /// [`Error::OutOfMemory`], [`Error::RowsHeld`].
+    pub(super) fn take_row<'a>(
+        &'a self,
+        mut writer: MutexGuard<'a, Writer>,
+        now: &mut u32,
+    ) -> Result<(MutexGuard<'a, Writer>, Result<u32>)> {
+        let mut began = None;
+        loop {
+            if let Some(row) = self.free_row(&mut writer).transpose() {
+                return Ok((writer, row));
             }
+            let wait_is_over = began.is_some_and(|at: Instant| at.elapsed() >= READER_WAIT);
+            if writer.refusing || wait_is_over {
+                if let Err(error) = self.overrun(&mut writer) {
+                    return Ok((writer, Err(error)));
+                }
+                continue;
+            }
+            began.get_or_insert_with(Instant::now);
+            self.finish_write(writer);
+            pause(LOOK_EVERY);
+            // Others have written: everything is looked at anew.
+            writer = self.lock()?;
+            *now = self.clock.ticks();
         }
-        self.counters.expired_removed.add(dead as u64);
-        (writer.live, writer.used) = (used, used);
-        let old = self.replace_table(writer, table);
-        self.retire_table(writer, old);
-        if writer.pending.len() >= RETIRE_ROWS {
-            self.flush_retired(writer);
-        }
-        Ok(())
     }
 
-    /// Returns a free row: a returned one, else a new one, else, in a bounded cache, the first that readers
-    /// release.
-    pub(super) fn free_row(&self, writer: &mut Writer) -> Result<u32> {
+    /// Returns a free row: a returned one, else a new one. `None` in a bounded cache whose rows are all
+    /// live or visible to readers.
+    fn free_row(&self, writer: &mut Writer) -> Result<Option<u32>> {
         if let Some(row) = Self::pop_free(writer) {
-            return Ok(row);
+            return Ok(Some(row));
         }
         if writer.waiting > 0 {
             self.collect(writer);
             if let Some(row) = Self::pop_free(writer) {
-                return Ok(row);
+                return Ok(Some(row));
             }
         }
         if writer.issued == writer.limit {
-            if let Some(row) = self.wait_for_row(writer) {
-                return Ok(row);
-            }
-            self.overrun(writer)?;
+            self.flush_retired(writer);
+            self.reclaim.try_advance();
+            self.collect(writer);
+            return Ok(Self::pop_free(writer));
         }
         if writer.issued == writer.made {
             self.grow(writer)?;
         }
         writer.issued += 1;
-        Ok((writer.issued - 1) as u32)
+        Ok(Some((writer.issued - 1) as u32))
     }
 
     /// Lets a bounded cache exceed its bound because readers stall, by a sixteenth at a time, so that a
@@ -371,6 +374,7 @@ impl<R: Reclaim> Store<R> {
             .max(16)
             .min((rows * MAX_OVERRUN).min(MAX_ROWS) - writer.limit);
         if more == 0 {
+            writer.refusing = true;
             return Err(Error::RowsHeld {
                 retired: writer.waiting,
                 limit: writer.limit,
@@ -424,35 +428,28 @@ impl<R: Reclaim> Store<R> {
         self.reclaim.collect(&mut |what| match what {
             Retired::Rows(rows) => {
                 writer.waiting -= rows.len();
+                writer.refusing = false;
                 Self::push_free(writer, rows);
             }
-            Retired::Table(table) => writer.waiting_table_bytes -= table.table().bytes(),
+            Retired::Table(table) => {
+                writer.waiting_table_bytes -= table.table().bytes();
+                // Without memory for the list, it is freed here.
+                if writer.released_tables.try_reserve(1).is_ok() {
+                    writer.released_tables.push(table);
+                }
+            }
         });
     }
 
-    /// Waits for a row that readers release.
-    fn wait_for_row(&self, writer: &mut Writer) -> Option<u32> {
-        self.flush_retired(writer);
-        let start = Instant::now();
-        while writer.waiting > 0 {
-            self.reclaim.try_advance();
-            self.collect(writer);
-            if !writer.free.is_empty() || start.elapsed() >= READER_WAIT {
-                break;
-            }
-            std::thread::sleep(Duration::from_micros(50));
-        }
-        Self::pop_free(writer)
-    }
-
-    /// Ends a write: retires the rows it replaced, frees replaced tables and updates the gauges.
-    pub(super) fn finish_write(&self, writer: &mut Writer) {
-        self.flush_retired(writer);
+    /// Ends a write: retires the rows it replaced, updates the gauges, releases the lock, and frees replaced
+    /// tables.
+    pub(super) fn finish_write(&self, mut writer: MutexGuard<'_, Writer>) {
+        self.flush_retired(&mut writer);
         if writer.waiting_table_bytes > 0 {
             // Inserts retire nothing, and so would not advance.
             self.reclaim.try_advance();
         }
-        self.collect(writer);
+        self.collect(&mut writer);
         self.gauges.live.store(writer.live, Ordering::Relaxed);
         self.gauges.retired.store(writer.waiting, Ordering::Relaxed);
         self.gauges
@@ -461,6 +458,9 @@ impl<R: Reclaim> Store<R> {
         self.gauges.issued.store(writer.issued, Ordering::Relaxed);
         let order = writer.eviction.as_ref().map_or(0, S3Fifo::bytes);
         self.gauges.order_bytes.store(order, Ordering::Relaxed);
+        let released = std::mem::take(&mut writer.released_tables);
+        drop(writer);
+        drop(released);
     }
 }
 

@@ -59,6 +59,7 @@ pub use trace::{Span, Spans};
 pub use worker::{Running, Target, current_lane, wait};
 
 use crate::error::{Error, Result};
+use crate::process::Process;
 use crate::sync::plain::{Arc, AtomicU64, Mutex as PlainMutex, Ordering};
 use crate::sync::{Condvar, Mutex};
 use config::STACK_BYTES;
@@ -86,7 +87,7 @@ pub(crate) struct Shared {
     hang: Option<Duration>,
     /// Threads of the blocking lane that hanging tasks of one name may hold before its circuit opens.
     hang_limit: usize,
-    pid: u32,
+    process: Process,
     wait_graph: WaitGraph,
     trace: Trace,
     anchor: Instant,
@@ -153,7 +154,7 @@ impl Shared {
 
     /// Returns whether this process is a fork of the one that made the scheduler.
     fn is_forked(&self) -> bool {
-        std::process::id() != self.pid
+        !self.process.is_current()
     }
 }
 
@@ -185,7 +186,7 @@ impl Scheduler {
             hang: config.hang,
             hang_limit: ((config.blocking_threads as f64 * config.hang_share).ceil() as usize)
                 .clamp(1, config.blocking_threads),
-            pid: std::process::id(),
+            process: Process::current(),
             // One for each thread and one for the inline worker that borrows its slot.
             wait_graph: WaitGraph::new(2 * (config.blocking_threads + config.compute_threads)),
             trace: Trace::new(config.trace_capacity.max(1)),

@@ -308,7 +308,8 @@ impl Ticket {
     }
 
     fn take_back(&self, why: impl FnOnce((&Shared, &Task)) -> Reason) -> bool {
-        let Some(shared) = self.shared.upgrade() else {
+        // In the child of a fork the queue may be locked for ever.
+        let Some(shared) = self.shared.upgrade().filter(|shared| !shared.is_forked()) else {
             return false;
         };
         match shared.queue(self.record.lane).remove(&self.record.key) {

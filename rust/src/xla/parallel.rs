@@ -9,7 +9,7 @@
 use super::api::{Api, ErrorDestroyArgs, ExecutionContext, NumThreadsArgs, ScheduleArgs, Task};
 use super::call::Runtime;
 use crate::error::Result;
-use crate::sync::{Arc, AtomicBool, AtomicUsize, Ordering};
+use crate::sync::{Arc, AtomicBool, AtomicUsize, Ordering, yield_now};
 use std::ffi::c_void;
 use std::mem::offset_of;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -162,6 +162,9 @@ impl Drop for Announce<'_> {
     }
 }
 
+/// Looks before the thread yields. Under loom it always does, since no other thread runs meanwhile.
+const SPINS: u32 = if cfg!(aif_loom) { 0 } else { 1000 };
+
 /// Spins until another running thread has reached a state, some microseconds later.
 fn spin_until<T>(mut look: impl FnMut() -> Option<T>) -> T {
     let mut spins = 0u32;
@@ -169,11 +172,11 @@ fn spin_until<T>(mut look: impl FnMut() -> Option<T>) -> T {
         if let Some(found) = look() {
             return found;
         }
-        if spins < 1000 {
+        if spins < SPINS {
             std::hint::spin_loop();
             spins += 1;
         } else {
-            std::thread::yield_now();
+            yield_now();
         }
     }
 }
@@ -255,3 +258,6 @@ unsafe fn destroy(runtime: Runtime, error: *mut super::api::Error) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -349,6 +349,7 @@ pub fn check_conservation(cache: &EmbeddingCache) {
             + memory.free_bytes
             + memory.table_bytes
             + memory.retired_table_bytes
+            + memory.new_table_bytes
             + memory.side_bytes
             + memory.order_bytes,
         "{memory:?}"

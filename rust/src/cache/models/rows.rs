@@ -241,3 +241,30 @@ fn two_writers_of_a_full_cache_keep_its_bound() {
         assert_eq!(store.live(), 1);
     });
 }
+
+/// A full cache has a row left for one of two writers: the other waits for the reader, without the lock, or
+/// exceeds the bound. Meanwhile a key is deleted, and nobody waits for a writer that waits.
+///
+/// Explores other writes at every step of a wait. Does not cover a wait that is refused.
+#[test]
+fn a_writer_that_waits_for_a_reader_lets_others_write() {
+    explore(|| {
+        let store = store(4, Some(SMALL));
+        write(&store, 1, 11);
+        let reader = beside(&store, |store| {
+            assert!(matches!(read(store, 1), None | Some(11 | 12 | 13 | 14)));
+        });
+        let writer = beside(&store, |store| {
+            for version in 12..15 {
+                write(store, 1, version);
+            }
+        });
+        let deleted = store.delete(&[1]).unwrap();
+        assert!(deleted <= 1);
+        reader.join().unwrap();
+        writer.join().unwrap();
+        let last = read(&store, 1);
+        assert!(matches!(last, None | Some(14)), "{last:?}");
+        assert_eq!(store.live(), usize::from(last.is_some()));
+    });
+}

@@ -143,6 +143,40 @@ fn one_guard_lasts_over_growth_and_reuse() {
     });
 }
 
+/// A table grows in two steps. Between them one copied key is updated and another deleted, and a key is added:
+/// a reader sees each of them in order, and the remaining keys throughout.
+///
+/// Explores writes that go to both tables, and the store that replaces the old one. Does not cover two
+/// writers.
+#[test]
+fn writes_between_the_steps_of_a_rebuild_are_in_the_new_table() {
+    explore(|| {
+        let store = store(8, None);
+        // One key per bucket but for the last two: 0 to 3 are in the buckets of the first step.
+        let keys = [0u64, 1, 4, 5, 6, 7].map(|part| unmix64(part << 61 | part));
+        for (key, version) in keys[..5].iter().zip(1..) {
+            write(&store, *key, version);
+        }
+        let reader = beside(&store, move |store| {
+            assert!(matches!(read(store, keys[0]), Some(1 | 11)));
+            assert!(matches!(read(store, keys[1]), Some(2) | None));
+            assert_eq!(read(store, keys[4]), Some(5));
+            assert!(matches!(read(store, keys[5]), Some(6) | None));
+        });
+        write(&store, keys[5], 6); // begins the rebuild
+        assert!(store.is_rebuilding());
+        write(&store, keys[0], 11);
+        assert_eq!(store.delete(&[keys[1]]), Ok(1));
+        assert!(!store.is_rebuilding());
+        reader.join().unwrap();
+        assert_eq!(
+            read_all(&store, keys),
+            [Some(11), None, Some(3), Some(4), Some(5), Some(6)]
+        );
+        assert_eq!(store.live(), 5);
+    });
+}
+
 /// Two writers add one new key each to a table with room for one: the second grows it, and neither key is
 /// lost; a reader finds the existing keys throughout.
 ///

@@ -47,6 +47,8 @@ CASES = (
     "Nothing left to rank",
     "Table of candidates that does not fit",
     "Empty candidate list",
+    "Negative ids",
+    "Ids of another kind than the index",
     "Duplicate candidates",
     "`k` larger than the number of candidates",
     "Wrong dtype",

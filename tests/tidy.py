@@ -2,12 +2,8 @@
 
 It looks for broken relative links in the documents, Python modules that nothing imports, files that hold more
 than one concept by their length, docstrings that are indirect questions, leftovers, large or binary files,
-<<<<<<< HEAD
-Makefile targets that the documents name but the Makefile lacks, and figures of docs/benchmarks.md that no
-=======
 Makefile targets that the documents name but the Makefile lacks, files that the package writes past
-`aif_jax.files`, and figures that the README quotes but no
->>>>>>> 0aa7eb3 (Everything that is written goes through one module: proof before the name changes hands)
+`aif_jax.files`, and figures of docs/benchmarks.md that no
 record beside them holds.
 """
 

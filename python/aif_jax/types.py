@@ -32,8 +32,9 @@ class UserRecord:
 
     Attributes:
         features: raw user features by name; an absent name counts as missing.
-        items: item ids of the user's behaviours, most recent first, ``[L]``; integers or strings.
-        types: behaviour type of each, by name or by its index in the schema, ``[L]``.
+        items: item ids of the user's behaviours, most recent first, ``[L]``; integers or strings, as array,
+            list, series (read by position) or Arrow array.
+        types: behaviour type of each, by name or by its index in the schema, ``[L]``; the same.
         revision: changes whenever features or history change; part of the key of a cached user state.
             ``None``: the engine takes a digest of what the model reads of the record, at each request.
 
@@ -55,7 +56,7 @@ class Candidates:
     """Result of ``retrieve`` with pair features beside the ids.
 
     Attributes:
-        ids: item ids, ``[N]``; integers or strings.
+        ids: item ids, ``[N]``; integers or strings; -1 is padding.
         pair: raw pair features by name, each ``[N]``.
 
     >>> found = Candidates([7, 8, 9], pair={"bid": [0.5, 0.1, 0.3]})
@@ -73,9 +74,9 @@ class ItemRecords:
 
     Attributes:
         ids: the items, ``[n]``; integers or strings.
-        columns: raw item features by name, each with n rows; an absent one counts as missing.
-        content: content embeddings, float ``[n, d_m]``; ``None`` if these items have none.
-        rankable: bool ``[n]``, whether each may be a candidate; ``None`` for all.
+        columns: raw item features by name, each with n rows, or a frame of them; an absent one counts as
+        missing. content: content embeddings, float ``[n, d_m]`` or a column of lists; ``None`` if these items
+        have none. rankable: bool ``[n]``, whether each may be a candidate; ``None`` for all.
 
     >>> catalogue = ItemRecords(ids=[7, 8], columns={"genres": [["drama"], []], "price": [4.5, None]})
     >>> sorted(catalogue.columns)
@@ -84,8 +85,8 @@ class ItemRecords:
 
     ids: Any
     columns: Mapping[str, Any]
-    content: np.ndarray | None = None
-    rankable: np.ndarray | None = None
+    content: Any = None
+    rankable: Any = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -120,8 +121,8 @@ def test_parquet_bad_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.parquet").write_text("no Parquet at all")
     for name, said in {
         "no-id": r"no-id\.parquet: has no column 'id', only \['item'\]",
-        "null": "'id' is int64 with 1 nulls",
-        "widths": r"content of different widths, \[1, 2\]",
+        "null": "'id': row 1 is missing",
+        "widths": "'content': row 1 has 2 numbers, expected 1",
         "text": "cannot be read as Parquet",
         "nothing": "is not a file; expected Parquet files",
     }.items():
@@ -132,6 +133,43 @@ def test_parquet_bad_files_are_refused(tmp_path: Path) -> None:
         list(catalogue_batches(tmp_path / "empty"))
     with pytest.raises(DataError, match="is not a directory"):
         ParquetUpdates(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())],
+    ids=str,
+)
+def test_parquet_string_ids_of_any_type_are_read(tmp_path: Path, kind: pa.DataType) -> None:
+    ids = pa.array(["a", "b"]).cast(kind)
+    pq.write_table(pa.table({"id": ids, "genres": [["x"], None]}), tmp_path / "items.parquet")
+    (batch,) = catalogue_batches(tmp_path / "items.parquet")
+    assert list(batch.ids) == ["a", "b"]
+
+
+def test_parquet_content_of_nulls_alone_is_none(tmp_path: Path) -> None:
+    content = pa.array([None, None], pa.list_(pa.float32()))
+    pq.write_table(pa.table({"id": [1, 2], "content": content}), tmp_path / "items.parquet")
+    (batch,) = catalogue_batches(tmp_path / "items.parquet")
+    assert batch.content is None
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [(["false", "false"], "row 0 is 'false'"), ([0, 7], "row 1 is 7"), ([0.0, 1.0], "row 0 is 0.0")],
+)
+@pytest.mark.parametrize("name", ["deleted", "rankable"])
+def test_parquet_flags_of_another_type_are_refused(tmp_path: Path, name: str, column: Any, said: str) -> None:
+    pq.write_table(pa.table({"id": [1, 2], name: column}), tmp_path / "1.parquet")
+    with pytest.raises(DataError, match=rf"1\.parquet: '{name}': {said}, expected true or false"):
+        ParquetUpdates(tmp_path, endless=False).read(None, 0.0)
+
+
+def test_parquet_flags_as_0_and_1_are_taken(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": [1, 2], "deleted": [0, 1]}), tmp_path / "1.parquet")
+    read = ParquetUpdates(tmp_path, endless=False).read(None, 0.0)
+    assert read is not None
+    assert [type(delivery.update).__name__ for delivery in read] == ["Upsert", "Delete"]
 
 
 def cut(path: Path, size: int) -> None:

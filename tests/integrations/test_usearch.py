@@ -1,4 +1,7 @@
 import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 from flax import nnx
 
@@ -104,5 +107,26 @@ def test_retriever_bad_arguments_are_refused(dataset, model, build):
     with pytest.raises(ConfigError, match="candidates: got 0"):
         build(candidates=0)
     retriever = build(users={"u": UserRecord(items=[dataset.items["ids"][0]], types=["buy"])}.get)
-    with pytest.raises(RequestError, match=r"behaviour type: got 'buy', expected one of \['click'"):
+    with pytest.raises(RequestError, match="behaviour type in row 0 is 'buy', expected one of 'click'"):
         retriever(Request(user="u"))
+
+
+def test_retriever_over_string_ids_answers_with_these(build, dataset):
+    names = [f"item-{key}" for key in dataset.items["ids"].tolist()]
+    user = str(dataset.users["ids"][0])
+    records = {user: UserRecord(), "none": UserRecord()}
+    expected = build(users=records.get)(Request(user=user)).ids
+    assert expected.dtype == np.uint64
+    for ids in (names, pd.Series(names, index=range(len(names))[::-1]), pl.Series(names), pa.array(names)):
+        found = build(ids=ids, users=records.get)(Request(user=user)).ids
+        assert found.tolist() == [f"item-{key}" for key in expected.tolist()]
+
+
+def test_retriever_filtered_series_in_a_record_are_read_by_position(build, dataset):
+    user = str(dataset.users["ids"][0])
+    record = dataset.user_record(0)
+    twice = pd.Series(np.repeat(record.items, 2)), pd.Series(np.repeat(record.types, 2))
+    kept = np.arange(2 * len(record.items)) % 2 == 1
+    expected = build(users={user: record}.get)(Request(user=user)).ids
+    filtered = UserRecord(record.features, twice[0][kept], twice[1][kept])
+    assert build(users={user: filtered}.get)(Request(user=user)).ids.tolist() == expected.tolist()

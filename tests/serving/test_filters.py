@@ -154,7 +154,7 @@ def test_filters_pair_features_of_left_out_items_are_not_read(engine: Engine, wo
 @pytest.mark.parametrize("bad", [[1.0], 1.0, None])
 def test_filters_column_of_another_length_is_refused(engine: Engine, world: World, bad: Any) -> None:
     ids, _ = world.candidates(6)
-    with pytest.raises(RequestError, match=r"pair features of 6 candidates.*'bid'"):
+    with pytest.raises(RequestError, match=r"pair features.*'bid'"):
         engine.begin(3).rank(ids, {"bid": bad}, filters=Filters(ids))
 
 
@@ -210,14 +210,14 @@ def test_filters_rows_without_category_are_refused(make: Make, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"exclude": [1.5]}, "exclude: got float"),
-        ({"exclude": "abc"}, "exclude: got one str"),
-        ({"exclude": 3}, "exclude: got a int"),
-        ({"exclude": None}, "exclude: got a NoneType"),
+        ({"exclude": [1.5]}, "exclude: row 0 is 1.5"),
+        ({"exclude": "abc"}, "exclude: got 'abc'"),
+        ({"exclude": 3}, "exclude: got 3"),
+        ({"exclude": None}, "exclude: got None"),
         ({"exclude": [1, "a"]}, "exclude: got int .*, str"),
         ({"exclude": np.zeros((2, 2), int)}, r"exclude: got an array of shape \(2, 2\)"),
-        ({"exclude": [-1]}, "exclude: got -1"),
-        ({"categories": "noir"}, "categories: got 'noir', expected a list"),
+        ({"exclude": [-1]}, "exclude: row 0 is -1"),
+        ({"categories": "noir"}, "categories: got 'noir', expected an array or list"),
         ({"categories": 3}, "categories: got 3"),
     ],
 )

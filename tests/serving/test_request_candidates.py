@@ -6,6 +6,8 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
 
@@ -20,56 +22,21 @@ from aif_jax.types import Candidates
 from support.served import K_MAX, N_ITEMS, Make, World, assert_same, ran, ways
 
 
-class Series:
-    """A column as pandas and polars give it, and no more: ``to_numpy``, a length, and maybe ``isna``."""
-
-    def __init__(self, values: Any):
-        self._values = values
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def to_numpy(self) -> np.ndarray:
-        return np.asarray(self._values)
+def series(values: Any) -> pd.Series:
+    """Return a series whose labels contradict its positions."""
+    return pd.Series(values, index=range(len(values))[::-1])
 
 
-class NotAvailable:
-    """Like the missing value of pandas: equal to nothing, neither true nor false."""
-
-    def __eq__(self, other: object) -> Any:
-        return self
-
-    def __bool__(self) -> bool:
-        raise TypeError("boolean value of NA is ambiguous")
-
-    __hash__ = None  # type: ignore[assignment]
+def nullable(values: Any) -> pd.Series:
+    """Return a series of the nullable type of its values."""
+    return series(values).convert_dtypes()
 
 
-class NullableSeries(Series):
-    """A column of pandas with missing values."""
-
-    def to_numpy(self) -> np.ndarray:
-        column = np.empty(len(self._values), object)
-        column[:] = [NotAvailable() if value is None else value for value in self._values]
-        return column
-
-    def isna(self) -> np.ndarray:
-        return np.array([value is None for value in self._values])
-
-
-class Frame:
-    """A frame as pandas and polars have it, and no more: ``columns``, and each by its name."""
-
-    def __init__(self, columns: Mapping[str, Any]):
-        self._columns = columns
-        self.columns = list(columns)
-
-    def __getitem__(self, name: str) -> Any:
-        column = self._columns[name]
-        return column if isinstance(column, Series) else Series(column)
-
-    def __len__(self) -> int:
-        return len(next(iter(self._columns.values())))
+def frame(columns: Mapping[str, Any]) -> pd.DataFrame:
+    """Return a frame whose labels contradict its positions."""
+    made = pd.DataFrame({name: np.asarray(values) for name, values in columns.items()})
+    made.index = made.index[::-1]
+    return made
 
 
 class Stream:
@@ -110,10 +77,11 @@ TABLES: dict[str, Any] = {
     "read-only mapping": MappingProxyType,
     "item_id": item_id,
     "lists": lambda columns: {name: values.tolist() for name, values in columns.items()},
-    "series": lambda columns: {name: Series(values) for name, values in columns.items()},
+    "series": lambda columns: {name: series(values) for name, values in columns.items()},
     "structured": structured,
     "record array": lambda columns: structured(columns).view(np.recarray),
-    "frame": Frame,
+    "frame": frame,
+    "polars": lambda columns: pl.DataFrame({name: np.asarray(v) for name, v in columns.items()}),
     "arrow": arrow,
     "arrow in chunks": lambda columns: arrow(columns, chunks=4),
     "record batch": lambda columns: pa.RecordBatch.from_pydict(dict(columns)),
@@ -157,14 +125,14 @@ def test_candidates_pair_features_of_table_and_argument_are_joined(engine: Engin
     ids, pair = world.candidates(30)
     expected = engine.begin(4).rank(ids, pair)
     table = {"id": ids, "bid": pair["bid"]}
-    for channel in (pair["channel"], Series(pair["channel"]), pa.array(pair["channel"])):
+    for channel in (pair["channel"], series(pair["channel"]), pa.array(pair["channel"])):
         assert engine.begin(4).rank(table, {"channel": channel}).scores.tolist() == expected.scores.tolist()
     assert table.keys() == {"id", "bid"}  # the caller's own stays as it was
 
 
 IDS: dict[str, Any] = {
-    "series": Series, "arrow": pa.array, "chunked": lambda ids: pa.chunked_array([ids[:3], ids[3:]]),
-    "int64": lambda ids: pa.array(ids.astype(np.int64)), "nullable": lambda ids: NullableSeries(ids.tolist()),
+    "series": series, "arrow": pa.array, "chunked": lambda ids: pa.chunked_array([ids[:3], ids[3:]]),
+    "int64": lambda ids: pa.array(ids.astype(np.int64)), "nullable": nullable,
 }  # fmt: skip
 
 
@@ -195,7 +163,7 @@ def test_candidates_string_ids_in_tables_rank_as_list(
         pa.table({"id": column, **pair}),
         pa.table({"item_id": pa.chunked_array([column.slice(0, 7), column.slice(7)]), **pair}),
         {"id": column, **pair},
-        Frame({"id": np.array(chosen, object), **pair}),
+        frame({"id": np.array(chosen, object), **pair}),
         structured({"id": np.array(chosen), **pair}),
     ):
         ranking = engine.begin(4).rank(table)
@@ -218,7 +186,7 @@ def test_candidates_missing_values_of_every_library_count_as_missing(engine: Eng
                     "channel": pa.array(channels).dictionary_encode(),
                 }
             ),
-            Frame({"id": ids, "bid": NullableSeries(number), "channel": NullableSeries(channels)}),
+            pd.DataFrame({"id": series(ids), "bid": nullable(number), "channel": nullable(channels)}),
         )
         for table in tables:
             ranking = engine.begin(4).rank(table)
@@ -238,11 +206,11 @@ def test_candidates_missing_values_of_every_library_count_as_missing(engine: Eng
         ({"id": [1], "item_id": [1]}, r"columns \['item_id'\] of the table"),
         ({"id": [1], 7: [1]}, r"columns \['7'\] of the table"),
         ({"id": []}, "there are none"),
-        ({"id": 3}, "got a int, expected an array or list"),
+        ({"id": 3}, "got 3, expected an array or list"),
         ({"id": [1, 2], "bid": [1.0]}, "of 2 candidates: feature 'bid'"),
         ({"id": [1.5]}, "float"),
-        (pa.table({"id": pa.array([5, None, 6])}), "1 of 3 are missing, the first in row 1"),
-        (pa.table({"id": ["a", None]}), "NoneType"),
+        (pa.table({"id": pa.array([5, None, 6])}), "row 1 is missing, and so are 1 of 3"),
+        (pa.table({"id": ["a", None]}), r"row 1 is missing \(None\)"),
         (pa.table([[1], [2]], names=["id", "id"]), r"columns \['id'\] stand in the table twice"),
         (pa.table({"id": [1], "bid": [[1.0]]}), "feature 'bid'"),
         (Stream(pa.chunked_array([[1, 2]])), "a Stream that Arrow cannot read as a table"),
@@ -290,7 +258,7 @@ def test_candidates_foreign_arrow_table_without_pyarrow_is_refused(
     ):
         engine.begin(3).rank(stream)
     assert len(engine.begin(3).rank({"id": ids, **pair})) == 5
-    assert len(engine.begin(3).rank(Frame({"id": ids, **pair}))) == 5
+    assert len(engine.begin(3).rank(frame({"id": ids, **pair}))) == 5
 
 
 @pytest.mark.parametrize(
@@ -303,12 +271,13 @@ def test_candidates_foreign_arrow_table_without_pyarrow_is_refused(
         (np.zeros((2, 2), np.int64), r"shape \(2, 2\)"),
         ([[1, 2], [3, 4]], "list"),
         ([1, "two"], r"int \(such as 1\), str \(such as 'two'\)"),
-        ([-1], "-1"),
-        ([b"x" * 1000], r"bytes \(such as b'x{38}\), expected all integers or all strings"),
-        (None, "NoneType"),
-        (17, "int"),
-        ("abc", "str"),
-        ([None], "NoneType"),
+        ([7, -2], "row 1 is -2, .*view"),
+        ([-1, -1], "none but padding"),
+        ([b"x" * 1000], r"row 0 is b'x{195}\.\.\., of type bytes, expected all integers"),
+        (None, "got None"),
+        (17, "got 17"),
+        ("abc", "got 'abc'"),
+        ([None], "row 0 is missing"),
     ],
 )
 def test_candidates_malformed_ids_are_refused(engine: Engine, ids: Any, message: str) -> None:
@@ -338,3 +307,39 @@ def test_candidates_unaligned_ids_rank_as_aligned(engine: Engine, world: World) 
 def test_candidates_any_collection_is_ranked(engine: Engine, world: World, collection: Any) -> None:
     ids = world.ids[:5].tolist()
     assert sorted(engine.begin(3).rank(collection(ids)).ids.tolist()) == sorted(ids)
+
+
+def test_candidates_padding_is_left_out_and_counted(engine: Engine, world: World) -> None:
+    ids, pair = world.candidates(20)
+    expected = engine.begin(4).rank(ids, pair)
+    at = [0, 7, 20]
+    padded = np.insert(ids.astype(np.int64), at, -1)
+    wide = {"bid": np.insert(pair["bid"], at, 9.0), "channel": np.insert(pair["channel"], at, "ann")}
+    for given in (padded, padded.tolist(), pa.array(padded)):
+        ranking = engine.begin(4).rank(given, wide)
+        assert_same(ranking, expected)
+        assert (ranking.report.candidates, ranking.report.padded) == (23, 3)
+        assert ranking.report.duplicates == 0
+    assert expected.report.padded == 0
+    only = engine.begin(4).rank([-1, int(ids[0])], filters=Filters(ids[:1]))
+    assert "1 were padding" in only.report.empty_because
+
+
+def test_candidates_strings_for_an_index_of_integers_are_refused(
+    engine: Engine, make: Make, bundle: Bundle, tables: Tables, world: World
+) -> None:
+    with pytest.raises(
+        RequestError, match=r"candidates: got strings such as 'a', but the ids of the item .* integers"
+    ):
+        engine.begin(3).rank(["a", "b"])
+    named = ItemIndex.build(bundle, [f"item {i}" for i in range(N_ITEMS)], world.columns, world.content)
+    by_name = make((bundle, tables._replace(items=named)), retrieve=lambda request: [5], fallback=["item 1"])
+    with pytest.raises(RequestError, match=r"candidates: got integers such as 5, but .* strings"):
+        by_name.begin(3).rank([5, 6])
+    assert by_name.rank(3).report.retrieval == "fallback"
+
+
+def test_candidates_set_beside_pair_features_is_refused(engine: Engine, world: World) -> None:
+    ids, pair = world.candidates(5)
+    with pytest.raises(RequestError, match="candidates: got a set, whose order is arbitrary"):
+        engine.begin(3).rank(set(ids.tolist()), pair)

@@ -15,6 +15,7 @@ from aif_jax.data.content import Content, fit_width
 from aif_jax.data.splits import SPLITS, TEST, TRAIN, split_number
 from aif_jax.errors import DataError
 from aif_jax.features import EncodeReport, Group, Ragged, Schema, item_keys
+from aif_jax.inputs import read_table, take_rows
 from aif_jax.types import UserRecord
 
 SHOWN = "shown"
@@ -78,6 +79,10 @@ class Impressions:
     pair: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     train_only: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for field in ("context", "pair", "train_only"):
+            object.__setattr__(self, field, read_table(getattr(self, field), field, error=DataError))
+
     def __len__(self) -> int:
         return len(self.user)
 
@@ -107,8 +112,9 @@ class Dataset:
     Attributes:
         name: short name, for reports.
         schema: features and behaviour types; not fitted (see `fit_schema`).
-        users: raw user columns ``[n_users]`` by feature, and ``ids``.
-        items: raw item columns ``[n_items]`` by feature, and ``ids``.
+        users: raw user columns ``[n_users]`` by feature, and ``ids``; a mapping, frame or Arrow table, read
+            by position.
+        items: raw item columns ``[n_items]`` by feature, and ``ids``; the same.
         events: behaviours of users.
         impressions: rows to score.
         content: content embeddings, or ``None``.
@@ -125,6 +131,8 @@ class Dataset:
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for field in ("users", "items"):
+            object.__setattr__(self, field, read_table(getattr(self, field), field, error=DataError))
         _check(self)
 
     @property
@@ -406,14 +414,7 @@ class Dataset:
 
 def take_columns(columns: Mapping[str, Any], rows: np.ndarray) -> dict[str, Any]:
     """Return the chosen rows of raw columns; lists and `Ragged` columns too."""
-    return {
-        name: column.take(rows)
-        if isinstance(column, Ragged)
-        else [column[row] for row in rows]
-        if isinstance(column, (list, tuple))
-        else np.asanyarray(column)[rows]
-        for name, column in columns.items()
-    }
+    return {name: take_rows(column, rows) for name, column in columns.items()}
 
 
 def _share(label: np.ndarray, mask: np.ndarray) -> str:
@@ -438,6 +439,9 @@ def _check(dataset: Dataset) -> None:
     for label, columns in (("users", dataset.users), ("items", dataset.items)):
         if "ids" not in columns:
             fail(f"{label} have no column 'ids'")
+        n = len(columns["ids"])
+        if wrong := {name: len(column) for name, column in columns.items() if len(column) != n}:
+            fail(f"columns {wrong} of {label} do not have {n} rows, as their ids")
     lengths = {name: len(getattr(events, name)) for name in ("item", "type", "time", "training")}
     if events.offsets.shape != (dataset.n_users + 1,) or set(lengths.values()) != {int(events.offsets[-1])}:
         fail(

@@ -1,5 +1,6 @@
 """Copies of what others hand over and may change later, and revisions of user records by their content."""
 
+import contextlib
 import copy
 import hashlib
 import marshal
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from aif_jax.errors import RequestError, UserSourceError
-from aif_jax.features.columns import plain_column
+from aif_jax.inputs import read_column
 from aif_jax.strict_json import shortened, text_of
 from aif_jax.types import UserId, UserRecord
 
@@ -76,7 +77,9 @@ def _ids(column: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    value = plain_column(value)
+    if type(value) not in _FIXED:
+        with contextlib.suppress(RequestError):  # of what is no column
+            value = read_column(value, "column")
     if not isinstance(value, np.ndarray):
         return value
     if value.dtype.hasobject:

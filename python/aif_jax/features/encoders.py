@@ -10,7 +10,7 @@ import numpy as np
 
 from aif_jax.checks import check_types
 from aif_jax.errors import SchemaError
-from aif_jax.features.tokens import Tokens
+from aif_jax.inputs.tokens import Tokens
 from aif_jax.lookup import find
 from aif_jax.strict_json import shortened
 

@@ -1,18 +1,18 @@
 """Filters of a request: items that it excludes, and categories that it asks for."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from aif_jax.errors import RequestError, SchemaError
-from aif_jax.features.columns import read_ids
 from aif_jax.features.encoders import FIRST
 from aif_jax.features.ids import KeySet
 from aif_jax.features.report import EncodeReport
 from aif_jax.features.schema import Schema
-from aif_jax.features.tokens import tokens
+from aif_jax.inputs import read_flat, read_ids, shown
+from aif_jax.inputs.tokens import tokens
 
 _MAX_TABLE = 1 << 20
 
@@ -26,7 +26,7 @@ class Filters:
 
     Attributes:
         exclude: ids that must not be in the answer (seen, bought, blocked): integers or strings like those of
-            the candidates, ``[m]``, as array, list, set or series.
+            the candidates, ``[m]``, as array, list, set, series or Arrow array.
         categories: raw values of the schema's category; only items that have one of them stay, an item with
             several if any is among them. ``None`` for all; an empty list leaves nothing. Values that the
             schema does not know are counted in the report. Under a `Hashing` encoder, categories that share a
@@ -44,19 +44,15 @@ class Filters:
     _categories: list[Any] | None = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        try:
-            _, keys, strings = read_ids(self.exclude)
-        except RequestError as error:
-            raise RequestError(f"exclude: {str(error).removeprefix('ids: ')}") from error
-        categories = self.categories
+        excluded = read_ids(self.exclude, "exclude", ordered=False)
+        categories: Any = self.categories
+        if isinstance(categories, Iterator):
+            categories = list(categories)  # read once: filters serve any number of requests
         if categories is not None:
-            if isinstance(categories, (str, bytes, Mapping)) or not isinstance(categories, Iterable):
-                raise RequestError(
-                    f"categories: got {categories!r}, expected a list of category values, or None for all."
-                )
-            categories = list(categories)
-        object.__setattr__(self, "_excluded", KeySet(keys))
-        object.__setattr__(self, "_strings", strings)
+            categories = read_flat(categories, "categories", ordered=False)
+            categories = categories.tolist() if isinstance(categories, np.ndarray) else list(categories)
+        object.__setattr__(self, "_excluded", KeySet(excluded.keys))
+        object.__setattr__(self, "_strings", excluded.strings)
         object.__setattr__(self, "_categories", categories)
 
     def excluded(self, keys: np.ndarray, strings: bool) -> np.ndarray | None:
@@ -133,8 +129,9 @@ def filters_for_each(
     Raises:
         RequestError: there are more or fewer of them than users, or one is something else.
     """
-    if not isinstance(filters, (list, tuple)):
-        return [checked_filters(filters)] * len(users)
+    if filters is None or isinstance(filters, Filters):
+        return [filters] * len(users)
+    filters = list(read_flat(filters, "filters"))
     if len(filters) != len(users):
         raise RequestError(
             f"filters: got {len(filters)} for {len(users)} users; expected one for all, or one for each."
@@ -155,8 +152,8 @@ def _category_codes(categories: list[Any], schema: Schema, report: EncodeReport)
     known = codes[codes >= FIRST]
     if not len(known):
         raise RequestError(
-            f"categories: {categories[:10]!r}: the item feature {feature.name!r} knows none of these, so "
-            "that nothing could be ranked; check the spelling, or train with a vocabulary that has them."
+            f"categories: {shown(categories[:10])}: the item feature {feature.name!r} knows none of these, "
+            "so that nothing could be ranked; check the spelling, or train with a vocabulary that has them."
         )
     report.unknown["filters.categories"] += len(codes) - len(known)
     return known

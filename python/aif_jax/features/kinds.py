@@ -11,7 +11,8 @@ from aif_jax.checks import check_types
 from aif_jax.errors import SchemaError
 from aif_jax.features.encoders import UNKNOWN, Encoder, Vocabulary, encoder_from_json, from_kind
 from aif_jax.features.report import EncodeReport
-from aif_jax.features.tokens import Tokens, ragged, tokens
+from aif_jax.inputs import read_numbers
+from aif_jax.inputs.tokens import Tokens, ragged, tokens
 from aif_jax.strict_json import shortened
 
 
@@ -113,7 +114,7 @@ class MultiValued(_Coded):
 
     def fit(self, column: Any) -> "MultiValued":
         """Return the feature with its encoder fitted on a column of training data."""
-        return dataclasses.replace(self, encoder=self.encoder.fit(ragged(self.name, column, len(column))[0]))
+        return dataclasses.replace(self, encoder=self.encoder.fit(ragged(self.name, column, None)[0]))
 
     def encode(self, column: Any, n: int, report: EncodeReport) -> np.ndarray:
         """Encode a column of n lists (see `aif_jax.features.Ragged`), see the class."""
@@ -193,46 +194,31 @@ class Numeric:
         """Dtype of the encoded array."""
         return np.dtype(np.float32)
 
-    def raw(self, column: Any, n: int) -> np.ndarray:
+    def raw(self, column: Any, n: int | None = None) -> np.ndarray:
         """Read a column as float64 ``[n]``, NaN where missing.
+
+        Args:
+            column: ``[n]``, see `aif_jax.inputs.read_numbers`.
+            n: rows expected; ``None`` for any number.
 
         Raises:
             SchemaError: not numbers, or not ``[n]``.
         """
-        if isinstance(column, np.ma.MaskedArray):
-            column = np.ma.filled(column.astype(np.float64), np.nan)
-        try:
-            values = np.asarray(column)
-            if values.dtype.kind not in "biufO":
-                raise TypeError(f"dtype {values.dtype}")
-            if values.dtype == object and any(isinstance(v, (str, bytes)) for v in values.flat):
-                raise TypeError("strings")
-            values = values.astype(np.float64, copy=False)
-        except (TypeError, ValueError) as error:
-            raise SchemaError(
-                f"feature {self.name!r}: got {error}, expected numbers; convert them first, or declare the "
-                "feature as Categorical."
-            ) from error
-        if values.shape != (n,):
-            raise SchemaError(
-                f"feature {self.name!r}: got shape {values.shape}, expected ({n},): one number a row."
-            )
-        return values
+        return read_numbers(column, f"feature {self.name!r}", n)
 
     def _numbers(self, column: Any, n: int) -> np.ndarray:
         """Read a column as float32 or float64 ``[n]``, contiguous."""
         if type(column) is np.ndarray and column.dtype == np.float32 and column.shape == (n,):
-            values = column  # every one of its values is a float64 too
-        else:
-            values = self.raw(column, n)
-        flags = values.flags
-        return values if flags.c_contiguous and flags.aligned else np.require(values, requirements=("C", "A"))
+            flags = column.flags
+            if flags.c_contiguous and flags.aligned:
+                return column  # every one of its values is a float64 too
+        return self.raw(column, n)
 
     def fit(self, column: Any) -> "Numeric":
         """Return the feature with mean and std of a column of training data; a fitted one returns itself."""
         if self.mean is not None:
             return self
-        values = self.raw(column, len(column))
+        values = self.raw(column)
         values = self._transformed(values[np.isfinite(values)])
         if not len(values):
             return dataclasses.replace(self, mean=0.0, std=1.0)

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.errors import RequestError, SchemaError, UserSourceError
-from aif_jax.features.ids import item_keys
+from aif_jax.errors import SchemaError, UserSourceError
 from aif_jax.features.report import EncodeReport
 from aif_jax.features.schema import Schema
+from aif_jax.inputs import read_flat, read_ids, shown
 from aif_jax.strict_json import shortened, text_of
 from aif_jax.types import UserId, UserRecord
 
@@ -30,7 +30,7 @@ class History:
 
 
 def fetch_record(source: Callable[[Any], UserRecord | None], user: UserId) -> UserRecord | None:
-    """Return a user's record from a source, its types checked; ``None`` for an unknown user.
+    """Return a user's record from a source, its columns read; ``None`` for an unknown user.
 
     Raises:
         UserSourceError: the source raised, or returned something else.
@@ -46,7 +46,10 @@ def fetch_record(source: Callable[[Any], UserRecord | None], user: UserId) -> Us
 
 
 def _checked(user: UserId, record: Any) -> UserRecord:
-    """Check the types in what a user source returned; values are checked when they are read.
+    """Read the columns in what a user source returned; their values are checked when they are used.
+
+    Returns:
+        The record, with items and types as `read_flat` returns them; itself if they are so already.
 
     Raises:
         UserSourceError: it is not a `UserRecord`, or a field has another type than documented there.
@@ -56,50 +59,34 @@ def _checked(user: UserId, record: Any) -> UserRecord:
             f"user {user!r}: the user source returned a {type(record).__name__}, expected a UserRecord "
             "or None."
         )
-    if not isinstance(record.features, Mapping):
+    features = record.features
+    if type(features) is not dict and not isinstance(features, Mapping):
         raise UserSourceError(
-            f"user {user!r}: the source's features: got {_shown(record.features)}, expected a mapping from "
-            "names to values; {} for a user without features."
+            f"user {user!r}: the source's features: got a {type(features).__name__} ({shown(features)}), "
+            "expected a mapping from names to values; {} for a user without features."
         )
-    for name in ("items", "types"):
-        column = getattr(record, name)
-        try:
-            len(column)
-            column[:0]
-        except (TypeError, KeyError):
-            raise UserSourceError(
-                f"user {user!r}: the source's {name}: got {_shown(column)}, expected an array or list, most "
-                "recent first; () for a user without behaviours."
-            ) from None
-    return record
+    items = read_flat(record.items, f"user {user!r}: the source's items", error=UserSourceError)
+    types = read_flat(record.types, f"user {user!r}: the source's types", error=UserSourceError)
+    if items is record.items and types is record.types:
+        return record
+    return dataclasses.replace(record, items=items, types=types)
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return (
-        text
-        if value is None
-        else f"a {type(value).__name__} ({text if len(text) <= 60 else text[:57] + '...'})"
-    )
-
-
-def read_history(user: UserId, record: UserRecord, schema: Schema, longest: int) -> History:
-    """Check and cut the behaviours of a record.
+def read_history(user: UserId, record: UserRecord, schema: Schema, longest: int | None = None) -> History:
+    """Check the behaviours of a record, and cut them to the longest history, if one is given.
 
     Raises:
         UserSourceError: items and types are not of one length, a type is unknown, or an id is malformed.
     """
+    record = _checked(user, record)
     total = len(record.items)
     if len(record.types) != total:
         raise UserSourceError(
             f"user {user!r}: the source gave {total} items and {len(record.types)} types; "
             "expected one type for each item."
         )
-    try:
-        keys = item_keys(record.items[:longest])
-    except RequestError as error:
-        raise UserSourceError(f"user {user!r}: the source's items: {error}") from error
-    return History(keys, _type_numbers(user, record.types[:longest], schema), max(0, total - longest))
+    items = read_ids(record.items[:longest], f"user {user!r}: the source's items", error=UserSourceError)
+    return History(items.keys, _type_numbers(user, record.types[:longest], schema), total - len(items.keys))
 
 
 def read_features(
@@ -118,26 +105,25 @@ def read_features(
 
 
 def _type_numbers(user: UserId, types: Any, schema: Schema) -> np.ndarray:
+    """Return the numbers of behaviour types, given by name or by number in what `read_flat` returned."""
     names = schema.behaviour_types
-    if len(types) and isinstance(types[0], str):
+    if not isinstance(types, np.ndarray) or types.dtype.kind not in "iu" or np.ma.isMaskedArray(types):
         number = {name: index for index, name in enumerate(names)}
-        try:
-            return np.fromiter((number[name] for name in types), np.int32, len(types))
-        except KeyError as error:
-            raise UserSourceError(
-                f"user {user!r}: unknown behaviour type {error.args[0]!r}; the model knows "
-                f"{', '.join(names)}."
-            ) from None
-    numbers = np.asarray(types)
-    if len(numbers) == 0:
-        return np.zeros(0, np.int32)
-    if numbers.dtype.kind not in "iu" or numbers.ndim != 1:
+        values = types.tolist() if isinstance(types, np.ndarray) else types
+        numbers = np.array([_type_number(value, number) for value in values], np.int64)
+    else:
+        numbers = types
+    if len(wrong := np.flatnonzero((numbers < 0) | (numbers >= len(names)))):
+        row = int(wrong[0])
         raise UserSourceError(
-            f"user {user!r}: behaviour types have dtype {numbers.dtype}, expected names or their numbers."
-        )
-    if numbers.min() < 0 or numbers.max() >= len(names):
-        raise UserSourceError(
-            f"user {user!r}: behaviour types go from {numbers.min()} to {numbers.max()}, expected 0 to "
-            f"{len(names) - 1} ({', '.join(names)})."
+            f"user {user!r}: the behaviour type in row {row} is {shown(types[row])}, expected one of "
+            f"{', '.join(map(repr, names))}, or a number from 0 to {len(names) - 1}."
         )
     return numbers.astype(np.int32)
+
+
+def _type_number(value: Any, number: Mapping[str, int]) -> int:
+    if isinstance(value, str):
+        return number.get(value, -1)
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return int(value) if whole and 0 <= value < len(number) else -1

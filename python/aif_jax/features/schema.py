@@ -11,6 +11,7 @@ from aif_jax.checks import check_types
 from aif_jax.errors import SchemaError
 from aif_jax.features.kinds import Categorical, Feature, MultiValued, Numeric, feature_from_json
 from aif_jax.features.report import EncodeReport
+from aif_jax.inputs import read_table
 from aif_jax.strict_json import shortened
 
 Group = Literal["user", "item", "context", "pair", "train_only"]
@@ -141,7 +142,7 @@ class Schema:
             raise SchemaError(f"fit: got groups {unknown}, expected {', '.join(GROUPS)}.")
         changes: dict[str, Any] = {}
         for group in GROUPS:
-            given = columns.get(group, {})
+            given = read_table(columns.get(group, {}), f"fit: {group}", error=SchemaError)
             fitted = []
             for feature in self.features(group):
                 if not feature.fitted and feature.name not in given:
@@ -155,7 +156,7 @@ class Schema:
     def encode(
         self,
         group: Group,
-        columns: Mapping[str, Any],
+        columns: Any,
         n: int,
         *,
         report: EncodeReport | None = None,
@@ -165,7 +166,8 @@ class Schema:
 
         Args:
             group: which features.
-            columns: raw columns by feature name, each with n rows; an absent one counts as missing.
+            columns: raw columns by feature name, each with n rows, or a frame or Arrow table of them; an
+                absent one counts as missing.
             n: number of rows.
             report: counts are added to it.
             strict: raise for a column that the schema does not name; otherwise count it as ignored.
@@ -179,6 +181,8 @@ class Schema:
         """
         report = EncodeReport() if report is None else report
         plan = self._plans[group]
+        if type(columns) is not dict:
+            columns = read_table(columns, group, error=SchemaError)
         if not columns.keys() <= plan.keys():
             extra = columns.keys() - plan.keys()
             if strict:

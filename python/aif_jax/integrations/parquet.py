@@ -1,9 +1,10 @@
 """Items in Parquet files: catalogues to build from, and directories of changes to follow.
 
-Needs pyarrow (``pip install 'aif_jax[train]'``). A row is an item. The column ``id`` holds its id,
-``content``, if present, its content embedding (a list of floats, or null), ``rankable``, if present, a flag
-for items that may be candidates; all others are raw item features. A file of changes may have a column
-``deleted``: where it is true, the item is deleted.
+Needs pyarrow (``pip install 'aif_jax[train]'``). A row is an item. The column ``id`` holds its id, an integer
+or a string of any type of Arrow, ``content``, if present, its content embedding (a list of floats, or null),
+``rankable``, if present, a flag for items that may be candidates (null for yes); all others are raw item
+features. A file of changes may have a column ``deleted``: where it is true (null for no), the item is
+deleted. Flags are booleans, or the integers 0 and 1.
 """
 
 import itertools
@@ -11,15 +12,13 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aif_jax.checks import well_formed
 from aif_jax.errors import AifError, DataError
-from aif_jax.features import Ragged
+from aif_jax.inputs import read_content, read_flags, read_ids, read_table
 from aif_jax.nearline import Delete, Delivery, Update, Upsert
 from aif_jax.nearline.change_log import Position
 from aif_jax.nearline.update_source import own_error
@@ -154,19 +153,15 @@ def records(batch: pa.RecordBatch, where: str) -> Upsert:
         raise DataError(
             f"{where}: has no column {_ID!r}, only {sorted(columns)}; name the column of item ids so."
         )
-    ids = columns.pop(_ID)
-    if ids.null_count or not (pa.types.is_integer(ids.type) or _is_text(ids.type)):
-        raise DataError(
-            f"{where}: the column {_ID!r} is {ids.type} with {ids.null_count} nulls, expected integers or "
-            "strings, and none missing."
-        )
+    ids = read_ids(columns.pop(_ID), f"{where}: {_ID!r}", error=DataError)
     columns.pop(_DELETED, None)
     content, rankable = columns.pop(_CONTENT, None), columns.pop(_RANKABLE, None)
+    n, name = batch.num_rows, f"{where}: {_CONTENT!r}"
     return Upsert(
-        ids=ids.to_pylist() if _is_text(ids.type) else ids.to_numpy(zero_copy_only=False),
-        columns={name: _raw(column) for name, column in columns.items()},
-        content=None if content is None else _content(content, where),
-        rankable=None if rankable is None else _flags(rankable, True),
+        ids=ids.given,
+        columns=read_table(columns, where, error=DataError),
+        content=None if content is None else read_content(content, n, None, name, error=DataError),
+        rankable=None if rankable is None else _flags(rankable, _RANKABLE, True, where),
     )
 
 
@@ -223,7 +218,7 @@ def _updates(batch: pa.RecordBatch, where: str) -> Iterator[tuple[int, Update | 
     while pending:
         part = pending.pop()
         try:
-            made = [(change.num_rows, _update(change, where)) for change in _changes(part)]
+            made = [(change.num_rows, _update(change, where)) for change in _changes(part, where)]
         except Exception as error:
             if (n := part.num_rows) > 1:
                 pending += [part.slice(n // 2), part.slice(0, n // 2)]
@@ -243,12 +238,12 @@ def _arrow_bytes(batch: pa.RecordBatch) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def _changes(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+def _changes(batch: pa.RecordBatch, where: str) -> Iterator[pa.RecordBatch]:
     """Cut a batch where deletions begin and end."""
     if _DELETED not in batch.schema.names:
         yield batch
         return
-    deleted = _flags(batch.column(_DELETED), False)
+    deleted = _flags(batch.column(_DELETED), _DELETED, False, where)
     starts = [0, *(np.flatnonzero(deleted[1:] != deleted[:-1]) + 1).tolist(), len(deleted)]
     for start, end in itertools.pairwise(starts):
         yield batch.slice(start, end - start)
@@ -256,44 +251,9 @@ def _changes(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
 
 def _update(batch: pa.RecordBatch, where: str) -> Update:
     upsert = records(batch, where)
-    gone = _DELETED in batch.schema.names and bool(_flags(batch.column(_DELETED), False)[:1].any())
+    gone = _DELETED in batch.schema.names and _flags(batch.column(_DELETED), _DELETED, False, where)[:1].any()
     return Delete(upsert.ids) if gone else upsert
 
 
-def _raw(column: pa.Array) -> Any:
-    """Return a column as raw features: arrays where numbers are whole, lists where something is missing."""
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        if column.null_count == 0 and column.values.null_count == 0:
-            offsets = column.offsets.to_numpy().astype(np.int64)
-            values = column.values.slice(offsets[0], offsets[-1] - offsets[0])
-            return Ragged(_raw(values), offsets - offsets[0])
-        return column.to_pylist()
-    if pa.types.is_floating(column.type):
-        return column.to_numpy(zero_copy_only=False)  # null becomes NaN, which is a missing value
-    if column.null_count == 0 and pa.types.is_integer(column.type):
-        return column.to_numpy(zero_copy_only=False)
-    return column.to_pylist()
-
-
-def _content(column: pa.Array, where: str) -> np.ndarray | None:
-    rows = column.to_pylist()
-    with well_formed(f"{where}: {_CONTENT!r}", DataError, "write a list of numbers for each item, or null"):
-        widths = {len(row) for row in rows if row is not None}
-        if len(widths) > 1:
-            raise DataError(
-                f"{where}: content of different widths, {sorted(widths)}; expected one width for all items."
-            )
-        if not widths:
-            return None
-        width = widths.pop()
-        missing = [float("nan")] * width
-        rows = [missing if row is None else row for row in rows]
-        return np.array(rows, np.float32).reshape(len(rows), width)
-
-
-def _flags(column: pa.Array, missing: bool) -> np.ndarray:
-    return np.array([missing if value is None else bool(value) for value in column.to_pylist()], np.bool_)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+def _flags(column: pa.Array, name: str, missing: bool, where: str) -> np.ndarray:
+    return read_flags(column, len(column), f"{where}: {name!r}", missing=missing, error=DataError)

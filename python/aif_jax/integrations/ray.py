@@ -12,7 +12,7 @@ import numpy as np
 
 from aif_jax.bundle import Bundle
 from aif_jax.errors import ConfigError, DataError, VersionMismatchError
-from aif_jax.features import item_keys
+from aif_jax.inputs import read_ids
 from aif_jax.nearline import ItemIndex, RowTable, Upsert
 from aif_jax.nearline.records import take
 from aif_jax.nearline.store import ColumnSpecs
@@ -136,20 +136,17 @@ class _Worker:
                 raise DataError(f"{role}_column: got {name!r}, but the columns are {sorted(batch)}.")
             given[role] = columns.pop(name)
         ids, content = given.pop("id"), given.pop("content", None)
-        if content is not None:
-            content = _matrix(content, self._bundle.config.content_width, ids)
+        ids = read_ids(ids)
         try:
             built = self._table.build(self._bundle, ids, columns, content, **given)
         except Exception as error:
-            self._name_row(Upsert(ids, columns, content, given.get("rankable")))
+            self._name_row(Upsert(ids.given, columns, content, given.get("rankable")))
             raise error
-        keys = item_keys(ids)
-        rows, _ = built.gather(keys)
-        report = np.full(len(keys), "", object)
+        rows, _ = built.gather(ids.keys)
+        report = np.full(len(ids.keys), "", object)
         report[:1] = json.dumps(built.encoding.as_dict())
-        strings = len(ids) > 0 and isinstance(ids[0], str)
         return {
-            _ID: np.array([str(name) for name in ids], object) if strings else keys,
+            _ID: ids.given.astype(object) if ids.strings else ids.keys,
             _ROW: np.concatenate([_bytes(rows[name]) for name in built.store.columns], axis=1),
             _REPORT: report,
         }
@@ -164,22 +161,6 @@ class _Worker:
                 raise DataError(
                     f"item {shortened(text_of(item))}, row {row} of its batch: {described(error)}"
                 ) from error
-
-
-def _matrix(column: np.ndarray, width: int, ids: Any) -> np.ndarray:
-    """Return content as ``[n, width]``, rows of zeros for null; ``ids`` name the rows in errors."""
-    if column.dtype != object:
-        return column
-    rows = np.zeros((len(column), width), np.float32)
-    for row, value in enumerate(column):
-        if value is not None:
-            if np.shape(value) != (width,):
-                raise DataError(
-                    f"item {shortened(text_of(ids[row]))}: its content has shape {np.shape(value)}, expected "
-                    f"({width},)."
-                )
-            rows[row] = value
-    return rows
 
 
 def _bytes(column: np.ndarray) -> np.ndarray:

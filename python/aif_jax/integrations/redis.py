@@ -33,8 +33,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aif_jax.errors import ConfigError, DataError, RequestError
-from aif_jax.features import Ragged
+from aif_jax.inputs import (
+    Ragged,
+    is_user_id,
+    read_column,
+    read_content,
+    read_flags,
+    read_flat,
+    read_ids,
+    shown,
+)
 from aif_jax.nearline import Delete, Update, Upsert
+from aif_jax.nearline.records import read_records
 from aif_jax.strict_json import shortened
 from aif_jax.types import UserId, UserRecord
 
@@ -108,19 +118,22 @@ def user_key(user: UserId, prefix: str = PREFIX) -> str:
     Raises:
         RequestError: the user's id is neither an integer nor a string.
     """
-    if isinstance(user, bool) or not isinstance(user, (int, np.integer, str)):
-        raise RequestError(f"user {user!r}: got a {type(user).__name__}, expected an integer or a string.")
+    if not is_user_id(user):
+        raise RequestError(
+            f"user {shown(user)}: got a {type(user).__name__}, expected an integer or a string."
+        )
     return f"{prefix}{user}"
 
 
 def encode_user(record: UserRecord, key: str, *, keep_revision: bool = False) -> str:
     """Return the JSON of a record; ``key`` names it in errors. See `write_user`."""
-    if len(record.items) != len(record.types):
+    items = read_ids(record.items, f"{key}: the record's items", error=DataError).given
+    types = read_flat(record.types, f"{key}: the record's types", error=DataError)
+    if len(items) != len(types):
         raise DataError(
-            f"{key}: the record has {len(record.items)} items and {len(record.types)} types; "
-            "give one type for each item."
+            f"{key}: the record has {len(items)} items and {len(types)} types; give one type for each item."
         )
-    fields = {"features": record.features, "items": record.items, "types": record.types}
+    fields = {"features": record.features, "items": items, "types": types}
     if keep_revision:
         fields["revision"] = record.revision
     return _to_json(fields, key)
@@ -182,8 +195,8 @@ def stream_end(client: "Redis | RedisCluster", stream: str) -> str:
 def encode_update(update: Update, where: str) -> str:
     """Return the JSON of an update; ``where`` names it in errors."""
     if isinstance(update, Delete):
-        return _to_json({"delete": {"ids": update.ids}}, where)
-    names = ("ids", "columns", "content", "rankable")
+        return _to_json({"delete": {"ids": read_ids(update.ids, ordered=False).given}}, where)
+    names, update = ("ids", "columns", "content", "rankable"), read_records(update)
     return _to_json({"upsert": {name: getattr(update, name) for name in names}}, where)
 
 
@@ -215,10 +228,12 @@ def decode_update(entry: Mapping[Any, Any], where: str) -> Update:
     if kind == "delete":
         return Delete(ids)
     columns = _field(body, "columns", dict, {}, where)
-    if not ids:  # no rows, so their width is unknown
-        return Upsert(ids, columns)
-    content = _array(body, "content", np.float32, 2, where)
-    return Upsert(ids, columns, content, _array(body, "rankable", np.bool_, 1, where))
+    content, rankable = (body.get(name) if ids else None for name in ("content", "rankable"))
+    if content is not None:  # null is missing, within floats too
+        content = read_content(content, len(ids), None, f"{where}: 'content'", error=DataError)
+    if rankable is not None:
+        rankable = read_flags(rankable, len(ids), f"{where}: 'rankable'", error=DataError)
+    return Upsert(ids, columns, content, rankable)
 
 
 # -- JSON ---------------------------------------------------------------------------------------------
@@ -263,22 +278,6 @@ def _refuse_others(fields: Mapping[str, Any], known: tuple[str, ...], where: str
         )
 
 
-def _array(
-    fields: Mapping[str, Any], name: str, dtype: type[np.generic], axes: int, where: str
-) -> np.ndarray | None:
-    """Read nested lists as an array; ``null`` is missing, within floats too, where it becomes NaN."""
-    if fields.get(name) is None:
-        return None
-    expected = f"{where}: {name!r}: expected {np.dtype(dtype).name} with {axes} axes"
-    try:
-        array = np.asarray(fields[name], np.float32 if dtype is np.float32 else None)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"{expected}, got {error}.") from error
-    if array.dtype != dtype or array.ndim != axes:
-        raise DataError(f"{expected}, got {array.dtype.name} with shape {array.shape}.")
-    return array
-
-
 def _plain(value: Any, where: str) -> Any:
     """Return a value in the types of JSON."""
     if value is None or isinstance(value, (str, bool, int)):
@@ -287,10 +286,8 @@ def _plain(value: Any, where: str) -> Any:
         if math.isinf(value):
             raise DataError(f"{where}: holds {value}, which JSON cannot; leave it out.")
         return None if math.isnan(value) else float(value)
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist(), where)
-    if isinstance(value, (np.integer, np.bool_)):
-        return value.item()
+    if isinstance(value, (np.integer, np.bool_)) or (type(value) is np.ndarray and not value.ndim):
+        return _plain(value.item(), where)
     if isinstance(value, Ragged):
         bounds = value.offsets.tolist()
         value = [value.values[start:end] for start, end in itertools.pairwise(bounds)]
@@ -298,9 +295,14 @@ def _plain(value: Any, where: str) -> Any:
         return [_plain(element, where) for element in value]
     if isinstance(value, Mapping):
         return {str(name): _plain(element, where) for name, element in value.items()}
-    raise DataError(
-        f"{where}: holds a {type(value).__name__}, which JSON cannot; give numbers, strings, lists or arrays."
-    )
+    try:
+        column = read_column(value, where, error=DataError)
+    except DataError as error:
+        raise DataError(
+            f"{where}: holds a {type(value).__name__}, which JSON cannot; give numbers, strings, lists or "
+            "arrays."
+        ) from error
+    return _plain(column.tolist() if isinstance(column, np.ndarray) else column, where)
 
 
 def as_text(value: bytes | str) -> str:

@@ -11,8 +11,11 @@ import numpy as np
 from flax import nnx
 
 from aif_jax.errors import ConfigError, RequestError
-from aif_jax.features import EncodeReport, Schema, item_keys
-from aif_jax.types import Candidates, Columns, Ids, Request, UserRecord, UserSource
+from aif_jax.features import EncodeReport, Schema
+from aif_jax.features.records import read_history
+from aif_jax.inputs import Ids, read_ids
+from aif_jax.lookup import find
+from aif_jax.types import Candidates, Columns, Request, UserId, UserRecord, UserSource
 
 SCORE_FEATURE = "retrieval_score"
 """Name of the pair feature that carries the dot product, if the schema declares one of this name."""
@@ -35,7 +38,7 @@ class TwoTowerRetriever:
         index: Any,
         user_vector: Any,
         schema: Schema,
-        keys: Ids,
+        ids: Ids,
         users: UserSource,
         *,
         radius: float,
@@ -45,13 +48,13 @@ class TwoTowerRetriever:
         self._index = index
         self._user_vector = user_vector
         self._schema = schema
-        order = np.argsort(keys, kind="stable")
-        self._sorted_keys, self._rows = keys[order], order
+        order = np.argsort(ids.keys, kind="stable")
+        self._sorted_keys, self._rows = ids.keys[order], order
+        self._names = ids.given if ids.strings else None
         self._users = users
         self._radius = radius
         self._short_length = short_length
         self._candidates = candidates
-        self._types = {name: i for i, name in enumerate(schema.behaviour_types)}
         self._scored = any(feature.name == SCORE_FEATURE for feature in schema.pair)
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
@@ -102,12 +105,12 @@ class TwoTowerRetriever:
             )
         if candidates < 1:
             raise ConfigError(f"candidates: got {candidates}, expected at least 1.")
-        keys = item_keys(ids)
+        ids = read_ids(ids)
         columns = {name: np.asarray(column) for name, column in catalogue.items()}
         n_items = len(next(iter(columns.values())))
-        if keys.size != n_items:
-            raise RequestError(f"ids: got {keys.size} ids for a catalogue of {n_items} items.")
-        if np.unique(keys).size != keys.size:
+        if ids.keys.size != n_items:
+            raise RequestError(f"ids: got {ids.keys.size} ids for a catalogue of {n_items} items.")
+        if np.unique(ids.keys).size != n_items:
             raise RequestError("ids: two items have the same id (or two strings the same hash).")
         towers: Any = model
         device_catalogue = {name: jnp.asarray(column) for name, column in columns.items()}
@@ -123,7 +126,7 @@ class TwoTowerRetriever:
             expansion_add=expansion_add,
             expansion_search=max(expansion_search, candidates),
         )
-        index.add(keys, vectors)
+        index.add(ids.keys, vectors)
 
         graph, state = nnx.split(towers)
 
@@ -136,7 +139,7 @@ class TwoTowerRetriever:
             index,
             lambda inputs: np.asarray(user_vector(state, inputs, device_catalogue)),
             schema,
-            keys,
+            ids,
             users,
             radius=radius,
             short_length=towers.config.short_length,
@@ -147,12 +150,15 @@ class TwoTowerRetriever:
         """Retrieve.
 
         Returns:
-            ids uint64 ``[N]``, nearest first; with the pair feature ``retrieval_score``, the dot product,
-            float32 ``[N]``, if the schema declares one.
+            ids ``[N]``, nearest first: integers as uint64, or the strings of the catalogue; with
+            the pair feature ``retrieval_score``, the dot product, float32 ``[N]``, if the schema declares
+            one.
         """
-        vector = self._user_vector(self._inputs(self._users(request.user)))
+        vector = self._user_vector(self._inputs(request.user, self._users(request.user)))
         found = self._index.search(np.append(vector, np.float32(0.0)), self._candidates)
         ids = np.asarray(found.keys, np.uint64)
+        if self._names is not None:
+            ids = self._names[self._rows[find(self._sorted_keys, ids)[0]]]
         if not self._scored:
             return Candidates(ids)
         cosines = 1.0 - np.asarray(found.distances, np.float32)
@@ -165,10 +171,10 @@ class TwoTowerRetriever:
             names = ("requests", "unknown_users", "unknown_behaviours")
             return {name: self._counts[name] for name in names}
 
-    def _inputs(self, record: UserRecord | None) -> dict[str, Any]:
+    def _inputs(self, user: UserId, record: UserRecord | None) -> dict[str, Any]:
         """Encode one user, leading axis 1."""
         known = UserRecord() if record is None else record
-        rows, types, unknown = self._history(known)
+        rows, types, unknown = self._history(user, known)
         with self._lock:
             self._counts["requests"] += 1
             self._counts["unknown_users"] += record is None
@@ -183,31 +189,15 @@ class TwoTowerRetriever:
             "long_type": np.full((1, 1), -1, np.int32),
         }
 
-    def _history(self, record: UserRecord) -> tuple[np.ndarray, np.ndarray, int]:
+    def _history(self, user: UserId, record: UserRecord) -> tuple[np.ndarray, np.ndarray, int]:
         rows = np.full(self._short_length, -1, np.int32)
         types = np.full(self._short_length, -1, np.int32)
-        if not len(record.items):
-            return rows, types, 0
-        if len(record.types) != len(record.items):
-            raise RequestError(
-                f"user record: {len(record.items)} items but {len(record.types)} types; give one type each."
-            )
-        keys = item_keys(record.items)
-        place = np.minimum(np.searchsorted(self._sorted_keys, keys), self._sorted_keys.size - 1)
-        known = self._sorted_keys[place] == keys
-        codes = np.array([self._type(value) for value in record.types], np.int32)
+        history = read_history(user, record, self._schema)
+        place, known = find(self._sorted_keys, history.keys)
         kept = min(int(known.sum()), self._short_length)
         rows[:kept] = self._rows[place[known]][:kept]
-        types[:kept] = codes[known][:kept]
-        return rows, types, int(keys.size - known.sum())
-
-    def _type(self, value: Any) -> int:
-        code = self._types.get(value) if isinstance(value, str) else int(value)
-        if code is None or not 0 <= code < len(self._types):
-            raise RequestError(
-                f"behaviour type: got {value!r}, expected one of {list(self._types)} or its position."
-            )
-        return code
+        types[:kept] = history.types[known][:kept]
+        return rows, types, int(known.size - known.sum())
 
 
 def _item_vectors(model: nnx.Module, columns: Columns, n_items: int, batch: int) -> np.ndarray:

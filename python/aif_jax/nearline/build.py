@@ -21,11 +21,12 @@ import numpy as np
 from aif_jax import _native
 from aif_jax.bundle import Bundle
 from aif_jax.errors import AifError, ItemIndexError, WriteError
-from aif_jax.features import EncodeReport, item_keys
+from aif_jax.features import EncodeReport
 from aif_jax.files import close_unflushed, foreign_names, make_directory, real_path, refusals, write_atomic
+from aif_jax.inputs import read_ids
 from aif_jax.nearline.change_log import Position
 from aif_jax.nearline.merging import checked_records
-from aif_jax.nearline.records import take
+from aif_jax.nearline.records import read_records, take
 from aif_jax.nearline.row_file import RowFileWriter, joined_names, open_partial, split_names
 from aif_jax.nearline.row_program import RowProgram, batches
 from aif_jax.nearline.table import RowTable, collision
@@ -266,6 +267,7 @@ class _Building:
             records = next(batches_in, None)
             if records is None:
                 return None
+            records = read_records(records)
             digest = _chained(digest, records)
             return self._encode(records, digest, max(int(max_bad_share * len(records.ids)), 100))
 
@@ -283,7 +285,7 @@ class _Building:
         """
         digest = ""
         for records in itertools.islice(batches_in, self._state["batches"]):
-            digest = _chained(digest, records)
+            digest = _chained(digest, read_records(records))
         if digest != self._state["digest"]:
             raise ItemIndexError(
                 f"{self._folder}: the first {self._state['batches']:,} batches of the catalogue are not "
@@ -302,7 +304,7 @@ class _Building:
             some = records if len(places) == len(records.ids) else take(records, places)
             report = EncodeReport()
             try:
-                keys = item_keys(some.ids)
+                ids = read_ids(some.ids)
                 features = self._program.encode(some.columns, len(places), report)
                 content = self._program.content(some.content, len(places))
                 extra = self._table_type.extra_of(some)
@@ -321,9 +323,11 @@ class _Building:
                         "catalogue, or raise max_bad_share."
                     ) from error
                 return
-            batch.keys.append(keys)
-            if len(keys) and isinstance(some.ids[0], str):
-                batch.names.extend(map(str, some.ids))
+            if any(map(len, batch.keys)) and ids.strings != bool(batch.names):
+                raise ItemIndexError("ids: got integers and strings; use one kind throughout.")
+            batch.keys.append(ids.keys)
+            if ids.strings:
+                batch.names.extend(map(str, ids.given.tolist()))
             batch.encoded.append((features, content, extra))
             batch.report.add(report)
 

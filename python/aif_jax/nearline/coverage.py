@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aif_jax.features import item_keys
+from aif_jax.inputs import item_keys
 from aif_jax.machine import throttled
 from aif_jax.nearline.item_index import RANKABLE_COLUMN, ItemIndex
 from aif_jax.nearline.table import RowTable

@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.errors import ItemIndexError
-from aif_jax.features import item_keys
+from aif_jax.inputs import read_flag, read_flags, read_ids
 from aif_jax.nearline.store import ColumnSpecs
 from aif_jax.nearline.table import RowTable
 from aif_jax.nearline.updates import Upsert
@@ -33,7 +32,7 @@ class ItemIndex(RowTable, guards=("set_rankable", "default_row", "apply")):
         Returns:
             The number of them that are in the index; the others are ignored.
         """
-        keys = np.unique(item_keys(ids))
+        keys, rankable = np.unique(read_ids(ids, ordered=False).keys), read_flag(rankable, "rankable")
         with self._writing:
             columns, found = self.store.gather(keys)
             rows = {name: np.ascontiguousarray(column[found]) for name, column in columns.items()}
@@ -53,7 +52,8 @@ class ItemIndex(RowTable, guards=("set_rankable", "default_row", "apply")):
     @classmethod
     def extra_of(cls, records: ItemRecords) -> dict[str, np.ndarray]:
         """Return the rankable flags of items, uint8 ``[n, 1]``."""
-        return cls._extra_values(len(records.ids), {RANKABLE_COLUMN: records.rankable})
+        n = len(read_ids(records.ids).keys)
+        return cls._extra_values(n, {RANKABLE_COLUMN: records.rankable})
 
     @classmethod
     def _extra_values(cls, n: int, extra: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -62,12 +62,7 @@ class ItemIndex(RowTable, guards=("set_rankable", "default_row", "apply")):
         flags = extra.get(RANKABLE_COLUMN)
         if flags is None:
             return {RANKABLE_COLUMN: np.ones((n, 1), np.uint8)}
-        flags = np.asarray(flags)
-        if flags.shape != (n,) or flags.dtype != np.bool_:
-            raise ItemIndexError(
-                f"rankable: got {flags.dtype}{list(flags.shape)}, expected bool [{n}], one for each id."
-            )
-        return {RANKABLE_COLUMN: flags[:, None].astype(np.uint8)}
+        return {RANKABLE_COLUMN: read_flags(flags, n, RANKABLE_COLUMN)[:, None].astype(np.uint8)}
 
     def apply(self, update: Upsert) -> int:
         """Compute and store the rows of an update, rankable or not; return their number. See `upsert`."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from aif_jax.errors import AifError, ItemIndexError, RequestError
 from aif_jax.features import Ragged
-from aif_jax.features.columns import plain_column
+from aif_jax.inputs import read_column
 from aif_jax.nearline.records import concatenated, take
 from aif_jax.nearline.update_source import Delivery, own_error
 from aif_jax.nearline.updates import Delete, Update, Upsert
@@ -125,7 +125,7 @@ def _rows(column: Any, name: str, n: int | None) -> Any:
     Raises:
         RequestError: it is something else, or has another number of rows than n.
     """
-    rows = plain_column(column)
+    rows = read_column(column, name)
     if isinstance(rows, np.ma.MaskedArray):
         rows = rows.tolist()
     if isinstance(rows, np.ndarray):

@@ -8,6 +8,7 @@ import numpy as np
 from aif_jax.bundle import Bundle
 from aif_jax.errors import ItemIndexError
 from aif_jax.features import EncodeReport, pad_to
+from aif_jax.inputs import read_content
 from aif_jax.nearline.store import ColumnSpecs
 from aif_jax.types import named_dtype
 
@@ -33,9 +34,7 @@ class RowProgram:
         }
         """Dtype and shape within one row of each computed column."""
 
-    def encode(
-        self, columns: Mapping[str, Any], n: int, report: EncodeReport | None = None
-    ) -> dict[str, np.ndarray]:
+    def encode(self, columns: Any, n: int, report: EncodeReport | None = None) -> dict[str, np.ndarray]:
         """Encode raw item features by the schema, ``[n, ...]`` each.
 
         Raises:
@@ -43,7 +42,7 @@ class RowProgram:
         """
         return self._bundle.schema.encode("item", columns, n, report=report)
 
-    def content(self, content: np.ndarray | None, n: int) -> np.ndarray:
+    def content(self, content: Any, n: int) -> np.ndarray:
         """Return content embeddings as the program takes them; see `checked_content`."""
         return checked_content(content, n, self._bundle.config.content_width)
 
@@ -79,21 +78,15 @@ def batches(n: int) -> Iterator[slice]:
         yield slice(start, min(start + BATCH, n))
 
 
-def checked_content(content: np.ndarray | None, n: int, width: int) -> np.ndarray:
-    """Return content embeddings as float32 ``[n, width]``, zeros where there is none.
+def checked_content(content: Any, n: int, width: int) -> np.ndarray:
+    """Return content embeddings as float32 ``[n, width]``, zeros where there is none; see `read_content`.
 
     Raises:
         ItemIndexError: the shape is wrong, or a row is neither zero, NaN nor of unit length.
     """
-    if content is None:
-        return np.zeros((n, width), np.float32)
-    rows = np.array(content, np.float32)
-    if rows.shape != (n, width):
-        raise ItemIndexError(
-            f"content: got shape {rows.shape}, expected ({n}, {width}): one embedding of the model's "
-            "content_width for each id."
-        )
-    rows[np.isnan(rows).any(axis=1)] = 0.0
+    given = read_content(content, n, width)
+    assert given is not None, "the width is known"
+    rows = np.where(np.isnan(given), np.float32(0.0), given)
     length = np.linalg.norm(rows, axis=1)
     wrong = np.flatnonzero((length != 0) & ~(np.abs(length - 1.0) < 1e-2))
     if len(wrong):

@@ -10,7 +10,8 @@ import numpy as np
 
 from aif_jax.bundle import Bundle
 from aif_jax.errors import ItemIndexError, VersionMismatchError
-from aif_jax.features import EncodeReport, item_keys
+from aif_jax.features import EncodeReport
+from aif_jax.inputs import Ids, read_ids, shown
 from aif_jax.nearline.change_log import ChangeLog, Deleted, Rows
 from aif_jax.nearline.mapped_file import MappedFile
 from aif_jax.nearline.row_file import ROWS_AT, RowFileWriter, open_row_file
@@ -58,6 +59,8 @@ class RowTable(
         self._program = RowProgram(bundle, self.stage)
         self.store = RowStore(self.columns_of(bundle), initial_keys=expected_rows)
         self._names: dict[int, str] | None = None
+        self.strings: bool | None = None
+        """True if the ids are strings; ``None`` until there are some."""
         self._writing = threading.RLock()
         self._listeners: tuple[Listener, ...] = ()
         self._log: ChangeLog | None = None
@@ -71,8 +74,8 @@ class RowTable(
         cls,
         bundle: Bundle,
         ids: Any,
-        columns: Mapping[str, Any],
-        content: np.ndarray | None = None,
+        columns: Any,
+        content: Any = None,
         *,
         progress: Progress | None = None,
         **extra: Any,
@@ -81,10 +84,12 @@ class RowTable(
 
         Args:
             bundle: the model.
-            ids: item ids, ``[n]``: non-negative integers, or strings.
-            columns: raw item features by name, each with n rows; an absent one counts as missing.
-            content: content embeddings, float ``[n, d_m]``, centred as in training, of unit length; rows of
-                zeros or NaN for items without content; ``None`` if no item has any.
+            ids: item ids, ``[n]``: non-negative integers, or strings; array, list, series or Arrow array.
+            columns: raw item features by name, each with n rows, or a frame or Arrow table of them; an absent
+                one counts as missing. Rows belong together by position, whatever the index of a series says.
+            content: content embeddings, float ``[n, d_m]`` or a column of lists, centred as in training, of
+                unit length; rows of zeros, NaN or null for items without content; ``None`` if no item has
+                any.
             progress: called after every batch.
             **extra: see the subclass.
 
@@ -94,7 +99,8 @@ class RowTable(
             SchemaError: a column does not fit the schema.
             RequestError: ids are neither integers nor strings.
         """
-        table = cls(bundle, expected_rows=len(ids))
+        ids = read_ids(ids)
+        table = cls(bundle, expected_rows=len(ids.keys))
         table._store(ids, columns, content, progress, extra)
         return table
 
@@ -111,7 +117,8 @@ class RowTable(
             ItemIndexError: an id is repeated, two string ids have the same hash, or a column is missing.
             LayoutError: a column has the wrong shape or dtype.
         """
-        table = cls(bundle, expected_rows=len(ids))
+        ids = read_ids(ids)
+        table = cls(bundle, expected_rows=len(ids.keys))
         if table.store.columns.keys() != rows.keys():
             expected = table.store.columns.keys()
             lacking, unknown = sorted(expected - rows.keys()), sorted(rows.keys() - expected)
@@ -124,9 +131,7 @@ class RowTable(
         table.store.upsert(keys, {name: np.ascontiguousarray(column) for name, column in rows.items()})
         return table
 
-    def upsert(
-        self, ids: Any, columns: Mapping[str, Any], content: np.ndarray | None = None, **extra: Any
-    ) -> int:
+    def upsert(self, ids: Any, columns: Any, content: Any = None, **extra: Any) -> int:
         """Compute and store the rows of items that are new or have changed; see `build` for the arguments.
 
         Readers see either the old or the new row of an item, never parts of both.
@@ -134,11 +139,9 @@ class RowTable(
         Returns:
             The number of rows stored.
         """
-        return self._store(ids, columns, content, None, extra)
+        return self._store(read_ids(ids), columns, content, None, extra)
 
-    def add(
-        self, ids: Any, columns: Mapping[str, Any], content: np.ndarray | None = None, **extra: Any
-    ) -> int:
+    def add(self, ids: Any, columns: Any, content: Any = None, **extra: Any) -> int:
         """Compute and store the rows of items that have none; see `build` for the arguments.
 
         An item that has a row by then keeps it, so that features that were read earlier do not replace a row
@@ -147,7 +150,7 @@ class RowTable(
         Returns:
             The number of rows stored.
         """
-        return self._store(ids, columns, content, None, extra, only_new=True)
+        return self._store(read_ids(ids), columns, content, None, extra, only_new=True)
 
     def warm(self) -> None:
         """Compile the program that computes rows, so that no `upsert` has to."""
@@ -159,7 +162,7 @@ class RowTable(
         Returns:
             The number of them that had a row.
         """
-        keys = item_keys(ids)
+        keys = read_ids(ids, ordered=False).keys
         with self._writing:
             if self._log is not None:
                 self._log.deleted(keys)
@@ -201,7 +204,7 @@ class RowTable(
         return f"{type(self).__name__}({rows} of {size:,} bytes, bundle {self.version[:8]})"
 
     def __contains__(self, item: object) -> bool:
-        return bool(self.store.cache.contains(item_keys([item]))[0])
+        return bool(self.store.cache.contains(read_ids([item]).keys)[0])
 
     @property
     def version(self) -> str:
@@ -356,8 +359,7 @@ class RowTable(
                 part = slice(start, start + _CHUNK)
                 chunk = {name: np.ascontiguousarray(column[part]) for name, column in columns.items()}
                 table.store.upsert(file.keys[part], chunk)
-        if file.names is not None:
-            table._names = dict(zip(file.keys.tolist(), file.names, strict=True))
+        table._named(file.keys, file.names)
         return table, file.file
 
     # -- changes on disk --------------------------------------------------------------------------
@@ -422,7 +424,7 @@ class RowTable(
 
     def check(self, update: Update) -> None:
         """Raise the error of an update that cannot be read; compute and store nothing."""
-        n = len(item_keys(update.ids))
+        n = len(read_ids(update.ids, ordered=isinstance(update, Upsert)).keys)
         if isinstance(update, Upsert):
             self._program.content(update.content, n)
             self.extra_of(update)
@@ -432,15 +434,15 @@ class RowTable(
 
     def _store(
         self,
-        ids: Any,
-        columns: Mapping[str, Any],
-        content: np.ndarray | None,
+        ids: Ids,
+        columns: Any,
+        content: Any,
         progress: Progress | None,
         extra: Mapping[str, Any],
         *,
         only_new: bool = False,
     ) -> int:
-        n, stored = len(ids), 0
+        n, stored = len(ids.keys), 0
         content = self._program.content(content, n)
         values = self._extra_values(n, extra)
         with self._writing:
@@ -489,6 +491,8 @@ class RowTable(
             self._names.update(zip(keys.tolist(), names, strict=True))
         elif len(keys):
             self._names = None
+        if len(keys):
+            self.strings = names is not None
 
     def _notify(self, keys: np.ndarray) -> None:
         errors: list[Exception] = []
@@ -500,18 +504,18 @@ class RowTable(
         if errors:
             raise errors[0]
 
-    def _register(self, ids: Any) -> np.ndarray:
+    def _register(self, read: Ids) -> np.ndarray:
         """Return the keys of ids; repeated ids and strings with the same hash are refused."""
-        if not isinstance(ids, np.ndarray):
-            ids = list(ids)
-        keys = item_keys(ids)
-        strings = len(keys) > 0 and isinstance(ids[0], str)
+        ids, keys, strings = read.given, read.keys, read.strings
         order = np.argsort(keys, kind="stable")
         same = np.flatnonzero(keys[order][1:] == keys[order][:-1])
         if len(same):
             first, second = ids[order[same[0]]], ids[order[same[0] + 1]]
             if first == second:
-                raise ItemIndexError(f"ids: {first!r} is given twice; give each item one row.")
+                raise ItemIndexError(
+                    f"ids: {shown(first)} is given twice, in rows {order[same[0]]} and {order[same[0] + 1]}; "
+                    "give each item one row."
+                )
             raise collision(first, second, int(keys[order[same[0]]]))
         if len(self) and len(keys) and strings != (self._names is not None):
             here, given = ("integers", "strings") if strings else ("strings", "integers")

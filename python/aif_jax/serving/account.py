@@ -150,6 +150,7 @@ def describe(
         "prepare_ms": (parsed_s - called_s + prepared_s - ready_s) * 1e3,
         "hidden_ms": max(0.0, min(side.finished_s, called_s) - side.fetch_began_s) * 1e3,
         "candidates": parsed.given,
+        "padded": parsed.padded,
         "duplicates": parsed.duplicates,
         "filtered": parsed.filtered,
         "computed_items": 0 if rows is None else rows.computed,
@@ -170,6 +171,7 @@ def describe(
 
 def _why_empty(values: Mapping[str, Any]) -> str:
     numbers = (
+        (values["padded"], "were padding"),
         (values["duplicates"], "came in twice"),
         (values["filtered"].get("exclude", 0), "excluded by the request"),
         (values["filtered"].get("categories", 0), "of no category that the request allows"),

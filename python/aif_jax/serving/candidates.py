@@ -9,19 +9,17 @@ import numpy as np
 
 from aif_jax import _native
 from aif_jax.errors import RequestError, SchemaError
-from aif_jax.features import EncodeReport, Numeric, Ragged, Schema
-from aif_jax.features.columns import plain_column, read_ids, table_columns
+from aif_jax.features import EncodeReport, Numeric, Schema
+from aif_jax.features.candidates import read_candidates
 from aif_jax.features.filters import Filters, checked_filters
+from aif_jax.inputs import is_user_id, read_number, shown, take_rows
 from aif_jax.nearline import ItemIndex
 from aif_jax.serving.config import UnknownColumns
 
-ID_COLUMNS = ("id", "item_id")
-"""The column of a table that holds the item ids: the first of these names that the table has."""
+_UINT64, _INT64 = np.dtype(np.uint64), np.dtype(np.int64)
 
 CATEGORY = "category"
 """The column of item rows that holds an item's encoded categories, int32 ``[C]``."""
-
-_UINT64, _INT64 = np.dtype(np.uint64), np.dtype(np.int64)
 
 
 class RankArgs(NamedTuple):
@@ -37,7 +35,10 @@ class RankArgs(NamedTuple):
         """Return about how many candidates there are; 1 for what cannot be counted (an error follows)."""
         table = self.candidates
         column = next(iter(table.values()), ()) if isinstance(table, Mapping) else table
-        return len(column) if hasattr(column, "__len__") else 1
+        try:
+            return len(column)
+        except TypeError:
+            return 1
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -52,6 +53,8 @@ class ParsedCandidates:
         filters: the request's.
         given: number that came in.
         rows: positions of these among all that came in, int64 ``[n]``; ``None`` if they are all of them.
+        strings: whether the ids are strings.
+        padded: number of them that were -1, which fills up a retrieval that found fewer.
         duplicates: number of these that had come in before.
         filtered: number that the filters left out so far, by filter.
         parsed_s: end of parsing, on the clock of ``time.perf_counter``.
@@ -64,6 +67,8 @@ class ParsedCandidates:
     filters: Filters | None
     given: int
     rows: np.ndarray | None = None
+    strings: bool = False
+    padded: int = 0
     duplicates: int = 0
     filtered: dict[str, int] = dataclasses.field(default_factory=dict)
     parsed_s: float = 0.0
@@ -85,8 +90,8 @@ def parse(args: RankArgs, schema: Schema, unknown_columns: UnknownColumns = "err
     """Read and check candidates, drop repeated ones, and leave out those that the request excludes.
 
     Args:
-        args: candidates are item ids ``[N]``, or a table, see `split_table`; pair features are raw columns by
-            name, each ``[N]``.
+        args: candidates are item ids ``[N]``, or a table, see `read_candidates`; pair features are raw
+            columns by name, each ``[N]``.
         schema: the model's features.
         unknown_columns: what becomes of a table's columns that the schema does not know.
 
@@ -94,95 +99,48 @@ def parse(args: RankArgs, schema: Schema, unknown_columns: UnknownColumns = "err
         RequestError: there are no candidates, ids are not ids, a table is malformed, or the filters do not
             fit the candidates.
     """
-    ids, pair, filters = args.candidates, args.pair, args.filters
+    filters = args.filters
     if filters is not None:
         filters = checked_filters(filters)
-    keys, ignored = _fast_keys(ids, pair), ()
-    if keys is None:
-        ids, pair, ignored = split_table(ids, pair, schema, unknown_columns)
-        try:
-            ids, keys, _ = read_ids(ids)
-        except RequestError as error:
-            raise RequestError(f"candidates: {str(error).removeprefix('ids: ')}") from error
-    if not len(keys):
-        raise RequestError(
-            "candidates: there are none; expected at least one id. Do not rank an empty retrieval."
+    raw = args.candidates
+    keys = _fast_keys(raw, args.pair)
+    if keys is not None:
+        parsed = ParsedCandidates(raw, keys, args.pair or {}, (), filters, len(keys))
+    else:
+        ids, pair, ignored = read_candidates(
+            raw, args.pair, schema, ignore_unknown=unknown_columns == "ignore"
         )
-    parsed = ParsedCandidates(ids, keys, pair or {}, ignored, filters, len(keys))
-    first = _native.distinct(keys)
+        given, keys, strings, padding = ids
+        parsed = ParsedCandidates(given, keys, pair, ignored, filters, len(keys), strings=strings)
+        if padding is not None:
+            parsed.padded = int(np.count_nonzero(padding))
+            parsed.keep(np.flatnonzero(~padding))
+    if not len(parsed.keys):
+        raise RequestError(
+            f"candidates: there are none{' but padding' * bool(parsed.padded)}; expected at least one id. Do "
+            "not rank an empty retrieval."
+        )
+    first = _native.distinct(parsed.keys)
     if first is not None:
-        parsed.duplicates = parsed.given - len(first)
+        parsed.duplicates = len(parsed.keys) - len(first)
         parsed.keep(first)
     if filters is not None:
-        excluded = filters.excluded(parsed.keys, isinstance(parsed.ids[0], str))
+        excluded = filters.excluded(parsed.keys, parsed.strings)
         if excluded is not None:
             parsed.leave_out(excluded, "exclude")
     parsed.parsed_s = time.perf_counter()
     return parsed
 
 
-def split_table(
-    candidates: Any, pair: Mapping[str, Any] | None, schema: Schema, unknown: UnknownColumns
-) -> tuple[Any, dict[str, Any], tuple[str, ...]]:
-    """Separate ids from pair features.
-
-    Args:
-        candidates: item ids ``[N]``, or a table of N rows: a mapping of columns, a structured array, a frame
-            (pandas, polars), or anything of Arrow. Its ids are in the column ``id`` (or ``item_id``), every
-            other column is the pair feature of that name.
-        pair: further raw pair features by name, each ``[N]``.
-        schema: the model's features.
-        unknown: what becomes of a table's columns that are not pair features of the schema.
-
-    Returns:
-        The ids, pair features by name, and the names of the columns that were ignored; columns of Arrow,
-        pandas and polars as NumPy arrays or lists.
-
-    Raises:
-        RequestError: the table has no ids, or two columns of one name; it has unknown columns, under
-            ``error``; ``pair`` is not a mapping, or names a feature that the table has too; or reading the
-            table needs pyarrow.
-    """
-    if pair is not None and not isinstance(pair, Mapping):
-        raise RequestError(f"pair features: got a {type(pair).__name__}, expected columns by name.")
-    given = {name: plain_column(column) for name, column in (pair or {}).items()}
-    table = table_columns(candidates, "candidates")
-    if table is None:
-        return plain_column(candidates), given, ()
-    name = next((name for name in ID_COLUMNS if name in table), None)
-    if name is None:
-        raise RequestError(
-            f"candidates: got a table with the columns {_sorted(table)}, expected one named 'id' (or "
-            "'item_id') that holds the item ids; rename it."
-        )
-    ids = table.pop(name)
-    if twice := table.keys() & given.keys():
-        raise RequestError(
-            f"pair features: {_sorted(twice)} are columns of the table and named by pair= too; give each "
-            "once."
-        )
-    known = {feature.name for feature in schema.pair}
-    ignored = [column for column in table if column not in known]
-    if ignored and unknown == "error":
-        raise RequestError(
-            f"candidates: columns {_sorted(ignored)} of the table are not in the schema, whose pair features "
-            f"are {_sorted(known)}; leave them out, or configure unknown_columns='ignore'."
-        )
-    for column in ignored:
-        del table[column]
-    features = {column: plain_column(values) for column, values in table.items()}
-    return plain_column(ids), {**features, **given}, tuple(map(str, ignored))
-
-
 def _fast_keys(ids: Any, pair: Any) -> np.ndarray | None:
-    """Return the keys of an array of integers without a copy; ``None`` if ids or pair features take more."""
+    """Return the keys of contiguous 64-bit integers without a copy; ``None`` where more is to convert."""
     if type(ids) is not np.ndarray or ids.ndim != 1 or not (pair is None or type(pair) is dict):
         return None
     flags, dtype = ids.flags, ids.dtype
-    if not (flags.c_contiguous and flags.aligned and dtype.isnative):
+    if not (flags.c_contiguous and flags.aligned):
         return None
     for column in (pair or {}).values():
-        if type(column) is not np.ndarray:
+        if type(column) is not np.ndarray or not column.ndim:
             return None
     if dtype == _UINT64:
         return ids
@@ -221,7 +179,8 @@ def encode(
 
     Args:
         parsed: from `parse`.
-        index: the item rows, for filters by category; ``None`` where nothing is filtered.
+        index: the item rows, for the kind of their ids and filters by category; ``None`` where nothing is
+            filtered and the kind is known.
         schema: the model's features.
         raw: names of the pair features whose raw values the score expression reads; missing ones are 0.
         report: counts of what encoding did not recognise are added to it.
@@ -233,6 +192,12 @@ def encode(
     """
     if parsed.ignored:
         report.ignore(parsed.ignored)
+    if index is not None and index.strings not in (None, parsed.strings) and len(parsed.ids):
+        given, others = ("strings", "integers") if parsed.strings else ("integers", "strings")
+        raise RequestError(
+            f"candidates: got {given} such as {shown(parsed.ids[0])}, but the ids of the item index are "
+            f"{others}, so that none would be found; give ids of the same kind."
+        )
     if parsed.filters is not None and parsed.filters.by_category and index is not None:
         columns = index.store.columns
         if CATEGORY not in columns or 0 in columns[CATEGORY][1]:
@@ -248,8 +213,8 @@ def encode(
         return EncodedCandidates(parsed.ids, parsed.keys, {})
     # The pair features of candidates that were left out are not encoded. (A column that does not fit is
     # encoded as it is, for the error that says so.)
-    if rows is not None and all(_fits(column, n) for column in pair.values()):
-        pair, n = {name: _taken(column, rows) for name, column in pair.items()}, len(rows)
+    if rows is not None and all(len(column) == n for column in pair.values()):
+        pair, n = {name: take_rows(column, rows) for name, column in pair.items()}, len(rows)
     try:
         encoded = schema.encode("pair", pair, n, report=report)
     except SchemaError as error:
@@ -270,15 +235,15 @@ def check_candidates(
     raw: Iterable[str],
     report: EncodeReport,
     unknown_columns: UnknownColumns = "error",
+    index: ItemIndex | None = None,
 ) -> EncodedCandidates:
     """Parse and encode candidates where nothing is filtered.
 
     Raises:
         RequestError: see `parse` and `encode`.
     """
-    return encode(
-        parse(RankArgs(ids, pair, None, None, 0.0), schema, unknown_columns), None, schema, raw, report
-    )
+    parsed = parse(RankArgs(ids, pair, None, None, 0.0), schema, unknown_columns)
+    return encode(parsed, index, schema, raw, report)
 
 
 def _raw(schema: Schema, name: str, column: Any, n: int) -> np.ndarray:
@@ -291,44 +256,33 @@ def _raw(schema: Schema, name: str, column: Any, n: int) -> np.ndarray:
     return values
 
 
-def _fits(column: Any, n: int) -> bool:
-    try:
-        return len(column) == n
-    except TypeError:
-        return False
-
-
-def _taken(column: Any, rows: np.ndarray) -> Any:
-    if isinstance(column, Ragged):
-        return column.take(rows)
-    if isinstance(column, (list, tuple)):
-        return [column[row] for row in rows.tolist()]
-    return np.asanyarray(column)[rows]
-
-
-def _sorted(names: Iterable[Any]) -> list[str]:
-    return sorted(map(str, names))
-
-
 _MAX_DEADLINE_MS = 1e9
 
 
-def check_request(user: Any, context: Any, deadline_ms: Any, schema: Schema) -> None:
+def read_deadline(deadline_ms: Any) -> float | None:
+    """Read a deadline.
+
+    Raises:
+        RequestError: it is not a number of milliseconds that a clock can count.
+    """
+    if deadline_ms is None:
+        return None
+    return read_number(
+        deadline_ms,
+        "deadline_ms",
+        lambda ms: 0 < ms <= _MAX_DEADLINE_MS,
+        f"more than 0 and at most {_MAX_DEADLINE_MS:g} (11 days) milliseconds, or None for no deadline",
+    )
+
+
+def check_request(user: Any, context: Any, schema: Schema) -> None:
     """Check the arguments that a request begins with.
 
     Raises:
-        RequestError: ``user`` is not an integer or a string, the deadline is not a number of milliseconds
-            that a clock can count, or the context does not fit the schema.
+        RequestError: ``user`` is not an integer or a string, or the context does not fit the schema.
     """
-    if type(user) not in (int, str) and (
-        isinstance(user, bool) or not isinstance(user, (int, str, np.integer))
-    ):
-        raise RequestError(f"user: got {type(user).__name__} {user!r}, expected an integer or a string.")
-    if deadline_ms is not None and not 0 < deadline_ms <= _MAX_DEADLINE_MS:
-        raise RequestError(
-            f"deadline_ms: got {deadline_ms}, expected more than 0 and at most "
-            f"{_MAX_DEADLINE_MS:g} (11 days), or None for no deadline."
-        )
+    if type(user) not in (int, str) and not is_user_id(user):
+        raise RequestError(f"user: got {type(user).__name__} {shown(user)}, expected an integer or a string.")
     if context:
         check_context(context, schema)
     elif context is not None and not isinstance(context, Mapping):
@@ -345,7 +299,7 @@ def check_context(context: Any, schema: Schema) -> None:
         raise RequestError(f"context: got a {type(context).__name__}, expected features by name.")
     known = schema.names("context")
     if not context.keys() <= known:
-        unknown = _sorted(context.keys() - known)
+        unknown = sorted(map(str, context.keys() - known))
         raise RequestError(
             f"context: features {unknown} are not in the schema, whose context features are "
             f"{sorted(known)}; leave them out, or train with a schema that names them."
@@ -360,7 +314,7 @@ def checked_k(k: Any, k_max: int) -> int:
     """
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= k_max:
         raise RequestError(
-            f"k: got {k!r}, expected a whole number from 1 to {k_max}, the bundle's k_max; "
+            f"k: got {shown(k)}, expected a whole number from 1 to {k_max}, the bundle's k_max; "
             "export the model with a larger k_max to get more results."
         )
     return int(k)

@@ -5,20 +5,19 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal, NamedTuple, Self, TypedDict, Unpack, overload
 
-import numpy as np
-
 from aif_jax import processes
 from aif_jax.aio import EventLoop
 from aif_jax.bundle import Bundle, compilations, loads
 from aif_jax.errors import SchedulerError
 from aif_jax.features.copies import copied
 from aif_jax.features.filters import Filters
+from aif_jax.inputs import is_user_id, read_user_ids
 from aif_jax.memory import Needs, memory_stats
 from aif_jax.nearline import Tables
 from aif_jax.nearline.tables import check_tables
 from aif_jax.processes import OfOneProcess
 from aif_jax.serving.admission import Admission
-from aif_jax.serving.candidates import check_request
+from aif_jax.serving.candidates import check_request, read_deadline
 from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.generation import Generation
 from aif_jax.serving.many import Context, Window, for_each, own_context, rank_in_order, rank_side_by_side
@@ -437,8 +436,8 @@ class Engine(OfOneProcess, guards=("publish", "rollback", "drop_previous", "shad
         Returns:
             The number of states dropped.
         """
-        alone = isinstance(users, (int, str, np.integer))
-        return self._generations.invalidate([users] if alone else list(users))
+        several: list[Any] = [users] if is_user_id(users) else read_user_ids(users)
+        return self._generations.invalidate(several)
 
     # -- life -------------------------------------------------------------------------------------
 
@@ -571,7 +570,8 @@ class Engine(OfOneProcess, guards=("publish", "rollback", "drop_previous", "shad
             try:
                 if own and self._sources.retrieve is None:
                     release.retrieval.require()
-                check_request(user, context, deadline.ms, release.generation.bundle.schema)
+                read_deadline(deadline.ms)
+                check_request(user, context, release.generation.bundle.schema)
                 # Copied: it is read in another thread, later, and the caller may use the mapping again.
                 given = copied(context) if context else {}
                 return Pending(self._services, release, user, given, deadline, own=own, member=member)

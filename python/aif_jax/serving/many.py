@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from aif_jax.errors import RequestError
 from aif_jax.features.copies import copied
 from aif_jax.features.filters import Filters, filters_for_each
+from aif_jax.inputs import read_flat, read_user_ids
 from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.report import Ranking
 from aif_jax.serving.request import Pending
@@ -35,14 +36,16 @@ def for_each(
     Raises:
         RequestError: there are more or fewer filters or contexts than users, or a filter is something else.
     """
-    users = list(users)
+    users = read_user_ids(users, ordered=True, checked=False)
     each, n = filters_for_each(filters, users), len(users)
     if contexts is None:
         return users, each, [None] * n
-    if isinstance(contexts, Mapping) or len(contexts) != n:
-        given = "one mapping" if isinstance(contexts, Mapping) else f"{len(contexts)}"
-        raise RequestError(f"contexts: got {given} for {n} users, expected a list of one for each user.")
-    return users, each, [own_context(context) for context in contexts]
+    if isinstance(contexts, Mapping):
+        raise RequestError(f"contexts: got one mapping for {n} users, expected a list of one for each user.")
+    given = read_flat(contexts, "contexts")
+    if len(given) != n:
+        raise RequestError(f"contexts: got {len(given)} for {n} users, expected a list of one for each user.")
+    return users, each, [own_context(context) for context in given]
 
 
 class Window(NamedTuple):

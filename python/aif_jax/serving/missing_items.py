@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from aif_jax.errors import AifError, DeadlineExceededError, ItemIndexError, OverloadedError
-from aif_jax.features import item_keys
+from aif_jax.inputs import item_keys
 from aif_jax.nearline import ItemIndex
 from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.tasks import Tasks

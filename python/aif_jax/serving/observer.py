@@ -15,7 +15,7 @@ from aif_jax.types import UserId
 _log = logging.getLogger(__name__)
 
 _LEFT_OUT = (
-    "candidates", "duplicates", "missing_items", "not_rankable", "unscored", "unknown_behaviours",
+    "candidates", "padded", "duplicates", "missing_items", "not_rankable", "unscored", "unknown_behaviours",
     "truncated_behaviours", "category_overflow", "computed_items",
 )  # fmt: skip
 

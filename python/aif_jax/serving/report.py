@@ -94,6 +94,7 @@ class Report(NamedTuple):
         total_ms: from `begin` to the ranking.
         hidden_ms: user-side time that passed while retrieval was running anyway.
         candidates: ids that came in, before anything was left out.
+        padded: candidates that were -1, which fills up a retrieval that found fewer; they are left out.
         duplicates: candidates that came in before in the same request; the first of each is kept, with its
             pair features.
         filtered: candidates that the request's filters left out, by filter: ``exclude``, ``categories``.
@@ -147,6 +148,7 @@ class Report(NamedTuple):
     total_ms: float
     hidden_ms: float
     candidates: int
+    padded: int
     duplicates: int
     filtered: Mapping[str, int]
     computed_items: int
@@ -198,7 +200,7 @@ class Report(NamedTuple):
         if self.rung:
             facts["degraded"] = f"rung {self.rung}: {self.rung_reason}"
         left_out = {
-            "duplicates": self.duplicates, "filtered": sum(self.filtered.values()),
+            "padding": self.padded, "duplicates": self.duplicates, "filtered": sum(self.filtered.values()),
             "missing": self.missing_items, "not rankable": self.not_rankable, "unscored": self.unscored,
         }  # fmt: skip
         if shown := [f"{number} {name}" for name, number in left_out.items() if number]:

@@ -197,7 +197,7 @@ class Retrieval:
             try:
                 check_candidates(
                     *found, generation.bundle.schema, generation.raw_pair, EncodeReport(),
-                    generation.config.unknown_columns,
+                    generation.config.unknown_columns, generation.tables.items,
                 )  # fmt: skip
             except RequestError as error:
                 # Not from it: retrieve did not raise.

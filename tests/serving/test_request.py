@@ -195,7 +195,7 @@ def test_request_random_events_agree_with_the_plain_model(seed: int) -> None:
         started,
         event(lambda: pending._user_fetched(UserRecord()), model.fetched),
         event(lambda: pending._user_computed(SIDE), lambda: model.settled("ready")),
-        event(lambda: pending._user_failed(ValueError("broken"), True), lambda: model.settled("failed")),
+        event(lambda: pending._user_failed(ValueError("broken")), lambda: model.settled("failed")),
         claim,
         event(pending._take_over, model.take_over),
         event(pending.cancel, lambda: model.give_up(("open", "retrieving"))),

@@ -38,6 +38,8 @@ def copied(value: Any) -> Any:
         return value.copy() if set(map(type, value)) <= _FIXED else kind(copied(each) for each in value)
     if isinstance(value, Mapping):
         return {name: copied(each) for name, each in value.items()}
+    if kind.__module__.partition(".")[0] == "pyarrow":  # nobody changes these, and readers cannot be copied
+        return value
     try:
         return copy.deepcopy(value)
     except Exception as error:

@@ -30,7 +30,7 @@ _DAY = 86_400
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What both kinds of logs take beside their own columns; see `Dataset.from_events`.
+    """The settings that both kinds of logs share; see `Dataset.from_events`.
 
     Attributes:
         users: table of users, or ``None``.
@@ -105,6 +105,7 @@ def from_events(
         first_part=first_part,
     )
     item = np.concatenate([real.item[:, None], drawn], axis=1)
+    del drawn  # as large as a column of all rows
     shape, item = item.shape, item.ravel()
     kept = np.flatnonzero(item >= 0) if item.min() < 0 else None
 
@@ -123,7 +124,7 @@ def from_events(
         item=item,
         history_end=each(ends_before(log.user, log.time)[rows]),
         labels={
-            head: np.where(sampled, np.float32(0), each(flag[rows])).astype(np.float32)
+            head: np.where(sampled, np.float32(0), each(flag[rows])).astype(np.float32, copy=False)
             for head, flag in of_head.items()
         },
         label_mask={head: np.broadcast_to(np.float32(1), len(item)) for head in heads},
@@ -155,7 +156,7 @@ def from_impressions(impressions: Any, names: Names, setting: Setting, events: A
         raw.moments, logs[1].moments = common_unit(raw.moments, logs[1].moments)
     users, items = _sides(names, setting, *logs)
     shown = number(raw, users, items, unlisted=setting.unlisted)
-    words = logs[-1].words.get("type")
+    words, types = logs[-1].words.get("type"), ()
     if own:
         types, shown = _own_types(shown, words, tuple(names.labels), setting.schema)
     shown = shown.in_order()

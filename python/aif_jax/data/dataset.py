@@ -243,7 +243,7 @@ class Dataset:
 
     @functools.cached_property
     def warnings(self) -> tuple[str, ...]:
-        """What makes training or its measurement doubtful, one sentence each; `summary` ends with them."""
+        """Doubts about training or its measurement, one sentence each; `summary` ends with them."""
         found = warnings_of(self.n_items, self.n_users, self.events, self.impressions, self.notes)
         return tuple(found)
 
@@ -588,8 +588,8 @@ def _check(dataset: Dataset) -> None:
             fail(f"an impression names a user outside the {dataset.n_users} users")
         if not (impressions.item.min() >= 0 and impressions.item.max() < dataset.n_items):
             fail(f"an impression names an item outside the {dataset.n_items} items")
-        start, end = events.offsets[impressions.user], events.offsets[impressions.user + 1]
-        if np.any((impressions.history_end < start) | (impressions.history_end > end)):
+        starts, stops, ends = events.offsets[:-1], events.offsets[1:], impressions.history_end
+        if np.any(ends < starts[impressions.user]) or np.any(ends > stops[impressions.user]):
             fail("a history ends outside its user's events")
         request, order = impressions.request, slice(None)
         if np.any(request[1:] < request[:-1]):

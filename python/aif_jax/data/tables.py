@@ -151,7 +151,7 @@ class SortedIds:
 
     @property
     def strings(self) -> bool:
-        """Whether the ids are strings."""
+        """True if the ids are strings."""
         import pyarrow as pa
 
         return pa.types.is_large_string(self.values.type)
@@ -209,7 +209,7 @@ class CodedIds:
 
     @property
     def strings(self) -> bool:
-        """Whether the ids are strings."""
+        """True if the ids are strings."""
         import pyarrow as pa
 
         return pa.types.is_large_string(self.values.type)

@@ -194,10 +194,10 @@ def test_kuairand_undescribed_video_raises(tmp_path):
     write_archive(tmp_path)
     first = dict(zip(VIDEO_COLUMNS, VIDEOS[0], strict=True))
     write_csv(tmp_path / "data" / "video_features_basic_pure.csv", [first])
-    with pytest.raises(DataError, match="video 2 occurs in the log"):
+    with pytest.raises(DataError, match=r"items: the table lacks .* such as 2"):
         kuairand(tmp_path)
     write_csv(tmp_path / "data" / "video_features_basic_pure.csv", [first, first])
-    with pytest.raises(DataError, match="described twice"):
+    with pytest.raises(DataError, match="items: 1 ids stand more than once, such as 1"):
         kuairand(tmp_path)
 
 

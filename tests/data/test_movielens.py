@@ -15,7 +15,7 @@ RATED = (10, 20, 30, 40, 60, 70, 80, 90, 11, 12)
 TIMES = (100, 100, 300, 200, 400, 500, 600, 600, 800, 900)
 RATINGS = [
     *((1, film, rating, time) for film, rating, time in zip(RATED, (5, 4, 3, 2, 1) * 2, TIMES, strict=True)),
-    *((user, film, 4, 1000 * user + film) for user in (2, 3, 4, 5) for film in RATED),
+    *((user, film, 2 if film == 70 else 4, 1000 * user + film) for user in (2, 3, 4, 5) for film in RATED),
     (3, 50, 1, 1),
 ]
 FILMS = sorted({film for _, film, _, _ in RATINGS} | {99})

@@ -343,6 +343,8 @@ ELSEWHERE = {
     "TwoTowerRetriever.build": "integrations/test_usearch.py",
     "catalogue_batches": "integrations/test_parquet.py", "records": "integrations/test_parquet.py",
     "build_with_ray": "integrations/test_ray.py",
+    "Dataset.from_events": "data/test_tables.py", "Dataset.from_impressions": "data/test_tables.py",
+    "Schema.infer": "data/test_tables.py",
 }  # fmt: skip
 """Entries that are tried in a file of their own."""
 
@@ -351,6 +353,7 @@ NO_COLUMNS = {
     "Tables": "tables", "Coverage": "a result", "BadItem": "a result", "BuiltRows": "a result",
     "Ranking": "a result", "Report": "a result", "RankBody": "JSON, which `Pending.rank` reads",
     "Shapes": "sizes", "Schema": "features", "Schema.from_json": "JSON", "Request": "made by the engine",
+    "Split": "a name", "by_column": "a name",
     "EncodeReport.ignore": "names", "Pending": "made by the engine", "InMemoryUsers": "records",
     "Events": "row numbers", "Dataset.history": "row numbers", "collaborative_content": "row numbers",
     "fit_width": "Content", "RedisUsers": "a client", "Delivery": "an update", "Report.count": "a tuple's",

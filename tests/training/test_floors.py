@@ -68,6 +68,20 @@ def test_floor_of_taste_is_the_mean_over_the_categories_of_an_item(dataset):
         np.testing.assert_allclose(scores["item mean + taste"][row], expected, rtol=1e-6)
 
 
+def test_floor_of_recent_categories_is_its_formula(dataset):
+    rows, events, category = dataset.impressions, dataset.events, dataset.items["category"]
+    scores = floor_scores(dataset, "ctr", smoothing=3.0)
+    done = category[events.item[events.training]]
+    for row in np.flatnonzero(rows.split == TEST)[::40]:
+        wanted, end = category[rows.item[row]], rows.history_end[row]
+        past = events.item[max(events.offsets[rows.user[row]], end - 20) : end]
+        usual = np.mean(done == wanted)
+        lift = (np.sum(category[past] == wanted) + 3.0 * usual) / (len(past) + 3.0) / usual
+        mean = scores["item mean"][row]
+        odds = mean / (1 - mean) * lift
+        np.testing.assert_allclose(scores["item mean + recent categories"][row], odds / (1 + odds), rtol=1e-6)
+
+
 def test_floors_without_categories_have_no_taste(dataset):
     changed = dataclasses.replace(dataset, schema=dataclasses.replace(dataset.schema, category=None))
     assert list(floor_scores(changed, "ctr")) == ["item mean", "item mean + user bias"]
@@ -97,7 +111,7 @@ def test_scores_of_pairs_are_those_of_their_impressions(dataset):
     rows = dataset.impressions
     counts = LabelCounts(dataset, "ctr", smoothing=3.0)
     some = np.flatnonzero(rows.split == TEST)[::7]
-    found = counts.scores(rows.user[some], rows.item[some])
+    found = counts.scores(rows.user[some], rows.item[some], rows.history_end[some])
     for name, whole in floor_scores(dataset, "ctr", smoothing=3.0).items():
         np.testing.assert_array_equal(found[name], whole[some])
     train = rows.split == TRAIN

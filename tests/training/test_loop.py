@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from aif_jax.config import ModelConfig
-from aif_jax.data import TRAIN
+from aif_jax.data import TRAIN, VALIDATION
 from aif_jax.errors import ConfigError, TrainingError
 from aif_jax.features import Categorical, MultiValued, Numeric, Vocabulary
 from aif_jax.models import build_model
@@ -158,6 +158,23 @@ def with_broken_numeric(dataset):
     )
     (broken,) = [f.name for f in user if isinstance(f, Numeric)]
     return dataclasses.replace(dataset, schema=dataclasses.replace(dataset.schema, user=user)), broken
+
+
+@pytest.mark.parametrize(
+    ("known", "words"), [(1.0, "all {:,} known labels are 1"), (0.0, "no label is known")]
+)
+def test_train_validation_of_one_class_raises_before_first_step(dataset, tiny, brief, known, words):
+    rows = dataset.impressions
+    held = rows.split == VALIDATION
+    one = dataclasses.replace(
+        rows,
+        labels={**rows.labels, "ctr": np.where(held, np.float32(1), rows.labels["ctr"])},
+        label_mask={**rows.label_mask, "ctr": np.where(held, np.float32(known), rows.label_mask["ctr"])},
+    )
+    with pytest.raises(
+        TrainingError, match=words.format(held.sum()) + " for head 'ctr', so its AUC would be NaN"
+    ):
+        train(tiny, dataclasses.replace(dataset, impressions=one), brief, progress=False)
 
 
 def test_train_nan_feature_raises_with_name(dataset, tiny, short):

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.data.dataset import Dataset, take_columns
+from aif_jax.data import Dataset
+from aif_jax.data.rows import take_columns
 from aif_jax.errors import DataError
 from aif_jax.features import Ragged
 from aif_jax.types import Request, UserId, UserRecord

@@ -6,103 +6,25 @@ holds the ids of the source.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 
+from aif_jax.data import building
 from aif_jax.data.content import Content, fit_width
-from aif_jax.data.splits import SPLITS, TEST, TRAIN, split_number
+from aif_jax.data.facts import known_items, summary_of, warnings_of
+from aif_jax.data.reading import Names
+from aif_jax.data.rows import Events, Impressions, Requests, take_columns
+from aif_jax.data.sampling import Negatives
+from aif_jax.data.splits import SPLITS, TEST, TRAIN, Split, by_time, split_number
 from aif_jax.errors import DataError
-from aif_jax.features import EncodeReport, Group, Ragged, Schema, item_keys
-from aif_jax.inputs import read_table, take_rows
+from aif_jax.features import Categorical, EncodeReport, Group, Ragged, Schema, Vocabulary, item_keys
+from aif_jax.inputs import read_table
 from aif_jax.types import UserRecord
 
 SHOWN = "shown"
 """The label of `Dataset.with_shown_label`."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Events:
-    """Behaviours, grouped by user, oldest first within a user.
-
-    Attributes:
-        offsets: int64 ``[n_users + 1]``; user ``u`` did ``offsets[u]:offsets[u + 1]``.
-        item: int32 ``[E]``, row of the item.
-        type: int32 ``[E]``, position in ``schema.behaviour_types``.
-        time: int64 ``[E]``, never falling within a user; the unit is the source's.
-        training: bool ``[E]``, whether the event lies in the training part of its user's time.
-    """
-
-    offsets: np.ndarray
-    item: np.ndarray
-    type: np.ndarray
-    time: np.ndarray
-    training: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.item)
-
-    @property
-    def user(self) -> np.ndarray:
-        """int32 ``[E]``, row of the user of each event."""
-        return np.repeat(np.arange(len(self.offsets) - 1, dtype=np.int32), np.diff(self.offsets))
-
-
-@dataclasses.dataclass(frozen=True)
-class Impressions:
-    """Rows to score: an item shown to a user, and the outcome.
-
-    Attributes:
-        user: int32 ``[I]``, row of the user.
-        item: int32 ``[I]``, row of the item.
-        history_end: int64 ``[I]``; the row's history is ``events[offsets[user]:history_end]``, all strictly
-            before the row.
-        labels: float32 ``[I]`` by head.
-        label_mask: float32 ``[I]`` by head: 1 where the label is known.
-        split: int8 ``[I]``: `TRAIN`, `VALIDATION` or `TEST`.
-        request: int64 ``[I]``; rows of one request belong to one user and one split, and may be scored
-            together.
-        context: raw columns ``[I]`` by feature.
-        pair: raw columns ``[I]`` by feature.
-        train_only: raw columns ``[I]`` by feature.
-    """
-
-    user: np.ndarray
-    item: np.ndarray
-    history_end: np.ndarray
-    labels: Mapping[str, np.ndarray]
-    label_mask: Mapping[str, np.ndarray]
-    split: np.ndarray
-    request: np.ndarray
-    context: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    pair: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    train_only: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for field in ("context", "pair", "train_only"):
-            object.__setattr__(self, field, read_table(getattr(self, field), field, error=DataError))
-
-    def __len__(self) -> int:
-        return len(self.user)
-
-
-@dataclasses.dataclass(frozen=True)
-class Requests:
-    """Rows that are scored together, padded to one width.
-
-    Attributes:
-        rows: int64 ``[R, group]``, rows of `Impressions` in order of time, -1 for padding at the end.
-        user: int32 ``[R]``.
-        history_end: int64 ``[R]``, that of the first row: all rows of a request share one history.
-    """
-
-    rows: np.ndarray
-    user: np.ndarray
-    history_end: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +57,170 @@ class Dataset:
             object.__setattr__(self, field, read_table(getattr(self, field), field, error=DataError))
         _check(self)
 
+    @classmethod
+    def from_events(
+        cls,
+        events: Any,
+        *,
+        user: str,
+        item: str,
+        time: str,
+        type: str | None = None,
+        labels: Mapping[str, Any] | None = None,
+        negatives: Negatives | int = 4,
+        users: Any = None,
+        items: Any = None,
+        unlisted: str = "refuse",
+        context: Sequence[str] = (),
+        split: Split | None = None,
+        schema: Schema | None = None,
+        category: str | None = None,
+        min_item_count: int = 1,
+        repeats: str = "drop",
+        time_unit: str | None = None,
+        content_width: int | None = None,
+        name: str = "events",
+    ) -> Self:
+        """Build a data set from a log of what people did, without what they were shown.
+
+        Each user, item and time whose type is in one of the labels is a row to score; its history is what the
+        user did strictly before it. Negatives are sampled for each row, by one rule in training, validation
+        and test. A request is the rows of one user at one time, and their negatives.
+
+        Rows without a user, an item or a time, and repeated ones, are left out and counted.
+
+        Args:
+            events: a DataFrame of pandas or polars (lazy too), an Arrow table or data set, the path of a
+                Parquet file (a folder, a glob, a list of them), or a mapping of arrays; in any order.
+            user: column of user ids, integers or strings.
+            item: column of item ids, non-negative integers or strings.
+            time: column of times: datetimes, ISO 8601 text, or epochs in any unit.
+            type: column of behaviour types; without one all are of one type, ``interaction``.
+            labels: the types that make each head positive, by head: a type, a list of them, or ``"any"``.
+                Types in no head are history only. By default one head ``interaction`` of all types.
+            negatives: a rule, or a number of sampled items for each row.
+            users: table of user features with a column of the name of ``user``.
+            items: table of item features with a column of the name of ``item``.
+            unlisted: for ids of the log that these tables lack: ``refuse``, ``keep`` (features missing) or
+                ``drop`` (their rows).
+            context: columns of the log that are features of the request; sampled rows have those of theirs.
+            split: rule of the parts: `by_time` (the default), `by_user`, `last_n` or `by_column`.
+            schema: of the features; by default inferred, see `Schema.infer`.
+            category: for the inferred schema: the item feature by which histories are looked up.
+            min_item_count: for the inferred schema: item ids that occur less often in training are unknown.
+            repeats: ``drop`` events of the same user, item, time and type as another, or ``keep`` them.
+            time_unit: ``s``, ``ms``, ``us``, ``ns`` or ``step``, where the size of numbers does not tell.
+            content_width: width of content embeddings that are derived from training; 0 for none. By default
+                64, and none from over two million events, because that takes minutes.
+            name: short name, for reports.
+
+        Raises:
+            DataError: the table does not fit; the message says what was found, and how to mend it.
+            SchemaError: a feature does not fit its column.
+
+        >>> log = {
+        ...     "who": ["ann", "bob", "ann", "bob", "ann", "ann"],
+        ...     "what": [7, 7, 8, 9, 9, 8],
+        ...     "when": ["2026-11-01", "2026-11-02", "2026-11-03", "2026-11-04", "2026-11-05", "2026-11-06"],
+        ... }
+        >>> split = by_time(validation=0.2, test=0.2)
+        >>> data = Dataset.from_events(
+        ...     log, user="who", item="what", time="when", negatives=1, split=split, content_width=2
+        ... )
+        >>> data.n_users, data.n_items, data.users["ids"].tolist(), data.heads
+        (2, 3, ['ann', 'bob'], ('interaction',))
+        """
+        names = Names(
+            user=user, item=item, time=time, type=type, context=tuple(context), split=_column(split)
+        )
+        setting = building.Setting(
+            users=users, items=items, unlisted=unlisted, split=split or by_time(), schema=schema,
+            category=category, min_item_count=min_item_count, repeats=repeats, time_unit=time_unit,
+            content_width=content_width, name=name,
+        )  # fmt: skip
+        rule = negatives if isinstance(negatives, Negatives) else Negatives(negatives)
+        return cls(**building.from_events(events, names, setting, labels, rule))
+
+    @classmethod
+    def from_impressions(
+        cls,
+        impressions: Any,
+        *,
+        user: str,
+        item: str,
+        time: str,
+        label: str | Sequence[str] | Mapping[str, str],
+        events: Any = None,
+        type: str | None = None,
+        request: str | None = None,
+        users: Any = None,
+        items: Any = None,
+        unlisted: str = "refuse",
+        context: Sequence[str] = (),
+        pair: Sequence[str] = (),
+        train_only: Sequence[str] = (),
+        split: Split | None = None,
+        schema: Schema | None = None,
+        category: str | None = None,
+        min_item_count: int = 1,
+        repeats: str = "drop",
+        time_unit: str | None = None,
+        content_width: int | None = None,
+        name: str = "impressions",
+    ) -> Self:
+        """Build a data set from a log of what people were shown, with what came of it.
+
+        A row's history is what the user did strictly before it: the ``events``, or without them the earlier
+        impressions (those with a ``type``; without one those with a positive label, of its name).
+
+        Rows without a user, an item or a time are left out and counted.
+
+        Args:
+            impressions: see `from_events`.
+            user: see `from_events`.
+            item: see `from_events`.
+            time: see `from_events`.
+            label: the column of 0 and 1 (or booleans; missing is unknown), several of them, the main one
+                first, or columns by the name of the head.
+            events: table of what users did, with columns of the same names ``user``, ``item`` and ``time``.
+            type: column of behaviour types, in ``events`` if they are given.
+            request: column that says what was shown together; by default the rows of one user at one time.
+                Numbers may repeat among users. A request is in the part in which its last row is.
+            users: see `from_events`.
+            items: see `from_events`.
+            unlisted: see `from_events`.
+            context: columns that are features of the request, such as the hour or the page.
+            pair: columns that are known for user and item when a request comes, such as a retrieval score.
+            train_only: columns that explain a label and that serving does not have, such as the position.
+            split: see `from_events`.
+            schema: see `from_events`.
+            category: see `from_events`.
+            min_item_count: see `from_events`.
+            repeats: ``drop``: of rows with the same user, item, time and request one is left, with the larger
+                of their labels; or ``keep`` them.
+            time_unit: see `from_events`.
+            content_width: see `from_events`.
+            name: see `from_events`.
+
+        Raises:
+            DataError: the table does not fit; the message says what was found, and how to mend it.
+            SchemaError: a feature does not fit its column.
+        """
+        given = {label: label} if isinstance(label, str) else label
+        labels = dict(given) if isinstance(given, Mapping) else {column: column for column in given}
+        if not labels:
+            raise DataError("label: got no column, expected at least one of 0 and 1.")
+        names = Names(
+            user=user, item=item, time=time, type=type, request=request, split=_column(split), labels=labels,
+            context=tuple(context), pair=tuple(pair), train_only=tuple(train_only),
+        )  # fmt: skip
+        setting = building.Setting(
+            users=users, items=items, unlisted=unlisted, split=split or by_time(), schema=schema,
+            category=category, min_item_count=min_item_count, repeats=repeats, time_unit=time_unit,
+            content_width=content_width, name=name,
+        )  # fmt: skip
+        return cls(**building.from_impressions(impressions, names, setting, events))
+
     @property
     def n_users(self) -> int:
         """Number of users."""
@@ -152,23 +238,14 @@ class Dataset:
 
     @functools.cached_property
     def summary(self) -> str:
-        """Sizes, the rows of each split, how often each label is positive, and how long histories are."""
-        rows, lengths = self.impressions, np.diff(self.events.offsets)
-        by_split = ", ".join(
-            f"{np.count_nonzero(rows.split == number):,} {name}" for name, number in SPLITS.items()
-        )
-        positive = ", ".join(
-            f"{head} {_share(label, rows.label_mask[head])}" for head, label in rows.labels.items()
-        )
-        summary = (
-            f"{self.name}: {self.n_users:,} users, {self.n_items:,} items, {len(self.events):,} behaviours, "
-            f"{len(rows):,} impressions\nimpressions: {by_split}; positive: {positive}"
-        )
-        if len(lengths):
-            summary += (
-                f"\nbehaviours of a user: {np.median(lengths):,.0f} in the median, {lengths.max():,} at most"
-            )
-        return summary
+        """Sizes, rates, shares of unknown items, lengths of histories, and warnings."""
+        return summary_of(self.name, self.n_users, self.n_items, self.events, self.impressions, self.notes)
+
+    @functools.cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """Doubts about training or its measurement, one sentence each; `summary` ends with them."""
+        found = warnings_of(self.n_items, self.n_users, self.events, self.impressions, self.notes)
+        return tuple(found)
 
     def __repr__(self) -> str:
         indented = self.summary.replace("\n", "\n        ")
@@ -176,22 +253,59 @@ class Dataset:
 
     def trained_items(self) -> np.ndarray:
         """Return which items occur in the training part, shown or in a history, bool ``[n_items]``."""
-        seen = np.zeros(self.n_items, bool)
-        seen[self.impressions.item[self.impressions.split == TRAIN]] = True
-        seen[self.events.item[self.events.training]] = True
-        return seen
+        return known_items(self.events, self.impressions, self.n_items)
 
     def fit_schema(self) -> Schema:
         """Return the schema fitted on the training part only: its rows, their users, the items it saw."""
         rows = np.flatnonzero(self.impressions.split == TRAIN)
         users = np.unique(self.impressions.user[rows])
-        return self.schema.fit(
+        return self._with_item_ids().fit(
             user=take_columns(self._group("user"), users),
             item=take_columns(self._group("item"), np.flatnonzero(self.trained_items())),
             context=take_columns(self._group("context"), rows),
             pair=take_columns(self._group("pair"), rows),
             train_only=take_columns(self._group("train_only"), rows),
         )
+
+    def training_counts(self) -> np.ndarray:
+        """Return how often each item occurs in the training part, int64 ``[n_items]``.
+
+        It is the larger of the behaviours with the item and its impressions, of which many are both; sampled
+        rows do not count.
+        """
+        done = np.bincount(self.events.item[self.events.training], minlength=self.n_items)
+        shown = np.bincount(self.impressions.item[self.impressions.real(TRAIN)], minlength=self.n_items)
+        return np.maximum(done, shown)
+
+    def _with_item_ids(self) -> Schema:
+        """Return the schema with the vocabulary of the item's own id, whose bounds count training rows.
+
+        The catalogue holds each id once, so counting there would leave out all or none.
+        """
+        schema, name = self.schema, self.schema.item_id
+        if name is None:
+            return schema
+        feature = schema.feature("item", name)
+        encoder = getattr(feature, "encoder", None)
+        if not isinstance(encoder, Vocabulary) or encoder.fitted or encoder == Vocabulary():
+            return schema
+        counts = self.training_counts()
+        kept = np.flatnonzero(counts >= encoder.min_count)
+        if encoder.max_size is not None:
+            kept = np.sort(kept[np.argsort(-counts[kept], kind="stable")[: encoder.max_size]])
+        if not len(kept):
+            raise DataError(
+                f"{self.name}: no item occurs {encoder.min_count} times in the training part, the min_count "
+                f"of {name!r}; the most frequent one occurs {counts.max(initial=0)} times. Lower it."
+            )
+        column = take_columns({"": self.items[name]}, kept)[""]
+        known = Categorical(name=name).fit(column).encoder
+        fitted = dataclasses.replace(known, min_count=encoder.min_count, max_size=encoder.max_size)
+        features = tuple(
+            dataclasses.replace(feature, encoder=fitted) if feature.name == name else feature
+            for feature in schema.item
+        )
+        return dataclasses.replace(schema, item=features)
 
     def encode(
         self,
@@ -267,8 +381,11 @@ class Dataset:
             raise DataError(f"group: got {group}, expected at least 1.")
         impressions = self.impressions
         rows = np.flatnonzero(impressions.split == split_number(split))
-        rows = rows[np.lexsort((rows, impressions.history_end[rows], impressions.request[rows]))]
-        request = impressions.request[rows]
+        request, end = impressions.request[rows], impressions.history_end[rows]
+        rises = (request[1:] > request[:-1]) | ((request[1:] == request[:-1]) & (end[1:] >= end[:-1]))
+        if not rises.all():
+            rows = rows[np.lexsort((rows, end, request))]
+            request = impressions.request[rows]
         first = np.r_[True, request[1:] != request[:-1]] if len(rows) else np.zeros(0, bool)
         start = np.flatnonzero(first)
         position = np.arange(len(rows)) - np.repeat(start, np.diff(np.r_[start, len(rows)]))
@@ -334,7 +451,7 @@ class Dataset:
         )
 
     def with_shown_label(self) -> "Dataset":
-        """Return the set with one more label, `SHOWN`, that is 1 for every impression.
+        """Return the set with one more label, `SHOWN`, that is 1 for every impression that was not sampled.
 
         If a head of that name alone learns from sampled items (``TrainConfig.negatives`` and
         ``negative_heads``), it separates shown items from others, and the other heads learn from impressions
@@ -348,7 +465,8 @@ class Dataset:
         if SHOWN in rows.labels:
             raise DataError(f"{self.name} has a label {SHOWN!r} already; rename it, or use it as it is.")
         ones = np.ones(len(rows), np.float32)
-        labels, mask = {**rows.labels, SHOWN: ones}, {**rows.label_mask, SHOWN: ones}
+        shown = ones if rows.sampled is None else 1 - rows.sampled.astype(np.float32)
+        labels, mask = {**rows.labels, SHOWN: shown}, {**rows.label_mask, SHOWN: ones}
         return dataclasses.replace(
             self, impressions=dataclasses.replace(rows, labels=labels, label_mask=mask)
         )
@@ -403,6 +521,7 @@ class Dataset:
                 context=take_columns(rows.context, kept),
                 pair=take_columns(rows.pair, kept),
                 train_only=take_columns(rows.train_only, kept),
+                sampled=None if rows.sampled is None else rows.sampled[kept],
             ),
         )
 
@@ -412,14 +531,8 @@ class Dataset:
         return {name: column for name, column in columns.items() if name != "ids"}
 
 
-def take_columns(columns: Mapping[str, Any], rows: np.ndarray) -> dict[str, Any]:
-    """Return the chosen rows of raw columns; lists and `Ragged` columns too."""
-    return {name: take_rows(column, rows) for name, column in columns.items()}
-
-
-def _share(label: np.ndarray, mask: np.ndarray) -> str:
-    known = float(np.sum(mask, dtype=np.float64))
-    return f"{float(np.sum(label * mask, dtype=np.float64)) / known:.1%}" if known else "unknown"
+def _column(split: Split | None) -> str | None:
+    return None if split is None else split.column
 
 
 def _scalar(column: Any) -> Any:
@@ -475,14 +588,16 @@ def _check(dataset: Dataset) -> None:
             fail(f"an impression names a user outside the {dataset.n_users} users")
         if not (impressions.item.min() >= 0 and impressions.item.max() < dataset.n_items):
             fail(f"an impression names an item outside the {dataset.n_items} items")
-        start, end = events.offsets[impressions.user], events.offsets[impressions.user + 1]
-        if np.any((impressions.history_end < start) | (impressions.history_end > end)):
+        starts, stops, ends = events.offsets[:-1], events.offsets[1:], impressions.history_end
+        if np.any(ends < starts[impressions.user]) or np.any(ends > stops[impressions.user]):
             fail("a history ends outside its user's events")
-        first = np.unique(impressions.request, return_index=True)[1]
-        by_request = np.searchsorted(impressions.request[first], impressions.request)
+        request, order = impressions.request, slice(None)
+        if np.any(request[1:] < request[:-1]):
+            order = np.argsort(request, kind="stable")
+        same = request[order][1:] == request[order][:-1]
         for name in ("user", "split"):
-            column = getattr(impressions, name)
-            if np.any(column != column[first][by_request]):
+            column = getattr(impressions, name)[order]
+            if np.any(same & (column[1:] != column[:-1])):
                 fail(f"a request mixes rows of different {name}s")
     if dataset.content is not None:
         vectors, has = dataset.content.vectors, dataset.content.has

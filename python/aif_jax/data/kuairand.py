@@ -14,6 +14,7 @@ days, so it is the date in other words, and test dates are never seen in trainin
 item's id carries its prior, and a counter that is frozen for serving has seen a training row's own label).
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,8 @@ import numpy as np
 
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.files import PUBLIC_SETS, dense, read_table
-from aif_jax.data.log import dataset_from_log
-from aif_jax.data.splits import TEST, TRAIN, VALIDATION, ends_before
-from aif_jax.errors import DataError
+from aif_jax.data.splits import TEST, TRAIN, VALIDATION, by_column
 from aif_jax.features import Categorical, MultiValued, Numeric, Ragged, Schema, Vocabulary
-from aif_jax.lookup import find
 
 BEHAVIOURS = ("passed", "skipped", "clicked", "long_view", "like")
 """Types of behaviour, weakest first. ``passed``: not a long view, and the click is unknown."""
@@ -62,47 +60,51 @@ def kuairand(path: str | Path, *, content_width: int = 64) -> Dataset:
     videos = read_table(path / f"video_features_basic{suffix}", _VIDEO)
     log = _archive_log(path) if layout == "archive" else _windowed_log(path)
 
-    users = _users(people, log["user_id"])
-    items = _items(videos)
-    order = np.lexsort((np.arange(len(log["time"])), log["order"], log["time"], log["user_id"]))
-    log = {name: column[order] for name, column in log.items()}
-    user = dense(users["ids"], log["user_id"], "user")
+    user = dense(np.unique(people["user_id"]), log["user_id"], "user").astype(np.int64)
     date, known = log["date"], log["click_known"]
-    split = np.where(
-        date <= LAST_TRAINING_DATE, TRAIN, np.where(date <= LAST_VALIDATION_DATE, VALIDATION, TEST)
-    )
-    # Rows without a time of their own are distinguished by their order, all before the first that has one.
+    # Rows without a time of their own are in their order, all before the first that has one.
     moment = np.where(log["timed"], log["time"], log["order"] - 2**40)
     behaviour = np.where(known, np.where(log["is_click"] > 0, 2, 1), 0)
     behaviour = np.where(log["is_like"] > 0, 4, np.where(log["long_view"] > 0, 3, behaviour))
-    context = {
-        "tab": np.ma.MaskedArray(log["tab"], mask=~log["timed"]),
-        "hour": np.ma.MaskedArray(log["hourmin"] // 100, mask=~log["timed"]),
-    }
-    return dataset_from_log(
-        "kuairand",
-        _schema(),
-        users=users,
-        items=items,
-        user=user,
-        item=dense(items["ids"], log["video_id"], "video"),
-        behaviour=behaviour,
-        time=log["time"],
-        history_end=ends_before(user, moment),
-        labels={"long_view": log["long_view"] > 0, "is_click": (log["is_click"] > 0) & known},
-        label_mask={"long_view": np.ones(len(user)), "is_click": known},
-        split=split,
-        request=user.astype(np.int64) * 10_000 + np.where(log["timed"], date % 10_000, 0),
-        content_width=content_width,
-        context=context,
-        notes={
-            "terms": source.terms,
-            "cite": source.cite,
-            "layout": layout,
-            "rows_without_time": int(np.count_nonzero(~log["timed"])),
-            "time": "milliseconds; rows without one have the time of their user's last such row",
+    dataset = Dataset.from_impressions(
+        {
+            "user_id": log["user_id"],
+            "video_id": log["video_id"],
+            "time_ms": moment,
+            "long_view": log["long_view"] > 0,
+            "is_click": np.ma.MaskedArray(log["is_click"] > 0, mask=~known),
+            "behaviour": behaviour,
+            "tab": np.ma.MaskedArray(log["tab"], mask=~log["timed"]),
+            "hour": np.ma.MaskedArray(log["hourmin"] // 100, mask=~log["timed"]),
+            "part": np.where(
+                date <= LAST_TRAINING_DATE, TRAIN, np.where(date <= LAST_VALIDATION_DATE, VALIDATION, TEST)
+            ),
+            "request": user * 10_000 + np.where(log["timed"], date % 10_000, 0),
         },
+        user="user_id",
+        item="video_id",
+        time="time_ms",
+        time_unit="ms",
+        label=("long_view", "is_click"),
+        type="behaviour",
+        request="request",
+        context=("tab", "hour"),
+        users=people,
+        items=_items(videos),
+        repeats="keep",
+        split=by_column("part"),
+        schema=_schema(),
+        content_width=content_width,
+        name="kuairand",
     )
+    notes = {
+        "terms": source.terms,
+        "cite": source.cite,
+        "layout": layout,
+        "rows_without_time": int(np.count_nonzero(~log["timed"])),
+        "time": "milliseconds; rows without one are in their order, before all others",
+    }
+    return dataclasses.replace(dataset, notes={**dataset.notes, **notes})
 
 
 def _schema() -> Schema:
@@ -149,26 +151,16 @@ def _windowed_log(path: Path) -> dict[str, np.ndarray]:
         path / "history_last50_before_2022-04-25.parquet",
         ("user_id", "pos_from_end", "video_id", "long_view", "is_like"),
     )
-    meta = read_table(path / "history_meta.parquet", ("user_id", "last_time_ms"))
     parts = [
         read_table(path / f"impressions_2022-{days}.parquet", _LOG)
         for days in ("04-25_to_04-30", "05-01_to_05-08")
     ]
     timed = {name: np.concatenate([part[name] for part in parts]) for name in _LOG}
 
-    by_id = np.argsort(meta["user_id"])
-    ids, last = meta["user_id"][by_id], meta["last_time_ms"][by_id]
-    # Some users have their last row of the window and their first timed row at nearly one time: the window is
-    # earlier by construction, so its time is held below.
-    first = np.full(len(ids), np.iinfo(np.int64).max)
-    place, inside = find(ids, timed["user_id"])
-    np.minimum.at(first, place[inside], timed["time_ms"][inside])
-    last = np.minimum(last, first - 1)
-
     rows, empty = len(timed["user_id"]), np.zeros(len(window["user_id"]), np.int64)
     early = {
         **{name: window[name].astype(np.int64) for name in ("user_id", "video_id", "long_view", "is_like")},
-        "time": last[dense(ids, window["user_id"], "user")],
+        "time": empty,
         "order": window["pos_from_end"].astype(np.int64),
         "date": empty, "hourmin": empty, "tab": empty, "is_click": empty,
         "timed": empty > 0, "click_known": empty > 0,
@@ -183,27 +175,13 @@ def _windowed_log(path: Path) -> dict[str, np.ndarray]:
     return {name: np.concatenate([early[name], late[name]]) for name in early}
 
 
-def _users(people: dict[str, Any], in_log: np.ndarray) -> dict[str, Any]:
-    order = np.argsort(people["user_id"])
-    ids = people["user_id"][order]
-    if np.any(np.diff(ids) == 0):
-        raise DataError("kuairand: a user is described twice.")
-    dense(ids, np.unique(in_log), "user")
-    return {"ids": ids, **{name: people[name][order] for name in (*_USER_CATEGORIES, *_USER_COUNTS)}}
-
-
 def _items(videos: dict[str, Any]) -> dict[str, Any]:
-    order = np.argsort(videos["video_id"])
-    videos = {name: column[order] for name, column in videos.items()}
-    if np.any(np.diff(videos["video_id"]) == 0):
-        raise DataError("kuairand: a video is described twice.")
     tags = [[] if tag is None else str(tag).split(",") for tag in _tag_strings(videos["tag"])]
     days = [
         np.nan if day is None else (np.datetime64(day[:10]) - _FIRST_DAY) / np.timedelta64(1, "D")
         for day in videos["upload_dt"]
     ]
     return {
-        "ids": videos["video_id"],
         "video_id": videos["video_id"],
         **{
             name: videos[name]

@@ -12,6 +12,7 @@ Where ratings have times, those of one second are not in each other's history. T
 positions, so there each rating is in the history of the next one.
 """
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,7 @@ import numpy as np
 
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.files import PUBLIC_SETS, dense, read_integers, read_separated, read_table
-from aif_jax.data.log import dataset_from_log
-from aif_jax.data.splits import ends_before, split_by_last_time, split_by_position
+from aif_jax.data.splits import by_column, split_by_last_time, split_by_position
 from aif_jax.errors import DataError
 from aif_jax.features import Categorical, MultiValued, Numeric, Ragged, Schema
 
@@ -191,36 +191,48 @@ def _build(
     for label, columns in (("users", users), ("items", items)):
         if np.any(np.diff(columns["ids"]) <= 0):
             raise DataError(f"{name}: the {label} are not in ascending order of id, each once.")
-    items = {**items, "movie_id": items["ids"]}
     user_id, item_id, rating, time = ratings[keep].T
-    user, item = dense(users["ids"], user_id, "user"), dense(items["ids"], item_id, "film")
-    order = np.lexsort((np.arange(len(user)), time, user))
-    user, item, rating, time = user[order], item[order], rating[order], time[order]
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=len(users["ids"])))])
-    split = split_by_position(offsets) if last_time is None else split_by_last_time(last_time)[user]
-    source = PUBLIC_SETS[name]
-    return dataset_from_log(
-        name,
-        schema,
-        users=users,
-        items=items,
-        user=user,
-        item=item,
-        behaviour=_TYPE_OF_RATING[rating],
-        time=time,
-        history_end=np.arange(len(user)) if by_position else ends_before(user, time),
-        labels={"liked": rating >= 4},
-        label_mask={"liked": np.ones(len(user))},
-        split=split,
-        request=user.astype(np.int64) * 3 + split,
-        content_width=content_width,
-        notes={
-            "terms": source.terms,
-            "cite": source.cite,
-            "dropped_rows": int(np.count_nonzero(~keep)),
-            "time": "position within the user" if by_position else "seconds",
-        },
+    user = dense(users["ids"], user_id, "user")
+    dense(items["ids"], item_id, "film")
+    order = np.lexsort((time, user))
+    user, user_id, item_id, rating, time = (
+        column[order] for column in (user, user_id, item_id, rating, time)
     )
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=len(users["ids"])))])
+    part = split_by_position(offsets) if last_time is None else split_by_last_time(last_time)[user]
+    source = PUBLIC_SETS[name]
+    dataset = Dataset.from_impressions(
+        {
+            "user_id": user_id,
+            "movie_id": item_id,
+            "time": time,
+            "liked": rating >= 4,
+            "behaviour": _TYPE_OF_RATING[rating],
+            "part": part,
+            "request": user.astype(np.int64) * 3 + part,
+        },
+        user="user_id",
+        item="movie_id",
+        time="time",
+        time_unit="step" if by_position else "s",
+        label="liked",
+        type="behaviour",
+        request="request",
+        users={"user_id": users["ids"], **users},
+        items={"movie_id": items["ids"], **items},
+        repeats="keep",
+        split=by_column("part"),
+        schema=schema,
+        content_width=content_width,
+        name=name,
+    )
+    notes = {
+        "terms": source.terms,
+        "cite": source.cite,
+        "dropped_rows": int(np.count_nonzero(~keep)),
+        "time": "position within the user" if by_position else "seconds",
+    }
+    return dataclasses.replace(dataset, notes={**dataset.notes, **notes})
 
 
 def _integers(path: Path, rows: list[list[str]], field: int) -> np.ndarray:

@@ -9,7 +9,8 @@ history pays.
 import numpy as np
 
 from aif_jax.data.content import Content, centred_unit_rows
-from aif_jax.data.dataset import Dataset, Events, Impressions
+from aif_jax.data.dataset import Dataset
+from aif_jax.data.rows import Events, Impressions
 from aif_jax.data.splits import SPLITS, TEST, TRAIN, VALIDATION
 from aif_jax.errors import DataError
 from aif_jax.features import Categorical, Hashing, MultiValued, Numeric, Ragged, Schema

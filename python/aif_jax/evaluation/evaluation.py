@@ -433,8 +433,9 @@ class _Head:
         of_lists: dict[str, np.ndarray] = {}
         if (drawn := self.drawn) is not None:
             shape, there = drawn.items.shape, drawn.items.ravel() >= 0
-            listed = drawn.items.ravel()[there], np.repeat(every.user[drawn.rows], shape[1])[there]
-            scored = counts.scores(listed[1], listed[0]) | {
+            rows = np.repeat(drawn.rows, shape[1])[there]
+            listed = drawn.items.ravel()[there], every.user[rows]
+            scored = counts.scores(listed[1], listed[0], every.history_end[rows]) | {
                 "random": np.zeros(len(listed[0])), "popularity": counts.shown[listed[0]],
             }  # fmt: skip
             for name, values in scored.items():
@@ -446,7 +447,7 @@ class _Head:
             "random": _Predicted(chance, chance, of_lists.get("random")),
             "popularity": _Predicted(popularity, None, of_lists.get("popularity")),
         }
-        for name, score in counts.scores(users, items).items():
+        for name, score in counts.scores(users, items, every.history_end[self.rows]).items():
             logits = np.log(score) - np.log1p(-score)
             found[name] = _Predicted(score, logits, of_lists.get(name))
         return found

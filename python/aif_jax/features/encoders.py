@@ -274,7 +274,7 @@ def from_kind(what: str, fields: Mapping[str, Any], makers: Mapping[str, Callabl
         ) from error
 
 
-def _vocabulary(*, values: Any, **fields: Any) -> Vocabulary:
+def _vocabulary(*, values: Any = None, **fields: Any) -> Vocabulary:
     return Vocabulary(values=None if values is None else tuple(values), **fields)
 
 

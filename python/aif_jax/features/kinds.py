@@ -260,7 +260,11 @@ def feature_from_json(values: Mapping[str, Any]) -> Feature:
     """
 
     def coded(make: Callable[..., Feature]) -> Callable[..., Feature]:
-        return lambda *, encoder, **fields: make(encoder=encoder_from_json(encoder), **fields)
+        def made(*, encoder: Any = None, **fields: Any) -> Feature:
+            encoder = Vocabulary() if encoder is None else encoder_from_json(encoder)
+            return make(encoder=encoder, **fields)
+
+        return made
 
     makers = {"categorical": coded(Categorical), "multi_valued": coded(MultiValued), "numeric": Numeric}
     return from_kind("feature", values, makers)

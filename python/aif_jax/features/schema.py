@@ -2,15 +2,18 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from aif_jax.checks import check_types
 from aif_jax.errors import SchemaError
+from aif_jax.features.inference import infer_category, infer_features
 from aif_jax.features.kinds import Categorical, Feature, MultiValued, Numeric, feature_from_json
 from aif_jax.features.report import EncodeReport
+from aif_jax.features.written import code_of, read_fields, write_fields
 from aif_jax.inputs import read_table
 from aif_jax.strict_json import shortened
 
@@ -235,6 +238,73 @@ class Schema:
             return np.zeros((*shape[: len(shape) - len(first.shape)], 0), np.int32)
         codes = encoded[feature.name]
         return codes[..., None] if isinstance(feature, Categorical) else codes
+
+    @classmethod
+    def infer(
+        cls,
+        columns: Mapping[Group, Mapping[str, Any]],
+        *,
+        behaviour_types: Sequence[str],
+        item_id: str,
+        category: str | None = None,
+        min_item_count: int = 1,
+        remarks: list[str] | None = None,
+    ) -> "Schema":
+        """Return a schema that fits raw columns; see `aif_jax.features.inference` for the rules.
+
+        Args:
+            columns: raw columns by group and name.
+            behaviour_types: names of the behaviours.
+            item_id: the item column that is the item's own id.
+            category: see the class; by default an item feature that is named like one.
+            min_item_count: the vocabulary of ids leaves out those seen less often in training.
+            remarks: remarks for a reader are added to it, such as columns that were left out.
+
+        Raises:
+            SchemaError: a column's name cannot be the name of a feature.
+
+        >>> items = {"item": [7, 8], "genres": [["drama"], ["noir", "drama"]], "price": [4.5, None]}
+        >>> schema = Schema.infer({"item": items}, behaviour_types=("click", "buy"), item_id="item")
+        >>> print(schema.to_code())
+        Schema(
+            item=(
+                Categorical(name="item"),
+                MultiValued(name="genres", max_values=2),
+                Numeric(name="price"),
+            ),
+            behaviour_types=("click", "buy"),
+            category="genres",
+            item_id="item",
+        )
+        """
+        groups: dict[str, tuple[Feature, ...]] = {}
+        for group, given in columns.items():
+            own = item_id if group == "item" else None
+            given = read_table(given, group, error=SchemaError)
+            groups[group], found = infer_features(group, given, item_id=own, min_item_count=min_item_count)
+            if remarks is not None:
+                remarks += found
+        if category is None:
+            category = infer_category(groups["item"], item_id)
+        return cls(**groups, behaviour_types=tuple(behaviour_types), category=category, item_id=item_id)  # type: ignore[arg-type]
+
+    def to_code(self) -> str:
+        """Return Python code that declares the schema, to be edited and pasted."""
+        rest = {"behaviour_types": self.behaviour_types, "category": self.category, "item_id": self.item_id}
+        return code_of({group: self.features(group) for group in GROUPS}, rest)
+
+    def save(self, path: str | Path) -> None:
+        """Write the schema to a file in ``.toml`` or ``.json``, to be edited and read by `load`."""
+        write_fields(Path(path), self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Schema":
+        """Read a file that `save` wrote.
+
+        Raises:
+            SchemaError: the file cannot be read, or its fields do not fit.
+        """
+        return cls.from_json(read_fields(Path(path)))
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-serialisable dictionary; `from_json` reads it back."""

@@ -12,6 +12,12 @@ SMOOTHING = 10.0
 """Impressions at the overall rate that every item, and every user, is given on top of its own."""
 
 
+RECENT = 20
+"""Behaviours before an impression whose categories `floor_scores` compares with the item's."""
+
+_CHUNK = 1 << 15
+
+
 class LabelCounts:
     """Counts of one label over the training part, and the floors that they give.
 
@@ -44,6 +50,7 @@ class LabelCounts:
                 f"{dataset.name}: {given}, expected some of 0 and some of 1: counts cannot score without "
                 "both. Give data that holds both, or leave the head out (heads=...)."
             )
+        self._dataset = dataset
         self.shown = np.bincount(rows.item[rows.split == TRAIN], minlength=dataset.n_items)
         self._smoothing = max(smoothing, 1e-12)
         self._item_mean = self._shrunk(items, y, dataset.n_items, self.rate)
@@ -57,13 +64,18 @@ class LabelCounts:
             self._seen, index = np.unique(keys[named], return_inverse=True)
             total = np.broadcast_to(residual[:, None], named.shape)[named]
             self._taste = self._shrunk(index, total, self._seen.size, 0.0)
+            done = self._category[dataset.events.item[dataset.events.training]]
+            counts = np.bincount(done[done >= FIRST], minlength=int(self._category.max(initial=0)) + 1)
+            rare = 1.0 - counts / max(len(done), 1)
+            self._usual = 1.0 - np.where(self._category >= FIRST, rare[self._category], 1.0).prod(axis=1)
 
-    def scores(self, users: np.ndarray, items: np.ndarray) -> dict[str, np.ndarray]:
+    def scores(self, users: np.ndarray, items: np.ndarray, ends: np.ndarray) -> dict[str, np.ndarray]:
         """Return the floors of pairs of a user and an item, probabilities by name.
 
         Args:
             users: rows of users, ``[I]``.
             items: rows of items, ``[I]``.
+            ends: where the history of each pair ends, ``[I]``, see `Impressions.history_end`.
 
         Returns:
             float64 ``[I]`` each, by the names of `floor_scores`.
@@ -72,9 +84,26 @@ class LabelCounts:
         added = {"item mean + user bias": self._user_bias[users]}
         if self._category is not None:
             added["item mean + taste"] = self._taste_of(users, items)
-        return {"item mean": mean} | {
-            name: np.clip(mean + values, 1e-4, 1.0 - 1e-4) for name, values in added.items()
-        }
+        found = {"item mean": mean} | {name: _clipped(mean + values) for name, values in added.items()}
+        if self._category is not None:
+            odds = mean / (1.0 - mean) * self._recent(users, items, ends)
+            found["item mean + recent categories"] = _clipped(odds / (1.0 + odds))
+        return found
+
+    def _recent(self, users: np.ndarray, items: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """Return how much oftener than usual the last behaviours have a category of the item, smoothed."""
+        assert self._category is not None
+        lift = np.ones(len(items))
+        for start in range(0, len(items), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            past, _ = self._dataset.history(users[part], ends[part], RECENT)
+            mine, theirs = self._category[items[part]], self._category[past]
+            same = (theirs[:, :, :, None] == mine[:, None, None, :]) & (mine >= FIRST)[:, None, None, :]
+            alike = (same.any(axis=(2, 3)) & (past >= 0)).sum(axis=1)
+            usual = np.maximum(self._usual[items[part]], 1e-6)
+            k = self._smoothing
+            lift[part] = (alike + k * usual) / ((past >= 0).sum(axis=1) + k) / usual
+        return np.where((self._category[items] >= FIRST).any(axis=1), lift, 1.0)
 
     def _shrunk(self, index: np.ndarray, values: np.ndarray, size: int, prior: float) -> np.ndarray:
         total = np.bincount(index, weights=values, minlength=size) + self._smoothing * prior
@@ -97,6 +126,10 @@ class LabelCounts:
         return users.astype(np.int64)[:, None] * size + codes, codes >= FIRST
 
 
+def _clipped(values: np.ndarray) -> np.ndarray:
+    return np.clip(values, 1e-4, 1.0 - 1e-4)
+
+
 def floor_scores(dataset: Dataset, head: str, *, smoothing: float = SMOOTHING) -> dict[str, np.ndarray]:
     """Score every impression from counts over the training part alone.
 
@@ -108,6 +141,10 @@ def floor_scores(dataset: Dataset, head: str, *, smoothing: float = SMOOTHING) -
       categories ``c``, counted over the user's training rows with items of that category, cut likewise; not
       there where items have no category. What it adds in GAUC is what these rows tell without a model; of
       users without training rows they tell nothing.
+    - ``item mean + recent categories``: its odds times ``(a + k b) / (n + k) / b``, where ``a`` of the user's
+      last ``n`` behaviours before the impression (`RECENT` at most) have a category of the item, and ``b`` is
+      the share of training behaviours that have one; not there where items have no category. What a model
+      adds to it is more than the user's last interests.
 
     Only scores of impressions outside the training part say anything: a training row's label is in its own
     score.
@@ -125,7 +162,7 @@ def floor_scores(dataset: Dataset, head: str, *, smoothing: float = SMOOTHING) -
             gives the same score, and its log odds are infinite.
     """
     rows = dataset.impressions
-    return LabelCounts(dataset, head, smoothing=smoothing).scores(rows.user, rows.item)
+    return LabelCounts(dataset, head, smoothing=smoothing).scores(rows.user, rows.item, rows.history_end)
 
 
 def floors(

@@ -136,8 +136,9 @@ def train(
 
     Raises:
         ConfigError: the configs fit neither each other nor the data set.
-        TrainingError: a loss or gradient is not finite, which names the step and what caused it; or the
-            checkpoint directory holds another run.
+        TrainingError: a loss or gradient is not finite, which names the step and what caused it; the labels
+            of the validation part are of one class, so that its AUC would be NaN; or the checkpoint directory
+            holds another run.
     """
     config = TrainConfig() if train_config is None else train_config
     with Reporter(progress, f"{model_config.architecture} on {dataset.name}") as reporter:
@@ -156,6 +157,7 @@ class _Run:
         bottom: np.ndarray | None,
     ) -> None:
         _check(model_config, dataset, config)
+        _check_validation(dataset, model_config.heads[0])
         _check_teacher(teacher, config, (len(dataset.impressions), len(model_config.heads)))
         _check_bottom(bottom, config, dataset)
         self.given = {"teacher": teacher, "bottom": bottom}
@@ -404,10 +406,21 @@ def _check_bottom(bottom: np.ndarray | None, config: TrainConfig, dataset: Datas
 
 
 def _quality(found: Metrics) -> float:
-    for value in (found.gauc, found.auc):
-        if not math.isnan(value):
-            return value
-    return -math.inf
+    return found.auc if math.isnan(found.gauc) else found.gauc
+
+
+def _check_validation(dataset: Dataset, head: str) -> None:
+    """Refuse a validation part on which no epoch could be better than another."""
+    rows = dataset.impressions
+    known = (rows.split == VALIDATION) & (np.asarray(rows.label_mask[head]) > 0)
+    values = np.unique(rows.labels[head][known])
+    if len(values) < 2 and (rows.split == VALIDATION).any():
+        given = f"all {known.sum():,} known labels are {values[0]:g}" if len(values) else "no label is known"
+        raise TrainingError(
+            f"{dataset.name}: in the validation part {given} for head {head!r}, so its AUC would be NaN and "
+            "no epoch the best. Sampled negatives of a training config are in the training part alone: use "
+            "Dataset.from_events, which samples them in every part; or hold out other rows, or none."
+        )
 
 
 def _log_shares(dataset: Dataset, head: str) -> jax.Array:

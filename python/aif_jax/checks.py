@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from aif_jax.errors import AifError, ConfigError, RequestError
-from aif_jax.strict_json import shortened, text_of
+from aif_jax.shown import shown
+from aif_jax.strict_json import shortened
 
 _MAX_FLOAT = sys.float_info.max
 _WORDS = {
@@ -21,11 +22,6 @@ _WORDS = {
     bool: "true or false",
     type(None): "null",
 }
-
-
-def shown(value: object) -> str:
-    """Return a value as messages quote it: at most 200 characters, and its class if it cannot be shown."""
-    return shortened(text_of(value))
 
 
 def check(name: str, value: object, holds: bool, expected: str) -> None:

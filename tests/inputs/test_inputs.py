@@ -25,8 +25,8 @@ from aif_jax.inputs import (
     read_numbers,
     read_table,
     read_user_ids,
-    shown,
 )
+from aif_jax.shown import shown
 from aif_jax.types import UserRecord
 
 BIG = 2**63 + 1

@@ -158,11 +158,29 @@ def test_parquet_content_of_nulls_alone_is_none(tmp_path: Path) -> None:
     ("column", "said"),
     [(["false", "false"], "row 0 is 'false'"), ([0, 7], "row 1 is 7"), ([0.0, 1.0], "row 0 is 0.0")],
 )
-@pytest.mark.parametrize("name", ["deleted", "rankable"])
-def test_parquet_flags_of_another_type_are_refused(tmp_path: Path, name: str, column: Any, said: str) -> None:
+def test_catalogue_flags_of_another_type_are_refused(tmp_path: Path, column: Any, said: str) -> None:
+    pq.write_table(pa.table({"id": [1, 2], "rankable": column}), tmp_path / "1.parquet")
+    with pytest.raises(DataError, match=rf"1\.parquet: 'rankable': {said}, expected true or false"):
+        list(catalogue_batches(tmp_path / "1.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "said"),
+    [
+        ("deleted", ["false", "false"], "the column 'deleted' is string, expected bool"),
+        ("deleted", [0, 7], "'deleted': row 0 is 7, expected true or false"),
+        ("deleted", [0.0, 1.0], "the column 'deleted' is double, expected bool"),
+        ("rankable", ["true", "false"], "'rankable': row 0 is 'false', expected true or false"),
+        ("rankable", [1, 7], "'rankable': row 0 is 7, expected true or false"),
+    ],
+)
+def test_parquet_updates_flags_of_another_type_are_refused(
+    tmp_path: Path, name: str, column: Any, said: str
+) -> None:
     pq.write_table(pa.table({"id": [1, 2], name: column}), tmp_path / "1.parquet")
-    with pytest.raises(DataError, match=rf"1\.parquet: '{name}': {said}, expected true or false"):
-        ParquetUpdates(tmp_path, endless=False).read(None, 0.0)
+    *_, last = ParquetUpdates(tmp_path, endless=False).read(None, 0.0) or ()
+    assert isinstance(last.update, DataError)
+    assert said in str(last.update)
 
 
 def test_parquet_flags_as_0_and_1_are_taken(tmp_path: Path) -> None:
@@ -216,11 +234,9 @@ def test_parquet_updates_unreadable_files_are_set_aside_and_passed_over(
     assert [letter.position[0] for letter in letters if letter.position] == [
         f"{c}.parquet" for c in "abcdefg"
     ]
-    for letter, said in zip(
-        letters,
-        ("row 0", "row 0", "no column 'id'", "'id' is double", "'deleted' is string", "row 10", "row 0"),
-        strict=True,
-    ):
+    id_and_flag = "'id': got dtype float64", "'deleted' is string"
+    reasons = "row 0", "row 0", "no column 'id'", *id_and_flag, "row 10", "row 0"
+    for letter, said in zip(letters, reasons, strict=True):
         assert said in letter.reasons[0][2]
         assert letter.raw[0].endswith(letter.position[0].encode())  # type: ignore[index, union-attr]
 

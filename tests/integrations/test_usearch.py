@@ -7,7 +7,7 @@ from flax import nnx
 
 from aif_jax.config import ModelConfig
 from aif_jax.data import load
-from aif_jax.errors import ConfigError, RequestError
+from aif_jax.errors import ConfigError, RequestError, UserSourceError
 from aif_jax.features import item_keys
 from aif_jax.integrations.usearch import TwoTowerRetriever
 from aif_jax.models import build_model
@@ -107,7 +107,7 @@ def test_retriever_bad_arguments_are_refused(dataset, model, build):
     with pytest.raises(ConfigError, match="candidates: got 0"):
         build(candidates=0)
     retriever = build(users={"u": UserRecord(items=[dataset.items["ids"][0]], types=["buy"])}.get)
-    with pytest.raises(RequestError, match="behaviour type in row 0 is 'buy', expected one of 'click'"):
+    with pytest.raises(UserSourceError, match="behaviour type in row 0 is 'buy', expected one of 'click'"):
         retriever(Request(user="u"))
 
 

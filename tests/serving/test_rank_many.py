@@ -15,8 +15,9 @@ from aif_jax.errors import (
     RequestError,
     RetrievalError,
     UnknownUserError,
+    UserSourceError,
 )
-from aif_jax.serving import Engine, EngineConfig, Filters, Shapes, Threads, user_side
+from aif_jax.serving import Engine, EngineConfig, Filters, Pending, Shapes, Threads, user_side
 from aif_jax.serving.ladder import USER
 from aif_jax.serving.many import Window
 from aif_jax.types import Candidates, Request, UserRecord
@@ -211,10 +212,10 @@ def test_rank_many_failing_user_of_group_fails_alone(grouped: Make, way: str) ->
     rank_many = partial(ran, getattr(engine, way))
     rankings = rank_many(users, return_exceptions=True)
     assert [ranking.report.user_state for ranking in rankings[:2]] == ["hit", "computed"]
-    assert isinstance(rankings[2], RequestError)
+    assert isinstance(rankings[2], UserSourceError)
     assert isinstance(rankings[3], UnknownUserError)
     assert_alike([*rankings[:2], *rankings[4:]], known)
-    with pytest.raises(RequestError, match="18 items and 17 types"):
+    with pytest.raises(UserSourceError, match="18 items and 17 types"):
         rank_many([5, BROKEN, 6, 7, 8])
     assert settled(engine)
     assert engine.stats()["open_handles"] == 0
@@ -268,19 +269,21 @@ def test_rank_many_error_before_all_began_abandons_group(grouped: Make, world: W
     assert settled(engine)
 
 
-def test_rank_many_publish_meanwhile_splits_group(grouped: Make, two: Served, world: World) -> None:
+def test_rank_many_publish_meanwhile_splits_group(
+    grouped: Make, two: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = grouped(2, 4)
+    begin = Pending.begin
 
-    class Publishing(list[Any]):
-        """Contexts, of which reading the third publishes."""
-
-        def __getitem__(self, place: Any) -> Any:
-            if place == 2:
-                engine.publish(*two)
-            return super().__getitem__(place)
+    def publishing(pending: Pending, *, start: bool) -> None:
+        begin(pending, start=start)
+        if pending.user == 1:
+            engine.publish(*two)
 
     before = engine.version
-    rankings = engine.rank_many(range(4), contexts=Publishing([{}] * 4))
+    with monkeypatch.context() as patched:
+        patched.setattr(Pending, "begin", publishing)
+        rankings = engine.rank_many(range(4))
     assert [ranking.report.version for ranking in rankings] == [before] * 2 + [two[0].version] * 2
     assert batches(rankings) == [2] * 4
     with grouped() as alone:

@@ -226,7 +226,7 @@ def test_request_events_from_many_threads_let_go_of_everything_once(seed: int) -
     pending = parts.pending(own=rng.random() < 0.5)
     pending.begin(start=True)
     events: list[Callable[[], Any]] = [
-        lambda: pending._user_computed(SIDE), lambda: pending._user_failed(ValueError("broken"), False),
+        lambda: pending._user_computed(SIDE), lambda: pending._user_failed(ValueError("broken")),
         lambda: pending._user_fetched(UserRecord()), pending.cancel, pending.close,
         lambda: claimed(pending) and pending._end((Phase.RANKING,), "it was ranked already"),
         lambda: claimed(pending) and pending._go_on_without(), lambda: pending.expire(30.0),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from aif_jax.bundle import Bundle
-from aif_jax.errors import RequestError
+from aif_jax.errors import UserSourceError
 from aif_jax.nearline import Tables
 from aif_jax.serving import EngineConfig, Shapes
 from aif_jax.serving.generation import Generation
@@ -63,7 +63,7 @@ def test_user_program_malformed_record_fails_alone(generation: Generation, world
     bad = UserRecord({}, good[0].items, good[0].types[:-1])
     users = [(0, good[0]), (1, bad), (2, good[1]), (3, good[2])]
     states = compute_states(users, 24, generation)
-    assert isinstance(states[1], RequestError)
+    assert isinstance(states[1], UserSourceError)
     assert "18 items and 17 types" in str(states[1])
     for place, record in ((0, good[0]), (2, good[1]), (3, good[2])):
         alone, state = compute_state(place, record, 24, generation), states[place]
@@ -74,6 +74,6 @@ def test_user_program_malformed_record_fails_alone(generation: Generation, world
                 np.asarray(leaf).astype(np.float64),
                 rtol=1e-4, atol=1e-5,
             )  # fmt: skip
-    assert all(isinstance(state, RequestError) for state in compute_states([(1, bad)] * 2, 24, generation))
-    with pytest.raises(RequestError, match="18 items and 17 types"):
+    assert all(isinstance(state, UserSourceError) for state in compute_states([(1, bad)] * 2, 24, generation))
+    with pytest.raises(UserSourceError, match="18 items and 17 types"):
         compute_state(1, bad, 24, generation)

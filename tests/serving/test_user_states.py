@@ -85,7 +85,7 @@ def test_user_states_state_expires_after_time_to_live(cached: Make, world: World
     assert len(seen) > 1
 
 
-@pytest.mark.parametrize("users", [1, np.int64(1), [1, 2], iter([1])])
+@pytest.mark.parametrize("users", [1, np.int64(1), [1, 2], {1}])
 def test_invalidate_users_are_computed_anew(cached: Make, world: World, records: Records, users: Any) -> None:
     engine = cached()
     ids, pair = world.candidates(30)

@@ -11,8 +11,9 @@ from aif_jax.features.encoders import FIRST
 from aif_jax.features.ids import KeySet
 from aif_jax.features.report import EncodeReport
 from aif_jax.features.schema import Schema
-from aif_jax.inputs import read_flat, read_ids, shown
+from aif_jax.inputs import read_flat, read_ids
 from aif_jax.inputs.tokens import tokens
+from aif_jax.shown import shown
 
 _MAX_TABLE = 1 << 20
 

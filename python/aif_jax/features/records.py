@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.errors import SchemaError, UserSourceError
+from aif_jax.errors import SchedulerError, SchemaError, UserSourceError
 from aif_jax.features.report import EncodeReport
 from aif_jax.features.schema import Schema
-from aif_jax.inputs import read_flat, read_ids, shown
+from aif_jax.inputs import read_flat, read_ids
+from aif_jax.shown import shown
 from aif_jax.strict_json import shortened, text_of
 from aif_jax.types import UserId, UserRecord
 
@@ -34,9 +35,12 @@ def fetch_record(source: Callable[[Any], UserRecord | None], user: UserId) -> Us
 
     Raises:
         UserSourceError: the source raised, or returned something else.
+        SchedulerError: it raised that, for example because it ranked on its own engine.
     """
     try:
         record = source(user)
+    except SchedulerError:  # it used its own engine in a way that would wait for ever
+        raise
     except Exception as error:
         raise UserSourceError(
             f"user {shortened(text_of(user))}: the user source raised {type(error).__name__}: "

@@ -13,7 +13,6 @@ from aif_jax.inputs.ids import is_user_id as is_user_id
 from aif_jax.inputs.ids import item_keys as item_keys
 from aif_jax.inputs.ids import read_ids as read_ids
 from aif_jax.inputs.ids import read_user_ids as read_user_ids
-from aif_jax.inputs.shown import shown as shown
 from aif_jax.inputs.tables import read_table as read_table
 from aif_jax.inputs.tables import table_columns as table_columns
 from aif_jax.inputs.values import read_content as read_content

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from aif_jax.errors import AifError, RequestError
-from aif_jax.inputs.shown import shown
+from aif_jax.shown import shown
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ import numpy as np
 
 from aif_jax.errors import AifError, RequestError
 from aif_jax.inputs.columns import is_missing, read_flat
-from aif_jax.inputs.shown import shown
+from aif_jax.shown import shown
 
 PADDING = -1
 """Fills up candidates where retrieval found fewer, as Faiss does."""

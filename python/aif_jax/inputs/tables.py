@@ -4,7 +4,7 @@ from typing import Any
 
 from aif_jax.errors import AifError, RequestError
 from aif_jax.inputs.columns import family, read_column
-from aif_jax.inputs.shown import shown
+from aif_jax.shown import shown
 
 
 def read_table(table: Any, name: str, *, error: type[AifError] = RequestError) -> dict[str, Any]:

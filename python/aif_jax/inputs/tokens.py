@@ -12,7 +12,7 @@ import numpy as np
 
 from aif_jax.errors import SchemaError
 from aif_jax.inputs.columns import Ragged, is_missing, read_column
-from aif_jax.inputs.shown import names_of, shown
+from aif_jax.shown import names_of, shown
 
 _USUAL = {type(None), float, int, bool, str}
 

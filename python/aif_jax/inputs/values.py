@@ -8,8 +8,8 @@ import numpy as np
 
 from aif_jax.errors import AifError, ItemIndexError, RequestError, SchemaError
 from aif_jax.inputs.columns import Ragged, is_missing, read_column, read_flat
-from aif_jax.inputs.shown import shown
 from aif_jax.inputs.tables import table_columns
+from aif_jax.shown import shown
 
 
 def read_number(

@@ -41,10 +41,10 @@ from aif_jax.inputs import (
     read_flags,
     read_flat,
     read_ids,
-    shown,
 )
 from aif_jax.nearline import Delete, Update, Upsert
 from aif_jax.nearline.records import read_records
+from aif_jax.shown import shown
 from aif_jax.strict_json import shortened
 from aif_jax.types import UserId, UserRecord
 

@@ -1,16 +1,14 @@
 """Checked form of updates, and merging of consecutive ones: the program computes 256 rows as fast as one."""
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from aif_jax.errors import AifError, ItemIndexError, RequestError
-from aif_jax.features import Ragged
-from aif_jax.inputs import read_column
-from aif_jax.nearline.records import concatenated, take
+from aif_jax.inputs import read_flat
+from aif_jax.nearline.records import concatenated, read_records, take
 from aif_jax.nearline.update_source import Delivery, own_error
 from aif_jax.nearline.updates import Delete, Update, Upsert
 from aif_jax.strict_json import shortened
@@ -28,7 +26,7 @@ def checked(update: object) -> Update | AifError:
         if isinstance(update, BaseException):
             return own_error(update, "stream")
         if isinstance(update, Delete):
-            return Delete(_rows(update.ids, "ids", None))
+            return Delete(read_flat(update.ids, "ids", ordered=False))
         if not isinstance(update, Upsert):
             return ItemIndexError(f"stream: got a {type(update).__name__}, expected Upsert or Delete.")
         return checked_records(update)
@@ -44,19 +42,17 @@ def checked_records(records: _R) -> _R:
     """
     if not isinstance(records, ItemRecords):
         raise RequestError(f"records: got a {type(records).__name__}, expected ItemRecords.")
-    ids = _rows(records.ids, "ids", None)
-    if not isinstance(records.columns, Mapping):
-        raise RequestError(f"columns: got a {type(records.columns).__name__}, expected raw features by name.")
-    if others := [name for name in records.columns if not isinstance(name, str)]:
-        raise RequestError(f"columns: got a name of type {type(others[0]).__name__}, expected strings.")
-    n, content, rankable = len(ids), records.content, records.rankable
-    return dataclasses.replace(
-        records,
-        ids=ids,
-        columns={name: _rows(column, name, n) for name, column in records.columns.items()},
-        content=None if content is None else _array(content, "content", n),
-        rankable=None if rankable is None else _array(rankable, "rankable", n),
-    )
+    if isinstance(records.columns, Mapping):
+        for column in records.columns:
+            if not isinstance(column, str):
+                raise RequestError(f"columns: got a name of type {type(column).__name__}, expected strings.")
+    read = read_records(records)
+    for name, rows in {**read.columns, "content": read.content, "rankable": read.rankable}.items():
+        if rows is not None and len(rows) != len(read.ids):
+            raise RequestError(
+                f"{shortened(name)}: has {len(rows):,} rows, expected {len(read.ids):,}, one for each id."
+            )
+    return read
 
 
 class Entry(NamedTuple):
@@ -88,8 +84,8 @@ def joined(run: Sequence[Entry]) -> Any:
         first,
         ids=concatenated([update.ids for update in updates]),
         columns={name: concatenated([update.columns[name] for update in updates]) for name in first.columns},
-        content=None if first.content is None else np.concatenate([update.content for update in updates]),
-        rankable=None if first.rankable is None else np.concatenate([update.rankable for update in updates]),
+        content=None if first.content is None else concatenated([update.content for update in updates]),
+        rankable=None if first.rankable is None else concatenated([update.rankable for update in updates]),
     )
     last = {_key(item): place for place, item in enumerate(whole.ids)}
     return whole if len(last) == len(whole.ids) else take(whole, np.array(sorted(last.values())))
@@ -115,46 +111,11 @@ def _alike(first: object, second: object) -> bool:
     )
 
 
-def _shape(array: np.ndarray | None) -> object:
-    return None if array is None else (array.dtype, array.shape[1:])
-
-
-def _rows(column: Any, name: str, n: int | None) -> Any:
-    """Return a column as an array, a `Ragged` or a list, missing values as ``None``.
-
-    Raises:
-        RequestError: it is something else, or has another number of rows than n.
-    """
-    rows = read_column(column, name)
-    if isinstance(rows, np.ma.MaskedArray):
-        rows = rows.tolist()
-    if isinstance(rows, np.ndarray):
-        sized = rows.ndim > 0
-    else:
-        sized = hasattr(rows, "__len__") and not isinstance(rows, (str, bytes, Mapping))
-        if sized and not isinstance(rows, (list, Ragged)):
-            rows = list(itertools.islice(rows, len(rows) + 1))
-    if not sized:
-        raise RequestError(
-            f"{shortened(name)}: got a {type(column).__name__}, expected a list or array, a value an item."
-        )
-    _check_rows(name, len(rows), n)
-    return rows
-
-
-def _array(values: Any, name: str, n: int) -> np.ndarray:
-    if isinstance(values, np.ma.MaskedArray) and values.mask.any():
-        raise RequestError(
-            f"{name}: {values.mask.sum()} values are masked, expected none; give NaN for no content."
-        )
-    array = np.asarray(values)
-    _check_rows(name, len(array) if array.ndim else 1, n)
-    return array
-
-
-def _check_rows(name: str, given: int, n: int | None) -> None:
-    if n is not None and given != n:
-        raise RequestError(f"{shortened(name)}: has {given:,} rows, expected {n:,}, one for each id.")
+def _shape(column: Any) -> object:
+    """Return a value that is equal for columns that may be joined to one; lists stay alone."""
+    if column is None:
+        return None
+    return (column.dtype, column.shape[1:]) if isinstance(column, np.ndarray) else object()
 
 
 def _key(item: Any) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from aif_jax.bundle import Bundle
 from aif_jax.errors import ItemIndexError, VersionMismatchError
 from aif_jax.features import EncodeReport
-from aif_jax.inputs import Ids, read_ids, shown
+from aif_jax.inputs import Ids, read_ids
 from aif_jax.nearline.change_log import ChangeLog, Deleted, Rows
 from aif_jax.nearline.mapped_file import MappedFile
 from aif_jax.nearline.row_file import ROWS_AT, RowFileWriter, open_row_file
@@ -19,6 +19,7 @@ from aif_jax.nearline.row_program import RowProgram, batches
 from aif_jax.nearline.store import ColumnSpecs, RowStore
 from aif_jax.nearline.updates import Update, Upsert
 from aif_jax.processes import OfOneProcess
+from aif_jax.shown import shown
 from aif_jax.types import ItemRecords
 
 Progress = Callable[[int, int], None]
@@ -36,7 +37,7 @@ class RowTable(
     OfOneProcess,
     guards=(
         "upsert", "add", "apply", "warm", "delete", "subscribe", "__len__", "__contains__", "ids", "gather",
-        "default_row", "stats", "save", "write_snapshot", "log_to", "pause", "replay",
+        "default_row", "stats", "save", "write_snapshot", "log_to", "pause", "replay", "check",
     ),
 ):  # fmt: skip
     """Rows by item id, in memory, of one bundle version. Read from any thread while others write.

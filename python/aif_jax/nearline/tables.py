@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 from aif_jax import processes
 from aif_jax.bundle import Bundle
-from aif_jax.checks import shown
 from aif_jax.errors import ConfigError, VersionMismatchError
 from aif_jax.nearline.behaviour_table import BehaviourTable
 from aif_jax.nearline.item_index import ItemIndex
+from aif_jax.shown import shown
 from aif_jax.types import ItemRecords
 
 

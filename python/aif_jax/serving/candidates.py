@@ -12,9 +12,10 @@ from aif_jax.errors import RequestError, SchemaError
 from aif_jax.features import EncodeReport, Numeric, Schema
 from aif_jax.features.candidates import read_candidates
 from aif_jax.features.filters import Filters, checked_filters
-from aif_jax.inputs import is_user_id, read_number, shown, take_rows
+from aif_jax.inputs import is_user_id, read_number, take_rows
 from aif_jax.nearline import ItemIndex
 from aif_jax.serving.config import UnknownColumns
+from aif_jax.shown import shown
 
 _UINT64, _INT64 = np.dtype(np.uint64), np.dtype(np.int64)
 

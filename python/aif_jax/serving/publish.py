@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from aif_jax.bundle import Bundle, compilations
-from aif_jax.checks import is_real, shown
+from aif_jax.checks import is_real
 from aif_jax.errors import AifError, PublishError, RequestError, SchedulerError
 from aif_jax.machine import throttled
 from aif_jax.memory import Needs, check_budget
@@ -28,6 +28,7 @@ from aif_jax.serving.release import Release
 from aif_jax.serving.shadow import Answer, answer, compared
 from aif_jax.serving.user_program import compute_state, long_bucket
 from aif_jax.serving.user_side import fetched
+from aif_jax.shown import shown
 from aif_jax.types import UserId
 
 _POLL_S = 0.05

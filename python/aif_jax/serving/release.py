@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 from aif_jax.aio import EventLoop
 from aif_jax.bundle import Bundle
-from aif_jax.checks import shown
 from aif_jax.errors import ConfigError
 from aif_jax.nearline import Tables
 from aif_jax.serving.config import EngineConfig
@@ -22,6 +21,7 @@ from aif_jax.serving.stage import Progress
 from aif_jax.serving.tasks import Deadline
 from aif_jax.serving.user_side import UserSides
 from aif_jax.serving.user_states import UserStates
+from aif_jax.shown import shown
 from aif_jax.types import ItemRecords, ItemSource, Request, Retrieve, UserRecord, UserSource
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from aif_jax import timeline
-from aif_jax.checks import shown
+from aif_jax.shown import shown
 from aif_jax.types import UserId
 
 Retrieval = Literal["caller", "own", "fallback"]

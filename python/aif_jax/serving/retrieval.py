@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from aif_jax.aio import EventLoop, TimeLimit, Waiter, result_of
-from aif_jax.checks import shown
 from aif_jax.errors import (
     ConfigError,
     DeadlineExceededError,
@@ -22,6 +21,7 @@ from aif_jax.features import EncodeReport
 from aif_jax.features.copies import copied
 from aif_jax.serving.candidates import check_candidates
 from aif_jax.serving.generation import Generation
+from aif_jax.shown import shown
 from aif_jax.strict_json import text_of
 from aif_jax.types import Candidates, Request, Retrieve
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from aif_jax import machine
-from aif_jax.checks import is_real, shown
+from aif_jax.checks import is_real
 from aif_jax.errors import RequestError, SchedulerError
 from aif_jax.features import EncodeReport
 from aif_jax.features.copies import copied
@@ -30,6 +30,7 @@ from aif_jax.serving.config import UnknownColumns
 from aif_jax.serving.generation import Generation
 from aif_jax.serving.report import Ranking
 from aif_jax.serving.user_program import compute_state, long_bucket
+from aif_jax.shown import shown
 from aif_jax.types import UserId, UserRecord
 
 _WINDOW = 4096

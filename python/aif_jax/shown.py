@@ -13,7 +13,7 @@ def shown(value: Any) -> str:
     """Return a value as text of at most 200 characters, whatever it is.
 
     >>> shown("x" * 300)[-20:]
-    "xxxxxxxxxxxxxxxxx..."
+    'xxxxxxxxxxxxxxxxx...'
     >>> shown(10**400)
     'an integer of 1,329 bits'
     """

@@ -67,7 +67,8 @@ class ModelConfig(Config):
         head_layers: widths of the layers between the first layer and the heads.
         item_layers: widths of the hidden layers of the item module.
         heads: names of the logits, each trained against the label of the same name.
-        score: expression over head probabilities and pair features that orders the candidates.
+        score: expression over head probabilities and pair features that orders the candidates; empty for
+            the first head.
         short_length: ``S``, behaviours that the short-sequence attention sees.
         long_length: ``L``, behaviours that the long-sequence blocks see.
         content_width: ``d_m``, width of the frozen content embedding.
@@ -87,6 +88,8 @@ class ModelConfig(Config):
         item_id_dropout: probability that an item's id is hidden in training, for cold items.
         seed: seed of the random hyperplanes, which are part of the model.
 
+    >>> ModelConfig(heads=("buy", "click")).score
+    'buy'
     >>> config = ModelConfig(heads=("ctr", "cvr"), score="ctr * cvr * bid", long_length=1024)
     >>> config.tiers, config.signature_bytes
     (16, 32)
@@ -104,7 +107,7 @@ class ModelConfig(Config):
     head_layers: tuple[int, ...] = (32,)
     item_layers: tuple[int, ...] = (64,)
     heads: tuple[str, ...] = ("ctr",)
-    score: str = "ctr"
+    score: str = ""
     short_length: int = 50
     long_length: int = 256
     content_width: int = 32
@@ -144,6 +147,8 @@ class ModelConfig(Config):
         for name in ("block_dropout", "item_id_dropout"):
             rate = getattr(self, name)
             check(name, rate, 0.0 <= rate < 1.0, "a probability in [0, 1)")
+        if self.heads and not self.score:
+            object.__setattr__(self, "score", self.heads[0])
         different = bool(self.heads) and len(set(self.heads)) == len(self.heads)
         check("heads", self.heads, different, "one or more different names")
         for head in self.heads:

@@ -343,8 +343,8 @@ ELSEWHERE = {
     "TwoTowerRetriever.build": "integrations/test_usearch.py",
     "catalogue_batches": "integrations/test_parquet.py", "records": "integrations/test_parquet.py",
     "build_with_ray": "integrations/test_ray.py",
-    "Dataset.from_events": "data/test_tables.py", "Dataset.from_impressions": "data/test_tables.py",
-    "Schema.infer": "data/test_tables.py",
+    "Dataset.from_events": "data/test_log_tables.py", "Dataset.from_impressions": "data/test_log_tables.py",
+    "Schema.infer": "data/test_log_tables.py",
 }  # fmt: skip
 """Entries that are tried in a file of their own."""
 

@@ -8,7 +8,6 @@ from rich.console import Console
 from aif_jax.bundle import Bundle, export_bundle
 from aif_jax.cli.fields import load_for
 from aif_jax.config import Precision
-from aif_jax.data.content import fit_width
 from aif_jax.data.dataset import Dataset
 from aif_jax.files import make_directory
 from aif_jax.models.store import load_model
@@ -52,11 +51,8 @@ def run_index_build(bundle_path: Path, data: str, out: Path, *, console: Console
 
 def tables_of(bundle: Bundle, dataset: Dataset, *, console: Console) -> Tables:
     """Run the item and the behaviour program over every item of a data set, with a progress bar."""
-    names = {feature.name for feature in bundle.schema.item}
-    columns = {name: column for name, column in dataset.items.items() if name in names}
-    content = None
-    if dataset.content is not None:
-        content = fit_width(dataset.content, bundle.config.content_width).vectors
+    records = dataset.item_records(bundle.config.content_width)
+    catalogue = (records.ids, records.columns, records.content)
     with progress_bar(console=console) as bar:
         total = 2 * dataset.n_items
         task = bar.add_task("item rows", total=total)
@@ -67,6 +63,6 @@ def tables_of(bundle: Bundle, dataset: Dataset, *, console: Console) -> Tables:
         def second(done: int, _: int) -> None:
             bar.update(task, completed=dataset.n_items + done, description="behaviour rows")
 
-        index = ItemIndex.build(bundle, dataset.items["ids"], columns, content, progress=first)
-        table = BehaviourTable.build(bundle, dataset.items["ids"], columns, content, progress=second)
+        index = ItemIndex.build(bundle, *catalogue, progress=first)
+        table = BehaviourTable.build(bundle, *catalogue, progress=second)
     return Tables(index, table)

@@ -13,13 +13,11 @@ from rich.console import Console
 
 from aif_jax.bundle import Bundle
 from aif_jax.cli.building import BEHAVIOURS, ITEMS
-from aif_jax.cli.requests import plain
 from aif_jax.data import load
 from aif_jax.errors import ConfigError
 from aif_jax.nearline import BehaviourTable, ItemIndex, Tables
 from aif_jax.observe import SlowRequests
 from aif_jax.serving import Engine, Observer
-from aif_jax.types import UserId, UserRecord
 
 
 def run_serve(
@@ -62,7 +60,7 @@ def run_serve(
                 console.print(f"{engine} on {where}; stop with Ctrl-C", markup=False, highlight=False)
             console.file.flush()  # a log reads it through a pipe
 
-    source = _called("--users", users) if users else _users_of(str(data))
+    source = _called("--users", users) if users else load(str(data)).user_source()
     finder = _called("--retrieve", retrieve) if retrieve else None
     with console.status("loading, and compiling what no earlier process did"):
         bundle = Bundle.load(bundle_path, compilation_cache=cache or private_cache())
@@ -110,13 +108,3 @@ def _called(option: str, name: str) -> Callable[..., Any]:
     if not callable(found):
         raise ConfigError(f"{option}: {name} is a {type(found).__name__}, expected a function.")
     return found
-
-
-def _users_of(data: str) -> Callable[[UserId], UserRecord | None]:
-    dataset = load(data)
-    rows = {plain(identity): row for row, identity in enumerate(dataset.users["ids"])}
-
-    def users(user: UserId) -> UserRecord | None:
-        return dataset.user_record(rows[user]) if user in rows else None
-
-    return users

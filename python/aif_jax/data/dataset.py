@@ -6,7 +6,7 @@ holds the ids of the source.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -21,7 +21,7 @@ from aif_jax.data.splits import SPLITS, TEST, TRAIN, Split, by_time, split_numbe
 from aif_jax.errors import DataError
 from aif_jax.features import Categorical, EncodeReport, Group, Ragged, Schema, Vocabulary, item_keys
 from aif_jax.inputs import read_table
-from aif_jax.types import UserRecord
+from aif_jax.types import ItemRecords, UserId, UserRecord
 
 SHOWN = "shown"
 """The label of `Dataset.with_shown_label`."""
@@ -439,6 +439,31 @@ class Dataset:
             items=np.asarray(self.items["ids"])[self.events.item[order]],
             types=self.events.type[order],
         )
+
+    def user_source(self) -> Callable[[UserId], UserRecord | None]:
+        """Return a user source of the set: from a user's id to the record with the whole history.
+
+        >>> from aif_jax.data import load
+        >>> users = load("synthetic:small").user_source()
+        >>> len(users("u0000007").items) > 0, users("nobody")
+        (True, None)
+        """
+        rows = {_scalar([identity]): row for row, identity in enumerate(self.users["ids"])}
+        return lambda user: self.user_record(rows[user]) if user in rows else None
+
+    def item_records(self, content_width: int) -> ItemRecords:
+        """Return the catalogue as `build_tables` takes it.
+
+        Args:
+            content_width: that of the model; see `fit_width`.
+
+        Raises:
+            DataError: the set's content embeddings are narrower.
+        """
+        names = {feature.name for feature in self.schema.item}
+        columns = {name: column for name, column in self.items.items() if name in names}
+        content = None if self.content is None else fit_width(self.content, content_width).vectors
+        return ItemRecords(self.items["ids"], columns, content)
 
     def with_validation_in_training(self) -> "Dataset":
         """Return the set with the validation rows moved to training, for a refit before the test.

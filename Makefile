@@ -6,6 +6,7 @@ BIN    := $(VENV)/bin
 LOWEST := .venv-lowest
 DATA   ?= synthetic
 STRESS_SECONDS ?= 60
+SOAK_MINUTES ?= 120
 
 # A file is one worker's, since it shares what it built; in the order that tests/conftest.py wants.
 IN_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
@@ -15,7 +16,7 @@ SLOWEST := --durations 10 --durations-min 1
 NATIVE := $(shell find rust -name '*.rs' -o -name 'Cargo.toml') Cargo.toml Cargo.lock pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-all test-thorough test-bench test-lowest stress fuzz proof lint format bars bench bench-compare bench-stage bench-load bench-native wheel wheel-check docs clean
+.PHONY: help demo test test-rust test-python test-all test-thorough test-bench test-lowest stress fuzz soak proof lint format bars bench bench-compare bench-stage bench-load bench-native wheel wheel-check docs clean
 
 help: ## Show this list
 	@echo "aif_jax: pre-ranking by asynchronous inference. Needs Python 3.11+, cargo and make; the rest sets itself up."
@@ -67,6 +68,9 @@ stress: $(VENV)/.dev ## Cache, scheduler, engine under faults: long stress tests
 
 fuzz: $(VENV)/.dev ## Every reader of files and messages, or TARGET, on inputs that coverage guides (SECONDS=60 each; needs atheris)
 	PYTHONPATH=tests $(BIN)/python -m fuzz.run $(TARGET) --seconds $(or $(SECONDS),60)
+
+soak: $(VENV)/.dev ## An engine under load while all around it changes and fails, every answer checked (SOAK_MINUTES=120)
+	$(BIN)/python bench/soak/run.py --minutes $(SOAK_MINUTES) $(if $(RECORD),--record $(RECORD))
 
 proof: ## Short runs of stress, loom, AddressSanitizer and Miri, a minute after a build; steps whose tools are missing are left out
 	rust/proof.sh

@@ -74,8 +74,11 @@ class Built:
     tables: Tables
 
 
-def build(workload: Workload, folder: Path) -> Built:
-    """Build model, bundle, index, behaviour table and one user with a full history."""
+def build(workload: Workload, folder: Path, weights: int | None = None) -> Built:
+    """Build model, bundle, index, behaviour table and one user with a full history.
+
+    The weights are of another seed if one is given; all else is the same.
+    """
     rng = np.random.default_rng(workload.seed)
     n, config = workload.items, workload.config
     schema = Schema(
@@ -105,7 +108,7 @@ def build(workload: Workload, folder: Path) -> Built:
     )
     content = rng.normal(size=(n, config.content_width)).astype(np.float32)
     content /= np.linalg.norm(content, axis=1, keepdims=True)
-    model = build_model(config, schema, seed=workload.seed)
+    model = build_model(config, schema, seed=workload.seed if weights is None else weights)
     assert isinstance(model, Aif)
     catalogue = {
         **schema.encode("item", columns, n),

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from aif_jax.features import Schema
 from aif_jax.nearline import BehaviourTable
 from aif_jax.types import Candidates, UserRecord
 from stage.request import TURNS, Case, device_catalogue
@@ -120,14 +121,14 @@ class Truth:
         service, shared = self._service, self._service.shared
         batch = {**service.batches[number], **shared.request(number % TURNS)}
         with jax.default_matmul_precision("highest"):
-            order, scores = self._program(_known(service, batch, rung))
+            order, scores = self._program(known(service.built.bundle.schema, batch, rung))
         return Answer(shared.ids[number % TURNS][order], scores, rung)
 
 
 RUNGS = range(4)
 
 
-def _known(service: Service, batch: dict[str, Any], rung: int) -> dict[str, Any]:
+def known(schema: Schema, batch: dict[str, Any], rung: int) -> dict[str, Any]:
     """Return what the definition of a rung knows of a batch.
 
     From rung 1 not the long sequence, from 2 nothing of the user, and from 3 nothing of the request.
@@ -135,7 +136,7 @@ def _known(service: Service, batch: dict[str, Any], rung: int) -> dict[str, Any]
     absent = ["long_item", "long_type"] * (rung >= 1) + ["short_item", "short_type"] * (rung >= 2)
     batch = {**batch, **{name: np.full_like(batch[name], -1) for name in absent}}
     if rung >= 2:
-        batch["user"] = service.built.bundle.schema.encode("user", {}, 1, strict=False)
+        batch["user"] = schema.encode("user", {}, 1, strict=False)
     for group in ("context", "pair") if rung >= 3 else ():
         batch[group] = {feature: np.zeros_like(values) for feature, values in batch[group].items()}
     return batch

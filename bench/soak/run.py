@@ -60,9 +60,9 @@ from stage.request import CONTEXT
 LATE = {"DeadlineExceededError", "OverloadedError"}
 EXPECTED: dict[str, set[str]] = {
     "none": {"rung 0"},
-    "user source raises": {"InjectedError"},
+    "user source raises": {"UserSourceError"},
     "user source hangs": {"rung 2", "rung 3", *LATE},
-    "user source returns garbage": {"RequestError"},
+    "user source returns garbage": {"UserSourceError"},
     "retrieval raises": {"RetrievalError"},
     "retrieval hangs": LATE,
     "retrieval returns garbage": {"RetrievalError"},
@@ -298,7 +298,10 @@ class Soak:
                 self.ending.wait(luck.uniform(0, 3))
                 one.start()
             if luck.random() < 0.5:
-                self.clients[1].execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+                own = {client.client_id() for client in self.clients}
+                for other in self.clients[1].client_list():
+                    if int(other["id"]) not in own:
+                        self.clients[1].client_kill_filter(_id=other["id"])
                 self.note("connections cut")
             if luck.random() < 0.5:
                 self.note("clock step", by_s=self.clock.step())

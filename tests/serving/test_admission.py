@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from aif_jax.errors import OverloadedError
-from aif_jax.estimates import LatencyEstimates
 from aif_jax.serving import Engine, InMemoryUsers, Threads
 from aif_jax.serving.admission import Admission, Admitted
-from aif_jax.serving.ladder import FINISH, USER, Ladder
+from aif_jax.serving.ladder import FINISH, USER, Ladder, LatencyEstimates
 from aif_jax.serving.tasks import Deadline
 from support.held import GatedUsers, until
 from support.served import K_MAX, Make, World

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from aif_jax.estimates import LatencyEstimates
-from aif_jax.serving.ladder import FINISH, FULL, Choice, Ladder
+from aif_jax.serving.ladder import FINISH, FULL, Choice, Ladder, LatencyEstimates
 
 CANDIDATES, HISTORIES = (32, 64), (8, 24)
 

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from aif_jax.errors import OverloadedError, RequestError
-from aif_jax.estimates import LatencyEstimates
 from aif_jax.serving.admission import Admitted, Ticket
-from aif_jax.serving.ladder import Ladder
+from aif_jax.serving.ladder import Ladder, LatencyEstimates
 from aif_jax.serving.observer import Observers
 from aif_jax.serving.release import OpenRequests
 from aif_jax.serving.request import Pending, Phase, Services, UserPhase

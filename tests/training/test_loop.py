@@ -153,9 +153,12 @@ def test_train_keeps_best_epoch_and_stops_after_patience(dataset, tiny, brief):
 def with_broken_numeric(dataset):
     """The user feature `activity` comes out of its encoding as NaN, as a wrong mean would make it."""
     user = tuple(
-        dataclasses.replace(f, mean=float("nan"), std=1.0) if isinstance(f, Numeric) else f
+        dataclasses.replace(f, mean=0.0, std=1.0) if isinstance(f, Numeric) else f
         for f in dataset.schema.user
     )
+    for feature in user:
+        if isinstance(feature, Numeric):
+            object.__setattr__(feature, "mean", float("nan"))  # the constructor refuses it
     (broken,) = [f.name for f in user if isinstance(f, Numeric)]
     return dataclasses.replace(dataset, schema=dataclasses.replace(dataset.schema, user=user)), broken
 

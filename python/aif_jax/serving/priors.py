@@ -9,13 +9,12 @@ import jax
 import numpy as np
 
 from aif_jax.config import PRIOR
-from aif_jax.estimates import LatencyEstimates
 from aif_jax.features import EncodeReport
 from aif_jax.features.score import best_first, score_of
 from aif_jax.nearline.item_index import RANKABLE_COLUMN
 from aif_jax.serving.candidates import EncodedCandidates, check_candidates
 from aif_jax.serving.generation import Generation, unknown_items
-from aif_jax.serving.ladder import ITEM_PRIOR, Ladder
+from aif_jax.serving.ladder import ITEM_PRIOR, Ladder, LatencyEstimates
 from aif_jax.serving.stage import Scored
 from aif_jax.serving.user_program import compute_state, compute_states
 from aif_jax.serving.user_states import UserState

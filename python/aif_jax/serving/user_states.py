@@ -127,7 +127,7 @@ class UserStates:
                 self._counts[length]["stale"] += 1
             return None
         unknown, truncated = columns.pop(_COUNTS)[0].tolist()
-        age_ms = (time.time() - float(columns.pop(_COMPUTED).view(np.float64)[0, 0])) * 1e3
+        age_ms = (time.monotonic() - float(columns.pop(_COMPUTED).view(np.float64)[0, 0])) * 1e3
         leaves = {f"state/{name}": column for name, column in columns.items()}
         return UserState(leaves, length, True, unknown, truncated, None, max(0.0, age_ms))
 
@@ -148,7 +148,7 @@ class UserStates:
         columns = {path.removeprefix("state/"): np.asarray(leaf) for path, leaf in state.leaves.items()}
         columns[_OWNER], columns[_SOURCE] = keys.owner, keys.source
         columns[_COUNTS] = np.array([[state.unknown_behaviours, state.truncated]], np.int32)
-        columns[_COMPUTED] = np.array([[time.time()]], np.float64).view(np.uint32)
+        columns[_COMPUTED] = np.array([[time.monotonic()]], np.float64).view(np.uint32)
         with self._changing:
             counts = self._counts[state.length]
             if since < self._invalidated.get(int(keys.user[0]), self._forgotten):

@@ -50,9 +50,14 @@ def counts(engine: Engine) -> dict[str, int]:
     return {name: engine.stats()["user_states"]["24"][name] for name in ("stale", "invalidated", "void")}
 
 
-def test_user_states_report_gives_age_of_state(cached: Make, world: World) -> None:
+@pytest.mark.parametrize("step_s", [0.0, 3600.0, -3600.0])
+def test_user_states_report_gives_age_whatever_the_clock_does(
+    cached: Make, world: World, monkeypatch: pytest.MonkeyPatch, step_s: float
+) -> None:
     engine = cached()
     first = engine.begin(1).rank(world.ids[:20]).report
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + step_s)
     time.sleep(0.02)  # at least
     second = engine.begin(1).rank(world.ids[:20]).report
     assert (first.user_state, first.user_state_age_ms) == ("computed", 0.0)

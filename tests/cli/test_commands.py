@@ -141,7 +141,7 @@ def test_export_command_precision_and_score_are_taken(road: Path, compact: Path,
     with pytest.raises(ConfigError, match="'moon' in 'moon' is no head"):
         run("export", road / "run", "--out", tmp_path / "third", "--score", "moon")
     with pytest.raises(ConfigError, match="precision: got 'half'"):
-        run("export", road / "run", "--out", tmp_path / "other", "--precision", "half")
+        run("export", road / "run", "--out", tmp_path / "fourth", "--precision", "half")
 
 
 def test_rank_command_index_of_another_bundle_is_refused(road: Path, compact: Path) -> None:

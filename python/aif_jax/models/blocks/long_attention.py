@@ -21,16 +21,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from aif_jax.kernels import group_codes
-from aif_jax.models.blocks.base import (
-    F4,
-    Arrays,
-    Candidates,
-    ColumnShapes,
-    Entries,
-    InteractionBlock,
-    UserSide,
-    Weights,
-)
+from aif_jax.models.blocks import base
 from aif_jax.models.initial import constant
 from aif_jax.models.layers import masked_mean, masked_softmax
 
@@ -38,7 +29,7 @@ SIGN_BITS = 4
 """Sign bits a table row stands for: tables of 16 rows stay in the L2 cache, tables of 256 do not."""
 
 
-class LongAttention(InteractionBlock):
+class LongAttention(base.InteractionBlock):
     """Attention over the long sequence; absent where no behaviour counts."""
 
     name = "long_attention"
@@ -47,7 +38,7 @@ class LongAttention(InteractionBlock):
         config, kernel, absent = self.config, "first.long_attention.*", "first.absent_long_attention"
         self.width = config.value_width
         # What is multiplied out on the user side needs the weight there; a table, when it is expanded.
-        self.weights = Weights(user=(kernel, absent))
+        self.weights = base.Weights(user=(kernel, absent))
         match config.long_attention:
             case "linear":
                 self.behaviour_columns = self.shared("value", "content", "has_content")
@@ -60,24 +51,26 @@ class LongAttention(InteractionBlock):
                 self.behaviour_columns = self.shared("value", "has_content", "signature")
                 self.row_columns = self.shared("has_content", "signature")
                 self.narrowed = ("factor",)
-                self.weights = Weights(user=(absent,), history=(kernel,))
+                self.weights = base.Weights(user=(absent,), history=(kernel,))
                 signed = config.long_attention == "sign"
                 self.form = {"bits": SIGN_BITS if signed else config.collision_bits}
 
-    def state_columns(self, length: Any) -> ColumnShapes:
+    def state_columns(self, length: Any) -> base.ColumnShapes:
         """Return ``factor`` of the kinds that have a table."""
         config = self.config
         bits, group, d_v = config.signature_bits, config.collision_bits, config.value_width
         shapes = {"sign": (bits, d_v), "collision": (bits // group, 2**group, d_v)}
         shape = shapes.get(config.long_attention)
-        return {} if shape is None else {"factor": (shape, F4)}
+        return {} if shape is None else {"factor": (shape, base.F4)}
 
-    def input(self, model: Any, candidates: Candidates, side: UserSide) -> tuple[jax.Array, jax.Array]:
+    def input(
+        self, model: Any, candidates: base.Candidates, side: base.UserSide
+    ) -> tuple[jax.Array, jax.Array]:
         """Return ``A`` ``[B, G, d_v]`` (``mean``: ``[B, 1, d_v]``), and which users have a history."""
         found = self.attention(model, candidates.item, side)
         return found, jnp.any(side.counted, axis=1, keepdims=True)
 
-    def attention(self, model: Any, item: Arrays, side: UserSide) -> jax.Array:
+    def attention(self, model: Any, item: base.Arrays, side: base.UserSide) -> jax.Array:
         """Return the attention ``[B, G, d_v]`` of candidates."""
         long, value, counted = side.long, side.value, side.counted
         match self.config.long_attention:
@@ -92,7 +85,7 @@ class LongAttention(InteractionBlock):
                 return masked_mean(value, counted)[:, None]
         return found * item["has_content"]
 
-    def state(self, model: Any, side: UserSide) -> dict[str, jax.Array]:
+    def state(self, model: Any, side: base.UserSide) -> dict[str, jax.Array]:
         """Return ``M``: ``M_u W_l`` ``[B, d_m, h]``, or ``factor``; ``h_u``: the mean, or what is absent."""
         first, long, value, counted = model.first, side.long, side.value, side.counted
         present = jnp.any(counted, axis=1)
@@ -109,7 +102,9 @@ class LongAttention(InteractionBlock):
                 state["factor"] = collision_factor(long["signature"], value, counted, bits)
         return state
 
-    def operands(self, model: Any, weights: Arrays, state: Arrays, context: Arrays, pair: Arrays) -> Entries:
+    def operands(
+        self, model: Any, weights: base.Arrays, state: base.Arrays, context: base.Arrays, pair: base.Arrays
+    ) -> base.Entries:
         """Return ``table`` ``[groups, 2^bits, h]`` of the kinds that have one."""
         if "factor" not in state:
             return {}
@@ -150,12 +145,12 @@ class ExactLongAttention(LongAttention):
         super()._declare()
         self.behaviour_columns = self.shared("value", "content", "has_content")
 
-    def modules(self, rngs: nnx.Rngs) -> Entries:
+    def modules(self, rngs: nnx.Rngs) -> base.Entries:
         """Return ``sharpness``."""
         # Cosines are small; softmax over them starts at a temperature at which it can tell them apart.
         return {"sharpness": constant(8.0)}
 
-    def attention(self, model: Any, item: Arrays, side: UserSide) -> jax.Array:
+    def attention(self, model: Any, item: base.Arrays, side: base.UserSide) -> jax.Array:
         """Return the attention ``[B, G, d_v]`` of candidates."""
         operands = (item["content"], side.long["content"], side.value, side.counted)
         found = softmax_attention(*operands, model.sharpness[...])

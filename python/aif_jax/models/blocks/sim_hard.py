@@ -13,17 +13,7 @@ from flax import nnx
 from aif_jax.features import Schema
 from aif_jax.kernels import Slots, slot_weights
 from aif_jax.kernels.slots import FIRST_CATEGORY, NO_CATEGORY, in_slot
-from aif_jax.models.blocks.base import (
-    F4,
-    I4,
-    Arrays,
-    Candidates,
-    ColumnShapes,
-    Entries,
-    InteractionBlock,
-    UserSide,
-    Weights,
-)
+from aif_jax.models.blocks import base
 from aif_jax.models.initial import linear
 
 
@@ -46,7 +36,7 @@ class Pooled(NamedTuple):
         return jnp.any(self.category >= 0, axis=1, keepdims=True)
 
 
-class SimHard(InteractionBlock):
+class SimHard(base.InteractionBlock):
     """Sub-sequences by category; absent where the history has no category."""
 
     name = "sim_hard"
@@ -56,39 +46,41 @@ class SimHard(InteractionBlock):
         self.behaviour_columns = self.shared("value", "category")
         self.row_columns = self.shared("category")
         self.narrowed = ("sim",)
-        self.weights = Weights(user=("pool.*", "first.sim_hard.*", "first.absent_sim_hard"))
+        self.weights = base.Weights(user=("pool.*", "first.sim_hard.*", "first.absent_sim_hard"))
 
     @classmethod
     def exists(cls, schema: Schema) -> bool:
         """Return whether the schema names a category."""
         return schema.category is not None
 
-    def state_columns(self, length: Any) -> ColumnShapes:
+    def state_columns(self, length: Any) -> base.ColumnShapes:
         """Return ``sim_category``, ``sim`` and ``sim_overflow``."""
         slots = self.config.sim_slots
         return {
-            "sim_category": ((slots,), I4),
-            "sim": ((slots, self.config.hidden), F4),
-            "sim_overflow": ((), I4),
+            "sim_category": ((slots,), base.I4),
+            "sim": ((slots, self.config.hidden), base.F4),
+            "sim_overflow": ((), base.I4),
         }
 
-    def modules(self, rngs: nnx.Rngs) -> Entries:
+    def modules(self, rngs: nnx.Rngs) -> base.Entries:
         """Return ``pool``."""
         return {"pool": CategoryPool(self.config.value_width, self.config.sim_width, rngs=rngs)}
 
-    def user(self, model: Any, side: UserSide) -> Any:
+    def user(self, model: Any, side: base.UserSide) -> Any:
         """Return the pooled sub-sequences."""
         categories, valid = side.long["category"], side.long_type >= 0
         slot, overflow = recent_categories(categories, valid, self.config.sim_slots)
         return Pooled(slot, model.pool(side.value, categories, valid, slot), overflow)
 
-    def input(self, model: Any, candidates: Candidates, side: UserSide) -> tuple[jax.Array, jax.Array]:
+    def input(
+        self, model: Any, candidates: base.Candidates, side: base.UserSide
+    ) -> tuple[jax.Array, jax.Array]:
         """Return the average of the candidates' slots ``[B, G, d_s]``, and which users have any."""
         pooled: Pooled = side.own[self.name]
         weights = slot_weights(self.schema.category_ids(candidates.item), pooled.category[:, None])
         return weights @ pooled.rows, pooled.present
 
-    def state(self, model: Any, side: UserSide) -> dict[str, jax.Array]:
+    def state(self, model: Any, side: base.UserSide) -> dict[str, jax.Array]:
         """Return ``G_u W_s`` ``[B, C_max, h]`` with its categories."""
         pooled: Pooled = side.own[self.name]
         return {
@@ -98,7 +90,9 @@ class SimHard(InteractionBlock):
             "sim_overflow": pooled.overflow,
         }
 
-    def operands(self, model: Any, weights: Arrays, state: Arrays, context: Arrays, pair: Arrays) -> Entries:
+    def operands(
+        self, model: Any, weights: base.Arrays, state: base.Arrays, context: base.Arrays, pair: base.Arrays
+    ) -> base.Entries:
         """Return ``slots``."""
         return {"slots": Slots(state["sim_category"], state["sim"])}
 

@@ -13,22 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax.kernels import Tiers, simtier, tier_features
-from aif_jax.models.blocks.base import (
-    F4,
-    I4,
-    U1,
-    Arrays,
-    Candidates,
-    ColumnShapes,
-    Entries,
-    InteractionBlock,
-    UserSide,
-    Weights,
-)
+from aif_jax.models.blocks import base
 from aif_jax.models.signature import edges_of
 
 
-class SimTier(InteractionBlock):
+class SimTier(base.InteractionBlock):
     """The histogram of similarities; absent where no behaviour counts."""
 
     name = "simtier"
@@ -39,35 +28,39 @@ class SimTier(InteractionBlock):
         self.width = self.channels * config.tiers
         self.behaviour_columns = self.shared("has_content", "signature")
         self.row_columns = self.shared("has_content", "signature")
-        self.weights = Weights(user=("first.absent_simtier",), history=("first.simtier.*", "simtier.edges"))
+        self.weights = base.Weights(
+            user=("first.absent_simtier",), history=("first.simtier.*", "simtier.edges")
+        )
         self.constants = {"simtier.edges": edges_of(config)}
         self.form = {"kind": config.signature, "scale": config.tier_scale}
 
-    def state_columns(self, length: Any) -> ColumnShapes:
+    def state_columns(self, length: Any) -> base.ColumnShapes:
         """Return ``signature`` and ``channel`` of the behaviours, and ``tier_length``."""
         return {
-            "signature": ((length, self.config.signature_bytes), U1),
-            "channel": ((length,), I4),
-            "tier_length": ((self.channels,), F4),
+            "signature": ((length, self.config.signature_bytes), base.U1),
+            "channel": ((length,), base.I4),
+            "tier_length": ((self.channels,), base.F4),
         }
 
-    def user(self, model: Any, side: UserSide) -> Any:
+    def user(self, model: Any, side: base.UserSide) -> Any:
         """Return ``[B, channels]``, how many behaviours each channel counts."""
         return channel_lengths(side.channel, self.channels)
 
-    def input(self, model: Any, candidates: Candidates, side: UserSide) -> tuple[jax.Array, jax.Array]:
+    def input(
+        self, model: Any, candidates: base.Candidates, side: base.UserSide
+    ) -> tuple[jax.Array, jax.Array]:
         """Return the histograms ``[B, G, channels * T]``, and which users have a history."""
         counts = self.counts(candidates.item, side)
         tiers = tier_features(counts, side.own[self.name][:, None], self.config.tier_scale)
         return tiers * candidates.item["has_content"], jnp.any(side.counted, axis=1, keepdims=True)
 
-    def counts(self, item: Arrays, side: UserSide) -> jax.Array:
+    def counts(self, item: base.Arrays, side: base.UserSide) -> jax.Array:
         """Return counts int32 ``[B, G, channels, T]`` of candidates."""
         theirs, edges = side.long["signature"], jnp.asarray(edges_of(self.config))
         kind = self.config.signature
         return simtier(item["signature"], theirs, side.channel, edges, channels=self.channels, kind=kind)
 
-    def state(self, model: Any, side: UserSide) -> dict[str, jax.Array]:
+    def state(self, model: Any, side: base.UserSide) -> dict[str, jax.Array]:
         """Return what the stage needs of the behaviours."""
         return {
             "h_u": model.first.instead(self.name, jnp.any(side.counted, axis=1)),
@@ -76,7 +69,9 @@ class SimTier(InteractionBlock):
             "tier_length": side.own[self.name],
         }
 
-    def operands(self, model: Any, weights: Arrays, state: Arrays, context: Arrays, pair: Arrays) -> Entries:
+    def operands(
+        self, model: Any, weights: base.Arrays, state: base.Arrays, context: base.Arrays, pair: base.Arrays
+    ) -> base.Entries:
         """Return ``tiers``."""
         behaviours = (state["signature"], state["channel"], state["tier_length"])
         return {"tiers": Tiers(*behaviours, weights["simtier.edges"], model.first.weight(self.name))}
@@ -93,7 +88,7 @@ class ExactSimTier(SimTier):
         super()._declare()
         self.behaviour_columns = self.shared("content", "has_content")
 
-    def counts(self, item: Arrays, side: UserSide) -> jax.Array:
+    def counts(self, item: base.Arrays, side: base.UserSide) -> jax.Array:
         """Return counts int32 ``[B, G, channels, T]`` of candidates."""
         similarity = jnp.einsum("bgm,blm->bgl", item["content"], side.long["content"])
         return float_tiers(similarity, side.channel, self.config.tier_edges, self.channels)

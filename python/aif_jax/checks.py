@@ -10,7 +10,7 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
-from aif_jax.errors import AifError, ConfigError, RequestError
+from aif_jax.errors import AifError, ConfigError
 from aif_jax.shown import shown
 from aif_jax.strict_json import shortened
 
@@ -75,16 +75,6 @@ def number(name: str, value: Any, unit: str, *, zero: bool = False, none: bool =
     fits = is_real(value) and (value >= 0 if zero else value > 0)
     kind = f"{'0 or more' if zero else 'more than 0'} {unit}"
     check(name, value, fits or (none and value is None), kind + ", or None" * none)
-
-
-def milliseconds(name: str, value: Any) -> float:
-    """Return a time of a request as a float; `RequestError` if it is not a number."""
-    if is_real(value):
-        with contextlib.suppress(OverflowError):
-            return float(value)
-    raise RequestError(
-        f"{name}: got {type(value).__name__} {shown(value)}, expected a number of milliseconds, or None."
-    )
 
 
 def one_of(name: str, value: object, words: Any) -> None:

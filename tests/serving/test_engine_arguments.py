@@ -1,7 +1,6 @@
 """Arguments of engines and requests: what is taken, and what is refused in words that help."""
 
 import asyncio
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -46,7 +45,7 @@ def test_tables_swapped_are_refused(make: Make, engine: Engine, one: Served, way
             enter(*wrong)  # type: ignore[arg-type]
 
 
-NUMBERS = [np.float32(60_000), np.int64(60_000), np.uint8(200), 60_000, Fraction(120_000, 2)]
+NUMBERS = [np.float32(60_000), np.int64(60_000), np.uint8(200), 60_000]
 
 
 @pytest.mark.parametrize("number", NUMBERS, ids=lambda number: type(number).__name__)
@@ -56,7 +55,9 @@ def test_deadline_any_real_number_is_taken(engine: Engine, world: World, number:
 
 
 @pytest.mark.parametrize("way", ["begin", "rank", "rank_async"])
-@pytest.mark.parametrize("wrong", ["5", True, np.True_, np.array([5.0]), 10**400, 1j, [5]])
+@pytest.mark.parametrize(
+    "wrong", ["5", True, np.True_, np.array([5.0]), pytest.param(10**400, id="large"), 1j, [5]]
+)
 def test_deadline_no_number_is_refused_and_counted(make: Make, wrong: Any, way: str) -> None:
     with make() as engine:
         with pytest.raises(RequestError, match=r"deadline_ms: got .*, expected a number of milliseconds"):

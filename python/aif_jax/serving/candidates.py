@@ -272,7 +272,7 @@ def read_deadline(deadline_ms: Any) -> float | None:
         deadline_ms,
         "deadline_ms",
         lambda ms: 0 < ms <= _MAX_DEADLINE_MS,
-        f"more than 0 and at most {_MAX_DEADLINE_MS:g} (11 days) milliseconds, or None for no deadline",
+        f"a number of milliseconds, over 0 and up to {_MAX_DEADLINE_MS:g} (11 days), or None for none",
     )
 
 

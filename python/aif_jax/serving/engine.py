@@ -561,8 +561,8 @@ class Engine(OfOneProcess, guards=("publish", "rollback", "drop_previous", "shad
         began_s, wanted_ms = time.perf_counter(), None
         try:
             self._workers.check_outside()
-            deadline = Deadline(deadline_ms, began_s)
-            wanted_ms, release = deadline.ms, self._generations.current
+            wanted_ms, release = read_deadline(deadline_ms), self._generations.current
+            deadline = Deadline(wanted_ms, began_s)
             while self._closed or not release.enter():
                 if self._closed:
                     raise SchedulerError("the engine is closed; make a new one.")
@@ -570,7 +570,6 @@ class Engine(OfOneProcess, guards=("publish", "rollback", "drop_previous", "shad
             try:
                 if own and self._sources.retrieve is None:
                     release.retrieval.require()
-                read_deadline(deadline.ms)
                 check_request(user, context, release.generation.bundle.schema)
                 # Copied: it is read in another thread, later, and the caller may use the mapping again.
                 given = copied(context) if context else {}

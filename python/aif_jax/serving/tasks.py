@@ -9,7 +9,6 @@ from concurrent.futures import Future
 from typing import Any, Literal
 
 from aif_jax import _native
-from aif_jax.checks import milliseconds
 from aif_jax.errors import DeadlineExceededError, SchedulerError
 from aif_jax.serving.config import Threads
 from aif_jax.serving.report import Task
@@ -33,15 +32,12 @@ class Deadline:
         began_s: begin of the request, on the clock of ``time.perf_counter``.
         ms: milliseconds from then; ``None`` for no deadline.
         due_s: the time itself; infinite without a deadline.
-
-    Raises:
-        RequestError: ``ms`` is not a number.
     """
 
     __slots__ = ("began_s", "due_s", "ms")
 
     def __init__(self, ms: float | None, began_s: float):
-        self.ms = ms if ms is None or type(ms) is float else milliseconds("deadline_ms", ms)
+        self.ms = ms
         self.began_s = began_s
         self.due_s = math.inf if self.ms is None else began_s + self.ms / 1e3
 

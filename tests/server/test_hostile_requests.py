@@ -412,7 +412,7 @@ def test_slow_route_is_strict_json_whatever_came_in(bundle: Bundle, tables: Tabl
         answer = client.send("GET", "/slow")
         failures = strict(answer)["failures"]
         assert len(failures) == len(strange) + 4
-        assert [failure["deadline_ms"] for failure in failures[:4]] == [1e300, None, None, None]
+        assert [failure["deadline_ms"] for failure in failures[:4]] == [None] * 4, "they were refused"
         assert len(answer.content) < 40_000
         strict(client.send("GET", "/slow/trace"))
         strict(client.send("GET", "/stats"))

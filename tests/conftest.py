@@ -1,8 +1,10 @@
 """Tests run with a strict JAX: what would be a silent conversion in production is an error here."""
 
+import gc
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -35,14 +37,32 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compile_once(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Half of the suite's time was compiling what a test before, or beside it, had compiled already."""
-    mine = tmp_path_factory.getbasetemp()
-    # Of xdist's workers each has a folder of its own in one that they share.
-    shared = mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine
-    jax.config.update("jax_compilation_cache_dir", str(shared / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+def compile_once(pytestconfig: pytest.Config) -> None:
+    """Keep compiled programs for all workers and for the next test run; ``--cache-clear`` removes them.
+
+    JAX names an entry by program, flags and version, so that no change of the sources makes one wrong.
+    """
+    if not hasattr(pytestconfig, "cache"):  # -p no:cacheprovider
+        return
+    folder = pytestconfig.cache.mkdir("compiled")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def write_without_sync() -> Iterator[None]:
+    """Leave out the waits for the disk: no test cuts the power. Tests of the order of writes patch these."""
+    with pytest.MonkeyPatch.context() as patch:
+        for call in ("fsync", "fdatasync"):
+            patch.setattr(os, call, lambda _: None, raising=False)
+        yield
+
+
+def pytest_collection_finish() -> None:
+    """Keep a million objects of imported modules out of every full garbage collection."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

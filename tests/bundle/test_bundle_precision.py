@@ -1,9 +1,7 @@
 """Bundles of each precision, from export to ranked ids. Two of them are thorough: int8 differs most."""
 
 import dataclasses
-import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from support.served import (
     ONE_SIZE,
     SCHEMA,
     TINY,
+    Bundles,
     World,
     assert_same,
     make_model,
@@ -40,21 +39,7 @@ WITHIN = {"float32": 1e-4, "bfloat16": 0.03, "int8": 0.03}
 """Of scores, relative: a product of two probabilities of logits that are off by some thousandths."""
 
 
-Bundles = Callable[[Precision], Bundle]
 BFLOAT16 = pytest.param("bfloat16", marks=pytest.mark.thorough)
-
-
-@pytest.fixture(scope="module")
-def bundles(world: World, bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundles:
-    home = tmp_path_factory.mktemp("precisions")
-
-    @functools.cache
-    def export(precision: Precision) -> Bundle:
-        if precision == "float32":
-            return bundle
-        return export_bundle(world.model, home / precision, k_max=K_MAX, precision=precision)
-
-    return export
 
 
 def with_description(bundle: Bundle, path: Path, **changes: Any) -> Path:

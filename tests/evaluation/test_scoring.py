@@ -17,6 +17,12 @@ from aif_jax.models.store import save_model
 from aif_jax.training import Evaluator, candidate_lists
 
 
+@pytest.fixture(scope="module")
+def uncalibrated(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """In ``float32``, with the model's own score."""
+    return export_bundle(model, tmp_path_factory.mktemp("exported") / "uncalibrated", k_max=16)
+
+
 def test_scorer_of_a_bundle_predicts_what_the_model_does_with_its_calibration(
     dataset: Dataset, model: Model, bundle: Bundle
 ) -> None:
@@ -30,12 +36,11 @@ def test_scorer_of_a_bundle_predicts_what_the_model_does_with_its_calibration(
 
 
 def test_scorer_of_a_bundle_orders_lists_by_its_score_expression(
-    dataset: Dataset, model: Model, tmp_path: Path
+    dataset: Dataset, model: Model, uncalibrated: Bundle, tmp_path: Path
 ) -> None:
     lists = {"ctr": candidate_lists(dataset, "test", "ctr", lists=40, unseen=30)}
     want = Scorer(model).predict(dataset, "test", lists).lists["ctr"]
-    same = export_bundle(model, tmp_path / "same", k_max=16)
-    got = Scorer(same).predict(dataset, "test", lists).lists["ctr"]
+    got = Scorer(uncalibrated).predict(dataset, "test", lists).lists["ctr"]
     np.testing.assert_allclose(got, want, rtol=1e-4)
     alone = export_bundle(model, tmp_path / "alone", k_max=16, score="like")
     got = Scorer(alone).predict(dataset, "test", lists).lists["ctr"]
@@ -43,8 +48,10 @@ def test_scorer_of_a_bundle_orders_lists_by_its_score_expression(
     assert alone.config.score == Scorer(alone).about()["score"] == "like"
 
 
-def test_scorer_in_less_precision_is_near_float32(dataset: Dataset, model: Model, tmp_path: Path) -> None:
-    exact = Scorer(export_bundle(model, tmp_path / "float32", k_max=16)).predict(dataset, "test", {})
+def test_scorer_in_less_precision_is_near_float32(
+    dataset: Dataset, model: Model, uncalibrated: Bundle, tmp_path: Path
+) -> None:
+    exact = Scorer(uncalibrated).predict(dataset, "test", {})
     shown = np.isfinite(exact.logits[:, 0])
     for precision in ("bfloat16", "int8"):
         scorer = Scorer(export_bundle(model, tmp_path / precision, k_max=16, precision=precision))

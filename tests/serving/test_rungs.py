@@ -33,6 +33,7 @@ from support.served import (
     PATIENT_MS,
     TINY,
     UNCACHED,
+    Bundles,
     Make,
     Served,
     World,
@@ -51,16 +52,14 @@ def records_of(world: World) -> ItemRecords:
 
 
 @pytest.fixture(scope="module")
-def served(one: Served, world: World, tmp_path_factory: Any) -> Callable[[Precision], Served]:
+def served(one: Served, world: World, bundles: Bundles) -> Callable[[Precision], Served]:
     """A function from a precision to the bundle in it, with its tables."""
 
     @functools.cache
     def exported(precision: Precision) -> Served:
         if precision == "float32":
             return one
-        path = tmp_path_factory.mktemp("rungs") / precision
-        bundle = export_bundle(world.model, path, k_max=K_MAX, precision=precision)
-        return bundle, build_tables(bundle, records_of(world))
+        return bundles(precision), build_tables(bundles(precision), records_of(world))
 
     return exported
 

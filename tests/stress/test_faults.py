@@ -8,10 +8,12 @@ import os
 
 import pytest
 
+from aif_jax.bundle import Bundle
 from support.faults import exit_in_flight, run
 from support.faults.injection import Fault
 from support.faults.scenarios import scenarios
-from support.faults.service import Service, Truth, make_service
+from support.faults.service import Service, Truth
+from support.served import Served, World
 
 REQUESTS = int(os.environ.get("AIF_FAULT_REQUESTS", "120"))
 
@@ -24,8 +26,8 @@ NAMES = (
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Service:
-    return make_service(tmp_path_factory.mktemp("service"))
+def service(world: World, one: Served) -> Service:
+    return Service(world, *one)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def test_account_finds_a_wrong_answer(service: Service, truth: Truth) -> None:
 
 # Handles are begun in all of the ways.
 @pytest.mark.parametrize("way", exit_in_flight.WAYS if REQUESTS > 120 else exit_in_flight.WAYS[1:3])
-def test_interpreter_exits_cleanly_with_requests_under_way(way: str) -> None:
-    ended = exit_in_flight.leave(way)
+def test_interpreter_exits_cleanly_with_requests_under_way(way: str, bundle: Bundle) -> None:
+    ended = exit_in_flight.leave(way, bundle.path)
     assert ended.clean, ended.output
     assert ended.seconds < exit_in_flight.ENDS_WITHIN_S

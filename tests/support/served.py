@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,7 @@ import pytest
 from flax import nnx
 
 from aif_jax.bundle import Bundle, export_bundle
-from aif_jax.config import ModelConfig
+from aif_jax.config import ModelConfig, Precision
 from aif_jax.features import Categorical, Hashing, MultiValued, Numeric, Schema, Vocabulary
 from aif_jax.models import Score, add_signatures, build_model
 from aif_jax.nearline import BehaviourTable, ItemIndex, Tables
@@ -165,6 +166,7 @@ def make_items(seed: int = 0) -> tuple[np.ndarray, dict[str, Any], np.ndarray]:
 
 
 Served = tuple[Bundle, Tables]
+Bundles = Callable[[Precision], Bundle]
 Make = Callable[..., Engine]
 
 CONTEXT = {"hour": 17}
@@ -209,7 +211,9 @@ def assert_ranks_as(
     np.testing.assert_allclose(ranking.scores, best, rtol=within, atol=1e-6)
 
 
-def exported_once(factory: pytest.TempPathFactory, name: str, model: Any) -> Bundle:
+def exported_once(
+    factory: pytest.TempPathFactory, name: str, model: Any, precision: Precision = "float32"
+) -> Bundle:
     """Return a bundle of a model, which one worker of the test run exports for all."""
     mine = factory.getbasetemp()
     folder = (mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine) / "exported"
@@ -219,7 +223,8 @@ def exported_once(factory: pytest.TempPathFactory, name: str, model: Any) -> Bun
         path: Path = folder / name
         if path.exists():
             return Bundle.load(path)
-        return export_bundle(model, path, k_max=K_MAX, metrics={"auc": 0.5}, notes={"data": "made up"})
+        about = {"metrics": {"auc": 0.5}, "notes": {"data": "made up"}}
+        return export_bundle(model, path, k_max=K_MAX, precision=precision, **about)
 
 
 def part_of(world: World, rows: Any) -> tuple[np.ndarray, dict[str, Any], np.ndarray]:
@@ -259,6 +264,19 @@ def world() -> World:
 @pytest.fixture(scope="session")
 def bundle(world: World, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return exported_once(tmp_path_factory, "bundle", world.model)
+
+
+@pytest.fixture(scope="session")
+def bundles(world: World, bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundles:
+    """A function from a precision to the bundle in it; in ``float32`` it is `bundle`."""
+
+    @functools.cache
+    def export(precision: Precision) -> Bundle:
+        if precision == "float32":
+            return bundle
+        return exported_once(tmp_path_factory, precision, world.model, precision)
+
+    return export
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """The interpreter exits while requests are under way: in a process of its own, which must end cleanly.
 
-As a program it is that process: `python -m support.faults.exit_in_flight WAY`, from the folder `tests`.
+As a program it is that process: `python -m support.faults.exit_in_flight WAY BUNDLE`, from `tests`.
 """
 
 import asyncio
@@ -9,17 +9,19 @@ import dataclasses
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import warnings
 from pathlib import Path
 
+from aif_jax.bundle import Bundle
 from aif_jax.errors import AifError
 from aif_jax.serving import Engine
 from aif_jax.types import UserRecord
 from support.faults.injection import NONE, Fault, Injected
-from support.faults.service import CONTEXT, Service, make_service
+from support.faults.service import CONTEXT, Service
+from support.processes import shared_compilations
+from support.served import make_world, tables_of
 
 WAYS = ("handles begun", "threads that ask", "coroutines that ask", "an exception in the main thread")
 ENDS_WITHIN_S = 20.0
@@ -44,11 +46,12 @@ class Exit:
     output: str
 
 
-def leave(way: str) -> Exit:
-    """Start a process, let it exit with requests under way, and see how it ends."""
+def leave(way: str, bundle: Path) -> Exit:
+    """Start a process that serves a bundle, let it exit with requests under way, and see how it ends."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "support.faults.exit_in_flight", way],
-        cwd=Path(__file__).resolve().parents[2], env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        [sys.executable, "-m", "support.faults.exit_in_flight", way, str(bundle)],
+        cwd=Path(__file__).resolve().parents[2],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **shared_compilations()},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     watch = threading.Timer(_BUILDS_WITHIN_S, process.kill)
@@ -72,11 +75,11 @@ def leave(way: str) -> Exit:
     return Exit(way, clean, seconds, f"exit code {process.returncode}: {errors.strip()[-2000:]}")
 
 
-def _main(way: str) -> None:
+def _main(way: str, bundle: str) -> None:
     # From here on, not by `-W error`: what old versions warn of as they are imported is not ours.
     warnings.simplefilter("error")
-    with tempfile.TemporaryDirectory() as folder:
-        service = make_service(Path(folder))
+    world = make_world()
+    service = Service(world, *tables_of(Bundle.load(bundle), world))
     injected = Injected(service, 0.002)
     # Some are slow, so that something is under way in every lane whenever the process ends.
     injected.faults = lambda number: _slow(service, number)
@@ -123,4 +126,4 @@ async def _ask_async(engine: Engine) -> None:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1])
+    _main(*sys.argv[1:])

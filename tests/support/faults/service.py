@@ -3,16 +3,14 @@
 import dataclasses
 import threading
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aif_jax.bundle import export_bundle
 from aif_jax.nearline import Tables
 from aif_jax.serving import EngineConfig, Shapes
 from aif_jax.types import Candidates, UserRecord
-from support.served import CONFIG, K_MAX, World, make_world, tables_of
+from support.served import CONFIG, World
 
 TOLERANCE = 1e-4
 """Largest difference of scores from the definition."""
@@ -67,13 +65,6 @@ class Service:
         """Return the settings of an engine: sizes only, unless changed."""
         shapes = Shapes(candidates=(self.n,), histories=(self.length,))
         return EngineConfig(**{"k": self.k, "shapes": shapes, **changes})
-
-
-def make_service(folder: Path) -> Service:
-    """Export the small world's model into a folder and build its tables."""
-    world = make_world()
-    bundle = export_bundle(world.model, folder / "bundle", k_max=K_MAX)
-    return Service(world, *tables_of(bundle, world))
 
 
 class Truth:

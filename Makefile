@@ -12,11 +12,14 @@ SOAK_MINUTES ?= 120
 IN_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 SLOWEST := --durations 10 --durations-min 1
 
+# The tests start many processes of Python, each of which would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # The extension is rebuilt when any of these changes.
 NATIVE := $(shell find rust -name '*.rs' -o -name 'Cargo.toml') Cargo.toml Cargo.lock pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-all test-thorough test-bench test-lowest stress fuzz soak proof lint format bars bench bench-compare bench-stage bench-load bench-native wheel wheel-check docs clean
+.PHONY: help demo test test-rust test-python test-python-all test-all test-thorough test-bench test-lowest stress fuzz soak proof lint format bars bench bench-compare bench-stage bench-load bench-native wheel wheel-check docs clean
 
 help: ## Show this list
 	@echo "aif_jax: pre-ranking by asynchronous inference. Needs Python 3.11+, cargo and make; the rest sets itself up."
@@ -34,7 +37,10 @@ test-rust:
 test-python: $(VENV)/.dev
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not thorough" $(SLOWEST)
 
-test-all: test test-thorough test-bench test-lowest ## `make test`, long tests, every benchmark once and small, lowest versions
+test-all: test-rust test-python-all test-bench test-lowest ## `make test`, long tests, every benchmark once and small, lowest versions
+
+test-python-all: $(VENV)/.dev ## The Python tests of `make test` and the long ones in one run
+	$(BIN)/python -m pytest $(IN_PARALLEL) $(SLOWEST)
 
 test-thorough: $(VENV)/.dev ## Tests that are long by nature: real training, the demo, thousands of random sequences
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m thorough $(SLOWEST)
@@ -44,8 +50,8 @@ test-bench: $(VENV)/.dev ## Every benchmark once, at small sizes: the answers ar
 
 # One case of each test: what older versions lack shows in any. With XLA_FLAGS set, though to nothing, tests/conftest.py
 # adds no flag of its own, so that these programs are compiled as users compile theirs.
-test-lowest: $(LOWEST)/.dev ## The tests of all that touches jax and flax, one case each, against the lowest supported versions
-	XLA_FLAGS= $(LOWEST)/bin/python -m pytest $(IN_PARALLEL) -m "not thorough" --cases 1 tests/kernels tests/models tests/training tests/bundle \
+test-lowest: $(LOWEST)/.complete ## The tests of all that touches jax and flax, one case each, against the lowest supported versions
+	XLA_FLAGS= PYTHONPATH=$(CURDIR)/$(LOWEST) $(BIN)/python -m pytest $(IN_PARALLEL) -m "not thorough" --cases 1 tests/kernels tests/models tests/training tests/bundle \
 		$(addprefix tests/serving/test_,$(addsuffix .py,device_stage engine engine_close engine_compilation pending ranking retrieval rungs)) \
 		tests/nearline/test_device_rows.py tests/cli/test_commands.py tests/native/test_embedding_cache_loans.py
 
@@ -76,8 +82,6 @@ proof: ## Short runs of stress, loom, AddressSanitizer and Miri, a minute after 
 	rust/proof.sh
 
 lint: $(VENV)/.dev ## Formatting, clippy, ruff, types, import contracts, stub, repository checks
-	cargo fmt --all --check
-	cargo clippy --quiet --workspace --all-targets -- -D warnings
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
@@ -85,6 +89,8 @@ lint: $(VENV)/.dev ## Formatting, clippy, ruff, types, import contracts, stub, r
 	$(BIN)/python tests/structure/circles.py
 	$(BIN)/python -m mypy.stubtest aif_jax._native
 	$(BIN)/python tests/tidy.py
+	cargo fmt --all --check
+	cargo clippy --quiet --workspace --all-targets -- -D warnings
 
 format: $(VENV)/.dev ## Rewrite the sources in the house format
 	cargo fmt --all
@@ -145,8 +151,9 @@ $(VENV)/.dev: $(VENV)/bin/python $(NATIVE)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.demo
 
-$(LOWEST)/.dev: requirements-lowest.txt $(VENV)/.dev
-	$(PYTHON) -m venv $(LOWEST)
-	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
-	$(LOWEST)/bin/python -m pip install --quiet --editable '.[demo,server]' pytest pytest-timeout pytest-xdist pytest-benchmark hypothesis httpx scikit-learn -c requirements-lowest.txt
+# Packages that hide those of $(VENV), which has the rest; the check is that the rest, and this package, allow them.
+$(LOWEST)/.complete: requirements-lowest.txt $(VENV)/.dev
+	rm -rf $(LOWEST)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(LOWEST) --requirement requirements-lowest.txt
+	PYTHONPATH=$(CURDIR)/$(LOWEST) $(BIN)/python -m pip check
 	@touch $@

@@ -1,6 +1,7 @@
 """Tests run with a strict JAX: what would be a silent conversion in production is an error here."""
 
 import gc
+import hashlib
 import os
 import subprocess
 import sys
@@ -10,13 +11,22 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+from aif_jax import machine
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 pytest_plugins = ("support.served",)
 
-QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
-"""XLA's older emitters, without LLVM's optimisations, compile in a third of the time; programs run slower."""
+QUICK_TO_COMPILE = (
+    "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
+    " --xla_cpu_parallel_codegen_split_count=1"
+)
+"""XLA's older emitters, without LLVM's optimisations, compile in a quarter of the time; programs run slower.
+
+Code in one part costs a quarter less than in parts for several threads, which the workers keep busy anyway.
+"""
 
 LONGEST = ("cli/test_demo", "test_readme", "cli/test_commands", "stress/test_faults", "training/test_loop")
 """Files that take minutes: begun first, so that no worker is left alone with one."""
@@ -40,14 +50,27 @@ def pytest_configure() -> None:
 def compile_once(pytestconfig: pytest.Config) -> None:
     """Keep compiled programs for all workers and for the next test run; ``--cache-clear`` removes them.
 
-    JAX names an entry by program, flags and version, so that no change of the sources makes one wrong.
+    JAX names an entry by program, flags and version, so that no change of the sources makes one wrong. Its
+    name says nothing of the CPU, so every kind of machine has a folder of its own.
     """
     if not hasattr(pytestconfig, "cache"):  # -p no:cacheprovider
         return
-    folder = pytestconfig.cache.mkdir("compiled")
+    kind = hashlib.sha256(repr(machine.identity()).encode()).hexdigest()[:12]
+    folder = pytestconfig.cache.mkdir(f"compiled-{kind}")
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture
+def no_cache_of_jax() -> Iterator[None]:
+    """As for people, who have none. XLA writes no code of a program that it read from there."""
+    before = jax.config.jax_compilation_cache_dir
+    for folder in (None, before):
+        jax.config.update("jax_compilation_cache_dir", folder)
+        reset_cache()
+        if folder is None:
+            yield
 
 
 @pytest.fixture(scope="session", autouse=True)

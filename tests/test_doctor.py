@@ -1,9 +1,7 @@
 """Judgements of the environment, from made-up facts."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import pytest
 
 from aif_jax import machine
@@ -126,15 +124,6 @@ def test_huge_pages_check_never_is_noted() -> None:
     never = huge_pages_check(machine.HugePages("never", 0, 2**21))
     assert (never.status, "echo madvise" in never.advice) == ("note", True)
     assert "unknown" in huge_pages_check(machine.HugePages()).found
-
-
-@pytest.fixture
-def no_cache_of_jax() -> Iterator[None]:
-    """As for people: the tests share a cache of JAX's own, which the check would name."""
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", None)
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
 
 
 @pytest.mark.usefixtures("no_cache_of_jax")

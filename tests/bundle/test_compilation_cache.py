@@ -20,6 +20,8 @@ from aif_jax.bundle.compilation_cache import CompilationCache, cache_size, machi
 from aif_jax.bundle.files import KERNEL_ABI
 from aif_jax.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("no_cache_of_jax")
+
 SERVE = """
 import hashlib, json, sys
 import jax, numpy as np

@@ -116,6 +116,7 @@ def test_engine_stats_count_requests_and_rows(make: Make, world: World) -> None:
     assert stats["compilation_cache"] == {}
 
 
+@pytest.mark.usefixtures("no_cache_of_jax")
 def test_engine_stats_count_compilation_cache_entries(
     make: Make, bundle: Bundle, tables: Tables, tmp_path: Path
 ) -> None:

@@ -2,7 +2,7 @@
 
     python tests/structure/count_calls.py [--max-functions N] [--max-files N] [--show]
 
-It trains a small model (half a minute) and counts Python functions in the thread that ranks. The request has
+It serves a small model that knows nothing and counts Python functions in the thread that ranks. The request has
 candidates from `retrieve`, integer ids, no deadline and a user whose state is not cached. It prints one line
 of JSON, and exits 1 if a limit is exceeded, after a list of all functions by file.
 """
@@ -21,7 +21,7 @@ from typing import Any
 
 import aif_jax as aif
 from aif_jax.data import fit_width, load
-from aif_jax.training import TrainConfig, train
+from aif_jax.models import build_model
 
 Calls = collections.Counter[tuple[str, str]]
 """Calls by file, relative to the package, and qualified name."""
@@ -32,10 +32,8 @@ _ELSEWHERE = "(elsewhere)"
 def make_engine(folder: Path) -> tuple[aif.Engine, list[str]]:
     """Return an engine with a small model in a folder, and the ids of its users."""
     data = load("synthetic:small")
-    trained = train(
-        aif.ModelConfig(heads=("ctr",), long_length=256), data, TrainConfig(epochs=1), progress=False
-    )
-    bundle = aif.export_bundle(trained.model, folder / "bundle", k_max=50)
+    model = build_model(aif.ModelConfig(heads=("ctr",), long_length=256), data.fit_schema())
+    bundle = aif.export_bundle(model, folder / "bundle", k_max=50)
     columns = {name: column for name, column in data.items.items() if name != "ids"}
     assert data.content is not None, "the synthetic data has content"
     content = fit_width(data.content, bundle.config.content_width).vectors

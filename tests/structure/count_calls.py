@@ -2,7 +2,7 @@
 
     python tests/structure/count_calls.py [--max-functions N] [--max-files N] [--show]
 
-It serves a small model that knows nothing and counts Python functions in the thread that ranks. The request has
+It serves a small untrained model and counts Python functions in the thread that ranks. The request has
 candidates from `retrieve`, integer ids, no deadline and a user whose state is not cached. It prints one line
 of JSON, and exits 1 if a limit is exceeded, after a list of all functions by file.
 """

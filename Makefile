@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 NATIVE := $(shell find rust -name '*.rs' -o -name 'Cargo.toml') Cargo.toml Cargo.lock pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-python-all test-all test-thorough test-bench test-lowest stress fuzz soak proof lint format bars bench bench-compare bench-stage bench-load bench-native wheel wheel-check docs clean
+.PHONY: help demo test test-rust test-python test-all test-thorough test-bench test-lowest stress fuzz soak proof lint format bars bench bench-compare bench-stage bench-load bench-native wheel wheel-check docs clean
 
 help: ## Show this list
 	@echo "aif_jax: pre-ranking by asynchronous inference. Needs Python 3.11+, cargo and make; the rest sets itself up."
@@ -35,12 +35,10 @@ test-rust:
 	cargo test --quiet
 
 test-python: $(VENV)/.dev
-	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not thorough" $(SLOWEST)
+	$(BIN)/python -m pytest $(IN_PARALLEL) $(if $(THOROUGH),,-m "not thorough") $(SLOWEST)
 
-test-all: test-rust test-python-all test-bench test-lowest ## `make test`, long tests, every benchmark once and small, lowest versions
-
-test-python-all: $(VENV)/.dev ## The Python tests of `make test` and the long ones in one run
-	$(BIN)/python -m pytest $(IN_PARALLEL) $(SLOWEST)
+test-all: THOROUGH = 1
+test-all: test test-bench test-lowest ## `make test`, long tests, every benchmark once and small, lowest versions
 
 test-thorough: $(VENV)/.dev ## Tests that are long by nature: real training, the demo, thousands of random sequences
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m thorough $(SLOWEST)

@@ -9,7 +9,7 @@
 //!
 //! No timer drives it: the state changes when a task of the name arrives and when a probe ends.
 
-use crate::sync::plain::{AtomicBool, AtomicU64, Mutex, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use std::sync::PoisonError;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -205,5 +205,111 @@ mod tests {
         assert_eq!(circuit.state(), CircuitState::Closed);
         circuit.finish_probe(hung, false);
         assert_eq!(circuit.state(), CircuitState::Closed);
+    }
+}
+
+#[cfg(all(test, aif_loom))]
+mod models {
+    //! Loom models of one circuit, between its callers and the ends of its probes, in every interleaving.
+
+    use super::*;
+    use loom::sync::{Arc, atomic::AtomicUsize};
+    use loom::thread;
+
+    const LIMIT: usize = 2;
+    const HANG_NS: u64 = 100;
+
+    fn open() -> Arc<Circuit> {
+        let circuit = Arc::new(Circuit::default());
+        let opened = circuit.decide(LIMIT, LIMIT, 5, HANG_NS);
+        assert!(matches!(opened, CircuitDecision::Reject { .. }));
+        circuit
+    }
+
+    fn settled(circuit: &Circuit) -> CircuitState {
+        let state = circuit.state();
+        assert_eq!(circuit.is_tripped(), state != CircuitState::Closed);
+        state
+    }
+
+    /// Probes that are under way, and probes that have ended in time.
+    #[derive(Clone)]
+    struct Probes(Arc<AtomicUsize>, Arc<AtomicUsize>);
+
+    impl Probes {
+        /// Calls at a time at which no probe hangs, and ends at once.
+        fn call(&self, circuit: &Circuit, hanging: usize, in_time: bool) {
+            // Sequentially consistent, so that the checks themselves miss nothing.
+            match circuit.decide(hanging, LIMIT, 10, HANG_NS) {
+                CircuitDecision::Probe(probe) => {
+                    assert_eq!(self.0.fetch_add(1, Ordering::SeqCst), 0, "two probes");
+                    self.0.fetch_sub(1, Ordering::SeqCst);
+                    self.1.fetch_add(in_time.into(), Ordering::SeqCst);
+                    circuit.finish_probe(probe, in_time);
+                }
+                CircuitDecision::Allow => assert_ne!(self.1.load(Ordering::SeqCst), 0),
+                CircuitDecision::Reject { .. } => {}
+            }
+        }
+    }
+
+    /// Explores three callers of an open circuit: one after another is a probe, others are admitted only
+    /// after one that ended in time, and no probe is left behind that would keep the next one out.
+    fn three_callers(hanging: usize, in_time: [bool; 3]) {
+        loom::model(move || {
+            let circuit = open();
+            let probes = Probes(Arc::default(), Arc::default());
+            let others = [1, 2].map(|caller| {
+                let (circuit, probes) = (circuit.clone(), probes.clone());
+                thread::spawn(move || probes.call(&circuit, 0, in_time[caller]))
+            });
+            probes.call(&circuit, hanging, in_time[0]);
+            for other in others {
+                other.join().unwrap();
+            }
+            assert_ne!(settled(&circuit), CircuitState::HalfOpen);
+            probes.call(&circuit, 0, true);
+            assert_eq!(settled(&circuit), CircuitState::Closed);
+        });
+    }
+
+    #[test]
+    fn callers_at_the_same_time_are_one_probe_at_a_time() {
+        three_callers(0, [true, false, false]);
+    }
+
+    #[test]
+    fn a_caller_that_counts_hanging_calls_reopens_beside_probes() {
+        three_callers(LIMIT, [true, true, false]);
+    }
+
+    /// A probe that hung ends while the next is admitted and ends: the next one decides.
+    fn hung_probe_ends(late: bool, next: bool) {
+        loom::model(move || {
+            let circuit = open();
+            let CircuitDecision::Probe(hung) = circuit.decide(0, LIMIT, 10, HANG_NS) else {
+                panic!("nothing hangs");
+            };
+            let ending = thread::spawn({
+                let circuit = circuit.clone();
+                move || circuit.finish_probe(hung, late)
+            });
+            let closed = match circuit.decide(0, LIMIT, 11 + HANG_NS, HANG_NS) {
+                CircuitDecision::Probe(probe) => {
+                    circuit.finish_probe(probe, next);
+                    next
+                }
+                CircuitDecision::Allow => late,
+                CircuitDecision::Reject { .. } => panic!("the probe has hung"),
+            };
+            ending.join().unwrap();
+            assert_eq!(settled(&circuit) == CircuitState::Closed, closed);
+        });
+    }
+
+    #[test]
+    fn the_end_of_a_hung_probe_does_not_decide_for_the_next() {
+        hung_probe_ends(true, false);
+        hung_probe_ends(false, true);
     }
 }

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from soak import run
+from soak.report import growth_of
 from soak.truth import DELETED, RANKABLE, Truth, fitting
 from soak.world import CANDIDATES, IDS, ITEMS, NOTHING, VERSIONS, K, digests
 
@@ -71,6 +72,39 @@ def test_table_differs_where_an_update_is_lost(built, kind: str) -> None:
 def columns_of(built):
     source = built.source
     return {name: column[:ITEMS] for name, column in source.columns.items()}, source.content[:ITEMS]
+
+
+def samples_of(minutes: int, leak_mb_per_hour: float) -> list[dict[str, float]]:
+    """Return samples of a run with a publish every three minutes, of which six warm up."""
+    warm, leak = [min(t / 180, 6) * 2e7 for t in range(minutes * 60)], leak_mb_per_hour * 1e6 / 3600
+    return [
+        {
+            "t": float(t), "rss": 3e8 + more, "anonymous": 2e8 + more, "allocated": 1e8 + leak * t,
+            "fds": 20.0, "threads": 40.0,
+        }
+        for t, more in enumerate(warm)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("minutes", "judged"), [(12, 0), (24, 3), (40, 5)])
+@pytest.mark.parametrize(("leak_mb_per_hour", "holds"), [(0.0, "yes"), (30.0, "no")])
+def test_growth_is_judged_after_warm_up(
+    minutes: int, judged: int, leak_mb_per_hour: float, holds: str
+) -> None:
+    published = [float(t) for t in range(180, minutes * 60, 180)]
+    rows, unjudged = growth_of(samples_of(minutes, leak_mb_per_hour), published)
+    assert len(rows) == judged == 5 - len(unjudged)
+    for row in rows:
+        assert row.also["holds"] == (holds if row.name == "growth, allocated memory" else "yes")
+
+
+def test_allocated_counts_what_is_not_freed() -> None:
+    allocated = run.allocator()
+    before = allocated()
+    block = np.ones(2**25, np.uint8)
+    assert allocated() - before >= block.nbytes
+    del block
+    assert allocated() - before < 2**24
 
 
 @pytest.mark.program

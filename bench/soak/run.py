@@ -4,12 +4,13 @@
 changes both tables, by a process that is killed again and again; users are invalidated; sources and retrieval
 raise, hang and return garbage; requests are cancelled; the archives' disk is full for a minute; clocks step.
 What happens is appended to files of ``--out``, of which `--report` makes the page, also if the run ended
-midway. The exit code is 1 if a check is violated. Needs redis-server, and root for the full disk.
+midway. The exit code is 1 if a check is violated. Needs redis-server, glibc 2.33, and root for the full disk.
 """
 
 import asyncio
 import collections
 import contextlib
+import ctypes
 import dataclasses
 import gc
 import os
@@ -86,6 +87,25 @@ MALFORMED: tuple[dict[str, Any], ...] = (
 """Fields of entries of the stream that are no updates, or of an item that nobody has."""
 
 DEADLINE_MS, HANGS_S = 300.0, 1.0
+
+
+class _Malloc(ctypes.Structure):
+    """``struct mallinfo2`` of glibc, in bytes."""
+
+    _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in _names.split()]
+
+
+def allocator() -> Callable[[], int]:
+    """Return a function that gives the bytes that are allocated and not freed, however much glibc keeps."""
+    mallinfo = ctypes.CDLL("libc.so.6").mallinfo2
+    mallinfo.restype = _Malloc
+
+    def allocated() -> int:
+        found = mallinfo()
+        return int(found.uordblks + found.hblkhd)
+
+    return allocated
 
 
 class InjectedError(Exception):
@@ -377,7 +397,7 @@ class Soak:
     def watch(self) -> None:
         """Sample this process every second, write a window every ten, compare the tables every thirty."""
         floors = collections.deque[Position](maxlen=60)
-        tick = 0
+        tick, allocated = 0, allocator()
         while not self.ending.wait(1.0):
             tick += 1
             generations = tuple(self.generations)
@@ -387,7 +407,7 @@ class Soak:
             size = {row[0]: int(row[1]) << 10 for row in rollup}
             append(
                 self.out / "samples.jsonl", t=self.now(), cpu_s=time.process_time(),
-                rss=size["Rss:"], pss=size["Pss:"], anonymous=size["Anonymous:"],
+                rss=size["Rss:"], anonymous=size["Anonymous:"], allocated=allocated(),
                 fds=len(os.listdir("/proc/self/fd")), threads=len(os.listdir("/proc/self/task")),
             )  # fmt: skip
             if self.ending_process.acquire(blocking=False):

@@ -1,7 +1,9 @@
 """Memory that generations need: as reported, and bounded before another one is made."""
 
 import dataclasses
+import gc
 import re
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,26 @@ def test_drop_previous_makes_room_for_a_publish(make: Make, one: Served, two: Se
     engine.drop_previous()
     # What is there already is not needed twice.
     assert engine.publish(*two).version == two[0].version
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_retired_generation_is_freed_when_its_last_request_is_over(
+    make: Make, one: Served, two: Served, world: World, held: bool
+) -> None:
+    first = tables_of(one[0], world)
+    tables, engine = weakref.ref(first[1].items), make(first)
+    del first
+    pending = engine.begin(5) if held else None
+    engine.publish(*two)
+    engine.drop_previous()
+    gc.collect()
+    assert (tables() is not None) == held
+    if pending is not None:
+        assert set(engine.stats()["memory"]["generations"]) == {"running", "retired_1"}
+        assert len(pending.rank(world.ids[:20])) == 10
+        del pending
+        gc.collect()
+        assert tables() is None
 
 
 SCHEMA = Schema(

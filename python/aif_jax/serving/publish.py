@@ -9,6 +9,7 @@ import dataclasses
 import math
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -341,8 +342,8 @@ class Generations:
         self._previous: Release | None = None
         self._next: Release | None = None
         """The release that is tried and warmed."""
-        self._retired: list[Release] = []
-        """Releases that requests may still hold open."""
+        self._retired = weakref.WeakSet[Release]()
+        """Releases that requests may still hold open; nothing else keeps their tables in memory."""
         self._counts = {"published": 0, "rolled_back": 0}
         self._compiled = compilations()
         self._closed = False
@@ -418,7 +419,8 @@ class Generations:
         )
         gone = running if again else before
         self.current, self._previous = release, before if again else running
-        self._retired += [] if gone is None else [gone]
+        if gone is not None:
+            self._retired.add(gone)
         return gone
 
     @contextlib.contextmanager
@@ -470,7 +472,7 @@ class Generations:
             before, self._previous = self._previous, None
             if before is None:
                 return None
-            self._retired.append(before)
+            self._retired.add(before)
         before.retire()
         return before.version
 
@@ -478,8 +480,8 @@ class Generations:
         """Return the memory needs of the releases that are not closed yet, by name."""
         with self._lock:
             named = {"running": self.current, "previous": self._previous}
-            self._retired = [release for release in self._retired if release.open]
-            named |= {f"retired_{number}": release for number, release in enumerate(self._retired, 1)}
+            retired = [release for release in self._retired if release.open]
+            named |= {f"retired_{number}": release for number, release in enumerate(retired, 1)}
         return {name: release.generation.needs() for name, release in named.items() if release is not None}
 
     def invalidate(self, users: Sequence[UserId]) -> int:

@@ -167,21 +167,26 @@ class Explorer:
         return explore(model, user_side, user_states, preemptions=self.preemptions)
 
 
-@pytest.fixture(params=[1, pytest.param(2, marks=pytest.mark.thorough)])
-def explorer(generation: Generation, world: World, request: pytest.FixtureRequest) -> Explorer:
-    return Explorer(generation, world, request.param)
+THOROUGH = pytest.mark.thorough
 
 
-def test_user_side_request_beside_invalidation_leaves_no_old_state(explorer: Explorer) -> None:
+@pytest.mark.parametrize("preemptions", [1, pytest.param(2, marks=THOROUGH)])
+def test_user_side_request_beside_invalidation_leaves_no_old_state(
+    generation: Generation, world: World, preemptions: int
+) -> None:
+    explorer = Explorer(generation, world, preemptions)
     assert explorer.explore(lambda requests: [lambda: requests.request(1), requests.invalidate]) > 50
 
 
-@pytest.mark.parametrize("ends", ["computed", "dropped", "refused"])
-def test_user_side_two_requests_in_any_order_both_end(explorer: Explorer, ends: str) -> None:
-    assert (
-        explorer.explore(lambda requests: [lambda: requests.request(1, ends), lambda: requests.request(2)])
-        > 50
-    )
+@pytest.mark.parametrize(
+    ("ends", "preemptions"),
+    [("computed", 1), ("dropped", 1), ("refused", 1), pytest.param("computed", 2, marks=THOROUGH)],
+)
+def test_user_side_two_requests_in_any_order_both_end(
+    generation: Generation, world: World, ends: str, preemptions: int
+) -> None:
+    explorer = Explorer(generation, world, preemptions)
+    explorer.explore(lambda requests: [lambda: requests.request(1, ends), lambda: requests.request(2)])
     assert explorer.shared > 0
 
 

@@ -22,8 +22,16 @@ Ids: TypeAlias = npt.NDArray[np.uint64]
 
 
 def named_dtype(name: str) -> np.dtype:
-    """Return the dtype of a name as ``dtype.name`` gives it; ``bfloat16`` too, which NumPy itself lacks."""
-    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+    """Return the dtype of a name as ``dtype.name`` gives it; ``bfloat16`` too, which NumPy itself lacks.
+
+    Raises:
+        TypeError: it is no name of a number's dtype. NumPy would evaluate a text such as ``",f4"``.
+    """
+    if name == "bfloat16":
+        return np.dtype(ml_dtypes.bfloat16)
+    if not isinstance(name, str) or not name.isalnum() or (found := np.dtype(name)).kind not in "biuf":
+        raise TypeError(f"dtype: got {name!r:.200}, expected the name of a dtype of numbers")
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -391,6 +391,7 @@ def _read(path: Path, stream: IO[bytes], kind: str | None, verify: bool) -> RowF
         )
     sizes = [footer["rows"], footer["row_bytes"]]
     sizes += [entry[name] for entry in footer["sections"].values() for name in ("offset", "bytes")]
+    sizes += [size for _, _, shape in footer["columns"] for size in shape]
     if any(type(number) is not int or number < 0 for number in sizes):
         raise ItemIndexError(f"{path}: its footer holds sizes that are no whole numbers; {_FIX}.")
     sections: dict[str, bytes] = {}

@@ -362,8 +362,9 @@ def _rows(body: bytes, columns: ColumnSpecs) -> Rows:
         # A copy, because names leave columns at odd addresses.
         read[name] = np.frombuffer(body[place : place + count * dtype.itemsize], dtype).reshape((n, *shape))
         place += count * dtype.itemsize
-    if place != len(body) or len(names or keys) != n:
-        raise ValueError(f"{n} rows of {place} bytes in {len(body)}, with {len(names or keys)} ids")
+    ids = len(keys if names is None else names)
+    if place != len(body) or ids != n:
+        raise ValueError(f"{n} rows of {place} bytes in {len(body)}, with {ids} ids")
     return Rows(keys, read, names)
 
 

@@ -350,8 +350,15 @@ def joined_names(names: Sequence[str]) -> bytes:
 
 
 def split_names(joined: bytes) -> list[str]:
-    """Undo `joined_names`."""
-    return joined.decode().split("\0")[:-1]
+    """Undo `joined_names`.
+
+    Raises:
+        ValueError: the last id does not end.
+    """
+    *names, rest = joined.decode().split("\0")
+    if rest:
+        raise ValueError(f"ids end with {rest!r:.200}, expected a zero byte after each")
+    return names
 
 
 def _read(path: Path, stream: IO[bytes], kind: str | None, verify: bool) -> RowFile:

@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from aif_jax.bundle.files import (
     write_bundle_files,
 )
 from aif_jax.bundle.golden import CachedRows
+from aif_jax.bundle.programs import executables
 from aif_jax.errors import BundleError, ConfigError
 from aif_jax.models.store import load_model, save_model, set_weights, weights_of
 from support.processes import shared_compilations
@@ -147,6 +149,24 @@ def test_programs_of_any_size_native_equals_portable(bundle: Bundle) -> None:
         theirs = portable.call("stage", n=n, l=24)(wider)
         assert mine["score"].shape == (K_MAX,)
         np.testing.assert_allclose(mine["score"], theirs["score"], rtol=1e-5, atol=1e-6)
+
+
+def test_call_compiled_program_leaves_memory_with_its_last_bundle(bundle: Bundle) -> None:
+    gc.collect()
+    mine, other = Bundle.load(bundle.path), Bundle.load(bundle.path)
+    before, compiled = executables(), compilations()
+    sizes = {"n": 16 * 77, "l": 23}  # of no other test
+    for each in (mine, other):
+        each.call("stage", **sizes)
+    assert (executables() - before, compilations() - compiled) == (1, 1)
+    del mine, each
+    gc.collect()
+    assert executables() - before == 1
+    assert other.call("stage", **sizes).program is other.program("stage")
+    assert compilations() - compiled == 1
+    del other
+    gc.collect()
+    assert executables() == before
 
 
 def test_load_second_bundle_of_architecture_compiles_nothing(bundle: Bundle, other_bundle: Bundle) -> None:

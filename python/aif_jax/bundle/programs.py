@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import threading
+import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -217,6 +218,7 @@ class Program:
         self._content = content
         self._exported: export.Exported | None = None
         self._lock = threading.Lock()
+        self._held: dict[Any, Any] = {}
 
     def at(self, weights: Mapping[str, Any], cache: CompilationCache | None = None, /, **dims: int) -> Call:
         """Return the program compiled for the given sizes, compiling at most once in this process.
@@ -232,7 +234,7 @@ class Program:
         if missing := set(self.signature.dims) - set(dims):
             raise ConfigError(f"program {self.name}: sizes {sorted(missing)} were not given.")
         key = (self.digest, jax.default_backend(), tuple(dims[name] for name in self.signature.dims))
-        compiled = _EXECUTABLES.once(key, lambda: self._load_or_compile(weights, cache, dims))
+        compiled = _EXECUTABLES.once(key, lambda: self._load_or_compile(weights, cache, dims), self._held)
         return Call(self, compiled, tuple(weights[name] for name in self.signature.weights))
 
     def _load_or_compile(
@@ -295,40 +297,58 @@ class Program:
 
 
 class _Executables:
-    """Compiled programs of this process by (program hash, backend, sizes)."""
+    """Compiled programs of this process by (program hash, backend, sizes), as long as somebody holds them.
+
+    A vocabulary that grows with each training makes other programs: those of bundles that are gone must not
+    stay.
+    """
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
-        self._locks: dict[Any, threading.Lock] = {}
-        self._compiled: dict[Any, Any] = {}
+        self._locks: weakref.WeakValueDictionary[Any, Any] = weakref.WeakValueDictionary()
+        self._compiled: weakref.WeakValueDictionary[Any, Any] = weakref.WeakValueDictionary()
         self.compilations = 0
         self.loads = 0
 
-    def once(self, key: Any, make: Callable[[], tuple[Any, bool]]) -> Any:
-        """Return the executable of a key; ``make`` returns it and whether it was loaded, not compiled."""
+    def once(self, key: Any, make: Callable[[], tuple[Any, bool]], held: dict[Any, Any]) -> Any:
+        """Return the executable of a key, and put it into ``held``, which keeps it alive.
+
+        ``make`` returns it and whether it was loaded, not compiled.
+        """
         with self._guard:
             lock = self._locks.setdefault(key, threading.Lock())
         with lock:
-            if key not in self._compiled:
+            compiled = self._compiled.get(key)
+            if compiled is None:
                 compiled, loaded = make()
                 with self._guard:
                     self._compiled[key] = compiled
                     self.loads += loaded
                     self.compilations += not loaded
-            return self._compiled[key]
+            held[key] = compiled
+            return compiled
+
+    def __len__(self) -> int:
+        return len(self._compiled)
 
 
 _EXECUTABLES = _Executables()
 
 
-def compiled_once(key: Hashable, compile_it: Callable[[], Any]) -> Any:
+def compiled_once(key: Hashable, compile_it: Callable[[], Any], held: dict[Any, Any]) -> Any:
     """Return this process's executable under a key, compiling it if there is none yet, counted.
 
     Args:
         key: everything that the executable depends on.
         compile_it: makes the executable; called in this thread, at most once at a time for a key.
+        held: of the caller; keeps the executable alive, which is gone with the last one that does.
     """
-    return _EXECUTABLES.once(key, lambda: (compile_it(), False))
+    return _EXECUTABLES.once(key, lambda: (compile_it(), False), held)
+
+
+def executables() -> int:
+    """Return the number of compiled programs that somebody in this process holds."""
+    return len(_EXECUTABLES)
 
 
 def compilations() -> int:

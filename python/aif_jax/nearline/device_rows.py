@@ -187,6 +187,7 @@ class DeviceRows(
         self._closed = False
         self._broken = ""
         self._capacity = _first_capacity(index, capacity)
+        self._held: dict[Any, Any] = {}
         self._compile_writes(self._capacity)
         self._table: jax.Array | None = self._compiled_zeros(self._capacity)()
         # Listen first, then copy: what is written meanwhile is noted, and copied again.
@@ -524,7 +525,7 @@ class DeviceRows(
         def compile_it() -> Any:
             return jax.jit(function, out_shardings=self.sharding, **options).lower(*operands).compile()
 
-        return compiled_once(key, compile_it)
+        return compiled_once(key, compile_it, self._held)
 
 
 def read_rows(table: jax.Array, slots: jax.Array) -> jax.Array:

@@ -156,7 +156,7 @@ class DeviceStage(Stage):
                 return stage.lower(*operands).compile()
 
             key = rows.program_key("device_stage", capacity, *program, size, length)
-            self._executables[capacity, size, length] = compiled_once(key, compile_it)
+            self._executables[capacity, size, length] = compiled_once(key, compile_it, {})
 
 
 def stage_over_table(program: Program, packing: RowPacking) -> Callable[..., Any]:

@@ -48,6 +48,23 @@ def test_collaborative_content_unused_items_have_none(pairs):
     assert not content.vectors[~content.has].any()
 
 
+def test_collaborative_content_few_users_have_none_and_change_nothing(pairs):
+    user, item = pairs
+    expected = content_of(user, item)
+    rare = np.arange(4)  # four users meet item 14, twice each; five meet item 29
+    more = np.r_[user, rare, rare], np.r_[item, np.full(8, 14)]
+    found = content_of(*more)
+    np.testing.assert_array_equal(found.has, expected.has)
+    np.testing.assert_allclose(found.vectors, expected.vectors, atol=1e-6)
+    assert content_of(np.r_[user, np.arange(5)], np.r_[item, np.full(5, 29)]).has[29]
+
+
+def test_collaborative_content_without_enough_users_is_empty():
+    content = collaborative_content(np.arange(4), np.zeros(4, int), n_users=4, n_items=2, width=3)
+    assert not content.has.any()
+    assert content.vectors.shape == (2, 3)
+
+
 def test_collaborative_content_ignores_repeats_and_order(pairs):
     user, item = pairs
     expected = content_of(user, item).vectors
@@ -65,7 +82,7 @@ def test_collaborative_content_dense_and_iterative_svd_agree(pairs):
 
 
 def test_collaborative_content_low_rank_leaves_zero_columns():
-    content = collaborative_content(np.array([0, 1]), np.array([0, 1]), n_users=2, n_items=3, width=5)
+    content = collaborative_content(np.array([0, 1]), np.array([0, 1]), n_users=2, n_items=3, width=5, min_users=1)
     assert content.vectors.shape == (3, 5)
     assert not content.vectors[:, 1:].any()
     assert content.has.tolist() == [True, True, False]
@@ -73,7 +90,7 @@ def test_collaborative_content_low_rank_leaves_zero_columns():
 
 def test_collaborative_content_item_at_mean_has_none():
     # One user, all items alike: nothing is left after centring.
-    content = collaborative_content(np.zeros(4, int), np.arange(4), n_users=1, n_items=4, width=2)
+    content = collaborative_content(np.zeros(4, int), np.arange(4), n_users=1, n_items=4, width=2, min_users=1)
     assert not content.has.any()
     assert not content.vectors.any()
 

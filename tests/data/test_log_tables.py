@@ -288,6 +288,16 @@ def test_from_events_min_item_count_counts_events_of_training() -> None:
     assert len(data.fit_schema().feature("item", "what").encoder.values) == 7
 
 
+def test_from_events_without_min_item_count_leaves_rare_ids_out() -> None:
+    data = from_shop()
+    counts = np.bincount(data.events.item[data.events.training], minlength=data.n_items)
+    assert data.schema.feature("item", "what").encoder == Vocabulary(min_count=3)  # type: ignore[union-attr]
+    assert data.fit_schema().feature("item", "what").encoder.values == tuple(data.items["ids"][counts >= 3])  # type: ignore[union-attr]
+    once = {name: np.asarray(column)[:30] for name, column in shop()["events"].items()} | {"what": np.arange(30) % 15}
+    few = from_shop(once, items=None, users=None, split=by_user(0.2, 0.2))
+    assert few.schema.feature("item", "what").encoder == Vocabulary()  # type: ignore[union-attr]
+
+
 def test_from_events_context_of_a_row_is_that_of_its_negatives() -> None:
     data = from_shop(context=["page"])
     rows = data.impressions

@@ -23,6 +23,8 @@ COLUMNS = {
     "new": np.arange(N) % 2 == 0,
     "colour": ["red", "blue", None, ""] * (N // 4),
     "tags": [["a"], ["a", "b"], None, []] * (N // 4),
+    "section": np.arange(N) % 60,
+    "percentage": np.arange(N) % 60,
     "title": [f"title number {row}" for row in range(N)],
     "joined": ["a|b", "b|c", "a|c", "c|a"] * (N // 4),
     "since": [datetime.date(2026, 1, 1)] * N,
@@ -39,6 +41,8 @@ FEATURES = (
     Categorical(name="new"),
     Categorical(name="colour"),
     MultiValued(name="tags", max_values=2),
+    Categorical(name="section"),
+    Numeric(name="percentage"),
 )
 
 
@@ -60,6 +64,14 @@ def test_infer_gives_each_column_its_kind_and_says_what_it_leaves_out() -> None:
     for remark, (name, reason) in zip(remarks, reasons.items(), strict=True):
         assert f"column {name!r}" in remark
         assert reason in remark
+
+
+def test_infer_given_category_of_whole_numbers_is_no_quantity() -> None:
+    columns = {"item": np.arange(N), "kind": np.arange(N) % 70}
+    given = {"behaviour_types": ("click",), "item_id": "item"}
+    assert Schema.infer({"item": columns}, **given).item[1] == Numeric(name="kind")  # type: ignore[arg-type]
+    schema = Schema.infer({"item": columns}, category="kind", **given)  # type: ignore[arg-type]
+    assert (schema.category, schema.item[1]) == ("kind", Categorical(name="kind"))
 
 
 @pytest.mark.parametrize("frame", [pd.DataFrame, pl.DataFrame])

@@ -24,6 +24,10 @@ from aif_jax.features import GROUPS, Numeric, Schema
 CONTENT_WIDTH, CONTENT_EVENTS = 64, 2_000_000
 """Width of content embeddings by default, and the training events up to which they are derived by default."""
 
+MIN_ITEM_COUNT = 3
+"""Times that an item occurs in training before the inferred schema knows its id, by default. The row of a rarer id
+would be noise, and no row would teach the model what an unknown id means."""
+
 _DEFAULT_TYPE = "interaction"
 _DAY = 86_400
 
@@ -39,7 +43,7 @@ class Setting:
         split: rule of the parts.
         schema: of the features; ``None`` to infer one.
         category: of the inferred schema.
-        min_item_count: of the inferred schema.
+        min_item_count: of the inferred schema; ``None`` for the default.
         repeats: ``drop`` or ``keep`` rows that say the same as another.
         time_unit: of numbers.
         content_width: of content embeddings; 0 for none; ``None`` for the default.
@@ -52,7 +56,7 @@ class Setting:
     split: Split
     schema: Schema | None
     category: str | None
-    min_item_count: int
+    min_item_count: int | None
     repeats: str
     time_unit: str | None
     content_width: int | None
@@ -427,7 +431,7 @@ def _fields(
             behaviour_types=types,
             item_id=id_name,
             category=setting.category,
-            min_item_count=setting.min_item_count,
+            min_item_count=_min_item_count(setting, log.item[training], rows),
             remarks=remarks,
         )
     else:
@@ -469,6 +473,14 @@ def _fields(
             "schema": remarks,
         },
     }
+
+
+def _min_item_count(setting: Setting, done: np.ndarray, rows: Impressions) -> int:
+    """Return the bound of the vocabulary of ids; 1 by default where no item of training occurs often enough."""
+    if setting.min_item_count is not None:
+        return setting.min_item_count
+    common = max(np.bincount(items).max(initial=0) for items in (done, rows.item[rows.real(TRAIN)]))
+    return MIN_ITEM_COUNT if common >= MIN_ITEM_COUNT else 1
 
 
 def _check_parts(rows: Impressions, events: Events, setting: Setting) -> None:

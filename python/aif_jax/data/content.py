@@ -9,6 +9,11 @@ pairs of the training part from sampled ones (`TrainConfig.negatives`), a little
 part: AUC 0.848 against 0.836 with embeddings from other users, and 0.852 against 0.840; on the test part
 0.781 against 0.778, and 0.833 against 0.830.
 
+An item that few users met has no embedding, because it would be little else than those users' own tastes: in a
+made-up shop where nine training items in ten have one user, the same AUC was 0.976 on the training part and
+0.718 on the test part; with items of five users and more it is 0.766 and 0.706. Such items also teach a model
+what no embedding means, before new items come.
+
 Method: the 0/1 matrix of users and items, divided by the square roots of both degrees, less the component of
 popularity alone (the square roots of the degrees); truncated SVD; an item's row is scaled by the square roots
 of the singular values, centred over the items that have one, and brought to unit length.
@@ -19,6 +24,9 @@ import dataclasses
 import numpy as np
 
 from aif_jax.errors import DataError
+
+MIN_USERS = 5
+"""Users who must have met an item in the training part before an embedding is derived for it."""
 
 _FLAT = 1e-9
 
@@ -37,7 +45,13 @@ class Content:
 
 
 def collaborative_content(
-    user: np.ndarray, item: np.ndarray, *, n_users: int, n_items: int, width: int
+    user: np.ndarray,
+    item: np.ndarray,
+    *,
+    n_users: int,
+    n_items: int,
+    width: int,
+    min_users: int = MIN_USERS,
 ) -> Content:
     """Derive content embeddings from pairs of users and items.
 
@@ -47,9 +61,10 @@ def collaborative_content(
         n_users: number of users.
         n_items: number of items.
         width: ``d_m``, width of the embedding. A matrix of lower rank leaves the last columns zero.
+        min_users: users that an item needs.
 
     Returns:
-        Unit-norm rows for items with training events, zeros for the others; components in falling order of
+        Unit-norm rows for items that enough users met, zeros for the others; components in falling order of
         importance, so that a narrower embedding is a prefix (see `fit_width`).
 
     Raises:
@@ -66,11 +81,14 @@ def collaborative_content(
         (np.ones(len(user)), (np.asarray(user), np.asarray(item))), shape=(n_users, n_items)
     )
     matrix.data[:] = 1.0  # a pair that repeats was summed
-    by_user = np.asarray(matrix.sum(axis=1)).ravel()
     by_item = np.asarray(matrix.sum(axis=0)).ravel()
-    has, rows = by_item > 0, by_user > 0
-    by_user, by_item = by_user[by_user > 0], by_item[has]
-    matrix = scipy.sparse.diags(by_user**-0.5) @ matrix[rows][:, has] @ scipy.sparse.diags(by_item**-0.5)
+    has = by_item >= max(min_users, 1)
+    matrix, by_item = matrix[:, has], by_item[has]
+    by_user = np.asarray(matrix.sum(axis=1)).ravel()
+    matrix, by_user = matrix[by_user > 0], by_user[by_user > 0]
+    if not has.any():
+        return Content(np.zeros((n_items, width), np.float32), has)
+    matrix = scipy.sparse.diags(by_user**-0.5) @ matrix @ scipy.sparse.diags(by_item**-0.5)
     # The component of popularity is known beforehand: singular value 1, the roots of the degrees. It is
     # subtracted, not cut off after sorting, because groups of items without a common user have value 1 too.
     left_root, right_root = np.sqrt(by_user / by_user.sum()), np.sqrt(by_item / by_item.sum())

@@ -75,7 +75,7 @@ class Dataset:
         split: Split | None = None,
         schema: Schema | None = None,
         category: str | None = None,
-        min_item_count: int = 1,
+        min_item_count: int | None = None,
         repeats: str = "drop",
         time_unit: str | None = None,
         content_width: int | None = None,
@@ -108,6 +108,7 @@ class Dataset:
             schema: of the features; by default inferred, see `Schema.infer`.
             category: for the inferred schema: the item feature by which histories are looked up.
             min_item_count: for the inferred schema: item ids that occur less often in training are unknown.
+                By default 3, or 1 where none occurs so often.
             repeats: ``drop`` events of the same user, item, time and type as another, or ``keep`` them.
             time_unit: ``s``, ``ms``, ``us``, ``ns`` or ``step``, where the size of numbers does not tell.
             content_width: width of content embeddings that are derived from training; 0 for none. By default
@@ -162,7 +163,7 @@ class Dataset:
         split: Split | None = None,
         schema: Schema | None = None,
         category: str | None = None,
-        min_item_count: int = 1,
+        min_item_count: int | None = None,
         repeats: str = "drop",
         time_unit: str | None = None,
         content_width: int | None = None,

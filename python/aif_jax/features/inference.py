@@ -1,9 +1,9 @@
 """Features that fit raw columns, with remarks on what was decided and what was left out.
 
 A column is judged by up to 100,000 of its values. Text and booleans are categories, lists are several
-categories, fractions are quantities; whole numbers are categories if they are named like ids or take few
-values, quantities otherwise. Columns that a model cannot use as they are get a remark instead of a feature:
-dates, text that differs in almost every row, columns without any value.
+categories, fractions are quantities; whole numbers are categories if they are named like ids or categories,
+or take few values, quantities otherwise. Columns that a model cannot use as they are get a remark instead of
+a feature: dates, text that differs in almost every row, columns without any value.
 """
 
 import datetime
@@ -26,11 +26,16 @@ MAX_VALUES = 16
 
 _SAMPLE = 100_000
 _ID = re.compile(r"(^|_)(id|key|code|zip)$|Id$|ID$")
-_CATEGORY = re.compile(r"categor|genre|tag|topic|section|class|brand|cat$", re.IGNORECASE)
+_CATEGORY = re.compile(r"categor|genre|(^|_)(tag|topic|section|class|brand|(sub)?cat)(s|es)?(_|$)", re.IGNORECASE)
 
 
 def infer_features(
-    group: str, columns: Mapping[str, Any], *, item_id: str | None = None, min_item_count: int = 1
+    group: str,
+    columns: Mapping[str, Any],
+    *,
+    item_id: str | None = None,
+    min_item_count: int = 1,
+    category: str | None = None,
 ) -> tuple[tuple[Feature, ...], list[str]]:
     """Return a feature for each column that can be one.
 
@@ -39,6 +44,7 @@ def infer_features(
         columns: raw columns by name.
         item_id: the column that is the item's own id.
         min_item_count: of its vocabulary.
+        category: a column that is a category whatever its numbers.
 
     Returns:
         The features in the order of the columns, and remarks for a reader.
@@ -59,6 +65,8 @@ def infer_features(
             features.append(Categorical(name=name, encoder=Vocabulary(min_count=min_item_count)))
             continue
         found = _feature(name, column)
+        if name == category and isinstance(found, Numeric):
+            found = Categorical(name=name)
         if isinstance(found, str):
             remarks.append(f"{group} column {name!r} {found}")
         else:
@@ -143,7 +151,8 @@ def _whole(name: str, known: np.ndarray) -> Feature | str:
     different = len(np.unique(known))
     if _ID.search(name):
         return Categorical(name=name, encoder=Vocabulary(min_count=2 if different > FEW else 1))
-    return Categorical(name=name) if different <= FEW else _quantity(name, known)
+    coded = different <= FEW or _CATEGORY.search(name)
+    return Categorical(name=name) if coded else _quantity(name, known)
 
 
 def _quantity(name: str, known: np.ndarray) -> Feature:

@@ -281,7 +281,13 @@ class Schema:
         for group, given in columns.items():
             own = item_id if group == "item" else None
             given = read_table(given, group, error=SchemaError)
-            groups[group], found = infer_features(group, given, item_id=own, min_item_count=min_item_count)
+            groups[group], found = infer_features(
+                group,
+                given,
+                item_id=own,
+                min_item_count=min_item_count,
+                category=category if group == "item" else None,
+            )
             if remarks is not None:
                 remarks += found
         if category is None:

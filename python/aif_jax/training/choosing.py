@@ -1,0 +1,178 @@
+"""Sizes, lengths and epochs chosen from a data set and a time budget, each with its reason.
+
+The rules read counts of the data set, and no label. The record of 1 December 2026 under ``bench/records`` has
+the figures behind them.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from aif_jax.checks import number
+from aif_jax.config import BLOCKS, ModelConfig
+from aif_jax.data import TRAIN, VALIDATION, Dataset
+from aif_jax.data.rows import Requests
+from aif_jax.errors import DataError
+from aif_jax.training.config import TrainConfig
+from aif_jax.training.feed import long_buckets
+
+SHORT, LONG = (8, 64), (16, 1024)
+"""Bounds of the lengths of the short and the long sequence."""
+
+MOST_ROWS = 32
+"""Rows of a request that are scored together at most."""
+
+STEP_ROWS, STEPS = 1024, 200
+"""Rows of a step, in a data set large enough for so many steps an epoch."""
+
+VISITS, EPOCHS = 2_000_000, (2, 5)
+"""Rows that all epochs together read, and the bounds of their number."""
+
+BEHAVIOUR_US, SHORT_US, ROW_US = 1.5, 2.0, 10.0
+"""What training takes of one core, in microseconds, for each place of a request's long sequence, each of its
+short one, and each of its rows. By this estimate MovieLens-1M trains at 20,000 rows a second and KuaiRand at
+13,000, where the records of 29 November 2026 have 18,000 to 26,000 and 15,000."""
+
+COMPILING_S = 15.0
+"""Estimate of the seconds for compiling a step and its evaluation, for each length of long sequences."""
+
+EVALUATION = 0.4
+"""Estimate of the time of a request in evaluation, as a share of its time in training."""
+
+_OF_CONTENT = ("long_attention", "simtier")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Settings of one model and of its training.
+
+    Attributes:
+        model: of the architecture ``aif``; ``model.replace(architecture="cold")`` is its baseline.
+        training: its epochs, or its steps, fit the budget.
+        reasons: a sentence for each choice, with the counts behind it.
+    """
+
+    model: ModelConfig
+    training: TrainConfig
+    reasons: tuple[str, ...]
+
+
+def choose(data: Dataset, budget_s: float | None = None) -> Choice:
+    """Choose settings for a data set. The same data set and budget give the same settings.
+
+    Args:
+        data: with a training part.
+        budget_s: seconds that the training of one ``aif`` model may take, by an estimate for one core;
+            ``None`` sets no bound.
+
+    Raises:
+        ConfigError: the budget is not over 0.
+        DataError: the training part is empty.
+
+    >>> from aif_jax.data import synthetic
+    >>> found = choose(synthetic(n_users=50, n_items=200, n_requests=3, shown=4, history=50))
+    >>> found.model.short_length, found.training.group, found.training.epochs
+    (64, 4, 5)
+    """
+    number("budget_s", budget_s, "seconds", none=True)
+    reasons: list[str] = []
+    requests = _requests(data)
+    model = _model(data, requests, reasons)
+    training = _training(data, model, requests, budget_s, reasons)
+    return Choice(model=model, training=training, reasons=tuple(reasons))
+
+
+def _requests(data: Dataset) -> Requests:
+    """Return the requests of the training part, of at most the size that 19 in 20 do not exceed."""
+    rows = data.impressions
+    _, sizes = np.unique(rows.request[rows.split == TRAIN], return_counts=True)
+    if not len(sizes):
+        raise DataError(f"{data.name}: the training part is empty; give other parts (split=...).")
+    return data.requests(TRAIN, min(int(np.quantile(sizes, 0.95, method="higher")), MOST_ROWS))
+
+
+def _model(data: Dataset, requests: Requests, reasons: list[str]) -> ModelConfig:
+    lengths = _lengths(data, requests)
+    middle, most = (int(x) for x in np.quantile(lengths, (0.5, 0.95), method="higher"))
+    short = _power_of_two(middle, *SHORT)
+    long = max(_power_of_two(most, *LONG), short)
+    reasons.append(
+        f"short_length {short}, long_length {long}: half of the histories have {middle:,} behaviours or fewer, "
+        f"19 in 20 have {most:,} or fewer; the next powers of two, at most {SHORT[1]} and {LONG[1]:,}."
+    )
+    blocks, width = BLOCKS, 1
+    if data.content is not None and data.content.has.any():
+        width = data.content.vectors.shape[1]
+        reasons.append(f"content_width {width}: the width of the data set's content embeddings.")
+    else:
+        blocks = tuple(block for block in BLOCKS if block not in _OF_CONTENT)
+        reasons.append(f"no {' and no '.join(_OF_CONTENT)}: no item has a content embedding.")
+    if data.schema.category is None:
+        reasons.append("no sim_hard: the schema names no category of items.")
+    if len(data.heads) > 1:
+        reasons.append(f"heads {', '.join(data.heads)}: all labels. {data.heads[0]}, the first, orders candidates.")
+    return ModelConfig(
+        blocks=blocks,
+        heads=data.heads,
+        short_length=short,
+        long_length=long,
+        content_width=width,
+        block_dropout=0.05,
+        item_id_dropout=0.05,
+    )
+
+
+def _training(
+    data: Dataset, model: ModelConfig, requests: Requests, budget_s: float | None, reasons: list[str]
+) -> TrainConfig:
+    n, group = requests.rows.shape
+    rows = int(np.count_nonzero(requests.rows >= 0))
+    batch = _power_of_two(int(min(STEP_ROWS * n / rows, n / STEPS)), 16, 1024)
+    reasons.append(
+        f"group {group}, batch_size {batch}: a request has {rows / n:.1f} rows in the mean, 19 in 20 have {group} "
+        f"or fewer; a step reads about {STEP_ROWS:,} rows, or fewer for {STEPS} steps an epoch."
+    )
+    # Each length is one more compilation, so only those that spare most of the padding.
+    buckets = tuple(length for length in (model.long_length // 16, model.long_length // 4) if length >= 32)
+    epochs = int(np.clip(-(-VISITS // rows), *EPOCHS))
+    reason = f"epochs {epochs}: enough to read {VISITS:,} rows, of {rows:,}, in {EPOCHS[0]} to {EPOCHS[1]} epochs."
+    found = TrainConfig(
+        epochs=epochs, batch_size=batch, group=group, learning_rate=6e-3, long_buckets=buckets
+    )
+    if budget_s is not None:
+        compiling = COMPILING_S * (len(buckets) + 1)
+        an_epoch = _seconds(data, model, found, requests)
+        fitting = max(budget_s - compiling, 0.1 * budget_s) / an_epoch
+        if fitting < 1:
+            steps = max(int(fitting * n / batch), 1)
+            found = found.replace(epochs=1, max_steps=steps)
+            reason = f"max_steps {steps}: {fitting:.0%} of an epoch of {rows:,} rows fit the budget."
+        elif fitting < epochs:
+            found = found.replace(epochs=int(fitting))
+            reason = f"epochs {found.epochs}, not {epochs}: no more fit the budget."
+        reason += (
+            f" The budget is {budget_s:,.0f} s; one core is estimated to take {an_epoch:,.0f} s an epoch and "
+            f"{compiling:.0f} s for compiling."
+        )
+    reasons.append(reason)
+    return found
+
+
+def _seconds(data: Dataset, model: ModelConfig, training: TrainConfig, requests: Requests) -> float:
+    """Return an estimate of the seconds of an epoch and its evaluation on one core."""
+    buckets = np.array(long_buckets(model, training.long_buckets))
+    place = np.searchsorted(buckets, np.minimum(_lengths(data, requests), buckets[-1]))
+    each = SHORT_US * model.short_length + ROW_US * training.group
+    train = float(np.sum(each + BEHAVIOUR_US * buckets[place])) * 1e-6
+    rows = np.bincount(data.impressions.split, minlength=3)
+    return train * (1 + EVALUATION * rows[VALIDATION] / rows[TRAIN])
+
+
+def _lengths(data: Dataset, requests: Requests) -> np.ndarray:
+    """Return the behaviours before each request, int64 ``[R]``."""
+    return requests.history_end - data.events.offsets[requests.user]
+
+
+def _power_of_two(value: int, low: int, high: int) -> int:
+    """Return the smallest power of two that is at least the value, within bounds that are such powers."""
+    return min(max(1 << max(value - 1, 0).bit_length(), low), high)

@@ -82,7 +82,9 @@ def test_collaborative_content_dense_and_iterative_svd_agree(pairs):
 
 
 def test_collaborative_content_low_rank_leaves_zero_columns():
-    content = collaborative_content(np.array([0, 1]), np.array([0, 1]), n_users=2, n_items=3, width=5, min_users=1)
+    content = collaborative_content(
+        np.array([0, 1]), np.array([0, 1]), n_users=2, n_items=3, width=5, min_users=1
+    )
     assert content.vectors.shape == (3, 5)
     assert not content.vectors[:, 1:].any()
     assert content.has.tolist() == [True, True, False]
@@ -90,7 +92,9 @@ def test_collaborative_content_low_rank_leaves_zero_columns():
 
 def test_collaborative_content_item_at_mean_has_none():
     # One user, all items alike: nothing is left after centring.
-    content = collaborative_content(np.zeros(4, int), np.arange(4), n_users=1, n_items=4, width=2, min_users=1)
+    content = collaborative_content(
+        np.zeros(4, int), np.arange(4), n_users=1, n_items=4, width=2, min_users=1
+    )
     assert not content.has.any()
     assert not content.vectors.any()
 

@@ -293,7 +293,9 @@ def test_from_events_without_min_item_count_leaves_rare_ids_out() -> None:
     counts = np.bincount(data.events.item[data.events.training], minlength=data.n_items)
     assert data.schema.feature("item", "what").encoder == Vocabulary(min_count=3)  # type: ignore[union-attr]
     assert data.fit_schema().feature("item", "what").encoder.values == tuple(data.items["ids"][counts >= 3])  # type: ignore[union-attr]
-    once = {name: np.asarray(column)[:30] for name, column in shop()["events"].items()} | {"what": np.arange(30) % 15}
+    once = {name: np.asarray(column)[:30] for name, column in shop()["events"].items()} | {
+        "what": np.arange(30) % 15
+    }
     few = from_shop(once, items=None, users=None, split=by_user(0.2, 0.2))
     assert few.schema.feature("item", "what").encoder == Vocabulary()  # type: ignore[union-attr]
 

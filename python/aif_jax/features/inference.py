@@ -26,7 +26,9 @@ MAX_VALUES = 16
 
 _SAMPLE = 100_000
 _ID = re.compile(r"(^|_)(id|key|code|zip)$|Id$|ID$")
-_CATEGORY = re.compile(r"categor|genre|(^|_)(tag|topic|section|class|brand|(sub)?cat)(s|es)?(_|$)", re.IGNORECASE)
+_CATEGORY = re.compile(
+    r"categor|genre|(^|_)(tag|topic|section|class|brand|(sub)?cat)(s|es)?(_|$)", re.IGNORECASE
+)
 
 
 def infer_features(

@@ -6,6 +6,8 @@ Needs the extra ``aif_jax[train]``.
 from aif_jax.training.allocator import keep_freed_memory as keep_freed_memory
 from aif_jax.training.candidates import CandidateLists as CandidateLists
 from aif_jax.training.candidates import candidate_lists as candidate_lists
+from aif_jax.training.choosing import Choice as Choice
+from aif_jax.training.choosing import choose as choose
 from aif_jax.training.config import TrainConfig as TrainConfig
 from aif_jax.training.evaluate import Evaluator as Evaluator
 from aif_jax.training.evaluate import HeadMetrics as HeadMetrics

@@ -25,6 +25,9 @@ MOST_ROWS = 32
 STEP_ROWS, STEPS = 1024, 200
 """Rows of a step, in a data set large enough for so many steps an epoch."""
 
+FEWEST_STEPS = 50
+"""Steps that are made whatever the budget."""
+
 VISITS, EPOCHS = 2_000_000, (2, 5)
 """Rows that all epochs together read, and the bounds of their number."""
 
@@ -110,7 +113,9 @@ def _model(data: Dataset, requests: Requests, reasons: list[str]) -> ModelConfig
     if data.schema.category is None:
         reasons.append("no sim_hard: the schema names no category of items.")
     if len(data.heads) > 1:
-        reasons.append(f"heads {', '.join(data.heads)}: all labels. {data.heads[0]}, the first, orders candidates.")
+        reasons.append(
+            f"heads {', '.join(data.heads)}: all labels. {data.heads[0]}, the first, orders candidates."
+        )
     return ModelConfig(
         blocks=blocks,
         heads=data.heads,
@@ -132,26 +137,30 @@ def _training(
         f"group {group}, batch_size {batch}: a request has {rows / n:.1f} rows in the mean, 19 in 20 have {group} "
         f"or fewer; a step reads about {STEP_ROWS:,} rows, or fewer for {STEPS} steps an epoch."
     )
-    # Each length is one more compilation, so only those that spare most of the padding.
+    # Each length is one more compilation, so only those that spare most of the padding, and where there is time.
     buckets = tuple(length for length in (model.long_length // 16, model.long_length // 4) if length >= 32)
+    if budget_s is not None and COMPILING_S * len(buckets) > budget_s / 8:
+        buckets = ()
     epochs = int(np.clip(-(-VISITS // rows), *EPOCHS))
-    reason = f"epochs {epochs}: enough to read {VISITS:,} rows, of {rows:,}, in {EPOCHS[0]} to {EPOCHS[1]} epochs."
+    reason = (
+        f"epochs {epochs}: enough to read {VISITS:,} rows, of {rows:,}, in {EPOCHS[0]} to {EPOCHS[1]} epochs."
+    )
     found = TrainConfig(
         epochs=epochs, batch_size=batch, group=group, learning_rate=6e-3, long_buckets=buckets
     )
     if budget_s is not None:
         compiling = COMPILING_S * (len(buckets) + 1)
         an_epoch = _seconds(data, model, found, requests)
-        fitting = max(budget_s - compiling, 0.1 * budget_s) / an_epoch
+        fitting = (budget_s - compiling) / an_epoch
         if fitting < 1:
-            steps = max(int(fitting * n / batch), 1)
+            steps = max(int(fitting * n / batch), FEWEST_STEPS)
             found = found.replace(epochs=1, max_steps=steps)
-            reason = f"max_steps {steps}: {fitting:.0%} of an epoch of {rows:,} rows fit the budget."
+            reason = f"max_steps {steps}: not all of an epoch fits the budget; at least {FEWEST_STEPS}."
         elif fitting < epochs:
             found = found.replace(epochs=int(fitting))
             reason = f"epochs {found.epochs}, not {epochs}: no more fit the budget."
         reason += (
-            f" The budget is {budget_s:,.0f} s; one core is estimated to take {an_epoch:,.0f} s an epoch and "
+            f" The budget is {budget_s:,.0f} s; one core is estimated to take {an_epoch:,.1f} s an epoch and "
             f"{compiling:.0f} s for compiling."
         )
     reasons.append(reason)

@@ -25,8 +25,8 @@ CONTENT_WIDTH, CONTENT_EVENTS = 64, 2_000_000
 """Width of content embeddings by default, and the training events up to which they are derived by default."""
 
 MIN_ITEM_COUNT = 3
-"""Times that an item occurs in training before the inferred schema knows its id, by default. The row of a rarer id
-would be noise, and no row would teach the model what an unknown id means."""
+"""Times that an item occurs in training before the inferred schema knows its id, by default. The embedding of
+a rarer id would be noise, and no training row would have an unknown id."""
 
 _DEFAULT_TYPE = "interaction"
 _DAY = 86_400
@@ -476,7 +476,7 @@ def _fields(
 
 
 def _min_item_count(setting: Setting, done: np.ndarray, rows: Impressions) -> int:
-    """Return the bound of the vocabulary of ids; 1 by default where no item of training occurs often enough."""
+    """Return the least count of a known id; by default 1 where no item of training occurs often enough."""
     if setting.min_item_count is not None:
         return setting.min_item_count
     common = max(np.bincount(items).max(initial=0) for items in (done, rows.item[rows.real(TRAIN)]))

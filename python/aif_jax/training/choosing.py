@@ -100,8 +100,8 @@ def _model(data: Dataset, requests: Requests, reasons: list[str]) -> ModelConfig
     short = _power_of_two(middle, *SHORT)
     long = max(_power_of_two(most, *LONG), short)
     reasons.append(
-        f"short_length {short}, long_length {long}: half of the histories have {middle:,} behaviours or fewer, "
-        f"19 in 20 have {most:,} or fewer; the next powers of two, at most {SHORT[1]} and {LONG[1]:,}."
+        f"short_length {short}, long_length {long}: half of the histories have {middle:,} behaviours or "
+        f"fewer, 19 in 20 have {most:,} or fewer; the next powers of two, at most {SHORT[1]} and {LONG[1]:,}."
     )
     blocks, width = BLOCKS, 1
     if data.content is not None and data.content.has.any():
@@ -113,9 +113,8 @@ def _model(data: Dataset, requests: Requests, reasons: list[str]) -> ModelConfig
     if data.schema.category is None:
         reasons.append("no sim_hard: the schema names no category of items.")
     if len(data.heads) > 1:
-        reasons.append(
-            f"heads {', '.join(data.heads)}: all labels. {data.heads[0]}, the first, orders candidates."
-        )
+        names = ", ".join(data.heads)
+        reasons.append(f"heads {names}: all labels. {data.heads[0]}, the first, orders candidates.")
     return ModelConfig(
         blocks=blocks,
         heads=data.heads,
@@ -134,10 +133,10 @@ def _training(
     rows = int(np.count_nonzero(requests.rows >= 0))
     batch = _power_of_two(int(min(STEP_ROWS * n / rows, n / STEPS)), 16, 1024)
     reasons.append(
-        f"group {group}, batch_size {batch}: a request has {rows / n:.1f} rows in the mean, 19 in 20 have {group} "
-        f"or fewer; a step reads about {STEP_ROWS:,} rows, or fewer for {STEPS} steps an epoch."
+        f"group {group}, batch_size {batch}: a request has {rows / n:.1f} rows in the mean, 19 in 20 have "
+        f"{group} or fewer; a step reads about {STEP_ROWS:,} rows, or fewer for {STEPS} steps an epoch."
     )
-    # Each length is one more compilation, so only those that spare most of the padding, and where there is time.
+    # Each length is one more compilation: only those that spare most of the padding, where there is time.
     buckets = tuple(length for length in (model.long_length // 16, model.long_length // 4) if length >= 32)
     if budget_s is not None and COMPILING_S * len(buckets) > budget_s / 8:
         buckets = ()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from aif_jax.config import BLOCKS
-from aif_jax.data import TRAIN, VALIDATION, Dataset
+from aif_jax.data import TRAIN, VALIDATION, Dataset, by_time
 from aif_jax.errors import ConfigError, DataError
 from aif_jax.models import build_model
 from aif_jax.training.choosing import COMPILING_S, FEWEST_STEPS, Choice, choose
@@ -86,6 +86,25 @@ def test_choose_without_category_says_so(chosen: Choice) -> None:
     assert "no category" in reason(chosen, "no sim_hard")
     items = shop()["items"]
     assert not [text for text in choose(log(items=items)).reasons if text.startswith("no sim_hard")]
+
+
+def test_choose_hides_as_many_ids_as_validation_lacks(chosen: Choice) -> None:
+    assert chosen.model.item_id_dropout == 0.05
+    events = shop(6_000)["events"]
+    late = events["when"] > np.quantile(events["when"], 0.85)
+    renamed = late & (np.random.default_rng(0).random(6_000) < 0.4)
+    new = {**events, "what": events["what"] + 1_000 * renamed}
+    data = Dataset.from_events(
+        new, user="who", item="what", time="when", type="kind", content_width=0, split=by_time(0.1, 0.05)
+    )
+    choice = choose(data)
+    known = data.training_counts() >= 3
+    rows = data.impressions
+    now, later = ((~known)[rows.item[rows.split == part]].mean() for part in (TRAIN, VALIDATION))
+    assert later > now + 0.1
+    dropout = choice.model.item_id_dropout
+    assert now + (1 - now) * dropout == pytest.approx(later, abs=0.01) or dropout == 0.3
+    assert f"of {later:.0%} of the validation" in reason(choice, "item_id_dropout")
 
 
 def test_choose_takes_all_labels_the_first_as_score() -> None:

@@ -11,8 +11,8 @@ part: AUC 0.848 against 0.836 with embeddings from other users, and 0.852 agains
 
 An item that few users met has no embedding: it would be little else than the taste of those users. In a
 made-up shop where nine training items in ten have one user, the same AUC was 0.976 on the training part and
-0.718 on the test part; with items of five users and more it is 0.766 and 0.706. Those items also teach a model
-what no embedding means, before new items come.
+0.718 on the test part; with items of five users and more it is 0.766 and 0.706. Those items also teach a
+model what no embedding means, before new items come.
 
 Method: the 0/1 matrix of users and items, divided by the square roots of both degrees, less the component of
 popularity alone (the square roots of the degrees); truncated SVD; an item's row is scaled by the square roots

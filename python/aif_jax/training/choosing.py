@@ -25,6 +25,9 @@ MOST_ROWS = 32
 STEP_ROWS, STEPS = 1024, 200
 """Rows of a step, in a data set large enough for so many steps an epoch."""
 
+HIDDEN = (0.05, 0.3)
+"""Bounds of the share of ids that training hides. The lower one is also that of the blocks."""
+
 FEWEST_STEPS = 50
 """Steps that are made whatever the budget."""
 
@@ -121,9 +124,25 @@ def _model(data: Dataset, requests: Requests, reasons: list[str]) -> ModelConfig
         short_length=short,
         long_length=long,
         content_width=width,
-        block_dropout=0.05,
-        item_id_dropout=0.05,
+        block_dropout=HIDDEN[0],
+        item_id_dropout=_hidden_ids(data, reasons),
     )
+
+
+def _hidden_ids(data: Dataset, reasons: list[str]) -> float:
+    """Return the share of ids to hide, after which as many are unknown in training as in validation."""
+    rows, name = data.impressions, data.schema.item_id
+    if name is None or not (rows.split == VALIDATION).any():
+        return HIDDEN[0]
+    encoder = getattr(data.schema.feature("item", name), "encoder", None)
+    known = data.training_counts() >= getattr(encoder, "min_count", 1)
+    now, later = (float(np.mean(~known[rows.item[rows.split == part]])) for part in (TRAIN, VALIDATION))
+    share = round(float(np.clip((later - now) / max(1 - now, 1e-9), *HIDDEN)), 2)
+    reasons.append(
+        f"item_id_dropout {share:g}: ids of {now:.0%} of the training rows and of {later:.0%} of the "
+        f"validation rows are unknown; between {HIDDEN[0]:g} and {HIDDEN[1]:g}."
+    )
+    return share
 
 
 def _training(

@@ -20,6 +20,7 @@ import onnxruntime as ort
 from flax import nnx
 from onnx import TensorProto, helper, numpy_helper
 
+from aif_jax.models.blocks.sim_hard import faded
 from aif_jax.models.folded_weights import path_name
 from aif_jax.models.signature import edges_of
 from stage.request import FIRST_CATEGORY, NO_CATEGORY, Case
@@ -172,8 +173,9 @@ def _slots(g: Graph, case: Case, category: str, value: str) -> dict[str, str]:
     member = g.ReduceMax(_in_slot(g, category, chosen), np.array([1]), keepdims=0)
     count = g.Transpose(g.sum(member, 0), perm=[1, 0])
     mean = g.mean(g.MatMul(g.Transpose(member, perm=[1, 0]), value), count)
-    share = g.Div(count, np.float32(case.length))
-    pooled = g.Relu(g.linear(g.Concat(mean, share, axis=1), "pool.linear"))
+    sums = g.MatMul(g.Transpose(member, perm=[1, 0]), faded(case.length))
+    counts = g.Log(g.Add(sums, np.float32(1.0))), g.Div(count, np.float32(case.length))
+    pooled = g.Relu(g.linear(g.Concat(mean, *counts, axis=1), "pool.linear"))
     there = g.Cast(g.Unsqueeze(g.GreaterOrEqual(chosen, np.int32(0)), np.array([1])), to=FLOAT)
     return {"category": chosen, "pooled": g.Mul(pooled, there)}
 

@@ -237,7 +237,9 @@ def test_category_pool_and_slot_weights_average_by_category(rng):
     kernel = np.asarray(pool.linear.kernel[...])
     want = np.zeros((4, 3))
     for row, members in enumerate([[0, 2], [0, 1], [3]]):
-        features = np.append(value[0, members].mean(axis=0), len(members) / 4)
+        sums = [sum(0.5 ** (place / half) for place in members) for half in (4, 20)]
+        counts = [*np.log1p([*sums, len(members)]), len(members) / 4]
+        features = np.append(value[0, members].mean(axis=0), counts)
         want[row] = np.maximum(features @ kernel + [0.1, 0.2, 0.3], 0)
     got = pool(jnp.asarray(value), jnp.asarray(category), jnp.asarray(valid), slot)
     np.testing.assert_allclose(got[0], want, atol=1e-6)

@@ -4,10 +4,12 @@
 request, ``G_u``; the candidate averages those of its categories. Folded, the slots hold ``G_u W_s``.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from aif_jax.features import Schema
@@ -15,6 +17,13 @@ from aif_jax.kernels import Slots, slot_weights
 from aif_jax.kernels.slots import FIRST_CATEGORY, NO_CATEGORY, in_slot
 from aif_jax.models.blocks import base
 from aif_jax.models.initial import linear
+
+
+HALVES = (4.0, 20.0, math.inf)
+"""Numbers of behaviours after which the weight of one in a count is halved."""
+
+COUNTS = len(HALVES) + 1
+"""Counts of a slot's behaviours."""
 
 
 class Pooled(NamedTuple):
@@ -97,10 +106,10 @@ class SimHard(base.InteractionBlock):
         return {"slots": Slots(state["sim_category"], state["sim"])}
 
     def flops(self, length: int) -> tuple[int, int]:
-        """``2 C_max h`` a candidate; a user ``2 C_max (L d_v + (d_v + 1) d_s + d_s h)``."""
+        """``2 C_max h`` a candidate; a user ``2 C_max (L d_v + (d_v + 4) d_s + d_s h)``."""
         config = self.config
         h, d_v, d_s = config.hidden, config.value_width, config.sim_width
-        user = length * d_v + (d_v + 1) * d_s + d_s * h
+        user = length * d_v + (d_v + COUNTS) * d_s + d_s * h
         return 2 * config.sim_slots * h, 2 * config.sim_slots * user
 
 
@@ -138,10 +147,15 @@ def recent_categories(category: jax.Array, valid: jax.Array, slots: int) -> tupl
 
 
 class CategoryPool(nnx.Module):
-    """``G_u = relu([mean value, share of the history] W + b)`` for the behaviours of each slot's category."""
+    """``G_u = relu([mean value, counts] W + b)`` for the behaviours of each slot's category.
+
+    The counts are the logarithms of ``1 + Σ_l 2^(-l / h)`` over the positions ``l`` of the behaviours, one for
+    each ``h`` of `HALVES`, and the share of the history. A share alone hardly tells one behaviour from none, nor
+    those of the last session from older ones.
+    """
 
     def __init__(self, value_width: int, sim_width: int, *, rngs: nnx.Rngs) -> None:
-        self.linear = linear(value_width + 1, sim_width, rngs=rngs)
+        self.linear = linear(value_width + COUNTS, sim_width, rngs=rngs)
 
     def __call__(self, value: jax.Array, category: jax.Array, valid: jax.Array, slot: jax.Array) -> jax.Array:
         """Pool a history by category.
@@ -159,9 +173,15 @@ class CategoryPool(nnx.Module):
         for column in range(category.shape[-1]):  # a few; all at once would be [B, L, C, C_max]
             member |= in_slot(category[..., column, None], slot[:, None])[..., 0, :]
         weights = (member & valid[..., None]).astype(jnp.float32)
-        count = jnp.sum(weights, axis=1)
-        mean = jnp.einsum("blc,blv->bcv", weights, value) / jnp.maximum(count, 1.0)[..., None]
+        sums = jnp.einsum("blc,lh->bch", weights, faded(weights.shape[1]))
+        count = sums[..., -1:]
+        mean = jnp.einsum("blc,blv->bcv", weights, value) / jnp.maximum(count, 1.0)
         length = jnp.sum(valid, axis=1).astype(jnp.float32)
-        share = count / jnp.maximum(length, 1.0)[:, None]
-        pooled = jax.nn.relu(self.linear(jnp.concatenate([mean, share[..., None]], axis=-1)))
+        share = count / jnp.maximum(length, 1.0)[:, None, None]
+        pooled = jax.nn.relu(self.linear(jnp.concatenate([mean, jnp.log1p(sums), share], axis=-1)))
         return jnp.where((slot >= 0)[..., None], pooled, 0.0)
+
+
+def faded(length: int) -> np.ndarray:
+    """Return the weights float32 ``[L, len(HALVES)]`` of behaviours in counts, the most recent one first."""
+    return (0.5 ** (np.arange(length)[:, None] / np.array(HALVES))).astype(np.float32)

@@ -173,7 +173,7 @@ def _slots(g: Graph, case: Case, category: str, value: str) -> dict[str, str]:
     member = g.ReduceMax(_in_slot(g, category, chosen), np.array([1]), keepdims=0)
     count = g.Transpose(g.sum(member, 0), perm=[1, 0])
     mean = g.mean(g.MatMul(g.Transpose(member, perm=[1, 0]), value), count)
-    sums = g.MatMul(g.Transpose(member, perm=[1, 0]), faded(case.length))
+    sums = g.MatMul(g.Transpose(member, perm=[1, 0]), np.asarray(faded(case.length)))
     counts = g.Log(g.Add(sums, np.float32(1.0))), g.Div(count, np.float32(case.length))
     pooled = g.Relu(g.linear(g.Concat(mean, *counts, axis=1), "pool.linear"))
     there = g.Cast(g.Unsqueeze(g.GreaterOrEqual(chosen, np.int32(0)), np.array([1])), to=FLOAT)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from aif_jax.features import Schema
@@ -17,7 +16,6 @@ from aif_jax.kernels import Slots, slot_weights
 from aif_jax.kernels.slots import FIRST_CATEGORY, NO_CATEGORY, in_slot
 from aif_jax.models.blocks import base
 from aif_jax.models.initial import linear
-
 
 HALVES = (4.0, 20.0, math.inf)
 """Numbers of behaviours after which the weight of one in a count is halved."""
@@ -149,9 +147,9 @@ def recent_categories(category: jax.Array, valid: jax.Array, slots: int) -> tupl
 class CategoryPool(nnx.Module):
     """``G_u = relu([mean value, counts] W + b)`` for the behaviours of each slot's category.
 
-    The counts are the logarithms of ``1 + Σ_l 2^(-l / h)`` over the positions ``l`` of the behaviours, one for
-    each ``h`` of `HALVES`, and the share of the history. A share alone hardly tells one behaviour from none, nor
-    those of the last session from older ones.
+    The counts are the logarithms of ``1 + Σ_l 2^(-l / h)`` over the positions ``l`` of the behaviours, one
+    for each ``h`` of `HALVES`, and the share of the history. A share alone hardly tells one behaviour from
+    none, nor those of the last session from older ones.
     """
 
     def __init__(self, value_width: int, sim_width: int, *, rngs: nnx.Rngs) -> None:
@@ -182,6 +180,7 @@ class CategoryPool(nnx.Module):
         return jnp.where((slot >= 0)[..., None], pooled, 0.0)
 
 
-def faded(length: int) -> np.ndarray:
+def faded(length: Any) -> jax.Array:
     """Return the weights float32 ``[L, len(HALVES)]`` of behaviours in counts, the most recent one first."""
-    return (0.5 ** (np.arange(length)[:, None] / np.array(HALVES))).astype(np.float32)
+    position = jnp.arange(length, dtype=jnp.float32)[:, None]
+    return jnp.exp(-position * jnp.asarray([math.log(2.0) / half for half in HALVES], jnp.float32))

@@ -35,9 +35,9 @@ VISITS, EPOCHS = 2_000_000, (2, 5)
 """Rows that all epochs together read, and the bounds of their number."""
 
 BEHAVIOUR_US, SHORT_US, ROW_US = 1.5, 2.0, 10.0
-"""What training takes of one core, in microseconds, for each place of a request's long sequence, each of its
-short one, and each of its rows. By this estimate MovieLens-1M trains at 20,000 rows a second and KuaiRand at
-13,000, where the records of 29 November 2026 have 18,000 to 26,000 and 15,000."""
+"""Microseconds of one core in training for each place of a request's long sequence, each of its short one,
+and each of its rows. By this estimate MovieLens-1M trains at 20,000 rows a second and KuaiRand at 13,000; the
+records of 29 November 2026 have 18,000 to 26,000 and 15,000."""
 
 COMPILING_S = 15.0
 """Estimate of the seconds for compiling a step and its evaluation, for each length of long sequences."""

@@ -142,9 +142,11 @@ def test_content_space_fit_bad_input_is_refused(
 def test_content_space_wrong_width_names_both() -> None:
     rows = cloud(50, 6)
     space = ContentSpace.fit(np.arange(50), rows, width=3)
-    with pytest.raises(ItemIndexError, match=r"got 3 columns, expected 6: the raw embeddings .* makes 3"):
+    with pytest.raises(
+        ItemIndexError, match=r"got 3 columns, expected 6: raw embeddings, .* makes 6 columns 3"
+    ):
         space.apply(space.apply(rows)[0])
-    with pytest.raises(ItemIndexError, match=r"got 6 columns, expected 3: one embedding of the model's"):
+    with pytest.raises(ItemIndexError, match=r"got 6 columns, expected 3: embeddings less the mean"):
         ContentSpace.declared(3).apply(rows)
     with pytest.raises(ItemIndexError, match=r"got 6 columns, expected 3: .* derived from the training log"):
         ContentSpace(kind="derived", width=3).apply(rows)
@@ -178,7 +180,7 @@ def test_content_space_rows_centred_elsewhere_are_refused(mean: float, unit: boo
     centred, _ = space.apply(rows)
     if not unit:
         centred = rows - rows.mean(axis=0)
-    with pytest.raises(ConfigError, match="these are centred already; expected the raw embeddings"):
+    with pytest.raises(ConfigError, match="these are centred already; expected raw embeddings"):
         space.apply(centred)
     assert space.apply(rows[:300])[1].all()
 

@@ -273,19 +273,17 @@ class ContentSpace:
         """What is to be given, for messages."""
         if self.kind == "derived":
             return (
-                f"this content ({self.width} columns of unit length) was derived from the training log, so "
-                "embeddings from elsewhere do not fit. Give an item that the log lacks none; or train on raw "
-                "embeddings with Dataset.from_events(content=...)."
+                "this content was derived from the training log, and embeddings from elsewhere do not fit. "
+                "Give items that the log lacks none; or train on raw ones, Dataset.from_events(content=...)."
             )
         if self.kind == "given":
             return (
-                f"one embedding of the model's content_width ({self.width}) for each id. This model keeps no "
-                "mean: subtract the mean of the training catalogue from the embeddings and divide each by "
-                "its length; or train on raw ones with Dataset.from_events(content=...), which keeps it."
+                "embeddings less the mean of the training catalogue, each divided by its length, since this "
+                "model keeps no mean; or train on raw ones with Dataset.from_events(content=...)."
             )
         return (
-            f"the raw embeddings on which the space was fitted ({self.raw_width} columns, which it centres, "
-            f"makes {self.width} and normalises itself). Give them as their encoder gives them."
+            f"raw embeddings, as their encoder gives them; the space centres them, makes {self.raw_width} "
+            f"columns {self.width}, and normalises them."
         )
 
     # -- written ----------------------------------------------------------------------------------

@@ -313,7 +313,7 @@ ENTRIES: dict[str, Entry] = {
         "BehaviourTable.apply RowTable.apply", changed(BehaviourTable, "apply"), MADE
     ),
     "BehaviourTable.delete": Entry("BehaviourTable.delete", deleted(BehaviourTable), "ids", ORDERLESS),
-    "ContentSpace": Entry("ContentSpace ContentSpace.fit", space_of, "ids content"),
+    "ContentSpace": Entry("ContentSpace ContentSpace.fit", space_of, "ids content", frozenset({"narrow"})),
     "build_snapshot": Entry("build_snapshot ItemRecords", snapshot, ALL),
     "build_tables": Entry("build_tables", both_tables, ALL),
     "Pending.rank": Entry("Pending.rank GoldenRequest", ranked, "ids numbers words"),

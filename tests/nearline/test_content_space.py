@@ -157,7 +157,7 @@ def test_raw_content_ranks_as_the_unfolded_model(
 def test_centred_content_is_refused_where_the_bundle_centres(
     spaced: Bundle, space: ContentSpace, world: World, tmp_path: Path
 ) -> None:
-    """What a bundle without a space asks for is refused by one with it, in every shape."""
+    """Centred vectors, which a bundle without a space asks for, are refused in every shape."""
     has = ~np.isnan(RAW).all(axis=1)
     centred = np.where(has[:, None], RAW - RAW[has].mean(axis=0), 0.0)
     unit = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-9)

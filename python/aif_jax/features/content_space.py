@@ -270,7 +270,7 @@ class ContentSpace:
 
     @property
     def _expected(self) -> str:
-        """What is to be given, for messages."""
+        """Description of the embeddings that fit, for messages."""
         if self.kind == "derived":
             return (
                 "this content was derived from the training log, and embeddings from elsewhere do not fit. "
@@ -278,8 +278,8 @@ class ContentSpace:
             )
         if self.kind == "given":
             return (
-                "embeddings less the mean of the training catalogue, each divided by its length, since this "
-                "model keeps no mean; or train on raw ones with Dataset.from_events(content=...)."
+                "embeddings less the mean of the training catalogue, of unit length (this model keeps no "
+                "mean); or train on raw ones, Dataset.from_events(content=...)."
             )
         return (
             f"raw embeddings, as their encoder gives them; the space centres them, makes {self.raw_width} "

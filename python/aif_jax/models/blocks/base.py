@@ -104,7 +104,7 @@ class Setting:
         self.config = config
         self.schema = schema
         self.content_space = ContentSpace.declared(config.content_width)
-        """Which no program reads, so that it is not compared."""
+        """Space of the content embeddings; no program reads it, so it is not compared."""
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Setting) or type(self) is not type(other):

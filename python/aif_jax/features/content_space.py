@@ -236,7 +236,8 @@ class ContentSpace:
         """Check that rows are not centred already, where there are enough of them to be sure.
 
         That the mean of n raw rows is near zero where the fit's is far from it is no chance if the fit's is
-        over four standard errors away. A mean under a quarter of the spread does no harm if subtracted twice.
+        over four standard errors away. A mean below a quarter of the standard deviation does little harm if
+        it is subtracted twice.
         """
         assert self.mean is not None
         offset, n = float(self.mean @ self.mean), int(has.sum())
@@ -251,19 +252,19 @@ class ContentSpace:
             )
 
     def _mapped(self, given: np.ndarray, has: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        n = len(given)
+        n, mean = len(given), self.mean
+        assert mean is not None
         rows, lengths = np.empty((n, self.width), np.float32), np.empty(n, np.float32)
         block = np.zeros((_BLOCK, self.raw_width), np.float32)
         for start in range(0, n, _BLOCK):
             size = min(_BLOCK, n - start)
-            np.subtract(given[start : start + size], self.mean, out=block[:size])
+            np.subtract(given[start : start + size], mean, out=block[:size])
             made = block if self.projection is None else block @ self.projection
             length = np.sqrt(np.einsum("ij,ij->i", made, made))
             lengths[start : start + size] = length[:size]
             np.divide(made, np.maximum(length, 1e-30)[:, None], out=made)
             rows[start : start + size] = made[:size]
-        assert self.mean is not None
-        rounding = 1e-5 * np.sqrt(self.spread) + 1e-6 * float(np.linalg.norm(self.mean))
+        rounding = 1e-5 * np.sqrt(self.spread) + 1e-6 * float(np.linalg.norm(mean))
         has = has & (lengths > rounding)
         rows[~has] = 0.0
         return rows, has
@@ -335,13 +336,10 @@ class ContentSpace:
             ConfigError: they do not fit each other.
         """
         low, high = values["lengths"]
-        return cls(
-            kind=values["kind"],
-            width=values["width"],
-            lengths=(float(low), float(high)),
-            **{name: type(getattr(cls, name))(values[name]) for name in _PLAIN},
-            **{name: np.array(array) for name, array in arrays.items()},
-        )
+        fields: dict[str, Any] = {name: type(getattr(cls, name))(values[name]) for name in _PLAIN}
+        fields |= {name: np.array(arrays[name]) for name in arrays}
+        lengths = float(low), float(high)
+        return cls(kind=values["kind"], width=values["width"], lengths=lengths, **fields)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ContentSpace) or self.to_json() != other.to_json():
@@ -379,4 +377,4 @@ def check_width(space: ContentSpace, width: int) -> ContentSpace:
 
 def _present(matrix: np.ndarray) -> np.ndarray:
     """Return which rows have content, bool ``[n]``; a row is NaN throughout or nowhere."""
-    return matrix.any(axis=1) & ~np.isnan(matrix[:, :1]).any(axis=1)
+    return np.asarray(matrix.any(axis=1) & ~np.isnan(matrix[:, :1]).any(axis=1))

@@ -125,7 +125,8 @@ def read_given(
                 f"content: got a {type(given).__name__}, expected (ids, vectors), a mapping from id to "
                 "vector, the name of a column of items, or a ContentSpace alone or before these."
             )
-        raw, strangers = _placed(*given, items)
+        ids, vectors = given
+        raw, strangers = _placed(ids, vectors, items)
     if raw is None or not (np.nan_to_num(raw) != 0).any():
         raise DataError(
             f"content: none of the {len(items):,} items has an embedding; are the ids those of the log, such "

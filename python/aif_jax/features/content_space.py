@@ -16,6 +16,8 @@ Kind = Literal["fitted", "derived", "given"]
 
 _BLOCK = 256
 """Rows that one product computes, however few are wanted: a row must have the same bits in every batch."""
+_ONE_THREAD = 1 << 18
+"""Multiplications of a product up to which OpenBLAS keeps to the calling thread."""
 _CHUNK = 8192
 """Rows of the fit that are float64 at a time."""
 CONTENT_SPACE = "content_space.safetensors"
@@ -259,7 +261,7 @@ class ContentSpace:
         for start in range(0, n, _BLOCK):
             size = min(_BLOCK, n - start)
             np.subtract(given[start : start + size], mean, out=block[:size])
-            made = block if self.projection is None else block @ self.projection
+            made = block if self.projection is None else _product(block, self.projection)
             length = np.sqrt(np.einsum("ij,ij->i", made, made))
             lengths[start : start + size] = length[:size]
             np.divide(made, np.maximum(length, 1e-30)[:, None], out=made)
@@ -359,6 +361,14 @@ class ContentSpace:
             kept = f"{100 * self.kept:.1f} % of the variance"
             columns = f"{self.raw_width} -> {self.width} columns that keep {kept}"
         return f"ContentSpace({name}fitted on {self.items:,} items, {columns})"
+
+
+def _product(block: np.ndarray, projection: np.ndarray) -> np.ndarray:
+    """Multiply in pieces for which BLAS starts no threads: on a busy machine these wait for each other."""
+    rows = _BLOCK
+    while rows > 1 and rows * projection.size > _ONE_THREAD:
+        rows //= 2
+    return (block.reshape(-1, rows, block.shape[1]) @ projection).reshape(len(block), -1)
 
 
 def check_width(space: ContentSpace, width: int) -> ContentSpace:

@@ -7,7 +7,7 @@ from aif_jax._native import EmbeddingCache, RowLayout, Scheduler
 from aif_jax.bundle import Bundle, export_bundle
 from aif_jax.config import ModelConfig
 from aif_jax.errors import AifError
-from aif_jax.features import Categorical, Hashing, MultiValued, Numeric, Schema, Vocabulary
+from aif_jax.features import Categorical, ContentSpace, Hashing, MultiValued, Numeric, Schema, Vocabulary
 from aif_jax.nearline import BehaviourTable, ItemIndex, Tables, build_tables
 from aif_jax.serving import Engine, EngineConfig, Filters, PublishChecks, Ranking, Report
 from aif_jax.types import Candidates, ItemRecords, Request, UserRecord
@@ -18,6 +18,7 @@ __all__ = [
     "Bundle",
     "Candidates",
     "Categorical",
+    "ContentSpace",
     "EmbeddingCache",
     "Engine",
     "EngineConfig",

@@ -83,8 +83,10 @@ class ItemRecords:
     Attributes:
         ids: the items, ``[n]``; integers or strings.
         columns: raw item features by name, each with n rows, or a frame of them; an absent one counts as
-        missing. content: content embeddings, float ``[n, d_m]`` or a column of lists; ``None`` if these items
-        have none. rankable: bool ``[n]``, whether each may be a candidate; ``None`` for all.
+            missing.
+        content: raw content embeddings as the bundle's `ContentSpace` takes them, float ``[n, w]`` or a
+            column of lists; ``None`` if these items have none.
+        rankable: bool ``[n]``, whether each may be a candidate; ``None`` for all.
 
     >>> catalogue = ItemRecords(ids=[7, 8], columns={"genres": [["drama"], []], "price": [4.5, None]})
     >>> sorted(catalogue.columns)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from aif_jax.data import Content, collaborative_content, fit_width
-from aif_jax.errors import DataError
+from aif_jax.errors import ConfigError, DataError
 
 
 def two_camps(random, users=60, items=30, taken=8):
@@ -107,13 +107,21 @@ def test_collaborative_content_of_full_matrix_is_empty(width):
     np.testing.assert_array_equal(content.vectors, np.zeros((10, width)))
 
 
-def test_fit_width_cuts_and_refuses_to_widen():
-    content = Content(np.eye(4, dtype=np.float32), np.array([True, True, True, False]))
+def test_fit_width_cuts_derived_columns_and_refuses_to_widen(pairs):
+    content = content_of(*pairs, width=4)
     cut = fit_width(content, 2)
-    assert cut.vectors.shape == (4, 2)
+    assert cut.vectors.shape == (30, 2)
+    assert (cut.space.kind, cut.space.width) == ("derived", 2)
     assert fit_width(content, 4) is content
     for width in (0, 5):
-        with pytest.raises(DataError, match=f"content_width={width}"):
+        with pytest.raises(ConfigError, match=f"content_width={width}"):
+            fit_width(content, width)
+
+
+def test_fit_width_of_columns_in_no_known_order_is_refused():
+    content = Content(np.eye(4, dtype=np.float32), np.array([True, True, True, True]))
+    for width in (2, 5):
+        with pytest.raises(ConfigError, match=r"project the embeddings: ContentSpace\.fit"):
             fit_width(content, width)
 
 

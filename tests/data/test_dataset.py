@@ -5,7 +5,7 @@ import pytest
 
 from aif_jax.data import Content, Dataset, Events, Impressions, load
 from aif_jax.data.splits import SPLITS, ends_before, split_by_last_time, split_by_position
-from aif_jax.errors import DataError
+from aif_jax.errors import ConfigError, DataError
 from aif_jax.features import Categorical, MultiValued, Ragged, Schema
 
 
@@ -117,9 +117,9 @@ def test_dataset_catalogue_has_requested_content_width():
     content = Content(np.eye(4, dtype=np.float32), np.array([True] * 4))
     wide = dataclasses.replace(dataset, content=content)
     assert wide.catalogue(schema)["content"].shape == (4, 4)
-    assert wide.catalogue(schema, content_width=2)["content"].shape == (4, 2)
-    with pytest.raises(DataError, match="content_width=5"):
-        wide.catalogue(schema, content_width=5)
+    for width in (2, 5):
+        with pytest.raises(ConfigError, match=f"content_width: got {width}, .* content_width=4"):
+            wide.catalogue(schema, content_width=width)
 
 
 def test_dataset_user_record_equals_user_source_record():

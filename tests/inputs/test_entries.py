@@ -14,7 +14,7 @@ import pytest
 from aif_jax.bundle import Bundle
 from aif_jax.data import Dataset, Events, Impressions
 from aif_jax.errors import AifError
-from aif_jax.features import Categorical, EncodeReport, Hashing, MultiValued, Numeric, Schema
+from aif_jax.features import Categorical, ContentSpace, EncodeReport, Hashing, MultiValued, Numeric, Schema
 from aif_jax.inputs import item_keys
 from aif_jax.integrations.redis import decode_update, decode_user, encode_update, encode_user
 from aif_jax.nearline import BehaviourTable, ItemIndex, Tables, Upsert, build_snapshot, build_tables
@@ -154,6 +154,11 @@ def snapshot(place: Place, give: Give) -> Any:
     batch = ItemRecords(**items(give), rankable=give("flags"))
     report = build_snapshot(ItemIndex, place.bundle, [batch], path, max_bad_share=0.0, resume=False)
     return report.rows, rows_of(ItemIndex.open(place.bundle, path))
+
+
+def space_of(place: Place, give: Give) -> Any:
+    space = ContentSpace.fit(give("ids"), give("content"), width=2)
+    return space.digest, [array.tobytes() for array in space.apply(give("content"), N)]
 
 
 def result(ranking: Any) -> Any:
@@ -308,6 +313,7 @@ ENTRIES: dict[str, Entry] = {
         "BehaviourTable.apply RowTable.apply", changed(BehaviourTable, "apply"), MADE
     ),
     "BehaviourTable.delete": Entry("BehaviourTable.delete", deleted(BehaviourTable), "ids", ORDERLESS),
+    "ContentSpace": Entry("ContentSpace ContentSpace.fit", space_of, "ids content", frozenset({"narrow"})),
     "build_snapshot": Entry("build_snapshot ItemRecords", snapshot, ALL),
     "build_tables": Entry("build_tables", both_tables, ALL),
     "Pending.rank": Entry("Pending.rank GoldenRequest", ranked, "ids numbers words"),

@@ -125,7 +125,7 @@ def test_item_index_repeated_id_is_refused(bundle: Bundle, ids: list[Any]) -> No
 
 
 def test_item_index_malformed_catalogue_is_refused(bundle: Bundle, world: World) -> None:
-    with pytest.raises(ItemIndexError, match=r"content: got shape \(2, 3\), expected \(2, 8\)"):
+    with pytest.raises(ItemIndexError, match=r"content: got 3 columns, expected 8"):
         ItemIndex.build(bundle, [1, 2], {}, np.zeros((2, 3), np.float32))
     with pytest.raises(ItemIndexError, match=r"row 1 has length 3"):
         ItemIndex.build(bundle, [1, 2], {}, np.array([[0.0] * 8, [3.0] + [0.0] * 7], np.float32))

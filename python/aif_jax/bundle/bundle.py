@@ -19,7 +19,8 @@ from aif_jax.bundle.tensors import load_tensors
 from aif_jax.checks import well_formed, whole
 from aif_jax.config import ModelConfig, Precision
 from aif_jax.errors import AifError, BundleError, ConfigError
-from aif_jax.features import Schema
+from aif_jax.features import ContentSpace, Schema
+from aif_jax.features.content_space import CONTENT_SPACE
 from aif_jax.processes import OfOneProcess, begin_jax
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Bundle(OfOneProcess, guards=("call", "program")):
         version: hash of its contents.
         config: the model's configuration.
         schema: its features.
+        content_space: how raw content embeddings become what the model reads; the tables apply it.
         precision: of its item rows and user states: ``float32``, ``bfloat16`` or ``int8``.
         sizes: ``k_max`` (the most results a request can ask for) and the lengths of the sequences.
         notes: further values of the exporter.
@@ -51,6 +53,7 @@ class Bundle(OfOneProcess, guards=("call", "program")):
         manifest: Mapping[str, Any],
         description: Mapping[str, Any],
         weights: Mapping[str, np.ndarray],
+        content_arrays: Mapping[str, np.ndarray],
     ):
         super().__init__()
         begin_jax()
@@ -58,6 +61,7 @@ class Bundle(OfOneProcess, guards=("call", "program")):
         self.version: str = manifest["version"]
         self.config = ModelConfig.from_json(description["model"])
         self.schema = Schema.from_json(description["schema"])
+        self.content_space = ContentSpace.read(description, content_arrays, self.config.content_width)
         self.precision: Precision = files.precision_of(description)
         self.sizes: Mapping[str, int] = MappingProxyType(dict(description["sizes"]))
         for name in {"k_max", *self.sizes}:
@@ -106,8 +110,11 @@ class Bundle(OfOneProcess, guards=("call", "program")):
         try:
             weights = load_tensors(contents[WEIGHTS])
             vectors = load_tensors(contents[GOLDEN])
+            arrays = load_tensors(contents[CONTENT_SPACE]) if CONTENT_SPACE in contents else {}
         except (SafetensorError, ValueError) as error:
-            raise BundleError(f"{path}: weights or golden vectors cannot be read: {error}.") from error
+            raise BundleError(
+                f"{path}: weights, golden vectors or content space cannot be read: {error}."
+            ) from error
         with well_formed(path / CONFIG, BundleError, "copy the bundle again, or export it again"):
             description = json.loads(contents[CONFIG])
             signatures = {
@@ -116,7 +123,9 @@ class Bundle(OfOneProcess, guards=("call", "program")):
                 }
                 for stage in STAGES
             }
-            bundle = cls(path=path, manifest=manifest, description=description, weights=weights)
+            bundle = cls(
+                path=path, manifest=manifest, description=description, weights=weights, content_arrays=arrays
+            )
         bundle.compilation_cache = open_cache(compilation_cache, kernel_abi=KERNEL_ABI)
         bundle._choose(prefer, signatures, contents, vectors)
         return bundle
@@ -288,7 +297,14 @@ def export_bundle(
     check_finite(weights_of(model), "the model's parameters")
     folded = fold(model, score=score, calibration=calibration, precision=precision)
     made = write_bundle(
-        Path(path), folded, k_max, metrics or {}, notes or {}, Bundle.load, overwrite=overwrite
+        Path(path),
+        folded,
+        model.content_space,
+        k_max,
+        metrics or {},
+        notes or {},
+        Bundle.load,
+        overwrite=overwrite,
     )
     return _named(made, path)
 

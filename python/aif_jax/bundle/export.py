@@ -21,7 +21,8 @@ from aif_jax.bundle.programs import Signature, Tree, export_program, flatten
 from aif_jax.bundle.tensors import load_tensors
 from aif_jax.config import ModelConfig
 from aif_jax.errors import BundleError
-from aif_jax.features import Schema
+from aif_jax.features import ContentSpace, Schema
+from aif_jax.features.content_space import CONTENT_SPACE
 from aif_jax.models.store import check_finite
 
 if TYPE_CHECKING:
@@ -44,9 +45,16 @@ def refresh_bundle(path: Path, load: Callable[[Path], _T]) -> _T:
     weights = load_tensors(files.read_verified(path, manifest, WEIGHTS))
     config, schema = ModelConfig.from_json(description["model"]), Schema.from_json(description["schema"])
     folded = Folded(config, schema, weights, files.precision_of(description))
+    arrays = (
+        load_tensors(files.read_verified(path, manifest, CONTENT_SPACE))
+        if CONTENT_SPACE in manifest["files"]
+        else {}
+    )
+    space = ContentSpace.read(description, arrays, config.content_width)
     return write_bundle(
         path,
         folded,
+        space,
         description["sizes"]["k_max"],
         description["metrics"],
         description["notes"],
@@ -58,6 +66,7 @@ def refresh_bundle(path: Path, load: Callable[[Path], _T]) -> _T:
 def write_bundle(
     path: Path,
     folded: "Folded",
+    space: ContentSpace,
     k_max: int,
     metrics: Mapping[str, Any],
     notes: Mapping[str, Any],
@@ -65,7 +74,7 @@ def write_bundle(
     *,
     overwrite: bool,
 ) -> _T:
-    """Write the bundle of a folded model; `export_bundle` describes the arguments.
+    """Write the bundle of a folded model and its content space; `export_bundle` describes the arguments.
 
     Returns:
         The result of ``load``, which is called with the new bundle's directory before that gets its name.
@@ -100,6 +109,7 @@ def write_bundle(
         "metrics": dict(metrics),
         "notes": dict(notes),
     }  # fmt: skip
+    space.write(description, contents)
     try:
         contents[CONFIG] = json.dumps(description, indent=1, allow_nan=False).encode()
     except (TypeError, ValueError) as error:

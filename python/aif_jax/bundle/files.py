@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, get_args
 from aif_jax.checks import well_formed
 from aif_jax.config import Precision, check_precision
 from aif_jax.errors import BundleError, WriteError
+from aif_jax.features.content_space import CONTENT_SPACE
 from aif_jax.files import foreign_names, write_directory
 from aif_jax.strict_json import shortened
 
@@ -32,6 +33,7 @@ _NAMES = {
     CONFIG,
     WEIGHTS,
     GOLDEN,
+    CONTENT_SPACE,
     *(f"programs/{stage}.{kind}" for stage in STAGES for kind in KINDS),
 }
 """Files that a bundle may hold."""

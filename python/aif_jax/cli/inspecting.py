@@ -10,7 +10,7 @@ from rich.table import Table
 from aif_jax.bundle import Bundle
 from aif_jax.config import BLOCKS, ModelConfig
 from aif_jax.errors import AifError, ItemIndexError
-from aif_jax.features import Schema
+from aif_jax.features import ContentSpace, Schema
 from aif_jax.features.schema import GROUPS
 from aif_jax.models.store import CONFIG, load_model, weights_of
 from aif_jax.nearline.archive import files_of
@@ -31,7 +31,7 @@ def run_inspect(path: Path, *, console: Console) -> None:
         model, description = load_model(path if (path / CONFIG).exists() else path / "model")
         weights = weights_of(model)
         console.print(f"[bold]a trained {model.config.architecture} model[/], {_count(weights)} parameters")
-        _model(model.config, model.schema, console)
+        _model(model.config, model.schema, model.content_space, console)
         console.print(f"notes: {json.dumps(description['notes'])}", highlight=False)
         console.print(f"quality when it was saved: {json.dumps(description['metrics'])}", highlight=False)
     elif path.is_dir() and list(path.glob("*.aifrows")):
@@ -53,12 +53,12 @@ def _bundle(bundle: Bundle, console: Console) -> None:
     weights = {name: np.asarray(value) for name, value in bundle.weights.items()}
     console.print(f"{_count(weights)} parameters; at most {bundle.k_max:,} results a request")
     console.print(f"item rows and user states in {bundle.precision}", highlight=False)
-    _model(bundle.config, bundle.schema, console)
+    _model(bundle.config, bundle.schema, bundle.content_space, console)
     console.print(f"notes: {json.dumps(dict(bundle.notes))}", highlight=False)
     console.print(f"quality when it was exported: {json.dumps(dict(bundle.metrics))}", highlight=False)
 
 
-def _model(config: ModelConfig, schema: Schema, console: Console) -> None:
+def _model(config: ModelConfig, schema: Schema, space: ContentSpace, console: Console) -> None:
     on = [block for block in BLOCKS if config.has(block)]
     console.print(f"architecture {config.architecture}; blocks {', '.join(on)}")
     console.print(
@@ -67,6 +67,7 @@ def _model(config: ModelConfig, schema: Schema, console: Console) -> None:
         f"bytes; {config.long_attention} attention; heads {', '.join(config.heads)}; score = {config.score}",
         highlight=False,
     )
+    console.print(f"content: {space}", markup=False, highlight=False)
     table = Table("group", "feature", "kind", "rows of its table")
     for group in GROUPS:
         for feature in schema.features(group):

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.data.content import collaborative_content
+from aif_jax.data.content import CONTENT_WIDTH, collaborative_content, given_content
+from aif_jax.data.facts import known_items
 from aif_jax.data.moments import UNITS, Moments, as_text, common_unit
 from aif_jax.data.reading import Log, Names, RawLog, Side, number, read_log, read_side
 from aif_jax.data.rows import Events, Impressions, take_columns
@@ -21,8 +22,8 @@ from aif_jax.data.tables import CodedIds, SortedIds
 from aif_jax.errors import DataError, SchemaError
 from aif_jax.features import GROUPS, Numeric, Schema
 
-CONTENT_WIDTH, CONTENT_EVENTS = 64, 2_000_000
-"""Width of content embeddings by default, and the training events up to which they are derived by default."""
+CONTENT_EVENTS = 2_000_000
+"""Training events up to which content embeddings are derived by default."""
 
 MIN_ITEM_COUNT = 3
 """Times that an item occurs in training before the inferred schema knows its id, by default. The embedding of
@@ -46,6 +47,7 @@ class Setting:
         min_item_count: of the inferred schema; ``None`` for the default.
         repeats: ``drop`` or ``keep`` rows that say the same as another.
         time_unit: of numbers.
+        content: content embeddings, see `Dataset.from_events`; ``None`` to derive them.
         content_width: of content embeddings; 0 for none; ``None`` for the default.
         name: of the data set.
     """
@@ -59,12 +61,17 @@ class Setting:
     min_item_count: int | None
     repeats: str
     time_unit: str | None
+    content: Any
     content_width: int | None
     name: str
 
     def __post_init__(self) -> None:
         if self.repeats not in ("drop", "keep"):
             raise DataError(f"repeats: got {self.repeats!r}, expected 'drop' or 'keep'.")
+        if self.content is not None and self.content_width == 0:
+            raise DataError(
+                "content_width: got 0, which is for no content, beside content; give one of them."
+            )
 
 
 def from_events(
@@ -418,6 +425,25 @@ def _fields(
     )
     _check_parts(rows, events, setting)
     _check_labels(rows, setting)
+    content, width, past = None, setting.content_width, np.flatnonzero(training)
+    if setting.content is not None:  # before a schema takes a column of embeddings for a feature
+        trained = known_items(events, rows, len(items.ids))
+        content, notes["content"] = given_content(
+            setting.content, items.ids, items.columns, trained, setting.content_width
+        )
+    elif width is None and len(past) > CONTENT_EVENTS:
+        notes["content"] = (
+            f"none, because to derive it from over {CONTENT_EVENTS:,} events takes minutes; content_width=64 "
+            "does it"
+        )
+    elif width != 0:
+        content = collaborative_content(
+            log.user[past],
+            log.item[past],
+            n_users=len(users.ids),
+            n_items=len(items.ids),
+            width=CONTENT_WIDTH if width is None else width,
+        )
     remarks: list[str] = []
     id_name = names.item if names.item.isidentifier() else "item"
     if setting.schema is None:
@@ -439,20 +465,6 @@ def _fields(
     people = {"ids": users.ids.plain(), **users.columns}
     catalogue = {"ids": items.ids.plain(), id_name: items.ids.plain(), **items.columns}
     _check_features(schema, (people, catalogue, rows.context, rows.pair, rows.train_only))
-    content, width, past = None, setting.content_width, np.flatnonzero(training)
-    if width is None and len(past) > CONTENT_EVENTS:
-        notes["content"] = (
-            f"none, because to derive it from over {CONTENT_EVENTS:,} events takes minutes; content_width=64 "
-            "does it"
-        )
-    elif width != 0:
-        content = collaborative_content(
-            log.user[past],
-            log.item[past],
-            n_users=len(users.ids),
-            n_items=len(items.ids),
-            width=CONTENT_WIDTH if width is None else width,
-        )
     return {
         "name": setting.name,
         "schema": schema,

@@ -19,7 +19,16 @@ from aif_jax.data.rows import Events, Impressions, Requests, take_columns
 from aif_jax.data.sampling import Negatives
 from aif_jax.data.splits import SPLITS, TEST, TRAIN, Split, by_time, split_number
 from aif_jax.errors import DataError
-from aif_jax.features import Categorical, EncodeReport, Group, Ragged, Schema, Vocabulary, item_keys
+from aif_jax.features import (
+    Categorical,
+    ContentSpace,
+    EncodeReport,
+    Group,
+    Ragged,
+    Schema,
+    Vocabulary,
+    item_keys,
+)
 from aif_jax.inputs import read_table
 from aif_jax.types import ItemRecords, UserId, UserRecord
 
@@ -78,6 +87,7 @@ class Dataset:
         min_item_count: int | None = None,
         repeats: str = "drop",
         time_unit: str | None = None,
+        content: Any = None,
         content_width: int | None = None,
         name: str = "events",
     ) -> Self:
@@ -111,8 +121,14 @@ class Dataset:
                 By default 3, or 1 where none occurs so often.
             repeats: ``drop`` events of the same user, item, time and type as another, or ``keep`` them.
             time_unit: ``s``, ``ms``, ``us``, ``ns`` or ``step``, where the size of numbers does not tell.
-            content_width: width of content embeddings that are derived from training; 0 for none. By default
-                64, and none from over two million events, because that takes minutes.
+            content: raw content embeddings of items, of any width, as their encoder gives them: ``(ids,
+                vectors)``, a mapping from id to vector, or the name of a column of ``items``. Their mean and
+                projection are fitted on the items of the training part, and kept. A `ContentSpace` that was
+                fitted elsewhere stands before them, ``(space, ids, vectors)``, or alone. By default content
+                is derived from the training part.
+            content_width: columns that given embeddings are projected onto, or that are derived; 0 for no
+                content. By default 64, and none derived from over two million events, because that takes
+                minutes.
             name: short name, for reports.
 
         Raises:
@@ -137,7 +153,7 @@ class Dataset:
         setting = building.Setting(
             users=users, items=items, unlisted=unlisted, split=split or by_time(), schema=schema,
             category=category, min_item_count=min_item_count, repeats=repeats, time_unit=time_unit,
-            content_width=content_width, name=name,
+            content=content, content_width=content_width, name=name,
         )  # fmt: skip
         rule = negatives if isinstance(negatives, Negatives) else Negatives(negatives)
         return cls(**building.from_events(events, names, setting, labels, rule))
@@ -166,6 +182,7 @@ class Dataset:
         min_item_count: int | None = None,
         repeats: str = "drop",
         time_unit: str | None = None,
+        content: Any = None,
         content_width: int | None = None,
         name: str = "impressions",
     ) -> Self:
@@ -200,6 +217,7 @@ class Dataset:
             repeats: ``drop``: of rows with the same user, item, time and request one is left, with the larger
                 of their labels; or ``keep`` them.
             time_unit: see `from_events`.
+            content: see `from_events`.
             content_width: see `from_events`.
             name: see `from_events`.
 
@@ -218,7 +236,7 @@ class Dataset:
         setting = building.Setting(
             users=users, items=items, unlisted=unlisted, split=split or by_time(), schema=schema,
             category=category, min_item_count=min_item_count, repeats=repeats, time_unit=time_unit,
-            content_width=content_width, name=name,
+            content=content, content_width=content_width, name=name,
         )  # fmt: skip
         return cls(**building.from_impressions(impressions, names, setting, events))
 
@@ -334,14 +352,25 @@ class Dataset:
             columns, total = take_columns(columns, rows), len(rows)
         return schema.encode(group, columns, total, report=report)
 
+    @property
+    def content_space(self) -> ContentSpace | None:
+        """The space in which the content embeddings live, ``None`` without any: what `train` keeps."""
+        return None if self.content is None else self.content.space
+
     def catalogue(
-        self, schema: Schema, *, content_width: int | None = None, report: EncodeReport | None = None
+        self,
+        schema: Schema,
+        *,
+        content_width: int | None = None,
+        content_space: ContentSpace | None = None,
+        report: EncodeReport | None = None,
     ) -> dict[str, np.ndarray]:
         """Return the encoded features and content embeddings of all items.
 
         Args:
             schema: a fitted schema.
             content_width: ``d_m`` of the model; by default the width that the data set was loaded with.
+            content_space: of the model, which has a width of its own; by default that of the data set.
             report: counts are added to it.
 
         Returns:
@@ -349,9 +378,11 @@ class Dataset:
             content) and ``has_content`` float32 ``[n_items, 1]``.
 
         Raises:
-            DataError: the content embeddings are narrower than asked, or absent and no width is given.
+            ConfigError: the content embeddings have another width, or are no raw ones for the model's space.
+            DataError: there are none, and no width is given.
         """
         encoded = self.encode(schema, "item", report=report)
+        content_width = content_width if content_space is None else content_space.width
         if self.content is None:
             if content_width is None:
                 raise DataError(
@@ -360,6 +391,8 @@ class Dataset:
             content = Content(
                 np.zeros((self.n_items, content_width), np.float32), np.zeros(self.n_items, bool)
             )
+        elif content_space is not None:
+            content = self.content.read_in(content_space)
         else:
             content = self.content if content_width is None else fit_width(self.content, content_width)
         return {**encoded, "content": content.vectors, "has_content": content.has[:, None].astype(np.float32)}
@@ -458,12 +491,18 @@ class Dataset:
         Args:
             content_width: that of the model; see `fit_width`.
 
+        Returns:
+            The items; content is raw where a content space was fitted, as the tables take it then.
+
         Raises:
-            DataError: the set's content embeddings are narrower.
+            ConfigError: the set's content embeddings have another width.
         """
         names = {feature.name for feature in self.schema.item}
         columns = {name: column for name, column in self.items.items() if name in names}
-        content = None if self.content is None else fit_width(self.content, content_width).vectors
+        content = None
+        if self.content is not None:
+            fitting = fit_width(self.content, content_width)
+            content = fitting.vectors if fitting.raw is None else fitting.raw
         return ItemRecords(self.items["ids"], columns, content)
 
     def with_validation_in_training(self) -> "Dataset":
@@ -634,5 +673,5 @@ def _check(dataset: Dataset) -> None:
         if len(skewed):
             fail(
                 f"content of {len(skewed)} items, the first in row {skewed[0]}, is neither of unit length nor"
-                " (without content) zero; centred_unit_rows of aif_jax.data.content makes it so"
+                " (without content) zero; ContentSpace.fit(ids, raw).apply(raw) makes it so"
             )

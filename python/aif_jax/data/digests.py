@@ -41,7 +41,8 @@ def digest_of_labels(dataset: Dataset) -> str:
 def digest_of_histories(dataset: Dataset, schema: Schema) -> str:
     """Digest the schema, the histories of users, and which items have content.
 
-    The values of content embeddings are left out: a decomposition has other last bits on another machine.
+    The values of derived content embeddings are left out: a decomposition has other last bits on another
+    machine. Raw ones enter as they were given.
 
     Args:
         dataset: any.
@@ -51,6 +52,8 @@ def digest_of_histories(dataset: Dataset, schema: Schema) -> str:
     arrays = [rows.history_end, events.user, events.item, events.type]
     if dataset.content is not None:
         arrays += [np.array(dataset.content.vectors.shape), dataset.content.has]
+        if dataset.content.raw is not None:
+            arrays.append(dataset.content.raw)
     return digest_of_arrays(_written(schema), *arrays)
 
 

@@ -8,7 +8,7 @@ history pays.
 
 import numpy as np
 
-from aif_jax.data.content import Content, centred_unit_rows
+from aif_jax.data.content import Content, derived_rows
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.rows import Events, Impressions
 from aif_jax.data.splits import SPLITS, TEST, TRAIN, VALIDATION
@@ -318,7 +318,7 @@ class _Traffic:
         rotation = random.normal(size=(_LATENT, width)) / np.sqrt(width)
         noise = 0.15 * random.normal(size=(world.n_items, width)) / np.sqrt(width)
         has = random.random(world.n_items) >= 0.01
-        return centred_unit_rows(world.latent @ rotation + noise, has)
+        return derived_rows(world.latent @ rotation + noise, has)
 
 
 def _schema() -> Schema:

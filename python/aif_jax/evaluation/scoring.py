@@ -14,7 +14,7 @@ from aif_jax.bundle import Bundle
 from aif_jax.config import ModelConfig
 from aif_jax.data import Dataset
 from aif_jax.errors import AifError, ConfigError, DataError
-from aif_jax.features import Schema
+from aif_jax.features import ContentSpace, Schema
 from aif_jax.features.schema import GROUPS
 from aif_jax.models import Folded
 from aif_jax.models.baselines import Model
@@ -70,6 +70,7 @@ class Scorer:
         self.schema: Schema = source.schema
         self._rung, self._version, self.form = rung, "", "unfolded"
         self._model: Model | Folded
+        self._content_space = source.content_space
         if isinstance(source, Bundle):
             weights = {name: np.asarray(array) for name, array in source.weights.items()}
             self._model = Folded(source.config, source.schema, weights, source.precision)
@@ -117,7 +118,7 @@ class Scorer:
                 logits=logits,
                 lists={name: evaluator.score_lists(self._model, each) for name, each in lists.items()},
             )
-        served = FoldedPrograms(self._model, dataset, rung=self._rung)
+        served = FoldedPrograms(self._model, dataset, rung=self._rung, content_space=self._content_space)
         return Scores(
             logits=evaluator.collect(served.logits),
             lists={
@@ -194,11 +195,21 @@ class FoldedPrograms:
         folded: the model.
         dataset: that fits its schema.
         rung: of the deadline ladder, 0 to 3.
+        content_space: of the model; by default that of the data set.
     """
 
-    def __init__(self, folded: Folded, dataset: Dataset, *, rung: int = 0) -> None:
+    def __init__(
+        self,
+        folded: Folded,
+        dataset: Dataset,
+        *,
+        rung: int = 0,
+        content_space: ContentSpace | None = None,
+    ) -> None:
         self._folded, self._rung = folded, rung
-        catalogue = dataset.catalogue(folded.schema, content_width=folded.config.content_width)
+        catalogue = dataset.catalogue(
+            folded.schema, content_width=folded.config.content_width, content_space=content_space
+        )
         items = {name: catalogue[name] for name in folded.item_inputs_spec(1)}
         with jax.default_matmul_precision("highest"):
             self._behaviours = jax.jit(folded.behaviour)(folded.weights_of("behaviour"), items)

@@ -4,6 +4,7 @@
 way into JAX, `bucket_for` and `pad_to` make shapes.
 """
 
+from aif_jax.features.content_space import ContentSpace as ContentSpace
 from aif_jax.features.encoders import Encoder as Encoder
 from aif_jax.features.encoders import Hashing as Hashing
 from aif_jax.features.encoders import Vocabulary as Vocabulary

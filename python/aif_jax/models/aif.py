@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from aif_jax.config import ModelConfig
-from aif_jax.features import Schema
+from aif_jax.features import ContentSpace, Schema
+from aif_jax.features.content_space import check_width
 from aif_jax.features.encoders import UNKNOWN
 from aif_jax.models.blocks import active_blocks
 from aif_jax.models.blocks.base import Block, Candidates, InteractionBlock, Setting, UserSide
@@ -66,6 +67,19 @@ class Tower(nnx.Module):
     def schema(self) -> Schema:
         """The schema that the model was built for."""
         return self._setting.schema
+
+    @property
+    def content_space(self) -> ContentSpace:
+        """The space of the content embeddings that the model reads."""
+        return self._setting.content_space
+
+    def set_content_space(self, space: ContentSpace) -> None:
+        """Keep the space of the content embeddings that the model is trained on.
+
+        Raises:
+            ConfigError: it has another width than the model's content_width.
+        """
+        self._setting.content_space = check_width(space, self.config.content_width)
 
     def user_side(
         self,

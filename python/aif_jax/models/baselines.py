@@ -14,7 +14,7 @@ from flax import nnx
 
 from aif_jax.config import ModelConfig
 from aif_jax.errors import ConfigError
-from aif_jax.features import Schema
+from aif_jax.features import ContentSpace, Schema
 from aif_jax.features.score import score_of
 from aif_jax.models.aif import Aif, Tower
 from aif_jax.models.blocks.base import Block
@@ -75,19 +75,26 @@ Model = Aif | Exact | TwoTower
 """Any of the architectures."""
 
 
-def build_model(config: ModelConfig, schema: Schema, *, seed: int = 0) -> Model:
+def build_model(
+    config: ModelConfig, schema: Schema, *, seed: int = 0, content_space: ContentSpace | None = None
+) -> Model:
     """Build a model with initial weights.
 
     Args:
         config: architecture, sizes and switches.
         schema: a fitted schema, since feature tables are as large as its vocabularies.
         seed: seed of the initial weights. (The seed of the hyperplanes is ``config.seed``.)
+        content_space: of the content embeddings; by default `ContentSpace.declared`.
 
     Raises:
-        ConfigError: the schema is not fitted, or the score expression does not fit heads and schema.
+        ConfigError: the schema is not fitted, the score expression does not fit heads and schema, or the
+            content space has another width than the config's content_width.
     """
     if not schema.fitted:
         raise ConfigError("the schema is not fitted yet; call schema.fit(...) on training data first.")
     score_of(config, schema)
     kinds = {"aif": Aif, "cold": Aif, "exact": Exact, "two_tower": TwoTower}
-    return kinds[config.architecture](config, schema, rngs=nnx.Rngs(seed))
+    model = kinds[config.architecture](config, schema, rngs=nnx.Rngs(seed))
+    if content_space is not None:
+        model.set_content_space(content_space)
+    return model

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save
 from aif_jax.checks import well_formed
 from aif_jax.config import ModelConfig
 from aif_jax.errors import BundleError, WriteError
-from aif_jax.features import Schema
+from aif_jax.features import ContentSpace, Schema
+from aif_jax.features.content_space import CONTENT_SPACE
 from aif_jax.files import foreign_names, write_directory
 from aif_jax.models.baselines import Model, build_model
 from aif_jax.strict_json import shortened
@@ -35,7 +36,7 @@ def save_model(model: Model, path: Path, *, metrics: Mapping[str, Any], notes: M
         BundleError: a parameter is not finite, which is named; the directory holds other files; or it cannot
             be written. What was there is as it was.
     """
-    if path.is_dir() and (foreign := foreign_names(path, (CONFIG, WEIGHTS))):
+    if path.is_dir() and (foreign := foreign_names(path, (CONFIG, WEIGHTS, CONTENT_SPACE))):
         raise BundleError(
             f"{path}: holds {', '.join(foreign[:3])}, which is no part of a saved model, so it is not "
             "replaced; choose another directory."
@@ -49,7 +50,9 @@ def save_model(model: Model, path: Path, *, metrics: Mapping[str, Any], notes: M
         "metrics": dict(metrics),
         "notes": dict(notes),
     }
-    files = {WEIGHTS: save(weights), CONFIG: json.dumps(description, indent=1).encode()}
+    files = {WEIGHTS: save(weights)}
+    model.content_space.write(description, files)
+    files[CONFIG] = json.dumps(description, indent=1).encode()
     try:
         write_directory(path, files, load_model)
     except WriteError as error:
@@ -68,6 +71,7 @@ def load_model(path: Path) -> tuple[Model, dict[str, Any]]:
     try:
         description = json.loads((path / CONFIG).read_text(encoding="utf-8"))
         weights = load_file(path / WEIGHTS)
+        arrays = load_file(path / CONTENT_SPACE) if (path / CONTENT_SPACE).exists() else {}
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise BundleError(
             f"{path}: not a saved model ({error}); expected {CONFIG} and {WEIGHTS}, "
@@ -78,7 +82,9 @@ def load_model(path: Path) -> tuple[Model, dict[str, Any]]:
         raise BundleError(f"{path}: format {shortened(repr(found))}, this release reads {_FORMAT}.")
     with well_formed(path / CONFIG, BundleError, "train the model again, or copy it again"):
         schema = Schema.from_json(description["schema"])
-        model = build_model(ModelConfig.from_json(description["model"]), schema)
+        config = ModelConfig.from_json(description["model"])
+        space = ContentSpace.read(description, arrays, config.content_width)
+        model = build_model(config, schema, content_space=space)
     set_weights(model, weights, str(path))
     return model, description
 

@@ -8,6 +8,7 @@ from typing import Any
 from aif_jax.errors import (
     AifError,
     ArchiveError,
+    ConfigError,
     DataError,
     ItemIndexError,
     ProcessError,
@@ -43,7 +44,8 @@ def apply_deliveries(table: RowTable, deliveries: Sequence[Delivery]) -> tuple[C
     """Apply deliveries to a table in their order.
 
     Those that can be are applied together. What fails is halved until the items are found that fail by
-    themselves, so that none of the others is lost.
+    themselves, so that none of the others is lost. Rows whose content was centred elsewhere, which many
+    together show and none alone, are all set aside.
 
     Returns:
         Numbers of items ``upserted``, ``deleted`` and ``ignored``, and those that were set aside.
@@ -73,6 +75,9 @@ class _Application:
             self._apply(joined(run))
         except _NO_FAULT:
             raise
+        except ConfigError as error:
+            for one in run:
+                self._set_all_aside(one.delivery, one.update, error)
         except BaseException:
             middle = len(run) // 2
             self.apply_run(run[:middle])
@@ -86,12 +91,18 @@ class _Application:
             self._apply(update)
         except _NO_FAULT:
             raise
+        except ConfigError as error:
+            self._set_all_aside(delivery, update, error)
         except BaseException as error:  # panics of native libraries included
             if len(update.ids) > 1:
                 for half in halves(update):
                     self._apply_one(delivery, half)
                 return
             self.aside.append(SetAside(delivery, tuple(update.ids), self._fault(update, error)))
+
+    def _set_all_aside(self, delivery: Delivery, update: Any, error: ConfigError) -> None:
+        """Set aside what together shows that it is of another content space: halves would not show it."""
+        self.aside.append(SetAside(delivery, tuple(update.ids), error))
 
     def _apply(self, update: Update) -> None:
         if isinstance(update, Upsert):

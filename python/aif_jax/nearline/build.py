@@ -20,7 +20,7 @@ import numpy as np
 
 from aif_jax import _native
 from aif_jax.bundle import Bundle
-from aif_jax.errors import AifError, ItemIndexError, WriteError
+from aif_jax.errors import AifError, ConfigError, ItemIndexError, WriteError
 from aif_jax.features import EncodeReport
 from aif_jax.files import close_unflushed, foreign_names, make_directory, real_path, refusals, write_atomic
 from aif_jax.inputs import read_ids
@@ -124,6 +124,7 @@ def build_snapshot(
         A report; `RowTable.open` opens the file.
 
     Raises:
+        ConfigError: the content was centred already, see `ContentSpace`; the rows so far are kept.
         ItemIndexError: too many items are bad, two string ids have the same hash, the interrupted build was
             of another bundle version or another catalogue or was cut short since, another build writes
             there, or the file cannot be written. What was there is as it was, and the rows so far are kept.
@@ -308,6 +309,8 @@ class _Building:
                 features = self._program.encode(some.columns, len(places), report)
                 content = self._program.content(some.content, len(places))
                 extra = self._table_type.extra_of(some)
+            except ConfigError:  # no item is bad: the catalogue is of another content space
+                raise
             except Exception as error:
                 if len(places) > 1:
                     middle = len(places) // 2

@@ -6,9 +6,7 @@ from typing import Any, Literal
 import numpy as np
 
 from aif_jax.bundle import Bundle
-from aif_jax.errors import ItemIndexError
 from aif_jax.features import EncodeReport, pad_to
-from aif_jax.inputs import read_content
 from aif_jax.nearline.store import ColumnSpecs
 from aif_jax.types import named_dtype
 
@@ -43,8 +41,8 @@ class RowProgram:
         return self._bundle.schema.encode("item", columns, n, report=report)
 
     def content(self, content: Any, n: int) -> np.ndarray:
-        """Return content embeddings as the program takes them; see `checked_content`."""
-        return checked_content(content, n, self._bundle.config.content_width)
+        """Return raw content embeddings as the program takes them, see `ContentSpace.apply`."""
+        return self._bundle.content_space.apply(content, n)[0]
 
     def run(self, encoded: Mapping[str, np.ndarray], content: np.ndarray) -> dict[str, np.ndarray]:
         """Compute up to `BATCH` rows.
@@ -76,22 +74,3 @@ def batches(n: int) -> Iterator[slice]:
     """Cut n rows into the batches for which the program is compiled."""
     for start in range(0, n, BATCH):
         yield slice(start, min(start + BATCH, n))
-
-
-def checked_content(content: Any, n: int, width: int) -> np.ndarray:
-    """Return content embeddings as float32 ``[n, width]``, zeros where there is none; see `read_content`.
-
-    Raises:
-        ItemIndexError: the shape is wrong, or a row is neither zero, NaN nor of unit length.
-    """
-    given = read_content(content, n, width)
-    assert given is not None, "the width is known"
-    rows = np.where(np.isnan(given), np.float32(0.0), given)
-    length = np.linalg.norm(rows, axis=1)
-    wrong = np.flatnonzero((length != 0) & ~(np.abs(length - 1.0) < 1e-2))
-    if len(wrong):
-        raise ItemIndexError(
-            f"content: row {wrong[0]} has length {length[wrong[0]]:.4g}, expected 1 (or 0 for none); "
-            "subtract the mean of the training catalogue from the embeddings and divide each by its length."
-        )
-    return rows

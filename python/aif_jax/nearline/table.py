@@ -88,8 +88,8 @@ class RowTable(
             ids: item ids, ``[n]``: non-negative integers, or strings; array, list, series or Arrow array.
             columns: raw item features by name, each with n rows, or a frame or Arrow table of them; an absent
                 one counts as missing. Rows belong together by position, whatever the index of a series says.
-            content: content embeddings, float ``[n, d_m]`` or a column of lists, centred as in training, of
-                unit length; rows of zeros, NaN or null for items without content; ``None`` if no item has
+            content: raw content embeddings as the bundle's `ContentSpace` takes them, float ``[n, w]`` or a
+                column of lists; rows of zeros, NaN or null for items without content; ``None`` if no item has
                 any.
             progress: called after every batch.
             **extra: see the subclass.
@@ -97,6 +97,7 @@ class RowTable(
         Raises:
             ItemIndexError: an id is repeated in the catalogue, two string ids have the same hash, or the
                 content is not as above.
+            ConfigError: the content was centred already, see `ContentSpace`.
             SchemaError: a column does not fit the schema.
             RequestError: ids are neither integers nor strings.
         """

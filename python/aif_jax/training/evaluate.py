@@ -310,7 +310,7 @@ def evaluate(
 
 def device_catalogue(dataset: Dataset, model: Any) -> dict[str, jax.Array]:
     """Return the encoded catalogue with signatures on the device: an operand of every step, sent once."""
-    columns = dataset.catalogue(model.schema, content_width=model.config.content_width)
+    columns = dataset.catalogue(model.schema, content_space=model.content_space)
     return {name: jnp.asarray(column) for name, column in add_signatures(model.config, columns).items()}
 
 

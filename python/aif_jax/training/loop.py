@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax.config import ModelConfig
-from aif_jax.data import TRAIN, VALIDATION, Dataset
+from aif_jax.data import TRAIN, VALIDATION, Dataset, fit_width
 from aif_jax.data.digests import (
     digest_of_arrays,
     digest_of_columns,
@@ -21,7 +21,7 @@ from aif_jax.data.digests import (
     digest_of_labels,
 )
 from aif_jax.errors import ConfigError, TrainingError
-from aif_jax.features import Schema
+from aif_jax.features import ContentSpace, Schema
 from aif_jax.models import build_model
 from aif_jax.training.checkpoints import CheckpointStore
 from aif_jax.training.config import TrainConfig
@@ -164,7 +164,9 @@ class _Run:
         self.model_config, self.config, self.reporter, self.on_step = model_config, config, reporter, on_step
         self.dataset = dataset
         self.schema = dataset.fit_schema()
-        model = build_model(model_config, self.schema, seed=config.seed)
+        model = build_model(
+            model_config, self.schema, seed=config.seed, content_space=_content_space(dataset, model_config)
+        )
         self.parameters = Parameters(model)
         counted = CountedDataset.of(dataset)
         self.catalogue = device_catalogue(counted, model)
@@ -365,6 +367,15 @@ def _check(model: ModelConfig, dataset: Dataset, config: TrainConfig) -> None:
         raise ConfigError(
             f"softmax_weight: {model.architecture!r} has no vector of a user; it trains 'two_tower' only."
         )
+
+
+def _content_space(dataset: Dataset, model: ModelConfig) -> ContentSpace | None:
+    """Return the space that the model keeps, ``None`` for data without content.
+
+    Raises:
+        ConfigError: the content cannot have the model's content_width.
+    """
+    return None if dataset.content is None else fit_width(dataset.content, model.content_width).space
 
 
 def _check_teacher(teacher: np.ndarray | None, config: TrainConfig, shape: tuple[int, int]) -> None:

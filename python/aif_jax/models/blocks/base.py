@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from aif_jax.config import ModelConfig
-from aif_jax.features import Feature, Schema
+from aif_jax.features import ContentSpace, Feature, Schema
 
 ColumnShapes: TypeAlias = dict[str, tuple[tuple[Any, ...], np.dtype]]
 """Shape of one row and dtype, by column; a length in a shape may be a symbolic dimension of `jax.export`."""
@@ -103,6 +103,8 @@ class Setting:
     def __init__(self, config: ModelConfig, schema: Schema) -> None:
         self.config = config
         self.schema = schema
+        self.content_space = ContentSpace.declared(config.content_width)
+        """Space of the content embeddings; no program reads it, so it is not compared."""
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Setting) or type(self) is not type(other):

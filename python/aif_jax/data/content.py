@@ -123,6 +123,22 @@ def fit_width(content: Content, width: int) -> Content:
     return _of_unit_length(content.vectors[:, :width].astype(np.float64), content.has)
 
 
+def turned(content: Content, places: np.ndarray, earlier: np.ndarray) -> Content:
+    """Turn content embeddings towards earlier ones of some of the items, by the best orthogonal map.
+
+    That is the orthogonal Procrustes problem (Schönemann, Psychometrika 1966). Cosines stay as they are.
+
+    Args:
+        content: embeddings ``[n, w]``.
+        places: int ``[m]``, items that had one earlier.
+        earlier: float ``[m, w]``, what it was.
+    """
+    import scipy.linalg
+
+    turn, _ = scipy.linalg.orthogonal_procrustes(content.vectors[places].astype(np.float64), earlier)
+    return _of_unit_length(content.vectors @ turn, content.has)
+
+
 def centred_unit_rows(vectors: np.ndarray, has: np.ndarray) -> Content:
     """Centre embeddings over the items that have one and bring each to unit length; zeros for the others.
 

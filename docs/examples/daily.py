@@ -5,7 +5,6 @@ The log is made up; put your own into `data_until`. Run: python docs/examples/da
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -39,8 +38,7 @@ def data_until(day: int) -> Dataset:
 def main(folder: Path, first: int = 4, days: int = 3) -> list[TrainResult]:
     """Run the loop for some days and return the trainings, after checking each against the day before."""
     results: list[TrainResult] = []
-    users: dict[str, Any] = {}
-    engine: aif.Engine | None = None
+    users, engine = {}, None
     for day in range(first, first + days):
         data = data_until(day)
         if results:  # content is derived anew each day, and turned to where the model learned it
@@ -49,9 +47,7 @@ def main(folder: Path, first: int = 4, days: int = 3) -> list[TrainResult]:
         config = TrainConfig(epochs=1 if results else 4, learning_rate=1e-2, group=5)
         result = train(MODEL, data, config, init=folder / "model" if results else None)
         if results:
-            assert result.metrics.gauc > results[-1].metrics.gauc - 0.03, (
-                "worse than yesterday: not published"
-            )
+            assert result.metrics.gauc > results[-1].metrics.gauc - 0.03, "worse: not published"
             assert result.warm_start.kept["item.item"] == results[-1].schema.feature("item", "item").size
         save_model(result.model, folder / "model", metrics={}, notes={"day": day})
         np.savez(folder / "content.npz", ids=data.items["ids"], vectors=data.content.vectors)

@@ -43,7 +43,7 @@ _SHOWN = 4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WarmStart:
-    """What a run took over from an earlier model.
+    """Weights that a run took over from an earlier model, counted.
 
     Attributes:
         digest: of the earlier model: its config, schema and weights.

@@ -12,12 +12,13 @@ from typing import Any, Self
 import numpy as np
 from safetensors.numpy import load, save
 
-from aif_jax.checks import well_formed
+from aif_jax.checks import check, well_formed, whole
 from aif_jax.data import Dataset
 from aif_jax.errors import ConfigError, ItemIndexError, RequestError
 from aif_jax.files import foreign_names, write_directory
 from aif_jax.inputs import Ids, read_ids
 from aif_jax.nearline import Towers
+from aif_jax.shown import shown
 from aif_jax.types import Candidates, ItemRecords, Request, UserRecord, UserSource
 
 SCORE_FEATURE = "retrieval_score"
@@ -25,6 +26,8 @@ SCORE_FEATURE = "retrieval_score"
 
 _INDEX, _ROWS, _NOTES = "index.usearch", "rows.safetensors", "retriever.json"
 _FORMAT = 1
+_GRAPH = ("connectivity", "expansion_add", "expansion_search")
+_ADVICE = "build the retriever again, or copy it again"
 _AT_ONCE = 32
 """Vectors that are added while searches wait: about as long as a few searches."""
 _HEADROOM = 1.25
@@ -177,7 +180,7 @@ class TwoTowerRetriever:
             index = bytes(self._index.save())
             notes = {
                 "format": _FORMAT, "model": self.towers.digest, "candidates": self._candidates, **self._graph,
-                "radius": self._radius, "strings": self._strings,
+                "radius": self._radius, "strings": self._strings, "items": len(self._index),
                 "names": [[str(key), name] for key, name in self._names.items()],
             }  # fmt: skip
         files = {_INDEX: index, _ROWS: save({"keys": keys, **rows})}
@@ -200,13 +203,24 @@ class TwoTowerRetriever:
         """
         towers = Towers(model)
         notes, index, rows = _read(Path(path), towers.digest)
-        graph = {name: notes[name] for name in ("connectivity", "expansion_add", "expansion_search")}
-        made = cls(towers, users, candidates=notes["candidates"], **graph)
-        towers.restore(rows.pop("keys"), rows)
-        made._index.load(index)
-        made._index.expansion_search = graph["expansion_search"]
-        made._radius, made._strings = notes["radius"], notes["strings"]
-        made._names = {int(key): name for key, name in notes["names"]}
+        with well_formed(Path(path) / _NOTES, ItemIndexError, _ADVICE):
+            for name in ("candidates", *_GRAPH):
+                whole(name, notes[name], 1)
+            made = cls(
+                towers, users, candidates=notes["candidates"], **{name: notes[name] for name in _GRAPH}
+            )
+            made._radius, made._strings = float(notes["radius"]), notes["strings"]
+            check("radius", made._radius, 0 < made._radius < np.inf, "a number over 0")
+            check("strings", made._strings, made._strings in (True, False, None), "true, false or null")
+            made._names = {int(key): str(name) for key, name in notes["names"]}
+            made._index.load(index)
+            keys = rows.pop("keys")
+            towers.restore(keys, rows)
+            if (made._index.ndim, len(made._index)) != (towers.width + 1, notes["items"]):
+                raise ValueError(f"{len(made._index)} vectors of width {made._index.ndim}")
+            if made._strings and not made._names.keys() >= set(keys.tolist()):
+                raise ValueError("ids without a name")
+        made._index.expansion_search = notes["expansion_search"]
         return made
 
     def _nearest(self, vector: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -317,20 +331,21 @@ class _Gate:
 
 
 def _read(path: Path, model: str) -> tuple[dict[str, Any], bytes, dict[str, np.ndarray]]:
-    advice = "build the retriever again, or copy it again"
     try:
         data = {name: (path / name).read_bytes() for name in (_INDEX, _ROWS, _NOTES)}
         notes = json.loads(data[_NOTES])
     except (OSError, ValueError, RecursionError) as error:
-        raise ItemIndexError(f"{path}: not a saved retriever ({error}); {advice}.") from error
-    with well_formed(path / _NOTES, ItemIndexError, advice):
+        raise ItemIndexError(f"{path}: not a saved retriever ({error}); {_ADVICE}.") from error
+    with well_formed(path / _NOTES, ItemIndexError, _ADVICE):
         if notes["format"] != _FORMAT:
-            raise ItemIndexError(f"{path}: format {notes['format']!r}, this release reads {_FORMAT}.")
+            raise ItemIndexError(
+                f"{path}: format {shown(notes['format'])}, this release reads {_FORMAT}; {_ADVICE}."
+            )
         if notes["model"] != model:
-            raise ItemIndexError(f"{path}: another model computed these vectors; {advice}.")
+            raise ItemIndexError(f"{path}: another model computed these vectors; {_ADVICE}.")
         for name in (_INDEX, _ROWS):
             if _digest(data[name]) != notes[name]:
-                raise ItemIndexError(f"{path / name}: is not what was written; {advice}.")
+                raise ItemIndexError(f"{path / name}: is not what was written; {_ADVICE}.")
         return notes, data[_INDEX], load(data[_ROWS])
 
 

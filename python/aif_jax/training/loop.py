@@ -172,13 +172,11 @@ class _Run:
         self.model_config, self.config, self.reporter, self.on_step = model_config, config, reporter, on_step
         self.dataset = dataset
         self.schema = dataset.fit_schema()
-        self.warm_start = None
-        if init is not None:
-            earlier = Earlier(init)
+        earlier = None if init is None else Earlier(init)
+        if earlier is not None:
             self.schema = earlier.schema_for(self.schema)
         model = build_model(model_config, self.schema, seed=config.seed)
-        if init is not None:
-            self.warm_start = earlier.start(model)
+        self.warm_start = None if earlier is None else earlier.start(model)
         self.parameters = Parameters(model)
         counted = CountedDataset.of(dataset)
         self.catalogue = device_catalogue(counted, model)
@@ -199,9 +197,9 @@ class _Run:
         self.encoding = counted.counts()
         self.per_epoch = self.batches.per_epoch
         self.total = min(len(self.batches), config.max_steps or len(self.batches))
-        chain = optimiser(
-            config, self.total, dense=self.parameters.dense, embedding=self.parameters.embedding
-        )
+        rate = config.learning_rate * (1.0 if init is None else config.warm_rate)
+        sizes = {"dense": self.parameters.dense, "embedding": self.parameters.embedding}
+        chain = optimiser(config.replace(learning_rate=rate), self.total, **sizes)
         self.step = Step(self.parameters, config, len(model_config.heads), chain)
         self.state = self.step.start()
         self.best = jnp.copy(self.state["params"])

@@ -361,7 +361,7 @@ ELSEWHERE = {
     "catalogue_batches": "integrations/test_parquet.py", "records": "integrations/test_parquet.py",
     "build_with_ray": "integrations/test_ray.py",
     "Dataset.from_events": "data/test_log_tables.py", "Dataset.from_impressions": "data/test_log_tables.py",
-    "Schema.infer": "data/test_log_tables.py",
+    "Schema.infer": "data/test_log_tables.py", "Dataset.with_content_like": "data/test_content.py",
 }  # fmt: skip
 """Entries that are tried in a file of their own."""
 

@@ -23,7 +23,8 @@ def two_tower(
         model: the pre-ranker's config, of which widths, lengths and main head are taken; by default a
             `ModelConfig` of the data's main head.
         training: settings of the run; by default one epoch. Without a ``softmax_weight`` it is 1: the
-            sigmoid loss alone orders what is shown, the in-batch softmax all items (Yi et al., RecSys 2019).
+            sigmoid loss alone orders what is shown, the in-batch softmax all items (Yi et al., RecSys 2019);
+            `bench/records` has the measurement.
         init: earlier result to start from, see `aif_jax.training.train`.
         progress: show a progress bar.
     """

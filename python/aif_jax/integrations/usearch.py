@@ -53,7 +53,8 @@ class TwoTowerRetriever:
         if candidates < 1:
             raise ConfigError(f"candidates: got {candidates}, expected at least 1.")
         self.towers = towers
-        self._users, self._candidates, self._graph = users, candidates, graph
+        self._users, self._candidates = users, candidates
+        self._graph: dict[str, Any] = graph
         self._scored = any(feature.name == SCORE_FEATURE for feature in towers.model.schema.pair)
         self._names: dict[int, str] = {}
         self._strings: bool | None = None

@@ -14,7 +14,7 @@ import numpy as np
 
 from aif_jax.config import ModelConfig
 from aif_jax.errors import ConfigError
-from aif_jax.features import GROUPS, Feature, Numeric, Schema, Vocabulary
+from aif_jax.features import GROUPS, Feature, Group, Numeric, Schema, Vocabulary
 from aif_jax.features.encoders import FIRST, UNKNOWN
 from aif_jax.inputs.tokens import Tokens
 from aif_jax.models.baselines import Model
@@ -28,7 +28,7 @@ _FREE = frozenset({
 })  # fmt: skip
 """Fields of a model's config in which it may differ from the earlier one; the others shape its weights, or
 say what a weight means."""
-_READERS = {
+_READERS: dict[str, Group] = {
     "item.mlp.layer_0.kernel": "item",
     "item.as_token.kernel": "item",
     "item.as_value.kernel": "item",

@@ -1,12 +1,15 @@
 """Code blocks of the documents: those of a page run in order, with the names that the page says it has."""
 
+import itertools
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from aif_jax.bundle import Bundle
@@ -42,6 +45,26 @@ def test_document_code_blocks_run(page: str, names: dict[str, Any]) -> None:
     given = dict(names)
     for block in blocks:
         exec(compile(block, str(path), "exec"), given)
+
+
+def test_document_daily_script_keeps_quality_and_rows_of_known_items(tmp_path: Path) -> None:
+    script = DOCS / "examples" / "daily.py"
+    assert len([line for line in script.read_text(encoding="utf-8").splitlines() if line.strip()]) <= 60
+    results = runpy.run_path(str(script))["main"](tmp_path)
+    assert [len(result.history) for result in results] == [4, 1, 1]
+    gauc = [result.metrics.gauc for result in results]
+    assert gauc[0] > 0.8
+    assert min(gauc[1:]) > gauc[0] - 0.01
+    for before, after in itertools.pairwise(results):
+        one, other = (
+            dict(zip(result.schema.feature("item", "item").encoder.values, table[2:], strict=True))
+            for result in (before, after)
+            for table in [np.asarray(result.model.item.embed.table_item[...])]
+        )
+        assert one.keys() < other.keys()
+        moved = np.array([np.linalg.norm(other[item] - one[item]) for item in one])
+        apart = np.array([np.linalg.norm(one[item] - one[next(iter(one))]) for item in one])
+        assert moved.mean() < 0.5 * apart.mean()
 
 
 @pytest.mark.thorough

@@ -1,7 +1,9 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
-from aif_jax.data import Content, collaborative_content, fit_width
+from aif_jax.data import Content, collaborative_content, fit_width, load
 from aif_jax.errors import ConfigError, DataError
 
 
@@ -130,3 +132,30 @@ def test_collaborative_content_without_events_raises():
         collaborative_content(np.array([], int), np.array([], int), n_users=1, n_items=1, width=2)
     with pytest.raises(DataError, match="width"):
         collaborative_content(np.array([0]), np.array([0]), n_users=1, n_items=1, width=0)
+
+
+def test_content_like_an_earlier_one_is_turned_back_to_it():
+    data = load("synthetic:small", content_width=8)
+    vectors, has = data.content.vectors, data.content.has
+    turn, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(8, 8)))
+    today = dataclasses.replace(data, content=Content((vectors @ turn).astype(np.float32), has))
+    # The earlier set has its items in another order, lacks some, and has others.
+    kept = np.random.default_rng(1).permutation(data.n_items)[:300]
+    ids = np.r_[np.asarray(data.items["ids"])[kept], 7]
+    space = dataclasses.replace(data.content.space, digest="yesterday")
+    found = today.with_content_like(ids, np.r_[vectors[kept], vectors[:1]], space)
+    assert found.content_space == space
+    assert np.abs(today.content.vectors - vectors).max() > 0.5
+    np.testing.assert_allclose(found.content.vectors, vectors, atol=1e-5)
+    np.testing.assert_array_equal(found.content.has, has)
+
+
+def test_content_like_an_earlier_one_that_does_not_fit_is_refused():
+    data = load("synthetic:small", content_width=8)
+    ids, vectors, space = np.asarray(data.items["ids"]), data.content.vectors, data.content.space
+    with pytest.raises(DataError, match="is 8 wide and the earlier one 4"):
+        data.with_content_like(ids, vectors[:, :4], space)
+    with pytest.raises(DataError, match="is 0 wide and the earlier one 8"):
+        dataclasses.replace(data, content=None).with_content_like(ids, vectors, space)
+    with pytest.raises(DataError, match="shares 0 items with content"):
+        data.with_content_like(np.arange(data.n_items), vectors, space)

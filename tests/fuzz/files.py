@@ -1,4 +1,4 @@
-"""Targets of files: those of bundles, snapshots, change logs, catalogues, saved models and runs."""
+"""Targets of files: bundles, snapshots, change logs, catalogues, saved models, retrievers and runs."""
 
 import functools
 import hashlib
@@ -19,13 +19,18 @@ import pyarrow.parquet as pq
 from aif_jax import _native
 from aif_jax.bundle import Bundle
 from aif_jax.bundle.files import MANIFEST, canonical_json, read_manifest, read_verified
+from aif_jax.config import ModelConfig
 from aif_jax.errors import AifError
+from aif_jax.features import Categorical, Hashing, Schema
 from aif_jax.integrations.parquet import ParquetUpdates
+from aif_jax.integrations.usearch import TwoTowerRetriever
+from aif_jax.models import build_model
 from aif_jax.models.store import load_model
 from aif_jax.nearline import Delete, Upsert
 from aif_jax.nearline.change_log import About, ChangeLog, Deleted, Reached, Rows, read_log
 from aif_jax.nearline.row_file import ROWS_AT, open_row_file
 from aif_jax.training.identity import differing
+from aif_jax.types import ItemRecords, UserRecord
 
 ABOUT = About(
     kind="item_index",
@@ -217,6 +222,27 @@ _TYPES: dict[Any, pa.DataType | None] = {
     "day": pa.date32(), "time": pa.timestamp("us"), "exact": pa.decimal128(20, 2), "null": pa.null(),
     "pair": pa.struct([("a", pa.int64())]), "map": pa.map_(pa.string(), pa.int64()),
 }  # fmt: skip
+
+
+def retriever(data: bytes) -> None:
+    """A saved retriever with the given notes, whose digests are right, and files of an earlier one."""
+    folder = _place("retriever")
+    made = _retriever()
+    made.save(folder)
+    notes, given = json.loads((folder / "retriever.json").read_bytes()), _described(data)
+    if isinstance(given, dict):
+        data = json.dumps({**notes, **given}).encode()
+    (folder / "retriever.json").write_bytes(data)
+    again = TwoTowerRetriever.load(folder, made.towers.model, {}.get)
+    assert len(again.search(UserRecord(), 3)[0]) == 3
+
+
+@functools.cache
+def _retriever() -> TwoTowerRetriever:
+    schema = Schema(item=(Categorical(name="item", encoder=Hashing(buckets=4)),), behaviour_types=("click",))
+    model = build_model(ModelConfig(architecture="two_tower", width=4, content_width=1), schema)
+    ids = np.arange(3, dtype=np.uint64)
+    return TwoTowerRetriever.build(model, ItemRecords(ids, {"item": ids}), {}.get, candidates=3)
 
 
 def saved_model(data: bytes) -> None:

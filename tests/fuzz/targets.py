@@ -108,5 +108,6 @@ TARGETS: dict[str, Target] = {
     for target in (
         strict_json, schema, model_config, train_config, score, update, user, files.manifest, files.bundle,
         files.snapshot, files.change_log, files.parquet, files.saved_model, files.run_identity,
+        files.retriever,
     )
 }  # fmt: skip

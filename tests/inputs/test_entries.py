@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Iterator
@@ -17,7 +18,8 @@ from aif_jax.errors import AifError
 from aif_jax.features import Categorical, ContentSpace, EncodeReport, Hashing, MultiValued, Numeric, Schema
 from aif_jax.inputs import item_keys
 from aif_jax.integrations.redis import decode_update, decode_user, encode_update, encode_user
-from aif_jax.nearline import BehaviourTable, ItemIndex, Tables, Upsert, build_snapshot, build_tables
+from aif_jax.models import build_model
+from aif_jax.nearline import BehaviourTable, ItemIndex, Tables, Towers, Upsert, build_snapshot, build_tables
 from aif_jax.serving import Engine, Filters
 from aif_jax.types import Candidates, ItemRecords, UserRecord
 from support.public_names import BY_MODULE, PACKAGE, PACKAGES, exported
@@ -123,6 +125,17 @@ def built(table_type: type[Any]) -> Callable[[Place, Give], Any]:
 def built_by_name(place: Place, give: Give) -> Any:
     index = ItemIndex.build(place.bundle, **items(give, "names"))
     return sorted(index.ids().tolist()), rows_of(index)
+
+
+@functools.cache
+def towers_of(bundle: Bundle) -> Towers:
+    return Towers(build_model(bundle.config.replace(architecture="two_tower"), bundle.schema))
+
+
+def vectors(place: Place, give: Give) -> Any:
+    towers = towers_of(place.bundle)
+    found = towers.upsert(ItemRecords(**items(give)))
+    return found.tobytes(), sorted(towers.snapshot()[0].tolist())
 
 
 def both_tables(place: Place, give: Give) -> Any:
@@ -313,6 +326,9 @@ ENTRIES: dict[str, Entry] = {
         "BehaviourTable.apply RowTable.apply", changed(BehaviourTable, "apply"), MADE
     ),
     "BehaviourTable.delete": Entry("BehaviourTable.delete", deleted(BehaviourTable), "ids", ORDERLESS),
+    "Towers.upsert": Entry(
+        "Towers Towers.upsert Towers.item_vectors TwoTowerRetriever.upsert", vectors, MADE
+    ),
     "ContentSpace": Entry("ContentSpace ContentSpace.fit", space_of, "ids content", frozenset({"narrow"})),
     "build_snapshot": Entry("build_snapshot ItemRecords", snapshot, ALL),
     "build_tables": Entry("build_tables", both_tables, ALL),
@@ -347,10 +363,11 @@ ENTRIES: dict[str, Entry] = {
 ELSEWHERE = {
     "TwoTowerRetriever": "integrations/test_usearch.py",
     "TwoTowerRetriever.build": "integrations/test_usearch.py",
+    "TwoTowerRetriever.delete": "integrations/test_usearch.py",
     "catalogue_batches": "integrations/test_parquet.py", "records": "integrations/test_parquet.py",
     "build_with_ray": "integrations/test_ray.py",
     "Dataset.from_events": "data/test_log_tables.py", "Dataset.from_impressions": "data/test_log_tables.py",
-    "Schema.infer": "data/test_log_tables.py",
+    "Schema.infer": "data/test_log_tables.py", "Dataset.with_content_like": "data/test_content.py",
 }  # fmt: skip
 """Entries that are tried in a file of their own."""
 
@@ -366,7 +383,10 @@ NO_COLUMNS = {
     "Vocabulary": "a tuple", "EngineConfig.check_items": "a source",
     "BehaviourTable.extra_of": "what was read",
     "RowTable.extra_of": "what was read", "ItemIndex.check": "an update", "BehaviourTable.check": "an update",
-    "RowTable.check": "an update",
+    "RowTable.check": "an update", "Towers.read": "what `Towers.upsert` takes",
+    "Towers.user_vector": "a record, as of the engine", "Towers.user_vectors": "records",
+    "TwoTowerRetriever.search": "a record", "TwoTowerRetriever.user_vector": "a record",
+    "TwoTowerRetriever.load": "a source",
 }  # fmt: skip
 """Public names with a parameter of such a name that is no column, and what it is."""
 

@@ -165,14 +165,7 @@ def retriever(
     two_tower: TrainResult, dataset: Dataset, drawn: DrawnRequests, count: int, network_ms: float
 ) -> Any:
     """Return a ``retrieve`` callable: ANN search over two-tower vectors, plus a wait for the network."""
-    search = TwoTowerRetriever.build(
-        two_tower.model,
-        two_tower.schema,
-        dataset.catalogue(two_tower.schema, content_width=two_tower.model.config.content_width),
-        dataset.items["ids"],
-        drawn.users,
-        candidates=count,
-    )
+    search = TwoTowerRetriever.build(two_tower.model, dataset, drawn.users, candidates=count)
 
     def retrieve(request: Request) -> Candidates:
         # The retrieval score is left out: no impression of the logs has scores of this model, so the

@@ -305,6 +305,23 @@ def fit_width(content: Content, width: int) -> Content:
     )
 
 
+def turned(content: Content, places: np.ndarray, earlier: np.ndarray, space: ContentSpace) -> Content:
+    """Turn content embeddings towards earlier ones of some of the items, by the best orthogonal map.
+
+    That is the orthogonal Procrustes problem (Schönemann, Psychometrika 1966). Cosines stay as they are.
+
+    Args:
+        content: embeddings ``[n, w]``.
+        places: int ``[m]``, items that had one earlier.
+        earlier: float ``[m, w]``, what it was.
+        space: of the earlier ones.
+    """
+    import scipy.linalg
+
+    turn, _ = scipy.linalg.orthogonal_procrustes(content.vectors[places].astype(np.float64), earlier)
+    return _of_unit_length(content.vectors @ turn, content.has, space)
+
+
 def derived_rows(vectors: np.ndarray, has: np.ndarray) -> Content:
     """Return embeddings of made-up items as derived ones are: by principal axes, centred, of unit length.
 

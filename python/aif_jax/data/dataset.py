@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from aif_jax.data import building
-from aif_jax.data.content import Content, fit_width
+from aif_jax.data.content import Content, fit_width, turned
 from aif_jax.data.facts import known_items, summary_of, warnings_of
 from aif_jax.data.reading import Names
 from aif_jax.data.rows import Events, Impressions, Requests, take_columns
@@ -29,7 +29,8 @@ from aif_jax.features import (
     Vocabulary,
     item_keys,
 )
-from aif_jax.inputs import read_table
+from aif_jax.inputs import read_content, read_ids, read_table
+from aif_jax.lookup import find
 from aif_jax.types import ItemRecords, UserId, UserRecord
 
 SHOWN = "shown"
@@ -504,6 +505,49 @@ class Dataset:
             fitting = fit_width(self.content, content_width)
             content = fitting.vectors if fitting.raw is None else fitting.raw
         return ItemRecords(self.items["ids"], columns, content)
+
+    def with_content_like(self, ids: Any, vectors: Any, space: ContentSpace) -> "Dataset":
+        """Return the set with its derived content turned to lie as an earlier set's did.
+
+        Every derivation has axes of its own, so a model of yesterday cannot read today's content; `train`
+        from an earlier model (``init``) needs this. Cosines between items stay as they are.
+
+        Args:
+            ids: items of the earlier set, ``[n]``.
+            vectors: their content embeddings, float ``[n, w]``; zeros for items without one.
+            space: of these: the ``content_space`` of the earlier model or data set.
+
+        Raises:
+            DataError: this set has no content, of another width, or shares fewer items with content than the
+                embeddings have columns.
+
+        >>> from aif_jax.data import load
+        >>> yesterday = load("synthetic:small", content_width=8)
+        >>> content = yesterday.content
+        >>> today = yesterday.with_content_like(yesterday.items["ids"], content.vectors, content.space)
+        >>> bool(np.allclose(today.content.vectors, content.vectors, atol=1e-5))
+        True
+        """
+        keys = read_ids(ids, error=DataError).keys
+        earlier = read_content(vectors, len(keys), None, "vectors", error=DataError)
+        widths = [
+            0 if each is None else each.shape[1] for each in (self.content and self.content.vectors, earlier)
+        ]
+        if self.content is None or earlier is None or widths[0] != widths[1]:
+            raise DataError(
+                f"{self.name}: its content is {widths[0]} wide and the earlier one {widths[1]} (0: none); "
+                "derive both with the same content_width."
+            )
+        order = np.argsort(keys, kind="stable")
+        place, known = find(keys[order], self.item_keys())
+        earlier = np.nan_to_num(earlier[order][place].astype(np.float64))
+        both = np.flatnonzero(known & self.content.has & np.any(earlier != 0, axis=1))
+        if len(both) < widths[0]:
+            raise DataError(
+                f"{self.name}: shares {len(both)} items with content with the earlier one, expected at least "
+                f"{widths[0]}, the columns of the embeddings; train without init."
+            )
+        return dataclasses.replace(self, content=turned(self.content, both, earlier[both], space))
 
     def with_validation_in_training(self) -> "Dataset":
         """Return the set with the validation rows moved to training, for a refit before the test.

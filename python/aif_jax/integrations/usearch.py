@@ -1,150 +1,105 @@
 """Retrieval by a nearest-neighbour index (usearch) over the vectors of a trained two-tower model."""
 
+import contextlib
+import hashlib
+import json
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Self
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from safetensors.numpy import load, save
 
-from aif_jax.errors import ConfigError, RequestError
-from aif_jax.features import EncodeReport, Schema
-from aif_jax.features.records import read_history
+from aif_jax.checks import check, well_formed, whole
+from aif_jax.data import Dataset
+from aif_jax.errors import ConfigError, ItemIndexError, RequestError
+from aif_jax.files import foreign_names, write_directory
 from aif_jax.inputs import Ids, read_ids
-from aif_jax.lookup import find
-from aif_jax.types import Candidates, Columns, Request, UserId, UserRecord, UserSource
+from aif_jax.nearline import Towers
+from aif_jax.shown import shown
+from aif_jax.types import Candidates, ItemRecords, Request, UserRecord, UserSource
 
 SCORE_FEATURE = "retrieval_score"
 """Name of the pair feature that carries the dot product, if the schema declares one of this name."""
 
+_INDEX, _ROWS, _NOTES = "index.usearch", "rows.safetensors", "retriever.json"
+_FORMAT = 1
+_GRAPH = ("connectivity", "expansion_add", "expansion_search")
+_ADVICE = "build the retriever again, or copy it again"
+_AT_ONCE = 32
+"""Vectors that are added while searches wait: about as long as a few searches."""
+_HEADROOM = 1.25
+"""Factor by which a vector may be longer than all before, without a new index."""
+_RESERVED = np.uint64(2**64 - 1)
+"""The key that usearch gives to removed entries."""
+
 
 class TwoTowerRetriever:
-    """A ``retrieve`` callable: returns the items whose vectors are nearest to the user's.
+    """A ``retrieve`` callable: returns the items whose vectors have the largest dot products with the user's.
 
-    May be called from several threads. A user whom the source does not know is served as one without features
-    and history, and counted in `counts`, as are behaviours whose item is not in the catalogue.
+    Make it with `build` or `load`. May be called from several threads, also while items come and go. A user
+    whom the source does not know is served as one without features and history, and counted in `counts`, as
+    are behaviours whose item was never given. A deleted item is not retrieved, but still counts in histories.
 
-    Build it with `build`. The largest dot product is not a nearest neighbour in any metric, and a graph index
-    over raw dot products misses many of them. So each vector ``x`` gets one more coordinate ``√(M² - |x|²)``,
-    ``M`` being the largest norm, and a user's gets 0: then the order of cosines is the order of dot products
-    (Bachrach et al., RecSys 2014).
+    The largest dot product is not a nearest neighbour in any metric, and a graph index over raw dot products
+    misses many of them. So each vector ``x`` gets one more coordinate ``√(M² - |x|²)``, ``M`` being at least
+    the largest norm, and a user's gets 0: then the order of cosines is the order of dot products (Bachrach et
+    al., RecSys 2014). If an item's norm exceeds ``M``, the index is made anew with a larger one, and counted.
     """
 
-    def __init__(
-        self,
-        index: Any,
-        user_vector: Any,
-        schema: Schema,
-        ids: Ids,
-        users: UserSource,
-        *,
-        radius: float,
-        short_length: int,
-        candidates: int,
-    ) -> None:
-        self._index = index
-        self._user_vector = user_vector
-        self._schema = schema
-        order = np.argsort(ids.keys, kind="stable")
-        self._sorted_keys, self._rows = ids.keys[order], order
-        self._names = ids.given if ids.strings else None
-        self._users = users
-        self._radius = radius
-        self._short_length = short_length
-        self._candidates = candidates
-        self._scored = any(feature.name == SCORE_FEATURE for feature in schema.pair)
+    def __init__(self, towers: Towers, users: UserSource, *, candidates: int, **graph: int) -> None:
+        if candidates < 1:
+            raise ConfigError(f"candidates: got {candidates}, expected at least 1.")
+        self.towers = towers
+        self._users, self._candidates = users, candidates
+        self._graph: dict[str, Any] = graph
+        self._scored = any(feature.name == SCORE_FEATURE for feature in towers.model.schema.pair)
+        self._names: dict[int, str] = {}
+        self._strings: bool | None = None
+        self._radius = 1e-12
+        self._index = self._new_index()
+        self._gate, self._writes = _Gate(), threading.Lock()
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
 
     @classmethod
     def build(
         cls,
-        model: nnx.Module,
-        schema: Schema,
-        catalogue: Columns,
-        ids: Any,
+        model: Any,
+        items: ItemRecords | Dataset,
         users: UserSource,
         *,
         candidates: int = 1000,
         connectivity: int = 16,
         expansion_add: int = 128,
         expansion_search: int = 256,
-        batch: int = 8192,
     ) -> Self:
         """Compute every item's vector and index it.
 
         Args:
-            model: a trained ``two_tower`` model.
-            schema: fitted, as the model was trained with.
-            catalogue: encoded item features, leading axis ``n_items`` (``dataset.catalogue(schema)``).
-            ids: the items' ids, ``[n_items]``, integers or strings.
+            model: a trained ``two_tower`` model, such as that of `aif_jax.training.two_tower`.
+            items: the items; a data set gives its own.
             users: source of user features and histories.
-            candidates: number of items that one request gets; fewer if the catalogue is smaller.
+            candidates: number of items that one request gets; fewer if there are fewer.
             connectivity: links a node of the index (M of HNSW).
             expansion_add: breadth of the search while building (efConstruction).
             expansion_search: breadth of the search while serving (ef); at least `candidates` is used.
-            batch: items a call of the item tower.
 
         Raises:
             ConfigError: usearch is not installed, the model has no towers, or ``candidates`` is under 1.
-            RequestError: ids are not as many as the catalogue's items, or two are the same.
+            RequestError: ids are malformed, or two are the same.
+            SchemaError: a column does not fit the schema.
         """
-        try:
-            from usearch.index import Index
-        except ImportError as error:
-            raise ConfigError(
-                "TwoTowerRetriever needs usearch, which is not installed: pip install 'aif_jax[usearch]'."
-            ) from error
-        if not (hasattr(model, "user_vector") and hasattr(model, "item_vector")):
-            raise ConfigError(
-                f"TwoTowerRetriever: {type(model).__name__} has no user_vector and item_vector; "
-                "train a model with architecture='two_tower'."
-            )
-        if candidates < 1:
-            raise ConfigError(f"candidates: got {candidates}, expected at least 1.")
-        ids = read_ids(ids)
-        columns = {name: np.asarray(column) for name, column in catalogue.items()}
-        n_items = len(next(iter(columns.values())))
-        if ids.keys.size != n_items:
-            raise RequestError(f"ids: got {ids.keys.size} ids for a catalogue of {n_items} items.")
-        if np.unique(ids.keys).size != n_items:
-            raise RequestError("ids: two items have the same id (or two strings the same hash).")
-        towers: Any = model
-        device_catalogue = {name: jnp.asarray(column) for name, column in columns.items()}
-        vectors = _item_vectors(model, columns, n_items, min(batch, n_items))
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        radius = max(float(norms.max()), 1e-12)
-        vectors = np.concatenate([vectors, np.sqrt(np.maximum(radius**2 - norms**2, 0.0))], axis=1)
-        index = Index(
-            ndim=vectors.shape[1],
-            metric="cos",
-            dtype="f32",
-            connectivity=connectivity,
-            expansion_add=expansion_add,
-            expansion_search=max(expansion_search, candidates),
-        )
-        index.add(ids.keys, vectors)
-
-        graph, state = nnx.split(towers)
-
-        @jax.jit
-        def user_vector(weights: Any, inputs: Mapping[str, Any], items: Columns) -> jax.Array:
-            tower: Any = nnx.merge(graph, weights)
-            return tower.user_vector(inputs, items)[0]
-
-        return cls(
-            index,
-            lambda inputs: np.asarray(user_vector(state, inputs, device_catalogue)),
-            schema,
-            ids,
-            users,
-            radius=radius,
-            short_length=towers.config.short_length,
-            candidates=min(candidates, n_items),
-        )
+        graph = {
+            "connectivity": connectivity,
+            "expansion_add": expansion_add,
+            "expansion_search": max(expansion_search, candidates),
+        }
+        made = cls(Towers(model), users, candidates=candidates, **graph)
+        made._add(items)
+        return made
 
     def __call__(self, request: Request, /) -> Candidates:
         """Retrieve.
@@ -154,62 +109,246 @@ class TwoTowerRetriever:
             the pair feature ``retrieval_score``, the dot product, float32 ``[N]``, if the schema declares
             one.
         """
-        vector = self._user_vector(self._inputs(request.user, self._users(request.user)))
-        found = self._index.search(np.append(vector, np.float32(0.0)), self._candidates)
-        ids = np.asarray(found.keys, np.uint64)
-        if self._names is not None:
-            ids = self._names[self._rows[find(self._sorted_keys, ids)[0]]]
-        if not self._scored:
-            return Candidates(ids)
-        cosines = 1.0 - np.asarray(found.distances, np.float32)
-        scores = cosines * np.float32(np.linalg.norm(vector) * self._radius)
-        return Candidates(ids, {SCORE_FEATURE: scores})
-
-    def counts(self) -> dict[str, int]:
-        """Return the numbers of ``requests``, ``unknown_users`` and ``unknown_behaviours``."""
-        with self._lock:
-            names = ("requests", "unknown_users", "unknown_behaviours")
-            return {name: self._counts[name] for name in names}
-
-    def _inputs(self, user: UserId, record: UserRecord | None) -> dict[str, Any]:
-        """Encode one user, leading axis 1."""
-        known = UserRecord() if record is None else record
-        rows, types, unknown = self._history(user, known)
+        record = self._users(request.user)
         with self._lock:
             self._counts["requests"] += 1
             self._counts["unknown_users"] += record is None
-            self._counts["unknown_behaviours"] += unknown
-        encoded = self._schema.encode_one("user", known.features, report=EncodeReport(), strict=False)
-        return {
-            "user": {name: value[None] for name, value in encoded.items()},
-            "short_item": rows[None],
-            "short_type": types[None],
-            # The towers read the short sequence only.
-            "long_item": np.full((1, 1), -1, np.int32),
-            "long_type": np.full((1, 1), -1, np.int32),
-        }
+        vector = self.towers.user_vector(UserRecord() if record is None else record, user=request.user)
+        ids, scores = self._nearest(vector, self._candidates)
+        return Candidates(ids, {SCORE_FEATURE: scores} if self._scored else {})
 
-    def _history(self, user: UserId, record: UserRecord) -> tuple[np.ndarray, np.ndarray, int]:
-        rows = np.full(self._short_length, -1, np.int32)
-        types = np.full(self._short_length, -1, np.int32)
-        history = read_history(user, record, self._schema)
-        place, known = find(self._sorted_keys, history.keys)
-        kept = min(int(known.sum()), self._short_length)
-        rows[:kept] = self._rows[place[known]][:kept]
-        types[:kept] = history.types[known][:kept]
-        return rows, types, int(known.size - known.sum())
+    def user_vector(self, record: UserRecord) -> np.ndarray:
+        """Return a user's vector, float32 ``[d]``; see `Towers.user_vector`."""
+        return self.towers.user_vector(record)
+
+    def search(self, record: UserRecord, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids ``[k]`` of the best items for a user, best first, and the dot products ``[k]``.
+
+        Raises:
+            UserSourceError: the record is malformed; see `UserRecord`.
+            RequestError: ``k`` is under 1.
+        """
+        if k < 1:
+            raise RequestError(f"k: got {k}, expected at least 1.")
+        return self._nearest(self.towers.user_vector(record), k)
+
+    def upsert(self, ids: Any, columns: Any, content: Any = None) -> None:
+        """Add items, or replace those that are there; searches see each from when this returns.
+
+        Args:
+            ids: ``[n]``, integers or strings, as those before.
+            columns: raw item features by name, as in `ItemRecords`.
+            content: content embeddings ``[n, d_m]``, or ``None``.
+
+        Raises:
+            RequestError: ids are malformed, repeated, or of the other kind.
+            SchemaError: a column does not fit the schema.
+            ItemIndexError: the content does not fit the model.
+        """
+        self._add(ItemRecords(ids, columns, content))
+
+    def delete(self, ids: Any) -> int:
+        """Stop retrieving items; return how many there were."""
+        keys = read_ids(ids).keys
+        with self._writes, self._gate.alone():
+            return int(np.sum(self._index.remove(keys))) if len(keys) else 0
+
+    def __len__(self) -> int:
+        with self._gate.shared():
+            return len(self._index)
+
+    def counts(self) -> dict[str, int]:
+        """Return the numbers of ``requests``, ``unknown_users``, ``unknown_behaviours`` and ``rebuilds``."""
+        with self._lock:
+            own = {name: self._counts[name] for name in ("requests", "unknown_users", "rebuilds")}
+        return {**own, "unknown_behaviours": self.towers.counts()["unknown_behaviours"]}
+
+    def save(self, path: str | Path) -> None:
+        """Write index and rows into a directory; one that is there is replaced.
+
+        Raises:
+            ItemIndexError: the directory holds other files.
+            WriteError: the system refuses; what was there is still there.
+        """
+        path = Path(path)
+        if path.is_dir() and (foreign := foreign_names(path, (_INDEX, _ROWS, _NOTES))):
+            raise ItemIndexError(
+                f"{path}: holds {', '.join(foreign[:3])}, which is no part of a retriever; choose another "
+                "directory."
+            )
+        with self._writes:
+            keys, rows = self.towers.snapshot()
+            index = bytes(self._index.save())
+            notes = {
+                "format": _FORMAT, "model": self.towers.digest, "candidates": self._candidates, **self._graph,
+                "radius": self._radius, "strings": self._strings, "items": len(self._index),
+                "names": [[str(key), name] for key, name in self._names.items()],
+            }  # fmt: skip
+        files = {_INDEX: index, _ROWS: save({"keys": keys, **rows})}
+        notes |= {name: _digest(data) for name, data in files.items()}
+        files[_NOTES] = json.dumps(notes).encode()
+        write_directory(path, files, lambda written: _read(written, self.towers.digest))
+
+    @classmethod
+    def load(cls, path: str | Path, model: Any, users: UserSource) -> Self:
+        """Read what `save` wrote.
+
+        Args:
+            path: the directory.
+            model: the model whose vectors these are.
+            users: source of user features and histories.
+
+        Raises:
+            ItemIndexError: a file is missing or broken, or another model computed the vectors.
+            ConfigError: usearch is not installed, or the model has no towers.
+        """
+        towers = Towers(model)
+        notes, index, rows = _read(Path(path), towers.digest)
+        with well_formed(Path(path) / _NOTES, ItemIndexError, _ADVICE):
+            for name in ("candidates", *_GRAPH):
+                whole(name, notes[name], 1)
+            made = cls(
+                towers, users, candidates=notes["candidates"], **{name: notes[name] for name in _GRAPH}
+            )
+            made._radius, made._strings = float(notes["radius"]), notes["strings"]
+            check("radius", made._radius, 0 < made._radius < np.inf, "a number over 0")
+            check("strings", made._strings, made._strings in (True, False, None), "true, false or null")
+            made._names = {int(key): str(name) for key, name in notes["names"]}
+            made._index.load(index)
+            keys = rows.pop("keys")
+            towers.restore(keys, rows)
+            if (made._index.ndim, len(made._index)) != (towers.width + 1, notes["items"]):
+                raise ValueError(f"{len(made._index)} vectors of width {made._index.ndim}")
+            if made._strings and not made._names.keys() >= set(keys.tolist()):
+                raise ValueError("ids without a name")
+        made._index.expansion_search = notes["expansion_search"]
+        return made
+
+    def _nearest(self, vector: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        with self._gate.shared():
+            found = self._index.search(np.append(vector, np.float32(0.0)), k, threads=1)
+        keys = np.array(found.keys, np.uint64)
+        scores = self.towers.vectors_of(keys) @ vector
+        order = np.argsort(-scores, kind="stable")
+        keys, scores = keys[order], scores[order]
+        if not self._strings:
+            return keys, scores
+        return np.array([self._names[key] for key in keys.tolist()], object), scores
+
+    def _add(self, items: ItemRecords | Dataset) -> None:
+        with self._writes:
+            records = self.towers.read(items)
+            ids = read_ids(records.ids)
+            self._check(ids)
+            vectors = self.towers.upsert(records)
+            if ids.strings:
+                self._names |= zip(ids.keys.tolist(), map(str, ids.given.tolist()), strict=True)
+            self._strings = ids.strings if len(ids.keys) else self._strings
+            norm = float(np.linalg.norm(vectors, axis=1).max(initial=0.0))
+            if norm > self._radius:
+                self._rebuild(norm * _HEADROOM, ids.keys)
+                return
+            self._insert(self._index, ids.keys, vectors)
+
+    def _check(self, ids: Ids) -> None:
+        if len(np.unique(ids.keys)) < len(ids.keys):
+            raise RequestError("ids: two items have the same id (or two strings the same hash).")
+        if _RESERVED in ids.keys:
+            raise RequestError(f"ids: got {_RESERVED}, which the index keeps for itself; use another id.")
+        if len(ids.keys) and self._strings not in (None, ids.strings):
+            raise RequestError("ids: got integers and strings; use one kind throughout.")
+        for key, name in zip(ids.keys.tolist(), ids.given.tolist(), strict=True) if ids.strings else ():
+            if self._names.get(key, name) != name:
+                raise RequestError(
+                    f"ids: {name!r} and {self._names[key]!r} have the same hash; rename one of them."
+                )
+
+    def _rebuild(self, radius: float, more: np.ndarray) -> None:
+        """Make the index anew, of the items that it holds and some more, for vectors up to a norm."""
+        present = np.array(self._index.keys[:], np.uint64) if len(self._index) else np.zeros(0, np.uint64)
+        keys = np.union1d(present, more)
+        self._radius, self._counts["rebuilds"] = radius, self._counts["rebuilds"] + bool(len(present))
+        index = self._new_index()
+        vectors = self._extended(self.towers.vectors_of(keys))
+        index.add(keys, vectors)
+        with self._gate.alone():
+            self._index = index
+
+    def _insert(self, index: Any, keys: np.ndarray, vectors: np.ndarray) -> None:
+        extended = self._extended(vectors)
+        for start in range(0, len(keys), _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            # usearch reuses the places of removed vectors, and moves all when it grows: no search beside it.
+            with self._gate.alone():
+                index.remove(keys[part])
+                index.add(keys[part], extended[part], threads=1)
+
+    def _extended(self, vectors: np.ndarray) -> np.ndarray:
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.concatenate([vectors, np.sqrt(np.maximum(self._radius**2 - norms**2, 0.0))], axis=1)
+
+    def _new_index(self) -> Any:
+        try:
+            from usearch.index import Index
+        except ImportError as error:
+            raise ConfigError(
+                "TwoTowerRetriever needs usearch, which is not installed: pip install 'aif_jax[usearch]'."
+            ) from error
+        return Index(ndim=self.towers.width + 1, metric="cos", dtype="f32", **self._graph)
 
 
-def _item_vectors(model: nnx.Module, columns: Columns, n_items: int, batch: int) -> np.ndarray:
-    graph, state = nnx.split(model)
+class _Gate:
+    """Many readers or one writer; a waiting writer lets no further readers in."""
 
-    @jax.jit
-    def compute(weights: Any, inputs: Columns) -> jax.Array:
-        towers: Any = nnx.merge(graph, weights)
-        return towers.item_vector(inputs)
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._readers = 0
+        self._writer = False
 
-    parts = []
-    for start in range(0, n_items, batch):
-        rows = np.minimum(np.arange(start, start + batch), n_items - 1)  # one shape, so one compilation
-        parts.append(np.asarray(compute(state, {name: column[rows] for name, column in columns.items()})))
-    return np.concatenate(parts)[:n_items]
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._writer)
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._readers -= 1
+                self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Writers come one at a time: the caller holds a lock of theirs."""
+        with self._changed:
+            self._writer = True
+            self._changed.wait_for(lambda: not self._readers)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._writer = False
+                self._changed.notify_all()
+
+
+def _read(path: Path, model: str) -> tuple[dict[str, Any], bytes, dict[str, np.ndarray]]:
+    try:
+        data = {name: (path / name).read_bytes() for name in (_INDEX, _ROWS, _NOTES)}
+        notes = json.loads(data[_NOTES])
+    except (OSError, ValueError, RecursionError) as error:
+        raise ItemIndexError(f"{path}: not a saved retriever ({error}); {_ADVICE}.") from error
+    with well_formed(path / _NOTES, ItemIndexError, _ADVICE):
+        if notes["format"] != _FORMAT:
+            raise ItemIndexError(
+                f"{path}: format {shown(notes['format'])}, this release reads {_FORMAT}; {_ADVICE}."
+            )
+        if notes["model"] != model:
+            raise ItemIndexError(f"{path}: another model computed these vectors; {_ADVICE}.")
+        for name in (_INDEX, _ROWS):
+            if _digest(data[name]) != notes[name]:
+                raise ItemIndexError(f"{path / name}: is not what was written; {_ADVICE}.")
+        return notes, data[_INDEX], load(data[_ROWS])
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

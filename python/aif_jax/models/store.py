@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save
 
 from aif_jax.checks import well_formed
 from aif_jax.config import ModelConfig
+from aif_jax.data.digests import digest_of_arrays
 from aif_jax.errors import BundleError, WriteError
 from aif_jax.features import ContentSpace, Schema
 from aif_jax.features.content_space import CONTENT_SPACE
@@ -93,6 +94,14 @@ def weights_of(model: nnx.Module) -> dict[str, np.ndarray]:
     """Return the parameters of a model by dotted name."""
     flat = traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(model, nnx.Param)), sep=".")
     return {name: np.asarray(value) for name, value in sorted(flat.items())}
+
+
+def digest_of_model(model: Model) -> str:
+    """Return a digest of a model's config, schema, content space and weights."""
+    space = model.content_space
+    about = [model.config.to_json(), model.schema.to_json(), space.to_json()]
+    written = np.frombuffer(json.dumps(about, sort_keys=True).encode(), np.uint8)
+    return digest_of_arrays(written, *space.arrays().values(), *weights_of(model).values())
 
 
 def check_finite(weights: Mapping[str, np.ndarray], what: str) -> None:

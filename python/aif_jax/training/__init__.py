@@ -23,3 +23,5 @@ from aif_jax.training.loop import train as train
 from aif_jax.training.presets import REFIT as REFIT
 from aif_jax.training.presets import WHOLE_REQUESTS as WHOLE_REQUESTS
 from aif_jax.training.presets import preset as preset
+from aif_jax.training.two_tower import two_tower as two_tower
+from aif_jax.training.warm_start import WarmStart as WarmStart

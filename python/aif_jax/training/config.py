@@ -19,6 +19,7 @@ class TrainConfig(Config):
         warmup_steps: steps over which the rate rises linearly from 0; then it falls along a cosine to
             `final_rate` of the peak.
         final_rate: share of the peak rate that is left at the last step, in [0, 1].
+        warm_rate: share of `learning_rate` that is the peak of a run with an earlier model as ``init``.
         weight_decay: decoupled decay (AdamW) of the matrices of dense layers; never of biases or scales.
         embedding_decay: the same for embedding tables, most rows of which a step does not touch.
         clip_norm: largest global norm of a gradient; 0 switches clipping off.
@@ -60,6 +61,7 @@ class TrainConfig(Config):
     learning_rate: float = 2e-3
     warmup_steps: int = 50
     final_rate: float = 0.05
+    warm_rate: float = 0.25
     weight_decay: float = 1e-4
     embedding_decay: float = 0.0
     clip_norm: float = 5.0
@@ -96,7 +98,7 @@ class TrainConfig(Config):
         for size in self.long_buckets:
             whole("long_buckets", size, 1)
         ascending("long_buckets", self.long_buckets)
-        for name in ("learning_rate", "softmax_temperature"):
+        for name in ("learning_rate", "warm_rate", "softmax_temperature"):
             check(name, value := getattr(self, name), value > 0, "a number over 0")
         for name in (
             "weight_decay", "embedding_decay", "clip_norm", "negative_weight", "softmax_weight",

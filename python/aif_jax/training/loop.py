@@ -33,6 +33,7 @@ from aif_jax.training.optimiser import optimiser
 from aif_jax.training.parameters import Parameters
 from aif_jax.training.progress import Reporter
 from aif_jax.training.step import LOG_Q, Step, TrainState
+from aif_jax.training.warm_start import Earlier, WarmStart
 
 _LAG = 8
 """Steps in flight before the host reads a loss: reading it at once would make the device wait."""
@@ -92,6 +93,7 @@ class TrainResult:
         parameters: number of trained weights.
         encoding: counts of values of the training part, all users and all items that encoding left out or
             did not recognise, by group, by reason as in `aif_jax.features.EncodeReport`, and by feature.
+        warm_start: what was taken over from an earlier model; ``None`` if the run began from scratch.
     """
 
     model: Any
@@ -103,6 +105,7 @@ class TrainResult:
     compile_s: float
     parameters: int
     encoding: Encoding
+    warm_start: WarmStart | None = None
 
 
 def train(
@@ -112,6 +115,7 @@ def train(
     *,
     teacher: np.ndarray | None = None,
     bottom: np.ndarray | None = None,
+    init: Any = None,
     progress: bool = True,
     on_step: Callable[[int], None] | None = None,
 ) -> TrainResult:
@@ -131,6 +135,9 @@ def train(
             where there is none. The teacher was trained on these rows, so it is surer of them than of others.
         bottom: items that a trained ranker puts last for each user, int ``[n_users, P]``, -1 for none,
             such as the lowest of a pool by `Evaluator.score_lists`; for `TrainConfig.negative_bottom`.
+        init: earlier model to start from, see `aif_jax.training.warm_start`: a `TrainResult`, anything else
+            with a ``model``, a model, or the folder of a saved one. The data may have other users, items,
+            features and heads than the earlier one's; sizes must be the same.
         progress: show a progress bar.
         on_step: called with the number of steps made after each of them, and after its checkpoint.
 
@@ -142,7 +149,7 @@ def train(
     """
     config = TrainConfig() if train_config is None else train_config
     with Reporter(progress, f"{model_config.architecture} on {dataset.name}") as reporter:
-        return _Run(model_config, dataset, config, reporter, on_step, teacher, bottom).go()
+        return _Run(model_config, dataset, config, reporter, on_step, teacher, bottom, init).go()
 
 
 class _Run:
@@ -155,6 +162,7 @@ class _Run:
         on_step: Callable[[int], None] | None,
         teacher: np.ndarray | None,
         bottom: np.ndarray | None,
+        init: Any,
     ) -> None:
         _check(model_config, dataset, config)
         _check_validation(dataset, model_config.heads[0])
@@ -164,9 +172,12 @@ class _Run:
         self.model_config, self.config, self.reporter, self.on_step = model_config, config, reporter, on_step
         self.dataset = dataset
         self.schema = dataset.fit_schema()
-        model = build_model(
-            model_config, self.schema, seed=config.seed, content_space=_content_space(dataset, model_config)
-        )
+        space = _content_space(dataset, model_config)
+        earlier = None if init is None else Earlier(init)
+        if earlier is not None:
+            self.schema, space = earlier.schema_for(self.schema), earlier.space_for(space)
+        model = build_model(model_config, self.schema, seed=config.seed, content_space=space)
+        self.warm_start = None if earlier is None else earlier.start(model)
         self.parameters = Parameters(model)
         counted = CountedDataset.of(dataset)
         self.catalogue = device_catalogue(counted, model)
@@ -187,9 +198,9 @@ class _Run:
         self.encoding = counted.counts()
         self.per_epoch = self.batches.per_epoch
         self.total = min(len(self.batches), config.max_steps or len(self.batches))
-        chain = optimiser(
-            config, self.total, dense=self.parameters.dense, embedding=self.parameters.embedding
-        )
+        rate = config.learning_rate * (1.0 if init is None else config.warm_rate)
+        sizes = {"dense": self.parameters.dense, "embedding": self.parameters.embedding}
+        chain = optimiser(config.replace(learning_rate=rate), self.total, **sizes)
         self.step = Step(self.parameters, config, len(model_config.heads), chain)
         self.state = self.step.start()
         self.best = jnp.copy(self.state["params"])
@@ -217,12 +228,15 @@ class _Run:
             compile_s=self.compile_s,
             parameters=self.best.size,
             encoding=self.encoding,
+            warm_start=self.warm_start,
         )
 
     def _steps(self, iterator: Any, done: int, store: CheckpointStore | None) -> None:
         shapes: set[int] = set()
         if left_out := summary_of(self.encoding):
             self.reporter.line(f"encoding the data found {left_out}")
+        if self.warm_start is not None:
+            self.reporter.line(f"started from an earlier model: {self.warm_start.summary()}")
         self.reporter.start(self.total, done)
         started = time.perf_counter()
         while done < self.total and not self._patience_is_over():
@@ -306,6 +320,8 @@ class _Run:
         for name, array in self.given.items():
             if array is not None:
                 training[name] = digest_of_arrays(array)
+        if self.warm_start is not None:
+            training["init"] = self.warm_start.digest
         return {
             "model": self.model_config.to_json(),
             "training": training,

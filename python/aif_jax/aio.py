@@ -220,13 +220,24 @@ def _current_task() -> "asyncio.Task[Any]":
     return task
 
 
+def is_coroutine_function(function: object) -> bool:
+    """Return whether a call gives a coroutine; so it does for an object whose ``__call__`` is one."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(type(function), "__call__", None)  # noqa: B004
+    )
+
+
 class EventLoop:
     """An event loop in a thread of its own, for coroutines of callers that have none; starts when needed.
 
     All of them run in the same loop, so that a client that belongs to a loop works from request to request.
+
+    Args:
+        begin: called in its thread before the first of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, begin: Callable[[], object] = lambda: None) -> None:
+        self._begin = begin
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -280,6 +291,12 @@ class EventLoop:
             raise
         return self.result(task)
 
+    def plainly(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Return a plain function that waits for a coroutine function; a plain one as it is."""
+        if not is_coroutine_function(function):
+            return function
+        return lambda argument: self.result(self.submit(lambda: function(argument), None))
+
     def runs_here(self) -> bool:
         """Return whether the calling code runs in this loop, as a coroutine that it was given."""
         return threading.current_thread() is self._thread
@@ -307,8 +324,9 @@ class EventLoop:
     def _started(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
+            self._loop.call_soon(self._begin)
             self._thread = threading.Thread(
-                target=self._loop.run_forever, name="aif_jax retrieval loop", daemon=True
+                target=self._loop.run_forever, name="aif_jax event loop", daemon=True
             )
             self._thread.start()
         return self._loop

@@ -132,6 +132,16 @@ def test_missing_items_string_ids_are_computed(
     assert set(part.ids().tolist()) == set(names[:110])
 
 
+@ways
+def test_missing_items_coroutine_item_source_is_awaited(
+    computing: Make, world: World, source: Catalogue, way: str
+) -> None:
+    async def awaited(ids: np.ndarray) -> ItemRecords | None:
+        return source(ids)
+
+    assert rank(computing(awaited), way, world.ids[95:105]).report.computed_items == 5
+
+
 def test_missing_items_category_filter_reads_computed_rows(
     computing: Make, world: World, source: Catalogue
 ) -> None:

@@ -1,14 +1,16 @@
 """User sources: unknown users, malformed records, errors, odd arrays."""
 
+import asyncio
+import gc
 from typing import Any
 
 import numpy as np
 import pytest
 
-from aif_jax.errors import UnknownUserError, UserSourceError
+from aif_jax.errors import SchedulerError, UnknownUserError, UserSourceError
 from aif_jax.serving import Engine
-from aif_jax.types import UserRecord
-from support.served import Make, World
+from aif_jax.types import Candidates, UserRecord
+from support.served import Make, World, assert_same
 
 
 def test_user_source_unknown_user_follows_policy(make: Make, engine: Engine, world: World) -> None:
@@ -74,3 +76,55 @@ def test_user_record_reversed_views_rank_as_plain_arrays(make: Make, world: Worl
     engine = make(users={1: record, 2: reversed_twice}.get)
     one, two = (engine.begin(user).rank(world.ids[:5], pair) for user in (1, 2))
     assert one.scores.tolist() == two.scores.tolist()
+
+
+class Store:
+    """An object that is called as a coroutine function, as asynchronous clients are wrapped."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def __call__(self, user: Any) -> UserRecord | None:
+        await asyncio.sleep(0)
+        return self.world.record(user) if isinstance(user, int) else None
+
+
+@pytest.mark.parametrize("as_object", [False, True])
+def test_user_source_coroutine_function_ranks_as_plain_one(make: Make, world: World, as_object: bool) -> None:
+    store, pair = Store(world), {"bid": np.ones(5)}
+    retrieve = {"retrieve": lambda request: Candidates(world.ids[:5], pair)}
+    plain = make(users=world.record, **retrieve)
+    awaited = make(users=store if as_object else store.__call__, **retrieve)
+    assert_same(plain.rank(5), awaited.rank(5))
+    assert_same(plain.rank(6), asyncio.run(awaited.rank_async(6)))
+    for one, two in zip(plain.rank_many([5, 6]), awaited.rank_many([5, 6]), strict=True):
+        assert_same(one, two)
+    with pytest.raises(UnknownUserError):
+        awaited.begin("nobody").rank(world.ids[:5], pair)
+
+
+def test_user_source_coroutine_that_raises_or_ranks_is_told(make: Make, world: World) -> None:
+    async def down(user: Any) -> UserRecord:
+        raise ConnectionError("feature store is down")
+
+    async def ranking(user: Any) -> UserRecord:
+        engine.begin(user)
+        return UserRecord()
+
+    with pytest.raises(UserSourceError, match="raised ConnectionError: feature store is down"):
+        make(users=down).begin(5).rank(world.ids[:5])
+    engine = make(users=ranking)
+    with pytest.raises(SchedulerError, match="asked the engine that called it to rank"):
+        engine.begin(5).rank(world.ids[:5])
+
+
+def test_user_source_plain_function_that_returns_coroutine_is_told_to_give_that(
+    make: Make, world: World
+) -> None:
+    store = Store(world)
+    engine = make(users=lambda user: store(user))
+    with pytest.raises(
+        UserSourceError, match=r"returned a coroutine.*give the engine the coroutine function"
+    ):
+        engine.begin(5).rank(world.ids[:5])
+    gc.collect()  # a coroutine that nobody awaited would warn here

@@ -1,6 +1,7 @@
 """User records as input of the user program: encoded features, behaviours as keys and type numbers."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -59,9 +60,13 @@ def _checked(user: UserId, record: Any) -> UserRecord:
         UserSourceError: it is not a `UserRecord`, or a field has another type than documented there.
     """
     if not isinstance(record, UserRecord):
+        advice = "."
+        if inspect.iscoroutine(record):
+            record.close()
+            advice = "; give the engine the coroutine function itself, which it awaits."
         raise UserSourceError(
             f"user {user!r}: the user source returned a {type(record).__name__}, expected a UserRecord "
-            "or None."
+            f"or None{advice}"
         )
     features = record.features
     if type(features) is not dict and not isinstance(features, Mapping):

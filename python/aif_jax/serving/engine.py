@@ -59,8 +59,8 @@ class Engine(OfOneProcess, guards=("publish", "rollback", "drop_previous", "shad
         bundle: the model.
         tables: item rows and rows of the items in histories, of the same bundle version, from `build_tables`;
             may be written to while the engine runs.
-        users: the user source: from a user id to a `UserRecord`, or ``None`` for an unknown user; a function
-            or a mapping. Its records are copied when they are fetched.
+        users: the user source: from a user id to a `UserRecord`, or ``None`` for an unknown user; a plain or
+            coroutine function or a mapping. Its records are copied when they are fetched.
         retrieve: from a `Request` to item ids or `Candidates`, plain or coroutine function; needed by
             `rank`, `rank_async` and `rank_many`, not by `begin`.
         fallback: candidates for when ``retrieve`` raises, is late or returns something else: ids,
@@ -103,10 +103,10 @@ class Engine(OfOneProcess, guards=("publish", "rollback", "drop_previous", "shad
         check_tables(bundle, tables)
         self.config = config or EngineConfig()
         self.config.check_items(items)
-        self._sources = Sources.of(users, retrieve, fallback, items)
         self._loop = EventLoop()
         self._workers = Workers(self.config.threads)
         try:
+            self._sources = Sources.of(users, retrieve, fallback, items, self._workers.loop)
             self._generations = Generations(self._made(bundle, tables, progress))
         except BaseException:
             self._workers.close()

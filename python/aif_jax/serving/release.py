@@ -35,8 +35,8 @@ class Sources:
     items: ItemSource | Callable[[Any], ItemRecords | None] | None
 
     @classmethod
-    def of(cls, users: Any, retrieve: Any, fallback: Fallback, items: Any) -> "Sources":
-        """Return sources as an engine is given them.
+    def of(cls, users: Any, retrieve: Any, fallback: Fallback, items: Any, loop: EventLoop) -> "Sources":
+        """Return sources as an engine is given them; of users and items, coroutine functions run in a loop.
 
         Raises:
             ConfigError: one of them cannot be called, or the fallback is not candidates.
@@ -47,7 +47,7 @@ class Sources:
                 given = f"{type(source).__name__} {shown(source)}"
                 also = ", or a mapping from user ids to records" if name == "users" else ""
                 raise ConfigError(f"{name}: got {given}, expected a function of one argument{also}.")
-        return cls(users, retrieve, checked_fallback(fallback), items)
+        return cls(loop.plainly(users), retrieve, checked_fallback(fallback), loop.plainly(items))
 
 
 class Release:

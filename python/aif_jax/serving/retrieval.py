@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from aif_jax.aio import EventLoop, TimeLimit, Waiter, result_of
+from aif_jax.aio import EventLoop, TimeLimit, Waiter, is_coroutine_function, result_of
 from aif_jax.errors import (
     ConfigError,
     DeadlineExceededError,
@@ -80,9 +80,7 @@ class Retrieval:
         self._generation = generation
         self._loop = loop
         self.has_fallback = fallback is not None
-        self.is_coroutine = inspect.iscoroutinefunction(retrieve) or inspect.iscoroutinefunction(
-            getattr(type(retrieve), "__call__", None)  # noqa: B004, an object with a coroutine method
-        )
+        self.is_coroutine = is_coroutine_function(retrieve)
 
     def require(self) -> Callable[[Request], Any]:
         """Return ``retrieve``.
@@ -406,7 +404,7 @@ def checked_fallback(fallback: Fallback) -> Fallback:
     Raises:
         ConfigError: it is a coroutine function, or not candidates.
     """
-    if inspect.iscoroutinefunction(fallback):
+    if is_coroutine_function(fallback):
         raise ConfigError("fallback: got a coroutine function, expected ids, Candidates or a plain function.")
     if fallback is None or callable(fallback):
         return fallback

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from typing import Any, Literal
 
 from aif_jax import _native
+from aif_jax.aio import EventLoop
 from aif_jax.errors import DeadlineExceededError, SchedulerError
 from aif_jax.serving.config import Threads
 from aif_jax.serving.report import Task
@@ -51,9 +52,13 @@ class Workers:
 
     Args:
         threads: their numbers.
+
+    Attributes:
+        loop: runs the coroutines that tasks wait for, as a part of these.
     """
 
     def __init__(self, threads: Threads):
+        self.loop = EventLoop(begin=lambda: setattr(self.here, "task", True))
         # The engine has an admission of its own, which knows whole requests: `aif_jax.serving.admission`.
         self.scheduler = _native.Scheduler(
             blocking_threads=threads.blocking,
@@ -69,7 +74,7 @@ class Workers:
         return self.scheduler.idle_threads(lane) > 0
 
     def runs_here(self) -> bool:
-        """Return whether the calling thread is inside a task."""
+        """Return whether the calling thread is inside a task, or a coroutine that one waits for."""
         return getattr(self.here, "task", False)
 
     def check_outside(self) -> None:
@@ -89,6 +94,7 @@ class Workers:
         """Run the queued tasks whose deadline has not passed, and stop the threads."""
         self.closed = True
         self.scheduler.shutdown(wait=True)
+        self.loop.close()
 
 
 @dataclasses.dataclass(slots=True, eq=False)

@@ -10,6 +10,7 @@ from aif_jax.doctor import (
     agreement_check,
     check_environment,
     compilation_cache_check,
+    extras_check,
     huge_pages_check,
     kernels_check,
     libraries_check,
@@ -141,6 +142,19 @@ def test_compilation_cache_check_open_folder_is_a_problem(tmp_path: Path) -> Non
     assert (refused.status, "chmod o-w" in refused.advice) == ("problem", True)
 
 
+def test_extras_check_tells_installed_and_missing() -> None:
+    found: dict[str, dict[str, str | None]] = {
+        "train": {"optax": "0.2.5", "grain": None}, "ray": {"ray": None}, "redis": {"redis": "6.1"},
+    }  # fmt: skip
+    check = extras_check(found)
+    lines = check.found.splitlines()
+    assert "): optax 0.2.5; missing: grain" in lines[0]
+    assert lines[1].endswith("): not installed")
+    assert lines[2].endswith("): redis 6.1")
+    assert "pip install 'aif_jax[NAME]'" in lines[3]
+    assert (check.status, check.facts["ray"]["versions"]) == ("ok", {"ray": None})
+
+
 def test_worst_of_checks_is_the_worst_status() -> None:
     checks = [Check("a", "ok", ""), Check("b", "note", "", "do"), Check("c", "problem", "", "do")]
     assert [worst(checks[:n]) for n in (1, 2, 3)] == ["ok", "note", "problem"]
@@ -151,7 +165,7 @@ def test_check_environment_here_and_without_proc_gives_every_check(tmp_path: Pat
         checks = {check.name: check for check in check_environment(root=root)}
         assert set(checks) == {
             "versions", "backend", "CPU", "kernels", "kernels agree", "threads", "library threads", "memory",
-            "huge pages", "compilation cache",
+            "huge pages", "compilation cache", "extras",
         }  # fmt: skip
         assert checks["kernels agree"].status == "ok", checks["kernels agree"]
         assert all((check.status == "ok") == (check.advice == "") for check in checks.values())

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import jax
 
-from aif_jax import _native, kernels, machine
+from aif_jax import _native, extras, kernels, machine
 from aif_jax.bundle.compilation_cache import VARIABLE, cache_size, open_cache
 from aif_jax.bundle.files import KERNEL_ABI
 from aif_jax.errors import AifError
@@ -86,6 +86,7 @@ def check_environment(config: EngineConfig | None = None, *, root: Path = machin
         memory_check(machine.memory(root)),
         huge_pages_check(machine.huge_pages(root)),
         compilation_cache_check(os.environ.get(VARIABLE, "")),
+        extras_check({name: extras.versions(name) for name in extras.EXTRAS}),
     ]
 
 
@@ -284,6 +285,24 @@ def compilation_cache_check(place: str) -> Check:
         advice = "JAX's own cache is on as well; one of the two is enough: unset JAX_COMPILATION_CACHE_DIR."
         return Check(name, "note", found, advice, facts)
     return Check(name, "ok", found, facts=facts)
+
+
+def extras_check(found: Mapping[str, Mapping[str, str | None]]) -> Check:
+    """List the extras; none is needed to serve, so an absent one is no fault.
+
+    Args:
+        found: version of each distribution by extra; ``None`` for one that is not installed.
+    """
+    lines = []
+    for name, versions in found.items():
+        have = ", ".join(f"{package} {version}" for package, version in versions.items() if version)
+        absent = ", ".join(package for package, version in versions.items() if not version)
+        state = have + (f"; missing: {absent}" if have and absent else "") if have else "not installed"
+        lines.append(f"{name} ({extras.EXTRAS[name].purpose}): {state}")
+    if any(None in versions.values() for versions in found.values()):
+        lines.append("to add one: pip install 'aif_jax[NAME]'")
+    facts = {name: {"for": extras.EXTRAS[name].purpose, "versions": dict(v)} for name, v in found.items()}
+    return Check("extras", "ok", "\n".join(lines), facts=facts)
 
 
 # -- facts ----------------------------------------------------------------------------------------

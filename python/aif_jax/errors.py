@@ -25,6 +25,10 @@ class DataError(AifError):
     """A data source is missing, incomplete or not in a known format."""
 
 
+class MissingExtraError(AifError, ImportError):
+    """A package of an extra is not installed; the message says which extra to install."""
+
+
 class TrainingError(AifError):
     """Training cannot continue, for example because a loss or a gradient is not finite."""
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from aif_jax import machine
 from aif_jax.cli import app as cli
 from aif_jax.doctor import Check, worst
+from aif_jax.extras import EXTRAS
 
 
 def doctor(**environment: str) -> subprocess.CompletedProcess[str]:
@@ -28,7 +29,14 @@ def test_doctor_command_prints_findings_and_advice() -> None:
     result = CliRunner().invoke(cli.app, ["doctor"], env={"COLUMNS": "200", "AIF_JAX_COMPILATION_CACHE": ""})
     assert isinstance(result.exception, (SystemExit, type(None))), result.output
     assert (result.exit_code == 1) == ("solve the problems" in result.output)
-    for words in ("kernels agree", "XLA's pool", "huge pages", "Set AIF_JAX_COMPILATION_CACHE", "note"):
+    for words in (
+        "kernels agree",
+        "XLA's pool",
+        "huge pages",
+        "Set AIF_JAX_COMPILATION_CACHE",
+        "note",
+        "train (",
+    ):
         assert words in result.output
 
 
@@ -40,6 +48,9 @@ def test_doctor_command_json_gives_status_and_checks() -> None:
     threads = next(check for check in report["checks"] if check["name"] == "threads")["facts"]
     assert threads["cores"] == machine.cores()
     assert threads["xla_pool_counted"]
+    listed = next(check for check in report["checks"] if check["name"] == "extras")["facts"]
+    assert listed.keys() == EXTRAS.keys()
+    assert listed["train"]["versions"]["grain"]
 
 
 def test_doctor_command_unknown_kernels_or_pool_beyond_cores_is_a_problem_not_a_crash() -> None:

@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from aif_jax.data import load, movielens_1m, movielens_100k
-from aif_jax.errors import DataError
+from aif_jax.errors import DataError, MissingExtraError
 
 # Invented: (user, film, rating, time). Film 50 has a single rating; two pairs of ratings share a second.
 RATED = (10, 20, 30, 40, 60, 70, 80, 90, 11, 12)
@@ -204,7 +204,7 @@ def test_movielens_broken_file_raises_with_name(tmp_path, file, text, message):
 def test_movielens_without_pyarrow_names_extra(tmp_path, monkeypatch):
     write_1m(tmp_path, ordered=True)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(DataError, match=r"pip install 'aif_jax\[train\]'"):
+    with pytest.raises(MissingExtraError, match=r"reading \S+ needs pyarrow.*'aif_jax\[train\]'"):
         movielens_1m(tmp_path)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from aif_jax.errors import DataError
+from aif_jax.extras import needs
 from aif_jax.lookup import find
 
 
@@ -124,14 +125,14 @@ def read_table(path: Path, columns: Sequence[str]) -> dict[str, Any]:
         strings with ``None`` for missing ones.
 
     Raises:
-        DataError: pyarrow is not installed, the file cannot be read, or a column is absent.
+        MissingExtraError: pyarrow is not installed.
+        DataError: the file cannot be read, or a column is absent.
     """
-    try:
-        import pyarrow
-        import pyarrow.csv
-        import pyarrow.parquet
-    except ImportError as error:
-        raise DataError(f"reading {path.name} needs pyarrow; run: pip install 'aif_jax[train]'.") from error
+    needs("pyarrow", what=f"reading {path.name}")
+    import pyarrow
+    import pyarrow.csv
+    import pyarrow.parquet
+
     try:
         if path.suffix == ".parquet":
             table = pyarrow.parquet.read_table(path, columns=list(columns))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from aif_jax.errors import DataError
+from aif_jax.extras import needs
 from aif_jax.inputs import read_column, table_columns
 
 _KINDS = (
@@ -59,7 +60,7 @@ def open_table(source: Any, name: str, wanted: Sequence[str] | None = None) -> T
     Raises:
         DataError: it is no table, or lacks a column; the message lists those there are.
     """
-    need_pyarrow()
+    needs("pyarrow", what="reading tables")
     if isinstance(source, (str, Path)) or (
         isinstance(source, (list, tuple)) and source and all(isinstance(s, (str, Path)) for s in source)
     ):
@@ -79,18 +80,6 @@ def open_table(source: Any, name: str, wanted: Sequence[str] | None = None) -> T
     if len(set(lengths.values())) > 1:
         raise DataError(f"{name}: columns have different lengths: {lengths}.")
     return Table(name, columns, next(iter(lengths.values()), 0))
-
-
-def need_pyarrow() -> None:
-    """Refuse to go on without pyarrow.
-
-    Raises:
-        DataError: it is not installed.
-    """
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError as error:
-        raise DataError("reading tables needs pyarrow; run: pip install 'aif_jax[train]'.") from error
 
 
 def compute() -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 from aif_jax.evaluation.evaluation import Evaluation, HeadEvaluation, SliceEvaluation
 from aif_jax.evaluation.paired import Estimate
+from aif_jax.extras import needs
 
 MODEL, OTHER, FLOOR, GRID = "#0b7a75", "#b8860b", "#7b8794", "#dfe4ea"
 SHOWN = {"auc": "AUC", "gauc": "GAUC", "ndcg@10": "NDCG@10"}
@@ -26,7 +27,11 @@ def picture(evaluation: Evaluation, *, format: str = "svg") -> bytes:
     Args:
         evaluation: of `evaluate_model`.
         format: ``svg`` or ``png``.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
     """
+    needs("matplotlib", what="picture")
     from matplotlib.figure import Figure
 
     heights = [max(_LEAST, _ROW * _lines(head) + 1.6) for head in evaluation.heads.values()]

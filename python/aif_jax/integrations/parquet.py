@@ -13,6 +13,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from aif_jax.extras import needs
+
+needs("pyarrow", what=__name__)
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq

@@ -12,6 +12,7 @@ import numpy as np
 
 from aif_jax.bundle import Bundle
 from aif_jax.errors import ConfigError, DataError, VersionMismatchError
+from aif_jax.extras import needs
 from aif_jax.inputs import read_ids
 from aif_jax.nearline import ItemIndex, RowTable, Upsert
 from aif_jax.nearline.records import take
@@ -71,7 +72,8 @@ def build_with_ray(
             ``num_gpus``.
 
     Raises:
-        ConfigError: ray is not installed, or a number is under 1.
+        MissingExtraError: ray is not installed.
+        ConfigError: a number is under 1.
         DataError: the dataset is not one of Ray Data.
         ray.exceptions.RayError: an actor failed. The text names its error: one of `ItemIndex.build`, a
             DataError that names a bad item or a missing column, a VersionMismatchError if a node has another
@@ -80,12 +82,8 @@ def build_with_ray(
     """
     if workers < 1 or batch_rows < 1:
         raise ConfigError(f"workers and batch_rows: got {workers} and {batch_rows}, expected at least 1.")
-    try:
-        data = importlib.import_module("ray.data")
-    except ImportError as error:
-        raise ConfigError(
-            "build_with_ray needs ray, which is not installed: pip install 'aif_jax[ray]'."
-        ) from error
+    needs("ray.data", what="build_with_ray")
+    data = importlib.import_module("ray.data")
     if not isinstance(dataset, data.Dataset):
         raise DataError(
             f"dataset: got a {type(dataset).__name__}, expected a ray.data.Dataset; ray.data.read_parquet, "

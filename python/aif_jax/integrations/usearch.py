@@ -15,6 +15,7 @@ from safetensors.numpy import load, save
 from aif_jax.checks import check, well_formed, whole
 from aif_jax.data import Dataset
 from aif_jax.errors import ConfigError, ItemIndexError, RequestError
+from aif_jax.extras import needs
 from aif_jax.files import foreign_names, write_directory
 from aif_jax.inputs import Ids, read_ids
 from aif_jax.nearline import Towers
@@ -88,7 +89,8 @@ class TwoTowerRetriever:
             expansion_search: breadth of the search while serving (ef); at least `candidates` is used.
 
         Raises:
-            ConfigError: usearch is not installed, the model has no towers, or ``candidates`` is under 1.
+            MissingExtraError: usearch is not installed.
+            ConfigError: the model has no towers, or ``candidates`` is under 1.
             RequestError: ids are malformed, or two are the same.
             SchemaError: a column does not fit the schema.
         """
@@ -200,7 +202,8 @@ class TwoTowerRetriever:
 
         Raises:
             ItemIndexError: a file is missing or broken, or another model computed the vectors.
-            ConfigError: usearch is not installed, or the model has no towers.
+            MissingExtraError: usearch is not installed.
+            ConfigError: the model has no towers.
         """
         towers = Towers(model)
         notes, index, rows = _read(Path(path), towers.digest)
@@ -288,12 +291,9 @@ class TwoTowerRetriever:
         return np.concatenate([vectors, np.sqrt(np.maximum(self._radius**2 - norms**2, 0.0))], axis=1)
 
     def _new_index(self) -> Any:
-        try:
-            from usearch.index import Index
-        except ImportError as error:
-            raise ConfigError(
-                "TwoTowerRetriever needs usearch, which is not installed: pip install 'aif_jax[usearch]'."
-            ) from error
+        needs("usearch", what="TwoTowerRetriever")
+        from usearch.index import Index
+
         return Index(ndim=self.towers.width + 1, metric="cos", dtype="f32", **self._graph)
 
 

@@ -7,6 +7,10 @@ ranking reaches it.
 
 import time
 
+from aif_jax.extras import needs
+
+needs("opentelemetry.trace", what=__name__)
+
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind, Status, StatusCode, TracerProvider

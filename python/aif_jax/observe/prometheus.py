@@ -8,6 +8,10 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from aif_jax.extras import needs
+
+needs("prometheus_client", what=__name__)
+
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric

@@ -3,6 +3,10 @@
 Needs the extra ``aif_jax[train]``.
 """
 
+from aif_jax.extras import needs
+
+needs("optax", "orbax.checkpoint", "grain", what=__name__)
+
 from aif_jax.training.allocator import keep_freed_memory as keep_freed_memory
 from aif_jax.training.candidates import CandidateLists as CandidateLists
 from aif_jax.training.candidates import candidate_lists as candidate_lists

@@ -123,8 +123,8 @@ wheel: $(VENV)/.dev ## Build the wheel into dist/
 	rm -f dist/*.whl
 	$(BIN)/maturin build --release --out dist
 
-wheel-check: wheel ## Install the wheel into a new environment without cargo and run the demo from it
-	$(PYTHON) tests/wheel_check.py dist/*.whl
+wheel-check: wheel ## Install the wheel into new environments without cargo; run the demo and docs/getting-started.md from it
+	$(BIN)/python tests/wheel_check.py dist/*.whl
 
 docs: $(VENV)/.dev ## The documentation site into build/docs, broken links refused, and the Rust API into target/doc
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

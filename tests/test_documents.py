@@ -1,9 +1,9 @@
 """Code blocks of the documents: those of a page run in order, with the names that the page says it has."""
 
 import itertools
+import os
 import re
 import runpy
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +15,7 @@ import pytest
 from aif_jax.bundle import Bundle
 from aif_jax.nearline import Tables
 from aif_jax.serving import Engine, InMemoryUsers
+from support import road
 from support.served import ENGINE_CONFIG, World, tables_of
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -68,16 +69,17 @@ def test_document_daily_script_keeps_quality_and_rows_of_known_items(tmp_path: P
 
 
 @pytest.mark.thorough
-def test_document_commands_run_in_order(tmp_path: Path) -> None:
-    text = (DOCS / "getting-started.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"^```console\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    for line in block.splitlines():
-        program, *arguments = line.split()
-        done = subprocess.run(
-            [Path(sys.executable).with_name(program), *arguments],
-            cwd=tmp_path, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+@pytest.mark.timeout(900)
+def test_getting_started_commands_end_in_an_answer_over_http(tmp_path: Path) -> None:
+    lines = road.commands()
+    assert len(lines) <= road.MAX_LINES
+    assert lines[0].startswith("python3 -m venv")
+    assert lines[1].startswith("pip install")
+    road.write_log(tmp_path / "log.parquet", users=150, items=100, events=4_000)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    answer = road.walk(tmp_path, lines[2:], {**os.environ, "PATH": path})  # where this is installed already
+    assert len(answer["ids"]) == 3
+    assert answer["scores"] == sorted(answer["scores"], reverse=True)
 
 
 def test_document_every_page_with_code_is_run() -> None:

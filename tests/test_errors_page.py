@@ -70,7 +70,7 @@ CASES = (
     "Closed engine",
     "Engine in another process",
     "Bad entry of a stream",
-    "Bad `--data` on the command line",
+    "Bad `--data` or config on the command line",
 )
 
 
@@ -101,6 +101,7 @@ def names(
     (home / "bundles" / "incomplete" / "golden.safetensors").unlink()
     other_index = ItemIndex.build(other_bundle, [1], {})
     other_index.save(home / "rows" / "yesterday.aifrows")
+    (home / "shop.toml").write_text('[data]\nevents = "log.parquet"\nusr = "user_id"\n')
     diverged = make_model(3)
     broken = weights_of(diverged)
     first = next(iter(broken))

@@ -122,6 +122,8 @@ def _orphans(python: dict[Path, str]) -> list[str]:
     for path in python:
         if package not in path.parents or path.stem in ENTRY_POINTS:
             continue
+        if not (path.parent / "__init__.py").exists():
+            continue  # no module, but a file that a command writes
         dotted = ".".join(path.relative_to(package).with_suffix("").parts)
         parent, leaf = dotted.rsplit(".", 1)
         from_parent = rf"from {re.escape(parent)} import (\([^)]*|[^\n]*)\b{leaf}\b"

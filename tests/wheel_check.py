@@ -1,4 +1,4 @@
-"""Install a built wheel into a new virtual environment, with cargo off the path, and run the demo from it."""
+"""Install a wheel into new environments, with cargo off the path; run the demo, and getting-started.md."""
 
 import os
 import shutil
@@ -8,9 +8,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from support import road
+
 
 def main(wheel: Path) -> None:
-    """Install `wheel`, print what it weighs and how long it takes to import, and run ``aif demo``."""
+    """Print what a wheel weighs and how long it takes to import; run ``aif demo`` and the road from it."""
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         subprocess.run([sys.executable, "-m", "venv", home / "venv"], check=True)
@@ -45,6 +47,12 @@ def main(wheel: Path) -> None:
         subprocess.run(
             [python.parent / "aif", "demo", "--out", home / "run"], check=True, env=environment, cwd=home
         )
+        (home / "road").mkdir()
+        road.write_log(home / "road" / "log.parquet")
+        given = {**environment, "WHEEL": str(wheel.resolve())}
+        answer = road.walk(home / "road", road.commands(), given)
+        if len(answer["ids"]) != 3:
+            sys.exit(f"the road of docs/getting-started.md ended in {answer}, expected 3 ids")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from aif_jax.cli.fields import load_for, read_fields
+from aif_jax.config import ModelConfig
+from aif_jax.data import describe
 from aif_jax.files import write_atomic
 from aif_jax.training import can_sample, keep_freed_memory, preset
 from results import Result, write
@@ -38,8 +39,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--lists", type=int, default=1000, help="candidate lists for retention")
     parser.add_argument("--judge", choices=JUDGES, default=JUDGES[0], help="which ranker judges")
     given = parser.parse_args(arguments)
-    changes = read_fields(given.config)
-    dataset = load_for(given.data, changes)
+    changes = json.loads(given.config.read_text(encoding="utf-8")) if given.config else {}
+    dataset = describe(given.data).dataset(ModelConfig.from_json(changes).content_width)
     sampled = can_sample(dataset.schema, preset(dataset.name)[0].replace(**changes))
     variants = chosen(given.variants, sampled=sampled)
     keep_freed_memory()

@@ -2,12 +2,13 @@
 
 import contextlib
 import dataclasses
+import difflib
 import functools
 import itertools
 import numbers
 import sys
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from aif_jax.errors import AifError, ConfigError
@@ -93,6 +94,20 @@ def ascending(name: str, values: Sequence[Any]) -> None:
         raise ConfigError(f"{name}: {shortened(repr(values))} is not strictly ascending.")
 
 
+def check_names(what: str, given: Iterable[Any], known: Sequence[str]) -> None:
+    """Raise `ConfigError` if a name is not known, with the nearest one that is.
+
+    Args:
+        what: the names are, in words.
+        given: names.
+        known: names that may be given.
+    """
+    if unknown := sorted({str(name) for name in given} - set(known)):
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"unknown {what} {shortened(repr(unknown))}; {hint}known are {', '.join(known)}.")
+
+
 @contextlib.contextmanager
 def well_formed(where: object, error: type[AifError], fix: str) -> Iterator[None]:
     """Refuse contents that do not fit the block, which reads them: what it raises becomes an error of ours.
@@ -144,8 +159,8 @@ def check_types(
         value = getattr(owner, name)
         if isinstance(value, list) and get_origin(kind) is tuple:
             object.__setattr__(owner, name, value := tuple(value))
-        if not _fits(value, kind):
-            raise error(f"{about}{name}: got {shortened(repr(value))}, expected {_in_words(kind)}.")
+        if not fits(value, kind):
+            raise error(f"{about}{name}: got {shortened(repr(value))}, expected {in_words(kind)}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,9 +193,7 @@ class Config:
             raise ConfigError(
                 f"{cls._about} config: got a {type(values).__name__}, expected an object of fields."
             )
-        if unknown := sorted(set(values) - known):
-            given = shortened(repr(unknown))
-            raise ConfigError(f"unknown {cls._about} config fields {given}; known are {sorted(known)}.")
+        check_names(f"{cls._about} config fields", values, sorted(known))
         return cls(**values)
 
 
@@ -190,26 +203,35 @@ def _declared(kind: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
-def _fits(value: Any, kind: Any) -> bool:
+def fits(value: Any, kind: Any) -> bool:
     """Return whether a value has a type; an integer is a number too, a boolean is neither."""
     if get_origin(kind) is Literal:
         return any(value is word or (type(value) is type(word) and value == word) for word in get_args(kind))
     if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(_fits(part, get_args(kind)[0]) for part in value)
+        return isinstance(value, tuple) and all(fits(part, get_args(kind)[0]) for part in value)
     if get_origin(kind) in (Union, types.UnionType):
-        return any(_fits(value, one) for one in get_args(kind))
+        return any(fits(value, one) for one in get_args(kind))
+    if get_origin(kind) is Sequence:
+        return isinstance(value, (list, tuple)) and all(fits(part, get_args(kind)[0]) for part in value)
+    if get_origin(kind) is Mapping:
+        return isinstance(value, Mapping) and all(fits(part, get_args(kind)[1]) for part in value.values())
+    if kind is Any:
+        return True
     if kind in (int, float):
         number = isinstance(value, (int, kind)) and not isinstance(value, bool)
         return number and (kind is int or -_MAX_FLOAT <= value <= _MAX_FLOAT)
     return isinstance(value, kind)
 
 
-def _in_words(kind: Any) -> str:
+def in_words(kind: Any) -> str:
+    """Return a type in words, for messages."""
     arguments = get_args(kind)
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(repr, arguments))}"
-    if get_origin(kind) is tuple:
-        return f"a list, each {_in_words(arguments[0])}"
+    if get_origin(kind) is Mapping:
+        return "a table of names"
+    if get_origin(kind) in (tuple, Sequence):
+        return f"a list, each {in_words(arguments[0])}"
     if arguments:
-        return " or ".join(map(_in_words, arguments))
+        return " or ".join(map(in_words, arguments))
     return _WORDS.get(kind, f"a {kind.__name__}")

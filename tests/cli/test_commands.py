@@ -48,12 +48,14 @@ def run(*arguments: object) -> str:
 def road(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run, a bundle and an index, whose content embeddings are wider than data sets load."""
     home = tmp_path_factory.mktemp("road")
-    config = home / "config.json"
-    narrow = {"width": 16, "hidden": 32, "long_length": 64, "short_length": 16, "blocks": request.param}
-    config.write_text(json.dumps({**narrow, "content_width": 96}))
-    run("train", "--data", DATA, "--out", home / "run", "--config", config, "--epochs", 1)
+    (home / "config.toml").write_text(
+        f'[data]\nbuilt_in = "{DATA}"\n'
+        "[model]\nwidth = 16\nhidden = 32\nlong_length = 64\nshort_length = 16\ncontent_width = 96\n"
+        f"blocks = {json.dumps(request.param)}\n[training]\nepochs = 1\nseed = 5\n"
+    )
+    run("train", home / "config.toml", "--out", home / "run")
     run("export", home / "run", "--out", home / "bundle")
-    run("index", "build", home / "bundle", "--data", DATA, "--out", home / "index")
+    run("index", "build", home / "bundle", "--data", home / "config.toml", "--out", home / "index")
     return home
 
 
@@ -94,6 +96,8 @@ def test_rank_command_candidates_ranks_only_those(road: Path, tmp_path: Path) ->
 
 def test_inspect_command_names_run_bundle_and_index(road: Path) -> None:
     assert "a trained aif model" in run("inspect", road / "run")
+    notes = json.loads((road / "run" / "model" / "model.json").read_text())["notes"]
+    assert (notes["data"], notes["seed"]) == ("synthetic", 5)  # of the config
     bundle = run("inspect", road / "bundle")
     assert Bundle.load(road / "bundle").version[:12] in bundle
     assert "16 recent and 64 long-term" in bundle
@@ -152,9 +156,10 @@ def test_rank_command_index_of_another_bundle_is_refused(road: Path, compact: Pa
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        (("train", "--data", "nowhere", "--out", "x"), DataError, "expected one of"),
-        (("train", "--data", "kuairand:/no/such/path", "--out", "x"), DataError, "/no/such/path"),
-        (("train", "--data", DATA, "--out", "x", "--architecture", "mlp"), ConfigError, "two_tower"),
+        (("train", "nowhere", "--out", "x"), DataError, "expected one of"),
+        (("train", "nowhere.toml", "--out", "x"), ConfigError, r"nowhere\.toml: cannot be read as TOML"),
+        (("train", "kuairand:/no/such/path", "--out", "x"), DataError, "/no/such/path"),
+        (("train", DATA, "--out", "x", "--architecture", "mlp"), ConfigError, "two_tower"),
         (("export", "/no/model", "--out", "x"), BundleError, "not a saved model"),
         (("inspect", "/no/such/thing"), AifError, "does not exist"),
     ],
@@ -181,7 +186,20 @@ def test_rank_command_unknown_user_or_candidate_is_refused(road: Path) -> None:
 
 def test_train_command_existing_run_is_refused(road: Path) -> None:
     with pytest.raises(ConfigError, match="--resume"):
-        run("train", "--data", DATA, "--out", road / "run", "--epochs", 1)
+        run("train", DATA, "--out", road / "run", "--epochs", 1)
+
+
+def test_train_command_config_that_does_not_fit_is_refused_before_data_is_read(tmp_path: Path) -> None:
+    data = '[data]\nevents = "nowhere.parquet"\nuser = "u"\nitem = "i"\ntime = "t"\n'
+    config = tmp_path / "config.toml"
+    config.write_text(f"{data}[training]\nepohcs = 1\n")
+    with pytest.raises(ConfigError, match=r"line 7, \[training\]: .*did you mean 'epochs'"):
+        run("train", config, "--out", tmp_path / "run")
+    config.write_text(data)
+    with pytest.raises(ConfigError, match="leaves both to fit"):
+        run("train", config, "--out", tmp_path / "run", "--epochs", 3)
+    with pytest.raises(ConfigError, match="--budget: synthetic describes one model"):
+        run("train", "synthetic", "--out", tmp_path / "run", "--budget", "1m")
 
 
 def test_main_own_error_is_shown_without_traceback(

@@ -21,8 +21,8 @@ from fuzz.seeds import add_seeds, read_seeds
 
 WORK = Path(__file__).resolve().parents[2] / "runs" / "fuzz"
 NAMES = (
-    "strict_json", "schema", "model_config", "train_config", "score", "update", "user", "manifest", "bundle",
-    "snapshot", "change_log", "parquet", "saved_model", "run_identity", "retriever",
+    "strict_json", "schema", "model_config", "train_config", "description", "score", "update", "user",
+    "manifest", "bundle", "snapshot", "change_log", "parquet", "saved_model", "run_identity", "retriever",
 )  # fmt: skip
 _KEPT_BYTES = 12_000
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from aif_jax.config import ModelConfig
+from aif_jax.data.described import checked
 from aif_jax.errors import AifError
 from aif_jax.features import Schema
 from aif_jax.features.score import Score
@@ -83,6 +84,15 @@ def _config(kind: Any, data: bytes) -> None:
     same(kind.from_json(json.loads(json.dumps(made.to_json(), allow_nan=False))), made)
 
 
+def description(data: bytes) -> None:
+    values = from_json(data)
+    if not isinstance(values, dict):
+        return
+    described = checked("config.toml", values, "[data]")
+    described.reading()
+    described.settings("training", TrainConfig)
+
+
 def score(data: bytes) -> None:
     given = Score(data.decode("utf-8", "surrogateescape"), ("ctr", "cvr"), ("bid", "price"))
     logits = np.array([[-1.0, 2.0], [0.0, 80.0], [3.0, -300.0]], np.float32)
@@ -106,8 +116,8 @@ def user(data: bytes) -> None:
 TARGETS: dict[str, Target] = {
     target.__name__: refusing(target)
     for target in (
-        strict_json, schema, model_config, train_config, score, update, user, files.manifest, files.bundle,
-        files.snapshot, files.change_log, files.parquet, files.saved_model, files.run_identity,
-        files.retriever,
+        strict_json, schema, model_config, train_config, description, score, update, user,
+        files.manifest, files.bundle, files.snapshot, files.change_log, files.parquet, files.saved_model,
+        files.run_identity, files.retriever,
     )
 }  # fmt: skip

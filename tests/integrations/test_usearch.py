@@ -157,6 +157,12 @@ def test_retriever_bad_arguments_are_refused(dataset, build):
         build(ids=np.arange(2**64 - dataset.n_items, 2**64, dtype=np.uint64))
     with pytest.raises(ConfigError, match="candidates: got 0"):
         build(candidates=0)
+
+    async def awaited(user):
+        return None
+
+    with pytest.raises(ConfigError, match="users: got a coroutine function, expected a plain one"):
+        build(users=awaited)
     retriever = build(users={"u": UserRecord(items=[dataset.items["ids"][0]], types=["buy"])}.get)
     with pytest.raises(UserSourceError, match="'u': the behaviour type in row 0 is 'buy', expected one of"):
         retriever(Request(user="u"))

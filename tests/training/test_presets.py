@@ -2,7 +2,9 @@ import pytest
 
 from aif_jax.data import load
 from aif_jax.errors import ConfigError
-from aif_jax.training.presets import PRESETS, preset
+from aif_jax.training.presets import preset
+
+PRESETS = ("kuairand", "movielens-100k", "movielens-1m", "movielens-1m-new-users", "synthetic")
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -21,7 +23,7 @@ def test_preset_fits_its_data_set(dataset):
 
 
 def test_preset_unknown_name_raises():
-    with pytest.raises(ConfigError, match="no settings for data set 'netflix', only for synthetic"):
+    with pytest.raises(ConfigError, match="no settings for data set 'netflix', only for kuairand"):
         preset("netflix")
     with pytest.raises(ConfigError, match="architecture: got 'dcn'"):
         preset("synthetic", "dcn")

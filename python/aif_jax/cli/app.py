@@ -1,14 +1,14 @@
 """The `aif` command line: arguments of each subcommand, whose work is in a module of its own."""
 
-import importlib.util
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from aif_jax.errors import AifError
+from aif_jax.extras import needs
 
 app = typer.Typer(
     name="aif",
@@ -21,28 +21,21 @@ app = typer.Typer(
 index_app = typer.Typer(help="Build the tables in which the engine looks items up.", no_args_is_help=True)
 app.add_typer(index_app, name="index")
 
-EXTRAS = {
-    "optax": "train",
-    "orbax": "train",
-    "grain": "train",
-    "pyarrow": "train",
-    "usearch": "usearch",
-    "matplotlib": "demo",
-    "starlette": "server",
-    "uvicorn": "server",
-}
-DATA_HELP = (
+BUILT_IN = (
     "synthetic, synthetic:small, movielens-1m:PATH, movielens-1m-new-users:PATH, movielens-100k:PATH or "
     "kuairand:PATH"
 )
+DATA_HELP = f"a config (a file in .toml), or {BUILT_IN}"
+
+TRAINING = ("optax", "orbax.checkpoint", "grain")
 
 Data = Annotated[str, typer.Option("--data", help=DATA_HELP)]
 Out = Annotated[Path, typer.Option("--out", help="Output folder; created if absent.")]
 
 
-@app.command()
+@app.command(epilog="Example: aif demo --data synthetic:small --out demo")
 def demo(
-    data: Data = "synthetic",
+    data: Annotated[str, typer.Option("--data", help=BUILT_IN)] = "synthetic",
     out: Annotated[
         Path | None, typer.Option("--out", help="Output folder; runs/demo-NAME by default.")
     ] = None,
@@ -55,45 +48,72 @@ def demo(
     ] = None,
 ) -> None:
     """Train, export, index and serve once, and show quality, latency and a request's timeline."""
-    _needs("optax", "orbax.checkpoint", "grain", "usearch", "matplotlib")
+    needs(*TRAINING, "usearch", "matplotlib", what="aif demo")
     from aif_jax.cli.demo import run_demo
 
     run_demo(data, out, requests=requests, network_ms=network_ms, epochs=epochs, console=Console())
 
 
-@app.command()
+@app.command(epilog="Example: aif init shop --example")
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder of the project; created if absent.")],
+    log: Annotated[
+        Path | None, typer.Option(help="Parquet or CSV file of your log; its columns are guessed and said.")
+    ] = None,
+    example: Annotated[bool, typer.Option("--example", help="Write a made-up log to try it on.")] = False,
+    user: Annotated[str | None, typer.Option(help="Column of user ids, where it is not guessed.")] = None,
+    item: Annotated[str | None, typer.Option(help="Column of item ids.")] = None,
+    time: Annotated[str | None, typer.Option(help="Column of times.")] = None,
+    type: Annotated[str | None, typer.Option(help="Column of behaviour types.")] = None,
+) -> None:
+    """Write a project to edit: config, user source, retrieval, scripts that train and serve."""
+    if log is not None and example:
+        raise typer.BadParameter("give either --log or --example")
+    needs("pyarrow", what="aif init")
+    from aif_jax.cli.starting import run_init
+
+    columns = {"user": user, "item": item, "time": time, "type": type}
+    run_init(folder, log=log, example=example, columns=columns, console=Console())
+
+
+@app.command(epilog="Example: aif train shop/config.toml --out shop/run")
 def train(
-    data: Data,
-    out: Out,
-    architecture: Annotated[str, typer.Option(help="aif, exact, cold or two_tower.")] = "aif",
     config: Annotated[
-        Path | None, typer.Option(help="JSON with ModelConfig fields that differ from the preset.")
+        str, typer.Argument(help=f"What to train on, and how: {DATA_HELP}.", show_default=False)
+    ],
+    out: Out,
+    architecture: Annotated[
+        str | None,
+        typer.Option(help="Of one model: aif, exact, cold or two_tower, in place of the config's."),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Training epochs; the preset's by default.", min=1)
+        int | None, typer.Option(help="Training epochs of one model, in place of the config's.", min=1)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of weights, order and dropout.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of weights, order and dropout, in place of the config's.", min=0)
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Time for all models that are fitted, such as 1m or 2h.")
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Resume from the newest checkpoint in OUT.")] = False,
 ) -> None:
-    """Train a model and save it to OUT/model, with its metrics beside it."""
-    _needs("optax", "orbax.checkpoint", "grain")
+    """Train what a config describes, and save it to OUT with its metrics.
+
+    A config with a model and without fit describes one model. Otherwise sizes and epochs are chosen from the
+    data, and the result is reported beside baselines.
+    """
+    needs(*TRAINING, what="aif train")
     from aif_jax.cli.training import run_training
     from aif_jax.training import keep_freed_memory
 
     keep_freed_memory()
     run_training(
-        data,
-        out,
-        architecture=architecture,
-        config=config,
-        epochs=epochs,
-        seed=seed,
-        resume=resume,
+        config, out, architecture=architecture, epochs=epochs, seed=seed, budget=budget, resume=resume,
         console=Console(),
-    )
+    )  # fmt: skip
 
 
-@app.command()
+@app.command(epilog="Example: aif evaluate shop/run --data shop/config.toml --out shop/evaluation")
 def evaluate(
     path: Annotated[Path, typer.Argument(help="OUT of `aif train`, or of `aif export`: a bundle.")],
     data: Data,
@@ -128,7 +148,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed of lists and bootstrap.")] = 0,
 ) -> None:
     """Evaluate a model or a bundle: metrics with errors, calibration, slices, floors, another model."""
-    _needs("optax", "orbax.checkpoint", "grain", "matplotlib")
+    needs(*TRAINING, "matplotlib", what="aif evaluate")
     from aif_jax.cli.evaluating import run_evaluation
 
     run_evaluation(
@@ -149,7 +169,7 @@ def evaluate(
     )
 
 
-@app.command()
+@app.command(epilog="Example: aif export shop/run --out shop/bundle")
 def export(
     model: Annotated[Path, typer.Argument(help="OUT of `aif train`.")],
     out: Out,
@@ -164,7 +184,9 @@ def export(
     run_export(model, out, precision=precision, score=score, console=Console())
 
 
-@index_app.command("build")
+@index_app.command(
+    "build", epilog="Example: aif index build shop/bundle --data shop/config.toml --out shop/index"
+)
 def index_build(
     bundle: Annotated[Path, typer.Argument(help="OUT of `aif export`.")],
     out: Out,
@@ -183,7 +205,7 @@ def index_build(
     if (data is None) == (catalogue is None):
         raise typer.BadParameter("give either --data or --catalogue")
     if catalogue is not None:
-        _needs("pyarrow")
+        needs("pyarrow", what="aif index build --catalogue")
         from aif_jax.cli.cataloguing import run_catalogue_build
 
         run_catalogue_build(bundle, catalogue, out, most_bad=most_bad, console=Console())
@@ -193,7 +215,7 @@ def index_build(
     run_index_build(bundle, str(data), out, console=Console())
 
 
-@app.command()
+@app.command(epilog="Example: aif rank shop/bundle shop/index --data shop/config.toml --user u7")
 def rank(
     bundle: Annotated[Path, typer.Argument(help="OUT of `aif export`.")],
     index: Annotated[Path, typer.Argument(help="OUT of `aif index build`.")],
@@ -210,7 +232,7 @@ def rank(
     run_rank(bundle, index, data, user=user, candidates=candidates, k=k, console=Console())
 
 
-@app.command()
+@app.command(epilog="Example: aif serve shop/bundle shop/index --data shop/config.toml")
 def serve(
     bundle: Annotated[Path, typer.Argument(help="OUT of `aif export`.")],
     index: Annotated[Path, typer.Argument(help="OUT of `aif index build`.")],
@@ -234,7 +256,7 @@ def serve(
     """Serve a bundle over HTTP until the process is told to stop."""
     if (users is None) == (data is None):
         raise typer.BadParameter("give either --users or --data")
-    _needs("starlette", "uvicorn")
+    needs("starlette", "uvicorn", what="aif serve")
     from aif_jax.cli.serving import run_serve
 
     run_serve(
@@ -243,7 +265,7 @@ def serve(
     )  # fmt: skip
 
 
-@app.command()
+@app.command(epilog="Example: aif inspect shop/bundle")
 def inspect(
     path: Annotated[
         Path, typer.Argument(help="A model, a bundle, an index or a table of one, or an archive.")
@@ -255,7 +277,7 @@ def inspect(
     run_inspect(path, console=Console())
 
 
-@app.command()
+@app.command(epilog="Example: aif doctor --json")
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
 ) -> None:
@@ -274,20 +296,3 @@ def main() -> None:
         console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
         console.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
-
-
-def _needs(*modules: str) -> None:
-    absent = [name for name in modules if not _present(name)]
-    if absent:
-        extras = sorted({EXTRAS[name.split(".")[0]] for name in absent})
-        raise AifError(
-            f"this command needs {', '.join(absent)}, not installed here; "
-            f"run: pip install 'aif_jax[{','.join(extras)}]'"
-        )
-
-
-def _present(name: str) -> Any:
-    try:
-        return importlib.util.find_spec(name)
-    except ModuleNotFoundError:  # a parent package is absent
-        return None

@@ -6,9 +6,8 @@ from typing import cast
 from rich.console import Console
 
 from aif_jax.bundle import Bundle, export_bundle
-from aif_jax.cli.fields import load_for
 from aif_jax.config import Precision
-from aif_jax.data.dataset import Dataset
+from aif_jax.data import Dataset, describe
 from aif_jax.files import make_directory
 from aif_jax.models.store import load_model
 from aif_jax.nearline import BehaviourTable, ItemIndex, Tables
@@ -40,7 +39,7 @@ def run_export(model: Path, out: Path, *, precision: str, score: str | None = No
 def run_index_build(bundle_path: Path, data: str, out: Path, *, console: Console) -> None:
     """Build and save the item index and the behaviour table of a data set's catalogue."""
     bundle = Bundle.load(bundle_path)
-    tables = tables_of(bundle, load_for(data, bundle.config.to_json()), console=console)
+    tables = tables_of(bundle, describe(data).dataset(bundle.config.content_width), console=console)
     make_directory(out)
     tables.items.save(out / ITEMS)
     tables.behaviours.save(out / BEHAVIOURS)

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from aif_jax.cli.fields import load_for
+from aif_jax.data import describe
 from aif_jax.evaluation import (
     Estimate,
     Evaluation,
@@ -66,7 +66,7 @@ def run_evaluation(
     scorer = open_scorer(path, rung=rung)
     other = None if against is None else open_scorer(against)
     width = max(each.config.content_width for each in (scorer, other) if each is not None)
-    dataset = load_for(data, {"content_width": width})
+    dataset = describe(data).dataset(width)
     if split == "test" and dataset.name in REFIT:
         dataset = dataset.with_validation_in_training()  # as `aif train` trained
     if split == "validation" and dataset.name in REFIT:

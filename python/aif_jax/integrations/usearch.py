@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 from safetensors.numpy import load, save
 
+from aif_jax.aio import is_coroutine_function
 from aif_jax.checks import check, well_formed, whole
 from aif_jax.data import Dataset
 from aif_jax.errors import ConfigError, ItemIndexError, RequestError
@@ -53,6 +54,8 @@ class TwoTowerRetriever:
     def __init__(self, towers: Towers, users: UserSource, *, candidates: int, **graph: int) -> None:
         if candidates < 1:
             raise ConfigError(f"candidates: got {candidates}, expected at least 1.")
+        if is_coroutine_function(users):
+            raise ConfigError("users: got a coroutine function, expected a plain one, or a mapping's get.")
         self.towers = towers
         self._users, self._candidates = users, candidates
         self._graph: dict[str, Any] = graph

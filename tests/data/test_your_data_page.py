@@ -27,7 +27,7 @@ def test_your_data_page_examples_run(
     assert np.mean(data.impressions.sampled) == pytest.approx(0.8, abs=0.01)
     assert [feature.name for feature in news.schema.pair] == ["bid"]
     assert len(news.events) > len(log := names["log"]["user"]) - 100, log
-    assert names["tomorrow"].warm_start.grown == {}
+    assert names["tomorrow"].results["aif"].warm_start.grown == {}
     assert len(names["scores"]) == len(names["ids"]) == 10
     assert not {7, 8} & set(names["ids"].tolist())
     assert (tmp_path / "retriever").is_dir()

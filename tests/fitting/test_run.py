@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from aif_jax.data import Dataset
-from aif_jax.errors import BundleError
+from aif_jax.errors import BundleError, ConfigError
 from aif_jax.evaluation import open_scorer
-from aif_jax.fitting import Run
+from aif_jax.fitting import Run, fit
 from aif_jax.models.store import weights_of
 from aif_jax.training import candidate_lists
+from support.fitted import BRIEF, SMALL
 
 
 def test_run_report_holds_every_model_floor_and_figure_within_110_columns(run: Run) -> None:
@@ -103,3 +104,24 @@ def test_run_export_gives_a_bundle_with_its_figures(run: Run, tmp_path: Path) ->
     figures = bundle.metrics["test"]["click"]
     assert figures["gauc"] == run.evaluations["test"].heads["click"].metrics["gauc"].value
     assert bundle.notes["data"] == "shop"
+
+
+def test_run_begins_where_the_earlier_run_ended_and_gives_vectors(
+    run: Run, data: Dataset, tmp_path: Path
+) -> None:
+    again = fit(
+        data, model=SMALL, training=BRIEF.replace(max_steps=1, learning_rate=1e-9, group=8, epochs=1),
+        baselines=("two_tower",), init=run, out=tmp_path / "run", progress=False,
+    )  # fmt: skip
+    mine, theirs = weights_of(again.model), weights_of(run.model)
+    for name in theirs:
+        np.testing.assert_allclose(mine[name], theirs[name], atol=1e-6)
+    loaded = Run.load(tmp_path / "run")
+    assert loaded.results["aif"].warm_start == again.results["aif"].warm_start
+    assert loaded.results["two_tower"].warm_start is None, "the earlier run has none"
+    assert "Started from an earlier model" in loaded.report()
+    towers = loaded.towers(data)
+    vector = towers.user_vector(data.user_record(0))
+    assert (towers.item_vectors(data) @ vector).shape == (data.n_items,)
+    with pytest.raises(ConfigError, match=r"has cold, aif, expected a two_tower; fit with baselines="):
+        run.towers(data)

@@ -51,7 +51,8 @@ def fit(
             then is ended early, which the report says. Choosing and measuring come on top.
         model: in place of the chosen sizes.
         training: in place of the chosen settings of the run.
-        baselines: architectures to train beside it: ``cold``, ``two_tower``, ``exact``.
+        baselines: architectures to train beside it: ``cold``, ``exact``, ``two_tower``, which has the
+            in-batch softmax, so that `Run.towers` gives vectors for retrieval.
         init: an earlier run (or its path, or a model) whose weights to begin from, see
             `aif_jax.training.train`; baselines begin from those of the same run.
         out: folder in which to save the run, see `Run.save`. With it a fit that was killed goes on from its
@@ -96,10 +97,13 @@ def fit(
         if folder := settings.checkpoint_dir or (out and str(Path(out) / CHECKPOINTS)):
             settings = settings.replace(checkpoint_dir=str(Path(folder) / name))
         begun = time.perf_counter()
-        given: dict[str, Any] = {} if init is None else {"init": _init_of(init, name, name == main)}
+        if name == "two_tower" and not settings.softmax_weight:
+            # The sigmoid loss orders what is shown, the in-batch softmax all items, which retrieval needs.
+            settings = settings.replace(softmax_weight=1.0)
         results[name] = train(
-            picked.model.replace(architecture=name), data, settings, progress=progress, **given
-        )
+            picked.model.replace(architecture=name), data, settings, progress=progress,
+            init=_init_of(init, name, name == main),
+        )  # fmt: skip
         spent[name] = time.perf_counter() - begun
     evaluation = evaluate_model(
         results[main].model, data, part,

@@ -11,16 +11,19 @@ from typing import Self
 from aif_jax.bundle import Bundle, export_bundle
 from aif_jax.checks import well_formed
 from aif_jax.config import ModelConfig, Precision
-from aif_jax.errors import BundleError
+from aif_jax.data import Dataset
+from aif_jax.errors import BundleError, ConfigError
 from aif_jax.evaluation import Evaluation
 from aif_jax.evaluation.tables import WIDTH, as_text, summary
 from aif_jax.features import ContentSpace, Schema
 from aif_jax.files import foreign_names, make_directory, write_atomic
 from aif_jax.models.baselines import Model
 from aif_jax.models.store import load_model, save_model
+from aif_jax.nearline import Towers
 from aif_jax.strict_json import shortened
 from aif_jax.training import TrainConfig, TrainResult
 from aif_jax.training.choosing import Choice
+from aif_jax.types import ItemRecords
 
 CHECKPOINTS = "checkpoints"
 _RUN = "run.json"
@@ -66,6 +69,22 @@ class Run:
         """The space of the content embeddings that the model reads."""
         return self.model.content_space
 
+    def towers(self, items: ItemRecords | Dataset) -> Towers:
+        """Return what computes vectors of users and items for retrieval, by the run's two-tower model.
+
+        Args:
+            items: the catalogue, which the histories of users are read with.
+
+        Raises:
+            ConfigError: the run has no such model.
+        """
+        if "two_tower" not in self.results:
+            raise ConfigError(
+                f"towers: the run has {', '.join(self.results)}, expected a two_tower; fit with "
+                "baselines=('cold', 'two_tower')."
+            )
+        return Towers(self.results["two_tower"].model, items)
+
     def report(self) -> str:
         """Return quality beside baselines, floors and chance, what was chosen and why, time and warnings.
 
@@ -80,6 +99,7 @@ class Run:
             )
         for title, lines in (
             ("Verdict", self.findings), ("Chosen", self.choice.reasons),
+            ("Started from an earlier model", self._starts()),
             ("Time", self._times()), ("Warnings", self.warnings),
         ):  # fmt: skip
             if lines:
@@ -212,6 +232,12 @@ class Run:
             f"Run({self.model.config.architecture} on {self.data}, {part} AUC {found['auc'].value:.4f}, GAUC "
             f"{found['gauc'].value:.4f}; run.report() tells more)"
         )
+
+    def _starts(self) -> list[str]:
+        started = {
+            name: each.warm_start for name, each in self.results.items() if each.warm_start is not None
+        }
+        return [f"{name}: {warm.summary()}" for name, warm in started.items()]
 
     def _times(self) -> list[str]:
         spent = ", ".join(f"{name} {seconds:,.0f} s" for name, seconds in self.seconds.items())

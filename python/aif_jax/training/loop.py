@@ -113,14 +113,19 @@ class TrainResult:
         """Return all but model and schema, JSON-serialisable; `from_json` reads it back."""
         fields = [field.name for field in dataclasses.fields(self)]
         values = {name: getattr(self, name) for name in fields if name not in ("model", "schema", "metrics")}
-        return {**values, "history": [epoch.to_json() for epoch in self.history]}
+        warm = None if self.warm_start is None else dataclasses.asdict(self.warm_start)
+        return {**values, "history": [epoch.to_json() for epoch in self.history], "warm_start": warm}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], model: Any) -> Self:
         """Build from `to_json` output and the model."""
         history = tuple(Epoch.from_json(epoch) for epoch in values["history"])
         best = [epoch.validation for epoch in history if epoch.best][-1]
-        return cls(**{**values, "history": history, "metrics": best, "model": model, "schema": model.schema})
+        kept: Mapping[str, Any] = values["warm_start"] or {}
+        names: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()}
+        warm = WarmStart(**names) if names else None
+        made = {"history": history, "metrics": best, "model": model, "schema": model.schema}
+        return cls(**{**values, **made, "warm_start": warm})
 
 
 def train(

@@ -7,14 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from support.fitted import choose_small
+
 README = Path(__file__).resolve().parent.parent / "README.md"
-
-
-SMALL = (
-    "long_length=16, short_length=4, width=8, embedding_width=4, hidden=8, head_layers=(8,), "
-    "item_layers=(8,), blocks=('profile_item', 'context')"
-)
-"""A model that trains in seconds, in place of the long sequence of the example."""
 
 
 def write_log(path: Path) -> None:
@@ -42,16 +37,17 @@ def test_readme_example_runs(
     assert len(examples) == 1
     (example,) = examples
     assert len([line for line in example.splitlines() if line.strip()]) <= 20
-    assert example.count("long_length=256") == 1
     if small:
-        example = example.replace("long_length=256", SMALL)
+        monkeypatch.setattr("aif_jax.fitting.fit_models.choose", choose_small)
     write_log(tmp_path / "log.csv")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(compile(example, str(README), "exec"), names)
     ranking = names["ranking"]
     assert len(ranking.ids) == 20  # type: ignore[attr-defined]
-    assert capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Verdict:" in printed
+    assert "(last: best floor)" in printed
 
 
 def test_readme_is_short() -> None:

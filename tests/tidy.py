@@ -39,6 +39,8 @@ WRITERS = {
     "python/aif_jax/nearline/row_file.py": ("open(os.open(path, ", "os.open(path, os.O_RDWR "),
     "python/aif_jax/nearline/build.py": ("shutil.rmtree(self._folder, ",),
     "python/aif_jax/training/checkpoints.py": ("shutil.rmtree(left, ",),
+    # Checkpoints are of no use once the run is saved.
+    "python/aif_jax/fitting/fit_models.py": ("shutil.rmtree(Path(out) / CHECKPOINTS, ",),
 }
 """Calls that may write past `aif_jax.files`, by module, as far as needed to know them."""
 

@@ -43,7 +43,7 @@ def test_evaluate_prints_tables_and_writes_json_and_picture(
         assert words in shown
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert list(found["heads"]) == ["ctr"]
-    assert (found["model"]["kind"], found["against"]["kind"]) == ("bundle", "run")
+    assert (found["model"]["kind"], found["against"]["against"]["kind"]) == ("bundle", "run")
     assert (tmp_path / "out" / "evaluation.svg").read_text().count("<svg") == 1
 
 

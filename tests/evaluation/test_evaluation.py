@@ -19,7 +19,7 @@ from aif_jax.evaluation import Estimate, Evaluation, evaluate_model
 from aif_jax.models.baselines import Model
 from aif_jax.training import Evaluator, candidate_lists, predict
 from aif_jax.training.floors import floors
-from aif_jax.training.metrics import gauc, hit_rate_at_k
+from aif_jax.training.metrics import gauc, hit_rate_at_k, reciprocal_ranks
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "evaluation.md"
 
@@ -61,7 +61,10 @@ def test_metrics_of_each_head_equal_scikit_learns(
             assert found.metrics[f"hr@{k}"].value == pytest.approx(hits)
             want = ndcg_score(lists.positives, kept, k=k)
             assert found.metrics[f"ndcg@{k}"].value == pytest.approx(want, abs=1e-6)
-        for metric in ("auc", "gauc", "log_loss", "hr@5", "ndcg@10"):
+        requests = dataset.impressions.request[rows]
+        assert found.metrics["gauc_by_request"].value == pytest.approx(gauc(requests, labels, mine))
+        assert found.metrics["mrr"].value == pytest.approx(reciprocal_ranks(scores, lists.positives).mean())
+        for metric in ("auc", "gauc", "gauc_by_request", "log_loss", "mrr", "hr@5", "ndcg@10"):
             estimate = found.metrics[metric]
             assert 0 < estimate.standard_error < 0.2
             assert estimate.low <= estimate.value <= estimate.high
@@ -128,6 +131,22 @@ def test_other_model_is_measured_on_the_same_impressions_and_lists(
     assert agreement["overlap@5"].value == pytest.approx(np.mean(shared))
 
 
+def test_several_models_are_each_compared_as_if_alone(
+    dataset: Dataset, model: Model, other: Model, evaluation: Evaluation
+) -> None:
+    options: dict[str, Any] = {"slices": ["category"], "lists": 60, "candidates": 40, "k": (5, 10)}
+    both = evaluate_model(model, dataset, against={"same": model, "other": other}, resamples=120, **options)
+    assert list(both.against) == ["same", "other"]
+    for head, found in both.heads.items():
+        alone = evaluation.heads[head].references["against"]
+        for part in ("metrics", "difference", "agreement"):
+            assert same(getattr(found.references["other"], part), getattr(alone, part))
+        assert {each.value for each in found.references["same"].difference.values()} == {0.0}
+        assert {each.value for each in found.references["same"].agreement.values()} == {1.0}
+        for mine, theirs in zip(found.slices, evaluation.heads[head].slices, strict=True):
+            assert same(mine.difference["other"], theirs.difference["against"])
+
+
 def test_same_model_against_itself_differs_by_nothing(dataset: Dataset, model: Model) -> None:
     found = evaluate_model(
         model, dataset, against=model, heads=["ctr"], lists=20, candidates=20, resamples=30
@@ -141,7 +160,7 @@ def test_bundle_is_evaluated_folded_and_its_calibration_shows(
     dataset: Dataset, model: Model, bundle: Bundle
 ) -> None:
     found = evaluate_model(bundle, dataset, against=model, heads=["ctr"], lists=0, resamples=30)
-    assert (found.model["form"], found.against["form"]) == ("folded", "unfolded")  # type: ignore[index]
+    assert (found.model["form"], found.against["against"]["form"]) == ("folded", "unfolded")
     head = found.heads["ctr"]
     gaps = head.references["against"].difference
     assert gaps["auc"].value == pytest.approx(0, abs=1e-4)
@@ -202,6 +221,7 @@ def test_heads_without_labels_may_be_left_out(dataset: Dataset, model: Model) ->
         ({"candidates": 1}, ConfigError, "candidates"),
         ({"k": ()}, ConfigError, "expected at least"),
         ({"resamples": 1}, ConfigError, "resamples"),
+        ({"against": {"model": None}}, ConfigError, "'model' names what is evaluated"),
     ],
 )
 def test_bad_options_are_refused_by_name(
@@ -225,7 +245,7 @@ def test_json_holds_plain_numbers_and_the_page_names_every_key(
     evaluation.write(tmp_path / "evaluation.json")
     found = json.loads((tmp_path / "evaluation.json").read_text())
     assert found == evaluation.to_json() == Evaluation.from_json(found).to_json()
-    with pytest.raises(DataError, match="got format 0, expected 1"):
+    with pytest.raises(DataError, match="got format 0, expected 2"):
         Evaluation.from_json({**found, "format": 0})
     head = found["heads"]["ctr"]
     assert head["metrics"]["calibration_error"]["standard_error"] is None

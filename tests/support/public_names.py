@@ -20,7 +20,7 @@ def exported(package: str) -> set[str]:
     """Return the names that a package exports: `__all__`, or its imports `X as X`."""
     module = importlib.import_module(package)
     if hasattr(module, "__all__"):
-        return set(module.__all__)
+        return {*module.__all__, *getattr(module, "LATER", ())}
     assert module.__file__ is not None
     tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
     imported = {

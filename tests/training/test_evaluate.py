@@ -48,6 +48,24 @@ def test_evaluate_gives_the_metrics_of_the_predictions(dataset, model):
     assert Metrics.from_json(found.to_json()) == found
 
 
+@pytest.mark.parametrize("without", ["long_history", "long_attention"])
+def test_predict_without_a_part_equals_predict_of_requests_that_lack_it(dataset, tiny, without):
+    # Nothing but long_attention reads the long history here.
+    config = tiny.replace(architecture="aif", blocks=("long_attention", "context"), block_dropout=0.1)
+    seeing = build_model(config, dataset.fit_schema(), seed=3)
+    evaluator = Evaluator(dataset, seeing, "test", group=8, batch_size=16)
+    catalogue = device_catalogue(dataset, seeing)
+    want = evaluator.collect(
+        lambda batch: seeing(
+            {**batch, "long_type": np.full_like(batch["long_type"], -1)}, catalogue, train=False
+        )
+    )
+    part = dataset.impressions.split == TEST
+    found = evaluator.predict(seeing, without=without)[part]
+    np.testing.assert_allclose(found, want[part], atol=1e-5)
+    assert np.abs(found - evaluator.predict(seeing)[part]).max() > 1e-4
+
+
 def test_score_lists_in_other_buckets_gives_the_same_scores(dataset, tiny):
     config = tiny.replace(
         architecture="aif",

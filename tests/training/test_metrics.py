@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -130,6 +132,26 @@ def test_ndcg_equals_scikit_learns_ties_included(table, k):
 def test_ndcg_of_a_first_positive_is_one_and_padding_counts_for_nothing():
     scores = np.array([[3.0, 2.0, -np.inf], [1.0, 2.0, -np.inf], [0.0, 1.0, 2.0]])
     np.testing.assert_allclose(metrics.ndcg_at_k(scores, 2), [1.0, 1 / np.log2(3), 0.0])
+
+
+@settings(deadline=None, max_examples=100)
+@given(tables)
+def test_reciprocal_ranks_equal_the_mean_over_all_orders_of_ties(table):
+    scores, positives = (np.array(column)[:, :5] for column in zip(*table, strict=True))
+    positives[:, 0] |= ~positives.any(axis=1)
+    want = []
+    for mine, liked in zip(scores, positives, strict=True):
+        orders = [np.array(each) for each in itertools.permutations(range(mine.size))]
+        # A stable sort of a shuffled list leaves ties in the order of the shuffle.
+        ranked = [liked[each][np.argsort(-mine[each], kind="stable")] for each in orders]
+        want.append(np.mean([1 / (1 + np.argmax(each)) for each in ranked]))
+    np.testing.assert_allclose(metrics.reciprocal_ranks(scores, positives), want, rtol=1e-9)
+
+
+def test_reciprocal_ranks_ignore_padding_and_no_list_has_none():
+    scores = np.array([[2.0, 3.0, -np.inf], [1.0, 1.0, 1.0]])
+    np.testing.assert_allclose(metrics.reciprocal_ranks(scores), [1 / 2, (1 + 1 / 2 + 1 / 3) / 3])
+    assert metrics.reciprocal_ranks(np.zeros((0, 3))).size == 0
 
 
 @settings(deadline=None, max_examples=100)

@@ -17,10 +17,11 @@ from aif_jax.evaluation import (
     open_scorer,
     picture,
 )
+from aif_jax.evaluation.tables import NAMES
 from aif_jax.files import make_directory, write_atomic
 from aif_jax.training import REFIT
 
-_NAMES = {"auc": "AUC", "gauc": "GAUC", "log_loss": "log loss", "calibration_error": "calibration"}
+_SLICED = ("auc", "gauc", "log_loss", "calibration_error")
 
 
 def run_evaluation(
@@ -100,7 +101,7 @@ def tables(name: str, head: HeadEvaluation, other: str) -> list[Table]:
     """
     names = {key: other if each.kind == "model" else f"floor: {key}" for key, each in head.references.items()}
     whole = Table(
-        f"head {name}", *(_NAMES.get(metric, metric.upper()) for metric in head.metrics),
+        f"head {name}", *(NAMES.get(metric, metric.upper()) for metric in head.metrics),
         title=f"{head.impressions:,} impressions of {head.users:,} users, {head.positive:.1%} positive; "
         f"{head.lists:,} lists of {head.candidates:.0f} candidates",
         caption="± standard error over users; in brackets: the model minus that, with the paired error",
@@ -111,7 +112,11 @@ def tables(name: str, head: HeadEvaluation, other: str) -> list[Table]:
         whole.add_row(names[key], *(_beside(each, metric) for metric in head.metrics))
     compared = list(head.slices[0].difference) if head.slices else []
     cut = Table(
-        "slice", "impressions", "users", *_NAMES.values(), *(f"GAUC minus {names[key]}" for key in compared)
+        "slice",
+        "impressions",
+        "users",
+        *(NAMES[metric] for metric in _SLICED),
+        *(f"GAUC minus {names[key]}" for key in compared),
     )
     for part, before in zip(head.slices, [None, *head.slices], strict=False):
         if before is None or before.dimension != part.dimension:
@@ -119,7 +124,7 @@ def tables(name: str, head: HeadEvaluation, other: str) -> list[Table]:
             cut.add_row(part.dimension, style="bold")
         cut.add_row(
             f"  {part.name}", f"{part.impressions:,}", f"{part.users:,}",
-            *(_figure(part.metrics.get(metric), " ") for metric in _NAMES),
+            *(_figure(part.metrics.get(metric), " ") for metric in _SLICED),
             *(_signed(part.difference[key].get("gauc"), " ") for key in compared),
         )  # fmt: skip
     agreement = Table(f"agreement with {other}", "mean over lists")

@@ -32,13 +32,18 @@ from aif_jax.training.metrics import (
     calibration,
     hits_at_k,
     ndcg_at_k,
+    reciprocal_ranks,
     user_aucs,
 )
 
-FORMAT = 1
-_ORDER = ("auc", "gauc", "log_loss", "calibration_error")
+FORMAT = 2
+_ORDER = ("auc", "gauc", "gauc_by_request", "log_loss", "calibration_error")
 SUBJECT = "model"
-"""The key of what is evaluated, among floors and the other model."""
+"""The key of what is evaluated, among floors and other models."""
+AGAINST = "against"
+"""The key of another model that was given without a name."""
+CHANCE = "random"
+"""The floor that scores all alike: with ties in random order, its figures are what chance reaches."""
 
 Key = tuple[str, ...]
 
@@ -67,7 +72,7 @@ class Reference:
         metrics: as of `HeadEvaluation`; log loss and calibration only of what predicts probabilities.
         difference: metric of the evaluated model minus that of this one, with the paired error.
         bins: reliability of another model; empty for floors.
-        agreement: with another model: mean rank correlation (Spearman) of the scores of a candidate list, and
+        agreement: of another model: mean rank correlation (Spearman) of the scores of a candidate list, and
             ``overlap@K``, the share of its best K that are among the evaluated model's; empty for floors.
     """
 
@@ -111,13 +116,14 @@ class HeadEvaluation:
         users: of those impressions.
         users_with_both: users with a positive and a negative, over whom GAUC is.
         positive: share of positives.
-        lists: candidate lists for ``hr@K`` and ``ndcg@K``.
+        lists: candidate lists for ``mrr``, ``hr@K`` and ``ndcg@K``.
         candidates: in the mean list.
-        metrics: ``auc``, ``gauc``, ``log_loss``, ``calibration_error`` (without an error), ``hr@K`` and
-            ``ndcg@K``, by name.
+        metrics: ``auc``, ``gauc``, ``gauc_by_request`` (where a request has both classes), ``log_loss``,
+            ``calibration_error`` (without an error), ``mrr``, ``hr@K`` and ``ndcg@K``, by name.
         bins: reliability: predicted against observed, from the lowest probability on.
         slices: see `aif_jax.evaluation.slices`.
-        references: floors, and the other model, by name.
+        references: floors, and other models, by name; the floor `CHANCE` is what chance reaches on the same
+            impressions and lists.
     """
 
     impressions: int
@@ -139,7 +145,7 @@ class Evaluation:
     Attributes:
         model: what was evaluated: ``name``, ``kind`` (``run`` or ``bundle``), ``form`` (``unfolded`` or
             ``folded``), ``architecture``, ``score``, ``precision``, ``rung`` and ``version`` (of a bundle).
-        against: the same of the other model; ``None`` without one.
+        against: the same of each other model, by name.
         data: ``name``, ``split``, ``frozen_histories``.
         settings: ``lists``, ``candidates``, ``whole_requests``, ``resamples``, ``seed``.
         made: ``date``, ``cpu``, ``cores``, and versions of ``jax`` and ``aif_jax``.
@@ -147,7 +153,7 @@ class Evaluation:
     """
 
     model: Mapping[str, Any]
-    against: Mapping[str, Any] | None
+    against: Mapping[str, Mapping[str, Any]]
     data: Mapping[str, Any]
     settings: Mapping[str, Any]
     made: Mapping[str, Any]
@@ -183,7 +189,7 @@ def evaluate_model(
     dataset: Dataset,
     split: str = "test",
     *,
-    against: Model | Bundle | Scorer | None = None,
+    against: Model | Bundle | Scorer | Mapping[str, Model | Bundle | Scorer] | None = None,
     heads: Sequence[str] = (),
     slices: Sequence[str] = (),
     frozen_histories: bool = False,
@@ -194,7 +200,7 @@ def evaluate_model(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
-    """Evaluate a model on one part of a data set, against floors and, if there is one, another model.
+    """Evaluate a model on one part of a data set, against floors and, if there are any, other models.
 
     Errors are of a bootstrap over users; those of differences are paired: both sides on the same users.
 
@@ -203,13 +209,13 @@ def evaluate_model(
         dataset: with the columns that the model was trained on, and a training part, from which floors are
             counted.
         split: ``train``, ``validation`` or ``test``.
-        against: the other model, with the same heads.
+        against: another model with the same heads, which is called `AGAINST`; or several by name.
         heads: which to evaluate; all of the model's if empty.
         slices: names of categorical columns to cut by, besides history length, item popularity and new users.
         frozen_histories: end histories where a user's rows of the part begin, see
             `aif_jax.data.Dataset.with_frozen_histories`.
-        lists: candidate lists for ``hr@K`` and ``ndcg@K``, ordered by the score expression as an engine
-            orders; 0 leaves these metrics out.
+        lists: candidate lists for ``mrr``, ``hr@K`` and ``ndcg@K``, ordered by the score expression as an
+            engine orders; 0 leaves these metrics out.
         candidates: in each list: one positive and items that the user never met; for data sets of
             `aif_jax.training.WHOLE_REQUESTS`, all that was shown in a request and so many others.
         k: the places that count.
@@ -228,9 +234,10 @@ def evaluate_model(
             f"lists, candidates, k, resamples: got {lists}, {candidates}, {tuple(k)} and {resamples}, "
             "expected at least 0, 2, 1 and 2."
         )
-    scorers = {SUBJECT: _scorer(model)}
-    if against is not None:
-        scorers["against"] = _scorer(against)
+    others = against if isinstance(against, Mapping) else {} if against is None else {AGAINST: against}
+    if SUBJECT in others:
+        raise ConfigError(f"against: {SUBJECT!r} names what is evaluated; give the other model another name.")
+    scorers = {SUBJECT: _scorer(model)} | {name: _scorer(other) for name, other in others.items()}
     wanted = tuple(heads) or scorers[SUBJECT].config.heads
     for scorer in scorers.values():
         check_fit(scorer.schema, dataset, scorer.name)
@@ -243,10 +250,9 @@ def evaluate_model(
         name: scorer.predict(_with_labels(dataset, scorer.config.heads), split, drawn)
         for name, scorer in scorers.items()
     }
-    other = scorers.get("against")
     return Evaluation(
         model=scorers[SUBJECT].about(),
-        against=None if other is None else other.about(),
+        against={name: scorer.about() for name, scorer in scorers.items() if name != SUBJECT},
         data={"name": dataset.name, "split": split, "frozen_histories": frozen_histories},
         settings={
             "lists": lists, "candidates": candidates, "whole_requests": dataset.name in WHOLE_REQUESTS,
@@ -269,6 +275,25 @@ def evaluate_model(
     )  # fmt: skip
 
 
+def labelled(dataset: Dataset, split: str, head: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the impressions of a part with a known label, int64 ``[I]``, and their labels, float64 ``[I]``.
+
+    Raises:
+        DataError: the labels are of one class, or there are none: most metrics would be NaN.
+    """
+    every = dataset.impressions
+    part = every.split == split_number(split)
+    rows = np.flatnonzero(part & (np.asarray(every.label_mask[head]) > 0))
+    labels = np.asarray(every.labels[head], np.float64)[rows]
+    if not 0 < labels.sum() < labels.size:
+        raise DataError(
+            f"{dataset.name}: {labels.size:,} known labels of head {head!r} in the {split} part, "
+            f"{int(labels.sum()):,} of them positive; expected both classes. Leave the head out, or "
+            "evaluate another part."
+        )
+    return rows, labels
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Predicted:
     """Scores of one model or floor for the impressions and lists of one head.
@@ -288,18 +313,9 @@ class _Head:
     """The known impressions and the candidate lists of one head, and what is measured on them."""
 
     def __init__(self, dataset: Dataset, split: str, head: str, *, k: tuple[int, ...], bins: int) -> None:
-        every = dataset.impressions
-        part = every.split == split_number(split)
         self.dataset, self.head, self.k, self.bins = dataset, head, k, bins
-        self.rows = np.flatnonzero(part & (np.asarray(every.label_mask[head]) > 0))
-        self.labels = np.asarray(every.labels[head], np.float64)[self.rows]
-        if not 0 < self.labels.sum() < self.labels.size:
-            raise DataError(
-                f"{dataset.name}: {self.labels.size:,} known labels of head {head!r} in the {split} part, "
-                f"{int(self.labels.sum()):,} of them positive; expected both classes. Leave the head out, or "
-                "evaluate another part."
-            )
-        self.names, self.users = np.unique(every.user[self.rows], return_inverse=True)
+        self.rows, self.labels = labelled(dataset, split, head)
+        self.names, self.users = np.unique(dataset.impressions.user[self.rows], return_inverse=True)
         self.drawn: CandidateLists | None = None
         self.of_lists = np.zeros(0, np.int64)
 
@@ -343,9 +359,9 @@ class _Head:
             for name in compared:
                 for metric, statistic in self._within(every[name], part).items():
                     statistics["slice", str(place), name, metric] = [statistic]
-        if "against" in predicted:
-            agreed = self._agreement(predicted)
-            statistics |= {("agreement", name): [statistic] for name, statistic in agreed.items()}
+        for name in list(predicted)[1:]:
+            agreed = self._agreement(predicted[SUBJECT].lists, predicted[name].lists)
+            statistics |= {("agreement", name, what): [statistic] for what, statistic in agreed.items()}
         paired = PairedBootstrap(size, statistics, resamples=resamples, seed=seed)
 
         def metrics(name: str) -> dict[str, Estimate]:
@@ -381,8 +397,8 @@ class _Head:
                 difference=differences(name),
                 bins=reliable(name) if name in predicted else (),
                 agreement={
-                    key[1]: paired.estimate(key) for key in statistics if key[0] == "agreement"
-                } if name in predicted else {},
+                    key[2]: paired.estimate(key) for key in statistics if key[:2] == ("agreement", name)
+                },
             )
             for name in every
             if name != SUBJECT
@@ -458,12 +474,28 @@ class _Head:
         size = self.names.size
         found: dict[str, Statistic] = {"auc": PooledAuc(self.users, self.labels, given.scores)}
         found |= _ratios(self.users, self.labels, given.scores, given.logits, size)
+        if (by_request := self._by_request(given.scores)).denominator.any():
+            found["gauc_by_request"] = by_request
         if given.lists is not None and self.drawn is not None:
+            ranks = reciprocal_ranks(given.lists, self.drawn.positives)
+            found["mrr"] = Ratio.of_mean(self.of_lists, ranks, size)
             measures = {"hr": hits_at_k, "ndcg": ndcg_at_k}
             for (name, measure), k in itertools.product(measures.items(), self.k):
                 values = measure(given.lists, k, self.drawn.positives)
                 found[f"{name}@{k}"] = Ratio.of_mean(self.of_lists, values, size)
         return found
+
+    def _by_request(self, scores: np.ndarray) -> Ratio:
+        """Return GAUC over requests in place of users, as sums over users."""
+        found = user_aucs(self.dataset.impressions.request[self.rows], self.labels, scores)
+        _, first = np.unique(self.dataset.impressions.request[self.rows], return_index=True)
+        requests = self.dataset.impressions.request[self.rows][first]
+        owner = self.users[first][np.searchsorted(requests, found.users)]
+        size, weights = self.names.size, found.impressions.astype(np.float64)
+        return Ratio(
+            np.bincount(owner, weights=found.aucs * weights, minlength=size),
+            np.bincount(owner, weights=weights, minlength=size),
+        )
 
     def _within(self, given: _Predicted, part: Slice) -> dict[str, Statistic]:
         mine = part.rows
@@ -478,8 +510,7 @@ class _Head:
             "calibration_error": Estimate(calibration(labels, expit(logits), self.bins).error),
         }
 
-    def _agreement(self, predicted: Mapping[str, _Predicted]) -> dict[str, Statistic]:
-        mine, theirs = predicted[SUBJECT].lists, predicted["against"].lists
+    def _agreement(self, mine: np.ndarray | None, theirs: np.ndarray | None) -> dict[str, Statistic]:
         if mine is None or theirs is None:
             return {}
         found: dict[str, np.ndarray] = {}

@@ -4,7 +4,7 @@ import io
 import math
 from typing import Any
 
-from aif_jax.evaluation.evaluation import Evaluation, HeadEvaluation, SliceEvaluation
+from aif_jax.evaluation.evaluation import AGAINST, Evaluation, HeadEvaluation, Reference, SliceEvaluation
 from aif_jax.evaluation.paired import Estimate
 from aif_jax.extras import needs
 
@@ -37,7 +37,7 @@ def picture(evaluation: Evaluation, *, format: str = "svg") -> bytes:
     heights = [max(_LEAST, _ROW * _lines(head) + 1.6) for head in evaluation.heads.values()]
     figure = Figure(figsize=(13, sum(heights) + 0.7), layout="constrained", facecolor="white", dpi=110)
     figure.get_layout_engine().set(hspace=0.04, w_pad=0.1)  # type: ignore[union-attr]
-    against = "" if evaluation.against is None else f", against {_name(evaluation.against)}"
+    against = "".join(f", against {_name(other)}" for other in evaluation.against.values())
     frozen = ", frozen histories" if evaluation.data["frozen_histories"] else ""
     figure.suptitle(
         f"{_name(evaluation.model)}{against}\n"
@@ -67,8 +67,12 @@ def _name(about: Any) -> str:
     return f"{about['name']} ({about['architecture']}, {about['form']}{precision}{rung})"
 
 
+def _label(name: str, reference: Reference, floor: str = "") -> str:
+    return "other model" if name == AGAINST else name if reference.kind == "model" else floor + name
+
+
 def _reliability(axis: Any, head: HeadEvaluation) -> None:
-    others = [("other model", r.bins, OTHER) for r in head.references.values() if r.bins]
+    others = [(_label(name, r), r.bins, OTHER) for name, r in head.references.items() if r.bins]
     most = 0.0
     for label, bins, colour in [*others, ("model", head.bins, MODEL)]:
         xs, ys = [each.predicted for each in bins], [each.observed.value for each in bins]
@@ -95,7 +99,7 @@ def _metrics(band: Any, head: HeadEvaluation) -> None:
     rows = [("model", head.metrics, MODEL)]
     rows += [
         (
-            "other model" if each.kind == "model" else name,
+            _label(name, each),
             each.metrics,
             OTHER if each.kind == "model" else FLOOR,
         )
@@ -147,7 +151,7 @@ def _slices(axis: Any, head: HeadEvaluation) -> None:
         names.append(f"{each.name}   ({each.impressions:,})")
         for name, difference in each.difference.items():
             kind = head.references[name].kind
-            label = "other model" if kind == "model" else f"floor: {name}"
+            label = _label(name, head.references[name], "floor: ")
             gap = difference["gauc"].value
             axis.plot(
                 found.value - gap, place, marker="D" if kind == "model" else "|", linestyle="",

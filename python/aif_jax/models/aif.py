@@ -81,6 +81,11 @@ class Tower(nnx.Module):
         """
         self._setting.content_space = check_width(space, self.config.content_width)
 
+    @property
+    def droppable(self) -> set[str]:
+        """Names of what a request can go without: the blocks, and `RUNGS`."""
+        return {block.name for block in self.blocks} | {*RUNGS, "train_only"}
+
     def user_side(
         self,
         inputs: Mapping[str, jax.Array],
@@ -106,9 +111,14 @@ class Tower(nnx.Module):
         return side._replace(own={block.name: block.user(self, side) for block in self.inputs})
 
     def read(
-        self, batch: Mapping[str, Any], catalogue: Columns, train: bool = False, rngs: Any = None
+        self,
+        batch: Mapping[str, Any],
+        catalogue: Columns,
+        train: bool = False,
+        rngs: Any = None,
+        keep: Keep | None = None,
     ) -> Inputs:
-        """Read a batch: gather candidates and histories, draw and apply what is hidden in training.
+        """Read a batch: gather candidates and histories, apply what is hidden, which training draws.
 
         Arguments as of `Aif.__call__`. The first five parts of the result are the arguments of `user_side`.
         """
@@ -118,21 +128,21 @@ class Tower(nnx.Module):
         types = {name: jnp.asarray(batch[name]) for name in ("short_type", "long_type")}
         candidates = jnp.asarray(batch["item"])
         item = self.items_at(arrays, jnp.maximum(candidates, 0))
-        keep: dict[str, jax.Array] = {}
+        keep = {} if keep is None else keep
         if train and (config.block_dropout or config.item_id_dropout):
             block_key, id_key = jax.random.split(random_key(rngs))
             if config.block_dropout:
-                names = {block.name for block in self.blocks} | {*RUNGS, "train_only"}
-                keep = draw_keep(config.block_dropout, names, candidates.shape[0], block_key)
-                user = hidden(user, keep["user"])
-                history = keep["user"][:, None]
-                types["short_type"] = jnp.where(history, types["short_type"], -1)
-                history &= keep["long_history"][:, None]
-                types["long_type"] = jnp.where(history, types["long_type"], -1)
+                keep = draw_keep(config.block_dropout, self.droppable, candidates.shape[0], block_key)
             if config.item_id_dropout and (name := self.schema.item_id) is not None:
                 shows = jax.random.bernoulli(id_key, 1.0 - config.item_id_dropout, candidates.shape)
                 # As an id that the vocabulary does not know, which is what a cold item's is at serving.
                 item[name] = jnp.where(shows, item[name], UNKNOWN)
+        if keep:
+            user = hidden(user, keep["user"])
+            history = keep["user"][:, None]
+            types["short_type"] = jnp.where(history, types["short_type"], -1)
+            history &= keep["long_history"][:, None]
+            types["long_type"] = jnp.where(history, types["long_type"], -1)
         indices = [jnp.asarray(batch[name]) for name in ("short_item", "long_item")]
         masked = [
             jnp.where(index >= 0, kind, -1)
@@ -206,6 +216,7 @@ class Aif(Tower):
         *,
         train: bool,
         rngs: nnx.Rngs | jax.Array | None = None,
+        keep: Keep | None = None,
     ) -> jax.Array:
         """Return logits ``[B, G, n_heads]``.
 
@@ -218,11 +229,12 @@ class Aif(Tower):
                 `add_signatures`.
             train: hide blocks and item ids at random, and read the train-only features.
             rngs: what to draw with; an `nnx.Rngs` or a key.
+            keep: what each request keeps, bool ``[B]`` for each of `droppable`; by default everything.
 
         Raises:
             ConfigError: ``train`` with dropout, but without ``rngs``.
         """
-        inputs = self.read(batch, catalogue, train, rngs)
+        inputs = self.read(batch, catalogue, train, rngs, keep)
         side = self.user_side(*inputs[:5], inputs.keep)
         candidates = self.candidates(inputs)
         first = self.first.item(candidates.e) + self.first.user(side.vector)[:, None]

@@ -26,6 +26,8 @@ class TrainConfig(Config):
         patience: epochs without a better validation GAUC after which training stops; 0 never stops early. The
             weights of the best epoch are kept either way.
         max_steps: end after this many steps, and shape the schedule for it; 0 means by epochs.
+        max_seconds: end with the step after so many seconds, validation included; 0 means by epochs. The
+            schedule is that of all epochs, so that a run that is cut short ends with a higher rate.
         long_buckets: lengths to which shorter long sequences are padded, ascending, beside the model's
             `long_length`, which always is one; each costs one compilation. Requests are put into batches with
             others of their bucket. Lengths beyond the model's have no effect.
@@ -67,6 +69,7 @@ class TrainConfig(Config):
     clip_norm: float = 5.0
     patience: int = 2
     max_steps: int = 0
+    max_seconds: float = 0.0
     long_buckets: tuple[int, ...] = ()
     head_weights: tuple[float, ...] = ()
     negative_keep_rate: float = 1.0
@@ -101,8 +104,8 @@ class TrainConfig(Config):
         for name in ("learning_rate", "warm_rate", "softmax_temperature"):
             check(name, value := getattr(self, name), value > 0, "a number over 0")
         for name in (
-            "weight_decay", "embedding_decay", "clip_norm", "negative_weight", "softmax_weight",
-            "distillation_weight", "distillation_list_weight",
+            "weight_decay", "embedding_decay", "clip_norm", "max_seconds", "negative_weight",
+            "softmax_weight", "distillation_weight", "distillation_list_weight",
         ):  # fmt: skip
             check(name, value := getattr(self, name), value >= 0, "at least 0")
         for name in ("final_rate", "negative_bottom", "negative_popularity"):

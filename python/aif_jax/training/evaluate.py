@@ -152,14 +152,25 @@ class Evaluator:
         )
         self._batcher = RequestBatcher(source, batch_size=batch_size, long_buckets=lengths, shuffle=False)
 
-    def predict(self, model: Any) -> np.ndarray:
+    def predict(self, model: Any, *, without: str = "") -> np.ndarray:
         """Return logits float32 ``[impressions, heads]``, NaN for impressions of other parts.
+
+        Args:
+            model: trained.
+            without: one of `aif_jax.models.Aif.droppable` that every request goes without, as in training
+                under dropout; empty for none.
 
         Raises:
             TrainingError: a logit is not finite.
         """
         graph, state = nnx.split(model)
-        return self.collect(lambda batch: _forward(graph, state, batch, self._catalogue))
+
+        def forward(batch: Batch) -> jax.Array:
+            rows = len(batch["item"])
+            keep = {name: np.full(rows, name != without) for name in model.droppable} if without else None
+            return _forward(graph, state, batch, self._catalogue, keep)
+
+        return self.collect(forward)
 
     def collect(self, forward: Callable[[Batch], jax.Array]) -> np.ndarray:
         """Return the logits that a function from batches to ``[B, G, heads]`` gives; see `predict`.
@@ -315,10 +326,12 @@ def device_catalogue(dataset: Dataset, model: Any) -> dict[str, jax.Array]:
 
 
 @partial(jax.jit, static_argnums=0)
-def _forward(graph: nnx.GraphDef, state: nnx.State, batch: Mapping[str, Any], catalogue: Any) -> jax.Array:
+def _forward(
+    graph: nnx.GraphDef, state: nnx.State, batch: Mapping[str, Any], catalogue: Any, keep: Any = None
+) -> jax.Array:
     # One function of the module: models of one config share its compiled programs.
     model: Any = nnx.merge(graph, state)
-    return model(batch, catalogue, train=False)
+    return model(batch, catalogue, train=False, **({} if keep is None else {"keep": keep}))
 
 
 def _scatter(logits: np.ndarray, rows: np.ndarray, found: jax.Array) -> None:

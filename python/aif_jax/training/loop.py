@@ -91,6 +91,7 @@ class TrainResult:
         examples_per_s: impressions a second of training, compilation left out; of this process alone.
         compile_s: seconds spent tracing and compiling steps.
         parameters: number of trained weights.
+        ended: ``epochs``: all that were asked for (or `TrainConfig.max_steps`); ``patience``; or ``seconds``.
         encoding: counts of values of the training part, all users and all items that encoding left out or
             did not recognise, by group, by reason as in `aif_jax.features.EncodeReport`, and by feature.
         warm_start: what was taken over from an earlier model; ``None`` if the run began from scratch.
@@ -104,8 +105,27 @@ class TrainResult:
     examples_per_s: float
     compile_s: float
     parameters: int
+    ended: str
     encoding: Encoding
     warm_start: WarmStart | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all but model and schema, JSON-serialisable; `from_json` reads it back."""
+        fields = [field.name for field in dataclasses.fields(self)]
+        values = {name: getattr(self, name) for name in fields if name not in ("model", "schema", "metrics")}
+        warm = None if self.warm_start is None else dataclasses.asdict(self.warm_start)
+        return {**values, "history": [epoch.to_json() for epoch in self.history], "warm_start": warm}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], model: Any) -> Self:
+        """Build from `to_json` output and the model."""
+        history = tuple(Epoch.from_json(epoch) for epoch in values["history"])
+        best = [epoch.validation for epoch in history if epoch.best][-1]
+        kept: Mapping[str, Any] = values["warm_start"] or {}
+        names: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()}
+        warm = WarmStart(**names) if names else None
+        made = {"history": history, "metrics": best, "model": model, "schema": model.schema}
+        return cls(**{**values, **made, "warm_start": warm})
 
 
 def train(
@@ -208,6 +228,7 @@ class _Run:
         self.waiting: deque[tuple[int, dict[str, Any], jax.Array]] = deque()
         self.compile_s = self.busy_s = self.epoch_s = 0.0
         self.examples = 0
+        self.ended = "epochs"
 
     def go(self) -> TrainResult:
         iterator = iterate(self.batches, self.config.workers)
@@ -227,6 +248,7 @@ class _Run:
             examples_per_s=self.examples / steady if steady > 0 else 0.0,
             compile_s=self.compile_s,
             parameters=self.best.size,
+            ended=self.ended,
             encoding=self.encoding,
             warm_start=self.warm_start,
         )
@@ -238,8 +260,8 @@ class _Run:
         if self.warm_start is not None:
             self.reporter.line(f"started from an earlier model: {self.warm_start.summary()}")
         self.reporter.start(self.total, done)
-        started = time.perf_counter()
-        while done < self.total and not self._patience_is_over():
+        begun = started = time.perf_counter()
+        while done < self.total and self._may_go_on():
             batch = next(iterator)
             before = time.perf_counter()
             self.state, report = self.step(self.state, for_device(batch), self.catalogue)
@@ -253,7 +275,8 @@ class _Run:
             self.waiting.append((done, batch, report))
             loss = self._read(_LAG)
             self.reporter.advance(examples, loss)
-            ends = done % self.per_epoch == 0 or done == self.total
+            late = 0 < self.config.max_seconds <= time.perf_counter() - begun
+            ends = done % self.per_epoch == 0 or done == self.total or late
             if ends:
                 self._read(0)
                 spent = time.perf_counter() - started
@@ -261,6 +284,8 @@ class _Run:
                 self.epoch_s += spent
                 self._end_epoch(done)
                 started = time.perf_counter()
+            if late and done < self.total:
+                self.ended = "seconds"
             interval = self.config.checkpoint_interval
             if store is not None and (done % interval == 0 if interval else ends):
                 self._read(0)
@@ -286,7 +311,7 @@ class _Run:
 
     def _end_epoch(self, done: int) -> None:
         number = len(self.history)
-        steps = done - number * self.per_epoch
+        steps = done - (self.history[-1].step if self.history else 0)
         loss = float(self.state["loss_sum"]) / steps
         found = None
         if self.evaluator is not None:
@@ -307,15 +332,17 @@ class _Run:
     def _model(self, vector: jax.Array) -> Any:
         return self.parameters.merge(self.parameters.split(vector))
 
-    def _patience_is_over(self) -> bool:
+    def _may_go_on(self) -> bool:
         bests = [epoch.number for epoch in self.history if epoch.best]
         waited = len(self.history) - 1 - bests[-1] if bests else 0
-        return 0 < self.config.patience <= waited
+        if 0 < self.config.patience <= waited:
+            self.ended = "patience"
+        return self.ended == "epochs"
 
     def _identity(self) -> dict[str, Any]:
         """Return the description of the run that must not change before it resumes."""
         training = self.config.to_json()
-        for name in ("checkpoint_dir", "checkpoint_interval", "checkpoints_kept", "workers"):
+        for name in ("checkpoint_dir", "checkpoint_interval", "checkpoints_kept", "max_seconds", "workers"):
             del training[name]
         for name, array in self.given.items():
             if array is not None:

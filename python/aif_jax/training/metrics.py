@@ -1,7 +1,8 @@
 """Metrics in NumPy: order of impressions, order of candidate lists, and calibration; exact under ties.
 
 Arrays are one value an impression, ``[I]``: `labels` are 0 or 1, `scores` are any finite numbers of which
-only the order counts (`log_loss` apart, which wants logits), `users` are integers that name the user.
+only the order counts (`log_loss` apart, which wants logits), `users` are integers that name the user, or the
+request for metrics by request.
 """
 
 import dataclasses
@@ -180,6 +181,33 @@ def ndcg_at_k(scores: np.ndarray, k: int, positives: np.ndarray | None = None) -
     gains = (total[np.minimum(above + tied, k)] - total[np.minimum(above, k)]) / tied
     ideal = total[np.minimum(counts, k)]
     return np.bincount(lists, weights=gains, minlength=counts.size) / ideal
+
+
+def reciprocal_ranks(scores: np.ndarray, positives: np.ndarray | None = None) -> np.ndarray:
+    """Return ``1 / place`` of the first positive of each list, float64 ``[R]``; MRR is their mean.
+
+    Candidates that tie stand in random order: the result is the mean over all orders. With ``a`` candidates
+    above the best positives, which are ``p`` of ``t`` that tie, none of the first ``j`` of these is positive
+    with probability ``prod_i (t - i + 1 - p) / (t - i + 1)``, ``i`` from 1 to ``j``.
+
+    Args:
+        scores: as for `hits_at_k`.
+        positives: as for `hits_at_k`.
+
+    Raises:
+        DataError: as `hits_at_k`.
+    """
+    lists, above, tied, counts = _places(scores, 1, positives)
+    starts = np.searchsorted(lists, np.arange(counts.size))
+    best = np.minimum.reduceat(above, starts) if lists.size else above
+    first = above == best[lists]
+    alike, ties = (np.bincount(lists[first], weights=w, minlength=counts.size) for w in (None, tied[first]))
+    ties = (ties / np.maximum(alike, 1))[:, None]
+    places = np.arange(1, int(ties.max(initial=0)) + 1)
+    left = ties - places + 1  # candidates of the tie that no earlier place has
+    none_yet = np.cumprod(np.clip(left - alike[:, None], 0, None) / np.maximum(left, 1), axis=1)
+    share = -np.diff(none_yet, axis=1, prepend=1.0)
+    return (share / (best[:, None] + places)).sum(axis=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,7 @@
+"""One call from a data set to a trained, measured and exported model.
+
+Needs the extra ``aif_jax[train]``.
+"""
+
+from aif_jax.fitting.fit_models import fit as fit
+from aif_jax.fitting.run import Run as Run

@@ -1,0 +1,280 @@
+"""The result of `fit`: models, measurements and reasons, on disk and as a report."""
+
+import dataclasses
+import hashlib
+import json
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+from aif_jax.bundle import Bundle, export_bundle
+from aif_jax.checks import well_formed
+from aif_jax.config import ModelConfig, Precision
+from aif_jax.data import Dataset
+from aif_jax.errors import BundleError, ConfigError
+from aif_jax.evaluation import Evaluation
+from aif_jax.evaluation.tables import WIDTH, as_text, summary
+from aif_jax.features import ContentSpace, Schema
+from aif_jax.files import foreign_names, make_directory, write_atomic
+from aif_jax.models.baselines import Model
+from aif_jax.models.store import load_model, save_model
+from aif_jax.nearline import Towers
+from aif_jax.strict_json import shortened
+from aif_jax.training import TrainConfig, TrainResult
+from aif_jax.training.choosing import Choice
+from aif_jax.types import ItemRecords
+
+CHECKPOINTS = "checkpoints"
+_RUN = "run.json"
+_FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Run:
+    """Models that `fit` trained, and what it measured.
+
+    Attributes:
+        data: name of the data set.
+        results: of training, by architecture: the baselines, then the model itself.
+        evaluations: by part of the data: the model beside baselines and floors.
+        choice: sizes and settings, with the reasons for them.
+        seconds: spent on the training of each model, validation included.
+        budget_s: seconds that were given for all of them; ``None`` for no limit.
+        warnings: of the data set.
+        findings: the verdict; where the model is not above all else, why, and what to change.
+    """
+
+    data: str
+    results: Mapping[str, TrainResult]
+    evaluations: Mapping[str, Evaluation]
+    choice: Choice
+    seconds: Mapping[str, float]
+    budget_s: float | None
+    warnings: tuple[str, ...]
+    findings: tuple[str, ...]
+
+    @property
+    def model(self) -> Model:
+        """The trained model."""
+        return list(self.results.values())[-1].model
+
+    @property
+    def schema(self) -> Schema:
+        """The schema, fitted on the training part."""
+        return self.model.schema
+
+    @property
+    def content_space(self) -> ContentSpace:
+        """The space of the content embeddings that the model reads."""
+        return self.model.content_space
+
+    def towers(self, items: ItemRecords | Dataset) -> Towers:
+        """Return what computes vectors of users and items for retrieval, by the run's two-tower model.
+
+        Args:
+            items: the catalogue, which the histories of users are read with.
+
+        Raises:
+            ConfigError: the run has no such model.
+        """
+        if "two_tower" not in self.results:
+            raise ConfigError(
+                f"towers: the run has {', '.join(self.results)}, expected a two_tower; fit with "
+                "baselines=('cold', 'two_tower')."
+            )
+        return Towers(self.results["two_tower"].model, items)
+
+    def report(self) -> str:
+        """Return quality beside baselines, floors and chance, what was chosen and why, time and warnings.
+
+        Where the model is not above all of them by more than the error, it says why and what to change.
+        """
+        (evaluation,) = self.evaluations.values()
+        parts = [f"{self.model.config.architecture} on {self.data}", as_text(*summary(evaluation))]
+        if "test" not in self.evaluations:
+            parts.append(
+                "There is no test part. These are figures of the validation part, on which the best epoch "
+                "was chosen: they are a little too good."
+            )
+        for title, lines in (
+            ("Verdict", self.findings), ("Chosen", self.choice.reasons),
+            ("Started from an earlier model", self._starts()),
+            ("Time", self._times()), ("Warnings", self.warnings),
+        ):  # fmt: skip
+            if lines:
+                parts.append("\n".join([f"{title}:", *map(_item, lines)]))
+        return "\n\n".join(parts)
+
+    def save(self, path: str | Path) -> None:
+        """Save the run in a folder: models, measurements, reasons. `load` reads it, and so do the commands.
+
+        Args:
+            path: the folder; a run that is there is replaced.
+
+        Raises:
+            BundleError: the folder holds something else, a weight is not finite, or it cannot be written.
+            WriteError: the disk refuses.
+        """
+        path = Path(path)
+        check_place(path)
+        make_directory(path)
+        digests, last = {}, list(self.results)[-1]
+        for name, result in self.results.items():
+            folder = path / _folder(name, last)
+            figures = {} if result.metrics is None else result.metrics.to_json()
+            notes = {"data": self.data, "seed": self.choice.training.seed, "steps": result.steps}
+            save_model(result.model, folder, metrics=figures, notes=notes)
+            digests[name] = _digest(folder)
+        description = {
+            "format": _FORMAT,
+            "data": self.data,
+            "results": {name: result.to_json() for name, result in self.results.items()},
+            "evaluations": {part: each.to_json() for part, each in self.evaluations.items()},
+            "choice": {
+                "model": self.choice.model.to_json(), "training": self.choice.training.to_json(),
+                "reasons": self.choice.reasons,
+            },
+            "seconds": dict(self.seconds),
+            "budget_s": self.budget_s,
+            "warnings": self.warnings,
+            "findings": self.findings,
+            "weights": digests,
+        }  # fmt: skip
+        write_atomic(path / _RUN, json.dumps(description, indent=1), begins=b"{")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            BundleError: nothing of the kind is there, or a file is missing, broken or of another run.
+        """
+        path = Path(path)
+        try:
+            values = json.loads((path / _RUN).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise BundleError(
+                f"{path}: not a run ({shortened(str(error))}); expected {_RUN} as Run.save writes it."
+            ) from error
+        found = values.get("format") if isinstance(values, dict) else values
+        if found != _FORMAT:
+            raise BundleError(f"{path}: format {shortened(repr(found))}, this release reads {_FORMAT}.")
+        with well_formed(path / _RUN, BundleError, "fit again, or copy the run again"):
+            results, last = {}, list(values["results"])[-1]
+            for name, kept in values["results"].items():
+                folder = path / _folder(name, last)
+                model, _ = load_model(folder)
+                if _digest(folder) != values["weights"][name]:
+                    raise BundleError(
+                        f"{folder}: has other weights than {path / _RUN} describes, as after a save that was "
+                        "broken off; save the run again, or fit again."
+                    )
+                results[name] = TrainResult.from_json(kept, model)
+            chosen = values["choice"]
+            return cls(
+                data=values["data"],
+                results=results,
+                evaluations={
+                    part: Evaluation.from_json(found) for part, found in values["evaluations"].items()
+                },
+                choice=Choice(
+                    model=ModelConfig.from_json(chosen["model"]),
+                    training=TrainConfig.from_json(chosen["training"]),
+                    reasons=tuple(chosen["reasons"]),
+                ),
+                seconds=values["seconds"],
+                budget_s=values["budget_s"],
+                warnings=tuple(values["warnings"]),
+                findings=tuple(values["findings"]),
+            )  # fmt: skip
+
+    @staticmethod
+    def is_at(path: Path) -> bool:
+        """Return whether a run was saved in a folder."""
+        return (path / _RUN).is_file()
+
+    def export(
+        self,
+        path: str | Path,
+        *,
+        k_max: int = 500,
+        precision: Precision = "float32",
+        score: str | None = None,
+        overwrite: bool = False,
+    ) -> Bundle:
+        """Export the model as a bundle, with its measurements; see `aif_jax.export_bundle`.
+
+        Args:
+            path: the directory to write.
+            k_max: the most results that a request will be able to ask for.
+            precision: ``float32``, ``bfloat16`` or ``int8``, of item rows and user states.
+            score: another score expression than the model's.
+            overwrite: replace a bundle that is there.
+
+        Raises:
+            ConfigError: see `aif_jax.export_bundle`.
+            BundleError: see `aif_jax.export_bundle`.
+        """
+        heads = next(iter(self.evaluations.values())).heads
+        figures = {
+            head: {name: each.value for name, each in found.metrics.items()} for head, found in heads.items()
+        }
+        return export_bundle(
+            self.model, path, k_max=k_max, precision=precision, score=score, overwrite=overwrite,
+            metrics={next(iter(self.evaluations)): figures}, notes={"data": self.data},
+        )  # fmt: skip
+
+    def __repr__(self) -> str:
+        part, evaluation = next(iter(self.evaluations.items()))
+        found = next(iter(evaluation.heads.values())).metrics
+        return (
+            f"Run({self.model.config.architecture} on {self.data}, {part} AUC {found['auc'].value:.4f}, GAUC "
+            f"{found['gauc'].value:.4f}; run.report() tells more)"
+        )
+
+    def _starts(self) -> list[str]:
+        started = {
+            name: each.warm_start for name, each in self.results.items() if each.warm_start is not None
+        }
+        return [f"{name}: {warm.summary()}" for name, warm in started.items()]
+
+    def _times(self) -> list[str]:
+        spent = ", ".join(f"{name} {seconds:,.0f} s" for name, seconds in self.seconds.items())
+        if self.budget_s is None:
+            return [f"training took {spent}; no limit was given"]
+        share = self.budget_s / len(self.results)
+        total = sum(self.seconds.values())
+        lines = [
+            f"training took {spent} of {self.budget_s:,.0f} s: {share:,.0f} s for each, and what one "
+            "leaves is for the next"
+        ]
+        if total > self.budget_s:
+            lines.append(
+                f"that is {total - self.budget_s:,.0f} s over: the step under way and validation ended"
+            )
+        return lines
+
+
+def check_place(path: Path) -> None:
+    """Raise `BundleError` if a folder holds something that is no part of a run."""
+    ours = (_RUN, f"{CHECKPOINTS}/", "model/", "baselines/")
+    foreign = [name for name in foreign_names(path, ()) if not name.startswith(ours)] if path.is_dir() else []
+    if foreign:
+        raise BundleError(
+            f"{path}: holds {', '.join(foreign[:3])}, which is no part of a run, so none is saved there; "
+            "choose another folder."
+        )
+
+
+def _folder(name: str, main: str) -> str:
+    return "model" if name == main else f"baselines/{name}"
+
+
+def _item(line: str) -> str:
+    return textwrap.fill(line, WIDTH, initial_indent="- ", subsequent_indent="  ")
+
+
+def _digest(folder: Path) -> str:
+    files = sorted(each for each in folder.iterdir() if each.is_file())
+    return hashlib.sha256(b"".join(each.read_bytes() for each in files)).hexdigest()

@@ -10,8 +10,7 @@ import numpy as np
 
 import aif_jax as aif
 from aif_jax.data import Dataset, by_time
-from aif_jax.models.store import load_model, save_model
-from aif_jax.training import TrainConfig, TrainResult, train
+from aif_jax.training import TrainConfig, TrainResult
 
 MODEL = aif.ModelConfig(
     architecture="cold", heads=("interaction",), blocks=("profile_item",), width=8, embedding_width=8,
@@ -38,22 +37,19 @@ def data_until(day: int) -> Dataset:
 def main(folder: Path, first: int = 4, days: int = 3) -> list[TrainResult]:
     """Run the loop for some days and return the trainings, after checking each against the day before."""
     results: list[TrainResult] = []
-    users, engine = {}, None
+    users, engine, yesterday = {}, None, None
     for day in range(first, first + days):
         data = data_until(day)
-        earlier = load_model(folder / "model")[0] if results else None
-        if earlier is not None:  # content is derived anew each day, and turned to where the model learned it
-            data = data.with_content_like(**np.load(folder / "content.npz"), space=earlier.content_space)
         users["source"] = data.user_source()
-        result = train(
-            MODEL, data, TrainConfig(epochs=1 if results else 4, learning_rate=1e-2, group=5), init=earlier
+        training = TrainConfig(epochs=1 if yesterday else 4, learning_rate=1e-2, group=5)
+        run = aif.fit(
+            data, model=MODEL, training=training, baselines=(), init=yesterday, out=folder / f"run-{day}"
         )
+        result, yesterday = run.results["cold"], folder / f"run-{day}"
         if results:
             assert result.metrics.gauc > results[-1].metrics.gauc - 0.03, "worse: not published"
             assert result.warm_start.kept["item.item"] == results[-1].schema.feature("item", "item").size
-        save_model(result.model, folder / "model", metrics={}, notes={"day": day})
-        np.savez(folder / "content.npz", ids=data.items["ids"], vectors=data.content.vectors)
-        bundle = aif.export_bundle(result.model, folder / f"bundle-{day}", k_max=20)
+        bundle = run.export(folder / f"bundle-{day}", k_max=20)
         # All weights have changed, so all rows have: both tables are built anew, and published with it.
         tables = aif.build_tables(bundle, data.item_records(MODEL.content_width))
         if engine is None:

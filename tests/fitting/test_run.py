@@ -1,5 +1,6 @@
 """`Run`: its report, its files and its bundle."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 
 from aif_jax.data import Dataset
+from aif_jax.data.content import Content
 from aif_jax.errors import BundleError, ConfigError
 from aif_jax.evaluation import open_scorer
+from aif_jax.features import ContentSpace
 from aif_jax.fitting import Run, fit
 from aif_jax.models.store import weights_of
 from aif_jax.training import candidate_lists
@@ -109,14 +112,23 @@ def test_run_export_gives_a_bundle_with_its_figures(run: Run, tmp_path: Path) ->
 def test_run_begins_where_the_earlier_run_ended_and_gives_vectors(
     run: Run, data: Dataset, tmp_path: Path
 ) -> None:
+    # Derived the next day, content has other axes.
+    axes, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(8, 8)))
+    space = ContentSpace(kind="derived", width=8, digest="of the next day")
+    content = Content((data.content.vectors @ axes).astype(np.float32), data.content.has, space)
+    today = dataclasses.replace(data, content=content)
     again = fit(
-        data, model=SMALL, training=BRIEF.replace(max_steps=1, learning_rate=1e-9, group=8, epochs=1),
+        today, model=SMALL, training=BRIEF.replace(max_steps=1, learning_rate=1e-9, group=8, epochs=1),
         baselines=("two_tower",), init=run, out=tmp_path / "run", progress=False,
     )  # fmt: skip
     mine, theirs = weights_of(again.model), weights_of(run.model)
     for name in theirs:
         np.testing.assert_allclose(mine[name], theirs[name], atol=1e-6)
     loaded = Run.load(tmp_path / "run")
+    assert loaded.content_space == run.content_space
+    for found in (again.content, loaded.content):
+        np.testing.assert_array_equal(found[0], data.items["ids"])
+        np.testing.assert_allclose(found[1], data.content.vectors, atol=1e-5)
     assert loaded.results["aif"].warm_start == again.results["aif"].warm_start
     assert loaded.results["two_tower"].warm_start is None, "the earlier run has none"
     assert "Started from an earlier model" in loaded.report()

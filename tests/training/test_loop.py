@@ -164,16 +164,20 @@ def with_broken_numeric(dataset):
     return dataclasses.replace(dataset, schema=dataclasses.replace(dataset.schema, user=user)), broken
 
 
-def test_train_max_seconds_ends_with_the_step_that_passes_them(dataset, tiny, short, monkeypatch):
+@pytest.mark.parametrize(("fewest", "steps"), [(1, 5), (7, 7)])
+def test_train_max_seconds_ends_with_the_step_that_passes_them(
+    dataset, tiny, short, monkeypatch, fewest, steps
+):
     now = [0.0]
+    monkeypatch.setattr("aif_jax.training.loop.FEWEST_STEPS", fewest)
     monkeypatch.setattr("aif_jax.training.loop.time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     def second_passes(_):
         now[0] += 1.0
 
     result = train(tiny, dataset, short.replace(max_seconds=3.5), progress=False, on_step=second_passes)
-    assert (result.steps, result.ended) == (5, "seconds")
-    assert [epoch.step for epoch in result.history] == [5]
+    assert (result.steps, result.ended) == (steps, "seconds")
+    assert result.history[-1].step == steps
     assert result.metrics is not None
     whole = train(tiny, dataset, short.replace(max_seconds=99.0), progress=False, on_step=second_passes)
     assert (whole.steps, whole.ended) == (12, "epochs")

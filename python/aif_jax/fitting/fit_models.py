@@ -85,6 +85,11 @@ def fit(
     main = picked.model.architecture
     check("baselines", tuple(baselines), main not in baselines, f"none of the model's own kind, {main!r}")
     part, heads = _measured(data, picked.model.heads)
+    if isinstance(init, (str, Path)) and Run.is_at(Path(init)):
+        init = Run.load(init)
+    derived = data.content is not None and data.content.space.kind == "derived"
+    if derived and isinstance(init, Run) and init.content is not None:
+        data = data.with_content_like(*init.content, init.content_space)
 
     results: dict[str, TrainResult] = {}
     spent: dict[str, float] = {}
@@ -119,6 +124,7 @@ def fit(
         budget_s=seconds,
         warnings=data.warnings,
         findings=findings(data, evaluation, results),
+        content=(_plain_ids(data.items["ids"]), data.content.vectors) if derived else None,
     )
     if out is not None:
         run.save(out)
@@ -196,10 +202,14 @@ def _has_both(data: Dataset, part: str, head: str) -> bool:
         return False  # `Dataset.warnings` names it
 
 
+def _plain_ids(ids: Any) -> np.ndarray:
+    """Return ids as integers or fixed-width text, which a file holds without pickling."""
+    array = np.asarray(ids)
+    return array.astype(str) if array.dtype.kind == "O" else array
+
+
 def _init_of(init: Any, name: str, main: bool) -> Any:
     """Return the weights that a model begins from: an earlier run has some for each of its models."""
-    if isinstance(init, (str, Path)) and Run.is_at(Path(init)):
-        init = Run.load(init)
     if isinstance(init, Run):
         return init.results[name].model if name in init.results else None
     return init if main else None

@@ -2,11 +2,14 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
+
+import numpy as np
 
 from aif_jax.bundle import Bundle, export_bundle
 from aif_jax.checks import well_formed
@@ -27,6 +30,7 @@ from aif_jax.types import ItemRecords
 
 CHECKPOINTS = "checkpoints"
 _RUN = "run.json"
+_CONTENT = "content.npz"
 _FORMAT = 1
 
 
@@ -43,6 +47,8 @@ class Run:
         budget_s: seconds that were given for all of them; ``None`` for no limit.
         warnings: of the data set.
         findings: the verdict; where the model is not above all else, why, and what to change.
+        content: items and their content embeddings ``[n, w]``, if these were derived from the log; the next
+            day's are turned to them, see `aif_jax.data.Dataset.with_content_like`.
     """
 
     data: str
@@ -53,6 +59,7 @@ class Run:
     budget_s: float | None
     warnings: tuple[str, ...]
     findings: tuple[str, ...]
+    content: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def model(self) -> Model:
@@ -140,7 +147,13 @@ class Run:
             "warnings": self.warnings,
             "findings": self.findings,
             "weights": digests,
+            "content": None,
         }  # fmt: skip
+        if self.content is not None:
+            file = io.BytesIO()
+            np.savez(file, ids=self.content[0], vectors=self.content[1])
+            write_atomic(path / _CONTENT, file.getvalue(), begins=b"PK")
+            description["content"] = hashlib.sha256(file.getvalue()).hexdigest()
         write_atomic(path / _RUN, json.dumps(description, indent=1), begins=b"{")
 
     @classmethod
@@ -187,6 +200,7 @@ class Run:
                 budget_s=values["budget_s"],
                 warnings=tuple(values["warnings"]),
                 findings=tuple(values["findings"]),
+                content=None if values["content"] is None else _content(path, values["content"]),
             )  # fmt: skip
 
     @staticmethod
@@ -258,7 +272,7 @@ class Run:
 
 def check_place(path: Path) -> None:
     """Raise `BundleError` if a folder holds something that is no part of a run."""
-    ours = (_RUN, f"{CHECKPOINTS}/", "model/", "baselines/")
+    ours = (_RUN, f"{CHECKPOINTS}/", _CONTENT, "model/", "baselines/")
     foreign = [name for name in foreign_names(path, ()) if not name.startswith(ours)] if path.is_dir() else []
     if foreign:
         raise BundleError(
@@ -273,6 +287,14 @@ def _folder(name: str, main: str) -> str:
 
 def _item(line: str) -> str:
     return textwrap.fill(line, WIDTH, initial_indent="- ", subsequent_indent="  ")
+
+
+def _content(path: Path, digest: Any) -> tuple[np.ndarray, np.ndarray]:
+    kept = (path / _CONTENT).read_bytes()
+    if hashlib.sha256(kept).hexdigest() != digest:
+        raise BundleError(f"{path / _CONTENT}: is of another run than {path / _RUN}; save the run again.")
+    with np.load(io.BytesIO(kept)) as file:
+        return file["ids"], file["vectors"]
 
 
 def _digest(folder: Path) -> str:

@@ -13,7 +13,7 @@ from aif_jax.config import BLOCKS, ModelConfig
 from aif_jax.data import TRAIN, VALIDATION, Dataset
 from aif_jax.data.rows import Requests
 from aif_jax.errors import DataError
-from aif_jax.training.config import TrainConfig
+from aif_jax.training.config import FEWEST_STEPS, TrainConfig
 from aif_jax.training.feed import long_buckets
 
 SHORT, LONG = (8, 64), (16, 1024)
@@ -27,9 +27,6 @@ STEP_ROWS, STEPS = 1024, 200
 
 HIDDEN = (0.05, 0.3)
 """Bounds of the share of ids that training hides. The lower one is also that of the blocks."""
-
-FEWEST_STEPS = 50
-"""Steps that are made whatever the budget."""
 
 VISITS, EPOCHS = 2_000_000, (2, 5)
 """Rows that all epochs together read, and the bounds of their number."""

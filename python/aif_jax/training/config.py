@@ -6,6 +6,9 @@ from typing import ClassVar
 from aif_jax.checks import Config, ascending, check, whole
 from aif_jax.errors import ConfigError
 
+FEWEST_STEPS = 50
+"""Steps that a limit of time leaves: after fewer, a model is noise."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(Config):
@@ -26,8 +29,9 @@ class TrainConfig(Config):
         patience: epochs without a better validation GAUC after which training stops; 0 never stops early. The
             weights of the best epoch are kept either way.
         max_steps: end after this many steps, and shape the schedule for it; 0 means by epochs.
-        max_seconds: end with the step after so many seconds, validation included; 0 means by epochs. The
-            schedule is that of all epochs, so that a run that is cut short ends with a higher rate.
+        max_seconds: end with the step after so many seconds, validation and compilation included, but not
+            before step `FEWEST_STEPS`; 0 means by epochs. The schedule is that of all epochs, so that a run
+            that is cut short ends with a higher rate.
         long_buckets: lengths to which shorter long sequences are padded, ascending, beside the model's
             `long_length`, which always is one; each costs one compilation. Requests are put into batches with
             others of their bucket. Lengths beyond the model's have no effect.

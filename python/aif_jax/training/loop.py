@@ -24,7 +24,7 @@ from aif_jax.errors import ConfigError, TrainingError
 from aif_jax.features import ContentSpace, Schema
 from aif_jax.models import build_model
 from aif_jax.training.checkpoints import CheckpointStore
-from aif_jax.training.config import TrainConfig
+from aif_jax.training.config import FEWEST_STEPS, TrainConfig
 from aif_jax.training.encoding import CountedDataset, Encoding, summary_of
 from aif_jax.training.evaluate import Evaluator, Metrics, device_catalogue
 from aif_jax.training.feed import TrainingBatches, for_device, iterate
@@ -275,7 +275,7 @@ class _Run:
             self.waiting.append((done, batch, report))
             loss = self._read(_LAG)
             self.reporter.advance(examples, loss)
-            late = 0 < self.config.max_seconds <= time.perf_counter() - begun
+            late = done >= FEWEST_STEPS and 0 < self.config.max_seconds <= time.perf_counter() - begun
             ends = done % self.per_epoch == 0 or done == self.total or late
             if ends:
                 self._read(0)

@@ -73,13 +73,23 @@ def no_cache_of_jax() -> Iterator[None]:
             yield
 
 
+_SYNC = {call: getattr(os, call) for call in ("fsync", "fdatasync") if hasattr(os, call)}
+
+
 @pytest.fixture(scope="session", autouse=True)
 def write_without_sync() -> Iterator[None]:
     """Leave out the waits for the disk: no test cuts the power. Tests of the order of writes patch these."""
     with pytest.MonkeyPatch.context() as patch:
-        for call in ("fsync", "fdatasync"):
-            patch.setattr(os, call, lambda _: None, raising=False)
+        for call in _SYNC:
+            patch.setattr(os, call, lambda _: None)
         yield
+
+
+@pytest.fixture
+def with_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The waits for the disk, for what depends on pages that are written."""
+    for call, real in _SYNC.items():
+        monkeypatch.setattr(os, call, real)
 
 
 def pytest_collection_finish() -> None:

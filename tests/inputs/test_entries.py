@@ -19,7 +19,8 @@ from aif_jax.features import Categorical, ContentSpace, EncodeReport, Hashing, M
 from aif_jax.inputs import item_keys
 from aif_jax.integrations.redis import decode_update, decode_user, encode_update, encode_user
 from aif_jax.models import build_model
-from aif_jax.nearline import BehaviourTable, ItemIndex, Tables, Towers, Upsert, build_snapshot, build_tables
+from aif_jax.nearline import BehaviourTable, ItemIndex, Tables, Upsert, build_snapshot, build_tables
+from aif_jax.nearline.towers import Towers
 from aif_jax.serving import Engine, Filters
 from aif_jax.types import Candidates, ItemRecords, UserRecord
 from support.public_names import BY_MODULE, PACKAGE, PACKAGES, exported

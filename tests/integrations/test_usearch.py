@@ -14,8 +14,8 @@ from aif_jax.errors import ConfigError, ItemIndexError, RequestError, UserSource
 from aif_jax.features import item_keys
 from aif_jax.integrations.usearch import TwoTowerRetriever
 from aif_jax.models import build_model
-from aif_jax.nearline import Towers
 from aif_jax.nearline.records import take
+from aif_jax.nearline.towers import Towers
 from aif_jax.training.evaluate import device_catalogue
 from aif_jax.types import ItemRecords, Request, UserRecord
 

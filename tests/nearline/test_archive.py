@@ -407,6 +407,7 @@ def test_replica_in_thread_goes_on_after_any_error(
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells whose a page is")
+@pytest.mark.usefixtures("with_sync")
 def test_snapshot_rows_share_pages_until_written(bundle: Bundle, world: World, tmp_path: Path) -> None:
     def kilobytes(what: str) -> int:
         text = Path("/proc/self/smaps").read_text().split(str(tmp_path / "rows"))[1]

@@ -22,7 +22,7 @@ from aif_jax.features import ContentSpace, Schema
 from aif_jax.files import foreign_names, make_directory, write_atomic
 from aif_jax.models.baselines import Model
 from aif_jax.models.store import load_model, save_model
-from aif_jax.nearline import Towers
+from aif_jax.nearline.towers import Towers
 from aif_jax.strict_json import shortened
 from aif_jax.training import TrainConfig, TrainResult
 from aif_jax.training.choosing import Choice

@@ -15,7 +15,6 @@ from aif_jax.nearline.replica import Replica as Replica
 from aif_jax.nearline.table import RowTable as RowTable
 from aif_jax.nearline.tables import Tables as Tables
 from aif_jax.nearline.tables import build_tables as build_tables
-from aif_jax.nearline.towers import Towers as Towers
 from aif_jax.nearline.update_source import Delivery as Delivery
 from aif_jax.nearline.update_source import IterableUpdates as IterableUpdates
 from aif_jax.nearline.update_source import UpdateSource as UpdateSource

@@ -105,7 +105,7 @@ def test_fit_that_was_broken_off_goes_on_from_its_checkpoints(
     again = fit(data, out=out, **options)
     assert again.results["aif"].examples_per_s == 0.0, "not a step was made again"
     assert again.results["aif"].history == Run.load(out).results["aif"].history
-    assert sorted(each.name for each in out.iterdir()) == ["content.npz", "model", "run.json"], (
+    assert sorted(each.name for each in out.iterdir()) == ["content.safetensors", "model", "run.json"], (
         "no checkpoints"
     )
     mine, theirs = weights_of(again.model), weights_of(run.model)

@@ -127,7 +127,7 @@ def test_run_begins_where_the_earlier_run_ended_and_gives_vectors(
     loaded = Run.load(tmp_path / "run")
     assert loaded.content_space == run.content_space
     for found in (again.content, loaded.content):
-        np.testing.assert_array_equal(found[0], data.items["ids"])
+        np.testing.assert_array_equal(found[0], data.item_keys())
         np.testing.assert_allclose(found[1], data.content.vectors, atol=1e-5)
     assert loaded.results["aif"].warm_start == again.results["aif"].warm_start
     assert loaded.results["two_tower"].warm_start is None, "the earlier run has none"

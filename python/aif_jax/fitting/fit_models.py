@@ -13,6 +13,7 @@ import numpy as np
 from aif_jax.checks import check, choice, is_real, number
 from aif_jax.config import Architecture, ModelConfig
 from aif_jax.data import TEST, VALIDATION, Dataset
+from aif_jax.data.content import Content
 from aif_jax.data.moments import duration
 from aif_jax.errors import ConfigError, DataError
 from aif_jax.evaluation import evaluate_model
@@ -87,8 +88,7 @@ def fit(
     part, heads = _measured(data, picked.model.heads)
     if isinstance(init, (str, Path)) and Run.is_at(Path(init)):
         init = Run.load(init)
-    derived = data.content is not None and data.content.space.kind == "derived"
-    if derived and isinstance(init, Run) and init.content is not None:
+    if isinstance(init, Run) and init.content is not None and _derived(data) is not None:
         data = data.with_content_like(*init.content, init.content_space)
 
     results: dict[str, TrainResult] = {}
@@ -124,7 +124,7 @@ def fit(
         budget_s=seconds,
         warnings=data.warnings,
         findings=findings(data, evaluation, results),
-        content=(_plain_ids(data.items["ids"]), data.content.vectors) if derived else None,
+        content=None if (content := _derived(data)) is None else (data.item_keys(), content.vectors),
     )
     if out is not None:
         run.save(out)
@@ -202,10 +202,10 @@ def _has_both(data: Dataset, part: str, head: str) -> bool:
         return False  # `Dataset.warnings` names it
 
 
-def _plain_ids(ids: Any) -> np.ndarray:
-    """Return ids as integers or fixed-width text, which a file holds without pickling."""
-    array = np.asarray(ids)
-    return array.astype(str) if array.dtype.kind == "O" else array
+def _derived(data: Dataset) -> Content | None:
+    """Return the content embeddings of a data set that were derived from its log."""
+    content = data.content
+    return content if content is not None and content.space.kind == "derived" else None
 
 
 def _init_of(init: Any, name: str, main: bool) -> Any:

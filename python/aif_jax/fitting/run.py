@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import io
 import json
 import textwrap
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from safetensors.numpy import load, save
 
 from aif_jax.bundle import Bundle, export_bundle
 from aif_jax.checks import well_formed
@@ -30,7 +30,7 @@ from aif_jax.types import ItemRecords
 
 CHECKPOINTS = "checkpoints"
 _RUN = "run.json"
-_CONTENT = "content.npz"
+_CONTENT = "content.safetensors"
 _FORMAT = 1
 
 
@@ -47,8 +47,9 @@ class Run:
         budget_s: seconds that were given for all of them; ``None`` for no limit.
         warnings: of the data set.
         findings: the verdict; where the model is not above all else, why, and what to change.
-        content: items and their content embeddings ``[n, w]``, if these were derived from the log; the next
-            day's are turned to them, see `aif_jax.data.Dataset.with_content_like`.
+        content: keys of the items, uint64 ``[n]``, and their content embeddings ``[n, w]``, if these were
+            derived from the log; the next day's are turned to them, see
+            `aif_jax.data.Dataset.with_content_like`.
     """
 
     data: str
@@ -150,10 +151,9 @@ class Run:
             "content": None,
         }  # fmt: skip
         if self.content is not None:
-            file = io.BytesIO()
-            np.savez(file, ids=self.content[0], vectors=self.content[1])
-            write_atomic(path / _CONTENT, file.getvalue(), begins=b"PK")
-            description["content"] = hashlib.sha256(file.getvalue()).hexdigest()
+            kept = save({"keys": self.content[0], "vectors": self.content[1]})
+            write_atomic(path / _CONTENT, kept)
+            description["content"] = hashlib.sha256(kept).hexdigest()
         write_atomic(path / _RUN, json.dumps(description, indent=1), begins=b"{")
 
     @classmethod
@@ -293,8 +293,8 @@ def _content(path: Path, digest: Any) -> tuple[np.ndarray, np.ndarray]:
     kept = (path / _CONTENT).read_bytes()
     if hashlib.sha256(kept).hexdigest() != digest:
         raise BundleError(f"{path / _CONTENT}: is of another run than {path / _RUN}; save the run again.")
-    with np.load(io.BytesIO(kept)) as file:
-        return file["ids"], file["vectors"]
+    arrays = load(kept)
+    return arrays["keys"], arrays["vectors"]
 
 
 def _digest(folder: Path) -> str:

@@ -28,8 +28,11 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 import aif_jax, aif_jax.cli.app, aif_jax.doctor, aif_jax.integrations.redis, aif_jax.integrations.usearch
 for module in sys.argv[2:]:
+    package, _, name = module.partition(":")
     try:
-        importlib.import_module(module)
+        found = importlib.import_module(package)
+        if name:
+            getattr(found, name)
     except ImportError as error:
         print(module, type(error).__name__, error, sep="|")
     else:
@@ -66,6 +69,7 @@ def test_package_without_any_extra_imports_and_names_them() -> None:
     expected = {
         "aif_jax.training": ("grain", "train"),
         "aif_jax.evaluation": ("grain", "train"),
+        "aif_jax:fit": ("grain", "train"),
         "aif_jax.integrations.parquet": ("pyarrow", "train"),
         "aif_jax.server": ("starlette", "server"),
         "aif_jax.observe.prometheus": ("prometheus_client", "metrics"),
@@ -77,7 +81,7 @@ def test_package_without_any_extra_imports_and_names_them() -> None:
     found = without({module.split(".")[0] for module in modules} - of_flax, *expected)
     for module, (absent, extra) in expected.items():
         assert found[module][0] == "MissingExtraError", found[module]
-        needed_by = "aif_jax.training" if module == "aif_jax.evaluation" else module
+        needed_by = "aif_jax.training" if module in ("aif_jax.evaluation", "aif_jax:fit") else module
         words = f"{needed_by} needs {absent}, not installed here; run: pip install 'aif_jax[{extra}]'"
         assert found[module][1] == words
 

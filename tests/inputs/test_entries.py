@@ -18,9 +18,9 @@ from aif_jax.errors import AifError
 from aif_jax.features import Categorical, ContentSpace, EncodeReport, Hashing, MultiValued, Numeric, Schema
 from aif_jax.inputs import item_keys
 from aif_jax.integrations.redis import decode_update, decode_user, encode_update, encode_user
+from aif_jax.integrations.towers import Towers
 from aif_jax.models import build_model
 from aif_jax.nearline import BehaviourTable, ItemIndex, Tables, Upsert, build_snapshot, build_tables
-from aif_jax.nearline.towers import Towers
 from aif_jax.serving import Engine, Filters
 from aif_jax.types import Candidates, ItemRecords, UserRecord
 from support.public_names import BY_MODULE, PACKAGE, PACKAGES, exported
@@ -328,7 +328,7 @@ ENTRIES: dict[str, Entry] = {
     ),
     "BehaviourTable.delete": Entry("BehaviourTable.delete", deleted(BehaviourTable), "ids", ORDERLESS),
     "Towers.upsert": Entry(
-        "Towers Towers.upsert Towers.item_vectors TwoTowerRetriever.upsert", vectors, MADE
+        "Towers Towers.upsert Towers.item_vectors Run.towers TwoTowerRetriever.upsert", vectors, MADE
     ),
     "ContentSpace": Entry("ContentSpace ContentSpace.fit", space_of, "ids content", frozenset({"narrow"})),
     "build_snapshot": Entry("build_snapshot ItemRecords", snapshot, ALL),
@@ -375,7 +375,7 @@ ELSEWHERE = {
 NO_COLUMNS = {
     "EmbeddingCache.upsert": "arrays of the layout alone", "RowLayout": "a specification",
     "Tables": "tables", "Coverage": "a result", "BadItem": "a result", "BuiltRows": "a result",
-    "Ranking": "a result", "Report": "a result", "RankBody": "JSON, which `Pending.rank` reads",
+    "Ranking": "a result", "Report": "a result", "Run": "a result", "RankBody": "JSON, which `Pending.rank` reads",
     "Shapes": "sizes", "Schema": "features", "Schema.from_json": "JSON", "Request": "made by the engine",
     "Split": "a name", "by_column": "a name",
     "EncodeReport.ignore": "names", "Pending": "made by the engine", "InMemoryUsers": "records",

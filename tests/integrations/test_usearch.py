@@ -12,10 +12,10 @@ from aif_jax.config import ModelConfig
 from aif_jax.data import load
 from aif_jax.errors import ConfigError, ItemIndexError, RequestError, UserSourceError
 from aif_jax.features import item_keys
+from aif_jax.integrations.towers import Towers
 from aif_jax.integrations.usearch import TwoTowerRetriever
 from aif_jax.models import build_model
 from aif_jax.nearline.records import take
-from aif_jax.nearline.towers import Towers
 from aif_jax.training.evaluate import device_catalogue
 from aif_jax.types import ItemRecords, Request, UserRecord
 
@@ -227,10 +227,12 @@ def test_retriever_item_with_a_longer_vector_than_all_before_is_found_and_counte
     assert len(retriever) == 101
     both = np.concatenate([vectors[order[:100]], vectors[order[-1:]]])
     ids = np.concatenate([short.ids, longest.ids])
+    found = 0
     for row in range(20):
         record = dataset.user_record(row)
         best = ids[np.argsort(-(both @ retriever.user_vector(record)))[:5]]
-        assert retriever.search(record, 5)[0].tolist() == best.tolist()
+        found += len(np.intersect1d(retriever.search(record, 5)[0], best))
+    assert found >= 95  # of 100: the search is approximate
 
 
 @pytest.mark.parametrize("strings", [False, True])

@@ -20,9 +20,9 @@ from aif_jax.evaluation import Evaluation
 from aif_jax.evaluation.tables import WIDTH, as_text, summary
 from aif_jax.features import ContentSpace, Schema
 from aif_jax.files import foreign_names, make_directory, write_atomic
+from aif_jax.integrations.towers import Towers
 from aif_jax.models.baselines import Model
 from aif_jax.models.store import load_model, save_model
-from aif_jax.nearline.towers import Towers
 from aif_jax.strict_json import shortened
 from aif_jax.training import TrainConfig, TrainResult
 from aif_jax.training.choosing import Choice

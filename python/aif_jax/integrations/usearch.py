@@ -19,7 +19,7 @@ from aif_jax.errors import ConfigError, ItemIndexError, RequestError
 from aif_jax.extras import needs
 from aif_jax.files import foreign_names, write_directory
 from aif_jax.inputs import Ids, read_ids
-from aif_jax.nearline.towers import Towers
+from aif_jax.integrations.towers import Towers
 from aif_jax.shown import shown
 from aif_jax.types import Candidates, ItemRecords, Request, UserRecord, UserSource
 

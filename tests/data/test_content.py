@@ -3,8 +3,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from aif_jax.data import Content, collaborative_content, fit_width, load
+from aif_jax.data import TRAIN, VALIDATION, Content, Dataset, collaborative_content, fit_width, load
+from aif_jax.data.content import FOLDS, out_of_fold, turned
 from aif_jax.errors import ConfigError, DataError
+from aif_jax.training.metrics import auc
 
 
 def two_camps(random, users=60, items=30, taken=8):
@@ -159,3 +161,65 @@ def test_content_like_an_earlier_one_that_does_not_fit_is_refused():
         dataclasses.replace(data, content=None).with_content_like(ids, vectors, space)
     with pytest.raises(DataError, match="shares 0 items with content"):
         data.with_content_like(np.arange(data.n_items), vectors, space)
+
+
+def cosines(content):
+    return content.vectors @ content.vectors.T
+
+
+def test_out_of_fold_content_of_a_user_knows_nothing_of_that_user(pairs):
+    user, item = pairs
+    sizes = {"n_users": 60, "n_items": 30}
+
+    def derived(of_item):
+        return out_of_fold(content_of(user, of_item), user, of_item, **sizes)
+
+    mine = 9 % FOLDS
+    before, after = derived(item), derived(np.where(user == 9, (item + 7) % 30, item))
+    assert len(before.folds) == FOLDS
+    for fold, (one, other) in enumerate(zip(before.folds, after.folds, strict=True)):
+        same = np.allclose(cosines(one), cosines(other), atol=1e-5)
+        assert same is (fold == mine)
+    assert not np.allclose(cosines(before), cosines(after), atol=1e-5)
+
+
+def test_out_of_fold_content_lies_as_that_of_all_users_after_every_change(pairs):
+    user, item = pairs
+    content = out_of_fold(content_of(user, item), user, item, n_users=60, n_items=30)
+    axes, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(6, 6)))
+    places = np.flatnonzero(content.has)
+    moved = turned(content, places, content.vectors[places] @ axes, content.space)
+    for found in (content, moved, fit_width(content, 2)):
+        for each in found.folds:
+            both = each.has & found.has
+            assert np.mean(np.sum(each.vectors[both] * found.vectors[both], axis=1)) > 0.6  # others: about 0
+
+
+def test_from_events_content_does_not_tell_training_rows_from_sampled_ones():
+    """Everybody takes items at random, so nothing about a history says which item comes next."""
+    random = np.random.default_rng(0)
+    log = {
+        "user": random.integers(0, 300, 9_000), "item": random.integers(0, 400, 9_000),
+        "time": 1_760_000_000 + random.integers(0, 30 * 86_400, 9_000),
+    }  # fmt: skip
+    data = Dataset.from_events(log, user="user", item="item", time="time", content_width=16)
+    content, rows = data.content, data.impressions
+
+    def likeness(of_fold, part):
+        chosen = np.flatnonzero(rows.split == part)
+        users, items = rows.user[chosen], rows.item[chosen]
+        history, _ = data.history(users, rows.history_end[chosen], 20)
+        fold = users % FOLDS if of_fold else np.full(len(users), FOLDS)
+        vectors = np.stack([each.vectors for each in (*content.folds, content)])
+        past = np.where((history >= 0)[..., None], vectors[fold[:, None], history], 0.0).sum(axis=1)
+        scores = np.sum(vectors[fold, items] * past, axis=1)
+        return auc(rows.labels["interaction"][chosen], scores)
+
+    assert likeness(False, TRAIN) > 0.6, "what was derived from a row tells it from sampled ones"
+    assert likeness(True, TRAIN) < 0.53
+    assert abs(likeness(False, VALIDATION) - 0.5) < 0.05
+
+
+def test_from_impressions_content_has_no_folds():
+    data = load("synthetic:small", content_width=8)
+    assert data.content.folds == ()

@@ -6,7 +6,9 @@ import pytest
 from aif_jax.config import ModelConfig
 from aif_jax.data import TRAIN
 from aif_jax.errors import ConfigError
+from aif_jax.models import build_model
 from aif_jax.training.config import TrainConfig
+from aif_jax.training.evaluate import device_catalogue
 from aif_jax.training.feed import Negatives, TrainingBatches, iterate, long_buckets
 
 
@@ -157,3 +159,24 @@ def test_training_batches_with_teacher_hold_logits_of_impressions(dataset, tiny)
     assert not batch["teacher"][~said].any()
     assert batch["item"].shape == rows.shape == (8, 10)
     assert "teacher" not in TrainingBatches(dataset, dataset.fit_schema(), model, config)[0]
+
+
+def test_training_batches_read_the_catalogue_of_each_users_fold(dataset, tiny):
+    folds = tuple(
+        dataclasses.replace(dataset.content, vectors=np.roll(dataset.content.vectors, fold + 1, axis=1))
+        for fold in range(3)
+    )
+    folded = dataclasses.replace(dataset, content=dataclasses.replace(dataset.content, folds=folds))
+    schema, config = dataset.fit_schema(), TrainConfig(batch_size=16, group=8, negatives=2)
+    tiny = tiny.replace(blocks=("profile_item",))
+    catalogue = device_catalogue(folded, build_model(tiny, schema), folds=True)
+    plain, mine = (TrainingBatches(each, schema, tiny, config)[0] for each in (dataset, folded))
+    n, fold = dataset.n_items, mine["user_index"] % 3
+    for name in ("item", "short_item", "long_item"):
+        there = plain[name] >= 0
+        np.testing.assert_array_equal(mine[name] >= 0, there)
+        np.testing.assert_array_equal((mine[name] % n)[there], plain[name][there])
+        np.testing.assert_array_equal((mine[name] // n)[there], np.where(there, fold[:, None], 0)[there])
+    for number, each in enumerate(folds):
+        np.testing.assert_array_equal(catalogue["content"][number * n : (number + 1) * n], each.vectors)
+    assert len(catalogue["content"]) == len(catalogue["has_content"]) == 3 * n

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.data.content import CONTENT_WIDTH, collaborative_content, given_content
+from aif_jax.data.content import CONTENT_WIDTH, collaborative_content, given_content, out_of_fold
 from aif_jax.data.facts import known_items
 from aif_jax.data.moments import UNITS, Moments, as_text, common_unit
 from aif_jax.data.reading import Log, Names, RawLog, Side, number, read_log, read_side
@@ -444,6 +444,10 @@ def _fields(
             n_items=len(items.ids),
             width=CONTENT_WIDTH if width is None else width,
         )
+        if rows.sampled is not None:
+            content = out_of_fold(
+                content, log.user[past], log.item[past], n_users=len(users.ids), n_items=len(items.ids)
+            )
     remarks: list[str] = []
     id_name = names.item if names.item.isidentifier() else "item"
     if setting.schema is None:

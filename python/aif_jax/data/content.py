@@ -9,7 +9,8 @@ That reveals no labels: among training rows, the cosine of the item with the mea
 on MovieLens-1M and 0.540 on KuaiRand, and 0.516 and 0.547 with embeddings from other users. It does separate
 pairs of the training part from sampled ones (`TrainConfig.negatives`), a little better than those of another
 part: AUC 0.848 against 0.836 with embeddings from other users, and 0.852 against 0.840; on the test part
-0.781 against 0.778, and 0.833 against 0.830.
+0.781 against 0.778, and 0.833 against 0.830. So where a data set samples its negatives (`from_events`),
+training reads embeddings that were derived from other users: `out_of_fold`.
 
 An item that few users met has no embedding: it would be little else than the taste of those users. In a
 made-up shop where nine training items in ten have one user, the same AUC was 0.976 on the training part and
@@ -39,6 +40,9 @@ CONTENT_WIDTH = 64
 MIN_USERS = 5
 """Users who must have met an item in the training part before an embedding is derived for it."""
 
+FOLDS = 4
+"""Groups of users, in each of which training reads embeddings that were derived from the others."""
+
 _FLAT = 1e-9
 
 
@@ -52,12 +56,15 @@ class Content:
         space: in which they live; by default `ContentSpace.declared`.
         raw: float32 ``[n_items, space.raw_width]``, NaN without content, of which a fitted space made the
             vectors.
+        folds: what training reads in place of it, users in row ``u`` fold ``u % len(folds)``; empty if it
+            reads this. See `out_of_fold`.
     """
 
     vectors: np.ndarray
     has: np.ndarray
     space: ContentSpace = None  # type: ignore[assignment]  # of the vectors' width
     raw: np.ndarray | None = None
+    folds: tuple["Content", ...] = ()
 
     def __post_init__(self) -> None:
         if self.space is None and self.vectors.ndim == 2:
@@ -276,6 +283,33 @@ def collaborative_content(
     return _centred(vectors, has, space)
 
 
+def out_of_fold(
+    content: Content, user: np.ndarray, item: np.ndarray, *, n_users: int, n_items: int
+) -> Content:
+    """Return derived content embeddings with those that training reads: for each user from other users only.
+
+    Where negatives are sampled, nobody has met them, and everybody has met the positives: an embedding that
+    was derived from a training row tells it from them, and no later row. On a made-up shop the AUC of `aif`
+    was 0.907 so, and 0.920 without content. The embeddings of the folds are turned to lie as those of all.
+
+    Args:
+        content: from `collaborative_content` of these pairs.
+        user: see there.
+        item: see there.
+        n_users: see there.
+        n_items: see there.
+    """
+    width, folds = content.vectors.shape[1], []
+    for fold in range(FOLDS):
+        kept = np.asarray(user) % FOLDS != fold
+        if not kept.any():
+            return content
+        one = collaborative_content(user[kept], item[kept], n_users=n_users, n_items=n_items, width=width)
+        both = np.flatnonzero(one.has & content.has)
+        folds.append(turned(one, both, content.vectors[both].astype(np.float64), content.space))
+    return dataclasses.replace(content, folds=tuple(folds))
+
+
 def fit_width(content: Content, width: int) -> Content:
     """Return derived content embeddings as a narrower derivation gives them: the first columns, normalised.
 
@@ -291,7 +325,8 @@ def fit_width(content: Content, width: int) -> Content:
         return content
     if kind == "derived" and 1 <= width < available:
         space = dataclasses.replace(content.space, width=width)
-        return _of_unit_length(content.vectors[:, :width].astype(np.float64), content.has, space)
+        cut = _of_unit_length(content.vectors[:, :width].astype(np.float64), content.has, space)
+        return dataclasses.replace(cut, folds=tuple(fit_width(each, width) for each in content.folds))
     raise ConfigError(
         f"content_width: got {width}, but the data set has {content.space}; give the model "
         f"content_width={available}, or "
@@ -319,7 +354,8 @@ def turned(content: Content, places: np.ndarray, earlier: np.ndarray, space: Con
     import scipy.linalg
 
     turn, _ = scipy.linalg.orthogonal_procrustes(content.vectors[places].astype(np.float64), earlier)
-    return _of_unit_length(content.vectors @ turn, content.has, space)
+    each = [_of_unit_length(one.vectors @ turn, one.has, space) for one in (content, *content.folds)]
+    return dataclasses.replace(each[0], folds=tuple(each[1:]))
 
 
 def derived_rows(vectors: np.ndarray, has: np.ndarray) -> Content:

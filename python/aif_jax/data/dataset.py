@@ -364,6 +364,7 @@ class Dataset:
         *,
         content_width: int | None = None,
         content_space: ContentSpace | None = None,
+        fold: int | None = None,
         report: EncodeReport | None = None,
     ) -> dict[str, np.ndarray]:
         """Return the encoded features and content embeddings of all items.
@@ -372,6 +373,7 @@ class Dataset:
             schema: a fitted schema.
             content_width: ``d_m`` of the model; by default the width that the data set was loaded with.
             content_space: of the model, which has a width of its own; by default that of the data set.
+            fold: content as training reads it for users of a fold, see `Content`.
             report: counts are added to it.
 
         Returns:
@@ -392,10 +394,12 @@ class Dataset:
             content = Content(
                 np.zeros((self.n_items, content_width), np.float32), np.zeros(self.n_items, bool)
             )
-        elif content_space is not None:
-            content = self.content.read_in(content_space)
         else:
-            content = self.content if content_width is None else fit_width(self.content, content_width)
+            content = self.content if fold is None else self.content.folds[fold]
+            if content_space is not None:
+                content = content.read_in(content_space)
+            elif content_width is not None:
+                content = fit_width(content, content_width)
         return {**encoded, "content": content.vectors, "has_content": content.has[:, None].astype(np.float32)}
 
     def item_keys(self) -> np.ndarray:

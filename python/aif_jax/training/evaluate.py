@@ -319,9 +319,20 @@ def evaluate(
     return Evaluator(dataset, model, split, **options).evaluate(model, lists)
 
 
-def device_catalogue(dataset: Dataset, model: Any) -> dict[str, jax.Array]:
-    """Return the encoded catalogue with signatures on the device: an operand of every step, sent once."""
-    columns = dataset.catalogue(model.schema, content_space=model.content_space)
+def device_catalogue(dataset: Dataset, model: Any, *, folds: bool = False) -> dict[str, jax.Array]:
+    """Return the encoded catalogue with signatures on the device: an operand of every step, sent once.
+
+    Args:
+        dataset: has the items.
+        model: of its schema.
+        folds: whether the catalogues of the folds of its content stand there, one behind the other.
+    """
+    n_folds = len(dataset.content.folds) if folds and dataset.content is not None else 0
+    parts = [
+        dataset.catalogue(model.schema, content_space=model.content_space, fold=fold)
+        for fold in (range(n_folds) if n_folds else [None])
+    ]
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return {name: jnp.asarray(column) for name, column in add_signatures(model.config, columns).items()}
 
 

@@ -61,6 +61,8 @@ class TrainingBatches:
         bottom: np.ndarray | None = None,
     ) -> None:
         self._teacher = teacher
+        self._folds = 0 if dataset.content is None else len(dataset.content.folds)
+        self._n_items = dataset.n_items
         buckets = long_buckets(model, config.long_buckets)
         source = RequestSource(
             dataset,
@@ -99,6 +101,10 @@ class TrainingBatches:
                 "teacher": np.where(known, logits, 0.0).astype(np.float32),
                 "teacher_mask": known.astype(np.float32),
             }
+        if self._folds:  # whose catalogues stand one behind the other
+            ahead = (batch["user_index"] % self._folds)[:, None].astype(np.int32) * self._n_items
+            for name in ("item", "short_item", "long_item"):
+                batch[name] = np.where(batch[name] >= 0, batch[name] + ahead, -1)
         return batch
 
     def _plan(self, epoch: int) -> list[tuple[np.ndarray, int]]:

@@ -212,6 +212,8 @@ class _Run:
                 buckets=config.long_buckets,
                 catalogue=self.catalogue,
             )
+        if dataset.content is not None and dataset.content.folds:
+            self.catalogue = device_catalogue(dataset, model, folds=True)
         if config.softmax_weight:
             self.catalogue[LOG_Q] = _log_shares(dataset, model_config.heads[0])
         self.batches = TrainingBatches(counted, self.schema, model_config, config, **self.given)

@@ -104,11 +104,13 @@ class Step:
         first = jnp.argmax(positive, axis=1)
         rows = jnp.take_along_axis(batch["item"], first[:, None], axis=1)[:, 0]
         safe = jnp.maximum(rows, 0)
+        log_q = catalogue[LOG_Q]
+        same = safe % log_q.shape[0]  # in every fold
         return in_batch_softmax_loss(
             model.user_vector(batch, catalogue),
-            model.item_vector({name: column[safe] for name, column in catalogue.items()}),
-            rows,
-            catalogue[LOG_Q][safe],
+            model.item_vector({name: column[safe] for name, column in catalogue.items() if name != LOG_Q}),
+            same,
+            log_q[same],
             jnp.any(positive, axis=1).astype(jnp.float32),
             temperature=self.config.softmax_temperature,
         )

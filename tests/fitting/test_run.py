@@ -101,6 +101,12 @@ def test_run_load_of_something_else_names_what_is_wrong(tmp_path: Path, text: st
         Run.load(tmp_path)
 
 
+def test_run_report_is_the_same_text_in_a_notebook(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = run.report()
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert run.report() == plain
+
+
 def test_run_export_gives_a_bundle_with_its_figures(run: Run, tmp_path: Path) -> None:
     bundle = run.export(tmp_path / "bundle", k_max=16, score="click * order")
     assert (bundle.k_max, bundle.config.score) == (16, "click * order")

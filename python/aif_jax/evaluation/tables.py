@@ -31,7 +31,8 @@ def summary(evaluation: Evaluation) -> list[Table]:
 def as_text(*tables: Table) -> str:
     """Return tables as plain text of at most 110 columns."""
     out = io.StringIO()
-    console = Console(file=out, width=WIDTH, color_system=None)
+    # A notebook would show the tables itself, and leave the text empty.
+    console = Console(file=out, width=WIDTH, color_system=None, force_jupyter=False)
     for table in tables:
         console.print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

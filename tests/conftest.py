@@ -64,7 +64,7 @@ def compile_once(pytestconfig: pytest.Config) -> None:
 
 @pytest.fixture
 def no_cache_of_jax() -> Iterator[None]:
-    """As for people, who have none. XLA writes no code of a program that it read from there."""
+    """No compilation cache of JAX, as users have it. XLA cannot serialise a program that came from one."""
     before = jax.config.jax_compilation_cache_dir
     for folder in (None, before):
         jax.config.update("jax_compilation_cache_dir", folder)

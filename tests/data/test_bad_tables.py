@@ -211,6 +211,48 @@ CASES: dict[str, tuple[Callable[[], Dataset], type[AifError], str]] = {
     ),
     "rows of half": (lambda: events(changed(), split=last_n(0.5)), DataError, "got 0.5, expected a whole"),  # type: ignore[arg-type]
     "no negatives": (lambda: events(changed(), negatives=Negatives(0)), ConfigError, "count: got 0"),
+    "negatives by the million": (
+        lambda: events(changed(), negatives=1_000_000),
+        ConfigError,
+        "count: got 1000000, expected at most 1,000",
+    ),
+    "users who met all items": (
+        lambda: events(changed(what=np.full(4_000, 100))),
+        DataError,
+        "known training labels are 1, .* No negative was found, since the users met nearly all items",
+    ),
+    "one column twice": (
+        lambda: events(changed(), user="what"),
+        DataError,
+        "item: got 'what', which is the column of user already",
+    ),
+    "no name of a column": (lambda: events(changed(), user=3), DataError, "user: got 3, expected a string"),
+    "a word for a list": (
+        lambda: events(changed(), context="page"),
+        DataError,
+        "context: got 'page', expected a list, each a string",
+    ),
+    "a word for a split": (
+        lambda: events(changed(), split="time"), DataError, "split: got 'time', expected a Split"
+    ),
+    "a table for a split": (
+        lambda: events(changed(), split={}), DataError, "split: got {}, expected a Split"
+    ),
+    "split at no time": (
+        lambda: events(changed(), split=by_time(None, 0.1)),
+        DataError,
+        r"by_time\(validation=\): got None, expected a share such as 0.1",
+    ),
+    "a word for labels": (
+        lambda: events(changed(), labels="any"),
+        DataError,
+        r"labels: got 'any', expected the types of each head, such as \{'order': \['buy'\]\}",
+    ),
+    "label of no name": (
+        lambda: events(changed(), labels={"deep buy": ["buy"]}),
+        DataError,
+        "label 'deep buy' is not a name that a score expression could use",
+    ),
     "min_item_count too high": (
         lambda: events(changed(), min_item_count=9_999),
         DataError,

@@ -67,6 +67,9 @@ def written(events: dict[str, Any], folder: Path, parts: int) -> Path:
 FORMS: dict[str, Callable[[dict[str, Any], Path], Any]] = {
     "pandas": lambda events, _: pd.DataFrame(events, index=np.arange(len(events["who"]))[::-1]),
     "polars": lambda events, _: pl.DataFrame(events),
+    "polars with enums": lambda events, _: pl.DataFrame(events).with_columns(
+        pl.col("kind").cast(pl.Enum(["click", "cart", "buy"])), pl.col("who").cast(pl.Categorical)
+    ),
     "lazy polars": lambda events, _: pl.LazyFrame(events).filter(pl.col("when") > 0),
     "Arrow table": lambda events, _: pa.table(events),
     "dictionaries of Arrow": lambda events, _: pa.table(

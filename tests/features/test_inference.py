@@ -31,6 +31,13 @@ COLUMNS = {
     "empty": [None] * N,
     "vector": np.zeros((N, 8)),
 }
+UNTIDY = {
+    "huge": [2**70 + row for row in range(N)],
+    "mixed": [1, "one"] * (N // 2),
+    "sometimes_lists": [["a"], "a"] * (N // 2),
+    "nested": [[], [["a"]]] * (N // 2),
+    "maps": [{"a": 1}] * N,
+}
 FEATURES = (
     Categorical(name="item", encoder=Vocabulary(min_count=3)),
     Categorical(name="shop_id", encoder=Vocabulary(min_count=2)),
@@ -55,11 +62,13 @@ def inferred(columns: object = COLUMNS, remarks: list[str] | None = None) -> Sch
 
 def test_infer_gives_each_column_its_kind_and_says_what_it_leaves_out() -> None:
     remarks: list[str] = []
-    schema = inferred(remarks=remarks)
+    schema = inferred(COLUMNS | UNTIDY, remarks)
     assert schema.item == FEATURES
     assert schema.category == "tags"
     reasons = {"title": "different texts", "joined": "joined by '|'", "since": "dates", "empty": "no value",
-               "vector": "several numbers"}  # fmt: skip
+               "vector": "several numbers", "huge": "more than 64 bits", "mixed": "mixes numbers and text",
+               "sometimes_lists": "mixes lists and text", "nested": "lists of lists",
+               "maps": "holds dict"}  # fmt: skip
     assert len(remarks) == len(reasons)
     for remark, (name, reason) in zip(remarks, reasons.items(), strict=True):
         assert f"column {name!r}" in remark

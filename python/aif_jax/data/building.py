@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from aif_jax.checks import check_types
 from aif_jax.data.content import CONTENT_WIDTH, collaborative_content, given_content, out_of_fold
 from aif_jax.data.facts import known_items
 from aif_jax.data.moments import UNITS, Moments, as_text, common_unit
@@ -21,6 +22,7 @@ from aif_jax.data.splits import SPLITS, TEST, TRAIN, VALIDATION, Held, Split, en
 from aif_jax.data.tables import CodedIds, SortedIds
 from aif_jax.errors import DataError, SchemaError
 from aif_jax.features import GROUPS, Numeric, Schema
+from aif_jax.shown import shown
 
 CONTENT_EVENTS = 2_000_000
 """Training events up to which content embeddings are derived by default."""
@@ -66,6 +68,7 @@ class Setting:
     name: str
 
     def __post_init__(self) -> None:
+        check_types(self, DataError)
         if self.repeats not in ("drop", "keep"):
             raise DataError(f"repeats: got {self.repeats!r}, expected 'drop' or 'keep'.")
         if self.content is not None and self.content_width == 0:
@@ -279,6 +282,10 @@ def _own_types(
 
 def _heads(labels: Mapping[str, Any] | None, types: tuple[str, ...]) -> dict[str, list[int]]:
     """Return the positions of the types of each head."""
+    if labels is not None and not isinstance(labels, Mapping):
+        raise DataError(
+            f"labels: got {shown(labels)}, expected the types of each head, such as {{'order': ['buy']}}."
+        )
     heads = {}
     for head, kinds in ({_DEFAULT_TYPE: "any"} if labels is None else labels).items():
         wanted = list(types) if isinstance(kinds, str) and kinds == "any" else kinds
@@ -534,10 +541,21 @@ def _check_labels(rows: Impressions, setting: Setting) -> None:
             else "no training label is known"
         )
         raise DataError(
-            f"{setting.name}: label {head!r}: {found}, expected some 0 and some 1. If the table holds only "
-            "what people did, without what they were shown, use Dataset.from_events, which samples "
-            "negatives; otherwise leave this label out."
+            f"{setting.name}: label {head!r}: {found}, expected some 0 and some 1. {_mending(rows)}"
         )
+
+
+def _mending(rows: Impressions) -> str:
+    if rows.sampled is None:
+        return (
+            "If the table holds only what people did, without what they were shown, use Dataset.from_events, "
+            "which samples negatives; otherwise leave this label out."
+        )
+    if not rows.sampled.any():
+        return (
+            "No negative was found, since the users met nearly all items: there is nothing to choose among."
+        )
+    return "Give labels= other types, or an earlier end of the training part."
 
 
 def _check_features(schema: Schema, groups: tuple[Mapping[str, Any], ...]) -> None:

@@ -31,6 +31,7 @@ from aif_jax.features import (
 )
 from aif_jax.inputs import read_content, read_ids, read_table
 from aif_jax.lookup import find
+from aif_jax.shown import shown
 from aif_jax.types import ItemRecords, UserId, UserRecord
 
 SHOWN = "shown"
@@ -148,11 +149,12 @@ class Dataset:
         >>> data.n_users, data.n_items, data.users["ids"].tolist(), data.heads
         (2, 3, ['ann', 'bob'], ('interaction',))
         """
+        split = by_time() if split is None else split
         names = Names(
-            user=user, item=item, time=time, type=type, context=tuple(context), split=_column(split)
-        )
+            user=user, item=item, time=time, type=type, context=context, split=_column(split)
+        )  # fmt: skip
         setting = building.Setting(
-            users=users, items=items, unlisted=unlisted, split=split or by_time(), schema=schema,
+            users=users, items=items, unlisted=unlisted, split=split, schema=schema,
             category=category, min_item_count=min_item_count, repeats=repeats, time_unit=time_unit,
             content=content, content_width=content_width, name=name,
         )  # fmt: skip
@@ -230,12 +232,13 @@ class Dataset:
         labels = dict(given) if isinstance(given, Mapping) else {column: column for column in given}
         if not labels:
             raise DataError("label: got no column, expected at least one of 0 and 1.")
+        split = by_time() if split is None else split
         names = Names(
             user=user, item=item, time=time, type=type, request=request, split=_column(split), labels=labels,
-            context=tuple(context), pair=tuple(pair), train_only=tuple(train_only),
+            context=context, pair=pair, train_only=train_only,
         )  # fmt: skip
         setting = building.Setting(
-            users=users, items=items, unlisted=unlisted, split=split or by_time(), schema=schema,
+            users=users, items=items, unlisted=unlisted, split=split, schema=schema,
             category=category, min_item_count=min_item_count, repeats=repeats, time_unit=time_unit,
             content=content, content_width=content_width, name=name,
         )  # fmt: skip
@@ -645,7 +648,7 @@ class Dataset:
 
 
 def _column(split: Split | None) -> str | None:
-    return None if split is None else split.column
+    return split.column if isinstance(split, Split) else None
 
 
 def _scalar(column: Any) -> Any:
@@ -691,6 +694,8 @@ def _check(dataset: Dataset) -> None:
     }  # fmt: skip
     if wrong := {name: len(column) for name, column in columns.items() if len(column) != rows}:
         fail(f"impression columns {wrong} do not have {rows} rows")
+    if wrong := [name for name in impressions.labels if not str(name).isidentifier()]:
+        fail(f"label {shown(wrong[0])} is not a name that a score expression could use, such as 'order'")
     if not impressions.labels or set(impressions.labels) != set(impressions.label_mask):
         fail(
             f"labels {sorted(impressions.labels)} and masks {sorted(impressions.label_mask)} differ, "

@@ -14,6 +14,7 @@ import numpy as np
 
 from aif_jax.data.tables import compute
 from aif_jax.errors import DataError
+from aif_jax.shown import shown
 
 UNITS: dict[str, int] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 """Units of epochs, and how many make a second."""
@@ -65,8 +66,6 @@ def read_moments(column: Any, what: str, unit: str | None = None) -> Moments:
     if unit is not None and unit not in (*UNITS, "step"):
         raise DataError(f"time_unit: got {unit!r}, expected one of {', '.join(UNITS)}, step, or None.")
     kind, origin = column.type, str(column.type)
-    if pa.types.is_dictionary(kind):
-        column, kind = column.cast(kind.value_type), kind.value_type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         column, origin = _parsed(column, what), "text in ISO 8601"
     elif pa.types.is_date(kind):
@@ -159,11 +158,13 @@ def moment(value: Any, unit: str, what: str) -> int:
             if value.tzinfo is not None:
                 value = value.astimezone(datetime.UTC).replace(tzinfo=None)
             micros = int(np.datetime64(value, "us").astype(np.int64))
+        elif isinstance(value, np.datetime64) and not np.isnat(value):
+            micros = int(value.astype("datetime64[us]").astype(np.int64))
         else:
-            micros = int(np.datetime64(value, "us").astype(np.int64))
+            raise TypeError
     except (TypeError, ValueError):
         raise DataError(
-            f"{what}: got {str(value)[:80]!r}, expected a share such as 0.1, a duration such as '7d', or a "
+            f"{what}: got {shown(value)}, expected a share such as 0.1, a duration such as '7d', or a "
             "date such as '2026-11-01'."
         ) from None
     if unit == "step":

@@ -14,6 +14,7 @@ from aif_jax.checks import check, whole
 from aif_jax.lookup import find
 
 _TRIES = 6
+_MOST = 1_000
 _CHUNK = 1 << 20
 
 
@@ -39,6 +40,7 @@ class Negatives:
 
     def __post_init__(self) -> None:
         whole("count", self.count, 1)
+        check("count", self.count, self.count <= _MOST, f"at most {_MOST:,}")
         whole("seed", self.seed, 0)
         check("popularity", self.popularity, 0 <= self.popularity <= 1, "a share in [0, 1]")
 

@@ -90,33 +90,51 @@ def compute() -> Any:
 
 
 def arrow_column(values: Any, what: str) -> Any:
-    """Return a column of any library as an Arrow array or chunked array; NaN is null.
+    """Return a column of any library as an Arrow array or chunked array of plain values; NaN is null.
 
     Raises:
         DataError: Arrow cannot hold it, mostly because it mixes kinds.
     """
     import pyarrow as pa
 
-    if isinstance(values, (pa.Array, pa.ChunkedArray)):
-        return values
     try:
-        if hasattr(values, "__arrow_c_stream__"):
-            return pa.chunked_array(values)
-        if hasattr(values, "__arrow_c_array__"):
-            return pa.array(values)
-        if isinstance(values, np.ma.MaskedArray):
-            return pa.array(np.ma.getdata(values), mask=np.ma.getmaskarray(values))
-        if hasattr(values, "to_numpy") and not isinstance(values, np.ndarray):
-            values = values.to_numpy()
-        if isinstance(values, np.ndarray):
-            if values.dtype.kind == "M" and np.datetime_data(values.dtype)[0] not in ("s", "ms", "us", "ns"):
-                values = values.astype("datetime64[s]")
-            return pa.array(values, from_pandas=True)
-        return pa.array(list(values), from_pandas=True)
+        return _decoded(_to_arrow(values))
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise DataError(
             f"{what}: {str(error)[:150]}; expected one kind of values in all rows; convert it first."
         ) from error
+
+
+def _decoded(column: Any) -> Any:
+    """Return a column without dictionaries; Arrow does not decode those of string views itself."""
+    import pyarrow as pa
+
+    if not pa.types.is_dictionary(column.type):
+        return column
+    kind = column.type.value_type
+    kind = pa.large_string() if pa.types.is_string_view(kind) else kind
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    return pa.chunked_array([chunk.dictionary.cast(kind).take(chunk.indices) for chunk in chunks], kind)
+
+
+def _to_arrow(values: Any) -> Any:
+    import pyarrow as pa
+
+    if isinstance(values, (pa.Array, pa.ChunkedArray)):
+        return values
+    if hasattr(values, "__arrow_c_stream__"):
+        return pa.chunked_array(values)
+    if hasattr(values, "__arrow_c_array__"):
+        return pa.array(values)
+    if isinstance(values, np.ma.MaskedArray):
+        return pa.array(np.ma.getdata(values), mask=np.ma.getmaskarray(values))
+    if hasattr(values, "to_numpy") and not isinstance(values, np.ndarray):
+        values = values.to_numpy()
+    if isinstance(values, np.ndarray):
+        if values.dtype.kind == "M" and np.datetime_data(values.dtype)[0] not in ("s", "ms", "us", "ns"):
+            values = values.astype("datetime64[s]")
+        return pa.array(values, from_pandas=True)
+    return pa.array(list(values), from_pandas=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,8 +237,6 @@ def code_ids(column: Any, what: str) -> CodedIds:
     pc = compute()
 
     kind = column.type
-    if pa.types.is_dictionary(kind):
-        column, kind = column.cast(kind.value_type), kind.value_type
     if pa.types.is_null(kind):
         column = column.cast(pa.int64())
     elif pa.types.is_floating(kind):

@@ -111,15 +111,27 @@ def _feature(name: str, column: Any) -> Feature | str:
     known_values = [value for value in values if value is not None and value == value]
     if not known_values:
         return _EMPTY
+    kinds = {
+        next(name for name, types in _KINDS if issubclass(kind, types))
+        for kind in set(map(type, known_values))
+    }
+    if len(kinds) > 1:
+        return f"mixes {' and '.join(sorted(kinds))} and was left out; convert all rows to one kind"
     first = known_values[0]
-    if isinstance(first, (list, tuple, set, frozenset, np.ndarray)):
-        if len(first) and isinstance(next(iter(first)), (float, np.floating)):
+    if isinstance(first, _LISTS):
+        inner = next((next(iter(value)) for value in known_values if len(value)), None)
+        if isinstance(inner, (float, np.floating)):
             return "holds lists of fractions and was left out; content embeddings are given apart"
+        if isinstance(inner, _LISTS):
+            return "holds lists of lists and was left out; give one list a row"
         return _several(name, np.array([len(value) for value in known_values]))
     if isinstance(first, (bool, np.bool_)):
         return Categorical(name=name)
     if isinstance(first, (int, float, np.integer, np.floating)):
-        return _feature(name, np.array(known_values))
+        numbers = np.array(known_values)
+        if numbers.dtype.kind not in "iuf":
+            return "holds numbers of more than 64 bits and was left out; give them as text"
+        return _feature(name, numbers)
     if isinstance(first, (datetime.date, datetime.time, datetime.timedelta)):
         return _DATES
     if isinstance(first, str):
@@ -127,6 +139,12 @@ def _feature(name: str, column: Any) -> Feature | str:
     return f"holds {type(first).__name__} and was left out; give numbers, text or lists"
 
 
+_LISTS = (list, tuple, set, frozenset, np.ndarray)
+_KINDS: tuple[tuple[str, Any], ...] = (
+    ("lists", _LISTS), ("booleans", (bool, np.bool_)), ("text", str),
+    ("numbers", (int, float, np.integer, np.floating)),
+    ("dates", (datetime.date, datetime.time, datetime.timedelta)), ("others", object),
+)  # fmt: skip
 _DATES = "holds dates and was left out; give a number, such as its age in days"
 _EMPTY = "has no value in any row and was left out"
 

@@ -12,6 +12,11 @@ class AifError(Exception):
     ConfigError: width: got 0, expected a whole number of at least 1.
     """
 
+    def __str__(self) -> str:
+        # A value that is quoted may hold half of a surrogate pair, which cannot be printed. Other bases
+        # would say more than the message.
+        return Exception.__str__(self).encode("utf-8", "backslashreplace").decode()
+
 
 class ConfigError(AifError, ValueError):
     """A configuration value is out of its range, or two of them contradict each other."""
@@ -40,8 +45,6 @@ class BundleError(AifError):
 class WriteError(AifError, OSError):
     """A file or directory cannot be written: the disk refuses, or something of another kind has its name."""
 
-    __str__ = Exception.__str__  # OSError would put "[Errno 28]" before the message
-
 
 class VersionMismatchError(AifError):
     """A bundle, an item index and a behaviour table do not belong to one generation."""
@@ -65,8 +68,6 @@ class RequestError(AifError, ValueError):
 
 class UnknownUserError(RequestError, KeyError):
     """The user source does not know this user, and the engine is configured to refuse such users."""
-
-    __str__ = Exception.__str__  # KeyError would show the message's repr
 
 
 class UserSourceError(AifError):

@@ -226,17 +226,17 @@ CASES: dict[str, tuple[Callable[[], Dataset], type[AifError], str]] = {
         DataError,
         "item: got 'what', which is the column of user already",
     ),
-    "no name of a column": (lambda: events(changed(), user=3), DataError, "user: got 3, expected a string"),
+    "no name of a column": (lambda: events(changed(), user=3), ConfigError, "user: got 3, expected a string"),
     "a word for a list": (
         lambda: events(changed(), context="page"),
-        DataError,
+        ConfigError,
         "context: got 'page', expected a list, each a string",
     ),
     "a word for a split": (
-        lambda: events(changed(), split="time"), DataError, "split: got 'time', expected a Split"
+        lambda: events(changed(), split="time"), ConfigError, "split: got 'time', expected a Split"
     ),
     "a table for a split": (
-        lambda: events(changed(), split={}), DataError, "split: got {}, expected a Split"
+        lambda: events(changed(), split={}), ConfigError, "split: got {}, expected a Split"
     ),
     "split at no time": (
         lambda: events(changed(), split=by_time(None, 0.1)),
@@ -244,9 +244,7 @@ CASES: dict[str, tuple[Callable[[], Dataset], type[AifError], str]] = {
         r"by_time\(validation=\): got None, expected a share such as 0.1",
     ),
     "a word for labels": (
-        lambda: events(changed(), labels="any"),
-        DataError,
-        r"labels: got 'any', expected the types of each head, such as \{'order': \['buy'\]\}",
+        lambda: events(changed(), labels="any"), ConfigError, "labels: got 'any', expected a table of names"
     ),
     "label of no name": (
         lambda: events(changed(), labels={"deep buy": ["buy"]}),

@@ -16,7 +16,7 @@ from aif_jax.bundle.compilation_cache import CompilationCache, open_cache
 from aif_jax.bundle.files import CONFIG, GOLDEN, KERNEL_ABI, KINDS, STAGES, WEIGHTS, ProgramKind, Stage
 from aif_jax.bundle.programs import Call, Program, Signature
 from aif_jax.bundle.tensors import load_tensors
-from aif_jax.checks import well_formed, whole
+from aif_jax.checks import typed, well_formed, whole
 from aif_jax.config import ModelConfig, Precision
 from aif_jax.errors import AifError, BundleError, ConfigError
 from aif_jax.features import ContentSpace, Schema
@@ -78,6 +78,7 @@ class Bundle(OfOneProcess, guards=("call", "program")):
         self._why: list[str] = []
 
     @classmethod
+    @typed
     def load(
         cls,
         path: str | Path,
@@ -131,6 +132,7 @@ class Bundle(OfOneProcess, guards=("call", "program")):
         return bundle
 
     @classmethod
+    @typed
     def refresh(cls, path: str | Path) -> "Bundle":
         """Rebuild a bundle's programs from its config and weights with the jax that is installed now.
 
@@ -249,6 +251,7 @@ class Bundle(OfOneProcess, guards=("call", "program")):
         return None
 
 
+@typed
 def export_bundle(
     model: "Model",
     path: str | Path,

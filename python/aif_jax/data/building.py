@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.checks import check_types
 from aif_jax.data.content import CONTENT_WIDTH, collaborative_content, given_content, out_of_fold
 from aif_jax.data.facts import known_items
 from aif_jax.data.moments import UNITS, Moments, as_text, common_unit
@@ -22,7 +21,6 @@ from aif_jax.data.splits import SPLITS, TEST, TRAIN, VALIDATION, Held, Split, en
 from aif_jax.data.tables import CodedIds, SortedIds
 from aif_jax.errors import DataError, SchemaError
 from aif_jax.features import GROUPS, Numeric, Schema
-from aif_jax.shown import shown
 
 CONTENT_EVENTS = 2_000_000
 """Training events up to which content embeddings are derived by default."""
@@ -31,6 +29,7 @@ MIN_ITEM_COUNT = 3
 """Times that an item occurs in training before the inferred schema knows its id, by default. The embedding of
 a rarer id would be noise, and no training row would have an unknown id."""
 
+_MOST_WIDE = 4_096
 _DEFAULT_TYPE = "interaction"
 _DAY = 86_400
 
@@ -68,9 +67,10 @@ class Setting:
     name: str
 
     def __post_init__(self) -> None:
-        check_types(self, DataError)
         if self.repeats not in ("drop", "keep"):
             raise DataError(f"repeats: got {self.repeats!r}, expected 'drop' or 'keep'.")
+        if self.content_width is not None and not 0 <= self.content_width <= _MOST_WIDE:
+            raise DataError(f"content_width: got {self.content_width}, expected 0 to {_MOST_WIDE:,}.")
         if self.content is not None and self.content_width == 0:
             raise DataError(
                 "content_width: got 0, which is for no content, beside content; give one of them."
@@ -282,10 +282,6 @@ def _own_types(
 
 def _heads(labels: Mapping[str, Any] | None, types: tuple[str, ...]) -> dict[str, list[int]]:
     """Return the positions of the types of each head."""
-    if labels is not None and not isinstance(labels, Mapping):
-        raise DataError(
-            f"labels: got {shown(labels)}, expected the types of each head, such as {{'order': ['buy']}}."
-        )
     heads = {}
     for head, kinds in ({_DEFAULT_TYPE: "any"} if labels is None else labels).items():
         wanted = list(types) if isinstance(kinds, str) and kinds == "any" else kinds

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from aif_jax.checks import typed
 from aif_jax.data import building
 from aif_jax.data.content import Content, fit_width, turned
 from aif_jax.data.facts import known_items, summary_of, warnings_of
@@ -69,6 +70,7 @@ class Dataset:
         _check(self)
 
     @classmethod
+    @typed
     def from_events(
         cls,
         events: Any,
@@ -162,6 +164,7 @@ class Dataset:
         return cls(**building.from_events(events, names, setting, labels, rule))
 
     @classmethod
+    @typed
     def from_impressions(
         cls,
         impressions: Any,

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from aif_jax.checks import typed
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.files import PUBLIC_SETS, dense, read_table
 from aif_jax.data.splits import TEST, TRAIN, VALIDATION, by_column
@@ -43,6 +44,7 @@ _VIDEO = (
 _FIRST_DAY = np.datetime64("2022-04-01")
 
 
+@typed
 def kuairand(path: str | Path, *, content_width: int = 64) -> Dataset:
     """Load KuaiRand-Pure from a folder.
 

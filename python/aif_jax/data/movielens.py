@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from aif_jax.checks import typed
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.files import PUBLIC_SETS, dense, read_integers, read_separated, read_table
 from aif_jax.data.splits import by_column, split_by_last_time, split_by_position
@@ -36,6 +37,7 @@ _MIN_RATINGS = 5
 _YEAR = re.compile(r"(\d{4})(?:-\w+)?\)?\s*$")
 
 
+@typed
 def movielens_1m(path: str | Path, *, content_width: int = 64, new_users: bool = False) -> Dataset:
     """Load MovieLens 1M from a folder.
 
@@ -104,6 +106,7 @@ def _last_times(path: Path, layout: str, ids: np.ndarray, ratings: np.ndarray) -
     return last
 
 
+@typed
 def movielens_100k(path: str | Path, *, content_width: int = 64) -> Dataset:
     """Load MovieLens 100K from a folder.
 

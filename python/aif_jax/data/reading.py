@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.checks import check_types
 from aif_jax.data.moments import Moments, read_moments
 from aif_jax.data.rows import take_columns
 from aif_jax.data.tables import CodedIds, SortedIds, Table, code_ids, open_table
@@ -45,7 +44,6 @@ class Names:
     train_only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_types(self, DataError)
         roles: dict[str, str] = {}
         for role in ("user", "item", "time", "type"):
             column = getattr(self, role)

@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from aif_jax.checks import check, whole
+from aif_jax.checks import check, check_types, whole
 from aif_jax.lookup import find
 
 _TRIES = 6
@@ -39,6 +39,7 @@ class Negatives:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
         whole("count", self.count, 1)
         check("count", self.count, self.count <= _MOST, f"at most {_MOST:,}")
         whole("seed", self.seed, 0)

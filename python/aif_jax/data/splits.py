@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from aif_jax.checks import typed
 from aif_jax.data.moments import duration, moment
 from aif_jax.errors import DataError
 
@@ -226,6 +227,7 @@ def last_n(validation: int = 1, test: int = 1) -> Split:
     return Split("last", validation, test)
 
 
+@typed
 def by_column(column: str) -> Split:
     """Take the part of each row from a column of ``train``, ``validation``, ``test``, or of 0, 1, 2."""
     return Split("column", column=column)

@@ -15,6 +15,7 @@ from scipy.special import expit
 from scipy.stats import spearmanr
 
 from aif_jax.bundle import Bundle
+from aif_jax.checks import typed
 from aif_jax.data import Dataset
 from aif_jax.data.splits import split_number
 from aif_jax.errors import ConfigError, DataError
@@ -184,6 +185,7 @@ class Evaluation:
         write_atomic(path, json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", begins=b"{")
 
 
+@typed
 def evaluate_model(
     model: Model | Bundle | Scorer,
     dataset: Dataset,

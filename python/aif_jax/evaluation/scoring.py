@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax.bundle import Bundle
+from aif_jax.checks import typed
 from aif_jax.config import ModelConfig
 from aif_jax.data import Dataset
 from aif_jax.errors import AifError, ConfigError, DataError
@@ -128,6 +129,7 @@ class Scorer:
         )
 
 
+@typed
 def open_scorer(path: str | Path, *, rung: int = 0) -> Scorer:
     """Open what `aif train` or `aif export` wrote.
 

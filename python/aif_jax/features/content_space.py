@@ -8,7 +8,7 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from safetensors.numpy import save
 
-from aif_jax.checks import check, whole
+from aif_jax.checks import check, typed, whole
 from aif_jax.errors import ConfigError, DataError, ItemIndexError
 from aif_jax.inputs import read_content, read_ids
 
@@ -101,6 +101,7 @@ class ContentSpace:
             )
 
     @classmethod
+    @typed
     def fit(cls, ids: Any, vectors: Any, *, width: int = 64, name: str = "") -> Self:
         """Fit the space of raw embeddings: their mean, and their principal axes if they are wider.
 

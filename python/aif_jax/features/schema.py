@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from aif_jax.checks import check_types
+from aif_jax.checks import check_types, typed
 from aif_jax.errors import SchemaError
 from aif_jax.features.inference import infer_category, infer_features
 from aif_jax.features.kinds import Categorical, Feature, MultiValued, Numeric, feature_from_json
@@ -240,6 +240,7 @@ class Schema:
         return codes[..., None] if isinstance(feature, Categorical) else codes
 
     @classmethod
+    @typed
     def infer(
         cls,
         columns: Mapping[Group, Mapping[str, Any]],
@@ -299,11 +300,13 @@ class Schema:
         rest = {"behaviour_types": self.behaviour_types, "category": self.category, "item_id": self.item_id}
         return code_of({group: self.features(group) for group in GROUPS}, rest)
 
+    @typed
     def save(self, path: str | Path) -> None:
         """Write the schema to a file in ``.toml`` or ``.json``, to be edited and read by `load`."""
         write_fields(Path(path), self.to_json())
 
     @classmethod
+    @typed
     def load(cls, path: str | Path) -> "Schema":
         """Read a file that `save` wrote.
 

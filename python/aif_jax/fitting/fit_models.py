@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from aif_jax.checks import check, choice, is_real, number
+from aif_jax.checks import check, choice, is_real, number, typed
 from aif_jax.config import Architecture, ModelConfig
 from aif_jax.data import TEST, VALIDATION, Dataset
 from aif_jax.data.content import Content
@@ -27,6 +27,7 @@ _RESAMPLES = 200
 """Of the bootstrap: they tell a standard error to about 5 %."""
 
 
+@typed
 def fit(
     data: Dataset,
     *,

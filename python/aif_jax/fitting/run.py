@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from aif_jax.bundle import Bundle, export_bundle
-from aif_jax.checks import well_formed
+from aif_jax.checks import typed, well_formed
 from aif_jax.config import ModelConfig, Precision
 from aif_jax.data import Dataset
 from aif_jax.errors import BundleError, ConfigError
@@ -114,6 +114,7 @@ class Run:
                 parts.append("\n".join([f"{title}:", *map(_item, lines)]))
         return "\n\n".join(parts)
 
+    @typed
     def save(self, path: str | Path) -> None:
         """Save the run in a folder: models, measurements, reasons. `load` reads it, and so do the commands.
 
@@ -157,6 +158,7 @@ class Run:
         write_atomic(path / _RUN, json.dumps(description, indent=1), begins=b"{")
 
     @classmethod
+    @typed
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote.
 
@@ -208,6 +210,7 @@ class Run:
         """Return whether a run was saved in a folder."""
         return (path / _RUN).is_file()
 
+    @typed
     def export(
         self,
         path: str | Path,

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from aif_jax.checks import typed
 from aif_jax.extras import needs
 
 needs("pyarrow", what=__name__)
@@ -73,6 +74,7 @@ class ParquetUpdates:
         DataError: there is no such directory.
     """
 
+    @typed
     def __init__(self, directory: str | Path, *, endless: bool = True, rows: int = 4096):
         self._directory, self._endless, self._rows = Path(directory), endless, rows
         self._reading: Iterator[list[Delivery]] = iter(())

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from aif_jax.checks import typed
 from aif_jax.errors import ConfigError, DataError
 from aif_jax.integrations.redis import START, as_text, decode_update, raw_reply, synchronous
 from aif_jax.nearline import Delivery, decoded
@@ -49,6 +50,7 @@ class RedisStream:
         ConfigError: ``limit`` is under 1, or the client is asynchronous.
     """
 
+    @typed
     def __init__(self, client: "Redis | RedisCluster", stream: str, group: str, *, limit: int = 256):
         if limit < 1:
             raise ConfigError(f"limit: got {limit}, expected at least 1.")

@@ -13,7 +13,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from aif_jax.aio import is_coroutine_function
-from aif_jax.checks import check, well_formed, whole
+from aif_jax.checks import check, typed, well_formed, whole
 from aif_jax.data import Dataset
 from aif_jax.errors import ConfigError, ItemIndexError, RequestError
 from aif_jax.extras import needs
@@ -51,6 +51,7 @@ class TwoTowerRetriever:
     al., RecSys 2014). If an item's norm exceeds ``M``, the index is made anew with a larger one, and counted.
     """
 
+    @typed
     def __init__(self, towers: Towers, users: UserSource, *, candidates: int, **graph: int) -> None:
         if candidates < 1:
             raise ConfigError(f"candidates: got {candidates}, expected at least 1.")

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from aif_jax.checks import typed
 from aif_jax.config import ModelConfig
 from aif_jax.errors import ConfigError
 from aif_jax.features import ContentSpace, Schema
@@ -75,6 +76,7 @@ Model = Aif | Exact | TwoTower
 """Any of the architectures."""
 
 
+@typed
 def build_model(
     config: ModelConfig, schema: Schema, *, seed: int = 0, content_space: ContentSpace | None = None
 ) -> Model:

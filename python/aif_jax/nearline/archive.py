@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from aif_jax.bundle import Bundle
+from aif_jax.checks import typed
 from aif_jax.errors import ArchiveError, ItemIndexError, VersionMismatchError
 from aif_jax.files import make_directory, remove_leftovers
 from aif_jax.nearline.change_log import About, ChangeLog, Position, Reached, Sealed, read_log
@@ -65,6 +66,7 @@ class Archive(OfOneProcess, guards=("start", "open", "table", "position", "batch
 
     unpickled = "give the other process the directory: a Replica follows it, and one process may write there."
 
+    @typed
     def __init__(self, directory: str | Path, *, keep: int = 2):
         super().__init__()
         if keep < 1:
@@ -120,6 +122,7 @@ class Archive(OfOneProcess, guards=("start", "open", "table", "position", "batch
             self._release()
             raise
 
+    @typed
     def open(
         self,
         table_type: type[_T],

@@ -20,6 +20,7 @@ import numpy as np
 
 from aif_jax import _native
 from aif_jax.bundle import Bundle
+from aif_jax.checks import typed
 from aif_jax.errors import AifError, ConfigError, ItemIndexError, WriteError
 from aif_jax.features import EncodeReport
 from aif_jax.files import close_unflushed, foreign_names, make_directory, real_path, refusals, write_atomic
@@ -90,6 +91,7 @@ class BuildReport:
             self.named.append((item, reason))
 
 
+@typed
 def build_snapshot(
     table_type: type[RowTable],
     bundle: Bundle,

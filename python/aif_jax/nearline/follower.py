@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from aif_jax.checks import typed
 from aif_jax.errors import AifError, ArchiveError, ItemIndexError, ProcessError
 from aif_jax.nearline.applying import SetAside, apply_deliveries
 from aif_jax.nearline.archive import Archive
@@ -84,6 +85,7 @@ class Follower(OfOneProcess, guards=("run", "start", "stats")):
 
     unpickled = "make it in the process that keeps the archives."
 
+    @typed
     def __init__(
         self,
         source: UpdateSource,

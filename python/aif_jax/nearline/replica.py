@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from aif_jax.bundle import Bundle
+from aif_jax.checks import typed
 from aif_jax.errors import ItemIndexError
 from aif_jax.nearline.archive import files_of, log_path, recover, replay_log
 from aif_jax.nearline.change_log import Position, Sealed
@@ -33,6 +34,7 @@ class Replica(OfOneProcess, guards=("open", "poll", "start", "stats")):
 
     unpickled = "give the other process the directory, and make a Replica there: Replica(directory)."
 
+    @typed
     def __init__(self, directory: str | Path):
         super().__init__()
         self.directory = Path(directory)
@@ -46,6 +48,7 @@ class Replica(OfOneProcess, guards=("open", "poll", "start", "stats")):
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
+    @typed
     def open(
         self,
         table_type: type[_T],

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from aif_jax.bundle import Bundle
+from aif_jax.checks import typed
 from aif_jax.errors import ItemIndexError, VersionMismatchError
 from aif_jax.features import EncodeReport
 from aif_jax.inputs import Ids, read_ids
@@ -51,6 +52,7 @@ class RowTable(
     keeps_deleted: ClassVar[bool]
     unpickled = "save it, and open the file in the other process: save(path), open(bundle, path)."
 
+    @typed
     def __init__(self, bundle: Bundle, *, expected_rows: int = 0):
         super().__init__()
         bundle.check_process()
@@ -264,6 +266,7 @@ class RowTable(
         if self._file is not None:
             self._file.check()
 
+    @typed
     def save(self, path: str | Path) -> None:
         """Write a snapshot; the previous one at ``path`` stays usable until the new one is complete.
 
@@ -302,6 +305,7 @@ class RowTable(
             file.finish(keys, checksums, names, notes)
 
     @classmethod
+    @typed
     def open(
         cls,
         bundle: Bundle,

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from aif_jax import processes
 from aif_jax.bundle import Bundle
+from aif_jax.checks import typed
 from aif_jax.errors import ConfigError, VersionMismatchError
 from aif_jax.nearline.behaviour_table import BehaviourTable
 from aif_jax.nearline.item_index import ItemIndex
@@ -23,6 +24,7 @@ class Tables(NamedTuple):
     behaviours: BehaviourTable
 
 
+@typed
 def build_tables(bundle: Bundle, records: ItemRecords) -> Tables:
     """Compute item index and behaviour table of the same items.
 

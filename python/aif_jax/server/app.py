@@ -18,6 +18,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
+from aif_jax.checks import typed
 from aif_jax.errors import (
     AifError,
     DeadlineExceededError,
@@ -58,6 +59,7 @@ _STATUS: tuple[tuple[type[AifError], int], ...] = (
 """HTTP status of an error; the first that fits."""
 
 
+@typed
 def create_app(
     engine: Engine,
     *,

@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 
-from aif_jax.checks import number
+from aif_jax.checks import number, typed
 from aif_jax.config import BLOCKS, ModelConfig
 from aif_jax.data import TRAIN, VALIDATION, Dataset
 from aif_jax.data.rows import Requests
@@ -60,6 +60,7 @@ class Choice:
     reasons: tuple[str, ...]
 
 
+@typed
 def choose(data: Dataset, budget_s: float | None = None) -> Choice:
     """Choose settings for a data set. The same data set and budget give the same settings.
 

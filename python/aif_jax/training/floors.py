@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from aif_jax.checks import typed
 from aif_jax.data import TRAIN, Dataset
 from aif_jax.errors import DataError
 from aif_jax.features.encoders import FIRST
@@ -165,6 +166,7 @@ def floor_scores(dataset: Dataset, head: str, *, smoothing: float = SMOOTHING) -
     return LabelCounts(dataset, head, smoothing=smoothing).scores(rows.user, rows.item, rows.history_end)
 
 
+@typed
 def floors(
     dataset: Dataset, split: str = "test", *, heads: tuple[str, ...] | None = None
 ) -> dict[str, Metrics]:

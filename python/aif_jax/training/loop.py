@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aif_jax.checks import typed
 from aif_jax.config import ModelConfig
 from aif_jax.data import TRAIN, VALIDATION, Dataset, fit_width
 from aif_jax.data.digests import (
@@ -128,6 +129,7 @@ class TrainResult:
         return cls(**{**values, **made, "warm_start": warm})
 
 
+@typed
 def train(
     model_config: ModelConfig,
     dataset: Dataset,

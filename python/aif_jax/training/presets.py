@@ -3,6 +3,7 @@
 They stand in the files of `aif_jax.data.configs`, which have the shape of everybody's config.
 """
 
+from aif_jax.checks import typed
 from aif_jax.config import ModelConfig
 from aif_jax.data.described import built_in_settings
 from aif_jax.training.config import TrainConfig
@@ -16,6 +17,7 @@ WHOLE_REQUESTS = frozenset({"kuairand"})
 The others do not record what was shown together, and each of their lists holds one positive."""
 
 
+@typed
 def preset(name: str, architecture: str = "aif") -> tuple[ModelConfig, TrainConfig]:
     """Return settings for a data set and an architecture.
 

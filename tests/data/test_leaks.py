@@ -105,29 +105,6 @@ def test_training_inputs_ignore_changes_of_later_parts(log: Log) -> None:
         assert same(scores[split == TRAIN], floor_scores(after, before.heads[0])[name][split == TRAIN])
 
 
-def test_dataset_without_test_ignores_changes_of_test_part(log: Log) -> None:
-    before = log.load(log.rows)
-    test = before.impressions.split == TEST
-    after = log.load(
-        [log.elsewhere(log.flipped(row)) if late else row for row, late in zip(log.rows, test, strict=True)]
-    )
-    assert not same(dataclasses.asdict(before.events), dataclasses.asdict(after.events))
-    first, second = before.without_test(), after.without_test()
-    for part in ("events", "impressions", "content"):
-        assert same(*(dataclasses.asdict(getattr(d, part)) for d in (first, second))), part
-    assert same(fitted(first), fitted(second))
-    head = before.heads[0]
-    lists = [candidate_lists(d, "validation", head, lists=20, unseen=3) for d in (first, second)]
-    assert same(*map(dataclasses.asdict, lists))
-    # And everything of the others.
-    for split in ("train", "validation"):
-        whole, cut = inputs(before, split), inputs(first, split)
-        places, found = np.flatnonzero(~test)[cut.pop("impression/")], whole.pop("impression/")
-        np.testing.assert_array_equal(places, found)
-        assert same(whole, cut)
-        assert len(places) > 0
-
-
 def test_inputs_ignore_labels_of_later_rows(log: Log) -> None:
     """A label of any part, in all rows of a user from some row on."""
     before = log.load(log.rows)

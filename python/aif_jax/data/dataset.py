@@ -18,7 +18,7 @@ from aif_jax.data.facts import known_items, summary_of, warnings_of
 from aif_jax.data.reading import Names
 from aif_jax.data.rows import Events, Impressions, Requests, take_columns
 from aif_jax.data.sampling import Negatives
-from aif_jax.data.splits import SPLITS, TEST, TRAIN, Split, by_time, split_number
+from aif_jax.data.splits import SPLITS, TRAIN, Split, by_time, split_number
 from aif_jax.errors import DataError
 from aif_jax.features import (
     Categorical,
@@ -607,42 +607,6 @@ class Dataset:
         np.minimum.at(first, rows.user[part], rows.history_end[part])
         ends = np.where(part, first[rows.user], rows.history_end)
         return dataclasses.replace(self, impressions=dataclasses.replace(rows, history_end=ends))
-
-    def without_test(self) -> "Dataset":
-        """Return the set without its test part: neither its rows nor any event from a user's first one on.
-
-        Settings chosen on such a set cannot depend on the test part.
-        """
-        rows, events, offsets = self.impressions, self.events, self.events.offsets
-        kept = np.flatnonzero(rows.split != TEST)
-        test = np.flatnonzero(rows.split == TEST)
-        ends = offsets[1:].copy()
-        np.minimum.at(ends, rows.user[test], rows.history_end[test])
-        seen = np.arange(len(events)) < ends[events.user]
-        left = np.r_[0, np.cumsum(ends - offsets[:-1])]
-        return dataclasses.replace(
-            self,
-            events=Events(
-                offsets=left,
-                item=events.item[seen],
-                type=events.type[seen],
-                time=events.time[seen],
-                training=events.training[seen],
-            ),
-            impressions=Impressions(
-                user=rows.user[kept],
-                item=rows.item[kept],
-                history_end=rows.history_end[kept] + (left - offsets)[rows.user[kept]],
-                labels=take_columns(rows.labels, kept),
-                label_mask=take_columns(rows.label_mask, kept),
-                split=rows.split[kept],
-                request=rows.request[kept],
-                context=take_columns(rows.context, kept),
-                pair=take_columns(rows.pair, kept),
-                train_only=take_columns(rows.train_only, kept),
-                sampled=None if rows.sampled is None else rows.sampled[kept],
-            ),
-        )
 
     def _group(self, group: Group) -> dict[str, Any]:
         source = {"user": self.users, "item": self.items}.get(group)

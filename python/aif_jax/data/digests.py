@@ -27,11 +27,6 @@ def is_older_digest(text: object) -> bool:
     return isinstance(text, str) and re.fullmatch("[0-9a-f]{32}", text) is not None
 
 
-def digest_of_schema(schema: Schema) -> str:
-    """Digest a schema: how features are encoded."""
-    return digest_of_arrays(_written(schema))
-
-
 def digest_of_labels(dataset: Dataset) -> str:
     """Digest users, items, parts and labels of the impressions."""
     rows = dataset.impressions

@@ -193,7 +193,7 @@ def test_from_events_negatives_are_what_the_user_does_not_meet_from_then_on(same
     ends = [
         int(events.time[rows.history_end[rows.split == part]].max()) for part in (TRAIN, VALIDATION, TEST)
     ]
-    before = {part: 0 for part in (TRAIN, VALIDATION, TEST)}
+    before = dict.fromkeys((TRAIN, VALIDATION, TEST), 0)
     later = 0
     for row in np.flatnonzero(rows.sampled).tolist():
         user, start, part = int(rows.user[row]), int(rows.history_end[row]), int(rows.split[row])

@@ -20,12 +20,13 @@ from aif_jax.inputs.tokens import Tokens
 from aif_jax.models.baselines import Model
 from aif_jax.models.blocks.base import Labels
 from aif_jax.models.embedder import embedded_labels
+from aif_jax.models.item import statistics_labels
 from aif_jax.models.store import digest_of_model, load_model, set_weights, weights_of
 from aif_jax.shown import shown
 
 _FREE = frozenset({
     "architecture", "blocks", "heads", "score", "short_length", "long_length", "sim_slots", "block_dropout",
-    "item_id_dropout", "seed",
+    "item_id_dropout", "item_statistics", "seed",
 })  # fmt: skip
 """Fields of a model's config in which it may differ from the earlier one; the others shape its weights, or
 say what a weight means."""
@@ -197,6 +198,8 @@ class _Matches:
         if is_table:
             feature = f"{path.removesuffix('.embed').removeprefix('first.embed_')}.{table}"
             return earlier[name][self._rows[feature]] if feature in self._rows else first
+        if name == "item.statistics":
+            return first  # a run counts its own
         adds = name in self._adding
         if name not in earlier:
             return np.zeros_like(first) if adds else first
@@ -251,8 +254,9 @@ def _labels(model: Model) -> dict[str, Labels]:
     }
     for name, group in _READERS.items():
         rows = embedded_labels(group, schema.features(group), config.embedding_width)
-        content = spread([("content",)], config.content_width + 1) if group == "item" else []
-        found[name] = {0: [*rows, *content]}
+        if group == "item":
+            rows += [*spread([("content",)], config.content_width + 1), *statistics_labels(config, schema)]
+        found[name] = {0: rows}
     found["train_only.linear.kernel"][1] = heads
     for block in model.blocks:
         found |= block.labels()

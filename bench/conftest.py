@@ -38,6 +38,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
+    # The whole table is over 200 columns wide; a file of times (--benchmark-json) holds the rest.
+    if not any(argument.startswith("--benchmark-columns") for argument in config.invocation_params.args):
+        config.option.benchmark_columns = ["median", "iqr", "rounds"]
     # Who asks for a file of times gets one, of the small sizes.
     if config.getoption("--quick") and not config.option.benchmark_json:
         config.option.benchmark_disable = True

@@ -86,6 +86,8 @@ class ModelConfig(Config):
         sim_width: ``d_s``, width of a pooled sub-sequence.
         block_dropout: probability that a block is dropped for one training request.
         item_id_dropout: probability that an item's id is hidden in training, for cold items.
+        item_statistics: whether the item module reads, by item id, how often rows of an item are positive in
+            the training part, and what is done with it; see `aif_jax.training.item_statistics`.
         seed: seed of the random hyperplanes, which are part of the model.
 
     >>> ModelConfig(heads=("buy", "click")).score
@@ -126,6 +128,7 @@ class ModelConfig(Config):
     sim_width: int = 32
     block_dropout: float = 0.1
     item_id_dropout: float = 0.1
+    item_statistics: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -126,6 +126,7 @@ def test_init_folder_that_is_not_empty_or_absent_log_is_refused(tmp_path: Path) 
 def test_init_example_sources_answer_from_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run("init", tmp_path / "shop", "--example")
     project = _modules(tmp_path / "shop", monkeypatch)
+    assert project["users"].DATA.content is None, "deriving it at each start of a server takes time"
     record = project["users"].users("u7")
     assert len(record.items) > 0
     assert asyncio.run(project["users"].users_async("u7")).items.tolist() == record.items.tolist()

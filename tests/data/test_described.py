@@ -95,6 +95,13 @@ def test_describe_content_of_a_table_is_that_of_the_call(folder: Path) -> None:
     np.testing.assert_array_equal(found.content.vectors, called.content.vectors)
 
 
+@pytest.mark.parametrize("content", ['content = "absent.parquet"\n', "content_width = 8\n", ""])
+def test_describe_content_width_of_0_reads_and_derives_none(folder: Path, content: str) -> None:
+    found = load(written(folder, EVENTS + content), content_width=0)
+    assert found.content is None
+    assert load("synthetic:small", content_width=0).content is None
+
+
 def test_describe_file_of_the_page_is_read(folder: Path) -> None:
     load(written(folder, EVENTS)).schema.save(folder / "schema.toml")
     page = Path(__file__).resolve().parents[2] / "docs" / "your-data.md"
@@ -161,8 +168,8 @@ def test_describe_arguments_are_checked_against_the_signature(folder: Path) -> N
             describe(written(folder, f"{EVENTS}[fit]\n{text}\n")).arguments("fit", fit)
 
 
-@pytest.mark.parametrize(("asked", "loaded"), [(0, 64), (32, 64), (100, 100)])
-def test_describe_content_is_as_wide_as_asked_and_64_at_least(asked: int, loaded: int) -> None:
+@pytest.mark.parametrize(("asked", "loaded"), [(None, 64), (32, 64), (100, 100)])
+def test_describe_content_is_as_wide_as_asked_and_64_at_least(asked: int | None, loaded: int) -> None:
     content = describe("synthetic:small").dataset(asked).content
     assert content is not None
     assert content.vectors.shape[1] == loaded

@@ -184,30 +184,61 @@ def test_from_events_labels_follow_types_of_one_moment() -> None:
 
 
 @pytest.mark.parametrize("same_day", [False, True])
-def test_from_events_negatives_are_new_to_the_user_and_of_the_part_or_day(same_day: bool) -> None:
+def test_from_events_negatives_are_what_the_user_does_not_meet_from_then_on(same_day: bool) -> None:
     data = from_shop(negatives=Negatives(3, same_day=same_day, popularity=1.0), split=by_time(0.2, 0.2))
-    rows = data.impressions
-    first: dict[tuple[int, int], int] = {}
-    for part in (TRAIN, VALIDATION, TEST):
-        real = rows.real(part)
-        for pair in zip(rows.user[real].tolist(), rows.item[real].tolist(), strict=True):
-            first.setdefault(pair, part)
+    rows, events = data.impressions, data.events
     real = np.maximum.accumulate(np.where(rows.sampled, 0, np.arange(len(rows))))  # row that each belongs to
-    day = data.events.time[rows.history_end] // DAY if same_day else np.zeros(len(rows), np.int64)
+    day = events.time[rows.history_end] // DAY if same_day else np.zeros(len(rows), np.int64)
     period = list(zip(rows.split.tolist(), day.tolist(), strict=True))
     items: dict[tuple[int, int], set[int]] = {}
     for row in np.flatnonzero(~rows.sampled).tolist():
         items.setdefault(period[row], set()).add(int(rows.item[row]))
+    ends = [
+        int(events.time[rows.history_end[rows.split == part]].max()) for part in (TRAIN, VALIDATION, TEST)
+    ]
+    before = dict.fromkeys((TRAIN, VALIDATION, TEST), 0)
+    later = 0
     for row in np.flatnonzero(rows.sampled).tolist():
-        user, item = int(rows.user[row]), int(rows.item[row])
-        assert first.get((user, item), TEST + 1) > rows.split[row]
-        assert item in items[period[row]]
-        assert (rows.request[row], rows.history_end[row]) == (
-            rows.request[real[row]],
-            rows.history_end[real[row]],
-        )
+        user, start, part = int(rows.user[row]), int(rows.history_end[row]), int(rows.split[row])
+        mine = slice(start, int(events.offsets[user + 1]))
+        met = events.item[mine] == rows.item[row]
+        assert not (met & (events.time[mine] <= ends[part])).any()
+        later += bool(met.any())
+        before[part] += rows.item[row] in events.item[events.offsets[user] : start]
+        assert int(rows.item[row]) in items[period[row]]
+        assert (rows.request[row], start) == (rows.request[real[row]], rows.history_end[real[row]])
+    assert later > 100, "pairs of later parts tell training and validation what comes"
     for part in (TRAIN, VALIDATION, TEST):
         assert np.count_nonzero((rows.split == part) & rows.sampled) > rows.real(part).size
+        assert before[part] > 100, "a model would learn that what was met is always a positive"
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_from_events_rows_of_met_items_are_positive_as_often_as_users_come_back(again: bool) -> None:
+    """An item of the history is a negative where nobody comes back to it, and either where people do."""
+    random = np.random.default_rng(0)
+    users, steps, size = 40, 40, 60
+    seen = np.array([random.permutation(size)[:steps] for _ in range(users)])
+    if again:  # every fourth event is of the item five events ago
+        seen[:, 8::4] = seen[:, 3:-5:4]
+    log = {
+        "who": np.repeat(np.arange(users), steps),
+        "what": seen.ravel(),
+        "when": START + HOUR * np.add.outer(np.arange(users), users * np.arange(steps)).ravel(),
+    }
+    data = Dataset.from_events(
+        log, user="who", item="what", time="when", content_width=0, negatives=Negatives(4, popularity=0.0)
+    )
+    rows, events = data.impressions, data.events
+    met = np.array([
+        rows.item[row] in events.item[events.offsets[rows.user[row]] : rows.history_end[row]]
+        for row in range(len(rows))
+    ])  # fmt: skip
+    rates = [rows.labels["interaction"][met & (rows.split == part)].mean() for part in range(3)]
+    if again:
+        assert all(0.1 < rate < 0.6 for rate in rates), rates
+    else:
+        assert rates == [0, 0, 0]
 
 
 def test_from_events_negatives_are_as_new_to_training_as_real_items() -> None:

@@ -11,6 +11,7 @@ from aif_jax.bundle import Bundle, export_bundle
 from aif_jax.errors import UnknownItemError
 from aif_jax.features import item_keys
 from aif_jax.nearline import BehaviourTable, ItemIndex, Tables, build_tables
+from aif_jax.processes import OfOneProcess
 from aif_jax.serving import Engine, InMemoryUsers, Ranking
 from aif_jax.types import ItemRecords, UserRecord
 from support.served import (
@@ -47,6 +48,31 @@ def test_ranking_any_size_scores_as_unfolded_model(
     assert report.candidates == n
     assert report.rung == 0
     assert report.version == engine.version
+
+
+def test_report_as_text_is_a_line_of_facts_and_a_timeline_that_fit_a_terminal(
+    engine: Engine, world: World
+) -> None:
+    ids, pair = world.candidates(20, seed=1)
+    report = engine.begin(1, CONTEXT).rank(ids, pair, k=5).report
+    first, *timeline = str(report).splitlines()
+    assert first == repr(report)
+    assert "5 of 20 candidates" in first
+    assert len(timeline) > 3
+    assert max(map(len, [first, *timeline])) <= 160
+
+
+def test_engine_completion_shows_documented_names_only() -> None:
+    pages = "".join(
+        page.read_text(encoding="utf-8") for page in (Path(__file__).parents[2] / "docs").glob("*.md")
+    )
+    shown = {name for name in dir(Engine) if not name.startswith("_")} - {
+        *dir(OfOneProcess),
+        "unpickled",
+        "closed",
+    }
+    assert {name for name in shown if f"`{name}" not in pages and f".{name}" not in pages} == set()
+    assert shown >= {"begin", "rank", "rank_many", "publish", "rollback", "close"}
 
 
 def test_ranking_model_that_reads_no_histories_scores_as_unfolded_model(

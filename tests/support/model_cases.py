@@ -140,6 +140,7 @@ def random_config(rng, **forced) -> ModelConfig:
         "head_layers": choice((), (7,), (8, 4)),
         "item_layers": choice((), (8,)),
         "heads": choice(("ctr",), ("ctr", "cvr")),
+        "item_statistics": choice(False, True),
         "bridges": choice(1, 4),
         "sim_slots": choice(2, 6),
         "value_width": choice(3, 6),

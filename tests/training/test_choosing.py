@@ -107,6 +107,14 @@ def test_choose_hides_as_many_ids_as_validation_lacks(chosen: Choice) -> None:
     assert f"of {later:.0%} of the validation" in reason(choice, "item_id_dropout")
 
 
+def test_choose_reads_statistics_where_items_have_an_id(data: Dataset, chosen: Choice) -> None:
+    assert chosen.model.item_statistics
+    counts = data.training_counts()
+    assert f"{np.median(counts[counts > 0]):,.0f} rows in the median" in reason(chosen, "item_statistics")
+    schema = dataclasses.replace(data.schema, item_id=None)
+    assert not choose(dataclasses.replace(data, schema=schema)).model.item_statistics
+
+
 def test_choose_takes_all_labels_the_first_as_score() -> None:
     choice = choose(log(labels={"click": "any", "order": ["cart", "buy"]}))
     assert (choice.model.heads, choice.model.score) == (("click", "order"), "click")

@@ -75,13 +75,12 @@ def test_train_resumed_after_two_crashes_reaches_same_weights(dataset, tiny, bri
     relabelled = dataclasses.replace(rows, labels=flipped)
     other = dataclasses.replace(events, type=np.roll(events.type, 1))
     users = {**dataset.users, "region": dataset.users["region"][::-1]}
+    folded = dataclasses.replace(dataset.content, folds=(dataset.content, dataset.content))
     for part, changed in (
         ("labels", dataclasses.replace(dataset, impressions=relabelled)),
         ("histories", dataclasses.replace(dataset, events=other)),
-        (
-            "columns",
-            dataclasses.replace(dataset, users=users),
-        ),
+        ("histories", dataclasses.replace(dataset, content=folded)),
+        ("columns", dataclasses.replace(dataset, users=users)),
     ):
         with pytest.raises(TrainingError, match=rf"holds another run: data\.{part} differ"):
             train(tiny, changed, config, progress=False)

@@ -163,6 +163,23 @@ def test_earlier_start_scores_every_input_as_the_earlier_model(architecture):
     assert "left out: item.discontinued" in text
 
 
+def test_block_weights_that_follow_the_schema_say_what_their_rows_are():
+    """A weight whose rows were matched by position alone would mean something else for another schema."""
+    models = [build_model(small_config(), schema) for schema in (earlier_schema(), later_schema())]
+    shapes = [{name: array.shape for name, array in weights_of(model).items()} for model in models]
+    labels = [{k: v for block in model.blocks for k, v in block.labels().items()} for model in models]
+    assert labels[0].keys() == labels[1].keys()
+    for shape, found in zip(shapes, labels, strict=True):
+        for name, by_axis in found.items():
+            assert {axis: len(rows) for axis, rows in by_axis.items()} == {0: shape[name][0]}
+            assert len(set(by_axis[0])) == len(by_axis[0])
+    follow = {
+        name for name, shape in shapes[0].items()
+        if name.startswith("first.") and ".table_" not in name and shape != shapes[1][name]
+    }  # fmt: skip
+    assert follow == labels[0].keys() == {f"first.{n}.kernel" for n in ("simtier", "context", "pair")}
+
+
 def test_earlier_rows_are_matched_by_key_and_new_ones_are_that_of_unknown():
     config = small_config()
     earlier = build_model(config, earlier_schema(), seed=1)

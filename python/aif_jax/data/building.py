@@ -109,11 +109,13 @@ def from_events(
     first_part = np.full(len(items.ids), TEST + 1, np.int8)
     for later in (TEST, VALIDATION, TRAIN):
         first_part[log.item[event_part == later]] = later
+    ends = ends_before(log.user, log.time)[rows]
     drawn = draw(
         negatives,
         user=real.user,
         item=real.item,
         part=part,
+        start=ends,
         day=_days(real.time, raw.moments.unit, negatives),
         met=Met.of(log.user, log.item, event_part, len(items.ids)),
         first_part=first_part,
@@ -136,7 +138,7 @@ def from_events(
     rows_to_score = Impressions(
         user=each(real.user),
         item=item,
-        history_end=each(ends_before(log.user, log.time)[rows]),
+        history_end=each(ends),
         labels={
             head: np.where(sampled, np.float32(0), each(flag[rows])).astype(np.float32, copy=False)
             for head, flag in of_head.items()

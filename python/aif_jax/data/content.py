@@ -288,9 +288,10 @@ def out_of_fold(
 ) -> Content:
     """Return derived content embeddings with those that training reads: for each user from other users only.
 
-    Where negatives are sampled, nobody has met them, and everybody has met the positives: an embedding that
-    was derived from a training row tells it from them, and no later row. On a made-up shop the AUC of `aif`
-    was 0.907 so, and 0.920 without content. The embeddings of the folds are turned to lie as those of all.
+    Where negatives are sampled, few users have met theirs, and all users theirs among the positives: an
+    embedding that was derived from a training row tells it from them, and no later row. On a made-up shop
+    the AUC of `aif` was 0.907 so, and 0.920 without content. The embeddings of the folds are turned to lie as
+    those of all.
 
     Args:
         content: from `collaborative_content` of these pairs.

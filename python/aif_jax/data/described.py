@@ -62,12 +62,13 @@ class Described:
     parts: Mapping[str, Mapping[str, Any]]
     text: str = ""
 
-    def dataset(self, content_width: int = 0, *, seed: int = 0) -> Dataset:
+    def dataset(self, content_width: int | None = None, *, seed: int = 0) -> Dataset:
         """Load the data.
 
         Args:
             content_width: width that content embeddings must have; by default that of ``[model]``. They are
-                64 wide at least, so that narrower models share one derivation.
+                64 wide at least, so that narrower models share one derivation. 0 for none: users and
+                histories need none, and to derive them takes time.
             seed: of made-up data.
 
         Raises:
@@ -78,9 +79,10 @@ class Described:
         with self._located("data", self.parts["data"]):
             return call()
 
-    def reading(self, content_width: int = 0, *, seed: int = 0) -> "partial[Dataset]":
+    def reading(self, content_width: int | None = None, *, seed: int = 0) -> "partial[Dataset]":
         """Return the call that loads the data, its arguments checked; see `dataset`."""
-        width = max(content_width, self.settings("model", ModelConfig).content_width, _CONTENT_WIDTH)
+        width = max(content_width or 0, self.settings("model", ModelConfig).content_width, _CONTENT_WIDTH)
+        width = width if content_width != 0 else 0
         given = dict(self.parts["data"])
         with self._located("data", given):
             if "built_in" in given:
@@ -89,7 +91,10 @@ class Described:
             make = Dataset.from_impressions if "impressions" in given else Dataset.from_events
             if "events" not in given and make == Dataset.from_events:
                 raise ConfigError("expected events or impressions, the path of a table, or built_in.")
-            if width > _CONTENT_WIDTH:
+            if not width:
+                given = {name: value for name, value in given.items() if name != "content"}
+                given["content_width"] = 0
+            elif width > _CONTENT_WIDTH:
                 given.setdefault("content_width", width)
             readers: dict[str, Callable[[Any], Any]] = dict.fromkeys(_TABLES, self._path)
             readers |= {"schema": lambda path: Schema.load(self._path(path)), "split": _split}
@@ -197,7 +202,8 @@ def load(spec: str | Path, *, content_width: int = 64, seed: int = 0) -> Dataset
 
     Args:
         spec: see `describe`.
-        content_width: least width of the content embedding to derive; `Dataset.catalogue` can cut it.
+        content_width: least width of the content embedding to derive; `Dataset.catalogue` can cut it. 0 for
+            none, which loads faster: enough for users and histories.
         seed: seed of made-up data; real data does not depend on it.
 
     Raises:
@@ -289,12 +295,13 @@ def _check_built_in(spec: Any) -> None:
         raise DataError(f"got {spec!r} without a path, expected {spec}:PATH. {PUBLIC_SETS[name].how_to_get}")
 
 
-def _built_in(spec: str, **settings: Any) -> Dataset:
+def _built_in(spec: str, *, content_width: int, seed: int) -> Dataset:
     _check_built_in(spec)
     if spec in _MADE_UP:
-        return _MADE_UP[spec](**settings)
+        made = _MADE_UP[spec](content_width=content_width or _CONTENT_WIDTH, seed=seed)
+        return made if content_width else dataclasses.replace(made, content=None)
     name, _, path = spec.partition(":")
-    return _FROM_PATH[name](Path(path), content_width=settings["content_width"])
+    return _FROM_PATH[name](Path(path), content_width=content_width)
 
 
 def _line(text: str, part: str, key: str | None) -> int:

@@ -34,7 +34,7 @@ def digest_of_labels(dataset: Dataset) -> str:
 
 
 def digest_of_histories(dataset: Dataset, schema: Schema) -> str:
-    """Digest the schema, the histories of users, and which items have content.
+    """Digest the schema, the histories of users, and which items have content, in each fold.
 
     The values of derived content embeddings are left out: a decomposition has other last bits on another
     machine. Raw ones enter as they were given.
@@ -47,6 +47,7 @@ def digest_of_histories(dataset: Dataset, schema: Schema) -> str:
     arrays = [rows.history_end, events.user, events.item, events.type]
     if dataset.content is not None:
         arrays += [np.array(dataset.content.vectors.shape), dataset.content.has]
+        arrays += [fold.has for fold in dataset.content.folds]
         if dataset.content.raw is not None:
             arrays.append(dataset.content.raw)
     return digest_of_arrays(_written(schema), *arrays)

@@ -117,7 +117,7 @@ def warnings_of(
         found.append(f"{gone:,} rows were left out, more than a tenth; see left out.")
     if (lacking := notes.get("negatives_lacking", 0.0)) > 0.01:
         found.append(
-            f"{lacking:.0%} of the negatives were not found, because users had met most of the items."
+            f"{lacking:.0%} of the negatives were not found, because users meet most of the items later."
         )
     return found
 

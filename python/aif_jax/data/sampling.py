@@ -3,7 +3,14 @@
 A share of the items is drawn by popularity: the item of a random row of the same part, or of the same day.
 So popularity alone does not tell a sampled item from a real one, and items that are new in a part are drawn
 there as often as they occur. The rest is drawn uniformly from all items that occur in the part or before it.
-An item that the user met in the part or before it is drawn again; after a few draws it is left out.
+An item that the user meets at the time of the row or later in the part is drawn again; after a few draws it
+is left out. An item that the user met before is a negative like any other, because the user did not come back
+to it. If none were, all that training knows of items in a history would be positives, and a model would put
+them first, in a log of films that nobody watches twice too.
+
+What lies after the part excludes nothing. Otherwise the items that are never drawn for a user would be those
+of the test part, and training would know its answers. So a pair can be a negative in training and a positive
+in test: that is a label which was true at its time, and no leak.
 """
 
 import dataclasses
@@ -11,6 +18,7 @@ import dataclasses
 import numpy as np
 
 from aif_jax.checks import check, check_types, whole
+from aif_jax.data.splits import TEST
 from aif_jax.lookup import find
 
 _TRIES = 6
@@ -30,7 +38,7 @@ class Negatives:
         seed: of the draw.
 
     >>> print(Negatives(2))
-    2 a row, 50% by popularity in the part, the rest uniform, none that the user has met
+    2 a row, 50% by popularity in the part, the rest uniform, none that the user meets then or later
     """
 
     count: int = 4
@@ -49,37 +57,40 @@ class Negatives:
         where = "on the day" if self.same_day else "in the part"
         return (
             f"{self.count} a row, {self.popularity:.0%} by popularity {where}, the rest uniform, none that "
-            "the user has met"
+            "the user meets then or later"
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Met:
-    """Pairs of a user and an item, and the first part in which each pair occurs.
+    """Pairs of a user and an item, and where each pair occurs last by the end of each part.
 
     Attributes:
         keys: int64 ``[P]`` ascending, ``user * n_items + item``.
-        part: int8 ``[P]``.
+        last: int ``[P, 3]``, index of the last event of the pair in each part or one before it; -1 without.
         n_items: number of items.
     """
 
     keys: np.ndarray
-    part: np.ndarray
+    last: np.ndarray
     n_items: int
 
     @classmethod
     def of(cls, user: np.ndarray, item: np.ndarray, part: np.ndarray, n_items: int) -> "Met":
-        """Collect the pairs of events ``[E]`` with the part of each."""
+        """Collect the pairs of events ``[E]``, in order of time for each user, with the part of each."""
         keys = user.astype(np.int64) * n_items + item
         order = np.argsort(keys, kind="stable")
         keys, part = keys[order], part[order]
         starts = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]]) if len(keys) else np.zeros(0, np.intp)
-        return cls(keys[starts], np.minimum.reduceat(part, starts) if len(starts) else part, n_items)
+        last = np.full((len(starts), TEST + 1), -1, np.int32 if len(keys) < 1 << 31 else np.int64)
+        for end in range(TEST + 1 if len(starts) else 0):
+            last[:, end] = np.maximum.reduceat(np.where(part <= end, order, -1), starts)
+        return cls(keys[starts], last, n_items)
 
-    def by(self, user: np.ndarray, item: np.ndarray, part: np.ndarray) -> np.ndarray:
-        """Return whether the user met the item in the part or before it, of the broadcast shape."""
+    def since(self, user: np.ndarray, item: np.ndarray, part: np.ndarray, start: np.ndarray) -> np.ndarray:
+        """Return whether a user meets an item in the part or one before it, from the event ``start`` on."""
         place, found = find(self.keys, user.astype(np.int64) * self.n_items + item)
-        return found & (self.part[place] <= part) if len(self.keys) else found
+        return found & (self.last[place, part] >= start) if len(self.keys) else found
 
 
 def draw(
@@ -88,6 +99,7 @@ def draw(
     user: np.ndarray,
     item: np.ndarray,
     part: np.ndarray,
+    start: np.ndarray,
     day: np.ndarray,
     met: Met,
     first_part: np.ndarray,
@@ -99,6 +111,7 @@ def draw(
         user: int32 ``[P]`` ascending, user of each real row.
         item: int32 ``[P]``.
         part: int8 ``[P]``.
+        start: int64 ``[P]``, index of the first event at the time of the row, where its history ends.
         day: int64 ``[P]``, day of each row; only compared.
         met: pairs of all events.
         first_part: int8 ``[n_items]``, first part in which each item occurs; over 2 for never.
@@ -125,19 +138,19 @@ def draw(
         return np.where(random.random(len(rows)) < rule.popularity, popular, uniform)
 
     drawn = np.empty((len(user), rule.count), np.int32)
-    for start in range(0, len(user), _CHUNK):
-        rows = np.arange(start, min(start + _CHUNK, len(user)))
+    for first in range(0, len(user), _CHUNK):
+        rows = np.arange(first, min(first + _CHUNK, len(user)))
         block = drawn[rows[0] : rows[-1] + 1]
         for column in range(rule.count):
             wanted = rows
             for _ in range(_TRIES):
                 items = some(wanted)
-                block[wanted - start, column] = items
-                bad = met.by(user[wanted], items, part[wanted])
+                block[wanted - first, column] = items
+                bad = met.since(user[wanted], items, part[wanted], start[wanted])
                 for other in range(column):
-                    bad |= block[wanted - start, other] == items
+                    bad |= block[wanted - first, other] == items
                 wanted = wanted[bad]
                 if not len(wanted):
                     break
-            block[wanted - start, column] = -1
+            block[wanted - first, column] = -1
     return drawn

@@ -15,7 +15,7 @@ from aif_jax.models.blocks import active_blocks
 from aif_jax.models.blocks.base import Block, Candidates, InteractionBlock, Setting, UserSide
 from aif_jax.models.dropout import RUNGS, Keep, draw_keep, hidden, random_key, shown
 from aif_jax.models.interaction import FirstLayer, Heads, TrainOnly
-from aif_jax.models.item import ItemModule
+from aif_jax.models.item import STATISTICS, ItemModule
 from aif_jax.models.layers import as_arrays
 from aif_jax.models.user import BehaviourValues, UserModule
 from aif_jax.types import Columns
@@ -137,6 +137,8 @@ class Tower(nnx.Module):
                 shows = jax.random.bernoulli(id_key, 1.0 - config.item_id_dropout, candidates.shape)
                 # As an id that the vocabulary does not know, which is what a cold item's is at serving.
                 item[name] = jnp.where(shows, item[name], UNKNOWN)
+                if STATISTICS in item:
+                    item[STATISTICS] = jnp.where(shows[..., None], item[STATISTICS], 0.0)
         if keep:
             user = hidden(user, keep["user"])
             history = keep["user"][:, None]
@@ -155,7 +157,7 @@ class Tower(nnx.Module):
     def items_at(self, catalogue: Mapping[str, jax.Array], index: jax.Array) -> dict[str, jax.Array]:
         """Return what the item module reads of catalogue positions, ``[*index.shape, ...]`` by column."""
         names = [feature.name for feature in self.schema.item]
-        names += [name for name in ("content", "has_content", "signature") if name in catalogue]
+        names += [name for name in ("content", "has_content", "signature", STATISTICS) if name in catalogue]
         return {name: jnp.take(catalogue[name], index, axis=0, mode="clip") for name in names}
 
     def _behaviours(

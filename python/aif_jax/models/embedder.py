@@ -15,6 +15,15 @@ def embedded_width(features: tuple[Feature, ...], embedding_width: int) -> int:
     return sum(2 if isinstance(feature, Numeric) else embedding_width for feature in features)
 
 
+def embedded_labels(group: str, features: tuple[Feature, ...], embedding_width: int) -> list[tuple[str, ...]]:
+    """Return a label of each column of embedded features: group and name of the feature, and its place."""
+    return [
+        (f"{group}.{feature.name}", str(place))
+        for feature in features
+        for place in range(embedded_width((feature,), embedding_width))
+    ]
+
+
 class FeatureEmbedder(nnx.Module):
     """Looks up, averages and concatenates a group of encoded features.
 

@@ -18,8 +18,8 @@ from aif_jax.types import Columns
 Program = Literal["behaviour", "item", "user", "stage"]
 
 _ALWAYS: dict[Program, tuple[str, ...]] = {
-    "behaviour": ("item.embed.*", "item.as_token.*", "item.as_value.*"),
-    "item": ("item.embed.*", "item.mlp.*", "first.item.*"),
+    "behaviour": ("item.embed.*", "item.statistics", "item.as_token.*", "item.as_value.*"),
+    "item": ("item.embed.*", "item.statistics", "item.mlp.*", "first.item.*"),
     "user": ("user.*", "values.*", "project.*", "first.user.*"),
     "stage": ("heads.*", "bias", "train_only.absent", "calibration.*"),
 }

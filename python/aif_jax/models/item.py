@@ -9,12 +9,27 @@ from flax import nnx
 from aif_jax.config import ModelConfig
 from aif_jax.features import Schema
 from aif_jax.models.embedder import FeatureEmbedder
-from aif_jax.models.initial import linear
+from aif_jax.models.initial import constant, linear
 from aif_jax.models.layers import Mlp
+
+STATISTICS = "#statistics"
+"""Column of a training catalogue: the statistics of items from other users than those who read it. It is not
+an identifier, so no feature can have this name."""
+
+
+def statistics_labels(config: ModelConfig, schema: Schema) -> list[tuple[str, ...]]:
+    """Return a label of each statistic of an item, see `aif_jax.training.item_statistics`."""
+    if not config.item_statistics or schema.item_id is None:
+        return []
+    heads, types = config.heads, schema.behaviour_types
+    return [*((f"head {h}", "rate") for h in heads), *((f"type {t}", "share") for t in types), ("count",)]
 
 
 class ItemModule(nnx.Module):
     """Embeds items; candidates and behaviours share the feature tables and part after them.
+
+    Statistics of items are rows of a table by item id, so that they go with the weights and nobody has to
+    give them; they are counted before training, which does not change them.
 
     Args:
         config: widths.
@@ -27,7 +42,11 @@ class ItemModule(nnx.Module):
         self, config: ModelConfig, schema: Schema, columns: Collection[str], *, rngs: nnx.Rngs
     ) -> None:
         self.embed = FeatureEmbedder(schema.item, config.embedding_width, rngs=rngs)
-        n_in = self.embed.width + config.content_width + 1
+        statistics, name = len(statistics_labels(config, schema)), schema.item_id or ""
+        self.item_id = name
+        ids = schema.feature("item", name).size if statistics else 0
+        self.statistics = constant(0.0, (ids, statistics)) if statistics else None
+        n_in = self.embed.width + config.content_width + 1 + statistics
         self.mlp = Mlp((n_in, *config.item_layers, config.width), rngs=rngs)
         self.as_token = linear(n_in, config.width, rngs=rngs) if "token" in columns else None
         self.as_value = linear(n_in, config.value_width, rngs=rngs) if "value" in columns else None
@@ -37,7 +56,7 @@ class ItemModule(nnx.Module):
 
         Args:
             inputs: encoded item features ``[..., *feature.shape]``, ``content`` ``[..., d_m]`` and
-                ``has_content`` ``[..., 1]``.
+                ``has_content`` ``[..., 1]``; in training `STATISTICS` ``[..., n]``, in place of the table's.
         """
         return self.mlp(self._dense(inputs))
 
@@ -52,4 +71,9 @@ class ItemModule(nnx.Module):
         return columns
 
     def _dense(self, inputs: Mapping[str, jax.Array]) -> jax.Array:
-        return jnp.concatenate([self.embed(inputs), inputs["content"], inputs["has_content"]], axis=-1)
+        parts = [self.embed(inputs), inputs["content"], inputs["has_content"]]
+        if STATISTICS in inputs:
+            parts.append(inputs[STATISTICS])
+        elif self.statistics is not None:
+            parts.append(jnp.take(self.statistics[...], inputs[self.item_id], axis=0, mode="fill"))
+        return jnp.concatenate(parts, axis=-1)

@@ -15,9 +15,11 @@ from aif_jax.data.splits import split_number
 from aif_jax.errors import TrainingError
 from aif_jax.features.score import score_of
 from aif_jax.models import add_signatures
+from aif_jax.models.item import STATISTICS
 from aif_jax.training import metrics
 from aif_jax.training.candidates import CandidateLists
 from aif_jax.training.feed import Batch, for_device, long_buckets
+from aif_jax.training.item_statistics import folds_of, item_statistics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -325,13 +327,18 @@ def device_catalogue(dataset: Dataset, model: Any, *, folds: bool = False) -> di
     Args:
         dataset: has the items.
         model: of its schema.
-        folds: whether the catalogues of the folds of its content stand there, one behind the other.
+        folds: whether the catalogues as users of each fold read them stand there, one behind the other.
     """
-    n_folds = len(dataset.content.folds) if folds and dataset.content is not None else 0
-    parts = [
-        dataset.catalogue(model.schema, content_space=model.content_space, fold=fold)
-        for fold in (range(n_folds) if n_folds else [None])
-    ]
+    schema, space, content = model.schema, model.content_space, dataset.content
+    n_folds = folds_of(dataset, model.config) if folds else 0
+    parts = []
+    for fold in range(n_folds) if n_folds else [None]:
+        of_content = fold if content is not None and content.folds else None
+        parts.append(dataset.catalogue(schema, content_space=space, fold=of_content))
+        if n_folds and model.item.statistics is not None:
+            ids, heads = parts[-1][schema.item_id], model.config.heads
+            table = item_statistics(dataset, schema, heads, fold=fold, folds=n_folds)
+            parts[-1][STATISTICS] = table[ids]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return {name: jnp.asarray(column) for name, column in add_signatures(model.config, columns).items()}
 

@@ -13,6 +13,7 @@ from aif_jax.data import TRAIN, Dataset, RequestBatcher, RequestSource
 from aif_jax.errors import ConfigError
 from aif_jax.features import Schema
 from aif_jax.training.config import TrainConfig
+from aif_jax.training.item_statistics import folds_of
 from aif_jax.training.user_items import UserItems
 
 Batch = dict[str, Any]
@@ -61,7 +62,7 @@ class TrainingBatches:
         bottom: np.ndarray | None = None,
     ) -> None:
         self._teacher = teacher
-        self._folds = 0 if dataset.content is None else len(dataset.content.folds)
+        self._folds = folds_of(dataset, model)
         self._n_items = dataset.n_items
         buckets = long_buckets(model, config.long_buckets)
         source = RequestSource(

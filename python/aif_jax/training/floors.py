@@ -8,10 +8,7 @@ from aif_jax.errors import DataError
 from aif_jax.features.encoders import FIRST
 from aif_jax.lookup import find
 from aif_jax.training.evaluate import HeadMetrics, Metrics, head_metrics
-
-SMOOTHING = 10.0
-"""Impressions at the overall rate that every item, and every user, is given on top of its own."""
-
+from aif_jax.training.item_statistics import SMOOTHING
 
 RECENT = 20
 """Behaviours before an impression whose categories `floor_scores` compares with the item's."""

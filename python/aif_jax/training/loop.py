@@ -24,12 +24,14 @@ from aif_jax.data.digests import (
 from aif_jax.errors import ConfigError, TrainingError
 from aif_jax.features import ContentSpace, Schema
 from aif_jax.models import build_model
+from aif_jax.models.store import set_weights, weights_of
 from aif_jax.training.checkpoints import CheckpointStore
 from aif_jax.training.config import FEWEST_STEPS, TrainConfig
 from aif_jax.training.encoding import CountedDataset, Encoding, summary_of
 from aif_jax.training.evaluate import Evaluator, Metrics, device_catalogue
 from aif_jax.training.feed import TrainingBatches, for_device, iterate
 from aif_jax.training.identity import differing
+from aif_jax.training.item_statistics import folds_of, item_statistics
 from aif_jax.training.optimiser import optimiser
 from aif_jax.training.parameters import Parameters
 from aif_jax.training.progress import Reporter
@@ -200,9 +202,12 @@ class _Run:
             self.schema, space = earlier.schema_for(self.schema), earlier.space_for(space)
         model = build_model(model_config, self.schema, seed=config.seed, content_space=space)
         self.warm_start = None if earlier is None else earlier.start(model)
+        if model.item.statistics is not None:
+            counted = item_statistics(dataset, self.schema, model_config.heads)
+            set_weights(model, {**weights_of(model), "item.statistics": counted}, "item statistics")
         self.parameters = Parameters(model)
-        counted = CountedDataset.of(dataset)
-        self.catalogue = device_catalogue(counted, model)
+        counting = CountedDataset.of(dataset)
+        self.catalogue = device_catalogue(counting, model)
         self.evaluator = None
         if (dataset.impressions.split == VALIDATION).any():
             self.evaluator = Evaluator(
@@ -214,12 +219,12 @@ class _Run:
                 buckets=config.long_buckets,
                 catalogue=self.catalogue,
             )
-        if dataset.content is not None and dataset.content.folds:
+        if folds_of(dataset, model_config):
             self.catalogue = device_catalogue(dataset, model, folds=True)
         if config.softmax_weight:
             self.catalogue[LOG_Q] = _log_shares(dataset, model_config.heads[0])
-        self.batches = TrainingBatches(counted, self.schema, model_config, config, **self.given)
-        self.encoding = counted.counts()
+        self.batches = TrainingBatches(counting, self.schema, model_config, config, **self.given)
+        self.encoding = counting.counts()
         self.per_epoch = self.batches.per_epoch
         self.total = min(len(self.batches), config.max_steps or len(self.batches))
         rate = config.learning_rate * (1.0 if init is None else config.warm_rate)

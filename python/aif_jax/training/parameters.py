@@ -108,8 +108,9 @@ def non_finite(tree: Any) -> list[str]:
 
 
 def _kind(name: str, axes: int) -> int:
-    # The values of behaviours have a bias and a scale for each type: two axes, but not a matrix.
-    if name.endswith((".bias", ".gate")):
+    # The values of behaviours have a bias and a scale for each type: two axes, but not a matrix. Statistics
+    # of items are counted, not learned.
+    if name.endswith((".bias", ".gate", ".statistics")):
         return 2
     if "embed" in name or "table" in name:
         return 1

@@ -18,13 +18,15 @@ from aif_jax.features import GROUPS, ContentSpace, Feature, Group, Numeric, Sche
 from aif_jax.features.encoders import FIRST, UNKNOWN
 from aif_jax.inputs.tokens import Tokens
 from aif_jax.models.baselines import Model
-from aif_jax.models.embedder import embedded_width
+from aif_jax.models.blocks.base import Labels
+from aif_jax.models.embedder import embedded_labels
+from aif_jax.models.item import statistics_labels
 from aif_jax.models.store import digest_of_model, load_model, set_weights, weights_of
 from aif_jax.shown import shown
 
 _FREE = frozenset({
     "architecture", "blocks", "heads", "score", "short_length", "long_length", "sim_slots", "block_dropout",
-    "item_id_dropout", "seed",
+    "item_id_dropout", "item_statistics", "seed",
 })  # fmt: skip
 """Fields of a model's config in which it may differ from the earlier one; the others shape its weights, or
 say what a weight means."""
@@ -33,11 +35,9 @@ _READERS: dict[str, Group] = {
     "item.as_token.kernel": "item",
     "item.as_value.kernel": "item",
     "user.profile.kernel": "user",
-    "first.context.kernel": "context",
-    "first.pair.kernel": "pair",
     "train_only.linear.kernel": "train_only",
 }
-"""Weights whose first axis is the embedded features of a group, one after the other."""
+"""Weights that no block has, whose first axis is the embedded features of a group, one after the other."""
 _SHOWN = 4
 
 
@@ -178,6 +178,7 @@ class _Matches:
         self._adding = {*_READERS, *_ADDED}
         if hasattr(theirs, "first"):  # a first layer without any input would be dead
             self._adding |= {f"first.{block.name}.kernel" for block in mine.inputs}
+            self._adding |= {name for block in mine.blocks for name in block.labels()}
 
     def _match_rows(self, table: str, feature: Any, old: Any) -> None:
         rows = np.arange(feature.size)
@@ -197,6 +198,8 @@ class _Matches:
         if is_table:
             feature = f"{path.removesuffix('.embed').removeprefix('first.embed_')}.{table}"
             return earlier[name][self._rows[feature]] if feature in self._rows else first
+        if name == "item.statistics":
+            return first  # a run counts its own
         adds = name in self._adding
         if name not in earlier:
             return np.zeros_like(first) if adds else first
@@ -223,7 +226,7 @@ _ADDED = ("user.out.layer_0.kernel", "user.positions")
 """Weights of which new rows add something to what was there; like those that read features, and blocks."""
 
 
-def _labels(model: Model) -> dict[str, dict[int, Sequence[tuple[str, ...]]]]:
+def _labels(model: Model) -> dict[str, Labels]:
     """Return labels of positions along axes of weights, whose meaning the position alone does not tell."""
     config, schema = model.config, model.schema
     types, heads = (
@@ -234,11 +237,10 @@ def _labels(model: Model) -> dict[str, dict[int, Sequence[tuple[str, ...]]]]:
     def spread(names: Sequence[tuple[str, ...]], n: int) -> list[tuple[str, ...]]:
         return [(*name, str(place)) for name in names for place in range(n)]
 
-    found: dict[str, dict[int, Sequence[tuple[str, ...]]]] = {
+    found: dict[str, Labels] = {
         "user.types": {0: types},
         "values.gate": {0: types},
         "values.bias": {0: types},
-        "first.simtier.kernel": {0: spread(types, config.tiers)},
         "user.positions": {0: spread([("position",)], config.short_length)},
         "user.out.layer_0.kernel": {
             0: spread([("profile",), *((part.name,) for part in model.user.parts)], config.width)
@@ -251,16 +253,13 @@ def _labels(model: Model) -> dict[str, dict[int, Sequence[tuple[str, ...]]]]:
         "bias": {0: heads},
     }
     for name, group in _READERS.items():
-        rows = [
-            label
-            for feature in schema.features(group)
-            for label in spread(
-                [(f"{group}.{feature.name}",)], embedded_width((feature,), config.embedding_width)
-            )
-        ]
-        content = spread([("content",)], config.content_width + 1) if group == "item" else []
-        found[name] = {0: [*rows, *content]}
+        rows = embedded_labels(group, schema.features(group), config.embedding_width)
+        if group == "item":
+            rows += [*spread([("content",)], config.content_width + 1), *statistics_labels(config, schema)]
+        found[name] = {0: rows}
     found["train_only.linear.kernel"][1] = heads
+    for block in model.blocks:
+        found |= block.labels()
     return found
 
 

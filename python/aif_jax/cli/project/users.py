@@ -8,7 +8,7 @@ from pathlib import Path
 from aif_jax import UserRecord
 from aif_jax.data import load
 
-DATA = load(Path(__file__).with_name("config.toml"))
+DATA = load(Path(__file__).with_name("config.toml"), content_width=0)  # the tables hold the content
 
 _from_log = DATA.user_source()
 

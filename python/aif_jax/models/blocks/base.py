@@ -1,7 +1,7 @@
 """The interface of a block: what it declares, and what it computes in the unfolded and in the folded form."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import jax
@@ -14,6 +14,10 @@ from aif_jax.features import ContentSpace, Feature, Schema
 
 ColumnShapes: TypeAlias = dict[str, tuple[tuple[Any, ...], np.dtype]]
 """Shape of one row and dtype, by column; a length in a shape may be a symbolic dimension of `jax.export`."""
+
+Labels: TypeAlias = dict[int, Sequence[tuple[str, ...]]]
+"""Labels of the positions along axes of a weight, by axis: the same label, the same meaning in any model. The
+first word is a feature (``item.genres``), a behaviour type (``type click``) or a head (``head buy``)."""
 
 Arrays: TypeAlias = Mapping[str, jax.Array]
 Entries: TypeAlias = dict[str, Any]
@@ -171,6 +175,14 @@ class Block(Setting, ABC):
 
     def state_columns(self, length: Any) -> ColumnShapes:
         """Return its own entries of one user's state, for a long sequence of length ``L``."""
+        return {}
+
+    def labels(self) -> dict[str, Labels]:
+        """Return labels of those of its weights whose rows follow schema or config, by full name.
+
+        A warm start takes rows over by their label, and starts new ones at 0; rows of other weights by their
+        position.
+        """
         return {}
 
     def user_modules(self, rngs: nnx.Rngs) -> Entries:

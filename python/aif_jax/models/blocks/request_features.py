@@ -11,8 +11,16 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax.features import Schema
-from aif_jax.models.blocks.base import Arrays, Candidates, Entries, InteractionBlock, UserSide, Weights
-from aif_jax.models.embedder import embedded_width
+from aif_jax.models.blocks.base import (
+    Arrays,
+    Candidates,
+    Entries,
+    InteractionBlock,
+    Labels,
+    UserSide,
+    Weights,
+)
+from aif_jax.models.embedder import embedded_labels, embedded_width
 
 
 class RequestFeatures(InteractionBlock):
@@ -28,6 +36,11 @@ class RequestFeatures(InteractionBlock):
     def exists(cls, schema: Schema) -> bool:
         """Return whether the schema has features of the group."""
         return bool(getattr(schema, cls.name))
+
+    def labels(self) -> dict[str, Labels]:
+        """Return the features of the rows of its weight."""
+        rows = embedded_labels(self.name, self.features, self.config.embedding_width)
+        return {f"first.{self.name}.kernel": {0: rows}}
 
     def input(self, model: Any, candidates: Candidates, side: UserSide) -> tuple[jax.Array, jax.Array]:
         """Return the input ``[B, G, width]``, and where any feature is given ``[B, G]``."""

@@ -34,6 +34,12 @@ class SimTier(base.InteractionBlock):
         self.constants = {"simtier.edges": edges_of(config)}
         self.form = {"kind": config.signature, "scale": config.tier_scale}
 
+    def labels(self) -> dict[str, base.Labels]:
+        """Return behaviour type and tier of the rows of its weight."""
+        tiers = range(self.config.tiers)
+        rows = [(f"type {name}", str(tier)) for name in self.schema.behaviour_types for tier in tiers]
+        return {"first.simtier.kernel": {0: rows}}
+
     def state_columns(self, length: Any) -> base.ColumnShapes:
         """Return ``signature`` and ``channel`` of the behaviours, and ``tier_length``."""
         return {

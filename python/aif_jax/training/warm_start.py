@@ -32,6 +32,7 @@ _READERS: dict[str, Group] = {
     "item.mlp.layer_0.kernel": "item",
     "item.as_token.kernel": "item",
     "item.as_value.kernel": "item",
+    "item.as_event.kernel": "item",
     "user.profile.kernel": "user",
     "first.context.kernel": "context",
     "first.pair.kernel": "pair",
@@ -199,7 +200,8 @@ class _Matches:
             return earlier[name][self._rows[feature]] if feature in self._rows else first
         adds = name in self._adding
         if name not in earlier:
-            return np.zeros_like(first) if adds else first
+            # Columns that only new blocks read: their weights are zero, and with these too would never move.
+            return np.zeros_like(first) if adds and not name.startswith("item.as_") else first
         result, source = first.copy(), earlier[name]
         to, where = [], []
         for axis, size in enumerate(first.shape):
@@ -236,6 +238,7 @@ def _labels(model: Model) -> dict[str, dict[int, Sequence[tuple[str, ...]]]]:
 
     found: dict[str, dict[int, Sequence[tuple[str, ...]]]] = {
         "user.types": {0: types},
+        "user.encoder.types": {0: types},
         "values.gate": {0: types},
         "values.bias": {0: types},
         "first.simtier.kernel": {0: spread(types, config.tiers)},
@@ -297,6 +300,8 @@ def _tokens(values: Any) -> Tokens:
 
 def _check_configs(mine: ModelConfig, theirs: ModelConfig) -> None:
     new, old = mine.to_json(), theirs.to_json()
+    if not (mine.has("encoder") and theirs.has("encoder")):
+        new = {name: value for name, value in new.items() if not name.startswith("encoder_")}
     if wrong := [name for name in new if name not in _FREE and new[name] != old[name]]:
         differences = ", ".join(f"{name} is {old[name]} there and {new[name]} here" for name in wrong)
         raise ConfigError(

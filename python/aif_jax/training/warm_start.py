@@ -197,7 +197,7 @@ class _Matches:
         path, is_table, table = name.rpartition(".table_")
         if is_table:
             feature = f"{path.removesuffix('.embed').removeprefix('first.embed_')}.{table}"
-            return earlier[name][self._rows[feature]] if feature in self._rows else first
+            return earlier[name][self._rows[feature]] if name in earlier and feature in self._rows else first
         adds = name in self._adding
         if name not in earlier:
             # Columns that only new blocks read: their weights are zero, and with these too would never move.

@@ -1,4 +1,4 @@
-"""What each block of a model is worth and costs."""
+"""Worth and cost of each block of a model."""
 
 import dataclasses
 
@@ -28,9 +28,7 @@ def test_worth_of_blocks_is_the_metric_lost_without_each(data: Dataset, one_row_
         kept[part[np.unique(data.impressions.user[part], return_index=True)[1]]] = 1
         mask = {**data.impressions.label_mask, head: kept}
         data = dataclasses.replace(data, impressions=dataclasses.replace(data.impressions, label_mask=mask))
-    rows = np.flatnonzero(
-        (data.impressions.split == 2) & (np.asarray(data.impressions.label_mask[head]) > 0)
-    )
+    rows = np.flatnonzero((data.impressions.split == 2) & (np.asarray(data.impressions.label_mask[head]) > 0))
     users, labels = data.impressions.user[rows], data.impressions.labels[head][rows]
     evaluator = Evaluator(data, model, "test")
     scores = {

@@ -63,7 +63,7 @@ def test_encoder_by_windows_equals_encoder_by_history(case):
 
 
 def test_encoder_by_windows_reads_nothing_after_a_request(case):
-    """What comes later holds labels of the batch's own rows, as the types of behaviours."""
+    """Types of later behaviours are labels of the batch's own rows."""
     windows, logits = case
     before = logits(**windows)
     for b in (1, 3):
@@ -72,7 +72,7 @@ def test_encoder_by_windows_reads_nothing_after_a_request(case):
         later["sequence_type"][ROW[b], END[b] :] ^= 1
         changed = logits(**later)
         np.testing.assert_array_equal(changed[b], before[b])
-        assert np.abs(changed - before)[ROW == ROW[b]].max() > 1e-3
+        assert np.abs(changed - before)[ROW[b] == ROW].max() > 1e-3
 
 
 def test_sequence_encoder_ignores_padding_and_finds_the_order():

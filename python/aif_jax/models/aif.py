@@ -26,8 +26,8 @@ class Inputs(NamedTuple):
     """A batch as a model reads it: histories and candidates gathered, what training hides hidden.
 
     ``sequence`` is empty, or, for a model that reads ``event``, the batch's windows: ``event``
-    ``[U, L, w]``, ``type``, ``row`` and ``end`` as in `aif_jax.data.batching`; and ``pool`` ``[U, P, w]``, the
-    vectors of sampled items, in a batch that has them.
+    ``[U, L, w]``, ``type``, ``row`` and ``end`` as in `aif_jax.data.batching`; and ``pool`` ``[U, P, w]``,
+    the vectors of sampled items, in a batch that has them.
     """
 
     user: dict[str, jax.Array]

@@ -10,9 +10,9 @@ int8        int8, and a float32 scale for each     bfloat16                     
 ==========  =====================================  ==================================  ===================
 
 Everything else of rows and states keeps its dtype. Widened, ``e``, ``bridge``, ``content``, ``event``,
-``M``, ``sim`` and the table hold numbers of bfloat16 in either reduced precision, so that their products are exact in
-float32: implementations of the stage differ by the order of summation only. ``h``, which is only added, keeps
-all bits of ``q * scale``. All rounding is to the nearest, halves to even.
+``M``, ``sim`` and the table hold numbers of bfloat16 in either reduced precision, so that their products are
+exact in float32: implementations of the stage differ by the order of summation only. ``h``, which is only
+added, keeps all bits of ``q * scale``. All rounding is to the nearest, halves to even.
 """
 
 from collections.abc import Iterable, Mapping

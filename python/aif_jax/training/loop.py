@@ -415,8 +415,8 @@ def _check(model: ModelConfig, dataset: Dataset, config: TrainConfig) -> None:
     if config.next_weight and not model.has("encoder"):
         raise ConfigError(
             f"next_weight: got {config.next_weight:g} for a model without the block 'encoder'; give "
-            "ModelConfig encoder_layers of at least 1, architecture 'aif' or 'exact' and that block, or leave "
-            "next_weight 0."
+            "ModelConfig encoder_layers of at least 1, architecture 'aif' or 'exact' and that block, or "
+            "leave next_weight 0."
         )
 
 

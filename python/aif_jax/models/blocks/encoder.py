@@ -116,9 +116,7 @@ class Encoder(InteractionBlock):
         self.behaviour_columns = self.row_columns = self.shared("event")
         self.factored = "event"
         self.narrowed = ("event",)
-        self.weights = Weights(
-            item=("item.as_event.*",), user=("first.encoder.*", "first.absent_encoder")
-        )
+        self.weights = Weights(item=("item.as_event.*",), user=("first.encoder.*", "first.absent_encoder"))
 
     def user_modules(self, rngs: nnx.Rngs) -> Entries:
         """Return ``encoder``."""

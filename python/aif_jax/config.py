@@ -14,7 +14,7 @@ Precision = Literal["float32", "bfloat16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 """Formats of the item rows and user states of an exported model; training does not depend on them."""
 
-REDUCED_COLUMNS = ("h", "e", "bridge", "content")
+REDUCED_COLUMNS = ("h", "e", "bridge", "content", "event")
 """The columns of an item row that a reduced precision applies to; `scale` of an int8 row is in this order."""
 
 PRIOR = "prior"
@@ -27,6 +27,7 @@ BLOCKS = (
     "long_attention",
     "simtier",
     "sim_hard",
+    "encoder",
     "profile_item",
     "context",
     "pair",
@@ -39,7 +40,7 @@ BLOCKS = (
 USER_BLOCKS = ("self_attention", "profile_attention")
 """The blocks of the user side alone: all that a `two_tower` model has."""
 
-LONG_BLOCKS = ("bridge", "long_attention", "simtier", "sim_hard")
+LONG_BLOCKS = ("bridge", "long_attention", "simtier", "sim_hard", "encoder")
 """The blocks that read the long sequence: AIF approximates them, the `cold` baseline lacks them."""
 
 _CHOICES: dict[str, tuple[object, ...]] = {
@@ -84,6 +85,9 @@ class ModelConfig(Config):
         bridges: ``n``, number of bridge vectors.
         sim_slots: ``C_max``, categories per user whose sub-sequences are pre-cached.
         sim_width: ``d_s``, width of a pooled sub-sequence.
+        encoder_layers: layers of the deep encoder of the long sequence; 0 for none.
+        encoder_width: ``w``, width of these layers, a multiple of twice their heads.
+        encoder_heads: attention heads of these layers.
         block_dropout: probability that a block is dropped for one training request.
         item_id_dropout: probability that an item's id is hidden in training, for cold items.
         item_statistics: whether the item module reads, by item id, how often rows of an item are positive in
@@ -126,6 +130,9 @@ class ModelConfig(Config):
     bridges: int = 8
     sim_slots: int = 32
     sim_width: int = 32
+    encoder_layers: int = 0
+    encoder_width: int = 64
+    encoder_heads: int = 2
     block_dropout: float = 0.1
     item_id_dropout: float = 0.1
     item_statistics: bool = False
@@ -141,9 +148,12 @@ class ModelConfig(Config):
             raise ConfigError(f"blocks: {self.blocks} names a block twice; name each once.")
         for name in (
             "width", "embedding_width", "hidden", "short_length", "long_length", "content_width",
-            "value_width", "bridges", "sim_slots", "sim_width",
+            "value_width", "bridges", "sim_slots", "sim_width", "encoder_width", "encoder_heads",
         ):  # fmt: skip
             whole(name, getattr(self, name), 1)
+        whole("encoder_layers", self.encoder_layers, 0)
+        multiple = self.encoder_width % (2 * self.encoder_heads) == 0
+        check("encoder_width", self.encoder_width, multiple, "a multiple of twice encoder_heads")
         for name in ("head_layers", "item_layers"):
             for size in getattr(self, name):
                 whole(name, size, 1)
@@ -179,7 +189,7 @@ class ModelConfig(Config):
             return False
         if self.architecture == "cold" and block in LONG_BLOCKS:
             return False
-        return block in self.blocks
+        return block in self.blocks and (block != "encoder" or self.encoder_layers > 0)
 
     @property
     def needs_bits(self) -> bool:

@@ -13,7 +13,7 @@ import pytest
 from aif_jax.bundle import Bundle, export_bundle
 from aif_jax.bundle.files import CONFIG as CONFIG_FILE
 from aif_jax.bundle.files import read_manifest, read_verified, write_bundle_files
-from aif_jax.config import PRECISIONS, Precision
+from aif_jax.config import PRECISIONS, REDUCED_COLUMNS, Precision
 from aif_jax.errors import ConfigError
 from aif_jax.integrations.ray import _join, _Worker
 from aif_jax.models import fold
@@ -120,11 +120,11 @@ def test_engine_ranks_with_bundle_of_precision(
         assert column.dtype == rows[name].dtype
         assert column.tobytes() == rows[name].tobytes()
     expected = {"float32": np.dtype(np.float32), "bfloat16": BF16, "int8": np.dtype(np.int8)}[precision]
-    assert {rows[name].dtype for name in ("h", "e", "bridge", "content")} == {expected}
-    floats = CONFIG.hidden + CONFIG.width + CONFIG.bridges + CONFIG.content_width
+    assert {rows[name].dtype for name in REDUCED_COLUMNS} == {expected}
+    floats = CONFIG.hidden + CONFIG.width + CONFIG.bridges + CONFIG.content_width + CONFIG.encoder_width
     # has_content, signature, three categories, rankable, the prior of each head
     kept = (
-        4 + CONFIG.signature_bytes + 3 * 4 + 1 + 4 * len(CONFIG.heads) + (4 * 4 if precision == "int8" else 0)
+        4 + CONFIG.signature_bytes + 3 * 4 + 1 + 4 * len(CONFIG.heads) + (5 * 4 if precision == "int8" else 0)
     )
     assert sum(column[0].nbytes for column in rows.values()) == floats * expected.itemsize + kept
 

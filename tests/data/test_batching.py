@@ -83,6 +83,46 @@ def test_request_source_history_ends_before_its_rows(dataset, schema):
             assert end == 0 or events.user[end - 1] != rows.user[row] or events.time[end - 1] < moment
 
 
+@pytest.mark.parametrize("step", [1, 10])
+def test_request_source_windows_hold_histories_and_nothing_after_the_batch(dataset, schema, step):
+    length = 20
+    source = source_of(dataset, schema, long_length=length, sequence_step=step)
+    ends, events = source.requests.history_end, dataset.events
+    assert (source.lengths == length).any()  # some histories are longer
+    shared = 0
+    for indices, bucket, most in RequestBatcher(source, batch_size=16, seed=3).plan(0):
+        batch = source.batch(indices, bucket, most)
+        items, types = batch["sequence_item"], batch["sequence_type"]
+        assert items.shape == types.shape == (most, length)
+        row, end, real = batch["sequence_row"], batch["sequence_end"], indices >= 0
+        assert (row[~real] == -1).all()
+        for b in np.flatnonzero(real):
+            n, stop = end[b], ends[indices[b]]
+            whole = stop - events.offsets[batch["user_index"][b]]
+            assert min(whole, length - step + 1) <= n <= length
+            np.testing.assert_array_equal(items[row[b], :n], events.item[stop - n : stop])
+            np.testing.assert_array_equal(types[row[b], :n], events.type[stop - n : stop])
+        for window in range(most):
+            mine = real & (row == window)
+            assert (items[window] >= 0).sum() == end[mine].max(initial=0)
+            shared += mine.sum() > 1
+    assert shared > 10
+
+
+def test_request_batcher_by_windows_holds_every_row_once_in_equal_epochs(dataset, schema):
+    source = source_of(dataset, schema, long_length=60, sequence_step=30)
+    batcher = RequestBatcher(source, batch_size=16, long_buckets=(20,), seed=3)
+    epochs = [[batch["impression"] for batch in batcher.epoch(number)] for number in (0, 1)]
+    expected = np.sort(source.requests.rows[source.requests.rows >= 0])
+    for batches in epochs:
+        assert len(batches) == len(batcher)
+        rows = np.concatenate([batch[batch >= 0] for batch in batches])
+        np.testing.assert_array_equal(np.sort(rows), expected)
+    assert [batch.tolist() for batch in epochs[0]] != [batch.tolist() for batch in epochs[1]]
+    rows = sum(len(batch) for batch in epochs[0])
+    assert rows < 1.5 * len(source)  # padding requests are few
+
+
 def test_collate_of_single_requests_equals_batch(dataset, schema):
     source = source_of(dataset, schema, "test")
     indices = [5, 0, 7]

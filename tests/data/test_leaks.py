@@ -43,6 +43,15 @@ def fitted(dataset: Dataset) -> dict[str, Any]:
     }
 
 
+def windows(dataset: Dataset) -> list[dict[str, Any]]:
+    """Return what the encoder reads in training, and what it is taught to expect."""
+    config = ModelConfig(blocks=("encoder",), encoder_layers=1, long_length=20, heads=dataset.heads)
+    training = TrainConfig(batch_size=8, next_weight=1.0)
+    batches = TrainingBatches(dataset, dataset.fit_schema(), config, training)
+    first = [batches[i] for i in range(min(len(batches), 5))]
+    return [{name: batch[name] for name in batch if name.startswith("sequence")} for batch in first]
+
+
 def inputs(dataset: Dataset, split: str, *, group: int = 4) -> dict[str, np.ndarray]:
     """Return what a model reads of every impression of a part beside the catalogue, by impression."""
     source = RequestSource(dataset, dataset.fit_schema(), split, group=group, short_length=5, long_length=40)
@@ -101,6 +110,7 @@ def test_training_inputs_ignore_changes_of_later_parts(log: Log) -> None:
     assert same(before.content.vectors, after.content.vectors)
     assert same(fitted(before), fitted(after))
     assert same(inputs(before, "train"), inputs(after, "train"))
+    assert same(windows(before), windows(after))
     for name, scores in floor_scores(before, before.heads[0]).items():
         assert same(scores[split == TRAIN], floor_scores(after, before.heads[0])[name][split == TRAIN])
 

@@ -12,6 +12,7 @@ from aif_jax.data import Dataset
 from aif_jax.data.content import Content
 from aif_jax.errors import BundleError, ConfigError
 from aif_jax.evaluation import open_scorer
+from aif_jax.evaluation.blocks import worth_of_blocks
 from aif_jax.features import ContentSpace
 from aif_jax.fitting import Run, fit
 from aif_jax.models.store import weights_of
@@ -36,6 +37,16 @@ def test_run_report_holds_every_model_floor_and_figure_within_110_columns(run: R
         }.items():  # fmt: skip
             for metric in ("auc", "gauc", "hr@10", "ndcg@10", "mrr"):
                 assert f"{found[metric].value:.4f}" in rows[label], (label, metric)
+
+
+def test_run_report_with_blocks_tells_their_worth_and_cost(run: Run, data: Dataset) -> None:
+    added = run.report(blocks=data).removeprefix(run.report()[:500])
+    worth = worth_of_blocks(run.model, data, "test", "click")
+    for name, found in worth.items():
+        (line,) = [line for line in added.splitlines() if line.strip().startswith(name)]
+        assert f"{found.value:+.4f} ±{found.standard_error:.4f}" in line
+        assert len(re.findall(r"-?\d+\.\d\d(?!\d)", line)) == 2
+    assert "without it" not in run.report()
 
 
 def test_run_chance_level_is_of_the_lists_used(run: Run, data: Dataset) -> None:

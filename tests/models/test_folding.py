@@ -75,7 +75,7 @@ def test_user_state_without_history_holds_absent_vectors():
     assert not state["sim_overflow"].any()
     assert (state["channel"] == -1).all()
     assert not state["tier_length"].any()
-    content_rows = state["M"][:, config.width + config.bridges :]
+    content_rows = state["M"][:, config.width + config.bridges : -config.encoder_width]
     assert content_rows.shape == (2, config.content_width, config.hidden)
     assert not content_rows.any()
     for block in ("long_attention", "simtier", "sim_hard"):

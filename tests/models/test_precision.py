@@ -49,7 +49,7 @@ def random_columns(rng, n=50):
     """Columns of very different sizes, with rows of zeros, tiny rows, and what is not narrowed."""
     columns = {
         name: (rng.normal(size=(n, width)) * 10.0 ** rng.uniform(-6, 3, (n, 1))).astype(np.float32)
-        for name, width in (("content", 16), ("e", 8), ("h", 33), ("bridge", 1))
+        for name, width in (("content", 16), ("e", 8), ("h", 33), ("bridge", 1), ("event", 8))
     }
     columns["e"][3] = 0.0
     columns["content"][4] = 1e-30

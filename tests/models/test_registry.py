@@ -119,6 +119,7 @@ def wide(blocks, kind):
     return small_config(
         blocks=blocks, long_attention=kind, width=24, embedding_width=16, hidden=32, value_width=24,
         short_length=16, long_length=64, bridges=8, sim_slots=8, sim_width=16,
+        encoder_width=32,
     )  # fmt: skip
 
 

@@ -120,6 +120,7 @@ def small_config(**changes) -> ModelConfig:
         "width": 6, "embedding_width": 4, "hidden": 10, "head_layers": (7,), "item_layers": (8,),
         "short_length": 5, "long_length": 12, "content_width": 32, "value_width": 5, "signature_bits": 64,
         "tier_edges": (-0.1, 0.1, 0.4), "bridges": 3, "sim_slots": 4, "sim_width": 6,
+        "encoder_layers": 2, "encoder_width": 8, "encoder_heads": 2,
     }  # fmt: skip
     return ModelConfig(**{**sizes, **changes})
 

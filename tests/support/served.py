@@ -53,7 +53,7 @@ SCHEMA = Schema(
 CONFIG = ModelConfig(
     width=8, embedding_width=4, hidden=16, head_layers=(8,), item_layers=(8,), heads=("ctr", "cvr"),
     score="ctr * (cvr + 0.1) * bid", short_length=5, long_length=24, content_width=8, value_width=8,
-    signature_bits=64, bridges=4, sim_slots=3, sim_width=8,
+    signature_bits=64, bridges=4, sim_slots=3, sim_width=8, encoder_layers=1, encoder_width=8,
 )  # fmt: skip
 
 TINY = dataclasses.replace(CONFIG, blocks=("self_attention", "profile_item", "context"))

@@ -41,6 +41,8 @@ def test_train_config_replace_validates():
         ("long_buckets", (0,)),
         ("head_weights", (-1.0,)),
         ("checkpoint_interval", 10),
+        ("next_weight", -1.0),
+        ("next_pool", 0),
     ],
 )
 def test_train_config_invalid_value_raises_with_name(field, value):

@@ -9,7 +9,7 @@ from aif_jax.errors import ConfigError
 from aif_jax.models import build_model
 from aif_jax.training.config import TrainConfig
 from aif_jax.training.evaluate import device_catalogue
-from aif_jax.training.feed import Negatives, TrainingBatches, iterate, long_buckets
+from aif_jax.training.feed import Negatives, NextPool, TrainingBatches, iterate, long_buckets
 
 
 def flat(batch):
@@ -161,18 +161,39 @@ def test_training_batches_with_teacher_hold_logits_of_impressions(dataset, tiny)
     assert "teacher" not in TrainingBatches(dataset, dataset.fit_schema(), model, config)[0]
 
 
+def test_next_pool_is_half_known_items_and_half_behaviours_of_the_windows():
+    known = np.array([True] * 50 + [False] * 50)
+    windows = np.array([[60, 61, 60, 60, -1], [60, -1, -1, -1, -1]], np.int32)
+    pool = NextPool(known, 4000).draw(windows, np.random.default_rng(0))
+    assert pool.shape == (2, 4000)
+    assert pool.dtype == np.int32
+    np.testing.assert_array_equal(pool[0], pool[1])
+    assert set(pool[0, :2000]) == set(range(50))
+    np.testing.assert_allclose((pool[0, 2000:] == 60).mean(), 0.8, atol=0.05)
+    assert set(pool[0, 2000:]) == {60, 61}
+    nobody = NextPool(known, 10).draw(np.full((1, 3), -1, np.int32), np.random.default_rng(0))
+    assert (nobody < 50).all()
+
+
 def test_training_batches_read_the_catalogue_of_each_users_fold(dataset, tiny):
     folds = tuple(
         dataclasses.replace(dataset.content, vectors=np.roll(dataset.content.vectors, fold + 1, axis=1))
         for fold in range(3)
     )
     folded = dataclasses.replace(dataset, content=dataclasses.replace(dataset.content, folds=folds))
-    schema, config = dataset.fit_schema(), TrainConfig(batch_size=16, group=8, negatives=2)
-    tiny = tiny.replace(blocks=("profile_item",))
+    schema = dataset.fit_schema()
+    config = TrainConfig(batch_size=16, group=8, negatives=2, next_weight=1.0, next_pool=6)
+    tiny = tiny.replace(
+        blocks=("profile_item", "encoder"), architecture="aif", encoder_layers=1, encoder_width=8
+    )
     catalogue = device_catalogue(folded, build_model(tiny, schema), folds=True)
     plain, mine = (TrainingBatches(each, schema, tiny, config)[0] for each in (dataset, folded))
     n, fold = dataset.n_items, mine["user_index"] % 3
-    for name in ("item", "short_item", "long_item"):
+    of_window = np.zeros(len(mine["sequence_item"]), int)
+    of_window[mine["sequence_row"]] = fold
+    folds_of = dict.fromkeys(("item", "short_item", "long_item"), fold)
+    folds_of |= dict.fromkeys(("sequence_item", "sequence_pool"), of_window)
+    for name, fold in folds_of.items():
         there = plain[name] >= 0
         np.testing.assert_array_equal(mine[name] >= 0, there)
         np.testing.assert_array_equal((mine[name] % n)[there], plain[name][there])

@@ -219,6 +219,7 @@ def test_train_overflowing_learning_rate_raises_with_gradient(dataset, tiny, bri
     [
         pytest.param("aif", ModelConfig().blocks, marks=pytest.mark.thorough),
         ("aif", ("long_attention",)),
+        ("aif", ("encoder",)),
         pytest.param("exact", ("long_attention", "pair"), marks=pytest.mark.thorough),
         ("two_tower", ("profile_attention",)),
     ],
@@ -234,8 +235,11 @@ def test_train_lowers_loss_of_every_architecture(dataset, tiny, brief, architect
         sim_width=8,
         value_width=8,
         tier_edges=(0.0, 0.5),
+        encoder_layers=1,
+        encoder_width=8,
     )
-    result = train(config, dataset, brief.replace(epochs=3), progress=False)
+    settings = brief.replace(epochs=3, next_weight=float(config.has("encoder")), next_pool=20)
+    result = train(config, dataset, settings, progress=False)
     assert result.history[-1].loss < result.history[0].loss
     assert set(result.metrics.heads) == {"ctr", "like"}
 
@@ -312,6 +316,7 @@ def test_train_counts_and_shows_values_left_out_by_encoding(dataset, tiny, brief
 @pytest.mark.parametrize(
     ("model", "training", "words"),
     [
+        ({}, {"next_weight": 1.0}, "next_weight: got 1 for a model without the block 'encoder'"),
         ({"heads": ("buy",), "score": "buy"}, {}, r"heads.*not \['buy'\]"),
         ({}, {"head_weights": (1.0, 2.0)}, "head_weights: got 2 weights for the 1 heads"),
         ({}, {"softmax_weight": 1.0}, "trains 'two_tower' only"),

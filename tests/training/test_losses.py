@@ -121,6 +121,23 @@ def test_in_batch_softmax_loss_ignores_rows_without_positive():
     assert nobody == 0.0
 
 
+def test_next_item_loss_equals_formula_over_places_with_a_next_item():
+    rng = np.random.default_rng(5)
+    expected, following = rng.normal(size=(2, 2, 3, 4)).astype(np.float32)
+    pool = rng.normal(size=(2, 5, 4)).astype(np.float32)
+    usable, mask = rng.random((2, 3, 5)) < 0.6, np.array([[True, True, False], [True, False, False]])
+    found = []
+    for u, t in zip(*np.nonzero(mask), strict=True):
+        own = expected[u, t] @ following[u, t] / 2
+        others = [expected[u, t] @ pool[u, p] / 2 for p in range(5) if usable[u, t, p]]
+        found.append(np.log(sum(np.exp([own, *others]))) - own)
+    given = [jnp.asarray(array) for array in (expected, following, pool, usable)]
+    np.testing.assert_allclose(losses.next_item_loss(*given, jnp.asarray(mask)), np.mean(found), rtol=1e-5)
+    nothing = jax.value_and_grad(losses.next_item_loss)(*given, jnp.zeros_like(jnp.asarray(mask)))
+    assert nothing[0] == 0.0
+    assert not nothing[1].any()
+
+
 def distillation_problem(seed=0, shape=(5, 6, 2)):
     rng = np.random.default_rng(seed)
     logits, teacher = rng.normal(size=(2, *shape)).astype(np.float32)

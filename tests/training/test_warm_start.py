@@ -180,6 +180,19 @@ def test_block_weights_that_follow_the_schema_say_what_their_rows_are():
     assert follow == labels[0].keys() == {f"first.{n}.kernel" for n in ("simtier", "context", "pair")}
 
 
+def test_earlier_model_without_a_block_leaves_new_ones_able_to_learn():
+    """A new block has no influence yet; were what it alone reads zero too, no step would ever change it."""
+    config = small_config(blocks=("profile_item",), encoder_layers=0)
+    init = Earlier(build_model(config, earlier_schema(), seed=1))
+    later = config.replace(blocks=BLOCKS, encoder_layers=1)
+    model = build_model(later, init.schema_for(earlier_schema()), seed=2)
+    init.start(model)
+    found = weights_of(model)
+    for block, column in (("encoder", "event"), ("long_attention", "value"), ("bridge", "token")):
+        assert not found[f"first.{block}.kernel"].any()
+        assert found[f"item.as_{column}.kernel"].any()
+
+
 def test_earlier_rows_are_matched_by_key_and_new_ones_are_that_of_unknown():
     config = small_config()
     earlier = build_model(config, earlier_schema(), seed=1)
@@ -219,6 +232,7 @@ def test_earlier_feature_of_another_kind_starts_fresh():
     [
         ({"width": 8, "hidden": 12}, "width is 6 there and 8 here, hidden is 10 there and 12 here"),
         ({"tier_edges": (-0.2, 0.0, 0.5)}, "tier_edges is"),
+        ({"encoder_layers": 3}, "encoder_layers is 2 there and 3 here"),
         ({"tier_scale": "log1p"}, "tier_scale is share there and log1p here"),
     ],
 )

@@ -11,6 +11,12 @@ A batch is a dictionary of NumPy arrays; B requests, G rows in each, S and L beh
     "user_index" int32 [B]   (-1 for a padding request)
     "impression" int32 [B, G]   (row of the data set, -1 pads)
 
+Of a source with a sequence step also U windows, each part of one user's events, which requests share:
+
+    "sequence_item", "sequence_type" int32 [U, L]  (-1 pads, oldest first)
+    "sequence_row" int32 [B]   (window of a request, -1 for a padding request)
+    "sequence_end" int32 [B]   (behaviours of the window that are before the request)
+
 Items are rows of `Dataset.catalogue`. A request without the leading B, as `RequestSource` gives it, keeps its
 own length L; `collate` pads it.
 """
@@ -48,6 +54,7 @@ class RequestSource:
         short_length: int,
         long_length: int,
         heads: Sequence[str] | None = None,
+        sequence_step: int = 0,
     ):
         """Group the rows and encode their features.
 
@@ -59,6 +66,9 @@ class RequestSource:
             short_length: ``S``.
             long_length: ``L``.
             heads: labels to give, in this order; by default all of the data set's.
+            sequence_step: behaviours between the windows of a history longer than ``L``; 0 for batches
+                without windows. With 1 a window holds the last ``L`` behaviours of each such history, as at
+                serving; with more, requests share it, and it holds more than ``L - sequence_step`` of them.
 
         Raises:
             DataError: the data set has no label for a head, or no rows in this split.
@@ -75,6 +85,7 @@ class RequestSource:
         if not len(self.requests):
             raise DataError(f"{dataset.name} has no rows in split {split!r}.")
         self.short_length, self.long_length = short_length, long_length
+        self.sequence_step = sequence_step
         self._dataset = dataset
         start = dataset.events.offsets[self.requests.user]
         self.lengths = np.minimum(self.requests.history_end - start, long_length)
@@ -104,12 +115,13 @@ class RequestSource:
         batch = self.batch(np.array([index]), max(1, int(self.lengths[index])))
         return _map(batch, lambda array: array[0])
 
-    def batch(self, indices: np.ndarray, long_length: int) -> Batch:
+    def batch(self, indices: np.ndarray, long_length: int, windows: int = 0) -> Batch:
         """Gather requests into one batch.
 
         Args:
             indices: int ``[B]``, -1 for a padding request.
             long_length: ``L`` of the batch; longer histories lose their oldest behaviours.
+            windows: ``U``, windows of the batch, at least as many as its requests have; 0 for none.
         """
         indices = np.asarray(indices)
         absent = indices < 0
@@ -134,7 +146,37 @@ class RequestSource:
             "label_mask": self._mask[row],
             "user_index": user,
             "impression": np.where(absent[:, None], -1, self.requests.rows[indices]).astype(np.int32),
+            **(self._sequences(indices, long_length, windows) if windows else {}),
         }
+
+    def windows(self, indices: np.ndarray, length: int) -> np.ndarray:
+        """Return the window of each request: its user, and the event that it starts with, int64 ``[B, 2]``.
+
+        Args:
+            indices: int ``[B]``, none of them padding.
+            length: ``L``; a history that fits has the window from the user's first event on.
+        """
+        user, ends = self.requests.user[indices].astype(np.int64), self.requests.history_end[indices]
+        first = self._dataset.events.offsets[user]
+        beyond = np.maximum(ends - first - length, 0)
+        return np.stack([user, first + -(-beyond // self.sequence_step) * self.sequence_step], axis=1)
+
+    def _sequences(self, indices: np.ndarray, length: int, n_windows: int) -> Batch:
+        real = np.flatnonzero(indices >= 0)
+        windows, row = np.unique(self.windows(indices[real], length), axis=0, return_inverse=True)
+        row, starts, ends = row.ravel(), windows[:, 1], self.requests.history_end[indices[real]]
+        stop = np.zeros(len(windows), np.int64)
+        np.maximum.at(stop, row, ends)  # no event after the last of the requests enters the batch
+        place = starts[:, None] + np.arange(length)
+        there = place < stop[:, None]
+        events, place = self._dataset.events, np.where(there, place, 0)
+        rows, until = np.full(len(indices), -1, np.int32), np.zeros(len(indices), np.int32)
+        rows[real], until[real] = row, ends - starts[row]
+        found: Batch = {"sequence_row": rows, "sequence_end": until}
+        for name, column in (("item", events.item), ("type", events.type)):
+            values = np.where(there, column[place] if len(column) else -1, -1).astype(np.int32)
+            found[f"sequence_{name}"] = pad_to(values, n_windows, fill=-1)
+        return found
 
 
 def collate(requests: Sequence[Batch], long_bucket: int, *, batch_size: int | None = None) -> Batch:
@@ -207,6 +249,8 @@ class RequestBatcher:
 
     def __len__(self) -> int:
         """Batches in an epoch."""
+        if self.source.sequence_step:
+            return len(self.plan(0))
         return sum(-(-len(members) // self.batch_size) for members in self._members.values())
 
     def __iter__(self) -> Iterator[Batch]:
@@ -219,19 +263,44 @@ class RequestBatcher:
             number: which epoch, from 0.
             skip: batches to leave out at the start, for a run that resumes.
         """
-        for indices, bucket in self.plan(number)[skip:]:
-            yield self.source.batch(indices, bucket)
+        for chosen in self.plan(number)[skip:]:
+            yield self.source.batch(*chosen)
 
-    def plan(self, number: int) -> list[tuple[np.ndarray, int]]:
-        """Return what `source.batch` takes for every batch of an epoch: request numbers ``[B]`` and ``L``."""
+    def plan(self, number: int) -> list[tuple[np.ndarray, int, int]]:
+        """Return the arguments of `RequestSource.batch` for every batch of an epoch."""
         random = np.random.default_rng([self.seed, number])
         plan = []
         for bucket, members in self._members.items():
+            if self.source.sequence_step:
+                plan += self._by_window(members, bucket)
+                continue
             order = random.permutation(members) if self.shuffle else members
             padded = pad_to(order, -(-len(order) // self.batch_size) * self.batch_size, fill=-1)
-            plan += [(indices, bucket) for indices in padded.reshape(-1, self.batch_size)]
+            plan += [(indices, bucket, 0) for indices in padded.reshape(-1, self.batch_size)]
         if self.shuffle:
             plan = [plan[i] for i in random.permutation(len(plan))]
+        return plan
+
+    def _by_window(self, members: np.ndarray, length: int) -> list[tuple[np.ndarray, int, int]]:
+        """Return batches whose requests share windows: the same in every epoch, so that all are as long."""
+        if not len(members):
+            return []
+        _, window = np.unique(self.source.windows(members, length), axis=0, return_inverse=True)
+        count = int(window.max()) + 1
+        # Windows are padded to one number, a quarter more than a batch has on average.
+        most = max(1, min(self.batch_size, -(-self.batch_size * count * 5 // (4 * len(members)))))
+        places = np.random.default_rng([self.seed, length]).permutation(count) if self.shuffle else None
+        window = window.ravel() if places is None else places[window.ravel()]
+        order = np.argsort(window, kind="stable")
+        members, window = members[order], window[order]
+        opens = np.r_[True, window[1:] != window[:-1]]
+        plan, begin = [], 0
+        while begin < len(members):
+            stop = min(begin + self.batch_size, len(members))
+            opened = 1 + np.cumsum(opens[begin + 1 : stop])
+            stop = begin + 1 + int(np.searchsorted(opened, most, side="right"))
+            plan.append((pad_to(members[begin:stop], self.batch_size, fill=-1), length, most))
+            begin = stop
         return plan
 
 

@@ -9,10 +9,10 @@ from aif_jax.config import LONG_BLOCKS, ModelConfig
 from aif_jax.data import TRAIN, Dataset
 from aif_jax.data.facts import known_users
 from aif_jax.evaluation import Estimate, Evaluation, HeadEvaluation
+from aif_jax.evaluation.blocks import worth_of_blocks
 from aif_jax.evaluation.evaluation import CHANCE, labelled
 from aif_jax.models.aif import Aif
-from aif_jax.training import Epoch, Evaluator, TrainResult
-from aif_jax.training.metrics import auc, gauc
+from aif_jax.training import Epoch, TrainResult
 
 _COMPARED = ("auc", "gauc")
 _ERRORS = 2.0
@@ -193,7 +193,8 @@ def _missing_inputs(data: Dataset, config: ModelConfig) -> Iterator[str]:
         yield f"{share:.0%} of the items have content embeddings; long_attention and simtier skip the others"
     if data.schema.category is None:
         yield "no item feature is the category, so sim_hard finds nothing: give items= one, and category="
-    if off := [block for block in LONG_BLOCKS if not config.has(block)]:
+    off = [block for block in LONG_BLOCKS if not config.has(block)]
+    if off := [block for block in off if block != "encoder" or config.encoder_layers]:
         yield f"blocks that read the long sequence are switched off: {', '.join(off)}"
 
 
@@ -202,17 +203,8 @@ def _blocks(data: Dataset, part: str, head_name: str, result: TrainResult) -> It
     model = result.model
     if not isinstance(model, Aif) or not model.config.block_dropout:
         return  # it never learned to go without a block
-    rows, labels = labelled(data, part, head_name)
-    users, column = data.impressions.user[rows], model.config.heads.index(head_name)
-    evaluator = Evaluator(data, model, part)
-
-    def quality(without: str) -> float:
-        scores = evaluator.predict(model, without=without)[rows, column]
-        found = gauc(users, labels, scores)
-        return auc(labels, scores) if math.isnan(found) else found
-
-    whole = quality("")
-    added = {block.name: whole - quality(block.name) for block in model.blocks}
+    worth = worth_of_blocks(model, data, part, head_name)
+    added = {name: found.value for name, found in worth.items()}
     idle = [f"{name} {value:+.4f}" for name, value in added.items() if value < _NOTHING]
     if idle:
         kept = tuple(name for name in added if added[name] >= _NOTHING)

@@ -17,10 +17,12 @@ from aif_jax.config import ModelConfig, Precision
 from aif_jax.data import Dataset
 from aif_jax.errors import BundleError, ConfigError
 from aif_jax.evaluation import Evaluation
+from aif_jax.evaluation.blocks import cost_of_blocks, table_of_blocks, worth_of_blocks
 from aif_jax.evaluation.tables import WIDTH, as_text, summary
 from aif_jax.features import ContentSpace, Schema
 from aif_jax.files import foreign_names, make_directory, write_atomic
 from aif_jax.integrations.towers import Towers
+from aif_jax.models.aif import Aif
 from aif_jax.models.baselines import Model
 from aif_jax.models.store import load_model, save_model
 from aif_jax.strict_json import shortened
@@ -93,18 +95,29 @@ class Run:
             )
         return Towers(self.results["two_tower"].model, items)
 
-    def report(self) -> str:
+    def report(self, *, blocks: Dataset | None = None) -> str:
         """Return quality beside baselines, floors and chance, what was chosen and why, time and warnings.
 
         Where the model is not above all of them by more than the error, it says why and what to change.
+
+        Args:
+            blocks: the data set, to add what each block of the model brings and costs; takes a prediction and
+                two compilations a block. See `aif_jax.evaluation.blocks`.
+
+        Raises:
+            ConfigError: with ``blocks``, the model was trained without ``block_dropout``.
         """
-        (evaluation,) = self.evaluations.values()
+        ((part, evaluation),) = self.evaluations.items()
         parts = [f"{self.model.config.architecture} on {self.data}", as_text(*summary(evaluation))]
         if "test" not in self.evaluations:
             parts.append(
                 "There is no test part. These are figures of the validation part, on which the best epoch "
                 "was chosen: they are a little too good."
             )
+        if blocks is not None:
+            worth = worth_of_blocks(self.model, blocks, part, next(iter(evaluation.heads)))
+            assert isinstance(self.model, Aif)
+            parts.append(as_text(table_of_blocks(worth, cost_of_blocks(self.model))))
         for title, lines in (
             ("Verdict", self.findings), ("Chosen", self.choice.reasons),
             ("Started from an earlier model", self._starts()),

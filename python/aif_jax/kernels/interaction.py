@@ -1,7 +1,7 @@
 """The interaction module for one request: item rows to logits, first layer, SimTier and heads in one pass.
 
 With the row of a candidate ``i`` holding ``h_i``, the factored columns ``x_i`` (``e``, ``bridge``,
-``content``), its signature ``s_i`` and its categories,
+``content``, ``event``), its signature ``s_i`` and its categories,
 
     H      = shared + h_i + x_i · factors + slot_weights(category_i) · slots + Σ_g table[g, s_i[g]]
              + tiers(s_i) · tier_weights + pair_i · pair_weights

@@ -1,6 +1,7 @@
 """The model in its unfolded form: what trains, and what the folded form must equal."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -22,7 +23,12 @@ from aif_jax.types import Columns
 
 
 class Inputs(NamedTuple):
-    """A batch as a model reads it: histories and candidates gathered, what training hides hidden."""
+    """A batch as a model reads it: histories and candidates gathered, what training hides hidden.
+
+    ``sequence`` is empty, or, for a model that reads ``event``, the batch's windows: ``event``
+    ``[U, L, w]``, ``type``, ``row`` and ``end`` as in `aif_jax.data.batching`; and ``pool`` ``[U, P, w]``,
+    the vectors of sampled items, in a batch that has them.
+    """
 
     user: dict[str, jax.Array]
     short: dict[str, jax.Array]
@@ -33,6 +39,7 @@ class Inputs(NamedTuple):
     context: dict[str, jax.Array]
     pair: dict[str, jax.Array]
     keep: Keep
+    sequence: dict[str, jax.Array]
 
 
 class Tower(nnx.Module):
@@ -94,6 +101,7 @@ class Tower(nnx.Module):
         long: Mapping[str, jax.Array],
         long_type: jax.Array,
         keep: Keep,
+        sequence: Mapping[str, jax.Array] = MappingProxyType({}),
     ) -> UserSide:
         """Compute the user side.
 
@@ -104,10 +112,11 @@ class Tower(nnx.Module):
             long: behaviour columns of the long sequence ``[B, L, ...]``, most recent first.
             long_type: int32 ``[B, L]``, -1 where there is no behaviour.
             keep: what each request keeps, in training.
+            sequence: of `Inputs`.
         """
         tokens = self.user(inputs, short.get("token"), short_type, keep)
         value = self.values(long["value"], long_type) if self.values is not None else None
-        side = UserSide(*tokens, long, long_type, value, {})
+        side = UserSide(*tokens, long, long_type, value, {}, sequence)
         return side._replace(own={block.name: block.user(self, side) for block in self.inputs})
 
     def read(
@@ -145,14 +154,21 @@ class Tower(nnx.Module):
             types["short_type"] = jnp.where(history, types["short_type"], -1)
             history &= keep["long_history"][:, None]
             types["long_type"] = jnp.where(history, types["long_type"], -1)
-        indices = [jnp.asarray(batch[name]) for name in ("short_item", "long_item")]
+        sequence = {
+            name.removeprefix("sequence_"): jnp.asarray(value)
+            for name, value in batch.items()
+            if name.startswith("sequence_") and "event" in self._behaviour_columns()
+        }
+        indices = [jnp.asarray(batch["short_item"]), jnp.asarray(batch["long_item"])]
+        indices += [sequence.pop(name) for name in ("item", "pool") if name in sequence]
         masked = [
             jnp.where(index >= 0, kind, -1)
-            for index, kind in zip(indices, (types["short_type"], types["long_type"]), strict=True)
+            for index, kind in zip(indices[:2], (types["short_type"], types["long_type"]), strict=True)
         ]
-        short, long = self._behaviours(arrays, indices)
+        short, long, *windows = self._behaviours(arrays, indices)
+        sequence |= {name: each["event"] for name, each in zip(("event", "pool"), windows, strict=False)}
         context, pair = (as_arrays(batch.get(group, {})) for group in ("context", "pair"))
-        return Inputs(user, short, masked[0], long, masked[1], item, context, pair, keep)
+        return Inputs(user, short, masked[0], long, masked[1], item, context, pair, keep, sequence)
 
     def items_at(self, catalogue: Mapping[str, jax.Array], index: jax.Array) -> dict[str, jax.Array]:
         """Return what the item module reads of catalogue positions, ``[*index.shape, ...]`` by column."""
@@ -163,7 +179,10 @@ class Tower(nnx.Module):
     def _behaviours(
         self, catalogue: Mapping[str, jax.Array], indices: list[jax.Array]
     ) -> list[dict[str, jax.Array]]:
-        """Return the behaviour columns of histories ``[B, length]`` of catalogue positions."""
+        """Return the behaviour columns of histories ``[B, length]`` of catalogue positions.
+
+        The first is the short sequence, the second the long one, which alone gets frozen columns.
+        """
         n_items, n_behaviours = catalogue["content"].shape[0], sum(index.size for index in indices)
         clipped = [jnp.maximum(index, 0) for index in indices]
         if n_items <= n_behaviours:
@@ -174,13 +193,13 @@ class Tower(nnx.Module):
             ]
         else:
             learned = [self.item.behaviour(self.items_at(catalogue, index)) for index in clipped]
-        short, long = learned
-        columns = self._behaviour_columns() - {"token", "value"}
+        long = learned[1]
+        columns = self._behaviour_columns() - {"token", "value", "event"}
         frozen = {name: catalogue[name] for name in sorted(columns - {"category"})}
         if "category" in columns:
             frozen["category"] = self.schema.category_ids(catalogue)
         long |= {name: jnp.take(values, clipped[1], axis=0, mode="clip") for name, values in frozen.items()}
-        return [short, long]
+        return learned
 
     def _behaviour_columns(self) -> set[str]:
         return {name for block in self.blocks for name in block.behaviour_columns}
@@ -236,15 +255,27 @@ class Aif(Tower):
         Raises:
             ConfigError: ``train`` with dropout, but without ``rngs``.
         """
+        return self.logits_and_side(batch, catalogue, train=train, rngs=rngs, keep=keep)[0]
+
+    def logits_and_side(
+        self,
+        batch: Mapping[str, Any],
+        catalogue: Columns,
+        *,
+        train: bool,
+        rngs: nnx.Rngs | jax.Array | None = None,
+        keep: Keep | None = None,
+    ) -> tuple[jax.Array, UserSide]:
+        """Return logits, and the user side that they come from; arguments as of `__call__`."""
         inputs = self.read(batch, catalogue, train, rngs, keep)
-        side = self.user_side(*inputs[:5], inputs.keep)
+        side = self.user_side(*inputs[:5], inputs.keep, inputs.sequence)
         candidates = self.candidates(inputs)
         first = self.first.item(candidates.e) + self.first.user(side.vector)[:, None]
         everyone = jnp.ones((candidates.e.shape[0], 1), bool)
         for block, (x, present) in self.block_inputs(candidates, side).items():
             there = shown(inputs.keep, block, everyone if present is None else present)
             first += self.first.contribution(block, x, there)
-        return self.heads(first) + self._train_only_term(batch, inputs.keep, train)
+        return self.heads(first) + self._train_only_term(batch, inputs.keep, train), side
 
     def candidates(self, inputs: Inputs) -> Candidates:
         """Return what the blocks need of the candidates of a batch."""

@@ -18,7 +18,7 @@ from aif_jax.types import Columns
 Program = Literal["behaviour", "item", "user", "stage"]
 
 _ALWAYS: dict[Program, tuple[str, ...]] = {
-    "behaviour": ("item.embed.*", "item.statistics", "item.as_token.*", "item.as_value.*"),
+    "behaviour": ("item.embed.*", "item.statistics", "item.as_token.*", "item.as_value.*", "item.as_event.*"),
     "item": ("item.embed.*", "item.statistics", "item.mlp.*", "first.item.*"),
     "user": ("user.*", "values.*", "project.*", "first.user.*"),
     "stage": ("heads.*", "bias", "train_only.absent", "calibration.*"),

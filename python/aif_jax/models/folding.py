@@ -2,7 +2,7 @@
 
 Every block but SimTier enters the first layer linearly, so that at request time there is left
 
-    H = h_i + h_u + h_c + [e_i, w_i, m_i, slots_i] · [M_u; G_u'] + tiers W_t + x_ui W_p
+    H = h_i + h_u + h_c + [e_i, w_i, m_i, v_i, slots_i] · [M_u; G_u'] + tiers W_t + x_ui W_p
         (+ Σ_g table_u[g, s_i[g]] for `sign` and `collision` attention)
 
 The four functions are pure and take the weights first, a flat dictionary; see `Folded`.

@@ -49,6 +49,7 @@ class ItemModule(nnx.Module):
         n_in = self.embed.width + config.content_width + 1 + statistics
         self.mlp = Mlp((n_in, *config.item_layers, config.width), rngs=rngs)
         self.as_token = linear(n_in, config.width, rngs=rngs) if "token" in columns else None
+        self.as_event = linear(n_in, config.encoder_width, rngs=rngs) if "event" in columns else None
         self.as_value = linear(n_in, config.value_width, rngs=rngs) if "value" in columns else None
 
     def __call__(self, inputs: Mapping[str, jax.Array]) -> jax.Array:
@@ -61,14 +62,15 @@ class ItemModule(nnx.Module):
         return self.mlp(self._dense(inputs))
 
     def behaviour(self, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Return ``token`` ``[..., d]`` and ``value`` ``[..., d_v]``, those of them that the model needs."""
+        """Return ``token`` ``[..., d]``, ``value`` ``[..., d_v]`` and ``event`` ``[..., w]``, if needed."""
         dense = self._dense(inputs)
-        columns = {}
-        if self.as_token is not None:
-            columns["token"] = self.as_token(dense)
-        if self.as_value is not None:
-            columns["value"] = self.as_value(dense)
-        return columns
+        layers = {"token": self.as_token, "value": self.as_value, "event": self.as_event}
+        return {name: layer(dense) for name, layer in layers.items() if layer is not None}
+
+    def event(self, inputs: Mapping[str, jax.Array]) -> jax.Array:
+        """Return ``event`` ``[..., w]`` of a model whose blocks read it."""
+        assert self.as_event is not None
+        return self.as_event(self._dense(inputs))
 
     def _dense(self, inputs: Mapping[str, jax.Array]) -> jax.Array:
         parts = [self.embed(inputs), inputs["content"], inputs["has_content"]]

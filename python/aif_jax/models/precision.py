@@ -1,7 +1,7 @@
 """Reduced precision of item rows and user states: how their columns are narrowed, and widened in the stage.
 
 ==========  =====================================  ==================================  ===================
-precision   item rows: h, e, bridge, content       user state: M, sim, factor          table of long
+precision   item rows: columns of REDUCED_COLUMNS  user state: M, sim, factor          table of long
                                                                                        attention
 ==========  =====================================  ==================================  ===================
 float32     float32                                float32                             float32
@@ -9,10 +9,10 @@ bfloat16    bfloat16                               bfloat16                     
 int8        int8, and a float32 scale for each     bfloat16                            rounded to bfloat16
 ==========  =====================================  ==================================  ===================
 
-Everything else of rows and states keeps its dtype. Widened, ``e``, ``bridge``, ``content``, ``M``, ``sim``
-and the table hold numbers of bfloat16 in either reduced precision, so that their products are exact in
-float32: implementations of the stage differ by the order of summation only. ``h``, which is only added, keeps
-all bits of ``q * scale``. All rounding is to the nearest, halves to even.
+Everything else of rows and states keeps its dtype. Widened, ``e``, ``bridge``, ``content``, ``event``,
+``M``, ``sim`` and the table hold numbers of bfloat16 in either reduced precision, so that their products are
+exact in float32: implementations of the stage differ by the order of summation only. ``h``, which is only
+added, keeps all bits of ``q * scale``. All rounding is to the nearest, halves to even.
 """
 
 from collections.abc import Iterable, Mapping

@@ -45,6 +45,10 @@ class TrainConfig(Config):
             rest uniform.
         negative_weight: weight of a sampled negative in the loss, against 1 of an impression.
         negative_heads: heads that learn from sampled negatives; empty means all.
+        next_weight: weight of the loss by which the encoder learns what follows each behaviour, see
+            `aif_jax.training.losses.next_item_loss`; for models with ``encoder_layers`` only.
+        next_pool: sampled items that the next one is held against, drawn for each batch: half of them
+            uniformly, half by how often they occur in its windows.
         softmax_weight: weight of the in-batch softmax beside the sigmoid loss; `two_tower` only.
         softmax_temperature: divides its dot products.
         distillation_weight: weight of the cross-entropy to a teacher's probabilities, see
@@ -82,6 +86,8 @@ class TrainConfig(Config):
     negative_popularity: float = 0.5
     negative_weight: float = 1.0
     negative_heads: tuple[str, ...] = ()
+    next_weight: float = 0.0
+    next_pool: int = 512
     softmax_weight: float = 0.0
     softmax_temperature: float = 0.1
     distillation_weight: float = 0.0
@@ -95,7 +101,7 @@ class TrainConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("epochs", "batch_size", "group", "checkpoints_kept"):
+        for name in ("epochs", "batch_size", "group", "checkpoints_kept", "next_pool"):
             whole(name, getattr(self, name), 1)
         for name in (
             "warmup_steps", "patience", "max_steps", "negatives", "evaluation_batch_size",
@@ -109,7 +115,7 @@ class TrainConfig(Config):
             check(name, value := getattr(self, name), value > 0, "a number over 0")
         for name in (
             "weight_decay", "embedding_decay", "clip_norm", "max_seconds", "negative_weight",
-            "softmax_weight", "distillation_weight", "distillation_list_weight",
+            "softmax_weight", "next_weight", "distillation_weight", "distillation_list_weight",
         ):  # fmt: skip
             check(name, value := getattr(self, name), value >= 0, "at least 0")
         for name in ("final_rate", "negative_bottom", "negative_popularity"):

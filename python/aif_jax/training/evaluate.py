@@ -151,6 +151,7 @@ class Evaluator:
             short_length=config.short_length,
             long_length=lengths[-1],
             heads=config.heads,
+            sequence_step=int(config.has("encoder")),
         )
         self._batcher = RequestBatcher(source, batch_size=batch_size, long_buckets=lengths, shuffle=False)
 

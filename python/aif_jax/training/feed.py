@@ -73,6 +73,12 @@ class TrainingBatches:
             short_length=model.short_length,
             long_length=buckets[-1],
             heads=model.heads,
+            sequence_step=max(1, buckets[-1] // 2) if model.has("encoder") else 0,
+        )
+        self._pool = (
+            NextPool(dataset.trained_items(), config.next_pool)
+            if config.next_weight and model.has("encoder")
+            else None
         )
         self.batcher = RequestBatcher(
             source, batch_size=config.batch_size, long_buckets=buckets, seed=config.seed
@@ -81,7 +87,7 @@ class TrainingBatches:
         self._epochs = config.epochs
         self._seed = config.seed
         self._negatives = Negatives(dataset, schema, model, config, bottom) if config.negatives else None
-        self._plans: dict[int, list[tuple[np.ndarray, int]]] = {}
+        self._plans: dict[int, list[tuple[np.ndarray, int, int]]] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -90,10 +96,12 @@ class TrainingBatches:
     def __getitem__(self, index: int) -> Batch:
         """Return batch ``index % per_epoch`` of epoch ``index // per_epoch``."""
         epoch, position = divmod(int(index), self.per_epoch)
-        requests, length = self._plan(epoch)[position]
-        batch = self.batcher.source.batch(requests, length)
+        batch = self.batcher.source.batch(*self._plan(epoch)[position])
+        rng = np.random.default_rng([self._seed, epoch, position])
         if self._negatives is not None:
-            batch = self._negatives.append(batch, np.random.default_rng([self._seed, epoch, position]))
+            batch = self._negatives.append(batch, rng)
+        if self._pool is not None:
+            batch["sequence_pool"] = self._pool.draw(batch["sequence_item"], rng)
         if self._teacher is not None:
             rows = batch["impression"]
             logits = np.where((rows >= 0)[..., None], self._teacher[np.maximum(rows, 0)], np.nan)
@@ -103,12 +111,19 @@ class TrainingBatches:
                 "teacher_mask": known.astype(np.float32),
             }
         if self._folds:  # whose catalogues stand one behind the other
-            ahead = (batch["user_index"] % self._folds)[:, None].astype(np.int32) * self._n_items
-            for name in ("item", "short_item", "long_item"):
+            fold = (batch["user_index"] % self._folds).astype(np.int32)
+            folds = dict.fromkeys(("item", "short_item", "long_item"), fold)
+            if "sequence_row" in batch:
+                of_window = np.zeros(len(batch["sequence_item"]), np.int32)
+                real = batch["sequence_row"] >= 0
+                of_window[batch["sequence_row"][real]] = fold[real]
+                folds |= dict.fromkeys(("sequence_item", "sequence_pool"), of_window)
+            for name in folds.keys() & batch.keys():
+                ahead = folds[name][:, None] * np.int32(self._n_items)
                 batch[name] = np.where(batch[name] >= 0, batch[name] + ahead, -1)
         return batch
 
-    def _plan(self, epoch: int) -> list[tuple[np.ndarray, int]]:
+    def _plan(self, epoch: int) -> list[tuple[np.ndarray, int, int]]:
         with self._lock:
             if epoch not in self._plans:
                 # Prefetching reaches at most into the next epoch.
@@ -146,6 +161,31 @@ def iterate(batches: TrainingBatches, workers: int = 0) -> grain.DatasetIterator
 def can_sample(schema: Schema, model: ModelConfig) -> bool:
     """Return whether items can be sampled as negatives: not if the model reads pair features."""
     return not (schema.pair and model.has("pair"))
+
+
+class NextPool:
+    """Items that what comes next is held against.
+
+    Args:
+        known: bool ``[n_items]``, items that the training part has seen.
+        size: ``P``, items to draw for a batch.
+    """
+
+    def __init__(self, known: np.ndarray, size: int) -> None:
+        self._known, self._size = np.flatnonzero(known), size
+
+    def draw(self, windows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return int32 ``[U, P]``, the same items for each window.
+
+        Args:
+            windows: items of the windows int32 ``[U, L]``, -1 where there is none.
+            rng: of this batch.
+        """
+        behaviours = windows[windows >= 0]
+        sources = (self._known, behaviours if behaviours.size else self._known)
+        sizes = (self._size // 2, self._size - self._size // 2)
+        drawn = [source[rng.integers(0, source.size, n)] for source, n in zip(sources, sizes, strict=True)]
+        return np.tile(np.concatenate(drawn).astype(np.int32), (len(windows), 1))
 
 
 class Negatives:

@@ -419,6 +419,12 @@ def _check(model: ModelConfig, dataset: Dataset, config: TrainConfig) -> None:
         raise ConfigError(
             f"softmax_weight: {model.architecture!r} has no vector of a user; it trains 'two_tower' only."
         )
+    if config.next_weight and not model.has("encoder"):
+        raise ConfigError(
+            f"next_weight: got {config.next_weight:g} for a model without the block 'encoder'; give "
+            "ModelConfig encoder_layers of at least 1, architecture 'aif' or 'exact' and that block, or "
+            "leave next_weight 0."
+        )
 
 
 def _content_space(dataset: Dataset, model: ModelConfig) -> ContentSpace | None:

@@ -73,6 +73,31 @@ def distillation_loss(
     return total + listwise * mean
 
 
+def next_item_loss(
+    expected: jax.Array, following: jax.Array, pool: jax.Array, usable: jax.Array, mask: jax.Array
+) -> jax.Array:
+    """Softmax cross-entropy of each place's next item among itself and a pool of sampled items.
+
+    The logit of an item is ``expected . v / sqrt(w)``.
+
+    Args:
+        expected: output of the encoder at each place, float32 ``[U, T, w]``.
+        following: vector of the item that comes next, float32 ``[U, T, w]``.
+        pool: vectors of sampled items, float32 ``[U, P, w]``.
+        usable: bool ``[U, T, P]``; False where the sampled item is the next one.
+        mask: bool ``[U, T]``; False where nothing follows.
+
+    Returns:
+        A float32 scalar in nats, the mean over the mask; 0 for an empty one.
+    """
+    scale = 1.0 / jnp.sqrt(jnp.float32(expected.shape[-1]))
+    right = scale * jnp.sum(expected * following, axis=-1, keepdims=True)
+    others = jnp.where(usable, scale * jnp.einsum("utw,upw->utp", expected, pool), _FAR)
+    total = jax.nn.logsumexp(jnp.concatenate([right, others], axis=-1), axis=-1)
+    lost = jnp.where(mask, total - right[..., 0], 0.0)
+    return jnp.sum(lost) / jnp.maximum(jnp.sum(mask), 1).astype(lost.dtype)
+
+
 def log_odds_shift(keep_rate: float) -> float:
     """Return the log-odds shift of a training set in which only a share of the negatives was kept.
 

@@ -8,8 +8,15 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from aif_jax.models.blocks.base import UserSide
 from aif_jax.training.config import TrainConfig
-from aif_jax.training.losses import distillation_loss, in_batch_softmax_loss, log_odds_shift, sigmoid_loss
+from aif_jax.training.losses import (
+    distillation_loss,
+    in_batch_softmax_loss,
+    log_odds_shift,
+    next_item_loss,
+    sigmoid_loss,
+)
 from aif_jax.training.parameters import Parameters, Params, non_finite
 
 Batch = Mapping[str, Any]
@@ -81,7 +88,12 @@ class Step:
         model: Any = self.parameters.merge(params)
         # Random numbers depend on seed and step alone: a resumed run draws those of an unbroken one.
         rngs = nnx.Rngs(jax.random.fold_in(key, step))
-        logits = model(batch, catalogue, train=True, rngs=rngs)
+        following: jax.Array | float = 0.0
+        if config.next_weight:
+            logits, side = model.logits_and_side(batch, catalogue, train=True, rngs=rngs)
+            following = _next_item_loss(batch, side)
+        else:
+            logits = model(batch, catalogue, train=True, rngs=rngs)
         shift = log_odds_shift(config.negative_keep_rate)
         weights = jnp.asarray(config.head_weights or (1.0,) * self.heads, jnp.float32)
         loss = jnp.sum(weights * sigmoid_loss(logits, batch["labels"], batch["label_mask"], shift=shift))
@@ -96,7 +108,7 @@ class Step:
             loss += jnp.sum(weights * apart)
         if config.softmax_weight:
             loss += config.softmax_weight * self._softmax(model, batch, catalogue)
-        return loss
+        return loss + config.next_weight * following
 
     def _softmax(self, model: Any, batch: Batch, catalogue: Batch) -> jax.Array:
         """In-batch softmax over the first positive of each request, by the first head."""
@@ -169,6 +181,19 @@ class Step:
             + f". The largest weight is {sizes[largest]:.3g}, in {largest}. Lower learning_rate (now "
             f"{self.config.learning_rate:g}), or set clip_norm (now {self.config.clip_norm:g})."
         )
+
+
+def _next_item_loss(batch: Batch, side: UserSide) -> jax.Array:
+    """Return the loss of the encoder's outputs against what follows in the batch's windows."""
+    items, pool = jnp.asarray(batch["sequence_item"]), jnp.asarray(batch["sequence_pool"])
+    after = items[:, 1:]
+    return next_item_loss(
+        side.own["encoder"].places[:, :-1],
+        side.sequence["event"][:, 1:],
+        side.sequence["pool"],
+        after[..., None] != pool[:, None],
+        after >= 0,
+    )
 
 
 def _some(names: list[str]) -> str:

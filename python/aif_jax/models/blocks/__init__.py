@@ -10,6 +10,7 @@ from aif_jax.config import ModelConfig
 from aif_jax.features import Schema
 from aif_jax.models.blocks.base import Block
 from aif_jax.models.blocks.bridge import Bridge
+from aif_jax.models.blocks.encoder import Encoder
 from aif_jax.models.blocks.long_attention import LongAttention
 from aif_jax.models.blocks.profile_item import ProfileItem
 from aif_jax.models.blocks.request_features import Context, Pair
@@ -25,6 +26,7 @@ REGISTRY: tuple[type[Block], ...] = (
     LongAttention,
     SimTier,
     SimHard,
+    Encoder,
     Context,
     Pair,
 )

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import jax
@@ -64,6 +65,8 @@ class UserSide(NamedTuple):
         long_type: int32 ``[B, L]``, their types, -1 where there is no behaviour.
         value: their values ``Y`` by type ``[B, L, d_v]``, if a block reads them.
         own: what each block computed of the user alone, by its name; see `InteractionBlock.user`.
+        sequence: windows of events that requests share, see `aif_jax.models.aif.Inputs`; empty where each
+            request has its long sequence only.
     """
 
     vector: jax.Array
@@ -73,6 +76,7 @@ class UserSide(NamedTuple):
     long_type: jax.Array
     value: Any
     own: Entries
+    sequence: Arrays = MappingProxyType({})
 
     @property
     def channel(self) -> jax.Array:
@@ -166,6 +170,7 @@ class Block(Setting, ABC):
             "e": ((config.width,), F4),
             "token": ((config.width,), F4),
             "value": ((config.value_width,), F4),
+            "event": ((config.encoder_width,), F4),
             "content": ((config.content_width,), F4),
             "has_content": ((1,), F4),
             "signature": ((config.signature_bytes,), U1),

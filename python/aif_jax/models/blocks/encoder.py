@@ -1,0 +1,189 @@
+"""Deep encoder of the long sequence: causal transformer layers, and the match of an item with their output.
+
+The layers read behaviours in order of time; each place sees itself and those before it. The output at the
+newest behaviour is the user's expectation ``u`` ``[w]``. An item as a candidate has the same vector ``v_i``
+``[w]`` as in a history, and the input of the first layer is ``[v_i * u, v_i·u / √w]``. Both are linear in
+``v_i``, so in the folded form the block is rows of ``M`` that the item column ``event`` multiplies: depth
+costs nothing after retrieval.
+
+In training one pass over a user's events gives the expectation before each of them (SASRec, Kang and McAuley,
+arXiv 1808.09781). Positions are rotary (Su et al., arXiv 2104.09864), so only distances between places count,
+and an output does not depend on how much padding is before it.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from aif_jax.models.blocks.base import Arrays, Candidates, Entries, InteractionBlock, Labels, UserSide, Weights
+from aif_jax.models.initial import linear, normal
+
+_SLOWEST = 10_000.0
+"""The slowest pair of a head turns by one radian in so many places."""
+
+
+class Expectation(NamedTuple):
+    """Outputs of the encoder for a batch.
+
+    Attributes:
+        vector: ``u`` of each request ``[B, w]``.
+        present: bool ``[B]``, which requests have a behaviour.
+        places: outputs at all places of the batch's windows ``[U, L, w]``; ``None`` without windows.
+    """
+
+    vector: jax.Array
+    present: jax.Array
+    places: jax.Array | None
+
+
+class EncoderLayer(nnx.Module):
+    """Causal self-attention, then a gated MLP; each is added to its input, and reads it normalised."""
+
+    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs) -> None:
+        self.heads = heads
+        self.attention_norm, self.mlp_norm = nnx.RMSNorm(width, rngs=rngs), nnx.RMSNorm(width, rngs=rngs)
+        self.query = linear(width, width, use_bias=False, rngs=rngs)
+        self.key_value = linear(width, 2 * width, use_bias=False, rngs=rngs)
+        self.attended = linear(width, width, use_bias=False, rngs=rngs)
+        self.gated = linear(width, 4 * width, use_bias=False, rngs=rngs)
+        self.out = linear(2 * width, width, use_bias=False, rngs=rngs)
+
+    def __call__(self, x: jax.Array, mask: jax.Array, *, last: bool) -> jax.Array:
+        """Return the layer's output ``[B, L, w]``, or at the last place alone ``[B, 1, w]``.
+
+        Args:
+            x: ``[B, L, w]``.
+            mask: bool ``[B, L]``, which places hold a behaviour.
+            last: whether the last place alone is needed.
+        """
+        b, length, width = x.shape
+        read = self.attention_norm(x)
+        asking, x = (read[:, -1:], x[:, -1:]) if last else (read, x)
+        place, heads = jnp.arange(length), (self.heads, width // self.heads)
+        query = rotated(self.query(asking).reshape(b, -1, *heads), place[-1:] if last else place)
+        key, value = (half.reshape(b, length, *heads) for half in jnp.split(self.key_value(read), 2, axis=-1))
+        found = jax.nn.dot_product_attention(
+            query, rotated(key, place), value, mask=mask[:, None, None, :], is_causal=not last
+        )
+        x = x + self.attended(found.reshape(b, -1, width))
+        straight, gate = jnp.split(self.gated(self.mlp_norm(x)), 2, axis=-1)
+        return x + self.out(straight * jax.nn.silu(gate))
+
+
+class SequenceEncoder(nnx.Module):
+    """Layers over behaviours, oldest first.
+
+    Args:
+        width: ``w``.
+        heads: of the attention.
+        layers: number of layers, at least 1.
+        types: number of behaviour types.
+        rngs: random keys of the initial weights.
+    """
+
+    def __init__(self, width: int, heads: int, layers: int, types: int, *, rngs: nnx.Rngs) -> None:
+        self.depth = layers
+        self.types = normal((types, width), width**-0.5, rngs=rngs)
+        for number in range(layers):
+            setattr(self, f"layer_{number}", EncoderLayer(width, heads, rngs=rngs))
+        self.norm = nnx.RMSNorm(width, rngs=rngs)
+        self.out = linear(width, width, rngs=rngs)
+
+    def __call__(self, event: jax.Array, kind: jax.Array, *, last: bool = False) -> jax.Array:
+        """Return the output at each place ``[B, L, w]``, or at the last alone ``[B, 1, w]``.
+
+        Args:
+            event: vectors of the behaviours' items ``[B, L, w]``.
+            kind: int32 ``[B, L]``, their types, -1 where there is no behaviour.
+            last: whether the last place alone is needed.
+        """
+        x = event + jax.nn.one_hot(kind, self.types[...].shape[0]) @ self.types[...]
+        for number in range(self.depth):
+            layer = getattr(self, f"layer_{number}")
+            x = layer(x, kind >= 0, last=last and number == self.depth - 1)
+        return self.out(self.norm(x))
+
+
+class Encoder(InteractionBlock):
+    """Match of an item with the encoder's expectation; absent without a behaviour."""
+
+    name = "encoder"
+
+    def _declare(self) -> None:
+        self.width = self.config.encoder_width + 1
+        self.behaviour_columns = self.row_columns = self.shared("event")
+        self.factored = "event"
+        self.narrowed = ("event",)
+        self.weights = Weights(item=("item.as_event.*",), user=("first.encoder.*", "first.absent_encoder"))
+
+    def labels(self) -> dict[str, Labels]:
+        """Return the behaviour type of the rows of its types."""
+        return {"user.encoder.types": {0: [(f"type {name}",) for name in self.schema.behaviour_types]}}
+
+    def user_modules(self, rngs: nnx.Rngs) -> Entries:
+        """Return ``encoder``."""
+        config, types = self.config, len(self.schema.behaviour_types)
+        sizes = (config.encoder_width, config.encoder_heads, config.encoder_layers, types)
+        return {"encoder": SequenceEncoder(*sizes, rngs=rngs)}
+
+    def user(self, model: Any, side: UserSide) -> Expectation:
+        """Return the expectations of a batch, from its windows or else from the long sequences."""
+        present, encoder = jnp.any(side.long_type >= 0, axis=1), model.user.encoder
+        if not side.sequence:
+            event, kind = jnp.flip(side.long["event"], axis=1), jnp.flip(side.long_type, axis=1)
+            return Expectation(encoder(event, kind, last=True)[:, 0], present, None)
+        windows = side.sequence
+        places = encoder(windows["event"], windows["type"])
+        vector = places[jnp.maximum(windows["row"], 0), jnp.maximum(windows["end"] - 1, 0)]
+        return Expectation(vector, present & (windows["end"] > 0), places)
+
+    def input(self, model: Any, candidates: Candidates, side: UserSide) -> tuple[jax.Array, jax.Array]:
+        """Return ``[v_i * u, v_i·u / √w]`` ``[B, G, w + 1]``, and which users have a behaviour."""
+        expected = side.own[self.name]
+        product = model.item.event(candidates.item) * expected.vector[:, None]
+        match = jnp.sum(product, axis=-1, keepdims=True) / jnp.sqrt(jnp.float32(product.shape[-1]))
+        return jnp.concatenate([product, match], axis=-1), expected.present[:, None]
+
+    def row(self, model: Any, e: jax.Array, items: Arrays) -> dict[str, jax.Array]:
+        """Return ``event``: ``v_i`` ``[M, w]``."""
+        return {"event": model.item.event(items)}
+
+    def state(self, model: Any, side: UserSide) -> dict[str, jax.Array]:
+        """Return ``M``: ``diag(u) (W + 1 w_m / √w)`` ``[B, w, h]``; ``h_u``: what is absent.
+
+        ``W`` ``[w, h]`` are the weights of the products, ``w_m`` ``[h]`` those of the match.
+        """
+        expected, w = side.own[self.name], self.config.encoder_width
+        weight = model.first.weight(self.name)
+        factor = expected.vector[..., None] * (weight[:w] + weight[w] / jnp.sqrt(jnp.float32(w)))
+        return {
+            "M": jnp.where(expected.present[:, None, None], factor, 0.0),
+            "h_u": model.first.instead(self.name, expected.present),
+        }
+
+    def flops(self, length: int) -> tuple[int, int]:
+        """``2 w h`` for each candidate; for each user ``(n - 1) (20 L w² + 4 L² w) + 4 L w² + 4 L w``.
+
+        Of the last of the ``n`` layers only keys and values are needed at all places.
+        """
+        config, w = self.config, self.config.encoder_width
+        layer, last = 20 * length * w**2 + 4 * length**2 * w, 4 * length * w * (w + 1)
+        return 2 * w * config.hidden, (config.encoder_layers - 1) * layer + last
+
+
+def rotated(x: jax.Array, place: jax.Array) -> jax.Array:
+    """Return vectors of heads turned by angles that grow with their place, so that only distances count.
+
+    Args:
+        x: ``[B, P, heads, c]``, ``c`` even; numbers ``j`` and ``c / 2 + j`` of a vector are one pair.
+        place: int32 ``[P]``.
+    """
+    half = x.shape[-1] // 2
+    rate = _SLOWEST ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = (place.astype(jnp.float32)[:, None] * rate)[None, :, None]
+    a, b = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate(
+        [a * jnp.cos(angle) - b * jnp.sin(angle), a * jnp.sin(angle) + b * jnp.cos(angle)], axis=-1
+    )

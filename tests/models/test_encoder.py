@@ -1,0 +1,115 @@
+"""Deep encoder: one pass over a window gives every request what its own history gives, and nothing later."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from aif_jax.errors import ConfigError
+from aif_jax.models import add_signatures
+from aif_jax.models.blocks.encoder import SequenceEncoder
+from support.model_cases import (
+    logits_of,
+    make_batch,
+    make_catalogue,
+    make_schema,
+    random_model,
+    small_config,
+)
+
+WINDOWS, LENGTH = 2, 12
+ROW, END = np.array([0, 0, 1, 1, -1, 0], np.int32), np.array([0, 5, 12, 1, 0, 12], np.int32)
+
+
+def windows_and_histories(rng, schema):
+    """Return a batch's windows, and the long sequences of its requests that say the same, newest first."""
+    windows = {
+        "sequence_item": rng.integers(0, 40, (WINDOWS, LENGTH)).astype(np.int32),
+        "sequence_type": rng.integers(0, len(schema.behaviour_types), (WINDOWS, LENGTH)).astype(np.int32),
+        "sequence_row": ROW,
+        "sequence_end": END,
+    }
+    long = {}
+    for name in ("item", "type"):
+        long[f"long_{name}"] = np.full((len(ROW), LENGTH), -1, np.int32)
+        for b, (row, end) in enumerate(zip(ROW, END, strict=True)):
+            long[f"long_{name}"][b, :end] = windows[f"sequence_{name}"][row, :end][::-1]
+    return windows, long
+
+
+@pytest.fixture(scope="module")
+def case():
+    rng = np.random.default_rng(0)
+    config, schema = small_config(blocks=("encoder",)), make_schema()
+    model = random_model(rng, config, schema)
+    catalogue = add_signatures(config, make_catalogue(rng, config, schema))
+    batch = make_batch(rng, config, schema, batch=len(ROW), length=LENGTH)
+    windows, long = windows_and_histories(rng, schema)
+    compiled = logits_of(config, schema)
+
+    def logits(**changes):
+        with jax.default_matmul_precision("highest"):
+            return compiled(model, {**batch, **long, **changes}, catalogue)
+
+    return windows, logits
+
+
+def test_encoder_by_windows_equals_encoder_by_history(case):
+    windows, logits = case
+    by_history, by_window = logits(), logits(**windows)
+    assert np.ptp(by_history, axis=0).min() > 1e-3
+    np.testing.assert_allclose(by_window, by_history, rtol=1e-5, atol=1e-5 * np.abs(by_history).max())
+
+
+def test_encoder_by_windows_reads_nothing_after_a_request(case):
+    """Types of later behaviours are labels of the batch's own rows."""
+    windows, logits = case
+    before = logits(**windows)
+    for b in (1, 3):
+        later = {name: value.copy() for name, value in windows.items()}
+        later["sequence_item"][ROW[b], END[b] :] += 1
+        later["sequence_type"][ROW[b], END[b] :] ^= 1
+        changed = logits(**later)
+        np.testing.assert_array_equal(changed[b], before[b])
+        assert np.abs(changed - before)[ROW[b] == ROW].max() > 1e-3
+
+
+def test_sequence_encoder_ignores_padding_and_finds_the_order():
+    rng = np.random.default_rng(1)
+    encoder = SequenceEncoder(8, 2, 2, 3, rngs=nnx.Rngs(0))
+    event = rng.normal(size=(1, 9, 8)).astype(np.float32)
+    kind = rng.integers(0, 3, (1, 9)).astype(np.int32)
+
+    def last(event, kind):
+        with jax.default_matmul_precision("highest"):
+            return np.asarray(encoder(jnp.asarray(event), jnp.asarray(kind), last=True))
+
+    whole = last(event, kind)
+    padded = np.concatenate([100 * np.ones((1, 4, 8), np.float32), event], axis=1)
+    there = np.concatenate([np.full((1, 4), -1, np.int32), kind], axis=1)
+    np.testing.assert_allclose(last(padded, there), whole, atol=1e-4)
+    places = np.asarray(encoder(jnp.asarray(event), jnp.asarray(kind)))
+    np.testing.assert_allclose(places[:, -1:], whole, atol=1e-4)
+    swapped = [1, 0, *range(2, 9)]
+    assert np.abs(last(event[:, swapped], kind[:, swapped]) - whole).max() > 1e-2
+    assert np.abs(last(event, (kind + 1) % 3) - whole).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"encoder_layers": -1}, "encoder_layers: got -1"),
+        ({"encoder_heads": 0}, "encoder_heads: got 0"),
+        ({"encoder_width": 10}, "encoder_width: got 10, expected a multiple of twice encoder_heads"),
+    ],
+)
+def test_config_with_impossible_encoder_raises_with_advice(changes, said):
+    with pytest.raises(ConfigError, match=said):
+        small_config(**changes)
+
+
+def test_config_without_encoder_layers_has_no_encoder():
+    assert small_config().has("encoder")
+    assert not small_config(encoder_layers=0).has("encoder")
+    assert not small_config(architecture="cold").has("encoder")

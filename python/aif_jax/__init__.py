@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from aif_jax._native import EmbeddingCache, RowLayout, Scheduler
-from aif_jax.bundle import Bundle, export_bundle
+from aif_jax.bundle import Bundle, export, export_bundle
 from aif_jax.config import ModelConfig
 from aif_jax.errors import AifError
 from aif_jax.features import Categorical, ContentSpace, Hashing, MultiValued, Numeric, Schema, Vocabulary
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from aif_jax.data import last_n as last_n
     from aif_jax.fitting import Run as Run
     from aif_jax.fitting import fit as fit
+    from aif_jax.models.contract import Functions as Functions
     from aif_jax.training import TrainConfig as TrainConfig
 
 __all__ = [
@@ -54,12 +55,14 @@ __all__ = [
     "UserRecord",
     "Vocabulary",
     "build_tables",
+    "export",
     "export_bundle",
 ]
 
 LATER = {
     **dict.fromkeys(("Dataset", "Negatives", "by_column", "by_time", "by_user", "last_n"), "aif_jax.data"),
     **dict.fromkeys(("Run", "fit"), "aif_jax.fitting"),
+    "Functions": "aif_jax.models.contract",
     "TrainConfig": "aif_jax.training",
 }
 """Further public names by the package that has them: imported when they are used, as some need an extra."""

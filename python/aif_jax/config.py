@@ -1,4 +1,4 @@
-"""Validated configuration of the model. Every width is here, and every block can be switched off."""
+"""Validated configuration of our model, and the description that a bundle holds of any model."""
 
 import dataclasses
 from typing import ClassVar, Literal, get_args
@@ -162,11 +162,7 @@ class ModelConfig(Config):
             check(name, rate, 0.0 <= rate < 1.0, "a probability in [0, 1)")
         if self.heads and not self.score:
             object.__setattr__(self, "score", self.heads[0])
-        different = bool(self.heads) and len(set(self.heads)) == len(self.heads)
-        check("heads", self.heads, different, "one or more different names")
-        for head in self.heads:
-            if not head.isidentifier():
-                raise ConfigError(f"heads: {head!r} is not a name that a score expression could use.")
+        check_heads(self.heads)
         edges = self.tier_edges
         if not 1 <= len(edges) <= 31:
             raise ConfigError(f"tier_edges: got {len(edges)} edges, expected 1 to 31 (2 to 32 tiers).")
@@ -191,6 +187,20 @@ class ModelConfig(Config):
             return False
         return block in self.blocks and (block != "encoder" or self.encoder_layers > 0)
 
+    def spec(self, precision: Precision) -> "ModelSpec":
+        """Return the description of the folded model in a precision."""
+        return ModelSpec(
+            name=self.architecture,
+            heads=self.heads,
+            score=self.score,
+            short_length=self.short_length,
+            long_length=self.long_length,
+            content_width=self.content_width,
+            precision=precision,
+            rungs=(0, 1, 2, 3),
+            blocks=tuple(block for block in BLOCKS if self.has(block)),
+        )
+
     @property
     def needs_bits(self) -> bool:
         """True if the long-sequence attention reads signature bits."""
@@ -205,6 +215,59 @@ class ModelConfig(Config):
     def signature_bytes(self) -> int:
         """Bytes of one item's signature."""
         return self.signature_bits // 8 if self.signature == "simhash" else self.content_width
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSpec(Config):
+    """The properties of a model that its tables and an engine read, besides its programs.
+
+    Attributes:
+        name: of its kind, for reports: the architecture, or the class of a model that is not ours.
+        heads: names of the logits.
+        score: expression over heads and pair features that orders the candidates.
+        short_length: behaviours in the short sequence; 0 if the model reads none.
+        long_length: most behaviours that a request reads, at least 1.
+        content_width: ``d_m``, width of an item's content embedding; 1 if the model reads none.
+        precision: of item rows, for readers.
+        rungs: rungs of the deadline ladder that the model can answer, with 0; see `aif_jax.serving.ladder`.
+        blocks: names of the model's parts, if it names any.
+
+    >>> ModelSpec(name="Dssm", heads=("click",), score="click").rungs
+    (0,)
+    """
+
+    _about: ClassVar[str] = "model"
+
+    name: str
+    heads: tuple[str, ...]
+    score: str
+    short_length: int = 0
+    long_length: int = 1
+    content_width: int = 1
+    precision: str = "float32"
+    rungs: tuple[int, ...] = (0,)
+    blocks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_heads(self.heads)
+        for name, least in {"short_length": 0, "long_length": 1, "content_width": 1}.items():
+            whole(name, getattr(self, name), least)
+        known = 0 in self.rungs and set(self.rungs) <= {0, 1, 2, 3}
+        check("rungs", self.rungs, known, "0, and any of 1, 2 and 3")
+        if 1 in self.rungs and not self.short_length:
+            raise ConfigError(
+                "rungs: got 1, which leaves the long sequence out, of a model without a short one; give a "
+                "short_length, or leave 1 out."
+            )
+
+
+def check_heads(heads: tuple[str, ...]) -> None:
+    """Raise `ConfigError` unless heads are one or more different identifiers."""
+    check("heads", heads, bool(heads) and len(set(heads)) == len(heads), "one or more different names")
+    for head in heads:
+        if not head.isidentifier():
+            raise ConfigError(f"heads: {head!r} is not a name that a score expression could use.")
 
 
 def check_precision(precision: str) -> None:

@@ -26,7 +26,7 @@ class Account:
         times.record(USER, user)
         times.record(FINISH, stage)
         self.admission = Admission(threads)
-        self.ladder = Ladder(times, (32,), (8,), enabled=enabled, item_prior=prior)
+        self.ladder = Ladder(times, (32,), (8,), enabled=enabled, rungs=(0, 1, 2, 3) if prior else (0, 1, 2))
 
     def enter(self, deadline_ms: float | None, began_s: float | None = None) -> Admitted:
         began_s = time.perf_counter() if began_s is None else began_s

@@ -5,12 +5,12 @@ import pytest
 
 from aif_jax.serving.ladder import FINISH, FULL, Choice, Ladder, LatencyEstimates
 
-CANDIDATES, HISTORIES = (32, 64), (8, 24)
+CANDIDATES, HISTORIES, ALL = (32, 64), (8, 24), (0, 1, 2, 3)
 
 
-def made(*, enabled: bool = True, item_prior: bool = True, **times: float) -> Ladder:
+def made(*, enabled: bool = True, rungs: tuple[int, ...] = ALL, **times: float) -> Ladder:
     """A ladder that knows ``stage`` (a call), ``user_8``, ``user_24`` and ``finish``, all hardly spread."""
-    ladder = Ladder(LatencyEstimates(), CANDIDATES, HISTORIES, enabled=enabled, item_prior=item_prior)
+    ladder = Ladder(LatencyEstimates(), CANDIDATES, HISTORIES, enabled=enabled, rungs=rungs)
     for length in HISTORIES:
         for size in CANDIDATES:
             settle(ladder.times, ladder.stage_key(size, length), times.get("stage", 2.0))
@@ -116,7 +116,7 @@ def test_ladder_late_stage_gives_way_to_item_prior() -> None:
         assert ladder.stage(chosen, 5.0, 65, 24) == (3, "stage would not fit")  # two calls
         assert ladder.stage(chosen, 3.0, 64, 24) == (3, "stage would not fit")
         assert ladder.stage(chosen, -0.1, 64, 24) == (3, "stage would not fit")
-        assert made(stage=4.0, item_prior=False).stage(chosen, 3.0, 64, 24) == chosen
+        assert made(stage=4.0, rungs=(0, 1, 2)).stage(chosen, 3.0, 64, 24) == chosen
 
 
 def test_ladder_skipped_program_is_tried_again() -> None:
@@ -134,7 +134,7 @@ def test_ladder_skipped_program_is_tried_again() -> None:
 
 
 def test_ladder_recorded_times_decide() -> None:
-    ladder = Ladder(LatencyEstimates(), CANDIDATES, HISTORIES, enabled=True, item_prior=True)
+    ladder = Ladder(LatencyEstimates(), CANDIDATES, HISTORIES, enabled=True, rungs=ALL)
     assert ladder.stage(FULL, 0.1, 130, 24) == FULL  # nothing is known yet
     ladder.record_finish(130, 24, 9.0)
     assert ladder.times.expected_ms(ladder.stage_key(64, 24)) == pytest.approx(3.0)

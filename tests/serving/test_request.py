@@ -47,7 +47,7 @@ class Parts:
         self.tickets: list[Ticket] = []
         self.works: list[UserWork] = []
         self.version, self.missing = "v", None
-        self.ladder = Ladder(LatencyEstimates(), (32,), (8,), enabled=True, item_prior=True)
+        self.ladder = Ladder(LatencyEstimates(), (32,), (8,), enabled=True, rungs=(0, 1, 2, 3))
         self.user_sides = SimpleNamespace(start=self.start)
         self.retrieval = SimpleNamespace(is_coroutine=False)
         observers = Observers(())

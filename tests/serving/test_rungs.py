@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from aif_jax.bundle import Bundle, export_bundle
-from aif_jax.config import PRECISIONS, Precision
+from aif_jax.config import PRECISIONS, ModelConfig, Precision
 from aif_jax.errors import (
     DeadlineExceededError,
     OverloadedError,
@@ -223,11 +223,11 @@ def test_item_prior_missing_items_follow_policy_and_are_counted(
 def test_rungs_bundle_without_item_priors_ends_at_rung_2(
     gated: Make, source: GatedUsers, world: World, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As older releases wrote them."""
-    item = Folded.item
+    item, spec = Folded.item, ModelConfig.spec
     monkeypatch.setattr(
         Folded, "item", lambda self, *given: {n: a for n, a in item(self, *given).items() if n != "prior"}
     )
+    monkeypatch.setattr(ModelConfig, "spec", lambda self, *given: spec(self, *given).replace(rungs=(0, 1, 2)))
     world = dataclasses.replace(world, model=make_model(1, TINY))
     bundle = export_bundle(world.model, tmp_path / "old", k_max=K_MAX)
     tables = build_tables(bundle, records_of(world))
@@ -239,7 +239,7 @@ def test_rungs_bundle_without_item_priors_ends_at_rung_2(
     ranking = engine.begin(5, CONTEXT, deadline_ms=PATIENT_MS).rank(ids, pair)
     assert ranking.report.rung == 2
     assert_ranks_as(ranking, ids, *world.scores(UserRecord(), ids, pair, CONTEXT))
-    assert not engine.stats()["ladder"]["item_prior"]
+    assert engine.stats()["ladder"]["rungs"] == (0, 1, 2)
 
 
 # --- reasons ---------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -17,14 +17,11 @@ from aif_jax.bundle.files import CONFIG, GOLDEN, KERNEL_ABI, KINDS, STAGES, WEIG
 from aif_jax.bundle.programs import Call, Program, Signature
 from aif_jax.bundle.tensors import load_tensors
 from aif_jax.checks import typed, well_formed, whole
-from aif_jax.config import ModelConfig, Precision
+from aif_jax.config import ModelConfig, ModelSpec
 from aif_jax.errors import AifError, BundleError, ConfigError
 from aif_jax.features import ContentSpace, Schema
 from aif_jax.features.content_space import CONTENT_SPACE
 from aif_jax.processes import OfOneProcess, begin_jax
-
-if TYPE_CHECKING:
-    from aif_jax.models.baselines import Model
 
 
 class Bundle(OfOneProcess, guards=("call", "program")):
@@ -33,11 +30,11 @@ class Bundle(OfOneProcess, guards=("call", "program")):
     Attributes:
         path: the directory it came from.
         version: hash of its contents.
-        config: the model's configuration.
+        spec: the model's description: heads, score, lengths, rungs.
         schema: its features.
         content_space: how raw content embeddings become what the model reads; the tables apply it.
-        precision: of its item rows and user states: ``float32``, ``bfloat16`` or ``int8``.
-        sizes: ``k_max`` (the most results a request can ask for) and the lengths of the sequences.
+        precision: of its item rows, in words: ``float32``, ``bfloat16``, ``int8``, or columns with theirs.
+        k_max: the most results that one request can ask for.
         notes: further values of the exporter.
         metrics: the model's quality, as the exporter measured it.
         kind: kind of programs that run: ``native`` (custom calls into the Rust kernels) or ``portable``.
@@ -59,13 +56,14 @@ class Bundle(OfOneProcess, guards=("call", "program")):
         begin_jax()
         self.path = path
         self.version: str = manifest["version"]
-        self.config = ModelConfig.from_json(description["model"])
+        self.spec = ModelSpec.from_json(description["model"])
+        source = description["source"]
+        self._config = ModelConfig.from_json(source) if source else None
         self.schema = Schema.from_json(description["schema"])
-        self.content_space = ContentSpace.read(description, content_arrays, self.config.content_width)
-        self.precision: Precision = files.precision_of(description)
-        self.sizes: Mapping[str, int] = MappingProxyType(dict(description["sizes"]))
-        for name in {"k_max", *self.sizes}:
-            whole(f"sizes: {name}", self.sizes[name], 0)
+        self.content_space = ContentSpace.read(description, content_arrays, self.spec.content_width)
+        self.precision = self.spec.precision
+        whole("k_max", description["k_max"], 1)
+        self.k_max: int = description["k_max"]
         self.notes: Mapping[str, Any] = MappingProxyType(dict(description["notes"]))
         self.metrics: Mapping[str, Any] = MappingProxyType(dict(description["metrics"]))
         self.weights: Mapping[str, jax.Array] = MappingProxyType(
@@ -136,25 +134,39 @@ class Bundle(OfOneProcess, guards=("call", "program")):
     def refresh(cls, path: str | Path) -> "Bundle":
         """Rebuild a bundle's programs from its config and weights with the jax that is installed now.
 
-        Needed when jax has changed so much that it cannot read the old programs. The model's own code must be
-        importable; nothing is trained, the weights stay the same. The version changes, so item index and
+        Needed when jax has changed so much that it cannot read the old programs. It makes those of our own
+        model, with the same weights; another model is exported again. The version changes, so item index and
         behaviour table must be built again.
 
         Returns:
             The bundle, loaded anew.
 
         Raises:
-            BundleError: the bundle cannot be read, or the new one is not proven or cannot be written: the old
-                one is as it was.
+            BundleError: the bundle cannot be read or is not of our own model, or the new one is not proven or
+                cannot be written: the old one is as it was.
         """
-        from aif_jax.bundle.export import refresh_bundle
+        from aif_jax.bundle.writing import refresh_bundle
 
-        return _named(refresh_bundle(Path(path), cls.load), path)
+        return refresh_bundle(Path(path), cls.load).named(path)
+
+    def named(self, path: str | Path) -> "Bundle":
+        """Return itself, now that its directory, which was loaded before, has its name."""
+        self.path = Path(path)
+        return self
 
     @property
-    def k_max(self) -> int:
-        """The most results that one request can ask for."""
-        return self.sizes["k_max"]
+    def config(self) -> ModelConfig:
+        """The configuration of the model, which is one of ours.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        if self._config is None:
+            raise ConfigError(
+                f"the bundle at {self.path} holds a model of class {self.spec.name}, which has no "
+                "ModelConfig; what is known of it is in Bundle.spec."
+            )
+        return self._config
 
     def signature(self, stage: Stage) -> Signature:
         """Return the signature of a stage's program: its inputs and outputs."""
@@ -181,7 +193,7 @@ class Bundle(OfOneProcess, guards=("call", "program")):
         return "\n".join([head, *(f"- {line}" for line in why)])
 
     def __repr__(self) -> str:
-        return f"Bundle({self.version[:12]}, {self.config.architecture}, {self.kind}, {str(self.path)!r})"
+        return f"Bundle({self.version[:12]}, {self.spec.name}, {self.kind}, {str(self.path)!r})"
 
     # -- choosing ---------------------------------------------------------------------------------
 
@@ -249,73 +261,6 @@ class Bundle(OfOneProcess, guards=("call", "program")):
             if found := golden.difference(stage, expected, outputs):
                 return f"program {stage} does not give its golden vectors: {found}"
         return None
-
-
-@typed
-def export_bundle(
-    model: "Model",
-    path: str | Path,
-    *,
-    k_max: int = 500,
-    precision: Precision = "float32",
-    score: str | None = None,
-    calibration: Mapping[str, tuple[float, float]] | None = None,
-    metrics: Mapping[str, Any] | None = None,
-    notes: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-) -> Bundle:
-    """Export a trained model as a bundle, and load it back.
-
-    Args:
-        model: of any architecture but ``exact``.
-        path: the directory to write; it appears whole or not at all. Parents that do not exist are made.
-        k_max: the most results that a request will be able to ask for. The stage sorts that many every time,
-            and its smallest bucket is ``k_max`` rounded up to a multiple of 16.
-        precision: of item rows and user states: ``float32``; ``bfloat16`` for about half the bytes; ``int8``
-            for under a third of a row's and half of a state's. See `aif_jax.models.precision`.
-        score: another score expression than the model's, such as ``"ctr * exp(0.5 * logit_shown)"``: no
-            training depends on it.
-        calibration: ``(scale, offset)`` of each head's logit.
-        metrics: the model's quality, JSON-serialisable, kept in the bundle.
-        notes: further values to keep, JSON-serialisable.
-        overwrite: replace a bundle that is at ``path`` already, once the new one is on disk, loaded, and its
-            programs are proven on the golden vectors. Until then, and on any error, the old one stays.
-
-    Returns:
-        The bundle, loaded from what was written, its programs proven on the golden vectors.
-
-    Raises:
-        ConfigError: the architecture does not fold, ``k_max`` is not positive, there is no such precision, or
-            ``score`` is not an expression over heads and pair features.
-        BundleError: something is at ``path`` already, or nothing can be written there; a parameter is not
-            finite, which is named; or the new bundle is not proven.
-    """
-    from aif_jax.bundle.export import write_bundle
-    from aif_jax.models.folding import fold
-    from aif_jax.models.store import check_finite, weights_of
-
-    if isinstance(k_max, bool) or not isinstance(k_max, int) or k_max < 1:
-        raise ConfigError(f"k_max: got {k_max!r}, expected a whole number of at least 1.")
-    files.check_replaceable(Path(path), overwrite=overwrite)
-    check_finite(weights_of(model), "the model's parameters")
-    folded = fold(model, score=score, calibration=calibration, precision=precision)
-    made = write_bundle(
-        Path(path),
-        folded,
-        model.content_space,
-        k_max,
-        metrics or {},
-        notes or {},
-        Bundle.load,
-        overwrite=overwrite,
-    )
-    return _named(made, path)
-
-
-def _named(bundle: Bundle, path: str | Path) -> Bundle:
-    """Return a bundle that was loaded before it got its name."""
-    bundle.path = Path(path)
-    return bundle
 
 
 def _under(vectors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -11,7 +11,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar, get_args
 
 from aif_jax.checks import well_formed
-from aif_jax.config import Precision, check_precision
 from aif_jax.errors import BundleError, WriteError
 from aif_jax.features.content_space import CONTENT_SPACE
 from aif_jax.files import foreign_names, write_directory
@@ -22,8 +21,8 @@ ProgramKind = Literal["native", "portable"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 KINDS: tuple[ProgramKind, ...] = get_args(ProgramKind)
 
-FORMAT = 1
-KERNEL_ABI = 2
+FORMAT = 2
+KERNEL_ABI = 3
 """Version of the custom calls' operands and meaning; a ``native`` program of another version is not run."""
 
 MANIFEST = "manifest.json"
@@ -217,14 +216,3 @@ def read_verified(path: Path, manifest: Mapping[str, Any], name: str) -> bytes:
     if digest != entry["sha256"]:
         raise BundleError(f"{file}: has the SHA-256 {digest}, expected {entry['sha256']}; {_RESTORE}.")
     return content
-
-
-def precision_of(description: Mapping[str, Any]) -> Precision:
-    """Return the precision that a bundle's description names; older bundles, all float32, name none.
-
-    Raises:
-        ConfigError: this release does not know the precision.
-    """
-    precision = description.get("precision", "float32")
-    check_precision(precision)
-    return precision

@@ -39,7 +39,7 @@ def run_export(model: Path, out: Path, *, precision: str, score: str | None = No
 def run_index_build(bundle_path: Path, data: str, out: Path, *, console: Console) -> None:
     """Build and save the item index and the behaviour table of a data set's catalogue."""
     bundle = Bundle.load(bundle_path)
-    tables = tables_of(bundle, describe(data).dataset(bundle.config.content_width), console=console)
+    tables = tables_of(bundle, describe(data).dataset(bundle.spec.content_width), console=console)
     make_directory(out)
     tables.items.save(out / ITEMS)
     tables.behaviours.save(out / BEHAVIOURS)
@@ -50,7 +50,7 @@ def run_index_build(bundle_path: Path, data: str, out: Path, *, console: Console
 
 def tables_of(bundle: Bundle, dataset: Dataset, *, console: Console) -> Tables:
     """Run the item and the behaviour program over every item of a data set, with a progress bar."""
-    records = dataset.item_records(bundle.config.content_width)
+    records = dataset.item_records(bundle.spec.content_width)
     catalogue = (records.ids, records.columns, records.content)
     with progress_bar(console=console) as bar:
         total = 2 * dataset.n_items

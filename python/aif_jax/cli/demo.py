@@ -119,7 +119,7 @@ def run_demo(
 
     console.rule("[bold]4  serving the same requests both ways")
     count = min(CANDIDATES, dataset.n_items // 2)
-    drawn = draw_requests(dataset, requests + WARMUP, long_length=bundle.config.long_length, k=min(K, count))
+    drawn = draw_requests(dataset, requests + WARMUP, long_length=bundle.spec.long_length, k=min(K, count))
     retrieve = retriever(trained["two_tower"], dataset, drawn, count, network_ms)
     comparison, engine_facts = serve(aif, bundle, tables, dataset, drawn, retrieve, count, console)
     result = DemoResult(
@@ -191,7 +191,7 @@ def serve(
     bucket = -(-count // 16) * 16
     k = drawn.requests[0].k
     catalogue = add_signatures(
-        bundle.config, dataset.catalogue(aif.schema, content_width=bundle.config.content_width)
+        bundle.config, dataset.catalogue(aif.schema, content_width=bundle.spec.content_width)
     )
     sequential = SequentialServer(
         aif.model, dataset, aif.schema, catalogue, users=drawn.users, retrieve=retrieve, k=k, bucket=bucket

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aif_jax.config import ModelConfig
+from aif_jax.config import ModelConfig, ModelSpec
 from aif_jax.errors import ConfigError
 from aif_jax.features.kinds import Numeric
 from aif_jax.features.schema import Schema
@@ -167,8 +167,8 @@ class Score:
         raise AssertionError(f"checked expression holds {node!r}")
 
 
-def score_of(config: ModelConfig, schema: Schema) -> Score:
-    """Return the score expression of a config over a schema's numeric pair features.
+def score_of(config: ModelConfig | ModelSpec, schema: Schema) -> Score:
+    """Return the score expression of a model over a schema's numeric pair features.
 
     Raises:
         ConfigError: the expression does not fit heads and schema.

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,10 +12,9 @@ from aif_jax.config import ModelConfig
 from aif_jax.errors import ConfigError
 from aif_jax.models.baselines import Model, build_model
 from aif_jax.models.folded_shapes import FoldedShapes
+from aif_jax.models.served import Program
 from aif_jax.models.signature import planes_of
 from aif_jax.types import Columns
-
-Program = Literal["behaviour", "item", "user", "stage"]
 
 _ALWAYS: dict[Program, tuple[str, ...]] = {
     "behaviour": ("item.embed.*", "item.statistics", "item.as_token.*", "item.as_value.*", "item.as_event.*"),

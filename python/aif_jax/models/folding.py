@@ -5,42 +5,33 @@ Every block but SimTier enters the first layer linearly, so that at request time
     H = h_i + h_u + h_c + [e_i, w_i, m_i, v_i, slots_i] · [M_u; G_u'] + tiers W_t + x_ui W_p
         (+ Σ_g table_u[g, s_i[g]] for `sign` and `collision` attention)
 
-The four functions are pure and take the weights first, a flat dictionary; see `Folded`.
+The functions are pure and take the weights first, a flat dictionary; see `ServedModel`.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from aif_jax.config import PRIOR, ModelConfig, Precision
-from aif_jax.errors import ConfigError, RequestError
+from aif_jax.errors import ConfigError
 from aif_jax.features import Schema
-from aif_jax.kernels import RANKABLE, Form, Operands, cached_interaction, interaction, top_k
+from aif_jax.kernels import Form, Operands, cached_interaction, interaction
 from aif_jax.models.baselines import Model, TwoTower
 from aif_jax.models.blocks.base import Arrays
-from aif_jax.models.folded_shapes import FoldedShapes, Spec
-from aif_jax.models.folded_weights import (
-    FoldedWeights,
-    Program,
-    calibration_weights,
-    constants,
-    path_name,
-)
+from aif_jax.models.folded_shapes import FoldedShapes
+from aif_jax.models.folded_weights import FoldedWeights, calibration_weights, constants, path_name
 from aif_jax.models.layers import as_arrays
 from aif_jax.models.precision import narrow_rows, narrow_state, state_dtype, widen_rows, widen_state
+from aif_jax.models.served import Program, ServedModel, zeros_of
 from aif_jax.models.signature import signature_of
 from aif_jax.types import Columns
 
-_ROWS = 64
-"""XLA multiplies fewer rows than this by other code, which adds in another order: pad to no fewer."""
 
-
-class Folded(FoldedShapes):
+class Folded(FoldedShapes, ServedModel):
     """A model in its folded form.
 
     Args:
@@ -72,6 +63,7 @@ class Folded(FoldedShapes):
         super().__init__(config, schema, precision)
         self._weights = FoldedWeights(self, model)
         self.weights = {name: np.asarray(weights[name]) for name in sorted(weights)}
+        self.source = config.to_json()
         self._weights.check(self.weights)
 
     def weights_of(self, program: Program) -> dict[str, np.ndarray]:
@@ -79,12 +71,7 @@ class Folded(FoldedShapes):
         return {name: self.weights[name] for name in self._weights.names(program)}
 
     def behaviour(self, weights: Columns, item_inputs: Columns) -> dict[str, jax.Array]:
-        """Return what the user side needs of items that appear in histories.
-
-        Args:
-            weights: of the program ``behaviour``.
-            item_inputs: encoded item features ``[M, ...]``, ``content`` ``[M, d_m]`` and ``has_content``
-                ``[M, 1]``.
+        """Return what the user side needs of items that appear in histories; see `ServedModel.behaviour`.
 
         Returns:
             Those that the model needs of ``token`` ``[M, d]``, ``value`` ``[M, d_v]``, ``content``
@@ -96,11 +83,7 @@ class Folded(FoldedShapes):
         return columns | self._frozen(weights, items, self.behaviour_columns)
 
     def item(self, weights: Columns, item_inputs: Columns) -> dict[str, jax.Array]:
-        """Return item rows.
-
-        Args:
-            weights: of the program ``item``.
-            item_inputs: as for `behaviour`.
+        """Return item rows; see `ServedModel.item`.
 
         Returns:
             ``h`` ``[M, h]`` and the ``row_columns`` of each block, in the precision, with their ``scale`` for
@@ -173,112 +156,34 @@ class Folded(FoldedShapes):
         nothing = jnp.full((1, 1), -1, jnp.int32)  # a behaviour that there is not
         token = {name: jnp.zeros((1, 1, self.config.width)) for name in self.short_spec(1)}
         state = self._user(
-            weights, _zeros(self.user_inputs_spec(1)),
-            token, nothing, _zeros(self.long_spec(1, 1)), nothing,
+            weights, zeros_of(self.user_inputs_spec(1)),
+            token, nothing, zeros_of(self.long_spec(1, 1)), nothing,
         )  # fmt: skip
         # Of what an empty history leaves, only these are not zero.
         known = {name: state[name][0] for name in ("h_u", "M", "vector") if name in state}
         operands, form = self._interaction(
-            weights, known, _zeros(self.context_spec()), _zeros(self.pair_spec(n))
+            weights, known, zeros_of(self.context_spec()), zeros_of(self.pair_spec(n))
         )
         return self._calibrated(weights, interaction(rows, operands, form))
 
-    def stage_scores(
-        self,
-        weights: Columns,
-        state: Columns,
-        rows: Columns,
-        valid: jax.Array,
-        context: Columns,
-        pair: Columns,
+    def interact(
+        self, weights: Columns, state: Columns, context: Columns, rows: Columns, pair: Columns
+    ) -> jax.Array:
+        """Return the calibrated logits of candidates whose rows are given; see `ServedModel.interact`."""
+        weights, state = as_arrays(weights), widen_state(as_arrays(state))
+        operands, form = self._interaction(weights, state, as_arrays(context), as_arrays(pair))
+        rows = widen_rows(self.precision, as_arrays(rows))
+        return self._calibrated(weights, interaction(rows, operands, form))
+
+    def cached_interact(
+        self, weights: Columns, state: Columns, context: Columns, cached: Columns, pair: Columns
     ) -> tuple[jax.Array, jax.Array]:
-        """Score candidates whose rows are given, on any platform.
-
-        A candidate's score is the same, bit for bit, whatever else is in the request, as long as ``N`` is a
-        multiple of 16. (Tested on x86 with jax 0.10; jax 0.8 sums products of a few hundred rows with wide
-        layers in an order that depends on ``N``, and the last bit may differ.)
-
-        Args:
-            weights: of the program ``stage``.
-            state: one user's state, without a leading axis.
-            rows: item rows ``[N, ...]``.
-            valid: bool ``[N]``, which rows are candidates.
-            context: encoded context features ``[...]``, without a leading axis.
-            pair: encoded pair features ``[N, ...]``; and for each name in ``score.raw`` the values
-                as given, ``raw_<name>`` ``[N]``, 0 where missing.
-
-        Returns:
-            Scores ``[N]``, -inf where not valid or where the score expression is not finite; and the
-            calibrated logits ``[N, n_heads]``.
-        """
-        weights, pairs, n = as_arrays(weights), as_arrays(pair), valid.shape[0]
-        state, rows = widen_state(as_arrays(state)), widen_rows(self.precision, as_arrays(rows))
-        padding = jax.core.max_dim(_ROWS - n, 0)
-        padded = _padded(pairs, padding)
-        operands, form = self._interaction(weights, state, as_arrays(context), padded)
-        logits = interaction(_padded(rows, padding), operands, form)[:n]
-        return self._scores(weights, logits, jnp.asarray(valid).astype(bool), pairs)
-
-    def cached_scores(
-        self,
-        weights: Columns,
-        state: Columns,
-        cached: Columns,
-        context: Columns,
-        pair: Columns,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Score candidates by id, their rows read from an embedding cache by the native kernel; on a CPU.
-
-        Equal to `stage_scores` but for the order of floating-point sums. A candidate's score is the same, bit
-        for bit, in any company and any ``N``.
-
-        Args:
-            weights: of the program ``stage``.
-            state: one user's state, without a leading axis.
-            cached: ``index``, ``missing``, ``ids`` and ``count``, see `cached_interaction`.
-            context: as of `stage_scores`.
-            pair: as of `stage_scores`.
-
-        Returns:
-            Scores and logits as of `stage_scores`, and each candidate's status uint8 ``[N]``.
-        """
-        weights, pairs = as_arrays(weights), as_arrays(pair)
-        operands, form = self._interaction(weights, as_arrays(state), as_arrays(context), pairs)
+        """Return calibrated logits and status by the native kernel; see `ServedModel.cached_interact`."""
+        weights = as_arrays(weights)
+        operands, form = self._interaction(weights, as_arrays(state), as_arrays(context), as_arrays(pair))
         index, missing, ids, count = (jnp.asarray(cached[n]) for n in ("index", "missing", "ids", "count"))
         logits, status = cached_interaction(index, missing, ids, count, operands, form)
-        # The highest bit that there is; one operation fewer, and XLA does not share the few microseconds of
-        # this out to its threads, which takes it longer than doing them.
-        rankable = status >= np.uint8(RANKABLE)
-        scores, logits = self._scores(weights, logits, rankable, pairs)
-        return scores, logits, status
-
-    def stage(
-        self,
-        weights: Columns,
-        state: Columns,
-        rows: Columns,
-        valid: jax.Array,
-        context: Columns,
-        pair: Columns,
-        *,
-        k: int,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Score candidates and return the best ``k``; arguments as of `stage_scores`.
-
-        Returns:
-            Positions int32 ``[k]`` in descending order of score (equal scores: the earlier position first),
-            their scores ``[k]`` and their head probabilities ``[k, n_heads]``. What is not valid comes last,
-            with score -inf.
-
-        Raises:
-            RequestError: ``k`` is not positive, or larger than ``N``.
-        """
-        n = valid.shape[0]
-        if k < 1 or (isinstance(n, int) and k > n):
-            raise RequestError(f"k: got {k}, expected 1 to {n}, the number of (padded) candidates.")
-        score, logits = self.stage_scores(weights, state, rows, valid, context, pair)
-        best, order = top_k(score, k)
-        return order, best, jax.nn.sigmoid(jnp.take(logits, order, axis=0, mode="clip"))
+        return self._calibrated(weights, logits), status
 
     def _interaction(
         self, weights: Arrays, state: Arrays, context: Arrays, pair: Arrays
@@ -298,14 +203,6 @@ class Folded(FoldedShapes):
             operands["table"] = operands["table"].astype(state_dtype(self.precision))
         operands |= {"factors": state.get("M"), "layers": model.heads.layers()}
         return Operands(shared, **operands), Form(self.factored, **form)
-
-    def _scores(
-        self, weights: Arrays, logits: jax.Array, valid: jax.Array, pair: Arrays
-    ) -> tuple[jax.Array, jax.Array]:
-        """Return scores and calibrated logits of what the interaction gave."""
-        logits = self._calibrated(weights, logits)
-        score = self.score(logits, {name: pair[f"raw_{name}"] for name in self.score.raw})
-        return jnp.where(valid & jnp.isfinite(score), score, -jnp.inf), logits
 
     def _calibrated(self, weights: Arrays, logits: jax.Array) -> jax.Array:
         model = self._weights.model(weights)
@@ -363,16 +260,3 @@ def _check_foldable(config: ModelConfig) -> None:
 
 def _plus(total: jax.Array, term: jax.Array | None) -> jax.Array:
     return total if term is None else total + term
-
-
-def _zeros(spec: Spec) -> dict[str, jax.Array]:
-    """Return encoded features of which every one is missing, or rows that are not there."""
-    return {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in spec.items()}
-
-
-def _padded(columns: Arrays, n: Any) -> dict[str, jax.Array]:
-    """Append n rows of zeros to every column; n may be a symbolic dimension."""
-    return {
-        name: jnp.concatenate([values, jnp.zeros((n, *values.shape[1:]), values.dtype)])
-        for name, values in columns.items()
-    }

@@ -65,9 +65,9 @@ def narrow_rows(precision: Precision, columns: Mapping[str, jax.Array]) -> dict[
     if precision == "bfloat16":
         narrowed |= {name: columns[name].astype(jnp.bfloat16) for name in names}
     elif precision == "int8":
-        quantised = {name: _quantise(columns[name]) for name in names}
-        narrowed |= {name: q for name, (q, _) in quantised.items()}
-        narrowed[SCALE] = jnp.concatenate([scale for _, scale in quantised.values()], axis=1)
+        each = {name: quantised(columns[name]) for name in names}
+        narrowed |= {name: q for name, (q, _) in each.items()}
+        narrowed[SCALE] = jnp.concatenate([scale for _, scale in each.values()], axis=1)
     return narrowed
 
 
@@ -107,8 +107,8 @@ def rounded(precision: Precision, values: jax.Array) -> jax.Array:
     return jax.lax.reduce_precision(values, exponent_bits=8, mantissa_bits=7)
 
 
-def _quantise(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return ``q`` int8 ``[M, n]`` and ``s`` float32 ``[M, 1]``."""
+def quantised(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return rows ``[M, n]`` as ``q`` int8 ``[M, n]`` and ``s`` float32 ``[M, 1]``; see `narrow_rows`."""
     scale = jnp.max(jnp.abs(x), axis=1, keepdims=True) / jnp.float32(_LARGEST)
     usable = (scale > 0) & jnp.isfinite(scale)
     steps = jnp.round(x / jnp.where(usable, scale, 1.0))

@@ -88,6 +88,7 @@ class Admission:
         """
         if deadline.ms is None:
             return _UNLIMITED
+        rungs = ladder.rungs if ladder.enabled else ()
         user_ms, stage_ms = ladder.times.expected_ms(USER), ladder.times.expected_ms(FINISH)
         now_s = time.perf_counter()
         left_ms = (deadline.due_s - now_s) * 1e3
@@ -96,7 +97,7 @@ class Admission:
             # Alone it is let in, whatever its deadline: the ladder decides, and times are measured anew.
             if not ahead_ms or self._end_ms(ahead_ms + user_ms, stage_ms) <= left_ms:
                 level: Literal["full", "stage", "shed"] = "full"
-            elif ladder.enabled and self._end_ms(ahead_ms, stage_ms) <= _STAGE_SHARE * left_ms:
+            elif 2 in rungs and self._end_ms(ahead_ms, stage_ms) <= _STAGE_SHARE * left_ms:
                 level = "stage"
             else:
                 level = "shed"
@@ -107,7 +108,7 @@ class Admission:
                 ticket = Ticket(deadline.due_s, own_ms, stage_ms, until_ms)
                 self._tickets[id(ticket)] = ticket
                 return Admitted(level, ticket)
-        if ladder.enabled and ladder.item_prior:
+        if 3 in rungs:
             return Admitted("shed", None)
         raise OverloadedError(
             f"user {user!r}: requests begun before keep the compute threads busy for {ahead_ms:.1f} ms, then "

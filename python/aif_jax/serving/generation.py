@@ -51,7 +51,7 @@ class Generation:
         self.bundle = bundle
         self.tables = tables
         self.config = config
-        self.sizes = config.sizes(k_max=bundle.k_max, long_length=bundle.config.long_length)
+        self.sizes = config.sizes(k_max=bundle.k_max, long_length=bundle.spec.long_length)
         signature = bundle.signature("stage")
         self.raw_pair = frozenset(
             operand.path.removeprefix("pair/raw_")
@@ -133,7 +133,7 @@ class Generation:
         assert self._stage is not None, "warm makes it"
         n, sizes = len(candidates.keys), self.sizes.candidates
         if not n:
-            heads = np.empty((0, len(self.bundle.config.heads)), np.float32)
+            heads = np.empty((0, len(self.bundle.spec.heads)), np.float32)
             return Scored(np.empty(0, np.int64), np.empty(0, np.float32), heads)
 
         def refuse(found: np.ndarray) -> None:

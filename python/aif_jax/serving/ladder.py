@@ -10,12 +10,13 @@ rung  what is ranked with               when
 3     the item prior                    the real-time stage itself is predicted to be late
 ====  ================================  ==================================================================
 
-Blocks that a rung goes without contribute their learned absent vectors, as they do in training.
+Blocks that a rung goes without contribute their learned absent vectors, as they do in training. A model that
+cannot answer a rung does not declare it (`ModelSpec.rungs`), and requests that would need it end in an error.
 """
 
 import dataclasses
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 Rung: TypeAlias = Literal[0, 1, 2, 3]
@@ -134,7 +135,7 @@ class Ladder:
         candidates: candidate counts that the stage is compiled for, ascending.
         histories: history lengths, ascending.
         enabled: whether lateness is answered with a lower rung; otherwise a late request is an error.
-        item_prior: whether item rows hold a prior; without it there is no rung 3.
+        rungs: those that the model declares.
     """
 
     def __init__(
@@ -144,11 +145,12 @@ class Ladder:
         histories: Sequence[int],
         *,
         enabled: bool,
-        item_prior: bool,
+        rungs: Collection[int],
     ):
         self.times = times
-        self.enabled = enabled
-        self.item_prior = item_prior
+        self.rungs = tuple(rungs)
+        self.enabled = enabled and self.rungs != (0,)
+        self.without_user: Rung | None = 2 if 2 in rungs else 3 if 3 in rungs else None
         self._candidates = tuple(candidates)
         self._histories = tuple(histories)
 
@@ -188,7 +190,7 @@ class Ladder:
         finds the state.
         """
         shortest = self._histories[0]
-        if left_ms is None or not self.enabled or length == shortest:
+        if left_ms is None or not self.enabled or length == shortest or 1 not in self.rungs:
             return FULL
         left_ms -= self.times.reserve_ms(FINISH) + _WAKE_MS
         full = self.user_key(length)
@@ -207,7 +209,7 @@ class Ladder:
             n: candidates.
             length: history length of the user state.
         """
-        if left_ms is None or not self.enabled or not self.item_prior or chosen.rung == 3:
+        if left_ms is None or not self.enabled or 3 not in self.rungs or chosen.rung == 3:
             return chosen
         if self.stage_ms(n, length) <= left_ms:
             return chosen
@@ -233,8 +235,8 @@ class Ladder:
         self.times.record(FINISH, ms)
 
     def stats(self) -> dict[str, Any]:
-        """Return whether it is ``enabled``, whether there is an ``item_prior``, and the ``times``."""
-        return {"enabled": self.enabled, "item_prior": self.item_prior, "times": self.times.as_dict()}
+        """Return whether it is ``enabled``, the ``rungs`` that the model has, and the ``times``."""
+        return {"enabled": self.enabled, "rungs": self.rungs, "times": self.times.as_dict()}
 
     def _calls(self, n: int) -> int:
         return max(1, -(-n // self._candidates[-1]))

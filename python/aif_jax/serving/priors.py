@@ -41,17 +41,16 @@ class Priors:
     def __init__(self, generation: Generation):
         self._generation = generation
         bundle, config, sizes = generation.bundle, generation.config, generation.sizes
-        columns = {operand.path for operand in bundle.signature("item").outputs}
         self.ladder = Ladder(
             LatencyEstimates(),
             sizes.candidates,
             sizes.histories,
             enabled=config.on_deadline == "degrade",
-            item_prior=PRIOR in columns,
+            rungs=bundle.spec.rungs,
         )
-        self._score = score_of(bundle.config, bundle.schema)
+        self._score = score_of(bundle.spec, bundle.schema)
         self._stand_in: np.ndarray | None = None
-        if self.ladder.item_prior and config.missing_items.policy == "default":
+        if 3 in self.ladder.rungs and config.missing_items.policy == "default":
             self._stand_in = generation.tables.items.default_row()[PRIOR]
         self.user_prior = self._seeded()
 
@@ -112,7 +111,7 @@ class Priors:
                 shared = generation.prepare(_as_if_full(state), state.length, context)
                 _, ms = _second_run(partial(generation.score, shared, candidates, 1))
                 self.ladder.record_finish(size, state.length, ms)
-            if self.ladder.item_prior:
+            if 3 in self.ladder.rungs:
                 self.by_item_prior(candidates, 1)
         return states[0]
 

@@ -152,7 +152,7 @@ class PreChecks:
     def __post_init__(self) -> None:
         # Waiting would not help with these.
         check_tables(self.bundle, self.tables)
-        self.config.sizes(k_max=self.bundle.k_max, long_length=self.bundle.config.long_length)
+        self.config.sizes(k_max=self.bundle.k_max, long_length=self.bundle.spec.long_length)
         self._until_s = time.monotonic() + self.checks.coverage_within_s
 
     def wait(self, running: Callable[[], Tables], closed: Callable[[], bool]) -> None:

@@ -189,7 +189,7 @@ class Pending:
             UnknownUserError: the source does not know the user, under ``unknown_user="error"``.
             UnknownItemError: a candidate has no row, under ``missing_items="error"``.
             DeadlineExceededError: the deadline had passed already, or it passed and the engine's config, or
-                a bundle whose item rows have no prior, allows no lower rung.
+                a model that declares none, allows no lower rung.
         """
         try:
             self._services.workers.check_outside()
@@ -613,7 +613,7 @@ class Pending:
             if reason is None:
                 raise error
             if self._go_on_without():
-                return self._prior(Choice(2, reason))
+                return self._prior(Choice(self._release.ladder.without_user or 2, reason))
         assert self._side is not None, "it is ready"
         return self._side
 
@@ -625,6 +625,8 @@ class Pending:
 
     def _reason(self, error: BaseException) -> Reason | None:
         """Return why the request continues without its user side; ``None`` if it does not."""
+        if self._release.ladder.without_user is None:
+            return None
         if isinstance(error, UserSourceError):
             degrade = self._release.generation.config.on_user_source_error == "degrade"
             return "user source failed" if degrade else None
@@ -655,7 +657,7 @@ class Pending:
         if left_ms is None or side.choice.rung == 3:
             return side.choice
         choice = ladder.stage(side.choice, left_ms, n, side.state.length)
-        if choice.rung == 3 or not (ladder.item_prior and ladder.degrades(left_ms)):
+        if choice.rung == 3 or not (3 in ladder.rungs and ladder.degrades(left_ms)):
             return choice
         # Without a queue it is tried: without new measurements it would never run again.
         queue_ms, end_ms = self._tasks.predict_ms("compute", "stage")
@@ -664,7 +666,7 @@ class Pending:
     def _last_rung(self, error: DeadlineExceededError | OverloadedError) -> Choice:
         """Return the choice of the item prior because the stage was not run; raise the error without one."""
         ladder = self._release.ladder
-        if not ladder.item_prior or not ladder.degrades(self.deadline.ms):
+        if 3 not in ladder.rungs or not ladder.degrades(self.deadline.ms):
             raise error
         return Choice(3, "overloaded" if isinstance(error, OverloadedError) else "stage would not fit")
 
@@ -728,7 +730,7 @@ class Pending:
         if not accounts:
             account()
         facts = accounts[0].finish(scored)
-        heads = dict(zip(bundle.config.heads, scored.heads.T, strict=True))
+        heads = dict(zip(bundle.spec.heads, scored.heads.T, strict=True))
         ranking = Ranking(candidates.ids[scored.order], scored.scores, heads, facts)
         if not choice.rung and self._services.shadows.running:
             self._services.shadows.offer(

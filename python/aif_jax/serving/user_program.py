@@ -58,7 +58,7 @@ def compute_states(
         A state for each user, or the error if the record is malformed, which is no one else's. The state of a
         single user may still be under way; those of several are there, in host memory.
     """
-    short = generation.bundle.config.short_length
+    short = generation.bundle.spec.short_length
     longest = generation.sizes.histories[-1] if long else short
     read = [_read(user, record, generation, longest) for user, record in users]
     good = [one for one in read if isinstance(one, _Read)]

@@ -214,7 +214,8 @@ fn best(call: &mut Call<'_>) -> Result<()> {
 }
 
 /// `handle u32[..., 2], ids u32[..., N, 2]` -> one array `[..., N, *shape]` a column, and
-/// `found bool[..., N]`; attribute `columns`, their names with commas between.
+/// `found bool[..., N]`; attribute `columns`, their names with commas between. A handle of 0 names
+/// no cache: nothing is found.
 fn gather_rows(call: &mut Call<'_>) -> Result<()> {
     call.expect(2, call.results.len().max(1))?;
     let names = call.string("columns")?;
@@ -229,6 +230,13 @@ fn gather_rows(call: &mut Call<'_>) -> Result<()> {
     };
     let whole = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
     let handle = whole(low, high);
+    if handle == 0 {
+        for array in &mut *call.results {
+            let size = bytes_of(array.dtype)?;
+            array.bytes_mut(size).fill(0);
+        }
+        return Ok(());
+    }
     let cache = registry::resolve(handle).ok_or(Error::StaleHandle(handle))?;
     let Some((&2, lead)) = ids.dims.split_last() else {
         return Err(Error::Request(format!(
@@ -306,6 +314,18 @@ fn xla_dtype(dtype: DType) -> c_int {
         DType::Int32 => dtype::S32,
         DType::UInt32 => dtype::U32,
     }
+}
+
+/// Returns the bytes of one element of a column or of a mask.
+fn bytes_of(given: c_int) -> Result<usize> {
+    if given == dtype::PRED {
+        return Ok(1);
+    }
+    DType::ALL
+        .into_iter()
+        .find(|&each| xla_dtype(each) == given)
+        .map(DType::size)
+        .ok_or_else(|| Error::Request(format!("gather_rows: XLA type {given} is no column's")))
 }
 
 /// Splits the dimensions of an array into the batch axes and the last `N`.

@@ -1,4 +1,4 @@
-"""Export of a folded model: its stages as programs, its weights and golden vectors, in the files of a bundle.
+"""Export of a served model: its stages as programs, its weights and golden vectors, in the files of a bundle.
 
 Only this part of bundles needs the model's code, so it is imported when something is exported.
 """
@@ -19,14 +19,14 @@ from aif_jax.bundle.files import CONFIG, GOLDEN, KERNEL_ABI, KINDS, STAGES, WEIG
 from aif_jax.bundle.golden import sample_group, sample_items, sample_types
 from aif_jax.bundle.programs import Signature, Tree, export_program, flatten
 from aif_jax.bundle.tensors import load_tensors
-from aif_jax.config import ModelConfig
+from aif_jax.config import ModelConfig, check_precision
 from aif_jax.errors import BundleError
 from aif_jax.features import ContentSpace, Schema
 from aif_jax.features.content_space import CONTENT_SPACE
 from aif_jax.models.store import check_finite
 
 if TYPE_CHECKING:
-    from aif_jax.models.folding import Folded
+    from aif_jax.models.served import ServedModel
 
 _PLATFORMS: dict[ProgramKind, tuple[str, ...]] = {"native": ("cpu",), "portable": ("cpu", "cuda", "tpu")}
 _DIMS: dict[Stage, tuple[str, ...]] = {
@@ -37,14 +37,23 @@ _T = TypeVar("_T")
 
 
 def refresh_bundle(path: Path, load: Callable[[Path], _T]) -> _T:
-    """Replace a bundle's programs by ones of the jax that is installed now; `write_bundle` tells the rest."""
+    """Replace a bundle's programs by ones of the jax that is installed now; `write_bundle` tells the rest.
+
+    Raises:
+        BundleError: the bundle is not of our own model: its functions are not in it.
+    """
     from aif_jax.models.folding import Folded
 
     manifest = files.read_manifest(path)
     description = json.loads(files.read_verified(path, manifest, CONFIG))
+    if not description["source"]:
+        raise BundleError(
+            f"{path}: holds a model of class {description['model']['name']}, whose functions are not in the "
+            "bundle, so its programs cannot be made again; export the model again."
+        )
     weights = load_tensors(files.read_verified(path, manifest, WEIGHTS))
-    config, schema = ModelConfig.from_json(description["model"]), Schema.from_json(description["schema"])
-    folded = Folded(config, schema, weights, files.precision_of(description))
+    config, schema = ModelConfig.from_json(description["source"]), Schema.from_json(description["schema"])
+    check_precision(precision := description["model"]["precision"])
     arrays = (
         load_tensors(files.read_verified(path, manifest, CONTENT_SPACE))
         if CONTENT_SPACE in manifest["files"]
@@ -53,9 +62,9 @@ def refresh_bundle(path: Path, load: Callable[[Path], _T]) -> _T:
     space = ContentSpace.read(description, arrays, config.content_width)
     return write_bundle(
         path,
-        folded,
+        Folded(config, schema, weights, precision),
         space,
-        description["sizes"]["k_max"],
+        description["k_max"],
         description["metrics"],
         description["notes"],
         load,
@@ -65,7 +74,7 @@ def refresh_bundle(path: Path, load: Callable[[Path], _T]) -> _T:
 
 def write_bundle(
     path: Path,
-    folded: "Folded",
+    model: "ServedModel",
     space: ContentSpace,
     k_max: int,
     metrics: Mapping[str, Any],
@@ -74,17 +83,16 @@ def write_bundle(
     *,
     overwrite: bool,
 ) -> _T:
-    """Write the bundle of a folded model and its content space; `export_bundle` describes the arguments.
+    """Write the bundle of a served model and its content space; `export_bundle` describes the arguments.
 
     Returns:
         The result of ``load``, which is called with the new bundle's directory before that gets its name.
 
     Raises:
-        BundleError: something is at ``path`` already, nothing can be written there, a folded weight is not
-            finite, or the new bundle does not load.
+        BundleError: something is at ``path`` already, nothing can be written there, a served weight is
+            not finite, or the new bundle does not load.
     """
-    check_finite(folded.weights, "the folded weights")
-    config = folded.config
+    check_finite(model.weights, "the served weights")
     contents: dict[str, bytes] = {}
     signatures: dict[str, dict[str, Any]] = {}
     # Rows, states and scores are of 32 bits at most, whatever JAX_ENABLE_X64 says for the process.
@@ -94,33 +102,33 @@ def write_bundle(
             for kind in KINDS:
                 if kind == "native" and not kernels.implementations()["native"]:
                     continue
-                content, signature = _export_stage(folded, stage, kind, k_max)
+                content, signature = _export_stage(model, stage, kind, k_max)
                 contents[f"programs/{stage}.{kind}"] = content
                 signatures[stage][kind] = signature.to_json()
-        golden = _golden_vectors(folded, k_max)
+        golden = _golden_vectors(model, k_max)
     description = {
-        "model": config.to_json(),
-        "schema": folded.schema.to_json(),
-        "sizes": {
-            "k_max": k_max, "short_length": config.short_length, "long_length": config.long_length,
-        },
-        "precision": folded.precision,
+        "model": model.spec.to_json(),
+        "source": dict(model.source),
+        "schema": model.schema.to_json(),
+        "k_max": k_max,
         "programs": signatures,
         "metrics": dict(metrics),
         "notes": dict(notes),
-    }  # fmt: skip
+    }
     space.write(description, contents)
     try:
         contents[CONFIG] = json.dumps(description, indent=1, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise BundleError(f"metrics or notes cannot be written as JSON: {error}.") from error
-    contents[WEIGHTS] = save_safetensors(folded.weights)
+    contents[WEIGHTS] = save_safetensors(model.weights)
     contents[GOLDEN] = save_safetensors(golden)
     header = {"jax": jax.__version__, "kernel_abi": KERNEL_ABI}
     return files.write_bundle_files(path, contents, header, load, overwrite=overwrite)
 
 
-def _export_stage(folded: "Folded", stage: Stage, kind: ProgramKind, k_max: int) -> tuple[bytes, Signature]:
+def _export_stage(
+    model: "ServedModel", stage: Stage, kind: ProgramKind, k_max: int
+) -> tuple[bytes, Signature]:
     smallest = -(-k_max // 16) * 16
     constraints = {"n": ("mod(n, 16) == 0", f"n >= {smallest}")}
     dims = _DIMS[stage]
@@ -130,34 +138,30 @@ def _export_stage(folded: "Folded", stage: Stage, kind: ProgramKind, k_max: int)
     # Scores must not depend on the platform's idea of a fast float32 product.
     with kernels.use("native" if kind == "native" else "reference"), jax.default_matmul_precision("highest"):
         return export_program(
-            _function(folded, stage, kind, k_max),
-            folded.weights_of(stage),
-            _inputs(folded, stage, kind, dict(zip(dims, symbols, strict=True))),
+            _function(model, stage, kind, k_max),
+            model.weights_of(stage),
+            _inputs(model, stage, kind, dict(zip(dims, symbols, strict=True))),
             dims=dims,
             platforms=_PLATFORMS[kind],
             custom_calls=kernels.CUSTOM_CALLS if kind == "native" else (),
         )
 
 
-def _inputs(folded: "Folded", stage: Stage, kind: ProgramKind, dims: Mapping[str, Any]) -> Tree:
+def _inputs(model: "ServedModel", stage: Stage, kind: ProgramKind, dims: Mapping[str, Any]) -> Tree:
     """Return the shapes of a stage's inputs for sizes that may be symbolic."""
     if stage in ("behaviour", "item"):
-        return {"item": folded.item_inputs_spec(dims["m"])}
+        return {"item": model.item_inputs_spec(dims["m"])}
     if stage == "user":
-        b, length, short = dims["b"], dims["l"], folded.config.short_length
-        return {
-            "user": folded.user_inputs_spec(b),
-            "short": folded.short_spec(b), "short_type": folded.types_spec(b, short),
-            "long": folded.long_spec(b, length), "long_type": folded.types_spec(b, length),
-        }  # fmt: skip
+        b, length = dims["b"], dims["l"]
+        return {"user": model.user_inputs_spec(b), **model.histories_spec(b, length)}
     n = dims["n"]
     state = {
         name: jax.ShapeDtypeStruct((1, *spec.shape), spec.dtype)
-        for name, spec in folded.state_spec(dims["l"]).items()
+        for name, spec in model.state_spec(dims["l"]).items()
     }
-    given = {"state": state, "context": folded.context_spec(), "pair": folded.pair_spec(n)}
+    given = {"state": state, "context": model.context_spec(), "pair": model.pair_spec(n)}
     if kind == "portable":
-        return {**given, "rows": folded.rows_spec(n), "valid": folded.valid_spec(n)}
+        return {**given, "rows": model.rows_spec(n), "valid": model.valid_spec(n)}
     handle = jax.ShapeDtypeStruct((2,), np.dtype(np.uint32))
     return {
         **given, "index": handle, "missing": handle,
@@ -166,7 +170,7 @@ def _inputs(folded: "Folded", stage: Stage, kind: ProgramKind, dims: Mapping[str
     }  # fmt: skip
 
 
-def _function(folded: "Folded", stage: Stage, kind: ProgramKind, k_max: int) -> Any:
+def _function(model: "ServedModel", stage: Stage, kind: ProgramKind, k_max: int) -> Any:
     """Return a stage as a function from weights and nested inputs to nested outputs.
 
     The real-time stage takes a user state as the user stage gives it for one user, with its leading axis,
@@ -175,12 +179,12 @@ def _function(folded: "Folded", stage: Stage, kind: ProgramKind, k_max: int) -> 
     rows, and returns each id's ``status``, see `cached_interaction`.
     """
     if stage in ("behaviour", "item"):
-        program = folded.behaviour if stage == "behaviour" else folded.item
+        program = model.behaviour if stage == "behaviour" else model.item
         return lambda weights, inputs: program(weights, inputs.get("item", {}))
     if stage == "user":
-        return lambda weights, inputs: folded.user(
-            weights, inputs.get("user", {}), inputs.get("short", {}), inputs["short_type"],
-            inputs.get("long", {}), inputs["long_type"],
+        return lambda weights, inputs: model.user(
+            weights, inputs.get("user", {}), inputs.get("short", {}), inputs.get("short_type"),
+            inputs.get("long", {}), inputs.get("long_type"),
         )  # fmt: skip
 
     def ranked(weights: Mapping[str, Any], inputs: Mapping[str, Any]) -> Tree:
@@ -188,11 +192,11 @@ def _function(folded: "Folded", stage: Stage, kind: ProgramKind, k_max: int) -> 
         given = inputs.get("context", {}), inputs.get("pair", {})
         extra: Tree = {}
         if kind == "native":
-            score, logits, status = folded.cached_scores(weights, state, inputs, *given)
+            score, logits, status = model.cached_scores(weights, state, inputs, *given)
             extra, valid = {"status": status}, status >= np.uint8(kernels.RANKABLE)
         else:
             valid = inputs["valid"]
-            score, logits = folded.stage_scores(weights, state, inputs["rows"], valid, *given)
+            score, logits = model.stage_scores(weights, state, inputs["rows"], valid, *given)
         best, order = kernels.top_k(score, k_max)
         heads = jax.nn.sigmoid(jax.numpy.take(logits, order, axis=0, mode="clip"))
         unscored = jax.numpy.sum(valid & jax.numpy.isneginf(score), dtype=jax.numpy.int32)
@@ -201,43 +205,43 @@ def _function(folded: "Folded", stage: Stage, kind: ProgramKind, k_max: int) -> 
     return ranked
 
 
-def _golden_vectors(folded: "Folded", k_max: int) -> dict[str, np.ndarray]:
+def _golden_vectors(model: "ServedModel", k_max: int) -> dict[str, np.ndarray]:
     """Draw inputs of every stage and compute its outputs by the reference implementation.
 
     The sizes are those of an engine's smallest bucket, so that proving a program compiles nothing extra.
     """
     rng = np.random.default_rng(0)
-    config, schema = folded.config, folded.schema
+    schema = model.schema
     vectors: dict[str, np.ndarray] = {}
 
     def run(stage: Stage, inputs: Tree) -> dict[str, np.ndarray]:
-        function = jax.jit(_function(folded, stage, "portable", k_max))
+        function = jax.jit(_function(model, stage, "portable", k_max))
         with kernels.use("reference"), jax.default_matmul_precision("highest"):
-            outputs = flatten(function(folded.weights_of(stage), inputs))
+            outputs = flatten(function(model.weights_of(stage), inputs))
         given = {path: np.array(array, order="C") for path, array in flatten(inputs).items()}
         computed = {path: np.asarray(array) for path, array in outputs.items()}
         vectors.update({f"{stage}/in/{path}": array for path, array in given.items()})
         vectors.update({f"{stage}/out/{path}": array for path, array in computed.items()})
         return computed
 
-    items = {"item": sample_items(schema, config.content_width, _GOLDEN_ITEMS, rng)}
+    items = {"item": sample_items(schema, model.spec.content_width, _GOLDEN_ITEMS, rng)}
     behaviours, rows = run("behaviour", items), run("item", items)
     sequences: dict[str, Any] = {}
-    lengths = {"short": config.short_length, "long": config.long_length}
-    wanted = {"short": folded.short_spec(1), "long": folded.long_spec(1, config.long_length)}
-    for name, length in lengths.items():
-        chosen = rng.integers(0, _GOLDEN_ITEMS, (1, length))
-        sequences[name] = {column: behaviours[column][chosen] for column in wanted[name]}
-        sequences[f"{name}_type"] = sample_types(schema, length, rng)
+    for name, spec in model.histories_spec(1, model.spec.long_length).items():
+        if name.endswith("_type"):
+            sequences[name] = sample_types(schema, spec.shape[1], rng)
+        elif spec:
+            chosen = rng.integers(0, _GOLDEN_ITEMS, next(iter(spec.values())).shape[:2])
+            sequences[name] = {column: behaviours[column][chosen] for column in spec}
     state = run("user", {"user": sample_group(schema, "user", (1,), rng), **sequences})
     n = -(-k_max // 16) * 16
     chosen = rng.integers(0, _GOLDEN_ITEMS, n)
-    raw = {f"raw_{name}": np.abs(rng.normal(size=n)).astype(np.float32) for name in folded.score.raw}
+    raw = {f"raw_{name}": np.abs(rng.normal(size=n)).astype(np.float32) for name in model.score.raw}
     run(
         "stage",
         {
             "state": state,
-            "rows": {column: rows[column][chosen] for column in folded.rows_spec(1)},
+            "rows": {column: rows[column][chosen] for column in model.rows_spec(1)},
             "valid": rng.random(n) < 0.9,
             "context": sample_group(schema, "context", (), rng),
             "pair": {**sample_group(schema, "pair", (n,), rng), **raw},

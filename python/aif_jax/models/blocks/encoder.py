@@ -17,7 +17,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from aif_jax.models.blocks.base import Arrays, Candidates, Entries, InteractionBlock, Labels, UserSide, Weights
+from aif_jax.models.blocks.base import (
+    Arrays,
+    Candidates,
+    Entries,
+    InteractionBlock,
+    Labels,
+    UserSide,
+    Weights,
+)
 from aif_jax.models.initial import linear, normal
 
 _SLOWEST = 10_000.0

@@ -190,6 +190,32 @@ def test_stream_of_centred_content_is_set_aside(spaced: Bundle, world: World) ->
     assert len(index) == 0
 
 
+def test_stream_of_raw_and_centred_content_keeps_the_raw(spaced: Bundle, world: World) -> None:
+    """Deliveries beside a large centred one: large ones are judged alone, small ones together."""
+    has = np.flatnonzero(~np.isnan(RAW).all(axis=1))
+    telling = spaced.content_space.telling_rows
+    assert telling is not None
+    large, small, bad = np.split(has, [5 * telling, 5 * telling + 3])
+    mean = RAW[has].mean(axis=0)
+
+    def delivery(rows: np.ndarray, content: np.ndarray) -> Delivery:
+        return Delivery((int(rows[0]),), Upsert(*part_of(world, rows)[:2], content))
+
+    singles = [delivery(row, RAW[row]) for row in small.reshape(-1, 1)]
+    given = [singles[0], delivery(bad, RAW[bad] - mean), delivery(large, RAW[large]), *singles[1:]]
+    index = ItemIndex(spaced)
+    done, aside = apply_deliveries(index, given)
+    assert [one.ids for one in aside] == [tuple(world.ids[bad])]
+    assert done["upserted"] == len(index) == len(large) + len(small)
+    # Enough small ones that are centred show it together, and none of them goes in.
+    rows = bad.reshape(-1, 1)
+    given = [delivery(large, RAW[large]), *(delivery(row, RAW[row] - mean) for row in rows)]
+    index = ItemIndex(spaced)
+    _, aside = apply_deliveries(index, given)
+    assert [one.ids for one in aside] == [(world.ids[row],) for row in bad]
+    assert len(index) == len(large)
+
+
 def test_raw_content_of_a_bundle_without_a_space_is_refused(bundle: Bundle, world: World) -> None:
     assert bundle.content_space == ContentSpace.declared(TINY.content_width)
     with pytest.raises(ItemIndexError, match="got 384 columns, expected 8"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, Self, get_args
 
@@ -182,6 +183,19 @@ class ContentSpace:
         """Columns of the embeddings that `apply` takes."""
         return self.width if self.mean is None else len(self.mean)
 
+    @property
+    def telling_rows(self) -> int | None:
+        """Number of rows that show together that they are centred already; ``None`` if no number does.
+
+        That the mean of n raw rows is near zero where the fit's is far from it is no chance if the fit's is
+        over four standard errors away. A mean below a quarter of the standard deviation does little harm if
+        it is subtracted twice.
+        """
+        offset = 0.0 if self.mean is None else float(self.mean @ self.mean)
+        if offset == 0.0 or offset < self.spread / 16:
+            return None
+        return max(2, math.ceil(16 * self.spread / offset))
+
     def apply(self, vectors: Any, n: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return embeddings as the model reads them.
 
@@ -238,13 +252,11 @@ class ContentSpace:
     def _check_mean(self, given: np.ndarray, has: np.ndarray) -> None:
         """Check that rows are not centred already, where there are enough of them to be sure.
 
-        That the mean of n raw rows is near zero where the fit's is far from it is no chance if the fit's is
-        over four standard errors away. A mean below a quarter of the standard deviation does little harm if
-        it is subtracted twice.
+        See `telling_rows`.
         """
         assert self.mean is not None
         offset, n = float(self.mean @ self.mean), int(has.sum())
-        if n < 2 or offset < self.spread / 16 or n * offset < 16 * self.spread:
+        if self.telling_rows is None or n < self.telling_rows:
             return
         middle = given.sum(axis=0, dtype=np.float64) / n
         if float(middle @ middle) < offset / 16:

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from aif_jax.errors import (
     AifError,
     ArchiveError,
@@ -20,6 +22,9 @@ from aif_jax.nearline.merging import Entry, checked, halves, joined, runs
 from aif_jax.nearline.table import RowTable
 from aif_jax.nearline.update_source import Delivery, own_error
 from aif_jax.nearline.updates import Update, Upsert
+
+_SURE = 4
+"""Times `ContentSpace.telling_rows` from which rows that are centred nearly always show it."""
 
 _NO_FAULT = (ArchiveError, ProcessError, KeyboardInterrupt, SystemExit)
 """Errors that are never those of an update."""
@@ -44,8 +49,9 @@ def apply_deliveries(table: RowTable, deliveries: Sequence[Delivery]) -> tuple[C
     """Apply deliveries to a table in their order.
 
     Those that can be are applied together. What fails is halved until the items are found that fail by
-    themselves, so that none of the others is lost. Rows whose content was centred elsewhere, which many
-    together show and none alone, are all set aside.
+    themselves, so that none of the others is lost. Many rows together show that content was centred
+    elsewhere (`ContentSpace.telling_rows`): each delivery that has enough of them is then judged by itself,
+    and the small ones of a run together.
 
     Returns:
         Numbers of items ``upserted``, ``deleted`` and ``ignored``, and those that were set aside.
@@ -76,8 +82,18 @@ class _Application:
         except _NO_FAULT:
             raise
         except ConfigError as error:
-            for one in run:
-                self._set_all_aside(one.delivery, one.update, error)
+            large = [self._is_telling(one.update) for one in run]
+            small = [one for one, alone in zip(run, large, strict=True) if not alone]
+            if not any(large):
+                for one in small:
+                    self._set_all_aside(one.delivery, one.update, error)
+                return
+            refused = self._refused(small)
+            for one, alone in zip(run, large, strict=True):
+                if alone or refused is None:
+                    self._apply_one(*one)
+                else:
+                    self._set_all_aside(one.delivery, one.update, refused)
         except BaseException:
             middle = len(run) // 2
             self.apply_run(run[:middle])
@@ -103,6 +119,25 @@ class _Application:
     def _set_all_aside(self, delivery: Delivery, update: Any, error: ConfigError) -> None:
         """Set aside what together shows that it is of another content space: halves would not show it."""
         self.aside.append(SetAside(delivery, tuple(update.ids), error))
+
+    def _is_telling(self, update: Any) -> bool:
+        """Return whether an update has enough content to be judged by itself, whatever came beside it."""
+        least = self._table.bundle.content_space.telling_rows
+        content = update.content if isinstance(update, Upsert) else None
+        if least is None or not isinstance(content, np.ndarray):
+            return False
+        return np.count_nonzero(np.any(np.nan_to_num(content), axis=1)) >= _SURE * least
+
+    def _refused(self, run: Sequence[Entry]) -> ConfigError | None:
+        """Return the error by which the content of a run is refused as one, or ``None``."""
+        try:
+            if run:
+                self._table.bundle.content_space.apply(joined(run).content)
+        except ConfigError as error:
+            return error
+        except AifError:
+            pass  # the fault of some item, which is found when they are applied
+        return None
 
     def _apply(self, update: Update) -> None:
         if isinstance(update, Upsert):

@@ -33,6 +33,8 @@ def make(dataset, tiny):
 
     def batches(**changes):
         model = tiny.replace(blocks=("profile_item", "context"))
+        if "next_weight" in changes:
+            model = tiny.replace(blocks=("encoder",), architecture="aif", encoder_layers=1, encoder_width=8)
         return TrainingBatches(
             dataset, schema, model, TrainConfig(batch_size=16, group=8, epochs=2, **changes)
         )
@@ -51,15 +53,15 @@ def test_training_batches_epoch_holds_every_row_once_in_new_order(dataset, make)
     assert epochs[0] != epochs[1]
 
 
-@pytest.mark.parametrize("negatives", [0, 3])
-def test_iterate_restored_position_yields_same_rest(make, negatives):
-    whole = list(iterate(make(negatives=negatives)))
-    assert len(whole) == len(make())
+@pytest.mark.parametrize("changes", [{}, {"negatives": 3}, {"negatives": 3, "next_weight": 1.0}])
+def test_iterate_restored_position_yields_same_rest(make, changes):
+    whole = list(iterate(make(**changes)))
+    assert len(whole) == len(make(**changes))
     stop = len(whole) // 2 + 1
-    first = iterate(make(negatives=negatives))
+    first = iterate(make(**changes))
     for _ in range(stop):
         next(first)
-    second = iterate(make(negatives=negatives))
+    second = iterate(make(**changes))
     second.set_state(first.get_state())
     rest = list(second)
     assert len(rest) == len(whole) - stop

@@ -5,6 +5,7 @@ that entry) as the bundle's version. Nothing in a bundle is ever unpickled or ex
 """
 
 import hashlib
+import importlib.metadata
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
@@ -171,8 +172,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise BundleError(f"{file}: has no list of files; {_RESTORE}.")
     if manifest.get("format") != FORMAT:
         raise BundleError(
-            f"{file}: has format {shortened(repr(manifest.get('format')))}, this release reads {FORMAT}; "
-            "export the model again with this release, or load the bundle with the one that wrote it."
+            f"{file}: has format {shortened(repr(manifest.get('format')))}, this release (aif_jax "
+            f"{importlib.metadata.version('aif_jax')}) reads {FORMAT}; export the model again with this "
+            "release, or load the bundle with the one that wrote it."
         )
     for name, entry in manifest["files"].items():
         place = PurePosixPath(name)

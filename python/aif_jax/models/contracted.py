@@ -11,6 +11,7 @@ from flax import nnx
 from jax import export
 
 from aif_jax import _native
+from aif_jax.checks import whole
 from aif_jax.config import PRECISIONS, PRIOR, ModelSpec, Precision
 from aif_jax.errors import ConfigError
 from aif_jax.features import Schema
@@ -45,6 +46,14 @@ _RESERVED = (PRIOR, "rankable")
 
 _SCALE = "_scale"
 
+_INPUTS: dict[Function, tuple[str, ...]] = {
+    "behaviour": ("features",),
+    "item": ("features",),
+    "user": ("features", "short", "short_type", "long", "long_type"),
+    "interact": ("state", "context", "rows", "pair"),
+}
+"""Names of a function's inputs, for messages."""
+
 
 class Contracted(ServedModel):
     """The served form of an object with the functions of `PreRanker`.
@@ -78,6 +87,8 @@ class Contracted(ServedModel):
         precision: Precisions = "float32",
         rungs: tuple[int, ...] = (0,),
     ) -> None:
+        whole("long_length", long_length, 0)
+        whole("short_length", short_length, 0)
         self.schema = schema
         self.source: Mapping[str, Any] = {}
         self._model = model
@@ -265,11 +276,12 @@ class Contracted(ServedModel):
         except ConfigError:
             raise
         except Exception as error:
-            reason = next(iter(str(error).splitlines()), "")[:200]
+            reason = next(iter(str(error).splitlines()), "").rstrip(".")[:200]
+            given = _brief(_INPUTS[name], inputs)
             raise ConfigError(
                 f"{self.spec.name}.{name}: cannot be traced: {type(error).__name__}: {reason}. It gets "
-                f"{_brief(inputs)}; expected a pure function of jax.numpy for any number of rows: take sizes "
-                "from shapes, and use no value of an array in Python."
+                f"{given}; expected a pure function of jax.numpy for any number of rows: take sizes from "
+                "shapes, and use no value of an array in Python."
             ) from error
 
     def _columns(self, function: Literal["behaviour", "item"], m: Size) -> ColumnShapes:
@@ -463,11 +475,12 @@ def _arrays(columns: Columns) -> dict[str, jax.Array]:
     return {name: jnp.asarray(values) for name, values in columns.items()}
 
 
-def _brief(inputs: Any) -> str:
-    named, _ = jax.tree_util.tree_flatten_with_path(inputs)
+def _brief(names: tuple[str, ...], inputs: tuple[Any, ...]) -> str:
+    """Return the shapes of a function's inputs in at most 200 characters."""
+    named, _ = jax.tree_util.tree_flatten_with_path(dict(zip(names, inputs, strict=True)))
     parts = [
-        f"{jax.tree_util.keystr(path[1:], simple=True, separator='/')} {leaf.dtype}{list(leaf.shape)}"
+        f"{jax.tree_util.keystr(path, simple=True, separator='/')} {leaf.dtype}{list(leaf.shape)}"
         for path, leaf in named
     ]
-    text = ", ".join(part.strip() for part in parts)
-    return text if len(text) <= 200 else text[:200] + "..."
+    text = ", ".join(parts)
+    return text if len(text) <= 200 else text[:197] + "..."

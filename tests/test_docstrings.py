@@ -18,7 +18,7 @@ from support.served import ENGINE_CONFIG, World, tables_of
 
 WITHOUT_EXAMPLE = {
     "BehaviourTable", "Bundle", "EmbeddingCache", "ItemIndex", "Ranking", "Report", "RowLayout", "Scheduler",
-    "Tables", "export_bundle",
+    "Tables", "export", "export_bundle",
 }  # fmt: skip
 """Public names that others return, that are native, or that the documents show at work instead."""
 

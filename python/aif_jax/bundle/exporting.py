@@ -71,21 +71,6 @@ def export(
             an argument is out of its range.
         BundleError: a parameter is not finite; something is at ``path`` already, or nothing can be written
             there; or the new bundle is not proven.
-
-    >>> import numpy as np, tempfile
-    >>> schema = Schema(
-    ...     user=(Categorical(name="town", encoder=Vocabulary(values=("Bath", "York"))),),
-    ...     item=(Categorical(name="item", encoder=Hashing(buckets=8)),), behaviour_types=("click",),
-    ... )
-    >>> model = Functions(
-    ...     {"towns": np.ones((4, 2), np.float32), "items": np.ones((10, 2), np.float32)},
-    ...     item=lambda p, features: {"vector": p["items"][features["item"]]},
-    ...     user=lambda p, features, histories: {"vector": p["towns"][features["town"]]},
-    ...     interact=lambda p, state, context, rows, pair: {"click": rows["vector"] @ state["vector"]},
-    ... )
-    >>> bundle = export(model, schema, tempfile.mkdtemp() + "/bundle", k_max=16)
-    >>> bundle.spec.heads, bundle.spec.rungs
-    (('click',), (0,))
     """
     from aif_jax.bundle.contract_checks import check_contract
     from aif_jax.models.baselines import Model

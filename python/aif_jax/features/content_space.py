@@ -292,6 +292,8 @@ class ContentSpace:
                 "this content was derived from the training log, and embeddings from elsewhere do not fit. "
                 "Give items that the log lacks none; or train on raw ones, Dataset.from_events(content=...)."
             )
+        if self.kind == "given" and self.width == 1:
+            return "none, as the model reads no content; leave it out."
         if self.kind == "given":
             return (
                 "embeddings less the mean of the training catalogue, of unit length (this model keeps no "

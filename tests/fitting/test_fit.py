@@ -87,6 +87,14 @@ def test_fit_begins_every_model_from_the_earlier_runs(
     assert given[4:] == [None, run.model], "a model is one for the model itself"
 
 
+def test_fit_teaches_the_next_item_to_models_with_an_encoder_alone(
+    data: Dataset, trained: list[dict[str, Any]], measured: None
+) -> None:
+    deep = SMALL.replace(blocks=(*SMALL.blocks, "encoder"), encoder_layers=1, encoder_width=8)
+    fit(data, model=deep, training=BRIEF.replace(next_weight=1.0), progress=False)
+    assert [each["config"].next_weight for each in trained] == [0.0, 1.0]
+
+
 def test_fit_that_was_broken_off_goes_on_from_its_checkpoints(
     data: Dataset, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

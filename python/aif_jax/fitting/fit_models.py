@@ -105,8 +105,11 @@ def fit(
         if name == "two_tower" and not settings.softmax_weight:
             # The sigmoid loss orders what is shown, the in-batch softmax all items, which retrieval needs.
             settings = settings.replace(softmax_weight=1.0)
+        config = picked.model.replace(architecture=name)
+        if name != main and not config.has("encoder"):
+            settings = settings.replace(next_weight=0.0)
         results[name] = train(
-            picked.model.replace(architecture=name), data, settings, progress=progress,
+            config, data, settings, progress=progress,
             init=_init_of(init, name, name == main),
         )  # fmt: skip
         spent[name] = time.perf_counter() - begun

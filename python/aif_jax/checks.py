@@ -31,6 +31,9 @@ from aif_jax.errors import AifError, ConfigError
 from aif_jax.shown import shown
 from aif_jax.strict_json import shortened
 
+_MAKERS = ("from_events", "infer", "fit", "load", "open")
+"""Class methods by which a person gets an object, the usual one first."""
+
 _MAX_FLOAT = sys.float_info.max
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -293,7 +296,7 @@ def in_words(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(repr, arguments))}"
     if get_origin(kind) is Mapping:
-        return "a table of names"
+        return "a table of names" if arguments[1] is str else "a mapping"
     if get_origin(kind) in (tuple, Sequence):
         return f"a list, each {in_words(arguments[0])}"
     if get_origin(kind) in (Union, types.UnionType):
@@ -301,4 +304,7 @@ def in_words(kind: Any) -> str:
     if get_origin(kind) is collections.abc.Callable:
         return "a function"
     kind = get_origin(kind) or kind
-    return _WORDS.get(kind, f"a {kind.__name__}")
+    if kind in _WORDS:
+        return _WORDS[kind]
+    maker = next((f", which {kind.__name__}.{name} makes" for name in _MAKERS if hasattr(kind, name)), "")
+    return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}{maker}"

@@ -244,7 +244,7 @@ CASES: dict[str, tuple[Callable[[], Dataset], type[AifError], str]] = {
         r"by_time\(validation=\): got None, expected a share such as 0.1",
     ),
     "a word for labels": (
-        lambda: events(changed(), labels="any"), ConfigError, "labels: got 'any', expected a table of names"
+        lambda: events(changed(), labels="any"), ConfigError, "labels: got 'any', expected a mapping"
     ),
     "label of no name": (
         lambda: events(changed(), labels={"deep buy": ["buy"]}),

@@ -221,7 +221,7 @@ def test_heads_without_labels_may_be_left_out(dataset: Dataset, model: Model) ->
         ({"candidates": 1}, ConfigError, "candidates"),
         ({"k": ()}, ConfigError, "expected at least"),
         ({"resamples": 1}, ConfigError, "resamples"),
-        ({"against": {"model": None}}, ConfigError, "'model' names what is evaluated"),
+        ({"against": {"model": None}}, ConfigError, r"against: got \{'model': None\}, expected"),
     ],
 )
 def test_bad_options_are_refused_by_name(
@@ -229,6 +229,11 @@ def test_bad_options_are_refused_by_name(
 ) -> None:
     with pytest.raises(error, match=words):
         evaluate_model(model, dataset, **{"lists": 0, "resamples": 20, **options})
+
+
+def test_other_model_of_the_evaluated_ones_name_is_refused(dataset: Dataset, model: Model) -> None:
+    with pytest.raises(ConfigError, match="'model' names what is evaluated"):
+        evaluate_model(model, dataset, lists=0, resamples=20, against={"model": model})
 
 
 def test_labels_of_one_class_are_refused(dataset: Dataset, model: Model) -> None:

@@ -130,7 +130,9 @@ def test_findings_on_missing_inputs_name_content_and_category(run: Run, data: Da
     assert "items have no content embeddings" in found
     assert "no item feature is the category" in found
     assert "content embeddings" not in text(run, data)
-    assert "switched off: bridge, simtier, sim_hard\n" in text(run, data)  # the encoder has no layers
+    assert "switched off: bridge, simtier, sim_hard\n" in text(run, data), (
+        "and not the encoder, which has no layers"
+    )
 
 
 def test_findings_on_blocks_measure_the_loss_without_each(run: Run, data: Dataset) -> None:

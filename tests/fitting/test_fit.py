@@ -87,6 +87,14 @@ def test_fit_begins_every_model_from_the_earlier_runs(
     assert given[4:] == [None, run.model], "a model is one for the model itself"
 
 
+def test_fit_teaches_the_next_item_to_models_with_an_encoder_alone(
+    data: Dataset, trained: list[dict[str, Any]], measured: None
+) -> None:
+    deep = SMALL.replace(blocks=(*SMALL.blocks, "encoder"), encoder_layers=1, encoder_width=8)
+    fit(data, model=deep, training=BRIEF.replace(next_weight=1.0), progress=False)
+    assert [each["config"].next_weight for each in trained] == [0.0, 1.0]
+
+
 def test_fit_that_was_broken_off_goes_on_from_its_checkpoints(
     data: Dataset, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,8 +141,8 @@ def test_fit_leaves_out_heads_that_the_part_cannot_measure(
     [
         ({"budget": "soon"}, ConfigError, "got 'soon', expected a time such as '10m'"),
         ({"budget": -1}, ConfigError, "more than 0 seconds"),
-        ({"budget": float("nan")}, ConfigError, "expected a time"),
-        ({"baselines": "cold"}, ConfigError, "a list of architectures"),
+        ({"budget": float("nan")}, ConfigError, "budget: got nan, expected a string or a finite number"),
+        ({"baselines": "cold"}, ConfigError, "baselines: got 'cold', expected a list"),
         ({"baselines": ["warm"]}, ConfigError, "got 'warm', expected one of 'aif'"),
         ({"baselines": ["aif"]}, ConfigError, "none of the model's own kind, 'aif'"),
         ({"baselines": ["cold", "cold"]}, ConfigError, "different architectures"),
@@ -150,7 +158,7 @@ def test_fit_with_bad_argument_names_it_before_training(
 
 def test_fit_of_a_table_says_how_to_make_a_data_set() -> None:
     with pytest.raises(
-        ConfigError, match=r"got a dict, expected a Dataset; make one with Dataset\.from_events"
+        ConfigError, match=r"got \{'user': \[1\]\}, expected a Dataset, which Dataset\.from_events makes"
     ):
         fit({"user": [1]})  # type: ignore[arg-type]
 

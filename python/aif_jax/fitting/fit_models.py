@@ -80,7 +80,7 @@ def fit(
     Run(aif on synthetic, test AUC 0..., GAUC 0...; run.report() tells more)
     """
     seconds = _seconds(budget)
-    _check_arguments(data, model, baselines)
+    _check_arguments(model, baselines)
     if out is not None:
         check_place(Path(out))
     picked = _picked(data, None if seconds is None else seconds / (1 + len(baselines)), model, training, seed)
@@ -106,8 +106,11 @@ def fit(
         if name == "two_tower" and not settings.softmax_weight:
             # The sigmoid loss orders what is shown, the in-batch softmax all items, which retrieval needs.
             settings = settings.replace(softmax_weight=1.0)
+        config = picked.model.replace(architecture=name)
+        if name != main and not config.has("encoder"):
+            settings = settings.replace(next_weight=0.0)
         results[name] = train(
-            picked.model.replace(architecture=name), data, settings, progress=progress,
+            config, data, settings, progress=progress,
             init=_init_of(init, name, name == main),
         )  # fmt: skip
         spent[name] = time.perf_counter() - begun
@@ -146,13 +149,7 @@ def _seconds(budget: str | float | None) -> float | None:
     return float(found)
 
 
-def _check_arguments(data: Any, model: Any, baselines: Any) -> None:
-    if not isinstance(data, Dataset):
-        raise ConfigError(
-            f"data: got a {type(data).__name__}, expected a Dataset; make one with Dataset.from_events or "
-            "Dataset.from_impressions."
-        )
-    check("baselines", baselines, not isinstance(baselines, str), "a list of architectures")
+def _check_arguments(model: Any, baselines: Any) -> None:
     for name in baselines:
         choice("baselines", name, get_args(Architecture))
     check("baselines", tuple(baselines), len(set(baselines)) == len(baselines), "different architectures")

@@ -32,7 +32,7 @@ def two_tower(
         content = {} if data.content is None else {"content_width": data.content.vectors.shape[1]}
         model = ModelConfig(heads=data.heads[:1], **content)
     config = model.replace(architecture="two_tower", heads=model.heads[:1], score=model.heads[0])
-    training = TrainConfig() if training is None else training
+    training = (TrainConfig() if training is None else training).replace(next_weight=0.0)
     if not training.softmax_weight:
         training = training.replace(softmax_weight=1.0)
     if training.head_weights:

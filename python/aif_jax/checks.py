@@ -203,7 +203,7 @@ def typed(function: Callable[_P, _R]) -> Callable[_P, _R]:
     Traceback (most recent call last):
     aif_jax.errors.ConfigError: grow: by: got 'two', expected a whole number.
     """
-    signature = inspect.signature(function)
+    signature, called = inspect.signature(function), function.__qualname__.removesuffix(".__init__")
     kinds = {
         name: Any if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) else one.annotation
         for name, one in signature.parameters.items()
@@ -218,9 +218,7 @@ def typed(function: Callable[_P, _R]) -> Callable[_P, _R]:
             if isinstance(value, np.generic) and not fits(value, kind):
                 bound.arguments[name] = value = value.item()
             if not fits(value, kind):
-                raise ConfigError(
-                    f"{function.__name__}: {name}: got {shown(value)}, expected {in_words(kind)}."
-                )
+                raise ConfigError(f"{called}: {name}: got {shown(value)}, expected {in_words(kind)}.")
         return function(*bound.args, **bound.kwargs)
 
     return call

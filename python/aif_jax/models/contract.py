@@ -26,6 +26,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 
+from aif_jax.checks import typed
 from aif_jax.types import Columns
 
 Logits = Mapping[str, jax.Array] | jax.Array
@@ -92,6 +93,7 @@ class Functions:
     (2, 2)
     """
 
+    @typed
     def __init__(
         self,
         parameters: Any,

@@ -43,12 +43,11 @@ BFLOAT16 = pytest.param("bfloat16", marks=pytest.mark.thorough)
 
 
 def with_description(bundle: Bundle, path: Path, **changes: Any) -> Path:
-    """Copy a bundle with other entries in its config; None takes an entry away."""
+    """Copy a bundle with other entries in its config."""
     manifest = read_manifest(bundle.path)
     contents = {name: read_verified(bundle.path, manifest, name) for name in manifest["files"]}
     description = {**json.loads(contents[CONFIG_FILE]), **changes}
-    kept = {name: value for name, value in description.items() if value is not None}
-    contents[CONFIG_FILE] = json.dumps(kept).encode()
+    contents[CONFIG_FILE] = json.dumps(description).encode()
     header = {"jax": manifest["jax"], "kernel_abi": manifest["kernel_abi"]}
     write_bundle_files(path, contents, header, read_manifest, overwrite=False)
     return path
@@ -86,14 +85,12 @@ def test_refresh_keeps_precision(bundles: Bundles, precision: Precision, tmp_pat
     assert refreshed.version == bundle.version
 
 
-def test_bundle_without_precision_is_float32(bundle: Bundle, tmp_path: Path) -> None:
-    old = Bundle.load(with_description(bundle, tmp_path / "old", precision=None))
-    assert old.precision == "float32"
-    assert Bundle.refresh(old.path).precision == "float32"
+def test_refresh_unknown_precision_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    path = with_description(bundle, tmp_path / "new", model={**bundle.spec.to_json(), "precision": "int4"})
     with pytest.raises(
         ConfigError, match="precision: got 'int4', expected one of 'float32', 'bfloat16', 'int8'"
     ):
-        Bundle.load(with_description(bundle, tmp_path / "new", precision="int4"))
+        Bundle.refresh(path)
 
 
 def test_export_bundle_unknown_precision_writes_nothing(world: World, tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_inspect_command_names_run_bundle_and_index(road: Path) -> None:
     bundle = run("inspect", road / "bundle")
     assert Bundle.load(road / "bundle").version[:12] in bundle
     assert "16 recent and 64 long-term" in bundle
-    assert "item rows and user states in float32" in bundle
+    assert "item rows in float32" in bundle
     index = run("inspect", road / "index")
     assert "500 rows" in index
     assert "behaviour table" in index
@@ -139,7 +139,7 @@ def test_index_build_command_catalogue_gives_index_of_data_set(road: Path, tmp_p
 
 def test_export_command_precision_and_score_are_taken(road: Path, compact: Path, tmp_path: Path) -> None:
     assert Bundle.load(compact).precision == "int8"
-    assert "item rows and user states in int8" in run("inspect", compact)
+    assert "item rows in int8" in run("inspect", compact)
     run("export", road / "run", "--out", tmp_path / "other", "--score", "ctr * like")
     assert Bundle.load(tmp_path / "other").config.score == "ctr * like"
     with pytest.raises(ConfigError, match="'moon' in 'moon' is no head"):

@@ -105,6 +105,13 @@ def test_gather_rows_of_other_cache_compiles_nothing(cache, layout):
     ]
 
 
+def test_gather_rows_of_no_cache_finds_nothing(layout):
+    run = jax.jit(lambda handle, ids: kernels.gather_rows(handle, ids, layout))
+    rows, found = run(np.zeros(2, np.uint32), halves(KEYS))
+    assert not np.asarray(found).any()
+    assert all(not np.asarray(column).astype(np.float32).any() for column in rows.values())
+
+
 def test_gather_rows_of_dropped_cache_raises(layout):
     cache = EmbeddingCache(layout)
     cache.upsert(KEYS, values(KEYS))

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import shared
 
 import aif_jax as aif
-from aif_jax.models import add_signatures
+from aif_jax.models import add_signatures, build_model
 from aif_jax.training import TrainConfig
 
 CONFIG = aif.ModelConfig(
@@ -17,12 +17,14 @@ CONFIG = aif.ModelConfig(
 
 def main(folder: str, epochs: int = 2, **given: int) -> dict[str, float]:
     """Train, export and compare."""
-    training = TrainConfig(epochs=epochs, learning_rate=3e-3, group=8)
-    run = aif.fit(shared.DATA, model=CONFIG, training=training, baselines=(), progress=False)
-    bundle = run.export(f"{folder}/aif", k_max=shared.K)
-    columns = shared.DATA.catalogue(run.model.schema, content_space=run.model.content_space)
+    training = TrainConfig(epochs=max(epochs, 1), learning_rate=3e-3, group=8)
+    model = build_model(CONFIG, shared.SCHEMA, content_space=shared.DATA.content_space)
+    if epochs:
+        model = aif.fit(shared.DATA, model=CONFIG, training=training, baselines=(), progress=False).model
+    bundle = aif.export_bundle(model, f"{folder}/aif", k_max=shared.K)
+    columns = shared.DATA.catalogue(model.schema, content_space=model.content_space)
     items = {n: jnp.asarray(leaf) for n, leaf in add_signatures(CONFIG, columns).items()}
-    sequential = shared.Sequential(lambda batch, _: run.model(batch, items, train=False)[..., 0])
+    sequential = shared.Sequential(lambda batch, _: model(batch, items, train=False)[..., 0])
     return shared.compare(bundle, sequential, **given)
 
 

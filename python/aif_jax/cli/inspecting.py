@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aif_jax.bundle import Bundle
-from aif_jax.config import BLOCKS, ModelConfig
+from aif_jax.config import ModelSpec
 from aif_jax.errors import AifError, ItemIndexError
 from aif_jax.features import ContentSpace, Schema
 from aif_jax.features.schema import GROUPS
@@ -31,7 +31,7 @@ def run_inspect(path: Path, *, console: Console) -> None:
         model, description = load_model(path if (path / CONFIG).exists() else path / "model")
         weights = weights_of(model)
         console.print(f"[bold]a trained {model.config.architecture} model[/], {_count(weights)} parameters")
-        _model(model.config, model.schema, model.content_space, console)
+        _model(model.config.spec("float32"), model.schema, model.content_space, console)
         console.print(f"notes: {json.dumps(description['notes'])}", highlight=False)
         console.print(f"quality when it was saved: {json.dumps(description['metrics'])}", highlight=False)
     elif path.is_dir() and list(path.glob("*.aifrows")):
@@ -52,19 +52,20 @@ def _bundle(bundle: Bundle, console: Console) -> None:
     console.print(bundle.explain(), markup=False, highlight=False)
     weights = {name: np.asarray(value) for name, value in bundle.weights.items()}
     console.print(f"{_count(weights)} parameters; at most {bundle.k_max:,} results a request")
-    console.print(f"item rows and user states in {bundle.precision}", highlight=False)
-    _model(bundle.config, bundle.schema, bundle.content_space, console)
+    console.print(f"item rows in {bundle.precision}", highlight=False)
+    spec = bundle.spec
+    rungs = ", ".join(map(str, spec.rungs))
+    console.print(f"answers on rung {rungs} of the deadline ladder", highlight=False)
+    _model(spec, bundle.schema, bundle.content_space, console)
     console.print(f"notes: {json.dumps(dict(bundle.notes))}", highlight=False)
     console.print(f"quality when it was exported: {json.dumps(dict(bundle.metrics))}", highlight=False)
 
 
-def _model(config: ModelConfig, schema: Schema, space: ContentSpace, console: Console) -> None:
-    on = [block for block in BLOCKS if config.has(block)]
-    console.print(f"architecture {config.architecture}; blocks {', '.join(on)}")
+def _model(spec: ModelSpec, schema: Schema, space: ContentSpace, console: Console) -> None:
+    console.print(f"architecture {spec.name}; blocks {', '.join(spec.blocks) or 'not named'}")
     console.print(
-        f"reads {config.short_length} recent and {config.long_length} long-term behaviours of types "
-        f"{', '.join(schema.behaviour_types)}; {config.signature} signatures of {config.signature_bytes} "
-        f"bytes; {config.long_attention} attention; heads {', '.join(config.heads)}; score = {config.score}",
+        f"reads {spec.short_length} recent and {spec.long_length} long-term behaviours of types "
+        f"{', '.join(schema.behaviour_types)}; heads {', '.join(spec.heads)}; score = {spec.score}",
         highlight=False,
     )
     console.print(f"content: {space}", markup=False, highlight=False)

@@ -29,7 +29,8 @@ def gather_rows(handle: jax.Array, ids: jax.Array, layout: Layout) -> tuple[dict
 
     Args:
         handle: `handle_operand` of the cache, uint32 ``[2]``. An operand, so another cache of the same
-            layout can be passed without compiling again. The caller keeps the cache alive.
+            layout can be passed without compiling again. The caller keeps the cache alive. Zeros name no
+            cache: nothing is found.
         ids: keys as pairs of 32-bit halves, lower half first, uint32 ``[..., N, 2]``: 64-bit integers do not
             pass through JAX unharmed.
         layout: layout of the cache's rows, a constant of the program.

@@ -82,8 +82,8 @@ def main() -> None:
         for layers, (_, size) in models.items():
             cells = []
             for place in range(len(NAMES)):
-                found = times[layers, place]
-                cells.append(f"{statistics.median(found):.2f} (least {min(found):.2f})")
+                low, middle, high = statistics.quantiles(times[layers, place], n=4)
+                cells.append(f"{middle:.2f} ({low:.2f} to {high:.2f})")
             print(f"| {layers} | {' | '.join(cells)} | {size:,} |")
 
 

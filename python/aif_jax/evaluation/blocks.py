@@ -129,7 +129,7 @@ def table_of_blocks(worth: Mapping[str, Estimate], cost: Mapping[str, BlockCost]
     """Return both as a table, the block that is worth most first."""
     table = Table(title="What each block brings and costs", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
-    for words in ("GAUC lost\nwithout it", "user side,\nms", "after\nretrieval, ms"):
+    for words in ("GAUC (AUC) lost\nwithout it", "user side,\nms", "after\nretrieval, ms"):
         table.add_column(words, justify="right", no_wrap=True)
     for name in sorted(worth, key=lambda name: -worth[name].value):
         found = worth[name]

@@ -112,7 +112,7 @@ class TrainingBatches:
             }
         if self._folds:  # whose catalogues stand one behind the other
             fold = (batch["user_index"] % self._folds).astype(np.int32)
-            folds = dict.fromkeys(("item", "short_item", "long_item"), fold)
+            folds: dict[str, np.ndarray] = dict.fromkeys(("item", "short_item", "long_item"), fold)
             if "sequence_row" in batch:
                 of_window = np.zeros(len(batch["sequence_item"]), np.int32)
                 real = batch["sequence_row"] >= 0

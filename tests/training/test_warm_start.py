@@ -175,9 +175,10 @@ def test_block_weights_that_follow_the_schema_say_what_their_rows_are():
             assert len(set(by_axis[0])) == len(by_axis[0])
     follow = {
         name for name, shape in shapes[0].items()
-        if name.startswith("first.") and ".table_" not in name and shape != shapes[1][name]
+        if name.startswith(("first.", "user.encoder.")) and ".table_" not in name and shape != shapes[1][name]
     }  # fmt: skip
-    assert follow == labels[0].keys() == {f"first.{n}.kernel" for n in ("simtier", "context", "pair")}
+    expected = {*(f"first.{name}.kernel" for name in ("simtier", "context", "pair")), "user.encoder.types"}
+    assert follow == labels[0].keys() == expected
 
 
 def test_earlier_model_without_a_block_leaves_new_ones_able_to_learn():

@@ -153,7 +153,7 @@ class Dataset:
         """
         split = by_time() if split is None else split
         names = Names(
-            user=user, item=item, time=time, type=type, context=context, split=_column(split)
+            user=user, item=item, time=time, type=type, context=tuple(context), split=_column(split)
         )  # fmt: skip
         setting = building.Setting(
             users=users, items=items, unlisted=unlisted, split=split, schema=schema,
@@ -238,7 +238,7 @@ class Dataset:
         split = by_time() if split is None else split
         names = Names(
             user=user, item=item, time=time, type=type, request=request, split=_column(split), labels=labels,
-            context=context, pair=pair, train_only=train_only,
+            context=tuple(context), pair=tuple(pair), train_only=tuple(train_only),
         )  # fmt: skip
         setting = building.Setting(
             users=users, items=items, unlisted=unlisted, split=split, schema=schema,

@@ -121,6 +121,12 @@ class Schema:
         )
 
     @property
+    def id_size(self) -> int:
+        """Number of encoded item ids, those of missing and unknown ones included; 0 without an item id."""
+        feature = self.feature("item", self.item_id) if self.item_id else None
+        return feature.size if isinstance(feature, Categorical) else 0
+
+    @property
     def category_feature(self) -> Categorical | MultiValued | None:
         """The feature named by ``category``."""
         feature = None if self.category is None else self.feature("item", self.category)

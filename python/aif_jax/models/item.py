@@ -44,7 +44,7 @@ class ItemModule(nnx.Module):
         self.embed = FeatureEmbedder(schema.item, config.embedding_width, rngs=rngs)
         statistics, name = len(statistics_labels(config, schema)), schema.item_id or ""
         self.item_id = name
-        ids = schema.feature("item", name).size if statistics else 0
+        ids = schema.id_size if statistics else 0
         self.statistics = constant(0.0, (ids, statistics)) if statistics else None
         n_in = self.embed.width + config.content_width + 1 + statistics
         self.mlp = Mlp((n_in, *config.item_layers, config.width), rngs=rngs)

@@ -126,7 +126,7 @@ class _Application:
         content = update.content if isinstance(update, Upsert) else None
         if least is None or not isinstance(content, np.ndarray):
             return False
-        return np.count_nonzero(np.any(np.nan_to_num(content), axis=1)) >= _SURE * least
+        return int(np.count_nonzero(np.any(np.nan_to_num(content), axis=1))) >= _SURE * least
 
     def _refused(self, run: Sequence[Entry]) -> ConfigError | None:
         """Return the error by which the content of a run is refused as one, or ``None``."""

@@ -43,7 +43,7 @@ def item_statistics(
         of what is missing, unknown or has no two classes.
     """
     assert schema.item_id is not None
-    size = schema.feature("item", schema.item_id).size
+    size = schema.id_size
     ids = dataset.encode(schema, "item")[schema.item_id]
     rows, events = dataset.impressions, dataset.events
 

@@ -120,7 +120,7 @@ def write_bundle(
         contents[CONFIG] = json.dumps(description, indent=1, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise BundleError(f"metrics or notes cannot be written as JSON: {error}.") from error
-    contents[WEIGHTS] = save_safetensors(model.weights)
+    contents[WEIGHTS] = save_safetensors(dict(model.weights))
     contents[GOLDEN] = save_safetensors(golden)
     header = {"jax": jax.__version__, "kernel_abi": KERNEL_ABI}
     return files.write_bundle_files(path, contents, header, load, overwrite=overwrite)

@@ -4,14 +4,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from aif_jax.bundle import Bundle
-from aif_jax.config import ModelConfig
+from aif_jax.config import ModelConfig, Precision
 from aif_jax.data import Dataset
 from aif_jax.errors import AifError, ConfigError, DataError
 from aif_jax.features import ContentSpace, Schema
@@ -73,7 +73,8 @@ class Scorer:
         self._content_space = source.content_space
         if isinstance(source, Bundle):
             weights = {name: np.asarray(array) for name, array in source.weights.items()}
-            self._model = Folded(source.config, source.schema, weights, source.precision)
+            precision = cast("Precision", source.precision)
+            self._model = Folded(source.config, source.schema, weights, precision)
             self.form, self._version = "folded", source.version
         elif rung:
             raise ConfigError(

@@ -113,6 +113,9 @@ def _flatten(model: Functions) -> tuple[Any, Any]:
     return ((jax.tree_util.GetAttrKey("parameters"), model.parameters),), tuple(model._functions.items())
 
 
-jax.tree_util.register_pytree_with_keys(
-    Functions, _flatten, lambda functions, children: Functions(children[0], **dict(functions))
-)
+def _unflatten(functions: Any, children: Any) -> Functions:
+    (parameters,) = children
+    return Functions(parameters, **dict(functions))
+
+
+jax.tree_util.register_pytree_with_keys(Functions, _flatten, _unflatten)

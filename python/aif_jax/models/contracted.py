@@ -447,7 +447,7 @@ def _precisions(rows: ColumnShapes, given: Precisions) -> dict[str, Precision]:
         ConfigError: there is no such precision or column, or the column is not float32.
     """
     wide = [name for name, (shape, dtype) in rows.items() if dtype == F4 and math.prod(shape) > 1]
-    by_column = dict.fromkeys(wide, given) if isinstance(given, str) else dict(given)
+    by_column: dict[str, Precision] = dict.fromkeys(wide, given) if isinstance(given, str) else dict(given)
     for name, precision in by_column.items():
         if precision not in PRECISIONS:
             raise ConfigError(

@@ -294,7 +294,9 @@ def in_words(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(repr, arguments))}"
     if get_origin(kind) is Mapping:
-        return "a table of names" if arguments[1] is str else "a mapping"
+        if arguments[1] is str:
+            return "a table of names"
+        return "a mapping" if arguments[1] is Any else f"a mapping, each {in_words(arguments[1])}"
     if get_origin(kind) in (tuple, Sequence):
         return f"a list, each {in_words(arguments[0])}"
     if get_origin(kind) in (Union, types.UnionType):

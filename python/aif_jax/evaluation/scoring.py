@@ -74,7 +74,8 @@ class Scorer:
         self._content_space = source.content_space
         if isinstance(source, Bundle):
             weights = {name: np.asarray(array) for name, array in source.weights.items()}
-            self._model = Folded(source.config, source.schema, weights, cast("Precision", source.precision))
+            precision = cast("Precision", source.precision)
+            self._model = Folded(source.config, source.schema, weights, precision)
             self.form, self._version = "folded", source.version
         elif rung:
             raise ConfigError(

@@ -116,7 +116,8 @@ def _flatten(model: Functions) -> tuple[Any, Any]:
 
 
 def _unflatten(functions: Any, children: Any) -> Functions:
-    return Functions(children[0], **dict(functions))
+    (parameters,) = children
+    return Functions(parameters, **dict(functions))
 
 
 jax.tree_util.register_pytree_with_keys(Functions, _flatten, _unflatten)

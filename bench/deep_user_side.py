@@ -10,8 +10,9 @@ import dataclasses
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,6 +22,7 @@ from aif_jax.serving import EngineConfig, Shapes
 from aif_jax.serving.candidates import check_candidates
 from aif_jax.serving.generation import Generation
 from aif_jax.serving.user_program import compute_states
+from aif_jax.serving.user_states import UserState
 from stage.request import TURNS, Case
 from workload import W, build
 
@@ -37,9 +39,9 @@ def calls_of(layers: int, items: int, folder: Path) -> tuple[tuple[Callable[[int
     generation = Generation(built.bundle, built.tables, EngineConfig(k=case.k, shapes=shapes))
     generation.warm()
 
-    def user_side(users: int) -> list[object]:
+    def user_side(users: int) -> list[Mapping[str, Any]]:
         states = compute_states([(n, case.user) for n in range(users)], case.length, generation)
-        return jax.block_until_ready([state.leaves for state in states])
+        return jax.block_until_ready([state.leaves for state in states if isinstance(state, UserState)])
 
     (leaves,) = user_side(1)
     shared = generation.prepare(leaves, case.length, case.context)

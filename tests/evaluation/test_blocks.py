@@ -9,6 +9,7 @@ from aif_jax.data import Dataset
 from aif_jax.errors import ConfigError
 from aif_jax.evaluation.blocks import WHOLE, cost_of_blocks, worth_of_blocks
 from aif_jax.models import build_model
+from aif_jax.models.aif import Aif
 from aif_jax.training import Evaluator
 from aif_jax.training.metrics import auc, gauc
 from support.fitted import SMALL, shop
@@ -58,7 +59,9 @@ def test_cost_of_blocks_is_highest_for_the_one_that_works_most(data: Dataset) ->
         blocks=("profile_item", "simtier", "encoder"), encoder_layers=2, encoder_width=64, long_length=256,
         signature_bits=512,
     )  # fmt: skip
-    cost = cost_of_blocks(build_model(config, data.fit_schema()), candidates=2048, rounds=5)
+    model = build_model(config, data.fit_schema())
+    assert isinstance(model, Aif)
+    cost = cost_of_blocks(model, candidates=2048, rounds=5)
     assert set(cost) == set(config.blocks)
     assert cost["encoder"].user > max(cost["simtier"].user, cost["profile_item"].user)
     assert cost["simtier"].stage > cost["profile_item"].stage

@@ -181,24 +181,24 @@ def test_load_second_bundle_of_architecture_compiles_nothing(bundle: Bundle, oth
     )
 
 
-def test_refresh_rebuilds_programs(bundle: Bundle, tmp_path: Path) -> None:
+def test_refresh_rebuilds_programs(tiny_bundle: Bundle, tmp_path: Path) -> None:
     broken = {
         f"programs/{stage}.{kind}": b"from long ago" for stage in STAGES for kind in ("native", "portable")
     }
-    path = rewritten(bundle, tmp_path / "b", dict(broken), jax="0.0.1")
+    path = rewritten(tiny_bundle, tmp_path / "b", dict(broken), jax="0.0.1")
     with pytest.raises(BundleError, match=r"Bundle\.refresh"):
         Bundle.load(path)
     refreshed = Bundle.refresh(path)
     assert refreshed.kind == "native"
     assert refreshed.path == path
-    assert refreshed.metrics == bundle.metrics
-    assert refreshed.version == bundle.version  # the same contents again
+    assert refreshed.metrics == tiny_bundle.metrics
+    assert refreshed.version == tiny_bundle.version  # the same contents again
 
 
 def test_refresh_that_is_not_proven_keeps_bundle(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = rewritten(bundle, tmp_path / "b", {}, jax="0.0.1")
+    path = rewritten(tiny_bundle, tmp_path / "b", {}, jax="0.0.1")
     version = read_manifest(path)["version"]
     with monkeypatch.context() as patch:
         patch.setattr("aif_jax.bundle.golden.difference", lambda *_: "other numbers")

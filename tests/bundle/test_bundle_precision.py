@@ -193,12 +193,15 @@ def test_ray_worker_rows_keep_precision(bundles: Bundles, world: World, precisio
     assert SCHEMA.item_id in world.columns
 
 
-def test_bundle_under_64_bits_is_the_same_and_serves(world: World, tmp_path: Path) -> None:
+def test_bundle_under_64_bits_is_the_same_and_serves(
+    tiny_bundle: Bundle, world: World, tmp_path: Path
+) -> None:
     """JAX_ENABLE_X64 is for other programs of the process."""
-    model, users = make_model(7, TINY), {1: world.record(1)}
+    model, users = make_model(1, TINY), {1: world.record(1)}
+    about = {"metrics": tiny_bundle.metrics, "notes": tiny_bundle.notes}
     try:
         jax.config.update("jax_enable_x64", True)
-        wide = export_bundle(model, tmp_path / "wide", k_max=K_MAX)
+        wide = export_bundle(model, tmp_path / "wide", k_max=K_MAX, **about)
         config = dataclasses.replace(ENGINE_CONFIG, shapes=ONE_SIZE)
         with Engine(*tables_of(wide, world), users=users, config=config) as engine:
             ranking = engine.begin(1).rank(*world.candidates(20))
@@ -206,4 +209,4 @@ def test_bundle_under_64_bits_is_the_same_and_serves(world: World, tmp_path: Pat
             assert_same(engine.begin(1).rank(*world.candidates(20)), ranking)
     finally:
         jax.config.update("jax_enable_x64", False)
-    assert export_bundle(model, tmp_path / "plain", k_max=K_MAX).version == wide.version
+    assert wide.version == tiny_bundle.version

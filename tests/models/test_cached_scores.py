@@ -14,6 +14,7 @@ from support.model_cases import (
     make_batch,
     make_catalogue,
     make_group,
+    numbers,
     only,
     quick_jit,
     random_config,
@@ -111,8 +112,10 @@ def case(number: int, precision="float32") -> tuple[np.random.Generator, Case]:
     return rng, Case(rng, random_config(rng, **forced), random_schema(rng), precision)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
-@pytest.mark.parametrize("number", range(len(KINDS) + 4))
+@pytest.mark.parametrize(
+    "precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.thorough), "int8"]
+)
+@pytest.mark.parametrize("number", numbers(KINDS))
 def test_cached_scores_and_status_equal_the_definition(number, precision):
     rng, made = case(number, precision)
     chosen = rng.integers(0, made.items, N)

@@ -16,6 +16,7 @@ from support.model_cases import (
     make_catalogue,
     make_group,
     make_schema,
+    numbers,
     only,
     optimised_jit,
     quick_jit,
@@ -44,7 +45,7 @@ KINDS = (
 )
 
 
-@pytest.mark.parametrize("number", range(len(KINDS) + 4))
+@pytest.mark.parametrize("number", numbers(KINDS))
 def test_folded_logits_of_random_configs_equal_unfolded_logits(number):
     rng = np.random.default_rng(number)
     forced = KINDS[number] if number < len(KINDS) else {"long_attention": ("linear", "sign")[number % 2]}

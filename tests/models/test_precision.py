@@ -18,6 +18,7 @@ from support.model_cases import (
     make_catalogue,
     make_group,
     make_schema,
+    numbers,
     only,
     optimised_jit,
     quick_jit,
@@ -182,7 +183,7 @@ def largest_error(folded, precision, rows, states, batch):
     return first @ np.abs(w["heads.out.kernel"])
 
 
-@pytest.mark.parametrize("number", range(len(KINDS) + 4))
+@pytest.mark.parametrize("number", numbers(KINDS))
 def test_reduced_precision_logits_stay_within_rounding_bounds(number):
     rng = np.random.default_rng(100 + number)
     forced = KINDS[number] if number < len(KINDS) else {"long_attention": ("linear", "sign")[number % 2]}

@@ -207,13 +207,14 @@ def test_stream_of_raw_and_centred_content_keeps_the_raw(spaced: Bundle, world: 
     done, aside = apply_deliveries(index, given)
     assert [one.ids for one in aside] == [tuple(world.ids[bad])]
     assert done["upserted"] == len(index) == len(large) + len(small)
-    # Enough small ones that are centred show it together, and none of them goes in.
-    rows = bad.reshape(-1, 1)
+    # Enough small ones that are centred show it together, and none of them goes in, but one without content.
+    rows, without = bad.reshape(-1, 1), np.array([0])
     given = [delivery(large, RAW[large]), *(delivery(row, RAW[row] - mean) for row in rows)]
+    given.insert(2, delivery(without, RAW[without]))
     index = ItemIndex(spaced)
     _, aside = apply_deliveries(index, given)
     assert [one.ids for one in aside] == [(world.ids[row],) for row in bad]
-    assert len(index) == len(large)
+    assert len(index) == len(large) + 1
 
 
 def test_raw_content_of_a_bundle_without_a_space_is_refused(bundle: Bundle, world: World) -> None:

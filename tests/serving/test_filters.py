@@ -2,13 +2,12 @@
 
 import asyncio
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from aif_jax.bundle import Bundle, compilations, export_bundle
+from aif_jax.bundle import Bundle, compilations
 from aif_jax.errors import RequestError
 from aif_jax.nearline import BehaviourTable, ItemIndex, Tables
 from aif_jax.serving import Engine, EngineConfig, Filters, Shapes
@@ -18,11 +17,9 @@ from support.served import (
     K_MAX,
     N_ITEMS,
     ONE_SIZE,
-    TINY,
     Make,
     World,
     assert_same,
-    make_model,
     ran,
     ways,
 )
@@ -198,10 +195,9 @@ def test_filters_item_of_unknown_category_is_left_out(
     assert ranking.ids.tolist() == [2]
 
 
-def test_filters_rows_without_category_are_refused(make: Make, tmp_path: Path) -> None:
-    bare = export_bundle(make_model(1, TINY), tmp_path / "bare", k_max=K_MAX)
-    tables = Tables(ItemIndex.build(bare, [1, 2], {}), BehaviourTable.build(bare, [1], {}))
-    with make((bare, tables), shapes=ONE_SIZE) as engine:
+def test_filters_rows_without_category_are_refused(make: Make, tiny_bundle: Bundle) -> None:
+    tables = Tables(ItemIndex.build(tiny_bundle, [1, 2], {}), BehaviourTable.build(tiny_bundle, [1], {}))
+    with make((tiny_bundle, tables), shapes=ONE_SIZE) as engine:
         with pytest.raises(RequestError, match="hold no category to filter by; train with a schema"):
             engine.begin(3).rank([1, 2], filters=Filters(categories=["noir"]))
         assert engine.begin(3).rank([1, 2], filters=Filters([1])).ids.tolist() == [2]

@@ -137,7 +137,7 @@ def test_retrieve_raising_timeout_is_not_taken_for_the_deadline(make: Make, kind
 @kinds
 def test_rank_late_retrieval_is_named(make: Make, world: World, kind: str, way: str) -> None:
     def plain(request: Request) -> Any:
-        time.sleep(0.06)
+        time.sleep(0.3)
         return world.ids[:5]
 
     async def coroutine(request: Request) -> Any:
@@ -145,7 +145,7 @@ def test_rank_late_retrieval_is_named(make: Make, world: World, kind: str, way: 
 
     engine = make(retrieve=plain if kind == "plain" else coroutine)
     with pytest.raises(DeadlineExceededError, match=r"make (retrieval|it)"):
-        ran(getattr(engine, way), 5, deadline_ms=20)
+        ran(getattr(engine, way), 5, deadline_ms=200)  # the user side is in time on a busy machine too
 
 
 @pytest.mark.parametrize("way", ["begin", "rank", "rank_async"])

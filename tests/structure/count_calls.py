@@ -22,6 +22,7 @@ from typing import Any
 import aif_jax as aif
 from aif_jax.data import fit_width, load
 from aif_jax.models import build_model
+from aif_jax.serving import EngineConfig, Shapes
 
 Calls = collections.Counter[tuple[str, str]]
 """Calls by file, relative to the package, and qualified name."""
@@ -32,7 +33,8 @@ _ELSEWHERE = "(elsewhere)"
 def make_engine(folder: Path) -> tuple[aif.Engine, list[str]]:
     """Return an engine with a small model in a folder, and the ids of its users."""
     data = load("synthetic:small")
-    model = build_model(aif.ModelConfig(heads=("ctr",), long_length=256), data.fit_schema())
+    config = aif.ModelConfig(heads=("ctr",), blocks=("long_attention", "profile_item"), long_length=256)
+    model = build_model(config, data.fit_schema())
     bundle = aif.export_bundle(model, folder / "bundle", k_max=50)
     columns = {name: column for name, column in data.items.items() if name != "ids"}
     assert data.content is not None, "the synthetic data has content"
@@ -40,7 +42,9 @@ def make_engine(folder: Path) -> tuple[aif.Engine, list[str]]:
     tables = aif.build_tables(bundle, aif.ItemRecords(data.items["ids"], columns, content))
     users = {str(data.users["ids"][n]): data.user_record(n) for n in range(60)}
     retrieved = data.items["ids"][:200]
-    return aif.Engine(bundle, tables, users=users.get, retrieve=lambda request: retrieved), list(users)
+    sizes = EngineConfig(shapes=Shapes(candidates=(208,), histories=(256,), users=()))
+    engine = aif.Engine(bundle, tables, users=users.get, retrieve=lambda request: retrieved, config=sizes)
+    return engine, list(users)
 
 
 def count_calls(function: Callable[[], object]) -> Calls:

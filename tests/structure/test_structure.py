@@ -1,6 +1,7 @@
 """The structure that people read: no circles of imports, and a short road through one request."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -9,12 +10,15 @@ from pathlib import Path
 import pytest
 from circles import circles
 
+from support.processes import shared_compilations
+
 HERE = Path(__file__).parent
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(HERE / script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    environment = os.environ | shared_compilations()
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
 
 
 @pytest.mark.parametrize(

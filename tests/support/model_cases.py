@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from aif_jax.config import BLOCKS, ModelConfig
@@ -148,6 +149,12 @@ def random_config(rng, **forced) -> ModelConfig:
         "seed": int(rng.integers(100)),
     }
     return small_config(**{**drawn, **forced})
+
+
+def numbers(kinds):
+    """The numbers of the kinds of model, random otherwise, and of four thorough cases that are all random."""
+    drawn = range(len(kinds), len(kinds) + 4)
+    return [*range(len(kinds)), *(pytest.param(number, marks=pytest.mark.thorough) for number in drawn)]
 
 
 def random_schema(rng) -> Schema:

@@ -280,6 +280,12 @@ def bundles(world: World, bundle: Bundle, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Few blocks, with weights of seed 1: for tests of what bundles do whatever their blocks."""
+    return exported_once(tmp_path_factory, "tiny", make_model(1, TINY))
+
+
+@pytest.fixture(scope="session")
 def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The same architecture with other weights."""
     return exported_once(tmp_path_factory, "other", make_model(2))

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from scipy.special import expit
-from scipy.stats import spearmanr
 
 from aif_jax.bundle import Bundle
 from aif_jax.checks import typed
@@ -553,6 +552,8 @@ def _place(metric: str) -> int:
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Return Spearman's rank correlation; NaN where one side is constant."""
+    from scipy.stats import spearmanr  # takes most of the import time of this module
+
     if a.size < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
     return float(np.asarray(spearmanr(a, b))[0])

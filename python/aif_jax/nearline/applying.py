@@ -121,12 +121,13 @@ class _Application:
         self.aside.append(SetAside(delivery, tuple(update.ids), error))
 
     def _is_telling(self, update: Any) -> bool:
-        """Return whether an update has enough content to be judged by itself, whatever came beside it."""
+        """Return whether an update with enough content, or without any, is judged by itself."""
         least = self._table.bundle.content_space.telling_rows
         content = update.content if isinstance(update, Upsert) else None
         if least is None or not isinstance(content, np.ndarray):
             return False
-        return int(np.count_nonzero(np.any(np.nan_to_num(content), axis=1))) >= _SURE * least
+        rows = int(np.count_nonzero(np.any(np.nan_to_num(content), axis=1)))
+        return rows == 0 or rows >= _SURE * least
 
     def _refused(self, run: Sequence[Entry]) -> ConfigError | None:
         """Return the error by which the content of a run is refused as one, or ``None``."""

@@ -231,7 +231,9 @@ def test_export_bundle_weights_that_are_not_finite_are_named_and_keep_bundle(
 
 
 def test_export_bundle_calibration_that_is_not_finite_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"calibration: got .*nan.*, expected a mapping, each a list, each a fin"):
+    with pytest.raises(
+        ConfigError, match=r"calibration: got .*nan.*, expected a mapping, each a list, each a fin"
+    ):
         export_bundle(make_model(3), tmp_path / "b", calibration={"ctr": (float("nan"), 0.0)})
     assert not list(tmp_path.iterdir())
 

@@ -213,6 +213,15 @@ def test_from_events_negatives_are_what_the_user_does_not_meet_from_then_on(same
         assert before[part] > 100, "a model would learn that what was met is always a positive"
 
 
+def test_from_events_negatives_without_met_items_are_new_to_the_user() -> None:
+    data = from_shop(negatives=Negatives(3, met=False), split=by_time(0.2, 0.2))
+    rows, events = data.impressions, data.events
+    assert "none that the user has met" in data.notes["negatives"]
+    for row in np.flatnonzero(rows.sampled).tolist():
+        start = events.offsets[rows.user[row]]
+        assert rows.item[row] not in events.item[start : rows.history_end[row]]
+
+
 @pytest.mark.parametrize("again", [False, True])
 def test_from_events_rows_of_met_items_are_positive_as_often_as_users_come_back(again: bool) -> None:
     """An item of the history is a negative where nobody comes back to it, and either where people do."""

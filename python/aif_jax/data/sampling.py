@@ -35,6 +35,8 @@ class Negatives:
         popularity: share of them that is drawn by how often an item occurs in the rows of the part; the rest
             is uniform.
         same_day: draw that share from rows of the same day (UTC), for items that live for a short time.
+        met: draw items that the user met before, too. False where serving never offers one again: the model
+            then learns from new items alone, and puts those of a history first.
         seed: of the draw.
 
     >>> print(Negatives(2))
@@ -44,6 +46,7 @@ class Negatives:
     count: int = 4
     popularity: float = 0.5
     same_day: bool = False
+    met: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -57,7 +60,7 @@ class Negatives:
         where = "on the day" if self.same_day else "in the part"
         return (
             f"{self.count} a row, {self.popularity:.0%} by popularity {where}, the rest uniform, none that "
-            "the user meets then or later"
+            f"the user {'meets then or later' if self.met else 'has met'}"
         )
 
 
@@ -120,6 +123,7 @@ def draw(
         int32 ``[P, count]``, -1 where no item was found.
     """
     random = np.random.default_rng(rule.seed)
+    start = start if rule.met else np.zeros_like(start)
     group = part.astype(np.int64)
     if rule.same_day:
         _, day = np.unique(day, return_inverse=True)

@@ -10,6 +10,7 @@ record beside them holds.
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 from support.plain_writes import plain_writes
@@ -112,6 +113,10 @@ def findings() -> list[str]:
                     found.append(f"{name}: link to {target}, which does not exist")
             targets = set(re.findall(r"^([a-z-]+):", texts[ROOT / "Makefile"], re.MULTILINE))
             found += [f"{name}: `make {t}` is not a target" for t in set(MAKE.findall(text)) - targets]
+    tests = Counter(path.name for path in files if path.name.startswith("test_"))
+    found += [
+        f"{name}: {n} test files have this name, and pytest takes one" for name, n in tests.items() if n > 1
+    ]
     found += unrecorded(ROOT / "docs" / "benchmarks.md")
     found += _orphans({p: t for p, t in texts.items() if p.suffix == ".py"})
     return found

@@ -113,9 +113,11 @@ def findings() -> list[str]:
                     found.append(f"{name}: link to {target}, which does not exist")
             targets = set(re.findall(r"^([a-z-]+):", texts[ROOT / "Makefile"], re.MULTILINE))
             found += [f"{name}: `make {t}` is not a target" for t in set(MAKE.findall(text)) - targets]
-    tests = Counter(path.name for path in files if path.name.startswith("test_"))
+    tests = Counter(
+        path.name for path in files if ROOT / "tests" in path.parents and path.name[:5] == "test_"
+    )
     found += [
-        f"{name}: {n} test files have this name, and pytest takes one" for name, n in tests.items() if n > 1
+        f"tests: {n} files have the name {name}; pytest takes one" for name, n in tests.items() if n > 1
     ]
     found += unrecorded(ROOT / "docs" / "benchmarks.md")
     found += _orphans({p: t for p, t in texts.items() if p.suffix == ".py"})

@@ -185,7 +185,8 @@ def test_from_events_labels_follow_types_of_one_moment() -> None:
 
 @pytest.mark.parametrize("same_day", [False, True])
 def test_from_events_negatives_are_what_the_user_does_not_meet_from_then_on(same_day: bool) -> None:
-    data = from_shop(negatives=Negatives(3, same_day=same_day, popularity=1.0), split=by_time(0.2, 0.2))
+    rule = Negatives(3, same_day=same_day, popularity=1.0, met=True)
+    data = from_shop(negatives=rule, split=by_time(0.2, 0.2))
     rows, events = data.impressions, data.events
     real = np.maximum.accumulate(np.where(rows.sampled, 0, np.arange(len(rows))))  # row that each belongs to
     day = events.time[rows.history_end] // DAY if same_day else np.zeros(len(rows), np.int64)
@@ -236,8 +237,14 @@ def test_from_events_rows_of_met_items_are_positive_as_often_as_users_come_back(
         "when": START + HOUR * np.add.outer(np.arange(users), users * np.arange(steps)).ravel(),
     }
     data = Dataset.from_events(
-        log, user="who", item="what", time="when", content_width=0, negatives=Negatives(4, popularity=0.0)
-    )
+        log, user="who", item="what", time="when", content_width=0,
+        negatives=Negatives(4, popularity=0.0, met=True),
+    )  # fmt: skip
+    by_log = Dataset.from_events(log, user="who", item="what", time="when", content_width=0)
+    chosen = by_log.notes["negatives"]
+    assert chosen.endswith(f"({'19%' if again else '0%'} of the training rows are of items met before)")
+    assert ("none that the user meets then or later" in chosen) == again
+    assert ("none that the user has met" in chosen) != again
     rows, events = data.impressions, data.events
     met = np.array([
         rows.item[row] in events.item[events.offsets[rows.user[row]] : rows.history_end[row]]

@@ -16,7 +16,7 @@ from aif_jax.data.facts import known_items
 from aif_jax.data.moments import UNITS, Moments, as_text, common_unit
 from aif_jax.data.reading import Log, Names, RawLog, Side, number, read_log, read_side
 from aif_jax.data.rows import Events, Impressions, take_columns
-from aif_jax.data.sampling import Met, Negatives, draw
+from aif_jax.data.sampling import COMING_BACK, Met, Negatives, draw
 from aif_jax.data.splits import SPLITS, TEST, TRAIN, VALIDATION, Held, Split, ends_before
 from aif_jax.data.tables import CodedIds, SortedIds
 from aif_jax.errors import DataError, SchemaError
@@ -110,6 +110,12 @@ def from_events(
     for later in (TEST, VALIDATION, TRAIN):
         first_part[log.item[event_part == later]] = later
     ends = ends_before(log.user, log.time)[rows]
+    met = Met.of(log.user, log.item, event_part, len(items.ids))
+    back = (
+        float(met.before(real.user, real.item, ends)[part == TRAIN].mean()) if (part == TRAIN).any() else 0.0
+    )
+    if negatives.met is None:
+        negatives = dataclasses.replace(negatives, met=back >= COMING_BACK)
     drawn = draw(
         negatives,
         user=real.user,
@@ -117,7 +123,7 @@ def from_events(
         part=part,
         start=ends,
         day=_days(real.time, raw.moments.unit, negatives),
-        met=Met.of(log.user, log.item, event_part, len(items.ids)),
+        met=met,
         first_part=first_part,
     )
     item = np.concatenate([real.item[:, None], drawn], axis=1)
@@ -149,7 +155,8 @@ def from_events(
         context=take_columns(context, each(np.arange(len(real)))) if context else {},
         sampled=sampled,
     )
-    notes = {"negatives": str(negatives), "negatives_lacking": 1 - len(item) / int(np.prod(shape))}
+    about = f"{negatives} ({back:.0%} of the training rows are of items met before)"
+    notes = {"negatives": about, "negatives_lacking": 1 - len(item) / int(np.prod(shape))}
     return _fields(names, setting, raw, users, items, log, types, training, rows_to_score, notes)
 
 

@@ -25,6 +25,10 @@ _TRIES = 6
 _MOST = 1_000
 _CHUNK = 1 << 20
 
+COMING_BACK = 0.05
+"""Share of rows of items met before from which people come back to items. Rarer, such rows are mostly events
+that were logged twice, and retrieval mostly offers what is new."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Negatives:
@@ -35,18 +39,19 @@ class Negatives:
         popularity: share of them that is drawn by how often an item occurs in the rows of the part; the rest
             is uniform.
         same_day: draw that share from rows of the same day (UTC), for items that live for a short time.
-        met: draw items that the user met before, too. False where serving never offers one again: the model
-            then learns from new items alone, and puts those of a history first.
+        met: draw items that the user met before, too. Without them the model learns from new items alone, and
+            puts those of a history first, which serving must leave out then. ``None``: as the log says, if at
+            least `COMING_BACK` of the training rows are of items that their user met before.
         seed: of the draw.
 
     >>> print(Negatives(2))
-    2 a row, 50% by popularity in the part, the rest uniform, none that the user meets then or later
+    2 a row, 50% by popularity in the part, the rest uniform, met ones as the log says
     """
 
     count: int = 4
     popularity: float = 0.5
     same_day: bool = False
-    met: bool = True
+    met: bool | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -58,10 +63,9 @@ class Negatives:
 
     def __str__(self) -> str:
         where = "on the day" if self.same_day else "in the part"
-        return (
-            f"{self.count} a row, {self.popularity:.0%} by popularity {where}, the rest uniform, none that "
-            f"the user {'meets then or later' if self.met else 'has met'}"
-        )
+        met = {None: "met ones as the log says", True: "none that the user meets then or later"}
+        rest = met.get(self.met, "none that the user has met")
+        return f"{self.count} a row, {self.popularity:.0%} by popularity {where}, the rest uniform, {rest}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +74,13 @@ class Met:
 
     Attributes:
         keys: int64 ``[P]`` ascending, ``user * n_items + item``.
+        first: int ``[P]``, index of the first event of the pair.
         last: int ``[P, 3]``, index of the last event of the pair in each part or one before it; -1 without.
         n_items: number of items.
     """
 
     keys: np.ndarray
+    first: np.ndarray
     last: np.ndarray
     n_items: int
 
@@ -85,10 +91,16 @@ class Met:
         order = np.argsort(keys, kind="stable")
         keys, part = keys[order], part[order]
         starts = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]]) if len(keys) else np.zeros(0, np.intp)
-        last = np.full((len(starts), TEST + 1), -1, np.int32 if len(keys) < 1 << 31 else np.int64)
+        size = np.int32 if len(keys) < 1 << 31 else np.int64
+        last = np.full((len(starts), TEST + 1), -1, size)
         for end in range(TEST + 1 if len(starts) else 0):
             last[:, end] = np.maximum.reduceat(np.where(part <= end, order, -1), starts)
-        return cls(keys[starts], last, n_items)
+        return cls(keys[starts], order[starts].astype(size), last, n_items)
+
+    def before(self, user: np.ndarray, item: np.ndarray, start: np.ndarray) -> np.ndarray:
+        """Return whether a user meets an item before the event ``start``."""
+        place, found = find(self.keys, user.astype(np.int64) * self.n_items + item)
+        return found & (self.first[place] < start) if len(self.keys) else found
 
     def since(self, user: np.ndarray, item: np.ndarray, part: np.ndarray, start: np.ndarray) -> np.ndarray:
         """Return whether a user meets an item in the part or one before it, from the event ``start`` on."""

@@ -249,7 +249,7 @@ class Schema:
     @typed
     def infer(
         cls,
-        columns: Mapping[Group, Mapping[str, Any]],
+        columns: Mapping[Group, Any],
         *,
         behaviour_types: Sequence[str],
         item_id: str,

@@ -58,22 +58,26 @@ class EncoderLayer(nnx.Module):
         self.gated = linear(width, 4 * width, use_bias=False, rngs=rngs)
         self.out = linear(2 * width, width, use_bias=False, rngs=rngs)
 
-    def __call__(self, x: jax.Array, mask: jax.Array, *, last: bool) -> jax.Array:
-        """Return the layer's output ``[B, L, w]``, or at the last place alone ``[B, 1, w]``.
+    def __call__(self, x: jax.Array, mask: jax.Array, newest: jax.Array | None) -> jax.Array:
+        """Return the layer's output ``[B, L, w]``, or at the newest place alone ``[B, 1, w]``.
 
         Args:
             x: ``[B, L, w]``.
             mask: bool ``[B, L]``, which places hold a behaviour.
-            last: whether the last place alone is needed.
+            newest: int32 ``[B, 1]``, last place that holds one, if it alone is needed.
         """
         b, length, width = x.shape
         read = self.attention_norm(x)
-        asking, x = (read[:, -1:], x[:, -1:]) if last else (read, x)
-        place, heads = jnp.arange(length), (self.heads, width // self.heads)
-        query = rotated(self.query(asking).reshape(b, -1, *heads), place[-1:] if last else place)
+        place, heads = jnp.arange(length)[None], (self.heads, width // self.heads)
+        if newest is None:
+            asking, from_place = read, place
+        else:
+            asking, x = (jnp.take_along_axis(each, newest[..., None], axis=1) for each in (read, x))
+            from_place = newest
+        query = rotated(self.query(asking).reshape(b, -1, *heads), from_place)
         key, value = (half.reshape(b, length, *heads) for half in jnp.split(self.key_value(read), 2, axis=-1))
         found = jax.nn.dot_product_attention(
-            query, rotated(key, place), value, mask=mask[:, None, None, :], is_causal=not last
+            query, rotated(key, place), value, mask=mask[:, None, None, :], is_causal=newest is None
         )
         x = x + self.attended(found.reshape(b, -1, width))
         straight, gate = jnp.split(self.gated(self.mlp_norm(x)), 2, axis=-1)
@@ -100,17 +104,20 @@ class SequenceEncoder(nnx.Module):
         self.out = linear(width, width, rngs=rngs)
 
     def __call__(self, event: jax.Array, kind: jax.Array, *, last: bool = False) -> jax.Array:
-        """Return the output at each place ``[B, L, w]``, or at the last alone ``[B, 1, w]``.
+        """Return the output at each place ``[B, L, w]``, or at the newest behaviour alone ``[B, 1, w]``.
 
         Args:
             event: vectors of the behaviours' items ``[B, L, w]``.
-            kind: int32 ``[B, L]``, their types, -1 where there is no behaviour.
-            last: whether the last place alone is needed.
+            kind: int32 ``[B, L]``, their types, -1 where there is no behaviour, or one of an item without a
+                row.
+            last: whether the newest behaviour alone is needed.
         """
+        places = jnp.arange(kind.shape[1], dtype=jnp.int32)
+        newest = jnp.max(jnp.where(kind >= 0, places, 0), axis=1, keepdims=True) if last else None
         x = event + jax.nn.one_hot(kind, self.types[...].shape[0]) @ self.types[...]
         for number in range(self.depth):
             layer = getattr(self, f"layer_{number}")
-            x = layer(x, kind >= 0, last=last and number == self.depth - 1)
+            x = layer(x, kind >= 0, newest if number == self.depth - 1 else None)
         return self.out(self.norm(x))
 
 
@@ -186,11 +193,11 @@ def rotated(x: jax.Array, place: jax.Array) -> jax.Array:
 
     Args:
         x: ``[B, P, heads, c]``, ``c`` even; numbers ``j`` and ``c / 2 + j`` of a vector are one pair.
-        place: int32 ``[P]``.
+        place: int32 ``[B, P]`` or ``[1, P]``.
     """
     half = x.shape[-1] // 2
     rate = _SLOWEST ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = (place.astype(jnp.float32)[:, None] * rate)[None, :, None]
+    angle = (place.astype(jnp.float32)[..., None] * rate)[:, :, None]
     a, b = jnp.split(x, 2, axis=-1)
     return jnp.concatenate(
         [a * jnp.cos(angle) - b * jnp.sin(angle), a * jnp.sin(angle) + b * jnp.cos(angle)], axis=-1

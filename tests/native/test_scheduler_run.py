@@ -99,8 +99,6 @@ def test_run_callers_and_tasks_never_exceed_threads():
     here = []
     with Scheduler(blocking_threads=2, queue_bound=4096, hang_ms=1e3 * LONG_S) as scheduler:
         futures = []
-        _, alone = scheduler.run("blocking", work, 0)
-        assert alone == threading.get_ident(), "a caller finds a seat where nobody else is"
 
         def call(caller):
             for n in range(100):
@@ -120,7 +118,7 @@ def test_run_callers_and_tasks_never_exceed_threads():
         stats = scheduler.stats()["blocking"]
     assert most[0] <= 2
     assert here == [True] * 300
-    assert stats["completed"] == 601
+    assert stats["completed"] == 600
     assert conserved(stats)
 
 

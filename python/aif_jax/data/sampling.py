@@ -4,9 +4,10 @@ A share of the items is drawn by popularity: the item of a random row of the sam
 So popularity alone does not tell a sampled item from a real one, and items that are new in a part are drawn
 there as often as they occur. The rest is drawn uniformly from all items that occur in the part or before it.
 An item that the user meets at the time of the row or later in the part is drawn again; after a few draws it
-is left out. An item that the user met before is a negative like any other, because the user did not come back
-to it. If none were, all that training knows of items in a history would be positives, and a model would put
-them first, in a log of films that nobody watches twice too.
+is left out. Where the log shows that people come back to items, an item that the user met before is a
+negative like any other, because the user did not come back to it. If none were, all that training knows of
+items in a history would be positives, and a model would put them first. Where people do not come back, items
+met before are drawn again too: with them as negatives a model finds less of what is new.
 
 What lies after the part excludes nothing. Otherwise the items that are never drawn for a user would be those
 of the test part, and training would know its answers. So a pair can be a negative in training and a positive

@@ -50,8 +50,8 @@ test-bench: $(VENV)/.dev ## Every benchmark once, at small sizes: the answers ar
 # adds no flag of its own, so that what serves is compiled as users compile it.
 LOWEST_TESTS = PYTHONPATH=$(CURDIR)/$(LOWEST) $(BIN)/python -m pytest $(IN_PARALLEL) -m "not thorough" --cases 1
 test-lowest: $(LOWEST)/.complete ## The tests of all that touches jax and flax, one case each, against the lowest supported versions
-	XLA_FLAGS= $(LOWEST_TESTS) tests/kernels tests/nearline/test_device_rows.py tests/cli/test_commands.py tests/native/test_embedding_cache_loans.py \
-		$(addprefix tests/serving/test_,$(addsuffix .py,device_stage engine engine_close engine_compilation pending ranking retrieval rungs))
+	XLA_FLAGS= $(LOWEST_TESTS) tests/kernels tests/nearline/test_device_rows.py tests/native/test_embedding_cache_loans.py \
+		$(addprefix tests/serving/test_,$(addsuffix .py,device_stage engine engine_compilation rungs))
 	$(LOWEST_TESTS) tests/models tests/training tests/bundle
 
 stress: SANITIZED = RUSTC_BOOTSTRAP=1 AIF_STRESS_SECONDS=$(STRESS_SECONDS) cargo test --quiet -p aif-core \

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 BLOCKED = """
 import sys
@@ -16,6 +18,7 @@ sys.exit(pytest.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.thorough
 def test_bench_without_other_engines_runs_and_its_table_fits_a_terminal(tmp_path: Path) -> None:
     arguments = ["bench/test_scheduler.py", "--quick", f"--benchmark-json={tmp_path / 'times.json'}"]
     # A worker of pytest-xdist measures nothing.

@@ -48,6 +48,7 @@ def test_document_code_blocks_run(page: str, names: dict[str, Any]) -> None:
         exec(compile(block, str(path), "exec"), given)
 
 
+@pytest.mark.thorough
 def test_document_daily_script_keeps_quality_and_rows_of_known_items(tmp_path: Path) -> None:
     script = DOCS / "examples" / "daily.py"
     assert len([line for line in script.read_text(encoding="utf-8").splitlines() if line.strip()]) <= 60

@@ -7,8 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from support.fitted import choose_small
-
 README = Path(__file__).resolve().parent.parent / "README.md"
 
 
@@ -24,12 +22,9 @@ def write_log(path: Path) -> None:
     pd.DataFrame(log).to_csv(path, index=False)
 
 
-@pytest.mark.parametrize(
-    "small",
-    [pytest.param(True, id="small model"), pytest.param(False, id="as it is", marks=pytest.mark.thorough)],
-)
+@pytest.mark.thorough
 def test_readme_example_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], small: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     examples = re.findall(
         r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
@@ -37,8 +32,6 @@ def test_readme_example_runs(
     assert len(examples) == 1
     (example,) = examples
     assert len([line for line in example.splitlines() if line.strip()]) <= 20
-    if small:
-        monkeypatch.setattr("aif_jax.fitting.fit_models.choose", choose_small)
     write_log(tmp_path / "log.csv")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}

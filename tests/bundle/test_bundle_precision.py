@@ -39,7 +39,7 @@ WITHIN = {"float32": 1e-4, "bfloat16": 0.03, "int8": 0.03}
 """Of scores, relative: a product of two probabilities of logits that are off by some thousandths."""
 
 
-BFLOAT16 = pytest.param("bfloat16", marks=pytest.mark.thorough)
+FLOAT32, BFLOAT16 = (pytest.param(name, marks=pytest.mark.thorough) for name in ("float32", "bfloat16"))
 
 
 def with_description(bundle: Bundle, path: Path, **changes: Any) -> Path:
@@ -57,7 +57,7 @@ def test_precisions_are_all_tested_here() -> None:
     assert PRECISIONS == ("float32", "bfloat16", "int8")
 
 
-@pytest.mark.parametrize("precision", ["float32", BFLOAT16, "int8"])
+@pytest.mark.parametrize("precision", [FLOAT32, BFLOAT16, "int8"])
 def test_bundle_has_exported_precision(bundles: Bundles, precision: Precision) -> None:
     bundle = bundles(precision)
     assert bundle.precision == precision
@@ -99,7 +99,7 @@ def test_export_bundle_unknown_precision_writes_nothing(world: World, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("precision", [pytest.param("float32", marks=pytest.mark.thorough), BFLOAT16, "int8"])
+@pytest.mark.parametrize("precision", [FLOAT32, BFLOAT16, "int8"])
 def test_engine_ranks_with_bundle_of_precision(
     bundles: Bundles,
     world: World,

@@ -85,20 +85,20 @@ Filled = Callable[[str], tuple[Path, dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def filled(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Filled:
+def filled(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Filled:
     """A cache that a process has filled with native or portable programs, and its report; only to be read."""
 
     @functools.cache
     def fill(prefer: str) -> tuple[Path, dict[str, Any]]:
         place = tmp_path_factory.mktemp("cache") / prefer
-        return place, serve(bundle, place, prefer)
+        return place, serve(tiny_bundle, place, prefer)
 
     return fill
 
 
 @pytest.mark.parametrize("prefer", ["native", pytest.param("portable", marks=pytest.mark.thorough)])
 def test_cache_second_process_compiles_nothing_with_same_results(
-    bundle: Bundle, filled: Filled, prefer: str
+    tiny_bundle: Bundle, filled: Filled, prefer: str
 ) -> None:
     place, first = filled(prefer)
     compiled = first["compiled"]
@@ -108,7 +108,7 @@ def test_cache_second_process_compiles_nothing_with_same_results(
         "loaded": 0, "missing": compiled, "broken": 0, "saved": compiled, "not_saved": 0,
     }  # fmt: skip
     assert first["events"] >= compiled
-    second = serve(bundle, place, prefer)
+    second = serve(tiny_bundle, place, prefer)
     assert (second["compiled"], second["loaded"], second["events"]) == (0, compiled, 0)
     assert second["digest"] == first["digest"]
     assert second["kind"] == prefer
@@ -118,7 +118,7 @@ def test_cache_second_process_compiles_nothing_with_same_results(
 
 
 def test_cache_damaged_entries_are_counted_and_replaced(
-    bundle: Bundle, filled: Filled, tmp_path: Path
+    tiny_bundle: Bundle, filled: Filled, tmp_path: Path
 ) -> None:
     whole, first = filled("native")
     place = shutil.copytree(whole, tmp_path / "cache")
@@ -129,7 +129,7 @@ def test_cache_damaged_entries_are_counted_and_replaced(
     flipped.write_bytes(bytes(content))
     emptied.write_bytes(b"")
     shutil.copyfile(kept[-1], swapped)
-    second = serve(bundle, place)
+    second = serve(tiny_bundle, place)
     assert second["counts"] == {
         "loaded": first["compiled"] - 4, "missing": 0, "broken": 4, "saved": 4, "not_saved": 0,
     }  # fmt: skip
@@ -137,46 +137,48 @@ def test_cache_damaged_entries_are_counted_and_replaced(
     assert second["digest"] == first["digest"]
     assert "4 broken" in second["explain"]
     assert "damaged" in second["trouble"]
-    third = serve(bundle, place)
+    third = serve(tiny_bundle, place)
     assert (third["compiled"], third["counts"]["broken"]) == (0, 0)
 
 
-def test_cache_is_shared_by_processes_started_together(bundle: Bundle, tmp_path: Path) -> None:
+@pytest.mark.thorough
+def test_cache_is_shared_by_processes_started_together(tiny_bundle: Bundle, tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as starting:
-        first, second = starting.map(lambda _: serve(bundle, tmp_path / "cache"), range(2))
-    third = serve(bundle, tmp_path / "cache")
+        first, second = starting.map(lambda _: serve(tiny_bundle, tmp_path / "cache"), range(2))
+    third = serve(tiny_bundle, tmp_path / "cache")
     assert third["compiled"] == 0
     assert first["digest"] == second["digest"] == third["digest"]
     assert [run["counts"]["broken"] for run in (first, second, third)] == [0, 0, 0]
 
 
 @pytest.mark.thorough
-def test_cache_beside_jax_cache_keeps_only_usable_programs(bundle: Bundle, tmp_path: Path) -> None:
+def test_cache_beside_jax_cache_keeps_only_usable_programs(tiny_bundle: Bundle, tmp_path: Path) -> None:
     jax_cache = {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    first = serve(bundle, tmp_path / "first", **jax_cache)
+    first = serve(tiny_bundle, tmp_path / "first", **jax_cache)
     assert first["counts"]["saved"] == first["compiled"]
-    second = serve(bundle, tmp_path / "second", **jax_cache)
+    second = serve(tiny_bundle, tmp_path / "second", **jax_cache)
     assert second["digest"] == first["digest"]
     assert second["kind"] == "native"
     # Kept or not as this XLA can: what is kept serves the next process.
-    third = serve(bundle, tmp_path / "second")
+    third = serve(tiny_bundle, tmp_path / "second")
     assert third["loaded"] == second["counts"]["saved"]
     assert third["counts"]["broken"] == 0
     assert (third["digest"], third["kind"]) == (first["digest"], "native")
 
 
+@pytest.mark.thorough
 def test_cache_with_other_threads_or_flags_is_not_used(
-    bundle: Bundle, filled: Filled, tmp_path: Path
+    tiny_bundle: Bundle, filled: Filled, tmp_path: Path
 ) -> None:
     whole, first = filled("native")
     place = shutil.copytree(whole, tmp_path / "cache")
     more_flags = f"{os.environ['XLA_FLAGS']} --xla_cpu_max_isa=AVX2"
     with ThreadPoolExecutor(2) as starting:
-        other = starting.submit(serve, bundle, place, PJRT_NPROC="3")
-        flags = starting.submit(serve, bundle, place, XLA_FLAGS=more_flags)
+        other = starting.submit(serve, tiny_bundle, place, PJRT_NPROC="3")
+        flags = starting.submit(serve, tiny_bundle, place, XLA_FLAGS=more_flags)
     assert other.result()["loaded"] == 0
     assert flags.result()["loaded"] == 0
     machines, programs, size = cache_size(place)

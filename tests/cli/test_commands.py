@@ -17,7 +17,6 @@ from typer.testing import CliRunner
 
 from aif_jax.bundle import Bundle
 from aif_jax.cli import app as cli
-from aif_jax.config import BLOCKS
 from aif_jax.data import fit_width, load
 from aif_jax.errors import AifError, BundleError, ConfigError, DataError, RequestError, VersionMismatchError
 from aif_jax.nearline import Archive, ItemIndex
@@ -38,20 +37,14 @@ def run(*arguments: object) -> str:
     return result.output
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(("sim_hard", "profile_item", "context"), id="some blocks"),
-        pytest.param(BLOCKS, id="all blocks", marks=pytest.mark.thorough),
-    ],
-)
-def road(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module")
+def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run, a bundle and an index, whose content embeddings are wider than data sets load."""
     home = tmp_path_factory.mktemp("road")
     (home / "config.toml").write_text(
         f'[data]\nbuilt_in = "{DATA}"\n'
         "[model]\nwidth = 16\nhidden = 32\nlong_length = 64\nshort_length = 16\ncontent_width = 96\n"
-        f"blocks = {json.dumps(request.param)}\n[training]\nepochs = 1\nseed = 5\n"
+        'blocks = ["sim_hard", "profile_item", "context"]\n[training]\nepochs = 1\nseed = 5\n'
     )
     run("train", home / "config.toml", "--out", home / "run")
     run("export", home / "run", "--out", home / "bundle")

@@ -3,40 +3,17 @@
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from aif_jax.cli import demo
 from aif_jax.cli.demo import run_demo
 from aif_jax.cli.demo_result import percentiles
-from aif_jax.config import ModelConfig
-from aif_jax.training import TrainConfig, preset
-
-SMALL: dict[str, Any] = {
-    "width": 8, "embedding_width": 8, "hidden": 8, "head_layers": (8,), "item_layers": (8,),
-    "signature_bits": 64, "short_length": 8, "long_length": 16,
-    "blocks": ("sim_hard", "profile_item", "context"),
-}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        pytest.param(SMALL, id="small models"),
-        pytest.param({}, id="models of the demo", marks=pytest.mark.thorough),
-    ],
-)
-def test_run_demo_small_data_measures_what_it_promises(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
-) -> None:
-    def smaller(name: str, architecture: str) -> tuple[ModelConfig, TrainConfig]:
-        config, training = preset(name, architecture)
-        return config.replace(**changes), training
-
-    monkeypatch.setattr(demo, "preset", smaller)
+@pytest.mark.thorough
+def test_run_demo_small_data_measures_what_it_promises(tmp_path: Path) -> None:
     console = Console(record=True, width=200, file=io.StringIO())
     result = run_demo(
         "synthetic:small", tmp_path / "run", requests=20, network_ms=2.0, epochs=1, console=console

@@ -48,6 +48,7 @@ def test_scorer_of_a_bundle_orders_lists_by_its_score_expression(
     assert alone.config.score == Scorer(alone).about()["score"] == "like"
 
 
+@pytest.mark.thorough
 def test_scorer_in_less_precision_is_near_float32(
     dataset: Dataset, model: Model, uncalibrated: Bundle, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+import pytest
 
 from aif_jax.data import SPLITS, Dataset
 from aif_jax.evaluation import Estimate, Evaluation
@@ -49,6 +50,7 @@ def curve(run: Run, values: list[float], losses: list[float]) -> dict[str, Any]:
     return {"history": tuple(history)}
 
 
+@pytest.mark.thorough
 def test_findings_above_everything_are_one_sentence(run: Run, data: Dataset) -> None:
     found = findings(data, compared(run.evaluations["test"], 0.01, 0.004), run.results)
     assert found == ("aif is above cold and every floor in AUC and GAUC, by more than 2 errors",)

@@ -95,6 +95,7 @@ def test_fit_teaches_the_next_item_to_models_with_an_encoder_alone(
     assert [each["config"].next_weight for each in trained] == [0.0, 1.0]
 
 
+@pytest.mark.thorough
 def test_fit_that_was_broken_off_goes_on_from_its_checkpoints(
     data: Dataset, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

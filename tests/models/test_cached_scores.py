@@ -113,7 +113,8 @@ def case(number: int, precision="float32") -> tuple[np.random.Generator, Case]:
 
 
 @pytest.mark.parametrize(
-    "precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.thorough), "int8"]
+    "precision",
+    ["float32", *(pytest.param(name, marks=pytest.mark.thorough) for name in ("bfloat16", "int8"))],
 )
 @pytest.mark.parametrize("number", numbers(KINDS))
 def test_cached_scores_and_status_equal_the_definition(number, precision):

@@ -30,7 +30,9 @@ def reload(function, *shapes):
     return export.deserialize(exported.serialize())
 
 
-@pytest.mark.parametrize("kind", ["linear", "sign", "collision"])
+@pytest.mark.parametrize(
+    "kind", ["linear", *(pytest.param(kind, marks=pytest.mark.thorough) for kind in ("sign", "collision"))]
+)
 def test_folded_programs_exported_and_reloaded_compute_the_same(kind):
     rng = np.random.default_rng(0)
     config = small_config(long_attention=kind, score="ctr * bid")

@@ -51,11 +51,11 @@ def gradients(config, schema, rng, keys=6):
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
-        {"long_attention": "sign"},
+        pytest.param({}, marks=pytest.mark.thorough),
+        pytest.param({"long_attention": "sign"}, marks=pytest.mark.thorough),
         {"long_attention": "collision", "heads": ("ctr", "cvr")},
-        {"long_attention": "mean"},
-        {"architecture": "exact"},
+        pytest.param({"long_attention": "mean"}, marks=pytest.mark.thorough),
+        pytest.param({"architecture": "exact"}, marks=pytest.mark.thorough),
         {"architecture": "cold"},
         {"architecture": "two_tower", "heads": ("ctr", "cvr")},
     ],

@@ -208,6 +208,7 @@ def test_reduced_precision_logits_stay_within_rounding_bounds(number):
         assert share < {"bfloat16": 0.01, "int8": 0.02}[precision]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("forced", [KINDS[0], KINDS[1], KINDS[5], KINDS[6]])
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
 def test_reduced_precision_stage_equals_float32_on_widened_inputs(precision, forced):

@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from aif_jax.bundle import Bundle
 from aif_jax.nearline import ItemIndex, Replica
 from aif_jax.nearline.archive import recover
@@ -18,6 +20,7 @@ KILLS = int(os.environ.get("AIF_KILLS", "1"))
 AT_A_TIME = 30
 
 
+@pytest.mark.thorough
 def test_archive_of_killed_writer_loses_no_update(bundle: Bundle, tmp_path: Path) -> None:
     said, expected = changes(), rows_by_price(bundle)
     ids = [CATALOGUE[0][row : row + 1] for row in range(ITEMS)]

@@ -105,8 +105,14 @@ def fresh(make: Make, served_bundle: Bundle, tables: Tables, people: InMemoryUse
     return make_engine
 
 
-@pytest.mark.parametrize("missing_items", ["drop", "default"])
-@pytest.mark.parametrize("max_bytes", [2**20, 0])
+@pytest.mark.parametrize(
+    ("missing_items", "max_bytes"),
+    [
+        ("drop", 2**20),
+        ("default", 0),
+        *(pytest.param(*rest, marks=pytest.mark.thorough) for rest in (("drop", 0), ("default", 2**20))),
+    ],
+)
 def test_engine_request_of_any_size_compiles_nothing(
     fresh: Make, events: CompileEvents, world: World, missing_items: str, max_bytes: int
 ) -> None:

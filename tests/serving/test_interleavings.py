@@ -190,6 +190,7 @@ def test_user_side_two_requests_in_any_order_both_end(
     assert explorer.shared > 0
 
 
+@pytest.mark.thorough
 def test_user_side_requests_beside_invalidation_join_no_old_computation(
     generation: Generation, world: World
 ) -> None:

@@ -70,6 +70,7 @@ def test_account_finds_a_wrong_answer(service: Service, truth: Truth) -> None:
 
 
 # Handles are begun in all of the ways.
+@pytest.mark.thorough
 @pytest.mark.parametrize("way", exit_in_flight.WAYS if REQUESTS > 120 else exit_in_flight.WAYS[1:3])
 def test_interpreter_exits_cleanly_with_requests_under_way(way: str, bundle: Bundle) -> None:
     ended = exit_in_flight.leave(way, bundle.path)

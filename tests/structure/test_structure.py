@@ -42,6 +42,7 @@ def test_the_package_has_no_circles_of_imports() -> None:
     assert done.stdout == "0 circles, the largest of 0 modules\n"
 
 
+@pytest.mark.thorough
 def test_a_plain_request_runs_few_functions_in_few_files_as_the_design_says() -> None:
     done = run("count_calls.py", "--max-functions", "65", "--max-files", "16", "--show")
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]

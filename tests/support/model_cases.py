@@ -152,9 +152,15 @@ def random_config(rng, **forced) -> ModelConfig:
 
 
 def numbers(kinds):
-    """The numbers of the kinds of model, random otherwise, and of four thorough cases that are all random."""
-    drawn = range(len(kinds), len(kinds) + 4)
-    return [*range(len(kinds)), *(pytest.param(number, marks=pytest.mark.thorough) for number in drawn)]
+    """The numbers of the kinds of model, random otherwise, and of four cases that are all random.
+
+    Every second kind is quick, the rest is thorough.
+    """
+    quick = range(0, len(kinds), 2)
+    return [
+        pytest.param(number, marks=[pytest.mark.thorough] * (number not in quick))
+        for number in range(len(kinds) + 4)
+    ]
 
 
 def random_schema(rng) -> Schema:

@@ -44,6 +44,7 @@ def assert_same_weights(a, b):
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
+@pytest.mark.thorough
 def test_train_resumed_after_two_crashes_reaches_same_weights(dataset, tiny, brief, tmp_path):
     steps = []
     straight = train(tiny, dataset, brief.replace(epochs=2), progress=False, on_step=steps.append)
@@ -86,6 +87,7 @@ def test_train_resumed_after_two_crashes_reaches_same_weights(dataset, tiny, bri
             train(tiny, changed, config, progress=False)
 
 
+@pytest.mark.thorough
 def test_train_resumed_with_other_weight_order_reaches_same_weights(
     dataset, tiny, short, tmp_path, monkeypatch
 ):
@@ -252,6 +254,7 @@ def with_softmax(dataset, tiny, brief):
     return config, settings, train(config, dataset, settings, progress=False)
 
 
+@pytest.mark.thorough
 def test_train_two_tower_softmax_weight_changes_loss_and_weights(dataset, with_softmax):
     config, settings, with_it = with_softmax
     without = train(config, dataset, settings.replace(softmax_weight=0.0), progress=False)

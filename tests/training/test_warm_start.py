@@ -288,6 +288,7 @@ def day_of(log, day):
     )  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_train_from_earlier_result_begins_where_that_ended(log, tiny, brief, tmp_path):
     config = tiny.replace(heads=("liked",), score="liked", blocks=("profile_item",))
     yesterday, today = day_of(log, 0), day_of(log, 1)

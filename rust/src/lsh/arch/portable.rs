@@ -73,18 +73,18 @@ impl Plane for Words {
     }
 
     #[inline(always)]
-    unsafe fn and(a: Self, b: Self) -> Self {
-        Self(std::array::from_fn(|i| a.0[i] & b.0[i]))
+    unsafe fn and(Words([a, b, c, d]): Self, Words([e, f, g, h]): Self) -> Self {
+        Self([a & e, b & f, c & g, d & h])
     }
 
     #[inline(always)]
-    unsafe fn or(a: Self, b: Self) -> Self {
-        Self(std::array::from_fn(|i| a.0[i] | b.0[i]))
+    unsafe fn or(Words([a, b, c, d]): Self, Words([e, f, g, h]): Self) -> Self {
+        Self([a | e, b | f, c | g, d | h])
     }
 
     #[inline(always)]
-    unsafe fn xor(a: Self, b: Self) -> Self {
-        Self(std::array::from_fn(|i| a.0[i] ^ b.0[i]))
+    unsafe fn xor(Words([a, b, c, d]): Self, Words([e, f, g, h]): Self) -> Self {
+        Self([a ^ e, b ^ f, c ^ g, d ^ h])
     }
 }
 

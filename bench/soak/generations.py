@@ -6,6 +6,7 @@ Run as a program it is that process: `generations.py prepare FOLDER NUMBER`, or 
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from aif_jax.bundle import Bundle
-from aif_jax.errors import ItemIndexError
+from aif_jax.errors import ArchiveError, ItemIndexError
 from aif_jax.integrations.redis import stream_end
 from aif_jax.integrations.redis_stream import RedisStream, position_of
 from aif_jax.nearline import Archive, Follower, ItemIndex, Replica, Tables, read_dead_letters
@@ -34,6 +35,8 @@ from soak.world import KINDS, items, prepare
 STREAM = "items"
 CHECKPOINT_BYTES = 1_000_000
 OPENS_WITHIN_S = 300.0
+ROOM_BYTES = 1_000_000
+"""A disk with less is full."""
 
 
 def connect(port: int) -> redis.Redis:
@@ -195,19 +198,31 @@ class Generation:
 
 
 def _archive(kind: Any, bundle: Bundle, directory: Path, folder: Path) -> Archive:
-    """Return the archive of a table, begun from the catalogue if there is none."""
-    archive = Archive(directory)
-    if any(directory.glob("*.rows")):
-        archive.open(kind, bundle)
-        return archive
+    """Return the archive of a table, begun from the catalogue if there is none, once the disk has room."""
+    while True:
+        archive = Archive(directory)
+        try:
+            if any(directory.glob("*.rows")):
+                archive.open(kind, bundle)
+            else:
+                archive.start(*_catalogue(kind, bundle, folder))
+            return archive
+        except ArchiveError:
+            archive.close()
+            if shutil.disk_usage(directory).free > ROOM_BYTES:
+                raise
+            time.sleep(1.0)
+
+
+def _catalogue(kind: Any, bundle: Bundle, folder: Path) -> tuple[Any, Position]:
+    """Return a table of the catalogue, and the position in the stream that it has."""
     catalogue, source = np.load(folder / "catalogue.npz"), np.load(folder / "right.npz")
     flags = catalogue["flags"]
     rows = np.flatnonzero(flags != DELETED) if kind is ItemIndex else np.arange(len(flags))
     found = items(source, rows, catalogue["versions"][rows])
     rankable = {"rankable": flags[rows] == RANKABLE} if kind is ItemIndex else {}
     table = kind.build(bundle, found.ids, found.columns, found.content, **rankable)
-    archive.start(table, position_of(str(catalogue["entry"])))
-    return archive
+    return table, position_of(str(catalogue["entry"]))
 
 
 def _follow(folder: Path, directory: Path, port: int) -> None:

@@ -75,10 +75,9 @@ class Cold(nnx.Module):
 
 def main(folder: str, epochs: int = 2, **given: int) -> dict[str, float]:
     """Train, export and compare."""
-    model = Cold(nnx.Rngs(0))
-    shared.train(model, epochs)
-    bundle = aif.export(model, shared.SCHEMA, f"{folder}/cold", k_max=shared.K)
-    sequential = shared.Sequential(lambda batch, items: shared.logits_of(model, batch, items))
+    own = shared.trained(Cold(nnx.Rngs(0)), epochs, long_length=0)
+    bundle = aif.export(own.model, shared.SCHEMA, f"{folder}/cold", k_max=shared.K)
+    sequential = shared.Sequential(lambda batch, items: own(batch, items)[..., 0])
     return shared.compare(bundle, sequential, **given)
 
 

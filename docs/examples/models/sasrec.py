@@ -76,10 +76,11 @@ class SasRec(nnx.Module):
 
 def main(folder: str, epochs: int = 2, **given: int) -> dict[str, float]:
     """Train, export and compare."""
-    model = SasRec(nnx.Rngs(0))
-    shared.train(model, epochs)
-    bundle = aif.export(model, shared.SCHEMA, f"{folder}/sasrec", k_max=shared.K, long_length=shared.LENGTH)
-    sequential = shared.Sequential(lambda batch, items: shared.logits_of(model, batch, items))
+    own = shared.trained(SasRec(nnx.Rngs(0)), epochs)
+    bundle = aif.export(
+        own.model, shared.SCHEMA, f"{folder}/sasrec", k_max=shared.K, long_length=shared.LENGTH
+    )
+    sequential = shared.Sequential(lambda batch, items: own(batch, items)[..., 0])
     return shared.compare(bundle, sequential, **given)
 
 

@@ -13,13 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 import aif_jax as aif
-from aif_jax.data.batching import RequestBatcher, RequestSource
 from aif_jax.data.synthetic import synthetic
+from aif_jax.models import OwnModel
 from aif_jax.serving import Shapes, UserStateCache
+from aif_jax.training import TrainConfig, train
 
 LENGTH, CANDIDATES, K, RETRIEVAL_S = 50, 2048, 100, 0.01
 DATA = synthetic(n_items=4096, n_users=300, n_requests=5, shown=8, history=80, content_width=16)
@@ -30,45 +30,14 @@ CATALOGUE = {name: jnp.asarray(column) for name, column in DATA.catalogue(SCHEMA
 Batch = dict[str, Any]
 
 
-def logits_of(model: Any, batch: Batch, catalogue: Any) -> jax.Array:
-    """Return the logits ``[B, G]`` of a contract model's only head, for requests of `RequestSource`."""
-
-    def rows(function: Callable[..., Any], items: jax.Array) -> Any:
-        taken = {name: column[jnp.maximum(items, 0).ravel()] for name, column in catalogue.items()}
-        return {n: leaf.reshape(*items.shape, *leaf.shape[1:]) for n, leaf in function(taken).items()}
-
-    histories = {}
-    if hasattr(model, "behaviour"):
-        mask = batch["long_item"] >= 0
-        columns = rows(model.behaviour, batch["long_item"])
-        histories["long"] = {
-            **{name: leaf * mask[..., None] for name, leaf in columns.items()},
-            "type": jnp.maximum(batch["long_type"], 0), "mask": mask,
-        }  # fmt: skip
-    context = {name: leaf[:, 0] for name, leaf in batch["context"].items()}
-    given = model.user(batch["user"], histories), context, rows(model.item, batch["item"]), batch["pair"]
-    return jax.vmap(lambda *one: model.interact(*one)["ctr"])(*given)
-
-
-def train(model: nnx.Module, epochs: int = 2) -> None:
-    """Train a contract model on the log: binary cross-entropy, AdamW."""
-    source = RequestSource(DATA, SCHEMA, "train", group=8, short_length=1, long_length=LENGTH, heads=("ctr",))
-    batches = RequestBatcher(source, batch_size=64)
-    optimizer = nnx.Optimizer(model, optax.adamw(3e-3), wrt=nnx.Param)
-
-    @nnx.jit
-    def step(model: Any, optimizer: nnx.Optimizer, batch: Batch) -> jax.Array:
-        def loss(model: Any) -> jax.Array:
-            logits, mask = logits_of(model, batch, CATALOGUE), batch["label_mask"][..., 0]
-            losses = optax.sigmoid_binary_cross_entropy(logits, batch["labels"][..., 0])
-            return (losses * mask).sum() / jnp.maximum(mask.sum(), 1)
-
-        value, gradients = nnx.value_and_grad(loss)(model)
-        optimizer.update(model, gradients)
-        return value
-
-    losses = [[float(step(model, optimizer, batch)) for batch in batches.epoch(n)] for n in range(epochs)]
-    print("loss by epoch:", [round(float(np.mean(each)), 3) for each in losses])
+def trained(model: nnx.Module, epochs: int = 2, long_length: int = LENGTH) -> OwnModel:
+    """Return a model of the contract after training on the log by the loop that trains ours."""
+    own = OwnModel(
+        model, SCHEMA, heads=("ctr",), long_length=long_length, content_space=DATA.content_space
+    )  # fmt: skip
+    if not epochs:
+        return own
+    return train(own, DATA, TrainConfig(epochs=epochs, batch_size=64, group=8, learning_rate=3e-3)).model
 
 
 class Sequential:

@@ -9,4 +9,5 @@ from aif_jax.features.score import Score as Score
 from aif_jax.models.baselines import build_model as build_model
 from aif_jax.models.folding import Folded as Folded
 from aif_jax.models.folding import fold as fold
+from aif_jax.models.own_model import OwnModel as OwnModel
 from aif_jax.models.signature import add_signatures as add_signatures

@@ -14,7 +14,7 @@ from aif_jax.data import Dataset, RequestBatcher, RequestSource
 from aif_jax.data.splits import split_number
 from aif_jax.errors import TrainingError
 from aif_jax.features.score import score_of
-from aif_jax.models import add_signatures
+from aif_jax.models import OwnModel, add_signatures
 from aif_jax.models.item import STATISTICS
 from aif_jax.training import metrics
 from aif_jax.training.candidates import CandidateLists
@@ -335,13 +335,16 @@ def device_catalogue(dataset: Dataset, model: Any, *, folds: bool = False) -> di
     parts = []
     for fold in range(n_folds) if n_folds else [None]:
         of_content = fold if content is not None and content.folds else None
-        parts.append(dataset.catalogue(schema, content_space=space, fold=of_content))
-        if n_folds and model.item.statistics is not None:
+        width = model.config.content_width if content is None else None
+        parts.append(dataset.catalogue(schema, content_width=width, content_space=space, fold=of_content))
+        if n_folds and model.config.item_statistics and model.item.statistics is not None:
             ids, heads = parts[-1][schema.item_id], model.config.heads
             table = item_statistics(dataset, schema, heads, fold=fold, folds=n_folds)
             parts[-1][STATISTICS] = table[ids]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return {name: jnp.asarray(column) for name, column in add_signatures(model.config, columns).items()}
+    if not isinstance(model, OwnModel):
+        columns = add_signatures(model.config, columns)
+    return {name: jnp.asarray(column) for name, column in columns.items()}
 
 
 @partial(jax.jit, static_argnums=0)

@@ -12,6 +12,7 @@ from aif_jax.config import LONG_BLOCKS, ModelConfig
 from aif_jax.data import TRAIN, Dataset, RequestBatcher, RequestSource
 from aif_jax.errors import ConfigError
 from aif_jax.features import Schema
+from aif_jax.models.own_model import OwnConfig
 from aif_jax.training.config import TrainConfig
 from aif_jax.training.item_statistics import folds_of
 from aif_jax.training.user_items import UserItems
@@ -20,7 +21,7 @@ Batch = dict[str, Any]
 _HOST_ONLY = ("user_index", "impression")
 
 
-def long_buckets(config: ModelConfig, chosen: Sequence[int] = ()) -> tuple[int, ...]:
+def long_buckets(config: ModelConfig | OwnConfig, chosen: Sequence[int] = ()) -> tuple[int, ...]:
     """Return the lengths to which long sequences are padded; the last is always the model's own.
 
     Args:
@@ -56,7 +57,7 @@ class TrainingBatches:
         self,
         dataset: Dataset,
         schema: Schema,
-        model: ModelConfig,
+        model: ModelConfig | OwnConfig,
         config: TrainConfig,
         teacher: np.ndarray | None = None,
         bottom: np.ndarray | None = None,
@@ -158,7 +159,7 @@ def iterate(batches: TrainingBatches, workers: int = 0) -> grain.DatasetIterator
     return iter(pipeline)
 
 
-def can_sample(schema: Schema, model: ModelConfig) -> bool:
+def can_sample(schema: Schema, model: ModelConfig | OwnConfig) -> bool:
     """Return whether items can be sampled as negatives: not if the model reads pair features."""
     return not (schema.pair and model.has("pair"))
 
@@ -206,7 +207,7 @@ class Negatives:
         self,
         dataset: Dataset,
         schema: Schema,
-        model: ModelConfig,
+        model: ModelConfig | OwnConfig,
         config: TrainConfig,
         bottom: np.ndarray | None = None,
     ) -> None:

@@ -15,12 +15,13 @@ from aif_jax.data import TRAIN, Dataset
 from aif_jax.data.content import FOLDS
 from aif_jax.features import Schema
 from aif_jax.features.encoders import FIRST
+from aif_jax.models.own_model import OwnConfig
 
 SMOOTHING = 10.0
 """Rows at the overall rate that every item is given on top of its own."""
 
 
-def folds_of(dataset: Dataset, config: ModelConfig) -> int:
+def folds_of(dataset: Dataset, config: ModelConfig | OwnConfig) -> int:
     """Return the number of groups of users, each of which training reads what other users did; 0 for none."""
     of_content = 0 if dataset.content is None else len(dataset.content.folds)
     return of_content or (FOLDS if config.item_statistics else 0)

@@ -23,7 +23,8 @@ from aif_jax.data.digests import (
 )
 from aif_jax.errors import ConfigError, TrainingError
 from aif_jax.features import ContentSpace, Schema
-from aif_jax.models import build_model
+from aif_jax.models import OwnModel, build_model
+from aif_jax.models.own_model import OwnConfig
 from aif_jax.models.store import set_weights, weights_of
 from aif_jax.training.checkpoints import CheckpointStore
 from aif_jax.training.config import FEWEST_STEPS, TrainConfig
@@ -133,7 +134,7 @@ class TrainResult:
 
 @typed
 def train(
-    model_config: ModelConfig,
+    model_config: ModelConfig | OwnModel,
     dataset: Dataset,
     train_config: TrainConfig | None = None,
     *,
@@ -151,7 +152,8 @@ def train(
     checkpoint when called again with the same model, data and config, to the same weights as an unbroken run.
 
     Args:
-        model_config: architecture and sizes; its heads must be labels of the data set.
+        model_config: architecture and sizes; its heads must be labels of the data set. Or an
+            `aif_jax.models.OwnModel`, which trains from the weights that it has.
         dataset: see `aif_jax.data`.
         train_config: settings of the run; the defaults if ``None``.
         teacher: logits ``[impressions, heads]`` of a trained model for distillation, in the order of
@@ -172,14 +174,22 @@ def train(
             holds another run.
     """
     config = TrainConfig() if train_config is None else train_config
-    with Reporter(progress, f"{model_config.architecture} on {dataset.name}") as reporter:
-        return _Run(model_config, dataset, config, reporter, on_step, teacher, bottom, init).go()
+    if isinstance(model_config, OwnModel) and init is not None:
+        raise ConfigError(
+            f"init: got one for {model_config.config.name}, which trains from the weights that it has; put "
+            "the earlier ones into it, and leave init out."
+        )
+    own = model_config if isinstance(model_config, OwnModel) else None
+    described = model_config.config if isinstance(model_config, OwnModel) else model_config
+    with Reporter(progress, f"{described.architecture} on {dataset.name}") as reporter:
+        return _Run(described, own, dataset, config, reporter, on_step, teacher, bottom, init).go()
 
 
 class _Run:
     def __init__(
         self,
-        model_config: ModelConfig,
+        model_config: ModelConfig | OwnConfig,
+        own: OwnModel | None,
         dataset: Dataset,
         config: TrainConfig,
         reporter: Reporter,
@@ -195,16 +205,19 @@ class _Run:
         self.given = {"teacher": teacher, "bottom": bottom}
         self.model_config, self.config, self.reporter, self.on_step = model_config, config, reporter, on_step
         self.dataset = dataset
-        self.schema = dataset.fit_schema()
-        space = _content_space(dataset, model_config)
-        earlier = None if init is None else Earlier(init)
-        if earlier is not None:
-            self.schema, space = earlier.schema_for(self.schema), earlier.space_for(space)
-        model = build_model(model_config, self.schema, seed=config.seed, content_space=space)
-        self.warm_start = None if earlier is None else earlier.start(model)
-        if model.item.statistics is not None:
-            counted = item_statistics(dataset, self.schema, model_config.heads)
-            set_weights(model, {**weights_of(model), "item.statistics": counted}, "item statistics")
+        self.schema = dataset.fit_schema() if own is None else own.schema
+        self.warm_start: WarmStart | None = None
+        model: Any = own
+        if isinstance(model_config, ModelConfig):
+            space = _content_space(dataset, model_config)
+            earlier = None if init is None else Earlier(init)
+            if earlier is not None:
+                self.schema, space = earlier.schema_for(self.schema), earlier.space_for(space)
+            model = build_model(model_config, self.schema, seed=config.seed, content_space=space)
+            self.warm_start = None if earlier is None else earlier.start(model)
+            if model.item.statistics is not None:
+                counted = item_statistics(dataset, self.schema, model_config.heads)
+                set_weights(model, {**weights_of(model), "item.statistics": counted}, "item statistics")
         self.parameters = Parameters(model)
         counting = CountedDataset.of(dataset)
         self.catalogue = device_catalogue(counting, model)
@@ -407,7 +420,7 @@ class _Run:
         return restored.step
 
 
-def _check(model: ModelConfig, dataset: Dataset, config: TrainConfig) -> None:
+def _check(model: ModelConfig | OwnConfig, dataset: Dataset, config: TrainConfig) -> None:
     if missing := [head for head in model.heads if head not in dataset.heads]:
         raise ConfigError(f"heads: {dataset.name} has the labels {dataset.heads}, but not {missing}.")
     if config.head_weights and len(config.head_weights) != len(model.heads):

@@ -17,6 +17,8 @@ from aif_jax import files
 from aif_jax.errors import WriteError
 from aif_jax.files import (
     foreign_names,
+    make_directory,
+    read_file,
     real_path,
     remove_leftovers,
     replace_directory,
@@ -404,6 +406,39 @@ def test_write_atomic_over_what_is_no_file_is_refused(tmp_path: Path, make: Call
     after = os.lstat(path)
     assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
     assert names(tmp_path) == ["it"]
+
+
+@pytest.mark.parametrize("make", [*KINDS, Path.mkdir])
+def test_read_file_of_what_is_no_file_is_refused_without_waiting(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / "it")
+    with pytest.raises(OSError, match=r"expected a file|Is a directory|No such device|Too many levels"):
+        read_file(tmp_path / "it")
+    with pytest.raises(OSError, match="Is a device, expected a file"):
+        read_file("/dev/zero")
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"], ids=["zero character", "half a pair"])
+def test_path_that_no_file_can_have_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OSError, match="no file has such a name"):
+        read_file(tmp_path / name)
+    for write in (real_path, make_directory, lambda path: write_atomic(path, b"")):
+        with pytest.raises(WriteError, match="holds what no name of a file can"):
+            write(tmp_path / name)
+    odd = tmp_path / os.fsdecode(b"caf\xe9")  # no UTF-8, and a name all the same
+    write_atomic(odd, b"here")
+    assert read_file(odd) == b"here"
+
+
+def test_real_path_relative_to_a_directory_that_is_gone_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(WriteError, match="cannot be written"):
+        real_path("here")
 
 
 def test_write_atomic_over_file_of_other_format_is_refused(path: Path) -> None:

@@ -97,6 +97,31 @@ def write_directory(path: Path, files: Mapping[str, bytes], prove: Callable[[Pat
     return proven
 
 
+def open_file(path: str | Path) -> IO[bytes]:
+    """Open a file to be read, without waiting: a pipe would wait for a writer, and a device may never end.
+
+    Raises:
+        OSError: the system refuses, it is no regular file, or no file can have such a name.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except ValueError as error:
+        raise OSError(errno.EINVAL, f"{error}: no file has such a name") from error
+    kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+    if kind == stat.S_IFREG:
+        return open(descriptor, "rb")
+    os.close(descriptor)
+    if kind == stat.S_IFDIR:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    raise OSError(errno.EINVAL, f"Is {_KINDS[kind]}, expected a file")
+
+
+def read_file(path: str | Path) -> bytes:
+    """Return the content of a file; see `open_file`."""
+    with open_file(path) as stream:
+        return stream.read()
+
+
 @contextlib.contextmanager
 def refusals(path: Path, needed: int | None = None) -> Iterator[None]:
     """Turn the `OSError` of a block that writes into a `WriteError`.
@@ -104,7 +129,12 @@ def refusals(path: Path, needed: int | None = None) -> Iterator[None]:
     Args:
         path: what is written.
         needed: its bytes, if known.
+
+    Raises:
+        WriteError: also if no file can have such a name.
     """
+    if _is_impossible(path):
+        raise WriteError(f"{str(path)!r}: holds what no name of a file can; choose another path.")
     try:
         yield
     except WriteError:
@@ -202,7 +232,7 @@ def check_replaceable_file(path: Path, begins: bytes) -> None:
         WriteError: what has the name is no regular file, or neither empty nor begins so.
     """
     _check_kind(path, stat.S_IFREG)
-    with contextlib.suppress(FileNotFoundError), open(path, "rb") as stream:
+    with contextlib.suppress(FileNotFoundError), open_file(path) as stream:
         found = stream.read(len(begins))
         if found and found != begins:
             raise WriteError(
@@ -253,8 +283,20 @@ def sync_directory(path: Path) -> None:
 
 
 def real_path(path: str | Path) -> Path:
-    """Return the path that is written to: the absolute one, with symbolic links followed."""
-    return Path(os.path.realpath(path))
+    """Return the path that is written to: the absolute one, with symbolic links followed.
+
+    Raises:
+        WriteError: no file can have such a name, or it is relative to a directory that is gone.
+    """
+    with refusals(Path(path)):
+        return Path(os.path.realpath(path))
+
+
+def _is_impossible(path: Path) -> bool:
+    try:
+        return b"\0" in os.fsencode(path)
+    except UnicodeEncodeError:  # half of a surrogate pair that stands for no byte
+        return True
 
 
 def _refused(path: Path, error: OSError, needed: int | None) -> WriteError:

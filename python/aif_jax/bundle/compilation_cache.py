@@ -29,7 +29,7 @@ from jax.experimental import serialize_executable
 
 from aif_jax import _native, kernels, machine
 from aif_jax.errors import ConfigError
-from aif_jax.files import remove_leftovers, write_atomic
+from aif_jax.files import read_file, remove_leftovers, write_atomic
 
 VARIABLE = "AIF_JAX_COMPILATION_CACHE"
 """Environment variable that names a cache for every bundle that is loaded without one of its own."""
@@ -97,7 +97,7 @@ class CompilationCache:
             run: runs it once: XLA may find only then that an executable lacks its code.
         """
         try:
-            content = (self.directory / (entry + _SUFFIX)).read_bytes()
+            content = read_file(self.directory / (entry + _SUFFIX))
         except FileNotFoundError:
             self._count("missing")
             return None

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, get_args
 from aif_jax.checks import well_formed
 from aif_jax.errors import BundleError, WriteError
 from aif_jax.features.content_space import CONTENT_SPACE
-from aif_jax.files import foreign_names, write_directory
+from aif_jax.files import foreign_names, read_file, write_directory
 from aif_jax.strict_json import shortened
 
 Stage = Literal["behaviour", "item", "user", "stage"]
@@ -115,7 +115,7 @@ def check_replaceable(path: Path, *, overwrite: bool) -> None:
             f"{path}: exists already; expected a new path. Choose another, or pass overwrite=True."
         )
     try:
-        listed = json.loads((path / MANIFEST).read_bytes())["files"]
+        listed = json.loads(read_file(path / MANIFEST))["files"]
         known = _NAMES | set(listed)
     except (OSError, ValueError, LookupError, TypeError):
         raise BundleError(
@@ -158,7 +158,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     file = Path(path) / MANIFEST
     try:
-        manifest = json.loads(file.read_bytes())
+        manifest = json.loads(read_file(file))
     except FileNotFoundError:
         raise BundleError(
             f"{file}: not found; expected the directory that export_bundle wrote. "
@@ -166,6 +166,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
         ) from None
     except NotADirectoryError:
         raise BundleError(f"{path}: is a file; expected the directory that export_bundle wrote.") from None
+    except OSError as error:
+        raise BundleError(f"{file}: cannot be read ({error.strerror}); {_RESTORE}.") from error
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{file}: is not JSON ({error}); {_RESTORE}.") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
@@ -207,7 +209,7 @@ def read_verified(path: Path, manifest: Mapping[str, Any], name: str) -> bytes:
             f"{file}: is not in the manifest, which lists {sorted(manifest['files'])}; {_RESTORE}."
         )
     try:
-        content = file.read_bytes()
+        content = read_file(file)
     except OSError as error:
         raise BundleError(
             f"{file}: cannot be read ({error.strerror}), but the manifest lists it; {_RESTORE}."

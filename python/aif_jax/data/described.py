@@ -28,6 +28,7 @@ from aif_jax.data.synthetic import synthetic, synthetic_small
 from aif_jax.data.tables import open_table
 from aif_jax.errors import AifError, ConfigError, DataError
 from aif_jax.features import Schema
+from aif_jax.files import read_file
 from aif_jax.shown import shown
 
 _FROM_PATH: dict[str, Callable[..., Dataset]] = {
@@ -164,7 +165,7 @@ def describe(source: str | Path) -> Described:
         _check_built_in(source)
         return Described(source, {"data": {"built_in": source}, **built_in_settings(source)})
     try:
-        text = Path(source).read_text(encoding="utf-8")
+        text = read_file(source).decode()
         parts = tomllib.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{source}: cannot be read as TOML: {str(error)[:150]}.") from error

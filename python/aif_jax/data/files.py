@@ -9,6 +9,7 @@ import numpy as np
 
 from aif_jax.errors import DataError
 from aif_jax.extras import needs
+from aif_jax.files import read_file
 from aif_jax.lookup import find
 
 
@@ -169,7 +170,7 @@ def read_separated(
         DataError: a line has another number of fields, or bytes that the encoding does not know.
     """
     try:
-        lines = path.read_text(encoding=encoding).splitlines()
+        lines = read_file(path).decode(encoding).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as {encoding}: {error}") from error
     rows = []
@@ -194,7 +195,7 @@ def read_integers(path: Path, separator: str, fields: int, *, header: bool = Fal
     Raises:
         DataError: something in it is not an integer, or a line has another number of fields.
     """
-    data = path.read_bytes()
+    data = read_file(path)
     if header:
         data = data.partition(b"\n")[2]
     data = data.replace(separator.encode(), b" ").replace(b"\r", b"").strip()

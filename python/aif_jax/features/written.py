@@ -10,7 +10,7 @@ from typing import Any
 from aif_jax.errors import SchemaError
 from aif_jax.features.encoders import Encoder
 from aif_jax.features.kinds import Feature
-from aif_jax.files import write_atomic
+from aif_jax.files import read_file, write_atomic
 
 
 def code_of(groups: Mapping[str, Iterable[Feature]], rest: Mapping[str, Any]) -> str:
@@ -50,7 +50,7 @@ def read_fields(path: Path) -> dict[str, Any]:
         SchemaError: the file cannot be read; the message says where.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path).decode()
         if path.suffix == ".json":
             return json.loads(text)
         if path.suffix == ".toml":

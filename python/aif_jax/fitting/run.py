@@ -20,7 +20,7 @@ from aif_jax.evaluation import Evaluation
 from aif_jax.evaluation.blocks import cost_of_blocks, table_of_blocks, worth_of_blocks
 from aif_jax.evaluation.tables import WIDTH, as_text, summary
 from aif_jax.features import ContentSpace, Schema
-from aif_jax.files import foreign_names, make_directory, write_atomic
+from aif_jax.files import foreign_names, make_directory, read_file, write_atomic
 from aif_jax.integrations.towers import Towers
 from aif_jax.models.aif import Aif
 from aif_jax.models.baselines import Model
@@ -180,7 +180,7 @@ class Run:
         """
         path = Path(path)
         try:
-            values = json.loads((path / _RUN).read_text(encoding="utf-8"))
+            values = json.loads(read_file(path / _RUN))
         except (OSError, ValueError, RecursionError) as error:
             raise BundleError(
                 f"{path}: not a run ({shortened(str(error))}); expected {_RUN} as Run.save writes it."
@@ -306,7 +306,10 @@ def _item(line: str) -> str:
 
 
 def _content(path: Path, digest: Any) -> tuple[np.ndarray, np.ndarray]:
-    kept = (path / _CONTENT).read_bytes()
+    try:
+        kept = read_file(path / _CONTENT)
+    except OSError as error:
+        raise BundleError(f"{path / _CONTENT}: cannot be read ({error}); save the run again.") from error
     if hashlib.sha256(kept).hexdigest() != digest:
         raise BundleError(f"{path / _CONTENT}: is of another run than {path / _RUN}; save the run again.")
     arrays = load(kept)
@@ -315,4 +318,4 @@ def _content(path: Path, digest: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def _digest(folder: Path) -> str:
     files = sorted(each for each in folder.iterdir() if each.is_file())
-    return hashlib.sha256(b"".join(each.read_bytes() for each in files)).hexdigest()
+    return hashlib.sha256(b"".join(read_file(each) for each in files)).hexdigest()

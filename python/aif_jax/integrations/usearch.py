@@ -17,7 +17,7 @@ from aif_jax.checks import check, typed, well_formed, whole
 from aif_jax.data import Dataset
 from aif_jax.errors import ConfigError, ItemIndexError, RequestError
 from aif_jax.extras import needs
-from aif_jax.files import foreign_names, write_directory
+from aif_jax.files import foreign_names, read_file, write_directory
 from aif_jax.inputs import Ids, read_ids
 from aif_jax.integrations.towers import Towers
 from aif_jax.shown import shown
@@ -337,7 +337,7 @@ class _Gate:
 
 def _read(path: Path, model: str) -> tuple[dict[str, Any], bytes, dict[str, np.ndarray]]:
     try:
-        data = {name: (path / name).read_bytes() for name in (_INDEX, _ROWS, _NOTES)}
+        data = {name: read_file(path / name) for name in (_INDEX, _ROWS, _NOTES)}
         notes = json.loads(data[_NOTES])
     except (OSError, ValueError, RecursionError) as error:
         raise ItemIndexError(f"{path}: not a saved retriever ({error}); {_ADVICE}.") from error

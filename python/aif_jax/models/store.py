@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from flax import nnx, traverse_util
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
 from aif_jax.checks import well_formed
 from aif_jax.config import ModelConfig
@@ -16,7 +16,7 @@ from aif_jax.data.digests import digest_of_arrays
 from aif_jax.errors import BundleError, WriteError
 from aif_jax.features import ContentSpace, Schema
 from aif_jax.features.content_space import CONTENT_SPACE
-from aif_jax.files import foreign_names, write_directory
+from aif_jax.files import foreign_names, read_file, write_directory
 from aif_jax.models.baselines import Model, build_model
 from aif_jax.strict_json import shortened
 
@@ -70,9 +70,9 @@ def load_model(path: Path) -> tuple[Model, dict[str, Any]]:
         BundleError: a file is missing or broken, or the weights do not fit the configuration.
     """
     try:
-        description = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-        weights = load_file(path / WEIGHTS)
-        arrays = load_file(path / CONTENT_SPACE) if (path / CONTENT_SPACE).exists() else {}
+        description = json.loads(read_file(path / CONFIG))
+        weights = load(read_file(path / WEIGHTS))
+        arrays = load(read_file(path / CONTENT_SPACE)) if (path / CONTENT_SPACE).exists() else {}
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise BundleError(
             f"{path}: not a saved model ({error}); expected {CONFIG} and {WEIGHTS}, "

@@ -23,7 +23,15 @@ from aif_jax.bundle import Bundle
 from aif_jax.checks import typed
 from aif_jax.errors import AifError, ConfigError, ItemIndexError, WriteError
 from aif_jax.features import EncodeReport
-from aif_jax.files import close_unflushed, foreign_names, make_directory, real_path, refusals, write_atomic
+from aif_jax.files import (
+    close_unflushed,
+    foreign_names,
+    make_directory,
+    read_file,
+    real_path,
+    refusals,
+    write_atomic,
+)
 from aif_jax.inputs import read_ids
 from aif_jax.nearline.change_log import Position
 from aif_jax.nearline.merging import checked_records
@@ -412,10 +420,10 @@ class _Building:
         if not path.exists() or not (self._folder / "rows").exists():
             return  # without rows, what a build left that had finished
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(read_file(path))
             if not isinstance(found, dict) or found.keys() != self._state.keys():
                 raise ValueError("its fields are others")
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise ItemIndexError(
                 f"{path}: cannot be read as the state of a build ({error}); pass resume=False to start over."
             ) from error
@@ -466,7 +474,7 @@ class _Appended:
 
     def read(self) -> bytes:
         self._stream.flush()
-        return self._path.read_bytes()
+        return read_file(self._path)
 
     def sync(self) -> None:
         self._stream.flush()

@@ -25,7 +25,7 @@ import numpy as np
 
 from aif_jax.checks import well_formed
 from aif_jax.errors import ArchiveError, ItemIndexError
-from aif_jax.files import move_into_place
+from aif_jax.files import move_into_place, open_file, read_file
 from aif_jax.nearline.row_file import joined_names, split_names
 from aif_jax.nearline.store import ColumnSpecs
 
@@ -281,7 +281,7 @@ def read_log(path: Path, start: int = 0, *, about: About | None = None) -> Itera
             confirmed.
     """
     try:
-        with open(path, "rb") as stream:
+        with open_file(path) as stream:
             size = os.fstat(stream.fileno()).st_size
             stream.seek(start)
             while (place := stream.tell()) + _HEAD.size <= size:
@@ -309,7 +309,7 @@ def _refuse_if_acknowledged(path: Path, place: int) -> None:
     Raises:
         ItemIndexError: it was.
     """
-    rest = path.read_bytes()[place:]
+    rest = read_file(path)[place:]
     for found in _KINDS.finditer(rest, 5):
         head = found.start() - 4
         if head + _HEAD.size > len(rest):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from aif_jax.errors import ArchiveError, DataError
-from aif_jax.files import sync_directory
+from aif_jax.files import read_file, sync_directory
 from aif_jax.nearline.change_log import Position
 from aif_jax.strict_json import plain, shortened
 
@@ -121,7 +121,7 @@ class DeadLetters:
         if new:
             sync_directory(self.path.parent)
         # A crash may have left half a line.
-        self._bytes = self._confirmed = self.path.read_bytes().rfind(b"\n") + 1
+        self._bytes = self._confirmed = read_file(self.path).rfind(b"\n") + 1
 
     def _rotate(self) -> None:
         os.fsync(self._file)
@@ -151,7 +151,7 @@ def read_dead_letters(directory: str | Path) -> Iterator[DeadLetter]:
     seen: set[str] = set()
     for path in (Path(directory) / _OLDER, Path(directory) / _NEWEST):
         try:
-            lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+            lines = read_file(path).splitlines(keepends=True) if path.exists() else []
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
         for number, line in enumerate(lines, 1):

@@ -39,6 +39,7 @@ from aif_jax.files import (
     close_unflushed,
     make_directory,
     move_into_place,
+    open_file,
     real_path,
     refusals,
     temporary_file,
@@ -328,7 +329,7 @@ def open_row_file(path: Path, *, kind: str | None = None, verify: bool = True) -
     """
     path = Path(path)
     try:
-        with open(path, "rb") as stream, well_formed(path, ItemIndexError, _FIX):
+        with open_file(path) as stream, well_formed(path, ItemIndexError, _FIX):
             return _read(path, stream, kind, verify)
     except OSError as error:
         raise ItemIndexError(f"{path}: cannot be read ({error.strerror}); check the path.") from error

@@ -264,6 +264,7 @@ def test_engine_under_gevent_is_refused_unless_threads_are_real(
         ("BehaviourTable", "save(path), open(bundle, path)"),
         ("Archive", "a Replica follows it"),
         ("Replica", "Replica(directory)"),
+        ("Pending", "pass on its user and its candidates"),
         ("Follower", "in the process that keeps the archives"),
     ],
 )
@@ -274,7 +275,7 @@ def test_pickle_and_copy_are_refused_with_advice(
         made = {
             "Engine": engine, "Bundle": bundle, "ItemIndex": tables.items, "Archive": archive,
             "BehaviourTable": tables.behaviours, "Replica": Replica(tmp_path),
-            "Follower": Follower(IterableUpdates([]), [archive]),
+            "Follower": Follower(IterableUpdates([]), [archive]), "Pending": engine.begin(5),
         }  # fmt: skip
         with pytest.raises(ProcessError) as refused:
             way(made[name])

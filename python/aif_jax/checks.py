@@ -7,9 +7,11 @@ import difflib
 import functools
 import inspect
 import itertools
+import keyword
 import numbers
 import sys
 import types
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import (
@@ -35,6 +37,9 @@ _MAKERS = ("from_events", "infer", "fit", "load", "open")
 """Class methods by which a person gets an object, the usual one first."""
 
 _MAX_FLOAT = sys.float_info.max
+_MAX_WHOLE = 2**63 - 1
+"""The extension, NumPy and clocks count with 64 signed bits."""
+
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _WORDS = {
@@ -70,13 +75,13 @@ def whole(name: str, value: Any, minimum: int, *, step: int = 1, none: bool = Fa
         step: of which it must be a multiple.
         none: whether ``None`` fits too.
     """
-    fits = type(value) is int and value >= minimum and value % step == 0
+    fits = type(value) is int and minimum <= value <= _MAX_WHOLE and value % step == 0
     number = "whole number" if step == 1 else f"multiple of {step}"
     check(
         name,
         value,
         fits or (none and value is None),
-        f"a {number} of at least {minimum}" + ", or None" * none,
+        f"a {number} of at least {minimum}" + _below(value) + ", or None" * none,
     )
 
 
@@ -95,9 +100,19 @@ def number(name: str, value: Any, unit: str, *, zero: bool = False, none: bool =
         zero: whether 0 fits too.
         none: whether ``None`` fits too.
     """
-    fits = is_real(value) and (value >= 0 if zero else value > 0)
+    fits = is_real(value) and (value >= 0 if zero else value > 0) and _is_float(value)
     kind = f"{'0 or more' if zero else 'more than 0'} {unit}"
     check(name, value, fits or (none and value is None), kind + ", or None" * none)
+
+
+def _is_float(value: Any) -> bool:
+    """Return whether a real number has a place among floats, which an integer of 400 digits has not."""
+    return isinstance(value, (float, np.floating)) or -_MAX_FLOAT <= value <= _MAX_FLOAT
+
+
+def _below(value: Any) -> str:
+    """Return in words the upper bound of whole numbers, if that is what a value is beyond."""
+    return ", below 2^63" if type(value) is int and value > _MAX_WHOLE else ""
 
 
 def one_of(name: str, value: object, words: Any) -> None:
@@ -119,6 +134,15 @@ def ascending(name: str, values: Sequence[Any]) -> None:
     """Raise `ConfigError` unless each value of a setting is larger than the one before."""
     if any(low >= high for low, high in itertools.pairwise(values)):
         raise ConfigError(f"{name}: {shortened(repr(values))} is not strictly ascending.")
+
+
+def is_variable(name: str) -> bool:
+    """Return whether a name stands for itself in an expression of Python: no keyword, and in composed form.
+
+    >>> is_variable("ctr"), is_variable("if"), is_variable("\ufb01t")  # the last one is read as fit
+    (True, False, False)
+    """
+    return name.isidentifier() and not keyword.iskeyword(name) and unicodedata.normalize("NFKC", name) == name
 
 
 def check_names(what: str, given: Iterable[Any], known: Sequence[str]) -> None:
@@ -265,7 +289,7 @@ def _declared(kind: type) -> dict[str, Any]:
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Return whether a value has a type; an integer is a number too, a boolean is neither."""
+    """Return whether a value has a type; an integer, of 64 bits, is a number too, a boolean is neither."""
     if get_origin(kind) is Literal:
         return any(value is word or (type(value) is type(word) and value == word) for word in get_args(kind))
     if get_origin(kind) is tuple:
@@ -284,7 +308,9 @@ def fits(value: Any, kind: Any) -> bool:
         return isinstance(value, get_origin(kind))
     if kind in (int, float):
         number = isinstance(value, (int, kind)) and not isinstance(value, bool)
-        return number and (kind is int or -_MAX_FLOAT <= value <= _MAX_FLOAT)
+        if kind is int:
+            return number and -_MAX_WHOLE <= value <= _MAX_WHOLE
+        return number and -_MAX_FLOAT <= value <= _MAX_FLOAT
     return isinstance(value, kind)
 
 

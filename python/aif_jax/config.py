@@ -3,8 +3,9 @@
 import dataclasses
 from typing import ClassVar, Literal, get_args
 
-from aif_jax.checks import Config, ascending, check, choice, whole
+from aif_jax.checks import Config, ascending, check, choice, is_variable, whole
 from aif_jax.errors import ConfigError
+from aif_jax.shown import shown
 
 Architecture = Literal["aif", "exact", "cold", "two_tower"]
 Signature = Literal["simhash", "int8"]
@@ -266,8 +267,8 @@ def check_heads(heads: tuple[str, ...]) -> None:
     """Raise `ConfigError` unless heads are one or more different identifiers."""
     check("heads", heads, bool(heads) and len(set(heads)) == len(heads), "one or more different names")
     for head in heads:
-        if not head.isidentifier():
-            raise ConfigError(f"heads: {head!r} is not a name that a score expression could use.")
+        if not is_variable(head):
+            raise ConfigError(f"heads: {shown(head)} is not a name that a score expression could use.")
 
 
 def check_precision(precision: str) -> None:

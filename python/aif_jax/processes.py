@@ -62,8 +62,12 @@ class OfOneProcess:
             raise of_another_process(type(self).__name__)
 
     def __reduce__(self) -> NoReturn:
-        name = type(self).__name__
-        raise ProcessError(f"pickle: got {_a(name)}, which cannot be pickled or copied; {self.unpickled}")
+        raise not_pickled(self, self.unpickled)
+
+
+def not_pickled(one: object, advice: str) -> ProcessError:
+    """Return the error of an object that is pickled or copied, and what to do instead."""
+    return ProcessError(f"pickle: got {_a(type(one).__name__)}, which cannot be pickled or copied; {advice}")
 
 
 def of_another_process(name: str) -> ProcessError:

@@ -251,6 +251,12 @@ CASES: dict[str, tuple[Callable[[], Dataset], type[AifError], str]] = {
         DataError,
         "label 'deep buy' is not a name that a score expression could use",
     ),
+    "label of a keyword": (
+        lambda: events(changed(), labels={"if": ["buy"]}), DataError, "label 'if' is not a name that a score"
+    ),
+    "label of another form of Unicode": (
+        lambda: events(changed(), labels={"\ufb01t": ["buy"]}), DataError, "label '\ufb01t' is not a name"
+    ),
     "min_item_count too high": (
         lambda: events(changed(), min_item_count=9_999),
         DataError,

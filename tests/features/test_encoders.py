@@ -111,6 +111,12 @@ def test_categorical_values_of_another_kind_are_refused():
         encode_column(Categorical(name="x"), [1])
 
 
+@pytest.mark.parametrize("values", ["abc", 5, {1, 2}, {"a": 1}], ids=repr)
+def test_vocabulary_of_values_that_are_no_list_is_refused(values):
+    with pytest.raises(SchemaError, match=r"values: got .*, expected a list of integers, or of strings"):
+        Vocabulary(values=values)
+
+
 def test_hashing_spreads_integers_over_the_buckets():
     buckets = 64
     codes, _ = encode_column(Categorical(name="x", encoder=Hashing(buckets=buckets)), np.arange(64_000))

@@ -107,6 +107,17 @@ def test_schema_encode_one_is_a_row_without_its_axis():
     assert one["length"].tolist() == [0.0, 0.0]
 
 
+def test_schema_group_that_is_none_is_refused_by_every_method():
+    schema = fitted()
+    for method in (schema.features, schema.names, schema.missing, schema.spec):
+        with pytest.raises(SchemaError, match="group: got 'items', expected one of user, item"):
+            method(*("items", (2,))[: 1 + (method == schema.missing)])
+    with pytest.raises(SchemaError, match="group: got 'items'"):
+        schema.encode("items", FILMS, 3)
+    with pytest.raises(SchemaError, match="item: got None, expected values by feature name"):
+        schema.encode_one("item", None)
+
+
 def test_schema_to_json_and_back_is_equal():
     schema = fitted()
     again = Schema.from_json(json.loads(json.dumps(schema.to_json())))

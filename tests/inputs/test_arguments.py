@@ -101,6 +101,8 @@ def entry(
         ({"path": 3}, "entry: path: got 3, expected a string"),
         ({"size": 2.5}, "entry: size: got 2.5, expected a whole number or null"),
         ({"size": True}, "entry: size: got True"),
+        ({"size": 10**400}, "entry: size: got an integer of 1,329 bits"),
+        ({"size": 2**63}, f"entry: size: got {2**63}"),
         ({"share": "half"}, "entry: share: got 'half', expected a finite number"),
         ({"share": float("nan")}, "entry: share: got nan"),
         ({"names": "abc"}, "entry: names: got 'abc', expected a list, each a string"),

@@ -1,6 +1,7 @@
 """Arguments of engines and requests: what is taken, and what is refused in words that help."""
 
 import asyncio
+import threading
 from typing import Any
 
 import numpy as np
@@ -40,9 +41,17 @@ def test_tables_swapped_are_refused(make: Make, engine: Engine, one: Served, way
         ConfigError, match=r"item index: got BehaviourTable .*, expected a ItemIndex|ItemIndex"
     ):
         enter(bundle, given)
-    for wrong in ((bundle, items), (bundle, None), (items, one[1])):
+    for wrong in ((bundle, items), (bundle, None), (items, one[1]), (bundle, (items, behaviours))):
         with pytest.raises(ConfigError, match="an engine takes a bundle and Tables"):
             enter(*wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", ["slow", 7, [7], [Observer]], ids=repr)
+def test_observers_that_are_none_are_refused_before_threads_start(make: Make, wrong: Any) -> None:
+    threads = threading.active_count()
+    with pytest.raises(ConfigError, match=r"observers: got .*, expected a list of Observer objects"):
+        make(observers=wrong)
+    assert threading.active_count() == threads
 
 
 NUMBERS = [np.float32(60_000), np.int64(60_000), np.uint8(200), 60_000]

@@ -84,6 +84,12 @@ from aif_jax.serving.config import Sizes
         ),
         (lambda: Threads(blocking=0), r"threads\.blocking: got 0"),
         (lambda: Threads(max_queued=2.5), r"threads\.max_queued: got 2\.5"),
+        (
+            lambda: Threads(max_queued=10**400),
+            r"threads\.max_queued: got an integer of 1,329 bits, .*below 2\^63",
+        ),
+        (lambda: UserStateCache(max_bytes=2**63), r"user_states\.max_bytes: got 9223372036854775808"),
+        (lambda: UserStateCache(ttl_s=10**400), r"user_states\.ttl_s: got an integer of 1,329 bits"),
         (lambda: EngineConfig(max_pending_age_s=0.0), r"max_pending_age_s: got 0\.0"),
     ],
 )

@@ -170,6 +170,13 @@ def test_candidates_string_ids_in_tables_rank_as_list(
         assert_same(ranking, expected)
 
 
+def test_pair_number_beyond_float32_counts_as_the_largest_one(engine: Engine, world: World) -> None:
+    ids, most = world.ids[:3], float(np.finfo(np.float32).max)
+    for given, meant in ((1e300, most), (-1e300, -most), (np.inf, 0.0), (np.nan, 0.0)):
+        ranking, expected = (engine.begin(4).rank(ids, {"bid": [1.0, bid, 2.0]}) for bid in (given, meant))
+        assert ranking.scores.tolist() == expected.scores.tolist()
+
+
 def test_candidates_missing_values_of_every_library_count_as_missing(engine: Engine, world: World) -> None:
     ids, _ = world.candidates(4)
     bids, channels = [1.0, None, 0.5, 2.0], ["ann", None, "new", None]

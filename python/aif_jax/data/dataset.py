@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from aif_jax.checks import typed
+from aif_jax.checks import is_variable, typed
 from aif_jax.data import building
 from aif_jax.data.content import Content, fit_width, turned
 from aif_jax.data.facts import known_items, summary_of, warnings_of
@@ -661,7 +661,7 @@ def _check(dataset: Dataset) -> None:
     }  # fmt: skip
     if wrong := {name: len(column) for name, column in columns.items() if len(column) != rows}:
         fail(f"impression columns {wrong} do not have {rows} rows")
-    if wrong := [name for name in impressions.labels if not str(name).isidentifier()]:
+    if wrong := [name for name in impressions.labels if not is_variable(str(name))]:
         fail(f"label {shown(wrong[0])} is not a name that a score expression could use, such as 'order'")
     if not impressions.labels or set(impressions.labels) != set(impressions.label_mask):
         fail(

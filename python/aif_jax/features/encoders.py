@@ -12,6 +12,7 @@ from aif_jax.checks import check_types
 from aif_jax.errors import SchemaError
 from aif_jax.inputs.tokens import Tokens
 from aif_jax.lookup import find
+from aif_jax.shown import shown
 from aif_jax.strict_json import shortened
 
 T = TypeVar("T")
@@ -49,6 +50,10 @@ class Vocabulary:
             raise SchemaError(f"min_count: got {self.min_count}, expected at least 1.")
         if self.values is None:
             return
+        if not isinstance(self.values, (tuple, list)):
+            raise SchemaError(
+                f"values: got {shown(self.values)}, expected a list of integers, or of strings."
+            )
         kinds = set(map(type, self.values))
         if not (kinds <= {int} or kinds <= {str}):
             raise SchemaError(
@@ -275,7 +280,7 @@ def from_kind(what: str, fields: Mapping[str, Any], makers: Mapping[str, Callabl
 
 
 def _vocabulary(*, values: Any = None, **fields: Any) -> Vocabulary:
-    return Vocabulary(values=None if values is None else tuple(values), **fields)
+    return Vocabulary(values=values, **fields)
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from aif_jax.features.kinds import Categorical, Feature, MultiValued, Numeric, f
 from aif_jax.features.report import EncodeReport
 from aif_jax.features.written import code_of, read_fields, write_fields
 from aif_jax.inputs import read_table
+from aif_jax.shown import shown
 from aif_jax.strict_json import shortened
 
 Group = Literal["user", "item", "context", "pair", "train_only"]
@@ -22,6 +23,17 @@ GROUPS: tuple[Group, ...] = ("user", "item", "context", "pair", "train_only")
 """Groups of features, by what they describe. ``train_only`` (such as position) is neutral at serving."""
 
 _VERSION = 1
+_T = TypeVar("_T")
+
+
+class _Groups(dict[Any, _T]):
+    """Something of each group; another key is an error of ours."""
+
+    def __missing__(self, group: object) -> NoReturn:
+        raise SchemaError(f"group: got {shown(group)}, expected one of {', '.join(GROUPS)}.")
+
+
+_GROUPS: _Groups[Group] = _Groups({group: group for group in GROUPS})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,9 +102,7 @@ class Schema:
         Raises:
             SchemaError: there is no such group.
         """
-        if group not in GROUPS:
-            raise SchemaError(f"group: got {group!r}, expected one of {', '.join(GROUPS)}.")
-        return getattr(self, group)
+        return getattr(self, _GROUPS[group])
 
     def names(self, group: Group) -> frozenset[str]:
         """Return the names of a group's features."""
@@ -101,11 +111,13 @@ class Schema:
     @functools.cached_property
     def _plans(self) -> dict[str, dict[str, tuple[Feature, tuple[int, ...], np.dtype]]]:
         """Features of each group by name, with shape and dtype: a request waits for `encode`."""
-        return {group: {f.name: (f, f.shape, f.dtype) for f in self.features(group)} for group in GROUPS}
+        return _Groups(
+            {group: {f.name: (f, f.shape, f.dtype) for f in self.features(group)} for group in GROUPS}
+        )
 
     @functools.cached_property
     def _names(self) -> dict[str, frozenset[str]]:
-        return {group: frozenset(feature.name for feature in self.features(group)) for group in GROUPS}
+        return _Groups({group: frozenset(f.name for f in self.features(group)) for group in GROUPS})
 
     def feature(self, group: Group, name: str) -> Feature:
         """Return one feature.
@@ -218,6 +230,8 @@ class Schema:
         strict: bool = True,
     ) -> dict[str, np.ndarray]:
         """Encode one record: like `encode`, but of scalars (lists if multi-valued) and without an axis n."""
+        if not isinstance(values, Mapping):
+            raise SchemaError(f"{group}: got {shown(values)}, expected values by feature name.")
         row = self.encode(
             group, {name: [value] for name, value in values.items()}, 1, report=report, strict=strict
         )

@@ -60,7 +60,7 @@ def check_tables(bundle: Bundle, tables: Tables) -> None:
         ProcessError: they were made before this process was forked.
     """
     kinds = {"bundle": Bundle, "item index": ItemIndex, "behaviour table": BehaviourTable}
-    both = tables if isinstance(tables, tuple) and len(tables) == 2 else (tables, None)
+    both = tables if isinstance(tables, Tables) else (tables, None)
     for (name, kind), part in zip(kinds.items(), (bundle, *both), strict=True):
         if not isinstance(part, kind):
             raise ConfigError(

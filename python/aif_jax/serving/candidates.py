@@ -252,9 +252,8 @@ def _raw(schema: Schema, name: str, column: Any, n: int) -> np.ndarray:
     feature = schema.feature("pair", name)
     if not isinstance(feature, Numeric):
         return np.zeros(n, np.float32)
-    values = feature.raw(column, n).astype(np.float32)
-    values[~np.isfinite(values)] = 0.0
-    return values
+    values, most = feature.raw(column, n), np.finfo(np.float32).max
+    return np.where(np.isfinite(values), np.clip(values, -most, most), 0.0).astype(np.float32)
 
 
 _MAX_DEADLINE_MS = 1e9

@@ -103,6 +103,7 @@ class Engine(OfOneProcess, guards=("publish", "rollback", "drop_previous", "shad
         check_tables(bundle, tables)
         self.config = config or EngineConfig()
         self.config.check_items(items)
+        self._observers = Observers(observers)
         self._loop = EventLoop()
         self._workers = Workers(self.config.threads)
         try:
@@ -111,7 +112,6 @@ class Engine(OfOneProcess, guards=("publish", "rollback", "drop_previous", "shad
         except BaseException:
             self._workers.close()
             raise
-        self._observers = Observers(observers)
         self._services = Services(
             workers=self._workers,
             admission=Admission(self.config.threads.compute),

@@ -5,9 +5,10 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
+from aif_jax.checks import check
 from aif_jax.serving.report import Facts, Report, Task, shown_user
 from aif_jax.strict_json import text_of
 from aif_jax.types import UserId
@@ -105,7 +106,9 @@ class Observers:
     """
 
     def __init__(self, observers: Sequence[Observer]):
-        self._observers = tuple(observers)
+        self._observers = tuple(observers) if isinstance(observers, Iterable) else (observers,)
+        for one in self._observers:
+            check("observers", one, isinstance(one, Observer), "a list of Observer objects")
         self._counts: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
         self._lock = threading.Lock()

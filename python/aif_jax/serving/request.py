@@ -7,7 +7,7 @@ import enum
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from aif_jax import processes
 from aif_jax.aio import Waiter, result_of
@@ -153,6 +153,9 @@ class Pending:
         self._retrieval_reason: str | None = None
 
     # -- for callers ------------------------------------------------------------------------------
+
+    def __reduce__(self) -> NoReturn:
+        raise processes.not_pickled(self, "pass on its user and its candidates.")
 
     def __repr__(self) -> str:
         left = self.deadline.left_ms()

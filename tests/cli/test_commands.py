@@ -195,10 +195,11 @@ def test_train_command_config_that_does_not_fit_is_refused_before_data_is_read(t
         run("train", "synthetic", "--out", tmp_path / "run", "--budget", "1m")
 
 
-def test_main_own_error_is_shown_without_traceback(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("path", ["/no/such/thing", "/no/such/thing" * 500], ids=["absent", "too long"])
+def test_main_error_of_ours_or_of_the_system_is_shown_without_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], path: str
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["aif", "inspect", "/no/such/thing"])
+    monkeypatch.setattr("sys.argv", ["aif", "inspect", path])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2

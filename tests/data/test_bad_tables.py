@@ -257,6 +257,17 @@ CASES: dict[str, tuple[Callable[[], Dataset], type[AifError], str]] = {
     "label of another form of Unicode": (
         lambda: events(changed(), labels={"\ufb01t": ["buy"]}), DataError, "label '\ufb01t' is not a name"
     ),
+    "iterator as a column": (
+        lambda: events(changed(what=iter(range(4_000)))), DataError, "column .what.: got a range_iterator"
+    ),
+    "single value as a column": (
+        lambda: events(changed(what=np.array(1))), DataError, "events: column 'what': got the single value 1"
+    ),
+    "empty name of a column": (lambda: events(changed(), user=""), DataError, "events: has no column ''"),
+    "empty name of the types": (lambda: events(changed(), type=""), DataError, "events: has no column ''"),
+    "path too long for the system": (
+        lambda: events("x" * 5_000), DataError, r"events: got the path 'x{150}', which matches no file"
+    ),
     "min_item_count too high": (
         lambda: events(changed(), min_item_count=9_999),
         DataError,

@@ -208,10 +208,18 @@ def test_check_contract_good_model_passes() -> None:
     check_contract(contracted())
 
 
+def unanswered(_: Any) -> Any:
+    raise ConnectionError("no answer")
+
+
 UNSOUND: dict[str, tuple[Any, str]] = {
     "not finite": (
         with_column("item", "share", lambda out, *_: out["vector"] / out["genres"].astype(jnp.float32)),
         r"Functions\.item: share is not finite",
+    ),
+    "raises when it is run": (
+        with_column("item", "asked", lambda out, *_: jax.pure_callback(unanswered, *[out["vector"]] * 2)),
+        r"Functions\.item: cannot be run for \d+ rows: JaxRuntimeError: .*no answer",
     ),
     "random": (
         with_column("item", "noise", lambda out, *_: out["vector"] + float(np.random.rand())),  # noqa: NPY002

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from aif_jax.bundle import Bundle
-from aif_jax.errors import ItemIndexError, SchemaError
+from aif_jax.errors import DataError, ItemIndexError, SchemaError
 from aif_jax.features import Ragged, item_keys
 from aif_jax.nearline import (
     Archive,
@@ -519,6 +519,13 @@ def test_dead_letters_of_killed_writer_are_read_once(tmp_path: Path) -> None:
     assert dataclasses.replace(found, set_aside_s=0.0) == dataclasses.replace(letter, raw_bytes=1)
     DeadLetters(tmp_path, 1 << 20).write([dataclasses.replace(letter, position=(2,))])
     assert [letter.position for letter in read_dead_letters(tmp_path)] == [(1,), (2,)]
+
+
+@pytest.mark.parametrize("line", [b"\0", b"[]", b"5", b"[" * 100_000, b"\xff"], ids=range(5))
+def test_dead_letters_line_of_another_program_is_named(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "dead-letters.jsonl").write_bytes(line + b"\n")
+    with pytest.raises(DataError, match="line 1: is not a dead letter"):
+        list(read_dead_letters(tmp_path))
 
 
 def test_iterable_updates_that_raise_are_asked_again_and_lose_none(world: World) -> None:

@@ -12,8 +12,9 @@ import numpy as np
 
 from aif_jax import kernels
 from aif_jax.bundle.golden import RELATIVE, sample_group, sample_items, sample_types
-from aif_jax.errors import ConfigError
+from aif_jax.errors import AifError, ConfigError
 from aif_jax.models.served import ServedModel
+from aif_jax.strict_json import shortened
 
 _ROWS = 64
 _USERS = 4
@@ -101,7 +102,15 @@ def _users(model: ServedModel, behaviours: Arrays, rng: np.random.Generator) -> 
 def _checked(where: str, function: Callable[[Any], Any], given: Any, order: np.ndarray) -> dict[str, Any]:
     """Check a function of rows, and return what it gives."""
     compiled = jax.jit(function)
-    first = _run(compiled, given)
+    try:
+        first = _run(compiled, given)
+    except AifError:
+        raise
+    except Exception as error:  # memory, a callback that raises: it was traced without a value
+        reason = next(reversed(str(error).strip().splitlines()), "")  # behind the trace of a callback
+        raise ConfigError(
+            f"{where}: cannot be run for {len(order)} rows: {type(error).__name__}: {shortened(reason)}"
+        ) from error
     for column, values in first.items():
         if values.dtype.kind not in "iub" and not np.isfinite(values.astype(np.float32)).all():
             raise ConfigError(

@@ -288,10 +288,10 @@ def doctor(
 
 
 def main() -> None:
-    """Run the command; errors of aif_jax print one message and exit with status 2."""
+    """Run the command; errors of aif_jax and of the system print one message and exit with status 2."""
     try:
         app()
-    except AifError as error:
+    except (AifError, OSError) as error:
         console = Console(stderr=True)
         console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
         console.print(str(error), markup=False, highlight=False, soft_wrap=True)

@@ -148,7 +148,7 @@ def read_log(source: Any, name: str, names: Names, time_unit: str | None) -> Raw
         DataError: it is no table, is empty, lacks a column, or a column holds something else.
     """
     special = (names.user, names.item, names.time, names.type, names.request, names.split)
-    wanted = [column for column in (*special, *names.labels.values(), *names.features) if column]
+    wanted = [column for column in (*special, *names.labels.values(), *names.features) if column is not None]
     table = open_table(source, name, wanted)
     if not table.rows:
         raise DataError(f"{name}: got a table without rows.")
@@ -159,10 +159,12 @@ def read_log(source: Any, name: str, names: Names, time_unit: str | None) -> Raw
     columns: dict[str, Any] = {column: table.plain(column) for column in names.features}
     for head, column in names.labels.items():
         columns[f"label {head}"], columns[f"mask {head}"] = _label(table, column)
-    if names.split:
+    if names.split is not None:
         columns["split"] = np.asarray(table.plain(names.split))
     words = {
-        role: coded(column) for role, column in (("type", names.type), ("request", names.request)) if column
+        role: coded(column)
+        for role, column in (("type", names.type), ("request", names.request))
+        if column is not None
     }
     moments = read_moments(table.arrow(names.time), f"{name}: column {names.time!r}", time_unit)
     return RawLog(name, coded(names.user), coded(names.item), moments, words, columns)

@@ -6,6 +6,7 @@ folders and globs, mappings of arrays, and whatever else `aif_jax.inputs` reads.
 
 import dataclasses
 import glob
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,10 +77,17 @@ def open_table(source: Any, name: str, wanted: Sequence[str] | None = None) -> T
         raise DataError(f"{name}: got a {type(table).__name__}, expected {_KINDS}.")
     columns = {str(column): values for column, values in columns.items()}
     columns = {column: columns[column] for column in _chosen(list(columns), name, wanted)}
-    lengths = {column: len(values) for column, values in columns.items()}
+    lengths = {column: _length(values, f"{name}: column {column!r}") for column, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise DataError(f"{name}: columns have different lengths: {lengths}.")
     return Table(name, columns, next(iter(lengths.values()), 0))
+
+
+def _length(values: Any, what: str) -> int:
+    try:
+        return len(values)
+    except TypeError:  # an iterator or a single value, refused in words
+        return len(read_column(values, what, error=DataError))
 
 
 def compute() -> Any:
@@ -295,7 +303,7 @@ def _files(source: Any, name: str) -> Any:
     for given in [source] if isinstance(source, (str, Path)) else source:
         text = str(given)
         found = sorted(glob.glob(text, recursive=True)) if glob.has_magic(text) else [text]
-        if not found or not all(Path(path).exists() for path in found):
+        if not found or not all(os.path.exists(path) for path in found):
             raise DataError(
                 f"{name}: got the path {text[:150]!r}, which matches no file; give the path of a "
                 "Parquet file."

@@ -166,7 +166,7 @@ def read_dead_letters(directory: str | Path) -> Iterator[DeadLetter]:
                     raw_bytes=found["raw_bytes"],
                     set_aside_s=found["set_aside_s"],
                 )
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, LookupError, RecursionError) as error:
                 raise DataError(
                     f"{path}, line {number}: is not a dead letter ({error}); delete it, or move the file."
                 ) from error

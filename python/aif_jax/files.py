@@ -134,7 +134,9 @@ def refusals(path: Path, needed: int | None = None) -> Iterator[None]:
         WriteError: also if no file can have such a name.
     """
     if _is_impossible(path):
-        raise WriteError(f"{str(path)!r}: holds what no name of a file can; choose another path.")
+        refused = WriteError(f"{str(path)!r}: holds what no name of a file can; choose another path.")
+        refused.errno, refused.strerror = errno.EINVAL, "no file has such a name"
+        raise refused
     try:
         yield
     except WriteError:

@@ -90,6 +90,16 @@ def test_parquet_updates_are_followed_and_resumed(bundle: Bundle, world: World, 
         assert waiting.stats()["delay_ms"]["p99"] > 0
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_parquet_updates_what_is_no_file_is_set_aside_and_passed_over(tmp_path: Path, make: Any) -> None:
+    make(tmp_path / "1.parquet")
+    pq.write_table(pa.table({"id": [7]}), tmp_path / "2.parquet")
+    source = ParquetUpdates(tmp_path, endless=False)
+    (refused,), (taken,) = (source.read(None, 0.0) for _ in range(2))  # type: ignore[misc]
+    assert "1.parquet: is no file" in str(refused.update)
+    assert taken.update.ids.tolist() == [7]
+
+
 def test_parquet_updates_file_without_rows_is_passed(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": pa.array([], pa.int64())}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"id": [5]}), tmp_path / "b.parquet")

@@ -9,6 +9,7 @@ deleted. Flags are booleans, or the integers 0 and 1.
 
 import itertools
 import os
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ _END = 1 << 62
 """In place of a row's number: the end of a file, whatever it held."""
 
 
+@typed
 def catalogue_batches(paths: str | Path | Sequence[str | Path], *, rows: int = 16_384) -> Iterator[Upsert]:
     """Read a catalogue batch by batch.
 
@@ -49,6 +51,7 @@ def catalogue_batches(paths: str | Path | Sequence[str | Path], *, rows: int = 1
             yield records(batch, str(path))
 
 
+@typed
 def catalogue_rows(paths: str | Path | Sequence[str | Path]) -> int:
     """Return the number of items of a catalogue; see `catalogue_batches`."""
     return sum(_metadata(path).num_rows for path in _files(paths))
@@ -124,9 +127,12 @@ class ParquetUpdates:
 
     def _deliveries(self, path: Path, passed: int) -> Iterator[list[Delivery]]:
         """Yield the changes of each batch of rows, those of the first ``passed`` rows left out."""
-        made_s = path.stat().st_mtime
+        found = path.stat()
+        made_s = found.st_mtime
         done, failed = 0, None
         try:
+            if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+                raise DataError(f"{path}: is no file, expected a Parquet file; remove it.")
             for batch in _raw_batches(path, self._rows):
                 if not done:
                     _check_schema(batch, str(path))

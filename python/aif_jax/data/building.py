@@ -129,7 +129,7 @@ def from_events(
     item = np.concatenate([real.item[:, None], drawn], axis=1)
     del drawn  # as large as a column of all rows
     shape, item = item.shape, item.ravel()
-    kept = np.flatnonzero(item >= 0) if item.min() < 0 else None
+    kept = item >= 0 if item.min() < 0 else None
 
     def each(array: np.ndarray) -> np.ndarray:
         """Give the value of a real row to its sampled ones too."""

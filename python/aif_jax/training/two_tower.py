@@ -3,7 +3,7 @@
 from typing import Any
 
 from aif_jax.config import ModelConfig
-from aif_jax.data import Dataset
+from aif_jax.data import TRAIN, Dataset
 from aif_jax.training.config import TrainConfig
 from aif_jax.training.loop import TrainResult, train
 
@@ -33,6 +33,9 @@ def two_tower(
         model = ModelConfig(heads=data.heads[:1], **content)
     config = model.replace(architecture="two_tower", heads=model.heads[:1], score=model.heads[0])
     training = (TrainConfig() if training is None else training).replace(next_weight=0.0)
+    if training.visit:  # the softmax takes one positive of each request: none is to be lost to a neighbour
+        merged, each = (len(data.requests(TRAIN, training.group, visit)) for visit in (training.visit, 0))
+        training = training.replace(visit=0, batch_size=round(training.batch_size * each / max(merged, 1)))
     if not training.softmax_weight:
         training = training.replace(softmax_weight=1.0)
     if training.head_weights:

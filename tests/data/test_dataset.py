@@ -198,6 +198,11 @@ def with_content(dataset, vectors, has):
         (lambda d: with_events(d, type=np.array([0, 1, 0, 0, 1, 1, 2], np.int32)), "2 behaviour types"),
         (lambda d: with_events(d, offsets=np.array([0, 5, 6])), "offsets"),
         (lambda d: with_rows(d, history_end=np.array([1, 4, 1, 3, 5])), "outside its user's events"),
+        (
+            lambda d: with_rows(d, time=np.array([1, 0, 1, 1, 6])),
+            "history of row 3 ends with an event of time 1",
+        ),
+        (lambda d: with_rows(d, time=np.array([1, 0])), "'time': 2"),
         (lambda d: with_rows(d, history_end=np.array([1, 8, 1, 3, 5])), "outside its user's events"),
         (lambda d: with_rows(d, request=np.array([4, 4, 4, 4, 6])), "different users"),
         (lambda d: with_rows(d, request=np.array([4, 9, 4, 4, 4])), "different splits"),

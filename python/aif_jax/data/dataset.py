@@ -461,12 +461,15 @@ class Dataset:
             return rows, start
         head = rows[start]
         user, end = impressions.user[head], impressions.history_end[head]
-        order = np.lexsort((end, user))
-        user, length = user[order], (end - self.events.offsets[user])[order]
+        order = np.arange(len(start))
+        if np.any((user[1:] < user[:-1]) | ((user[1:] == user[:-1]) & (end[1:] < end[:-1]))):
+            order = np.lexsort((end, user))
+            user, end = user[order], end[order]
+        length = end - self.events.offsets[user]
         step = np.minimum(1 << np.log2(np.maximum(length // 8, 1)).astype(np.int64), visit)
-        window = length - length % step
+        length -= length % step
         opens = np.ones(len(order), bool)
-        opens[1:] = (user[1:] != user[:-1]) | (window[1:] != window[:-1])
+        opens[1:] = (user[1:] != user[:-1]) | (length[1:] != length[:-1])
         number = np.empty(len(order), np.int64)
         number[order] = np.cumsum(opens)
         return self._together(rows, np.repeat(number, np.diff(start, append=len(rows))))
@@ -666,7 +669,7 @@ def _scalar(column: Any) -> Any:
 
 
 def _check(dataset: Dataset) -> None:
-    """Refuse a data set whose parts do not fit together, or whose histories reach past their row."""
+    """Refuse a data set whose parts do not fit together, or whose histories reach past rows with a time."""
 
     def fail(what: str) -> None:
         raise DataError(f"{dataset.name}: {what}.")
@@ -698,6 +701,7 @@ def _check(dataset: Dataset) -> None:
         **impressions.labels,
         **{f"mask of {name}": mask for name, mask in impressions.label_mask.items()},
         **impressions.context, **impressions.pair, **impressions.train_only,
+        **({} if impressions.time is None else {"time": impressions.time}),
     }  # fmt: skip
     if wrong := {name: len(column) for name, column in columns.items() if len(column) != rows}:
         fail(f"impression columns {wrong} do not have {rows} rows")
@@ -716,6 +720,16 @@ def _check(dataset: Dataset) -> None:
         starts, stops, ends = events.offsets[:-1], events.offsets[1:], impressions.history_end
         if np.any(ends < starts[impressions.user]) or np.any(ends > stops[impressions.user]):
             fail("a history ends outside its user's events")
+        if impressions.time is not None:
+            some = np.flatnonzero(ends > starts[impressions.user])
+            late = some[events.time[ends[some] - 1] >= impressions.time[some]]
+            if len(late):
+                newest = events.time[ends[late[0]] - 1]
+                fail(
+                    f"the history of row {late[0]} ends with an event of time {newest}, "
+                    f"not before the row's own {impressions.time[late[0]]}, and so do {len(late):,} in all: "
+                    "what happens at the time of a row or later would tell its label"
+                )
         request, order = impressions.request, slice(None)
         if np.any(request[1:] < request[:-1]):
             order = np.argsort(request, kind="stable")

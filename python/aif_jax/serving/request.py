@@ -283,8 +283,9 @@ class Pending:
 
     async def retrieve_and_rank_async(self, k: int | None, filters: Filters | None) -> Ranking:
         """Retrieve and rank without blocking the event loop: a plain ``retrieve`` runs in a thread."""
-        retrieval, request = self._release.retrieval, self._request(k, filters)
+        retrieval = self._release.retrieval
         try:
+            request = self._request(k, filters)
             ranking: Ranking | BaseException | None = None
             if retrieval.is_coroutine:
                 outcome = await retrieval.in_loop(request, self._retrieval_ms(), self._start)
@@ -489,7 +490,8 @@ class Pending:
         return self._release.ladder.retrieval_ms(left_ms)
 
     def _request(self, k: int | None, filters: Filters | None) -> Request:
-        k = self._release.generation.sizes.k if k is None else k
+        generation = self._release.generation
+        k = generation.sizes.k if k is None else checked_k(k, generation.k_max)
         return Request(user=self.user, context=dict(self.context), k=k, filters=filters)
 
     # -- ranking ----------------------------------------------------------------------------------

@@ -747,13 +747,12 @@ class Pending:
 
         Not in the stage's thread: that may run to its end for a caller that was cancelled meanwhile.
         """
-        facts = ranking.facts
         if self._ticket is not None:
-            values = facts.values
+            values = ranking.facts.values
             self._services.admission.learn(
                 self._ticket, values["total_ms"], values["retrieval_ms"], values["rung"]
             )
-        self._services.observers.ranked(facts)
+        self._services.observers.ranked(ranking)
         return ranking
 
     def _report_failure(self, error: BaseException) -> None:

@@ -13,6 +13,7 @@ from aif_jax.errors import ConfigError, DataError
 from aif_jax.models import build_model
 from aif_jax.training.choosing import COMPILING_S, FEWEST_STEPS, Choice, choose
 from aif_jax.training.feed import TrainingBatches
+from aif_jax.training.two_tower import apart
 from support.tables import shop, shown
 
 
@@ -142,6 +143,15 @@ def test_choose_budget_shares_histories_then_bounds_epochs_then_steps(data: Data
     assert len(requests) < 0.6 * len(data.requests(TRAIN, shared.group))
     assert most_of_one.epochs == 1
     assert most_of_one.max_steps == pytest.approx(0.9 * len(requests) / shared.batch_size, rel=0.05)
+
+
+def test_two_tower_takes_requests_apart_as_many_rows_a_step(data: Dataset) -> None:
+    shared = choose(data, 1e-3).training.replace(batch_size=100)
+    found = apart(data, shared)
+    together, alone = (len(data.requests(TRAIN, shared.group, visit)) for visit in (shared.visit, 0))
+    assert found.visit == 0
+    assert found.batch_size == round(100 * alone / together) > 120
+    assert apart(data, found) == found
 
 
 def test_choose_lengths_of_long_sequences_by_what_they_spare() -> None:

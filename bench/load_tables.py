@@ -1,9 +1,12 @@
-"""Time and peak memory of loading ten million events, beside what pandas takes to read and group them.
+"""Time and peak memory of ten million events: loading, beside what pandas takes to read and group them, and
+the first steps of an epoch of training.
 
     python bench/load_tables.py
 
 Each way runs in a process of its own, because peak memory is one figure of a process. The events are made up:
-popular users and items, thirty days, three types; written as Parquet.
+popular users and items, thirty days, three types; written as Parquet. The last lines are of one process that
+loads, chooses settings, prepares the rows and trains `STEPS` steps; the time of a whole epoch is extrapolated
+from all steps but the first third.
 """
 
 import resource
@@ -18,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 EVENTS = 10_000_000
+STEPS = 120
 WAYS = ("read_parquet", "read_parquet and groupby", "read_parquet and sort", "from_events")
 
 
@@ -55,7 +59,53 @@ def run(way: str, path: str) -> str:
     return f"{seconds:.1f} | {busy:.1f} | {peak:.2f}"
 
 
+def train_some(path: str) -> None:
+    """Load, choose, prepare and train some steps; print a line for each."""
+    from aif_jax.data import TRAIN, Dataset
+    from aif_jax.training import choose, train
+
+    last = [time.perf_counter(), time.process_time()]
+
+    def done(what: str) -> None:
+        seconds, busy = time.perf_counter() - last[0], time.process_time() - last[1]
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(f"| {what} | {seconds:.1f} | {busy:.1f} | {peak:.2f} |", flush=True)
+        last[:] = time.perf_counter(), time.process_time()
+
+    class Enough(Exception):
+        pass
+
+    marks: list[float] = []
+
+    def on_step(number: int) -> None:
+        marks.append(time.process_time())
+        if number == 1:
+            done("rows prepared, a step compiled")
+        if number == STEPS:
+            raise Enough
+
+    data = Dataset.from_events(path, user="user", item="item", time="time", type="type")
+    done("`from_events`")
+    choice = choose(data)
+    done("`choose`")
+    try:
+        train(choice.model, data, choice.training, progress=False, on_step=on_step)
+    except Enough:
+        done(f"{STEPS - 1} steps")
+    training = choice.training
+    per_step = (marks[-1] - marks[STEPS // 3]) / (len(marks) - 1 - STEPS // 3)
+    steps = len(data.requests(TRAIN, training.group, training.visit)) / training.batch_size
+    rows = int(np.count_nonzero(data.impressions.split == TRAIN))
+    print(
+        f"An epoch of {rows:,} rows has {steps:,.0f} steps of {1000 * per_step:.1f} CPU ms: "
+        f"{steps * per_step:,.0f} CPU seconds, extrapolated."
+    )
+
+
 def main() -> None:
+    if len(sys.argv) == 3 and sys.argv[1] == "train":
+        train_some(sys.argv[2])
+        return
     if len(sys.argv) == 3:
         print(run(*sys.argv[1:]))
         return
@@ -67,6 +117,7 @@ def main() -> None:
             command = [sys.executable, __file__, way, str(path)]
             cells = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
             print(f"| {way} | {cells} |", flush=True)
+        subprocess.run([sys.executable, __file__, "train", str(path)], check=True)
 
 
 if __name__ == "__main__":

@@ -91,13 +91,13 @@ CASES: dict[str, tuple[Callable[[], Dataset], type[AifError], str]] = {
     "empty test part": (
         lambda: events(changed(), split=by_time(validation="2d", test="2026-06-01")),
         DataError,
-        r"events: the validation and the test part is empty: by_time\(validation='2d', "
+        r"events: no row in the validation and the test part: by_time\(validation='2d', "
         r"test='2026-06-01'\) puts all .* rows elsewhere",
     ),
     "empty training part": (
         lambda: events(changed(), split=by_time(validation="30d", test="30d")),
         DataError,
-        "events: the train part is empty",
+        "events: no row in the train part",
     ),
     "one class only": (
         lambda: impressions({**shown(), "click": np.ones(4_000)}),

@@ -88,6 +88,31 @@ def test_dataset_requests_group_rows_in_order_of_time():
         tiny().requests("future")
 
 
+@pytest.mark.parametrize(("visit", "most"), [(1, 0), (4, 3), (16, 7)])
+def test_dataset_requests_of_a_visit_lack_few_behaviours_and_read_none_ahead(visit, most):
+    random = np.random.default_rng(0)
+    n = 4_000
+    shown = {
+        "user": random.integers(0, 20, n),
+        "item": random.integers(0, 50, n),
+        "time": random.integers(0, 3_000, n),
+        "click": random.random(n) < 0.5,
+    }
+    names = {"user": "user", "item": "item", "time": "time", "label": "click", "time_unit": "step"}
+    data = Dataset.from_impressions(shown, **names, content_width=0)
+    rows, plain, found = data.impressions, data.requests("train", 64), data.requests("train", 64, visit)
+    assert sorted(found.rows[found.rows >= 0]) == sorted(plain.rows[plain.rows >= 0])
+    real = found.rows >= 0
+    own = np.where(real, rows.history_end[found.rows], found.history_end[:, None])
+    lacking, length = own - found.history_end[:, None], own - data.events.offsets[found.user][:, None]
+    assert (np.where(real, rows.user[found.rows], found.user[:, None]) == found.user[:, None]).all()
+    assert lacking.min() >= 0
+    assert lacking.max() == most  # an eighth of histories of 64 to 127, where the visit does not end before
+    assert (lacking <= length / 8).all()
+    assert len(found) < len(plain)
+    assert data.request_sizes("train", visit).sum() == real.sum()
+
+
 def test_dataset_history_is_most_recent_first_of_one_user():
     items, types = tiny().history(np.array([0, 1, 1]), np.array([5, 7, 5]), 4)
     assert items.tolist() == [[1, 2, 0, 1], [3, 2, -1, -1], [-1, -1, -1, -1]]
@@ -173,6 +198,11 @@ def with_content(dataset, vectors, has):
         (lambda d: with_events(d, type=np.array([0, 1, 0, 0, 1, 1, 2], np.int32)), "2 behaviour types"),
         (lambda d: with_events(d, offsets=np.array([0, 5, 6])), "offsets"),
         (lambda d: with_rows(d, history_end=np.array([1, 4, 1, 3, 5])), "outside its user's events"),
+        (
+            lambda d: with_rows(d, time=np.array([1, 0, 1, 1, 6])),
+            "history of row 3 ends with an event of time 1",
+        ),
+        (lambda d: with_rows(d, time=np.array([1, 0])), "'time': 2"),
         (lambda d: with_rows(d, history_end=np.array([1, 8, 1, 3, 5])), "outside its user's events"),
         (lambda d: with_rows(d, request=np.array([4, 4, 4, 4, 6])), "different users"),
         (lambda d: with_rows(d, request=np.array([4, 9, 4, 4, 4])), "different splits"),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from aif_jax.errors import DeadlineExceededError, RequestError, RetrievalError, UnknownUserError
-from aif_jax.serving import Engine, Failure, Observer, Report, Threads
+from aif_jax.serving import Engine, Failure, Observer, Ranking, Report, Threads
 from support.served import Make, World, ran, ways
 
 
@@ -16,6 +16,7 @@ class Notes(Observer):
     def __init__(self) -> None:
         self.engines: list[Engine] = []
         self.reports: list[Report] = []
+        self.answers: list[Ranking] = []
         self.failures: list[Failure] = []
         self.closings = 0
 
@@ -24,6 +25,9 @@ class Notes(Observer):
 
     def ranked(self, report: Report) -> None:
         self.reports.append(report)
+
+    def answered(self, ranking: Ranking) -> None:
+        self.answers.append(ranking)
 
     def failed(self, failure: Failure) -> None:
         self.failures.append(failure)
@@ -51,6 +55,7 @@ def test_observer_rankings_of_every_way_are_reported_once(make: Make, world: Wor
 
     rankings.append(asyncio.run(handle()))
     assert notes.reports == [ranking.report for ranking in rankings]
+    assert all(seen is ranking for seen, ranking in zip(notes.answers, rankings, strict=True))
     assert [report.user for report in notes.reports] == [4, 5, 1, 2, 6, 7]
     assert notes.engines == [engine]
     assert (notes.failures, notes.closings) == ([], 0)

@@ -13,6 +13,7 @@ from aif_jax.errors import (
     ConfigError,
     DeadlineExceededError,
     OverloadedError,
+    RequestError,
     RetrievalError,
 )
 from aif_jax.serving import Engine, InMemoryUsers, Threads
@@ -74,6 +75,18 @@ def test_retrieve_plain_or_coroutine_ranks_as_given_candidates(
     blocking = asyncio.run(from_a_running_loop())
     for ranking in (ranked, awaited, blocking):
         assert_same(ranking, expected)
+
+
+@ways
+@kinds
+def test_rank_wrong_k_is_refused_before_retrieval(make: Make, kind: str, way: str) -> None:
+    asked: list[Request] = []
+    engine = make(retrieve=of_kind(kind, asked.append))
+    with pytest.raises(RequestError, match=f"k: got {K_MAX + 1}, expected a whole number from 1 to {K_MAX}"):
+        ran(getattr(engine, way), 4, k=K_MAX + 1)
+    assert not asked
+    assert engine.stats()["requests"]["error:RequestError"] == 1
+    engine.close()  # the request has ended: nothing is waited for
 
 
 def test_rank_without_retrieve_is_refused(engine: Engine) -> None:

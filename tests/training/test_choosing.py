@@ -13,6 +13,7 @@ from aif_jax.errors import ConfigError, DataError
 from aif_jax.models import build_model
 from aif_jax.training.choosing import COMPILING_S, FEWEST_STEPS, Choice, choose
 from aif_jax.training.feed import TrainingBatches
+from aif_jax.training.two_tower import apart
 from support.tables import shop, shown
 
 
@@ -125,24 +126,43 @@ def test_choose_twice_gives_the_same(data: Dataset, chosen: Choice) -> None:
     assert choose(data) == chosen == choose(log())
 
 
-def test_choose_budget_bounds_epochs_then_steps(data: Dataset, chosen: Choice) -> None:
-    most = chosen.training.epochs
+def test_choose_budget_shares_histories_then_bounds_epochs_then_steps(data: Dataset, chosen: Choice) -> None:
+    most, tight = chosen.training.epochs, choose(data, 1e-3)
     assert choose(data, 1e6).training == chosen.training
-    an_epoch, unbucketed = _seconds_of(choose(data, 120)), chosen.training.replace(long_buckets=())
+    assert chosen.training.visit == 1
+    assert tight.training.max_steps == FEWEST_STEPS
+    shared, an_epoch = tight.training.replace(max_steps=0), _seconds_of(tight)
+    compiling = COMPILING_S * (1 + len(shared.long_buckets))
     for epochs in range(1, most):
-        found = choose(data, COMPILING_S + (epochs + 0.5) * an_epoch)
-        assert found.training == unbucketed.replace(epochs=epochs)
+        found = choose(data, compiling + (epochs + 0.5) * an_epoch)
+        assert found.training == shared.replace(epochs=epochs)
         assert reason(found, f"epochs {epochs}, not {most}")
-    most_of_one = choose(data, COMPILING_S + 0.9 * an_epoch).training
-    steps = math.ceil(len(data.requests(TRAIN, chosen.training.group)) / chosen.training.batch_size)
+        assert "share that of the first" in reason(found, f"visit {shared.visit}")
+    most_of_one = choose(data, compiling + 0.9 * an_epoch).training
+    requests = data.requests(TRAIN, shared.group, shared.visit)
+    assert len(requests) < 0.6 * len(data.requests(TRAIN, shared.group))
     assert most_of_one.epochs == 1
-    assert most_of_one.max_steps == pytest.approx(0.9 * steps, rel=0.05)
-    assert choose(data, 1e-3).training.max_steps == FEWEST_STEPS
+    assert most_of_one.max_steps == pytest.approx(0.9 * len(requests) / shared.batch_size, rel=0.05)
+
+
+def test_two_tower_takes_requests_apart_as_many_rows_a_step(data: Dataset) -> None:
+    shared = choose(data, 1e-3).training.replace(batch_size=100)
+    found = apart(data, shared)
+    together, alone = (len(data.requests(TRAIN, shared.group, visit)) for visit in (shared.visit, 0))
+    assert found.visit == 0
+    assert found.batch_size == round(100 * alone / together) > 120
+    assert apart(data, found) == found
+
+
+def test_choose_lengths_of_long_sequences_by_what_they_spare() -> None:
+    (few, many) = (choose(log(rows=rows, users=rows // 400)).training for rows in (4_000, 60_000))
+    assert few.long_buckets == ()
+    assert many.long_buckets
 
 
 def _seconds_of(choice: Choice) -> float:
     """Return the estimate of an epoch from what the reason says."""
-    words = reason(choice, "epochs ").split()
+    (words,) = (text.split() for text in choice.reasons if "one core is estimated" in text)
     return float(words[words.index("take") + 1].replace(",", ""))
 
 

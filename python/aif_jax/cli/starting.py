@@ -18,7 +18,7 @@ _NAMES = {
     "user": r"(user|customer|visitor|member|account|client|viewer|session)s?(_?(id|no|key))?|uid",
     "item": r"(item|product|article|movie|video|track|song|listing|sku|post|news|book)s?(_?(id|no|key))?|iid",
     "time": r"(event_?|request_?)?(time|timestamp|ts|time_?ms|date|datetime)|created(_at)?",
-    "type": r"(event|action|behaviou?r|interaction)(_?type)?|type",
+    "type": r"(event|action|behaviou?r|interaction)(_?type)?|type|kind",
     "label": r"label|target|(is_?|has_?)?(click|clicked|like|liked|buy|bought|converted)",
 }
 """Names of columns that say what they hold, in small letters, without what follows a colon."""

@@ -27,11 +27,13 @@ from typing import Any
 import numpy as np
 
 from aif_jax.data.dataset import Dataset
+from aif_jax.data.splits import split_number
 from aif_jax.errors import DataError
 from aif_jax.features import Group, Schema, pad_to
 
 Batch = dict[str, Any]
 _ROW_GROUPS: tuple[Group, ...] = ("context", "pair", "train_only")
+_NO_ROWS = np.zeros(0, np.int64)
 
 
 class RequestSource:
@@ -55,6 +57,7 @@ class RequestSource:
         long_length: int,
         heads: Sequence[str] | None = None,
         sequence_step: int = 0,
+        visit: int = 0,
     ):
         """Group the rows and encode their features.
 
@@ -69,6 +72,7 @@ class RequestSource:
             sequence_step: behaviours between the windows of a history longer than ``L``; 0 for batches
                 without windows. With 1 a window holds the last ``L`` behaviours of each such history, as at
                 serving; with more, requests share it, and it holds more than ``L - sequence_step`` of them.
+            visit: see `Dataset.requests`.
 
         Raises:
             DataError: the data set has no label for a head, or no rows in this split.
@@ -81,7 +85,7 @@ class RequestSource:
             )
         if min(short_length, long_length) < 1:
             raise DataError(f"lengths: got {short_length} and {long_length}, expected at least 1.")
-        self.requests = dataset.requests(split, group)
+        self.requests = dataset.requests(split, group, visit)
         if not len(self.requests):
             raise DataError(f"{dataset.name} has no rows in split {split!r}.")
         self.short_length, self.long_length = short_length, long_length
@@ -90,21 +94,20 @@ class RequestSource:
         start = dataset.events.offsets[self.requests.user]
         self.lengths = np.minimum(self.requests.history_end - start, long_length)
 
-        # Only this split's rows are encoded. Row -1 of each table is the padding, all missing.
-        rows = np.unique(self.requests.rows[self.requests.rows >= 0])
-        self._row = np.where(self.requests.rows >= 0, np.searchsorted(rows, self.requests.rows), -1)
         self._user = {name: _with_padding(x) for name, x in dataset.encode(schema, "user").items()}
+        # Features of rows are encoded for this split alone; row -1 is the padding, all missing. What needs no
+        # encoding is read where it is, since a copy of all rows is larger than all else.
+        names = {feature.name for group in _ROW_GROUPS for feature in schema.features(group)}
+        rows = np.flatnonzero(dataset.impressions.split == split_number(split)) if names else _NO_ROWS
+        self._place = np.full(len(dataset.impressions) if names else 0, -1, np.int32)
+        self._place[rows] = np.arange(len(rows))
         self._columns = {
             group: {name: _with_padding(x) for name, x in dataset.encode(schema, group, rows).items()}
             for group in _ROW_GROUPS
         }
         impressions = dataset.impressions
-        labels = np.stack([impressions.labels[head][rows] for head in heads], axis=-1)
-        mask = np.stack([impressions.label_mask[head][rows] for head in heads], axis=-1)
-        # An unknown label must not reach a loss even multiplied by 0: it may be NaN.
-        self._labels = _with_padding(np.where(mask > 0, labels, 0.0).astype(np.float32))
-        self._mask = _with_padding(mask.astype(np.float32))
-        self._item = _with_padding(impressions.item[rows].astype(np.int32), -1)
+        self._labels = [(impressions.labels[head], impressions.label_mask[head]) for head in heads]
+        self._item = impressions.item
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -125,7 +128,12 @@ class RequestSource:
         """
         indices = np.asarray(indices)
         absent = indices < 0
-        row = np.where(absent[:, None], -1, self._row[indices])
+        row = np.where(absent[:, None], -1, self.requests.rows[indices])
+        real = row >= 0
+        place = np.where(real, self._place[row], -1) if len(self._place) else row
+        mask = np.stack([np.where(real, known[row], 0) for _, known in self._labels], axis=-1)
+        # An unknown label must not reach a loss even multiplied by 0: it may be NaN.
+        labels = [np.where(real & (known[row] > 0), label[row], 0) for label, known in self._labels]
         user = np.where(absent, -1, self.requests.user[indices]).astype(np.int32)
         ends = self.requests.history_end[indices]
         length = max(self.short_length, long_length)
@@ -137,15 +145,15 @@ class RequestSource:
             "short_type": types[:, : self.short_length].copy(),
             "long_item": items[:, :long_length].copy(),
             "long_type": types[:, :long_length].copy(),
-            "item": self._item[row],
+            "item": np.where(real, self._item[row], -1).astype(np.int32),
             **{
-                group: {name: array[row] for name, array in columns.items()}
+                group: {name: array[place] for name, array in columns.items()}
                 for group, columns in self._columns.items()
             },
-            "labels": self._labels[row],
-            "label_mask": self._mask[row],
+            "labels": np.stack(labels, axis=-1).astype(np.float32),
+            "label_mask": mask.astype(np.float32),
             "user_index": user,
-            "impression": np.where(absent[:, None], -1, self.requests.rows[indices]).astype(np.int32),
+            "impression": row.astype(np.int32),
             **(self._sequences(indices, long_length, windows) if windows else {}),
         }
 

@@ -129,7 +129,7 @@ def from_events(
     item = np.concatenate([real.item[:, None], drawn], axis=1)
     del drawn  # as large as a column of all rows
     shape, item = item.shape, item.ravel()
-    kept = np.flatnonzero(item >= 0) if item.min() < 0 else None
+    kept = item >= 0 if item.min() < 0 else None
 
     def each(array: np.ndarray) -> np.ndarray:
         """Give the value of a real row to its sampled ones too."""
@@ -518,7 +518,7 @@ def _check_parts(rows: Impressions, events: Events, setting: Setting) -> None:
     counts = {name: int(np.count_nonzero(rows.split == number)) for name, number in SPLITS.items()}
     if empty := [name for name, count in counts.items() if not count and wanted[name]]:
         raise DataError(
-            f"{setting.name}: the {' and the '.join(empty)} part is empty: {split} puts all "
+            f"{setting.name}: no row in the {' and the '.join(empty)} part: {split} puts all "
             f"{len(rows):,} rows elsewhere ({_counted(counts)}). Give smaller or other parts, or 0 for none."
         )
     known = np.zeros(int(max(rows.item.max(initial=0), events.item.max(initial=0))) + 1, bool)

@@ -14,7 +14,7 @@ import numpy as np
 from aif_jax.checks import is_variable, typed
 from aif_jax.data import building
 from aif_jax.data.content import Content, fit_width, turned
-from aif_jax.data.facts import known_items, summary_of, warnings_of
+from aif_jax.data.facts import known_items, known_users, summary_of, warnings_of
 from aif_jax.data.reading import Names
 from aif_jax.data.rows import Events, Impressions, Requests, take_columns
 from aif_jax.data.sampling import Negatives
@@ -284,9 +284,9 @@ class Dataset:
     def fit_schema(self) -> Schema:
         """Return the schema fitted on the training part only: its rows, their users, the items it saw."""
         rows = np.flatnonzero(self.impressions.split == TRAIN)
-        users = np.unique(self.impressions.user[rows])
+        users = known_users(self.impressions, self.n_users)
         return self._with_item_ids().fit(
-            user=take_columns(self._group("user"), users),
+            user=take_columns(self._group("user"), np.flatnonzero(users)),
             item=take_columns(self._group("item"), np.flatnonzero(self.trained_items())),
             context=take_columns(self._group("context"), rows),
             pair=take_columns(self._group("pair"), rows),
@@ -412,7 +412,7 @@ class Dataset:
         """Return the key of every item, uint64 ``[n_items]``."""
         return item_keys(self.items["ids"])
 
-    def requests(self, split: str | int, group: int = 16) -> Requests:
+    def requests(self, split: str | int, group: int = 16, visit: int = 0) -> Requests:
         """Group the rows of one split into requests of at most ``group`` rows.
 
         Rows are put together if they share `Impressions.request`, in the order of their history, then of the
@@ -421,25 +421,68 @@ class Dataset:
         Args:
             split: ``train``, ``validation`` or ``test``.
             group: ``G``, rows in a request at most.
+            visit: put requests of one user together too, if the histories of their first rows end within so
+                many behaviours and an eighth of the history: with 1 only those of the same history; with 8 a
+                row whose history has 64 behaviours may lack the last 7 of them. 0 for none.
         """
-        if group < 1:
-            raise DataError(f"group: got {group}, expected at least 1.")
+        if group < 1 or visit < 0:
+            raise DataError(f"got group {group} and visit {visit}, expected at least 1, and at least 0.")
+        rows, start = self._grouped(split, visit)
+        sizes = np.diff(start, append=len(rows))
+        parts = -(-sizes // group)
+        # A request that is split begins anew every `group` rows.
+        skipped = group * (np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts))
+        first, left = np.repeat(start, parts) + skipped, np.repeat(sizes, parts) - skipped
+        column = np.arange(group)
+        table = np.full((len(first), group), -1, np.int64)
+        np.copyto(
+            table, rows[np.minimum(first[:, None] + column, len(rows) - 1)], where=column < left[:, None]
+        )
+        head = rows[first]
+        users, ends = self.impressions.user[head], self.impressions.history_end[head]
+        return Requests(rows=table, user=users, history_end=ends)
+
+    def request_sizes(self, split: str | int, visit: int = 0) -> np.ndarray:
+        """Return the rows of each request, before those of more than a group are split, int64 ``[R]``.
+
+        Args:
+            split: see `requests`.
+            visit: see `requests`.
+        """
+        rows, start = self._grouped(split, visit)
+        return np.diff(start, append=len(rows))
+
+    def _grouped(self, split: str | int, visit: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows of a split, those of a request together, and where each request starts."""
         impressions = self.impressions
         rows = np.flatnonzero(impressions.split == split_number(split))
-        request, end = impressions.request[rows], impressions.history_end[rows]
-        rises = (request[1:] > request[:-1]) | ((request[1:] == request[:-1]) & (end[1:] >= end[:-1]))
-        if not rises.all():
-            rows = rows[np.lexsort((rows, end, request))]
-            request = impressions.request[rows]
-        first = np.r_[True, request[1:] != request[:-1]] if len(rows) else np.zeros(0, bool)
-        start = np.flatnonzero(first)
-        position = np.arange(len(rows)) - np.repeat(start, np.diff(np.r_[start, len(rows)]))
-        opens = position % group == 0
-        chunk = np.cumsum(opens) - 1
-        table = np.full((int(opens.sum()), group), -1, np.int64)
-        table[chunk, position % group] = rows
-        head = table[:, 0] if len(table) else np.zeros(0, np.int64)
-        return Requests(rows=table, user=impressions.user[head], history_end=impressions.history_end[head])
+        rows, start = self._together(rows, impressions.request[rows])
+        if not visit:
+            return rows, start
+        head = rows[start]
+        user, end = impressions.user[head], impressions.history_end[head]
+        order = np.arange(len(start))
+        if np.any((user[1:] < user[:-1]) | ((user[1:] == user[:-1]) & (end[1:] < end[:-1]))):
+            order = np.lexsort((end, user))
+            user, end = user[order], end[order]
+        length = end - self.events.offsets[user]
+        step = np.minimum(1 << np.log2(np.maximum(length // 8, 1)).astype(np.int64), visit)
+        length -= length % step
+        opens = np.ones(len(order), bool)
+        opens[1:] = (user[1:] != user[:-1]) | (length[1:] != length[:-1])
+        number = np.empty(len(order), np.int64)
+        number[order] = np.cumsum(opens)
+        return self._together(rows, np.repeat(number, np.diff(start, append=len(rows))))
+
+    def _together(self, rows: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Put the rows ``[m]`` of each owner int64 ``[m]`` together, in order of their histories."""
+        end = self.impressions.history_end[rows]
+        if np.any((owner[1:] < owner[:-1]) | ((owner[1:] == owner[:-1]) & (end[1:] < end[:-1]))):
+            order = np.lexsort((rows, end, owner))
+            rows, owner = rows[order], owner[order]
+        opens = np.ones(len(rows), bool)
+        opens[1:] = owner[1:] != owner[:-1]
+        return rows, np.flatnonzero(opens)
 
     def history(self, users: np.ndarray, ends: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the last behaviours before given points, most recent first.
@@ -626,7 +669,7 @@ def _scalar(column: Any) -> Any:
 
 
 def _check(dataset: Dataset) -> None:
-    """Refuse a data set whose parts do not fit together, or whose histories reach past their row."""
+    """Refuse a data set whose parts do not fit together, or whose histories reach past rows with a time."""
 
     def fail(what: str) -> None:
         raise DataError(f"{dataset.name}: {what}.")
@@ -658,6 +701,7 @@ def _check(dataset: Dataset) -> None:
         **impressions.labels,
         **{f"mask of {name}": mask for name, mask in impressions.label_mask.items()},
         **impressions.context, **impressions.pair, **impressions.train_only,
+        **({} if impressions.time is None else {"time": impressions.time}),
     }  # fmt: skip
     if wrong := {name: len(column) for name, column in columns.items() if len(column) != rows}:
         fail(f"impression columns {wrong} do not have {rows} rows")
@@ -676,6 +720,16 @@ def _check(dataset: Dataset) -> None:
         starts, stops, ends = events.offsets[:-1], events.offsets[1:], impressions.history_end
         if np.any(ends < starts[impressions.user]) or np.any(ends > stops[impressions.user]):
             fail("a history ends outside its user's events")
+        if impressions.time is not None:
+            some = np.flatnonzero(ends > starts[impressions.user])
+            late = some[events.time[ends[some] - 1] >= impressions.time[some]]
+            if len(late):
+                newest = events.time[ends[late[0]] - 1]
+                fail(
+                    f"the history of row {late[0]} ends with an event of time {newest}, "
+                    f"not before the row's own {impressions.time[late[0]]}, and so do {len(late):,} in all: "
+                    "what happens at the time of a row or later would tell its label"
+                )
         request, order = impressions.request, slice(None)
         if np.any(request[1:] < request[:-1]):
             order = np.argsort(request, kind="stable")

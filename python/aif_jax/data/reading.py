@@ -115,7 +115,12 @@ class Log:
         """Return the rows by user, then by time, then in the order of the source."""
         user, time = self.user, self.time
         falls = (user[1:] < user[:-1]) | ((user[1:] == user[:-1]) & (time[1:] < time[:-1]))
-        return self.take(np.lexsort((time, user))) if falls.any() else self
+        if not falls.any():
+            return self
+        span = int(time.max()) - int(time.min()) + 1
+        if (int(user.max()) + 1) * span < 1 << 63:  # one key takes half as long as two
+            return self.take(np.argsort(user * np.int64(span) + (time - time.min()), kind="stable"))
+        return self.take(np.lexsort((time, user)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Impressions:
         user: int32 ``[I]``, row of the user.
         item: int32 ``[I]``, row of the item.
         history_end: int64 ``[I]``; the row's history is ``events[offsets[user]:history_end]``, all strictly
-            before the row.
+            before the row, or a label leaks. `Dataset.from_events` and `from_impressions` work it out.
         labels: float32 ``[I]`` by head.
         label_mask: float32 ``[I]`` by head: 1 where the label is known.
         split: int8 ``[I]``: `TRAIN`, `VALIDATION` or `TEST`.
@@ -55,6 +55,8 @@ class Impressions:
         pair: raw columns ``[I]`` by feature.
         train_only: raw columns ``[I]`` by feature.
         sampled: bool ``[I]``, rows that were drawn and that nobody logged; ``None`` if there are none.
+        time: int64 ``[I]``, in the unit of the events; ``None`` if it is not kept. A data set refuses rows
+            whose history does not end before it.
     """
 
     user: np.ndarray
@@ -68,6 +70,7 @@ class Impressions:
     pair: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     train_only: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     sampled: np.ndarray | None = None
+    time: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for field in ("context", "pair", "train_only"):

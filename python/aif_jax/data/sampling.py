@@ -137,22 +137,21 @@ def draw(
     """
     random = np.random.default_rng(rule.seed)
     start = start if rule.met else np.zeros_like(start)
-    group = part.astype(np.int64)
+    group = part
     if rule.same_day:
         _, day = np.unique(day, return_inverse=True)
-        group = group + 3 * day.astype(np.int64)
-    _, group = np.unique(group, return_inverse=True)
+        group = part + 3 * day.astype(np.int64)
     sizes = np.bincount(group)
     starts = np.cumsum(sizes) - sizes
-    pool = item[np.argsort(group, kind="stable")]
     catalogue = np.argsort(first_part, kind="stable").astype(np.int32)
     known = np.searchsorted(first_part[catalogue], np.arange(3), side="right")
+    source = np.concatenate([item[np.argsort(group, kind="stable")], catalogue])
 
     def some(rows: np.ndarray) -> np.ndarray:
         spread = random.random(len(rows))
-        popular = pool[starts[group[rows]] + (spread * sizes[group[rows]]).astype(np.int64)]
-        uniform = catalogue[(spread * known[part[rows]]).astype(np.int64)]
-        return np.where(random.random(len(rows)) < rule.popularity, popular, uniform)
+        popular = starts[group[rows]] + (spread * sizes[group[rows]]).astype(np.int64)
+        uniform = len(item) + (spread * known[part[rows]]).astype(np.int64)
+        return source[np.where(random.random(len(rows)) < rule.popularity, popular, uniform)]
 
     drawn = np.empty((len(user), rule.count), np.int32)
     for first in range(0, len(user), _CHUNK):

@@ -31,7 +31,7 @@ from aif_jax.serving.shadow import Shadow, ShadowConfig, Shadows
 from aif_jax.serving.stage import Progress
 from aif_jax.serving.tasks import Deadline, Lane, Workers
 from aif_jax.serving.user_side import GroupMember
-from aif_jax.types import ItemRecords, ItemSource, Request, Retrieve, UserId, UserRecord, UserSource
+from aif_jax.types import ItemSource, Request, Retrieve, UserId, UserRecord, UserSource
 
 
 class ManyArgs(TypedDict, total=False):
@@ -90,10 +90,10 @@ class Engine(OfOneProcess, guards=("publish", "rollback", "drop_previous", "shad
         bundle: Bundle,
         tables: Tables,
         *,
-        users: UserSource | Callable[[Any], UserRecord | None] | Mapping[UserId, UserRecord],
+        users: UserSource | Callable[[Any], Any] | Mapping[UserId, UserRecord],
         retrieve: Retrieve | Callable[[Request], Any] | None = None,
         fallback: Fallback = None,
-        items: ItemSource | Callable[[Any], ItemRecords | None] | None = None,
+        items: ItemSource | Callable[[Any], Any] | None = None,
         config: EngineConfig | None = None,
         observers: Sequence[Observer] = (),
         progress: Progress | None = None,

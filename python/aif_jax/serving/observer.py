@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from aif_jax.checks import check
-from aif_jax.serving.report import Facts, Report, Task, shown_user
+from aif_jax.serving.report import Ranking, Report, Task, shown_user
 from aif_jax.strict_json import text_of
 from aif_jax.types import UserId
 
@@ -91,6 +91,9 @@ class Observer:
     def ranked(self, report: Report) -> None:
         """Handle a ranking that reached its caller."""
 
+    def answered(self, ranking: Ranking) -> None:
+        """Handle the same with its ids and scores, which are the caller's: read, keep, do not change."""
+
     def failed(self, failure: Failure) -> None:
         """Handle a request that ended in an error."""
 
@@ -128,28 +131,26 @@ class Observers:
         with self._lock:
             self._counts[name] += number
 
-    def ranked(self, facts: Facts) -> None:
+    def ranked(self, ranking: Ranking) -> None:
         """Count a ranking that reached its caller, and notify."""
-        counts, values = self._counts, facts.values
+        counts, values = self._counts, ranking.facts.values
         with self._lock:
             counts["ranked"] += 1
             counts[f"user_state:{values['user_state']}"] += 1
             counts["unknown_users"] += values["unknown_user"]
             counts["user_batched"] += values["user_batch"] > 1
-            for name in _LEFT_OUT:
-                counts[name] += values[name]
+            counts.update({name: values[name] for name in _LEFT_OUT})
             counts[f"rung:{values['rung']}"] += 1
             if values["rung"]:
                 counts[f"degraded:{values['rung_reason']}"] += 1
             if values["retrieval"] == "fallback":
                 counts[f"fallback:{values['retrieval_reason']}"] += 1
-            for name, number in values["filtered"].items():
-                counts[f"filtered:{name}"] += number
-            for reason, number in values["uncomputed_items"].items():
-                counts[f"uncomputed:{reason}"] += number
+            counts.update({f"filtered:{name}": n for name, n in values["filtered"].items()})
+            counts.update({f"uncomputed:{reason}": n for reason, n in values["uncomputed_items"].items()})
             counts["overrun"] += values["overrun_ms"] > 0
         for observer in self._observers:
-            self._notify(observer, observer.ranked, facts.report())
+            self._notify(observer, observer.ranked, ranking.facts.report())
+            self._notify(observer, observer.answered, ranking)
 
     def failed(
         self,

@@ -286,8 +286,9 @@ class Pending:
 
     async def retrieve_and_rank_async(self, k: int | None, filters: Filters | None) -> Ranking:
         """Retrieve and rank without blocking the event loop: a plain ``retrieve`` runs in a thread."""
-        retrieval, request = self._release.retrieval, self._request(k, filters)
+        retrieval = self._release.retrieval
         try:
+            request = self._request(k, filters)
             ranking: Ranking | BaseException | None = None
             if retrieval.is_coroutine:
                 outcome = await retrieval.in_loop(request, self._retrieval_ms(), self._start)
@@ -492,7 +493,8 @@ class Pending:
         return self._release.ladder.retrieval_ms(left_ms)
 
     def _request(self, k: int | None, filters: Filters | None) -> Request:
-        k = self._release.generation.sizes.k if k is None else k
+        generation = self._release.generation
+        k = generation.sizes.k if k is None else checked_k(k, generation.k_max)
         return Request(user=self.user, context=dict(self.context), k=k, filters=filters)
 
     # -- ranking ----------------------------------------------------------------------------------
@@ -748,13 +750,12 @@ class Pending:
 
         Not in the stage's thread: that may run to its end for a caller that was cancelled meanwhile.
         """
-        facts = ranking.facts
         if self._ticket is not None:
-            values = facts.values
+            values = ranking.facts.values
             self._services.admission.learn(
                 self._ticket, values["total_ms"], values["retrieval_ms"], values["rung"]
             )
-        self._services.observers.ranked(facts)
+        self._services.observers.ranked(ranking)
         return ranking
 
     def _report_failure(self, error: BaseException) -> None:

@@ -40,7 +40,7 @@ class Deadline:
     def __init__(self, ms: float | None, began_s: float):
         self.ms = ms
         self.began_s = began_s
-        self.due_s = math.inf if self.ms is None else began_s + self.ms / 1e3
+        self.due_s = math.inf if ms is None else began_s + ms / 1e3
 
     def left_ms(self) -> float | None:
         """Return the milliseconds that are left, negative after it; ``None`` without a deadline."""

@@ -30,11 +30,7 @@ class InMemoryUsers:
         return len(self._records)
 
     def put(
-        self,
-        user: UserId,
-        features: Mapping[str, Any] | None = None,
-        items: Any = (),
-        types: Any = (),
+        self, user: UserId, features: Mapping[str, Any] | None = None, items: Any = (), types: Any = ()
     ) -> UserRecord:
         """Add or replace a user; the revision counts up, so that no state of the old record is used."""
         with self._lock:

@@ -5,6 +5,7 @@ the figures behind them.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,7 +29,7 @@ STEP_ROWS, STEPS = 1024, 200
 HIDDEN = (0.05, 0.3)
 """Bounds of the share of ids that training hides. The lower one is also that of the blocks."""
 
-VISITS, EPOCHS = 2_000_000, (2, 5)
+READ, EPOCHS = 2_000_000, (2, 5)
 """Rows that all epochs together read, and the bounds of their number."""
 
 BEHAVIOUR_US, SHORT_US, ROW_US = 1.5, 2.0, 10.0
@@ -41,6 +42,10 @@ COMPILING_S = 15.0
 
 EVALUATION = 0.4
 """Estimate of the time of a request in evaluation, as a share of its time in training."""
+
+VISIT = 16
+"""`TrainConfig.visit` where not all epochs fit the budget with a history for each request; otherwise it is 1,
+which changes no history, and spares the user side where requests follow each other without a behaviour."""
 
 _OF_CONTENT = ("long_attention", "simtier")
 
@@ -80,19 +85,18 @@ def choose(data: Dataset, budget_s: float | None = None) -> Choice:
     """
     number("budget_s", budget_s, "seconds", none=True)
     reasons: list[str] = []
-    requests = _requests(data)
+    requests = _requests(data, 1)
     model = _model(data, requests, reasons)
     training = _training(data, model, requests, budget_s, reasons)
     return Choice(model=model, training=training, reasons=tuple(reasons))
 
 
-def _requests(data: Dataset) -> Requests:
+def _requests(data: Dataset, visit: int) -> Requests:
     """Return the requests of the training part, of at most the size that 19 in 20 do not exceed."""
-    rows = data.impressions
-    _, sizes = np.unique(rows.request[rows.split == TRAIN], return_counts=True)
+    sizes = data.request_sizes(TRAIN, visit)
     if not len(sizes):
         raise DataError(f"{data.name}: the training part is empty; give other parts (split=...).")
-    return data.requests(TRAIN, min(int(np.quantile(sizes, 0.95, method="higher")), MOST_ROWS))
+    return data.requests(TRAIN, min(int(np.quantile(sizes, 0.95, method="higher")), MOST_ROWS), visit)
 
 
 def _model(data: Dataset, requests: Requests, reasons: list[str]) -> ModelConfig:
@@ -160,51 +164,84 @@ def _hidden_ids(data: Dataset, reasons: list[str]) -> float:
 def _training(
     data: Dataset, model: ModelConfig, requests: Requests, budget_s: float | None, reasons: list[str]
 ) -> TrainConfig:
-    n, group = requests.rows.shape
     rows = int(np.count_nonzero(requests.rows >= 0))
-    batch = _power_of_two(int(min(STEP_ROWS * n / rows, n / STEPS)), 16, 1024)
+    epochs = int(np.clip(-(-READ // rows), *EPOCHS))
+    held_out = data.request_sizes(VALIDATION)
+    found, timing = _steps(data, model, requests, held_out, epochs)
+    if budget_s is not None and timing.compiling + epochs * timing.epoch > budget_s:
+        requests = _requests(data, VISIT)
+        found, timing = _steps(data, model, requests, held_out, epochs)
+        found = found.replace(visit=VISIT)
+    n, group = requests.rows.shape
     reasons.append(
-        f"group {group}, batch_size {batch}: a request has {rows / n:.1f} rows in the mean, 19 in 20 have "
-        f"{group} or fewer; a step reads about {STEP_ROWS:,} rows, or fewer for {STEPS} steps an epoch."
+        f"group {group}, batch_size {found.batch_size}: a request has {rows / n:.1f} rows in the mean, 19 in "
+        f"20 have {group} or fewer; a step reads about {STEP_ROWS:,} rows, or fewer for {STEPS} steps an "
+        "epoch."
     )
-    # Each length is one more compilation: only those that spare most of the padding, where there is time.
-    buckets = tuple(length for length in (model.long_length // 16, model.long_length // 4) if length >= 32)
-    if budget_s is not None and COMPILING_S * len(buckets) > budget_s / 8:
-        buckets = ()
-    epochs = int(np.clip(-(-VISITS // rows), *EPOCHS))
+    if found.visit == VISIT:
+        reasons.append(
+            f"visit {VISIT}: requests of a user within an eighth of the history, at most {VISIT} behaviours, "
+            "share that of the first, because with one for each not all epochs fit the budget."
+        )
     reason = (
-        f"epochs {epochs}: enough to read {VISITS:,} rows, of {rows:,}, in {EPOCHS[0]} to {EPOCHS[1]} epochs."
-    )
-    found = TrainConfig(
-        epochs=epochs, batch_size=batch, group=group, learning_rate=6e-3, long_buckets=buckets
+        f"epochs {epochs}: enough to read {READ:,} rows, of {rows:,}, in {EPOCHS[0]} to {EPOCHS[1]} epochs."
     )
     if budget_s is not None:
-        compiling = COMPILING_S * (len(buckets) + 1)
-        an_epoch = _seconds(data, model, found, requests)
-        fitting = (budget_s - compiling) / an_epoch
+        fitting = (budget_s - timing.compiling) / timing.epoch
         if fitting < 1:
-            steps = max(int(fitting * n / batch), FEWEST_STEPS)
+            steps = max(int(fitting * n / found.batch_size), FEWEST_STEPS)
             found = found.replace(epochs=1, max_steps=steps)
             reason = f"max_steps {steps}: not all of an epoch fits the budget; at least {FEWEST_STEPS}."
         elif fitting < epochs:
             found = found.replace(epochs=int(fitting))
             reason = f"epochs {found.epochs}, not {epochs}: no more fit the budget."
         reason += (
-            f" The budget is {budget_s:,.0f} s; one core is estimated to take {an_epoch:,.1f} s an epoch and "
-            f"{compiling:.0f} s for compiling."
+            f" The budget is {budget_s:,.0f} s; one core is estimated to take {timing.epoch:,.1f} s an epoch "
+            f"and {timing.compiling:.0f} s for compiling."
         )
     reasons.append(reason)
     return found
 
 
-def _seconds(data: Dataset, model: ModelConfig, training: TrainConfig, requests: Requests) -> float:
-    """Return an estimate of the seconds of an epoch and its evaluation on one core."""
-    buckets = np.array(long_buckets(model, training.long_buckets))
-    place = np.searchsorted(buckets, np.minimum(_lengths(data, requests), buckets[-1]))
-    each = SHORT_US * model.short_length + ROW_US * training.group
-    train = float(np.sum(each + BEHAVIOUR_US * buckets[place])) * 1e-6
-    rows = np.bincount(data.impressions.split, minlength=3)
-    return train * (1 + EVALUATION * rows[VALIDATION] / rows[TRAIN])
+class _Timing(NamedTuple):
+    """Estimated seconds of one core: of an epoch with its evaluation, and of compiling."""
+
+    epoch: float
+    compiling: float
+
+
+def _steps(
+    data: Dataset, model: ModelConfig, requests: Requests, held_out: np.ndarray, epochs: int
+) -> tuple[TrainConfig, _Timing]:
+    """Return the settings of a step, with the lengths of long sequences that take the least time in all.
+
+    Args:
+        data: whose histories are read.
+        model: sizes.
+        requests: of the training part.
+        held_out: rows of each request of the validation part, int64 ``[R]``.
+        epochs: that the lengths are chosen for.
+    """
+    n, group = requests.rows.shape
+    rows = int(np.count_nonzero(requests.rows >= 0))
+    config = TrainConfig(
+        epochs=epochs,
+        batch_size=_power_of_two(int(min(STEP_ROWS * n / rows, n / STEPS)), 16, 1024),
+        group=group,
+        visit=1,
+        learning_rate=6e-3,
+    )
+    lengths = _lengths(data, requests)
+    read = n + EVALUATION * int(np.sum(-(-held_out // group)))
+    found: list[tuple[TrainConfig, _Timing]] = []
+    short = (model.long_length // 16, model.long_length // 4)
+    for some in ((), short[1:], short):
+        config = config.replace(long_buckets=tuple(length for length in some if length >= 32))
+        buckets = np.array(long_buckets(model, config.long_buckets))
+        padded = buckets[np.searchsorted(buckets, np.minimum(lengths, buckets[-1]))]
+        a_request = SHORT_US * model.short_length + ROW_US * group + BEHAVIOUR_US * float(padded.mean())
+        found.append((config, _Timing(read * a_request * 1e-6, COMPILING_S * len(buckets))))
+    return min(found, key=lambda each: each[1].compiling + epochs * each[1].epoch)
 
 
 def _lengths(data: Dataset, requests: Requests) -> np.ndarray:

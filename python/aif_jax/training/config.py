@@ -18,6 +18,10 @@ class TrainConfig(Config):
         epochs: passes over the training part.
         batch_size: requests a step.
         group: candidates a request; longer requests are split into several.
+        visit: put requests of one user together in training, if the histories of their first rows end within
+            so many behaviours and an eighth of the history, so that the user side is computed once for them:
+            all read the history of the first row. With 1 these are requests of the same history; with 8 a row
+            whose history has 64 behaviours may lack the last 7 of them. 0 for none; validation has none.
         learning_rate: peak of the schedule.
         warmup_steps: steps over which the rate rises linearly from 0; then it falls along a cosine to
             `final_rate` of the peak.
@@ -68,6 +72,7 @@ class TrainConfig(Config):
     epochs: int = 1
     batch_size: int = 64
     group: int = 16
+    visit: int = 0
     learning_rate: float = 2e-3
     warmup_steps: int = 50
     final_rate: float = 0.05
@@ -104,7 +109,7 @@ class TrainConfig(Config):
         for name in ("epochs", "batch_size", "group", "checkpoints_kept", "next_pool"):
             whole(name, getattr(self, name), 1)
         for name in (
-            "warmup_steps", "patience", "max_steps", "negatives", "evaluation_batch_size",
+            "visit", "warmup_steps", "patience", "max_steps", "negatives", "evaluation_batch_size",
             "checkpoint_interval", "workers", "seed",
         ):  # fmt: skip
             whole(name, getattr(self, name), 0)

@@ -332,15 +332,16 @@ def device_catalogue(dataset: Dataset, model: Any, *, folds: bool = False) -> di
     """
     schema, space, content = model.schema, model.content_space, dataset.content
     n_folds = folds_of(dataset, model.config) if folds else 0
+    tables = None
+    if n_folds and model.config.item_statistics and model.item.statistics is not None:
+        tables = item_statistics(dataset, schema, model.config.heads, folds=n_folds)
     parts = []
     for fold in range(n_folds) if n_folds else [None]:
         of_content = fold if content is not None and content.folds else None
         width = model.config.content_width if content is None else None
         parts.append(dataset.catalogue(schema, content_width=width, content_space=space, fold=of_content))
-        if n_folds and model.config.item_statistics and model.item.statistics is not None:
-            ids, heads = parts[-1][schema.item_id], model.config.heads
-            table = item_statistics(dataset, schema, heads, fold=fold, folds=n_folds)
-            parts[-1][STATISTICS] = table[ids]
+        if tables is not None:
+            parts[-1][STATISTICS] = tables[fold][parts[-1][schema.item_id]]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if not isinstance(model, OwnModel):
         columns = add_signatures(model.config, columns)

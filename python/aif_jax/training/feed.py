@@ -71,6 +71,7 @@ class TrainingBatches:
             schema,
             "train",
             group=config.group,
+            visit=config.visit,
             short_length=model.short_length,
             long_length=buckets[-1],
             heads=model.heads,

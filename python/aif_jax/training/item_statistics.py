@@ -17,6 +17,8 @@ from aif_jax.features import Schema
 from aif_jax.features.encoders import FIRST
 from aif_jax.models.own_model import OwnConfig
 
+_CHUNK = 1 << 22
+
 SMOOTHING = 10.0
 """Rows at the overall rate that every item is given on top of its own."""
 
@@ -28,7 +30,7 @@ def folds_of(dataset: Dataset, config: ModelConfig | OwnConfig) -> int:
 
 
 def item_statistics(
-    dataset: Dataset, schema: Schema, heads: tuple[str, ...], *, fold: int | None = None, folds: int = FOLDS
+    dataset: Dataset, schema: Schema, heads: tuple[str, ...], *, folds: int = 0
 ) -> np.ndarray:
     """Count the training part by encoded item id.
 
@@ -36,44 +38,49 @@ def item_statistics(
         dataset: with a training part.
         schema: fitted, with an item id.
         heads: names of labels.
-        fold: leave out users ``u`` of ``u % folds == fold``; ``None`` for none.
-        folds: number of groups of users.
+        folds: number of groups of users ``u``, by ``u % folds``, each of which gets the counts of all others;
+            0 for the counts of all users.
 
     Returns:
         float32 ``[ids, heads + types + 1]``, in the order of `aif_jax.models.item.statistics_labels`; zeros
-        of what is missing, unknown or has no two classes.
+        of what is missing, unknown or has no two classes. With folds ``[folds, ids, ...]``.
     """
     assert schema.item_id is not None
-    size = schema.id_size
+    size, groups = schema.id_size, max(folds, 1)
     ids = dataset.encode(schema, "item")[schema.item_id]
     rows, events = dataset.impressions, dataset.events
+    trained, event_user = rows.split == TRAIN, events.user
 
-    def kept(users: np.ndarray) -> np.ndarray:
-        return np.ones(len(users), bool) if fold is None else users % folds != fold
+    def counted(user: np.ndarray, item: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        """Return how many chosen rows each id has, float64 ``[groups, size]``."""
+        found = np.zeros(groups * size)
+        for start in range(0, len(chosen), _CHUNK):
+            part = start + np.flatnonzero(chosen[start : start + _CHUNK])
+            keys = user[part] % groups * np.int64(size) + ids[item[part]]
+            found += np.bincount(keys, minlength=groups * size)
+        found = found.reshape(groups, size)
+        return found.sum(axis=0) - found if folds else found
 
-    columns = []
-    trained = (rows.split == TRAIN) & kept(rows.user)
+    columns: list[np.ndarray] = []
     for head in heads:
         known = trained & (np.asarray(rows.label_mask[head]) > 0)
-        columns.append(_odds(ids[rows.item[known]], rows.labels[head][known], size))
-    done = events.training & kept(events.user)
-    of_event = ids[events.item[done]]
-    columns += [
-        _odds(of_event, events.type[done] == kind, size) for kind in range(len(schema.behaviour_types))
-    ]
-    count = np.bincount(of_event, minlength=size)
-    columns.append(np.log((count + 1) / (count[FIRST:].mean() + 1 if size > FIRST else 1)))
-    found = np.stack(columns, axis=1).astype(np.float32)
-    found[:FIRST] = 0.0
-    return found
+        total = counted(rows.user, rows.item, known)
+        columns.append(_odds(counted(rows.user, rows.item, known & (rows.labels[head] > 0)), total))
+    done = counted(event_user, events.item, events.training)
+    for kind in range(len(schema.behaviour_types)):
+        of_kind = events.training & (events.type == kind)
+        columns.append(_odds(counted(event_user, events.item, of_kind), done))
+    mean = done[:, FIRST:].mean(axis=1, keepdims=True) if size > FIRST else 0.0
+    columns.append(np.log((done + 1) / (mean + 1)))
+    found = np.stack(columns, axis=-1).astype(np.float32)
+    found[:, :FIRST] = 0.0
+    return found if folds else found[0]
 
 
-def _odds(ids: np.ndarray, positive: np.ndarray, size: int) -> np.ndarray:
-    """Return the smoothed log odds of each id, less those of all."""
-    total = np.bincount(ids, weights=positive, minlength=size)
-    count = np.bincount(ids, minlength=size)
-    rate = float(total.sum()) / max(len(ids), 1)
-    if not 0.0 < rate < 1.0:
-        return np.zeros(size)
-    share = (total + SMOOTHING * rate) / (count + SMOOTHING)
-    return np.log(share / (1 - share)) - np.log(rate / (1 - rate))
+def _odds(positive: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Return the smoothed log odds of each id ``[groups, ids]``, less those of all; 0 without two classes."""
+    rate = positive.sum(axis=1, keepdims=True) / np.maximum(total.sum(axis=1, keepdims=True), 1)
+    both = (rate > 0) & (rate < 1)
+    rate = np.where(both, rate, 0.5)
+    share = (positive + SMOOTHING * rate) / (total + SMOOTHING)
+    return np.where(both, np.log(share / (1 - share)) - np.log(rate / (1 - rate)), 0.0)

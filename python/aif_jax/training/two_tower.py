@@ -3,7 +3,7 @@
 from typing import Any
 
 from aif_jax.config import ModelConfig
-from aif_jax.data import Dataset
+from aif_jax.data import TRAIN, Dataset
 from aif_jax.training.config import TrainConfig
 from aif_jax.training.loop import TrainResult, train
 
@@ -33,8 +33,20 @@ def two_tower(
         model = ModelConfig(heads=data.heads[:1], **content)
     config = model.replace(architecture="two_tower", heads=model.heads[:1], score=model.heads[0])
     training = (TrainConfig() if training is None else training).replace(next_weight=0.0)
+    training = apart(data, training)
     if not training.softmax_weight:
         training = training.replace(softmax_weight=1.0)
     if training.head_weights:
         training = training.replace(head_weights=training.head_weights[:1])
     return train(config, data, training, init=init, progress=progress)
+
+
+def apart(data: Dataset, training: TrainConfig) -> TrainConfig:
+    """Return settings without visits, and with as many more requests a step as these held together.
+
+    The softmax takes one positive of each request, and none is to be lost to a neighbour.
+    """
+    if not training.visit:
+        return training
+    together, alone = (len(data.requests(TRAIN, training.group, visit)) for visit in (training.visit, 0))
+    return training.replace(visit=0, batch_size=round(training.batch_size * alone / max(together, 1)))

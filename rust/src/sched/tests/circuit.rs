@@ -3,10 +3,14 @@
 use super::*;
 
 fn with_circuit() -> Scheduler {
+    with_circuit_after(Duration::from_millis(20))
+}
+
+fn with_circuit_after(hang: Duration) -> Scheduler {
     Scheduler::new(&Config {
         blocking_threads: 4,
         compute_threads: 2,
-        hang: Some(Duration::from_millis(20)),
+        hang: Some(hang),
         hang_share: 0.5,
         ..Config::default()
     })
@@ -97,7 +101,9 @@ fn a_probe_that_never_ends_does_not_keep_the_circuit_from_closing() {
 
 #[test]
 fn those_in_the_queue_are_shed_when_their_turn_comes() {
-    let scheduler = with_circuit();
+    // Long enough for all to be in the queue before the circuit opens, on a busy machine too.
+    let hang = Duration::from_millis(300);
+    let scheduler = with_circuit_after(hang);
     let stuck = [0, 1].map(|_| hold(&scheduler, Lane::Blocking, "stuck"));
     let busy = [0, 1].map(|_| occupy(&scheduler, Lane::Blocking));
     let (to, from) = mpsc::channel();
@@ -106,7 +112,7 @@ fn those_in_the_queue_are_shed_when_their_turn_comes() {
             .submit(Lane::Blocking, None, name, reporting(name, &to))
             .unwrap();
     }
-    std::thread::sleep(Duration::from_millis(40));
+    std::thread::sleep(2 * hang);
     drop(busy);
     let mut told: Vec<_> = (0..3)
         .map(|_| from.recv_timeout(LONG.unwrap()).unwrap())

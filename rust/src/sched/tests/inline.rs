@@ -192,11 +192,14 @@ fn a_worker_whose_slot_is_on_loan_sleeps_while_the_borrower_waits() {
     let (release, busy) = occupy(&scheduler, Lane::Compute);
     let inner = scheduler.clone();
     let caller = std::thread::spawn(move || {
-        let work = |_: Running<'_>| wait(Target::Task(&busy), LONG).unwrap();
-        assert!(matches!(
-            inner.run_inline(Lane::Compute, None, "inline", work),
-            Ok(RunInline::Done(()))
-        ));
+        // Until the other worker, which may have looked for the first one's task, sleeps again.
+        until(|| {
+            let work = |_: Running<'_>| wait(Target::Task(&busy), LONG).unwrap();
+            matches!(
+                inner.run_inline(Lane::Compute, None, "inline", work),
+                Ok(RunInline::Done(()))
+            )
+        });
     });
     until(|| scheduler.stats(Lane::Compute).running == 2);
     sleep(Duration::from_millis(10));

@@ -89,6 +89,9 @@ class ModelConfig(Config):
         encoder_layers: layers of the deep encoder of the long sequence; 0 for none.
         encoder_width: ``w``, width of these layers, a multiple of twice their heads.
         encoder_heads: attention heads of these layers.
+        encoder_gaps: whether the encoder reads the time between behaviours.
+        encoder_embedding_width: width of the encoder's own embedding of one categorical feature of an item;
+            with 0 it reads those of the item module.
         block_dropout: probability that a block is dropped for one training request.
         item_id_dropout: probability that an item's id is hidden in training, for cold items.
         item_statistics: whether the item module reads, by item id, how often rows of an item are positive in
@@ -134,6 +137,8 @@ class ModelConfig(Config):
     encoder_layers: int = 0
     encoder_width: int = 64
     encoder_heads: int = 2
+    encoder_gaps: bool = False
+    encoder_embedding_width: int = 0
     block_dropout: float = 0.1
     item_id_dropout: float = 0.1
     item_statistics: bool = False
@@ -152,7 +157,8 @@ class ModelConfig(Config):
             "value_width", "bridges", "sim_slots", "sim_width", "encoder_width", "encoder_heads",
         ):  # fmt: skip
             whole(name, getattr(self, name), 1)
-        whole("encoder_layers", self.encoder_layers, 0)
+        for name in ("encoder_layers", "encoder_embedding_width"):
+            whole(name, getattr(self, name), 0)
         multiple = self.encoder_width % (2 * self.encoder_heads) == 0
         check("encoder_width", self.encoder_width, multiple, "a multiple of twice encoder_heads")
         for name in ("head_layers", "item_layers"):
@@ -201,6 +207,11 @@ class ModelConfig(Config):
             rungs=(0, 1, 2, 3),
             blocks=tuple(block for block in BLOCKS if self.has(block)),
         )
+
+    @property
+    def reads_gaps(self) -> bool:
+        """True if the model reads the time between behaviours."""
+        return self.has("encoder") and self.encoder_gaps
 
     @property
     def needs_bits(self) -> bool:

@@ -53,7 +53,12 @@ def gradients(config, schema, rng, keys=6):
     [
         pytest.param({}, marks=pytest.mark.thorough),
         pytest.param({"long_attention": "sign"}, marks=pytest.mark.thorough),
-        {"long_attention": "collision", "heads": ("ctr", "cvr")},
+        {
+            "long_attention": "collision",
+            "heads": ("ctr", "cvr"),
+            "encoder_gaps": True,
+            "encoder_embedding_width": 4,
+        },
         pytest.param({"long_attention": "mean"}, marks=pytest.mark.thorough),
         pytest.param({"architecture": "exact"}, marks=pytest.mark.thorough),
         {"architecture": "cold"},

@@ -9,7 +9,7 @@ from aif_jax.shown import shown
 
 Architecture = Literal["aif", "exact", "cold", "two_tower"]
 Signature = Literal["simhash", "int8"]
-LongAttention = Literal["linear", "sign", "collision", "mean"]
+LongAttention = Literal["linear", "sign", "collision", "mean", "nearest"]
 TierScale = Literal["share", "log1p"]
 Precision = Literal["float32", "bfloat16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -75,8 +75,10 @@ class ModelConfig(Config):
         long_length: ``L``, behaviours that the long-sequence blocks see.
         content_width: ``d_m``, width of the frozen content embedding.
         value_width: ``d_v``, width of a behaviour's value in long-sequence attention.
-        long_attention: ``linear``, ``sign`` or ``collision``; or ``mean``, the mean of the long sequence for
-            every candidate, a control that no similarity enters.
+        long_attention: ``linear``, ``sign`` or ``collision``; ``mean``, the mean of the long sequence for
+            every candidate, a control that no similarity enters; or of the ``exact`` architecture
+            ``nearest``, softmax attention over the few behaviours with the nearest signatures.
+        nearest: how many these are.
         collision_bits: bits a group for ``collision``: 2, 4 or 8.
         signature: ``simhash`` (packed sign bits) or ``int8`` (quantised content embedding).
         signature_bits: ``b``, for ``simhash``: 64, 128, 256 or 512.
@@ -123,6 +125,7 @@ class ModelConfig(Config):
     content_width: int = 32
     value_width: int = 32
     long_attention: LongAttention = "linear"
+    nearest: int = 48
     collision_bits: int = 4
     signature: Signature = "simhash"
     signature_bits: int = 256
@@ -154,7 +157,7 @@ class ModelConfig(Config):
             raise ConfigError(f"blocks: {self.blocks} names a block twice; name each once.")
         for name in (
             "width", "embedding_width", "hidden", "short_length", "long_length", "content_width",
-            "value_width", "bridges", "sim_slots", "sim_width", "encoder_width", "encoder_heads",
+            "value_width", "bridges", "sim_slots", "sim_width", "encoder_width", "encoder_heads", "nearest",
         ):  # fmt: skip
             whole(name, getattr(self, name), 1)
         for name in ("encoder_layers", "encoder_embedding_width"):
@@ -180,9 +183,14 @@ class ModelConfig(Config):
             raise ConfigError(
                 f"content_width: got {self.content_width}, expected 32, 48, 64 or 128 for int8 signatures."
             )
+        if self.long_attention == "nearest" and self.architecture != "exact":
+            raise ConfigError(
+                f"long_attention: got 'nearest' for {self.architecture!r}; nothing of it can be computed "
+                "ahead of the request, so it goes with architecture 'exact', which is not served."
+            )
         if self.needs_bits and self.signature != "simhash":
             raise ConfigError(
-                f"long_attention={self.long_attention!r} sums over signature bits and needs "
+                f"long_attention={self.long_attention!r} compares signature bits and needs "
                 f"signature='simhash', got {self.signature!r}; int8 signatures go with 'linear'."
             )
 
@@ -216,7 +224,7 @@ class ModelConfig(Config):
     @property
     def needs_bits(self) -> bool:
         """True if the long-sequence attention reads signature bits."""
-        return self.has("long_attention") and self.long_attention in ("sign", "collision")
+        return self.has("long_attention") and self.long_attention in ("sign", "collision", "nearest")
 
     @property
     def tiers(self) -> int:

@@ -61,6 +61,7 @@ def gradients(config, schema, rng, keys=6):
         },
         pytest.param({"long_attention": "mean"}, marks=pytest.mark.thorough),
         pytest.param({"architecture": "exact"}, marks=pytest.mark.thorough),
+        pytest.param({"architecture": "exact", "long_attention": "nearest"}, marks=pytest.mark.thorough),
         {"architecture": "cold"},
         {"architecture": "two_tower", "heads": ("ctr", "cvr")},
     ],

@@ -86,6 +86,8 @@ class LongAttention(base.InteractionBlock):
                 found = collision_attention(item["signature"], long["signature"], value, counted, bits)
             case "mean":
                 return masked_mean(value, counted)[:, None]
+            case "nearest":
+                raise AssertionError("the config allows it for ExactLongAttention alone")
         return found * item["has_content"]
 
     def state(self, model: Any, side: base.UserSide) -> dict[str, jax.Array]:

@@ -97,7 +97,7 @@ def _variant(case: Case, attention: Attention, simtier: Way) -> type[Aif]:
             if attention == "linear":
                 found = linear_attention(*operands)
             elif attention == "exact, as defined":
-                found = softmax_attention(*operands, jnp.float32(SHARPNESS))
+                found = softmax_attention(*operands[:3], side.counted[:, None], jnp.float32(SHARPNESS))
             else:
                 found = blocked_attention(*(array[0] for array in operands))[None]
             return found * item["has_content"]

@@ -9,7 +9,7 @@ from aif_jax.shown import shown
 
 Architecture = Literal["aif", "exact", "cold", "two_tower"]
 Signature = Literal["simhash", "int8"]
-LongAttention = Literal["linear", "sign", "collision", "mean"]
+LongAttention = Literal["linear", "sign", "collision", "mean", "nearest"]
 TierScale = Literal["share", "log1p"]
 Precision = Literal["float32", "bfloat16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -75,8 +75,10 @@ class ModelConfig(Config):
         long_length: ``L``, behaviours that the long-sequence blocks see.
         content_width: ``d_m``, width of the frozen content embedding.
         value_width: ``d_v``, width of a behaviour's value in long-sequence attention.
-        long_attention: ``linear``, ``sign`` or ``collision``; or ``mean``, the mean of the long sequence for
-            every candidate, a control that no similarity enters.
+        long_attention: ``linear``, ``sign`` or ``collision``; ``mean``, the mean of the long sequence for
+            every candidate, a control that no similarity enters; or of the ``exact`` architecture
+            ``nearest``, softmax attention over the few behaviours with the nearest signatures.
+        nearest: how many these are.
         collision_bits: bits a group for ``collision``: 2, 4 or 8.
         signature: ``simhash`` (packed sign bits) or ``int8`` (quantised content embedding).
         signature_bits: ``b``, for ``simhash``: 64, 128, 256 or 512.
@@ -89,6 +91,9 @@ class ModelConfig(Config):
         encoder_layers: layers of the deep encoder of the long sequence; 0 for none.
         encoder_width: ``w``, width of these layers, a multiple of twice their heads.
         encoder_heads: attention heads of these layers.
+        encoder_gaps: whether the encoder reads the time between behaviours.
+        encoder_embedding_width: width of the encoder's own embedding of one categorical feature of an item;
+            with 0 it reads those of the item module.
         block_dropout: probability that a block is dropped for one training request.
         item_id_dropout: probability that an item's id is hidden in training, for cold items.
         item_statistics: whether the item module reads, by item id, how often rows of an item are positive in
@@ -120,6 +125,7 @@ class ModelConfig(Config):
     content_width: int = 32
     value_width: int = 32
     long_attention: LongAttention = "linear"
+    nearest: int = 48
     collision_bits: int = 4
     signature: Signature = "simhash"
     signature_bits: int = 256
@@ -134,6 +140,8 @@ class ModelConfig(Config):
     encoder_layers: int = 0
     encoder_width: int = 64
     encoder_heads: int = 2
+    encoder_gaps: bool = False
+    encoder_embedding_width: int = 0
     block_dropout: float = 0.1
     item_id_dropout: float = 0.1
     item_statistics: bool = False
@@ -149,10 +157,11 @@ class ModelConfig(Config):
             raise ConfigError(f"blocks: {self.blocks} names a block twice; name each once.")
         for name in (
             "width", "embedding_width", "hidden", "short_length", "long_length", "content_width",
-            "value_width", "bridges", "sim_slots", "sim_width", "encoder_width", "encoder_heads",
+            "value_width", "bridges", "sim_slots", "sim_width", "encoder_width", "encoder_heads", "nearest",
         ):  # fmt: skip
             whole(name, getattr(self, name), 1)
-        whole("encoder_layers", self.encoder_layers, 0)
+        for name in ("encoder_layers", "encoder_embedding_width"):
+            whole(name, getattr(self, name), 0)
         multiple = self.encoder_width % (2 * self.encoder_heads) == 0
         check("encoder_width", self.encoder_width, multiple, "a multiple of twice encoder_heads")
         for name in ("head_layers", "item_layers"):
@@ -174,9 +183,14 @@ class ModelConfig(Config):
             raise ConfigError(
                 f"content_width: got {self.content_width}, expected 32, 48, 64 or 128 for int8 signatures."
             )
+        if self.long_attention == "nearest" and self.architecture != "exact":
+            raise ConfigError(
+                f"long_attention: got 'nearest' for {self.architecture!r}; nothing of it can be computed "
+                "ahead of the request, so it goes with architecture 'exact', which is not served."
+            )
         if self.needs_bits and self.signature != "simhash":
             raise ConfigError(
-                f"long_attention={self.long_attention!r} sums over signature bits and needs "
+                f"long_attention={self.long_attention!r} compares signature bits and needs "
                 f"signature='simhash', got {self.signature!r}; int8 signatures go with 'linear'."
             )
 
@@ -203,9 +217,14 @@ class ModelConfig(Config):
         )
 
     @property
+    def reads_gaps(self) -> bool:
+        """True if the model reads the time between behaviours."""
+        return self.has("encoder") and self.encoder_gaps
+
+    @property
     def needs_bits(self) -> bool:
         """True if the long-sequence attention reads signature bits."""
-        return self.has("long_attention") and self.long_attention in ("sign", "collision")
+        return self.has("long_attention") and self.long_attention in ("sign", "collision", "nearest")
 
     @property
     def tiers(self) -> int:

@@ -45,6 +45,8 @@ class UserRecord:
         types: behaviour type of each, by name or by its index in the schema, ``[L]``; the same.
         revision: changes whenever features or history change; part of the key of a cached user state.
             ``None``: the engine takes a digest of what the model reads of the record, at each request.
+        times: when each behaviour was, in seconds since 1970, ``[L]``; missing where unknown, and empty if
+            all are. Models with ``ModelConfig.encoder_gaps`` read the time between neighbours.
 
     >>> users = {17: UserRecord({"town": "York", "age": 31}, items=[9, 7], types=["buy", "click"])}
     >>> users[17].features["town"]
@@ -57,6 +59,7 @@ class UserRecord:
     items: Any = ()
     types: Any = ()
     revision: Any = None
+    times: Any = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,6 +191,46 @@ def test_request_batcher_order_depends_on_seed_and_epoch_alone(dataset, schema):
     assert [batch["impression"][:, 0].tolist() for batch in still] == order(still, 0)
 
 
+def test_request_source_gaps_equal_plain_loop(dataset, schema):
+    source = source_of(dataset, schema, "test", long_length=20, sequence_step=1, gaps=True)
+    chosen = np.append(np.arange(len(source))[::9], -1)
+    batch = source.batch(chosen, 20, windows=len(chosen))
+    events = dataset.events
+    for b, request in enumerate(chosen[:-1]):
+        user, end = source.requests.user[request], source.requests.history_end[request]
+        start = events.offsets[user]
+        past = range(max(start, end - 20), end)
+        seconds = {e: int(events.time[e] - events.time[e - 1]) for e in past if e > start}
+        steps = [(1 + seconds[e]).bit_length() if e > start else 0 for e in past]
+        assert len(set(steps)) > 1
+        assert batch["long_gap"][b].tolist() == steps[::-1] + [0] * (20 - len(steps))
+        assert batch["sequence_gap"][batch["sequence_row"][b]].tolist() == steps + [0] * (20 - len(steps))
+    assert not batch["long_gap"][-1].any()
+
+
+def test_request_source_gaps_read_no_time_after_the_history(dataset, schema):
+    """A row's own time is that of the next event, so a gap after the history would tell when it happens."""
+
+    def given(time):
+        changed = dataclasses.replace(dataset, events=dataclasses.replace(dataset.events, time=time))
+        source = source_of(changed, schema, "test", sequence_step=1, gaps=True)
+        return source.requests, source.batch(np.arange(len(source)), 200, windows=len(source))
+
+    requests, before = given(dataset.events.time)
+    end = np.full(dataset.n_users, len(dataset.events))
+    np.minimum.at(end, requests.user, requests.history_end)
+    events = dataset.events
+    later = np.arange(len(events)) >= end[events.user]
+    assert later.any()
+    _, after = given(events.time + 10**6 * later)
+    first = requests.history_end == end[requests.user]
+    np.testing.assert_array_equal(after["long_gap"][first], before["long_gap"][first])
+    rows = before["sequence_row"][first]
+    np.testing.assert_array_equal(after["sequence_gap"][rows], before["sequence_gap"][rows])
+    _, slower = given(8 * events.time)
+    assert (slower["long_gap"] != before["long_gap"])[first].any(axis=1).all()
+
+
 def test_request_source_heads_by_name_select_labels(dataset, schema):
     source = source_of(dataset, schema, heads=("like", "ctr"))
     both = source_of(dataset, schema).batch(np.arange(4), 10)

@@ -152,8 +152,26 @@ def test_dataset_user_record_equals_user_source_record():
     assert record.features == {"town": "x"}
     assert record.items.tolist() == [8, 9, 7, 8, 7]
     assert record.types.tolist() == [1, 0, 0, 1, 0]
+    assert record.times == ()
     earlier = tiny().user_record(0, history_end=3, length=2)
     assert earlier.items.tolist() == [7, 8]
+
+
+def in_unit(unit: str, time: list[int]) -> Dataset:
+    data = tiny()
+    return dataclasses.replace(data, events=dataclasses.replace(data.events, time=np.array(time), unit=unit))
+
+
+def test_dataset_gaps_are_steps_of_the_seconds_since_the_event_before() -> None:
+    assert in_unit("s", [0, 1, 1, 2, 5, 3, 4]).gaps.tolist() == [0, 2, 1, 2, 3, 0, 2]
+    assert in_unit("ms", [0, 1, 1, 2, 5000, 3, 4]).gaps.tolist() == [0, 1, 1, 1, 3, 0, 1]
+    assert in_unit("s", [-7, -5, -5, 0, 1, -1, 4]).gaps.tolist() == [0, 0, 0, 0, 2, 0, 0]
+    assert not tiny().gaps.any()
+
+
+def test_dataset_user_record_holds_times_in_seconds() -> None:
+    record = in_unit("ms", [0, 1, 1, 2, 5000, 3, 4]).user_record(0)
+    assert record.times.tolist() == [5.0, 0.002, 0.001, 0.001, 0.0]
 
 
 def test_dataset_with_validation_in_training_moves_rows():
@@ -197,6 +215,7 @@ def with_content(dataset, vectors, has):
         (lambda d: with_events(d, item=np.array([0, 1, 0, 2, 1, 2, 4], np.int32)), "outside the 4 items"),
         (lambda d: with_events(d, type=np.array([0, 1, 0, 0, 1, 1, 2], np.int32)), "2 behaviour types"),
         (lambda d: with_events(d, offsets=np.array([0, 5, 6])), "offsets"),
+        (lambda d: with_events(d, unit="days"), "times in 'days', expected one of s, ms"),
         (lambda d: with_rows(d, history_end=np.array([1, 4, 1, 3, 5])), "outside its user's events"),
         (
             lambda d: with_rows(d, time=np.array([1, 0, 1, 1, 6])),

@@ -45,7 +45,9 @@ def fitted(dataset: Dataset) -> dict[str, Any]:
 
 def windows(dataset: Dataset) -> list[dict[str, Any]]:
     """Return what the encoder reads in training, and what it is taught to expect."""
-    config = ModelConfig(blocks=("encoder",), encoder_layers=1, long_length=20, heads=dataset.heads)
+    config = ModelConfig(
+        blocks=("encoder",), encoder_layers=1, encoder_gaps=True, long_length=20, heads=dataset.heads
+    )
     training = TrainConfig(batch_size=8, next_weight=1.0)
     batches = TrainingBatches(dataset, dataset.fit_schema(), config, training)
     first = [batches[i] for i in range(min(len(batches), 5))]
@@ -54,7 +56,9 @@ def windows(dataset: Dataset) -> list[dict[str, Any]]:
 
 def inputs(dataset: Dataset, split: str, *, group: int = 4) -> dict[str, np.ndarray]:
     """Return what a model reads of every impression of a part beside the catalogue, by impression."""
-    source = RequestSource(dataset, dataset.fit_schema(), split, group=group, short_length=5, long_length=40)
+    source = RequestSource(
+        dataset, dataset.fit_schema(), split, group=group, short_length=5, long_length=40, gaps=True
+    )
     batch = source.batch(np.arange(len(source)), 40)
     real = batch["impression"] >= 0
     flat: dict[str, np.ndarray] = {}

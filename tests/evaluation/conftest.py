@@ -17,9 +17,10 @@ def dataset() -> Dataset:
 def config() -> ModelConfig:
     """A model of two heads that folds, and compiles fast."""
     return ModelConfig(
-        blocks=("long_attention", "profile_item", "context", "pair"),
+        blocks=("long_attention", "profile_item", "context", "pair", "encoder"),
         width=8, embedding_width=8, hidden=8, head_layers=(8,), item_layers=(8,), short_length=4,
         long_length=8, content_width=8, heads=("ctr", "like"), score="ctr * like", bridges=2, value_width=4,
+        encoder_layers=1, encoder_width=8, encoder_gaps=True,
     )  # fmt: skip
 
 

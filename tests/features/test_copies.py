@@ -34,6 +34,7 @@ def revision(longest: int = 3, **changes: Any) -> Any:
         {"items": ["9", "7", "5"]},
         {"items": [9, 7, 5, 3], "types": ["buy"] * 4},
         {"types": ["buy", "buy", "click"]},
+        {"times": [3.0, 2.0, 1.0]},
     ],
 )
 def test_revision_of_changed_content_is_another(changes: dict[str, Any]) -> None:
@@ -56,6 +57,8 @@ def test_revision_ignores_what_the_model_does_not_read() -> None:
     features = {**RECORD["features"], "fetched_at": 17.5}
     assert revision(features=features) == revision()
     assert revision(2, items=[9, 7, 1]) == revision(2)
+    assert revision(1, times=[3.0, 2.0, 1.0]) == revision(1, times=[3.0, 2.0, 0.0])
+    assert revision(1, times=[3.0, 2.0, 1.0]) != revision(1, times=[3.0, 1.0, 1.0])
     assert revision(revision=0) == 0
 
 

@@ -202,6 +202,11 @@ def of_types(place: Place, give: Give) -> Any:
     return result(place.engine.begin(5).rank(PLAIN["ids"]))
 
 
+def of_times(place: Place, give: Give) -> Any:
+    known(place, UserRecord({}, PLAIN["ids"], [0, 1, 2, 0, 1, 2], times=give("numbers")))
+    return result(place.engine.begin(5).rank(PLAIN["ids"]))
+
+
 def retrieved(method: str) -> Callable[[Place, Give], Any]:
     def call(place: Place, give: Give) -> Any:
         known(place, UserRecord())
@@ -344,6 +349,7 @@ ENTRIES: dict[str, Entry] = {
     "Filters.categories": Entry("Filters", ranked_categories, "genres", CATEGORIES),
     "UserRecord.items": Entry("UserRecord Engine InMemoryUsers.put", of_user, "ids"),
     "UserRecord.types": Entry("UserRecord", of_types, "types"),
+    "UserRecord.times": Entry("UserRecord", of_times, "numbers"),
     "Schema": Entry("Schema.fit Schema.encode Schema.encode_one", schema_of, "integers lists numbers"),
     "Categorical of integers": Entry(
         "Categorical.fit Categorical.encode", feature(CODED, "integers"), "integers"
@@ -380,10 +386,10 @@ NO_COLUMNS = {
     "Shapes": "sizes", "Schema": "features", "Schema.from_json": "JSON", "Request": "made by the engine",
     "Split": "a name", "by_column": "a name",
     "EncodeReport.ignore": "names", "Pending": "made by the engine", "InMemoryUsers": "records",
-    "Events": "row numbers", "Dataset.history": "row numbers", "collaborative_content": "row numbers",
-    "fit_width": "Content", "RedisUsers": "a client", "Delivery": "an update", "Report.count": "a tuple's",
-    "Vocabulary": "a tuple", "EngineConfig.check_items": "a source",
-    "BehaviourTable.extra_of": "what was read",
+    "Events": "row numbers", "Dataset.history": "row numbers", "Dataset.history_gaps": "row numbers",
+    "collaborative_content": "row numbers", "fit_width": "Content", "RedisUsers": "a client",
+    "Delivery": "an update", "Report.count": "a tuple's", "Vocabulary": "a tuple",
+    "EngineConfig.check_items": "a source", "BehaviourTable.extra_of": "what was read",
     "RowTable.extra_of": "what was read", "ItemIndex.check": "an update", "BehaviourTable.check": "an update",
     "RowTable.check": "an update", "Towers.read": "what `Towers.upsert` takes",
     "Towers.user_vector": "a record, as of the engine", "Towers.user_vectors": "records",
@@ -393,8 +399,8 @@ NO_COLUMNS = {
 """Public names with a parameter of such a name that is no column, and what it is."""
 
 PARAMETERS = frozenset({
-    "ids", "columns", "content", "rankable", "items", "types", "candidates", "pair", "exclude", "categories",
-    "users", "catalogue", "column", "records", "update", "record",
+    "ids", "columns", "content", "rankable", "items", "types", "times", "candidates", "pair", "exclude",
+    "categories", "users", "catalogue", "column", "records", "update", "record",
 })  # fmt: skip
 """Names of parameters that take columns, or things that hold columns."""
 

@@ -27,6 +27,7 @@ def test_user_encoded_and_decoded_keeps_64_bits():
         items=np.array([BIG, 7], np.uint64),
         types=np.array([1, 0], np.int32),
         revision=5,
+        times=np.array([1.5, np.nan]),
     )
     text = encode_user(record, "k", keep_revision=True)
     assert json.loads(text) == {
@@ -35,11 +36,13 @@ def test_user_encoded_and_decoded_keeps_64_bits():
         "items": [BIG, 7],
         "types": [1, 0],
         "revision": 5,
+        "times": [1.5, None],
     }
     back = decode_user(text, "k")
     assert back == decode_user(text.encode(), "k")
     assert back.items == [BIG, 7]
     assert back.types == [1, 0]
+    assert back.times == [1.5, None]
     assert back.revision == 5
     assert back.features["gone"] is None
 
@@ -55,7 +58,7 @@ def test_user_without_revision_gets_one_of_its_content():
 
 def test_decode_user_absent_fields_are_empty():
     record = decode_user('{"version": 1}', "k")
-    assert (record.features, record.items, record.types) == ({}, [], [])
+    assert (record.features, record.items, record.types, record.times) == ({}, [], [], [])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,15 @@ import pytest
 from flax import nnx
 
 from aif_jax.features import MultiValued, Numeric
-from aif_jax.kernels import ordered_product, pack_signs, slot_weights, table_sum, tier_features
+from aif_jax.kernels import (
+    hyperplanes,
+    ordered_product,
+    pack_signs,
+    simhash,
+    slot_weights,
+    table_sum,
+    tier_features,
+)
 from aif_jax.models import build_model
 from aif_jax.models.blocks import long_attention
 from aif_jax.models.blocks.base import UserSide
@@ -121,7 +129,66 @@ def test_softmax_attention_equals_its_formula(history):
         for i in range(G):
             weights = softmax(2.0 * theirs[u, counted[u]] @ content[u, i])
             want[u, i] = weights @ value[u, counted[u]]
-    got = long_attention.softmax_attention(content, theirs, value, counted, jnp.float32(2.0))
+    got = long_attention.softmax_attention(content, theirs, value, counted[:, None], jnp.float32(2.0))
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.fixture
+def embedded(history):
+    """The history with signatures made of its embeddings by random rotations, as in the publications."""
+    content, theirs, _, _, value, counted = history
+    content, theirs = (each / np.linalg.norm(each, axis=-1, keepdims=True) for each in (content, theirs))
+    planes = hyperplanes(0, D_M, BITS)
+    bits, their_bits = content @ planes >= 0, theirs @ planes >= 0
+    return content, theirs, bits, their_bits, value, counted, jnp.asarray(planes)
+
+
+def test_nearest_attention_equals_published_eta(embedded):
+    """The ``k`` behaviours of the least ``Σ |bit - bit'|``, then attention to them (arXiv 2108.04468)."""
+    content, theirs, bits, their_bits, value, counted, planes = embedded
+    k = 3
+    want = np.zeros((B, G, D_V))
+    for u in range(1, B):
+        for i in range(G):
+            distance = np.abs(their_bits[u].astype(int) - bits[u, i].astype(int)).sum(axis=1)
+            near = np.argsort(np.where(counted[u], distance, BITS + 1), kind="stable")[:k]
+            near = near[counted[u, near]]
+            want[u, i] = softmax(2.0 * theirs[u, near] @ content[u, i]) @ value[u, near]
+    read = long_attention.nearest(simhash(content, planes), simhash(theirs, planes), counted, k)
+    np.testing.assert_array_equal(
+        read.sum(axis=-1), np.minimum(counted.sum(axis=1), k)[:, None].repeat(G, axis=1)
+    )
+    got = long_attention.softmax_attention(content, theirs, value, read, jnp.float32(2.0))
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    every = long_attention.nearest(simhash(content, planes), simhash(theirs, planes), counted, 10 * L)
+    np.testing.assert_array_equal(every, np.broadcast_to(counted[:, None], every.shape))
+
+
+def test_collision_attention_times_collisions_equals_published_sdim(embedded):
+    """SDIM (arXiv 2205.10249) adds the values of a group's collisions, where we take their mean."""
+    content, theirs, bits, their_bits, value, counted, planes = embedded
+    group, powers = 8, 2 ** np.arange(8)
+    code, their_code = (each.reshape(*each.shape[:-1], -1, group) @ powers for each in (bits, their_bits))
+    same = (code[:, :, None] == their_code[:, None]) & counted[:, None, :, None]
+    want = np.einsum("bglh,blv->bgv", same, value) / same.shape[-1]
+    packed, their_packed = simhash(content, planes), simhash(theirs, planes)
+    got = np.zeros_like(want)
+    for h in range(same.shape[-1]):
+        mean = long_attention.collision_attention(
+            packed[..., h : h + 1], their_packed[..., h : h + 1], value, counted, group
+        )
+        got += np.asarray(mean) * same[..., h].sum(axis=2)[..., None] / same.shape[-1]
+    assert np.abs(want).max() > 0
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_sign_attention_equals_published_similarity_of_signatures(embedded):
+    """``1 - 2 · Hamming / b`` between the rotated embeddings' signs, times the values, over their number."""
+    content, theirs, bits, their_bits, value, counted, planes = embedded
+    distance = (bits[:, :, None] != their_bits[:, None]).sum(axis=-1)
+    weight = (1 - 2 * distance / BITS) * counted[:, None]
+    want = weight @ value / np.maximum(counted.sum(axis=1), 1)[:, None, None]
+    got = long_attention.sign_attention(simhash(content, planes), simhash(theirs, planes), value, counted)
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from aif_jax.errors import ConfigError
+from aif_jax.features.gaps import GAP_STEPS
 from aif_jax.models import add_signatures
 from aif_jax.models.blocks.encoder import SequenceEncoder
 from support.model_cases import (
@@ -27,12 +28,13 @@ def windows_and_histories(rng, schema):
     windows = {
         "sequence_item": rng.integers(0, 40, (WINDOWS, LENGTH)).astype(np.int32),
         "sequence_type": rng.integers(0, len(schema.behaviour_types), (WINDOWS, LENGTH)).astype(np.int32),
+        "sequence_gap": rng.integers(0, GAP_STEPS, (WINDOWS, LENGTH)).astype(np.int32),
         "sequence_row": ROW,
         "sequence_end": END,
     }
     long = {}
-    for name in ("item", "type"):
-        long[f"long_{name}"] = np.full((len(ROW), LENGTH), -1, np.int32)
+    for name, absent in (("item", -1), ("type", -1), ("gap", 0)):
+        long[f"long_{name}"] = np.full((len(ROW), LENGTH), absent, np.int32)
         for b, (row, end) in enumerate(zip(ROW, END, strict=True)):
             long[f"long_{name}"][b, :end] = windows[f"sequence_{name}"][row, :end][::-1]
     return windows, long
@@ -41,7 +43,7 @@ def windows_and_histories(rng, schema):
 @pytest.fixture(scope="module")
 def case():
     rng = np.random.default_rng(0)
-    config, schema = small_config(blocks=("encoder",)), make_schema()
+    config, schema = small_config(blocks=("encoder",), encoder_gaps=True), make_schema()
     model = random_model(rng, config, schema)
     catalogue = add_signatures(config, make_catalogue(rng, config, schema))
     batch = make_batch(rng, config, schema, batch=len(ROW), length=LENGTH)
@@ -70,6 +72,7 @@ def test_encoder_by_windows_reads_nothing_after_a_request(case):
         later = {name: value.copy() for name, value in windows.items()}
         later["sequence_item"][ROW[b], END[b] :] += 1
         later["sequence_type"][ROW[b], END[b] :] ^= 1
+        later["sequence_gap"][ROW[b], END[b] :] ^= 1
         changed = logits(**later)
         np.testing.assert_array_equal(changed[b], before[b])
         assert np.abs(changed - before)[ROW[b] == ROW].max() > 1e-3
@@ -111,11 +114,25 @@ def test_sequence_encoder_expects_from_the_newest_behaviour_with_a_row():
     np.testing.assert_allclose(encoder(other, known, last=True), found, atol=1e-5)
 
 
+def test_sequence_encoder_reads_the_gap_before_every_behaviour_but_the_oldest():
+    """The behaviour before the oldest may be beyond the history, so that nobody knows the gap."""
+    rng = np.random.default_rng(3)
+    encoder = SequenceEncoder(8, 2, 2, 3, True, rngs=nnx.Rngs(0))
+    event = jnp.asarray(rng.normal(size=(1, 6, 8)), jnp.float32)
+    kind = jnp.asarray([[-1, -1, 0, 1, 2, 0]], jnp.int32)
+    gap = jnp.asarray(rng.integers(0, GAP_STEPS, (1, 6)), jnp.int32)
+    found = encoder(event, kind, gap, last=True)
+    np.testing.assert_array_equal(encoder(event, kind, gap.at[:, :3].set(5), last=True), found)
+    for place in (3, 4, 5):
+        assert np.abs(encoder(event, kind, gap.at[:, place].add(1), last=True) - found).max() > 1e-3
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"encoder_layers": -1}, "encoder_layers: got -1"),
         ({"encoder_heads": 0}, "encoder_heads: got 0"),
+        ({"encoder_embedding_width": -1}, "encoder_embedding_width: got -1"),
         ({"encoder_width": 10}, "encoder_width: got 10, expected a multiple of twice encoder_heads"),
     ],
 )

@@ -9,6 +9,7 @@ from jax import export
 from aif_jax import kernels
 from aif_jax.models import fold
 from support.model_cases import (
+    long_of,
     make_batch,
     make_catalogue,
     make_group,
@@ -75,7 +76,7 @@ def test_folded_programs_exported_and_reloaded_compute_the_same(kind):
         states = run(
             "user", batch["user"],
             take(only(table, folded.short_spec(1)), batch["short_item"]), batch["short_type"],
-            take(only(table, folded.long_spec(1, 1)), batch["long_item"]), batch["long_type"],
+            long_of(folded, table, batch), batch["long_type"],
         )  # fmt: skip
         state = {name: values[1] for name, values in states.items()}
         return table, index, states, run(

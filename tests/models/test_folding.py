@@ -233,6 +233,8 @@ def test_fold_with_wrong_arguments_raises_with_advice():
     schema = make_schema()
     with pytest.raises(ConfigError, match="'exact' does not fold"):
         fold(shape_of(small_config(architecture="exact"), schema))
+    with pytest.raises(ConfigError, match="'nearest' for 'aif'"):
+        small_config(long_attention="nearest")
     model = random_model(np.random.default_rng(0), small_config(), schema)
     with pytest.raises(ConfigError, match=r"\['cvr'\] are not heads"):
         fold(model, calibration={"cvr": (1.0, 0.0)})

@@ -196,6 +196,7 @@ def test_ranking_behaviours_without_row_are_left_out_and_counted(
         features=record.features,
         items=np.where(kept, record.items, np.uint64(1)),  # no item has the id 1
         types=record.types,
+        times=record.times,
     )
     assert_ranks_as(ranking, ids, *world.scores(masked, ids, pair, CONTEXT))
 

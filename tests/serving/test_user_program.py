@@ -1,5 +1,6 @@
 """User sides computed in one call of the program: each state is that of the user alone."""
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -63,6 +64,9 @@ def test_user_program_malformed_record_fails_alone(generation: Generation, world
     bad = UserRecord({}, good[0].items, good[0].types[:-1])
     users = [(0, good[0]), (1, bad), (2, good[1]), (3, good[2])]
     states = compute_states(users, 24, generation)
+    untimely = dataclasses.replace(good[0], times=good[0].times[:-1])
+    with pytest.raises(UserSourceError, match="18 items and 17 times; expected one time for each item, or"):
+        compute_state(0, untimely, 24, generation)
     assert isinstance(states[1], UserSourceError)
     assert "18 items and 17 types" in str(states[1])
     for place, record in ((0, good[0]), (2, good[1]), (3, good[2])):

@@ -69,9 +69,10 @@ def test_user_source_error_reaches_the_caller(make: Make, world: World) -> None:
 
 def test_user_record_reversed_views_rank_as_plain_arrays(make: Make, world: World) -> None:
     record = world.record(5)
-    reversed_twice = UserRecord(
-        record.features, np.array(record.items[::-1])[::-1], np.array(record.types[::-1])[::-1], revision=1
+    items, types, times = (
+        np.array(column[::-1])[::-1] for column in (record.items, record.types, record.times)
     )
+    reversed_twice = UserRecord(record.features, items, types, 1, times)
     pair = {"bid": np.ones(5)}
     engine = make(users={1: record, 2: reversed_twice}.get)
     one, two = (engine.begin(user).rank(world.ids[:5], pair) for user in (1, 2))

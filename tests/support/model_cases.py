@@ -10,6 +10,7 @@ from flax import nnx
 
 from aif_jax.config import BLOCKS, ModelConfig
 from aif_jax.features import Categorical, Hashing, MultiValued, Numeric, Schema, Vocabulary
+from aif_jax.features.gaps import GAP_STEPS
 from aif_jax.models import Folded, add_signatures, build_model, fold
 
 ITEMS, CATEGORIES = 40, 9
@@ -103,6 +104,8 @@ def make_batch(
         types = rng.integers(0, len(schema.behaviour_types), (batch, longest))
         out[f"{name}_item"] = np.where(there, items, -1).astype(np.int32)
         out[f"{name}_type"] = np.where(there, types, -1).astype(np.int32)
+    if config.reads_gaps:
+        out["long_gap"] = rng.integers(0, GAP_STEPS, (batch, length)).astype(np.int32)
     out["item"] = rng.integers(0, n_items, (batch, group)).astype(np.int32)
     out["user"] = make_group(rng, schema, "user", (batch,))
     context = make_group(rng, schema, "context", (batch,), missing=0.4)
@@ -147,6 +150,8 @@ def random_config(rng, **forced) -> ModelConfig:
         "sim_slots": choice(2, 6),
         "value_width": choice(3, 6),
         "seed": int(rng.integers(100)),
+        "encoder_gaps": choice(False, True),
+        "encoder_embedding_width": choice(0, 3),
     }
     return small_config(**{**drawn, **forced})
 
@@ -214,6 +219,15 @@ def only(columns, names):
     return {name: columns[name] for name in names}
 
 
+def long_of(folded: Folded, table, batch):
+    """Columns of long sequences as the user program reads them."""
+    names = folded.long_spec(1, 1).keys()
+    return {
+        name: batch["long_gap"] if name == "gap" else take(only(table, [name]), batch["long_item"])[name]
+        for name in names
+    }
+
+
 def folded_states(folded: Folded, weights, items, batch):
     """Item rows and user states by the folded programs, each given only the weights that it reads."""
     table = folded.behaviour(only(weights, folded.weights_of("behaviour")), items)
@@ -223,7 +237,7 @@ def folded_states(folded: Folded, weights, items, batch):
         batch["user"],
         take(only(table, folded.short_spec(1)), batch["short_item"]),
         batch["short_type"],
-        take(only(table, folded.long_spec(1, 1)), batch["long_item"]),
+        long_of(folded, table, batch),
         batch["long_type"],
     )
     return rows, states

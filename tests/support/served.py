@@ -20,6 +20,7 @@ from flax import nnx
 from aif_jax.bundle import Bundle, export_bundle
 from aif_jax.config import ModelConfig, Precision
 from aif_jax.features import Categorical, Hashing, MultiValued, Numeric, Schema, Vocabulary
+from aif_jax.features.gaps import gap_steps
 from aif_jax.models import Score, add_signatures, build_model
 from aif_jax.nearline import BehaviourTable, ItemIndex, Tables
 from aif_jax.serving import Engine, EngineConfig, InMemoryUsers, Shapes, Threads, UserStateCache
@@ -54,6 +55,7 @@ CONFIG = ModelConfig(
     width=8, embedding_width=4, hidden=16, head_layers=(8,), item_layers=(8,), heads=("ctr", "cvr"),
     score="ctr * (cvr + 0.1) * bid", short_length=5, long_length=24, content_width=8, value_width=8,
     signature_bits=64, bridges=4, sim_slots=3, sim_width=8, encoder_layers=1, encoder_width=8,
+    encoder_gaps=True,
 )  # fmt: skip
 
 TINY = dataclasses.replace(CONFIG, blocks=("self_attention", "profile_item", "context"))
@@ -78,6 +80,7 @@ class World:
             items=self.ids[rng.integers(0, N_ITEMS, length)],
             types=rng.integers(0, 3, length),
             revision=revision,
+            times=_times(rng, length),
         )
 
     def candidates(self, n: int, seed: int = 0) -> tuple[np.ndarray, dict[str, Any]]:
@@ -128,10 +131,20 @@ class World:
             absent = [-1] * (length - len(items))
             batch[f"{name}_item"] = np.array([items + absent], np.int32)
             batch[f"{name}_type"] = np.array([types + absent], np.int32)
+        gaps = np.zeros(CONFIG.long_length, np.int32)
+        known = gap_steps(np.asarray(record.times, np.float64))[: CONFIG.long_length]
+        gaps[: len(known)] = known
+        batch["long_gap"] = gaps[None]
         logits = _forward(self.model, batch, self.catalogue)[0, :given]
         raw = {"bid": jnp.asarray(np.asarray(pair.get("bid", np.zeros(n)), np.float32)[:given])}
         score = Score(CONFIG.score, CONFIG.heads, ("bid",))(logits, raw)
         return np.asarray(score), np.asarray(jax.nn.sigmoid(logits))
+
+
+def _times(rng: np.random.Generator, length: int) -> np.ndarray:
+    """Times of behaviours, most recent first, seconds to weeks apart; some are missing."""
+    ages = np.cumsum(np.exp(rng.uniform(0.0, 15.0, length)))
+    return np.where(rng.random(length) < 0.9, 1.7e9 - ages, np.nan)
 
 
 @nnx.jit

@@ -23,6 +23,7 @@ from aif_jax.config import ModelConfig, check_precision
 from aif_jax.errors import BundleError
 from aif_jax.features import ContentSpace, Schema
 from aif_jax.features.content_space import CONTENT_SPACE
+from aif_jax.features.gaps import GAP_STEPS
 from aif_jax.models.store import check_finite
 
 if TYPE_CHECKING:
@@ -232,7 +233,9 @@ def _golden_vectors(model: "ServedModel", k_max: int) -> dict[str, np.ndarray]:
             sequences[name] = sample_types(schema, spec.shape[1], rng)
         elif spec:
             chosen = rng.integers(0, _GOLDEN_ITEMS, next(iter(spec.values())).shape[:2])
-            sequences[name] = {column: behaviours[column][chosen] for column in spec}
+            sequences[name] = {column: behaviours[column][chosen] for column in spec if column != "gap"}
+            if "gap" in spec:
+                sequences[name]["gap"] = rng.integers(0, GAP_STEPS, chosen.shape).astype(np.int32)
     state = run("user", {"user": sample_group(schema, "user", (1,), rng), **sequences})
     n = -(-k_max // 16) * 16
     chosen = rng.integers(0, _GOLDEN_ITEMS, n)

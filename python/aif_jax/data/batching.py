@@ -5,6 +5,7 @@ A batch is a dictionary of NumPy arrays; B requests, G rows in each, S and L beh
     "user": {feature: [B, ...]}
     "short_item", "short_type" int32 [B, S]   (-1 pads, most recent first)
     "long_item", "long_type" int32 [B, L]   (the same)
+    "long_gap" int32 [B, L]   (steps of the time from the behaviour before, 0 where unknown; if asked for)
     "item" int32 [B, G]   (-1 pads)
     "context", "pair", "train_only": {feature: [B, G, ...]}   (zeros pad: missing)
     "labels", "label_mask" float32 [B, G, n_heads]   (mask 0 where padded or unknown)
@@ -14,6 +15,7 @@ A batch is a dictionary of NumPy arrays; B requests, G rows in each, S and L beh
 Of a source with a sequence step also U windows, each part of one user's events, which requests share:
 
     "sequence_item", "sequence_type" int32 [U, L]  (-1 pads, oldest first)
+    "sequence_gap" int32 [U, L]  (as "long_gap"; if asked for)
     "sequence_row" int32 [B]   (window of a request, -1 for a padding request)
     "sequence_end" int32 [B]   (behaviours of the window that are before the request)
 
@@ -58,6 +60,7 @@ class RequestSource:
         heads: Sequence[str] | None = None,
         sequence_step: int = 0,
         visit: int = 0,
+        gaps: bool = False,
     ):
         """Group the rows and encode their features.
 
@@ -73,6 +76,7 @@ class RequestSource:
                 without windows. With 1 a window holds the last ``L`` behaviours of each such history, as at
                 serving; with more, requests share it, and it holds more than ``L - sequence_step`` of them.
             visit: see `Dataset.requests`.
+            gaps: whether to give the time between behaviours.
 
         Raises:
             DataError: the data set has no label for a head, or no rows in this split.
@@ -90,6 +94,7 @@ class RequestSource:
             raise DataError(f"{dataset.name} has no rows in split {split!r}.")
         self.short_length, self.long_length = short_length, long_length
         self.sequence_step = sequence_step
+        self._gaps = gaps
         self._dataset = dataset
         start = dataset.events.offsets[self.requests.user]
         self.lengths = np.minimum(self.requests.history_end - start, long_length)
@@ -139,12 +144,17 @@ class RequestSource:
         length = max(self.short_length, long_length)
         items, types = self._dataset.history(np.maximum(user, 0), ends, length)
         items[absent], types[absent] = -1, -1
+        gaps: Batch = {}
+        if self._gaps:
+            gaps["long_gap"] = self._dataset.history_gaps(np.maximum(user, 0), ends, long_length)
+            gaps["long_gap"][absent] = 0
         return {
             "user": {name: array[user] for name, array in self._user.items()},
             "short_item": items[:, : self.short_length].copy(),
             "short_type": types[:, : self.short_length].copy(),
             "long_item": items[:, :long_length].copy(),
             "long_type": types[:, :long_length].copy(),
+            **gaps,
             "item": np.where(real, self._item[row], -1).astype(np.int32),
             **{
                 group: {name: array[place] for name, array in columns.items()}
@@ -181,9 +191,11 @@ class RequestSource:
         rows, until = np.full(len(indices), -1, np.int32), np.zeros(len(indices), np.int32)
         rows[real], until[real] = row, ends - starts[row]
         found: Batch = {"sequence_row": rows, "sequence_end": until}
-        for name, column in (("item", events.item), ("type", events.type)):
-            values = np.where(there, column[place] if len(column) else -1, -1).astype(np.int32)
-            found[f"sequence_{name}"] = pad_to(values, n_windows, fill=-1)
+        columns = {"item": events.item, "type": events.type}
+        for name, column in (columns | {"gap": self._dataset.gaps} if self._gaps else columns).items():
+            fill = 0 if name == "gap" else -1
+            values = np.where(there, column[place] if len(column) else fill, fill).astype(np.int32)
+            found[f"sequence_{name}"] = pad_to(values, n_windows, fill=fill)
         return found
 
 
@@ -208,8 +220,8 @@ def collate(requests: Sequence[Batch], long_bucket: int, *, batch_size: int | No
             batch[key] = {name: pad_to(np.stack([r[key][name] for r in requests]), size) for name in first}
         else:
             arrays = [request[key] for request in requests]
-            if key in ("long_item", "long_type"):
-                arrays = [pad_to(array[:long_bucket], long_bucket, fill=-1) for array in arrays]
+            if key in ("long_item", "long_type", "long_gap"):
+                arrays = [pad_to(array[:long_bucket], long_bucket, fill=fill) for array in arrays]
             batch[key] = pad_to(np.stack(arrays), size, fill=fill)
     return batch
 

@@ -434,6 +434,7 @@ def _fields(
         type=log.columns["type"],
         time=log.time,
         training=training,
+        unit=raw.moments.unit,
     )
     _check_parts(rows, events, setting)
     _check_labels(rows, setting)

@@ -15,6 +15,7 @@ from aif_jax.checks import is_variable, typed
 from aif_jax.data import building
 from aif_jax.data.content import Content, fit_width, turned
 from aif_jax.data.facts import known_items, known_users, summary_of, warnings_of
+from aif_jax.data.moments import UNITS
 from aif_jax.data.reading import Names
 from aif_jax.data.rows import Events, Impressions, Requests, take_columns
 from aif_jax.data.sampling import Negatives
@@ -30,6 +31,7 @@ from aif_jax.features import (
     Vocabulary,
     item_keys,
 )
+from aif_jax.features.gaps import gap_steps
 from aif_jax.inputs import read_content, read_ids, read_table
 from aif_jax.lookup import find
 from aif_jax.shown import shown
@@ -495,9 +497,7 @@ class Dataset:
         Returns:
             Items and types, int32 ``[B, L]``, -1 for padding at the end.
         """
-        index = ends[:, None] - 1 - np.arange(length)
-        valid = index >= self.events.offsets[users][:, None]
-        index = np.where(valid, index, 0)
+        index, valid = self._places(users, ends, length)
         if not len(self.events):
             empty = np.full(index.shape, -1, np.int32)
             return empty, empty.copy()
@@ -505,6 +505,24 @@ class Dataset:
             np.where(valid, self.events.item[index], -1).astype(np.int32),
             np.where(valid, self.events.type[index], -1).astype(np.int32),
         )
+
+    def history_gaps(self, users: np.ndarray, ends: np.ndarray, length: int) -> np.ndarray:
+        """Return the gaps before the behaviours of `history`, int32 ``[B, L]``; 0 for padding."""
+        index, valid = self._places(users, ends, length)
+        return np.where(valid, self.gaps[index], 0).astype(np.int32) if len(self.events) else 0 * index
+
+    @functools.cached_property
+    def gaps(self) -> np.ndarray:
+        """Step of the time since the user's event before each, int32 ``[E]``, see `aif_jax.features.gaps`."""
+        steps = gap_steps(self.events.seconds()[::-1])[::-1].copy()
+        starts = self.events.offsets[:-1]
+        steps[starts[starts < len(steps)]] = 0
+        return steps
+
+    def _places(self, users: np.ndarray, ends: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+        index = ends[:, None] - 1 - np.arange(length)
+        valid = index >= self.events.offsets[users][:, None]
+        return np.where(valid, index, 0), valid
 
     def user_record(
         self, user: int, *, history_end: int | None = None, length: int | None = None
@@ -526,6 +544,7 @@ class Dataset:
             features={name: _scalar(column) for name, column in row.items()},
             items=np.asarray(self.items["ids"])[self.events.item[order]],
             types=self.events.type[order],
+            times=self.events.seconds(order) if self.events.unit != "step" else (),
         )
 
     def user_source(self) -> Callable[[UserId], UserRecord | None]:
@@ -692,6 +711,8 @@ def _check(dataset: Dataset) -> None:
     types = len(dataset.schema.behaviour_types)
     if len(events) and not (events.type.min() >= 0 and events.type.max() < types):
         fail(f"an event has a type outside the {types} behaviour types")
+    if events.unit not in (*UNITS, "step"):
+        fail(f"events have times in {shown(events.unit)}, expected one of {', '.join(UNITS)} or step")
     same_user = np.diff(events.user) == 0
     if np.any(np.diff(events.time)[same_user] < 0):
         fail("events of a user are not in order of time")

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from aif_jax.data.moments import UNITS
 from aif_jax.errors import DataError
 from aif_jax.inputs import read_table, take_rows
 
@@ -20,6 +21,7 @@ class Events:
         type: int32 ``[E]``, position in ``schema.behaviour_types``.
         time: int64 ``[E]``, never falling within a user; the unit is the source's.
         training: bool ``[E]``, whether the event lies in the training part of its user's time.
+        unit: of the times, ``s``, ``ms``, ``us`` or ``ns`` since 1970; or ``step``, an order without dates.
     """
 
     offsets: np.ndarray
@@ -27,9 +29,15 @@ class Events:
     type: np.ndarray
     time: np.ndarray
     training: np.ndarray
+    unit: str = "step"
 
     def __len__(self) -> int:
         return len(self.item)
+
+    def seconds(self, events: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Return the times of some events in seconds since 1970, float64 ``[n]``; NaN of steps."""
+        time = self.time[events]
+        return time / UNITS[self.unit] if self.unit in UNITS else np.full(len(time), np.nan)
 
     @property
     def user(self) -> np.ndarray:

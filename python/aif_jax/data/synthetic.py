@@ -250,6 +250,7 @@ class _Traffic:
                 # A minute a slot; what is shown together has one time, that of the request.
                 time=(60 * (self.start - self.offsets[user])).astype(np.int64),
                 training=(self.request < self.n_requests - 2),
+                unit="s",
             ),
             impressions=Impressions(
                 user=user[rows].astype(np.int32),

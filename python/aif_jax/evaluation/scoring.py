@@ -256,7 +256,10 @@ def _score(
 ) -> tuple[jax.Array, jax.Array]:
     """Return scores ``[B, G]`` and logits ``[B, G, heads]``; a request's candidates together or alone."""
     short = _take(behaviours, folded.short_spec(1), batch["short_item"])
-    long = _take(behaviours, folded.long_spec(1, 1), batch["long_item"])
+    columns = {name: leaf for name, leaf in folded.long_spec(1, 1).items() if name != "gap"}
+    long = _take(behaviours, columns, batch["long_item"])
+    if folded.config.reads_gaps:
+        long = {**long, "gap": batch["long_gap"]}
     states = folded.user(
         {name: weights[name] for name in folded.weights_of("user")},
         batch["user"], short, batch["short_type"], long, batch["long_type"],

@@ -62,16 +62,19 @@ def own_record(user: UserId, record: UserRecord, names: Collection[str], longest
         UserSourceError: a value cannot be copied.
     """
     try:
-        features, items, types = copied(record.features), _ids(record.items), _ids(record.types)
+        features = copied(record.features)
+        items, types, times = (_ids(column) for column in (record.items, record.types, record.times))
     except RequestError as error:
         raise UserSourceError(f"user {shortened(text_of(user))}: the user source {error}") from error
     revision = record.revision
     if revision is None:
         parts: list[Any] = [len(items), _plain(items[:longest]), _plain(types[:longest])]
+        if len(times):
+            parts.append(_plain(times[: longest + 1]))
         for name in sorted(names & features.keys()):
             parts += name, _plain(features[name])
         revision = hashlib.sha1(_written(parts), usedforsecurity=False).hexdigest()
-    return UserRecord(features, items, types, revision)
+    return UserRecord(features, items, types, revision, times)
 
 
 def _ids(column: Any) -> Any:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from aif_jax.errors import SchedulerError, SchemaError, UserSourceError
+from aif_jax.features.gaps import gap_steps
 from aif_jax.features.report import EncodeReport
 from aif_jax.features.schema import Schema
-from aif_jax.inputs import read_flat, read_ids
+from aif_jax.inputs import read_flat, read_ids, read_numbers
 from aif_jax.shown import shown
 from aif_jax.strict_json import shortened, text_of
 from aif_jax.types import UserId, UserRecord
@@ -23,11 +24,13 @@ class History:
     Attributes:
         keys: uint64 ``[L]``.
         types: int32 ``[L]``.
+        gaps: int32 ``[L]``, see `gap_steps`.
         truncated: behaviours beyond the longest history that the model reads.
     """
 
     keys: np.ndarray
     types: np.ndarray
+    gaps: np.ndarray
     truncated: int
 
 
@@ -54,7 +57,7 @@ def _checked(user: UserId, record: Any) -> UserRecord:
     """Read the columns in what a user source returned; their values are checked when they are used.
 
     Returns:
-        The record, with items and types as `read_flat` returns them; itself if they are so already.
+        The record, with items, types and times as `read_flat` returns them; itself if they are so already.
 
     Raises:
         UserSourceError: it is not a `UserRecord`, or a field has another type than documented there.
@@ -74,18 +77,21 @@ def _checked(user: UserId, record: Any) -> UserRecord:
             f"user {user!r}: the source's features: got a {type(features).__name__} ({shown(features)}), "
             "expected a mapping from names to values; {} for a user without features."
         )
-    items = read_flat(record.items, f"user {user!r}: the source's items", error=UserSourceError)
-    types = read_flat(record.types, f"user {user!r}: the source's types", error=UserSourceError)
-    if items is record.items and types is record.types:
+    columns = {
+        name: read_flat(getattr(record, name), f"user {user!r}: the source's {name}", error=UserSourceError)
+        for name in ("items", "types", "times")
+    }
+    if all(column is getattr(record, name) for name, column in columns.items()):
         return record
-    return dataclasses.replace(record, items=items, types=types)
+    return dataclasses.replace(record, **columns)
 
 
 def read_history(user: UserId, record: UserRecord, schema: Schema, longest: int | None = None) -> History:
     """Check the behaviours of a record, and cut them to the longest history, if one is given.
 
     Raises:
-        UserSourceError: items and types are not of one length, a type is unknown, or an id is malformed.
+        UserSourceError: items, types and times are not of one length, a type is unknown, an id malformed, or
+            a time no number.
     """
     record = _checked(user, record)
     total = len(record.items)
@@ -94,8 +100,18 @@ def read_history(user: UserId, record: UserRecord, schema: Schema, longest: int 
             f"user {user!r}: the source gave {total} items and {len(record.types)} types; "
             "expected one type for each item."
         )
+    if len(record.times) not in (0, total):
+        raise UserSourceError(
+            f"user {user!r}: the source gave {total} items and {len(record.times)} times; expected one time "
+            "for each item, or none."
+        )
     items = read_ids(record.items[:longest], f"user {user!r}: the source's items", error=UserSourceError)
-    return History(items.keys, _type_numbers(user, record.types[:longest], schema), total - len(items.keys))
+    n, types = len(items.keys), _type_numbers(user, record.types[:longest], schema)
+    gaps = np.zeros(n, np.int32)
+    if len(record.times):  # with the one before the oldest that is read
+        given = record.times[: n + 1]
+        gaps = gap_steps(read_numbers(given, f"user {user!r}: the source's times", error=UserSourceError))[:n]
+    return History(items.keys, types, gaps, total - n)
 
 
 def read_features(

@@ -9,7 +9,8 @@ A user is the string value of the key ``PREFIX + id`` (so 5 and "5" are the same
 
     {"version": 1, "features": {"country": "de"}, "items": [3, 1], "types": ["click", "like"], "revision": 7}
 
-``features``, ``items`` (most recent first) and ``types`` are those of a `UserRecord`; an absent one is empty.
+``features``, ``items`` (most recent first) and ``types`` are those of a `UserRecord`, and so are ``times``,
+in seconds since 1970; an absent one is empty.
 ``revision`` is an integer that changes whenever anything else does; without one the reader takes a hash of
 the value.
 
@@ -41,6 +42,7 @@ from aif_jax.inputs import (
     read_flags,
     read_flat,
     read_ids,
+    read_numbers,
 )
 from aif_jax.nearline import Delete, Update, Upsert
 from aif_jax.nearline.records import read_records
@@ -134,6 +136,8 @@ def encode_user(record: UserRecord, key: str, *, keep_revision: bool = False) ->
             f"{key}: the record has {len(items)} items and {len(types)} types; give one type for each item."
         )
     fields = {"features": record.features, "items": items, "types": types}
+    if len(times := read_flat(record.times, f"{key}: the record's times", error=DataError)):
+        fields["times"] = read_numbers(times, f"{key}: the record's times", len(items), error=DataError)
     if keep_revision:
         fields["revision"] = record.revision
     return _to_json(fields, key)
@@ -146,7 +150,7 @@ def decode_user(value: bytes | str, key: str) -> UserRecord:
         DataError: it does not have the format of the module.
     """
     fields = _from_json(value, key)
-    _refuse_others(fields, ("version", "features", "items", "types", "revision"), key)
+    _refuse_others(fields, ("version", "features", "items", "types", "revision", "times"), key)
     features = _field(fields, "features", dict, {}, key)
     items = _field(fields, "items", list, [], key)
     types = _field(fields, "types", list, [], key)
@@ -154,11 +158,12 @@ def decode_user(value: bytes | str, key: str) -> UserRecord:
         raise DataError(
             f"{key}: holds {len(items)} items and {len(types)} types; write one type for each item."
         )
+    times = _field(fields, "times", list, [], key)
     revision = _field(fields, "revision", int, None, key)
     if revision is None:
         digest = hashlib.blake2b(value.encode() if isinstance(value, str) else value, digest_size=8)
         revision = int.from_bytes(digest.digest(), "little")
-    return UserRecord(features=features, items=items, types=types, revision=revision)
+    return UserRecord(features=features, items=items, types=types, revision=revision, times=times)
 
 
 def write_update(

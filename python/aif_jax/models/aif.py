@@ -26,8 +26,8 @@ class Inputs(NamedTuple):
     """A batch as a model reads it: histories and candidates gathered, what training hides hidden.
 
     ``sequence`` is empty, or, for a model that reads ``event``, the batch's windows: ``event``
-    ``[U, L, w]``, ``type``, ``row`` and ``end`` as in `aif_jax.data.batching`; and ``pool`` ``[U, P, w]``,
-    the vectors of sampled items, in a batch that has them.
+    ``[U, L, w]``, ``type``, ``gap``, ``row`` and ``end`` as in `aif_jax.data.batching`; and ``pool``
+    ``[U, P, w]``, the vectors of sampled items, in a batch that has them.
     """
 
     user: dict[str, jax.Array]
@@ -166,6 +166,8 @@ class Tower(nnx.Module):
             for index, kind in zip(indices[:2], (types["short_type"], types["long_type"]), strict=True)
         ]
         short, long, *windows = self._behaviours(arrays, indices)
+        if self.config.reads_gaps:
+            long["gap"] = jnp.asarray(batch["long_gap"])
         sequence |= {name: each["event"] for name, each in zip(("event", "pool"), windows, strict=False)}
         context, pair = (as_arrays(batch.get(group, {})) for group in ("context", "pair"))
         return Inputs(user, short, masked[0], long, masked[1], item, context, pair, keep, sequence)

@@ -6,7 +6,7 @@ from aif_jax.config import PRIOR, ModelConfig, Precision, check_precision
 from aif_jax.features import Schema
 from aif_jax.features.score import score_of
 from aif_jax.models.blocks import active_blocks
-from aif_jax.models.blocks.base import F4, ColumnShapes
+from aif_jax.models.blocks.base import F4, I4, ColumnShapes
 from aif_jax.models.precision import SCALE, reduced_columns, row_dtype, state_dtype
 from aif_jax.models.served import ServedShapes, Size, Spec, spec_of
 
@@ -60,6 +60,8 @@ class FoldedShapes(ServedShapes):
     def long_spec(self, b: Size, length: Size) -> Spec:
         """Return the behaviour columns of long sequences that the user program reads, ``[B, L, ...]``."""
         columns = {name: shape for name, shape in self.behaviour_columns.items() if name != "token"}
+        if self.config.reads_gaps:  # of the record, not of the table
+            columns["gap"] = ((), I4)
         return spec_of(columns, b, length)
 
     def histories_spec(self, b: Size, length: Size) -> dict[str, Any]:

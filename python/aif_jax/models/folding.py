@@ -121,7 +121,8 @@ class Folded(FoldedShapes, ServedModel):
             short: ``token`` of the short sequence's behaviours ``[B, S, d]``, most recent first; empty if the
                 model does not read it.
             short_type: int32 ``[B, S]``; -1 where there is no behaviour, or the table does not know its item.
-            long: the other behaviour columns of the long sequence ``[B, L, ...]``, most recent first.
+            long: the other behaviour columns of the long sequence ``[B, L, ...]``, most recent first, and
+                ``gap`` int32 ``[B, L]`` of a model that reads it, see `aif_jax.features.gaps.gap_steps`.
             long_type: int32 ``[B, L]``, as ``short_type``.
 
         Returns:

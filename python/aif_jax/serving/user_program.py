@@ -68,6 +68,7 @@ def compute_states(
     operands = joined_rows([one.features for one in good], size)
     histories = [one.history for one in good]
     columns, found = generation.tables.behaviours.gather(joined([history.keys for history in histories]))
+    columns = {**columns, "gap": joined([history.gaps for history in histories])}
     types = np.where(found, joined([history.types for history in histories]), np.int32(-1))
     spans, start = [], 0
     for history in histories:

@@ -30,14 +30,15 @@ class InMemoryUsers:
         return len(self._records)
 
     def put(
-        self, user: UserId, features: Mapping[str, Any] | None = None, items: Any = (), types: Any = ()
-    ) -> UserRecord:
+        self, user: UserId, features: Mapping[str, Any] | None = None, items: Any = (), types: Any = (),
+        times: Any = (),
+    ) -> UserRecord:  # fmt: skip
         """Add or replace a user; the revision counts up, so that no state of the old record is used."""
         with self._lock:
             before = self._records.get(user)
             known = None if before is None else before.revision
             # Copied: under this revision nothing may change any more.
             revision = known + 1 if isinstance(known, int) else 0
-            record = UserRecord(copied(features or {}), copied(items), copied(types), revision)
+            record = UserRecord(copied(features or {}), copied(items), copied(types), revision, copied(times))
             self._records[user] = record
         return record

@@ -34,7 +34,14 @@ class CandidateLists:
         return dataset.impressions.history_end[self.rows] - starts
 
     def batch(
-        self, dataset: Dataset, schema: Schema, lists: np.ndarray, short_length: int, long_length: int
+        self,
+        dataset: Dataset,
+        schema: Schema,
+        lists: np.ndarray,
+        short_length: int,
+        long_length: int,
+        *,
+        gaps: bool = False,
     ) -> dict[str, Any]:
         """Return a batch of some lists: users, histories and contexts of their rows; no pair features."""
         rows = self.rows[lists]
@@ -48,6 +55,7 @@ class CandidateLists:
             "short_type": types[:, :short_length],
             "long_item": items[:, :long_length],
             "long_type": types[:, :long_length],
+            **({"long_gap": dataset.history_gaps(users, ends, long_length)} if gaps else {}),
             "item": self.items[lists],
             "context": {name: np.repeat(x[:, None], shape[1], axis=1) for name, x in context.items()},
             "pair": schema.missing("pair", shape),

@@ -152,6 +152,7 @@ class Evaluator:
             long_length=lengths[-1],
             heads=config.heads,
             sequence_step=int(config.has("encoder")),
+            gaps=config.reads_gaps,
         )
         self._batcher = RequestBatcher(source, batch_size=batch_size, long_buckets=lengths, shuffle=False)
 
@@ -271,7 +272,10 @@ class Evaluator:
             for start in range(0, members.size, batch_size):
                 rows = members[start : start + batch_size]
                 padded = np.pad(rows, (0, batch_size - rows.size), mode="edge")
-                batch = lists.batch(self.dataset, model.schema, padded, model.config.short_length, length)
+                config = model.config
+                batch = lists.batch(
+                    self.dataset, model.schema, padded, config.short_length, length, gaps=config.reads_gaps
+                )
                 scores[rows] = np.where(lists.items[rows] >= 0, forward(batch)[: rows.size], -np.inf)
         return scores
 

@@ -76,6 +76,7 @@ class TrainingBatches:
             long_length=buckets[-1],
             heads=model.heads,
             sequence_step=max(1, buckets[-1] // 2) if model.has("encoder") else 0,
+            gaps=model.reads_gaps,
         )
         self._pool = (
             NextPool(dataset.trained_items(), config.next_pool)

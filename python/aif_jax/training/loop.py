@@ -385,6 +385,7 @@ class _Run:
             "labels": digest_of_labels(self.dataset),
             "histories": digest_of_histories(self.dataset, self.schema),
             "columns": digest_of_columns(self.dataset, self.schema),
+            **({"gaps": digest_of_arrays(self.dataset.gaps)} if self.model_config.reads_gaps else {}),
         }
 
     def _arrays(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from aif_jax.features.gaps import GAP_STEPS
 from aif_jax.models.blocks.base import (
     Arrays,
     Candidates,
@@ -92,29 +93,40 @@ class SequenceEncoder(nnx.Module):
         heads: of the attention.
         layers: number of layers, at least 1.
         types: number of behaviour types.
+        gaps: whether they read the time between behaviours.
         rngs: random keys of the initial weights.
     """
 
-    def __init__(self, width: int, heads: int, layers: int, types: int, *, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, width: int, heads: int, layers: int, types: int, gaps: bool = False, *, rngs: nnx.Rngs
+    ) -> None:
         self.depth = layers
         self.types = normal((types, width), width**-0.5, rngs=rngs)
+        self.gaps = normal((GAP_STEPS, width), width**-0.5, rngs=rngs) if gaps else None
         for number in range(layers):
             setattr(self, f"layer_{number}", EncoderLayer(width, heads, rngs=rngs))
         self.norm = nnx.RMSNorm(width, rngs=rngs)
         self.out = linear(width, width, rngs=rngs)
 
-    def __call__(self, event: jax.Array, kind: jax.Array, *, last: bool = False) -> jax.Array:
+    def __call__(
+        self, event: jax.Array, kind: jax.Array, gap: jax.Array | None = None, *, last: bool = False
+    ) -> jax.Array:
         """Return the output at each place ``[B, L, w]``, or at the newest behaviour alone ``[B, 1, w]``.
 
         Args:
             event: vectors of the behaviours' items ``[B, L, w]``.
             kind: int32 ``[B, L]``, their types, -1 where there is no behaviour, or one of an item without a
                 row.
+            gap: int32 ``[B, L]``, see `aif_jax.features.gaps.gap_steps`; that of the oldest is not read: its
+                predecessor may be beyond the history.
             last: whether the newest behaviour alone is needed.
         """
         places = jnp.arange(kind.shape[1], dtype=jnp.int32)
         newest = jnp.max(jnp.where(kind >= 0, places, 0), axis=1, keepdims=True) if last else None
         x = event + jax.nn.one_hot(kind, self.types[...].shape[0]) @ self.types[...]
+        if self.gaps is not None and gap is not None:
+            oldest = places[None] == jnp.argmax(kind >= 0, axis=1, keepdims=True)
+            x += jax.nn.one_hot(jnp.where(oldest, 0, gap), GAP_STEPS) @ self.gaps[...]
         for number in range(self.depth):
             layer = getattr(self, f"layer_{number}")
             x = layer(x, kind >= 0, newest if number == self.depth - 1 else None)
@@ -131,7 +143,10 @@ class Encoder(InteractionBlock):
         self.behaviour_columns = self.row_columns = self.shared("event")
         self.factored = "event"
         self.narrowed = ("event",)
-        self.weights = Weights(item=("item.as_event.*",), user=("first.encoder.*", "first.absent_encoder"))
+        own = ("item.embed_event.*",) if self.config.encoder_embedding_width else ()
+        self.weights = Weights(
+            item=("item.as_event.*", *own), user=("first.encoder.*", "first.absent_encoder")
+        )
 
     def labels(self) -> dict[str, Labels]:
         """Return the behaviour type of the rows of its types."""
@@ -140,7 +155,13 @@ class Encoder(InteractionBlock):
     def user_modules(self, rngs: nnx.Rngs) -> Entries:
         """Return ``encoder``."""
         config, types = self.config, len(self.schema.behaviour_types)
-        sizes = (config.encoder_width, config.encoder_heads, config.encoder_layers, types)
+        sizes = (
+            config.encoder_width,
+            config.encoder_heads,
+            config.encoder_layers,
+            types,
+            config.encoder_gaps,
+        )
         return {"encoder": SequenceEncoder(*sizes, rngs=rngs)}
 
     def user(self, model: Any, side: UserSide) -> Expectation:
@@ -148,9 +169,10 @@ class Encoder(InteractionBlock):
         present, encoder = jnp.any(side.long_type >= 0, axis=1), model.user.encoder
         if not side.sequence:
             event, kind = jnp.flip(side.long["event"], axis=1), jnp.flip(side.long_type, axis=1)
-            return Expectation(encoder(event, kind, last=True)[:, 0], present, None)
+            gap = jnp.flip(side.long["gap"], axis=1) if self.config.encoder_gaps else None
+            return Expectation(encoder(event, kind, gap, last=True)[:, 0], present, None)
         windows = side.sequence
-        places = encoder(windows["event"], windows["type"])
+        places = encoder(windows["event"], windows["type"], windows.get("gap"))
         vector = places[jnp.maximum(windows["row"], 0), jnp.maximum(windows["end"] - 1, 0)]
         return Expectation(vector, present & (windows["end"] > 0), places)
 

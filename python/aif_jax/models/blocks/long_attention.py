@@ -25,6 +25,9 @@ from aif_jax.models.blocks import base
 from aif_jax.models.initial import constant
 from aif_jax.models.layers import masked_mean, masked_softmax
 
+_LEAST = -(2**31)
+"""A rank below that of any behaviour."""
+
 SIGN_BITS = 4
 """Sign bits a table row stands for: tables of 16 rows stay in the L2 cache, tables of 256 do not."""
 
@@ -83,6 +86,8 @@ class LongAttention(base.InteractionBlock):
                 found = collision_attention(item["signature"], long["signature"], value, counted, bits)
             case "mean":
                 return masked_mean(value, counted)[:, None]
+            case "nearest":
+                raise AssertionError("the config allows it for ExactLongAttention alone")
         return found * item["has_content"]
 
     def state(self, model: Any, side: base.UserSide) -> dict[str, jax.Array]:
@@ -120,6 +125,7 @@ class LongAttention(base.InteractionBlock):
         - ``sign``: ``h b / 4``; ``2 L b d_v + 2 b d_v h + 32 b h``
         - ``collision``: ``h b / bits``; ``(2 L d_v + 2 d_v h) 2^bits b / bits``
         - ``mean``: nothing; ``2 L d_v + 2 d_v h``
+        - ``nearest``: ``2 L (b + d_m + d_v)``, as trained; nothing
         """
         config = self.config
         h, d_m, d_v, b = config.hidden, config.content_width, config.value_width, config.signature_bits
@@ -133,17 +139,23 @@ class LongAttention(base.InteractionBlock):
                 return h * groups, 2 * d_v * (length + h) * groups * 2**config.collision_bits
             case "mean":
                 return 0, 2 * d_v * (length + h)
+            case "nearest":
+                return 2 * length * (b + d_m + d_v), 0
 
 
 class ExactLongAttention(LongAttention):
     """Softmax attention over content embeddings, what the other kinds approximate.
 
-    ``A = Σ_l softmax_l(sharpness · m_i·m_l) Y_l`` with a learned inverse temperature.
+    ``A = Σ_l softmax_l(sharpness · m_i·m_l) Y_l`` with a learned inverse temperature, over all behaviours
+    that count, or with ``nearest`` over those whose signatures are nearest to the candidate's (ETA, arXiv
+    2108.04468).
     """
 
     def _declare(self) -> None:
         super()._declare()
         self.behaviour_columns = self.shared("value", "content", "has_content")
+        if self.config.long_attention == "nearest":
+            self.behaviour_columns |= self.shared("signature")
 
     def modules(self, rngs: nnx.Rngs) -> base.Entries:
         """Return ``sharpness``."""
@@ -152,7 +164,11 @@ class ExactLongAttention(LongAttention):
 
     def attention(self, model: Any, item: base.Arrays, side: base.UserSide) -> jax.Array:
         """Return the attention ``[B, G, d_v]`` of candidates."""
-        operands = (item["content"], side.long["content"], side.value, side.counted)
+        read = side.counted[:, None]
+        if self.config.long_attention == "nearest":
+            signatures = item["signature"], side.long["signature"]
+            read = nearest(*signatures, side.counted, self.config.nearest)
+        operands = (item["content"], side.long["content"], side.value, read)
         found = softmax_attention(*operands, model.sharpness[...])
         return found * item["has_content"]
 
@@ -193,15 +209,37 @@ def softmax_attention(
     content: jax.Array,
     behaviour_content: jax.Array,
     value: jax.Array,
-    counted: jax.Array,
+    read: jax.Array,
     sharpness: jax.Array,
 ) -> jax.Array:
     """Return ``Σ_l softmax_l(sharpness · m_i·m_l) Y_l`` ``[B, G, d_v]``, what the kinds above approximate.
 
-    Arguments as of `linear_attention`; ``sharpness`` is a scalar, the inverse of a temperature.
+    Arguments as of `linear_attention`; ``read`` is bool ``[B, G or 1, L]``, the behaviours that each
+    candidate attends to, and ``sharpness`` a scalar, the inverse of a temperature.
     """
     logits = sharpness * jnp.einsum("bgm,blm->bgl", content, behaviour_content)
-    return masked_softmax(logits, counted[:, None]) @ value
+    return masked_softmax(logits, read) @ value
+
+
+def nearest(signature: jax.Array, behaviour_signature: jax.Array, counted: jax.Array, k: int) -> jax.Array:
+    """Return which ``k`` behaviours have the nearest signatures to each candidate's, bool ``[B, G, L]``.
+
+    Nearest by Hamming distance; of those at one distance the most recent first. All that count, if they are
+    fewer.
+
+    Args:
+        signature: candidates' sign bits, uint8 ``[B, G, b/8]``.
+        behaviour_signature: uint8 ``[B, L, b/8]``, most recent first.
+        counted: bool ``[B, L]``.
+        k: at least 1.
+    """
+    length = counted.shape[1]
+    alike = jnp.einsum("bgs,bls->bgl", signs(signature), signs(behaviour_signature)).astype(jnp.int32)
+    # Different for each behaviour, so that as many as k are at least the k-th largest.
+    place = jnp.arange(length, dtype=jnp.int32)[None, None]
+    rank = jnp.where(counted[:, None], alike * length - place, _LEAST)
+    worst = jax.lax.top_k(rank, min(k, length))[0][..., -1:]
+    return (rank >= worst) & counted[:, None]
 
 
 def sign_attention(

@@ -92,8 +92,6 @@ class ModelConfig(Config):
         encoder_width: ``w``, width of these layers, a multiple of twice their heads.
         encoder_heads: attention heads of these layers.
         encoder_gaps: whether the encoder reads the time between behaviours.
-        encoder_embedding_width: width of the encoder's own embedding of one categorical feature of an item;
-            with 0 it reads those of the item module.
         block_dropout: probability that a block is dropped for one training request.
         item_id_dropout: probability that an item's id is hidden in training, for cold items.
         item_statistics: whether the item module reads, by item id, how often rows of an item are positive in
@@ -141,7 +139,6 @@ class ModelConfig(Config):
     encoder_width: int = 64
     encoder_heads: int = 2
     encoder_gaps: bool = False
-    encoder_embedding_width: int = 0
     block_dropout: float = 0.1
     item_id_dropout: float = 0.1
     item_statistics: bool = False
@@ -160,8 +157,7 @@ class ModelConfig(Config):
             "value_width", "bridges", "sim_slots", "sim_width", "encoder_width", "encoder_heads", "nearest",
         ):  # fmt: skip
             whole(name, getattr(self, name), 1)
-        for name in ("encoder_layers", "encoder_embedding_width"):
-            whole(name, getattr(self, name), 0)
+        whole("encoder_layers", self.encoder_layers, 0)
         multiple = self.encoder_width % (2 * self.encoder_heads) == 0
         check("encoder_width", self.encoder_width, multiple, "a multiple of twice encoder_heads")
         for name in ("head_layers", "item_layers"):

@@ -132,7 +132,6 @@ def test_sequence_encoder_reads_the_gap_before_every_behaviour_but_the_oldest():
     [
         ({"encoder_layers": -1}, "encoder_layers: got -1"),
         ({"encoder_heads": 0}, "encoder_heads: got 0"),
-        ({"encoder_embedding_width": -1}, "encoder_embedding_width: got -1"),
         ({"encoder_width": 10}, "encoder_width: got 10, expected a multiple of twice encoder_heads"),
     ],
 )

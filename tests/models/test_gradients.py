@@ -53,12 +53,7 @@ def gradients(config, schema, rng, keys=6):
     [
         pytest.param({}, marks=pytest.mark.thorough),
         pytest.param({"long_attention": "sign"}, marks=pytest.mark.thorough),
-        {
-            "long_attention": "collision",
-            "heads": ("ctr", "cvr"),
-            "encoder_gaps": True,
-            "encoder_embedding_width": 4,
-        },
+        {"long_attention": "collision", "heads": ("ctr", "cvr"), "encoder_gaps": True},
         pytest.param({"long_attention": "mean"}, marks=pytest.mark.thorough),
         pytest.param({"architecture": "exact"}, marks=pytest.mark.thorough),
         pytest.param({"architecture": "exact", "long_attention": "nearest"}, marks=pytest.mark.thorough),

@@ -151,7 +151,6 @@ def random_config(rng, **forced) -> ModelConfig:
         "value_width": choice(3, 6),
         "seed": int(rng.integers(100)),
         "encoder_gaps": choice(False, True),
-        "encoder_embedding_width": choice(0, 3),
     }
     return small_config(**{**drawn, **forced})
 

@@ -141,10 +141,7 @@ EARLIER_BLOCKS = tuple(block for block in BLOCKS if block not in ("bridge", "pro
     ["aif", "two_tower", *(pytest.param(name, marks=pytest.mark.thorough) for name in ("cold", "exact"))],
 )
 def test_earlier_start_scores_every_input_as_the_earlier_model(architecture):
-    own = 3 * (architecture == "aif")
-    config = small_config(
-        architecture=architecture, heads=("like", "buy"), blocks=EARLIER_BLOCKS, encoder_embedding_width=own
-    )
+    config = small_config(architecture=architecture, heads=("like", "buy"), blocks=EARLIER_BLOCKS)
     earlier = build_model(config, earlier_schema(), seed=1)
     later = config.replace(heads=("cart", "buy", "like"), score="buy", blocks=BLOCKS, short_length=7)
     init = Earlier(earlier)

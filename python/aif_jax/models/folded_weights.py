@@ -17,7 +17,7 @@ from aif_jax.models.signature import planes_of
 from aif_jax.types import Columns
 
 _ALWAYS: dict[Program, tuple[str, ...]] = {
-    "behaviour": ("item.embed.*", "item.embed_event.*", "item.statistics", "item.as_*"),
+    "behaviour": ("item.embed.*", "item.statistics", "item.as_token.*", "item.as_value.*", "item.as_event.*"),
     "item": ("item.embed.*", "item.statistics", "item.mlp.*", "first.item.*"),
     "user": ("user.*", "values.*", "project.*", "first.user.*"),
     "stage": ("heads.*", "bias", "train_only.absent", "calibration.*"),

@@ -49,10 +49,7 @@ class ItemModule(nnx.Module):
         n_in = self.embed.width + config.content_width + 1 + statistics
         self.mlp = Mlp((n_in, *config.item_layers, config.width), rngs=rngs)
         self.as_token = linear(n_in, config.width, rngs=rngs) if "token" in columns else None
-        own = config.encoder_embedding_width if "event" in columns else 0
-        self.embed_event = FeatureEmbedder(schema.item, own, rngs=rngs) if own else None
-        n_event = n_in + (0 if self.embed_event is None else self.embed_event.width - self.embed.width)
-        self.as_event = linear(n_event, config.encoder_width, rngs=rngs) if "event" in columns else None
+        self.as_event = linear(n_in, config.encoder_width, rngs=rngs) if "event" in columns else None
         self.as_value = linear(n_in, config.value_width, rngs=rngs) if "value" in columns else None
 
     def __call__(self, inputs: Mapping[str, jax.Array]) -> jax.Array:
@@ -67,17 +64,16 @@ class ItemModule(nnx.Module):
     def behaviour(self, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Return ``token`` ``[..., d]``, ``value`` ``[..., d_v]`` and ``event`` ``[..., w]``, if needed."""
         dense = self._dense(inputs)
-        layers = {"token": self.as_token, "value": self.as_value}
-        columns = {name: layer(dense) for name, layer in layers.items() if layer is not None}
-        return columns if self.as_event is None else {**columns, "event": self.event(inputs)}
+        layers = {"token": self.as_token, "value": self.as_value, "event": self.as_event}
+        return {name: layer(dense) for name, layer in layers.items() if layer is not None}
 
     def event(self, inputs: Mapping[str, jax.Array]) -> jax.Array:
         """Return ``event`` ``[..., w]`` of a model whose blocks read it."""
         assert self.as_event is not None
-        return self.as_event(self._dense(inputs, self.embed_event))
+        return self.as_event(self._dense(inputs))
 
-    def _dense(self, inputs: Mapping[str, jax.Array], own: FeatureEmbedder | None = None) -> jax.Array:
-        parts = [(own or self.embed)(inputs), inputs["content"], inputs["has_content"]]
+    def _dense(self, inputs: Mapping[str, jax.Array]) -> jax.Array:
+        parts = [self.embed(inputs), inputs["content"], inputs["has_content"]]
         if STATISTICS in inputs:
             parts.append(inputs[STATISTICS])
         elif self.statistics is not None:

@@ -21,6 +21,7 @@ class OwnConfig(ModelSpec):
     """Heads and lengths of an `OwnModel`, in the words of `ModelConfig`."""
 
     item_statistics: ClassVar[bool] = False
+    reads_gaps: ClassVar[bool] = False
 
     @property
     def architecture(self) -> str:

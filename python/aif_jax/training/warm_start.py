@@ -197,8 +197,7 @@ class _Matches:
         """Return a weight with what the earlier model has of it, and its first values elsewhere."""
         path, is_table, table = name.rpartition(".table_")
         if is_table:
-            group = path.removesuffix("_event").removesuffix(".embed").removeprefix("first.embed_")
-            feature = f"{group}.{table}"
+            feature = f"{path.removesuffix('.embed').removeprefix('first.embed_')}.{table}"
             return earlier[name][self._rows[feature]] if name in earlier and feature in self._rows else first
         if name == "item.statistics":
             return first  # a run counts its own
@@ -256,8 +255,7 @@ def _labels(model: Model) -> dict[str, Labels]:
         "bias": {0: heads},
     }
     for name, group in _READERS.items():
-        own = config.encoder_embedding_width if name == "item.as_event.kernel" else 0
-        rows = embedded_labels(group, schema.features(group), own or config.embedding_width)
+        rows = embedded_labels(group, schema.features(group), config.embedding_width)
         if group == "item":
             rows += [*spread([("content",)], config.content_width + 1), *statistics_labels(config, schema)]
         found[name] = {0: rows}

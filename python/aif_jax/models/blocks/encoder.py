@@ -143,10 +143,7 @@ class Encoder(InteractionBlock):
         self.behaviour_columns = self.row_columns = self.shared("event")
         self.factored = "event"
         self.narrowed = ("event",)
-        own = ("item.embed_event.*",) if self.config.encoder_embedding_width else ()
-        self.weights = Weights(
-            item=("item.as_event.*", *own), user=("first.encoder.*", "first.absent_encoder")
-        )
+        self.weights = Weights(item=("item.as_event.*",), user=("first.encoder.*", "first.absent_encoder"))
 
     def labels(self) -> dict[str, Labels]:
         """Return the behaviour type of the rows of its types."""

@@ -73,18 +73,18 @@ impl Plane for Words {
     }
 
     #[inline(always)]
-    unsafe fn and(Words([a, b, c, d]): Self, Words([e, f, g, h]): Self) -> Self {
-        Self([a & e, b & f, c & g, d & h])
+    unsafe fn and(Words(a): Self, Words(b): Self) -> Self {
+        Self([a[0] & b[0], a[1] & b[1], a[2] & b[2], a[3] & b[3]])
     }
 
     #[inline(always)]
-    unsafe fn or(Words([a, b, c, d]): Self, Words([e, f, g, h]): Self) -> Self {
-        Self([a | e, b | f, c | g, d | h])
+    unsafe fn or(Words(a): Self, Words(b): Self) -> Self {
+        Self([a[0] | b[0], a[1] | b[1], a[2] | b[2], a[3] | b[3]])
     }
 
     #[inline(always)]
-    unsafe fn xor(Words([a, b, c, d]): Self, Words([e, f, g, h]): Self) -> Self {
-        Self([a ^ e, b ^ f, c ^ g, d ^ h])
+    unsafe fn xor(Words(a): Self, Words(b): Self) -> Self {
+        Self([a[0] ^ b[0], a[1] ^ b[1], a[2] ^ b[2], a[3] ^ b[3]])
     }
 }
 

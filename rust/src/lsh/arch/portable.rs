@@ -73,18 +73,18 @@ impl Plane for Words {
     }
 
     #[inline(always)]
-    unsafe fn and(Words(a): Self, Words(b): Self) -> Self {
-        Self([a[0] & b[0], a[1] & b[1], a[2] & b[2], a[3] & b[3]])
+    unsafe fn and(a: Self, b: Self) -> Self {
+        Self(std::array::from_fn(|i| a.0[i] & b.0[i]))
     }
 
     #[inline(always)]
-    unsafe fn or(Words(a): Self, Words(b): Self) -> Self {
-        Self([a[0] | b[0], a[1] | b[1], a[2] | b[2], a[3] | b[3]])
+    unsafe fn or(a: Self, b: Self) -> Self {
+        Self(std::array::from_fn(|i| a.0[i] | b.0[i]))
     }
 
     #[inline(always)]
-    unsafe fn xor(Words(a): Self, Words(b): Self) -> Self {
-        Self([a[0] ^ b[0], a[1] ^ b[1], a[2] ^ b[2], a[3] ^ b[3]])
+    unsafe fn xor(a: Self, b: Self) -> Self {
+        Self(std::array::from_fn(|i| a.0[i] ^ b.0[i]))
     }
 }
 

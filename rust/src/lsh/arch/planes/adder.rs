@@ -147,21 +147,17 @@ struct Adder<P> {
 }
 
 /// Adds twice `$half` triples: six planes and the running sum make three carries.
-///
-/// A loop, since larger trees unrolled take half of the library's time to compile.
 macro_rules! take {
     ($name:ident, $half:ident, $weight:literal) => {
         #[inline(always)]
         unsafe fn $name(&mut self) -> [P; 3] {
             // SAFETY: passed on.
             unsafe {
-                let (mut sums, mut carries) = ([P::zeros(); 2], [P::zeros(); 2]);
-                for (sum, carry) in sums.iter_mut().zip(&mut carries) {
-                    let [a, b, c] = self.$half();
-                    (*sum, *carry) = full(a, b, c);
-                }
-                let [first, second] = sums;
-                [carries[0], carries[1], self.add($weight, first, second)]
+                let [a, b, c] = self.$half();
+                let (first, high) = full(a, b, c);
+                let [a, b, c] = self.$half();
+                let (second, higher) = full(a, b, c);
+                [high, higher, self.add($weight, first, second)]
             }
         }
     };

@@ -73,7 +73,8 @@ def report(out: Path, record: Path | None, *, quick: bool) -> Path:
     )
     rate = [after["cpu_s"] - before["cpu_s"] for before, after in itertools.pairwise(samples)]
     picture = (record or out / "page.md").with_suffix(".svg")
-    _picture(samples, windows, events, picture)
+    # As many points as the picture is wide.
+    _picture(samples[:: max(len(samples) // 800, 1)], windows, events, picture)
     result = Result(
         program="soak/run", title="Soak", plan=last["plan"], meaningful=not quick,
         question="Is anything lost, wrong or mixed in hours of load, changes and faults? Does anything grow?",

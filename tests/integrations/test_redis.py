@@ -58,7 +58,7 @@ def test_user_without_revision_gets_one_of_its_content():
 
 def test_decode_user_absent_fields_are_empty():
     record = decode_user('{"version": 1}', "k")
-    assert (record.features, record.items, record.types, record.times) == ({}, [], [], [])
+    assert (record.features, record.items, record.types, record.times) == ({}, [], [], ())
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_train_with_a_share_but_no_items_is_refused(dataset, tiny, brief):
         with pytest.raises(ConfigError, match="got items from"):
             train(model, dataset, asked, bottom=wrong, progress=False)
     runs = [
-        loop._Run(model, dataset, asked, Reporter(False, ""), None, None, given, None)._identity()
+        loop._Run(model, None, dataset, asked, Reporter(False, ""), None, None, given, None)._identity()
         for given in (last, last[:, :2].copy())
     ]
     assert differing(*runs) == ["training.bottom"]  # a checkpoint of the one is not gone on with by the other

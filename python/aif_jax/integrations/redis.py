@@ -158,7 +158,7 @@ def decode_user(value: bytes | str, key: str) -> UserRecord:
         raise DataError(
             f"{key}: holds {len(items)} items and {len(types)} types; write one type for each item."
         )
-    times = _field(fields, "times", list, [], key)
+    times = _field(fields, "times", list, (), key)
     revision = _field(fields, "revision", int, None, key)
     if revision is None:
         digest = hashlib.blake2b(value.encode() if isinstance(value, str) else value, digest_size=8)

@@ -29,7 +29,7 @@ help: ## Show this list
 demo: $(VENV)/.demo ## Train, export, index and serve once, and show it (DATA=synthetic, or movielens-1m:PATH, kuairand:PATH)
 	$(BIN)/aif demo --data $(DATA)
 
-test: test-rust test-python ## The tests that a build must pass, Rust and Python (nine minutes on two cores)
+test: test-rust test-python ## The tests that a build must pass, Rust and Python (ten minutes on two cores)
 
 test-rust:
 	cargo test --quiet

@@ -48,7 +48,10 @@ def logit(share: float) -> float:
     return float(np.log(share / (1 - share)))
 
 
-def test_item_statistics_are_smoothed_odds_of_the_training_part(log: Dataset) -> None:
+@pytest.mark.parametrize("label", [1.0, 0.25])
+def test_item_statistics_are_smoothed_odds_of_the_training_part(log: Dataset, label: float) -> None:
+    labels = {head: label * values for head, values in log.impressions.labels.items()}
+    log = dataclasses.replace(log, impressions=dataclasses.replace(log.impressions, labels=labels))
     schema = log.fit_schema()
     found = item_statistics(log, schema, ("click",))
     assert schema.item_id is not None

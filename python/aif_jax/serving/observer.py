@@ -112,8 +112,7 @@ class Observers:
         self._observers = tuple(observers) if isinstance(observers, Iterable) else (observers,)
         for one in self._observers:
             check("observers", one, isinstance(one, Observer), "a list of Observer objects")
-        self._counts: Counter[str] = Counter()
-        self._errors: Counter[str] = Counter()
+        self._counts, self._errors = Counter[str](), Counter[str]()
         self._lock = threading.Lock()
 
     def opened(self, engine: ObservedEngine) -> None:
@@ -139,14 +138,17 @@ class Observers:
             counts[f"user_state:{values['user_state']}"] += 1
             counts["unknown_users"] += values["unknown_user"]
             counts["user_batched"] += values["user_batch"] > 1
-            counts.update({name: values[name] for name in _LEFT_OUT})
+            for name in _LEFT_OUT:
+                counts[name] += values[name]
             counts[f"rung:{values['rung']}"] += 1
             if values["rung"]:
                 counts[f"degraded:{values['rung_reason']}"] += 1
             if values["retrieval"] == "fallback":
                 counts[f"fallback:{values['retrieval_reason']}"] += 1
-            counts.update({f"filtered:{name}": n for name, n in values["filtered"].items()})
-            counts.update({f"uncomputed:{reason}": n for reason, n in values["uncomputed_items"].items()})
+            for name, number in values["filtered"].items():
+                counts[f"filtered:{name}"] += number
+            for reason, number in values["uncomputed_items"].items():
+                counts[f"uncomputed:{reason}"] += number
             counts["overrun"] += values["overrun_ms"] > 0
         for observer in self._observers:
             self._notify(observer, observer.ranked, ranking.facts.report())
@@ -190,9 +192,8 @@ class Observers:
         try:
             method(what)
         except Exception:
-            name = type(observer).__name__
             with self._lock:
-                self._errors[name] += 1
+                self._errors[name := type(observer).__name__] += 1
                 first = self._errors[name] == 1
             if first:
                 _log.exception("observer %s raised; requests continue, further errors are only counted", name)

@@ -35,10 +35,9 @@ class InMemoryUsers:
     ) -> UserRecord:  # fmt: skip
         """Add or replace a user; the revision counts up, so that no state of the old record is used."""
         with self._lock:
-            before = self._records.get(user)
-            known = None if before is None else before.revision
+            known = getattr(self._records.get(user), "revision", None)
             # Copied: under this revision nothing may change any more.
             revision = known + 1 if isinstance(known, int) else 0
-            record = UserRecord(copied(features or {}), copied(items), copied(types), revision, copied(times))
-            self._records[user] = record
+            given = copied(items), copied(types), revision, copied(times)
+            self._records[user] = record = UserRecord(copied(features or {}), *given)
         return record

@@ -51,13 +51,16 @@ def item_statistics(
     rows, events = dataset.impressions, dataset.events
     trained, event_user = rows.split == TRAIN, events.user
 
-    def counted(user: np.ndarray, item: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-        """Return how many chosen rows each id has, float64 ``[groups, size]``."""
+    def counted(
+        user: np.ndarray, item: np.ndarray, chosen: np.ndarray, weight: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return how many chosen rows each id has, or the sum of their weights, ``[groups, size]``."""
         found = np.zeros(groups * size)
         for start in range(0, len(chosen), _CHUNK):
             part = start + np.flatnonzero(chosen[start : start + _CHUNK])
             keys = user[part] % groups * np.int64(size) + ids[item[part]]
-            found += np.bincount(keys, minlength=groups * size)
+            each = None if weight is None else weight[part]
+            found += np.bincount(keys, each, minlength=groups * size)
         found = found.reshape(groups, size)
         return found.sum(axis=0) - found if folds else found
 
@@ -65,7 +68,7 @@ def item_statistics(
     for head in heads:
         known = trained & (np.asarray(rows.label_mask[head]) > 0)
         total = counted(rows.user, rows.item, known)
-        columns.append(_odds(counted(rows.user, rows.item, known & (rows.labels[head] > 0)), total))
+        columns.append(_odds(counted(rows.user, rows.item, known, rows.labels[head]), total))
     done = counted(event_user, events.item, events.training)
     for kind in range(len(schema.behaviour_types)):
         of_kind = events.training & (events.type == kind)

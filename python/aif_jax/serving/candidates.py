@@ -249,11 +249,12 @@ def check_candidates(
 
 def _raw(schema: Schema, name: str, column: Any, n: int) -> np.ndarray:
     """Return a pair feature as the score expression reads it, float32 ``[n]``; 0 where it is missing."""
-    feature = schema.feature("pair", name)
-    if not isinstance(feature, Numeric):
+    if not isinstance(feature := schema.feature("pair", name), Numeric):
         return np.zeros(n, np.float32)
     values, most = feature.raw(column, n), np.finfo(np.float32).max
-    return np.where(np.isfinite(values), np.clip(values, -most, most), 0.0).astype(np.float32)
+    if not np.abs(values).max(initial=0.0) <= most:  # seldom, and three times as slow
+        values = np.where(np.isfinite(values), np.clip(values, -most, most), 0.0)
+    return values.astype(np.float32)
 
 
 _MAX_DEADLINE_MS = 1e9

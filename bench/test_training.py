@@ -12,7 +12,6 @@ from aif_jax.training import TrainConfig
 from aif_jax.training.encoding import CountedDataset
 from aif_jax.training.evaluate import device_catalogue
 from aif_jax.training.feed import TrainingBatches, for_device, iterate
-from aif_jax.training.optimiser import optimiser
 from aif_jax.training.parameters import Parameters
 from aif_jax.training.step import Step
 
@@ -37,8 +36,7 @@ def test_training_step(benchmark, data, sizes, architecture):
     source = TrainingBatches(counted, data.fit_schema(), config, CONFIG)
     batches = [for_device(batch) for batch in itertools.islice(iterate(source, 0), BATCHES)]
     parameters = Parameters(model)
-    chain = optimiser(CONFIG, 10_000, dense=parameters.dense, embedding=parameters.embedding)
-    step = Step(parameters, CONFIG, 1, chain)
+    step = Step(parameters, CONFIG, 1, 10_000)
     state, losses = step.start(), []
     for number in range(LEARNING_STEPS * BATCHES):
         state, report = step(state, batches[number % BATCHES], catalogue)

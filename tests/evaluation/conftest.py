@@ -36,10 +36,9 @@ def other(dataset: Dataset, config: ModelConfig) -> Model:
 
 @pytest.fixture(scope="session")
 def bundle(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    calibration = {"ctr": (1.5, -0.25)}
-    return export_bundle(
-        model, tmp_path_factory.mktemp("exported") / "small", k_max=16, calibration=calibration
-    )
+    """With a calibration, and another score than the model's."""
+    path = tmp_path_factory.mktemp("exported") / "small"
+    return export_bundle(model, path, k_max=16, calibration={"ctr": (1.5, -0.25)}, score="like")
 
 
 @pytest.fixture(scope="session")

@@ -36,16 +36,15 @@ def test_scorer_of_a_bundle_predicts_what_the_model_does_with_its_calibration(
 
 
 def test_scorer_of_a_bundle_orders_lists_by_its_score_expression(
-    dataset: Dataset, model: Model, uncalibrated: Bundle, tmp_path: Path
+    dataset: Dataset, model: Model, bundle: Bundle, uncalibrated: Bundle
 ) -> None:
     lists = {"ctr": candidate_lists(dataset, "test", "ctr", lists=40, unseen=30)}
     want = Scorer(model).predict(dataset, "test", lists).lists["ctr"]
     got = Scorer(uncalibrated).predict(dataset, "test", lists).lists["ctr"]
     np.testing.assert_allclose(got, want, rtol=1e-4)
-    alone = export_bundle(model, tmp_path / "alone", k_max=16, score="like")
-    got = Scorer(alone).predict(dataset, "test", lists).lists["ctr"]
+    got = Scorer(bundle).predict(dataset, "test", lists).lists["ctr"]
     assert not np.allclose(got, want, rtol=1e-2)
-    assert alone.config.score == Scorer(alone).about()["score"] == "like"
+    assert bundle.config.score == Scorer(bundle).about()["score"] == "like"
 
 
 @pytest.mark.thorough

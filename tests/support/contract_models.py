@@ -100,28 +100,40 @@ def scores(
     long: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the score ``[N]`` and the probabilities ``[N, heads]``, by the functions one after the other."""
-    p = parameters()
     position = {key: row for row, key in enumerate(world.ids.tolist())}
-    catalogue = {name: jnp.asarray(column) for name, column in world.catalogue.items()}
 
-    def rows(items: Any) -> dict[str, jax.Array]:
-        return {name: column[np.asarray(items, np.int32)] for name, column in catalogue.items()}
+    def rows(items: Any) -> dict[str, np.ndarray]:
+        places = np.asarray(items, np.int32)
+        return {name: np.asarray(column)[places] for name, column in world.catalogue.items()}
 
     histories = {}
     for name, length in (("short", SHORT), ("long", LONG if long else 0)):
         known = [position[int(i)] for i in record.items[:length]]
         padding = (LONG if name == "long" else SHORT) - len(known)
-        mask = np.arange(len(known) + padding) < len(known)
-        tokens = behaviour(p, rows(known + [0] * padding))["token"] * mask[:, None].astype(np.float32)
         types = np.pad(np.asarray(record.types[: len(known)], np.int32), (0, padding))
-        histories[name] = {"token": tokens[None], "type": types[None], "mask": mask[None]}
-    with jax.default_matmul_precision("highest"):
-        features = SCHEMA.encode("user", {name: [v] for name, v in record.features.items()}, 1)
-        state = {name: leaf[0] for name, leaf in user(p, features, histories).items()}
-        logits = interact(
-            p, state, SCHEMA.encode_one("context", context), item(p, rows([position[int(i)] for i in ids])),
-            SCHEMA.encode("pair", pair, len(ids)),
-        )  # fmt: skip
-    heads = jax.nn.sigmoid(jnp.stack([logits[head] for head in HEADS], axis=-1))
+        mask = np.arange(len(known) + padding) < len(known)
+        histories[name] = {"items": rows(known + [0] * padding), "type": types[None], "mask": mask[None]}
+    heads = _probabilities(
+        parameters(), SCHEMA.encode("user", {name: [v] for name, v in record.features.items()}, 1), histories,
+        SCHEMA.encode_one("context", context), rows([position[int(i)] for i in ids]),
+        SCHEMA.encode("pair", pair, len(ids)),
+    )  # fmt: skip
+    heads = np.asarray(heads)
     bid = np.asarray(pair.get("bid", np.zeros(len(ids))), np.float32)
-    return np.asarray(heads[:, 0] * (heads[:, 1] + 0.1)) * bid, np.asarray(heads)
+    return heads[:, 0] * (heads[:, 1] + 0.1) * bid, heads
+
+
+@jax.jit
+def _probabilities(
+    p: Any, features: Any, histories: Any, context: Any, candidates: Any, pair: Any
+) -> jax.Array:
+    """Return the probabilities ``[N, heads]`` of the functions, one after the other."""
+    with jax.default_matmul_precision("highest"):
+        read = {}
+        for name, sequence in histories.items():
+            tokens = behaviour(p, sequence["items"])["token"]
+            tokens *= sequence["mask"][0][:, None].astype(np.float32)
+            read[name] = {"token": tokens[None], "type": sequence["type"], "mask": sequence["mask"]}
+        state = {name: leaf[0] for name, leaf in user(p, features, read).items()}
+        logits = interact(p, state, context, item(p, candidates), pair)
+    return jax.nn.sigmoid(jnp.stack([logits[head] for head in HEADS], axis=-1))

@@ -158,7 +158,7 @@ def make_model(seed: int, config: ModelConfig = CONFIG) -> Any:
     graph, parameters = nnx.split(model)
     rng = np.random.default_rng(seed)
     noisy = jax.tree.map(
-        lambda leaf: leaf + jnp.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype), parameters
+        lambda leaf: np.asarray(leaf) + np.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype), parameters
     )
     return nnx.merge(graph, noisy)
 

@@ -1,22 +1,20 @@
 from aif_jax.models import build_model
 from aif_jax.training.evaluate import device_catalogue
 from aif_jax.training.feed import TrainingBatches, for_device
-from aif_jax.training.optimiser import optimiser
 from aif_jax.training.parameters import Parameters
 from aif_jax.training.step import Step
 
 
-def test_step_of_other_seed_compiles_to_same_program(dataset, tiny, brief):
+def test_step_of_other_seed_and_rates_compiles_to_same_program(dataset, tiny, brief):
     hiding = tiny.replace(block_dropout=0.1)
     programs, losses = set(), set()
     for seed in (0, 1):
-        config = brief.replace(seed=seed, max_steps=1)
+        config = brief.replace(seed=seed, learning_rate=1e-3 * (1 + seed), clip_norm=1.0 * seed)
         parameters = Parameters(build_model(hiding, dataset.fit_schema(), seed=seed))
-        chain = optimiser(config, 1, dense=parameters.dense, embedding=parameters.embedding)
-        step = Step(parameters, config, 1, chain)
+        step = Step(parameters, config, 1, 10 + seed)
         batch = for_device(TrainingBatches(dataset, dataset.fit_schema(), hiding, brief)[0])
         catalogue = device_catalogue(dataset, parameters.merge(parameters.initial))
-        programs.add(step._run.lower(step.start(), batch, catalogue, step._key).as_text())
+        programs.add(step._run.lower(step.start(), batch, catalogue, step._key, step._rates).as_text())
         losses.add(float(step(step.start(), batch, catalogue)[1][0]))
     assert len(programs) == 1
     assert len(losses) == 2, "what is hidden depends on the seed"

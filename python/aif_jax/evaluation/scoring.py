@@ -218,7 +218,7 @@ class FoldedPrograms:
             self._behaviours = jax.jit(folded.behaviour)(folded.weights_of("behaviour"), items)
             self._rows = jax.jit(folded.item)(folded.weights_of("item"), items)
         weights = {**folded.weights_of("user"), **folded.weights_of("stage")}
-        self._weights = {name: jnp.asarray(array) for name, array in weights.items()}
+        self._weights = {name: jax.device_put(array) for name, array in weights.items()}
 
     def logits(self, batch: Batch) -> jax.Array:
         """Return logits ``[B, G, heads]`` of impressions; each is scored in a context of its own."""

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -349,7 +348,7 @@ def device_catalogue(dataset: Dataset, model: Any, *, folds: bool = False) -> di
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if not isinstance(model, OwnModel):
         columns = add_signatures(model.config, columns)
-    return {name: jnp.asarray(column) for name, column in columns.items()}
+    return {name: jax.device_put(column) for name, column in columns.items()}
 
 
 @partial(jax.jit, static_argnums=0)

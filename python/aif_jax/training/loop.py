@@ -33,7 +33,6 @@ from aif_jax.training.evaluate import Evaluator, Metrics, device_catalogue
 from aif_jax.training.feed import TrainingBatches, for_device, iterate
 from aif_jax.training.identity import differing
 from aif_jax.training.item_statistics import folds_of, item_statistics
-from aif_jax.training.optimiser import optimiser
 from aif_jax.training.parameters import Parameters
 from aif_jax.training.progress import Reporter
 from aif_jax.training.step import LOG_Q, Step, TrainState
@@ -241,9 +240,8 @@ class _Run:
         self.per_epoch = self.batches.per_epoch
         self.total = min(len(self.batches), config.max_steps or len(self.batches))
         rate = config.learning_rate * (1.0 if init is None else config.warm_rate)
-        sizes = {"dense": self.parameters.dense, "embedding": self.parameters.embedding}
-        chain = optimiser(config.replace(learning_rate=rate), self.total, **sizes)
-        self.step = Step(self.parameters, config, len(model_config.heads), chain)
+        paced = config.replace(learning_rate=rate)
+        self.step = Step(self.parameters, paced, len(model_config.heads), self.total)
         self.state = self.step.start()
         self.best = jnp.copy(self.state["params"])
         self.history: list[Epoch] = []
@@ -511,4 +509,4 @@ def _log_shares(dataset: Dataset, head: str) -> jax.Array:
     rows = dataset.impressions
     positive = (rows.split == TRAIN) & (np.asarray(rows.label_mask[head]) > 0) & (rows.labels[head] > 0.5)
     counts = np.bincount(rows.item[positive], minlength=dataset.n_items) + 1.0
-    return jnp.asarray(np.log(counts / counts.sum()), jnp.float32)
+    return jax.device_put(np.log(counts / counts.sum()).astype(np.float32))

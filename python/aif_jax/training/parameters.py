@@ -51,13 +51,23 @@ class Parameters:
         kinds = {name: _kind(name, len(shape)) for name, shape in self._shapes.items()}
         self.dense = sum(sizes[name] for name, kind in kinds.items() if kind == 0)
         self.embedding = sum(sizes[name] for name, kind in kinds.items() if kind == 1)
+        # One program each, where operations alone would be one for each shape.
+        self._join = jax.jit(self._joined, inline=True)
+        self._split = jax.jit(self._parts, inline=True)
 
     def join(self, params: Mapping[str, Any]) -> jax.Array:
         """Return all weights, or their gradients, as one vector ``[P]``."""
+        return self._join({name: params[name] for name in self._order})
+
+    def _joined(self, params: Mapping[str, Any]) -> jax.Array:
         return jnp.concatenate([jnp.ravel(params[name]) for name in self._order])
 
     def split(self, vector: Any) -> Params:
         """Return the weights of a vector ``[P]`` by name."""
+        parts = self._split(vector)
+        return {name: parts[name] for name in self._order}
+
+    def _parts(self, vector: jax.Array) -> Params:
         return {
             name: vector[start:end].reshape(self._shapes[name])
             for name, (start, end) in zip(self._order, itertools.pairwise(self._bounds), strict=True)

@@ -17,6 +17,7 @@ from aif_jax.training.losses import (
     next_item_loss,
     sigmoid_loss,
 )
+from aif_jax.training.optimiser import Rates, optimiser, rates_of
 from aif_jax.training.parameters import Parameters, Params, non_finite
 
 Batch = Mapping[str, Any]
@@ -36,7 +37,7 @@ class Step:
         parameters: of the model that is trained.
         config: of the run.
         heads: number of logits.
-        optimiser: see `aif_jax.training.optimiser`.
+        steps: length of the whole run, at whose end the schedule ends.
     """
 
     def __init__(
@@ -44,28 +45,34 @@ class Step:
         parameters: Parameters,
         config: TrainConfig,
         heads: int,
-        optimiser: optax.GradientTransformation,
+        steps: int,
     ) -> None:
         self.parameters = parameters
         self.config = config
         self.heads = heads
-        self.optimiser = optimiser
-        # An operand, so that runs that differ in their seed alone are one program, compiled once where a
+        # Operands, so that runs that differ in seed and rates alone are one program, compiled once where a
         # compilation cache is on.
         self._key = jax.random.key(config.seed)
+        self._rates = rates_of(config, steps)
         self._run = jax.jit(self._step, donate_argnums=0)
         self._gradients = jax.jit(self._loss_and_gradients)
 
     def start(self) -> TrainState:
         """Return the state before the first step."""
-        params = self.parameters.join(self.parameters.initial)
+        return jax.jit(self._start)(self.parameters.initial)
+
+    def _start(self, initial: Params) -> TrainState:
+        params = self.parameters.join(initial)
         return {
             "params": params,
-            "optimiser": self.optimiser.init(params),
+            "optimiser": self._optimiser(self._rates).init(params),
             "step": jnp.zeros((), jnp.int32),
             "loss_sum": jnp.zeros((), jnp.float32),
             "ok": jnp.array(True),
         }
+
+    def _optimiser(self, rates: Rates) -> optax.GradientTransformation:
+        return optimiser(rates, dense=self.parameters.dense, embedding=self.parameters.embedding)
 
     def __call__(self, state: TrainState, batch: Batch, catalogue: Batch) -> tuple[TrainState, jax.Array]:
         """Make one step.
@@ -79,7 +86,7 @@ class Step:
             The next state, and float32 ``[2]``: the loss, and whether it and its gradients are finite. The
             call does not wait for either.
         """
-        return self._run(state, batch, catalogue, self._key)
+        return self._run(state, batch, catalogue, self._key, self._rates)
 
     def _loss(
         self, params: Params, step: jax.Array, batch: Batch, catalogue: Batch, key: jax.Array
@@ -133,7 +140,7 @@ class Step:
         return jax.value_and_grad(self._loss)(params, step, batch, catalogue, key)
 
     def _step(
-        self, state: TrainState, batch: Batch, catalogue: Batch, key: jax.Array
+        self, state: TrainState, batch: Batch, catalogue: Batch, key: jax.Array, rates: Rates
     ) -> tuple[TrainState, jax.Array]:
         old = state["params"]
         loss, gradients = self._loss_and_gradients(
@@ -141,7 +148,7 @@ class Step:
         )
         gradient = self.parameters.join(gradients)
         ok = state["ok"] & jnp.isfinite(loss) & jnp.isfinite(jnp.vdot(gradient, gradient))
-        updates, moments = self.optimiser.update(gradient, state["optimiser"], old)
+        updates, moments = self._optimiser(rates).update(gradient, state["optimiser"], old)
         # Steps run ahead of the host; after a failing step, all keep the weights that it started from.
         following = {
             "params": jnp.where(ok, old + updates, old),

@@ -8,8 +8,10 @@ DATA   ?= synthetic
 STRESS_SECONDS ?= 60
 SOAK_MINUTES ?= 120
 
+# One worker more than there are processors, up to eight: with as many, a fifth of their time is spent in waits.
+WORKERS ?= $(shell $(PYTHON) -c "import os; print(min((os.cpu_count() or 1) + 1, 8))")
 # A file is one worker's, since it shares what it built; in the order that tests/conftest.py wants.
-IN_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+IN_PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 SLOWEST := --durations 10 --durations-min 1
 
 # The tests start many processes of Python, each of which would compile the package anew.
@@ -19,22 +21,25 @@ unexport PYTHONDONTWRITEBYTECODE
 NATIVE := $(shell find rust -name '*.rs' -o -name 'Cargo.toml') Cargo.toml Cargo.lock pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-all test-thorough test-bench test-lowest stress fuzz soak proof lint format bars bench bench-compare bench-stage bench-load bench-native wheel wheel-check docs clean
+.PHONY: help setup demo test test-rust test-python test-all test-thorough test-bench test-lowest stress fuzz soak proof lint format bars bench bench-compare bench-stage bench-load bench-native wheel wheel-check docs clean
 
 help: ## Show this list
 	@echo "aif_jax: pre-ranking by asynchronous inference. Needs Python 3.11+, cargo and make; the rest sets itself up."
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+setup: ## Set up what lint and tests need: dependencies beside a build of the Rust tests
+	cargo test --quiet --no-run & $(MAKE) --no-print-directory $(VENV)/.dev && wait $$!
+
 demo: $(VENV)/.demo ## Train, export, index and serve once, and show it (DATA=synthetic, or movielens-1m:PATH, kuairand:PATH)
 	$(BIN)/aif demo --data $(DATA)
 
 test: test-rust test-python ## The tests that a build must pass, Rust and Python (ten minutes on two cores)
 
-test-rust:
+test-rust: setup
 	cargo test --quiet
 
-test-python: $(VENV)/.dev
+test-python: setup
 	$(BIN)/python -m pytest $(IN_PARALLEL) $(if $(THOROUGH),,-m "not thorough") $(SLOWEST)
 
 test-all: THOROUGH = 1

@@ -40,9 +40,9 @@ def rates_of(config: TrainConfig, steps: int) -> dict[str, np.float32]:
     return {name: np.float32(value) for name, value in rates.items()}
 
 
-def learning_rate(rates: Rates, step: jax.Array) -> jax.Array:
+def learning_rate(rates: Rates, step: jax.typing.ArrayLike) -> jax.Array:
     """Return the rate of a step: linear from 0 to the peak, then a cosine to ``final`` of it."""
-    step = step.astype(jnp.float32)
+    step = jnp.asarray(step, jnp.float32)
     peak, warmup, final = rates["peak"], rates["warmup"], rates["final"]
     fallen = jnp.clip((step - warmup) / jnp.maximum(rates["steps"] - warmup, 1.0), 0.0, 1.0)
     fall = final + (1.0 - final) * 0.5 * (1.0 + jnp.cos(jnp.float32(jnp.pi) * fallen))

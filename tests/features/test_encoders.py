@@ -152,3 +152,9 @@ def test_encoders_in_another_process_give_the_same_codes(seed):
         here, _ = encode_column(Categorical(name="x", encoder=Hashing(buckets=1000)), column)
         assert line.split() == [str(value) for value in [*here, *item_keys(column)]]
     assert dropped == "[[3, 4], [2, 4]]"
+
+
+def test_vocabulary_of_many_values_is_shown_by_the_first_and_their_number():
+    values = tuple(range(100_000, 104_096))
+    assert "values=(100000, 100001, 100002, ...: 4,096 in all), " in repr(Vocabulary(values=values))
+    assert eval(repr(Vocabulary(values=("a", "b")))) == Vocabulary(values=("a", "b"))

@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 MISSING, UNKNOWN, FIRST = 0, 1, 2
 _DENSE_SPAN = 1 << 16
+_SHOWN = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,13 @@ class Vocabulary:
                 "values: an integer lies outside 64 signed bits; use strings, or a Hashing encoder."
             )
         object.__setattr__(self, "values", values)
+
+    def __repr__(self) -> str:
+        """Return the fields; of many values the first few and their number."""
+        values = repr(self.values)
+        if self.values is not None and len(self.values) > _SHOWN:
+            values = f"({', '.join(map(repr, self.values[:3]))}, ...: {len(self.values):,} in all)"
+        return f"Vocabulary(values={values}, max_size={self.max_size}, min_count={self.min_count})"
 
     @property
     def fitted(self) -> bool:

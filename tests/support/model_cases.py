@@ -1,5 +1,6 @@
 """Random schemas, catalogues, batches and models of the shapes that the tests need."""
 
+import functools
 from typing import Any
 
 import jax
@@ -26,8 +27,12 @@ def optimised_jit(function):
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": "3"})
 
 
+@functools.cache
 def make_schema(**groups: bool) -> Schema:
-    """A schema of every kind of feature; groups, ``multi`` and ``category`` may be switched off."""
+    """A schema of every kind of feature; groups, ``multi`` and ``category`` may be switched off.
+
+    The same object for the same arguments, so that a model of it is built once.
+    """
     types = groups.pop("types", 2)
     on = {
         "user": True,
@@ -173,15 +178,15 @@ def random_schema(rng) -> Schema:
     return make_schema(types=int(rng.integers(1, 4)), **{name: bool(rng.random() < 0.75) for name in names})
 
 
-_SHAPES: dict[tuple[ModelConfig, int], tuple[Schema, Any]] = {}
+_BUILT: dict[tuple[ModelConfig, int], tuple[Schema, Any]] = {}
 
 
 def shape_of(config: ModelConfig, schema: Schema):
-    """A model of shapes without values: cheaper than one with, but not cheap, so traced once."""
+    """A model for the shapes of its parameters, built once: sooner done than traced."""
     key = config, id(schema)
-    if key not in _SHAPES:
-        _SHAPES[key] = schema, nnx.eval_shape(lambda: build_model(config, schema))  # kept, so is its id
-    return _SHAPES[key][1]
+    if key not in _BUILT:
+        _BUILT[key] = schema, build_model(config, schema)  # kept, so is its id
+    return _BUILT[key][1]
 
 
 def zero_model(config: ModelConfig, schema: Schema):

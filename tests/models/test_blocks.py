@@ -76,7 +76,9 @@ def test_models_of_one_config_and_schema_object_have_equal_graphs():
     first = graph(config, schema, 0)
     assert (first, hash(first)) == (graph(config, schema, 1), hash(graph(config, schema, 1)))
     assert first != graph(config.replace(width=config.width * 2), schema, 0)
-    assert first != graph(config, dataclasses.replace(schema), 0)  # an equal one: vocabularies are never walked
+    assert first != graph(
+        config, dataclasses.replace(schema), 0
+    )  # an equal one: vocabularies are never walked
 
 
 def test_linear_attention_and_its_factor_equal_the_weighted_sum(history):

@@ -163,8 +163,8 @@ def test_two_tower_vectors_give_products_equal_to_logits():
 def test_build_model_with_equal_seeds_gives_equal_weights():
     config, schema = small_config(), make_schema()
     one, same, other = (nnx.split(build_model(config, schema, seed=seed))[1] for seed in (1, 1, 2))
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), one, same))
-    assert not jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), one, other))
+    assert jax.tree.all(jax.tree.map(np.array_equal, one, same))
+    assert not jax.tree.all(jax.tree.map(np.array_equal, one, other))
 
 
 def test_model_with_wrong_input_raises_with_advice():

@@ -12,7 +12,8 @@ from flax import nnx
 from aif_jax.config import BLOCKS, ModelConfig
 from aif_jax.features import Categorical, Hashing, MultiValued, Numeric, Schema, Vocabulary
 from aif_jax.features.gaps import GAP_STEPS
-from aif_jax.models import Folded, add_signatures, build_model, fold
+from aif_jax.models import Folded, add_signatures, fold
+from aif_jax.models.baselines import model_shapes
 
 ITEMS, CATEGORIES = 40, 9
 
@@ -156,6 +157,7 @@ def random_config(rng, **forced) -> ModelConfig:
         "value_width": choice(3, 6),
         "seed": int(rng.integers(100)),
         "encoder_gaps": choice(False, True),
+        "encoder_layers": choice(1, 2),
     }
     return small_config(**{**drawn, **forced})
 
@@ -178,15 +180,15 @@ def random_schema(rng) -> Schema:
     return make_schema(types=int(rng.integers(1, 4)), **{name: bool(rng.random() < 0.75) for name in names})
 
 
-_BUILT: dict[tuple[ModelConfig, int], tuple[Schema, Any]] = {}
+_SHAPES: dict[tuple[ModelConfig, int], tuple[Schema, Any]] = {}
 
 
 def shape_of(config: ModelConfig, schema: Schema):
-    """A model for the shapes of its parameters, built once: sooner done than traced."""
+    """A model of shapes without values, traced once."""
     key = config, id(schema)
-    if key not in _BUILT:
-        _BUILT[key] = schema, build_model(config, schema)  # kept, so is its id
-    return _BUILT[key][1]
+    if key not in _SHAPES:
+        _SHAPES[key] = schema, model_shapes(config, schema)  # kept, so is its id
+    return _SHAPES[key][1]
 
 
 def zero_model(config: ModelConfig, schema: Schema):
@@ -260,16 +262,20 @@ def stage_logits(folded: Folded, weights, index, states, batch):
 
 
 def folded_logits_of(config: ModelConfig, schema: Schema):
-    """A function from weights, batch and catalogue to logits by the four folded programs."""
+    """A function from weights, batch and catalogue to what the four folded programs give.
+
+    Logits ``[B, G, n_heads]`` and the items' priors ``[M, n_heads]``.
+    """
     folded = fold(zero_model(config, schema))
 
     @quick_jit
     def run(weights, items, batch):
         index, states = folded_states(folded, weights, items, batch)
-        return stage_logits(folded, only(weights, folded.weights_of("stage")), index, states, batch)
+        logits = stage_logits(folded, only(weights, folded.weights_of("stage")), index, states, batch)
+        return logits, index["prior"]
 
     def logits(weights, batch, catalogue):
-        return np.asarray(run(weights, only(catalogue, folded.item_inputs_spec(1)), batch))
+        return jax.device_get(run(weights, only(catalogue, folded.item_inputs_spec(1)), batch))
 
     return logits
 

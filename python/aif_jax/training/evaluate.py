@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 

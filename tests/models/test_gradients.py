@@ -153,8 +153,7 @@ def test_two_tower_vectors_give_products_equal_to_logits():
     model = random_model(rng, config, schema)
     catalogue = add_signatures(config, make_catalogue(rng, config, schema))
     batch = make_batch(rng, config, schema)
-    users = quick_jit(lambda: model.user_vector(batch, catalogue))()
-    items = quick_jit(lambda: model.item_vector(catalogue))()
+    users, items = quick_jit(lambda: (model.user_vector(batch, catalogue), model.item_vector(catalogue)))()
     products = np.einsum("bd,bgd->bg", users, np.asarray(items)[batch["item"]])
     logits = logits_of(config, schema)(model, batch, catalogue)[..., 0]
     np.testing.assert_allclose(products + np.asarray(model.bias[...])[0], logits, rtol=1e-4, atol=1e-5)

@@ -80,8 +80,8 @@ def test_load_broken_file_is_refused_by_name(bundle: Bundle, tmp_path: Path) -> 
             Bundle.load(copy)
 
 
-def test_load_native_programs_of_other_abi_takes_portable(bundle: Bundle, tmp_path: Path) -> None:
-    loaded = Bundle.load(rewritten(bundle, tmp_path / "b", {}, kernel_abi=99))
+def test_load_native_programs_of_other_abi_takes_portable(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    loaded = Bundle.load(rewritten(tiny_bundle, tmp_path / "b", {}, kernel_abi=99))
     assert loaded.kind == "portable"
     assert "native: not taken, made for kernel ABI 99" in loaded.explain()
     with pytest.raises(BundleError, match="kernel ABI 99"):
@@ -89,47 +89,53 @@ def test_load_native_programs_of_other_abi_takes_portable(bundle: Bundle, tmp_pa
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_load_unreadable_native_program_takes_portable(bundle: Bundle, tmp_path: Path, stage: str) -> None:
-    loaded = Bundle.load(rewritten(bundle, tmp_path / "b", {f"programs/{stage}.native": b"not a program"}))
+def test_load_unreadable_native_program_takes_portable(
+    tiny_bundle: Bundle, tmp_path: Path, stage: str
+) -> None:
+    loaded = Bundle.load(
+        rewritten(tiny_bundle, tmp_path / "b", {f"programs/{stage}.native": b"not a program"})
+    )
     assert loaded.kind == "portable"
     assert f"program {stage} cannot run" in loaded.explain()
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_load_programs_that_differ_from_golden_vectors_are_refused(
-    bundle: Bundle, tmp_path: Path, stage: str
+    tiny_bundle: Bundle, tmp_path: Path, stage: str
 ) -> None:
-    vectors = load((bundle.path / GOLDEN).read_bytes())
+    vectors = load((tiny_bundle.path / GOLDEN).read_bytes())
     name = next(n for n, a in vectors.items() if n.startswith(f"{stage}/out/") and a.dtype == np.float32)
     vectors[name] = vectors[name] + np.float32(0.01)
     with pytest.raises(
         BundleError, match=rf"program {stage} does not give its golden vectors.*Bundle.refresh"
     ):
-        Bundle.load(rewritten(bundle, tmp_path / "b", {GOLDEN: save(vectors)}))
+        Bundle.load(rewritten(tiny_bundle, tmp_path / "b", {GOLDEN: save(vectors)}))
 
 
-def test_load_other_weights_are_refused(bundle: Bundle, tmp_path: Path) -> None:
-    weights = load((bundle.path / WEIGHTS).read_bytes())
+def test_load_other_weights_are_refused(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    weights = load((tiny_bundle.path / WEIGHTS).read_bytes())
     weights["heads.out.kernel"] = weights["heads.out.kernel"] * np.float32(1.5)
     with pytest.raises(BundleError, match="golden vectors"):
-        Bundle.load(rewritten(bundle, tmp_path / "b", {WEIGHTS: save(weights)}))
+        Bundle.load(rewritten(tiny_bundle, tmp_path / "b", {WEIGHTS: save(weights)}))
 
 
-def test_load_missing_part_is_refused_by_name(bundle: Bundle, tmp_path: Path) -> None:
+def test_load_missing_part_is_refused_by_name(tiny_bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=f"lists no {GOLDEN}"):
-        Bundle.load(rewritten(bundle, tmp_path / "a", {GOLDEN: None}))
-    description = json.loads((bundle.path / CONFIG_FILE).read_bytes())
+        Bundle.load(rewritten(tiny_bundle, tmp_path / "a", {GOLDEN: None}))
+    description = json.loads((tiny_bundle.path / CONFIG_FILE).read_bytes())
     for stage in STAGES:
         del description["programs"][stage]["native"]
-    portable = Bundle.load(rewritten(bundle, tmp_path / "b", {CONFIG_FILE: json.dumps(description).encode()}))
+    portable = Bundle.load(
+        rewritten(tiny_bundle, tmp_path / "b", {CONFIG_FILE: json.dumps(description).encode()})
+    )
     assert "exported without such programs" in portable.explain()
     program = "programs/item.native"
-    portable = Bundle.load(rewritten(bundle, tmp_path / "c", {program: None}))
+    portable = Bundle.load(rewritten(tiny_bundle, tmp_path / "c", {program: None}))
     assert f"native: not taken, the manifest lists no {program}" in portable.explain()
-    vectors = load((bundle.path / GOLDEN).read_bytes())
+    vectors = load((tiny_bundle.path / GOLDEN).read_bytes())
     vectors["item/in/item/content"] = vectors["item/in/item/content"][0]
     with pytest.raises(BundleError, match="program item cannot run"):
-        Bundle.load(rewritten(bundle, tmp_path / "d", {GOLDEN: save(vectors)}))
+        Bundle.load(rewritten(tiny_bundle, tmp_path / "d", {GOLDEN: save(vectors)}))
 
 
 def test_programs_of_any_size_native_equals_portable(bundle: Bundle) -> None:

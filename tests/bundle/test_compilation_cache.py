@@ -295,13 +295,13 @@ def test_cache_in_untrusted_directory_is_refused(tmp_path: Path) -> None:
 
 
 def test_load_compilation_cache_argument_overrides_environment(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIF_JAX_COMPILATION_CACHE", str(tmp_path / "named"))
-    named = Bundle.load(bundle.path).compilation_cache
-    given = Bundle.load(bundle.path, compilation_cache=tmp_path / "given").compilation_cache
+    named = Bundle.load(tiny_bundle.path).compilation_cache
+    given = Bundle.load(tiny_bundle.path, compilation_cache=tmp_path / "given").compilation_cache
     assert named is not None
     assert given is not None
     assert (named.place, given.place) == (tmp_path / "named", tmp_path / "given")
     monkeypatch.delenv("AIF_JAX_COMPILATION_CACHE")
-    assert Bundle.load(bundle.path).compilation_cache is None
+    assert Bundle.load(tiny_bundle.path).compilation_cache is None

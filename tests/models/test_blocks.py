@@ -1,5 +1,7 @@
 """Each block against its formula, written out in NumPy on tiny inputs."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +28,7 @@ from aif_jax.models.dropout import draw_keep, hidden, shown
 from aif_jax.models.embedder import FeatureEmbedder
 from aif_jax.models.layers import attend, masked_mean
 from aif_jax.models.user import BehaviourValues
-from support.model_cases import make_group, make_schema, small_config
+from support.model_cases import make_group, make_schema, quick_jit, small_config
 
 B, G, L, D_M, D_V, BITS = 3, 4, 7, 6, 5, 16
 
@@ -38,6 +40,11 @@ def rng():
 
 def f4(values):
     return np.asarray(values, np.float32)
+
+
+def run(function, *operands):
+    """Compiled: one program in place of one for each operation."""
+    return jax.device_get(quick_jit(function)(*operands))
 
 
 def softmax(logits):
@@ -53,6 +60,13 @@ def history(rng):
     content, theirs = f4(rng.normal(size=(B, G, D_M))), f4(rng.normal(size=(B, L, D_M)))
     bits, their_bits = rng.random((B, G, BITS)) < 0.5, rng.random((B, L, BITS)) < 0.5
     return content, theirs, bits, their_bits, f4(rng.normal(size=(B, L, D_V))), counted
+
+
+def packed_bits(bits):
+    """Bytes of bits, lowest first, as `pack_signs` packs them."""
+    packed = np.packbits(bits, axis=-1, bitorder="little")
+    np.testing.assert_array_equal(run(pack_signs, f4(bits) - f4(0.5)), packed)
+    return packed
 
 
 def weighted(weight, value, counted):
@@ -74,31 +88,35 @@ def test_models_of_one_config_and_schema_object_have_equal_graphs():
     first = graph(config, schema, 0)
     assert (first, hash(first)) == (graph(config, schema, 1), hash(graph(config, schema, 1)))
     assert first != graph(config.replace(width=config.width * 2), schema, 0)
-    assert first != graph(config, make_schema(), 0)  # an equal one: vocabularies are never walked
+    assert first != graph(
+        config, dataclasses.replace(schema), 0
+    )  # an equal one: vocabularies are never walked
 
 
 def test_linear_attention_and_its_factor_equal_the_weighted_sum(history):
     content, theirs, _, _, value, counted = history
     want = weighted(lambda u, i, b: content[u, i] @ theirs[u, b], value, counted)
-    np.testing.assert_allclose(
-        long_attention.linear_attention(content, theirs, value, counted), want, atol=1e-5
-    )
-    factor = long_attention.linear_factor(theirs, value, counted)
-    np.testing.assert_allclose(content @ np.asarray(factor), want, atol=1e-5)
+    got = run(long_attention.linear_attention, content, theirs, value, counted)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    factor = run(long_attention.linear_factor, theirs, value, counted)
+    np.testing.assert_allclose(content @ factor, want, atol=1e-5)
 
 
 def test_sign_attention_and_its_table_equal_the_weighted_sum(history):
     _, _, bits, their_bits, value, counted = history
     want = weighted(lambda u, i, b: (2.0 * (bits[u, i] == their_bits[u, b]) - 1).mean(), value, counted)
-    packed, their_packed = pack_signs(f4(bits) - 0.5), pack_signs(f4(their_bits) - 0.5)
-    np.testing.assert_allclose(
-        long_attention.sign_attention(packed, their_packed, value, counted), want, atol=1e-5
-    )
-    factor = long_attention.sign_factor(their_packed, value, counted)
+    packed, their_packed = packed_bits(bits), packed_bits(their_bits)
+    got = run(long_attention.sign_attention, packed, their_packed, value, counted)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    factor = run(long_attention.sign_factor, their_packed, value, counted)
+
+    def by_table(factor, packed):
+        table = long_attention.sign_table(factor)
+        return table_sum(table, packed, bits=long_attention.SIGN_BITS, implementation="reference")
+
+    by_table = quick_jit(by_table)
     for user in range(B):
-        table = long_attention.sign_table(factor[user])
-        got = table_sum(table, packed[user], bits=long_attention.SIGN_BITS, implementation="reference")
-        np.testing.assert_allclose(got, want[user], atol=1e-5)
+        np.testing.assert_allclose(by_table(factor[user], packed[user]), want[user], atol=1e-5)
 
 
 @pytest.mark.parametrize("group", [2, 4, 8])
@@ -112,14 +130,16 @@ def test_collision_attention_and_its_table_equal_the_mean_of_groups(history, gro
                 met = same.all(axis=1) & counted[u]
                 if met.any():
                     want[u, i] += value[u, met].mean(axis=0) / (BITS // group)
-    packed, their_packed = pack_signs(f4(bits) - 0.5), pack_signs(f4(their_bits) - 0.5)
-    got = long_attention.collision_attention(packed, their_packed, value, counted, group)
+    packed, their_packed = packed_bits(bits), packed_bits(their_bits)
+    got = run(
+        lambda *each: long_attention.collision_attention(*each, group), packed, their_packed, value, counted
+    )
     np.testing.assert_allclose(got, want, atol=1e-5)
-    factor = long_attention.collision_factor(their_packed, value, counted, group)
+    factor = run(lambda *each: long_attention.collision_factor(*each, group), their_packed, value, counted)
     assert factor.shape == (B, BITS // group, 2**group, D_V)
+    summed = quick_jit(lambda *each: table_sum(*each, bits=group, implementation="reference"))
     for user in range(B):
-        got = table_sum(factor[user], packed[user], bits=group, implementation="reference")
-        np.testing.assert_allclose(got, want[user], atol=1e-5)
+        np.testing.assert_allclose(summed(factor[user], packed[user]), want[user], atol=1e-5)
 
 
 def test_softmax_attention_equals_its_formula(history):
@@ -129,7 +149,7 @@ def test_softmax_attention_equals_its_formula(history):
         for i in range(G):
             weights = softmax(2.0 * theirs[u, counted[u]] @ content[u, i])
             want[u, i] = weights @ value[u, counted[u]]
-    got = long_attention.softmax_attention(content, theirs, value, counted[:, None], jnp.float32(2.0))
+    got = run(long_attention.softmax_attention, content, theirs, value, counted[:, None], np.float32(2.0))
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
@@ -140,7 +160,7 @@ def embedded(history):
     content, theirs = (each / np.linalg.norm(each, axis=-1, keepdims=True) for each in (content, theirs))
     planes = hyperplanes(0, D_M, BITS)
     bits, their_bits = content @ planes >= 0, theirs @ planes >= 0
-    return content, theirs, bits, their_bits, value, counted, jnp.asarray(planes)
+    return content, theirs, bits, their_bits, value, counted, planes
 
 
 def test_nearest_attention_equals_published_eta(embedded):
@@ -154,13 +174,14 @@ def test_nearest_attention_equals_published_eta(embedded):
             near = np.argsort(np.where(counted[u], distance, BITS + 1), kind="stable")[:k]
             near = near[counted[u, near]]
             want[u, i] = softmax(2.0 * theirs[u, near] @ content[u, i]) @ value[u, near]
-    read = long_attention.nearest(simhash(content, planes), simhash(theirs, planes), counted, k)
+    signatures = run(lambda *both: [simhash(each, planes) for each in both], content, theirs)
+    read = run(lambda *each: long_attention.nearest(*each, k), *signatures, counted)
     np.testing.assert_array_equal(
         read.sum(axis=-1), np.minimum(counted.sum(axis=1), k)[:, None].repeat(G, axis=1)
     )
-    got = long_attention.softmax_attention(content, theirs, value, read, jnp.float32(2.0))
+    got = run(long_attention.softmax_attention, content, theirs, value, read, np.float32(2.0))
     np.testing.assert_allclose(got, want, atol=1e-5)
-    every = long_attention.nearest(simhash(content, planes), simhash(theirs, planes), counted, 10 * L)
+    every = run(lambda *each: long_attention.nearest(*each, 10 * L), *signatures, counted)
     np.testing.assert_array_equal(every, np.broadcast_to(counted[:, None], every.shape))
 
 
@@ -171,12 +192,11 @@ def test_collision_attention_times_collisions_equals_published_sdim(embedded):
     code, their_code = (each.reshape(*each.shape[:-1], -1, group) @ powers for each in (bits, their_bits))
     same = (code[:, :, None] == their_code[:, None]) & counted[:, None, :, None]
     want = np.einsum("bglh,blv->bgv", same, value) / same.shape[-1]
-    packed, their_packed = simhash(content, planes), simhash(theirs, planes)
+    packed, their_packed = run(lambda *both: [simhash(each, planes) for each in both], content, theirs)
+    attention = quick_jit(lambda *each: long_attention.collision_attention(*each, group))
     got = np.zeros_like(want)
     for h in range(same.shape[-1]):
-        mean = long_attention.collision_attention(
-            packed[..., h : h + 1], their_packed[..., h : h + 1], value, counted, group
-        )
+        mean = attention(packed[..., h : h + 1], their_packed[..., h : h + 1], value, counted)
         got += np.asarray(mean) * same[..., h].sum(axis=2)[..., None] / same.shape[-1]
     assert np.abs(want).max() > 0
     np.testing.assert_allclose(got, want, atol=1e-5)
@@ -188,7 +208,12 @@ def test_sign_attention_equals_published_similarity_of_signatures(embedded):
     distance = (bits[:, :, None] != their_bits[:, None]).sum(axis=-1)
     weight = (1 - 2 * distance / BITS) * counted[:, None]
     want = weight @ value / np.maximum(counted.sum(axis=1), 1)[:, None, None]
-    got = long_attention.sign_attention(simhash(content, planes), simhash(theirs, planes), value, counted)
+    got = run(
+        lambda ours, theirs, *rest: long_attention.sign_attention(
+            simhash(ours, planes), simhash(theirs, planes), *rest
+        ),
+        content, theirs, value, counted,
+    )  # fmt: skip
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
@@ -198,7 +223,7 @@ def test_behaviour_values_by_type_are_gated_and_shifted(rng):
     values.bias[...] = bias = f4(rng.normal(size=(2, D_V)))
     item, kind = f4(rng.normal(size=(3, D_V))), np.int32([1, 0, -1])
     want = np.stack([item[0] * gate[1] + bias[1], item[1] * gate[0] + bias[0], np.zeros(D_V)])
-    np.testing.assert_allclose(values(jnp.asarray(item), jnp.asarray(kind)), want, rtol=1e-6)
+    np.testing.assert_allclose(run(values, item, kind), want, rtol=1e-6)
 
 
 def test_behaviour_values_gradient_sums_over_all_histories(rng):
@@ -206,7 +231,7 @@ def test_behaviour_values_gradient_sums_over_all_histories(rng):
     graph, state = nnx.split(values)
     item, back = f4(rng.normal(size=(4, L, D_V))), f4(rng.normal(size=(4, L, D_V)))
     kind = rng.integers(-1, 3, (4, L)).astype(np.int32)
-    found = jax.grad(lambda state: jnp.vdot(nnx.merge(graph, state)(item, kind), back))(state)
+    found = run(jax.grad(lambda state: jnp.vdot(nnx.merge(graph, state)(item, kind), back)), state)
     for one in range(3):
         mine = (kind == one)[..., None]
         np.testing.assert_allclose(found["gate"][...][one], (mine * item * back).sum(axis=(0, 1)), atol=1e-5)
@@ -219,9 +244,9 @@ def test_attend_and_masked_mean_ignore_masked_keys(rng):
     want = np.zeros((2, 3, D_M))
     for q in range(3):
         want[0, q] = softmax(queries[0, q] @ keys[0, mask[0]].T / np.sqrt(D_M)) @ keys[0, mask[0]]
-    np.testing.assert_allclose(attend(queries, keys, mask), want, atol=1e-5)
+    np.testing.assert_allclose(run(attend, queries, keys, mask), want, atol=1e-5)
     np.testing.assert_allclose(
-        masked_mean(keys, mask), [keys[0, mask[0]].mean(axis=0), np.zeros(D_M)], atol=1e-6
+        run(masked_mean, keys, mask), [keys[0, mask[0]].mean(axis=0), np.zeros(D_M)], atol=1e-6
     )
 
 
@@ -229,16 +254,17 @@ def test_bridges_equal_softmax_attention_by_hand(rng):
     bridges = Bridges(3, D_M, rngs=nnx.Rngs(0))
     vectors = np.asarray(bridges.vectors[...])
     keys, e, mask = f4(rng.normal(size=(1, L, D_M))), f4(rng.normal(size=(4, D_M))), np.ones((1, L), bool)
+    found = run(bridges.user, keys, mask)
     for n in range(3):
         want = softmax(keys[0] @ vectors[n] / np.sqrt(D_M)) @ keys[0]
-        np.testing.assert_allclose(bridges.user(keys, mask)[0, n], want, atol=1e-5)
+        np.testing.assert_allclose(found[0, n], want, atol=1e-5)
     want = np.stack([softmax(vectors @ row / np.sqrt(D_M)) for row in e])
-    np.testing.assert_allclose(bridges.item(e), want, atol=1e-6)
+    np.testing.assert_allclose(run(bridges.item, e), want, atol=1e-6)
 
 
 def test_ordered_product_equals_matrix_product(rng):
     x, kernel = f4(rng.normal(size=(2, 3, D_M))), f4(rng.normal(size=(D_M, 2)))
-    np.testing.assert_allclose(ordered_product(jnp.asarray(x), jnp.asarray(kernel)), x @ kernel, rtol=1e-5)
+    np.testing.assert_allclose(run(ordered_product, x, kernel), x @ kernel, rtol=1e-5)
 
 
 @pytest.mark.parametrize("scale", ["share", "log1p"])
@@ -250,8 +276,13 @@ def test_tier_features_equal_histogram_by_hand(rng, scale):
     kind[0, 0] = 1
     has_content = f4(rng.random((B, L, 1)) < 0.8)
     has_content[0, 0] = 1
-    side = UserSide(*[jnp.zeros(0)] * 3, {"has_content": has_content}, jnp.asarray(kind), None, {})
-    channel = np.asarray(side.channel)
+    nothing = np.zeros(0, np.float32)
+
+    @quick_jit
+    def channel_of(has_content, kind):
+        return UserSide(*[nothing] * 3, {"has_content": has_content}, kind, None, {}).channel
+
+    channel = np.asarray(channel_of(has_content, kind))
     np.testing.assert_array_equal(channel, np.where(has_content[..., 0] > 0, kind, -1))
     counts = np.zeros((B, G, channels, 4), int)
     for u in range(B):
@@ -259,12 +290,13 @@ def test_tier_features_equal_histogram_by_hand(rng, scale):
             for b in range(L):
                 if channel[u, b] >= 0:
                     counts[u, i, channel[u, b], np.sum(similarity[u, i, b] >= f4(edges))] += 1
-    np.testing.assert_array_equal(float_tiers(similarity, channel, edges, channels), counts)
-    lengths = np.asarray(channel_lengths(channel, channels))
+    tiers = run(lambda *each: float_tiers(*each, edges, channels), similarity, channel)
+    np.testing.assert_array_equal(tiers, counts)
+    lengths = run(lambda each: channel_lengths(each, channels), channel)
     np.testing.assert_array_equal(lengths, [[(row == c).sum() for c in range(channels)] for row in channel])
     bound = np.maximum(lengths, 1)[:, None, :, None]
     want = counts / bound if scale == "share" else np.log1p(counts) / np.log1p(bound)
-    got = tier_features(jnp.asarray(counts, jnp.int32), jnp.asarray(lengths)[:, None], scale)
+    got = run(lambda *each: tier_features(*each, scale), counts.astype(np.int32), lengths[:, None])
     np.testing.assert_allclose(got, want.reshape(B, G, -1), rtol=1e-6)
 
 
@@ -285,18 +317,18 @@ def test_recent_categories_are_the_most_recent_and_count_overflow(rng, slots):
     category = rng.integers(0, 9, (5, 12, 2)).astype(np.int32)
     valid = rng.random((5, 12)) < 0.8
     valid[0] = False
-    found, overflow = recent_categories(jnp.asarray(category), jnp.asarray(valid), slots)
+    found, overflow = run(lambda *each: recent_categories(*each, slots), category, valid)
     want = [by_hand(*row, slots) for row in zip(category, valid, strict=True)]
     np.testing.assert_array_equal(found, [slot for slot, _ in want])
     np.testing.assert_array_equal(overflow, [left for _, left in want])
-    assert (np.asarray(overflow) > 0).any() == (slots < 7)
+    assert (overflow > 0).any() == (slots < 7)
 
 
 def test_category_pool_and_slot_weights_average_by_category(rng):
     category = np.int32([[[2, 3], [3, 0], [2, 2], [4, 1], [5, 0]]])
     valid = np.array([[True, True, True, True, False]])
     value = f4(rng.normal(size=(1, 5, D_V)))
-    slot, overflow = recent_categories(jnp.asarray(category), jnp.asarray(valid), 4)
+    slot, overflow = run(lambda *each: recent_categories(*each, 4), category, valid)
     np.testing.assert_array_equal(slot, [[2, 3, 4, -1]])
     assert overflow[0] == 0
     pool = CategoryPool(D_V, 3, rngs=nnx.Rngs(0))
@@ -308,11 +340,11 @@ def test_category_pool_and_slot_weights_average_by_category(rng):
         counts = [*np.log1p([*sums, len(members)]), len(members) / 4]
         features = np.append(value[0, members].mean(axis=0), counts)
         want[row] = np.maximum(features @ kernel + [0.1, 0.2, 0.3], 0)
-    got = pool(jnp.asarray(value), jnp.asarray(category), jnp.asarray(valid), slot)
+    got = run(pool, value, category, valid, slot)
     np.testing.assert_allclose(got[0], want, atol=1e-6)
     # The mean over the item's categories; 9 has no slot and counts as zero, 0 and 1 name no category.
     item = np.int32([[3, 9, 0], [2, 0, 0], [2, 3, 4], [9, 1, 0], [0, 0, 0]])
-    weights = slot_weights(jnp.asarray(item), slot[0])
+    weights = run(slot_weights, item, slot[0])
     third = 1 / 3
     np.testing.assert_allclose(
         weights,
@@ -342,33 +374,32 @@ def test_embedder_concatenates_rows_means_and_numbers(rng):
             parts.append(table[column])
     want = np.concatenate(parts, axis=1)
     assert embed.width == want.shape[1]
-    arrays = {name: jnp.asarray(values) for name, values in inputs.items()}
-    np.testing.assert_allclose(embed(arrays), want, rtol=1e-5, atol=1e-6)
+    found, filled = run(lambda each: (embed(each), embed.given(each)), inputs)
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
     given = (inputs["bid"][:, 1] > 0) | (inputs["channel"] != 0) | (inputs["tags"] != 0).any(axis=1)
     assert given.any()
     assert not given.all()
-    np.testing.assert_array_equal(embed.given(arrays), given)
+    np.testing.assert_array_equal(filled, given)
 
 
 def test_embedder_id_beyond_its_table_gives_nan():
     embed = FeatureEmbedder(make_schema().context, 4, rngs=nnx.Rngs(0))
-    assert np.isnan(embed({"hour": jnp.int32([26])})).all()
+    assert np.isnan(run(embed, {"hour": np.int32([26])})).all()
 
 
 def test_dropout_draws_independently_and_hides_rows(rng):
-    keep = draw_keep(0.25, ("b", "a"), 4000, jax.random.key(0))
+    keep = run(lambda key: draw_keep(0.25, ("b", "a"), 4000, key), jax.random.key(0))
     assert sorted(keep) == ["a", "b"]
     for kept in keep.values():
         assert abs(float(kept.mean()) - 0.75) < 0.03
     assert 0.5 < float((keep["a"] == keep["b"]).mean()) < 0.75  # 0.625: drawn independently
-    present = jnp.asarray(rng.random((4000, 2)) < 0.5)
+    present = rng.random((4000, 2)) < 0.5
     np.testing.assert_array_equal(
-        shown(keep, "a", present), np.asarray(present) & np.asarray(keep["a"])[:, None]
+        run(lambda *each: shown(each[0], "a", each[1]), keep, present), present & keep["a"][:, None]
     )
     np.testing.assert_array_equal(shown(keep, "other", present), present)
-    schema = make_schema()
-    inputs = {name: jnp.asarray(v) for name, v in make_group(rng, schema, "pair", (3,), missing=0.0).items()}
-    masked = hidden(inputs, jnp.array([True, False, True]))
+    inputs = make_group(rng, make_schema(), "pair", (3,), missing=0.0)
+    masked = run(hidden, inputs, np.array([True, False, True]))
     for name, values in masked.items():
         assert not values[1].any()
         np.testing.assert_array_equal(values[::2], inputs[name][::2])

@@ -15,6 +15,7 @@ from aif_jax.errors import ConfigError
 from aif_jax.models.contract import Functions
 from aif_jax.models.contracted import Contracted
 from support import contract_models as small
+from support.model_cases import quick_jit
 from support.served import SCHEMA
 
 GIVEN = {"short_length": small.SHORT, "long_length": small.LONG, "content_width": 8, "score": small.SCORE}
@@ -74,8 +75,8 @@ def test_contracted_forms_of_a_model_give_the_same_rows_and_weights(kind: str) -
     assert served.spec.blocks == (("attention", "mlp") if kind == "flax" else ())
     assert served.spec.heads == small.HEADS
     inputs = sample_items(SCHEMA, 8, 64, np.random.default_rng(0))
-    rows = jax.jit(served.item)(served.weights_of("item"), inputs)
-    expected = small.item(small.parameters(), inputs)
+    rows = quick_jit(served.item)(served.weights_of("item"), inputs)
+    expected = quick_jit(small.item)(small.parameters(), inputs)
     np.testing.assert_allclose(rows["vector"], expected["vector"], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(rows["genres"], expected["genres"])
 
@@ -95,7 +96,8 @@ def test_contracted_with_item_prior_reads_what_it_needs_of_all() -> None:
     served = contracted(rungs=(0, 3))
     names = {name.removeprefix("parameters.") for name in served.weights_of("item")}
     assert {"item.id", "user.country", "layers.0"} <= names
-    rows = served.item(served.weights_of("item"), sample_items(SCHEMA, 8, 64, np.random.default_rng(0)))
+    items = sample_items(SCHEMA, 8, 64, np.random.default_rng(0))
+    rows = quick_jit(served.item)(served.weights_of("item"), items)
     assert rows["prior"].shape == (64, 2)
 
 
@@ -103,10 +105,10 @@ def test_contracted_with_item_prior_reads_what_it_needs_of_all() -> None:
 def test_contracted_columns_in_a_precision_are_close(precision: str) -> None:
     served, exact = contracted(precision={"vector": precision}), contracted()
     inputs = sample_items(SCHEMA, 8, 64, np.random.default_rng(0))
-    rows = served.item(served.weights_of("item"), inputs)
+    rows = jax.device_get(quick_jit(served.item)(served.weights_of("item"), inputs))
     assert rows["vector"].dtype == np.dtype(precision)
-    expected = exact.item(exact.weights_of("item"), inputs)["vector"]
-    wide = served._widened("vector", rows)
+    expected = jax.device_get(quick_jit(exact.item)(exact.weights_of("item"), inputs))["vector"]
+    wide = np.asarray(quick_jit(lambda rows: served._widened("vector", rows))(rows))
     step = np.abs(expected).max(1, keepdims=True) * (1 / 127 if precision == "int8" else 1 / 128)
     assert (np.abs(wide - expected) <= step * 0.51).all()
     assert not np.array_equal(wide, expected)

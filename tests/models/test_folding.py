@@ -1,14 +1,18 @@
-"""The folded form equals the unfolded form, and a candidate's score does not depend on its company."""
+"""The folded form equals the unfolded form, and a candidate's score does not depend on its company.
+
+An item's prior: its logits for a user of whom nothing is known, context and pair features missing.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aif_jax.config import BLOCKS, ModelConfig
+from aif_jax.config import BLOCKS, PRECISIONS, ModelConfig
 from aif_jax.errors import ConfigError, RequestError
 from aif_jax.models import Folded, add_signatures, fold
 from support.model_cases import (
+    ITEMS,
     folded_logits_of,
     folded_states,
     logits_of,
@@ -40,13 +44,26 @@ KINDS = (
     {"long_attention": "mean", "blocks": BLOCKS},
     {"long_attention": "mean", "blocks": ("long_attention",)},
     {"architecture": "cold"},
+    {"blocks": BLOCKS, "heads": ("ctr", "cvr")},
     {"architecture": "two_tower"},
+    {"long_attention": "collision", "blocks": BLOCKS},
     {"blocks": ()},
 )
 
 
+def neutral(rng, config, schema):
+    """Requests of all items by users, in contexts and with pair features, of whom nothing is known."""
+    batch = make_batch(rng, config, schema)
+    batch["item"] = np.resize(np.arange(ITEMS, dtype=np.int32), batch["item"].shape)
+    for name in ("short_item", "short_type", "long_item", "long_type"):
+        batch[name] = np.full_like(batch[name], -1)
+    for group in ("user", "context", "pair"):
+        batch[group] = {name: np.zeros_like(values) for name, values in batch[group].items()}
+    return batch
+
+
 @pytest.mark.parametrize("number", numbers(KINDS))
-def test_folded_logits_of_random_configs_equal_unfolded_logits(number):
+def test_folded_logits_and_priors_of_random_configs_equal_unfolded_logits(number):
     rng = np.random.default_rng(number)
     forced = KINDS[number] if number < len(KINDS) else {"long_attention": ("linear", "sign")[number % 2]}
     config, schema = random_config(rng, **forced), random_schema(rng)
@@ -54,12 +71,39 @@ def test_folded_logits_of_random_configs_equal_unfolded_logits(number):
     for _ in range(3):  # compiled once
         model = random_model(rng, config, schema)
         catalogue = add_signatures(config, make_catalogue(rng, config, schema))
-        batch = make_batch(rng, config, schema)
+        batch, nobody = make_batch(rng, config, schema), neutral(rng, config, schema)
+        weights = fold(model).weights
         with jax.default_matmul_precision("highest"):
-            want = unfolded(model, batch, catalogue)
-            got = folded(fold(model).weights, batch, catalogue)
+            want, of_nobody = (unfolded(model, given, catalogue) for given in (batch, nobody))
+            (got, _), (neutral_got, prior) = (folded(weights, given, catalogue) for given in (batch, nobody))
         assert want.std() > 1e-3
+        assert of_nobody.std() > 1e-3
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
+        tolerance = {"rtol": 1e-4, "atol": 1e-4 * np.abs(of_nobody).max()}
+        np.testing.assert_allclose(neutral_got, of_nobody, **tolerance)
+        np.testing.assert_allclose(prior[nobody["item"]], of_nobody, **tolerance)
+
+
+def test_prior_is_calibrated_and_independent_of_precision():
+    rng = np.random.default_rng(5)
+    config, schema = random_config(rng, blocks=BLOCKS, heads=("ctr", "cvr")), random_schema(rng)
+    model = random_model(rng, config, schema)
+    plain, items = fold(model), make_catalogue(rng, config, schema)
+    calibrated = [
+        fold(model, precision=precision, calibration={"cvr": (0.5, -0.25)}) for precision in PRECISIONS
+    ]
+
+    @quick_jit
+    def priors(weights, items):
+        """Of all of them by one program, most of which they share."""
+        return [each.item(w, items)["prior"] for each, w in zip([plain, *calibrated], weights, strict=True)]
+
+    weights = [each.weights_of("item") for each in (plain, *calibrated)]
+    with jax.default_matmul_precision("highest"):
+        want, *found = jax.device_get(priors(weights, only(items, plain.item_inputs_spec(1))))
+    for got in found:
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, want * [1.0, 0.5] + [0.0, -0.25], rtol=1e-5, atol=1e-6)
 
 
 def test_user_state_without_history_holds_absent_vectors():
@@ -103,8 +147,8 @@ def test_stage_score_in_any_company_has_the_same_bits(kind):
     folded = fold(random_model(rng, config, schema))
     items = make_catalogue(rng, config, schema)
     batch = make_batch(rng, config, schema, batch=1, length=128)
-    make = jax.jit(lambda w, i, b: folded_states(folded, w, i, b))
-    index, states = make(folded.weights, items, batch)
+    make = quick_jit(lambda w, i, b: folded_states(folded, w, i, b))
+    index, states = jax.device_get(make(folded.weights, items, batch))
     state = {name: values[0] for name, values in states.items()}
     context = {name: values[0, 0] for name, values in batch["context"].items()}
     n = 1008
@@ -120,7 +164,7 @@ def test_stage_score_in_any_company_has_the_same_bits(kind):
         """Score some of the candidates, padded to a size."""
         chosen = np.asarray(chosen)
         padded = np.concatenate([chosen, np.zeros(size - len(chosen), int)])
-        columns = take(index, rows[padded])
+        columns = {name: values[rows[padded]] for name, values in index.items()}
         valid = np.arange(size) < len(chosen)
         return np.asarray(stage(columns, valid, {name: values[padded] for name, values in pair.items()}))
 
@@ -161,10 +205,14 @@ def test_stage_with_k_returns_the_best_in_order():
             context,
             pair,
         )
-        return folded.stage_scores(*operands), folded.stage(*operands, k=12)
+        plain = operands[0] | {
+            "calibration.scale": np.ones(2, np.float32),
+            "calibration.offset": np.zeros(2, np.float32),
+        }
+        uncalibrated = folded.stage_scores(plain, *operands[1:])[1]
+        return folded.stage_scores(*operands), folded.stage(*operands, k=12), uncalibrated
 
-    (score, logits), (order, best, heads) = jax.device_get(run(folded.weights, items, batch))
-    plain = logits_of_first(folded, items, batch, bid)
+    (score, logits), (order, best, heads), plain = jax.device_get(run(folded.weights, items, batch))
     np.testing.assert_allclose(logits[:, 0], plain[:, 0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(logits[:, 1], 0.5 * plain[:, 1] - 1.0, rtol=1e-5, atol=1e-6)
     probability = 1 / (1 + np.exp(-logits))
@@ -176,14 +224,6 @@ def test_stage_with_k_returns_the_best_in_order():
     np.testing.assert_allclose(heads, probability[order], rtol=1e-5)
     assert np.isneginf(best[scored.sum() :]).all()
     assert np.isfinite(best[: scored.sum()]).all()
-
-
-def logits_of_first(folded: Folded, items, batch, bid):
-    """Uncalibrated logits of the first request."""
-    weights = dict(folded.weights)
-    weights["calibration.scale"] = np.ones(2, np.float32)
-    weights["calibration.offset"] = np.zeros(2, np.float32)
-    return folded_logits_of(folded.config, folded.schema)(weights, batch, items)[0]
 
 
 def test_folded_with_wrong_weights_raises_config_error():
@@ -213,16 +253,18 @@ def test_folded_programs_together_read_all_weights_and_the_stage_no_feature_tabl
 
 def test_fold_with_another_score_keeps_logits():
     rng = np.random.default_rng(6)
-    config, schema = small_config(heads=("ctr", "cvr"), score="ctr"), make_schema()
+    config, schema = small_config(heads=("ctr", "cvr"), score="ctr", blocks=("pair",)), make_schema()
     model = random_model(rng, config, schema)
     items, batch = make_catalogue(rng, config, schema), make_batch(rng, config, schema, batch=1, group=16)
-    bid = np.ones(16, np.float32)
     other = fold(model, score="logit_cvr - ctr")
     assert other.config == config.replace(score="logit_cvr - ctr")
     for name, array in fold(model).weights.items():
         np.testing.assert_array_equal(other.weights[name], array)
-    logits = logits_of_first(fold(model), items, batch, bid)
-    np.testing.assert_array_equal(logits_of_first(other, items, batch, bid), logits)
+    logits, again = (
+        folded_logits_of(each.config, schema)(each.weights, batch, items)[0][0]
+        for each in (fold(model), other)
+    )
+    np.testing.assert_array_equal(again, logits)
     score = other.score.in_numpy(logits, {})[0]
     np.testing.assert_allclose(score, logits[:, 1] - 1 / (1 + np.exp(-logits[:, 0])), rtol=1e-5)
     with pytest.raises(ConfigError, match="is no head"):

@@ -153,8 +153,7 @@ def test_two_tower_vectors_give_products_equal_to_logits():
     model = random_model(rng, config, schema)
     catalogue = add_signatures(config, make_catalogue(rng, config, schema))
     batch = make_batch(rng, config, schema)
-    users = quick_jit(lambda: model.user_vector(batch, catalogue))()
-    items = quick_jit(lambda: model.item_vector(catalogue))()
+    users, items = quick_jit(lambda: (model.user_vector(batch, catalogue), model.item_vector(catalogue)))()
     products = np.einsum("bd,bgd->bg", users, np.asarray(items)[batch["item"]])
     logits = logits_of(config, schema)(model, batch, catalogue)[..., 0]
     np.testing.assert_allclose(products + np.asarray(model.bias[...])[0], logits, rtol=1e-4, atol=1e-5)
@@ -163,8 +162,8 @@ def test_two_tower_vectors_give_products_equal_to_logits():
 def test_build_model_with_equal_seeds_gives_equal_weights():
     config, schema = small_config(), make_schema()
     one, same, other = (nnx.split(build_model(config, schema, seed=seed))[1] for seed in (1, 1, 2))
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), one, same))
-    assert not jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), one, other))
+    assert jax.tree.all(jax.tree.map(np.array_equal, one, same))
+    assert not jax.tree.all(jax.tree.map(np.array_equal, one, other))
 
 
 def test_model_with_wrong_input_raises_with_advice():

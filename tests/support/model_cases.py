@@ -1,5 +1,6 @@
 """Random schemas, catalogues, batches and models of the shapes that the tests need."""
 
+import functools
 from typing import Any
 
 import jax
@@ -11,7 +12,8 @@ from flax import nnx
 from aif_jax.config import BLOCKS, ModelConfig
 from aif_jax.features import Categorical, Hashing, MultiValued, Numeric, Schema, Vocabulary
 from aif_jax.features.gaps import GAP_STEPS
-from aif_jax.models import Folded, add_signatures, build_model, fold
+from aif_jax.models import Folded, add_signatures, fold
+from aif_jax.models.baselines import model_shapes
 
 ITEMS, CATEGORIES = 40, 9
 
@@ -26,8 +28,12 @@ def optimised_jit(function):
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": "3"})
 
 
+@functools.cache
 def make_schema(**groups: bool) -> Schema:
-    """A schema of every kind of feature; groups, ``multi`` and ``category`` may be switched off."""
+    """A schema of every kind of feature; groups, ``multi`` and ``category`` may be switched off.
+
+    The same object for the same arguments, so that a model of it is built once.
+    """
     types = groups.pop("types", 2)
     on = {
         "user": True,
@@ -151,6 +157,7 @@ def random_config(rng, **forced) -> ModelConfig:
         "value_width": choice(3, 6),
         "seed": int(rng.integers(100)),
         "encoder_gaps": choice(False, True),
+        "encoder_layers": choice(1, 2),
     }
     return small_config(**{**drawn, **forced})
 
@@ -177,10 +184,10 @@ _SHAPES: dict[tuple[ModelConfig, int], tuple[Schema, Any]] = {}
 
 
 def shape_of(config: ModelConfig, schema: Schema):
-    """A model of shapes without values: cheaper than one with, but not cheap, so traced once."""
+    """A model of shapes without values, traced once."""
     key = config, id(schema)
     if key not in _SHAPES:
-        _SHAPES[key] = schema, nnx.eval_shape(lambda: build_model(config, schema))  # kept, so is its id
+        _SHAPES[key] = schema, model_shapes(config, schema)  # kept, so is its id
     return _SHAPES[key][1]
 
 
@@ -209,8 +216,8 @@ def logits_of(config: ModelConfig, schema: Schema):
 
 
 def take(columns, rows):
-    """Rows of every column."""
-    return {name: jnp.take(values, rows, axis=0, mode="clip") for name, values in columns.items()}
+    """Rows of every column: NumPy's own of its arrays, which compiles nothing."""
+    return {name: values.take(rows, axis=0, mode="clip") for name, values in columns.items()}
 
 
 def only(columns, names):
@@ -255,16 +262,20 @@ def stage_logits(folded: Folded, weights, index, states, batch):
 
 
 def folded_logits_of(config: ModelConfig, schema: Schema):
-    """A function from weights, batch and catalogue to logits by the four folded programs."""
+    """A function from weights, batch and catalogue to what the four folded programs give.
+
+    Logits ``[B, G, n_heads]`` and the items' priors ``[M, n_heads]``.
+    """
     folded = fold(zero_model(config, schema))
 
     @quick_jit
     def run(weights, items, batch):
         index, states = folded_states(folded, weights, items, batch)
-        return stage_logits(folded, only(weights, folded.weights_of("stage")), index, states, batch)
+        logits = stage_logits(folded, only(weights, folded.weights_of("stage")), index, states, batch)
+        return logits, index["prior"]
 
     def logits(weights, batch, catalogue):
-        return np.asarray(run(weights, only(catalogue, folded.item_inputs_spec(1)), batch))
+        return jax.device_get(run(weights, only(catalogue, folded.item_inputs_spec(1)), batch))
 
     return logits
 

@@ -157,10 +157,11 @@ def make_model(seed: int, config: ModelConfig = CONFIG) -> Any:
     model = build_model(config, SCHEMA, seed=seed)
     graph, parameters = nnx.split(model)
     rng = np.random.default_rng(seed)
-    noisy = jax.tree.map(
-        lambda leaf: np.asarray(leaf) + np.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype), parameters
-    )
-    return nnx.merge(graph, noisy)
+
+    def noisy(leaf: jax.Array) -> jax.Array:  # added by NumPy, which compiles nothing
+        return jax.device_put(np.asarray(leaf) + np.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype))
+
+    return nnx.merge(graph, jax.tree.map(noisy, parameters))
 
 
 def make_items(seed: int = 0) -> tuple[np.ndarray, dict[str, Any], np.ndarray]:

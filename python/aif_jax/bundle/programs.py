@@ -12,7 +12,7 @@ import hashlib
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -105,27 +105,25 @@ class Signature:
         )
 
 
-def export_program(
+Export: TypeAlias = Callable[[Sequence[str], Sequence[str]], tuple[bytes, Signature]]
+"""From platforms (``cpu``, ``cuda``, ``rocm``, ``tpu``), and the names of the custom calls that a program may
+hold, to the serialised program and its signature."""
+
+
+def exporter(
     function: Callable[[dict[str, Any], dict[str, Any]], Tree],
     weights: Mapping[str, Any],
     inputs: Tree,
     *,
     dims: Sequence[str],
-    platforms: Sequence[str],
-    custom_calls: Sequence[str] = (),
-) -> tuple[bytes, Signature]:
-    """Export ``function(weights, inputs)`` for symbolic or fixed shapes.
+) -> Export:
+    """Return what exports ``function(weights, inputs)`` for symbolic or fixed shapes, tracing it once.
 
     Args:
         function: pure and jittable, from nested dictionaries to nested dictionaries.
         weights: arrays or shapes by name: those that the function reads.
         inputs: nested dictionaries of ``jax.ShapeDtypeStruct``, whose sizes may be symbolic.
         dims: names that symbolic dimensions may have; those that no input has are left out.
-        platforms: platforms of the program: ``cpu``, ``cuda``, ``rocm``, ``tpu``.
-        custom_calls: names of the custom calls that the program may hold.
-
-    Returns:
-        The serialised program and its signature.
     """
     names = sorted(weights)
     leaves = flatten(inputs)
@@ -138,21 +136,28 @@ def export_program(
         outputs.update(result)
         return tuple(result.values())
 
-    checks = [export.DisabledSafetyCheck.custom_call(name) for name in custom_calls]
-    with _no_locations():
-        exported = export.export(jax.jit(flat), platforms=platforms, disabled_checks=checks)(
-            tuple(jax.ShapeDtypeStruct(weights[name].shape, weights[name].dtype) for name in names),
-            tuple(leaves.values()),
-        )
     operands = tuple(_operand(path, leaf) for path, leaf in leaves.items())
     sizes = {size for operand in operands for size in operand.shape}
-    signature = Signature(
-        weights=tuple(names),
-        inputs=operands,
-        outputs=tuple(_operand(path, aval) for path, aval in zip(outputs, exported.out_avals, strict=True)),
-        dims=tuple(name for name in dims if name in sizes),
-    )
-    return bytes(exported.serialize()), signature
+    jitted = jax.jit(flat)
+
+    def export_for(platforms: Sequence[str], custom_calls: Sequence[str]) -> tuple[bytes, Signature]:
+        checks = [export.DisabledSafetyCheck.custom_call(name) for name in custom_calls]
+        with _no_locations():
+            exported = export.export(jitted, platforms=platforms, disabled_checks=checks)(
+                tuple(jax.ShapeDtypeStruct(weights[name].shape, weights[name].dtype) for name in names),
+                tuple(leaves.values()),
+            )
+        signature = Signature(
+            weights=tuple(names),
+            inputs=operands,
+            outputs=tuple(
+                _operand(path, aval) for path, aval in zip(outputs, exported.out_avals, strict=True)
+            ),
+            dims=tuple(name for name in dims if name in sizes),
+        )
+        return bytes(exported.serialize()), signature
+
+    return export_for
 
 
 @contextlib.contextmanager

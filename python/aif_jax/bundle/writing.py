@@ -17,7 +17,7 @@ from aif_jax import kernels
 from aif_jax.bundle import files
 from aif_jax.bundle.files import CONFIG, GOLDEN, KERNEL_ABI, KINDS, STAGES, WEIGHTS, ProgramKind, Stage
 from aif_jax.bundle.golden import sample_group, sample_items, sample_types
-from aif_jax.bundle.programs import Signature, Tree, export_program, flatten
+from aif_jax.bundle.programs import Export, Signature, Tree, exporter, flatten
 from aif_jax.bundle.tensors import load_tensors
 from aif_jax.config import ModelConfig, check_precision
 from aif_jax.errors import BundleError
@@ -100,10 +100,7 @@ def write_bundle(
     with jax.enable_x64(False):
         for stage in STAGES:
             signatures[stage] = {}
-            for kind in KINDS:
-                if kind == "native" and not kernels.implementations()["native"]:
-                    continue
-                content, signature = _export_stage(model, stage, kind, k_max)
+            for kind, (content, signature) in _export_stage(model, stage, k_max).items():
                 contents[f"programs/{stage}.{kind}"] = content
                 signatures[stage][kind] = signature.to_json()
         golden = _golden_vectors(model, k_max)
@@ -128,24 +125,34 @@ def write_bundle(
 
 
 def _export_stage(
-    model: "ServedModel", stage: Stage, kind: ProgramKind, k_max: int
-) -> tuple[bytes, Signature]:
+    model: "ServedModel", stage: Stage, k_max: int
+) -> dict[ProgramKind, tuple[bytes, Signature]]:
+    """Return a stage's programs. Without a choice of kernels in it, it is traced once for all of them."""
     smallest = -(-k_max // 16) * 16
     constraints = {"n": ("mod(n, 16) == 0", f"n >= {smallest}")}
     dims = _DIMS[stage]
     symbols = export.symbolic_shape(
         ", ".join(dims), constraints=[text for name in dims for text in constraints.get(name, ())]
     )
-    # Scores must not depend on the platform's idea of a fast float32 product.
-    with kernels.use("native" if kind == "native" else "reference"), jax.default_matmul_precision("highest"):
-        return export_program(
-            _function(model, stage, kind, k_max),
-            model.weights_of(stage),
-            _inputs(model, stage, kind, dict(zip(dims, symbols, strict=True))),
-            dims=dims,
-            platforms=_PLATFORMS[kind],
-            custom_calls=kernels.CUSTOM_CALLS if kind == "native" else (),
-        )
+    found: dict[ProgramKind, tuple[bytes, Signature]] = {}
+    exported: Export | None = None
+    for kind in KINDS:
+        native = kind == "native"
+        if native and not kernels.implementations()["native"]:
+            continue
+        # Scores must not depend on the platform's idea of a fast float32 product.
+        with (
+            kernels.use("native" if native else "reference") as choice,
+            jax.default_matmul_precision("highest"),
+        ):
+            if exported is None:
+                inputs = _inputs(model, stage, kind, dict(zip(dims, symbols, strict=True)))
+                function = _function(model, stage, kind, k_max)
+                exported = exporter(function, model.weights_of(stage), inputs, dims=dims)
+            found[kind] = exported(_PLATFORMS[kind], kernels.CUSTOM_CALLS if native else ())
+        if stage == "stage" or choice.asked:
+            exported = None
+    return found
 
 
 def _inputs(model: "ServedModel", stage: Stage, kind: ProgramKind, dims: Mapping[str, Any]) -> Tree:

@@ -217,8 +217,8 @@ class FoldedPrograms:
         with jax.default_matmul_precision("highest"):
             self._behaviours = jax.jit(folded.behaviour)(folded.weights_of("behaviour"), items)
             self._rows = jax.jit(folded.item)(folded.weights_of("item"), items)
-        weights = {**folded.weights_of("user"), **folded.weights_of("stage")}
-        self._weights = {name: jax.device_put(array) for name, array in weights.items()}
+        # `jnp.asarray` compiles a program for each shape.
+        self._weights = jax.device_put({**folded.weights_of("user"), **folded.weights_of("stage")})
 
     def logits(self, batch: Batch) -> jax.Array:
         """Return logits ``[B, G, heads]`` of impressions; each is scored in a context of its own."""

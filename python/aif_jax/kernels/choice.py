@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -13,11 +14,21 @@ from aif_jax.kernels import ffi
 Implementation = Literal["auto", "reference", "native"]
 
 _CHOICES = ("auto", "reference", "native")
-_forced: contextvars.ContextVar[Implementation] = contextvars.ContextVar("aif_jax_kernels", default="auto")
+
+
+@dataclasses.dataclass
+class Choice:
+    """The implementation that a context forces, and whether a kernel that was traced in it was left to it."""
+
+    implementation: Implementation
+    asked: bool = False
+
+
+_forced: contextvars.ContextVar[Choice | None] = contextvars.ContextVar("aif_jax_kernels", default=None)
 
 
 @contextlib.contextmanager
-def use(implementation: Implementation) -> Iterator[None]:
+def use(implementation: Implementation) -> Iterator[Choice]:
     """Force one implementation for every kernel call with ``"auto"``, while the context is open.
 
     The choice is made when a function is *traced*. A function that was jitted and called before keeps its
@@ -29,9 +40,10 @@ def use(implementation: Implementation) -> Iterator[None]:
     Raises:
         ConfigError: the name is none of the three.
     """
-    token = _forced.set(_checked(implementation))
+    choice = Choice(_checked(implementation))
+    token = _forced.set(choice)
     try:
-        yield
+        yield choice
     finally:
         _forced.reset(token)
 
@@ -52,7 +64,8 @@ def dispatch(
     """
     wanted = _checked(implementation)
     if wanted == "auto":
-        wanted = _forced.get()
+        choice = _forced.get() or Choice("auto")
+        choice.asked, wanted = True, choice.implementation
     if wanted == "reference":
         return reference(*operands)
     if wanted == "native":

@@ -6,7 +6,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -92,11 +92,30 @@ def build_model(
         ConfigError: the schema is not fitted, the score expression does not fit heads and schema, or the
             content space has another width than the config's content_width.
     """
+    model = _built(config, schema, nnx.Rngs(seed))
+    if content_space is not None:
+        model.set_content_space(content_space)
+    return model
+
+
+def model_shapes(config: ModelConfig, schema: Schema) -> Model:
+    """Return the model with shapes in place of weights; raises as `build_model` does."""
+    return nnx.eval_shape(lambda: _built(config, schema, cast("nnx.Rngs", _OneKey())))
+
+
+class _OneKey:
+    """Random keys for tracing, all the same: an `nnx.Rngs` counts what it draws, which triples the time."""
+
+    def __init__(self) -> None:
+        self._key = jax.random.key(0)
+
+    def params(self) -> jax.Array:
+        return self._key
+
+
+def _built(config: ModelConfig, schema: Schema, rngs: nnx.Rngs) -> Model:
     if not schema.fitted:
         raise ConfigError("the schema is not fitted yet; call schema.fit(...) on training data first.")
     score_of(config, schema)
     kinds = {"aif": Aif, "cold": Aif, "exact": Exact, "two_tower": TwoTower}
-    model = kinds[config.architecture](config, schema, rngs=nnx.Rngs(seed))
-    if content_space is not None:
-        model.set_content_space(content_space)
-    return model
+    return kinds[config.architecture](config, schema, rngs=rngs)

@@ -10,7 +10,7 @@ from flax import nnx
 
 from aif_jax.config import ModelConfig
 from aif_jax.errors import ConfigError
-from aif_jax.models.baselines import Model, build_model
+from aif_jax.models.baselines import Model, model_shapes
 from aif_jax.models.folded_shapes import FoldedShapes
 from aif_jax.models.served import Program
 from aif_jax.models.signature import planes_of
@@ -32,8 +32,7 @@ class FoldedWeights:
 
     Args:
         shapes: of a config that folds, and its schema.
-        model: of that config and schema, for the shapes of its weights; by default one is traced for them,
-            which takes a quarter of a second.
+        model: of that config and schema, for the shapes of its weights; by default one is traced for them.
 
     Attributes:
         expected: shape and dtype of every weight that a program reads, by name, sorted.
@@ -43,7 +42,7 @@ class FoldedWeights:
         config, schema = shapes.config, shapes.schema
         self._shapes = shapes
         if model is None:
-            model = nnx.eval_shape(lambda: build_model(config, schema))
+            model = model_shapes(config, schema)
         self._graph, state = nnx.split(model)
         named, self._tree = jax.tree_util.tree_flatten_with_path(state)
         # Of a model with values too: what a program does not read must not be computed with.

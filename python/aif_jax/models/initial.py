@@ -22,7 +22,7 @@ def normal(shape: Sequence[int], scale: float, *, rngs: nnx.Rngs) -> nnx.Param:
 
 def constant(value: float, shape: Sequence[int] = ()) -> nnx.Param:
     """Return a parameter that starts as ``value`` everywhere."""
-    return nnx.Param(jax.device_put(np.full(tuple(shape), value, np.float32)))
+    return nnx.Param(_on_device(np.full(tuple(shape), value, np.float32)))
 
 
 def _by_fan_in(key: jax.Array, shape: Sequence[int], dtype: Any = None, *_: Any) -> jax.Array:
@@ -30,12 +30,16 @@ def _by_fan_in(key: jax.Array, shape: Sequence[int], dtype: Any = None, *_: Any)
 
 
 def _zeros(key: jax.Array, shape: Sequence[int], dtype: Any = None, *_: Any) -> jax.Array:
-    return jax.device_put(np.zeros(tuple(shape), np.float32))
+    return _on_device(np.zeros(tuple(shape), np.float32))
 
 
 def _normal(key: jax.Array, shape: tuple[int, ...], scale: float) -> jax.Array:
     if isinstance(key, jax.core.Tracer):  # only the shape is asked for, as under nnx.eval_shape
         return jnp.zeros(shape, jnp.float32)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-    # `jnp.asarray` compiles a program for each shape.
-    return jax.device_put(scale * rng.standard_normal(shape, np.float32))
+    return _on_device(scale * rng.standard_normal(shape, np.float32))
+
+
+def _on_device(values: np.ndarray) -> jax.Array:
+    """Return values as `jnp.asarray` does, which compiles a program for each shape since jax 0.10."""
+    return jax.device_put(values)

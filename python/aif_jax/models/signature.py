@@ -9,6 +9,9 @@ from aif_jax.errors import ConfigError
 from aif_jax.kernels import hyperplanes, integer_edges, quantize_int8, simhash
 from aif_jax.types import Array, Columns
 
+# Compiled once for all catalogues of a shape.
+_SIMHASH, _QUANTIZE = jax.jit(simhash), jax.jit(quantize_int8)
+
 
 def signature_of(config: ModelConfig, content: jax.Array, planes: Array | None) -> jax.Array:
     """Return uint8 ``[..., signature_bytes]`` of content embeddings ``[..., d_m]``.
@@ -53,5 +56,5 @@ def add_signatures(config: ModelConfig, catalogue: Columns) -> dict[str, Array]:
             f"set content_width={content.shape[-1]}, or project the content to the width of the config."
         )
     planes = planes_of(config)
-    signature = jax.jit(lambda rows: signature_of(config, rows, planes))(jnp.asarray(content))
+    signature = _QUANTIZE(content) if planes is None else _SIMHASH(content, planes)
     return {**catalogue, "signature": np.asarray(signature)}

@@ -348,7 +348,7 @@ def device_catalogue(dataset: Dataset, model: Any, *, folds: bool = False) -> di
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if not isinstance(model, OwnModel):
         columns = add_signatures(model.config, columns)
-    return {name: jax.device_put(column) for name, column in columns.items()}
+    return jax.device_put(columns)  # `jnp.asarray` compiles a program for each shape
 
 
 @partial(jax.jit, static_argnums=0)

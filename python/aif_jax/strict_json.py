@@ -15,6 +15,7 @@ MAX_SHOWN = 200
 
 _MAX_NESTED = 32
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
+_ESCAPES = {0xDC00 + byte: f"\\x{byte:02x}" for byte in range(0x80, 0x100)}
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 MAX_DIGITS = 20
 """Digits of an integer."""
@@ -61,12 +62,12 @@ def parse(content: bytes, *, max_depth: int) -> Any:
     return values
 
 
-def dumps(values: Any) -> bytes:
-    """Return values as JSON in UTF-8; those that JSON cannot hold become what `plain` makes of them."""
+def dumps(values: Any, *, max_chars: int | None = None) -> bytes:
+    """Return values as JSON in UTF-8; if JSON cannot hold them all, it is that of what `plain` makes of them."""
     try:
         return _dumped(values)
     except (ValueError, TypeError, OverflowError, RecursionError):
-        return _dumped(plain(values))
+        return _dumped(plain(values, max_chars=max_chars))
 
 
 def plain(value: Any, *, max_chars: int | None = None, depth: int = 0) -> Any:
@@ -79,15 +80,13 @@ def plain(value: Any, *, max_chars: int | None = None, depth: int = 0) -> Any:
     """
     if value is None or isinstance(value, (bool, np.bool_)):
         return None if value is None else bool(value)
-    if isinstance(value, str):
-        return shortened(value.encode("utf-8", "backslashreplace").decode(), max_chars)
+    if isinstance(value, (str, bytes, bytearray)):
+        return _text_of_either(value, max_chars)
     if isinstance(value, (int, np.integer)):
         number = int(value)
         return number if number.bit_length() <= 128 else f"an integer of {number.bit_length()} bits"
     if isinstance(value, (float, np.floating)):
         return float(value) if math.isfinite(value) else None
-    if isinstance(value, (bytes, bytearray)):
-        return shortened(bytes(value).decode("utf-8", "backslashreplace"), max_chars)
     if depth < _MAX_NESTED:
         if isinstance(value, Mapping):
             return {
@@ -109,6 +108,20 @@ def text_of(value: object) -> str:
         return str(value) if isinstance(value, BaseException) else repr(value)
     except Exception:
         return f"<{type(value).__name__}>"
+
+
+def _text_of_either(value: str | bytes | bytearray, max_chars: int | None) -> str:
+    """Return text without lone surrogates, or bytes as text; what is no character stands as its escape."""
+    if max_chars is not None and len(value) > max_chars:  # the rest is not worth its time
+        unit = "characters" if isinstance(value, str) else "bytes"
+        return f"{_text_of_either(value[:max_chars], None)}... ({len(value):,} {unit})"
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        # Three times as fast as the handler "backslashreplace", which is called for each byte.
+        return value.decode("utf-8", "surrogateescape").translate(_ESCAPES)
 
 
 def shortened(text: str, max_chars: int | None = MAX_SHOWN) -> str:

@@ -1,4 +1,4 @@
-"""Traces and compilations survive what interrupts their caller, and no entry traces in its caller's thread."""
+"""Traces survive what interrupts their caller, and no entry traces in the thread of its caller."""
 
 import _thread
 import os
@@ -123,7 +123,9 @@ def test_entry_that_compiles_traces_in_a_thread_of_its_own(
         export_bundle(model, tmp_path / "bundle", k_max=K_MAX)
     else:
         config = EngineConfig(shapes=ONE_SIZE, item_rows=ItemRows(where=where))
-        with Engine(*tables_of(Bundle.load(tiny_bundle.path, prefer=prefer), world), users=users, config=config) as engine:
+        with Engine(
+            *tables_of(Bundle.load(tiny_bundle.path, prefer=prefer), world), users=users, config=config
+        ) as engine:
             engine.publish(*tables_of(Bundle.load(tiny_bundle.path, prefer="portable"), world))
             engine.begin(1).rank(world.ids[:20])
     assert threads == {"aif-compile"}, threads

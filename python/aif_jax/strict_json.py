@@ -21,16 +21,18 @@ MAX_DIGITS = 20
 """Digits of an integer."""
 
 
-def parse(content: bytes, *, max_depth: int) -> Any:
+def parse(content: bytes, *, max_depth: int, max_nested: int | None = None) -> Any:
     """Parse JSON in UTF-8. Other threads can run between two of its numbers.
 
     Args:
         content: the text.
         max_depth: arrays and objects that may stand one inside the other.
+        max_nested: arrays and objects that it may have; ``None`` for any number.
 
     Raises:
-        RequestError: it is not JSON, not UTF-8, too deep, has a key twice in an object, a lone surrogate, a
-            number that is not finite as a float, or an integer of more than 20 digits.
+        RequestError: it is not JSON, not UTF-8, too deep, has too many arrays and objects, a key twice in an
+            object, a lone surrogate, a number that is not finite as a float, or an integer of more than 20
+            digits.
     """
     try:
         text = content.decode()
@@ -38,10 +40,16 @@ def parse(content: bytes, *, max_depth: int) -> Any:
         raise RequestError(
             f"body: is not UTF-8 (byte {error.start} is {content[error.start]:#04x}); send JSON in UTF-8."
         ) from error
-    if (depth := _depth(text, max_depth)) > max_depth:
+    depth, nested = _nesting(text, max_depth, max_nested)
+    if depth > max_depth:
         raise RequestError(
             f"body: got {depth} or more arrays and objects one inside the other, expected at most "
             f"{max_depth}; send flat columns, or raise max_depth of create_app."
+        )
+    if max_nested is not None and nested > max_nested:
+        raise RequestError(
+            f"body: got more than {max_nested:,} arrays and objects; send flat columns and fewer candidates, "
+            "or raise max_candidates of create_app."
         )
     try:
         values = json.loads(
@@ -63,7 +71,7 @@ def parse(content: bytes, *, max_depth: int) -> Any:
 
 
 def dumps(values: Any, *, max_chars: int | None = None) -> bytes:
-    """Return values as JSON in UTF-8; if JSON cannot hold them all, it is that of what `plain` makes of them."""
+    """Return values as JSON in UTF-8; if it cannot hold them all, that of what `plain` makes of them."""
     try:
         return _dumped(values)
     except (ValueError, TypeError, OverflowError, RecursionError):
@@ -135,21 +143,22 @@ def _dumped(values: Any) -> bytes:
     return json.dumps(values, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _depth(text: str, max_depth: int) -> int:
-    """Return the depth of nesting, or the first depth beyond the bound."""
+def _nesting(text: str, max_depth: int, max_nested: int | None) -> tuple[int, int]:
+    """Return the depth of nesting and the number of arrays and objects, up to the first beyond its bound."""
     if text.count("[") + text.count("{") <= max_depth:
-        return 0
-    depth = deepest = 0
+        return 0, 0
+    depth = deepest = nested = 0
     for token in _TOKEN.finditer(text):
         sign = token[0][0]
         if sign in "[{":
             depth += 1
-            if depth > max_depth:
-                return depth
+            nested += 1
             deepest = max(deepest, depth)
+            if depth > max_depth or (max_nested is not None and nested > max_nested):
+                break
         elif sign in "]}":
             depth -= 1
-    return deepest
+    return deepest, nested
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Traces and compilations that no signal interrupts.
 
-Python runs the handlers of signals between two steps of the main thread, and what a handler raises, as the one
-of Ctrl-C does, comes up in any line of it. JAX does not survive that in the middle of a trace: its caches keep
-half an entry, so that the next program of the process fails ("Recursively calling ...") or ends it by a
-segmentation fault. So traces run in a thread of their own, while the caller waits, and only the waiting is
-interrupted. A run that was given up so ends by itself, at the next one that stands in it at the latest.
+Python runs the handlers of signals between two steps of the main thread. What a handler raises, as that of
+Ctrl-C does, comes up in any line of it. JAX does not survive that in the middle of a trace: its caches keep
+half an entry, so that the next program of the process fails ("Recursively calling ...", or a tracer leaks) or
+ends it by a segmentation fault. So traces run in a thread of their own, while the caller waits, and only the
+waiting is interrupted. A run that was given up ends at the next one inside of it, or by itself.
 """
 
 import contextlib
@@ -87,7 +87,7 @@ _given_up: list[_Run[Any]] = []
 
 
 def uninterrupted(function: Callable[[], _T]) -> _T:
-    """Return ``function()``, computed in a thread of its own, with the caller's settings and context variables.
+    """Return ``function()``, computed in a thread of its own with the settings and context of the caller.
 
     What interrupts the caller, such as Ctrl-C, is raised at once; the function then goes on until the next
     call of this one that it makes, and what it returns is dropped. The next caller waits for that.

@@ -15,21 +15,24 @@ MAX_SHOWN = 200
 
 _MAX_NESTED = 32
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
+_ESCAPES = {0xDC00 + byte: f"\\x{byte:02x}" for byte in range(0x80, 0x100)}
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 MAX_DIGITS = 20
 """Digits of an integer."""
 
 
-def parse(content: bytes, *, max_depth: int) -> Any:
+def parse(content: bytes, *, max_depth: int, max_nested: int | None = None) -> Any:
     """Parse JSON in UTF-8. Other threads can run between two of its numbers.
 
     Args:
         content: the text.
         max_depth: arrays and objects that may stand one inside the other.
+        max_nested: arrays and objects that it may have; ``None`` for any number.
 
     Raises:
-        RequestError: it is not JSON, not UTF-8, too deep, has a key twice in an object, a lone surrogate, a
-            number that is not finite as a float, or an integer of more than 20 digits.
+        RequestError: it is not JSON, not UTF-8, too deep, has too many arrays and objects, a key twice in an
+            object, a lone surrogate, a number that is not finite as a float, or an integer of more than 20
+            digits.
     """
     try:
         text = content.decode()
@@ -37,10 +40,16 @@ def parse(content: bytes, *, max_depth: int) -> Any:
         raise RequestError(
             f"body: is not UTF-8 (byte {error.start} is {content[error.start]:#04x}); send JSON in UTF-8."
         ) from error
-    if (depth := _depth(text, max_depth)) > max_depth:
+    depth, nested = _nesting(text, max_depth, max_nested)
+    if depth > max_depth:
         raise RequestError(
             f"body: got {depth} or more arrays and objects one inside the other, expected at most "
             f"{max_depth}; send flat columns, or raise max_depth of create_app."
+        )
+    if max_nested is not None and nested > max_nested:
+        raise RequestError(
+            f"body: got more than {max_nested:,} arrays and objects; send flat columns and fewer candidates, "
+            "or raise max_candidates of create_app."
         )
     try:
         values = json.loads(
@@ -61,12 +70,12 @@ def parse(content: bytes, *, max_depth: int) -> Any:
     return values
 
 
-def dumps(values: Any) -> bytes:
-    """Return values as JSON in UTF-8; those that JSON cannot hold become what `plain` makes of them."""
+def dumps(values: Any, *, max_chars: int | None = None) -> bytes:
+    """Return values as JSON in UTF-8; if it cannot hold them all, that of what `plain` makes of them."""
     try:
         return _dumped(values)
     except (ValueError, TypeError, OverflowError, RecursionError):
-        return _dumped(plain(values))
+        return _dumped(plain(values, max_chars=max_chars))
 
 
 def plain(value: Any, *, max_chars: int | None = None, depth: int = 0) -> Any:
@@ -79,15 +88,13 @@ def plain(value: Any, *, max_chars: int | None = None, depth: int = 0) -> Any:
     """
     if value is None or isinstance(value, (bool, np.bool_)):
         return None if value is None else bool(value)
-    if isinstance(value, str):
-        return shortened(value.encode("utf-8", "backslashreplace").decode(), max_chars)
+    if isinstance(value, (str, bytes, bytearray)):
+        return _text_of_either(value, max_chars)
     if isinstance(value, (int, np.integer)):
         number = int(value)
         return number if number.bit_length() <= 128 else f"an integer of {number.bit_length()} bits"
     if isinstance(value, (float, np.floating)):
         return float(value) if math.isfinite(value) else None
-    if isinstance(value, (bytes, bytearray)):
-        return shortened(bytes(value).decode("utf-8", "backslashreplace"), max_chars)
     if depth < _MAX_NESTED:
         if isinstance(value, Mapping):
             return {
@@ -111,6 +118,20 @@ def text_of(value: object) -> str:
         return f"<{type(value).__name__}>"
 
 
+def _text_of_either(value: str | bytes | bytearray, max_chars: int | None) -> str:
+    """Return text without lone surrogates, or bytes as text; what is no character stands as its escape."""
+    if max_chars is not None and len(value) > max_chars:  # the rest is not worth its time
+        unit = "characters" if isinstance(value, str) else "bytes"
+        return f"{_text_of_either(value[:max_chars], None)}... ({len(value):,} {unit})"
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        # Three times as fast as the handler "backslashreplace", which is called for each byte.
+        return value.decode("utf-8", "surrogateescape").translate(_ESCAPES)
+
+
 def shortened(text: str, max_chars: int | None = MAX_SHOWN) -> str:
     """Return a text, cut if it is longer than that, with its length."""
     if max_chars is None or len(text) <= max_chars:
@@ -122,21 +143,22 @@ def _dumped(values: Any) -> bytes:
     return json.dumps(values, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _depth(text: str, max_depth: int) -> int:
-    """Return the depth of nesting, or the first depth beyond the bound."""
+def _nesting(text: str, max_depth: int, max_nested: int | None) -> tuple[int, int]:
+    """Return the depth of nesting and the number of arrays and objects, up to the first beyond its bound."""
     if text.count("[") + text.count("{") <= max_depth:
-        return 0
-    depth = deepest = 0
+        return 0, 0
+    depth = deepest = nested = 0
     for token in _TOKEN.finditer(text):
         sign = token[0][0]
         if sign in "[{":
             depth += 1
-            if depth > max_depth:
-                return depth
+            nested += 1
             deepest = max(deepest, depth)
+            if depth > max_depth or (max_nested is not None and nested > max_nested):
+                break
         elif sign in "]}":
             depth -= 1
-    return deepest
+    return deepest, nested
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -39,6 +39,13 @@ def test_multi_valued_rows_fill_from_the_left_and_count_overflow(rows, width):
         assert report.get("unknown", {}).get("x", 0) == sum(v >= 10 for row in rows for v in row)
 
 
+@pytest.mark.parametrize("number", [0, 65_537, 10**15])
+def test_multi_valued_of_more_values_than_memory_holds_is_refused_with_the_number(number):
+    with pytest.raises(SchemaError, match="expected at least 1 and at most 65,536") as refused:
+        MultiValued(name="x", max_values=number)
+    assert len(str(refused.value)) < 200
+
+
 def test_multi_valued_other_columns_are_refused():
     feature = MultiValued(name="x", max_values=2, encoder=Vocabulary(values=("a",)))
     with pytest.raises(SchemaError, match="split strings"):

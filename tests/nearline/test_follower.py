@@ -33,6 +33,7 @@ from aif_jax.nearline import (
 from aif_jax.nearline.dead_letters import DeadLetter, DeadLetters
 from aif_jax.nearline.merging import Entry, checked, joined, runs
 from aif_jax.nearline.row_program import RowProgram
+from aif_jax.nearline.update_source import raw_of
 from support.served import World
 from support.waiting import eventually
 
@@ -506,6 +507,19 @@ def test_dead_letters_keep_their_bound_and_newest(tmp_path: Path) -> None:
     assert found[0].reasons == (((letters.dropped,), "DataError", "said"),)
     assert found[-1].raw_bytes == (10 << 20) + 1
     assert letters.bytes <= 1 << 20
+
+
+def test_dead_letter_of_megabytes_that_are_no_text_keeps_its_beginning(tmp_path: Path) -> None:
+    update = Upsert([b"\xff" * (40 << 20)], {"price": [b"\xfe" * (40 << 20)]})
+    letters = DeadLetters(tmp_path, 64 << 20)
+    letters.write(
+        [DeadLetter((1,), ((tuple(update.ids), "DataError", "said"),), raw_of(Delivery((1,), update)))]
+    )
+    letters.close()
+    (found,) = read_dead_letters(tmp_path)
+    assert found.reasons[0][0] == ("\\xff" * 200 + "... (41,943,040 bytes)",)
+    raw = json.loads(found.raw[0])
+    assert raw["columns"]["price"] == ["\\xfe" * (1 << 20) + "... (41,943,040 bytes)"]
 
 
 def test_dead_letters_of_killed_writer_are_read_once(tmp_path: Path) -> None:

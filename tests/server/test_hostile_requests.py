@@ -211,6 +211,10 @@ def test_random_paths_and_methods_give_documented_status_and_strict_json(
         (b"[" * 17 + b"]" * 17, "got 17 or more arrays and objects"),
         (b'{"user": 1, "candidates": ' + b"[" * 990 + b"]" * 990 + b"}", "expected at most 16; send flat"),
         (b"[" * 1_000_000, "got 17 or more"),
+        (
+            b'{"user": 1, "context": {"hour": [' + b"[]," * 200_000 + b"[]]}}",
+            "more than 101,000 arrays and obj",
+        ),
         (b'{"user": 1, "k": "' + b"9" * 3_000_000 + b'"}', "k: got"),
         (b'{"user": 1, "report": "no"}', "report: got 'no', expected true or false"),
     ],

@@ -22,6 +22,7 @@ from aif_jax.errors import AifError, BundleError, ConfigError
 from aif_jax.features import ContentSpace, Schema
 from aif_jax.features.content_space import CONTENT_SPACE
 from aif_jax.processes import OfOneProcess, begin_jax
+from aif_jax.uninterrupted import uninterrupted
 
 
 class Bundle(OfOneProcess, guards=("call", "program")):
@@ -102,7 +103,10 @@ class Bundle(OfOneProcess, guards=("call", "program")):
         """
         if prefer not in ("auto", *KINDS):
             raise ConfigError(f"prefer: got {prefer!r}, expected 'auto', 'native' or 'portable'.")
-        path = Path(path)
+        return uninterrupted(lambda: cls._loaded(Path(path), prefer, compilation_cache))
+
+    @classmethod
+    def _loaded(cls, path: Path, prefer: str, compilation_cache: str | Path | None) -> "Bundle":
         manifest, contents = files.read_bundle_files(path)
         if missing := [name for name in (CONFIG, WEIGHTS, GOLDEN) if name not in contents]:
             raise BundleError(f"{path}: the manifest lists no {', '.join(missing)}; export the model again.")

@@ -10,6 +10,7 @@ from aif_jax.checks import typed, whole
 from aif_jax.config import Precision
 from aif_jax.errors import ConfigError
 from aif_jax.features import ContentSpace, Schema
+from aif_jax.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from aif_jax.models.baselines import Model
@@ -83,21 +84,23 @@ def export(
             f"model: got a {type(model).__name__}, one of ours; export_bundle(model, path) folds and "
             "exports it."
         )
-    served = Contracted(
-        model,
-        schema,
-        heads=None if heads is None else tuple(heads),
-        score=score,
-        long_length=long_length,
-        short_length=short_length,
-        content_width=0 if content_space is None else content_space.width,
-        precision=precision,
-        rungs=tuple(rungs),
+    served = uninterrupted(
+        lambda: Contracted(
+            model,
+            schema,
+            heads=None if heads is None else tuple(heads),
+            score=score,
+            long_length=long_length,
+            short_length=short_length,
+            content_width=0 if content_space is None else content_space.width,
+            precision=precision,
+            rungs=tuple(rungs),
+        )
     )
     space = content_space or ContentSpace.declared(1)
     files.check_replaceable(Path(path), overwrite=overwrite)
     check_finite(served.weights, "the model's parameters")
-    check_contract(served)
+    uninterrupted(lambda: check_contract(served))
     return _written(served, space, path, k_max, metrics, notes, overwrite)
 
 
@@ -146,7 +149,7 @@ def export_bundle(
     whole("k_max", k_max, 1)
     files.check_replaceable(Path(path), overwrite=overwrite)
     check_finite(weights_of(model), "the model's parameters")
-    folded = fold(model, score=score, calibration=calibration, precision=precision)
+    folded = uninterrupted(lambda: fold(model, score=score, calibration=calibration, precision=precision))
     return _written(folded, model.content_space, path, k_max, metrics, notes, overwrite)
 
 

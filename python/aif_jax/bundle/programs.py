@@ -21,6 +21,7 @@ from jax import export
 from aif_jax.bundle.compilation_cache import CompilationCache
 from aif_jax.errors import BundleError, ConfigError
 from aif_jax.types import named_dtype
+from aif_jax.uninterrupted import uninterrupted
 
 Tree = Mapping[str, Any]
 
@@ -320,6 +321,13 @@ class _Executables:
 
         ``make`` returns it and whether it was loaded, not compiled.
         """
+        compiled = self._compiled.get(key)
+        if compiled is None:
+            return uninterrupted(lambda: self._made(key, make, held))
+        held[key] = compiled
+        return compiled
+
+    def _made(self, key: Any, make: Callable[[], tuple[Any, bool]], held: dict[Any, Any]) -> Any:
         with self._guard:
             lock = self._locks.setdefault(key, threading.Lock())
         with lock:
@@ -345,7 +353,8 @@ def compiled_once(key: Hashable, compile_it: Callable[[], Any], held: dict[Any, 
 
     Args:
         key: everything that the executable depends on.
-        compile_it: makes the executable; called in this thread, at most once at a time for a key.
+        compile_it: makes the executable; called in a thread of its own, see `aif_jax.uninterrupted`, at most
+            once at a time for a key.
         held: of the caller; keeps the executable alive, which is gone with the last one that does.
     """
     return _EXECUTABLES.once(key, lambda: (compile_it(), False), held)

@@ -25,6 +25,7 @@ from aif_jax.features import ContentSpace, Schema
 from aif_jax.features.content_space import CONTENT_SPACE
 from aif_jax.features.gaps import GAP_STEPS
 from aif_jax.models.store import check_finite
+from aif_jax.uninterrupted import check_wanted, uninterrupted
 
 if TYPE_CHECKING:
     from aif_jax.models.served import ServedModel
@@ -94,16 +95,7 @@ def write_bundle(
             not finite, or the new bundle does not load.
     """
     check_finite(model.weights, "the served weights")
-    contents: dict[str, bytes] = {}
-    signatures: dict[str, dict[str, Any]] = {}
-    # Rows, states and scores are of 32 bits at most, whatever JAX_ENABLE_X64 says for the process.
-    with jax.enable_x64(False):
-        for stage in STAGES:
-            signatures[stage] = {}
-            for kind, (content, signature) in _export_stage(model, stage, k_max).items():
-                contents[f"programs/{stage}.{kind}"] = content
-                signatures[stage][kind] = signature.to_json()
-        golden = _golden_vectors(model, k_max)
+    contents, signatures, golden = uninterrupted(lambda: _programs(model, k_max))
     description = {
         "model": model.spec.to_json(),
         "source": dict(model.source),
@@ -124,6 +116,23 @@ def write_bundle(
     return files.write_bundle_files(path, contents, header, load, overwrite=overwrite)
 
 
+def _programs(
+    model: "ServedModel", k_max: int
+) -> tuple[dict[str, bytes], dict[str, dict[str, Any]], dict[str, np.ndarray]]:
+    """Return the programs by the names of their files, their signatures, and golden vectors."""
+    contents: dict[str, bytes] = {}
+    signatures: dict[str, dict[str, Any]] = {}
+    # Rows, states and scores are of 32 bits at most, whatever JAX_ENABLE_X64 says for the process.
+    with jax.enable_x64(False):
+        for stage in STAGES:
+            signatures[stage] = {}
+            for kind, (content, signature) in _export_stage(model, stage, k_max).items():
+                contents[f"programs/{stage}.{kind}"] = content
+                signatures[stage][kind] = signature.to_json()
+        check_wanted()
+        return contents, signatures, _golden_vectors(model, k_max)
+
+
 def _export_stage(
     model: "ServedModel", stage: Stage, k_max: int
 ) -> dict[ProgramKind, tuple[bytes, Signature]]:
@@ -137,6 +146,7 @@ def _export_stage(
     found: dict[ProgramKind, tuple[bytes, Signature]] = {}
     exported: Export | None = None
     for kind in KINDS:
+        check_wanted()
         native = kind == "native"
         if native and not kernels.implementations()["native"]:
             continue

@@ -13,7 +13,11 @@ from aif_jax.features.encoders import UNKNOWN, Encoder, Vocabulary, encoder_from
 from aif_jax.features.report import EncodeReport
 from aif_jax.inputs import read_numbers
 from aif_jax.inputs.tokens import Tokens, ragged, tokens
+from aif_jax.shown import shown
 from aif_jax.strict_json import shortened
+
+_MOST_VALUES = 1 << 16
+"""Most values of a row: 256 KiB of it, and 256 GB of a million items."""
 
 
 def _check(feature: Any) -> None:
@@ -104,8 +108,11 @@ class MultiValued(_Coded):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_values < 1:
-            raise SchemaError(f"feature {self.name!r}: max_values is {self.max_values}, expected at least 1.")
+        if not 1 <= self.max_values <= _MOST_VALUES:
+            raise SchemaError(
+                f"feature {self.name!r}: max_values is {shown(self.max_values)}, expected at least 1 and at "
+                f"most {_MOST_VALUES:,}: every row takes four bytes for each."
+            )
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -16,6 +16,9 @@ from aif_jax.types import ItemRecords
 _MOST_PARTS, _MOST_CHARS = 16, 4096
 """Bounds of a position."""
 
+_MOST_TEXT = 1 << 20
+"""Characters that a dead letter keeps of one value that JSON cannot hold: its text can take minutes."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Delivery:
@@ -220,7 +223,7 @@ def raw_of(delivery: Any) -> tuple[bytes, ...]:
             }
         elif isinstance(update, Delete):
             update = {"deleted": update.ids}
-        return (dumps(update),)
+        return (dumps(update, max_chars=_MOST_TEXT),)
     except Exception:  # it is not what its type says
         return (text_of(delivery).encode("utf-8", "backslashreplace"),)
 

@@ -103,7 +103,7 @@ def create_app(
         metrics: see above.
         slow: see above.
         max_body_bytes: bytes of a body.
-        max_candidates: candidates of a body.
+        max_candidates: candidates of a body, which may have 1,000 arrays and objects, and two more for each.
         max_depth: arrays and objects of a body that may stand one inside the other.
         max_concurrent: requests to rank at a time, those whose bodies are on their way included: times
             ``max_body_bytes``, the memory that bodies can take. More are refused with status 503.

@@ -22,6 +22,9 @@ FILTERS = tuple(field.name for field in dataclasses.fields(Filters) if field.ini
 _IN_LOOP_BYTES = 1 << 16
 """Larger bodies are parsed in a thread."""
 
+_NESTED, _NESTED_EACH = 1000, 2
+"""Arrays and objects that a body may have, and those for each candidate: a list for each of two features."""
+
 
 class TooLargeError(RequestError):
     """A body, or the number of its candidates, is beyond a bound of the application."""
@@ -105,7 +108,9 @@ def _too_large(given: str, bounds: Bounds) -> TooLargeError:
 
 
 def _checked(content: bytes, bounds: Bounds) -> RankBody:
-    values = parse(content, max_depth=bounds.max_depth)
+    # The engine copies lists of lists in the event loop, at some microseconds each.
+    nested = _NESTED + _NESTED_EACH * bounds.max_candidates
+    values = parse(content, max_depth=bounds.max_depth, max_nested=nested)
     if not isinstance(values, dict):
         raise RequestError(f"body: got a JSON {type(values).__name__}, expected an object.")
     if unknown := sorted(values.keys() - set(FIELDS)):

@@ -13,8 +13,10 @@ import pytest
 
 from aif_jax import uninterrupted as module
 from aif_jax.bundle import Bundle, export, export_bundle, programs
+from aif_jax.data import load
 from aif_jax.features import ContentSpace
 from aif_jax.serving import Engine, EngineConfig, InMemoryUsers, ItemRows
+from aif_jax.training import TrainConfig, train
 from aif_jax.uninterrupted import uninterrupted
 from support.contract_models import HEADS, LONG, SHORT, mean_pool
 from support.processes import shared_compilations
@@ -129,6 +131,24 @@ def test_entry_that_compiles_traces_in_a_thread_of_its_own(
             engine.publish(*tables_of(Bundle.load(tiny_bundle.path, prefer="portable"), world))
             engine.begin(1).rank(world.ids[:20])
     assert threads == {"aif-compile"}, threads
+
+
+def test_train_and_evaluate_compile_steps_in_a_thread_of_their_own() -> None:
+    found: dict[str, set[str]] = {}
+
+    def note(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event.startswith("/jax/core/compile/"):
+            found.setdefault(str(kwargs.get("fun_name")), set()).add(threading.current_thread().name)
+
+    data = load("synthetic:small", content_width=8)
+    config = TINY.replace(heads=("ctr",), score="ctr", blocks=("profile_item",))
+    jax.clear_caches()
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        train(config, data, TrainConfig(max_steps=1), progress=False)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+    assert found["jit(_step)"] == found["jit(_forward)"] == {"aif-compile"}
 
 
 @pytest.mark.thorough

@@ -20,4 +20,5 @@ from aif_jax.serving.report import Span as Span
 from aif_jax.serving.report import Task as Task
 from aif_jax.serving.request import Pending as Pending
 from aif_jax.serving.shadow import Shadow as Shadow
-from aif_jax.serving.user_source import InMemoryUsers as InMemoryUsers
+from aif_jax.user_sources import BatchedUsers as BatchedUsers
+from aif_jax.user_sources import InMemoryUsers as InMemoryUsers

@@ -19,6 +19,7 @@ from aif_jax.training import metrics
 from aif_jax.training.candidates import CandidateLists
 from aif_jax.training.feed import Batch, for_device, long_buckets
 from aif_jax.training.item_statistics import folds_of, item_statistics
+from aif_jax.uninterrupted import uninterrupted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,7 +185,7 @@ class Evaluator:
         logits = np.full((len(self.dataset.impressions), len(self._heads)), np.nan, np.float32)
         waiting: list[tuple[np.ndarray, jax.Array]] = []
         for batch in self._batcher.epoch(0):
-            waiting.append((batch["impression"], forward(for_device(batch))))
+            waiting.append((batch["impression"], uninterrupted(partial(forward, for_device(batch)))))
             if len(waiting) > 4:  # enough to keep the device busy, without holding every batch
                 _scatter(logits, *waiting.pop(0))
         for rows, found in waiting:
@@ -275,7 +276,8 @@ class Evaluator:
                 batch = lists.batch(
                     self.dataset, model.schema, padded, config.short_length, length, gaps=config.reads_gaps
                 )
-                scores[rows] = np.where(lists.items[rows] >= 0, forward(batch)[: rows.size], -np.inf)
+                found = uninterrupted(partial(forward, batch))
+                scores[rows] = np.where(lists.items[rows] >= 0, found[: rows.size], -np.inf)
         return scores
 
 

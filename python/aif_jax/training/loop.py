@@ -37,6 +37,7 @@ from aif_jax.training.parameters import Parameters
 from aif_jax.training.progress import Reporter
 from aif_jax.training.step import LOG_Q, Step, TrainState
 from aif_jax.training.warm_start import Earlier, WarmStart
+from aif_jax.uninterrupted import uninterrupted
 
 _LAG = 8
 """Steps in flight before the host reads a loss: reading it at once would make the device wait."""
@@ -284,9 +285,13 @@ class _Run:
         while done < self.total and self._may_go_on():
             batch = next(iterator)
             before = time.perf_counter()
-            self.state, report = self.step(self.state, for_device(batch), self.catalogue)
             length = batch["long_item"].shape[1]
-            if length not in shapes:  # tracing and compiling happen inside the call, execution after it
+            if length in shapes:
+                self.state, report = self.step(self.state, for_device(batch), self.catalogue)
+            else:  # tracing and compiling happen inside the call, execution after it
+                self.state, report = uninterrupted(
+                    functools.partial(self.step, self.state, for_device(batch), self.catalogue)
+                )
                 shapes.add(length)
                 self.compile_s += time.perf_counter() - before
             done += 1

@@ -118,8 +118,8 @@ class BatchedUsers:
         self._gathering: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Gathering] = (
             weakref.WeakKeyDictionary()
         )
-        names = ("calls", "users", "failed", "retried", "unknown")
-        self._counts: dict[str, int] = {name: 0 for name in names}
+        names: list[str] = ["calls", "users", "failed", "retried", "unknown"]
+        self._counts = dict.fromkeys(names, 0)
 
     async def __call__(self, user: UserId, /) -> UserRecord | None:
         """Return the user's record, or ``None``."""

@@ -68,7 +68,7 @@ NEEDED = {
 
 @pytest.fixture(scope="module")
 def by_level():
-    """Kernels of a process under each level: forks of one that has imported everything."""
+    """The kernels that a process names under each level: forks of one that has imported everything."""
     code = f"""
 import os, warnings
 from aif_jax import kernels

@@ -107,8 +107,8 @@ class Signature:
 
 
 Export: TypeAlias = Callable[[Sequence[str], Sequence[str]], tuple[bytes, Signature]]
-"""A function of platforms (``cpu``, ``cuda``, ``rocm``, ``tpu``) and of the names of the custom calls that a
-program may hold; it returns the serialised program and its signature."""
+"""The serialised program and its signature, for platforms (``cpu``, ``cuda``, ``rocm``, ``tpu``) and the
+names of the custom calls that the program may hold."""
 
 
 def exporter(

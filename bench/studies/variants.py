@@ -87,6 +87,14 @@ _ALL = (
     Variant("aif_negatives", f"aif that learns from {NEGATIVES} sampled items a request too, as negatives",
             training={"negatives": NEGATIVES}),
     _shown("aif", "aif"), _shown("cold", "cold"), _shown("exact", "exact"),
+    dataclasses.replace(
+        _shown("aif_deep", "aif"), text="aif_shown with an encoder of two layers, four epochs",
+        changes={"architecture": "aif", "encoder_layers": 2},
+        training={
+            "negatives": NEGATIVES, "negative_heads": (SHOWN,), "next_weight": 1.0, "epochs": 4,
+            "long_buckets": (128, 512, 1000),
+        },
+    ),
 )  # fmt: skip
 
 VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _ALL}

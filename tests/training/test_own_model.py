@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from aif_jax.errors import ConfigError
+from aif_jax.errors import ConfigError, TrainingError
 from aif_jax.features import Numeric
 from aif_jax.models import OwnModel
 from aif_jax.models.contracted import Contracted
@@ -144,6 +144,12 @@ def test_train_own_model_resumed_reaches_the_weights_of_an_unbroken_run(own, dat
     resumed = weights_of(train(own, dataset, kept, progress=False).model)
     for name, weight in weights_of(train(own, dataset, short, progress=False).model).items():
         np.testing.assert_array_equal(resumed[name], weight, err_msg=name)
+    other = OwnModel(
+        MeanPool(own.schema, nnx.Rngs(7)), own.schema, heads=("ctr",), long_length=LENGTH,
+        content_space=own.content_space,
+    )  # fmt: skip
+    with pytest.raises(TrainingError, match=r"another run: training\.initial weights differ"):
+        train(other, dataset, kept, progress=False)
 
 
 class Normed(MeanPool):

@@ -374,12 +374,18 @@ class _Run:
                 training[name] = digest_of_arrays(array)
         if self.warm_start is not None:
             training["init"] = self.warm_start.digest
+        if isinstance(self.model_config, OwnConfig):  # its weights do not follow from config and seed
+            training["initial weights"] = self._initial_digest
         return {
             "model": self.model_config.to_json(),
             "training": training,
             "schema": self.schema.to_json(),
             "data": self._data,
         }
+
+    @functools.cached_property
+    def _initial_digest(self) -> str:
+        return digest_of_arrays(*map(np.asarray, self.parameters.initial.values()))
 
     @functools.cached_property
     def _data(self) -> dict[str, str]:

@@ -99,6 +99,10 @@ def test_contracted_with_item_prior_reads_what_it_needs_of_all() -> None:
     items = sample_items(SCHEMA, 8, 64, np.random.default_rng(0))
     rows = quick_jit(served.item)(served.weights_of("item"), items)
     assert rows["prior"].shape == (64, 2)
+    scaled = contracted(rungs=(0, 3), calibration={"cvr": (0.5, -1.0)})
+    calibrated = quick_jit(scaled.item)(scaled.weights_of("item"), items)["prior"]
+    plain = np.asarray(rows["prior"])
+    np.testing.assert_allclose(calibrated, plain * [1.0, 0.5] + [0.0, -1.0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
@@ -194,6 +198,7 @@ def test_contracted_model_that_breaks_the_contract_is_refused(case: str) -> None
         ({"rungs": (0, 1), "short_length": 0}, r"rungs: got 1, .*without a short one"),
         ({"score": "like"}, r"'like' in 'like' is no head"),
         ({"long_length": -1}, r"long_length: got -1, expected"),
+        ({"calibration": {"like": (1.0, 0.0)}}, r"calibration: \['like'\] are not heads"),
     ],
 )
 def test_contracted_bad_arguments_are_refused(given: dict[str, Any], message: str) -> None:

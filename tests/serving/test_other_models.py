@@ -53,9 +53,10 @@ def other(world: World, tmp_path_factory: pytest.TempPathFactory) -> Served:
 
 @pytest.fixture(scope="module")
 def plain(world: World, tmp_path_factory: pytest.TempPathFactory) -> Served:
-    """The same with rows of reduced precision, and full answers only."""
+    """The same with rows of reduced precision, a calibration, and full answers only."""
     path = tmp_path_factory.mktemp("plain") / "bundle"
-    return tables_of(exported(path, precision={"vector": "int8"}), world)
+    calibration = {"ctr": (0.5, 0.25)}
+    return tables_of(exported(path, precision={"vector": "int8"}, calibration=calibration), world)
 
 
 def test_other_model_is_described_by_its_bundle(other: Served, plain: Served) -> None:
@@ -101,12 +102,14 @@ def test_other_model_rank_many_computes_users_together(
         assert_ranks_as(ranking, ids, *small.scores(world, users(seed), ids, pair, CONTEXT), within=1e-5)
 
 
-def test_other_model_rows_of_reduced_precision_rank_closely(
+def test_other_model_calibrated_with_rows_of_reduced_precision_ranks_closely(
     make: Make, plain: Served, users: InMemoryUsers, world: World
 ) -> None:
     ids, pair = world.candidates(50)
     ranking = make(plain, shapes=ONE).begin(5, CONTEXT).rank(ids, pair)
-    exact = small.scores(world, users(5), ids, pair, CONTEXT)
+    ctr, cvr = small.scores(world, users(5), ids, pair, CONTEXT)[1].T
+    ctr = 1 / (1 + np.exp(-(0.5 * np.log(ctr / (1 - ctr)) + 0.25)))
+    exact = ctr * (cvr + 0.1) * pair["bid"], np.stack([ctr, cvr], axis=1)
     assert_ranks_as(ranking, ids, *exact, within=0.05)
     with pytest.raises(AssertionError):
         assert_ranks_as(ranking, ids, *exact, within=1e-6)

@@ -32,6 +32,7 @@ def export(
     content_space: ContentSpace | None = None,
     precision: Precision | Mapping[str, Precision] = "float32",
     rungs: Sequence[int] = (0,),
+    calibration: Mapping[str, tuple[float, float]] | None = None,
     metrics: Mapping[str, Any] | None = None,
     notes: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -60,6 +61,7 @@ def export(
             user of whom nothing is known; 3 by a prior in the item's row, the logits for such a user without
             context and pair features. An engine offers those only. Name a rung if the model was trained with
             such inputs missing.
+        calibration: ``(scale, offset)`` of each head's logit, in the item's prior too.
         metrics: the model's quality, JSON-serialisable.
         notes: further values to keep, JSON-serialisable.
         overwrite: replace a bundle that is at ``path`` already, as in `export_bundle`.
@@ -95,6 +97,7 @@ def export(
             content_width=0 if content_space is None else content_space.width,
             precision=precision,
             rungs=tuple(rungs),
+            calibration=calibration,
         )
     )
     space = content_space or ContentSpace.declared(1)

@@ -19,7 +19,7 @@ from aif_jax.features.score import score_of
 from aif_jax.kernels import FOUND, RANKABLE, gather_rows
 from aif_jax.models.blocks.base import F4, ColumnShapes
 from aif_jax.models.contract import PreRanker
-from aif_jax.models.folded_weights import path_name
+from aif_jax.models.folded_weights import calibration_weights, path_name
 from aif_jax.models.precision import quantised
 from aif_jax.models.served import (
     Arrays,
@@ -68,6 +68,7 @@ class Contracted(ServedModel):
         content_width: ``d_m``; 0 if the model reads no content.
         precision: of the rows' float32 columns, or of those that it names.
         rungs: see `ModelSpec`.
+        calibration: ``(scale, offset)`` of heads' logits.
 
     Raises:
         ConfigError: a function is absent, cannot be traced, or returns something else than the contract says;
@@ -86,6 +87,7 @@ class Contracted(ServedModel):
         content_width: int = 0,
         precision: Precisions = "float32",
         rungs: tuple[int, ...] = (0,),
+        calibration: Mapping[str, tuple[float, float]] | None = None,
     ) -> None:
         whole("long_length", long_length, 0)
         whole("short_length", short_length, 0)
@@ -94,6 +96,7 @@ class Contracted(ServedModel):
         self._model = model
         self._lengths = {"short": short_length, "long": long_length}
         self._reads_content = content_width > 0
+        self._calibration: tuple[np.ndarray, np.ndarray] | None = None
         self._tree, self.weights, self._places, self._leaves = _split(model)
         name = type(model).__name__
         # The functions are traced before the heads are known.
@@ -113,6 +116,9 @@ class Contracted(ServedModel):
         heads = self._heads(n, length, heads)
         self.spec = self.spec.replace(heads=heads, score=score or heads[0], precision=_in_words(precision))
         self.score = score_of(self.spec, schema)
+        if calibration:
+            scale, offset = calibration_weights(heads, calibration).values()
+            self._calibration = scale, offset
         if 3 in self.spec.rungs:
             self.item_columns[PRIOR] = ((len(heads),), F4)
         self._reads = {each: self._read_by(each) for each in ("behaviour", "item", "user", "stage")}
@@ -237,8 +243,12 @@ class Contracted(ServedModel):
     def _logits(self, model: Any, state: Arrays, context: Arrays, rows: Arrays, pair: Arrays) -> jax.Array:
         logits = model.interact(state, context, rows, pair)
         if isinstance(logits, Mapping):
-            return jnp.stack([jnp.asarray(logits[head], jnp.float32) for head in self.spec.heads], axis=-1)
-        return jnp.asarray(logits, jnp.float32)
+            logits = jnp.stack([jnp.asarray(logits[head], jnp.float32) for head in self.spec.heads], axis=-1)
+        logits = jnp.asarray(logits, jnp.float32)
+        if self._calibration is None:
+            return logits
+        scale, offset = self._calibration
+        return logits * scale + offset
 
     def _named(self, function: Function, columns: Any) -> dict[str, jax.Array]:
         if not isinstance(columns, Mapping) or not columns or not all(isinstance(n, str) for n in columns):

@@ -1,6 +1,6 @@
 """The weights of a folded model: names, shapes, which program reads which, and the model around them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -8,7 +8,6 @@ import jax
 import numpy as np
 from flax import nnx
 
-from aif_jax.config import ModelConfig
 from aif_jax.errors import ConfigError
 from aif_jax.models.baselines import Model, model_shapes
 from aif_jax.models.folded_shapes import FoldedShapes
@@ -48,7 +47,7 @@ class FoldedWeights:
         # Of a model with values too: what a program does not read must not be computed with.
         self._leaves = {path_name(path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in named}
         every = {name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in self._leaves.items()}
-        for name, array in {**constants(shapes), **calibration_weights(config, {})}.items():
+        for name, array in {**constants(shapes), **calibration_weights(config.heads, {})}.items():
             every[name] = (array.shape, array.dtype)
         self._names = {program: self._reads(program, every) for program in _ALWAYS}
         read = {name for names in self._names.values() for name in names}
@@ -113,16 +112,16 @@ def constants(shapes: FoldedShapes) -> dict[str, np.ndarray]:
 
 
 def calibration_weights(
-    config: ModelConfig, calibration: Mapping[str, tuple[float, float]]
+    heads: Sequence[str], calibration: Mapping[str, tuple[float, float]]
 ) -> dict[str, np.ndarray]:
     """Return the calibration as arrays ``[n_heads]``; heads that are not named keep their logit.
 
     Raises:
         ConfigError: a name is not a head.
     """
-    if unknown := sorted(set(calibration) - set(config.heads)):
-        raise ConfigError(f"calibration: {unknown} are not heads; name some of {list(config.heads)}.")
-    pairs = np.asarray([calibration.get(head, (1.0, 0.0)) for head in config.heads], np.float32)
+    if unknown := sorted(set(calibration) - set(heads)):
+        raise ConfigError(f"calibration: {unknown} are not heads; name some of {list(heads)}.")
+    pairs = np.asarray([calibration.get(head, (1.0, 0.0)) for head in heads], np.float32)
     return {"calibration.scale": pairs[:, 0].copy(), "calibration.offset": pairs[:, 1].copy()}
 
 

@@ -243,7 +243,7 @@ def fold(
     config, schema = model.config if score is None else model.config.replace(score=score), model.schema
     _check_foldable(config)
     shapes = FoldedShapes(config, schema)
-    extra = constants(shapes) | calibration_weights(config, calibration or {})
+    extra = constants(shapes) | calibration_weights(config.heads, calibration or {})
     _, state = nnx.split(model)
     named, _ = jax.tree_util.tree_flatten_with_path(state)
     weights = {path_name(path): np.asarray(leaf) for path, leaf in named} | extra

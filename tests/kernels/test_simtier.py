@@ -1,5 +1,6 @@
 """Every implementation of SimTier against its definition in NumPy."""
 
+import functools
 import importlib
 import re
 
@@ -50,25 +51,24 @@ def by_level(level):
 
 
 def by_jit(implementation):
-    def run(*arrays, **constants):
-        function = jax.jit(lambda *a: kernels.simtier(*a, implementation=implementation, **constants))
-        return np.asarray(function(*arrays))
+    @functools.cache
+    def compiled(**constants):
+        return jax.jit(lambda *arrays: kernels.simtier(*arrays, implementation=implementation, **constants))
 
-    return run
+    return lambda *arrays, **constants: np.asarray(compiled(**constants)(*arrays))
 
 
 def by_vmap(implementation):
     """Each candidate as a batch of its own, of which one axis goes through vmap."""
 
-    def run(cand, seq, channel, edges, **constants):
-        def one(row):
-            return kernels.simtier(
-                row[None], seq, channel, edges, implementation=implementation, **constants
-            )[0]
+    @functools.cache
+    def compiled(**constants):
+        def one(row, *others):
+            return kernels.simtier(row[None], *others, implementation=implementation, **constants)[0]
 
-        return np.asarray(jax.jit(jax.vmap(one))(cand))
+        return jax.jit(jax.vmap(one, (0, None, None, None)))
 
-    return run
+    return lambda *arrays, **constants: np.asarray(compiled(**constants)(*arrays))
 
 
 def by_count(count):
@@ -208,11 +208,12 @@ def test_simtier_vmap_over_any_operand_equals_loop(implementation):
     np.testing.assert_array_equal(grid, wanted)
     # Batch axes given as such, and a sequence that all batches share.
     np.testing.assert_array_equal(
-        run(cand, seq, channel, edges[0]),
+        jax.jit(run)(cand, seq, channel, edges[0]),
         [expected(c, s, ch, edges[0]) for c, s, ch in zip(cand, seq, channel, strict=True)],
     )
     np.testing.assert_array_equal(
-        run(cand, seq[0], channel[0], edges[0]), [expected(c, seq[0], channel[0], edges[0]) for c in cand]
+        jax.jit(run)(cand, seq[0], channel[0], edges[0]),
+        [expected(c, seq[0], channel[0], edges[0]) for c in cand],
     )
 
 
@@ -300,7 +301,7 @@ def test_simtier_passes_no_gradients():
         return jnp.sum(counts.astype(jnp.float32)) + jnp.sum(content)
 
     content = np.random.default_rng(0).normal(size=(4, 32)).astype(np.float32)
-    np.testing.assert_array_equal(jax.grad(loss)(content), np.ones_like(content))
+    np.testing.assert_array_equal(jax.jit(jax.grad(loss))(content), np.ones_like(content))
 
 
 def test_integer_edges_are_smallest_scores_at_thresholds():

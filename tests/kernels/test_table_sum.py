@@ -1,5 +1,7 @@
 """Every implementation of the table sum against its definition in NumPy."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -77,16 +79,17 @@ def test_table_sum_of_batch_axes_equals_vmap(implementation):
     table = rng.normal(size=(3, 4, 16, 6)).astype(np.float32)
     sig = rng.integers(0, 256, (3, 5, 2), dtype=np.uint8)
 
+    @jax.jit
     def run(table, sig):
         return kernels.table_sum(table, sig, bits=4, implementation=implementation)
 
     each = [naive(t, s, 4) for t, s in zip(table, sig, strict=True)]
     np.testing.assert_array_equal(run(table, sig), each)
-    np.testing.assert_array_equal(jax.vmap(run)(table, sig), each)
+    np.testing.assert_array_equal(jax.jit(jax.vmap(run))(table, sig), each)
     np.testing.assert_array_equal(run(table[0], sig), [naive(table[0], s, 4) for s in sig])
     np.testing.assert_array_equal(run(table, sig[0]), [naive(t, sig[0], 4) for t in table])
     np.testing.assert_array_equal(
-        jax.vmap(jax.vmap(run, (None, 0)), (0, None))(table, sig),
+        jax.jit(jax.vmap(jax.vmap(run, (None, 0)), (0, None)))(table, sig),
         [[naive(t, s, 4) for s in sig] for t in table],
     )
 
@@ -96,10 +99,10 @@ def test_table_sum_gradient_counts_selected_rows(implementation):
     rng = np.random.default_rng(2)
     sig = rng.integers(0, 256, (50, 2), dtype=np.uint8)
     table = rng.normal(size=(8, 4, 3)).astype(np.float32)
-    gradient = jax.grad(lambda t: kernels.table_sum(t, sig, bits=2, implementation=implementation).sum())(
-        table
-    )
-    codes = np.asarray(kernels.group_codes(sig, bits=2))
+    gradient = jax.jit(
+        jax.grad(lambda t: kernels.table_sum(t, sig, bits=2, implementation=implementation).sum())
+    )(table)
+    codes = np.asarray(jax.jit(functools.partial(kernels.group_codes, bits=2))(sig))
     selected = np.stack([np.bincount(codes[:, group], minlength=4) for group in range(8)])
     np.testing.assert_array_equal(gradient, np.broadcast_to(selected[..., None], table.shape))
 
@@ -142,6 +145,6 @@ def test_table_sum_of_bfloat16_adds_in_float32(implementation, bits, width):
     rng = np.random.default_rng(bits)
     table = rng.normal(size=(8 * 8 // bits, 2**bits, width)).astype(jax.numpy.bfloat16)
     sig = rng.integers(0, 256, (33, 8), dtype=np.uint8)
-    sums = kernels.table_sum(table, sig, bits=bits, implementation=implementation)
+    sums = by_jit(implementation)(table, sig, bits)
     assert sums.dtype == np.float32
     np.testing.assert_array_equal(sums, naive(table.astype(np.float32), sig, bits))

@@ -195,6 +195,13 @@ def test_train_command_config_that_does_not_fit_is_refused_before_data_is_read(t
         run("train", "synthetic", "--out", tmp_path / "run", "--budget", "1m")
 
 
+def test_train_command_time_that_no_model_keeps_is_refused_before_training(tmp_path: Path) -> None:
+    fastest = ("--architecture", "two_tower", "--budget-ms", 1e-4)
+    with pytest.raises(ConfigError, match=r"stage_ms: got 0\.0001, but as it is takes"):
+        run("train", "synthetic:small", "--out", tmp_path / "run", *fastest)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("path", ["/no/such/thing", "/no/such/thing" * 500], ids=["absent", "too long"])
 def test_main_error_of_ours_or_of_the_system_is_shown_without_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], path: str

@@ -26,7 +26,7 @@ INNER = {
 
 FURTHER = (
     "data.movielens_1m", "data.movielens_100k", "data.kuairand", "evaluation.evaluate_model",
-    "evaluation.open_scorer", "models.build_model", "nearline.Archive",
+    "evaluation.open_scorer", "fitting.model_within", "models.build_model", "nearline.Archive",
     "nearline.Follower", "nearline.Replica", "nearline.build_snapshot", "server.create_app",
     "training.choose", "training.floors", "training.preset", "training.train",
     "integrations.parquet.ParquetUpdates", "integrations.redis_stream.RedisStream",

@@ -95,6 +95,13 @@ def train(
     budget: Annotated[
         str | None, typer.Option(help="Time for all models that are fitted, such as 1m or 2h.")
     ] = None,
+    budget_ms: Annotated[
+        float | None,
+        typer.Option(
+            help="Milliseconds after retrieval that 4,096 candidates may take on this machine; the richest "
+            "model that keeps them is trained."
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Resume from the newest checkpoint in OUT.")] = False,
 ) -> None:
     """Train what a config describes, and save it to OUT with its metrics.
@@ -108,8 +115,8 @@ def train(
 
     keep_freed_memory()
     run_training(
-        config, out, architecture=architecture, epochs=epochs, seed=seed, budget=budget, resume=resume,
-        console=Console(),
+        config, out, architecture=architecture, epochs=epochs, seed=seed, budget=budget, stage_ms=budget_ms,
+        resume=resume, console=Console(),
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ def run_training(
     epochs: int | None,
     seed: int | None,
     budget: str | None,
+    stage_ms: float | None,
     resume: bool,
     console: Console,
 ) -> None:
@@ -35,6 +36,7 @@ def run_training(
         epochs: the same.
         seed: of weights, order and dropout, in place of the config's.
         budget: time for all models that `fit` trains, in place of the config's.
+        stage_ms: milliseconds after retrieval that the model may take, in place of the config's.
         resume: continue from the newest checkpoint in OUT.
         console: where to print.
 
@@ -71,6 +73,8 @@ def run_training(
     if "model" in described.parts:
         model = _model(described, dataset)
         given["model"] = model.replace(architecture=architecture) if architecture else model
+    if stage_ms is not None:
+        given["stage_ms"] = stage_ms
     if chosen and "training" in described.parts:
         given["training"] = train_config
     run = aif_jax.fit(dataset, **given, out=out)

@@ -105,7 +105,7 @@ def cost_of_blocks(model: Aif, *, candidates: int = 1024, rounds: int = 15) -> d
     """
     config, names = model.config, [WHOLE, *(block.name for block in model.blocks)]
     programs = {
-        name: _programs(
+        name: folded_calls(
             config.replace(blocks=tuple(block for block in config.blocks if block != name)),
             model.schema,
             candidates,
@@ -140,24 +140,42 @@ def table_of_blocks(worth: Mapping[str, Estimate], cost: Mapping[str, BlockCost]
     return table
 
 
-def _programs(config: ModelConfig, schema: Schema, n: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """Return calls of the user program and of the stage of a model with initial weights, both compiled."""
-    folded, length = fold(build_model(config, schema)), config.long_length
+def folded_calls(config: ModelConfig, schema: Schema, n: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """Return calls of the user program and of the stage of a model with initial weights, compiled for a CPU.
 
-    def zeros(spec: Any) -> Any:
-        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), spec)
+    Contents and signatures are random: behaviours that are all alike would take SimTier less time.
+
+    Args:
+        config: of an architecture that folds.
+        schema: fitted.
+        n: candidates.
+    """
+    folded, length = fold(build_model(config, schema)), config.long_length
+    cpu, rng = jax.devices("cpu")[0], np.random.default_rng(0)
+
+    def drawn(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        if leaf.dtype == np.uint8:
+            return rng.integers(0, 256, leaf.shape, np.uint8)
+        if leaf.dtype == np.float32:
+            return rng.standard_normal(leaf.shape, np.float32)
+        return np.zeros(leaf.shape, leaf.dtype)
+
+    def filled(spec: Any) -> Any:
+        return jax.tree.map(drawn, spec)
 
     user_given = (
         folded.weights_of("user"),
-        *zeros((folded.user_inputs_spec(1), folded.short_spec(1), folded.types_spec(1, config.short_length))),
-        *zeros((folded.long_spec(1, length), folded.types_spec(1, length))),
+        *filled(
+            (folded.user_inputs_spec(1), folded.short_spec(1), folded.types_spec(1, config.short_length))
+        ),
+        *filled((folded.long_spec(1, length), folded.types_spec(1, length))),
     )
-    user_given = jax.device_put(user_given)
+    user_given = jax.device_put(user_given, cpu)
     user = jax.jit(folded.user)
     state = {name: leaf[0] for name, leaf in jax.block_until_ready(user(*user_given)).items()}
-    rows, valid = zeros(folded.rows_spec(n)), np.ones(n, bool)
-    rest = jax.device_put((folded.weights_of("stage"), state))
-    context, pair = zeros((folded.context_spec(), folded.pair_spec(n)))
+    rows, valid = filled(folded.rows_spec(n)), np.ones(n, bool)
+    rest = jax.device_put((folded.weights_of("stage"), state), cpu)
+    context, pair = filled((folded.context_spec(), folded.pair_spec(n)))
     if register():
         cached = CachedRows({**{f"rows/{name}": column for name, column in rows.items()}, "valid": valid})
         stage, given = jax.jit(folded.cached_scores), (*rest, cached.inputs, context, pair)

@@ -147,7 +147,7 @@ class Evaluation:
             ``folded``), ``architecture``, ``score``, ``precision``, ``rung`` and ``version`` (of a bundle).
         against: the same of each other model, by name.
         data: ``name``, ``split``, ``frozen_histories``.
-        settings: ``lists``, ``candidates``, ``whole_requests``, ``resamples``, ``seed``.
+        settings: ``lists``, ``candidates``, ``whole_requests``, ``bins``, ``resamples``, ``seed``.
         made: ``date``, ``cpu``, ``cores``, and versions of ``jax`` and ``aif_jax``.
         heads: by head, the main one first.
     """
@@ -220,7 +220,8 @@ def evaluate_model(
         candidates: in each list: one positive and items that the user never met; for data sets of
             `aif_jax.training.WHOLE_REQUESTS`, all that was shown in a request and so many others.
         k: the places that count.
-        bins: of the reliability diagram.
+        bins: of the reliability diagram and of the expected calibration error, of about equally many
+            impressions each.
         resamples: of the bootstrap.
         seed: of candidate lists and bootstrap.
 
@@ -257,7 +258,7 @@ def evaluate_model(
         data={"name": dataset.name, "split": split, "frozen_histories": frozen_histories},
         settings={
             "lists": lists, "candidates": candidates, "whole_requests": dataset.name in WHOLE_REQUESTS,
-            "resamples": resamples, "seed": seed,
+            "bins": bins, "resamples": resamples, "seed": seed,
         },
         made={
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),

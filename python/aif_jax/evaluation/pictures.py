@@ -89,7 +89,11 @@ def _reliability(axis: Any, head: HeadEvaluation) -> None:
     axis.set_xlabel("mean predicted probability of a bin")
     axis.set_ylabel("share of positives")
     error = head.metrics["calibration_error"].value
-    axis.set_title(f"Calibration: expected error {error:.4f}", loc="left", fontsize=10)
+    axis.set_title(
+        f"Calibration: expected error (ECE) {error:.4f}, in {len(head.bins)} bins of about "
+        f"{head.impressions // len(head.bins):,} impressions",
+        loc="left", fontsize=10,
+    )  # fmt: skip
     axis.legend(frameon=False, loc="upper left", fontsize=8.5)
     _plain(axis, "both")
 

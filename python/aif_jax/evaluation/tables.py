@@ -14,7 +14,7 @@ WIDTH = 110
 """Columns of a report at most."""
 NAMES = {
     "auc": "AUC", "gauc": "GAUC", "gauc_by_request": "GAUC by\nrequest", "hr@10": "HR@10", "hr@50": "HR@50",
-    "ndcg@10": "NDCG@10", "mrr": "MRR", "log_loss": "log\nloss", "calibration_error": "calibr.\nerror",
+    "ndcg@10": "NDCG@10", "mrr": "MRR", "log_loss": "log\nloss", "calibration_error": "ECE",
 }  # fmt: skip
 """Metrics of a report in their order, as a table heads them; others are their names in capitals."""
 _COMPARED = ("auc", "gauc", "hr@10", "mrr")

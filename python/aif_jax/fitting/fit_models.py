@@ -1,6 +1,7 @@
 """`fit`: sizes chosen from the data, a model and its baselines trained, all measured on one part."""
 
 import dataclasses
+import json
 import math
 import shutil
 import time
@@ -18,13 +19,17 @@ from aif_jax.data.moments import duration
 from aif_jax.errors import ConfigError, DataError
 from aif_jax.evaluation import evaluate_model
 from aif_jax.evaluation.evaluation import labelled
+from aif_jax.files import make_directory, read_file, write_atomic
 from aif_jax.fitting.findings import findings
 from aif_jax.fitting.run import CHECKPOINTS, Run, check_place
+from aif_jax.fitting.stage_budget import model_within
 from aif_jax.training import TrainConfig, TrainResult, train
 from aif_jax.training.choosing import Choice, choose
 
 _RESAMPLES = 200
 """Of the bootstrap: they tell a standard error to about 5 %."""
+
+_WITHIN = "within.json"
 
 
 @typed
@@ -32,6 +37,7 @@ def fit(
     data: Dataset,
     *,
     budget: str | float | None = "10m",
+    stage_ms: float | None = None,
     model: ModelConfig | None = None,
     training: TrainConfig | None = None,
     baselines: Sequence[str] = ("cold",),
@@ -51,6 +57,9 @@ def fit(
         budget: time for the training of all models: text such as ``"10m"`` or ``"2h"``, seconds, or ``None``
             for no limit. Each model has an equal share of what the ones before it left; one that is not done
             then is ended early, which the report says. Choosing and measuring come on top.
+        stage_ms: milliseconds that scoring 4,096 candidates may take on this machine after retrieval. The
+            richest variant of the model that keeps it is trained, see `model_within`, and not also as a
+            baseline.
         model: in place of the chosen sizes.
         training: in place of the chosen settings of the run.
         baselines: architectures to train beside it: ``cold``, ``exact``, ``two_tower``, which has the
@@ -64,7 +73,7 @@ def fit(
         progress: show progress bars.
 
     Raises:
-        ConfigError: an argument is out of bounds or does not fit the data.
+        ConfigError: an argument is out of bounds or does not fit the data, or no model keeps ``stage_ms``.
         DataError: the main label is of one class in the training part or in the part that measures, or there
             is no such part.
         TrainingError: training diverged, or its validation part has one class only.
@@ -87,6 +96,10 @@ def fit(
     main = picked.model.architecture
     check("baselines", tuple(baselines), main not in baselines, f"none of the model's own kind, {main!r}")
     part, heads = _measured(data, picked.model.heads)
+    if stage_ms is not None:
+        picked = _within(picked, data, stage_ms, out, progress)
+        main = picked.model.architecture
+        baselines = [name for name in baselines if name != main]
     if isinstance(init, (str, Path)) and Run.is_at(Path(init)):
         init = Run.load(init)
     if isinstance(init, Run) and init.content is not None and _derived(data) is not None:
@@ -171,6 +184,27 @@ def _picked(
         reasons = (*found.reasons, "the training was given instead")
         return dataclasses.replace(found, training=training, reasons=reasons)
     return found
+
+
+def _within(picked: Choice, data: Dataset, stage_ms: float, out: str | Path | None, progress: bool) -> Choice:
+    """Return a choice with the variant of its model that keeps a time after retrieval.
+
+    It stands beside the checkpoints, so that a fit that was killed goes on with the same model, whatever the
+    machine would measure then.
+    """
+    asked = {"model": picked.model.to_json(), "stage_ms": stage_ms}
+    path = None if out is None else Path(out) / CHECKPOINTS / _WITHIN
+    if path is not None and path.exists():
+        kept = json.loads(read_file(path))
+        if kept["asked"] == json.loads(json.dumps(asked)):
+            reasons = (*picked.reasons, *kept["reasons"])
+            return dataclasses.replace(picked, model=ModelConfig.from_json(kept["model"]), reasons=reasons)
+    found = model_within(picked.model, data.fit_schema(), stage_ms, progress=progress)
+    if path is not None:
+        make_directory(path.parent)
+        kept = {"asked": asked, "model": found.model.to_json(), "reasons": found.reasons}
+        write_atomic(path, json.dumps(kept), begins=b"{")
+    return dataclasses.replace(picked, model=found.model, reasons=(*picked.reasons, *found.reasons))
 
 
 def _measured(data: Dataset, heads: Sequence[str]) -> tuple[str, list[str]]:

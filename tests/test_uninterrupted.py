@@ -1,7 +1,7 @@
 """Traces survive what interrupts their caller, and no entry traces in the thread of its caller."""
 
-import _thread
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -23,6 +23,14 @@ from support.processes import shared_compilations
 from support.served import K_MAX, ONE_SIZE, SCHEMA, TINY, World, make_model, tables_of
 
 
+class Interruption(BaseException):
+    pass
+
+
+def interrupt(*_: object) -> None:
+    raise Interruption
+
+
 class Patient:
     """A function that has its caller interrupted, and then takes as long as the test likes."""
 
@@ -31,7 +39,7 @@ class Patient:
         self.reached: list[str] = []
 
     def __call__(self) -> None:
-        _thread.interrupt_main()
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
         for _ in range(10_000):  # where this is the main thread, the interruption comes here
             pass
         self.reached.append("waits")
@@ -42,15 +50,17 @@ class Patient:
 
 @pytest.fixture
 def patient() -> Iterator[Patient]:
+    before = signal.signal(signal.SIGUSR1, interrupt)  # not Ctrl-C's, which workers of the tests may ignore
     made = Patient()
     yield made
     made.go_on.set()
+    signal.signal(signal.SIGUSR1, before)
 
 
 def test_uninterrupted_of_interrupted_caller_ends_at_its_next_part_and_holds_up_the_next(
     patient: Patient,
 ) -> None:
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interruption):
         uninterrupted(patient)
     threading.Timer(0.05, patient.go_on.set).start()
     assert uninterrupted(lambda: list(patient.reached)) == ["waits", "goes on"]

@@ -61,7 +61,7 @@ def test_cost_of_blocks_is_highest_for_the_one_that_works_most(data: Dataset) ->
     )  # fmt: skip
     model = build_model(config, data.fit_schema())
     assert isinstance(model, Aif)
-    cost = cost_of_blocks(model, candidates=2048, rounds=5)
+    cost = cost_of_blocks(model, candidates=2048, rounds=25)
     assert set(cost) == set(config.blocks)
     assert cost["encoder"].user > max(cost["simtier"].user, cost["profile_item"].user)
     assert cost["simtier"].stage > cost["profile_item"].stage

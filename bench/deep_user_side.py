@@ -75,7 +75,12 @@ def main() -> None:
         times = {(layers, place): [] for layers in models for place in range(len(NAMES))}
         for turn in range(options.rounds):
             for place in range(len(NAMES)):
-                for layers, (calls, _) in models.items():
+                # Each begins as often as the others, and the first stage after a user side finds cold caches.
+                order = sorted(models, key=lambda layers: (list(models).index(layers) + turn) % len(models))
+                for layers in order:
+                    calls = models[layers][0]
+                    if place == 2:
+                        calls[place](turn)
                     for again in range(3 if place == 2 else 1):
                         start = time.perf_counter()
                         calls[place](turn + again)

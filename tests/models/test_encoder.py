@@ -1,6 +1,7 @@
 """Deep encoder: one pass over a window gives every request what its own history gives, and nothing later."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -104,6 +105,28 @@ def test_sequence_encoder_ignores_padding_and_finds_the_order():
     swapped = [1, 0, *range(2, 9)]
     assert np.abs(last(event[:, swapped], kind[:, swapped]) - whole).max() > 1e-2
     assert np.abs(last(event, (kind + 1) % 3) - whole).max() > 1e-2
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_sequence_encoder_rematerialised_has_the_same_gradients_in_less_memory(last):
+    graph, weights = nnx.split(SequenceEncoder(8, 2, 4, 3, rngs=nnx.Rngs(0)))
+    event = jax.random.normal(jax.random.key(0), (2, 64, 8))
+    kind = jnp.zeros((2, 64), jnp.int32).at[0, :5].set(-1)
+    memory, gradients = [], []
+    for again in (False, True):
+
+        def loss(weights, event, again=again):
+            encoder = nnx.merge(graph, weights)
+            encoder.rematerialise = again
+            return jnp.sum(jnp.square(encoder(event, kind, last=last)))
+
+        with jax.default_matmul_precision("highest"):
+            program = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(weights, event).compile()
+        memory.append(program.memory_analysis().temp_size_in_bytes)
+        gradients.append(jax.tree.leaves(program(weights, event)))
+    for kept, computed in zip(*gradients, strict=True):
+        np.testing.assert_allclose(computed, kept, rtol=1e-4, atol=1e-5 * np.abs(kept).max())
+    assert memory[1] < 0.6 * memory[0]
 
 
 def test_sequence_encoder_expects_from_the_newest_behaviour_with_a_row():

@@ -53,6 +53,8 @@ class TrainConfig(Config):
             `aif_jax.training.losses.next_item_loss`; for models with ``encoder_layers`` only.
         next_pool: sampled items that the next one is held against, drawn for each batch: half of them
             uniformly, half by how often they occur in its windows.
+        rematerialise: compute the encoder's layers again for their gradients instead of keeping what they
+            computed: less memory, more time, the same gradients up to rounding; for long histories.
         softmax_weight: weight of the in-batch softmax beside the sigmoid loss; `two_tower` only.
         softmax_temperature: divides its dot products.
         distillation_weight: weight of the cross-entropy to a teacher's probabilities, see
@@ -93,6 +95,7 @@ class TrainConfig(Config):
     negative_heads: tuple[str, ...] = ()
     next_weight: float = 0.0
     next_pool: int = 512
+    rematerialise: bool = False
     softmax_weight: float = 0.0
     softmax_temperature: float = 0.1
     distillation_weight: float = 0.0

@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 
 from aif_jax.models.blocks.base import UserSide
+from aif_jax.models.blocks.encoder import SequenceEncoder
 from aif_jax.training.config import TrainConfig
 from aif_jax.training.losses import (
     distillation_loss,
@@ -93,6 +94,10 @@ class Step:
     ) -> jax.Array:
         config = self.config
         model: Any = self.parameters.merge(params)
+        if config.rematerialise:
+            for _, module in nnx.iter_modules(model):
+                if isinstance(module, SequenceEncoder):
+                    module.rematerialise = True
         # Random numbers depend on seed and step alone: a resumed run draws those of an unbroken one.
         rngs = nnx.Rngs(jax.random.fold_in(key, step))
         following: jax.Array | float = 0.0

@@ -11,6 +11,7 @@ arXiv 1808.09781). Positions are rotary (Su et al., arXiv 2104.09864), so only d
 and an output does not depend on how much padding is before it.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -95,7 +96,12 @@ class SequenceEncoder(nnx.Module):
         types: number of behaviour types.
         gaps: whether they read the time between behaviours.
         rngs: random keys of the initial weights.
+
+    Attributes:
+        rematerialise: compute each layer again for its gradient instead of keeping what it computed.
     """
+
+    rematerialise = False
 
     def __init__(
         self, width: int, heads: int, layers: int, types: int, gaps: bool = False, *, rngs: nnx.Rngs
@@ -127,10 +133,30 @@ class SequenceEncoder(nnx.Module):
         if self.gaps is not None and gap is not None:
             oldest = places[None] == jnp.argmax(kind >= 0, axis=1, keepdims=True)
             x += jax.nn.one_hot(jnp.where(oldest, 0, gap), GAP_STEPS) @ self.gaps[...]
-        for number in range(self.depth):
-            layer = getattr(self, f"layer_{number}")
-            x = layer(x, kind >= 0, newest if number == self.depth - 1 else None)
+        layers: list[EncoderLayer] = [getattr(self, f"layer_{number}") for number in range(self.depth)]
+        # The last layer alone may be asked for one place alone.
+        whole, rest = (layers[:-1], layers[-1:]) if last else (layers, [])
+        if self.rematerialise and whole:
+            x = _rematerialised(whole, x, kind >= 0)
+        else:
+            rest = layers
+        for layer in rest:
+            x = layer(x, kind >= 0, newest if layer is layers[-1] else None)
         return self.out(self.norm(x))
+
+
+def _rematerialised(layers: Sequence[EncoderLayer], x: jax.Array, mask: jax.Array) -> jax.Array:
+    """Return the output ``[B, L, w]`` of layers that keep nothing for their gradients but their inputs.
+
+    A loop, because XLA on a CPU computes layers that stand in a row again all at once, and saves nothing.
+    """
+    graph = nnx.graphdef(layers[0])
+    stacked = jax.tree.map(lambda *each: jnp.stack(each), *map(nnx.state, layers))
+
+    def one(x: jax.Array, weights: Any) -> tuple[jax.Array, None]:
+        return nnx.merge(graph, weights)(x, mask, None), None
+
+    return jax.lax.scan(jax.checkpoint(one, prevent_cse=False), x, stacked)[0]
 
 
 class Encoder(InteractionBlock):

@@ -394,7 +394,8 @@ NO_COLUMNS = {
     "RowTable.check": "an update", "Towers.read": "what `Towers.upsert` takes",
     "Towers.user_vector": "a record, as of the engine", "Towers.user_vectors": "records",
     "TwoTowerRetriever.search": "a record", "TwoTowerRetriever.user_vector": "a record",
-    "TwoTowerRetriever.load": "a source",
+    "TwoTowerRetriever.load": "a source", "BatchedUsers.fetch_all": "ids that the engine gave",
+    "StageChoice": "a result", "model_within": "a number",
 }  # fmt: skip
 """Public names with a parameter of such a name that is no column, and what it is."""
 

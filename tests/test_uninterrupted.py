@@ -153,11 +153,8 @@ def test_train_and_evaluate_compile_steps_in_a_thread_of_their_own() -> None:
     data = load("synthetic:small", content_width=8)
     config = TINY.replace(heads=("ctr",), score="ctr", blocks=("profile_item",))
     jax.clear_caches()
-    jax.monitoring.register_event_duration_secs_listener(note)
-    try:
-        train(config, data, TrainConfig(max_steps=1), progress=False)
-    finally:
-        jax.monitoring.unregister_event_duration_listener(note)
+    jax.monitoring.register_event_duration_secs_listener(note)  # there is no public way to take it away
+    train(config, data, TrainConfig(max_steps=1), progress=False)
     assert found["jit(_step)"] == found["jit(_forward)"] == {"aif-compile"}
 
 

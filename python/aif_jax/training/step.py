@@ -95,9 +95,9 @@ class Step:
         config = self.config
         model: Any = self.parameters.merge(params)
         if config.rematerialise:
-            for _, module in nnx.iter_modules(model):
-                if isinstance(module, SequenceEncoder):
-                    module.rematerialise = True
+            encoder = getattr(getattr(model, "user", None), "encoder", None)
+            if isinstance(encoder, SequenceEncoder):
+                encoder.rematerialise = True
         # Random numbers depend on seed and step alone: a resumed run draws those of an unbroken one.
         rngs = nnx.Rngs(jax.random.fold_in(key, step))
         following: jax.Array | float = 0.0

@@ -21,8 +21,8 @@ def test_package_exports_exist_under_their_names(package: str) -> None:
 def test_serving_package_exports_types_of_its_methods() -> None:
     wanted = (
         "BatchedUsers Coverage Engine EngineConfig Failure Filters GoldenRequest InMemoryUsers ItemRows",
-        "MissingItems Observer Pending Publication PublishChecks Ranking Report Shadow Shapes Span Task",
-        "Threads UserStateCache",
+        "MissingItems Observer Pending Publication PublishChecks Ranking Report Served Shadow Shapes Span",
+        "Task Threads UserStateCache",
     )
     assert exported("aif_jax.serving") == set(" ".join(wanted).split())
 

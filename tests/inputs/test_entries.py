@@ -381,7 +381,7 @@ ELSEWHERE = {
 NO_COLUMNS = {
     "EmbeddingCache.upsert": "arrays of the layout alone", "RowLayout": "a specification",
     "Tables": "tables", "Coverage": "a result", "BadItem": "a result", "BuiltRows": "a result",
-    "Ranking": "a result", "Report": "a result", "Run": "a result",
+    "Ranking": "a result", "Report": "a result", "Run": "a result", "Served": "made by the engine",
     "RankBody": "JSON, which `Pending.rank` reads",
     "Shapes": "sizes", "Schema": "features", "Schema.from_json": "JSON", "Request": "made by the engine",
     "Split": "a name", "by_column": "a name",

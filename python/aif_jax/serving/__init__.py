@@ -16,6 +16,7 @@ from aif_jax.serving.publish import Publication as Publication
 from aif_jax.serving.publish import PublishChecks as PublishChecks
 from aif_jax.serving.report import Ranking as Ranking
 from aif_jax.serving.report import Report as Report
+from aif_jax.serving.report import Served as Served
 from aif_jax.serving.report import Span as Span
 from aif_jax.serving.report import Task as Task
 from aif_jax.serving.request import Pending as Pending

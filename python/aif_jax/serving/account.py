@@ -78,6 +78,7 @@ class Account(NamedTuple):
 
 
 def describe(
+    request_id: str,
     user: UserId,
     version: str,
     program: str,
@@ -96,7 +97,7 @@ def describe(
     """Put together the part of an account that does not depend on the stage.
 
     Args:
-        user, deadline: of the request.
+        request_id, user, deadline: of the request.
         version, program: version of the bundle that scores it, and kind of its programs.
         retrieval, retrieval_reason: origin of the candidates, and why they are the fallback's, if they are.
         ran: tasks of the request; may still grow.
@@ -133,6 +134,7 @@ def describe(
     encoding.add(side.encoding)
     overflow = state.leaves.get("state/sim_overflow")
     values = {
+        "request_id": request_id,
         "user": user if type(user) in (int, str) else shown_user(user),
         "version": version,
         "rung": choice.rung,

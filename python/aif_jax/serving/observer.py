@@ -1,7 +1,9 @@
 """Observers of an engine, and the counters of how its requests ended."""
 
 import dataclasses
+import itertools
 import logging
+import secrets
 import threading
 import time
 from collections import Counter
@@ -9,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from aif_jax.checks import check
-from aif_jax.serving.report import Ranking, Report, Task, shown_user
+from aif_jax.serving.report import Ranking, Report, Served, Task, shown_user
 from aif_jax.strict_json import text_of
 from aif_jax.types import UserId
 
@@ -94,6 +96,9 @@ class Observer:
     def answered(self, ranking: Ranking) -> None:
         """Handle the same with its ids and scores, which are the caller's: read, keep, do not change."""
 
+    def served(self, ranking: Ranking, served: Served) -> None:
+        """Handle the same with its inputs."""
+
     def failed(self, failure: Failure) -> None:
         """Handle a request that ended in an error."""
 
@@ -112,6 +117,10 @@ class Observers:
         self._observers = tuple(observers) if isinstance(observers, Iterable) else (observers,)
         for one in self._observers:
             check("observers", one, isinstance(one, Observer), "a list of Observer objects")
+        # Whether one of them reads the inputs of rankings.
+        self.want_served = any(type(one).served is not Observer.served for one in self._observers)
+        # Names of requests, which no other engine gives.
+        self.names = map(f"{secrets.token_hex(8)}-{{:x}}".format, itertools.count())
         self._counts, self._errors = Counter[str](), Counter[str]()
         self._lock = threading.Lock()
 
@@ -130,7 +139,7 @@ class Observers:
         with self._lock:
             self._counts[name] += number
 
-    def ranked(self, ranking: Ranking) -> None:
+    def ranked(self, ranking: Ranking, served: Served | None) -> None:
         """Count a ranking that reached its caller, and notify."""
         counts, values = self._counts, ranking.facts.values
         with self._lock:
@@ -153,6 +162,8 @@ class Observers:
         for observer in self._observers:
             self._notify(observer, observer.ranked, ranking.facts.report())
             self._notify(observer, observer.answered, ranking)
+            if served is not None:
+                self._notify(observer, observer.served, ranking, served)
 
     def failed(
         self,
@@ -188,9 +199,9 @@ class Observers:
         with self._lock:
             return {name: self._errors[name] for name in sorted(self._errors)}
 
-    def _notify(self, observer: Observer, method: Callable[[Any], None], what: Any) -> None:
+    def _notify(self, observer: Observer, method: Callable[..., None], *what: Any) -> None:
         try:
-            method(what)
+            method(*what)
         except Exception:
             with self._lock:
                 self._errors[name := type(observer).__name__] += 1

@@ -8,7 +8,7 @@ import numpy as np
 
 from aif_jax import timeline
 from aif_jax.shown import shown
-from aif_jax.types import UserId
+from aif_jax.types import UserId, UserRecord
 
 Retrieval = Literal["caller", "own", "fallback"]
 UserStateOrigin = Literal["computed", "hit", "joined", "prior"]
@@ -64,6 +64,7 @@ class Report(NamedTuple):
     """Facts about one ranking. Times are milliseconds of wall time.
 
     Attributes:
+        request_id: name of the request, the engine's own; the same in a log of requests.
         user: whom it was for.
         version: version of the bundle that scored the request.
         rung: how far the response was degraded to keep its deadline, see `aif_jax.serving.ladder`: 0 full
@@ -126,6 +127,7 @@ class Report(NamedTuple):
         tasks: what the scheduler ran for it, and when.
     """
 
+    request_id: str
     user: UserId
     version: str
     rung: int
@@ -243,6 +245,24 @@ class Facts:
                 tasks.append(dataclasses.replace(task, ended_s=ended_s))
             self._report = Report(**self.values, spans=tuple(self._spans), tasks=tuple(tasks))
         return self._report
+
+
+class Served(NamedTuple):
+    """Inputs of a ranking. Columns may be the caller's: read them at once, or copy them.
+
+    Attributes:
+        record: the user's record; an empty one for an unknown user, ``None`` where the user prior stood in.
+        context: raw context features.
+        ids: candidates that no filter left out, as they were given, each once, ``[n]``.
+        pair: raw pair features by name, ``[N]`` of all that came in.
+        rows: positions of the ids among all that came in, int64 ``[n]``; ``None`` if they are all of them.
+    """
+
+    record: UserRecord | None
+    context: Mapping[str, Any]
+    ids: np.ndarray
+    pair: Mapping[str, Any]
+    rows: np.ndarray | None
 
 
 class Ranking:

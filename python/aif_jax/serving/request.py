@@ -21,7 +21,7 @@ from aif_jax.serving.ladder import Choice, Reason
 from aif_jax.serving.missing_items import PendingRows
 from aif_jax.serving.observer import Observers
 from aif_jax.serving.release import OpenRequests, Release
-from aif_jax.serving.report import Ranking, Retrieval
+from aif_jax.serving.report import Ranking, Retrieval, Served
 from aif_jax.serving.retrieval import Found, Outcome, blamed
 from aif_jax.serving.shadow import FinishedRequest, Shadows
 from aif_jax.serving.tasks import Deadline, Tasks, Workers
@@ -107,8 +107,8 @@ class Pending:
     """
 
     __slots__ = (
-        "_group", "_lock", "_record", "_release", "_retrieval", "_retrieval_reason", "_services", "_settled",
-        "_side", "_tasks", "_ticket", "_user_error", "_went_on", "_why_over", "_work",
+        "_group", "_lock", "_record", "_release", "_retrieval", "_retrieval_reason", "_served", "_services",
+        "_settled", "_side", "_tasks", "_ticket", "_user_error", "_went_on", "_why_over", "_work",
         "context", "deadline", "phase", "user", "user_phase", "version",
     )  # fmt: skip
 
@@ -146,6 +146,8 @@ class Pending:
         self._went_on = False
         # The user's record, once the source has answered, for shadows.
         self._record: UserRecord | None = None
+        # Inputs of the ranking, if an observer reads them, until it reached its caller.
+        self._served: Served | None = None
         # The work owed to it, if it has a deadline and was let in.
         self._ticket: Ticket | None = None
         # Origin of the candidates, and why they are the fallback's.
@@ -721,11 +723,11 @@ class Pending:
         accounts: list[Account] = []
 
         def account() -> None:
-            known = describe(
-                self.user, release.version, bundle.kind, self.deadline, self._retrieval,
-                self._retrieval_reason, self._tasks.ran, side, parsed, rows, choice, encoding, k, times,
-            )  # fmt: skip
-            accounts.append(known)
+            accounts.append(describe(
+                next(self._services.observers.names), self.user, release.version, bundle.kind, self.deadline,
+                self._retrieval, self._retrieval_reason, self._tasks.ran, side, parsed, rows, choice,
+                encoding, k, times,
+            ))  # fmt: skip
 
         if choice.rung == 3:
             scored = release.priors.by_item_prior(candidates, k)
@@ -737,6 +739,9 @@ class Pending:
         facts = accounts[0].finish(scored)
         heads = dict(zip(bundle.spec.heads, scored.heads.T, strict=True))
         ranking = Ranking(candidates.ids[scored.order], scored.scores, heads, facts)
+        if self._services.observers.want_served:
+            record = None if facts.values["user_state"] == "prior" else self._record
+            self._served = Served(record, self.context, parsed.ids, parsed.pair, parsed.rows)
         if not choice.rung and self._services.shadows.running:
             self._services.shadows.offer(
                 FinishedRequest(self.user, self._record, self.context, args, k, release.version, ranking)
@@ -755,7 +760,8 @@ class Pending:
             self._services.admission.learn(
                 self._ticket, values["total_ms"], values["retrieval_ms"], values["rung"]
             )
-        self._services.observers.ranked(ranking)
+        served, self._served = self._served, None
+        self._services.observers.ranked(ranking, served)
         return ranking
 
     def _report_failure(self, error: BaseException) -> None:

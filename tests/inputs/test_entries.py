@@ -373,6 +373,7 @@ ELSEWHERE = {
     "TwoTowerRetriever.delete": "integrations/test_usearch.py",
     "catalogue_batches": "integrations/test_parquet.py", "records": "integrations/test_parquet.py",
     "build_with_ray": "integrations/test_ray.py", "check_golden": "integrations/test_check_golden.py",
+    "Dataset.from_request_log": "observe/test_training_from_log.py",
     "Dataset.from_events": "data/test_log_tables.py", "Dataset.from_impressions": "data/test_log_tables.py",
     "Schema.infer": "data/test_log_tables.py", "Dataset.with_content_like": "data/test_content.py",
 }  # fmt: skip

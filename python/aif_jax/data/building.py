@@ -6,7 +6,7 @@ numbers, a history is what the user did strictly before the row, and the parts f
 
 import dataclasses
 import time as clock
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,12 @@ import numpy as np
 from aif_jax.data.content import CONTENT_WIDTH, collaborative_content, given_content, out_of_fold
 from aif_jax.data.facts import known_items
 from aif_jax.data.moments import UNITS, Moments, as_text, common_unit
-from aif_jax.data.reading import Log, Names, RawLog, Side, number, read_log, read_side
+from aif_jax.data.reading import Log, Names, RawLog, Side, number, read_label, read_log, read_side
+from aif_jax.data.request_log import read_request_log
 from aif_jax.data.rows import Events, Impressions, take_columns
 from aif_jax.data.sampling import COMING_BACK, Met, Negatives, draw
 from aif_jax.data.splits import SPLITS, TEST, TRAIN, VALIDATION, Held, Split, ends_before
-from aif_jax.data.tables import CodedIds, SortedIds
+from aif_jax.data.tables import CodedIds, SortedIds, code_ids, open_table
 from aif_jax.errors import DataError, SchemaError
 from aif_jax.features import GROUPS, Numeric, Schema
 
@@ -218,6 +219,101 @@ def from_impressions(impressions: Any, names: Names, setting: Setting, events: A
     )
     log.left_out = shown.left_out | ({} if own else {f"events {k}": n for k, n in log.left_out.items()})
     return _fields(names, setting, raw, users, items, log, types, training, rows, notes)
+
+
+def from_requests(
+    requests: Any, labels: Any, names: Names, setting: Setting, *, unlabelled: str
+) -> dict[str, Any]:
+    """Return the fields of a data set made of served requests, each of which is a user of its own.
+
+    Args:
+        requests: files of a request log.
+        labels: table.
+        names: of its columns; ``user`` is that of the request.
+        setting: see `Setting`.
+        unlabelled: see `Dataset.from_request_log`.
+    """
+    if unlabelled not in ("drop", "zero"):
+        raise DataError(f"unlabelled: got {unlabelled!r}, expected 'drop' or 'zero'.")
+    if setting.split.kind != "time":
+        raise DataError(
+            f"split: got {setting.split}, expected by_time(): every request is a user of its own."
+        )
+    logged = read_request_log(requests)
+    table = open_table(labels, "labels", [names.user, names.item, *names.labels.values()])
+    if not table.rows:
+        raise DataError("labels: got a table without rows.")
+    request_ids, label_item = (
+        code_ids(table.arrow(name), table.named(name)) for name in (names.user, names.item)
+    )
+    past, shown = logged.flat("history.item", newest_last=True), logged.flat("candidates")
+    ranked = logged.flat("ranked.id" if unlabelled == "zero" else "")
+    past_item, ranked_item = past.ids("history.item"), ranked.ids("ranked.id")
+    used = [label_item, past_item, ranked_item]
+    items = read_side(setting.items, "items", names.item, used, unlisted=setting.unlisted)
+    users = Side(SortedIds.of(logged.ids), logged.features("user"))
+
+    def places(owner: np.ndarray, item: np.ndarray) -> np.ndarray:
+        """Return a number for each request and item, int64; -1 where one is unknown."""
+        return np.where((owner < 0) | (item < 0), -1, owner * np.int64(len(items.ids)) + item)
+
+    label_key = places(users.ids.rows(request_ids), items.ids.rows(label_item))
+    shown_key = places(shown.owner, items.ids.rows(shown.ids("candidates")))
+    label_keys, inverse = np.unique(label_key, return_inverse=True)
+    place = np.searchsorted(label_keys, shown_key)
+    place = np.where(label_keys[np.minimum(place, len(label_keys) - 1)] == shown_key, place, len(label_keys))
+    taken = place < len(label_keys)
+    if unlabelled == "zero":
+        taken |= np.isin(shown_key, places(ranked.owner, items.ids.rows(ranked_item)))
+    rows = np.flatnonzero(taken & (shown_key >= 0))
+    if not len(rows):
+        raise DataError("labels: none is of a request and a candidate of it that the log holds.")
+    flags, masks = {}, {}
+    for head, column in names.labels.items():
+        value, known = read_label(table, column)
+        flags[head], masks[head] = np.zeros(len(label_keys) + 1, np.float32), np.zeros(len(label_keys) + 1)
+        np.maximum.at(flags[head], inverse, value)
+        np.maximum.at(masks[head], inverse, known)
+        masks[head][-1] = 1.0  # of what was answered and has no label
+    owner, time = shown.owner[rows], logged.time[shown.owner[rows]]
+    part, _ = setting.split.divide(Held(owner, time, owner[:0], time[:0], "us"))
+
+    type_words = logged.flat("history.type", newest_last=True).ids("history.type")
+    if len(type_words.codes) != len(past.owner):
+        raise DataError("request log: history.item and history.type differ in length; mask both, or neither.")
+    log = Log(
+        past.owner, items.ids.rows(past_item), logged.times(past), {"type": type_words.codes}, logged.left_out
+    ).without(items.ids.rows(past_item) < 0, "of behaviours with items that the table lacks")
+    types, log = _typed(log, type_words, setting.schema)
+    types = types or (_DEFAULT_TYPE,)  # no request has a history
+    in_training = np.zeros(len(logged), bool)
+    in_training[owner[part == TRAIN]] = True
+    ends = np.cumsum(np.bincount(log.user, minlength=len(logged)))
+    context, pair, remarks = logged.features("context"), logged.pair(shown), []
+    if setting.schema is not None:
+        for group, columns in (("user", users.columns), ("context", context), ("pair", pair)):
+            for name in sorted(setting.schema.names(group) - columns.keys()):
+                columns[name] = [None] * len(shown.owner if group == "pair" else logged.time)
+                remarks.append(f"{group} feature {name!r} is in no request, or masked; it is missing in all")
+    impressions = Impressions(
+        user=owner,
+        item=items.ids.rows(shown.ids("candidates"))[rows],
+        history_end=ends[owner],
+        labels={head: flag[place[rows]] for head, flag in flags.items()},
+        label_mask={head: mask[place[rows]].astype(np.float32) for head, mask in masks.items()},
+        split=part,
+        request=owner.astype(np.int64),
+        context=take_columns(context, owner),
+        pair=take_columns(pair, rows),
+    )
+    strangers = int(np.count_nonzero(~np.isin(label_key, shown_key[rows])))
+    log.left_out |= {"of labels whose request or candidate the log lacks": strangers} if strangers else {}
+    raw = RawLog("request log", logged.ids, label_item, Moments(logged.time, None, "us", "served"), {}, {})
+    span = " to ".join(as_text(int(bound), "us") for bound in (logged.time.min(), logged.time.max()))
+    notes = {"time": f"served, {span}"}
+    return _fields(
+        names, setting, raw, users, items, log, types, in_training[log.user], impressions, notes, remarks
+    )
 
 
 def _sides(names: Names, setting: Setting, *logs: RawLog) -> tuple[Side, Side]:
@@ -425,6 +521,7 @@ def _fields(
     training: np.ndarray,
     rows: Impressions,
     notes: dict[str, Any],
+    remarks: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Put the fields of the data set together, and refuse what cannot be trained or evaluated."""
     offsets = np.r_[0, np.cumsum(np.bincount(log.user, minlength=len(users.ids)))].astype(np.int64)
@@ -461,7 +558,7 @@ def _fields(
             content = out_of_fold(
                 content, log.user[past], log.item[past], n_users=len(users.ids), n_items=len(items.ids)
             )
-    remarks: list[str] = []
+    remarks = list(remarks)
     id_name = names.item if names.item.isidentifier() else "item"
     if setting.schema is None:
         columns = {

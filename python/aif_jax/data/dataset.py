@@ -7,15 +7,16 @@ holds the ids of the source.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from aif_jax.checks import is_variable, typed
+from aif_jax.checks import typed
 from aif_jax.data import building
+from aif_jax.data.consistency import check_fields
 from aif_jax.data.content import Content, fit_width, turned
 from aif_jax.data.facts import known_items, known_users, summary_of, warnings_of
-from aif_jax.data.moments import UNITS
 from aif_jax.data.reading import Names
 from aif_jax.data.rows import Events, Impressions, Requests, take_columns
 from aif_jax.data.sampling import Negatives
@@ -34,7 +35,6 @@ from aif_jax.features import (
 from aif_jax.features.gaps import gap_steps
 from aif_jax.inputs import read_content, read_ids, read_table
 from aif_jax.lookup import find
-from aif_jax.shown import shown
 from aif_jax.types import ItemRecords, UserId, UserRecord
 
 SHOWN = "shown"
@@ -69,7 +69,9 @@ class Dataset:
     def __post_init__(self) -> None:
         for field in ("users", "items"):
             object.__setattr__(self, field, read_table(getattr(self, field), field, error=DataError))
-        _check(self)
+        check_fields(
+            self.name, self.schema, self.users, self.items, self.events, self.impressions, self.content
+        )  # fmt: skip
 
     @classmethod
     @typed
@@ -233,10 +235,7 @@ class Dataset:
             DataError: the table does not fit; the message says what was found, and how to mend it.
             SchemaError: a feature does not fit its column.
         """
-        given = {label: label} if isinstance(label, str) else label
-        labels = dict(given) if isinstance(given, Mapping) else {column: column for column in given}
-        if not labels:
-            raise DataError("label: got no column, expected at least one of 0 and 1.")
+        labels = _label_columns(label)
         split = by_time() if split is None else split
         names = Names(
             user=user, item=item, time=time, type=type, request=request, split=_column(split), labels=labels,
@@ -248,6 +247,69 @@ class Dataset:
             content=content, content_width=content_width, name=name,
         )  # fmt: skip
         return cls(**building.from_impressions(impressions, names, setting, events))
+
+    @classmethod
+    @typed
+    def from_request_log(
+        cls,
+        log: str | Path | Sequence[str | Path],
+        *,
+        labels: Any,
+        label: str | Sequence[str] | Mapping[str, str],
+        request: str = "request_id",
+        item: str = "item",
+        unlabelled: str = "drop",
+        items: Any = None,
+        unlisted: str = "refuse",
+        split: Split | None = None,
+        schema: Schema | None = None,
+        category: str | None = None,
+        min_item_count: int | None = None,
+        content: Any = None,
+        content_width: int | None = None,
+        name: str = "requests",
+    ) -> Self:
+        """Build a data set from what was served: features, histories and pair features as they were logged.
+
+        A row is a candidate of a logged request with a label. Its history is the one that the request was
+        served with, so that nothing is put together again later. Each request is a user of its own, with the
+        features and behaviours of its record: behaviours of a person are held, and counted, once for each of
+        the person's requests, and GAUC is of requests. Requests that the user prior stood in for are left
+        out.
+
+        A behaviour without a time among others with one gets the time of the one before it.
+
+        Args:
+            log: the folder of a `aif_jax.observe.RequestLog`, a file of it, or several of either.
+            labels: table of what came of requests, see `from_events`.
+            label: see `from_impressions`.
+            request: column of ``labels``: the id of the request, ``Report.request_id``.
+            item: column of item ids, in ``labels`` and ``items``.
+            unlabelled: for items of the answer that ``labels`` lacks: ``drop``, or ``zero`` for a label 0 of
+                every head, if ``labels`` holds nothing but what people did.
+            items: see `from_events`.
+            unlisted: see `from_events`.
+            split: `by_time` of requests, the default.
+            schema: see `from_events`; that of a bundle that served, for one. Features that no request has are
+                missing in all, and `summary` says so.
+            category: see `from_events`.
+            min_item_count: see `from_events`.
+            content: see `from_events`.
+            content_width: see `from_events`.
+            name: see `from_events`.
+
+        Raises:
+            DataError: the files are of no request log, or a table does not fit; the message says how to mend
+                it.
+            SchemaError: a feature does not fit its column.
+        """
+        setting = building.Setting(
+            users=None, items=items, unlisted=unlisted, split=by_time() if split is None else split,
+            schema=schema, category=category, min_item_count=min_item_count, repeats="keep", time_unit=None,
+            content=content, content_width=content_width, name=name,
+        )  # fmt: skip
+        names = Names(user=request, item=item, time="time", labels=_label_columns(label))
+        return cls(**building.from_requests(log, labels, names, setting, unlabelled=unlabelled))
 
     @property
     def n_users(self) -> int:
@@ -676,6 +738,15 @@ class Dataset:
         return {name: column for name, column in columns.items() if name != "ids"}
 
 
+def _label_columns(label: str | Sequence[str] | Mapping[str, str]) -> dict[str, str]:
+    """Return the column of each head."""
+    given = {label: label} if isinstance(label, str) else label
+    labels = dict(given) if isinstance(given, Mapping) else {column: column for column in given}
+    if not labels:
+        raise DataError("label: got no column, expected at least one of 0 and 1.")
+    return labels
+
+
 def _column(split: Split | None) -> str | None:
     return split.column if isinstance(split, Split) else None
 
@@ -685,88 +756,3 @@ def _scalar(column: Any) -> Any:
         return list(np.asarray(column.values).tolist())
     value = column[0]
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _check(dataset: Dataset) -> None:
-    """Refuse a data set whose parts do not fit together, or whose histories reach past rows with a time."""
-
-    def fail(what: str) -> None:
-        raise DataError(f"{dataset.name}: {what}.")
-
-    events, impressions = dataset.events, dataset.impressions
-    for label, columns in (("users", dataset.users), ("items", dataset.items)):
-        if "ids" not in columns:
-            fail(f"{label} have no column 'ids'")
-        n = len(columns["ids"])
-        if wrong := {name: len(column) for name, column in columns.items() if len(column) != n}:
-            fail(f"columns {wrong} of {label} do not have {n} rows, as their ids")
-    lengths = {name: len(getattr(events, name)) for name in ("item", "type", "time", "training")}
-    if events.offsets.shape != (dataset.n_users + 1,) or set(lengths.values()) != {int(events.offsets[-1])}:
-        fail(
-            f"event columns {lengths} do not fit offsets of shape {events.offsets.shape} "
-            f"ending at {events.offsets[-1]}"
-        )
-    if len(events) and not (events.item.min() >= 0 and events.item.max() < dataset.n_items):
-        fail(f"an event names an item outside the {dataset.n_items} items")
-    types = len(dataset.schema.behaviour_types)
-    if len(events) and not (events.type.min() >= 0 and events.type.max() < types):
-        fail(f"an event has a type outside the {types} behaviour types")
-    if events.unit not in (*UNITS, "step"):
-        fail(f"events have times in {shown(events.unit)}, expected one of {', '.join(UNITS)} or step")
-    same_user = np.diff(events.user) == 0
-    if np.any(np.diff(events.time)[same_user] < 0):
-        fail("events of a user are not in order of time")
-    rows = len(impressions)
-    columns = {
-        **{name: getattr(impressions, name) for name in ("user", "item", "history_end", "split", "request")},
-        **impressions.labels,
-        **{f"mask of {name}": mask for name, mask in impressions.label_mask.items()},
-        **impressions.context, **impressions.pair, **impressions.train_only,
-        **({} if impressions.time is None else {"time": impressions.time}),
-    }  # fmt: skip
-    if wrong := {name: len(column) for name, column in columns.items() if len(column) != rows}:
-        fail(f"impression columns {wrong} do not have {rows} rows")
-    if wrong := [name for name in impressions.labels if not is_variable(str(name))]:
-        fail(f"label {shown(wrong[0])} is not a name that a score expression could use, such as 'order'")
-    if not impressions.labels or set(impressions.labels) != set(impressions.label_mask):
-        fail(
-            f"labels {sorted(impressions.labels)} and masks {sorted(impressions.label_mask)} differ, "
-            "or there are none"
-        )
-    if rows:
-        if not (impressions.user.min() >= 0 and impressions.user.max() < dataset.n_users):
-            fail(f"an impression names a user outside the {dataset.n_users} users")
-        if not (impressions.item.min() >= 0 and impressions.item.max() < dataset.n_items):
-            fail(f"an impression names an item outside the {dataset.n_items} items")
-        starts, stops, ends = events.offsets[:-1], events.offsets[1:], impressions.history_end
-        if np.any(ends < starts[impressions.user]) or np.any(ends > stops[impressions.user]):
-            fail("a history ends outside its user's events")
-        if impressions.time is not None:
-            some = np.flatnonzero(ends > starts[impressions.user])
-            late = some[events.time[ends[some] - 1] >= impressions.time[some]]
-            if len(late):
-                newest = events.time[ends[late[0]] - 1]
-                fail(
-                    f"the history of row {late[0]} ends with an event of time {newest}, "
-                    f"not before the row's own {impressions.time[late[0]]}, and so do {len(late):,} in all: "
-                    "what happens at the time of a row or later would tell its label"
-                )
-        request, order = impressions.request, slice(None)
-        if np.any(request[1:] < request[:-1]):
-            order = np.argsort(request, kind="stable")
-        same = request[order][1:] == request[order][:-1]
-        for name in ("user", "split"):
-            column = getattr(impressions, name)[order]
-            if np.any(same & (column[1:] != column[:-1])):
-                fail(f"a request mixes rows of different {name}s")
-    if dataset.content is not None:
-        vectors, has = dataset.content.vectors, dataset.content.has
-        if vectors.shape[0] != dataset.n_items or has.shape != (dataset.n_items,):
-            fail(f"content has {vectors.shape[0]} rows and {has.size} flags for {dataset.n_items} items")
-        # Serving reads neither a mask nor a length: it takes them from the vectors.
-        skewed = np.flatnonzero(~(np.abs(np.linalg.norm(vectors, axis=1) - has) < 1e-3))
-        if len(skewed):
-            fail(
-                f"content of {len(skewed)} items, the first in row {skewed[0]}, is neither of unit length nor"
-                " (without content) zero; ContentSpace.fit(ids, raw).apply(raw) makes it so"
-            )

@@ -163,7 +163,7 @@ def read_log(source: Any, name: str, names: Names, time_unit: str | None) -> Raw
 
     columns: dict[str, Any] = {column: table.plain(column) for column in names.features}
     for head, column in names.labels.items():
-        columns[f"label {head}"], columns[f"mask {head}"] = _label(table, column)
+        columns[f"label {head}"], columns[f"mask {head}"] = read_label(table, column)
     if names.split is not None:
         columns["split"] = np.asarray(table.plain(names.split))
     words = {
@@ -294,7 +294,7 @@ def _placed(column: Any, source_row: np.ndarray) -> Any:
     return [None if row < 0 else values[row] for row in source_row.tolist()]
 
 
-def _label(table: Table, column: str) -> tuple[np.ndarray, np.ndarray]:
+def read_label(table: Table, column: str) -> tuple[np.ndarray, np.ndarray]:
     """Return a label and where it is known, float32 ``[n]`` each."""
     numbers = read_numbers(table.columns[column], f"label {column!r}", error=DataError)
     known = ~np.isnan(numbers)

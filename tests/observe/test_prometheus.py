@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import threading
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -12,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from aif_jax.bundle import Bundle
 from aif_jax.errors import AifError, ConfigError
 from aif_jax.nearline import Tables
+from aif_jax.observe import RequestLog
 from aif_jax.observe.prometheus import PrometheusMetrics
 from support.served import Make, World
 from support.waiting import eventually
@@ -137,3 +139,16 @@ def test_prometheus_scrapes_during_requests_never_decrease(make: Make, world: Wo
         seen = [scraped.get((name,), 0.0) for scraped in scrapes]
         assert seen == sorted(seen)
     assert values(metrics)["aif_request_seconds_count",] == 160
+
+
+def test_prometheus_request_log_is_scraped(make: Make, tmp_path: Path) -> None:
+    log = RequestLog(tmp_path, 1.0)
+    metrics = PrometheusMetrics(log=log)
+    engine = make(observers=[metrics, log])
+    engine.rank(5)
+    log.flush()
+    scraped = values(metrics)
+    assert scraped["aif_log_requests_total", "end=logged"] == 1
+    assert scraped["aif_log_requests_total", "end=dropped"] == 0
+    assert scraped["aif_log_bytes_total",] == sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert scraped["aif_log_waiting",] == 0

@@ -274,14 +274,18 @@ def test_request_log_user_prior_has_no_record(make: Make, world: World, tmp_path
 
 KILLED = """
 import sys
+import numpy as np
 from aif_jax.observe import RequestLog
-from observe.test_request_log import offer, ranking
+from aif_jax.serving import Ranking, Report, Served
+from aif_jax.serving.report import Facts
+ids = np.arange(20, dtype=np.uint64)
 log = RequestLog(sys.argv[1], 1.0, rotate_bytes=3000)
 log.opened(None)
-one = ranking.__wrapped__()
 for number in range(10**9):
     if log.stats()["waiting"] < 200:
-        offer(log, one, number)
+        values = dict.fromkeys(Report._fields, 0) | {"rung_reason": None, "request_id": f"r-{number}"}
+        ranking = Ranking(ids, np.ones(20, np.float32), {}, Facts(values, (), (), 0.0))
+        log.served(ranking, Served(None, {}, ids, {}, None))
 """
 
 

@@ -18,6 +18,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from aif_jax.errors import ConfigError
+from aif_jax.observe.request_log import RequestLog
 from aif_jax.serving import Failure, Observer, Report
 from aif_jax.serving.observer import ObservedEngine
 
@@ -60,6 +61,7 @@ class PrometheusMetrics(Observer, Collector):
         registry: registry of the metrics; ``None`` for a new one. Engines that share one need different
             prefixes.
         prefix: prefix of the metrics' names.
+        log: log of the engine's requests, whose counters are exported too.
 
     Attributes:
         registry: registry of the metrics.
@@ -68,7 +70,10 @@ class PrometheusMetrics(Observer, Collector):
 
     content_type = "text/plain; version=0.0.4; charset=utf-8"
 
-    def __init__(self, registry: CollectorRegistry | None = None, prefix: str = "aif"):
+    def __init__(
+        self, registry: CollectorRegistry | None = None, prefix: str = "aif", log: RequestLog | None = None
+    ):
+        self._log = log
         self.registry = CollectorRegistry() if registry is None else registry
         self._prefix = prefix
         self._engine: ObservedEngine | None = None
@@ -142,6 +147,16 @@ class PrometheusMetrics(Observer, Collector):
         for name, number in stats["observer_errors"].items():
             errors.add_metric([name], number)
         yield errors
+        if self._log is not None:
+            yield from self._request_log(self._log.stats())
+
+    def _request_log(self, stats: Mapping[str, Any]) -> Iterator[Metric]:
+        ended = self._counter("log_requests", "Requests of the sample of the log, by end.", ("end",))
+        for end in ("logged", "dropped", "failed"):
+            ended.add_metric([end], stats[end])
+        yield ended
+        yield _single(self._counter("log_bytes", "Bytes of the files of the log."), stats["bytes"])
+        yield _single(self._gauge("log_waiting", "Requests that wait to be written."), stats["waiting"])
 
     def _requests(self, counts: Mapping[str, int]) -> Iterator[Metric]:
         families = {prefix: self._counter(name, text, (prefix,)) for prefix, (name, text) in _COUNTED.items()}

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from aif_jax import processes
 from aif_jax.checks import check, whole
 from aif_jax.extras import needs
 from aif_jax.features.copies import copied
@@ -115,6 +116,7 @@ class RequestLog(Observer):
         self._queue: queue.SimpleQueue[_Sample | threading.Event] = queue.SimpleQueue()
         self._queued = 0
         self._engines = 0
+        self._made_after = processes.forks
         self._thread: threading.Thread | None = None
 
     def takes(self, request_id: str) -> bool:
@@ -197,6 +199,8 @@ class RequestLog(Observer):
     # -- the thread -------------------------------------------------------------------------------
 
     def _stop(self) -> None:
+        if self._made_after != processes.forks:  # the thread is in the process that was forked
+            return
         atexit.unregister(self._stop)
         with self._lock:
             thread, self._thread = self._thread, None
@@ -239,7 +243,7 @@ class RequestLog(Observer):
         """Yield the columns of a request, less those that are masked."""
         for name, value in self._all_columns(sample):
             if hits := self._mask & {name, name.partition(".")[0]}:
-                self._unused -= hits
+                self._unused = self._unused - hits  # another set, since `stats` may be reading this one
             else:
                 yield name, value
 

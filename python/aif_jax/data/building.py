@@ -21,7 +21,7 @@ from aif_jax.data.sampling import COMING_BACK, Met, Negatives, draw
 from aif_jax.data.splits import SPLITS, TEST, TRAIN, VALIDATION, Held, Split, ends_before
 from aif_jax.data.tables import CodedIds, SortedIds, code_ids, open_table
 from aif_jax.errors import DataError, SchemaError
-from aif_jax.features import GROUPS, Numeric, Schema
+from aif_jax.features import GROUPS, Group, Numeric, Schema
 
 CONTENT_EVENTS = 2_000_000
 """Training events up to which content embeddings are derived by default."""
@@ -291,7 +291,8 @@ def from_requests(
     ends = np.cumsum(np.bincount(log.user, minlength=len(logged)))
     context, pair, remarks = logged.features("context"), logged.pair(shown), []
     if setting.schema is not None:
-        for group, columns in (("user", users.columns), ("context", context), ("pair", pair)):
+        given: dict[Group, Any] = {"user": users.columns, "context": context, "pair": pair}
+        for group, columns in given.items():
             for name in sorted(setting.schema.names(group) - columns.keys()):
                 columns[name] = [None] * len(shown.owner if group == "pair" else logged.time)
                 remarks.append(f"{group} feature {name!r} is in no request, or masked; it is missing in all")

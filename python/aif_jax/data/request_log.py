@@ -135,7 +135,7 @@ def read_request_log(source: str | Path | Sequence[str | Path]) -> LoggedRequest
             raise DataError(f"request log: {path} holds no *.parquet file; give the folder of a RequestLog.")
         for file in files:
             try:
-                tables.append(pq.read_table(file, partitioning=None))
+                tables.append(pq.ParquetFile(file).read())
             except (pa.ArrowException, OSError) as error:
                 raise DataError(f"request log: {file} cannot be read: {str(error)[:150]}.") from error
     try:

@@ -34,7 +34,7 @@ setup: ## Set up what lint and tests need: dependencies beside a build of the Ru
 demo: $(VENV)/.demo ## Train, export, index and serve once, and show it (DATA=synthetic, or movielens-1m:PATH, kuairand:PATH)
 	$(BIN)/aif demo --data $(DATA)
 
-test: test-rust test-python ## The tests that a build must pass, Rust and Python (ten minutes on two cores)
+test: test-rust test-python ## The tests that a build must pass, Rust and Python (five minutes on two cores)
 
 test-rust: setup
 	cargo test --quiet
@@ -145,6 +145,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
+# With --no-compile pip leaves out to compile thousands of modules that nothing imports.
 $(VENV)/.demo: $(VENV)/bin/python $(NATIVE)
 	@echo "Setting up $(VENV): dependencies, then the Rust extension (a few minutes the first time)."
 	$(BIN)/python -m pip install --quiet --editable '.[demo]'
@@ -152,12 +153,12 @@ $(VENV)/.demo: $(VENV)/bin/python $(NATIVE)
 
 $(VENV)/.dev: $(VENV)/bin/python $(NATIVE)
 	@echo "Setting up $(VENV): dependencies, then the Rust extension (a few minutes the first time)."
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
 	@touch $@ $(VENV)/.demo
 
 # Packages that hide those of $(VENV), which has the rest; the check is that the rest, and this package, allow them.
 $(LOWEST)/.complete: requirements-lowest.txt $(VENV)/.dev
 	rm -rf $(LOWEST)
-	$(BIN)/python -m pip install --quiet --no-deps --target $(LOWEST) --requirement requirements-lowest.txt
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --target $(LOWEST) --requirement requirements-lowest.txt
 	PYTHONPATH=$(CURDIR)/$(LOWEST) $(BIN)/python -m pip check
 	@touch $@

@@ -169,7 +169,7 @@ began = time.monotonic()
 export_bundle(model, path, k_max=K_MAX)
 took, done = time.monotonic() - began, 0
 signal.signal(signal.SIGALRM, signal.default_int_handler)
-for _ in range(15):
+for _ in range(6):
     try:
         signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.001, took))
         export_bundle(model, path, k_max=K_MAX, overwrite=True)

@@ -145,7 +145,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
-# With --no-compile pip leaves out to compile thousands of modules that nothing imports.
+# With pip leaves out to compile thousands of modules that nothing imports.
 $(VENV)/.demo: $(VENV)/bin/python $(NATIVE)
 	@echo "Setting up $(VENV): dependencies, then the Rust extension (a few minutes the first time)."
 	$(BIN)/python -m pip install --quiet --editable '.[demo]'
@@ -153,12 +153,12 @@ $(VENV)/.demo: $(VENV)/bin/python $(NATIVE)
 
 $(VENV)/.dev: $(VENV)/bin/python $(NATIVE)
 	@echo "Setting up $(VENV): dependencies, then the Rust extension (a few minutes the first time)."
-	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.demo
 
 # Packages that hide those of $(VENV), which has the rest; the check is that the rest, and this package, allow them.
 $(LOWEST)/.complete: requirements-lowest.txt $(VENV)/.dev
 	rm -rf $(LOWEST)
-	$(BIN)/python -m pip install --quiet --no-compile --no-deps --target $(LOWEST) --requirement requirements-lowest.txt
+	$(BIN)/python -m pip install --quiet --no-deps --target $(LOWEST) --requirement requirements-lowest.txt
 	PYTHONPATH=$(CURDIR)/$(LOWEST) $(BIN)/python -m pip check
 	@touch $@

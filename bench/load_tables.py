@@ -1,14 +1,15 @@
 """Time and peak memory of ten million events: loading, beside what pandas takes to read and group them, and
-the first steps of an epoch of training.
+an epoch of training (eleven minutes of a core).
 
     python bench/load_tables.py
 
 Each way runs in a process of its own, because peak memory is one figure of a process. The events are made up:
 popular users and items, thirty days, three types; written as Parquet. The last lines are of one process that
-loads, chooses settings, prepares the rows and trains `STEPS` steps; the time of a whole epoch is extrapolated
-from all steps but the first third.
+loads, chooses settings, prepares the rows, trains an epoch and evaluates the validation part.
 """
 
+import dataclasses
+import math
 import resource
 import subprocess
 import sys
@@ -21,7 +22,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 EVENTS = 10_000_000
-STEPS = 120
 WAYS = ("read_parquet", "read_parquet and groupby", "read_parquet and sort", "from_events")
 
 
@@ -59,8 +59,8 @@ def run(way: str, path: str) -> str:
     return f"{seconds:.1f} | {busy:.1f} | {peak:.2f}"
 
 
-def train_some(path: str) -> None:
-    """Load, choose, prepare and train some steps; print a line for each."""
+def train_an_epoch(path: str) -> None:
+    """Load, choose, prepare and train one epoch; print a line for each."""
     from aif_jax.data import TRAIN, Dataset
     from aif_jax.training import choose, train
 
@@ -72,39 +72,24 @@ def train_some(path: str) -> None:
         print(f"| {what} | {seconds:.1f} | {busy:.1f} | {peak:.2f} |", flush=True)
         last[:] = time.perf_counter(), time.process_time()
 
-    class Enough(Exception):
-        pass
-
-    marks: list[float] = []
-
-    def on_step(number: int) -> None:
-        marks.append(time.process_time())
-        if number == 1:
-            done("rows prepared, a step compiled")
-        if number == STEPS:
-            raise Enough
-
     data = Dataset.from_events(path, user="user", item="item", time="time", type="type")
     done("`from_events`")
     choice = choose(data)
     done("`choose`")
-    try:
-        train(choice.model, data, choice.training, progress=False, on_step=on_step)
-    except Enough:
-        done(f"{STEPS - 1} steps")
-    training = choice.training
-    per_step = (marks[-1] - marks[STEPS // 3]) / (len(marks) - 1 - STEPS // 3)
-    steps = len(data.requests(TRAIN, training.group, training.visit)) / training.batch_size
+    training = dataclasses.replace(choice.training, epochs=1)
     rows = int(np.count_nonzero(data.impressions.split == TRAIN))
-    print(
-        f"An epoch of {rows:,} rows has {steps:,.0f} steps of {1000 * per_step:.1f} CPU ms: "
-        f"{steps * per_step:,.0f} CPU seconds, extrapolated."
-    )
+    steps = math.ceil(len(data.requests(TRAIN, training.group, training.visit)) / training.batch_size)
+    marks = {1: "rows prepared, a step compiled", steps: f"the other steps of an epoch of {rows:,} rows"}
+    train(
+        choice.model, data, training, progress=False,
+        on_step=lambda number: done(marks[number]) if number in marks else None,
+    )  # fmt: skip
+    done("its validation")
 
 
 def main() -> None:
     if len(sys.argv) == 3 and sys.argv[1] == "train":
-        train_some(sys.argv[2])
+        train_an_epoch(sys.argv[2])
         return
     if len(sys.argv) == 3:
         print(run(*sys.argv[1:]))

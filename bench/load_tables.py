@@ -60,7 +60,7 @@ def run(way: str, path: str) -> str:
 
 
 def train_an_epoch(path: str) -> None:
-    """Load, choose, prepare and train one epoch; print a line for each."""
+    """Load, choose, prepare and train one epoch; print a line for each part."""
     from aif_jax.data import TRAIN, Dataset
     from aif_jax.training import choose, train
 
@@ -79,12 +79,14 @@ def train_an_epoch(path: str) -> None:
     training = dataclasses.replace(choice.training, epochs=1)
     rows = int(np.count_nonzero(data.impressions.split == TRAIN))
     steps = math.ceil(len(data.requests(TRAIN, training.group, training.visit)) / training.batch_size)
-    marks = {1: "rows prepared, a step compiled", steps: f"the other steps of an epoch of {rows:,} rows"}
+    marks = {
+        1: "rows prepared, a step compiled",
+        steps: f"the other steps of an epoch of {rows:,} rows, and validation",
+    }
     train(
         choice.model, data, training, progress=False,
         on_step=lambda number: done(marks[number]) if number in marks else None,
     )  # fmt: skip
-    done("its validation")
 
 
 def main() -> None:

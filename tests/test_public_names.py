@@ -1,11 +1,13 @@
 """Public names: those that a package's `__init__` exports or makes; the documents use no others."""
 
 import importlib
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 
+from aif_jax.errors import AifError
 from support.public_names import BY_MODULE, PACKAGES, exported
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,6 +27,21 @@ def test_serving_package_exports_types_of_its_methods() -> None:
         "Task Threads UserStateCache",
     )
     assert exported("aif_jax.serving") == set(" ".join(wanted).split())
+
+
+@pytest.mark.parametrize("package", ["data", "evaluation", "fitting", "nearline", "observe", "training", ""])
+def test_functions_given_something_of_another_kind_name_it(package: str) -> None:
+    name = f"aif_jax.{package}".rstrip(".")
+    module = importlib.import_module(name)
+    wrong = object()
+    for function in (getattr(module, each) for each in sorted(exported(name))):
+        if not inspect.isfunction(function) or function.__name__ == "decoded":  # for each entry of a stream
+            continue
+        needed = [one for one in inspect.signature(function).parameters.values() if one.default is one.empty]
+        named = {one.name: wrong for one in needed if one.kind is one.KEYWORD_ONLY}
+        if positional := [wrong for one in needed if one.kind is one.POSITIONAL_OR_KEYWORD]:
+            with pytest.raises(AifError, match="object object at"):
+                function(*positional, **named)
 
 
 def imports_of(text: str) -> list[tuple[str, str]]:

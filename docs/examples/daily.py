@@ -51,7 +51,7 @@ def main(folder: Path, first: int = 4, days: int = 3) -> list[TrainResult]:
             assert result.warm_start.kept["item.item"] == results[-1].schema.feature("item", "item").size
         bundle = run.export(folder / f"bundle-{day}", k_max=20)
         # All weights have changed, so all rows have: both tables are built anew, and published with it.
-        tables = aif.build_tables(bundle, data.item_records(MODEL.content_width))
+        tables = aif.build_tables(bundle, data)
         if engine is None:
             engine = aif.Engine(bundle, tables, users=lambda user: users["source"](user))
         else:

@@ -226,6 +226,9 @@ def typed(function: Callable[_P, _R]) -> Callable[_P, _R]:
     >>> grow("elm", by="two")
     Traceback (most recent call last):
     aif_jax.errors.ConfigError: grow: by: got 'two', expected a whole number.
+    >>> grow("elm", how_much=2)
+    Traceback (most recent call last):
+    TypeError: grow(): got an unexpected keyword argument 'how_much'; arguments are tree, by
     """
     signature, called = inspect.signature(function), function.__qualname__.removesuffix(".__init__")
     kinds = {
@@ -236,7 +239,10 @@ def typed(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        bound = signature.bind(*args, **kwargs)
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:  # names no function, unlike Python's own
+            raise TypeError(f"{called}(): {error}; arguments are {', '.join(signature.parameters)}") from None
         for name, value in bound.arguments.items():
             kind = kinds.get(name, Any)
             if isinstance(value, np.generic) and not fits(value, kind):
@@ -300,8 +306,10 @@ def fits(value: Any, kind: Any) -> bool:
         return isinstance(value, (list, tuple)) and all(fits(part, get_args(kind)[0]) for part in value)
     if get_origin(kind) is Mapping:
         return isinstance(value, Mapping) and all(fits(part, get_args(kind)[1]) for part in value.values())
-    if kind is Any or isinstance(kind, (str, TypeVar)) or getattr(kind, "_is_protocol", False):
+    if kind is Any or isinstance(kind, (str, TypeVar)):
         return True
+    if getattr(kind, "_is_protocol", False):
+        return not getattr(kind, "_is_runtime_protocol", False) or isinstance(value, kind)
     if get_origin(kind) is collections.abc.Callable:
         return callable(value)
     if isinstance(get_origin(kind), type):

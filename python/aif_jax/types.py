@@ -102,6 +102,15 @@ class ItemRecords:
     rankable: Any = None
 
 
+@runtime_checkable
+class Catalogue(Protocol):
+    """Items that are asked for as records, such as those of a `Dataset`."""
+
+    def item_records(self, content_width: int) -> ItemRecords:
+        """Return the items, their content as a model of this width takes it."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One request, the argument of ``retrieve``.

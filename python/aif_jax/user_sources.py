@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from aif_jax.aio import TimeLimit, is_coroutine_function
-from aif_jax.checks import number, whole
+from aif_jax.checks import number, typed, whole
 from aif_jax.errors import ConfigError, UserSourceError
 from aif_jax.features.copies import copied
 from aif_jax.shown import shown
@@ -28,6 +28,7 @@ class InMemoryUsers:
     True
     """
 
+    @typed
     def __init__(self, records: Mapping[UserId, UserRecord] | None = None):
         self._records: dict[UserId, UserRecord] = dict(records or {})
         self._lock = threading.Lock()
@@ -86,6 +87,7 @@ class BatchedUsers:
     ('de', None, 2)
     """
 
+    @typed
     def __init__(
         self,
         fetch: Callable[[list[Any]], Fetched | Awaitable[Fetched]],

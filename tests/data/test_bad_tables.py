@@ -211,6 +211,7 @@ CASES: dict[str, tuple[Callable[[], Dataset], type[AifError], str]] = {
     ),
     "rows of half": (lambda: events(changed(), split=last_n(0.5)), DataError, "got 0.5, expected a whole"),  # type: ignore[arg-type]
     "no negatives": (lambda: events(changed(), negatives=Negatives(0)), ConfigError, "count: got 0"),
+    "none a row": (lambda: events(changed(), negatives=0), ConfigError, "negatives: got 0"),
     "negatives by the million": (
         lambda: events(changed(), negatives=1_000_000),
         ConfigError,

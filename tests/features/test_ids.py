@@ -2,11 +2,9 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from aif_jax.errors import RequestError
-from aif_jax.features import item_keys, split_ids
+from aif_jax.features import item_keys
 from aif_jax.features.ids import KeySet
 
 
@@ -49,20 +47,6 @@ def test_item_keys_of_strings_are_xxh3():
 def test_item_keys_malformed_ids_are_refused(ids):
     with pytest.raises(RequestError, match="ids"):
         item_keys(ids)
-
-
-@given(st.lists(st.integers(0, 2**64 - 1), max_size=10))
-def test_split_ids_keeps_all_64_bits(values):
-    halves = split_ids(np.array(values, np.uint64))
-    assert halves.dtype == np.uint32
-    assert halves.shape == (len(values), 2)
-    assert [int(low) + (int(high) << 32) for low, high in halves] == values
-
-
-def test_split_ids_other_dtypes_are_refused():
-    assert split_ids(np.zeros((2, 3), np.uint64)).shape == (2, 3, 2)
-    with pytest.raises(RequestError, match="item_keys"):
-        split_ids(np.array([1, 2]))
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 
 from aif_jax.bundle import compilations
-from aif_jax.errors import AifError, PublishError, RequestError, SchedulerError, VersionMismatchError
+from aif_jax.errors import (
+    AifError,
+    ConfigError,
+    PublishError,
+    RequestError,
+    SchedulerError,
+    VersionMismatchError,
+)
 from aif_jax.serving import Engine, GoldenRequest, InMemoryUsers, MissingItems, PublishChecks
 from aif_jax.serving.generation import Generation
 from aif_jax.types import Candidates, ItemRecords
@@ -321,6 +328,9 @@ def test_publish_malformed_golden_request_is_refused(make: Make, two: Served, wo
         engine.publish(*two, golden=[golden(world, k=0)])
     with pytest.raises(AifError, match="moon"):
         engine.publish(*two, golden=[golden(world, context={"moon": 1})])
+    for wrong in ([(5, world.ids[:3])], golden(world)):
+        with pytest.raises(ConfigError, match=r"(?s)golden: got .*, expected a list of GoldenRequests"):
+            engine.publish(*two, golden=wrong)  # type: ignore[arg-type]
 
 
 def test_publish_tables_of_another_version_are_refused(make: Make, one: Served, two: Served) -> None:

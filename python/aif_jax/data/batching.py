@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from aif_jax.checks import typed
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.splits import split_number
 from aif_jax.errors import DataError
@@ -199,6 +200,7 @@ class RequestSource:
         return found
 
 
+@typed
 def collate(requests: Sequence[Batch], long_bucket: int, *, batch_size: int | None = None) -> Batch:
     """Stack requests of a `RequestSource` into a batch.
 

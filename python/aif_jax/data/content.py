@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from aif_jax.checks import typed
 from aif_jax.data.tables import SortedIds, arrow_column, code_ids
 from aif_jax.errors import ConfigError, DataError
 from aif_jax.features import ContentSpace
@@ -203,6 +204,7 @@ def given_content(
     return Content(vectors, has, space, raw if space.kind == "fitted" else None), remark
 
 
+@typed
 def collaborative_content(
     user: np.ndarray,
     item: np.ndarray,
@@ -311,6 +313,7 @@ def out_of_fold(
     return dataclasses.replace(content, folds=tuple(folds))
 
 
+@typed
 def fit_width(content: Content, width: int) -> Content:
     """Return derived content embeddings as a narrower derivation gives them: the first columns, normalised.
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from aif_jax.checks import typed
+from aif_jax.checks import typed, whole
 from aif_jax.data import building
 from aif_jax.data.consistency import check_fields
 from aif_jax.data.content import Content, fit_width, turned
@@ -164,8 +164,10 @@ class Dataset:
             category=category, min_item_count=min_item_count, repeats=repeats, time_unit=time_unit,
             content=content, content_width=content_width, name=name,
         )  # fmt: skip
-        rule = negatives if isinstance(negatives, Negatives) else Negatives(negatives)
-        return cls(**building.from_events(events, names, setting, labels, rule))
+        if not isinstance(negatives, Negatives):
+            whole("negatives", negatives, 1)
+            negatives = Negatives(negatives)
+        return cls(**building.from_events(events, names, setting, labels, negatives))
 
     @classmethod
     @typed

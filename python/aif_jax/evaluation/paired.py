@@ -6,6 +6,7 @@ from typing import Generic, Self, TypeVar
 
 import numpy as np
 
+from aif_jax.checks import typed
 from aif_jax.errors import DataError
 
 Key = TypeVar("Key", bound=Hashable)
@@ -118,6 +119,7 @@ class PairedBootstrap(Generic[Key]):
             or resamples.
     """
 
+    @typed
     def __init__(
         self,
         users: int,

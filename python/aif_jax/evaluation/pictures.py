@@ -4,6 +4,7 @@ import io
 import math
 from typing import Any
 
+from aif_jax.checks import typed
 from aif_jax.evaluation.evaluation import AGAINST, Evaluation, HeadEvaluation, Reference, SliceEvaluation
 from aif_jax.evaluation.paired import Estimate
 from aif_jax.extras import needs
@@ -18,6 +19,7 @@ LEAST_USERS = 10
 _ROW, _LEAST = 0.235, 6.6  # inches: of a slice, and of a head
 
 
+@typed
 def picture(evaluation: Evaluation, *, format: str = "svg") -> bytes:
     """Return a picture, a band for each head.
 

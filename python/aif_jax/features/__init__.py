@@ -1,7 +1,7 @@
 """The schema: features of users, items, contexts and (user, item) pairs, and their encoding as arrays.
 
-`Schema.encode` makes features of raw columns, which `aif_jax.inputs` has read; `split_ids` takes ids on their
-way into JAX, `bucket_for` and `pad_to` make shapes.
+`Schema.encode` makes features of raw columns, which `aif_jax.inputs` has read; `bucket_for` and
+`pad_to` make shapes.
 """
 
 from aif_jax.features.content_space import ContentSpace as ContentSpace
@@ -9,7 +9,6 @@ from aif_jax.features.encoders import Encoder as Encoder
 from aif_jax.features.encoders import Hashing as Hashing
 from aif_jax.features.encoders import Vocabulary as Vocabulary
 from aif_jax.features.filters import Filters as Filters
-from aif_jax.features.ids import split_ids as split_ids
 from aif_jax.features.kinds import Categorical as Categorical
 from aif_jax.features.kinds import Feature as Feature
 from aif_jax.features.kinds import MultiValued as MultiValued

@@ -1,35 +1,11 @@
-"""64-bit keys of ids: their two 32-bit halves inside JAX, and sets of them."""
+"""Sets of 64-bit keys of ids."""
 
 import numpy as np
 
-from aif_jax.errors import RequestError
 from aif_jax.lookup import find
 
 _MAX_BITS = 20
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
-
-
-def split_ids(keys: np.ndarray) -> np.ndarray:
-    """Split 64-bit keys into the two halves that JAX can hold: the one way by which ids enter it.
-
-    Args:
-        keys: uint64 ``[...]``.
-
-    Returns:
-        uint32 ``[..., 2]``, the low half first, whatever the machine's byte order; a view where possible.
-
-    Raises:
-        RequestError: the keys are not uint64: run them through `item_keys`.
-
-    >>> split_ids(np.array([7, 2**32 + 7], np.uint64)).tolist()
-    [[7, 0], [7, 1]]
-    """
-    if not isinstance(keys, np.ndarray) or keys.dtype != np.uint64:
-        given = keys.dtype if isinstance(keys, np.ndarray) else type(keys).__name__
-        raise RequestError(f"keys: got {given}, expected a uint64 array; item_keys makes one.")
-    little = np.ascontiguousarray(keys, dtype="<u8")
-    halves = little.reshape(-1).view("<u4").reshape(*keys.shape, 2)
-    return halves.astype(np.uint32, copy=False)
 
 
 class KeySet:

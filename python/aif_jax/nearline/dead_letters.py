@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from aif_jax.checks import typed
 from aif_jax.errors import ArchiveError, DataError
 from aif_jax.files import read_file, sync_directory
 from aif_jax.nearline.change_log import Position
@@ -132,6 +133,7 @@ class DeadLetters:
         self._open()
 
 
+@typed
 def read_dead_letters(directory: str | Path) -> Iterator[DeadLetter]:
     """Read the entries that were set aside beside an archive, the oldest first, each once.
 

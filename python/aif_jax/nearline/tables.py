@@ -9,7 +9,7 @@ from aif_jax.errors import ConfigError, VersionMismatchError
 from aif_jax.nearline.behaviour_table import BehaviourTable
 from aif_jax.nearline.item_index import ItemIndex
 from aif_jax.shown import shown
-from aif_jax.types import ItemRecords
+from aif_jax.types import Catalogue, ItemRecords
 
 
 class Tables(NamedTuple):
@@ -25,12 +25,13 @@ class Tables(NamedTuple):
 
 
 @typed
-def build_tables(bundle: Bundle, records: ItemRecords) -> Tables:
+def build_tables(bundle: Bundle, records: ItemRecords | Catalogue) -> Tables:
     """Compute item index and behaviour table of the same items.
 
     Args:
         bundle: the model.
-        records: the items. `ItemRecords.rankable` is for the index; every item gets a behaviour row.
+        records: the items, or a data set that holds them. `ItemRecords.rankable` is for the index; every item
+            gets a behaviour row.
 
     Raises:
         ItemIndexError: an id is repeated in the records, two string ids have the same hash, or content or
@@ -43,6 +44,8 @@ def build_tables(bundle: Bundle, records: ItemRecords) -> Tables:
     >>> len(tables.items), len(tables.behaviours)
     (3, 3)
     """
+    if not isinstance(records, ItemRecords):
+        records = records.item_records(bundle.spec.content_width)
     catalogue = (records.ids, records.columns, records.content)
     return Tables(
         ItemIndex.build(bundle, *catalogue, rankable=records.rankable),

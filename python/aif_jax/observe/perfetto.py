@@ -6,12 +6,14 @@ Format: Chrome's "Trace Event Format", complete events (``"ph": "X"``), times in
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from aif_jax.checks import typed
 from aif_jax.serving import Failure, Report, Task
 from aif_jax.strict_json import dumps
 
 _THREADS = "threads of the scheduler"
 
 
+@typed
 def chrome_trace(requests: Iterable[Report | Failure], *, aligned: bool = False) -> str:
     """Return a trace file of several requests for https://ui.perfetto.dev or chrome://tracing.
 

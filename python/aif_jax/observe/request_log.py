@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aif_jax import processes
-from aif_jax.checks import check, whole
+from aif_jax.checks import check, typed, whole
 from aif_jax.extras import needs
 from aif_jax.features.copies import copied
 from aif_jax.files import make_directory, real_path, remove_leftovers, write_atomic
@@ -79,6 +79,7 @@ class RequestLog(Observer):
         WriteError: the folder cannot be made.
     """
 
+    @typed
     def __init__(
         self,
         folder: str | Path,

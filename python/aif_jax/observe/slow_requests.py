@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from aif_jax.checks import typed
 from aif_jax.errors import ConfigError
 from aif_jax.observe.perfetto import chrome_trace
 from aif_jax.serving import Failure, Observer, Report
@@ -33,6 +34,7 @@ class SlowRequests(Observer):
         ConfigError: a size or the window is not positive.
     """
 
+    @typed
     def __init__(
         self,
         worst: int = 16,

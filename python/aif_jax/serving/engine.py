@@ -343,7 +343,7 @@ class Engine(OfOneProcess, guards=("publish", "rollback", "drop_previous", "shad
             PublishError: coverage is too small, ``max_memory_bytes`` leaves no room, or a golden request
                 cannot be ranked or is out of bounds; nothing was changed.
             RequestError: a golden request is malformed.
-            ConfigError: the engine's config does not fit the bundle.
+            ConfigError: the engine's config does not fit the bundle, or an argument is of another kind.
             SchedulerError: the engine is closed.
         """
         return self._generations.publish(
@@ -481,10 +481,9 @@ class Engine(OfOneProcess, guards=("publish", "rollback", "drop_previous", "shad
         `publish`: 0, unless something else compiles. ``compilation_cache`` holds the counters of the bundle's
         cache (`CacheCounts`) and its place; empty without one. ``generations`` counts publishes and
         rollbacks, and holds the version that a rollback goes to and the open requests of both. ``memory``
-        holds the bytes of each generation by part (`aif_jax.memory`), and of all together, where
-        shared parts count once; ``shadows`` the findings of those that run (`Shadow.stats`). ``programs``
-        counts, over the whole life of the process and for all bundles, programs compiled and programs loaded
-        from a cache instead.
+        holds the bytes of each generation by part (`aif_jax.memory`), and of all, shared parts once;
+        ``shadows`` the findings of those that run (`Shadow.stats`). ``programs`` counts those compiled and
+        those loaded from a cache, in the whole life of the process.
         """
         services, release = self._services, self._generations.current
         services.open.expire()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from aif_jax.bundle import Bundle, compilations
-from aif_jax.checks import is_real
+from aif_jax.checks import check, fits, is_real
 from aif_jax.errors import AifError, PublishError, RequestError, SchedulerError
 from aif_jax.machine import throttled
 from aif_jax.memory import Needs, check_budget
@@ -379,6 +379,7 @@ class Generations:
         Raises:
             AifError: see `Engine.publish`; nothing was changed.
         """
+        check("golden", golden, fits(golden, Sequence[GoldenRequest]), "a list of GoldenRequests")
         prechecks = PreChecks(bundle, tables, config, held, checks)
         with self.prepared(prechecks) as coverage:
             began_s, running = time.perf_counter(), self.current

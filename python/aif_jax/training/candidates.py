@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from aif_jax.checks import typed
 from aif_jax.data import TRAIN, Dataset
 from aif_jax.data.splits import split_number
 from aif_jax.features import Schema
@@ -63,6 +64,7 @@ class CandidateLists:
         }
 
 
+@typed
 def candidate_lists(
     dataset: Dataset,
     split: str,

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from aif_jax.checks import typed
 from aif_jax.data import Dataset, RequestBatcher, RequestSource
 from aif_jax.data.splits import split_number
 from aif_jax.errors import TrainingError
@@ -127,6 +128,7 @@ class Evaluator:
         catalogue: with signatures, on the device; ``None`` makes it.
     """
 
+    @typed
     def __init__(
         self,
         dataset: Dataset,
@@ -281,6 +283,7 @@ class Evaluator:
         return scores
 
 
+@typed
 def predict(model: Any, dataset: Dataset, split: str = "test", **options: Any) -> np.ndarray:
     """Predict every impression of one part.
 
@@ -300,6 +303,7 @@ def predict(model: Any, dataset: Dataset, split: str = "test", **options: Any) -
     return Evaluator(dataset, model, split, **options).predict(model)
 
 
+@typed
 def evaluate(
     model: Any,
     dataset: Dataset,

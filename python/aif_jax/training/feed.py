@@ -8,6 +8,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from aif_jax.checks import typed
 from aif_jax.config import LONG_BLOCKS, ModelConfig
 from aif_jax.data import TRAIN, Dataset, RequestBatcher, RequestSource
 from aif_jax.errors import ConfigError
@@ -161,6 +162,7 @@ def iterate(batches: TrainingBatches, workers: int = 0) -> grain.DatasetIterator
     return iter(pipeline)
 
 
+@typed
 def can_sample(schema: Schema, model: ModelConfig | OwnConfig) -> bool:
     """Return whether items can be sampled as negatives: not if the model reads pair features."""
     return not (schema.pair and model.has("pair"))

@@ -128,6 +128,7 @@ def _clipped(values: np.ndarray) -> np.ndarray:
     return np.clip(values, 1e-4, 1.0 - 1e-4)
 
 
+@typed
 def floor_scores(dataset: Dataset, head: str, *, smoothing: float = SMOOTHING) -> dict[str, np.ndarray]:
     """Score every impression from counts over the training part alone.
 

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+from aif_jax.checks import typed
 from aif_jax.config import ModelConfig
 from aif_jax.data import TRAIN, Dataset
 from aif_jax.training.config import TrainConfig
 from aif_jax.training.loop import TrainResult, train
 
 
+@typed
 def two_tower(
     data: Dataset,
     model: ModelConfig | None = None,

@@ -16,7 +16,7 @@ def main() -> None:
     run = aif.fit(data, **{**config.arguments("fit", aif.fit), "out": HERE / "run"})
     print(run.report())
     bundle = run.export(HERE / "bundle", overwrite=True)
-    tables = aif.build_tables(bundle, data.item_records(bundle.config.content_width))
+    tables = aif.build_tables(bundle, data)
     (HERE / "index").mkdir(exist_ok=True)
     tables.items.save(HERE / "index" / "items.aifrows")
     tables.behaviours.save(HERE / "index" / "behaviours.aifrows")

@@ -155,6 +155,9 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "reserved by histories": (
         with_column("behaviour", "mask", lambda out, *_: out["token"]), r"behaviour: column 'mask': expected",
     ),
+    "reserved by times": (
+        with_column("behaviour", "gap", lambda out, *_: out["token"]), r"behaviour: column 'gap': expected",
+    ),
     "state of another length": (
         with_column("user", "twice", lambda out, *_: jnp.concatenate([out["tokens"]] * 2, axis=1)),
         r"Functions\.user: column 'twice' has shape .*expected sizes that are fixed, or the length l",
@@ -197,6 +200,7 @@ def test_contracted_model_that_breaks_the_contract_is_refused(case: str) -> None
         ({"rungs": (1,)}, r"rungs: got \(1,\), expected 0, and any of"),
         ({"rungs": (0, 1), "short_length": 0}, r"rungs: got 1, .*without a short one"),
         ({"score": "like"}, r"'like' in 'like' is no head"),
+        ({"gaps": True, "long_length": 0}, r"gaps: got True, but they are of the sequence long; give"),
         ({"long_length": -1}, r"long_length: got -1, expected"),
         ({"calibration": {"like": (1.0, 0.0)}}, r"calibration: \['like'\] are not heads"),
     ],

@@ -1,9 +1,11 @@
 """A model that is not ours, served: its answers are those of its functions, on every path."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -26,6 +28,7 @@ from support.served import (
     Served,
     World,
     assert_ranks_as,
+    assert_same,
     part_of,
     ran,
     tables_of,
@@ -41,7 +44,7 @@ def exported(path: Path, **given: Any) -> Bundle:
         "k_max": K_MAX, "score": small.SCORE, "long_length": small.LONG, "short_length": small.SHORT,
         "content_space": ContentSpace.declared(8),
     }  # fmt: skip
-    return export(small.mean_pool(), SCHEMA, path, **{**settings, **given})
+    return export(given.pop("model", small.mean_pool()), SCHEMA, path, **{**settings, **given})
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +76,6 @@ def test_other_model_is_described_by_its_bundle(other: Served, plain: Served) ->
     assert plain[1].items.store.columns["vector"] == (np.dtype(np.int8), (8,))
     with pytest.raises(ConfigError, match=r"holds a model of class Functions, which has no ModelConfig"):
         _ = bundle.config
-    with pytest.raises(BundleError, match=r"class Functions, whose functions are not in the bundle.*export"):
-        Bundle.refresh(bundle.path)
 
 
 @ways
@@ -195,6 +196,30 @@ def test_other_model_without_user_rungs_raises_error_of_source(
         engine.begin(5, CONTEXT).rank(*world.candidates(30))
 
 
+def test_other_model_with_gaps_reads_the_times_of_behaviours_that_it_knows(
+    make: Make, world: World, tmp_path: Path
+) -> None:
+    def user(p: Any, features: Any, histories: Any) -> Any:
+        return {**small.user(p, features, histories), "gap": histories["long"]["gap"].astype(np.float32)}
+
+    def interact(p: Any, state: Any, context: Any, rows: Any, pair: Any) -> Any:
+        place = jnp.arange(state["gap"].shape[0], dtype=jnp.float32)
+        return {"told": (state["gap"] * place).sum() / 1000 + 0 * rows["vector"][:, 0]}
+
+    model = small.mean_pool(user=user, interact=interact)
+    bundle = exported(tmp_path / "bundle", model=model, score="", gaps=True)
+    items = [*world.ids[:3].tolist(), 10**9, int(world.ids[4])]
+    times = [86_407.0, 86_400.0, 0.0, 0.0, 0.0]
+    known = UserRecord({}, items, ["click"] * 5, times=times)
+    sources = {1: known, 2: dataclasses.replace(known, times=[])}
+    engine = make(tables_of(bundle, world), shapes=ONE, users=sources.get)
+    ids, pair = world.candidates(30)
+    told = [float(engine.begin(n, CONTEXT).rank(ids, pair).heads["told"][0]) for n in (1, 2)]
+    # Steps 4, 17, 1, (of an unknown item) and 0, at the places 0, 1, 2, 3, 4.
+    assert told[0] == pytest.approx(1 / (1 + np.exp(-(17 * 1 + 1 * 2) / 1000)), abs=1e-6)
+    assert told[1] == 0.5
+
+
 def test_other_model_programs_come_from_a_compilation_cache(
     plain: Served, tmp_path: Path, no_cache_of_jax: None
 ) -> None:
@@ -207,22 +232,63 @@ def test_other_model_programs_come_from_a_compilation_cache(
     assert loads() > before
 
 
+def read_apart(bundle: Bundle) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Return the contents of a bundle's files by name, and the header of its manifest."""
+    manifest = read_manifest(bundle.path)
+    contents = {name: read_verified(bundle.path, manifest, name) for name in manifest["files"]}
+    return contents, {"jax": manifest["jax"], "kernel_abi": manifest["kernel_abi"]}
+
+
+def test_refresh_other_model_ranks_as_before(plain: Served, world: World, tmp_path: Path, make: Make) -> None:
+    contents, header = read_apart(plain[0])
+    write_bundle_files(
+        tmp_path / "b", contents, {**header, "jax": "0.0.1"}, lambda path: path, overwrite=False
+    )
+    refreshed = Bundle.refresh(tmp_path / "b")
+    assert (refreshed.kind, refreshed.path) == ("native", tmp_path / "b")
+    assert read_manifest(tmp_path / "b")["jax"] == header["jax"]
+    ids, pair = world.candidates(30)
+    answers = [
+        make(served, shapes=ONE).begin(5, CONTEXT).rank(ids, pair)
+        for served in (plain, tables_of(refreshed, world))
+    ]
+    assert_same(*answers)
+
+
+def test_refresh_other_model_of_other_kernels_keeps_portable_programs(plain: Served, tmp_path: Path) -> None:
+    contents, header = read_apart(plain[0])
+    write_bundle_files(
+        tmp_path / "b", contents, {**header, "kernel_abi": 0}, lambda path: path, overwrite=False
+    )
+    refreshed = Bundle.refresh(tmp_path / "b")
+    assert refreshed.kind == "portable"
+    assert "native: not taken, the bundle was exported without such programs" in refreshed.explain()
+
+
+def test_refresh_other_model_that_jax_cannot_read_says_what_to_do(plain: Served, tmp_path: Path) -> None:
+    contents, header = read_apart(plain[0])
+    contents["programs/user.portable"] = b"of a jax long ago"
+    write_bundle_files(tmp_path / "b", contents, header, lambda path: path, overwrite=False)
+    before = (tmp_path / "b" / "manifest.json").read_bytes()
+    with pytest.raises(
+        BundleError, match=r"class Functions.*cannot be read by jax.*export the model again, or"
+    ):
+        Bundle.refresh(tmp_path / "b")
+    assert (tmp_path / "b" / "manifest.json").read_bytes() == before
+
+
 def test_load_bundle_of_older_format_is_refused(other: Served, tmp_path: Path) -> None:
-    manifest = read_manifest(other[0].path)
-    contents = {name: read_verified(other[0].path, manifest, name) for name in manifest["files"]}
-    header = {"jax": manifest["jax"], "kernel_abi": manifest["kernel_abi"]}
+    contents, header = read_apart(other[0])
     write_bundle_files(tmp_path / "b", contents, {**header, "format": 1}, lambda path: path, overwrite=False)
     with pytest.raises(BundleError, match=r"has format 1, this release \(aif_jax [\d.]+\) reads 2; export"):
         Bundle.load(tmp_path / "b")
 
 
 def test_load_description_without_a_model_is_refused(other: Served, tmp_path: Path) -> None:
-    manifest = read_manifest(other[0].path)
-    contents = {name: read_verified(other[0].path, manifest, name) for name in manifest["files"]}
+    contents, header = read_apart(other[0])
     description = json.loads(contents[CONFIG])
     description["model"]["rungs"] = [0, 7]
     contents[CONFIG] = json.dumps(description).encode()
-    header = {"jax": manifest["jax"], "kernel_abi": manifest["kernel_abi"]}
     write_bundle_files(tmp_path / "b", contents, header, lambda path: path, overwrite=False)
     with pytest.raises(ConfigError, match=r"rungs: got \(0, 7\)"):
         Bundle.load(tmp_path / "b")

@@ -136,18 +136,19 @@ class Bundle(OfOneProcess, guards=("call", "program")):
     @classmethod
     @typed
     def refresh(cls, path: str | Path) -> "Bundle":
-        """Rebuild a bundle's programs from its config and weights with the jax that is installed now.
+        """Rebuild a bundle's programs with the jax that is installed now, with the same weights.
 
-        Needed when jax has changed so much that it cannot read the old programs. It makes those of our own
-        model, with the same weights; another model is exported again. The version changes, so item index and
-        behaviour table must be built again.
+        Those of our own model are made from its config, also when jax has changed so much that it cannot read
+        the old ones. Those of another model are read and written anew, so it is done while the installed jax
+        still reads them: JAX promises that for half a year. The version changes, so item index and behaviour
+        table must be built again.
 
         Returns:
             The bundle, loaded anew.
 
         Raises:
-            BundleError: the bundle cannot be read or is not of our own model, or the new one is not proven or
-                cannot be written: the old one is as it was.
+            BundleError: the bundle cannot be read, or the programs of a model that is not ours cannot; or the
+                new one is not proven or cannot be written: the old one is as it was.
         """
         from aif_jax.bundle.writing import refresh_bundle
 
@@ -157,6 +158,11 @@ class Bundle(OfOneProcess, guards=("call", "program")):
         """Return itself, now that its directory, which was loaded before, has its name."""
         self.path = Path(path)
         return self
+
+    @property
+    def ours(self) -> bool:
+        """True if it holds one of our models, which has a `config`."""
+        return self._config is not None
 
     @property
     def config(self) -> ModelConfig:

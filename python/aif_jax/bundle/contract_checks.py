@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from aif_jax import kernels
-from aif_jax.bundle.golden import RELATIVE, sample_group, sample_items, sample_types
+from aif_jax.bundle.golden import RELATIVE, sample_group, sample_items, sample_sequence, sample_types
 from aif_jax.errors import AifError, ConfigError
 from aif_jax.models.served import ServedModel
 from aif_jax.strict_json import shortened
@@ -93,9 +93,7 @@ def _users(model: ServedModel, behaviours: Arrays, rng: np.random.Generator) -> 
                 for name, leaf in columns.items()
             }
         else:
-            length = next(iter(spec.values())).shape[1]
-            chosen = rng.integers(0, _ROWS, (_USERS, length))
-            users[part] = {name: behaviours[name][chosen] for name in spec}
+            users[part] = sample_sequence(behaviours, spec, rng)
     return users
 
 

@@ -33,6 +33,7 @@ def export(
     precision: Precision | Mapping[str, Precision] = "float32",
     rungs: Sequence[int] = (0,),
     calibration: Mapping[str, tuple[float, float]] | None = None,
+    gaps: bool = False,
     metrics: Mapping[str, Any] | None = None,
     notes: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -62,6 +63,7 @@ def export(
             context and pair features. An engine offers those only. Name a rung if the model was trained with
             such inputs missing.
         calibration: ``(scale, offset)`` of each head's logit, in the item's prior too.
+        gaps: whether the sequence ``long`` has the time between behaviours, of `UserRecord.times`.
         metrics: the model's quality, JSON-serialisable.
         notes: further values to keep, JSON-serialisable.
         overwrite: replace a bundle that is at ``path`` already, as in `export_bundle`.
@@ -98,6 +100,7 @@ def export(
             precision=precision,
             rungs=tuple(rungs),
             calibration=calibration,
+            gaps=gaps,
         )
     )
     space = content_space or ContentSpace.declared(1)

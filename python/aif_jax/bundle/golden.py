@@ -11,6 +11,7 @@ leaves the mean what it was. A fault that moves many values by less than a step 
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -18,6 +19,7 @@ import numpy as np
 from aif_jax import _native
 from aif_jax.config import REDUCED_COLUMNS
 from aif_jax.features import Numeric, Schema
+from aif_jax.features.gaps import GAP_STEPS
 from aif_jax.features.schema import Group
 from aif_jax.kernels import FOUND, RANKABLE, handle_operand
 
@@ -197,6 +199,18 @@ def sample_items(
         "content": (content * has_content).astype(np.float32),
         "has_content": has_content.astype(np.float32),
     }
+
+
+def sample_sequence(
+    behaviours: Mapping[str, np.ndarray], spec: Mapping[str, Any], rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Draw the columns ``[B, L, ...]`` of histories, of some behaviour rows, and of gaps if they are read."""
+    shape, number = next(iter(spec.values())).shape[:2], len(next(iter(behaviours.values())))
+    chosen = rng.integers(0, number, shape)
+    sequence = {name: behaviours[name][chosen] for name in spec if name != "gap"}
+    if "gap" in spec:
+        sequence["gap"] = rng.integers(0, GAP_STEPS, shape).astype(np.int32)
+    return sequence
 
 
 def sample_types(schema: Schema, length: int, rng: np.random.Generator) -> np.ndarray:

@@ -161,6 +161,24 @@ def exporter(
     return export_for
 
 
+def exported_again(program: "Program", custom_calls: Sequence[str]) -> bytes:
+    """Return a program written by the jax that is installed now, which must still read it.
+
+    Args:
+        program: with any signature, which stays.
+        custom_calls: names of the custom calls that it may hold.
+
+    Raises:
+        BundleError: this jax cannot read the program.
+    """
+    old = program.exported
+    operands, _ = jax.tree.unflatten(old.in_tree, old.in_avals)
+    checks = [export.DisabledSafetyCheck.custom_call(name) for name in custom_calls]
+    with _no_locations():
+        new = export.export(jax.jit(old.call), platforms=old.platforms, disabled_checks=checks)(*operands)
+    return bytes(new.serialize())
+
+
 @contextlib.contextmanager
 def _no_locations() -> Iterator[None]:
     """Keep source locations out of programs: the same model gives the same bytes wherever it is exported.

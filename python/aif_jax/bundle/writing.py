@@ -5,6 +5,7 @@ Only this part of bundles needs the model's code, so it is imported when somethi
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,14 +17,13 @@ from safetensors.numpy import save as save_safetensors
 from aif_jax import kernels
 from aif_jax.bundle import files
 from aif_jax.bundle.files import CONFIG, GOLDEN, KERNEL_ABI, KINDS, STAGES, WEIGHTS, ProgramKind, Stage
-from aif_jax.bundle.golden import sample_group, sample_items, sample_types
-from aif_jax.bundle.programs import Export, Signature, Tree, exporter, flatten
+from aif_jax.bundle.golden import sample_group, sample_items, sample_sequence, sample_types
+from aif_jax.bundle.programs import Export, Program, Signature, Tree, exported_again, exporter, flatten
 from aif_jax.bundle.tensors import load_tensors
 from aif_jax.config import ModelConfig, check_precision
 from aif_jax.errors import BundleError
 from aif_jax.features import ContentSpace, Schema
 from aif_jax.features.content_space import CONTENT_SPACE
-from aif_jax.features.gaps import GAP_STEPS
 from aif_jax.models.store import check_finite
 from aif_jax.uninterrupted import check_wanted, uninterrupted
 
@@ -42,17 +42,14 @@ def refresh_bundle(path: Path, load: Callable[[Path], _T]) -> _T:
     """Replace a bundle's programs by ones of the jax that is installed now; `write_bundle` tells the rest.
 
     Raises:
-        BundleError: the bundle is not of our own model: its functions are not in it.
+        BundleError: the model is not ours, and this jax cannot read its programs.
     """
     from aif_jax.models.folding import Folded
 
     manifest = files.read_manifest(path)
     description = json.loads(files.read_verified(path, manifest, CONFIG))
     if not description["source"]:
-        raise BundleError(
-            f"{path}: holds a model of class {description['model']['name']}, whose functions are not in the "
-            "bundle, so its programs cannot be made again; export the model again."
-        )
+        return _rewritten(path, manifest, description, load)
     weights = load_tensors(files.read_verified(path, manifest, WEIGHTS))
     config, schema = ModelConfig.from_json(description["source"]), Schema.from_json(description["schema"])
     check_precision(precision := description["model"]["precision"])
@@ -72,6 +69,33 @@ def refresh_bundle(path: Path, load: Callable[[Path], _T]) -> _T:
         load,
         overwrite=True,
     )
+
+
+def _rewritten(
+    path: Path, manifest: Mapping[str, Any], description: dict[str, Any], load: Callable[[Path], _T]
+) -> _T:
+    """Read the programs of a model whose functions are not here, and write them anew."""
+    contents = {name: files.read_verified(path, manifest, name) for name in manifest["files"]}
+    kinds = [kind for kind in KINDS if kind == "portable" or manifest["kernel_abi"] == KERNEL_ABI]
+    for stage in STAGES:
+        old = {kind: contents.pop(f"programs/{stage}.{kind}", b"") for kind in KINDS}
+        signatures = {k: one for k, one in description["programs"][stage].items() if k in kinds}
+        description["programs"][stage] = signatures
+        for kind, signature in signatures.items():
+            try:
+                program = Program(stage, kind, old[kind], Signature.from_json(signature))
+                content = uninterrupted(partial(exported_again, program, kernels.CUSTOM_CALLS))
+            except BundleError as error:
+                raise BundleError(
+                    f"{path}: holds a model of class {description['model']['name']}, whose functions are not "
+                    f"in the bundle, and its programs cannot be read by jax {jax.__version__}; export the "
+                    f"model again, or refresh the bundle with a jax that reads it, jax "
+                    f"{manifest['jax']} for one, and then with later ones."
+                ) from error
+            contents[f"programs/{stage}.{kind}"] = content
+    contents[CONFIG] = json.dumps(description, indent=1, allow_nan=False).encode()
+    header = {"jax": jax.__version__, "kernel_abi": KERNEL_ABI}
+    return files.write_bundle_files(path, contents, header, load, overwrite=True)
 
 
 def write_bundle(
@@ -249,10 +273,7 @@ def _golden_vectors(model: "ServedModel", k_max: int) -> dict[str, np.ndarray]:
         if name.endswith("_type"):
             sequences[name] = sample_types(schema, spec.shape[1], rng)
         elif spec:
-            chosen = rng.integers(0, _GOLDEN_ITEMS, next(iter(spec.values())).shape[:2])
-            sequences[name] = {column: behaviours[column][chosen] for column in spec if column != "gap"}
-            if "gap" in spec:
-                sequences[name]["gap"] = rng.integers(0, GAP_STEPS, chosen.shape).astype(np.int32)
+            sequences[name] = sample_sequence(behaviours, spec, rng)
     state = run("user", {"user": sample_group(schema, "user", (1,), rng), **sequences})
     n = -(-k_max // 16) * 16
     chosen = rng.integers(0, _GOLDEN_ITEMS, n)

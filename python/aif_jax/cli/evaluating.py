@@ -66,14 +66,14 @@ def run_evaluation(
     """
     scorer = open_scorer(path, rung=rung)
     other = None if against is None else open_scorer(against)
-    width = max(each.config.content_width for each in (scorer, other) if each is not None)
+    width = max(each.content_width for each in (scorer, other) if each is not None)
     dataset = describe(data).dataset(width)
     if split == "test" and dataset.name in REFIT:
         dataset = dataset.with_validation_in_training()  # as `aif train` trained
     if split == "validation" and dataset.name in REFIT:
         console.print(f"`aif train` trains on the validation part of {dataset.name} too", style="yellow")
-    folded = "folded, as it serves" if scorer.form == "folded" else "the unfolded model"
-    console.print(f"[bold]{scorer.name}[/] on the {split} part of {dataset.name}: {folded}", highlight=False)
+    form = "the unfolded model" if scorer.form == "unfolded" else f"{scorer.form}, as it serves"
+    console.print(f"[bold]{scorer.name}[/] on the {split} part of {dataset.name}: {form}", highlight=False)
     found = evaluate_model(
         scorer, dataset, split,
         against=other, heads=heads, slices=slices, frozen_histories=frozen_histories, lists=lists,

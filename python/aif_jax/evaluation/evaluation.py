@@ -13,17 +13,15 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
-from aif_jax.bundle import Bundle
 from aif_jax.checks import typed
 from aif_jax.data import Dataset
 from aif_jax.data.splits import split_number
 from aif_jax.errors import ConfigError, DataError
 from aif_jax.evaluation.paired import Estimate, PairedBootstrap, PooledAuc, Ratio, Statistic
-from aif_jax.evaluation.scoring import Scorer, Scores, check_fit
+from aif_jax.evaluation.scoring import Evaluable, Scorer, Scores, check_fit
 from aif_jax.evaluation.slices import Slice, slices_of
 from aif_jax.files import write_atomic
 from aif_jax.machine import cores, cpu_model
-from aif_jax.models.baselines import Model
 from aif_jax.training import WHOLE_REQUESTS, CandidateLists, candidate_lists
 from aif_jax.training.floors import LabelCounts
 from aif_jax.training.metrics import (
@@ -143,8 +141,8 @@ class Evaluation:
     """The result of `evaluate_model`. ``docs/evaluation.md`` describes its JSON form.
 
     Attributes:
-        model: what was evaluated: ``name``, ``kind`` (``run`` or ``bundle``), ``form`` (``unfolded`` or
-            ``folded``), ``architecture``, ``score``, ``precision``, ``rung`` and ``version`` (of a bundle).
+        model: what was evaluated: ``name``, ``kind`` (``run`` or ``bundle``), ``form`` (of
+            `Scorer`), ``architecture``, ``score``, ``precision``, ``rung`` and ``version`` (of a bundle).
         against: the same of each other model, by name.
         data: ``name``, ``split``, ``frozen_histories``.
         settings: ``lists``, ``candidates``, ``whole_requests``, ``bins``, ``resamples``, ``seed``.
@@ -186,11 +184,11 @@ class Evaluation:
 
 @typed
 def evaluate_model(
-    model: Model | Bundle | Scorer,
+    model: Evaluable,
     dataset: Dataset,
     split: str = "test",
     *,
-    against: Model | Bundle | Scorer | Mapping[str, Model | Bundle | Scorer] | None = None,
+    against: Evaluable | Mapping[str, Evaluable] | None = None,
     heads: Sequence[str] = (),
     slices: Sequence[str] = (),
     frozen_histories: bool = False,
@@ -206,7 +204,7 @@ def evaluate_model(
     Errors are of a bootstrap over users; those of differences are paired: both sides on the same users.
 
     Args:
-        model: a trained model (unfolded), a bundle (folded, as it serves), or a `Scorer` of either.
+        model: a trained model (unfolded), a bundle (as it serves), or a `Scorer` of either.
         dataset: with the columns that the model was trained on, and a training part, from which floors are
             counted.
         split: ``train``, ``validation`` or ``test``.
@@ -571,7 +569,7 @@ def _both(users: np.ndarray, labels: np.ndarray, size: int) -> int:
     return int(np.count_nonzero((positives > 0) & (positives < np.bincount(users, minlength=size))))
 
 
-def _scorer(given: Model | Bundle | Scorer) -> Scorer:
+def _scorer(given: Evaluable) -> Scorer:
     return given if isinstance(given, Scorer) else Scorer(given)
 
 

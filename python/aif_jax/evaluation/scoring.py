@@ -1,10 +1,10 @@
-"""Scorers: a trained model in its unfolded form, or a bundle in the folded form that serves."""
+"""Scorers: a trained model in its unfolded form, or a bundle in the form that serves."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,12 @@ from aif_jax.checks import typed
 from aif_jax.config import ModelConfig, Precision
 from aif_jax.data import Dataset
 from aif_jax.errors import AifError, ConfigError, DataError
+from aif_jax.evaluation.exported import ExportedPrograms, at_rung, config_of, reads_content
 from aif_jax.features import ContentSpace, Schema
 from aif_jax.features.schema import GROUPS
-from aif_jax.models import Folded
+from aif_jax.models import Folded, OwnModel
 from aif_jax.models.baselines import Model
+from aif_jax.models.own_model import OwnConfig
 from aif_jax.models.store import CONFIG, load_model
 from aif_jax.training import CandidateLists, Evaluator
 
@@ -46,56 +48,66 @@ class Scores:
 
 
 class Scorer:
-    """A model to evaluate: unfolded, as it was trained, or folded, as a bundle serves it.
+    """A model to evaluate: as it was trained, or as a bundle serves it.
 
     Args:
-        source: a trained model, which is evaluated unfolded; or a bundle, whose weights, calibration,
-            precision and score expression are evaluated in the folded form.
+        source: a trained model, which is evaluated unfolded; or a bundle. Of one of our models, the weights,
+            calibration, precision and score expression are evaluated in the folded form; of any other, the
+            bundle's programs.
         name: for reports; by default the architecture.
         rung: of the deadline ladder, 0 to 3: what requests go without, see `aif_jax.serving`. Bundles only.
 
     Raises:
-        ConfigError: ``rung`` is not one of 0 to 3, or not 0 for a model.
+        ConfigError: ``rung`` is not one of 0 to 3, not 0 for a model, or none that the bundle's model has.
 
     Attributes:
         config: of the model.
         schema: of the model, fitted.
-        form: ``unfolded`` or ``folded``.
+        form: ``unfolded``, ``folded`` or ``exported``.
         name: for reports.
     """
 
-    def __init__(self, source: Model | Bundle, *, name: str = "", rung: int = 0) -> None:
+    def __init__(self, source: Model | OwnModel | Bundle, *, name: str = "", rung: int = 0) -> None:
         if rung not in RUNGS:
             raise ConfigError(f"rung: got {rung}, expected one of {', '.join(map(str, RUNGS))}.")
-        self.config: ModelConfig = source.config
         self.schema: Schema = source.schema
-        self._rung, self._version, self.form = rung, "", "unfolded"
-        self._model: Model | Folded
-        self._content_space = source.content_space
+        self._source, self._rung, self._version, self.form = source, rung, "", "unfolded"
+        self.config: ModelConfig | OwnConfig
         if isinstance(source, Bundle):
-            weights = {name: np.asarray(array) for name, array in source.weights.items()}
-            precision = cast("Precision", source.precision)
-            self._model = Folded(source.config, source.schema, weights, precision)
-            self.form, self._version = "folded", source.version
-        elif rung:
-            raise ConfigError(
-                f"rung: got {rung} for a trained model, expected 0; rungs are of what serves: export it with "
-                "`aif export` and evaluate the bundle."
-            )
+            self.form, self._version = "folded" if source.ours else "exported", source.version
+            self.config = source.config if source.ours else config_of(source)
+            if rung not in source.spec.rungs:
+                raise ConfigError(
+                    f"rung: got {rung}, but the bundle at {source.path} answers on rungs "
+                    f"{', '.join(map(str, source.spec.rungs))} only; evaluate one of these, or export the "
+                    f"model with rungs={(*source.spec.rungs, rung)}."
+                )
         else:
-            self._model = source
+            self.config = source.config
+            if rung:
+                raise ConfigError(
+                    f"rung: got {rung} for a trained model, expected 0; rungs are of what serves: export it "
+                    "with `aif export` and evaluate the bundle."
+                )
         self.name = name or self.config.architecture
+
+    @property
+    def content_width(self) -> int:
+        """Width of the content embeddings that the model reads; 0 if it is known to read none."""
+        source = self._source
+        reads = not isinstance(source, Bundle) or source.ours or reads_content(source)
+        return self.config.content_width if reads else 0
 
     def about(self) -> dict[str, Any]:
         """Return what is evaluated, JSON-serialisable; keys as in `Evaluation`."""
-        folded = self._model if isinstance(self._model, Folded) else None
+        bundle = self._source if isinstance(self._source, Bundle) else None
         return {
             "name": self.name,
-            "kind": "run" if folded is None else "bundle",
+            "kind": "run" if bundle is None else "bundle",
             "form": self.form,
             "architecture": self.config.architecture,
             "score": self.config.score,
-            "precision": "float32" if folded is None else folded.precision,
+            "precision": "float32" if bundle is None else bundle.precision,
             "rung": self._rung,
             "version": self._version,
         }
@@ -112,22 +124,30 @@ class Scorer:
             DataError: the part is empty.
             TrainingError: a logit is not finite.
         """
-        catalogue = {} if isinstance(self._model, Folded) else None
-        evaluator = Evaluator(dataset, self._model, split, buckets=BUCKETS, catalogue=catalogue)
-        if not isinstance(self._model, Folded):
-            logits = evaluator.predict(self._model)
+        model, catalogue = self._source, {} if isinstance(self._source, Bundle) else None
+        evaluator = Evaluator(
+            dataset, self if isinstance(model, Bundle) else model, split, buckets=BUCKETS, catalogue=catalogue
+        )
+        if not isinstance(model, Bundle):
             return Scores(
-                logits=logits,
-                lists={name: evaluator.score_lists(self._model, each) for name, each in lists.items()},
+                logits=evaluator.predict(model),
+                lists={name: evaluator.score_lists(model, each) for name, each in lists.items()},
             )
-        served = FoldedPrograms(self._model, dataset, rung=self._rung, content_space=self._content_space)
+        served = self._programs(model, dataset)
         return Scores(
             logits=evaluator.collect(served.logits),
-            lists={
-                name: evaluator.collect_lists(served.scores, self._model, each)
-                for name, each in lists.items()
-            },
+            lists={name: evaluator.collect_lists(served.scores, self, each) for name, each in lists.items()},
         )
+
+    def _programs(self, bundle: Bundle, dataset: Dataset) -> "FoldedPrograms | ExportedPrograms":
+        if not bundle.ours:
+            return ExportedPrograms(bundle, dataset, rung=self._rung)
+        weights = {name: np.asarray(array) for name, array in bundle.weights.items()}
+        folded = Folded(bundle.config, bundle.schema, weights, cast("Precision", bundle.precision))
+        return FoldedPrograms(folded, dataset, rung=self._rung, content_space=bundle.content_space)
+
+
+Evaluable: TypeAlias = Model | OwnModel | Bundle | Scorer
 
 
 @typed
@@ -236,18 +256,6 @@ class FoldedPrograms:
         batch = at_rung(batch, self._rung)
         with jax.default_matmul_precision("highest"):
             return _score(self._folded, together, self._weights, self._behaviours, self._rows, batch)
-
-
-def at_rung(batch: Batch, rung: int) -> Batch:
-    """Return requests without what a rung goes without: long sequence, user, context and pair features."""
-    hidden: Sequence[str] = ["long_type"] * (rung >= 1) + ["short_type"] * (rung >= 2)
-    missing = ["user"] * (rung >= 2) + ["context", "pair"] * (rung >= 3)
-    return {
-        **batch,
-        **{name: jnp.full_like(batch[name], -1) for name in hidden},
-        # Missing is zero in features of every kind.
-        **{group: {n: jnp.zeros_like(x) for n, x in batch[group].items()} for group in missing},
-    }
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -17,7 +17,9 @@ content of an item          ``content`` float32 ``[M, d_m]``,            zeros, 
 
 A sequence of a history is a dictionary of arrays ``[B, L, ...]``, most recent behaviour first: the columns
 that ``behaviour`` gives of its items, ``type`` int32 ``[B, L]`` and ``mask`` bool ``[B, L]``. Where ``mask``
-is false there is no behaviour, and columns and type are zeros.
+is false there is no behaviour, and columns and type are zeros. With ``gaps`` the sequence ``long`` has
+``gap`` int32 ``[B, L]`` too: the step of the time since the behaviour before, see
+`aif_jax.features.gaps.gap_steps`.
 """
 
 import functools

@@ -17,7 +17,7 @@ from aif_jax.errors import ConfigError
 from aif_jax.features import Schema
 from aif_jax.features.score import score_of
 from aif_jax.kernels import FOUND, RANKABLE, gather_rows
-from aif_jax.models.blocks.base import F4, ColumnShapes
+from aif_jax.models.blocks.base import F4, I4, ColumnShapes
 from aif_jax.models.contract import PreRanker
 from aif_jax.models.folded_weights import calibration_weights, path_name
 from aif_jax.models.precision import quantised
@@ -69,6 +69,7 @@ class Contracted(ServedModel):
         precision: of the rows' float32 columns, or of those that it names.
         rungs: see `ModelSpec`.
         calibration: ``(scale, offset)`` of heads' logits.
+        gaps: whether the sequence ``long`` has the time between behaviours.
 
     Raises:
         ConfigError: a function is absent, cannot be traced, or returns something else than the contract says;
@@ -88,10 +89,14 @@ class Contracted(ServedModel):
         precision: Precisions = "float32",
         rungs: tuple[int, ...] = (0,),
         calibration: Mapping[str, tuple[float, float]] | None = None,
+        gaps: bool = False,
     ) -> None:
         whole("long_length", long_length, 0)
         whole("short_length", short_length, 0)
+        if gaps and not long_length:
+            raise ConfigError("gaps: got True, but they are of the sequence long; give a long_length.")
         self.schema = schema
+        self._gaps = gaps
         self.source: Mapping[str, Any] = {}
         self._model = model
         self._lengths = {"short": short_length, "long": long_length}
@@ -133,7 +138,8 @@ class Contracted(ServedModel):
         spec: dict[str, Any] = {}
         for name, size in sizes.items():
             if size != 0:
-                spec[name] = spec_of(self.behaviour_columns, b, size)
+                gap: ColumnShapes = {"gap": ((), I4)} if self._gaps and name == "long" else {}
+                spec[name] = spec_of({**self.behaviour_columns, **gap}, b, size)
                 spec[f"{name}_type"] = self.types_spec(b, size)
         return spec
 
@@ -163,6 +169,7 @@ class Contracted(ServedModel):
                 stored[name] = values.astype(jnp.bfloat16) if precision == "bfloat16" else values
         if 3 in self.spec.rungs:
             nobody = {name: zeros_of(spec_of(self.behaviour_columns, 1, 1)) for name in ("short", "long")}
+            nobody["long"]["gap"] = jnp.zeros((1, 1), jnp.int32)
             none = jnp.full((1, 1), -1, jnp.int32)
             user = zeros_of(self.user_inputs_spec(1))
             state = self.user(weights, user, nobody["short"], none, nobody["long"], none)
@@ -186,7 +193,10 @@ class Contracted(ServedModel):
         for name, columns, types in (("short", short, short_type), ("long", long, long_type)):
             if self._lengths[name]:
                 types = jnp.asarray(types)
-                histories[name] = {**_arrays(columns), "type": jnp.maximum(types, 0), "mask": types >= 0}
+                mask = types >= 0
+                histories[name] = {**_arrays(columns), "type": jnp.maximum(types, 0), "mask": mask}
+                if name == "long" and self._gaps:  # the record has one for items that the table lacks too
+                    histories[name]["gap"] = jnp.where(mask, histories[name]["gap"], 0)
         return self._named("user", self._with(weights).user(_arrays(user_inputs), histories))
 
     def interact(
@@ -304,7 +314,7 @@ class Contracted(ServedModel):
             if not all(isinstance(size, int) and size > 0 for size in leaf.shape[1:]):
                 raise ConfigError(f"{where} has shape {leaf.shape}, expected fixed sizes after the first.")
             self._check_dtype(where, leaf)
-            reserved = _RESERVED if function == "item" else ("type", "mask")
+            reserved = _RESERVED if function == "item" else ("type", "mask", "gap")
             if name in reserved or not name.isidentifier():
                 raise ConfigError(
                     f"{where}: expected an identifier other than {', '.join(reserved)}; rename it."

@@ -1,5 +1,6 @@
 """A model of the contract in the form that trains: its functions over the batches of a data set."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, cast
@@ -17,11 +18,16 @@ from aif_jax.models.layers import as_arrays
 from aif_jax.types import Columns
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class OwnConfig(ModelSpec):
-    """Heads and lengths of an `OwnModel`, in the words of `ModelConfig`."""
+    """Heads and lengths of an `OwnModel`, in the words of `ModelConfig`.
+
+    Attributes, besides those of `ModelSpec`:
+        reads_gaps: whether the sequence ``long`` has the time between behaviours.
+    """
 
     item_statistics: ClassVar[bool] = False
-    reads_gaps: ClassVar[bool] = False
+    reads_gaps: bool = False
 
     @property
     def architecture(self) -> str:
@@ -46,6 +52,7 @@ class OwnModel(nnx.Module):
         long_length: behaviours of the sequence ``long``; 0 for none.
         short_length: behaviours of the sequence ``short``; 0 for none.
         content_space: of the content that the model reads; ``None`` if it reads none.
+        gaps: as of `aif_jax.export`.
 
     Attributes:
         model: the module, after training with its weights.
@@ -67,6 +74,7 @@ class OwnModel(nnx.Module):
         long_length: int = 0,
         short_length: int = 0,
         content_space: ContentSpace | None = None,
+        gaps: bool = False,
     ) -> None:
         name = type(model).__name__
         if absent := [each for each in ("item", "user", "interact") if not hasattr(model, each)]:
@@ -81,8 +89,10 @@ class OwnModel(nnx.Module):
         config = OwnConfig(
             name=name, heads=heads, score=heads[0] if heads else "", short_length=max(short_length, 1),
             long_length=max(long_length, 1),
-            content_width=1 if content_space is None else content_space.width,
+            content_width=1 if content_space is None else content_space.width, reads_gaps=gaps,
         )  # fmt: skip
+        if gaps and not long_length:
+            raise ConfigError("gaps: got True, but they are of the sequence long; give a long_length.")
         self.model = model
         self._sequences = tuple(
             which for which, length in (("short", short_length), ("long", long_length)) if length
@@ -139,7 +149,7 @@ class OwnModel(nnx.Module):
             found = function(taken)
             return {name: leaf.reshape(*items.shape, *leaf.shape[1:]) for name, leaf in found.items()}
 
-        histories: dict[str, Columns] = {}
+        histories: dict[str, dict[str, jax.Array]] = {}
         for which in self._sequences:
             types = jnp.asarray(batch[f"{which}_type"])
             mask = types >= 0
@@ -150,6 +160,8 @@ class OwnModel(nnx.Module):
                 for name, leaf in vectors.items()
             }
             histories[which] = {**shown, "type": jnp.maximum(types, 0), "mask": mask}
+            if which == "long" and self.config.reads_gaps:
+                histories[which]["gap"] = jnp.where(mask, jnp.asarray(batch["long_gap"]), 0)
         # All rows of a request have its context.
         context = {name: leaf[:, 0] for name, leaf in batch["context"].items()}
         states, items = model.user(batch["user"], histories), rows(model.item, jnp.asarray(batch["item"]))

@@ -88,11 +88,11 @@ _ALL = (
             training={"negatives": NEGATIVES}),
     _shown("aif", "aif"), _shown("cold", "cold"), _shown("exact", "exact"),
     dataclasses.replace(
-        _shown("aif_deep", "aif"), text="aif_shown with an encoder of two layers, four epochs",
-        changes={"architecture": "aif", "encoder_layers": 2},
+        _shown("aif_deep", "aif"), text="aif_shown with an encoder of two layers, eight epochs",
+        changes={"architecture": "aif", "encoder_layers": 2, "encoder_reach": 128},
         training={
-            "negatives": NEGATIVES, "negative_heads": (SHOWN,), "next_weight": 1.0, "epochs": 4,
-            "long_buckets": (128, 512, 1000),
+            "negatives": 2 * NEGATIVES, "negative_heads": (SHOWN,), "next_weight": 1.0, "epochs": 8,
+            "head_weights": (4.0, 1.0), "long_buckets": (128, 512, 1000),
         },
     ),
 )  # fmt: skip

@@ -92,6 +92,7 @@ class ModelConfig(Config):
         encoder_width: ``w``, width of these layers, a multiple of twice their heads.
         encoder_heads: attention heads of these layers.
         encoder_gaps: whether the encoder reads the time between behaviours.
+        encoder_reach: behaviours that each layer reads at a place, the newest ones up to it; 0 for all.
         block_dropout: probability that a block is dropped for one training request.
         item_id_dropout: probability that an item's id is hidden in training, for cold items.
         item_statistics: whether the item module reads, by item id, how often rows of an item are positive in
@@ -139,6 +140,7 @@ class ModelConfig(Config):
     encoder_width: int = 64
     encoder_heads: int = 2
     encoder_gaps: bool = False
+    encoder_reach: int = 0
     block_dropout: float = 0.1
     item_id_dropout: float = 0.1
     item_statistics: bool = False
@@ -158,6 +160,7 @@ class ModelConfig(Config):
         ):  # fmt: skip
             whole(name, getattr(self, name), 1)
         whole("encoder_layers", self.encoder_layers, 0)
+        whole("encoder_reach", self.encoder_reach, 0)
         multiple = self.encoder_width % (2 * self.encoder_heads) == 0
         check("encoder_width", self.encoder_width, multiple, "a multiple of twice encoder_heads")
         for name in ("head_layers", "item_layers"):

@@ -9,7 +9,7 @@ from flax import nnx
 from aif_jax.errors import ConfigError
 from aif_jax.features.gaps import GAP_STEPS
 from aif_jax.models import add_signatures
-from aif_jax.models.blocks.encoder import SequenceEncoder
+from aif_jax.models.blocks.encoder import SequenceEncoder, near_attention
 from support.model_cases import (
     logits_of,
     make_batch,
@@ -41,10 +41,11 @@ def windows_and_histories(rng, schema):
     return windows, long
 
 
-@pytest.fixture(scope="module")
-def case():
+@pytest.fixture(scope="module", params=[0, 5], ids="reach {}".format)
+def case(request):
     rng = np.random.default_rng(0)
-    config, schema = small_config(blocks=("encoder",), encoder_gaps=True), make_schema()
+    reach = request.param
+    config, schema = small_config(blocks=("encoder",), encoder_gaps=True, encoder_reach=reach), make_schema()
     model = random_model(rng, config, schema)
     catalogue = add_signatures(config, make_catalogue(rng, config, schema))
     batch = make_batch(rng, config, schema, batch=len(ROW), length=LENGTH)
@@ -82,6 +83,44 @@ def test_encoder_by_windows_reads_nothing_after_a_request(case):
 def newest(encoder):
     """The encoder's vector of the newest behaviour, compiled."""
     return quick_jit(lambda *sequence: encoder(*sequence, last=True))
+
+
+@pytest.mark.parametrize(("length", "reach"), [(9, 1), (9, 4), (12, 4), (5, 7)])
+def test_near_attention_equals_masked_attention(length, reach):
+    rng = np.random.default_rng(reach)
+    query, key, value = rng.normal(size=(3, 2, length, 2, 4)).astype(np.float32)
+    mask = rng.random((2, length)) < 0.8
+    mask[0, :4] = False  # as padding is
+    distance = np.arange(length)[:, None] - np.arange(length)[None]
+    seen = (distance >= 0) & (distance < reach) & mask[:, None]
+    weight = np.exp(np.einsum("bqhc,bkhc->bhqk", query, key) / 2.0) * seen[:, None]
+    total = weight.sum(axis=-1, keepdims=True)
+    expected = np.einsum("bhqk,bkhc->bqhc", weight / np.where(total > 0, total, 1), value)
+    with jax.default_matmul_precision("highest"):
+        found = np.asarray(near_attention(query, key, value, mask, reach))
+    some = seen.any(axis=-1)
+    np.testing.assert_allclose(found[some], expected[some], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("reach", [3, 5])
+def test_sequence_encoder_newest_place_is_that_of_the_whole_and_depends_on_what_it_reaches(reach):
+    rng = np.random.default_rng(4)
+    encoder = SequenceEncoder(8, 2, 2, 3, True, reach, rngs=nnx.Rngs(0))
+    event = rng.normal(size=(3, 14, 8)).astype(np.float32)
+    kind = rng.integers(0, 3, (3, 14)).astype(np.int32)
+    kind[0, :6] = kind[1, -2:] = kind[2, [3, 10]] = -1
+    gap = rng.integers(0, GAP_STEPS, (3, 14)).astype(np.int32)
+    run, at = newest(encoder), np.array([13, 11, 13])
+    found = np.asarray(run(event, kind, gap))
+    every = np.asarray(quick_jit(lambda *sequence: encoder(*sequence))(event, kind, gap))
+    np.testing.assert_allclose(found[:, 0], every[np.arange(3), at], rtol=1e-5, atol=1e-5)
+    far = 2 * (reach - 1)  # two layers
+    for row, newest_place in ((1, 11), (2, 13)):
+        beyond, reached = event.copy(), event.copy()
+        beyond[row, : newest_place - far] += 10.0
+        reached[row, newest_place - far] += 10.0
+        np.testing.assert_array_equal(run(beyond, kind, gap), found)
+        assert np.abs(run(reached, kind, gap) - found).max() > 1e-4
 
 
 def test_sequence_encoder_ignores_padding_and_finds_the_order():
@@ -166,6 +205,7 @@ def test_sequence_encoder_reads_the_gap_before_every_behaviour_but_the_oldest():
     [
         ({"encoder_layers": -1}, "encoder_layers: got -1"),
         ({"encoder_heads": 0}, "encoder_heads: got 0"),
+        ({"encoder_reach": -1}, "encoder_reach: got -1"),
         ({"encoder_width": 10}, "encoder_width: got 10, expected a multiple of twice encoder_heads"),
     ],
 )

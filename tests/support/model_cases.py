@@ -157,6 +157,7 @@ def random_config(rng, **forced) -> ModelConfig:
         "value_width": choice(3, 6),
         "seed": int(rng.integers(100)),
         "encoder_gaps": choice(False, True),
+        "encoder_reach": choice(0, 3),
         "encoder_layers": choice(1, 2),
     }
     return small_config(**{**drawn, **forced})

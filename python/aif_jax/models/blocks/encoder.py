@@ -1,6 +1,8 @@
 """Deep encoder of the long sequence: causal transformer layers, and the match of an item with their output.
 
-The layers read behaviours in order of time; each place sees itself and those before it. The output at the
+The layers read behaviours in order of time; each place sees itself and those before it, or the last
+``encoder_reach`` of them (a sliding window, as in Longformer, arXiv 2004.05150): then ``n`` layers reach
+``n`` times as far, and cost grows with the history's length in place of its square. The output at the
 newest behaviour is the user's expectation ``u`` ``[w]``. An item as a candidate has the same vector ``v_i``
 ``[w]`` as in a history, and the input of the first layer is ``[v_i * u, v_i·u / √w]``. Both are linear in
 ``v_i``, so in the folded form the block is rows of ``M`` that the item column ``event`` multiplies: depth
@@ -51,8 +53,8 @@ class Expectation(NamedTuple):
 class EncoderLayer(nnx.Module):
     """Causal self-attention, then a gated MLP; each is added to its input, and reads it normalised."""
 
-    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs) -> None:
-        self.heads = heads
+    def __init__(self, width: int, heads: int, reach: int = 0, *, rngs: nnx.Rngs) -> None:
+        self.heads, self.reach = heads, reach
         self.attention_norm, self.mlp_norm = nnx.RMSNorm(width, rngs=rngs), nnx.RMSNorm(width, rngs=rngs)
         self.query = linear(width, width, use_bias=False, rngs=rngs)
         self.key_value = linear(width, 2 * width, use_bias=False, rngs=rngs)
@@ -78,9 +80,14 @@ class EncoderLayer(nnx.Module):
             from_place = newest
         query = rotated(self.query(asking).reshape(b, -1, *heads), from_place)
         key, value = (half.reshape(b, length, *heads) for half in jnp.split(self.key_value(read), 2, axis=-1))
-        found = jax.nn.dot_product_attention(
-            query, rotated(key, place), value, mask=mask[:, None, None, :], is_causal=newest is None
-        )
+        key = rotated(key, place)
+        if newest is None and 0 < self.reach < length:
+            found = near_attention(query, key, value, mask, self.reach)
+        else:
+            seen = mask[:, None, None, :]
+            if newest is not None and self.reach:
+                seen &= (place > newest - self.reach)[:, None, None, :]
+            found = jax.nn.dot_product_attention(query, key, value, mask=seen, is_causal=newest is None)
         x = x + self.attended(found.reshape(b, -1, width))
         straight, gate = jnp.split(self.gated(self.mlp_norm(x)), 2, axis=-1)
         return x + self.out(straight * jax.nn.silu(gate))
@@ -95,6 +102,7 @@ class SequenceEncoder(nnx.Module):
         layers: number of layers, at least 1.
         types: number of behaviour types.
         gaps: whether they read the time between behaviours.
+        reach: places that each place sees, itself included; 0 for all before it.
         rngs: random keys of the initial weights.
 
     Attributes:
@@ -104,13 +112,21 @@ class SequenceEncoder(nnx.Module):
     rematerialise = False
 
     def __init__(
-        self, width: int, heads: int, layers: int, types: int, gaps: bool = False, *, rngs: nnx.Rngs
+        self,
+        width: int,
+        heads: int,
+        layers: int,
+        types: int,
+        gaps: bool = False,
+        reach: int = 0,
+        *,
+        rngs: nnx.Rngs,
     ) -> None:
-        self.depth = layers
+        self.depth, self.reach = layers, reach
         self.types = normal((types, width), width**-0.5, rngs=rngs)
         self.gaps = normal((GAP_STEPS, width), width**-0.5, rngs=rngs) if gaps else None
         for number in range(layers):
-            setattr(self, f"layer_{number}", EncoderLayer(width, heads, rngs=rngs))
+            setattr(self, f"layer_{number}", EncoderLayer(width, heads, reach, rngs=rngs))
         self.norm = nnx.RMSNorm(width, rngs=rngs)
         self.out = linear(width, width, rngs=rngs)
 
@@ -133,15 +149,23 @@ class SequenceEncoder(nnx.Module):
         if self.gaps is not None and gap is not None:
             oldest = places[None] == jnp.argmax(kind >= 0, axis=1, keepdims=True)
             x += jax.nn.one_hot(jnp.where(oldest, 0, gap), GAP_STEPS) @ self.gaps[...]
+        mask, far = kind >= 0, self.depth * self.reach
+        if (
+            newest is not None and 0 < far < kind.shape[1]
+        ):  # the output at the newest place depends on no others
+            near = newest - far + 1 + jnp.arange(far)[None]
+            x = jnp.take_along_axis(x, jnp.maximum(near, 0)[..., None], axis=1)
+            mask = jnp.take_along_axis(mask, jnp.maximum(near, 0), axis=1) & (near >= 0)
+            newest = jnp.full_like(newest, far - 1)
         layers: list[EncoderLayer] = [getattr(self, f"layer_{number}") for number in range(self.depth)]
         # The last layer alone may be asked for one place alone.
         whole, rest = (layers[:-1], layers[-1:]) if last else (layers, [])
         if self.rematerialise and whole:
-            x = _rematerialised(whole, x, kind >= 0)
+            x = _rematerialised(whole, x, mask)
         else:
             rest = layers
         for layer in rest:
-            x = layer(x, kind >= 0, newest if layer is layers[-1] else None)
+            x = layer(x, mask, newest if layer is layers[-1] else None)
         return self.out(self.norm(x))
 
 
@@ -184,6 +208,7 @@ class Encoder(InteractionBlock):
             config.encoder_layers,
             types,
             config.encoder_gaps,
+            config.encoder_reach,
         )
         return {"encoder": SequenceEncoder(*sizes, rngs=rngs)}
 
@@ -224,13 +249,49 @@ class Encoder(InteractionBlock):
         }
 
     def flops(self, length: int) -> tuple[int, int]:
-        """``2 w h`` for each candidate; for each user ``(n - 1) (20 L w² + 4 L² w) + 4 L w² + 4 L w``.
+        """``2 w h`` for each candidate; for each user ``(n - 1) (20 L w² + 4 L S w) + 4 L w² + 4 L w``.
 
-        Of the last of the ``n`` layers only keys and values are needed at all places.
+        Of the last of the ``n`` layers only keys and values are needed at all places. ``S`` is ``L``; with a
+        reach ``r`` it is ``2 r``, and ``L`` at most ``n r``.
         """
-        config, w = self.config, self.config.encoder_width
-        layer, last = 20 * length * w**2 + 4 * length**2 * w, 4 * length * w * (w + 1)
+        config, w, reach = self.config, self.config.encoder_width, self.config.encoder_reach
+        length = min(length, config.encoder_layers * reach or length)
+        seen = min(length, 2 * reach or length)
+        layer, last = 20 * length * w**2 + 4 * length * seen * w, 4 * length * w * (w + 1)
         return 2 * w * config.hidden, (config.encoder_layers - 1) * layer + last
+
+
+def near_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, reach: int
+) -> jax.Array:
+    """Return causal attention ``[B, L, heads, c]`` in which a place sees ``reach`` places, itself included.
+
+    Places are taken in chunks of ``reach``: the places of one see keys of their own and of the one before it.
+
+    Args:
+        query, key, value: ``[B, L, heads, c]``.
+        mask: bool ``[B, L]``, which places are seen.
+        reach: at least 1.
+    """
+    b, length, heads, c = query.shape
+    chunks = -(-length // reach)
+    padding = ((0, 0), (0, chunks * reach - length))
+
+    def chunked(x: jax.Array) -> jax.Array:
+        padded = jnp.pad(x, padding + ((0, 0),) * (x.ndim - 2))
+        return padded.reshape(b * chunks, reach, *x.shape[2:])
+
+    def with_chunk_before(x: jax.Array) -> jax.Array:
+        own = chunked(x).reshape(b, chunks, reach, *x.shape[2:])
+        before = jnp.pad(own[:, :-1], ((0, 0), (1, 0)) + ((0, 0),) * (own.ndim - 2))
+        return jnp.concatenate([before, own], axis=2).reshape(b * chunks, 2 * reach, *x.shape[2:])
+
+    distance = reach + jnp.arange(reach)[:, None] - jnp.arange(2 * reach)[None]
+    seen = (distance >= 0) & (distance < reach) & with_chunk_before(mask)[:, None, :]
+    found = jax.nn.dot_product_attention(
+        chunked(query), with_chunk_before(key), with_chunk_before(value), mask=seen[:, None]
+    )
+    return found.reshape(b, chunks * reach, heads, c)[:, :length]
 
 
 def rotated(x: jax.Array, place: jax.Array) -> jax.Array:

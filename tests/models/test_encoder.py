@@ -8,7 +8,7 @@ from flax import nnx
 
 from aif_jax.errors import ConfigError
 from aif_jax.features.gaps import GAP_STEPS
-from aif_jax.models import add_signatures
+from aif_jax.models import add_signatures, fold
 from aif_jax.models.blocks.encoder import SequenceEncoder, near_attention
 from support.model_cases import (
     logits_of,
@@ -218,3 +218,55 @@ def test_config_without_encoder_layers_has_no_encoder():
     assert small_config().has("encoder")
     assert not small_config(encoder_layers=0).has("encoder")
     assert not small_config(architecture="cold").has("encoder")
+
+
+@pytest.mark.parametrize(("layers", "precision"), [(2, "float32"), (4, "float32"), (2, "bfloat16")])
+def test_extended_state_equals_the_whole(layers, precision):
+    """Histories of any length, some behaviours without a row; what is kept is said by nobody but itself."""
+    rng = np.random.default_rng(layers)
+    config = small_config(blocks=("encoder",), encoder_layers=layers, encoder_gaps=True)
+    schema = make_schema()
+    folded = fold(random_model(rng, config, schema), precision=precision)
+    weights = folded.weights_of("user")
+    user = make_batch(rng, config, schema, batch=6)["user"]
+    none = np.full((6, config.short_length), -1, np.int32)
+
+    def laid_out(since):
+        """Operands of the long sequence without the newest behaviours, of which each user lacks some."""
+        long, types = {}, np.full((6, LENGTH), -1, np.int32)
+        for name, values in {**events, "type": kinds}.items():
+            placed = types if name == "type" else np.zeros_like(values)
+            for row, value, start, end in zip(placed, values, since, ends, strict=True):
+                row[: max(0, end - start)] = value[start:end]
+            long[name] = placed
+        return long, long.pop("type")
+
+    @quick_jit
+    def run(long, types, kept, new):
+        given = weights, user, {}, none, long, types
+        whole = folded.user(*given)
+        return whole, folded.extend(*given[:4], {**long, "event_kept": kept}, types, new)
+
+    shape = (6, LENGTH, layers - 1, config.encoder_width)
+    for turn in range(4):
+        events = {
+            "event": rng.normal(size=(6, LENGTH, config.encoder_width)).astype(np.float32),
+            "gap": rng.integers(0, GAP_STEPS, (6, LENGTH)).astype(np.int32),
+        }
+        kinds = rng.integers(-1, len(schema.behaviour_types), (6, LENGTH)).astype(np.int32)
+        ends = np.array([0, 1, LENGTH, LENGTH, *rng.integers(2, LENGTH, 2)])
+        lacking = np.minimum(rng.integers(0, 4, 6), ends)
+        if turn == 0:
+            kinds[2, :3] = -1
+        every, few = np.arange(LENGTH, dtype=np.int32), np.arange(3, dtype=np.int32)
+        with jax.default_matmul_precision("highest"):
+            _, before = jax.device_get(run(*laid_out(lacking), np.zeros(shape, np.float32), every))
+            kept = rng.normal(size=shape).astype(np.float32)
+            for row, old, n in zip(kept, before["event_kept"], lacking, strict=True):
+                row[n:] = old[: LENGTH - n]
+            whole, extended = jax.device_get(run(*laid_out(np.zeros(6, int)), kept, few))
+        assert np.ptp(whole["h_u"].astype(np.float32), axis=0).max() > 1e-3
+        for name, leaf in whole.items():
+            want, got = leaf.astype(np.float32), extended[name].astype(np.float32)
+            step = 1e-2 if leaf.dtype == jnp.bfloat16 else 1e-5
+            np.testing.assert_allclose(got, want, rtol=step, atol=step * np.abs(want).max())

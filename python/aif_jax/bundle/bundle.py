@@ -13,7 +13,16 @@ from safetensors import SafetensorError
 from aif_jax import kernels
 from aif_jax.bundle import files, golden
 from aif_jax.bundle.compilation_cache import CompilationCache, open_cache
-from aif_jax.bundle.files import CONFIG, GOLDEN, KERNEL_ABI, KINDS, STAGES, WEIGHTS, ProgramKind, Stage
+from aif_jax.bundle.files import (
+    CONFIG,
+    EXTEND,
+    GOLDEN,
+    KERNEL_ABI,
+    KINDS,
+    WEIGHTS,
+    ProgramKind,
+    Stage,
+)
 from aif_jax.bundle.programs import Call, Program, Signature
 from aif_jax.bundle.tensors import load_tensors
 from aif_jax.checks import typed, well_formed, whole
@@ -120,11 +129,11 @@ class Bundle(OfOneProcess, guards=("call", "program")):
             ) from error
         with well_formed(path / CONFIG, BundleError, "copy the bundle again, or export it again"):
             description = json.loads(contents[CONFIG])
-            signatures = {
-                stage: {
-                    kind: Signature.from_json(one) for kind, one in description["programs"][stage].items()
-                }
-                for stage in STAGES
+            given = description["programs"]
+            stages = files.stages(extends=EXTEND in given)
+            signatures: dict[Stage, dict[str, Signature]] = {
+                stage: {kind: Signature.from_json(one) for kind, one in given[stage].items()}
+                for stage in stages
             }
             bundle = cls(
                 path=path, manifest=manifest, description=description, weights=weights, content_arrays=arrays
@@ -178,6 +187,17 @@ class Bundle(OfOneProcess, guards=("call", "program")):
             )
         return self._config
 
+    @property
+    def kept_columns(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+        """Dtype and shape, for one behaviour, of columns that ``extend`` goes on from; empty without it."""
+        given = self._programs[EXTEND].signature.inputs if EXTEND in self._programs else ()
+        specs = {operand.path: operand.at({"b": 1, "l": 1, "p": 1}) for operand in given}
+        return {
+            path.removeprefix("long/"): (np.dtype(spec.dtype), spec.shape[2:])
+            for path, spec in specs.items()
+            if path.startswith("long/") and path.endswith("_kept")
+        }
+
     def signature(self, stage: Stage) -> Signature:
         """Return the signature of a stage's program: its inputs and outputs."""
         return self._programs[stage].signature
@@ -187,9 +207,11 @@ class Bundle(OfOneProcess, guards=("call", "program")):
         return self._programs[stage]
 
     def call(self, stage: Stage, **dims: int) -> Call:
-        """Return a stage's program compiled for the given sizes: ``m``; ``b``, ``l``; or ``n``, ``l``.
+        """Return a stage's program compiled for the given sizes.
 
-        Compiles when this process has not done so yet and no compilation cache has it; see `Program.at`.
+        They are ``m`` of ``behaviour`` and ``item``; ``b``, ``l`` of ``user``, and ``p`` too of ``extend``;
+        ``n``, ``l`` of ``stage``. Compiles when this process has not done so yet and no compilation cache has
+        it; see `Program.at`.
         """
         return self._programs[stage].at(self.weights, self.compilation_cache, **dims)
 
@@ -210,7 +232,7 @@ class Bundle(OfOneProcess, guards=("call", "program")):
     def _choose(
         self,
         prefer: str,
-        signatures: Mapping[str, Mapping[str, Signature]],
+        signatures: Mapping[Stage, Mapping[str, Signature]],
         contents: Mapping[str, bytes],
         vectors: Mapping[str, np.ndarray],
     ) -> None:
@@ -223,7 +245,7 @@ class Bundle(OfOneProcess, guards=("call", "program")):
                         stage, kind, contents[f"programs/{stage}.{kind}"],
                         signatures[stage][kind],
                     )
-                    for stage in STAGES
+                    for stage in signatures
                 }  # fmt: skip
                 reason = self._disproof(vectors, kind)
             if reason is None:
@@ -239,11 +261,11 @@ class Bundle(OfOneProcess, guards=("call", "program")):
         )
 
     def _cannot_run(
-        self, signatures: Mapping[str, Mapping[str, Signature]], contents: Mapping[str, bytes], kind: str
+        self, signatures: Mapping[Stage, Mapping[str, Signature]], contents: Mapping[str, bytes], kind: str
     ) -> str | None:
-        if any(kind not in signatures[stage] for stage in STAGES):
+        if any(kind not in of_stage for of_stage in signatures.values()):
             return "the bundle was exported without such programs"
-        if missing := [n for stage in STAGES if (n := f"programs/{stage}.{kind}") not in contents]:
+        if missing := [n for stage in signatures if (n := f"programs/{stage}.{kind}") not in contents]:
             return f"the manifest lists no {', '.join(missing)}"
         if kind != "native":
             return None
@@ -255,7 +277,7 @@ class Bundle(OfOneProcess, guards=("call", "program")):
         return None if report["native"] else report["reason"]
 
     def _disproof(self, vectors: Mapping[str, np.ndarray], kind: str) -> str | None:
-        for stage in STAGES:
+        for stage in self._programs:
             given = _under(vectors, f"{stage}/in/")
             expected = _under(vectors, f"{stage}/out/")
             try:

@@ -17,9 +17,12 @@ from aif_jax.features.content_space import CONTENT_SPACE
 from aif_jax.files import foreign_names, read_file, write_directory
 from aif_jax.strict_json import shortened
 
-Stage = Literal["behaviour", "item", "user", "stage"]
+Stage = Literal["behaviour", "item", "user", "stage", "extend"]
 ProgramKind = Literal["native", "portable"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
+STAGES: tuple[Stage, ...] = ("behaviour", "item", "user", "stage")
+"""Those of every bundle."""
+EXTEND: Stage = "extend"
+"""That of a model which keeps columns of behaviours, see `ServedModel.extend`."""
 KINDS: tuple[ProgramKind, ...] = get_args(ProgramKind)
 
 FORMAT = 2
@@ -34,13 +37,18 @@ _NAMES = {
     WEIGHTS,
     GOLDEN,
     CONTENT_SPACE,
-    *(f"programs/{stage}.{kind}" for stage in STAGES for kind in KINDS),
+    *(f"programs/{stage}.{kind}" for stage in (*STAGES, EXTEND) for kind in KINDS),
 }
 """Files that a bundle may hold."""
 _ATTEMPTS = 3
 """Attempts to read a bundle that is replaced meanwhile."""
 _T = TypeVar("_T")
 _RESTORE = "copy the bundle again from where it was exported, or export it again"
+
+
+def stages(*, extends: bool) -> tuple[Stage, ...]:
+    """Return the stages of a bundle, with or without `EXTEND`."""
+    return (*STAGES, EXTEND) if extends else STAGES
 
 
 def canonical_json(values: Any) -> bytes:

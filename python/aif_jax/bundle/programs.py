@@ -261,6 +261,11 @@ class Program:
         compiled = _EXECUTABLES.once(key, lambda: self._load_or_compile(weights, cache, dims), self._held)
         return Call(self, compiled, tuple(weights[name] for name in self.signature.weights))
 
+    def zeros(self, dims: Mapping[str, int]) -> dict[str, np.ndarray]:
+        """Return zeros for every input, by path, to run it once before somebody has to wait for it."""
+        specs = {operand.path: operand.at(dims) for operand in self.signature.inputs}
+        return {path: np.zeros(spec.shape, spec.dtype) for path, spec in specs.items()}
+
     def _load_or_compile(
         self, weights: Mapping[str, Any], cache: CompilationCache | None, dims: Mapping[str, int]
     ) -> tuple[Any, bool]:
@@ -269,10 +274,8 @@ class Program:
             return self._compile(weights, dims), False
         sizes = "".join(f"-{name}{dims[name]}" for name in self.signature.dims)
         entry = f"{self.name}{sizes}-{self.digest[:32]}"
-        operands = (
-            tuple(weights[name] for name in self.signature.weights),
-            tuple(np.zeros((o := operand.at(dims)).shape, o.dtype) for operand in self.signature.inputs),
-        )
+        given = tuple(weights[name] for name in self.signature.weights)
+        operands = given, tuple(self.zeros(dims).values())
         in_tree = jax.tree.structure((operands, {}))
         out_tree = jax.tree.structure((0,) * len(self.signature.outputs))
 

@@ -16,7 +16,17 @@ from safetensors.numpy import save as save_safetensors
 
 from aif_jax import kernels
 from aif_jax.bundle import files
-from aif_jax.bundle.files import CONFIG, GOLDEN, KERNEL_ABI, KINDS, STAGES, WEIGHTS, ProgramKind, Stage
+from aif_jax.bundle.files import (
+    CONFIG,
+    EXTEND,
+    GOLDEN,
+    KERNEL_ABI,
+    KINDS,
+    STAGES,
+    WEIGHTS,
+    ProgramKind,
+    Stage,
+)
 from aif_jax.bundle.golden import sample_group, sample_items, sample_sequence, sample_types
 from aif_jax.bundle.programs import Export, Program, Signature, Tree, exported_again, exporter, flatten
 from aif_jax.bundle.tensors import load_tensors
@@ -24,6 +34,8 @@ from aif_jax.config import ModelConfig, check_precision
 from aif_jax.errors import BundleError
 from aif_jax.features import ContentSpace, Schema
 from aif_jax.features.content_space import CONTENT_SPACE
+from aif_jax.features.continuation import NEWEST
+from aif_jax.models.served import spec_of
 from aif_jax.models.store import check_finite
 from aif_jax.uninterrupted import check_wanted, uninterrupted
 
@@ -33,6 +45,7 @@ if TYPE_CHECKING:
 _PLATFORMS: dict[ProgramKind, tuple[str, ...]] = {"native": ("cpu",), "portable": ("cpu", "cuda", "tpu")}
 _DIMS: dict[Stage, tuple[str, ...]] = {
     "behaviour": ("m",), "item": ("m",), "user": ("b", "l"), "stage": ("n", "l"),
+    EXTEND: ("b", "l", "p"),
 }  # fmt: skip
 _GOLDEN_ITEMS = 64
 _T = TypeVar("_T")
@@ -148,7 +161,7 @@ def _programs(
     signatures: dict[str, dict[str, Any]] = {}
     # Rows, states and scores are of 32 bits at most, whatever JAX_ENABLE_X64 says for the process.
     with jax.enable_x64(False):
-        for stage in STAGES:
+        for stage in files.stages(extends=bool(model.kept_columns)):
             signatures[stage] = {}
             for kind, (content, signature) in _export_stage(model, stage, k_max).items():
                 contents[f"programs/{stage}.{kind}"] = content
@@ -162,7 +175,7 @@ def _export_stage(
 ) -> dict[ProgramKind, tuple[bytes, Signature]]:
     """Return a stage's programs. Without a choice of kernels in it, it is traced once for all of them."""
     smallest = -(-k_max // 16) * 16
-    constraints = {"n": ("mod(n, 16) == 0", f"n >= {smallest}")}
+    constraints = {"n": ("mod(n, 16) == 0", f"n >= {smallest}"), "p": ("p <= l",)}
     dims = _DIMS[stage]
     symbols = export.symbolic_shape(
         ", ".join(dims), constraints=[text for name in dims for text in constraints.get(name, ())]
@@ -182,7 +195,7 @@ def _export_stage(
             if exported is None:
                 inputs = _inputs(model, stage, kind, dict(zip(dims, symbols, strict=True)))
                 function = _function(model, stage, kind, k_max)
-                exported = exporter(function, model.weights_of(stage), inputs, dims=dims)
+                exported = exporter(function, _weights(model, stage), inputs, dims=dims)
             found[kind] = exported(_PLATFORMS[kind], kernels.CUSTOM_CALLS if native else ())
         if stage == "stage" or choice.asked:
             exported = None
@@ -193,9 +206,13 @@ def _inputs(model: "ServedModel", stage: Stage, kind: ProgramKind, dims: Mapping
     """Return the shapes of a stage's inputs for sizes that may be symbolic."""
     if stage in ("behaviour", "item"):
         return {"item": model.item_inputs_spec(dims["m"])}
-    if stage == "user":
+    if stage in ("user", EXTEND):
         b, length = dims["b"], dims["l"]
-        return {"user": model.user_inputs_spec(b), **model.histories_spec(b, length)}
+        given = {"user": model.user_inputs_spec(b), **model.histories_spec(b, length)}
+        if stage == EXTEND:
+            given["long"] = given["long"] | spec_of(model.kept_columns, b, length)
+            given["new"] = jax.ShapeDtypeStruct((dims["p"],), np.dtype(np.int32))
+        return given
     n = dims["n"]
     state = {
         name: jax.ShapeDtypeStruct((1, *spec.shape), spec.dtype)
@@ -223,11 +240,16 @@ def _function(model: "ServedModel", stage: Stage, kind: ProgramKind, k_max: int)
     if stage in ("behaviour", "item"):
         program = model.behaviour if stage == "behaviour" else model.item
         return lambda weights, inputs: program(weights, inputs.get("item", {}))
-    if stage == "user":
-        return lambda weights, inputs: model.user(
-            weights, inputs.get("user", {}), inputs.get("short", {}), inputs.get("short_type"),
-            inputs.get("long", {}), inputs.get("long_type"),
-        )  # fmt: skip
+    if stage in ("user", EXTEND):
+
+        def of_users(weights: Mapping[str, Any], inputs: Mapping[str, Any]) -> Tree:
+            user, short, long = (inputs.get(name, {}) for name in ("user", "short", "long"))
+            given = user, short, inputs.get("short_type"), long, inputs.get("long_type")
+            if stage == EXTEND:
+                return model.extend(weights, *given, inputs["new"])
+            return model.user(weights, *given)
+
+        return of_users
 
     def ranked(weights: Mapping[str, Any], inputs: Mapping[str, Any]) -> Tree:
         state = {name: leaf[0] for name, leaf in inputs["state"].items()}
@@ -259,7 +281,7 @@ def _golden_vectors(model: "ServedModel", k_max: int) -> dict[str, np.ndarray]:
     def run(stage: Stage, inputs: Tree) -> dict[str, np.ndarray]:
         function = jax.jit(_function(model, stage, "portable", k_max))
         with kernels.use("reference"), jax.default_matmul_precision("highest"):
-            outputs = flatten(function(model.weights_of(stage), inputs))
+            outputs = flatten(function(_weights(model, stage), inputs))
         given = {path: np.array(array, order="C") for path, array in flatten(inputs).items()}
         computed = {path: np.asarray(array) for path, array in outputs.items()}
         vectors.update({f"{stage}/in/{path}": array for path, array in given.items()})
@@ -274,7 +296,8 @@ def _golden_vectors(model: "ServedModel", k_max: int) -> dict[str, np.ndarray]:
             sequences[name] = sample_types(schema, spec.shape[1], rng)
         elif spec:
             sequences[name] = sample_sequence(behaviours, spec, rng)
-    state = run("user", {"user": sample_group(schema, "user", (1,), rng), **sequences})
+    users = {"user": sample_group(schema, "user", (1,), rng), **sequences}
+    state = run("user", users)
     n = -(-k_max // 16) * 16
     chosen = rng.integers(0, _GOLDEN_ITEMS, n)
     raw = {f"raw_{name}": np.abs(rng.normal(size=n)).astype(np.float32) for name in model.score.raw}
@@ -288,4 +311,16 @@ def _golden_vectors(model: "ServedModel", k_max: int) -> dict[str, np.ndarray]:
             "pair": {**sample_group(schema, "pair", (n,), rng), **raw},
         },
     )
+    if model.kept_columns:
+        length = model.spec.long_length
+        kept = {
+            name: rng.normal(size=spec.shape).astype(spec.dtype)
+            for name, spec in spec_of(model.kept_columns, 1, length).items()
+        }
+        new = np.arange(min(NEWEST, length), dtype=np.int32)
+        run(EXTEND, {**users, "long": {**sequences["long"], **kept}, "new": new})
     return vectors
+
+
+def _weights(model: "ServedModel", stage: Stage) -> dict[str, np.ndarray]:
+    return model.weights_of("user" if stage == "extend" else stage)

@@ -1,8 +1,12 @@
-"""Sets of 64-bit keys of ids."""
+"""Sets of 64-bit keys of item ids; keys of users."""
+
+import hashlib
+from typing import NamedTuple
 
 import numpy as np
 
 from aif_jax.lookup import find
+from aif_jax.types import UserId
 
 _MAX_BITS = 20
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
@@ -41,3 +45,30 @@ class KeySet:
     def _places(self, keys: np.ndarray) -> np.ndarray:
         # The product wraps; its high bits depend on every bit of the key.
         return ((keys * _SPREAD) >> self._shift).astype(np.intp)
+
+
+class UserKeys(NamedTuple):
+    """Hashes of 64 bits each: where something of a user lies; against collisions whose it is; what it is of.
+
+    Attributes:
+        user: uint64 ``[1]``.
+        owner: uint32 ``[1, 2]``.
+        source: uint32 ``[1, 2]``.
+    """
+
+    user: np.ndarray
+    owner: np.ndarray
+    source: np.ndarray
+
+
+def user_keys(user: UserId, source: str) -> UserKeys:
+    """Return the keys of what was made of a source for a user."""
+    # 5 and NumPy's 5 are one user, and "5" is another.
+    who = _digest(f"{'text' if isinstance(user, str) else 'number'}\0{user}")
+    what = _digest(source)[:1]
+    return UserKeys(who[:1], who[1:].view(np.uint32).reshape(1, 2), what.view(np.uint32).reshape(1, 2))
+
+
+def _digest(text: str) -> np.ndarray:
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return np.frombuffer(digest, np.uint64)

@@ -1,6 +1,7 @@
 """Shape buckets: compiled programs take a few sizes only, and smaller arrays are padded to the next one."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -76,6 +77,15 @@ def joined_rows(users: Sequence[Mapping[str, np.ndarray]], size: int) -> dict[st
     return {name: np.concatenate([features[name] for features in filled]) for name in users[0]}
 
 
+def parted(leaves: Mapping[str, Any], size: int) -> list[dict[str, Any]]:
+    """Return what a program gave for each user, ``[1, ...]`` each: the inverse of `joined_rows`."""
+    if size == 1:
+        return [dict(leaves)]
+    # To slice on a device would be another program for each leaf, and a state is kept in host memory anyway.
+    on_host = {name: np.asarray(leaf) for name, leaf in leaves.items()}
+    return [{name: leaf[n : n + 1] for name, leaf in on_host.items()} for n in range(size)]
+
+
 def laid_out(
     name: str,
     columns: Mapping[str, np.ndarray],
@@ -97,7 +107,7 @@ def _placed(
     rows: np.ndarray, spans: Sequence[tuple[int, int]], size: int, length: int, fill: int = 0
 ) -> np.ndarray:
     if size == 1 and spans and spans[0][1] - spans[0][0] >= length:
-        return rows[None, :length]
+        return rows[None, spans[0][0] : spans[0][0] + length]
     placed = np.full((size, length, *rows.shape[1:]), fill, rows.dtype)
     for place, (start, end) in zip(placed, spans, strict=False):
         count = min(end - start, length)

@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,6 +32,32 @@ class History:
     types: np.ndarray
     gaps: np.ndarray
     truncated: int
+
+
+class ReadRecord(NamedTuple):
+    """A record that was checked.
+
+    Attributes:
+        features: encoded, ``[1, ...]`` each.
+        history: its behaviours.
+        report: what encoding left out.
+    """
+
+    features: dict[str, np.ndarray]
+    history: History
+    report: EncodeReport
+
+
+def read_record(
+    user: UserId, record: UserRecord, schema: Schema, longest: int | None = None
+) -> ReadRecord | Exception:
+    """Return a record that was checked, or the error of one that is malformed; see `read_history`."""
+    report = EncodeReport()
+    try:
+        features = read_features(user, record, schema, report)
+        return ReadRecord(features, read_history(user, record, schema, longest), report)
+    except Exception as error:
+        return error
 
 
 def fetch_record(source: Callable[[Any], UserRecord | None], user: UserId) -> UserRecord | None:

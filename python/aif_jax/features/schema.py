@@ -9,12 +9,12 @@ from typing import Any, Literal, NoReturn, TypeVar
 import numpy as np
 
 from aif_jax.checks import check_types, typed
-from aif_jax.errors import SchemaError
+from aif_jax.errors import RequestError, SchemaError
 from aif_jax.features.inference import infer_category, infer_features
 from aif_jax.features.kinds import Categorical, Feature, MultiValued, Numeric, feature_from_json
 from aif_jax.features.report import EncodeReport
 from aif_jax.features.written import code_of, read_fields, write_fields
-from aif_jax.inputs import read_table
+from aif_jax.inputs import is_user_id, read_table
 from aif_jax.shown import shown
 from aif_jax.strict_json import shortened
 
@@ -366,3 +366,34 @@ class Schema:
             return cls(**fields)
         except TypeError as error:
             raise SchemaError(f"schema fields do not fit: {shortened(str(error))}.") from error
+
+
+def check_request(user: Any, context: Any, schema: Schema) -> None:
+    """Check the arguments that a request begins with.
+
+    Raises:
+        RequestError: ``user`` is not an integer or a string, or the context does not fit the schema.
+    """
+    if type(user) not in (int, str) and not is_user_id(user):
+        raise RequestError(f"user: got {type(user).__name__} {shown(user)}, expected an integer or a string.")
+    if context:
+        check_context(context, schema)
+    elif context is not None and not isinstance(context, Mapping):
+        raise RequestError(f"context: got a {type(context).__name__}, expected features by name.")
+
+
+def check_context(context: Any, schema: Schema) -> None:
+    """Check that a context has features of the schema only.
+
+    Raises:
+        RequestError: it has others, or is not a mapping.
+    """
+    if type(context) is not dict and not isinstance(context, Mapping):
+        raise RequestError(f"context: got a {type(context).__name__}, expected features by name.")
+    known = schema.names("context")
+    if not context.keys() <= known:
+        unknown = sorted(map(str, context.keys() - known))
+        raise RequestError(
+            f"context: features {unknown} are not in the schema, whose context features are "
+            f"{sorted(known)}; leave them out, or train with a schema that names them."
+        )

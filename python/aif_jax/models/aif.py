@@ -102,6 +102,7 @@ class Tower(nnx.Module):
         long_type: jax.Array,
         keep: Keep,
         sequence: Mapping[str, jax.Array] = MappingProxyType({}),
+        new: Any = None,
     ) -> UserSide:
         """Compute the user side.
 
@@ -113,10 +114,11 @@ class Tower(nnx.Module):
             long_type: int32 ``[B, L]``, -1 where there is no behaviour.
             keep: what each request keeps, in training.
             sequence: of `Inputs`.
+            new: of `UserSide`.
         """
         tokens = self.user(inputs, short.get("token"), short_type, keep)
         value = self.values(long["value"], long_type) if self.values is not None else None
-        side = UserSide(*tokens, long, long_type, value, {}, sequence)
+        side = UserSide(*tokens, long, long_type, value, {}, sequence, new)
         return side._replace(own={block.name: block.user(self, side) for block in self.inputs})
 
     def read(

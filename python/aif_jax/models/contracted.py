@@ -98,6 +98,7 @@ class Contracted(ServedModel):
         self.schema = schema
         self._gaps = gaps
         self.source: Mapping[str, Any] = {}
+        self.kept_columns: ColumnShapes = {}
         self._model = model
         self._lengths = {"short": short_length, "long": long_length}
         self._reads_content = content_width > 0

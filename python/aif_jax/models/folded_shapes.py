@@ -31,12 +31,14 @@ class FoldedShapes(ServedShapes):
         self.blocks = active_blocks(config, schema)
         two_tower = config.architecture == "two_tower"
         self.behaviour_columns: ColumnShapes = {}
+        self.kept_columns: ColumnShapes = {}
         self.item_columns: ColumnShapes = (
             {"e": ((config.width,), F4)} if two_tower else {"h": ((config.hidden,), F4)}
         )
         for block in self.blocks:
             self.behaviour_columns |= block.behaviour_columns
             self.item_columns |= block.row_columns
+            self.kept_columns |= block.kept_columns
         if not self.behaviour_columns:
             # No block reads histories; the table still knows which items exist, and a row needs a column.
             self.behaviour_columns["has_content"] = ((1,), F4)

@@ -133,11 +133,28 @@ class Folded(FoldedShapes, ServedModel):
         state = self._user(weights, user_inputs, short, short_type, long, long_type)
         return narrow_state(state, self.state_spec(long_type.shape[1]))
 
-    def _user(self, weights: Columns, *inputs: Any) -> dict[str, jax.Array]:
-        """Return user states, all of them float32; inputs as of `user`."""
+    def extend(
+        self,
+        weights: Columns,
+        user_inputs: Columns,
+        short: Columns,
+        short_type: jax.Array,
+        long: Columns,
+        long_type: jax.Array,
+        new: jax.Array,
+    ) -> dict[str, jax.Array]:
+        """Return user states and what to go on from; see `ServedModel.extend`."""
+        state = self._user(weights, user_inputs, short, short_type, long, long_type, new=jnp.asarray(new))
+        kept = {name: state.pop(name) for name in self.kept_columns}
+        return narrow_state(state, self.state_spec(long_type.shape[1])) | kept
+
+    def _user(self, weights: Columns, *inputs: Any, new: Any = None) -> dict[str, jax.Array]:
+        """Return user states, all of them float32; inputs as of `user` or `extend`."""
         model = self._weights.model(as_arrays(weights))
         user, short, short_type, long, long_type = inputs
-        side = model.user_side(as_arrays(user), as_arrays(short), short_type, as_arrays(long), long_type, {})
+        side = model.user_side(
+            as_arrays(user), as_arrays(short), short_type, as_arrays(long), long_type, {}, new=new
+        )
         if isinstance(model, TwoTower):
             return {"vector": model.head_vectors(side.vector)}
         shared, factors, state = model.first.user(side.vector), {}, {}

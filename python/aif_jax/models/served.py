@@ -42,6 +42,9 @@ class ServedShapes:
         score: the score expression; ``score.raw`` names the raw pair features that the stage wants.
         behaviour_columns: columns of the behaviour table.
         item_columns: columns of an item row that the stage reads, in the precision.
+        kept_columns: columns that `ServedModel.extend` gives of each behaviour of a long sequence, and goes
+            on from; empty for none. ``<name>_kept`` depends on ``<name>``, ``gap`` and type of the behaviour
+            and of those before it in the sequence, and on nothing else.
     """
 
     spec: ModelSpec
@@ -49,6 +52,7 @@ class ServedShapes:
     score: Score
     behaviour_columns: ColumnShapes
     item_columns: ColumnShapes
+    kept_columns: ColumnShapes
 
     def item_inputs_spec(self, m: Size) -> Spec:
         """Return encoded items with content, ``[M, ...]``: the input of the behaviour and item programs."""
@@ -162,6 +166,36 @@ class ServedModel(ServedShapes, abc.ABC):
             long: behaviour columns ``[B, L, ...]``, as ``short``.
             long_type: int32 ``[B, L]``, as ``short_type``.
         """
+
+    def extend(
+        self,
+        weights: Columns,
+        user_inputs: Columns,
+        short: Columns,
+        short_type: Any,
+        long: Columns,
+        long_type: Any,
+        new: jax.Array,
+    ) -> dict[str, jax.Array]:
+        """Return user states as `user` does, of the kept columns computing the most recent places alone.
+
+        A model without `kept_columns` computes everything.
+
+        Args:
+            weights: of the program ``user``.
+            user_inputs: as of `user`.
+            short: as of `user`.
+            short_type: as of `user`.
+            long: as of `user`, and the `kept_columns` ``[B, L, ...]`` that this function returned for the
+                same behaviours; those of the ``P`` most recent are not read.
+            long_type: as of `user`.
+            new: int32 ``[P]``, the numbers from 0 to ``P - 1``, at most ``L``: which places are computed.
+
+        Returns:
+            The state's entries, and the `kept_columns` ``[B, L, ...]``: those of ``P = L`` but for the order
+            of floating-point sums.
+        """
+        return self.user(weights, user_inputs, short, short_type, long, long_type)
 
     @abc.abstractmethod
     def interact(

@@ -1,5 +1,6 @@
 """Row store: named columns in an embedding cache, including columns of zero size."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, TypeAlias
@@ -17,6 +18,11 @@ def row_layout(columns: ColumnSpecs) -> _native.RowLayout:
     return _native.RowLayout(
         [(name, dtype.name, shape) for name, (dtype, shape) in columns.items() if 0 not in shape]
     )
+
+
+def row_bytes(columns: ColumnSpecs) -> int:
+    """Return the bytes of a row of these columns, without what a cache keeps beside it."""
+    return sum(math.prod(shape) * dtype.itemsize for dtype, shape in columns.values())
 
 
 class RowStore:

@@ -17,8 +17,8 @@ from aif_jax.serving.user_side import UserSide
 from aif_jax.types import UserId
 
 _USER_PROGRAMS: dict[UserStateOrigin, str] = {
-    "computed": "user program", "hit": "user state from cache", "joined": "another request's user program",
-    "prior": "user prior",
+    "computed": "user program", "extended": "user program", "hit": "user state from cache",
+    "joined": "another request's user program", "prior": "user prior",
 }  # fmt: skip
 
 
@@ -115,7 +115,8 @@ def describe(
     if side.choice.rung >= 2:
         origin: UserStateOrigin = "prior"
     else:
-        origin = "hit" if state.hit else "joined" if side.joined else "computed"
+        way: UserStateOrigin = "extended" if state.why == "extended" else "computed"
+        origin = "hit" if state.hit else "joined" if side.joined else way
     spans = [Span("retrieval", "retrieval", began_s, called_s)]
     queue_ms, computed_s = {}, side.fetched_s
     for task in ran:
@@ -163,7 +164,7 @@ def describe(
         "unknown_features": encoding.as_dict(),
         "unknown_user": side.unknown_user,
         "user_state": origin,
-        "user_batch": side.batch if origin == "computed" else 0,
+        "user_batch": side.batch if origin in ("computed", "extended") else 0,
         "user_state_age_ms": state.age_ms if state.hit else 0.0,
         "k_asked": k,
         "deadline_ms": deadline.ms,

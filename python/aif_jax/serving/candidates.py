@@ -12,7 +12,7 @@ from aif_jax.errors import RequestError, SchemaError
 from aif_jax.features import EncodeReport, Numeric, Schema
 from aif_jax.features.candidates import read_candidates
 from aif_jax.features.filters import Filters, checked_filters
-from aif_jax.inputs import is_user_id, read_number, take_rows
+from aif_jax.inputs import read_number, take_rows
 from aif_jax.nearline import ItemIndex
 from aif_jax.serving.config import UnknownColumns
 from aif_jax.shown import shown
@@ -274,37 +274,6 @@ def read_deadline(deadline_ms: Any) -> float | None:
         lambda ms: 0 < ms <= _MAX_DEADLINE_MS,
         f"a number of milliseconds, over 0 and up to {_MAX_DEADLINE_MS:g} (11 days), or None for none",
     )
-
-
-def check_request(user: Any, context: Any, schema: Schema) -> None:
-    """Check the arguments that a request begins with.
-
-    Raises:
-        RequestError: ``user`` is not an integer or a string, or the context does not fit the schema.
-    """
-    if type(user) not in (int, str) and not is_user_id(user):
-        raise RequestError(f"user: got {type(user).__name__} {shown(user)}, expected an integer or a string.")
-    if context:
-        check_context(context, schema)
-    elif context is not None and not isinstance(context, Mapping):
-        raise RequestError(f"context: got a {type(context).__name__}, expected features by name.")
-
-
-def check_context(context: Any, schema: Schema) -> None:
-    """Check that a context has features of the schema only.
-
-    Raises:
-        RequestError: it has others, or is not a mapping.
-    """
-    if type(context) is not dict and not isinstance(context, Mapping):
-        raise RequestError(f"context: got a {type(context).__name__}, expected features by name.")
-    known = schema.names("context")
-    if not context.keys() <= known:
-        unknown = sorted(map(str, context.keys() - known))
-        raise RequestError(
-            f"context: features {unknown} are not in the schema, whose context features are "
-            f"{sorted(known)}; leave them out, or train with a schema that names them."
-        )
 
 
 def checked_k(k: Any, k_max: int) -> int:

@@ -107,17 +107,22 @@ class UserStateCache:
     Attributes:
         max_bytes: memory, of each generation that is kept; 0 switches the cache off.
         ttl_s: age in seconds at which a cached state is computed again; ``None`` for never.
+        extend: keep with a state what deep layers computed of its history, so that new behaviours are
+            computed alone; of no effect for a model with fewer than two ``encoder_layers`` or an
+            ``encoder_reach``.
 
     >>> UserStateCache(ttl_s=None)
-    UserStateCache(max_bytes=67108864, ttl_s=None)
+    UserStateCache(max_bytes=67108864, ttl_s=None, extend=False)
     """
 
     max_bytes: int = 64 * 2**20
     ttl_s: float | None = 300.0
+    extend: bool = False
 
     def __post_init__(self) -> None:
         whole("user_states.max_bytes", self.max_bytes, 0)
         number("user_states.ttl_s", self.ttl_s, "seconds", none=True)
+        check("user_states.extend", self.extend, isinstance(self.extend, bool), "True or False")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,13 +11,14 @@ from aif_jax.bundle import Bundle, compilations, loads
 from aif_jax.errors import SchedulerError
 from aif_jax.features.copies import copied
 from aif_jax.features.filters import Filters
+from aif_jax.features.schema import check_request
 from aif_jax.inputs import is_user_id, read_user_ids
 from aif_jax.memory import Needs, memory_stats
 from aif_jax.nearline import Tables
 from aif_jax.nearline.tables import check_tables
 from aif_jax.processes import OfOneProcess
 from aif_jax.serving.admission import Admission
-from aif_jax.serving.candidates import check_request, read_deadline
+from aif_jax.serving.candidates import read_deadline
 from aif_jax.serving.config import EngineConfig
 from aif_jax.serving.generation import Generation
 from aif_jax.serving.many import Context, Window, for_each, own_context, rank_in_order, rank_side_by_side

@@ -9,6 +9,7 @@ import numpy as np
 from aif_jax.bundle import Bundle
 from aif_jax.bundle.programs import Call
 from aif_jax.errors import UnknownItemError
+from aif_jax.features.continuation import NEWEST
 from aif_jax.memory import Needs, Part
 from aif_jax.nearline import Tables
 from aif_jax.nearline.device_rows import DeviceRows, device_bytes
@@ -24,7 +25,6 @@ from aif_jax.serving.stage import (
     Scored,
     Shared,
     Stage,
-    zeros,
 )
 
 
@@ -37,6 +37,7 @@ class Generation:
         config: settings of the engine.
         sizes: sizes that programs are compiled for.
         raw_pair: names of the pair features whose raw values the score expression reads.
+        kept: columns that user states keep of behaviours, see `Bundle.kept_columns`; empty for none.
         version: version of the bundle.
         k_max: the most results that one request can ask for.
         missing_policy: policy for candidates without a row.
@@ -60,7 +61,9 @@ class Generation:
         )
         self.version, self.k_max = bundle.version, bundle.k_max
         self.missing_policy = config.missing_items.policy
-        self._user_calls: dict[tuple[int, int], Call] = {}
+        extends = config.user_states.extend and config.user_states.max_bytes > 0
+        self.kept = bundle.kept_columns if extends else {}
+        self._user_calls: dict[tuple[int, int, int], Call] = {}
         self._stage: Stage | None = None
 
     def warm(self, progress: Progress | None = None) -> None:
@@ -68,7 +71,12 @@ class Generation:
         sizes = self.sizes
         # For items that requests lack: by the index's own bundle, which may run another kind of programs.
         items = int(self.missing_policy == "compute")
-        shapes = [(length, users) for length in sizes.histories for users in sizes.users]
+        shapes = [
+            (length, users, places)
+            for length in sizes.histories
+            for users in sizes.users
+            for places in (sorted({min(NEWEST, length), length}) if self.kept else (0,))
+        ]
         total = len(shapes) + len(sizes.histories) * len(sizes.candidates) + items
 
         def ready(number: int, name: str) -> None:
@@ -78,9 +86,11 @@ class Generation:
         if items:
             self.tables.items.warm()
             ready(items, "items that the index lacks")
-        for number, (length, users) in enumerate(shapes, items + 1):
-            call = self._user_calls[length, users] = self.bundle.call("user", b=users, l=length)
-            jax.block_until_ready(call(zeros(call, {"b": users, "l": length})))
+        for number, (length, users, places) in enumerate(shapes, items + 1):
+            dims = {"b": users, "l": length, "p": places}
+            call = self.bundle.call("extend" if places else "user", **dims)
+            self._user_calls[length, users, places] = call
+            jax.block_until_ready(call(call.program.zeros(dims)))
             ready(number, f"{'user' if users == 1 else f'{users} users'}, history {length}")
         self._stage = self._made_stage(lambda number, _, name: ready(items + len(shapes) + number, name))
 
@@ -107,9 +117,9 @@ class Generation:
         if self._stage is not None:
             self._stage.close()
 
-    def user_call(self, length: int, users: int) -> Call:
-        """Return the user program compiled for a history length, and for so many users in one call."""
-        return self._user_calls[length, users]
+    def user_call(self, length: int, users: int, places: int) -> Call:
+        """Return the user program; with ``places``, ``extend`` for so many; see `compute_states`."""
+        return self._user_calls[length, users, places]
 
     def prepare(self, leaves: Mapping[str, Any], length: int, context: Mapping[str, np.ndarray]) -> Shared:
         """Lay out what all candidates of a request share; see `Stage.prepare`."""

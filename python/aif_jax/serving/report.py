@@ -11,7 +11,7 @@ from aif_jax.shown import shown
 from aif_jax.types import UserId, UserRecord
 
 Retrieval = Literal["caller", "own", "fallback"]
-UserStateOrigin = Literal["computed", "hit", "joined", "prior"]
+UserStateOrigin = Literal["computed", "extended", "hit", "joined", "prior"]
 
 
 class Span(NamedTuple):
@@ -113,8 +113,9 @@ class Report(NamedTuple):
         unknown_features: values that encoding did not recognise, by reason and then by feature. Those of the
             user are known only when the user state was computed for this request.
         unknown_user: whether the source did not know the user.
-        user_state: ``computed`` for this request, a cache ``hit``, ``joined`` (computed for another request
-            of the same user at the same time), or the user ``prior``.
+        user_state: ``computed`` for this request, ``extended`` (the same, from what was kept with an earlier
+            one), a cache ``hit``, ``joined`` (computed for another request of the same user at the same
+            time), or the user ``prior``.
         user_batch: users whose states were computed in one call of the user program, this one included; 0 if
             it was not computed for this request.
         user_state_age_ms: since a cached state was computed; 0 for others.

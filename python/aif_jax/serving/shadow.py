@@ -22,10 +22,11 @@ from aif_jax.checks import is_real
 from aif_jax.errors import RequestError, SchedulerError
 from aif_jax.features import EncodeReport
 from aif_jax.features.copies import copied
+from aif_jax.features.schema import check_context
 from aif_jax.memory import Needs
 from aif_jax.nearline import Coverage
 from aif_jax.processes import OfOneProcess
-from aif_jax.serving.candidates import RankArgs, check_context, encode, parse
+from aif_jax.serving.candidates import RankArgs, encode, parse
 from aif_jax.serving.config import UnknownColumns
 from aif_jax.serving.generation import Generation
 from aif_jax.serving.report import Ranking

@@ -201,7 +201,7 @@ class HostStage(Stage):
         sizes = [(size, length) for length in lengths for size in buckets]
         for number, (size, length) in enumerate(sizes, 1):
             call = self._calls[size, length] = bundle.call("stage", n=size, l=length)
-            blank = zeros(call, {"n": size, "l": length})
+            blank = call.program.zeros({"n": size, "l": length})
             groups: dict[str, dict[str, Any]] = {"state": {}, "context": {}, "pair": {}}
             for path, leaf in blank.items():
                 group, _, name = path.partition("/")
@@ -330,9 +330,3 @@ class GatheredStage(HostStage):
         # Not before the results are ready: until then the program reads the buffers.
         self._buffers.give_back(lease)
         return results, status, dispatched_s
-
-
-def zeros(call: Call, dims: Mapping[str, int]) -> dict[str, Any]:
-    """Return zeros for every operand of a program, to run it once before a request has to wait for it."""
-    specs = {operand.path: operand.at(dims) for operand in call.program.signature.inputs}
-    return {path: np.zeros(spec.shape, spec.dtype) for path, spec in specs.items()}

@@ -437,7 +437,8 @@ class UserSides:
         generation = self._generation
         length = generation.sizes.histories[0] if choice.rung else works[0].length
         users = [(work.user, work.record) for work in works]
-        found = compute_states(users, length, generation, long=not choice.rung)
+        before = [self._states.kept(work.user, length) for work in works] if generation.kept else None
+        found = compute_states(users, length, generation, long=not choice.rung, kept=before)
         errors: dict[UserWork, Exception] = {}
         made: list[tuple[UserWork, UserSide]] = []
         for work, state in zip(works, found, strict=True):
@@ -452,7 +453,7 @@ class UserSides:
             jax.block_until_ready(list(side.state.leaves.values()))
         finished_s = time.perf_counter()
         computed = sum(isinstance(state, UserState) for state in found)
-        if made:
+        if made and not any(side.state.why == "extended" for _, side in made):
             size = bucket_for(computed, generation.sizes.users)
             self._ladder.record_user(length, (finished_s - began_s) * 1e3, size)
         for work, side in made:

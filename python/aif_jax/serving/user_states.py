@@ -8,7 +8,6 @@ record's revision has changed, or the user is invalidated.
 """
 
 import dataclasses
-import hashlib
 import itertools
 import threading
 import time
@@ -21,11 +20,13 @@ import numpy as np
 from aif_jax.bundle import Bundle
 from aif_jax.errors import ConfigError, OverloadedError
 from aif_jax.features import EncodeReport
-from aif_jax.nearline.store import RowStore
+from aif_jax.features.continuation import WAYS, Kept
+from aif_jax.features.ids import user_keys
+from aif_jax.nearline.store import ColumnSpecs, RowStore, row_bytes
 from aif_jax.serving.generation import Generation
 from aif_jax.types import UserId
 
-_OWNER, _SOURCE, _COUNTS, _COMPUTED = "#owner", "#source", "#counts", "#computed"
+_OWNER, _SOURCE, _COUNTS, _COMPUTED, _KEPT = "#owner", "#source", "#counts", "#computed", "#kept"
 
 _MAX_REMEMBERED = 65_536
 """Users remembered: those invalidated, for user sides that are under way meanwhile; and those whose states
@@ -44,6 +45,8 @@ class UserState:
         truncated: behaviours beyond the model's ``long_length``.
         encoding: what encoding the user's features left out; ``None`` for a cached state.
         age_ms: milliseconds since it was computed, for a cached state.
+        kept: what a later state goes on from, of a computed state under ``user_states.extend``.
+        why: with it, ``extended``, or why it was computed whole, see `aif_jax.features.continuation`.
     """
 
     leaves: Mapping[str, Any]
@@ -53,15 +56,8 @@ class UserState:
     truncated: int
     encoding: EncodeReport | None
     age_ms: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Keys:
-    """Hashes of 64 bits each: where a state lies; against collisions whose it is; what it is made of."""
-
-    user: np.ndarray
-    owner: np.ndarray
-    source: np.ndarray
+    kept: Kept | None = None
+    why: str = ""
 
 
 class UserStates:
@@ -80,6 +76,7 @@ class UserStates:
     def __init__(self, generation: Generation):
         bundle, config = generation.bundle, generation.config
         self._version = bundle.version
+        self._kept = generation.kept
         self._stores: dict[int, RowStore] = {}
         self._counts: dict[int, Counter[str]] = {}
         self._bytes: dict[int, int] = {}
@@ -90,11 +87,14 @@ class UserStates:
         self._recent: OrderedDict[UserId, None] = OrderedDict()
         if not config.user_states.max_bytes:
             return
-        columns = {length: _state_columns(bundle, length) for length in generation.sizes.histories}
-        self._bytes = {length: _row_bytes(specs) for length, specs in columns.items()}
+        columns = {
+            length: _state_columns(bundle, length, self._kept) for length in generation.sizes.histories
+        }
+        self._bytes = {length: row_bytes(specs) for length, specs in columns.items()}
         for length, specs in columns.items():
             share = config.user_states.max_bytes * self._bytes[length] // sum(self._bytes.values())
             self._counts[length] = Counter(stale=0, invalidated=0, void=0, not_kept=0)
+            self._counts[length].update(dict.fromkeys(WAYS, 0) if self._kept else {})
             try:
                 self._stores[length] = RowStore(specs, capacity_bytes=share, ttl_s=config.user_states.ttl_s)
             except ConfigError as error:
@@ -109,7 +109,7 @@ class UserStates:
 
     def invalidated_since(self, user: UserId, moment: int) -> bool:
         """Return whether a record of a user that was fetched at a moment may be out of date."""
-        key = int(self._keys(user, None).user[0])
+        key = int(user_keys(user, "").user[0])
         with self._changing:
             return moment < self._invalidated.get(key, self._forgotten)
 
@@ -118,7 +118,7 @@ class UserStates:
         store = self._stores.get(length)
         if store is None:
             return None
-        keys = self._keys(user, revision)
+        keys = user_keys(user, f"{self._version}\0{revision!r}")
         columns, found = store.gather(keys.user)
         if not found[0] or not np.array_equal(columns.pop(_OWNER), keys.owner):
             return None
@@ -128,8 +128,19 @@ class UserStates:
             return None
         unknown, truncated = columns.pop(_COUNTS)[0].tolist()
         age_ms = (time.monotonic() - float(columns.pop(_COMPUTED).view(np.float64)[0, 0])) * 1e3
-        leaves = {f"state/{name}": column for name, column in columns.items()}
+        leaves = {f"state/{n}": a for n, a in columns.items() if n != _KEPT and n not in self._kept}
         return UserState(leaves, length, True, unknown, truncated, None, max(0.0, age_ms))
+
+    def kept(self, user: UserId, length: int) -> Kept | None:
+        """Return what is kept of a user's history, whatever the revision of the record that it is of."""
+        store, keys = self._stores.get(length), user_keys(user, "")
+        if store is None or not self._kept:
+            return None
+        columns, found = store.gather(keys.user)
+        if not found[0] or not np.array_equal(columns[_OWNER], keys.owner):
+            return None
+        count, *digest = columns[_KEPT][0].tolist()
+        return Kept({name: columns[name] for name in self._kept}, count, np.array(digest, np.uint32))
 
     def put(self, user: UserId, revision: Any, state: UserState, since: int) -> None:
         """Keep a state, which may drop others. One that may not be kept, or finds no room, is counted.
@@ -144,13 +155,18 @@ class UserStates:
         store = self._stores.get(state.length)
         if store is None:
             return
-        keys = self._keys(user, revision)
+        keys = user_keys(user, f"{self._version}\0{revision!r}")
         columns = {path.removeprefix("state/"): np.asarray(leaf) for path, leaf in state.leaves.items()}
         columns[_OWNER], columns[_SOURCE] = keys.owner, keys.source
         columns[_COUNTS] = np.array([[state.unknown_behaviours, state.truncated]], np.int32)
         columns[_COMPUTED] = np.array([[time.monotonic()]], np.float64).view(np.uint32)
+        if state.kept is not None:
+            columns |= {name: np.asarray(column) for name, column in state.kept.columns.items()}
+            columns[_KEPT] = np.array([[state.kept.length, *state.kept.digest]], np.uint32)
         with self._changing:
             counts = self._counts[state.length]
+            if state.why:
+                counts[state.why] += 1
             if since < self._invalidated.get(int(keys.user[0]), self._forgotten):
                 counts["void"] += 1
                 return
@@ -177,7 +193,7 @@ class UserStates:
         """
         dropped = 0
         for user in users:
-            key = self._keys(user, None).user
+            key = user_keys(user, "").user
             with self._changing:
                 self._moment += 1
                 self._invalidated[int(key[0])] = self._moment
@@ -197,7 +213,8 @@ class UserStates:
         ``bytes_per_state`` are those of a row without what the cache keeps beside it. ``stale`` counts
         look-ups that found a state of another revision, ``invalidated`` states dropped by `invalidate`,
         ``void`` those not kept because the user was invalidated while they were computed, ``not_kept``
-        those that found no room.
+        those that found no room. Under ``extend`` computed states are counted by
+        `aif_jax.features.continuation.WAYS`: ``extended``, or why they were computed whole.
         """
         with self._changing:
             return {
@@ -207,25 +224,16 @@ class UserStates:
                 for length, store in self._stores.items()
             }  # fmt: skip
 
-    def _keys(self, user: UserId, revision: Any) -> _Keys:
-        # 5 and NumPy's 5 are one user, and "5" is another.
-        who = _digest(f"{'text' if isinstance(user, str) else 'number'}\0{user}")
-        source = _digest(f"{self._version}\0{revision!r}")
-        return _Keys(who[:1], who[1:].view(np.uint32).reshape(1, 2), source[:1].view(np.uint32).reshape(1, 2))
 
-
-def _digest(text: str) -> np.ndarray:
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-    return np.frombuffer(digest, np.uint64)
-
-
-def _state_columns(bundle: Bundle, length: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-    columns = {}
+def _state_columns(bundle: Bundle, length: int, kept: ColumnSpecs) -> ColumnSpecs:
+    columns = {name: (dtype, (length, *shape)) for name, (dtype, shape) in kept.items()}
     for operand in bundle.signature("stage").inputs:
         if operand.path.startswith("state/"):
             spec = operand.at({"n": 16, "l": length})
             columns[operand.path.removeprefix("state/")] = (np.dtype(spec.dtype), tuple(spec.shape[1:]))
     word = np.dtype(np.uint32)
+    if kept:
+        columns[_KEPT] = (word, (5,))
     return {
         **columns,
         _OWNER: (word, (2,)),
@@ -234,7 +242,3 @@ def _state_columns(bundle: Bundle, length: int) -> dict[str, tuple[np.dtype, tup
         # A float64 in two words, which keep rows free of gaps.
         _COMPUTED: (word, (2,)),
     }
-
-
-def _row_bytes(specs: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> int:
-    return sum(int(np.prod(shape)) * dtype.itemsize for dtype, shape in specs.values())

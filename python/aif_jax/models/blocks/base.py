@@ -67,6 +67,8 @@ class UserSide(NamedTuple):
         own: what each block computed of the user alone, by its name; see `InteractionBlock.user`.
         sequence: windows of events that requests share, see `aif_jax.models.aif.Inputs`; empty where each
             request has its long sequence only.
+        new: int32 ``[P]``, the most recent places of the long sequence, which alone are computed where
+            ``long`` holds what was kept of the others; ``None`` for all. See `ServedModel.extend`.
     """
 
     vector: jax.Array
@@ -77,6 +79,7 @@ class UserSide(NamedTuple):
     value: Any
     own: Entries
     sequence: Arrays = MappingProxyType({})
+    new: Any = None
 
     @property
     def channel(self) -> jax.Array:
@@ -133,6 +136,8 @@ class Block(Setting, ABC):
         behaviour_columns: columns of a behaviour row that it reads, some of `shared`: ``token`` of the short
             sequence, others of the long one.
         row_columns: columns of an item row that the stage reads for it.
+        kept_columns: what its `InteractionBlock.state` returns of each behaviour to go on from, see
+            `ServedShapes`.
         factored: the item column that its rows of ``M`` multiply, if it has any. Blocks of the same column
             share the rows: their factors are added.
         narrowed: those of its item columns and state entries that a reduced precision narrows. For the item
@@ -148,6 +153,7 @@ class Block(Setting, ABC):
         super().__init__(config, schema)
         self.behaviour_columns: ColumnShapes = {}
         self.row_columns: ColumnShapes = {}
+        self.kept_columns: ColumnShapes = {}
         self.factored: str | None = None
         self.narrowed: tuple[str, ...] = ()
         self.weights = Weights()

@@ -22,6 +22,7 @@ from flax import nnx
 
 from aif_jax.features.gaps import GAP_STEPS
 from aif_jax.models.blocks.base import (
+    F4,
     Arrays,
     Candidates,
     Entries,
@@ -32,6 +33,7 @@ from aif_jax.models.blocks.base import (
 )
 from aif_jax.models.initial import linear, normal
 
+_KEPT = "event_kept"
 _SLOWEST = 10_000.0
 """The slowest pair of a head turns by one radian in so many places."""
 
@@ -43,11 +45,13 @@ class Expectation(NamedTuple):
         vector: ``u`` of each request ``[B, w]``.
         present: bool ``[B]``, which requests have a behaviour.
         places: outputs at all places of the batch's windows ``[U, L, w]``; ``None`` without windows.
+        kept: see `SequenceEncoder.extended`; ``None`` where nothing is to be kept.
     """
 
     vector: jax.Array
     present: jax.Array
-    places: jax.Array | None
+    places: jax.Array | None = None
+    kept: jax.Array | None = None
 
 
 class EncoderLayer(nnx.Module):
@@ -62,32 +66,32 @@ class EncoderLayer(nnx.Module):
         self.gated = linear(width, 4 * width, use_bias=False, rngs=rngs)
         self.out = linear(2 * width, width, use_bias=False, rngs=rngs)
 
-    def __call__(self, x: jax.Array, mask: jax.Array, newest: jax.Array | None) -> jax.Array:
-        """Return the layer's output ``[B, L, w]``, or at the newest place alone ``[B, 1, w]``.
+    def __call__(self, x: jax.Array, mask: jax.Array, asked: jax.Array | None) -> jax.Array:
+        """Return the layer's output ``[B, L, w]``, or at some places alone ``[B, P, w]``.
 
         Args:
             x: ``[B, L, w]``.
             mask: bool ``[B, L]``, which places hold a behaviour.
-            newest: int32 ``[B, 1]``, last place that holds one, if it alone is needed.
+            asked: int32 ``[B, P]``, the places that are needed; ``None`` for all.
         """
         b, length, width = x.shape
-        read = self.attention_norm(x)
+        read, seen = self.attention_norm(x), mask[:, None, None, :]
         place, heads = jnp.arange(length)[None], (self.heads, width // self.heads)
-        if newest is None:
+        if asked is None:
             asking, from_place = read, place
         else:
-            asking, x = (jnp.take_along_axis(each, newest[..., None], axis=1) for each in (read, x))
-            from_place = newest
+            asking, x = (jnp.take_along_axis(each, asked[..., None], axis=1) for each in (read, x))
+            from_place = asked
+            seen &= (place[:, None] <= asked[..., None])[:, None]
         query = rotated(self.query(asking).reshape(b, -1, *heads), from_place)
         key, value = (half.reshape(b, length, *heads) for half in jnp.split(self.key_value(read), 2, axis=-1))
         key = rotated(key, place)
-        if newest is None and 0 < self.reach < length:
+        if asked is None and 0 < self.reach < length:
             found = near_attention(query, key, value, mask, self.reach)
         else:
-            seen = mask[:, None, None, :]
-            if newest is not None and self.reach:
-                seen &= (place > newest - self.reach)[:, None, None, :]
-            found = jax.nn.dot_product_attention(query, key, value, mask=seen, is_causal=newest is None)
+            if asked is not None and self.reach:
+                seen &= (place[:, None] > asked[..., None] - self.reach)[:, None]
+            found = jax.nn.dot_product_attention(query, key, value, mask=seen, is_causal=asked is None)
         x = x + self.attended(found.reshape(b, -1, width))
         straight, gate = jnp.split(self.gated(self.mlp_norm(x)), 2, axis=-1)
         return x + self.out(straight * jax.nn.silu(gate))
@@ -143,12 +147,8 @@ class SequenceEncoder(nnx.Module):
                 predecessor may be beyond the history.
             last: whether the newest behaviour alone is needed.
         """
-        places = jnp.arange(kind.shape[1], dtype=jnp.int32)
-        newest = jnp.max(jnp.where(kind >= 0, places, 0), axis=1, keepdims=True) if last else None
-        x = event + jax.nn.one_hot(kind, self.types[...].shape[0]) @ self.types[...]
-        if self.gaps is not None and gap is not None:
-            oldest = places[None] == jnp.argmax(kind >= 0, axis=1, keepdims=True)
-            x += jax.nn.one_hot(jnp.where(oldest, 0, gap), GAP_STEPS) @ self.gaps[...]
+        newest = _newest(kind) if last else None
+        x, layers = self._read(event, kind, gap), self._layers()
         mask, far = kind >= 0, self.depth * self.reach
         if (
             newest is not None and 0 < far < kind.shape[1]
@@ -157,7 +157,6 @@ class SequenceEncoder(nnx.Module):
             x = jnp.take_along_axis(x, jnp.maximum(near, 0)[..., None], axis=1)
             mask = jnp.take_along_axis(mask, jnp.maximum(near, 0), axis=1) & (near >= 0)
             newest = jnp.full_like(newest, far - 1)
-        layers: list[EncoderLayer] = [getattr(self, f"layer_{number}") for number in range(self.depth)]
         # The last layer alone may be asked for one place alone.
         whole, rest = (layers[:-1], layers[-1:]) if last else (layers, [])
         if self.rematerialise and whole:
@@ -167,6 +166,45 @@ class SequenceEncoder(nnx.Module):
         for layer in rest:
             x = layer(x, mask, newest if layer is layers[-1] else None)
         return self.out(self.norm(x))
+
+    def extended(
+        self, event: jax.Array, kind: jax.Array, gap: jax.Array | None, kept: jax.Array, asked: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return the output at the newest behaviour ``[B, 1, w]``, computing no more than the last places.
+
+        Args:
+            event, kind, gap: as of `__call__`.
+            kept: inputs of the layers after the first ``[B, L, layers - 1, w]``, as this function returned
+                them for the same behaviours; those of the last ``P`` places are not read.
+            asked: int32 ``[P]``, the last ``P`` places of a history, ascending.
+
+        Returns:
+            The output; and ``kept`` with those of the last ``P`` places.
+        """
+        x, layers = self._read(event, kind, gap), self._layers()
+        places, old = jnp.broadcast_to(asked, (kind.shape[0], asked.shape[0])), kind.shape[1] - asked.shape[0]
+        inputs: list[jax.Array] = []
+        for number, layer in enumerate(layers[:-1]):
+            x = jnp.concatenate([kept[:, :old, number], layer(x, kind >= 0, places)], axis=1)
+            inputs.append(x)
+        return self.out(self.norm(layers[-1](x, kind >= 0, _newest(kind)))), jnp.stack(inputs, axis=2)
+
+    def _layers(self) -> list[EncoderLayer]:
+        return [getattr(self, f"layer_{number}") for number in range(self.depth)]
+
+    def _read(self, event: jax.Array, kind: jax.Array, gap: jax.Array | None) -> jax.Array:
+        """Return the input of the first layer ``[B, L, w]``."""
+        x = event + jax.nn.one_hot(kind, self.types[...].shape[0]) @ self.types[...]
+        if self.gaps is None or gap is None:
+            return x
+        oldest = jnp.arange(kind.shape[1])[None] == jnp.argmax(kind >= 0, axis=1, keepdims=True)
+        return x + jax.nn.one_hot(jnp.where(oldest, 0, gap), GAP_STEPS) @ self.gaps[...]
+
+
+def _newest(kind: jax.Array) -> jax.Array:
+    """Return the last place that holds a behaviour, int32 ``[B, 1]``; 0 without any."""
+    places = jnp.arange(kind.shape[1], dtype=jnp.int32)
+    return jnp.max(jnp.where(kind >= 0, places, 0), axis=1, keepdims=True)
 
 
 def _rematerialised(layers: Sequence[EncoderLayer], x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -193,6 +231,9 @@ class Encoder(InteractionBlock):
         self.behaviour_columns = self.row_columns = self.shared("event")
         self.factored = "event"
         self.narrowed = ("event",)
+        # A bounded reach costs little already, and reads the newest places alone.
+        if (deep := self.config.encoder_layers - 1) > 0 and not self.config.encoder_reach:
+            self.kept_columns = {_KEPT: ((deep, self.config.encoder_width), F4)}
         self.weights = Weights(item=("item.as_event.*",), user=("first.encoder.*", "first.absent_encoder"))
 
     def labels(self) -> dict[str, Labels]:
@@ -218,7 +259,11 @@ class Encoder(InteractionBlock):
         if not side.sequence:
             event, kind = jnp.flip(side.long["event"], axis=1), jnp.flip(side.long_type, axis=1)
             gap = jnp.flip(side.long["gap"], axis=1) if self.config.encoder_gaps else None
-            return Expectation(encoder(event, kind, gap, last=True)[:, 0], present, None)
+            if side.new is None:
+                return Expectation(encoder(event, kind, gap, last=True)[:, 0], present)
+            kept, asked = jnp.flip(side.long[_KEPT], axis=1), kind.shape[1] - 1 - jnp.flip(side.new)
+            vector, kept = encoder.extended(event, kind, gap, kept, asked)
+            return Expectation(vector[:, 0], present, kept=jnp.flip(kept, axis=1))
         windows = side.sequence
         places = encoder(windows["event"], windows["type"], windows.get("gap"))
         vector = places[jnp.maximum(windows["row"], 0), jnp.maximum(windows["end"] - 1, 0)]
@@ -236,7 +281,7 @@ class Encoder(InteractionBlock):
         return {"event": model.item.event(items)}
 
     def state(self, model: Any, side: UserSide) -> dict[str, jax.Array]:
-        """Return ``M``: ``diag(u) (W + 1 w_m / √w)`` ``[B, w, h]``; ``h_u``: what is absent.
+        """Return ``M``: ``diag(u) (W + 1 w_m / √w)`` ``[B, w, h]``; ``h_u``: what is absent; what is kept.
 
         ``W`` ``[w, h]`` are the weights of the products, ``w_m`` ``[h]`` those of the match.
         """
@@ -246,6 +291,7 @@ class Encoder(InteractionBlock):
         return {
             "M": jnp.where(expected.present[:, None, None], factor, 0.0),
             "h_u": model.first.instead(self.name, expected.present),
+            **({} if expected.kept is None else {_KEPT: expected.kept}),
         }
 
     def flops(self, length: int) -> tuple[int, int]:

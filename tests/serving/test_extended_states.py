@@ -50,6 +50,16 @@ def generations(served: Served) -> Iterator[tuple[Generation, Generation]]:
         each.close()
 
 
+def test_bundle_kept_columns_follow_from_what_the_encoder_reads(
+    deep: Bundle, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    config = CONFIG.replace(blocks=("encoder", "sim_hard"), encoder_layers=2, encoder_gaps=False)
+    timeless = exported_once(tmp_path_factory, "timeless", make_model(3, config))
+    assert deep.kept_columns == {"event_kept": (np.float32, (2, CONFIG.encoder_width))}
+    assert deep.kept_sources == ["event", "gap"]
+    assert timeless.kept_sources == ["event"]
+
+
 def last(record: UserRecord, n: int) -> UserRecord:
     """Return the record as it was at its n-th behaviour, with a revision of its own."""
     since = slice(len(record.items) - n, None)
@@ -178,5 +188,6 @@ def test_user_states_publish_and_invalidate_forget_what_was_kept(
 def test_user_states_extend_of_a_shallow_model_keeps_nothing(bundle: Bundle, tables: Tables) -> None:
     generation = Generation(bundle, tables, EngineConfig(k=10, user_states=EXTENDING))
     assert not generation.kept
+    assert not bundle.kept_columns
     with pytest.raises(ConfigError, match=r"user_states\.extend"):
         UserStateCache(extend=1)  # type: ignore[arg-type]

@@ -198,6 +198,13 @@ class Bundle(OfOneProcess, guards=("call", "program")):
             if path.startswith("long/") and path.endswith("_kept")
         }
 
+    @property
+    def kept_sources(self) -> list[str]:
+        """The columns of long sequences that `kept_columns` depend on, besides the types."""
+        read = {operand.path for operand in self._programs["user"].signature.inputs}
+        names = (*(name.removesuffix("_kept") for name in self.kept_columns), "gap")
+        return [name for name in names if f"long/{name}" in read]
+
     def signature(self, stage: Stage) -> Signature:
         """Return the signature of a stage's program: its inputs and outputs."""
         return self._programs[stage].signature

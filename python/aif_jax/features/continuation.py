@@ -8,7 +8,7 @@ lost its oldest behaviours is no continuation: what was kept of the others has s
 
 import hashlib
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,11 +51,6 @@ class Continuation(NamedTuple):
     new: int | None
     why: str
     digest: np.ndarray
-
-
-def sources(kept: Collection[str], read: Collection[str]) -> list[str]:
-    """Return the columns that kept columns depend on, of those that a program reads of long sequences."""
-    return [name for name in (*(each.removesuffix("_kept") for each in kept), "gap") if name in read]
 
 
 def continuation(columns: Sequence[np.ndarray], kept: Kept | None, *, truncated: bool) -> Continuation:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from aif_jax.features import bucket_for
-from aif_jax.features.continuation import NEWEST, Continuation, Kept, carried, continuation, sources
+from aif_jax.features.continuation import NEWEST, Continuation, Kept, carried, continuation
 from aif_jax.features.padding import joined, joined_rows, laid_out, parted
 from aif_jax.features.records import ReadRecord, read_record
 from aif_jax.serving.generation import Generation
@@ -91,7 +91,7 @@ def compute_states(
     columns, found = tables.behaviours.gather(joined([history.keys for history in histories]))
     columns = {**columns, "gap": joined([history.gaps for history in histories])}
     types = np.where(found, joined([history.types for history in histories]), np.int32(-1))
-    sources_of_kept = [types, *(columns[name] for name in sources(generation.kept, columns))]
+    sources = [types, *(columns[name] for name in generation.bundle.kept_sources)] if generation.kept else []
     groups: dict[int, dict[int, _Known]] = {}
     end = places = 0
     for place, one in enumerate(read):
@@ -99,7 +99,7 @@ def compute_states(
             continue
         start, end, follows = end, end + len(one.history.keys), None
         if generation.kept:
-            own = [column[start:end] for column in sources_of_kept]
+            own = [column[start:end] for column in sources]
             before = None if kept is None else kept[place]
             follows = continuation(own, before, truncated=one.history.truncated > 0)
             places = length if follows.new is None else min(NEWEST, length)

@@ -22,7 +22,6 @@ from aif_jax.bundle.files import (
     GOLDEN,
     KERNEL_ABI,
     KINDS,
-    STAGES,
     WEIGHTS,
     ProgramKind,
     Stage,
@@ -90,7 +89,7 @@ def _rewritten(
     """Read the programs of a model whose functions are not here, and write them anew."""
     contents = {name: files.read_verified(path, manifest, name) for name in manifest["files"]}
     kinds = [kind for kind in KINDS if kind == "portable" or manifest["kernel_abi"] == KERNEL_ABI]
-    for stage in STAGES:
+    for stage in files.stages(extends=EXTEND in description["programs"]):
         old = {kind: contents.pop(f"programs/{stage}.{kind}", b"") for kind in KINDS}
         signatures = {k: one for k, one in description["programs"][stage].items() if k in kinds}
         description["programs"][stage] = signatures

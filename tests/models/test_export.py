@@ -36,7 +36,7 @@ def reload(function, *shapes):
 )
 def test_folded_programs_exported_and_reloaded_compute_the_same(kind):
     rng = np.random.default_rng(0)
-    config = small_config(long_attention=kind, score="ctr * bid", encoder_layers=1)
+    config = small_config(long_attention=kind, score="ctr * bid", encoder_layers=2, encoder_reach=3)
     schema = make_schema()
     folded = fold(random_model(rng, config, schema))
     # The sizes of one program are solved from its own inputs, so each has a scope of its own.

@@ -150,9 +150,8 @@ class SequenceEncoder(nnx.Module):
         newest = _newest(kind) if last else None
         x, layers = self._read(event, kind, gap), self._layers()
         mask, far = kind >= 0, self.depth * self.reach
-        if (
-            newest is not None and 0 < far < kind.shape[1]
-        ):  # the output at the newest place depends on no others
+        if newest is not None and far:
+            # The output at the newest place depends on no others. Exported programs do not know the length.
             near = newest - far + 1 + jnp.arange(far)[None]
             x = jnp.take_along_axis(x, jnp.maximum(near, 0)[..., None], axis=1)
             mask = jnp.take_along_axis(mask, jnp.maximum(near, 0), axis=1) & (near >= 0)

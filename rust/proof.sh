@@ -35,7 +35,7 @@ prove "stress ($AIF_STRESS_SECONDS s a test)" \
 	cargo test --quiet --test cache_stress --test sched_stress -- --test-threads=1 # as `cargo test` built it
 
 prove "loom ($LOOM_MAX_PREEMPTIONS preemptions)" \
-	env RUSTFLAGS="--cfg aif_loom" CARGO_TARGET_DIR=target/proof CARGO_PROFILE_DEV_OPT_LEVEL=0 \
+	env RUSTFLAGS="--cfg aif_loom" CARGO_TARGET_DIR=target/proof CARGO_PROFILE_DEV_OPT_LEVEL=1 \
 	CARGO_PROFILE_DEV_DEBUG=false CARGO_INCREMENTAL=0 cargo test --quiet -p aif-core --lib -- models:: sched::loom xla::parallel
 
 # Sanitizers are unstable options; RUSTC_BOOTSTRAP allows them on a stable toolchain that ships their runtime.

@@ -14,9 +14,12 @@
 
 mod api;
 mod call;
+#[cfg(not(aif_loom))]
 mod handlers;
+#[cfg(not(aif_loom))]
 mod interaction;
 mod parallel;
 
 pub use api::Handler;
+#[cfg(not(aif_loom))]
 pub use handlers::TARGETS;

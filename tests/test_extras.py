@@ -10,7 +10,7 @@ import pytest
 
 from aif_jax.data import Dataset
 from aif_jax.errors import MissingExtraError
-from aif_jax.evaluation import picture
+from aif_jax.evaluation import Evaluation, picture
 from aif_jax.extras import EXTRAS, needs, versions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,7 +89,11 @@ def test_package_without_any_extra_imports_and_names_them() -> None:
 @pytest.mark.parametrize(
     ("module", "extra", "call"),
     [
-        ("matplotlib", "demo", lambda: picture(None)),  # type: ignore[arg-type]
+        (
+            "matplotlib",
+            "demo",
+            lambda: picture(Evaluation(model={}, against={}, data={}, settings={}, made={}, heads={})),
+        ),
         ("pyarrow", "train", lambda: Dataset.from_events({}, user="u", item="i", time="t")),
     ],
 )

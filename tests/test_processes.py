@@ -135,6 +135,7 @@ def test_forked_child_every_entry_is_refused_and_parent_continues(bundle: Bundle
 HARMLESS = {
     "check_process", "forked", "close", "stop", "version", "closed", "bundle", "tables", "k_max", "signature",
     "explain", "config", "named", "spec", "table_spec", "program_key", "check_file", "overwritten",
+    "ours", "kept_columns", "kept_sources",
 }  # fmt: skip
 """Public members that a forked child may use: they read a constant, or do nothing there."""
 

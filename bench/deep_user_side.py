@@ -122,13 +122,14 @@ def extending_calls(
 def measure_extending(options: argparse.Namespace, folder: Path) -> None:
     """Measure user sides, and print a table in Markdown."""
     new = [int(n) for n in options.extend.split(",")]
+    depths = [int(name) for name in options.layers.split(",") if ":" not in name]  # a reach keeps nothing
     ways = ["whole", "whole, kept", *(f"by {n}" for n in new)]
     print(f"| length | layers | users | {' | '.join(ways)} | bytes kept |")
     print(f"|---|---|---|{'---|' * (len(new) + 3)}")
     for length in map(int, options.lengths.split(",")):
         models = {
             layers: extending_calls(layers, length, options.items, new, folder / f"{layers}-{length}")
-            for layers in map(int, options.layers.split(","))
+            for layers in depths
         }
         calls = {(layers, *way): call for layers, (own, _) in models.items() for way, call in own.items()}
         times: dict[Any, list[float]] = {way: [] for way in calls}

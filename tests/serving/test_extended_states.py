@@ -32,7 +32,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="module")
 def served(deep: Bundle, world: World) -> Served:
-    """Not to be written to. The behaviour table lacks some items."""
+    """Bundle and tables for tests that do not write to them; the behaviour table lacks some items."""
     return tables_of(deep, world, behaviours=np.arange(10, 150))
 
 
